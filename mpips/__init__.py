@@ -1,0 +1,39 @@
+"""mpips: the parameter server (Li et al., OSDI 2014) as an MPI job toolkit.
+
+These are the names that a program needs (see `mpips.program`); each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Answer": "mpips.worker",
+    "Cluster": "mpips.scheduler",
+    "Column": "mpips.update",
+    "Context": "mpips.worker",
+    "InputError": "mpips.errors",
+    "KeyRange": "mpips.ranges",
+    "RemoteError": "mpips.errors",
+    "Segment": "mpips.store",
+    "Task": "mpips.task",
+    "Vector": "mpips.vector",
+    "VectorSpec": "mpips.update",
+    "bounded": "mpips.consistency",
+    "call": "mpips.update",
+    "eventual": "mpips.consistency",
+    "kernel": "mpips.kernel",
+    "sequential": "mpips.consistency",
+    "update": "mpips.update",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mpips' has no attribute {name!r}")

@@ -1,0 +1,67 @@
+"""Every error that mpips raises on purpose.
+
+    MpipsError
+    +-- InputError (ValueError)        what the user gave is wrong: one clear line, exit code 2
+    |   +-- JobError                   the job file or an override
+    |   +-- DataError                  a data file: names file and line
+    |   +-- LayoutError                ranks and roles do not fit
+    |   +-- CheckpointError            a checkpoint is missing, torn or of another job
+    +-- ProtocolError (RuntimeError)   a message that no correct rank sends
+    +-- RemoteError (RuntimeError)     something failed on another rank; says which
+    +-- ClosedError (RuntimeError)     used after close
+
+Each is also the builtin that it is, so `except ValueError` works at the edges.
+"""
+
+from __future__ import annotations
+
+
+class MpipsError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class InputError(MpipsError, ValueError):
+    """The user's input is wrong. Its text is one line: what, where, and what would be right."""
+
+
+class JobError(InputError):
+    """The job file or an override of it is wrong."""
+
+
+class DataError(InputError):
+    """A data file is wrong."""
+
+
+class LayoutError(InputError):
+    """The ranks that were started cannot take the roles that the job asks for."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, incomplete, damaged, or belongs to another job."""
+
+
+class ProtocolError(MpipsError, RuntimeError):
+    """A message that no correct rank sends: wrong magic, truncated, or of an unknown kind."""
+
+
+class ClosedError(MpipsError, RuntimeError):
+    """A van, store or file was used after it was closed."""
+
+
+class RemoteError(MpipsError, RuntimeError):
+    """A task failed on another rank.
+
+    `text` is the remote error in one line, `trace` its traceback there; `is_input` tells whether it was
+    an `InputError`, that is the user's to mend.
+    """
+
+    def __init__(
+        self, rank: int, role: str, host: str, text: str, trace: str = "", is_input: bool = False
+    ) -> None:
+        super().__init__(f"rank {rank} ({role} on {host}): {text}")
+        self.rank = rank
+        self.role = role
+        self.host = host
+        self.text = text
+        self.trace = trace
+        self.is_input = is_input
