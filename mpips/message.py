@@ -1,0 +1,253 @@
+"""Messages: a fixed header, and beside it metadata, keys and values as raw buffers.
+
+A message is [range, keys, values] with the header that says who asks whom for what (paper, section 3.3 and 4.1).
+Nothing is pickled and nothing executable travels: the header is a packed struct, metadata is JSON, dependencies
+are int64 pairs, keys are uint64, values are one of four number types. A message of up to `INLINE` payload bytes travels
+as one frame; the buffers of a larger one follow the frame by themselves and are never copied.
+
+`encode` and `decode` are pure; they know nothing of MPI.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import ProtocolError
+from mpips.ranges import ALL, KeyRange
+
+
+class Kind(IntEnum):
+    """What a message is in the life of a task."""
+
+    REQUEST = 1  # a part of a task, to the node that executes it
+    REPLY = 2  # that part is finished
+    FAILURE = 3  # that part raised; the metadata says what and where
+    CONTROL = 4  # outside any task: stop, failed, hello
+
+
+class Command(IntEnum):
+    """What a request asks for."""
+
+    PUSH = 1
+    PULL = 2
+    PUSH_PULL = 3  # push, and the reply carries what the update returns
+    CALL = 4  # a user function, issued by the scheduler
+    STOP = 5  # control: leave, with the exit code in the metadata
+    FAILED = 6  # control: the sender failed and asks the scheduler to end the run
+    BARRIER = 7  # control: the sender has nothing left to do
+
+
+NO_ROUND = -1
+INLINE = 32 * 1024
+DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i4"), np.dtype("<i8"))
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+_KEY = np.dtype("<u8")
+_MAGIC = b"mps1"
+_DETACHED = 1  # flag: keys and values follow the frame as messages of their own
+_LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
+_NO_VALUES = 255
+#         magic kind command flags sender epoch namespace seq acked time round first last
+#         keys dtype pad width rows meta after signature
+_HEADER = struct.Struct("<4sBBHiiIqqqqQQQBBHQII16s")
+HEADER_BYTES = _HEADER.size
+NO_SIGNATURE = bytes(16)
+
+_NO_META: dict[str, Any] = {}
+
+
+@dataclass(slots=True)
+class Message:
+    """One message, of or to a task.
+
+    `seq` numbers the requests of one sender to one receiver without gaps, `acked` is the number below which the
+    sender has all replies, `after` are half-open runs of `seq` that must be finished before this one starts.
+    `time` is the task's time at its caller, `round` the aggregation that a push belongs to (-1: none),
+    `range` the half-open key range that it speaks for, also where it lists no key. `keys` are uint64,
+    sorted and unique, or None when the message is about every key of `range`; `values` are rows `[n, width]`.
+    """
+
+    kind: Kind
+    command: Command
+    sender: int = -1
+    epoch: int = 0
+    namespace: int = 0
+    seq: int = 0
+    acked: int = 0
+    time: int = 0
+    round: int = NO_ROUND
+    range: KeyRange = ALL
+    keys: NDArray[np.uint64] | None = None
+    values: NDArray[Any] | None = None
+    meta: dict[str, Any] = field(default_factory=lambda: _NO_META)
+    after: tuple[tuple[int, int], ...] = ()
+    signature: bytes = NO_SIGNATURE
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return (0 if self.keys is None else self.keys.nbytes) + (
+            0 if self.values is None else self.values.nbytes
+        )
+
+
+def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
+    """Give the frame, and the buffers that must follow it (none when they are in the frame)."""
+    keys, values = message.keys, message.values
+    n_keys = 0 if keys is None else len(keys)
+    code, width, rows = _NO_VALUES, 0, 0
+    if values is not None:
+        code = _CODES.get(values.dtype, _NO_VALUES)
+        if code == _NO_VALUES:
+            raise ProtocolError(f"values of type {values.dtype} cannot travel; use {_names()}")
+        rows = values.shape[0]
+        width = values.shape[1] if values.ndim == 2 else 1
+    meta = json.dumps(message.meta, separators=(",", ":")).encode() if message.meta else b""
+    meta = meta.ljust(-(-len(meta) // 8) * 8)  # keeps keys and values aligned
+    arrays: tuple[NDArray[Any] | None, ...] = (keys, values)
+    buffers = [_raw(buffer) for buffer in arrays if buffer is not None and buffer.size]
+    payload = sum(map(len, buffers))
+    detached = payload > INLINE
+    begin, end = message.range
+    after = message.after
+    frame = bytearray(
+        _HEADER.pack(
+            _MAGIC,
+            message.kind,
+            message.command,
+            (_DETACHED if detached else 0) | (_LISTED if keys is not None else 0),
+            message.sender,
+            message.epoch,
+            message.namespace,
+            message.seq,
+            message.acked,
+            message.time,
+            message.round,
+            begin,
+            end - 1,
+            n_keys,
+            code,
+            0,
+            width,
+            rows,
+            len(meta),
+            len(after),
+            message.signature,
+        )
+    )
+    if after:
+        for pair in after:
+            frame += struct.pack("<qq", *pair)
+    if meta:
+        frame += meta
+    if detached:
+        return frame, tuple(buffers)
+    for buffer in buffers:
+        frame += buffer
+    return frame, ()
+
+
+def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
+    """Read a frame; give the message and the bytes of keys and of values that follow the frame (0: they were in it).
+
+    Keys and values of an inline message are views of `frame`, which must not be written again.
+
+    Raises:
+        ProtocolError: the frame is not one that `encode` writes.
+    """
+    size = len(frame)
+    if size < HEADER_BYTES:
+        raise ProtocolError(f"a frame of {size} bytes is shorter than the header ({HEADER_BYTES})")
+    (
+        magic,
+        kind,
+        command,
+        flags,
+        sender,
+        epoch,
+        namespace,
+        seq,
+        acked,
+        time,
+        round_,
+        first,
+        last,
+        n_keys,
+        code,
+        _,
+        width,
+        rows,
+        n_meta,
+        n_after,
+        signature,
+    ) = _HEADER.unpack_from(frame)
+    if magic != _MAGIC:
+        raise ProtocolError(f"not an mpips message: it begins with {magic!r}")
+    if code != _NO_VALUES and code >= len(DTYPES):
+        raise ProtocolError(f"unknown value type {code}")
+    key_bytes = n_keys * 8
+    value_bytes = rows * width * DTYPES[code].itemsize if code != _NO_VALUES else 0
+    detached = bool(flags & _DETACHED)
+    expected = HEADER_BYTES + 16 * n_after + n_meta + (0 if detached else key_bytes + value_bytes)
+    if size != expected:
+        raise ProtocolError(f"a frame of {size} bytes, its header announces {expected}")
+    at = HEADER_BYTES
+    after: tuple[tuple[int, int], ...] = ()
+    if n_after:
+        flat = struct.unpack_from(f"<{2 * n_after}q", frame, at)
+        after = tuple(zip(flat[::2], flat[1::2], strict=True))
+        at += 16 * n_after
+    meta = _NO_META
+    if n_meta:
+        try:
+            meta = json.loads(bytes(frame[at : at + n_meta]))
+        except ValueError as error:
+            raise ProtocolError(f"metadata is not JSON: {error}") from error
+        at += n_meta
+    try:
+        message = Message(
+            Kind(kind), Command(command), sender, epoch, namespace, seq, acked, time, round_,
+            KeyRange(first, last + 1), None, None, meta, after, signature,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if detached:
+        if code != _NO_VALUES:
+            message.values = np.empty((rows, width), DTYPES[code])
+        if flags & _LISTED:
+            message.keys = np.empty(n_keys, _KEY)
+        return message, key_bytes, value_bytes
+    if flags & _LISTED:
+        message.keys = np.frombuffer(frame, _KEY, n_keys, at)
+    if code != _NO_VALUES:
+        message.values = np.frombuffer(frame, DTYPES[code], rows * width, at + key_bytes).reshape(rows, width)
+    return message, 0, 0
+
+
+def frame_bytes(raw: bytearray | memoryview) -> int:
+    """Give the size of the frame at the start of `raw`, which detached buffers may follow."""
+    fields = _HEADER.unpack_from(raw)
+    size = HEADER_BYTES + fields[18] + 16 * fields[19]
+    return len(raw) if not fields[3] & _DETACHED else int(size)
+
+
+def bodies(message: Message) -> tuple[memoryview, ...]:
+    """Give the writable buffers into which the detached keys and values of a decoded message are received."""
+    arrays: tuple[NDArray[Any] | None, ...] = (message.keys, message.values)
+    return tuple(_raw(array) for array in arrays if array is not None and array.size)
+
+
+def _raw(array: NDArray[Any]) -> memoryview:
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _names() -> str:
+    return ", ".join(str(dtype) for dtype in DTYPES)

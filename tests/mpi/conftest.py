@@ -1,0 +1,37 @@
+"""Tests that run inside MPI ranks: tests/test_mpi_sizes.py starts them at several sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave these tests alone outside of ranks."""
+    return None if config.getoption("--with-mpi") else True
+
+
+@pytest.fixture(autouse=True)
+def _in_step() -> Iterator[None]:
+    """Begin no test before all ranks have ended the one before: their messages must not meet."""
+    yield
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End all ranks when a test fails on one, since the others may wait for it for ever."""
+    if report.failed:
+        from mpi4py import MPI
+
+        rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+        print(
+            f"rank {rank} of {size}: {report.nodeid} failed\n{report.longreprtext}",
+            file=sys.stderr,
+            flush=True,
+        )
+        MPI.COMM_WORLD.Abort(1)

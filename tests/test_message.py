@@ -1,0 +1,90 @@
+"""Messages survive the wire exactly, and nothing else passes for one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.errors import ProtocolError
+from mpips.message import DTYPES, INLINE, Command, Kind, Message, bodies, decode, encode, frame_bytes
+from mpips.ranges import KeyRange
+
+times = st.integers(-(2**63), 2**63 - 1)
+json_like = st.dictionaries(
+    st.text(max_size=8), st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text())
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    begin = draw(st.integers(0, 2**64 - 1))
+    n = draw(st.sampled_from([0, 1, 3, 100, INLINE // 8 + 1]))
+    width = draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from(DTYPES))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    keys = np.unique(rng.integers(0, 2**64, n, np.uint64)) if draw(st.booleans()) else None
+    rows = rng.integers(-9, 9, (n, width)).astype(dtype) if draw(st.booleans()) else None
+    return Message(
+        draw(st.sampled_from(Kind)), draw(st.sampled_from(Command)), draw(st.integers(-1, 9999)), 3, 7,
+        draw(times), draw(times), draw(times), draw(times),
+        KeyRange(begin, draw(st.integers(begin + 1, 2**64))), keys, rows, draw(json_like),
+        tuple(draw(st.lists(st.tuples(times, times), max_size=3))), bytes(range(16)),
+    )  # fmt: skip
+
+
+def arrive(message: Message) -> Message:
+    frame, buffers = encode(message)
+    assert frame_bytes(frame) == len(frame)
+    got, key_bytes, value_bytes = decode(frame)
+    assert sum(map(len, buffers)) == key_bytes + value_bytes
+    if buffers:
+        for body, buffer in zip(bodies(got), buffers, strict=True):
+            body[:] = buffer
+    return got
+
+
+@given(messages())
+def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
+    got = arrive(message)
+    for name in ("kind", "command", "sender", "epoch", "namespace", "seq", "acked", "time", "round"):
+        assert getattr(got, name) == getattr(message, name), name
+    assert (got.range, got.meta, got.after) == (message.range, message.meta, message.after)
+    assert got.signature == message.signature
+    if message.keys is not None:
+        assert got.keys is not None and np.array_equal(got.keys, message.keys)
+        assert got.keys.flags.aligned
+    else:
+        assert got.keys is None
+    if message.values is not None:
+        assert got.values is not None and got.values.dtype == message.values.dtype
+        assert np.array_equal(got.values, message.values) and got.values.flags.aligned
+    else:
+        assert got.values is None
+
+
+def test_large_arrays_are_not_copied() -> None:
+    rows = np.zeros((INLINE, 1))
+    _, buffers = encode(Message(Kind.REQUEST, Command.PUSH, values=rows))
+    rows[5] = 7.0
+    assert np.frombuffer(buffers[0], np.float64)[5] == 7.0
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused(raw: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(bytearray(raw))
+
+
+@given(messages(), st.data())
+def test_a_truncated_frame_is_refused(message: Message, data: st.DataObject) -> None:
+    frame, _ = encode(message)
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    with pytest.raises(ProtocolError):
+        decode(frame[:cut])
+
+
+def test_values_of_other_types_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="float16"):
+        encode(Message(Kind.REQUEST, Command.PUSH, values=np.zeros((2, 1), np.float16)))
