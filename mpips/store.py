@@ -1,0 +1,485 @@
+"""A server's part of the vectors: segments, and the summing of a round of pushes (paper sections 3.2, 3.4).
+
+A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
+state columns are arrays with one row per slot. Sparse segments find a key's slot by hashing, and give a slot
+to a key when it is first pushed; a key without one reads as 0. In a dense segment every owned key has a slot
+from the start, slots lie in key order, and therefore every key range is one run of slots, whose rows are
+updated as plain array views.
+
+Slots are what the work is done by: `resolve` turns keys into slots once, and a server that caches a worker's
+key list keeps them. They stay valid as long as the segment lives.
+
+When an update raises, the error goes to whoever asked and the segment goes on serving: keys that were new
+keep their slots with the rows they start with, rows that the function had already changed stay changed
+(there is no roll-back), the round is dropped, and clocks are not moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import LayoutError, ProtocolError
+from mpips.index import MAX_KEYS, KeyIndex
+from mpips.kernel import kernel
+from mpips.ranges import ALL, KeyRange, coalesce, meet
+from mpips.update import DTYPES, Column, Update, VectorSpec, settings_of, update_named
+
+Array = NDArray[Any]
+Keys = NDArray[np.uint64]
+Slots = NDArray[np.int32] | slice
+"""Rows of a segment: slots one by one (-1: a key without a slot), or one run of them."""
+
+_TYPES = ("f4", "f8", "i4", "i8")
+
+
+@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
+def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
+    for i in range(len(slots)):
+        s = slots[i]
+        if s < 0:
+            out[i, :] = 0
+        else:
+            for j in range(values.shape[1]):
+                out[i, j] = values[s, j]
+
+
+@kernel("void(u8[::1], u8[::1], i8[::1], u8[::1], i4[::1])")
+def _dense_slots(
+    begins: Keys, lasts: Keys, offsets: NDArray[np.int64], keys: Keys, out: NDArray[np.int32]
+) -> None:
+    """Find each key's offset in the concatenation of the ranges begins[i] .. lasts[i]; -1 outside them."""
+    at = 0
+    for i in range(len(keys)):
+        key = keys[i]
+        if key < begins[at] or key > lasts[at]:  # sorted keys mostly stay in the same range
+            at = max(np.searchsorted(begins, key, "right") - 1, 0)
+        if begins[at] <= key <= lasts[at]:
+            out[i] = offsets[at] + np.int64(key - begins[at])
+        else:
+            out[i] = -1
+
+
+@kernel(*(f"i8(i8[::1], i8, i8, i4[::1], {t}[:,::1], i4[::1], {t}[:,::1], i4[::1])" for t in _TYPES))
+def _sum_into(
+    stamps: NDArray[np.int64],
+    epoch: int,
+    count: int,
+    slots: NDArray[np.int32],
+    rows: Array,
+    touched: NDArray[np.int32],
+    sums: Array,
+    places: NDArray[np.int32],
+) -> int:
+    """Add one worker's rows to the union of the round; places[i] is where row i went. Return its new length.
+
+    stamps[slot] = epoch << 32 | place tells that a slot is already in this round's union, and where.
+    """
+    width = sums.shape[1]
+    for i in range(len(slots)):
+        s = slots[i]
+        stamp = stamps[s]
+        if stamp >> 32 == epoch:
+            place = stamp & 0xFFFFFFFF
+            for j in range(width):
+                sums[place, j] += rows[i, j]
+        else:
+            place = count
+            stamps[s] = (epoch << 32) | count
+            touched[count] = s
+            for j in range(width):
+                sums[count, j] = rows[i, j]
+            count += 1
+        places[i] = place
+    return count
+
+
+class Clock(Protocol):
+    """What a segment needs of a ranged vector clock (mpips/clock.py)."""
+
+    def set(self, key_range: KeyRange, node: int, time: int, /) -> Any:
+        """Note that `node` has reached `time` on every key of the range."""
+
+
+class Rows(NamedTuple):
+    """Rows of a segment in key order: keys u64[n], values [n, width], state columns name -> [n, width]."""
+
+    keys: Keys
+    values: Array
+    state: dict[str, Array]
+
+
+class Segment:
+    """The rows of one vector on one server.
+
+    `ranges` are what the server owns; keys beyond the vector's extent are left out. `update` is looked up by
+    the vector's specification unless one is given. `settings` may be changed at any time.
+    """
+
+    def __init__(
+        self, spec: VectorSpec, ranges: Iterable[KeyRange] = (ALL,), update: Update | None = None
+    ) -> None:
+        self.spec = spec
+        self.update = update_named(spec.update) if update is None else update
+        self.settings = settings_of(spec) if update is None else dict(spec.settings)
+        self.push_row = self.update.push_row(spec)
+        self.reply_row = self.update.reply_row(spec)
+        self.clock: Clock | None = None
+        self.notes: dict[str, tuple[NDArray[np.int32], Array]] = {}
+        """What server functions note of some keys beside the columns: name -> (slots, rows); saved with the rest."""
+        owned = [meet(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
+        self.ranges = [piece for piece in owned if piece is not None]
+        self._columns = {"": Column(spec.dtype, spec.width), **self.update.columns(spec)}
+        for column in (*self._columns.values(), self.push_row, self.reply_row):
+            if column.dtype not in (*DTYPES, "int8"):
+                raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
+        self._index = KeyIndex()
+        self._order: NDArray[np.int32] = np.empty(0, np.int32)
+        spans = [piece.span for piece in self.ranges]
+        self._count = sum(spans) if spec.dense else 0
+        if self._count > MAX_KEYS:
+            raise LayoutError(
+                f"vector {spec.name!r}: {self._count:,} dense keys on one server: use more servers"
+            )
+        self._begins = np.array([piece.begin for piece in self.ranges] or [1], np.uint64)
+        self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
+        self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
+        self._arrays: dict[str, Array] = {
+            name: _filled(column, self._count) for name, column in self._columns.items()
+        }
+        self._publish()
+
+    def _publish(self) -> None:
+        self.values = self._arrays[""]
+        """[capacity, width]: only the first len(self) rows mean anything."""
+        self.state = {name: array for name, array in self._arrays.items() if name}
+        """State columns by name, [capacity, their width]."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def capacity(self) -> int:
+        """Count the rows that the arrays have room for."""
+        return len(self.values)
+
+    # Keys to slots.
+
+    def resolve(self, keys: Keys | KeyRange, create: bool = False) -> Slots:
+        """Return the slots of keys u64[n] (sorted, unique) as i32[n], or those of a dense range as a slice.
+
+        With `create` every key gets a slot; without, -1 stands for a key that has none. A range means the
+        keys of it that this server owns; in a sparse segment it is listed key by key.
+        Raises ProtocolError when a key to create lies outside the owned ranges.
+        """
+        if isinstance(keys, KeyRange):
+            if self.spec.dense:
+                return self._run(keys)
+            keys = self.listed(keys)
+        if not self.spec.dense:
+            if not create:
+                return self._index.find(keys)
+            slots = self._index.insert(keys)
+            self._reserve(len(self._index))
+            return slots
+        if not keys.flags.carray or keys.dtype != np.uint64:
+            keys = np.array(keys, np.uint64)
+        slots = np.empty(len(keys), np.int32)
+        _dense_slots(self._begins, self._lasts, self._offsets, keys, slots)
+        if create and len(slots) and slots.min() < 0:
+            stray = int(keys[slots.argmin()])
+            raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
+        return slots
+
+    def listed(self, wanted: KeyRange) -> Keys:
+        """Return every owned key of a range, in order: for ranges that fit in memory."""
+        pieces = [piece for owned in self.ranges if (piece := meet(owned, wanted))]
+        if sum(piece.span for piece in pieces) > MAX_KEYS:
+            raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
+        parts = [np.arange(piece.span, dtype=np.uint64) + np.uint64(piece.begin) for piece in pieces]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+    def _run(self, wanted: KeyRange) -> slice:
+        """Return the slots of a dense range: owned ranges are sorted, so they are one run."""
+        first = sum(max(0, min(owned.end, wanted.begin) - owned.begin) for owned in self.ranges)
+        size = sum(piece.span for owned in self.ranges if (piece := meet(owned, wanted)))
+        return slice(first, first + size)
+
+    def _reserve(self, count: int) -> None:
+        """Make room for `count` rows: capacity doubles, so that a row is copied once on average."""
+        self._count = max(self._count, count)
+        if count <= self.capacity:
+            return
+        room = max(2 * self.capacity, count, 16)
+        for name, column in self._columns.items():
+            grown = _filled(column, room)
+            grown[: len(self._arrays[name])] = self._arrays[name]
+            self._arrays[name] = grown
+        self._publish()
+
+    # Pull and push.
+
+    def pull(self, keys: Keys | KeyRange, out: Array | None = None) -> Array:
+        """Return one row [n, width] per key (see `resolve`); a key that nobody pushed reads as 0.
+
+        `out`, contiguous and of the vector's dtype, receives the rows if given. They are always a copy, so
+        that they can be sent while the segment is being updated.
+        """
+        return self.pull_slots(self.resolve(keys), out)
+
+    def pull_slots(self, slots: Slots, out: Array | None = None) -> Array:
+        """Return the rows of slots that were resolved before, as `pull` does."""
+        if self.update.read is not None:
+            rows = self._read(slots)
+            target = np.empty_like(rows) if out is None else out.reshape(rows.shape)
+            target[...] = rows
+            return target
+        size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        if out is None:
+            target = np.empty((size, self.spec.width), self.spec.dtype)
+        elif out.dtype == self.spec.dtype and out.flags.carray and out.size == size * self.spec.width:
+            target = out.reshape(size, self.spec.width)
+        else:
+            raise TypeError(f"out must be {size} x {self.spec.width} {self.spec.dtype}, contiguous")
+        if isinstance(slots, slice):
+            target[...] = self.values[slots]
+        else:
+            _gather(self.values, slots, target)
+        return target
+
+    def _read(self, slots: Slots) -> Array:
+        assert self.update.read is not None
+        slots = _listed_slots(slots)
+        known = slots >= 0
+        rows = self.update.read(self.values, self.state, slots[known])
+        out = np.zeros((len(slots), *rows.shape[1:]), rows.dtype)
+        out[known] = rows
+        return out
+
+    def push(self, keys: Keys | KeyRange, rows: Array, reply: bool = False) -> Array | None:
+        """Update the keys (see `resolve`) by rows [n, push width]; return the reply rows if asked for."""
+        return self.push_slots(self.resolve(keys, create=True), rows, reply)
+
+    def push_slots(self, slots: Slots, rows: Array, reply: bool = False) -> Array | None:
+        """Update slots that were resolved before (none -1), as `push` does.
+
+        The reply is what the update returned, perhaps `rows` itself, or else the new values as a copy.
+        """
+        answer = self.apply(slots, self.shaped(slots, rows))
+        if not reply:
+            return None
+        return self.pull_slots(slots) if answer is None else answer
+
+    def shaped(self, slots: Slots, rows: Array) -> Array:
+        """Return rows as updates take them: [n, push width], of the pushed dtype, writable and aligned."""
+        size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        width = self.push_row.width or (rows.shape[1] if rows.ndim == 2 else 1)
+        if rows.size != size * width or rows.dtype != self.push_row.dtype:
+            want = f"{size} x {width} {self.push_row.dtype}"
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: push of {rows.shape} {rows.dtype} where {want} is due"
+            )
+        if not rows.flags.carray:
+            rows = rows.copy()
+        return rows.reshape(size, width)
+
+    def apply(self, slots: Slots, rows: Array) -> Array | None:
+        """Run the update on shaped rows; return what it returned."""
+        if not isinstance(slots, slice):
+            return self.update.apply(self.values, self.state, slots, rows, self.settings)
+        values = self.values[slots]
+        state = {name: column[slots] for name, column in self.state.items()}
+        if self.update.apply_range is not None:
+            return self.update.apply_range(values, state, rows, self.settings)
+        return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
+
+    def advance(self, keys: KeyRange, node: int, time: int) -> None:
+        """Note in the clock, if there is one, that `node`'s pushes up to `time` are applied on a range."""
+        if self.clock is not None:
+            for owned in self.ranges:
+                piece = meet(owned, keys)
+                if piece is not None:
+                    self.clock.set(piece, node, time)
+
+    # Rows in key order.
+
+    def select(self, wanted: KeyRange = ALL) -> tuple[Keys, Slots]:
+        """Return the keys of a range that have a slot, in order, and their slots."""
+        if self.spec.dense:
+            return self.listed(wanted), self._run(wanted)
+        known = self._index.keys()
+        if len(self._order) != len(known):
+            self._order = np.argsort(known, kind="stable").astype(np.int32)
+        if wanted.empty:
+            return np.empty(0, np.uint64), np.empty(0, np.int32)
+        low = np.searchsorted(known, np.uint64(wanted.begin), "left", sorter=self._order)
+        high = np.searchsorted(known, np.uint64(wanted.end - 1), "right", sorter=self._order)
+        slots = self._order[low:high]
+        return known[slots], slots
+
+    def keys_of(self, slots: NDArray[np.int32]) -> Keys:
+        """Return the keys u64[n] of slots."""
+        return (self.listed(ALL) if self.spec.dense else self._index.keys())[slots]
+
+    def listed_slots(self, keys: Keys) -> NDArray[np.int32]:
+        """Return the slots of keys one by one, as i32[n], making those that there are not."""
+        return _listed_slots(self.resolve(keys, create=True))
+
+    def items(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+        """Return the keys of a range that have a slot and their rows, in key order, as a range pull does."""
+        keys, slots = self.select(wanted)
+        return keys, self.pull_slots(slots)
+
+    def export(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+        """Return keys and values of a range in key order, without the rows that are all zero.
+
+        A key that nobody pushed reads as 0, so a zero row says no more than a missing one; without them the
+        result does not depend on which keys a layout happened to touch.
+        """
+        keys, slots = self.select(wanted)
+        values = self.values[slots]
+        kept = (values != 0).any(axis=1)
+        return keys[kept], values[kept]
+
+    def export_state(self, wanted: KeyRange = ALL) -> Rows:
+        """Return copies of all rows of a range, zero or not, with the update's state: for a checkpoint."""
+        keys, slots = self.select(wanted)
+        state = {name: column[slots].copy() for name, column in self.state.items()}
+        return Rows(keys, self.values[slots].copy(), state)
+
+    def import_state(self, rows: Rows) -> None:
+        """Set the rows of their keys, values and state alike: the inverse of `export_state`."""
+        if set(rows.state) != set(self.state):
+            have, want = sorted(rows.state), sorted(self.state)
+            raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")
+        slots = self.resolve(rows.keys, create=True)
+        self.values[slots] = rows.values
+        for name, column in rows.state.items():
+            self.state[name][slots] = column
+
+
+class Aggregator:
+    """Sums the pushes of all workers to one segment, and updates once per round (paper section 3.2).
+
+    The sum of a key runs over the workers in the order of `workers`, never in that of arrival, so the result
+    is the same bits whenever the messages come. Rounds may overlap; each is applied as soon as its last push
+    is in.
+    """
+
+    def __init__(self, segment: Segment, workers: Sequence[int]) -> None:
+        self.segment = segment
+        self.workers = tuple(workers)
+        self._pending: dict[Hashable, dict[int, tuple[Slots, Array]]] = {}
+        self._stamps = np.full(0, -1, np.int64)
+        self._epoch = 0
+
+    def pending(self) -> dict[Hashable, list[int]]:
+        """Return, for every round that waits, the workers whose pushes are in."""
+        return {round_: list(parts) for round_, parts in self._pending.items()}
+
+    def add(
+        self, round_: Hashable, worker: int, slots: Slots, rows: Array, reply: bool = False
+    ) -> dict[int, Array | None] | None:
+        """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows).
+
+        Returns None while others are missing. The last part updates the segment and returns, worker by
+        worker, its reply rows in its own key order (None without `reply`). `rows` is kept, not copied, until
+        then. Raises ProtocolError on an unknown worker or a second part; what the update raises goes through,
+        and the round is dropped.
+        """
+        parts = self._pending.get(round_, {})
+        if worker not in self.workers or worker in parts:
+            what = "has pushed twice" if worker in parts else f"is none of {self.workers}"
+            raise ProtocolError(f"vector {self.segment.spec.name!r}, round {round_}: worker {worker} {what}")
+        parts[worker] = (slots, self.segment.shaped(slots, rows))
+        self._pending[round_] = parts
+        if len(parts) < len(self.workers):
+            return None
+        del self._pending[round_]
+        return self._apply([parts[each] for each in self.workers], reply)
+
+    def drop(self, round_: Hashable) -> None:
+        """Forget a round that cannot be completed, if it is there."""
+        self._pending.pop(round_, None)
+
+    def _apply(self, parts: list[tuple[Slots, Array]], reply: bool) -> dict[int, Array | None]:
+        same = _common_run([slots for slots, _ in parts])
+        if same is not None:
+            return self._apply_run(same, [rows for _, rows in parts], reply)
+        segment = self.segment
+        total = sum(len(rows) for _, rows in parts)
+        touched = np.empty(total, np.int32)
+        widths = {rows.shape[1] for _, rows in parts}
+        if len(widths) > 1:
+            raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
+        sums = np.empty((total, widths.pop()), segment.push_row.dtype)
+        self._next_epoch()
+        count = 0
+        everyone: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+        for part, rows in parts:
+            slots = _listed_slots(part)
+            places = np.empty(len(slots), np.int32)
+            count = _sum_into(self._stamps, self._epoch, count, slots, rows, touched, sums, places)
+            everyone.append((slots, places))
+        answer = segment.apply(touched[:count], sums[:count]) if count else None
+        replies: dict[int, Array | None] = dict.fromkeys(self.workers)
+        if reply:
+            for worker, (slots, places) in zip(self.workers, everyone, strict=True):
+                replies[worker] = segment.pull_slots(slots) if answer is None else answer[places]
+        return replies
+
+    def _apply_run(self, run: slice, parts: list[Array], reply: bool) -> dict[int, Array | None]:
+        """Sum rows of one and the same run of slots: plain vector adds."""
+        sums = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        for rows in parts[2:]:
+            sums += rows
+        answer = self.segment.push_slots(run, sums, reply)
+        return dict.fromkeys(self.workers, answer)
+
+    def _next_epoch(self) -> None:
+        missing = self.segment.capacity - len(self._stamps)
+        if missing > 0:
+            self._stamps = np.concatenate([self._stamps, np.full(missing, -1, np.int64)])
+        self._epoch += 1
+        if self._epoch == 2**31:
+            self._stamps.fill(-1)
+            self._epoch = 0
+
+
+def digest(vectors: Mapping[str, Sequence[tuple[Keys, Array]]]) -> str:
+    """Return the `parameters_sha256` of whole vectors from the `export`s of all servers, in any order.
+
+    Per vector, in order of names: the text "name dtype width" and a newline, then all keys as little-endian
+    u64 and all values as little-endian numbers, both in key order, rows that are all zero left out.
+    """
+    total = hashlib.sha256()
+    for name in sorted(vectors):
+        keys = np.concatenate([keys for keys, _ in vectors[name]])
+        values = np.concatenate([values for _, values in vectors[name]])
+        kept = np.flatnonzero((values != 0).any(axis=1))
+        kept = kept[np.argsort(keys[kept], kind="stable")]
+        total.update(f"{name} {values.dtype.name} {values.shape[1]}\n".encode())
+        total.update(keys[kept].astype("<u8").tobytes())
+        total.update(values[kept].astype(values.dtype.newbyteorder("<")).tobytes())
+    return total.hexdigest()
+
+
+def _filled(column: Column, rows: int) -> Array:
+    if column.fill == 0:
+        return np.zeros((rows, column.width), column.dtype)
+    return np.full((rows, column.width), column.fill, column.dtype)
+
+
+def _listed_slots(slots: Slots) -> NDArray[np.int32]:
+    return np.arange(slots.start, slots.stop, dtype=np.int32) if isinstance(slots, slice) else slots
+
+
+def _common_run(parts: list[Slots]) -> slice | None:
+    first = parts[0]
+    if isinstance(first, slice) and all(isinstance(part, slice) and part == first for part in parts):
+        return first
+    return None
