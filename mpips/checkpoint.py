@@ -1,0 +1,380 @@
+"""Checkpoints: HDF5 shards, written durably and read back on any layout (checkpoints/README.md: the format).
+
+A checkpoint is a folder step-000120. Every server writes one file with its rows in key order, every worker
+that has state one with its arrays; each is synced to disk and described by an entry for the manifest. When
+all entries are in, one rank writes the manifest, under another name and then renamed. A folder without a
+manifest is no checkpoint, whatever else is in it, so neither a temporary folder nor a lock is needed, and a
+crash at any instant leaves the one before as the latest.
+
+    one rank:      folder = begin(directory, step)
+    every server:  entry = write_shard(folder, number, segments, meta)      (a `save`d copy may be written
+    every worker:  entry = write_worker(folder, number, arrays, meta)        while training goes on)
+    one rank:      commit(folder, entries, about); prune(directory, keep)
+
+Remapping is reading: `load_range` takes from each shard the runs of rows that a new owner's ranges meet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import CheckpointError
+from mpips.manifest import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    Entry,
+    Run,
+    complete,
+    cover_problems,
+    entry_of,
+    explained,
+    folders,
+    runs_of,
+    spec_of,
+    step_folder,
+    step_of,
+    sync,
+    vector_names,
+    write_manifest,
+)
+from mpips.manifest import latest as latest
+from mpips.manifest import read_manifest as read_manifest
+from mpips.ranges import KeyRange, coalesce, meet
+from mpips.store import Rows, Segment
+from mpips.update import Setting, VectorSpec
+
+VIEW = "parameters.h5"
+_CHUNK_BYTES = 2**20
+
+
+class Saved(NamedTuple):
+    """One server's part of a vector, copied so that it can be written while training goes on."""
+
+    spec: VectorSpec
+    settings: dict[str, Setting]
+    ranges: list[KeyRange]
+    rows: Rows
+
+
+def save(segment: Segment) -> Saved:
+    """Copy what a checkpoint keeps of a segment: its rows in key order, its ranges and settings."""
+    return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
+
+
+NOTE = "."
+"""Stands between a vector's name and that of what a server function noted of some of its keys."""
+
+
+def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
+    """Copy a segment's note, (slots, rows), as a vector of its own that holds the noted keys."""
+    slots, rows = noted
+    keys = segment.keys_of(slots)
+    order = np.argsort(keys)
+    spec = VectorSpec(
+        f"{segment.spec.name}{NOTE}{note}", rows.dtype.name, rows.shape[1], segment.spec.extent, "assign"
+    )
+    return Saved(spec, {}, list(segment.ranges), Rows(keys[order], rows[order], {}))
+
+
+# Writing.
+
+
+def begin(directory: Path, step: int) -> Path:
+    """Make the empty folder of a step's checkpoint, before any rank writes; return it.
+
+    What an earlier attempt at the same step left, complete or not, is removed.
+    """
+    folder = step_folder(directory, step)
+    with explained("make", folder):
+        if folder.exists():
+            _remove(folder)
+        folder.mkdir(parents=True)
+        sync(folder.parent)
+        sync(folder.parent.parent)
+    return folder
+
+
+def write_shard(
+    folder: Path, server: int, segments: Mapping[str, Segment | Saved], meta: Mapping[str, Any] | None = None
+) -> Entry:
+    """Write a server's file, durably; return its entry for `commit`.
+
+    `segments` by vector name; `meta` is any JSON-able dict (clocks, counters) that `load_server` gives back.
+    """
+    vectors: dict[str, Any] = {}
+    path = Path(folder) / f"server-{server:04d}.h5"
+    with _created(path, meta) as file:
+        for name, segment in segments.items():
+            saved = save(segment) if isinstance(segment, Segment) else segment
+            keys, values, state = saved.rows
+            group = file.create_group(f"vectors/{name}")
+            _write_array(group, "keys", keys)
+            _write_array(group, "values", values)
+            columns = group.create_group("state")
+            for column, array in state.items():
+                _write_array(columns, column, array)
+            vectors[name] = {
+                "spec": asdict(saved.spec) | {"settings": dict(saved.settings)},
+                "rows": len(keys),
+                "ranges": _located(saved.ranges, keys),
+            }
+    return entry_of(path, "server", server) | {"vectors": vectors}
+
+
+def write_worker(
+    folder: Path, worker: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any] | None = None
+) -> Entry:
+    """Write a worker's arrays (numbers, of any shape), durably; return its entry for `commit`."""
+    path = Path(folder) / f"worker-{worker:04d}.h5"
+    with _created(path, meta) as file:
+        group = file.create_group("arrays")
+        for name, array in arrays.items():
+            _write_array(group, name, np.asarray(array))
+    return entry_of(path, "worker", worker)
+
+
+def commit(folder: Path, files: Iterable[Entry], about: Mapping[str, Any] | None = None) -> Path:
+    """Complete a checkpoint from the entries of all its files; return the manifest's path.
+
+    `about` is JSON-able: the step, the job, versions, random states, whatever a resumed run needs. Raises
+    CheckpointError when the shards do not hold every key of every vector exactly once.
+    """
+    folder = Path(folder)
+    entries = sorted(files, key=lambda entry: str(entry["name"]))
+    for problem in cover_problems(entries):
+        raise CheckpointError(f"{folder}: {problem}")
+    with _created(folder / VIEW, None) as file:
+        _write_view(file, entries)
+    entries.append(entry_of(folder / VIEW, "view", 0))
+    return write_manifest(folder, entries, about or {})
+
+
+def prune(directory: Path, keep: int) -> list[Path]:
+    """Remove all complete checkpoints but the newest `keep` (at least 1), and torn ones before the newest.
+
+    Returns the folders that were removed.
+    """
+    kept = complete(directory)[-max(keep, 1) :]
+    if not kept:
+        return []
+    old = [path for path in folders(directory) if path not in kept and step_of(path) < step_of(kept[-1])]
+    for path in old:
+        with explained("remove", path):
+            _remove(path)
+    return old
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, its manifest first: it is never complete with a file missing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync(folder)
+    for path in sorted(folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+
+
+@contextmanager
+def _created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
+    """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
+    with explained("write", path):
+        with h5py.File(path, "w", locking=False) as file:
+            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+            if meta is not None:
+                file["meta"] = json.dumps(meta)
+            yield file
+        sync(path)
+        sync(path.parent)
+
+
+def _write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
+    """Write an array little-endian, in checksummed chunks of about 1 MiB."""
+    if array.dtype.kind not in "biuf" or "/" in name:
+        raise CheckpointError(f"array {name!r} of {array.dtype} cannot be saved: numbers, and no / in names")
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.size == 0 or array.ndim == 0:  # HDF5 has no chunks of nothing
+        group.create_dataset(name, data=array)
+        return
+    row = array.nbytes // len(array)
+    chunk = (min(len(array), max(1, _CHUNK_BYTES // row)), *array.shape[1:])
+    group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
+
+
+def _located(ranges: Iterable[KeyRange], keys: NDArray[np.uint64]) -> list[list[int]]:
+    """Return [begin, end, first row, rows] for each range of a shard."""
+    out = []
+    for piece in coalesce(ranges):
+        rows = _within(keys, piece)
+        out.append([piece.begin, piece.end, rows.start, rows.stop - rows.start])
+    return out
+
+
+def _within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
+    """Return where the sorted `keys` lie in a range, which is not empty."""
+    low = int(np.searchsorted(keys, np.uint64(wanted.begin), "left"))
+    return slice(low, int(np.searchsorted(keys, np.uint64(wanted.end - 1), "right")))
+
+
+def _write_view(file: h5py.File, entries: list[Entry]) -> None:
+    """Write virtual datasets that show the shards of each vector as one, in key order."""
+    held = {entry["name"]: entry.get("vectors", {}) for entry in entries}
+    for name in vector_names(entries):
+        runs, spec = runs_of(entries, name), spec_of(entries, name)
+        total = sum(run.rows for run in runs)
+        group = file.create_group(name)
+        for field, tail, kind in (("keys", (), "<u8"), ("values", (spec["width"],), spec["dtype"])):
+            layout = h5py.VirtualLayout((total, *tail), np.dtype(kind).newbyteorder("<"))
+            at = 0
+            for run in runs:
+                if run.rows:
+                    shape = (held[run.file][name]["rows"], *tail)
+                    source = h5py.VirtualSource(run.file, f"vectors/{name}/{field}", shape, layout.dtype)
+                    layout[at : at + run.rows] = source[run.first : run.first + run.rows]
+                    at += run.rows
+            group.create_virtual_dataset(field, layout)
+
+
+# Reading.
+
+
+def verify(path: Path) -> list[str]:
+    """Check a checkpoint to the last byte; return a line per problem, naming the file; none: it is sound."""
+    path = Path(path)
+    try:
+        entries = read_manifest(path)["files"]
+    except CheckpointError as error:
+        return [str(error)]
+    problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
+    for entry in entries:
+        file = path / entry["name"]
+        try:
+            found = entry_of(file, entry["kind"], entry["number"])
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if found["bytes"] != entry["bytes"]:
+            problems.append(f"{file}: {found['bytes']} bytes, the manifest says {entry['bytes']}")
+        elif found["sha256"] != entry["sha256"]:
+            problems.append(f"{file}: damaged: its sha256 is not the manifest's")
+    return problems
+
+
+def vectors(path: Path) -> dict[str, VectorSpec]:
+    """Return the vectors of a checkpoint by name; their settings are those at the time of saving."""
+    entries = read_manifest(path)["files"]
+    return {name: VectorSpec(**spec_of(entries, name)) for name in vector_names(entries)}
+
+
+def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
+    """Read the rows of one vector that lie in `ranges`, in key order, from whichever shards hold them.
+
+    Raises CheckpointError when there is no such vector, or a shard cannot be read.
+    """
+    path = Path(path)
+    entries = read_manifest(path)["files"]
+    if name not in vector_names(entries):
+        known = ", ".join(vector_names(entries)) or "none"
+        raise CheckpointError(f"{path} has no vector {name!r}; it has: {known}")
+    wanted = coalesce(ranges)
+    runs = runs_of(entries, name)
+    used = [run for run in runs if any(meet(KeyRange(run.begin, run.end), piece) for piece in wanted)]
+    found: list[tuple[int, Rows]] = []
+    for shard in sorted({run.file for run in used}) or [runs[0].file]:
+        with _opened(path / shard) as file:
+            group = file[f"vectors/{name}"]
+            found.append((-1, _read_rows(group, slice(0, 0))))  # no rows, of the right types
+            for run in used:
+                if run.file == shard:
+                    found += _read_run(group, run, wanted)
+    found.sort(key=lambda part: part[0])
+    return _joined([rows for _, rows in found])
+
+
+def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:
+    """Build a server's segment of one vector from a checkpoint: the remap onto its new ranges."""
+    wanted = list(ranges)
+    segment = Segment(vectors(path)[name], wanted)
+    segment.import_state(load_range(path, name, wanted))
+    return segment
+
+
+def load_server(path: Path, server: int) -> dict[str, Any]:
+    """Return the `meta` that a server's shard was written with."""
+    with _opened(Path(path) / f"server-{server:04d}.h5") as file:
+        return _meta(file)
+
+
+def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the `meta` that a worker's state was written with."""
+    with _opened(Path(path) / f"worker-{worker:04d}.h5") as file:
+        return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, _meta(file)
+
+
+def describe(path: Path) -> str:
+    """Say in a few lines what a checkpoint holds, for people."""
+    manifest = read_manifest(path)
+    entries = manifest["files"]
+    size = sum(entry["bytes"] for entry in entries)
+    servers, workers = (sum(entry["kind"] == kind for entry in entries) for kind in ("server", "worker"))
+    lines = [f"{path}: complete, {size / 1e6:,.1f} MB, shards {servers}, worker states {workers}"]
+    plain = {k: v for k, v in manifest["about"].items() if isinstance(v, int | float | str)}
+    lines += [f"  {key}: {value}" for key, value in sorted(plain.items())]
+    for name, spec in vectors(path).items():
+        rows = sum(run.rows for run in runs_of(entries, name))
+        shape = f"{spec.dtype} x {spec.width}" if spec.width > 1 else spec.dtype
+        kind = "dense" if spec.dense else "sparse"
+        settings = "".join(f", {key} = {value}" for key, value in sorted(spec.settings.items()))
+        lines.append(f"  vector {name}: {rows:,} keys, {shape}, {kind}, update {spec.update}{settings}")
+    for entry in entries:
+        held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
+        lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{held}")
+    return "\n".join(lines)
+
+
+def _read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
+    """Read what a run of rows has of the ranges; return (begin, rows) for each."""
+    keys = group["keys"][run.first : run.first + run.rows]
+    parts = []
+    for piece in wanted:
+        common = meet(KeyRange(run.begin, run.end), piece)
+        if common is not None:
+            rows = _within(keys, common)
+            parts.append(
+                (common.begin, _read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
+            )
+    return parts
+
+
+def _read_rows(group: h5py.Group, rows: slice) -> Rows:
+    state = {column: data[rows] for column, data in group["state"].items()}
+    return Rows(group["keys"][rows], group["values"][rows], state)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return Rows(
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        {name: np.concatenate([part.state[name] for part in parts]) for name in parts[0].state},
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file of a checkpoint to read it; what HDF5 says of a damaged one becomes one line."""
+    with explained("read", path), h5py.File(path, "r", locking=False) as file:
+        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+            raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
+        yield file
+
+
+def _meta(file: h5py.File) -> dict[str, Any]:
+    return dict(json.loads(file["meta"][()])) if "meta" in file else {}

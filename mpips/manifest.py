@@ -1,0 +1,197 @@
+"""The manifest of a checkpoint: what is in the folder, and that it is complete (checkpoints/README.md).
+
+It lists every file with its size and SHA-256 and, for a shard, which key ranges lie in which of its rows.
+Being written last, it is what makes a folder a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.errors import CheckpointError
+
+FORMAT = "mpips checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+_STEP = re.compile(r"step-(\d{6,})")
+
+Entry = dict[str, Any]
+"""One file of a checkpoint as its manifest lists it."""
+
+
+class Run(NamedTuple):
+    """Where a range of a vector lies: `rows` rows of `file`, from row `first` on, in key order."""
+
+    begin: int
+    end: int
+    first: int
+    rows: int
+    file: str
+
+
+# Folders.
+
+
+def step_folder(directory: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return Path(directory) / f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def folders(directory: Path) -> list[Path]:
+    """Return the step folders below a directory, complete or not, by step."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def complete(directory: Path) -> list[Path]:
+    """Return the step folders with a sound manifest whose files are all there, of the right size, by step."""
+    return [path for path in folders(directory) if _is_complete(path)]
+
+
+def latest(directory: Path) -> Path | None:
+    """Return the newest complete checkpoint below a directory, None if there is none."""
+    found = complete(directory)
+    return found[-1] if found else None
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return all((path / e["name"]).stat().st_size == e["bytes"] for e in read_manifest(path)["files"])
+    except (OSError, CheckpointError):
+        return False
+
+
+# The manifest itself.
+
+
+def write_manifest(folder: Path, entries: list[Entry], about: Mapping[str, Any]) -> Path:
+    """Write the manifest, durably, under another name, and rename it: from now on the checkpoint exists."""
+    manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
+    manifest["sha256"] = _own_hash(manifest)
+    target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
+    with explained("write", target):
+        sync(folder)
+        temporary.write_text(_text(manifest), encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(folder)
+    return target
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint folder; CheckpointError if it is missing or damaged."""
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}") from None
+    except ValueError:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it is no JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MANIFEST} is no manifest of an {FORMAT}")
+    if manifest.get("version") != VERSION:
+        have = manifest.get("version")
+        raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
+    if manifest.get("sha256") != _own_hash(manifest):
+        raise CheckpointError(f"{path / MANIFEST} is damaged: its sha256 differs")
+    return manifest
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as JSON with one line per file."""
+    lines = []
+    for key, value in manifest.items():
+        text = json.dumps(value)
+        if key == "files":
+            text = "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash a manifest but for the hash itself, in a canonical form."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# What its entries say.
+
+
+def vector_names(entries: list[Entry]) -> list[str]:
+    """Return the names of all vectors, sorted."""
+    return sorted({name for entry in entries for name in entry.get("vectors", {})})
+
+
+def spec_of(entries: list[Entry], name: str) -> dict[str, Any]:
+    """Return the fields of a vector's specification, as the first of its shards has them."""
+    return dict(next(e["vectors"][name]["spec"] for e in entries if name in e.get("vectors", {})))
+
+
+def runs_of(entries: list[Entry], name: str) -> list[Run]:
+    """Return where the ranges of a vector lie, in key order."""
+    holders = [entry for entry in entries if name in entry.get("vectors", {})]
+    parts = [(part, entry["name"]) for entry in holders for part in entry["vectors"][name]["ranges"]]
+    return sorted(Run(begin, end, first, rows, file) for (begin, end, first, rows), file in parts)
+
+
+def cover_problems(entries: list[Entry]) -> list[str]:
+    """Say what keeps the shards from holding every key of every vector exactly once: one line each."""
+    problems = []
+    for name in vector_names(entries):
+        specs = [dict(e["vectors"][name]["spec"]) for e in entries if name in e.get("vectors", {})]
+        if any(spec | {"settings": {}} != specs[0] | {"settings": {}} for spec in specs):
+            problems.append(f"the shards of vector {name!r} differ in its specification")
+        at = 0
+        for run in [*runs_of(entries, name), Run(int(specs[0]["extent"]), 0, 0, 0, "")]:
+            if run.begin > at:
+                problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
+            if run.begin < at:
+                problems.append(f"more than one shard holds the keys of vector {name!r} at {run.begin}")
+            at = max(at, run.end)
+    return problems
+
+
+# Files.
+
+
+def entry_of(path: Path, kind: str, number: int) -> Entry:
+    """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
+    with explained("read", path), path.open("rb") as file:
+        hashed = hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+    return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed}
+
+
+def sync(path: Path) -> None:
+    """Bring a file's or folder's contents to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system or HDF5 raises into one line that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"cannot {verb} {path}: {reason}") from error
