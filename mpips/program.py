@@ -1,0 +1,90 @@
+"""Programs: an application of the parameter server, in a file of its own.
+
+A program is a module with three names:
+
+* `Settings`, a frozen dataclass: its table in the job file;
+* `schedule(cluster, settings) -> dict`, the scheduler's part: it drives the passes and gives the metrics;
+* `Worker(context)`, the worker's part: the scheduler calls its public methods by name.
+
+It may register server functions with `mpips.update.update` and `mpips.update.call`: the module is loaded on every rank.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mpips.errors import JobError, MpipsError
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program; see the module."""
+
+    name: str
+    settings: type
+    schedule: Callable[..., dict[str, Any]]
+    worker: Callable[..., Any]
+
+
+def load_program(name: str, base: Path) -> Program:
+    """Load a program by name (`mpips.jobs.NAME.job`), as a `.py` file relative to `base`, or as a dotted module.
+
+    Raises:
+        JobError: there is no such program, it does not load, or it lacks one of the three names.
+    """
+    try:
+        module = _module(name, base)
+    except MpipsError:
+        raise
+    except Exception as error:
+        raise JobError(f"program {name!r} does not load: {type(error).__name__}: {error}") from error
+    missing = [part for part in ("Settings", "schedule", "Worker") if not hasattr(module, part)]
+    if missing:
+        raise JobError(f"program {name!r} ({module.__file__}) has no {' and no '.join(missing)}")
+    if not is_dataclass(module.Settings):
+        raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
+    settings: type = module.__dict__["Settings"]
+    return Program(table_name(name), settings, module.schedule, module.Worker)
+
+
+def table_name(name: str) -> str:
+    """Give the job file's table for a program: its own name, without folder, `.py` or package."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
+def _module(name: str, base: Path) -> ModuleType:
+    if name.endswith(".py"):
+        path = (base / name).resolve()
+        if not path.is_file():
+            raise JobError(f"program {name!r}: there is no file {path}")
+        alias = f"mpips_program_{path.stem}"
+        spec = importlib.util.spec_from_file_location(alias, path)
+        if spec is None or spec.loader is None:
+            raise JobError(f"program {name!r}: {path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[alias] = module
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # the program's own kernels stand beside it
+        spec.loader.exec_module(module)
+        return module
+    target = name if "." in name else f"mpips.jobs.{name}.job"
+    if (
+        importlib.util.find_spec(target.rpartition(".")[0]) is None
+        or importlib.util.find_spec(target) is None
+    ):
+        raise JobError(f"there is no program {name!r}; built in: {', '.join(built_in())}; or name a .py file")
+    return importlib.import_module(target)
+
+
+def built_in() -> list[str]:
+    """List the programs that come with mpips."""
+    jobs = importlib.util.find_spec("mpips.jobs")
+    folders = (jobs.submodule_search_locations or []) if jobs else []
+    return sorted({path.parent.name for folder in folders for path in Path(folder).glob("*/job.py")})

@@ -1,0 +1,117 @@
+"""The worker: executes what the scheduler calls, and is the client of every vector (paper, Algorithm 1).
+
+while not stopped:
+    execute the next call of the scheduler; its pushes and pulls are subtasks
+    otherwise move messages, or rest
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.checkpoint import load_worker, write_worker
+from mpips.errors import ProtocolError
+from mpips.message import Command, Message
+from mpips.node import Node
+from mpips.update import VectorSpec
+from mpips.vector import Vector
+
+
+class Answer(NamedTuple):
+    """What a worker's method may return when it gives arrays: metadata, rows, keys."""
+
+    meta: dict[str, Any] | None = None
+    values: NDArray[Any] | None = None
+    keys: NDArray[np.uint64] | None = None
+
+
+class Context:
+    """What a program's worker is given: its node, its place among the workers, the job and its vectors."""
+
+    def __init__(self, node: Node, job: Any) -> None:
+        self.node, self.job = node, job
+        self.index = node.place.index
+        self.count = len(node.layout.workers)
+        self.vectors: dict[str, Vector] = {}
+
+    @property
+    def base(self) -> Path:
+        """The job file's folder, to which its paths are relative."""
+        return Path(self.job.base)
+
+
+class Workshop:
+    """Executes calls on a program's worker, one at a time."""
+
+    def __init__(self, node: Node, make_worker: Any, job: Any) -> None:
+        self.node = node
+        self.context = Context(node, job)
+        self.worker = make_worker(self.context)
+        self.calls: deque[Message] = deque()
+        node.handlers[Command.CALL] = self.calls.append
+        self._own = {
+            "create_vector": self._create_vector,
+            "account": node.account,
+            "checkpoint": self._checkpoint,
+            "restore": self._restore,
+            "rebuild": self._rebuild,
+        }
+
+    def run(self) -> None:
+        """The worker's loop; ends by `Stopped`."""
+        while True:
+            self.node.wait_until(lambda: bool(self.calls))
+            self._execute(self.calls.popleft())
+
+    def _execute(self, request: Message) -> None:
+        try:
+            answer = self._method(request.meta["call"])(**self._arguments(request))
+        except Exception as error:
+            self.node.fail(request, error)
+            return
+        if isinstance(answer, Answer):
+            self.node.reply(request, answer.values, answer.meta, answer.keys)
+        else:
+            self.node.reply(request, meta=answer)
+
+    def _arguments(self, request: Message) -> dict[str, Any]:
+        arguments = dict(request.meta["args"])
+        if request.keys is not None:
+            arguments["keys"] = request.keys
+        if request.values is not None:
+            arguments["values"] = request.values
+        return arguments
+
+    def _method(self, name: str) -> Any:
+        if name in self._own:
+            return self._own[name]
+        method = None if name.startswith("_") else getattr(self.worker, name, None)
+        if method is None:
+            raise ProtocolError(f"the program's Worker has no method {name!r}")
+        return method
+
+    def _create_vector(self, spec: dict[str, Any], number: int) -> None:
+        made = VectorSpec(**spec)
+        self.context.vectors[made.name] = Vector(self.node, made, number)
+
+    # A program's worker that has state of its own names its arrays in `state()`, takes them back in
+    # `restore(**arrays)`, and can do without in `rebuild()`, when the number of workers has changed.
+
+    def _checkpoint(self, folder: str) -> dict[str, Any]:
+        state = getattr(self.worker, "state", None)
+        return write_worker(Path(folder), self.context.index, state()) if state is not None else {}
+
+    def _restore(self, folder: str) -> None:
+        restore = getattr(self.worker, "restore", None)
+        if restore is not None:
+            restore(**load_worker(Path(folder), self.context.index)[0])
+
+    def _rebuild(self) -> None:
+        rebuild = getattr(self.worker, "rebuild", None)
+        if rebuild is not None:
+            rebuild()
