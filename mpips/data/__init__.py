@@ -1,0 +1,20 @@
+"""Training data: svmlight, delimited categories, HDF5; each worker's part; its matrix; conversion."""
+
+from mpips.data.examples import Examples, Tally, concatenate, minibatches
+from mpips.data.matrix import Columns, load_columns
+from mpips.data.read import format_of, read
+from mpips.data.spec import DataSpec, expand, resolve
+
+__all__ = [
+    "Columns",
+    "DataSpec",
+    "Examples",
+    "Tally",
+    "concatenate",
+    "expand",
+    "format_of",
+    "load_columns",
+    "minibatches",
+    "read",
+    "resolve",
+]

@@ -1,0 +1,165 @@
+"""Convert data: svmlight and HDF5 either way, delimited categories to both with hashed keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data.csr import write_csr
+from mpips.data.examples import Examples, Tally
+from mpips.data.read import named_format, read
+from mpips.data.spec import DataSpec, expand
+from mpips.data.stream import MAGIC, open_packed
+from mpips.errors import DataError, InputError
+from mpips.kernel import kernel
+
+NEWLINE, SPACE, HASH, COLON, MINUS, PLUS, DOT, ZERO = 10, 32, 35, 58, 45, 43, 46, 48
+POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
+LONGEST_PAIR = 48
+"""Bytes of the longest " id:value": 20 digits, and a value of at most 9 digits in 16 characters."""
+PIECE = 1 << 16
+
+
+@kernel()
+def put_whole(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
+    """Write a whole number in decimal at `pos`; return the position after it."""
+    begin = pos
+    while True:
+        tenth = whole // np.uint64(10)
+        out[pos] = np.uint8(ZERO) + np.uint8(whole - tenth * np.uint64(10))
+        pos += 1
+        whole = tenth
+        if whole == np.uint64(0):
+            break
+    end = pos
+    pos -= 1
+    while begin < pos:
+        out[begin], out[pos] = out[pos], out[begin]
+        begin += 1
+        pos -= 1
+    return end
+
+
+@kernel()
+def put_value(out: NDArray[np.uint8], pos: int, value: np.float32) -> int:
+    """Write a finite float32 in the fewest of at most nine digits that read back as the same bits."""
+    size = np.float64(value)
+    if np.signbit(value):
+        out[pos] = MINUS
+        pos += 1
+        size = -size
+    if size < 16777216.0 and size == np.floor(size):
+        return put_whole(out, pos, np.uint64(size))
+    exponent = int(np.floor(np.log10(size)))
+    digits, power = np.uint64(0), 0
+    for count in range(1, 10):
+        power = exponent - count + 1
+        digits = np.uint64(np.rint(size * POWERS[300 - power]))
+        back = np.float64(digits) * POWERS[300 + power]
+        if np.float32(back * (1 - 2.0**-49)) == np.float32(back * (1 + 2.0**-49)) == np.float32(size):
+            break
+    while digits % np.uint64(10) == np.uint64(0):
+        digits //= np.uint64(10)
+        power += 1
+    if power >= 0 or power < -12:
+        pos = put_whole(out, pos, digits)
+        if power == 0:
+            return pos
+        out[pos] = 101
+        out[pos + 1] = MINUS if power < 0 else PLUS
+        return put_whole(out, pos + 2, np.uint64(abs(power)))
+    unit = np.uint64(1)
+    for _ in range(-power):
+        unit = unit * np.uint64(10)
+    pos = put_whole(out, pos, digits // unit)
+    out[pos] = DOT
+    end = put_whole(out, pos, unit + digits % unit)
+    out[pos] = DOT
+    return end
+
+
+@kernel("i8(f4[::1], i8[::1], u8[::1], f4[::1], u1[::1])")
+def write_lines(
+    labels: NDArray[np.float32],
+    indptr: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    values: NDArray[np.float32],
+    out: NDArray[np.uint8],
+) -> int:
+    """Write rows as svmlight lines into `out`, long enough for the longest; return the bytes written."""
+    pos = 0
+    for row in range(labels.shape[0]):
+        out[pos] = PLUS if labels[row] > 0 else MINUS
+        out[pos + 1] = ZERO + 1
+        pos += 2
+        for i in range(indptr[row], indptr[row + 1]):
+            out[pos] = SPACE
+            pos = put_whole(out, pos + 1, keys[i])
+            out[pos] = COLON
+            pos = put_value(out, pos + 1, values[i] if values.shape[0] > 0 else np.float32(1))
+        out[pos] = NEWLINE
+        pos += 1
+    return pos
+
+
+def svmlight_lines(batch: Examples) -> bytes:
+    """Return a batch as svmlight text, one line an example, each value to the bit."""
+    values = np.zeros(0, np.float32) if batch.values is None else batch.values
+    out = np.empty(4 * len(batch) + LONGEST_PAIR * len(batch.keys), np.uint8)
+    size = write_lines(batch.labels, batch.indptr, batch.keys, values, out)
+    return out[:size].tobytes()
+
+
+def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
+    """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or "")."""
+    with open_packed(path, kind, "wb") as file:
+        for batch in batches:
+            begin = 0
+            while begin < len(batch):
+                end = int(np.searchsorted(batch.indptr, batch.indptr[begin] + PIECE, side="right")) - 1
+                end = min(max(end, begin + 1), begin + PIECE)
+                file.write(svmlight_lines(batch.rows(begin, end)))
+                begin = end
+
+
+def convert(source: str | Sequence[str], target: str, spec: DataSpec | None = None) -> Tally:
+    """Convert files to one svmlight (.svm, also packed, as .svm.gz) or HDF5 file (.h5), by the target's name.
+
+    `spec` says how to read the source: its format, header, separator, crosses. The target appears whole or
+    not at all. Returns how many examples were written and bad lines skipped. Raises `InputError`, also for
+    a delimited target: hashed keys cannot be turned back into columns.
+    """
+    spec = DataSpec() if spec is None else spec
+    files = expand(source if isinstance(source, str) else list(source))
+    kind = os.path.splitext(target)[1][1:].lower()
+    kind = kind if kind in MAGIC else ""
+    form = named_format(target)
+    if form == "tsv":
+        raise InputError(
+            f"{target}: cannot convert to columns: keys are hashes; write .svm, .svm.gz or .h5 instead"
+        )
+    if form not in ("svmlight", "hdf5") or (form == "hdf5" and kind):
+        raise InputError(
+            f"{target}: the name must end in .svm (or .svm.gz, .svm.xz, .svm.bz2, .svm.zst) or .h5"
+        )
+    if not files:
+        raise InputError("nothing to convert: name at least one source file")
+    tally = Tally()
+    partial = f"{target}.{os.getpid()}.partial"
+    try:
+        if form == "svmlight":
+            write_svmlight(partial, kind, read(files, spec, tally=tally))
+        else:
+            write_csr(partial, read(files, spec, tally=tally))
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    return tally

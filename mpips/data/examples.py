@@ -1,0 +1,94 @@
+"""Examples: a batch of labelled sparse rows, as every reader hands them on, and the tally of reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Hold n examples in compressed sparse rows.
+
+    Example i has the keys ``keys[indptr[i]:indptr[i+1]]``, ascending and each once, and the values at the
+    same places; `values` is None when every value is 1, as it is for categorical data.
+    """
+
+    labels: NDArray[np.float32]
+    """f4[n], each -1 or +1."""
+    indptr: NDArray[np.int64]
+    """i8[n+1], from 0 to the number of non-zeros."""
+    keys: NDArray[np.uint64]
+    """u8[nnz], ascending within one example."""
+    values: NDArray[np.float32] | None = None
+    """f4[nnz], or None: all ones."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, begin: int, end: int) -> Examples:
+        """Return examples begin..end-1: views of labels, keys and values, a fresh `indptr`."""
+        low, high = int(self.indptr[begin]), int(self.indptr[end])
+        values = None if self.values is None else self.values[low:high]
+        return Examples(
+            self.labels[begin:end], self.indptr[begin : end + 1] - low, self.keys[low:high], values
+        )
+
+
+@dataclass
+class Tally:
+    """Count what was read; `first_error` is the first bad line that was skipped, in words."""
+
+    examples: int = 0
+    skipped: int = 0
+    first_error: str = ""
+
+    def skip(self, error: str) -> None:
+        """Count one bad line or row."""
+        self.skipped += 1
+        self.first_error = self.first_error or error
+
+
+def concatenate(batches: Iterable[Examples]) -> Examples:
+    """Join batches into one, in order; none at all make one of no examples."""
+    parts = list(batches)
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [len(part.keys) for part in parts])
+    indptr = [np.zeros(1, np.int64)] + [
+        part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)
+    ]
+    values = None
+    if any(part.values is not None for part in parts):
+        values = np.concatenate(
+            [np.ones(len(part.keys), np.float32) if part.values is None else part.values for part in parts]
+        )
+    return Examples(
+        np.concatenate([np.zeros(0, np.float32)] + [part.labels for part in parts]),
+        np.concatenate(indptr),
+        np.concatenate([np.zeros(0, np.uint64)] + [part.keys for part in parts]),
+        values,
+    )
+
+
+def minibatches(batches: Iterable[Examples], size: int) -> Iterator[Examples]:
+    """Cut a stream of batches anew so that each holds exactly `size` examples (the last: what is left)."""
+    if size < 1:
+        raise ValueError(f"a minibatch holds at least one example, not {size}")
+    held: list[Examples] = []
+    missing = size
+    for batch in batches:
+        begin = 0
+        while begin < len(batch):
+            end = min(len(batch), begin + missing)
+            held.append(batch.rows(begin, end))
+            missing -= end - begin
+            begin = end
+            if missing == 0:
+                yield concatenate(held)
+                held, missing = [], size
+    if held:
+        yield concatenate(held)

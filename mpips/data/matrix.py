@@ -1,0 +1,115 @@
+"""A worker's training data as a matrix in compressed sparse columns over the features that it has seen.
+
+Built in two passes over memory, none over the file twice. While batches arrive, a growing hash index gives
+each key a local number in order of first appearance, and only that number (4 bytes a non-zero) is kept.
+Then the keys are sorted, the columns counted, and the numbers scattered in row order into their columns,
+chunk by chunk, each freed once it is placed. So rows ascend within a column, and the peak stays under three
+times the result.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data.examples import Examples
+from mpips.errors import DataError
+from mpips.index import KeyIndex
+from mpips.kernel import kernel
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Hold n examples of m features by columns: feature j is in the rows ``rows[colptr[j]:colptr[j+1]]``."""
+
+    keys: NDArray[np.uint64]
+    """u8[m], ascending: the features' keys."""
+    colptr: NDArray[np.int64]
+    """i8[m+1], from 0 to the number of non-zeros."""
+    rows: NDArray[np.int32]
+    """i4[nnz], ascending within a column."""
+    values: NDArray[np.float32] | None
+    """f4[nnz], or None: all ones."""
+    labels: NDArray[np.float32]
+    """f4[n], each -1 or +1."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the arrays."""
+        arrays = (self.keys, self.colptr, self.rows, self.values, self.labels)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@kernel("void(i4[::1], i8[::1])")
+def count_slots(slots: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
+    """Add to counts[s] how often slot s occurs."""
+    for slot in slots:
+        counts[slot] += 1
+
+
+@kernel("void(i4[::1], i8[::1], i8, i8[::1], f4[::1], i4[::1], f4[::1])")
+def scatter_rows(
+    slots: NDArray[np.int32],
+    indptr: NDArray[np.int64],
+    first: int,
+    places: NDArray[np.int64],
+    values: NDArray[np.float32],
+    rows: NDArray[np.int32],
+    placed: NDArray[np.float32],
+) -> None:
+    """Put a chunk of rows, numbered from `first`, at their columns' next `places`, and move those on.
+
+    Empty `placed`: no values are wanted; empty `values`: ones.
+    """
+    for row in range(indptr.shape[0] - 1):
+        for i in range(indptr[row], indptr[row + 1]):
+            place = places[slots[i]]
+            places[slots[i]] = place + 1
+            rows[place] = first + row
+            if placed.shape[0] > 0:
+                placed[place] = values[i] if values.shape[0] > 0 else np.float32(1)
+
+
+def load_columns(batches: Iterable[Examples]) -> Columns:
+    """Gather a stream of batches into columns over their distinct keys, sorted.
+
+    Peak memory is below three times that of the result, the reader's buffers aside. Raises `DataError`
+    beyond 2**31 - 1 examples or distinct keys.
+    """
+    index = KeyIndex()
+    held: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
+    labels: list[NDArray[np.float32]] = []
+    n = nnz = 0
+    for batch in batches:
+        n, nnz = n + len(batch), nnz + len(batch.keys)
+        if n >= 2**31:
+            raise DataError("one worker cannot hold more than 2**31 - 1 examples; use more workers")
+        held.append((index.insert(batch.keys), batch.indptr, batch.values))
+        labels.append(batch.labels)
+    found = index.keys()
+    del index
+    order = np.argsort(found)
+    keys = found[order]
+    del found
+    counts = np.zeros(len(keys), np.int64)
+    for slots, _, _ in held:
+        count_slots(slots, counts)
+    colptr = np.zeros(len(keys) + 1, np.int64)
+    np.cumsum(counts[order], out=colptr[1:])
+    places = counts
+    places[order] = colptr[:-1]
+    del order
+    rows = np.empty(nnz, np.int32)
+    none = np.zeros(0, np.float32)
+    placed = none if all(values is None for _, _, values in held) else np.empty(nnz, np.float32)
+    first = 0
+    while held:
+        slots, indptr, values = held.popleft()
+        scatter_rows(slots, indptr, first, places, none if values is None else values, rows, placed)
+        first += len(indptr) - 1
+    all_labels = np.concatenate([none, *labels])
+    return Columns(keys, colptr, rows, placed if len(placed) else None, all_labels)

@@ -1,0 +1,83 @@
+"""Read examples from files of any format, each worker its part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+from mpips.data import csr, text
+from mpips.data.examples import Examples, Tally
+from mpips.data.spec import DataSpec
+from mpips.data.stream import HDF5_MAGIC, line_blocks, magic, unpacked_name
+from mpips.errors import DataError
+
+Reader = Callable[[str, DataSpec, int, int, int, Tally], Generator[Examples, None, int]]
+
+READERS: dict[str, Reader] = {"svmlight": text.read_svmlight, "tsv": text.read_rows, "hdf5": csr.read_csr}
+ENDINGS = {
+    "svm": "svmlight", "svmlight": "svmlight", "libsvm": "svmlight",
+    "tsv": "tsv", "csv": "tsv", "tab": "tsv",
+    "h5": "hdf5", "hdf5": "hdf5", "hdf": "hdf5",
+}  # fmt: skip
+
+
+def named_format(path: str) -> str:
+    """Return the format that a file's name promises, or "" if it promises none."""
+    return ENDINGS.get(os.path.splitext(unpacked_name(path))[1][1:].lower(), "")
+
+
+def format_of(path: str, spec: DataSpec) -> str:
+    """Return a file's format: as the spec says, else by magic number, name or first lines."""
+    start = magic(path)
+    found = "hdf5" if start == HDF5_MAGIC else named_format(path) if spec.format == "auto" else spec.format
+    if start == HDF5_MAGIC and spec.format not in ("auto", "hdf5"):
+        raise DataError(f"{path}: is an HDF5 file but [data] format = {spec.format!r}")
+    return found or sniffed(path, spec)
+
+
+def sniffed(path: str, spec: DataSpec) -> str:
+    """Tell svmlight from delimited text by the first line that shows it."""
+    blocks = line_blocks(path, 1 << 16)
+    try:
+        block = next(blocks, bytearray())
+    finally:
+        blocks.close()
+    for line in bytes(block).decode("utf-8", "replace").split("\n"):
+        words = line.partition("#")[0].split()
+        if len(words) > 1 and all(word.partition(":")[0].isdecimal() and ":" in word for word in words[1:3]):
+            return "svmlight"
+        if spec.separator in line.strip():
+            return "tsv"
+    if any(line.split(b"#")[0].split() for line in block.split(b"\n")):
+        return "svmlight"
+    raise DataError(f"{path}: holds no examples that show its format; set [data] format")
+
+
+def shard(files: Sequence[str], part: int, parts: int) -> tuple[list[str], int, int]:
+    """Return (files, part, parts) to read for one part of `files`.
+
+    With at least as many files as parts, part p takes the whole files whose index is p modulo `parts`; else
+    it takes the examples whose index is p modulo `parts`, counted over all the files.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part {part} of {parts}: parts count from 0")
+    if len(files) >= parts:
+        return list(files[part::parts]), 0, 1
+    return list(files), part, parts
+
+
+def read(
+    files: Sequence[str], spec: DataSpec, part: int = 0, parts: int = 1, tally: Tally | None = None
+) -> Iterator[Examples]:
+    """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
+
+    A batch holds up to about 260,000 non-zeros; memory stays bounded whatever the files' size. An example's
+    index counts every line that is not blank or a comment, bad ones too. `tally` is counted up while
+    reading. Raises `DataError` with file and line.
+    """
+    tally = Tally() if tally is None else tally
+    mine, part, parts = shard(files, part, parts)
+    index = 0
+    for path in mine:
+        reader = READERS[format_of(path, spec)]
+        index = yield from reader(path, spec, index, part, parts, tally)

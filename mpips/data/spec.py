@@ -1,0 +1,93 @@
+"""The job file's [data] table: which files, what is in them, and what to do with a bad line."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mpips.errors import JobError
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Say which data to read and how; every field is a key of the job file's [data] table."""
+
+    train: str | list[str] = ""
+    """Files to train on; globs allowed; relative to the job file's folder."""
+    test: str | list[str] = ""
+    """Files to evaluate on; none: no evaluation."""
+    format: Literal["auto", "svmlight", "tsv", "hdf5"] = "auto"
+    """"svmlight", "tsv", "hdf5", or "auto": by name without .gz, .xz, .zst, .bz2, then by content."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """"stop" at the first bad line, or "skip" bad lines and count them."""
+    header: Literal["auto"] | bool = "auto"
+    """tsv: whether each file starts with a line of column names; "auto": if its first field is no number."""
+    separator: str = "\t"
+    """tsv: the one character between fields; there is no quoting."""
+    crosses: list[list[str | int]] = field(default_factory=list)
+    """tsv: sets of columns, each joined into one more key; columns by name, or by place from 0."""
+    log_buckets: list[str | int] = field(default_factory=list)
+    """tsv: columns of numbers; above 2, the key is that of floor(ln(x)^2), as usual for Criteo's counts."""
+
+    def __post_init__(self) -> None:
+        """Raise `JobError` for a value that no reader can use."""
+        choose("format", self.format, ("auto", "svmlight", "tsv", "hdf5"))
+        choose("on_error", self.on_error, ("stop", "skip"))
+        if self.header != "auto" and not isinstance(self.header, bool):
+            raise JobError(f'[data] header = {self.header!r}: must be true, false or "auto"')
+        for name in ("train", "test"):
+            patterns = listed(getattr(self, name))
+            if not all(isinstance(pattern, str) for pattern in patterns):
+                raise JobError(f"[data] {name} = {patterns!r}: must be a file name or a list of file names")
+        bad = "\r\n\"'+-.eE0123456789"
+        if not isinstance(self.separator, str) or len(self.separator.encode()) != 1 or self.separator in bad:
+            text = "must be one ASCII character that is no part of a number"
+            raise JobError(f"[data] separator = {self.separator!r}: {text}")
+        for cross in self.crosses:
+            if not isinstance(cross, list | tuple) or len(cross) < 2 or len(set(cross)) != len(cross):
+                raise JobError(f"[data] crosses: {cross!r} must be a list of two or more different columns")
+        for name, columns in [("log_buckets", self.log_buckets)] + [
+            ("crosses", cross) for cross in self.crosses
+        ]:
+            for column in columns:
+                if not (isinstance(column, str) or (type(column) is int and column >= 0)):
+                    text = "a column is named by the header, or by its place after the label, from 0"
+                    raise JobError(f"[data] {name}: {column!r}: {text}")
+
+
+def choose(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    """Raise `JobError` unless `value` is one of `valid`."""
+    if value not in valid:
+        raise JobError(f"[data] {name} = {value!r}: must be one of {', '.join(map(repr, valid))}")
+
+
+def listed(names: str | list[str]) -> list[str]:
+    """Return one name or many as a list; an empty name is none."""
+    return ([names] if names else []) if isinstance(names, str) else list(names)
+
+
+def expand(names: str | list[str], base: str = "") -> list[str]:
+    """Return the files that names and globs stand for, in order; relative ones are taken from folder `base`.
+
+    Raises `JobError` for a name or glob that no file answers to, and for a folder.
+    """
+    files: list[str] = []
+    for name in listed(names):
+        path = os.path.join(base, os.path.expanduser(name))
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not found:
+            where = f" (looked for {path})" if path != name else ""
+            raise JobError(f"[data] no such file: {name}{where}; names are relative to the job file's folder")
+        for file in found:
+            if os.path.isdir(file):
+                raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
+        files += found
+    return files
+
+
+def resolve(spec: DataSpec, base: str) -> DataSpec:
+    """Return the spec with globs expanded, files named from the root; `base` is the job file's folder."""
+    folder = os.path.abspath(base)
+    return replace(spec, train=expand(spec.train, folder), test=expand(spec.test, folder))

@@ -1,0 +1,247 @@
+"""Readers of text: svmlight, and delimited categorical rows (Criteo's form)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import kernels as k
+from mpips.data.examples import Examples, Tally
+from mpips.data.spec import DataSpec
+from mpips.data.stream import BLOCK, line_blocks
+from mpips.errors import DataError, JobError
+
+BATCH_EXAMPLES = 1 << 16
+BATCH_NONZEROS = 1 << 18
+
+
+@dataclass
+class Batch:
+    """The arrays that a parser fills, used again and again, and the parser's place."""
+
+    labels: NDArray[np.float32]
+    indptr: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    values: NDArray[np.float32]
+    hard: NDArray[np.int64]
+    state: NDArray[np.int64]
+
+    def take(self) -> Examples:
+        """Copy out what is filled, and start again."""
+        n, nnz = int(self.state[k.EXAMPLES]), int(self.state[k.NONZEROS])
+        values = None if self.state[k.ONES] == nnz else self.values[:nnz].copy()
+        self.state[[k.EXAMPLES, k.NONZEROS, k.HARD, k.ONES]] = 0
+        return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), self.keys[:nnz].copy(), values)
+
+    def grow(self) -> None:
+        """Double the room: one line needs more than there is."""
+        nnz, hards = 2 * len(self.keys), 2 * len(self.hard)
+        self.keys, self.values = np.empty(nnz, np.uint64), np.empty(nnz, np.float32)
+        self.hard = np.empty((hards, 2), np.int64)
+
+
+def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS) -> Batch:
+    """Return room for a batch, with the parser's place at line 0, before the line of the given index."""
+    state = np.zeros(k.STATE_SIZE, np.int64)
+    state[k.INDEX] = index
+    return Batch(
+        np.empty(BATCH_EXAMPLES, np.float32),
+        np.zeros(BATCH_EXAMPLES + 1, np.int64),
+        np.empty(nonzeros, np.uint64),
+        np.empty(nonzeros, np.float32),
+        np.empty((1024, 2), np.int64),
+        state,
+    )
+
+
+def token(text: bytearray, begin: int, stops: bytes = b" \t\r\v\f\n#") -> str:
+    """Return the word at `begin` for a message: printable, one line, at most 40 characters."""
+    end = begin
+    while text[end] not in stops and end < begin + 41:
+        end += 1
+    word = bytes(text[begin:end]).decode("utf-8", "replace")
+    word = "".join(letter if letter.isprintable() else "?" for letter in word)
+    return repr(word if len(word) <= 40 else word[:40] + "...")
+
+
+def wrong_pair(text: bytearray, code: int, begin: int) -> str:
+    """Say in words what is wrong in a svmlight line, and what would be right."""
+    word = token(text, begin)
+    if code == k.BAD_LABEL:
+        return f"label {word} is not one of -1, 0, +1"
+    if code == k.QID:
+        return f"{word}: ranking data (qid) is not supported; remove the qid column"
+    if code == k.BAD_ORDER:
+        return f"id in {word} is not above the one before it; ids must ascend, each once in a line"
+    if code == k.BAD_ID:
+        return f"id in {word} is too large; ids are whole numbers from 0 to 2**64 - 1"
+    if code == k.BAD_VALUE and word.partition(":")[2].strip("'+-").lower() not in ("nan", "inf", "infinity"):
+        return f"value in {word} is not a number; expected id:value, as in 7:0.5"
+    if code in (k.BAD_VALUE, k.NOT_FINITE):
+        return f"value in {word} is not finite in 32-bit floating point; remove or scale it"
+    return f"{word} is not of the form id:value, as in 7:0.5"
+
+
+def parsed(
+    path: str,
+    blocks: Iterable[bytearray],
+    batch: Batch,
+    parse: Callable[[NDArray[np.uint8]], None],
+    wrong: Callable[[bytearray, int, int], str],
+    on_error: str,
+    tally: Tally,
+) -> Generator[Examples, None, int]:
+    """Drive a compiled parser over blocks of lines; yield batches, return the index after the last line."""
+    state = batch.state
+    start = int(state[k.INDEX])
+    for text in blocks:
+        block = np.frombuffer(text, np.uint8)
+        while True:
+            parse(block)
+            code = int(state[k.CODE])
+            if code > k.FULL:
+                error = f"{path}:{state[k.LINE]}: {wrong(text, code, int(state[k.ERROR_BEGIN]))}"
+                if on_error == "stop":
+                    raise DataError(error)
+                tally.skip(error)
+                continue
+            if code == k.FULL and state[k.EXAMPLES] == 0:
+                batch.grow()
+                continue
+            for row in range(int(state[k.HARD])):
+                place, begin = batch.hard[row]
+                pair = text[begin : text.find(b"\n", begin)].partition(b"#")[0].split(None, 1)[0]
+                batch.values[place] = np.float32(float(pair.partition(b":")[2]))
+            tally.examples += int(state[k.EXAMPLES])
+            if state[k.EXAMPLES]:
+                yield batch.take()
+            if code == k.DONE:
+                break
+        state[k.POS] = 0
+    if int(state[k.INDEX]) == start and on_error == "stop":
+        raise DataError(f"{path}: holds no examples, only blank lines or comments")
+    return int(state[k.INDEX])
+
+
+def read_svmlight(
+    path: str, spec: DataSpec, index: int, part: int, parts: int, tally: Tally, size: int = BLOCK
+) -> Generator[Examples, None, int]:
+    """Read part `part` of `parts` of a svmlight file whose first line has the given index.
+
+    Lines are ``label id:value id:value ... # comment``: label -1, 0 (read as -1) or +1; ids ascending whole
+    numbers below 2**64; values finite. Yields batches in order; returns the index after the last line.
+    Raises `DataError` with file and line.
+    """
+    batch = empty_batch(index)
+
+    def parse(block: NDArray[np.uint8]) -> None:
+        k.parse_svmlight(
+            block, part, parts, batch.labels, batch.indptr, batch.keys, batch.values, batch.hard, batch.state
+        )
+
+    with closing(line_blocks(path, size)) as blocks:
+        return (yield from parsed(path, blocks, batch, parse, wrong_pair, spec.on_error, tally))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Say which columns a delimited file has (the label not counted), in the form that the parser takes."""
+
+    columns: int
+    bucketed: NDArray[np.uint8]
+    cross_ptr: NDArray[np.int64]
+    cross_columns: NDArray[np.int64]
+    header: int
+    """How many bytes of the first block the line of names takes, newline included; 0: there is none."""
+
+
+def is_label(field: str) -> bool:
+    """Tell whether a field can be read as a number, as every label can."""
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def table(path: str, spec: DataSpec, block: bytearray) -> Table:
+    """Learn a delimited file's columns from its first line."""
+    end = block.find(b"\n") + 1
+    line = bytes(block[:end]).decode("utf-8", "replace").rstrip("\r\n")
+    fields = line.split(spec.separator)
+    header = not is_label(fields[0]) if spec.header == "auto" else spec.header
+    if not line.strip():
+        raise DataError(f"{path}:1: is blank; the first line must be a row or the column names")
+    if len(fields) < 2:
+        raise DataError(
+            f"{path}:1: found one column where a label and more were expected; is [data] separator = "
+            f"{spec.separator!r} right?"
+        )
+    names = fields[1:] if header else []
+
+    def place(column: str | int) -> int:
+        if isinstance(column, int):
+            if column < len(fields) - 1:
+                return column
+            last = len(fields) - 2
+            raise JobError(f"[data] column {column}: {path} has columns 0 to {last} after the label")
+        if column in names:
+            return names.index(column)
+        have = f"its columns are {', '.join(names)}" if names else "it has no header; use places from 0"
+        raise JobError(f"[data] column {column!r} is not in {path}: {have}")
+
+    crosses = [[place(column) for column in cross] for cross in spec.crosses]
+    bucketed = np.zeros(len(fields) - 1, np.uint8)
+    bucketed[[place(column) for column in spec.log_buckets]] = 1
+    return Table(
+        len(fields) - 1,
+        bucketed,
+        np.cumsum([0] + [len(cross) for cross in crosses], dtype=np.int64),
+        np.array([column for cross in crosses for column in cross], np.int64),
+        end if header else 0,
+    )
+
+
+def wrong_row(separator: bytes, columns: int, text: bytearray, code: int, begin: int) -> str:
+    """Say in words what is wrong in a delimited row, and what would be right."""
+    word = token(text, begin, separator + b"\r\n")
+    if code == k.BAD_LABEL:
+        return f"label {word} is not one of -1, 0, +1"
+    if code == k.BAD_NUMBER:
+        return f"{word} in a column of [data] log_buckets is not a finite number"
+    found = text.count(separator, begin, text.find(b"\n", begin)) + 1
+    return f"found {found} columns where the first line has {columns}, the label counted"
+
+
+def read_rows(
+    path: str, spec: DataSpec, index: int, part: int, parts: int, tally: Tally, size: int = BLOCK
+) -> Generator[Examples, None, int]:
+    """Read part `part` of `parts` of a delimited file of categories, hashed to 64-bit keys.
+
+    A row is a label and a fixed number of fields; an empty field is missing and gives no key. A key depends
+    on the column's place and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
+    same in every file and run. The keys of one example are sorted; equal ones, which only a collision
+    makes, are merged. Yields, returns and raises as `read_svmlight`.
+    """
+    with closing(line_blocks(path, size)) as blocks:
+        first = next(blocks, bytearray(b"\n"))
+        of = table(path, spec, first)
+        separator = spec.separator.encode()
+        batch = empty_batch(index, max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1))
+        batch.state[k.POS], batch.state[k.LINE] = of.header, int(of.header > 0)
+        fields = np.zeros(of.columns, np.uint64)
+
+        def parse(block: NDArray[np.uint8]) -> None:
+            k.parse_rows(
+                block, part, parts, ord(separator), of.bucketed, of.cross_ptr, of.cross_columns, fields,
+                batch.labels, batch.indptr, batch.keys, batch.state,
+            )  # fmt: skip
+
+        wrong = partial(wrong_row, separator, of.columns + 1)
+        return (yield from parsed(path, chain([first], blocks), batch, parse, wrong, spec.on_error, tally))
