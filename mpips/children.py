@@ -1,0 +1,167 @@
+"""The launcher and its ranks as child processes: signals go to them, what they write comes from them, none is left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpips.launch import Launch
+
+GRACE = 5.0
+"""Seconds that ranks have to go after they were told to, before they are killed."""
+ORPHAN_GRACE = 2.0
+"""Seconds that ranks have to go after their launcher has."""
+
+
+class Children:
+    """The launcher as a child in a process group of its own, with signals passed on to it.
+
+    USR1 is passed on. The first INT, TERM or HUP is passed on as USR1, which asks the ranks to checkpoint and
+    stop: a launcher that gets TERM kills them within a second. A second one ends everything. Ranks whose
+    launcher has died are adopted, and ended too.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0
+        self._deadline: float | None = None
+        self._copying: list[threading.Thread] = []
+
+    def _pass_on(self) -> None:
+        """Copy what the ranks write: a launcher whose reader has gone, as in `| head`, would kill them."""
+        assert self._process is not None
+        for pipe, out in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)):
+            assert pipe is not None
+            copying = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno()), daemon=True)
+            copying.start()
+            self._copying.append(copying)
+
+    def run(self) -> int:
+        """Run the launch to its end; returns its exit code, negative for a signal."""
+        kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+            kinds.append(signal.SIGHUP)
+        before = {kind: signal.signal(kind, self._on_signal) for kind in kinds}
+        adopt_orphans()
+        try:
+            self._process = subprocess.Popen(
+                self._launch.line,
+                env=self._launch.environment(),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                preexec_fn=end_with_parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            self._pass_on()
+            while True:
+                try:
+                    code = self._process.wait(timeout=0.2)
+                    self._end_orphans()
+                    for copying in self._copying:
+                        copying.join(1.0)
+                    return code
+                except subprocess.TimeoutExpired:
+                    if self._deadline is not None and time.monotonic() > self._deadline:
+                        self._kill()
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._process is None or self._process.poll() is not None:
+            if number != signal.SIGUSR1:
+                raise KeyboardInterrupt
+            return
+        if number == signal.SIGUSR1:
+            self._process.send_signal(signal.SIGUSR1)
+            return
+        self._asked += 1
+        if self._asked == 1:
+            print(
+                "mpips: stopping after a checkpoint; once more to kill the run", file=sys.stderr, flush=True
+            )
+            self._process.send_signal(signal.SIGUSR1)
+        elif self._deadline is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._deadline = time.monotonic() + GRACE
+
+    def _end_orphans(self) -> None:
+        """Give ranks that outlived their launcher, as when it was killed, a moment; then kill them."""
+        deadline = time.monotonic() + ORPHAN_GRACE
+        while left := descendants(os.getpid()):
+            if time.monotonic() > deadline:
+                kill(left)
+            time.sleep(0.02)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            kill([*descendants(self._process.pid), self._process.pid])
+
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends; where the system cannot, nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def copy(source: int, sink: int) -> None:
+    """Copy one file descriptor to another until the source ends; a sink that is gone takes nothing more."""
+    gone = False
+    while data := os.read(source, 1 << 16):
+        try:
+            while data and not gone:
+                data = data[os.write(sink, data) :]
+        except OSError:
+            gone = True
+
+
+def end_with_parent() -> None:
+    """Ask for TERM when the parent ends, even by KILL; where the system cannot, nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes, those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """List the processes below one that have not ended: a launcher puts ranks into process groups of their own."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue
+            if state in "ZX":
+                continue
+            below.setdefault(int(parent), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        children = below.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found

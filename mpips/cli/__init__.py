@@ -1,0 +1,8 @@
+"""The commands of the login node: `mpips run`, `doctor`, `inspect` and the rest, one file each.
+
+Nothing is imported here that a command does not need: `mpips --help` answers at once.
+"""
+
+from mpips.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,49 @@
+"""`mpips bench`: measure, beside the competition, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import pkgutil
+
+from mpips.errors import InputError
+
+DESCRIPTION = """\
+Run a benchmark; each says what it compares and has its own --help.
+
+  mpips bench                                   list them
+  mpips bench sparse_lr                         training time beside LIBLINEAR's
+  mpips bench delay                             waiting and time for several delays, with a straggler
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure speed on this machine",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which one")
+    parser.set_defaults(command=command, passes_on=True)
+
+
+def names() -> list[str]:
+    """List the benchmarks."""
+    package = importlib.util.find_spec("mpips.bench")
+    places = (package.submodule_search_locations or []) if package else []
+    return sorted(found.name for found in pkgutil.iter_modules(places) if not found.name.startswith("_"))
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Run one benchmark with the arguments that follow its name, or list them all."""
+    if arguments.name is None:
+        print(DESCRIPTION + "\nbenchmarks: " + ", ".join(names()))
+        return 0
+    if arguments.name not in names():
+        raise InputError(f"there is no benchmark {arguments.name!r}; valid: {', '.join(names())}")
+    return int(importlib.import_module(f"mpips.bench.{arguments.name}").main(arguments.rest) or 0)

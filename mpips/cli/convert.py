@@ -1,0 +1,58 @@
+"""`mpips convert`: turn data of one format into another."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """\
+Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5: the
+name of OUT says which (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
+
+  mpips convert train.svm.xz train.h5           parse once, load fast ever after
+  mpips convert part-*.tsv.gz clicks.h5 --set 'crosses=[["site", "device"]]'     hash columns once
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert data between formats",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", nargs="+", metavar="IN", help="the files to read, one after another")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of [data], as in a job file; repeatable",
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Convert the files."""
+    import sys
+
+    from mpips import typed
+    from mpips.config import override_value
+    from mpips.data.convert import convert
+    from mpips.data.spec import DataSpec
+    from mpips.errors import JobError
+
+    settings = (setting.partition("=") for setting in arguments.set)
+    try:
+        spec = typed.build(
+            DataSpec, {key.strip(): override_value(value) for key, _, value in settings}, ("data",)
+        )
+    except typed.Misfit as misfit:
+        raise JobError(f"--set {typed.dotted(misfit.path[1:])}: {misfit}") from misfit
+    tally = convert(arguments.source, arguments.target, spec)
+    print(f"{arguments.target}: {tally.examples} examples")
+    if tally.skipped:
+        print(f"mpips: {tally.skipped} bad lines skipped, the first: {tally.first_error}", file=sys.stderr)
+    return 0

@@ -1,0 +1,60 @@
+"""`mpips job`: teach the job file's keys."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+DESCRIPTION = """\
+Show every table and key that a program's job file may have, with type, default and meaning.
+
+  mpips job                                     the tables that all programs share
+  mpips job sparse_lr                           and the program's own
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "job",
+        help="show the keys of a job file",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("program", nargs="?", metavar="PROGRAM", help="a program's name, or its .py file")
+    parser.set_defaults(command=command)
+
+
+def describe(name: str, spec: type) -> str:
+    """Write one table's keys."""
+    from mpips.typed import documented
+
+    summary = (spec.__doc__ or "").strip().splitlines()
+    lines = [f"[{name}]  {summary[0] if summary else ''}".rstrip()]
+    for key in documented(spec):
+        default = (
+            key.default
+            if key.default == "required"
+            else f"default {key.default}"
+            if key.default
+            else "not set"
+        )
+        lines.append(f"  {key.name}  ({key.type}; {default})")
+        lines += textwrap.wrap(key.doc, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Show the tables."""
+    from pathlib import Path
+
+    from mpips.config import TABLES
+    from mpips.program import load_program
+
+    tables = dict(TABLES)
+    if arguments.program:
+        program = load_program(arguments.program, Path.cwd())
+        tables[program.name] = program.settings
+    print("\n\n".join(describe(name, spec) for name, spec in tables.items()))
+    return 0

@@ -1,0 +1,77 @@
+"""The command line itself: finds the command, runs it, and turns what the user got wrong into one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from mpips.cli import bench, convert, doctor, inspect, job, run
+from mpips.errors import InputError
+
+COMMANDS = (run, doctor, job, inspect, convert, bench)
+"""Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
+
+DESCRIPTION = """\
+The parameter server as an ordinary MPI job.
+
+  mpips run jobs/sparse_lr/job.toml             train, on this machine's cores
+  mpips run JOB.toml --servers 2 --workers 4 --set consistency.tau=4
+  mpips doctor                                  is this machine ready? which MPI, how fast?
+  mpips job sparse_lr                           every key that its job file may have
+
+On a cluster the ranks can be started by hand just as well:
+
+  srun --mpi=pmix -n 7 python -m mpips JOB.toml --set layout.servers=2 --set layout.workers=4
+"""
+
+EPILOG = """\
+exit codes: 0 completed; 85 stopped with a checkpoint, to be started again with --resume latest;
+2 the input is wrong (one line says what); anything else: failed.
+`mpips COMMAND --help` teaches each command."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    root = argparse.ArgumentParser(
+        prog="mpips",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="store_true", help="show the version and leave")
+    subparsers = root.add_subparsers(metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        command.add(subparsers)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"mpips {version('mpips')}")
+        return 0
+    if not hasattr(arguments, "command"):
+        root.print_help()
+        return 2
+    if rest and not getattr(arguments, "passes_on", False):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if getattr(arguments, "passes_on", False):
+        arguments.rest = rest
+    try:
+        return int(arguments.command(arguments))
+    except InputError as error:
+        print(f"mpips: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has left, as in `mpips job sparse_lr | head`: let nothing be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,121 @@
+"""`mpips run`: start a job's ranks here, watch over them, and judge the run by its result."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+DESCRIPTION = """\
+Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
+as many ranks as the job's [layout] says, passes signals on, and judges the run by its result.json.
+
+  mpips run jobs/sparse_lr/job.toml
+  mpips run JOB.toml --servers 2 --workers 4
+  mpips run JOB.toml --set data.train=/data/mine.svm.xz --set sparse_lr.l1=0.5
+  mpips run JOB.toml --resume latest            go on from the last checkpoint
+  mpips run JOB.toml --dry-run                  show the launch line and stop
+
+Ctrl-C asks the run to checkpoint and stop; a second one kills it.
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a job here, or inside an allocation",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", metavar="JOB.toml", help="the job file")
+    parser.add_argument(
+        "--servers", type=int, metavar="S", help="ranks that hold parameters (layout.servers)"
+    )
+    parser.add_argument("--workers", type=int, metavar="W", help="ranks that compute (layout.workers)")
+    parser.add_argument(
+        "--spares", type=int, metavar="P", help="ranks that wait to replace a dead one (layout.spares)"
+    )
+    parser.add_argument("--schedulers", type=int, metavar="N", help="ranks that schedule (layout.schedulers)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override a key of the job file; repeatable",
+    )
+    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; runs/NAME-UTC unless given")
+    parser.add_argument(
+        "--resume", metavar="CHECKPOINT", help="go on from a checkpoint folder, or from the latest"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("auto", "openmpi", "mpich", "srun"),
+        default="auto",
+        help="how ranks are started",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
+    parser.set_defaults(command=command)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """Collect what overrides the job file: `--set` first, then the switches of the layout."""
+    roles = ("servers", "workers", "spares", "schedulers")
+    switches = [
+        f"layout.{role}={getattr(arguments, role)}" for role in roles if getattr(arguments, role) is not None
+    ]
+    return [*arguments.set, *switches]
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Run the job; returns 0 completed, 85 stopped, else failed."""
+    from mpips import launch
+    from mpips.children import Children
+    from mpips.config import load
+    from mpips.folder import RunFolder, write_json
+
+    settings = overrides(arguments)
+    job = load(arguments.job, settings)
+    passed = [part for setting in settings for part in ("--set", setting)]
+    if arguments.resume is not None:
+        passed += ["--resume", arguments.resume]
+    starter, size = launch.find_starter(arguments.launcher), job.layout.size()
+    if arguments.dry_run:
+        where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
+        print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where)))
+        return 0
+    if not os.environ.get("SLURM_JOB_ID"):  # within an allocation the batch node is not all there is
+        _warm_up(arguments.job, settings)
+    named = arguments.run_dir
+    folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
+    planned = launch.plan(
+        starter, size, launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
+    )
+    print(f"mpips: {planned}", file=sys.stderr, flush=True)
+    progress = launch.progress_environment(sys.stdout)
+    judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
+    ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
+    ended = Children(ready).run()
+    result = folder.read_result()
+    code, line = launch.verdict(result, ended, folder.path)
+    if result is None:
+        with suppress(OSError):
+            write_json(
+                folder.result, {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
+            )
+    with suppress(OSError):  # whoever read us may have gone
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
+    """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
+    passed = [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run([sys.executable, "-m", "mpips", "--warm-up", str(job), *passed], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode if done.returncode > 0 else 1)

@@ -1,0 +1,161 @@
+"""The fault injector: what goes wrong, where and when, as the job's `[faults]` table says, under a seed.
+
+It is part of the system rather than of its tests: whoever wants to know how a training run fares when a
+server dies rehearses it with the same switches. With an empty table it costs one attribute test per call.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+RoleName = Literal["scheduler", "server", "worker", "spare"]
+
+NORMAL: tuple[float, ...] = (0.0,)
+"""One copy, at once: what becomes of a message when nothing meddles with it."""
+
+DEBT = 50e-6
+"""Seconds of slowness that are gathered before a sleep: the system cannot sleep for less in earnest."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One rank is struck once, at a step or at a time."""
+
+    role: RoleName
+    """Which kind of rank."""
+    index: int = field(default=0, metadata={"at_least": 0})
+    """Which one of its kind, counted from 0."""
+    at_step: int | None = field(default=None, metadata={"at_least": 0})
+    """When the rank comes to this step (for a worker a task, for a server an update) or a later one."""
+    at_seconds: float | None = field(default=None, metadata={"at_least": 0})
+    """When this many seconds have gone by since the rank started."""
+
+    def __post_init__(self) -> None:
+        if (self.at_step is None) == (self.at_seconds is None):
+            raise ValueError("at_step or at_seconds must be given, one of the two")
+
+
+@dataclass(frozen=True)
+class Slow:
+    """One rank takes longer for its work."""
+
+    role: RoleName
+    """Which kind of rank."""
+    index: int = field(default=0, metadata={"at_least": 0})
+    """Which one of its kind, counted from 0."""
+    factor: float = field(default=3.0, metadata={"at_least": 1})
+    """How many times as long its work takes."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Something befalls a message with a probability."""
+
+    probability: float = field(default=0.0, metadata={"at_least": 0, "at_most": 1})
+    """The share of messages that it befalls."""
+    seconds: float = field(default=0.0, metadata={"at_least": 0})
+    """How much later the message, or its second copy, arrives."""
+
+
+@dataclass(frozen=True)
+class FaultsSpec:
+    """What is to go wrong on purpose; nothing, by default."""
+
+    seed: int = 0
+    """Seeds all chances, together with the rank's role and index."""
+    kill: tuple[Strike, ...] = ()
+    """Ranks that die (SIGKILL): `[{role = "server", index = 1, at_step = 100}]`."""
+    stop: tuple[Strike, ...] = ()
+    """Ranks that freeze (SIGSTOP), to be taken for dead."""
+    slow: tuple[Slow, ...] = ()
+    """Stragglers: `[{role = "worker", index = 0, factor = 3}]`."""
+    delay: Chance | None = None
+    """Messages that arrive late: `{probability = 0.01, seconds = 0.05}`."""
+    drop: Chance | None = None
+    """Messages that never arrive."""
+    duplicate: Chance | None = None
+    """Messages that arrive twice, the second time so many seconds later."""
+
+
+class Faults:
+    """The faults that are meant for one rank.
+
+    Args:
+        spec: what the job asks for.
+        role: this rank's role.
+        index: its index among its kind.
+        now: a clock in seconds; injected in tests.
+        sleep: how to wait; injected in tests.
+        strike: sends a signal to this process; injected in tests.
+    """
+
+    def __init__(
+        self,
+        spec: FaultsSpec,
+        role: str,
+        index: int,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        strike: Callable[[signal.Signals], None] = lambda kind: os.kill(os.getpid(), kind),
+    ) -> None:
+        self._now, self._sleep, self._strike = now, sleep, strike
+        self._start = now()
+        mine = [(signal.SIGSTOP, each) for each in spec.stop if (each.role, each.index) == (role, index)]
+        mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
+        self._at_step = [(kind, each.at_step) for kind, each in mine if each.at_step is not None]
+        self._at_seconds = [(kind, each.at_seconds) for kind, each in mine if each.at_seconds is not None]
+        self.factor = 1.0
+        for each in spec.slow:
+            if (each.role, each.index) == (role, index):
+                self.factor *= each.factor
+        self._debt = 0.0
+        self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
+        self.meddles = any(
+            chance is not None and chance.probability > 0
+            for chance in (spec.delay, spec.drop, spec.duplicate)
+        )
+        self._random = random.Random(f"{spec.seed}/{role}/{index}")
+
+    def step(self, step: int) -> None:
+        """Strike this process if it is due at this step or was at an earlier one."""
+        if self._at_step:
+            for due in [each for each in self._at_step if each[1] <= step]:
+                self._at_step.remove(due)
+                self._strike(due[0])
+
+    def poll(self) -> None:
+        """Strike this process if its time has come; nearly free when nothing is planned."""
+        if self._at_seconds:
+            since = self._now() - self._start
+            for due in [each for each in self._at_seconds if each[1] <= since]:
+                self._at_seconds.remove(due)
+                self._strike(due[0])
+
+    def worked(self, seconds: float) -> None:
+        """Make work that took so many seconds take `factor` times as long, by sleeping for the rest."""
+        if self.factor > 1.0:
+            self._debt += (self.factor - 1.0) * seconds
+            if self._debt >= DEBT:
+                before = self._now()
+                self._sleep(self._debt)
+                self._debt -= self._now() - before
+
+    def message(self) -> tuple[float, ...]:
+        """Give the delay in seconds of each copy to deliver of one outgoing message; none: it is lost."""
+        if not self.meddles:
+            return NORMAL
+        if self._befalls(self._drop):
+            return ()
+        late = self._delay.seconds if self._befalls(self._delay) and self._delay else 0.0
+        if self._befalls(self._duplicate) and self._duplicate:
+            return (late, late + self._duplicate.seconds)
+        return (late,) if late else NORMAL
+
+    def _befalls(self, chance: Chance | None) -> bool:
+        return chance is not None and self._random.random() < chance.probability

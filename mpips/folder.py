@@ -1,0 +1,228 @@
+"""A run's folder: every path of a run is a property here, and every file in it is written from here.
+
+Files that others read while the run goes on, or after it was killed, are replaced whole (temporary file,
+fsync, rename): whoever sees `result.json` sees all of it. Lines of `metrics.jsonl` and of the logs are
+appended one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mpips.errors import ClosedError, InputError
+
+
+def utc_now() -> datetime:
+    """Give the time of day in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder; made when first written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    def __repr__(self) -> str:
+        """Show the path."""
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, name: str, runs: str | Path = "runs", now: Callable[[], datetime] = utc_now) -> RunFolder:
+        """Make a new folder ``runs/NAME-UTC``; a run of the same second gets ``-2``, ``-3`` ...
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
+        stem = f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}-{now():%Y%m%dT%H%M%SZ}"
+        number = 1
+        while True:
+            path = Path(runs) / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise InputError(
+                    f"{path}: the run folder cannot be made: {error.strerror or error}"
+                ) from None
+
+    @classmethod
+    def claim(cls, path: str | Path, resume: bool = False) -> RunFolder:
+        """Take a folder that the user named.
+
+        A folder that holds a run already is taken only to resume; its `result.json` is then set aside, so
+        that nobody reads an old verdict as the new one.
+
+        Raises:
+            InputError: it holds a run already, or it is no folder, or it cannot be made.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{path}: the run folder is a file") from None
+        except OSError as error:
+            raise InputError(f"{path}: the run folder cannot be made: {error.strerror or error}") from None
+        if not os.access(folder.path, os.W_OK | os.X_OK):
+            raise InputError(f"{path}: the run folder cannot be written")
+        if resume:
+            if folder.result.exists():
+                os.replace(folder.result, folder.path / "result.previous.json")
+        elif folder.run.exists() or folder.result.exists():
+            raise InputError(
+                f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
+            )
+        return folder
+
+    @property
+    def job(self) -> Path:
+        """The job as resolved."""
+        return self.path / "job.toml"
+
+    @property
+    def run(self) -> Path:
+        """Provenance: what ran, where, of which versions, as which ranks."""
+        return self.path / "run.json"
+
+    @property
+    def result(self) -> Path:
+        """What came of it; written last."""
+        return self.path / "result.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON per event of the training."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """The ranks' logs."""
+        return self.path / "logs"
+
+    def log(self, rank: int) -> Path:
+        """One rank's log."""
+        return self.logs / f"rank-{rank:04d}.jsonl"
+
+    @property
+    def trace(self) -> Path:
+        """The ranks' traces."""
+        return self.path / "trace"
+
+    @property
+    def report(self) -> Path:
+        """The report that `mpips report` writes."""
+        return self.path / "report.html"
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Read `result.json`; None when the run did not get to write one."""
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return result if isinstance(result, dict) else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a text, whole or not at all, and durably: also the name survives a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(handle, 0o666 & ~_umask())
+            os.fsync(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it. Left alone, a temporary file's mode hides the run from the group.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file by a JSON object; numpy scalars count as numbers, what is not finite as null."""
+    write_text(path, json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, bytes)) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    return value
+
+
+class Lines:
+    """A file of JSON lines that grows: each line is in the file, whole, when `append` returns.
+
+    Use it with `with`, or call `close`, any number of times.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file: FileIO | None = path.open("ab", buffering=0)
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Write one object as one line.
+
+        Raises:
+            ClosedError: after `close`.
+            OSError: it cannot be written; names the file.
+        """
+        if self._file is None:
+            raise ClosedError(f"{self.path} was closed")
+        line = json.dumps(_jsonable(value), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Lines:
+        """Give itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()

@@ -1,0 +1,93 @@
+"""A ping between two ranks, as `mpips doctor` starts it: is there one world, and how fast is it?
+
+mpirun -n 2 python -m mpips.ping OUT.json
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpips.folder import write_json
+
+ROUNDS, SMALL = 2000, 8
+"""How often the small message goes to and fro, and its size in bytes."""
+BURSTS, LARGE = 20, 4 << 20
+
+PATIENCE = 5.0
+"""Seconds to wait for the news of a death."""
+
+LEVELS = {
+    MPI.THREAD_SINGLE: "single",
+    MPI.THREAD_FUNNELED: "funneled",
+    MPI.THREAD_SERIALIZED: "serialized",
+    MPI.THREAD_MULTIPLE: "multiple",
+}
+
+
+def times(comm: MPI.Comm, size: int, rounds: int) -> list[float]:
+    """Send `size` bytes from rank 0 to rank 1 and back, `rounds` times; returns the seconds of each way."""
+    buffer = np.zeros(size, np.uint8)
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        if comm.rank == 0:
+            comm.Send(buffer, dest=1)
+            comm.Recv(buffer, source=1)
+        else:
+            comm.Recv(buffer, source=0)
+            comm.Send(buffer, dest=0)
+        taken.append((time.perf_counter() - start) / 2)
+    return taken
+
+
+def survives(comm: MPI.Comm) -> bool:
+    """Kill rank 1, and tell on rank 0 whether it lives to see that (ULFM)."""
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    comm.Barrier()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    request = comm.Irecv(np.zeros(1, np.uint8), source=1)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while time.monotonic() < deadline:
+            request.Test()
+            time.sleep(0.001)
+    except MPI.Exception:
+        return True
+    return False
+
+
+def main(path: Path, may_die: bool) -> None:
+    """Measure, and let rank 0 write what was found.
+
+    Args:
+        path: the file to write.
+        may_die: the launcher was asked to let ranks live on when one dies: try it.
+    """
+    comm = MPI.COMM_WORLD
+    found: dict[str, Any] = {"size": comm.size, "thread_level": LEVELS[MPI.Query_thread()]}
+    if comm.size == 2:
+        times(comm, SMALL, ROUNDS // 10)
+        found["latency_seconds"] = median(times(comm, SMALL, ROUNDS))
+        times(comm, LARGE, 2)
+        found["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
+        found["ulfm"] = False
+    if comm.rank == 0:
+        write_json(path, found)
+    if may_die and comm.size == 2:
+        found["ulfm"] = survives(comm)
+        write_json(path, found)
+        os._exit(0)  # nobody is left to finalize with
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--may-die" in sys.argv[2:])

@@ -1,0 +1,236 @@
+"""What the tests share: commands that cannot hang or leave anything behind, and tiny data."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TAG = "MPIPS_TEST_TAG"
+"""An environment variable by which every process that a test started, however deep, is known."""
+
+GONE_WITHIN = 5.0
+"""Seconds after a command's end within which everything that it started must be gone."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a command."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def last_line(self) -> str:
+        """The last line of stderr: where a command says how it ended."""
+        return (self.stderr.strip().splitlines() or [""])[-1]
+
+
+def tagged(tag: str) -> list[int]:
+    """List the living processes that carry a tag."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if f"{TAG}={tag}\0".encode() in (entry / "environ").read_bytes() and not is_zombie(entry):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def is_zombie(entry: Path) -> bool:
+    """Tell whether a process has ended and only waits for its parent to ask how."""
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def send(pids: Sequence[int], kind: signal.Signals) -> None:
+    """Signal processes, those that are still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, kind)
+        except ProcessLookupError:
+            continue
+
+
+class Started:
+    """A command that runs in a process group of its own."""
+
+    def __init__(
+        self, command: Sequence[str | Path], cwd: Path, environ: Mapping[str, str], folder: Path
+    ) -> None:
+        self.tag = secrets.token_hex(8)
+        self._out, self._err = folder / f"{self.tag}.out", folder / f"{self.tag}.err"
+        self._began = time.monotonic()
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OMPI_COMM", "PMI", "PRTE_", "MPIPS_"))
+        }
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=cwd,
+                env={**inherited, "PYTHONFAULTHANDLER": "1", TAG: self.tag, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def stdout(self) -> str:
+        """What it has written so far."""
+        return self._out.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """What it has written to stderr so far."""
+        return self._err.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+        """Wait until something holds; fails the test if the command ends, or too much time passes, before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                state = "ended" if self.process.poll() is not None else "did not get there in time"
+                self.kill()
+                pytest.fail(f"the command {state}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
+            time.sleep(0.02)
+
+    def finish(self, timeout: float = 60.0) -> Finished:
+        """Wait for its end. What hangs is dumped by the fault handler and killed, and fails the test.
+
+        So does what it leaves behind.
+        """
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            send(self.pythons(), signal.SIGABRT)  # each Python writes its stacks as it goes
+            time.sleep(1.0)
+            self.kill()
+            pytest.fail(f"no end after {timeout} s\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
+        seconds = time.monotonic() - self._began
+        deadline = time.monotonic() + GONE_WITHIN
+        while left := tagged(self.tag):
+            if time.monotonic() > deadline:
+                names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]
+                self.kill()
+                pytest.fail(f"left behind after {GONE_WITHIN} s: {names}\n--- stderr\n{self.stderr}")
+            time.sleep(0.02)
+        return Finished(code, self.stdout, self.stderr, seconds)
+
+    def pythons(self) -> list[int]:
+        """List its Python processes."""
+        return [pid for pid in tagged(self.tag) if "python" in Path(os.readlink(f"/proc/{pid}/exe")).name]
+
+    def kill(self) -> None:
+        """Kill all of it, and nothing else."""
+        send(tagged(self.tag), signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """Start commands (`cwd`, `environ`); whatever still runs when the test is over is killed."""
+    folder = tmp_path_factory.mktemp("output")
+    running: list[Started] = []
+
+    def start_it(
+        command: Sequence[str | Path], cwd: Path = folder, environ: Mapping[str, str] | None = None
+    ) -> Started:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        running.append(Started(command, cwd, {"PYTHONPATH": path, **(environ or {})}, folder))
+        return running[-1]
+
+    yield start_it
+    for started in running:
+        started.kill()
+
+
+@pytest.fixture
+def start_mpips(start: Callable[..., Started]) -> Callable[..., Started]:
+    """Start `mpips ARGUMENTS`."""
+    return lambda *arguments, **how: start([sys.executable, "-m", "mpips.cli", *arguments], **how)
+
+
+@pytest.fixture
+def run_mpips(start_mpips: Callable[..., Started]) -> Callable[..., Finished]:
+    """Run `mpips ARGUMENTS` to its end, within `timeout` seconds."""
+    return lambda *arguments, timeout=60.0, **how: start_mpips(*arguments, **how).finish(timeout)
+
+
+@pytest.fixture(scope="session")
+def starter() -> Any:
+    """Give the launcher of this interpreter's MPI."""
+    from mpips import launch
+
+    return launch.find_starter()
+
+
+@pytest.fixture
+def start_ranks(start: Callable[..., Started], starter: Any) -> Callable[..., Started]:
+    """Start `python ARGUMENTS` on so many ranks."""
+    from mpips import launch
+
+    def start_them(
+        ranks: int, *arguments: str | Path, environ: Mapping[str, str] | None = None, **how: Any
+    ) -> Started:
+        planned = launch.plan(starter, ranks, [sys.executable, *map(str, arguments)])
+        return start(planned.line, environ={**planned.added, **(environ or {})}, **how)
+
+    return start_them
+
+
+@pytest.fixture
+def run_ranks(start_ranks: Callable[..., Started]) -> Callable[..., Finished]:
+    """Run `python ARGUMENTS` on so many ranks to its end, by the launcher of this interpreter's MPI."""
+    return lambda ranks, *arguments, timeout=60.0, **how: start_ranks(ranks, *arguments, **how).finish(
+        timeout
+    )
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """A data set that trains in no time: svmlight, 240 and 60 examples, 40 features of which 5 matter."""
+
+    train: Path
+    test: Path
+    train_rows: np.ndarray
+    train_labels: np.ndarray
+    test_rows: np.ndarray
+    test_labels: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """Give the tiny data set, as files and as dense arrays (column j is key j + 1)."""
+    random = np.random.default_rng(7)
+    rows = random.normal(size=(300, 40)).round(3) * (random.random((300, 40)) < 0.3)
+    weights = np.zeros(40)
+    weights[:5] = (3, -2, 2, -1, 1)
+    labels = np.where(rows @ weights + 0.3 * random.normal(size=300) > 0, 1, -1)
+    folder = tmp_path_factory.mktemp("tiny")
+    for name, part in (("train", slice(0, 240)), ("test", slice(240, 300))):
+        lines = [
+            f"{label:+d} " + " ".join(f"{key + 1}:{row[key]:g}" for key in np.flatnonzero(row))
+            for label, row in zip(labels[part], rows[part], strict=True)
+        ]
+        (folder / f"{name}.svm").write_text("\n".join(lines) + "\n")
+    return TinyData(
+        folder / "train.svm", folder / "test.svm", rows[:240], labels[:240], rows[240:], labels[240:]
+    )

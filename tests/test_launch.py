@@ -1,0 +1,216 @@
+"""Launch lines are as written here, launchers those of the MPI that mpi4py loads, verdicts the result's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Finished, Started
+
+from mpips import launch
+from mpips.children import descendants
+from mpips.errors import InputError
+from mpips.launch import Launch, Mpi
+
+PROGRAM = ["python", "-m", "mpips", "job.toml"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "options", "line"),
+    [
+        ("openmpi", 3, {}, "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none P"),
+        ("openmpi", 9, {}, "L -n 9 --map-by :OVERSUBSCRIBE --bind-to none --mca mpi_yield_when_idle 1 P"),
+        ("openmpi", 3, {"survive": True}, "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none --with-ft ulfm P"),
+        (
+            "openmpi",
+            3,
+            {"exports": ["OMP_NUM_THREADS"]},
+            "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none -x OMP_NUM_THREADS P",
+        ),
+        ("mpich", 9, {}, "L -n 9 P"),
+        ("srun", 9, {}, "L --mpi=pmix --ntasks=9 --kill-on-bad-exit=1 P"),
+        (
+            "srun",
+            9,
+            {"pmi": "pmi2", "cpus_per_task": "2"},
+            "L --mpi=pmi2 --ntasks=9 --cpus-per-task=2 --kill-on-bad-exit=1 P",
+        ),
+    ],
+)
+def test_launch_lines(kind: str, ranks: int, options: dict[str, object], line: str) -> None:
+    made = launch.launch_line(kind, "L", ranks, PROGRAM, cores=8, **options)  # type: ignore[arg-type]
+    assert shlex.join(made) == line.removesuffix("P") + shlex.join(PROGRAM)
+
+
+def test_threads_are_one_unless_the_user_says_otherwise() -> None:
+    added = launch.launch_environment("mpich", {"OMP_NUM_THREADS": "4"}, root=True)
+    assert added == {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def test_only_open_mpi_as_root_needs_leave() -> None:
+    leave = {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}
+    assert leave <= set(launch.launch_environment("openmpi", {}, root=True))
+    assert not leave & set(launch.launch_environment("openmpi", {}, root=False))
+
+
+def test_a_launch_can_be_typed() -> None:
+    made = Launch("mpich", ("mpiexec", "-n", "2", "a b"), {"B": "1", "A": "x y", "MPIPS_PROGRESS": "live"})
+    assert str(made) == "env 'A=x y' B=1 mpiexec -n 2 'a b'"
+
+
+def fake(path: Path, says: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_launcher_of_another_mpi_is_passed_over(tmp_path: Path) -> None:
+    library = tmp_path / "mpi" / "lib" / "libmpi.so.40"
+    fake(tmp_path / "mpi" / "bin" / "mpirun", "HYDRA build details")
+    right = fake(tmp_path / "mpi" / "bin" / "mpiexec", "mpiexec (OpenRTE) 4.1.4")
+    mpi = Mpi("openmpi", "Open MPI", "4.1.4", "3.1", str(library), "")
+    assert launch.find_launcher(mpi) == right
+
+
+def test_no_launcher_is_an_error_that_names_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    mpi = Mpi("openmpi", "Open MPI", "4.1.4", "3.1", "/nowhere/lib/libmpi.so.40", "")
+    with pytest.raises(InputError, match=r"no launcher of Open MPI 4\.1\.4 \(/nowhere/lib/libmpi\.so\.40\)"):
+        launch.find_launcher(mpi, str(tmp_path))
+
+
+def test_a_python_without_mpi4py_is_an_input_error(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S -I "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(InputError, match=r"mpi4py loads no MPI .*mpips\[openmpi\]"):
+        launch.find_mpi(str(python))
+
+
+def test_the_wrong_launcher_by_name_is_refused() -> None:
+    other = "mpich" if launch.find_mpi().kind == "openmpi" else "openmpi"
+    with pytest.raises(InputError, match=f"--launcher {other}: but mpi4py loads"):
+        launch.find_starter(other)
+
+
+@pytest.mark.parametrize(
+    ("result", "launcher_code", "code", "said"),
+    [
+        ({"status": "completed"}, 0, 0, "completed"),
+        ({"status": "completed"}, 1, 0, "completed"),
+        ({"status": "stopped"}, 0, 85, "--resume latest"),
+        ({"status": "failed", "exit_code": 2, "error": "no such file"}, 0, 2, "failed: no such file"),
+        ({"status": "failed", "exit_code": 0}, 3, 1, "exit code 3"),
+        ({"status": "failed"}, -9, 1, "SIGKILL"),
+        (None, 0, 1, "no result.json (the launcher ended with exit code 0)"),
+        (None, 2, 2, "no result.json"),
+        (None, 137, 1, "exit code 137"),
+        (None, -15, 1, "ended by SIGTERM"),
+    ],
+)
+def test_the_verdict_is_the_results(
+    result: dict[str, object] | None, launcher_code: int, code: int, said: str
+) -> None:
+    judged, line = launch.verdict(result, launcher_code, Path("/runs/x"))
+    assert judged == code
+    assert said in line
+    assert "\n" not in line
+
+
+@pytest.mark.ranks
+def test_ranks_form_one_world(run_ranks: Callable[..., Finished]) -> None:
+    script = "from mpi4py import MPI; print('size', MPI.COMM_WORLD.size)"
+    done = run_ranks(3, "-c", script)
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("size 3") == 3
+
+
+SLEEPER = """
+import os, signal, sys, time
+from pathlib import Path
+from mpi4py import MPI
+rank, folder = MPI.COMM_WORLD.rank, Path(sys.argv[1])
+heard = []
+if sys.argv[2] == "heeds":
+    signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+else:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+MPI.COMM_WORLD.Barrier()
+(folder / f"up-{rank}").touch()
+while not heard:
+    time.sleep(0.02)
+(folder / f"heard-{rank}").touch()
+"""
+
+PARENT = """
+import sys
+from mpips import launch
+from mpips.children import Children
+planned = launch.plan(launch.find_starter(), 2, [sys.executable, *sys.argv[1:]])
+sys.exit(abs(Children(planned).run()))
+"""
+
+
+def sleepers(start: Callable[..., Started], folder: Path, how: str) -> Started:
+    script = folder / "sleeper.py"
+    script.write_text(SLEEPER)
+    started = start([sys.executable, "-c", PARENT, script, folder, how])
+    started.wait_for(lambda: len(list(folder.glob("up-*"))) == 2)
+    return started
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_every_wish_to_stop_reaches_all_ranks_as_usr1(
+    start: Callable[..., Started], tmp_path: Path, kind: signal.Signals
+) -> None:
+    started = sleepers(start, tmp_path, "heeds")
+    started.process.send_signal(kind)
+    done = started.finish(20)
+    assert len(list(tmp_path.glob("heard-*"))) == 2, done.stderr
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.ranks
+def test_a_second_interrupt_kills_ranks_that_do_not_heed(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    started = sleepers(start, tmp_path, "ignores")
+    started.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert started.process.poll() is None
+    started.process.send_signal(signal.SIGINT)
+    done = started.finish(20)
+    assert done.code != 0
+    assert list(tmp_path.glob("heard-*")) == []
+
+
+def test_descendants_are_found(start: Callable[..., Started], tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.run(['sleep', '30'])"
+    started = start([sys.executable, "-c", code])
+    started.wait_for(lambda: len(descendants(os.getpid())) >= 2)
+    started.wait_for(lambda: len(descendants(started.process.pid)) == 1)
+    started.kill()
+
+
+def test_progress_of_a_pipe_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPIPS_PROGRESS", raising=False)
+    with open(os.devnull, "w") as stream:
+        assert launch.progress_environment(stream) == {"MPIPS_PROGRESS": "plain"}
+
+
+def test_what_mpi4py_says_is_json_serialisable() -> None:
+    mpi = launch.find_mpi()
+    assert json.loads(json.dumps(mpi.__dict__))["library"].count("libmpi") == 1
