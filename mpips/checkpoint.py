@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.clock import RangedClock
 from mpips.errors import CheckpointError
 from mpips.manifest import (
     FORMAT,
@@ -311,6 +312,22 @@ def load_server(path: Path, server: int) -> dict[str, Any]:
     """Return the `meta` that a server's shard was written with."""
     with _opened(Path(path) / f"server-{server:04d}.h5") as file:
         return _meta(file)
+
+
+def load_clocks(path: Path, name: str) -> list[RangedClock]:
+    """Return the clock of one vector on every server that wrote the checkpoint."""
+    path = Path(path)
+    shards = [entry for entry in read_manifest(path)["files"] if entry["kind"] == "server"]
+    saved = [load_server(path, entry["number"]).get("clocks", {}).get(name) for entry in shards]
+    return [
+        RangedClock.from_arrays(
+            np.array(nodes, np.int64),
+            np.array(firsts, np.uint64),
+            np.array(lasts, np.uint64),
+            np.array(times, np.int64),
+        )
+        for nodes, firsts, lasts, times in filter(None, saved)
+    ]
 
 
 def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -47,6 +47,8 @@ class Command(IntEnum):
 NO_ROUND = -1
 INLINE = 32 * 1024
 DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i4"), np.dtype("<i8"))
+_KINDS = {int(kind): kind for kind in Kind}
+_COMMANDS = {int(command): command for command in Command}
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _KEY = np.dtype("<u8")
 _MAGIC = b"mps1"
@@ -54,8 +56,8 @@ _DETACHED = 1  # flag: keys and values follow the frame as messages of their own
 _LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
 _NO_VALUES = 255
 #         magic kind command flags sender epoch namespace seq acked time round first last
-#         keys dtype pad width rows meta after signature
-_HEADER = struct.Struct("<4sBBHiiIqqqqQQQBBHQII16s")
+#         keys dtype width rows meta after signature
+_HEADER = struct.Struct("<4sBBHiiIqqqqQQQB3xIQII4x16s")
 HEADER_BYTES = _HEADER.size
 NO_SIGNATURE = bytes(16)
 
@@ -101,11 +103,15 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     """Give the frame, and the buffers that must follow it (none when they are in the frame)."""
     keys, values = message.keys, message.values
     n_keys = 0 if keys is None else len(keys)
+    if keys is not None and (keys.dtype != _KEY or keys.ndim != 1):
+        raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot travel; use uint64, 1-d")
     code, width, rows = _NO_VALUES, 0, 0
     if values is not None:
         code = _CODES.get(values.dtype, _NO_VALUES)
         if code == _NO_VALUES:
             raise ProtocolError(f"values of type {values.dtype} cannot travel; use {_names()}")
+        if values.ndim not in (1, 2):
+            raise ProtocolError(f"values of {values.ndim} dimensions cannot travel; use rows [n, width]")
         rows = values.shape[0]
         width = values.shape[1] if values.ndim == 2 else 1
     meta = json.dumps(message.meta, separators=(",", ":")).encode() if message.meta else b""
@@ -133,7 +139,6 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
             end - 1,
             n_keys,
             code,
-            0,
             width,
             rows,
             len(meta),
@@ -180,7 +185,6 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
         last,
         n_keys,
         code,
-        _,
         width,
         rows,
         n_meta,
@@ -212,11 +216,11 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
         at += n_meta
     try:
         message = Message(
-            Kind(kind), Command(command), sender, epoch, namespace, seq, acked, time, round_,
+            _KINDS[kind], _COMMANDS[command], sender, epoch, namespace, seq, acked, time, round_,
             KeyRange(first, last + 1), None, None, meta, after, signature,
         )  # fmt: skip
-    except ValueError as error:
-        raise ProtocolError(str(error)) from error
+    except KeyError as error:
+        raise ProtocolError(f"unknown kind {kind} or command {command}") from error
     if detached:
         if code != _NO_VALUES:
             message.values = np.empty((rows, width), DTYPES[code])
@@ -233,7 +237,7 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
 def frame_bytes(raw: bytearray | memoryview) -> int:
     """Give the size of the frame at the start of `raw`, which detached buffers may follow."""
     fields = _HEADER.unpack_from(raw)
-    size = HEADER_BYTES + fields[18] + 16 * fields[19]
+    size = HEADER_BYTES + fields[17] + 16 * fields[18]
     return len(raw) if not fields[3] & _DETACHED else int(size)
 
 

@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -81,17 +82,19 @@ class Node:
         self.van, self.layout, self.view = van, layout, view
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, socket.gethostname()
-        self.tasks = Tasks(self._send_request, window, resend)
+        self._outgoing, self._incoming = outgoing or Chain(), incoming or Chain()
+        decode = self._incoming.decode
+        self.tasks = Tasks(self.send, window, resend, encode=self._encode, decode=decode)
         self.tasks.now = van.now
-        self.inbox = Inbox(self.send, keep_replies=resend is not None)
+        self.inbox = Inbox(self.send, resend is not None, encode=self._encode, decode=decode)
         self.handlers: dict[Command, Handler] = {}
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
         self.saved_bytes = 0  # by filters
         self.faults = faults
-        self._outgoing, self._incoming = outgoing or Chain(), incoming or Chain()
         self._ready: deque[Message] = deque()
         self._delayed: list[tuple[float, int, int, Message]] = []
+        self._order = count()
         self._resend = resend
         self._next_resend = 0.0
         self._barrier: set[int] = set()
@@ -100,24 +103,23 @@ class Node:
     # --- sending -----------------------------------------------------------------------------
 
     def send(self, dest: int, message: Message) -> None:
-        """Send one message, through the filters and whatever faults are injected."""
+        """Send one message, through whatever faults are injected."""
         message.sender = self.rank
-        if self._outgoing.filters:
-            before = message.payload_bytes
-            message = self._outgoing.encode(dest, message)
-            self.saved_bytes += before - message.payload_bytes
-        if self.faults is None:
+        if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
             self.van.send(dest, message)
             return
         for delay in self.faults.message():
             if delay > 0:
-                heappush(self._delayed, (self.van.now() + delay, len(self._delayed), dest, message))
+                heappush(self._delayed, (self.van.now() + delay, next(self._order), dest, message))
             else:
                 self.van.send(dest, message)
 
-    def _send_request(self, dest: int, message: Message) -> None:
-        message.epoch = self.view.epoch
-        self.send(dest, message)
+    def _encode(self, dest: int, message: Message) -> Message:
+        if not self._outgoing.filters:
+            return message
+        encoded = self._outgoing.encode(dest, message)
+        self.saved_bytes += message.payload_bytes - encoded.payload_bytes
+        return encoded
 
     def reply(
         self,
@@ -156,7 +158,7 @@ class Node:
             "rank": self.rank,
             "role": f"{self.place.role.name.lower()} {self.place.index}",
             "host": self.host,
-            "text": text.strip().replace("\n", " "),
+            "text": " ".join(text.split()).removesuffix(":"),
             "trace": trace[-8000:],
             "is_input": isinstance(error, InputError),
         }
@@ -174,19 +176,21 @@ class Node:
             self._next_resend = self.van.now() + self._resend / 4
             self.tasks.resend()
         message = self.van.receive()
-        if message is None:
+        if message is None and not self._ready:
             return False
-        message = self._incoming.decode(message.sender, message)
-        kind = message.kind
-        if kind is Kind.REQUEST:
-            self._ready.extend(self.inbox.admit(message))
-        elif kind is Kind.CONTROL:
-            self._control(message)
-        else:
-            self.tasks.answer(message)
+        if message is not None:
+            self._take(message)
         while self._ready:
             self._start(self._ready.popleft())
         return True
+
+    def _take(self, message: Message) -> None:
+        if message.kind is Kind.REQUEST:
+            self._ready.extend(self.inbox.admit(message))
+        elif message.kind is Kind.CONTROL:
+            self._control(message)
+        else:
+            self.tasks.answer(message)
 
     def _start(self, request: Message) -> None:
         try:
@@ -229,11 +233,6 @@ class Node:
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
         """Wait for each of `tasks`; give their results in order."""
         return [self.wait(task) for task in list(tasks)]
-
-    def drain(self) -> None:
-        """Wait until nothing that this node asked for is unanswered."""
-        while self.tasks.unfinished:
-            self.wait(next(iter(self.tasks.unfinished.values())))
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Poll until `done()`; the time counts as waiting, but for what callbacks spend `working`."""

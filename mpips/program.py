@@ -43,7 +43,7 @@ def load_program(name: str, base: Path) -> Program:
         module = _module(name, base)
     except MpipsError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise JobError(f"program {name!r} does not load: {type(error).__name__}: {error}") from error
     missing = [part for part in ("Settings", "schedule", "Worker") if not hasattr(module, part)]
     if missing:

@@ -56,7 +56,8 @@ class Group:
         """Call a function on every rank of the group, or on those at the indices `only`.
 
         `args` go to all, `each[i]` to the i-th of them besides; `keys` and `values` travel as arrays. On servers
-        the function concerns one `vector`. The task's result is the list of replies (`Message`), in rank order.
+        the function concerns one `vector`. The call starts nowhere before every task of `after` is finished
+        everywhere. The task's result is the list of replies (`Message`), in rank order.
         """
         ranks = self.ranks if only is None else tuple(self.ranks[i] for i in only)
         replies: list[Message | None] = [None] * len(ranks)
@@ -68,8 +69,9 @@ class Group:
             message = Message(Kind.REQUEST, Command.CALL, keys=keys, values=values)
             message.namespace = vector.number if vector is not None else 0
             message.meta = {"call": function, "args": own}
+            message.epoch = self.node.view.epoch
             parts.append((rank, message))
-        task = self.node.tasks.submit(parts, replies.__setitem__, after)
+        task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
         task.result = replies
         return task
 
@@ -94,7 +96,8 @@ class Group:
 class Cluster:
     """What a program's scheduler is given: the servers and workers, and where to say how far the run is.
 
-    `seconds` and `waiting` are what `phase` has measured, `stop` tells whether the run was asked to stop.
+    `seconds` and `waiting` are what `phase` has measured, `stop` tells whether the run was asked to stop. `facts`
+    are what a run must have in common with the checkpoint that it resumes from, by name.
     """
 
     def __init__(self, node: Node, job: Any, folder: RunFolder, out: TextIO | None = None) -> None:
@@ -108,10 +111,16 @@ class Cluster:
         self._out = sys.stdout if out is None else out
         self._lines = Lines(folder.metrics)
         self._training: float | None = None
-        self._last = (0.0, node.van.now())
+        self._last = ([0.0] * len(self.workers), node.van.now())
         self.checkpoints = Path("checkpoints")
         self.resume: Path | None = None
         self.stopped_early = False
+        self.facts: dict[str, Any] = {}
+        self._trained_before = 0.0
+
+    def group(self, name: str) -> Group:
+        """Give one worker group of the job; `workers` is all of them. KeyError if there is none of that name."""
+        return Group(self.node, self.node.layout.group(name))
 
     def close(self) -> None:
         """Close what it writes to; idempotent."""
@@ -146,19 +155,21 @@ class Cluster:
 
     @property
     def trained(self) -> float:
-        """Seconds of training so far."""
+        """Seconds of training so far, those before the checkpoint that was resumed from included."""
         if self._training is None:
-            return 0.0
-        return self.node.van.now() - self._training - self.seconds["checkpoint"]
+            return self._trained_before
+        here = self.node.van.now() - self._training - self.seconds["checkpoint"]
+        return self._trained_before + here
 
-    def lately(self) -> dict[str, Any]:
-        """Say how the workers fare: the share of time they wait, since this was last asked, and bytes sent so far."""
-        accounts, now = self._accounts(), self.node.van.now()
-        waited = sum(each["waited"] for each in accounts)
+    def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent."""
+        accounts, now = accounts or self._accounts(), self.node.van.now()
+        waited = [each["waited"] for each in accounts]
         before, since = self._last
         self._last = (waited, now)
-        waiting = (waited - before) / max(len(accounts) * (now - since), 1e-9)
-        return {"waiting": min(max(waiting, 0.0), 1.0), "sent": sum(each["sent"] for each in accounts)}
+        elapsed = max(now - since, 1e-9)
+        waiting = [min(max((b - a) / elapsed, 0.0), 1.0) for a, b in zip(before, waited, strict=True)]
+        return {"waiting": waiting, "sent": sum(each["sent"] for each in accounts)}
 
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
@@ -188,6 +199,8 @@ class Cluster:
                 "servers": len(self.servers),
                 "job": self.job.tables(),
                 "state": state,
+                "facts": self.facts,
+                "trained": self.trained,
                 "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
             }
             checkpoint.commit(folder, entries, about)
@@ -202,7 +215,7 @@ class Cluster:
         state back when there are as many as there were, else they build it anew from the vectors (`rebuild`).
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or of another program.
+            CheckpointError: the checkpoint is damaged, of another program, or written under other `facts`.
         """
         if self.resume is None:
             return None
@@ -215,6 +228,12 @@ class Cluster:
                 raise CheckpointError(
                     f"checkpoint {self.resume} is of program {about['program']!r}, not {self.job.program!r}"
                 )
+            for fact, value in self.facts.items():
+                if about["facts"].get(fact) != value:
+                    raise CheckpointError(
+                        f"checkpoint {self.resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
+                    )
+            self._trained_before = about["trained"]
             specs = checkpoint.vectors(self.resume)
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(specs[name])
@@ -250,12 +269,14 @@ class Cluster:
             "per_filter": {},
         }
 
-    def create_vector(self, spec: VectorSpec) -> Vector:
-        """Make a vector on all servers and workers, and give a handle on it."""
+    def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
+        """Make a vector on all servers and workers, and give a handle on it; `expect` about so many keys in all."""
         if "." in spec.name:
             raise InputError(f"vector {spec.name!r}: its name must not have a dot")
+        if spec.name in self.vectors:
+            raise InputError(f"vector {spec.name!r} exists already")
         number = len(self.vectors) + 1
-        args = {"spec": asdict(spec), "number": number}
+        args = {"spec": asdict(spec), "number": number, "expect": expect // len(self.servers)}
         everyone = Group(self.node, (*self.servers.ranks, *self.workers.ranks))
         everyone.call("create_vector", args)
         vector = self.vectors[spec.name] = Vector(self.node, spec, number)

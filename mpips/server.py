@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpips.checkpoint import NOTE, Saved, load_range, save_note, vectors, write_shard
-from mpips.clock import RangedClock
+from mpips.checkpoint import NOTE, Saved, load_clocks, load_range, save_note, vectors, write_shard
+from mpips.clock import NOTHING, RangedClock
 from mpips.errors import ProtocolError
 from mpips.message import NO_ROUND, Command, Message
 from mpips.node import Node
@@ -28,11 +28,14 @@ Round = tuple[int, int]  # an aggregation: its round, and where its range begins
 class Hosted:
     """One vector on this server: its segment, and the rounds that wait for more workers."""
 
-    def __init__(self, spec: VectorSpec, ranges: list[KeyRange], workers: tuple[int, ...]) -> None:
-        self.segment = Segment(spec, ranges)
-        self.segment.clock = RangedClock()
+    def __init__(
+        self, spec: VectorSpec, ranges: list[KeyRange], workers: tuple[int, ...], expect: int
+    ) -> None:
+        self.segment = Segment(spec, ranges, expect=expect)
+        self.clock = self.segment.clock = RangedClock()
         self.aggregator = Aggregator(self.segment, workers)
-        self.waiting: dict[Round, list[Message]] = {}
+        self.waiting: dict[Round, dict[int, Message]] = {}  # by sender
+        self.broken: dict[Round, tuple[Exception, set[int]]] = {}  # why, and who has not heard it yet
 
 
 class Server:
@@ -82,34 +85,48 @@ class Server:
             self._aggregate(hosted, request)
             return
         segment = hosted.segment
-        rows = segment.push(keys, request.values, request.command is Command.PUSH_PULL)
-        segment.advance(request.range, request.sender, request.time)
-        self.node.reply(request, rows)
+        self.node.reply(request, segment.push(keys, request.values, request.command is Command.PUSH_PULL))
 
     def _aggregate(self, hosted: Hosted, request: Message) -> None:
-        segment = hosted.segment
+        segment, sender = hosted.segment, request.sender
         round_ = (request.round, request.range.begin)
-        keys = request.range if request.keys is None else request.keys
-        waiting = hosted.waiting.setdefault(round_, [])
-        waiting.append(request)
+        if round_ in hosted.broken:
+            error, unaware = hosted.broken[round_]
+            unaware.discard(sender)
+            if not unaware:
+                del hosted.broken[round_]
+            raise error
+        waiting = hosted.waiting.setdefault(round_, {})
+        if sender not in hosted.aggregator.workers or sender in waiting:
+            what = "has pushed twice" if sender in waiting else f"is none of {hosted.aggregator.workers}"
+            raise ProtocolError(
+                f"vector {segment.spec.name!r}, round {request.round}: worker {sender} {what}"
+            )
+        waiting[sender] = request
         try:
+            keys = request.range if request.keys is None else request.keys
             slots = segment.resolve(keys, create=True)
             assert request.values is not None
-            reply = request.command is Command.PUSH_PULL
-            answers = hosted.aggregator.add(round_, request.sender, slots, request.values, reply)
+            reply = any(each.command is Command.PUSH_PULL for each in waiting.values())
+            answers = hosted.aggregator.add(round_, sender, slots, request.values, reply)
         except Exception as error:
-            # The round cannot be completed: everyone in it hears why.
+            # The round cannot be completed: everyone in it hears why, those who have not pushed yet when they do.
             del hosted.waiting[round_]
             hosted.aggregator.drop(round_)
-            for each in waiting:
+            if unaware := set(hosted.aggregator.workers) - set(waiting):
+                hosted.broken[round_] = (error, unaware)
+            for each in waiting.values():
                 self.node.fail(each, error)
             return
         if answers is None:
             return
         del hosted.waiting[round_]
         segment.advance(request.range, AGGREGATE, request.round)
-        for each in waiting:
-            self.node.reply(each, answers[each.sender])
+        for each in waiting.values():
+            try:
+                self.node.reply(each, answers[each.sender] if each.command is Command.PUSH_PULL else None)
+            except Exception as error:  # an answer that cannot travel
+                self.node.fail(each, error)
 
     def pull(self, request: Message) -> None:
         """Answer with the rows of the keys, or of the range."""
@@ -126,11 +143,11 @@ class Server:
         else:
             self.node.reply(request, meta=call_named(name)(self.hosted(request).segment, args))
 
-    def _create_vector(self, spec: dict[str, Any], number: int) -> dict[str, Any]:
+    def _create_vector(self, spec: dict[str, Any], number: int, expect: int) -> dict[str, Any]:
         made = VectorSpec(**spec)
         view = self.node.view
         ranges = view.ring.owned(self.node.rank, made.extent)
-        self.vectors[number] = Hosted(made, ranges, view.workers)
+        self.vectors[number] = Hosted(made, ranges, view.workers, expect)
         return {}
 
     def _account(self) -> dict[str, Any]:
@@ -146,7 +163,11 @@ class Server:
             for note, rows in segment.notes.items():
                 saved = save_note(segment, note, rows)
                 parts[saved.spec.name] = saved
-        meta = {"server": self.node.place.index}
+        clocks = {
+            hosted.segment.spec.name: [column.tolist() for column in hosted.clock.to_arrays()]
+            for hosted in self.vectors.values()
+        }
+        meta = {"server": self.node.place.index, "clocks": clocks}
         return write_shard(Path(folder), self.node.place.index, parts, meta)
 
     def _restore(self, folder: str) -> dict[str, Any]:
@@ -161,9 +182,17 @@ class Server:
                 if note and owner == segment.spec.name:
                     rows = load_range(path, name, segment.ranges)
                     segment.notes[note] = (segment.listed_slots(rows.keys), rows.values)
+            for clock in load_clocks(path, segment.spec.name):
+                # Rounds go on where they were; the tasks of a worker are numbered anew in every run.
+                for keys, round_ in clock.entries(AGGREGATE):
+                    if round_ != NOTHING:
+                        segment.advance(keys, AGGREGATE, round_)
         return {}
 
     def _export(self, request: Message, begin: int, end: int, limit: int) -> None:
-        keys, rows = self.hosted(request).segment.export(KeyRange(begin, end))
+        """Answer with the rows of a range in key order, zeros left out: those of its first `limit` slots."""
+        segment = self.hosted(request).segment
+        keys = segment.select(KeyRange(begin, end))[0]
         meta = {"next": int(keys[limit])} if len(keys) > limit else {}
-        self.node.reply(request, rows[:limit], meta, keys[:limit])
+        keys, rows = segment.export(KeyRange(begin, meta.get("next", end)))
+        self.node.reply(request, rows, meta, keys)

@@ -16,8 +16,7 @@ keep their slots with the rows they start with, rows that the function had alrea
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -117,11 +116,16 @@ class Segment:
     """The rows of one vector on one server.
 
     `ranges` are what the server owns; keys beyond the vector's extent are left out. `update` is looked up by
-    the vector's specification unless one is given. `settings` may be changed at any time.
+    the vector's specification unless one is given. `settings` may be changed at any time. `expect` keys fit
+    before a sparse segment first grows.
     """
 
     def __init__(
-        self, spec: VectorSpec, ranges: Iterable[KeyRange] = (ALL,), update: Update | None = None
+        self,
+        spec: VectorSpec,
+        ranges: Iterable[KeyRange] = (ALL,),
+        update: Update | None = None,
+        expect: int = 0,
     ) -> None:
         self.spec = spec
         self.update = update_named(spec.update) if update is None else update
@@ -137,7 +141,8 @@ class Segment:
         for column in (*self._columns.values(), self.push_row, self.reply_row):
             if column.dtype not in (*DTYPES, "int8"):
                 raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
-        self._index = KeyIndex()
+        expect = 0 if spec.dense else min(expect, MAX_KEYS)
+        self._index = KeyIndex(expect)
         self._order: NDArray[np.int32] = np.empty(0, np.int32)
         spans = [piece.span for piece in self.ranges]
         self._count = sum(spans) if spec.dense else 0
@@ -149,7 +154,7 @@ class Segment:
         self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
         self._arrays: dict[str, Array] = {
-            name: _filled(column, self._count) for name, column in self._columns.items()
+            name: _filled(column, max(self._count, expect)) for name, column in self._columns.items()
         }
         self._publish()
 
@@ -183,6 +188,7 @@ class Segment:
         if not self.spec.dense:
             if not create:
                 return self._index.find(keys)
+            self._check_owned(keys)
             slots = self._index.insert(keys)
             self._reserve(len(self._index))
             return slots
@@ -194,6 +200,16 @@ class Segment:
             stray = int(keys[slots.argmin()])
             raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
         return slots
+
+    def _check_owned(self, keys: Keys) -> None:
+        """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
+        if not len(keys):
+            return
+        inside = np.searchsorted(keys, self._lasts, "right") - np.searchsorted(keys, self._begins, "left")
+        if inside.sum() != len(keys):
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: keys {keys[0]} to {keys[-1]} are not all owned by this server"
+            )
 
     def listed(self, wanted: KeyRange) -> Keys:
         """Return every owned key of a range, in order: for ranges that fit in memory."""
@@ -272,7 +288,10 @@ class Segment:
         answer = self.apply(slots, self.shaped(slots, rows))
         if not reply:
             return None
-        return self.pull_slots(slots) if answer is None else answer
+        if answer is None:
+            return self.pull_slots(slots)
+        mine = (self.values, *self.state.values())  # what the next push changes while the reply is being sent
+        return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
 
     def shaped(self, slots: Slots, rows: Array) -> Array:
         """Return rows as updates take them: [n, push width], of the pushed dtype, writable and aligned."""
@@ -448,24 +467,6 @@ class Aggregator:
         if self._epoch == 2**31:
             self._stamps.fill(-1)
             self._epoch = 0
-
-
-def digest(vectors: Mapping[str, Sequence[tuple[Keys, Array]]]) -> str:
-    """Return the `parameters_sha256` of whole vectors from the `export`s of all servers, in any order.
-
-    Per vector, in order of names: the text "name dtype width" and a newline, then all keys as little-endian
-    u64 and all values as little-endian numbers, both in key order, rows that are all zero left out.
-    """
-    total = hashlib.sha256()
-    for name in sorted(vectors):
-        keys = np.concatenate([keys for keys, _ in vectors[name]])
-        values = np.concatenate([values for _, values in vectors[name]])
-        kept = np.flatnonzero((values != 0).any(axis=1))
-        kept = kept[np.argsort(keys[kept], kind="stable")]
-        total.update(f"{name} {values.dtype.name} {values.shape[1]}\n".encode())
-        total.update(keys[kept].astype("<u8").tobytes())
-        total.update(values[kept].astype(values.dtype.newbyteorder("<")).tobytes())
-    return total.hexdigest()
 
 
 def _filled(column: Column, rows: int) -> Array:

@@ -27,6 +27,12 @@ from mpips.ranges import Intervals
 
 Send = Callable[[int, Message], None]
 Deliver = Callable[[int, Message], None]
+Filtered = Callable[[int, Message], Message]
+
+
+def unfiltered(peer: int, message: Message) -> Message:
+    """Give the message as it is: what happens to it on its way to or from `peer` where there are no filters."""
+    return message
 
 
 class Task:
@@ -63,7 +69,10 @@ class Task:
         return self.received >= self.expected
 
     def then(self, callback: Callable[[Task], None]) -> Task:
-        """Call `callback(task)` once when the task is finished, at once if it is; give the task."""
+        """Call `callback(task)` once when the task is finished, at once if it is; give the task.
+
+        What it raises becomes the task's error, unless that has one.
+        """
         if self.done:
             callback(self)
         else:
@@ -89,7 +98,10 @@ class Task:
         """Run the callbacks; a task without parts is finished by its issuer."""
         callbacks, self._callbacks, self._deliver = self._callbacks, [], None
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception as error:
+                self.error = self.error or error
 
 
 def _remote(reply: Message) -> RemoteError:
@@ -129,11 +141,21 @@ class Tasks:
     """The caller's half of every task of one node; see the module.
 
     `send(dest, message)` sends, `window` bounds the unanswered parts per node, `resend` is the time in seconds after
-    which an unanswered part is sent again (None: the van loses nothing).
+    which an unanswered part is sent again (None: the van loses nothing). `encode` and `decode` are the filters: each
+    part and each reply passes them once, however often it is sent.
     """
 
-    def __init__(self, send: Send, window: int = 64, resend: float | None = None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        window: int = 64,
+        resend: float | None = None,
+        *,
+        encode: Filtered = unfiltered,
+        decode: Filtered = unfiltered,
+    ) -> None:
         self._send, self._window, self.resend_after = send, window, resend
+        self._encode, self._decode = encode, decode
         self._peers: dict[int, _Peer] = {}
         self._time = 0
         self.unfinished: dict[int, Task] = {}
@@ -144,11 +166,15 @@ class Tasks:
         parts: Sequence[tuple[int, Message]],
         deliver: Deliver | None = None,
         after: Iterable[Task] = (),
+        *,
+        whole: bool = False,
     ) -> Task:
         """Send a task of `parts`, each a (node, request), that starts after every task of `after` is finished.
 
-        `deliver(part number, reply)` gets each reply as it comes in. A task without parts finishes when all of
-        `after` has.
+        A part starts at its node when the parts of `after` are finished there: what a push and a pull need, since
+        every key is at one node. With `whole` no part starts before all of `after` is finished everywhere.
+        `deliver(part number, reply)` gets each reply as it comes in. A task without parts finishes when all
+        of `after` has.
         """
         task = Task(self._time, len(parts), deliver)
         self._time += 1
@@ -163,7 +189,9 @@ class Tasks:
         for number, (dest, message) in enumerate(parts):
             message.time = task.time
             part = _Part(task, number, dest, message, waits)
-            if waits:
+            if waits and whole:
+                self._hold_whole(part)
+            elif waits:
                 self._hold(part)
             else:
                 self._enqueue(part)
@@ -193,7 +221,18 @@ class Tasks:
             return
         blocking[0].then(lambda _: self._hold(part))
 
+    def _hold_whole(self, part: _Part) -> None:
+        unfinished = next((task for task in part.after if not task.done), None)
+        if unfinished is None:
+            self._enqueue(part)
+        else:
+            unfinished.then(lambda _: self._hold_whole(part))
+
     def _enqueue(self, part: _Part) -> None:
+        part.task.unsent[part.dest] -= 1  # the queue keeps its order, so who is in it may be depended on
+        if part.task.error is not None:
+            self._drop(part)
+            return
         peer = self._peers.get(part.dest)
         if peer is None:
             peer = self._peers[part.dest] = _Peer()
@@ -211,9 +250,16 @@ class Tasks:
         )
         part.after = []
         part.task.seqs.setdefault(dest, []).append(seq)
-        part.task.unsent[dest] -= 1
         peer.unanswered[seq] = part
-        self._dispatch(peer, part)
+        try:
+            part.message = self._encode(dest, message)
+            self._dispatch(peer, part)
+        except Exception as error:  # it cannot travel: that is raised where the task is waited for
+            del peer.unanswered[seq]
+            peer.next_seq = seq
+            part.task.seqs[dest].pop()
+            part.task.error = part.task.error or error
+            self._drop(part)
 
     def _dispatch(self, peer: _Peer, part: _Part) -> None:
         part.message.acked = next(iter(peer.unanswered))
@@ -221,15 +267,26 @@ class Tasks:
             part.sent_at = self.now()
         self._send(part.dest, part.message)
 
+    def _drop(self, part: _Part) -> None:
+        """Count a part that will not be sent, its task having failed, as answered."""
+        task = part.task
+        task.received += 1
+        if task.done:
+            task.finish()
+
     def answer(self, reply: Message) -> None:
         """Take a reply; one that was already taken is ignored."""
         peer = self._peers.get(reply.sender)
         part = peer.unanswered.pop(reply.seq, None) if peer else None
         if peer is None or part is None:
             return
-        if peer.queue and len(peer.unanswered) < self._window:
-            self._transmit(peer, peer.queue.popleft())
-        part.task.answer(part.number, reply)
+        part.task.answer(part.number, self._decode(reply.sender, reply))
+        while peer.queue and len(peer.unanswered) < self._window:
+            waiting = peer.queue.popleft()
+            if waiting.task.error is not None:  # its caller has been told, and may use the arrays again
+                self._drop(waiting)
+            else:
+                self._transmit(peer, waiting)
 
     def resend(self) -> int:
         """Send again every part that has been unanswered for too long; give how many."""
@@ -268,8 +325,16 @@ class Inbox:
     Its memory is bounded by the callers' windows: finished numbers coalesce, replies go once they are acknowledged.
     """
 
-    def __init__(self, send: Send, keep_replies: bool = True) -> None:
+    def __init__(
+        self,
+        send: Send,
+        keep_replies: bool = True,
+        *,
+        encode: Filtered = unfiltered,
+        decode: Filtered = unfiltered,
+    ) -> None:
         self._send, self._keep = send, keep_replies
+        self._encode, self._decode = encode, decode
         self._senders: dict[int, _Sender] = {}
 
     def admit(self, request: Message) -> list[Message]:
@@ -289,6 +354,7 @@ class Inbox:
             return []
         if seq in state.running or seq in state.parked:
             return []
+        request = self._decode(request.sender, request)
         if all(state.finished.covers(begin, end) for begin, end in request.after):
             state.running.add(seq)
             return [request]
@@ -302,6 +368,7 @@ class Inbox:
         state.running.discard(seq)
         state.finished.add(seq)
         reply.seq, reply.time, reply.namespace = seq, request.time, request.namespace
+        reply = self._encode(request.sender, reply)
         if self._keep:
             state.replies[seq] = reply
         self._send(request.sender, reply)

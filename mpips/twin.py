@@ -74,6 +74,7 @@ class Network:
         self._idle: set[int] = set()
         self._alive: set[int] = set(range(size))
         self._ended = False
+        self._failure: Deadlock | None = None
 
     def post(self, source: int, dest: int, message: Message) -> int:
         """Put a message on the wire to `dest`; give its size in bytes."""
@@ -142,8 +143,9 @@ class Network:
         for thread in threads:
             thread.join()
         self._batons = None
-        if errors:
-            raise errors[0]
+        for error in (*errors, self._failure):  # a program may have taken the deadlock for an error of its own
+            if error is not None:
+                raise error
         return results
 
     def _ready(self) -> list[int]:
@@ -160,7 +162,8 @@ class Network:
         self.time = max(later, self.time + self._tick) if later <= self.time else later
         if self.time > getattr(self, "_horizon", float("inf")):
             self._ended = True
-            raise Deadlock(f"at {self.time:.3f} s every rank waits and nothing is on its way")
+            self._failure = Deadlock(f"at {self.time:.3f} s every rank waits and nothing is on its way")
+            raise self._failure
 
     def _hand(self, rank: int, mine: int) -> None:
         assert self._batons is not None

@@ -115,11 +115,11 @@ A = TypeVar("A", bound=Callable[..., Any])
 def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     """Register the decorated function as what a push does to vectors with `update = "name"`.
 
-    Fields, all optional: `columns(spec)`, the state beside the values, name -> Column; `push_row(spec)`,
-    the Column of rows that workers push (default: like the values; width 0: any); `reply_row(spec)`, that
-    of what `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are contiguous,
-    given as views; `read(values, state, slots)`, what a pull returns instead of the values; `defaults`,
-    the settings and their default values (without it any setting goes).
+    Fields, all optional: `columns(spec)`, the state beside the values, name -> Column; `push_row(spec)`, the
+    Column of rows that workers push (default: like the values; width 0: any); `reply_row(spec)`, that of what
+    `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are
+    contiguous, given as views; `read(values, state, slots)`, what a pull returns instead of the values;
+    `defaults`, the settings and their default values (without it any setting goes).
     Raises JobError when another function has the name.
     """
 

@@ -14,6 +14,8 @@ probe and a receive cannot race), and whatever is being sent is kept alive by th
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import time
 from collections import deque
@@ -26,6 +28,9 @@ from mpips.errors import ClosedError
 from mpips.message import Message, bodies, decode, encode
 
 FRAME, BODY = 1, 2
+_PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
+_MANY = 64  # sends in the outbox from which on it is swept whole
+_SET_TIMER_SLACK = 29  # linux/prctl.h
 
 
 class Van(Protocol):
@@ -56,18 +61,18 @@ class Van(Protocol):
 
 
 class Backoff:
-    """How to wait without burning a core: yield at first, then sleep, doubling up to `cap` seconds.
+    """How to wait without burning a core: yield at first, then sleep for a share of the time waited so far.
 
-    A yield gives the core to whoever needs it and costs an idle machine nothing; sleeps begin after `patience` seconds
-    without progress, so that a round trip never meets one.
+    For `patience` seconds it only yields, so that a short round trip never meets a sleep. From then on each sleep is a
+    sixteenth of the wait so far, `cap` at most: what came late is heard at most a sixteenth later, and a rank
+    that waits long costs nearly nothing to those who share its cores.
     """
 
     def __init__(
-        self, patience: float = 0.002, cap: float = 0.001, sleep: Callable[[float], None] = time.sleep
+        self, patience: float = 50e-6, cap: float = 0.001, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._patience, self._cap, self._sleep = patience, cap, sleep
         self._since: float | None = None
-        self._pause = 20e-6
 
     def reset(self) -> None:
         """There was progress."""
@@ -77,12 +82,23 @@ class Backoff:
         """There was none."""
         now = time.perf_counter()
         if self._since is None:
-            self._since, self._pause = now, 20e-6
-        if now - self._since < self._patience:
+            self._since = now
+        waited = now - self._since
+        if waited < self._patience:
             os.sched_yield()
         else:
-            self._sleep(self._pause)
-            self._pause = min(self._pause * 2, self._cap)
+            self._sleep(min(waited / 16, self._cap))
+
+
+def sharpen_sleep() -> None:
+    """Let this process's sleeps end when they should: Linux rounds them up by 50 microseconds unless told not to."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)
+
+
+def _pieces(buffer: memoryview) -> list[memoryview]:
+    """Cut a buffer into pieces whose size every MPI takes."""
+    return [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
 
 
 class _Incoming:
@@ -105,6 +121,7 @@ class MPIVan:
         self._outbox: deque[tuple[MPI.Request, object]] = deque()
         self._incoming: list[_Incoming] = []
         self._backoff = backoff or Backoff()
+        sharpen_sleep()
 
     def _open(self) -> MPI.Intracomm:
         if self._comm is None:
@@ -119,7 +136,8 @@ class MPIVan:
         if buffers or not request.Test():
             self._outbox.append((request, frame))
         for buffer in buffers:
-            self._outbox.append((comm.Isend((buffer, MPI.BYTE), dest, BODY), (buffer, message)))
+            for piece in _pieces(buffer):
+                self._outbox.append((comm.Isend((piece, MPI.BYTE), dest, BODY), (piece, message)))
             self.sent_bytes += len(buffer)
 
     def receive(self) -> Message | None:
@@ -127,6 +145,8 @@ class MPIVan:
         outbox = self._outbox
         while outbox and outbox[0][0].Test():
             outbox.popleft()
+        if len(outbox) > _MANY:
+            self.pending()  # one slow receiver must not keep what others have taken
         if self._incoming:
             for position, incoming in enumerate(self._incoming):
                 if all(request.Test() for request in incoming.requests):
@@ -146,7 +166,9 @@ class MPIVan:
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes
-        requests = [comm.Irecv((body, MPI.BYTE), source, BODY) for body in bodies(message)]
+        requests = [
+            comm.Irecv((piece, MPI.BYTE), source, BODY) for body in bodies(message) for piece in _pieces(body)
+        ]
         self._incoming.append(_Incoming(message, requests))
         return None
 

@@ -36,10 +36,12 @@ def ascending(keys: NDArray[np.uint64]) -> bool:
 
 
 class Piece(NamedTuple):
-    """What one server owns of a range: its rank, and the sub-ranges in key order."""
+    """What one server owns of a range: its rank, the sub-ranges in key order, their first and last keys."""
 
     server: int
     ranges: tuple[KeyRange, ...]
+    firsts: NDArray[np.uint64]
+    lasts: NDArray[np.uint64]
 
 
 def pieces(view: View, extent: int, within: KeyRange) -> tuple[Piece, ...]:
@@ -47,7 +49,15 @@ def pieces(view: View, extent: int, within: KeyRange) -> tuple[Piece, ...]:
     owned: dict[int, list[KeyRange]] = {}
     for part, server in view.ring.owners(within, extent):
         owned.setdefault(server, []).append(part)
-    return tuple(Piece(server, tuple(ranges)) for server, ranges in owned.items())
+    return tuple(
+        Piece(
+            server,
+            tuple(ranges),
+            np.array([each.begin for each in ranges], np.uint64),
+            np.array([each.end - 1 for each in ranges], np.uint64),
+        )
+        for server, ranges in owned.items()
+    )
 
 
 class _Slice(NamedTuple):
@@ -85,7 +95,9 @@ class Vector:
 
         In an aggregating vector each worker of the group pushes once per `round` and `within`, with the keys that
         it has there, if any; the update sees the sum, in worker order, and all these pushes finish together.
-        `to` sends to that server's rank only, with the keys that it owns.
+        All of them must issue the rounds in one order, and name them alike: by keys, or by range.
+        `to` sends to that server's rank only, with the keys that it owns. Keys and rows must not be written before
+        the task is finished: they are sent from where they stand.
 
         Raises:
             InputError: the keys are not sorted and unique, or there is not one row for each.
@@ -129,7 +141,11 @@ class Vector:
         after: Iterable[Task],
         out: Rows | None,
     ) -> Task:
+        if not isinstance(keys, KeyRange):
+            keys = self._listed(keys)
         n, within = self._check(keys, rows, within)
+        if out is not None:
+            self._check_out(out, n, command)
         everywhere = self.spec.aggregate and command is not Command.PULL
         slices = self._dense(keys) if isinstance(keys, KeyRange) else self._sparse(keys, within, everywhere)
         if to is not None:
@@ -137,6 +153,7 @@ class Vector:
         parts = []
         for piece in slices:
             message = Message(Kind.REQUEST, command, namespace=self.number, round=round, range=piece.range)
+            message.epoch = self.node.view.epoch  # that by which it was cut; a later view refuses it
             if not isinstance(keys, KeyRange):
                 message.keys = _take(keys, piece.at)
             if rows is not None:
@@ -144,7 +161,7 @@ class Vector:
             parts.append((piece.server, message))
         if command is Command.PUSH:
             return self.node.tasks.submit(parts, None, after)
-        gather = _Gather(n, slices, out, self.spec)
+        gather = _Gather(n, slices, out)
         task = self.node.tasks.submit(parts, gather, after)
         gather.task = task
         if not parts:
@@ -173,6 +190,28 @@ class Vector:
             raise InputError(f"vector {self.spec.name}: {len(rows)} rows for {n} keys")
         return n, within
 
+    def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
+        """Give keys as they travel: uint64, one-dimensional, contiguous, writable."""
+        if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:
+            return keys
+        array = np.asarray(keys)
+        whole_numbers = array.dtype.kind in "ui" or not array.size
+        if array.ndim != 1 or not whole_numbers or (array.dtype.kind == "i" and (array < 0).any()):
+            raise InputError(f"vector {self.spec.name}: keys must be one list of whole numbers from 0 on")
+        return array.astype(np.uint64)
+
+    def _check_out(self, out: Rows, n: int, command: Command) -> None:
+        width = self.spec.width
+        shapes = {(n, width), (n,)} if width == 1 else {(n, width)}
+        fits = out.shape in shapes and out.dtype == self.spec.dtype
+        if command is Command.PUSH_PULL:  # the update may answer in rows of its own
+            fits = out.ndim in (1, 2) and len(out) == n
+        if not fits or not out.flags.writeable:
+            raise InputError(
+                f"vector {self.spec.name}: out must be writable, {self.spec.dtype} of shape ({n}, {width}), "
+                f"not {out.dtype} of {out.shape}"
+            )
+
     def _pieces(self, within: KeyRange) -> tuple[Piece, ...]:
         """`pieces`, remembered while the view holds: an algorithm asks for the same blocks again and again."""
         view = self.node.view
@@ -199,9 +238,8 @@ class Vector:
             return [_Slice(owners[0].server, within, ((0, len(keys)),))] if len(keys) or everywhere else []
         slices = []
         for piece in owners:
-            bounds = np.array([(r.begin, r.end - 1) for r in piece.ranges], np.uint64)
-            begins = np.searchsorted(keys, bounds[:, 0], "left").tolist()
-            ends = np.searchsorted(keys, bounds[:, 1], "right").tolist()
+            begins = np.searchsorted(keys, piece.firsts, "left").tolist()
+            ends = np.searchsorted(keys, piece.lasts, "right").tolist()
             at = tuple((b, e) for b, e in zip(begins, ends, strict=True) if b < e)
             if at or everywhere:
                 slices.append(_Slice(piece.server, within, at))
@@ -211,16 +249,15 @@ class Vector:
 class _Gather:
     """Puts the rows of each reply where the request's keys are."""
 
-    def __init__(self, n: int, slices: list[_Slice], out: Rows | None, spec: VectorSpec) -> None:
-        self._n, self._slices, self._out, self._spec = n, slices, out, spec
+    def __init__(self, n: int, slices: list[_Slice], out: Rows | None) -> None:
+        self._n, self._slices, self._out = n, slices, out
         self.task: Task | None = None
 
     def __call__(self, part: int, reply: Message) -> None:
         assert self.task is not None
-        rows = reply.values
-        if rows is None:
-            return
-        slices = self._slices
+        rows, slices = reply.values, self._slices
+        if rows is None or (self._n and not slices[part].at):
+            return  # where nobody had keys the update did not run, and the rows' width is not its answer's
         if self._out is None and len(slices) == 1 and len(rows) == self._n:
             self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return

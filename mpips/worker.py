@@ -1,15 +1,19 @@
 """The worker: executes what the scheduler calls, and is the client of every vector (paper, Algorithm 1).
 
 while not stopped:
-    execute the next call of the scheduler; its pushes and pulls are subtasks
+    execute the next call of the scheduler: its pushes and pulls are tasks, which it waits for as it needs
     otherwise move messages, or rest
+
+Calls are executed one after the other, except those of methods marked `at_once`: these run as soon as they arrive,
+also while another call waits for messages, which is how a delay is raised or lowered in flight.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,14 @@ from mpips.message import Command, Message
 from mpips.node import Node
 from mpips.update import VectorSpec
 from mpips.vector import Vector
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def at_once(method: Method) -> Method:
+    """Mark a worker's method that need not wait for the call at hand to end; it must not wait for anything itself."""
+    method.at_once = True  # type: ignore[attr-defined]
+    return method
 
 
 class Answer(NamedTuple):
@@ -53,7 +65,7 @@ class Workshop:
         self.context = Context(node, job)
         self.worker = make_worker(self.context)
         self.calls: deque[Message] = deque()
-        node.handlers[Command.CALL] = self.calls.append
+        node.handlers[Command.CALL] = self._receive
         self._own = {
             "create_vector": self._create_vector,
             "account": node.account,
@@ -68,16 +80,20 @@ class Workshop:
             self.node.wait_until(lambda: bool(self.calls))
             self._execute(self.calls.popleft())
 
+    def _receive(self, request: Message) -> None:
+        if getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
+            self._execute(request)
+        else:
+            self.calls.append(request)
+
     def _execute(self, request: Message) -> None:
         try:
             answer = self._method(request.meta["call"])(**self._arguments(request))
+            if not isinstance(answer, Answer):
+                answer = Answer(answer)
+            self.node.reply(request, answer.values, answer.meta, answer.keys)
         except Exception as error:
             self.node.fail(request, error)
-            return
-        if isinstance(answer, Answer):
-            self.node.reply(request, answer.values, answer.meta, answer.keys)
-        else:
-            self.node.reply(request, meta=answer)
 
     def _arguments(self, request: Message) -> dict[str, Any]:
         arguments = dict(request.meta["args"])
@@ -95,7 +111,7 @@ class Workshop:
             raise ProtocolError(f"the program's Worker has no method {name!r}")
         return method
 
-    def _create_vector(self, spec: dict[str, Any], number: int) -> None:
+    def _create_vector(self, spec: dict[str, Any], number: int, expect: int) -> None:
         made = VectorSpec(**spec)
         self.context.vectors[made.name] = Vector(self.node, made, number)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from mpips import update as update_module
 from mpips.errors import LayoutError, ProtocolError
 from mpips.ranges import ALL, KeyRange, coalesce
-from mpips.store import Aggregator, Segment, digest
+from mpips.store import Aggregator, Segment
 from mpips.update import Column, VectorSpec, update
 
 key = st.one_of(st.integers(0, 60), st.integers(2**64 - 40, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -299,25 +296,7 @@ def test_an_update_that_raises_leaves_the_segment_serving() -> None:
     assert [np.ravel(done[w]).tolist() for w in (0, 1)] == [[2, 4], [2, 4]]
 
 
-# The digest of the parameters.
-
-
-@given(st.dictionaries(key, st.integers(-2, 2), max_size=30), st.lists(key, max_size=4))
-def test_digest_does_not_depend_on_the_layout(rows: dict[int, int], cuts: list[int]) -> None:
-    bounds = [0, *sorted(cuts), 2**64]
-    spec = VectorSpec("w", "int32")
-    parts = []
-    for part in itertools.starmap(KeyRange, itertools.pairwise(bounds)):
-        segment = Segment(spec, [part])
-        mine = [k for k in rows if k in range(part.begin, part.end)]
-        segment.push(u64(mine), np.array([rows[k] for k in mine], np.int32))
-        parts.append(segment.export(part))
-    kept = sorted(k for k in rows if rows[k])
-    text = b"w int32 1\n" + b"".join(struct.pack("<Q", k) for k in kept)
-    text += b"".join(struct.pack("<i", rows[k]) for k in kept)
-    assert digest({"w": parts}) == hashlib.sha256(text).hexdigest()
-    assert digest({"w": parts[::-1]}) == digest({"w": parts})
-    assert digest({"v": parts}) != digest({"w": parts})
+# What is exported.
 
 
 def test_export_leaves_out_zeros_of_either_sign_and_keeps_nan() -> None:

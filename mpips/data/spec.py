@@ -28,6 +28,8 @@ class DataSpec:
     """tsv: the one character between fields; there is no quoting."""
     crosses: list[list[str | int]] = field(default_factory=list)
     """tsv: sets of columns, each joined into one more key; columns by name, or by place from 0."""
+    parts: int = field(default=0, metadata={"at_least": 0})
+    """Parts that the data is cut into, to be spread over the workers; 0: one for each worker."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; above 2, the key is that of floor(ln(x)^2), as usual for Criteo's counts."""
 
