@@ -1,0 +1,82 @@
+"""What a rank does before MPI starts: read the command line and the job file, load the program, look where it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from mpips import config, provenance
+from mpips.checkpoint import latest
+from mpips.config import Job
+from mpips.errors import CheckpointError, JobError
+from mpips.program import Program, load_program
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise JobError(f"{message}; see python -m mpips --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the rank side's command line."""
+    made = _Parser(
+        prog="python -m mpips",
+        description="One rank of a parameter server job. Start it on every rank: mpirun -n 4 python -m mpips JOB.toml. "
+        "On a workstation, `mpips run JOB.toml` does so by itself.",
+    )
+    made.add_argument("job", help="the job file (TOML)")
+    made.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", dest="overrides",
+                      help="override one key of the job file; may be repeated")  # fmt: skip
+    made.add_argument("--run-dir", default="", help="the run's folder (default: runs/NAME-UTC)")
+    made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="go on from a checkpoint")
+    made.add_argument("--warm-up", action="store_true",
+                      help="load the program, which compiles its kernels, and leave without starting MPI")  # fmt: skip
+    return made
+
+
+@dataclass
+class Prepared:
+    """What a rank knows before MPI starts."""
+
+    options: argparse.Namespace
+    job: Job
+    program: Program
+    facts: provenance.Provenance | None
+    resume: Path | None
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Read the job file and load the program; provenance too on what seems to be rank 0."""
+    job = config.load(options.job, options.overrides)
+    program = load_program(job.program, job.base)
+    facts = provenance.collect(job) if seems_first() else None
+    return Prepared(options, job, program, facts, _checkpoint(options.resume, job))
+
+
+def seems_first() -> bool:
+    """Whether the launcher says that this is rank 0, or says nothing."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def _checkpoint(wanted: str, job: Job) -> Path | None:
+    if not wanted:
+        return None
+    if wanted != "latest":
+        return Path(wanted)
+    folder = checkpoints(job)
+    found = latest(folder)
+    if found is None:
+        raise CheckpointError(f"--resume latest: there is no complete checkpoint in {folder}")
+    return found
+
+
+def checkpoints(job: Job) -> Path:
+    """Give the folder that holds a job's checkpoints."""
+    return (
+        job.resolve(job.checkpoint.directory) if job.checkpoint.directory else Path("checkpoints") / job.name
+    )

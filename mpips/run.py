@@ -1,0 +1,411 @@
+"""A run, as one rank lives it: from the command line to the exit code.
+
+    read the job file; start MPI; agree with all ranks that this can work
+    scheduler: run the program's schedule, write the result, tell everyone to stop
+    others: serve until told to stop
+    leave together
+
+Whatever goes wrong ends the run on every rank: bad input with exit code 2 and one line from rank 0, anything else with
+exit code 1 and the name of the rank that failed. A rank that fails tells the scheduler, which writes the result and
+stops everyone. A rank that cannot be told is ended by MPI abort, and one that does not end in time by an alarm
+signal, which needs neither Python nor MPI to work.
+
+A rank that fails before MPI has started still starts it: the others would wait for it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from mpips import provenance
+from mpips.errors import InputError, MpipsError
+from mpips.faults import Faults
+from mpips.folder import RunFolder, write_json, write_text
+from mpips.layout import Layout, Role, check_singleton
+from mpips.membership import first_view
+from mpips.message import Command
+from mpips.node import Node, Stopped
+from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
+from mpips.scheduler import Cluster
+from mpips.server import Server
+from mpips.worker import Workshop
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
+PATIENCE = 2.0
+"""Seconds for the scheduler to answer a rank that failed, for all to say that they leave, for an abort to work."""
+LAST = 4.0
+"""Seconds for MPI and Python to end."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that say all there is to say."""
+ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+"""Signals that ask the run to stop."""
+JUDGED = "MPIPS_JUDGED"
+"""Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank; give its exit code."""
+    started = time.perf_counter()
+    argv = sys.argv[1:] if argv is None else argv
+    options, prepared = None, None
+    error: BaseException | None = None
+    try:
+        options = parser().parse_args(argv)
+    except InputError as raised:
+        error = raised
+    asked: list[int] = []
+    warm_up = options.warm_up if options is not None else "--warm-up" in argv
+    try:
+        if not warm_up:
+            for kind in ASKS:
+                signal.signal(kind, lambda number, _: asked.append(number))
+        if options is not None:
+            prepared = prepare(options)
+    except BaseException as raised:
+        if warm_up and not isinstance(raised, InputError):
+            raise
+        error = raised
+    if warm_up:
+        if error is not None:
+            _say(f"mpips: error: {error}")
+        return BAD_INPUT if error is not None else COMPLETED
+
+    import mpi4py
+
+    mpi4py.rc.thread_level = "serialized"
+    from mpi4py import MPI
+
+    run = _Run(MPI, options, prepared, asked, started)
+    try:
+        code = run.live(error)
+    except BaseException as failure:
+        run.abort(failure)
+    _close_stdout()
+    _alarm(LAST)
+    MPI.Finalize()
+    return code
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _close_stdout() -> None:
+    """Write out what is left; whoever read it may have gone."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _alarm(seconds: float) -> None:
+    """End this process then, whatever it is doing: MPI, a thread or an exit function may never return."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).removesuffix(":")
+
+
+class _Run:
+    """One rank's run; see the module."""
+
+    def __init__(
+        self,
+        mpi: Any,
+        options: argparse.Namespace | None,
+        prepared: Prepared | None,
+        asked: list[int],
+        started: float,
+    ) -> None:
+        self.mpi, self.options, self.prepared, self.asked, self.started = (
+            mpi,
+            options,
+            prepared,
+            asked,
+            started,
+        )
+        self.world: MPI.Intracomm = mpi.COMM_WORLD
+        self.world.Set_errhandler(mpi.ERRORS_RETURN)
+        self.rank = self.world.Get_rank()
+        self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
+        self.folder: RunFolder | None = None
+        self.judged = bool(os.environ.get(JUDGED))
+
+    def live(self, error: BaseException | None) -> int:
+        """Start, take the role's loop, leave."""
+        layout: Layout | None = None
+        processes = self._processes()
+        try:
+            check_singleton(self.world.Get_size(), os.environ)
+            if error is None and self.prepared is not None:
+                layout = Layout.of(self.world.Get_size(), self.prepared.job.layout)
+        except InputError as raised:
+            error = error or raised
+        try:
+            if self.speaks:
+                self._make_folder(layout, processes)
+        except InputError as raised:
+            error = error or raised
+        code = self._agree(error)
+        if code is not None or layout is None or self.prepared is None:
+            return code or FAILED
+        node, van = self._node(layout, self.prepared)
+        try:
+            role = node.place.role
+            if role is Role.SCHEDULER and node.place.index == 0:
+                code = self._lead(node, self.prepared)
+            else:
+                code = self._follow(node, self.prepared)
+            if not node.leave(PATIENCE):
+                self._quit(code or FAILED)
+            return code
+        finally:
+            van.close()
+
+    # --- the start ---------------------------------------------------------------------------
+
+    def _processes(self) -> list[tuple[int, str]]:
+        """Gather process ids and hosts on rank 0, by rank: collective."""
+        mine = np.zeros(256, np.uint8)
+        text = f"{os.getpid()} {socket.gethostname()}".encode()[:256]
+        mine[: len(text)] = np.frombuffer(text, np.uint8)
+        everyone = np.zeros((self.world.Get_size(), 256), np.uint8)
+        self.world.Gather(mine, everyone if self.rank == 0 else None, 0)
+        if self.rank:
+            return []
+        pairs = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 1) for raw in everyone]
+        return [(int(pid), host) for pid, host in pairs]
+
+    def _make_folder(self, layout: Layout | None, processes: list[tuple[int, str]]) -> None:
+        """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""
+        prepared, named = self.prepared, self.options.run_dir if self.options is not None else ""
+        if layout is None or prepared is None:
+            if named and Path(named).is_dir():
+                self.folder = RunFolder.claim(named, resume=bool(self.options and self.options.resume))
+            return
+        if named:
+            self.folder = RunFolder.claim(named, resume=prepared.resume is not None)
+        else:
+            self.folder = RunFolder.create(prepared.job.name)
+        ranks = [
+            {"rank": place.rank, "role": place.role.value, "index": place.index, "host": host, "pid": pid}
+            for place, (pid, host) in zip(layout.places, processes, strict=True)
+        ]
+        facts = prepared.facts or provenance.collect(prepared.job)
+        library = self.mpi.Get_library_version().split("\n")[0].strip("\0 ")
+        try:
+            write_text(self.folder.job, prepared.job.to_toml())
+            provenance.write_run(self.folder, facts, ranks, mpi=library)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder.path}: the run folder cannot be written: {error.strerror}"
+            ) from error
+
+    def _agree(self, error: BaseException | None) -> int | None:
+        """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
+        world, none = self.world, 2 * self.world.Get_size()
+        mine = np.array(
+            [none if error is None else 2 * self.rank + (not isinstance(error, InputError))], np.int64
+        )
+        first = np.empty(1, np.int64)
+        world.Allreduce(mine, first, self.mpi.MIN)
+        if first[0] == none:
+            return None
+        rank, code = int(first[0]) // 2, FAILED if first[0] % 2 else BAD_INPUT
+        letter = np.zeros(8192, np.uint8)
+        if error is not None:
+            text = _in_a_line(error)
+            if code == FAILED:
+                text = f"rank {rank} on {socket.gethostname()}: {text}"
+                _say("".join(traceback.format_exception(error)).rstrip())
+            raw = np.frombuffer(text.encode()[: letter.size], np.uint8)
+            letter[: raw.size] = raw
+        world.Bcast(letter, rank)
+        text = letter.tobytes().rstrip(b"\0").decode(errors="replace")
+        if self.speaks:
+            return self._end({"status": "failed", "exit_code": code, "error": text})
+        return code
+
+    def _node(self, layout: Layout, prepared: Prepared) -> tuple[Node, Any]:
+        from mpips.van import MPIVan
+
+        job = prepared.job
+        place = layout.places[self.rank]
+        van = MPIVan(self.world.Dup())
+        spec = job.faults
+        faults = Faults(spec, place.role.value, place.index, now=van.now) if spec != type(spec)() else None
+        lossy = spec.drop is not None
+        view = first_view(layout, job.ring.virtual_servers)
+        return Node(van, layout, view, faults=faults, resend=0.25 if lossy else None), van
+
+    # --- the roles ---------------------------------------------------------------------------
+
+    def _lead(self, node: Node, prepared: Prepared) -> int:
+        """The first scheduler: run the program's schedule; write the result before anyone leaves."""
+        assert self.folder is not None
+        try:
+            with Cluster(node, prepared.job, self.folder) as cluster:
+                cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
+                self._hear(cluster)
+                metrics = prepared.program.schedule(cluster, prepared.job.settings)
+                code = REQUEUE if cluster.stopped_early else COMPLETED
+                result = self._success(cluster, prepared, metrics, code)
+        except BaseException as error:
+            result = self._failure(node, error)
+        for kind in ASKS:
+            signal.signal(kind, signal.SIG_IGN)
+        code = self._end(result)
+        for place in node.layout.places:
+            if place.rank != node.rank:
+                node.control(place.rank, Command.STOP, {"code": code})
+        return code
+
+    def _hear(self, cluster: Cluster) -> None:
+        """Ask the cluster to stop whenever this process is asked to, or has been."""
+
+        def ask(number: int, frame: FrameType | None = None) -> None:
+            cluster.stop = signal.Signals(number).name
+            if number == signal.SIGTERM:  # from a launcher that kills next, as when a rank has died
+                text = (
+                    "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
+                )
+                self._write({"status": "failed", "exit_code": FAILED, "error": text})
+
+        for kind in ASKS:
+            signal.signal(kind, ask)
+        if self.asked:
+            ask(self.asked[0])
+
+    def _success(
+        self, cluster: Cluster, prepared: Prepared, metrics: dict[str, Any], code: int
+    ) -> dict[str, Any]:
+        layout = prepared.job.layout
+        result: dict[str, Any] = {
+            "status": "completed" if code == COMPLETED else "stopped",
+            "exit_code": code,
+            "program": prepared.job.program,
+            "layout": {
+                "ranks": layout.size(),
+                "schedulers": layout.schedulers,
+                "servers": layout.servers,
+                "workers": layout.workers,
+                "spares": layout.spares,
+            },
+            "seconds": cluster.seconds,
+            "metrics": metrics,
+            "waiting": cluster.waiting,
+            "traffic": cluster.traffic(),
+            "recoveries": [],
+            "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
+            if cluster.vectors
+            else "",
+            **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
+        }
+        cluster.seconds["total"] = time.perf_counter() - self.started
+        return result
+
+    def _failure(self, node: Node, error: BaseException) -> dict[str, Any]:
+        facts = node.describe(error)
+        where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
+        if facts["is_input"]:
+            return {"status": "failed", "exit_code": BAD_INPUT, "error": facts["text"], "failed_rank": where}
+        if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+            _say(facts["trace"].rstrip())
+        text = f"{where}: {facts['text']}"
+        return {"status": "failed", "exit_code": FAILED, "error": text, "failed_rank": where}
+
+    def _end(self, result: dict[str, Any]) -> int:
+        """Write the result and say what failed, on rank 0; give the exit code of every rank."""
+        code, written = int(result["exit_code"]), self._write(result)
+        if written and self.judged:
+            return COMPLETED
+        if "error" in result:
+            _say(f"mpips: error: {result['error']}")
+        return code if written or "error" in result else FAILED
+
+    def _follow(self, node: Node, prepared: Prepared) -> int:
+        """Any other rank: serve until told to stop. An error here is the scheduler's to know."""
+        for kind in ASKS:
+            signal.signal(kind, signal.SIG_IGN)  # the scheduler hears them too, and decides
+        try:
+            try:
+                self._serve(node, prepared)
+            except Stopped:
+                raise
+            except BaseException as error:
+                self._report(node, error)
+        except Stopped as stopped:
+            return stopped.code
+        return FAILED
+
+    def _serve(self, node: Node, prepared: Prepared) -> None:
+        role = node.place.role
+        if role is Role.SERVER:
+            Server(node).run()
+        elif role is Role.WORKER:
+            Workshop(node, prepared.program.worker, prepared.job).run()
+        else:
+            node.wait_until(lambda: False)  # another scheduler, or a spare: until it is needed
+
+    def _report(self, node: Node, error: BaseException) -> NoReturn:
+        """Tell the scheduler that this rank failed, and wait for its word (`Stopped`)."""
+        facts = node.describe(error)
+        if not isinstance(error, self.mpi.Exception):
+            node.control(node.layout.schedulers[0], Command.FAILED, facts)
+            deadline = node.van.now() + PATIENCE
+            while node.van.now() < deadline:
+                with suppress(Exception):  # it fails already; a second error adds nothing
+                    node.wait_until(lambda: node.van.now() > deadline)
+        self._quit(
+            FAILED, f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}", facts["trace"]
+        )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def _write(self, result: dict[str, Any]) -> bool:
+        """Write the result, on rank 0; give whether it is there."""
+        if self.folder is None:
+            return False
+        try:
+            write_json(self.folder.result, result)
+        except (OSError, TypeError, ValueError) as error:
+            if "error" not in result:
+                _say(f"mpips: error: {self.folder.result}: cannot be written: {_in_a_line(error)}")
+            return False
+        return True
+
+    def abort(self, failure: BaseException) -> NoReturn:
+        """End every rank, from one that failed outside all order."""
+        text = f"rank {self.rank} on {socket.gethostname()}: {_in_a_line(failure)}"
+        self._write({"status": "failed", "exit_code": FAILED, "error": text})
+        self._quit(FAILED, text, "".join(traceback.format_exception(failure)))
+
+    def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
+        """End every rank now; this one by force if MPI itself does not return."""
+        _alarm(PATIENCE)
+        if why:
+            _say(f"{trace}mpips: error: {why}")
+        _close_stdout()
+        self.world.Abort(code)
+        os._exit(code)
