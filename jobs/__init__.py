@@ -1,0 +1,1 @@
+"""Applications that run on the parameter server, one package each."""

@@ -1,0 +1,1 @@
+"""Sparse logistic regression: the delayed block proximal gradient method, and online learners."""

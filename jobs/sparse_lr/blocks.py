@@ -1,0 +1,163 @@
+"""The worker's half of the delayed block proximal method: its examples by columns, and what it knows of them."""
+
+from __future__ import annotations
+
+import zlib
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import Columns
+from mpips.errors import CheckpointError
+from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
+
+F8 = NDArray[np.float64]
+
+
+class Blocks:
+    """A worker's examples, their margins, and the trust radius of every feature (0: not active, -1: never will be)."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
+        self.values = np.empty(0, np.float32) if columns.values is None else columns.values
+        self.state = kernels.new_state(columns.labels)
+        self.radius = np.zeros(len(self.keys))
+        self.history = np.zeros((1, len(columns.labels)))
+        self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
+        self.cuts = [0]  # where the pass's blocks begin among them
+        self._epoch = np.empty(0, np.int64)  # the columns that were active when the epoch began
+
+    @property
+    def _matrix(self) -> tuple[Any, Any, Any]:
+        return self.colptr, self.rows, self.values
+
+    def sums(self, ones: bool) -> F8:
+        """Give the `column_sums` of all features: what the servers start from; only the last two if all is `ones`."""
+        out = np.empty((len(self.keys), 4))
+        kernels.column_sums(*self._matrix, self.state, out)
+        return np.ascontiguousarray(out[:, 2:]) if ones else out
+
+    def fingerprint(self) -> int:
+        """Give a number that tells data apart by their keys: parts of the same data have the same sum modulo 2^64."""
+        mixed = (self.keys ^ (self.keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+        return int((mixed * np.diff(self.colptr).astype(np.uint64)).sum())
+
+    def start(self, radius: F8) -> None:
+        """Take the radius of every column, at w = 0."""
+        self.radius[:] = radius
+        self._begin_epoch()
+
+    def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
+        """Compute the margins anew from the weights of columns; all others weigh 0. A new epoch begins."""
+        kernels.set_margins(*self._matrix, cols, w, self.state)
+        self._begin_epoch()
+
+    def wake(self, cols: NDArray[np.int64], radius: F8) -> None:
+        """Take the radius of columns that a mixture may have made active."""
+        self.radius[cols] = radius
+
+    def _begin_epoch(self) -> None:
+        kernels.refresh_odds(self.state)
+        self._epoch = np.flatnonzero(self.radius > 0.0)
+        self.history = self.state[:, kernels.MARGIN].copy()[None]
+
+    def askable(self, full: bool) -> NDArray[np.int64]:
+        """List the columns that may become active: soon, or, `full`, ever."""
+        return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
+
+    def dropped(self) -> NDArray[np.int64]:
+        """List the columns that were active when the epoch began and are not now."""
+        return self._epoch[self.radius[self._epoch] <= 0.0]
+
+    def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Give the sketch of the active non-zeros from which blocks are cut."""
+        self.cols = np.flatnonzero(self.radius > 0.0)
+        weights = self.colptr[self.cols + 1] - self.colptr[self.cols]
+        return weight_sketch(self.keys[self.cols], weights)
+
+    def begin_pass(self, begins: NDArray[np.uint64]) -> None:
+        """Cut the active columns where the pass's blocks begin."""
+        kernels.refresh_odds(self.state)
+        self.cols = np.flatnonzero(self.radius > 0.0)
+        self.cuts = [*np.searchsorted(self.keys[self.cols], begins).tolist(), len(self.cols)]
+
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F8]:
+        """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
+        cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
+        rows = np.empty((len(cols), 2))
+        kernels.add_reach(*self._matrix, cols, self.radius, self.state)
+        kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, rows)
+        return cols, self.keys[cols], rows
+
+    def apply(self, cols: NDArray[np.int64], reply: F8) -> None:
+        """Move the margins by a block's steps, and take its new radii: reply (step, radius)."""
+        if len(cols) == 0:
+            return
+        steps = np.ascontiguousarray(reply[:, 0])
+        kernels.apply_steps(*self._matrix, cols, steps, self.radius, self.state)
+        self.radius[cols] = reply[:, 1]
+
+    def model(self) -> F8:
+        """Note the margins after a pass; give the losses' second-order model over the noted passes."""
+        self.history = np.vstack([self.history, self.state[:, kernels.MARGIN]])
+        steps = len(self.history) - 1
+        model = np.empty((steps + 2, steps))
+        kernels.margin_model(self.history, model)
+        return model
+
+    def losses(self, mixtures: F8) -> F8:
+        """Give the losses of every mixture of the noted margins."""
+        out = np.empty(len(mixtures))
+        kernels.mixed_losses(self.history, mixtures, out)
+        return out
+
+    def mix(self, mixture: F8 | None, forget: bool) -> None:
+        """Set the margins to a mixture of the noted ones (or leave them), and forget what is too old."""
+        if mixture is not None:
+            kernels.mix(self.history, mixture, self.history[-1])
+            self.state[:, kernels.MARGIN] = self.history[-1]
+        self.history = self.history[-1 if forget else -MEMORY :].copy()
+
+    def full_gradient(self, full: bool) -> tuple[NDArray[np.int64], F8]:
+        """Give the exact gradient of every column that may become active, at this moment's margins."""
+        kernels.refresh_odds(self.state)
+        cols = self.askable(full)
+        out = np.empty(len(cols))
+        kernels.full_gradient(*self._matrix, cols, self.state, out)
+        return cols, out
+
+    def loss(self) -> float:
+        """Give the sum of the log-losses at the margins that were noted last."""
+        return float(self.losses(np.eye(len(self.history))[-1:])[0])
+
+    def dual(self, shrink: float) -> float:
+        """Give this worker's part of the dual objective."""
+        return float(kernels.dual_objective(self.state, shrink))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Give what a checkpoint keeps: radii, the noted margins, the epoch's columns, and the data's checksum."""
+        kept = {"radius": self.radius, "history": self.history, "epoch": self._epoch}
+        return {**kept, "checksum": np.array([self._checksum], np.int64)}
+
+    @cached_property
+    def _checksum(self) -> int:
+        """The CRC-32 of this worker's examples: margins hold for these alone, in this order."""
+        checksum = 0
+        for array in (self.keys, self.colptr, self.rows, self.values, self.state[:, kernels.LABEL].copy()):
+            checksum = zlib.crc32(array, checksum)
+        return checksum
+
+    def take(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Take back what `arrays` gave.
+
+        Raises:
+            CheckpointError: it was of other examples.
+        """
+        if arrays["checksum"][0] != self._checksum:
+            raise CheckpointError("the checkpoint was written with other training data, or parts of them")
+        self.radius, self.history, self._epoch = arrays["radius"], arrays["history"], arrays["epoch"]
+        self.state[:, kernels.MARGIN] = self.history[-1]
+        kernels.refresh_odds(self.state)

@@ -1,0 +1,284 @@
+"""What the scheduler decides between the passes of the delayed block proximal method: pure functions.
+
+A pass visits every block once; delay, or many features of a block in one example, can make its steps too
+long. Three things keep the objective falling for any data, any cut into blocks and any delay:
+
+* The workers' bound (`kernels`) counts how the features of the blocks in flight meet in examples; `theta`
+  scales that count. After each pass the slope of F along the pass's step tells how much longer or shorter
+  the step should have been; theta follows it.
+* After each pass F is minimised over the plane of the last `MEMORY` passes' steps: margins and
+  weights are linear in w, so that every rank mixes what it remembers, and only a few scalars travel. This is
+  sequential subspace optimisation (Narkiss and Zibulevsky 2005); it makes up for the tail of coordinate
+  descent where features are strongly correlated, and it shortens or takes back a pass that went too far.
+* A pass that cannot be mended is undone, and theta multiplied.
+
+Nothing here depends on how keys are spread over servers: the sums over keys that enter are exact, those over
+examples are added in worker order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+F8 = NDArray[np.float64]
+
+MEMORY = 5
+"""How many passes' steps span the plane that is searched after each pass."""
+
+WORTH = 0.1
+"""What a mixture must gain, as a share of what the pass itself gained, to be tried and to be taken."""
+
+THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
+MEET = 2.0
+"""How many active features of the blocks in flight an example meets on average, by `block_count`."""
+
+LOUD = 1e8
+"""The noise at which a reset is due: it computes the margins anew from the weights."""
+
+MOST_BLOCKS = 1024
+SKETCH = 4096
+"""Groups of features in which a worker reports its weights."""
+
+RESET_SHARE = 0.1
+"""A reset brings back every feature with |g| >= (1 - RESET_SHARE) l1."""
+
+FAR_SHARE = 0.5
+"""A feature with |g| < FAR_SHARE l1 is not asked for again until the run seems to have settled."""
+
+
+class Proposal(NamedTuple):
+    """What could be done with a pass."""
+
+    objective: float
+    """F as the pass left it."""
+    excess: float
+    """F along the pass's step has its minimum, by the model, at 1 + excess times the step."""
+    mixtures: F8
+    """f8[c, K+1]: what to try."""
+
+
+class Choice(NamedTuple):
+    """What is done with a pass. `mixture` f8[K+1] is None when the weights stay as they are."""
+
+    objective: float
+    mixture: F8 | None
+    outcome: str
+    """"kept", "mixed", or "undone"."""
+
+
+def propose(model: F8, sizes: F8, l1: float, before: float) -> Proposal:
+    """Propose mixtures of the last passes.
+
+    model: the workers' `margin_model`, summed, f8[K+2, K]. sizes: the servers' `size_terms`, summed over
+    keys, f8[K+1]. before: F at the pass's start. A mixture's entry k weighs the state before pass k of the K
+    remembered; the last one weighs the state now.
+    """
+    steps = model.shape[1]
+    objective = float(model[steps + 1, 0] + l1 * sizes[steps])
+    slopes = model[steps] + l1 * sizes[:steps]
+    curvatures = model[:steps]
+    own = float(curvatures[-1, -1])
+    excess = float(-slopes[-1] / own) if own > 0.0 else 0.0
+    mixtures = []
+    if not objective < before:
+        mixtures += [_mixture(steps, 0.5), _mixture(steps, 0.15)]
+    norms = np.sqrt(np.maximum(np.diag(curvatures), 1e-300))
+    scaled = curvatures / np.outer(norms, norms) + 1e-8 * np.eye(steps)
+    if np.isfinite(scaled).all() and np.isfinite(slopes).all():
+        newton = np.linalg.solve(scaled, -slopes / norms) / norms
+        promised = -0.5 * float(newton @ slopes)
+        if np.isfinite(newton).all() and promised > WORTH * (before - objective):
+            for length in (1.0, 0.5):
+                mixtures.append(np.append(-length * newton, 1.0 + length * newton.sum()))
+    return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
+
+
+def _mixture(steps: int, length: float) -> F8:
+    """Return the mixture that takes `length` of the last pass's step."""
+    weights = np.zeros(steps + 1)
+    weights[-2:] = 1.0 - length, length
+    return weights
+
+
+def choose(proposal: Proposal, before: float, objectives: Sequence[float]) -> Choice:
+    """Choose what is done with a pass, given F of every proposed mixture: never a rise.
+
+    A mixture makes weights non-zero that are zero at the optimum, so it must pay: `WORTH` of what the pass
+    itself gained.
+    """
+    objective = proposal.objective
+    fell = objective < before
+    best = min(range(len(objectives)), key=lambda c: objectives[c], default=None)
+    if best is not None and objectives[best] < before:
+        gain = objective - objectives[best]
+        if not fell or gain > WORTH * (before - objective):
+            return Choice(objectives[best], proposal.mixtures[best], "mixed")
+    if fell:
+        return Choice(objective, None, "kept")
+    return Choice(before, _mixture(proposal.mixtures.shape[1] - 1, 0.0), "undone")
+
+
+class Control(NamedTuple):
+    """The state of the control between passes."""
+
+    objectives: tuple[float, ...]
+    """F at w = 0 and after each pass."""
+    theta: float = THETA_START
+    threshold: float = 0.0
+    reset_below: float = 0.05
+    """Relative gain of a pass under which the active set is reset next."""
+    since_reset: int = 0
+    settled: int = 0
+    """Passes since the reset at which the run had first settled, 0 if it has not."""
+    resets: int = 0
+    """How many resets there were."""
+    noise: float = 1.0
+    """How far mixtures may have magnified the margins' rounding errors since the last reset."""
+
+
+class PassReport(NamedTuple):
+    """What a pass came to."""
+
+    proposal: Proposal
+    choice: Choice
+    violation: float
+    """The largest that any server saw."""
+    examples: int
+
+
+class Decision(NamedTuple):
+    """What comes next: `reset` the active set first, or `stop`.
+
+    A `full` reset computes the gradient of every feature that may ever be active, another one only of those that
+    were near to it at the last full one.
+    """
+
+    reset: bool
+    stop: bool
+    full: bool = False
+
+
+def start(objective: float) -> Control:
+    """Return the control before the first pass, F being `objective`."""
+    return Control((objective,))
+
+
+def next_pass(control: Control, report: PassReport, epsilon: float, passes: int) -> tuple[Control, Decision]:
+    """Learn from a pass; decide whether to go on, reset the active set, or stop.
+
+    The run has settled when F fell by no more than `epsilon` F during the last half of its passes (at least
+    ten): where steps are tiny, hence many, that asks for as much patience. Then comes a reset and three more
+    passes (none if the reset brought nothing back, see `after_reset`), and the end if it still holds.
+    """
+    objective, mixture, _ = report.choice
+    objectives = (*control.objectives, objective)
+    gain = (objectives[-2] - objective) / max(abs(objective), 1e-300)
+    control = control._replace(
+        objectives=objectives,
+        theta=_next_theta(control.theta, report, objectives[-2]),
+        threshold=10.0 * report.violation / report.examples if report.examples else 0.0,
+        since_reset=control.since_reset + 1,
+        noise=control.noise * (1.0 if mixture is None else max(1.0, float(np.abs(mixture).sum()))),
+    )
+    if len(objectives) > passes:
+        return control, Decision(reset=False, stop=True)
+    if has_settled(objectives, epsilon):
+        if control.settled > 3:
+            return control, Decision(reset=False, stop=True)
+        if control.settled > 0:
+            return control._replace(settled=control.settled + 1), Decision(reset=False, stop=False)
+        control = control._replace(settled=1, since_reset=0, resets=control.resets + 1, noise=1.0)
+        return control, Decision(reset=True, stop=False, full=True)
+    done = len(objectives) - 1
+    slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
+    if slow or control.since_reset >= 20 + done // 4 or control.noise > LOUD:
+        below = max(min(control.reset_below, gain) * 0.1, 1e-6)
+        full, resets = control.resets == 0, control.resets + 1
+        control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)
+        return control, Decision(reset=True, stop=False, full=full)
+    return control._replace(settled=0), Decision(reset=False, stop=False)
+
+
+def after_reset(control: Control, returned: float, gap: float, epsilon: float) -> Decision:
+    """Decide after a reset that brought back `returned` features wrongly dropped; gap: (F - dual objective) / F.
+
+    Stop at once when the gap itself proves the aim, or when the run has settled and no feature was missed.
+    """
+    return Decision(reset=False, stop=gap <= epsilon or (control.settled > 0 and returned == 0.0))
+
+
+def corrected(control: Control, objective: float) -> Control:
+    """Return the control with F as it is at margins computed anew from the weights (`kernels.set_margins`)."""
+    return control._replace(objectives=(*control.objectives[:-1], objective))
+
+
+def has_settled(objectives: Sequence[float], epsilon: float) -> bool:
+    """Tell whether F fell by no more than epsilon F over the last half of the passes, and at least ten."""
+    done = len(objectives) - 1
+    window = max(10, (done + 1) // 2)
+    return done >= window and objectives[-1 - window] - objectives[-1] <= epsilon * abs(objectives[-1])
+
+
+def _next_theta(theta: float, report: PassReport, before: float) -> float:
+    """Follow the pass: a step that should have been (1 + excess) times as long."""
+    if report.proposal.objective < before:
+        excess = report.proposal.excess
+        factor = 1.0 / (1.0 + excess) ** 2 if excess > 0.0 else (1.0 - excess) ** 2
+        factor = min(max(factor, 0.25), 4.0)
+    else:
+        factor = 8.0 if report.choice.outcome == "undone" else 4.0
+    return min(max(theta * factor, THETA_LOW), THETA_HIGH)
+
+
+# --- Blocks ----------------------------------------------------------------------------------------------
+
+
+def block_count(weight: float, examples: int, tau: int) -> int:
+    """Return into how many blocks `weight` active non-zeros are cut.
+
+    So that an example meets `MEET` features of the tau + 1 blocks in flight on average.
+    """
+    if weight <= 0.0:
+        return 1
+    return int(min(max(math.ceil(weight / (MEET * max(examples, 1))) * (tau + 1), 1), MOST_BLOCKS))
+
+
+def weight_sketch(
+    keys: NDArray[np.uint64], weights: NDArray[np.int64], size: int = SKETCH
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Group sorted `keys` into at most about `size` runs of equal weight: (first key, weight) of every run.
+
+    keys: u64[k], sorted, a worker's active features. weights: i8[k] > 0, their non-zeros.
+    """
+    if len(keys) <= size:
+        return keys, weights
+    total = np.cumsum(weights)
+    group = (total - weights) * size // total[-1]
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    return keys[first], np.add.reduceat(weights, first)
+
+
+def cut_blocks(
+    sketches: Sequence[tuple[NDArray[np.uint64], NDArray[np.int64]]], blocks: int
+) -> NDArray[np.uint64]:
+    """Return where blocks of about equal weight begin: u64[b], strictly ascending, the first 0, b <= blocks.
+
+    Block i is [begins[i], begins[i + 1]), the last one ends with the key space. sketches: of every worker.
+    """
+    keys = np.concatenate([keys for keys, _ in sketches]) if sketches else np.empty(0, np.uint64)
+    weights = np.concatenate([weights for _, weights in sketches]) if sketches else np.empty(0, np.int64)
+    unique, inverse = np.unique(keys, return_inverse=True)
+    begins = np.zeros(1, np.uint64)
+    if len(unique) == 0 or blocks <= 1:
+        return begins
+    merged = np.zeros(len(unique), np.int64)
+    np.add.at(merged, inverse, weights)
+    total = np.cumsum(merged)
+    aims = total[-1] * np.arange(1, blocks, dtype=np.int64) // blocks
+    cuts = np.searchsorted(total, aims, side="left") + 1
+    return np.unique(np.concatenate([begins, unique[cuts[cuts < len(unique)]]]))

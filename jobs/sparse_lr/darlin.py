@@ -1,0 +1,174 @@
+"""The scheduler's half of the delayed block proximal method (Algorithm 3): issue passes, decide between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.jobs.sparse_lr import control, evaluate
+from mpips.jobs.sparse_lr.proximal import exact_total
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import VectorSpec
+
+MOST_PASSES = 1000
+
+
+class Darlin:
+    """A training run: what it needs to go on is `control`, the random state, and the next round's number."""
+
+    def __init__(self, cluster: Cluster, settings: Any, data: evaluate.Data) -> None:
+        self.cluster, self.settings, self.examples = cluster, settings, data.examples
+        self.servers, self.workers = cluster.servers, cluster.workers
+        self.most_passes = settings.passes or MOST_PASSES
+        self.tau = evaluate.delay(cluster.job.consistency)
+        self.rng = np.random.default_rng(cluster.job.seed)
+        self.control = control.start(data.examples * math.log(2.0))
+        self.round, self.gap, self.blocks = 0, math.inf, 0
+        self.now: dict[str, Any] = {}
+        self.sketches: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        if not self._resume():
+            spec = VectorSpec(
+                "w", extent=data.extent, update="block_proximal", settings={"l1": settings.l1}, aggregate=True
+            )
+            cluster.create_vector(spec, expect=data.features)
+            self._phase("start")
+            self._sketches(self.workers.start("start", {"round": self._rounds(1), "ones": data.ones}))
+            self.servers.call("begin_epoch", vector=self.w)
+            self._phase("step")
+
+    @property
+    def w(self) -> Any:
+        """The weights."""
+        return self.cluster.vectors["w"]
+
+    def run(self) -> dict[str, Any]:
+        """Pass over the blocks until the objective has settled; give the metrics."""
+        table, stop = self.cluster.table(evaluate.COLUMNS), False
+        while not stop:
+            model = self.visit_blocks()
+            report = self.search(model)
+            self.control, decision = control.next_pass(
+                self.control, report, self.settings.epsilon, self.most_passes
+            )
+            self.mix(report.choice)
+            if decision.reset:
+                decision = self.reset(decision.full)
+            evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples, self.blocks)
+            stop = decision.stop
+            if not stop and self.cluster.due(self.passes):
+                self.cluster.checkpoint(self.passes, self._state())
+                stop = self.cluster.stopping()
+        table.close()
+        return {
+            "objective": self.control.objectives[-1],
+            "nonzeros": self.now["nonzeros"],
+            "passes": self.passes,
+            "gap": self.gap if math.isfinite(self.gap) else None,
+        }
+
+    @property
+    def passes(self) -> int:
+        """Passes so far."""
+        return len(self.control.objectives) - 1
+
+    def visit_blocks(self) -> NDArray[np.float64]:
+        """Issue every block once, in random order, with this pass's theta; give the workers' model of the losses."""
+        weight = sum(int(weights.sum()) for _, weights in self.sketches)
+        count = self.settings.blocks or control.block_count(weight, self.examples, self.tau)
+        begins = control.cut_blocks(self.sketches, count)
+        self.blocks = len(begins)
+        order = self.rng.permutation(self.blocks).tolist()
+        plan = {"order": order, "theta": self.control.theta, "round": self._rounds(self.blocks)}
+        return self.workers.total(self.workers.start("iterate", plan, keys=begins))
+
+    def search(self, model: NDArray[np.float64]) -> control.PassReport:
+        """Search along the steps of the last passes: a few scalars from everyone."""
+        l1, before = self.settings.l1, self.control.objectives[-1]
+        seen = self.servers.call("sizes", vector=self.w)
+        proposal = control.propose(model, exact_total(seen), l1, before)
+        objectives = []
+        if len(proposal.mixtures):
+            losses = self.workers.start("losses", values=proposal.mixtures)
+            mixtures = {"mixtures": proposal.mixtures.tolist()}
+            sizes = exact_total(self.servers.call("mixed_sizes", mixtures, vector=self.w))
+            objectives = (self.workers.total(losses)[:, 0] + l1 * sizes).tolist()
+        choice = control.choose(proposal, before, objectives)
+        violation = max(float(each["violation"]) for each in seen)
+        return control.PassReport(proposal, choice, violation, self.examples)
+
+    def mix(self, choice: control.Choice) -> None:
+        """Set weights and margins as chosen; the next pass may begin."""
+        mixture = None if choice.mixture is None else choice.mixture.tolist()
+        mixed = {"mixture": mixture, "forget": choice.outcome == "undone"}
+        task = self.servers.start("mix", mixed, vector=self.w)
+        self._phase("step", self.control.threshold, after=[task])
+        found = [reply.meta for reply in self.cluster.node.wait(task)]
+        self.now = {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
+        self._sketches(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
+
+    def reset(self, full: bool) -> control.Decision:
+        """Choose the active set anew from the exact gradient, and bound from below what F can still become."""
+        l1 = self.settings.l1
+        self._phase("reset", control.RESET_SHARE * l1, control.FAR_SHARE * l1)
+        self._sketches(self.workers.start("reset", {"round": self._rounds(1), "full": full}))
+        found = self.servers.call("end_phase", vector=self.w)
+        size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
+        largest = max(each["largest"] for each in found)
+        parts = self.workers.call("dual", {"shrink": min(1.0, l1 / largest) if largest > 0.0 else 1.0})
+        objective = sum(each["loss"] for each in parts) + l1 * float(size)
+        if full:  # only then is `largest` that of all features
+            self.gap = 1.0 - sum(each["dual"] for each in parts) / objective
+        returned = sum(each["returned"] for each in found)
+        self._phase("step", self.control.threshold)
+        self.control = control.corrected(self.control, objective)
+        gap = self.gap if full else math.inf
+        return control.after_reset(self.control, returned, gap, self.settings.epsilon)
+
+    def _phase(
+        self, phase: str, threshold: float = 0.0, far: float = 0.0, after: Sequence[Task] = ()
+    ) -> None:
+        """Tell the servers what the pushes that follow are."""
+        args = {"phase": phase, "threshold": threshold, "far": far}
+        self.servers.call("begin_phase", args, vector=self.w, after=after)
+
+    def _sketches(self, task: Task) -> None:
+        """Take what the workers say of their active features, from which the next pass's blocks are cut."""
+        replies = self.cluster.node.wait(task)
+        self.sketches = [(reply.keys, reply.values[:, 0]) for reply in replies]
+        self.now |= self.cluster.lately([reply.meta for reply in replies])
+
+    def _rounds(self, count: int) -> int:
+        first, self.round = self.round, self.round + count
+        return first
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "control": self.control._asdict(),
+            "random": self.rng.bit_generator.state,
+            "round": self.round,
+            "gap": self.gap,
+        }
+
+    def _resume(self) -> bool:
+        state = self.cluster.restore()
+        if state is None:
+            return False
+        kept = state["control"]
+        self.control = control.Control(**{**kept, "objectives": tuple(kept["objectives"])})
+        self.rng.bit_generator.state = state["random"]
+        self.round, self.gap = state["round"], state["gap"]
+        if not state["same_workers"]:  # they have built their margins anew, so a new epoch begins
+            self.servers.call("begin_epoch", vector=self.w)
+        self._phase("step", self.control.threshold)
+        self._sketches(self.workers.start("sketch"))
+        return True
+
+
+def train(cluster: Cluster, settings: Any, data: evaluate.Data) -> dict[str, Any]:
+    """Train by the delayed block proximal method; give the metrics."""
+    return Darlin(cluster, settings, data).run()

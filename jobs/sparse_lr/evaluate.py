@@ -1,0 +1,205 @@
+"""What is measured of a model, shown of a run, and written down: checks, progress, test metrics, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import progress
+from mpips.consistency import ConsistencySpec
+from mpips.data import DataSpec, Examples, Tally, read, resolve
+from mpips.errors import InputError
+from mpips.index import KeyIndex
+from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr.control import Control
+from mpips.node import Node
+from mpips.progress import Column, Table, bytes_si, shares, si, significant
+from mpips.scheduler import Cluster
+from mpips.worker import Answer, Context
+from mpips.workload import Workload
+
+COLUMNS = (
+    Column("pass", "pass", 5),
+    Column("seconds", "seconds", 8, progress.seconds),
+    Column("objective", "objective", 14, significant(9)),
+    Column("change", "change", 9, significant(2)),
+    Column("nonzeros", "nonzeros", 9, si),
+    Column("active", "active", 8, si),
+    Column("blocks", "blocks", 7),
+    Column("examples/s", "examples/s", 10, si),
+    Column("waiting", "waiting", 11, shares),
+    Column("sent", "sent", 9, bytes_si),
+)
+MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
+
+
+class Data(NamedTuple):
+    """What all workers' parts come to: the examples, the end of the keys, about how many features, all values one."""
+
+    examples: int
+    extent: int
+    features: int
+    ones: bool
+
+
+def assign(cluster: Cluster) -> list[dict[str, Any]]:
+    """Cut the data into parts and give each worker its own: what their `load` is called with."""
+    workers = range(len(cluster.workers))
+    parts = cluster.job.data.parts or len(workers)
+    if parts < len(workers):
+        raise InputError(
+            f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
+        )
+    table = Workload(parts, workers)
+    return [{"parts": table.of(worker), "of": parts} for worker in workers]
+
+
+def check_shards(cluster: Cluster, facts: list[dict[str, Any]]) -> Data:
+    """Check that every worker has examples, and add up what they have."""
+    examples = sum(each["examples"] for each in facts)
+    empty = [number for number, each in enumerate(facts) if each["examples"] == 0]
+    if examples == 0:
+        raise InputError(f"[data] train holds no examples: {cluster.job.data.train}")
+    if empty:
+        raise InputError(
+            f"worker {empty[0]} has no examples: {examples} examples in {cluster.job.data.train} "
+            f"are too few for {len(facts)} workers; use fewer workers"
+        )
+    skipped = sum(each["skipped"] for each in facts)
+    if skipped:
+        first = next(each["first"] for each in facts if each["first"])
+        cluster.say(f"skipped {skipped:,} bad lines, the first: {first}")
+        cluster.event("skipped", lines=skipped, first=first)
+    if all("fingerprint" in each for each in facts):
+        positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
+        cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
+    return Data(
+        examples,
+        max(each["last"] for each in facts) + 1,
+        max(each["features"] for each in facts),
+        all(each["ones"] for each in facts),
+    )
+
+
+def delay(spec: ConsistencySpec) -> int:
+    """Give the delay that the cut into blocks reckons with."""
+    if spec.is_sequential:
+        return 0
+    return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
+
+
+def show_pass(
+    cluster: Cluster, table: Table, ctl: Control, now: dict[str, Any], examples: int, blocks: int
+) -> None:
+    """Write a pass to the table and to `metrics.jsonl`."""
+    objective, before = ctl.objectives[-1], ctl.objectives[-2]
+    number, seconds = len(ctl.objectives) - 1, cluster.trained
+    facts = {"pass": number, "seconds": seconds, "objective": objective}
+    facts |= {"nonzeros": now["nonzeros"], "active": now["active"]}
+    cluster.event("pass", **facts, theta=ctl.theta, blocks=blocks)
+    change = (before - objective) / max(abs(objective), 1e-300)
+    rate = examples * number / max(seconds, 1e-9)
+    table.row(now | facts | {"change": change, "blocks": blocks, "examples/s": rate})
+
+
+class Scorer:
+    """The part of a worker that scores examples."""
+
+    node: Node
+    context: Context
+    data: DataSpec
+    parts: list[int]
+    of: int
+
+    def examples(self, which: str, tally: Tally | None = None) -> Iterator[Examples]:
+        """Read this worker's parts of the "train" or "test" data, hearing messages in between."""
+        for part in self.parts:
+            yield from self.node.breathe(read(getattr(self.data, which), self.data, part, self.of, tally))
+
+    def score(self, which: str) -> Answer:
+        """Give (x.w, label) of this worker's examples of the "train" or "test" data: f8[n, 2]."""
+        rows = [np.empty((0, 2))]
+        for batch in self.examples(which):
+            keys, positions = distinct(batch.keys)
+            weights = pull_weights(self.context, keys)
+            scores = np.empty(len(batch))
+            values = np.empty(0, np.float32) if batch.values is None else batch.values
+            kernels.predict(batch.indptr, positions, values, weights, scores)
+            rows.append(np.column_stack([scores, batch.labels]))
+        return Answer(values=np.concatenate(rows))
+
+    def training_loss(self) -> dict[str, float]:
+        """Give the sum of the log-losses of this worker's training examples."""
+        rows = self.score("train").values
+        assert rows is not None
+        return {"loss": float(log_losses(rows[:, 0] * rows[:, 1]).sum())}
+
+
+def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Pull w of sorted keys; those beyond the vector's keys, which training never saw, weigh 0."""
+    vector = context.vectors["w"]
+    known = int(np.searchsorted(keys, np.uint64(vector.spec.extent - 1), "right"))
+    weights = np.zeros(len(keys))
+    weights[:known] = context.node.wait(vector.pull(keys[:known]))
+    return weights
+
+
+def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    """Give the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
+    index = KeyIndex()
+    slots = index.insert(keys)
+    found = index.keys()
+    order = np.argsort(found)
+    rank = np.empty(len(found), np.int32)
+    rank[order] = np.arange(len(found), dtype=np.int32)
+    return found[order], rank[slots]
+
+
+def test(cluster: Cluster) -> dict[str, Any]:
+    """Score the test data; give auc, accuracy and logloss (None without test data)."""
+    if not resolve(cluster.job.data, str(cluster.job.base)).test:
+        return {"auc": None, "accuracy": None, "logloss": None}
+    scored = np.concatenate([rows for _, rows in cluster.workers.gather("score", {"which": "test"})])
+    return judge(scored[:, 0], scored[:, 1] > 0.0)
+
+
+def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, Any]:
+    """Give the area under the ROC curve (ties count half), accuracy at 0 and mean log-loss of scores f8[n]."""
+    n, positives = len(scores), int(positive.sum())
+    if n == 0:
+        return {"auc": None, "accuracy": None, "logloss": None}
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    first = np.searchsorted(ordered, ordered, "left")
+    last = np.searchsorted(ordered, ordered, "right")
+    ranks = (first + last + 1) / 2.0
+    pairs = positives * (n - positives)
+    wins = float(ranks[positive[order]].sum()) - positives * (positives + 1) / 2.0
+    margins = np.where(positive, scores, -scores)
+    return {
+        "auc": wins / pairs if pairs else None,
+        "accuracy": float(((scores > 0.0) == positive).mean()),
+        "logloss": float(log_losses(margins).mean()),
+    }
+
+
+def log_losses(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give log(1 + exp(-margin)) of margins f8[n], without overflow."""
+    return np.log1p(np.exp(-np.abs(margins))) + np.maximum(-margins, 0.0)
+
+
+def export_model(cluster: Cluster) -> dict[str, Any]:
+    """Write the non-zero weights as `model.npz` (keys, values) and `model.txt` (a line key:value each)."""
+    pieces = list(cluster.export(cluster.vectors["w"]))
+    keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
+    values = np.concatenate([np.empty(0), *(rows[:, 0] for _, rows in pieces)])
+    folder = cluster.folder.path
+    with (folder / "model.npz").open("wb") as file:
+        np.savez_compressed(file, keys=keys, values=values)
+    lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
+    with (folder / "model.txt").open("w") as text:
+        text.writelines(lines)
+    return {"model": str(folder / "model.npz")}

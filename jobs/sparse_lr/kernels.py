@@ -1,0 +1,453 @@
+"""The compiled inner loops of sparse logistic regression (section 6 of the paper).
+
+A worker holds its n examples by columns (CSC over its own features): `colptr` i8[m+1], `rows` i4[nnz] and
+`values` f4[nnz], an empty array when every value is one. What it knows of an example stands in one row of
+`state` f8[n, 4], so that a visit costs one cache line:
+
+    MARGIN  z_i = y_i x_i.w
+    ODDS    exp(z_i), kept within exp(+-300); 1 / (1 + odds) is the probability of the wrong label
+    LABEL   y_i, -1 or +1
+    REACH   c_i = sum_k |x_ik| d_k over the features k whose step is still out: those of the block at hand
+            and of the blocks in flight
+
+The paper's U bounds the curvature one feature at a time, which bounds a block's only where no two of its
+features meet in one example. Here U is a majoriser of the whole block. Since the server clips |D_k| <= d_k,
+the margin of example i moves by at most c_i, and as |d log h / dz| <= 1 its curvature h = p (1 - p) stays below
+H_i = min(h_i exp(c_i), 1/4). By Cauchy and Schwarz (sum_k x_ik D_k)^2 <= c_i sum_k |x_ik| D_k^2 / d_k. Hence
+
+    loss(w + D) <= loss(w) + g.D + 1/2 sum_j U_j D_j^2,     U_j = sum_i H_i |x_ij| c_i / d_j,
+
+where the feature's own part of c_i gives sum_i H_i x_ij^2 and the rest is what the other features may do. The
+bound holds for any data, and is pessimistic where the steps of different features do not add up. So it is
+scaled: `theta` = 1 is the proven bound (without delay), 0 the plain second derivative; `control` finds the
+theta that the data allows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.kernel import kernel
+
+MARGIN, ODDS, LABEL, REACH = 0, 1, 2, 3
+"""The columns of a worker's `state`."""
+
+NEAR, FAR, NEVER = 0.0, -1.0, -2.0
+"""What stands for the radius of a feature that is not active: ask at the next reset, at a full one, never."""
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
+B1 = NDArray[np.bool_]
+
+
+def new_state(labels: NDArray[np.float32]) -> F8:
+    """Return the state f8[n, 4] of n examples at w = 0."""
+    state = np.zeros((len(labels), 4))
+    state[:, ODDS] = 1.0
+    state[:, LABEL] = labels
+    return state
+
+
+# --- Worker: one block -----------------------------------------------------------------------------------
+
+
+@kernel("f8(f8, f8)", inline=True)
+def grown_curvature(curvature: float, reach: float) -> float:
+    """Return min(curvature * exp(reach), 1/4), or a little more.
+
+    exp(x) <= 1 + x + 0.72 x^2 for 0 <= x <= 1, here at x = reach / 4: no call of exp for every non-zero.
+    """
+    if reach > 4.0:
+        return 0.25
+    x = 0.25 * reach
+    root = 1.0 + x + 0.72 * x * x
+    root *= root
+    return min(curvature * root * root, 0.25)
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[:, ::1])")
+def add_reach(colptr: I8, rows: I4, values: F4, cols: I8, d: F8, state: F8) -> None:
+    """Add sum_{j in cols} |x_ij| d_j to every example's reach: a step of these columns is out from now on.
+
+    cols: i8[k], column numbers. d: f8[m], the trust radius of every column, > 0 for those in `cols`.
+    """
+    ones = values.shape[0] == 0
+    for k in range(cols.shape[0]):
+        j = cols[k]
+        radius = d[j]
+        for e in range(colptr[j], colptr[j + 1]):
+            state[rows[e], 3] += radius if ones else radius * abs(values[e])
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8, f8[:, ::1], f8[:, ::1])")
+def block_gradient(
+    colptr: I8, rows: I4, values: F4, cols: I8, d: F8, theta: float, state: F8, out: F8
+) -> None:
+    """Fill out[k] = (g_j, U_j) for the columns j = cols[k]; `add_reach` of the same columns came before.
+
+    g_j = -sum_i y_i p_i x_ij, U_j as in the module's head with H_i = min(h_i exp(min(theta, 1) c_i), 1/4) and
+    the others' part times theta. out: f8[k, 2].
+    """
+    ones = values.shape[0] == 0
+    growth = min(theta, 1.0)
+    for k in range(cols.shape[0]):
+        j = cols[k]
+        radius = d[j]
+        share = theta / radius
+        g = 0.0
+        u = 0.0
+        for e in range(colptr[j], colptr[j + 1]):
+            i = rows[e]
+            odds = state[i, 1]
+            wrong = 1.0 / (1.0 + odds)
+            size = 1.0
+            if ones:
+                g -= state[i, 2] * wrong
+            else:
+                size = abs(values[e])
+                g -= state[i, 2] * wrong * values[e]
+            reach = state[i, 3]
+            others = max(reach - size * radius, 0.0)
+            u += grown_curvature(wrong * wrong * odds, growth * reach) * size * (size + share * others)
+        out[k, 0] = g
+        out[k, 1] = u
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[::1], f8[:, ::1])")
+def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F8, state: F8) -> None:
+    """Move the margins by a block's steps, z_i += y_i sum_k x_i,cols[k] steps[k], and take its reach back.
+
+    steps: f8[k], |steps[k]| <= d[cols[k]]. d: the radii with which `add_reach` was called: the server's new
+    ones are set afterwards.
+    """
+    ones = values.shape[0] == 0
+    for k in range(cols.shape[0]):
+        step = steps[k]
+        j = cols[k]
+        radius = d[j]
+        if ones:
+            up = math.exp(step)
+            down = 1.0 / up
+            for e in range(colptr[j], colptr[j + 1]):
+                i = rows[e]
+                if step != 0.0:
+                    y = state[i, 2]
+                    state[i, 0] += y * step
+                    state[i, 1] = min(max(state[i, 1] * (up if y > 0.0 else down), 1e-130), 1e130)
+                state[i, 3] -= radius
+        else:
+            for e in range(colptr[j], colptr[j + 1]):
+                i = rows[e]
+                if step != 0.0:
+                    state[i, 0] += state[i, 2] * step * values[e]
+                    state[i, 1] = math.exp(min(max(state[i, 0], -300.0), 300.0))
+                state[i, 3] -= radius * abs(values[e])
+
+
+# --- Worker: once per pass, or less ----------------------------------------------------------------------
+
+
+@kernel("void(f8[:, ::1])")
+def refresh_odds(state: F8) -> None:
+    """Recompute every example's odds from its margin, and let no step be out: at the start of a pass."""
+    for i in range(state.shape[0]):
+        state[i, 1] = math.exp(min(max(state[i, 0], -300.0), 300.0))
+        state[i, 3] = 0.0
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[:, ::1])")
+def set_margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8) -> None:
+    """Compute every margin anew from the weights w f8[k] of the columns `cols`; all others are zero.
+
+    For a reset and a resumed run: mixtures of passes let the margins' rounding errors grow. `refresh_odds` follows.
+    """
+    ones = values.shape[0] == 0
+    state[:, 0] = 0.0
+    for k in range(cols.shape[0]):
+        if w[k] != 0.0:
+            j = cols[k]
+            for e in range(colptr[j], colptr[j + 1]):
+                i = rows[e]
+                state[i, 0] += state[i, 2] * (w[k] if ones else w[k] * values[e])
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], f8[::1])")
+def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F8) -> None:
+    """Fill out[k] = g_j of the columns j = cols[k] and nothing else: for the certificate and the reset."""
+    residual = np.empty(state.shape[0])
+    for i in range(state.shape[0]):
+        residual[i] = -state[i, 2] / (1.0 + state[i, 1])
+    ones = values.shape[0] == 0
+    for k in range(cols.shape[0]):
+        j = cols[k]
+        g = 0.0
+        for e in range(colptr[j], colptr[j + 1]):
+            g += residual[rows[e]] if ones else residual[rows[e]] * values[e]
+        out[k] = g
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], f8[:, ::1], f8[:, ::1])")
+def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F8) -> None:
+    """Fill out[j] = (entries, sum of x^2, sum of |x| where y x > 0, sum of |x| where y x < 0): f8[m, 4].
+
+    The last two bound the gradient for every w, |g_j| <= max of both, and give it at w = 0.
+    """
+    ones = values.shape[0] == 0
+    for j in range(colptr.shape[0] - 1):
+        squares = 0.0
+        along = 0.0
+        against = 0.0
+        for e in range(colptr[j], colptr[j + 1]):
+            x = 1.0 if ones else np.float64(values[e])
+            squares += x * x
+            if state[rows[e], 2] * x > 0.0:
+                along += abs(x)
+            else:
+                against += abs(x)
+        out[j, 0] = colptr[j + 1] - colptr[j]
+        out[j, 1] = squares
+        out[j, 2] = along
+        out[j, 3] = against
+
+
+@kernel("f8(f8)", inline=True)
+def log_loss(margin: float) -> float:
+    """Return log(1 + exp(-margin)) without overflow."""
+    return math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1])")
+def margin_model(history: F8, out: F8) -> None:
+    """Fill the second-order model of the losses over the steps s_k = history[K] - history[k], k < K.
+
+    history: f8[K+1, n], the margins at the start of the last K passes, and now. out: f8[K+2, K]: rows 0 to
+    K-1 the matrix s_a.diag(h).s_b, row K the derivatives -sum_i p_i s_ki, and out[K+1, 0] the losses now.
+    """
+    out[:] = 0.0
+    steps = out.shape[1]
+    step = np.empty(steps)
+    for i in range(history.shape[1]):
+        now = history[steps, i]
+        small = math.exp(-abs(now))
+        out[steps + 1, 0] += math.log1p(small) + max(-now, 0.0)
+        wrong = 1.0 / (1.0 + small)
+        curvature = small * wrong * wrong
+        if now >= 0.0:
+            wrong *= small
+        for a in range(steps):
+            step[a] = now - history[a, i]
+            out[steps, a] -= wrong * step[a]
+            for b in range(a + 1):
+                out[a, b] += curvature * step[a] * step[b]
+    for a in range(steps):
+        for b in range(a):
+            out[b, a] = out[a, b]
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1], f8[::1])")
+def mixed_losses(history: F8, mixtures: F8, out: F8) -> None:
+    """Fill out[c] = the losses at the margins sum_k mixtures[c, k] history[k]. mixtures: f8[c, K+1]."""
+    out[:] = 0.0
+    for i in range(history.shape[1]):
+        for c in range(mixtures.shape[0]):
+            margin = 0.0
+            for k in range(history.shape[0]):
+                margin += mixtures[c, k] * history[k, i]
+            out[c] += log_loss(margin)
+
+
+@kernel("void(f8[:, ::1], f8[::1], f8[::1])")
+def mix(history: F8, mixture: F8, out: F8) -> None:
+    """Fill out[i] = sum_k mixture[k] history[k, i]: margins on a worker, w on a server."""
+    for i in range(history.shape[1]):
+        total = 0.0
+        for k in range(history.shape[0]):
+            if mixture[k] != 0.0:
+                total += mixture[k] * history[k, i]
+        out[i] = total
+
+
+@kernel("f8(f8[:, ::1], f8)")
+def dual_objective(state: F8, shrink: float) -> float:
+    """Return sum_i H(shrink p_i), H the binary entropy in nats: the dual of the losses.
+
+    With shrink = min(1, l1 / max_j |g_j|) the dual point is feasible, and the value a lower bound of F*.
+    """
+    total = 0.0
+    for i in range(state.shape[0]):
+        margin = state[i, 0]
+        small = math.exp(-abs(margin))
+        p = 1.0 / (1.0 + small)
+        if margin >= 0.0:
+            p *= small
+        p *= shrink
+        if p > 0.0:
+            total -= p * math.log(p)
+        if p < 1.0:
+            total -= (1.0 - p) * math.log1p(-p)
+    return total
+
+
+# --- Server ----------------------------------------------------------------------------------------------
+
+
+@kernel("void(i4[::1], f8[:, ::1], f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[::1])")
+def start_keys(slots: I4, sums: F8, l1: float, d: F8, last: F8, scale: F8, active: B1, reply: F8) -> None:
+    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f8[k, 4].
+
+    scale: 1 / rms of the feature's entries, the unit of its radius d; last: its gradient. reply[k] is the
+    radius of a feature that starts active; NEAR where w = 0 is optimal to begin with; NEVER where it is for
+    every value of the other weights (max(along, against) <= l1), so that nobody ever need ask again.
+    """
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        scale[s] = math.sqrt(sums[k, 0] / sums[k, 1]) if sums[k, 1] > 0.0 else 1.0
+        d[s] = scale[s]
+        last[s] = 0.5 * (sums[k, 3] - sums[k, 2])
+        active[s] = abs(last[s]) > l1
+        if active[s]:
+            reply[k] = d[s]
+        else:
+            reply[k] = NEAR if max(sums[k, 2], sums[k, 3]) > l1 else NEVER
+
+
+@kernel("f8(i4[::1], f8[:, ::1], f8, f8, f8[::1], f8[::1], f8[::1], f8[::1], b1[::1], f8[:, ::1])")
+def prox_step(
+    slots: I4,
+    sums: F8,
+    l1: float,
+    threshold: float,
+    w: F8,
+    d: F8,
+    last: F8,
+    scale: F8,
+    active: B1,
+    reply: F8,
+) -> float:
+    """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
+
+    w' = S(U w - g, l1) / U, clipped to w +- d; then d = 2 |step|, but at least d / 2 and scale / 1000, and
+    at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
+    slot, and comes back by `reset_keys`. reply[k] = (step, new radius, or 0 when dropped): f8[k, 2].
+    """
+    worst = 0.0
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        g = sums[k, 0]
+        u = max(sums[k, 1], 1e-30)
+        old = w[s]
+        last[s] = g
+        if old == 0.0:
+            worst = max(worst, abs(g) - l1)
+            if abs(g) < l1 - threshold:
+                active[s] = False
+                reply[k, 0] = 0.0
+                reply[k, 1] = 0.0
+                continue
+        else:
+            worst = max(worst, abs(g + math.copysign(l1, old)))
+        z = u * old - g
+        target = math.copysign(max(abs(z) - l1, 0.0), z) / u
+        step = min(max(target - old, -d[s]), d[s])
+        w[s] = old + step
+        d[s] = min(max(2.0 * abs(step), 0.5 * d[s], 1e-3 * scale[s]), 5.0 * scale[s])
+        active[s] = True
+        reply[k, 0] = step
+        reply[k, 1] = d[s]
+    return worst
+
+
+@kernel("UniTuple(f8, 2)(i4[::1], f8[::1], f8, f8, f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[::1])")
+def reset_keys(
+    slots: I4, g: F8, l1: float, threshold: float, far: float, w: F8, d: F8, last: F8, active: B1, reply: F8
+) -> tuple[float, float]:
+    """Choose the active set anew from the exact gradient g f8[k]: w != 0, or |g| >= l1 - threshold.
+
+    reply[k] is the radius of an active feature, FAR where |g| < far, and else NEAR. Return (max |g|,
+    number of features that had been dropped although |g| > l1).
+    """
+    largest = 0.0
+    returned = 0.0
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        size = abs(g[k])
+        largest = max(largest, size)
+        if size > l1 and not active[s]:
+            returned += 1.0
+        last[s] = g[k]
+        active[s] = w[s] != 0.0 or size >= l1 - threshold
+        reply[k] = d[s] if active[s] else FAR if size < far else NEAR
+    return largest, returned
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1])")
+def size_terms(history: F8, out: F8) -> None:
+    """Fill the l1 term and its slopes, key by key, to be summed exactly by the caller.
+
+    history: f8[K+1, s], w at the start of the last K passes, and now. out: f8[K+1, s]: out[k] = sign(w) (w -
+    history[k]) for k < K, out[K] = |w|.
+    """
+    last = history.shape[0] - 1
+    for s in range(history.shape[1]):
+        w = history[last, s]
+        sign = 0.0 if w == 0.0 else math.copysign(1.0, w)
+        for k in range(last):
+            out[k, s] = sign * (w - history[k, s])
+        out[last, s] = abs(w)
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1], f8[:, ::1])")
+def mixed_sizes(history: F8, mixtures: F8, out: F8) -> None:
+    """Fill out[c, s] = |sum_k mixtures[c, k] history[k, s]|: every mixture's l1 term, key by key."""
+    for c in range(mixtures.shape[0]):
+        for s in range(history.shape[1]):
+            w = 0.0
+            for k in range(history.shape[0]):
+                if mixtures[c, k] != 0.0:
+                    w += mixtures[c, k] * history[k, s]
+            out[c, s] = abs(w)
+
+
+# --- Online learners, prediction -------------------------------------------------------------------------
+
+
+@kernel("f8(i8[::1], i4[::1], f4[::1], f4[::1], f8[::1], f8[::1])")
+def batch_gradient(indptr: I8, positions: I4, values: F4, labels: F4, w: F8, out: F8) -> float:
+    """Fill out[u] = the gradient of the log-losses of a CSR batch by its unique keys; return the losses' sum.
+
+    positions: i4[nnz], which of the batch's unique keys an entry has. values: f4[nnz] or empty (all one).
+    w, out: f8[unique keys]. labels: f4[n] in {-1, +1}.
+    """
+    out[:] = 0.0
+    ones = values.shape[0] == 0
+    total = 0.0
+    for i in range(labels.shape[0]):
+        margin = 0.0
+        for e in range(indptr[i], indptr[i + 1]):
+            margin += w[positions[e]] if ones else w[positions[e]] * values[e]
+        margin *= labels[i]
+        small = math.exp(-abs(margin))
+        total += math.log1p(small) + max(-margin, 0.0)
+        residual = -labels[i] / (1.0 + small)
+        if margin >= 0.0:
+            residual *= small
+        for e in range(indptr[i], indptr[i + 1]):
+            out[positions[e]] += residual if ones else residual * values[e]
+    return total
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], f8[::1], f8[::1])")
+def predict(indptr: I8, positions: I4, values: F4, w: F8, out: F8) -> None:
+    """Fill out[i] = x_i.w of a CSR batch; a position of -1 is a key without weight."""
+    ones = values.shape[0] == 0
+    for i in range(out.shape[0]):
+        total = 0.0
+        for e in range(indptr[i], indptr[i + 1]):
+            if positions[e] >= 0:
+                total += w[positions[e]] if ones else w[positions[e]] * values[e]
+        out[i] = total

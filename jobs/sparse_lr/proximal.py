@@ -1,0 +1,154 @@
+"""The server's half of the delayed block proximal method: an update, and the scheduler's calls between passes.
+
+The update has three phases, which the scheduler sets (`settings["phase"]`):
+
+    start   rows: `column_sums`          reply: radius, or what stands for none (`kernels.NEAR` ...)
+    step    rows: (g, U) of a block      reply: (step, radius, or 0 when dropped)
+    reset   rows: g at one fixed w       reply: radius, or what stands for none
+
+Rows of width 0 ask for the radius, after a mixture; a weight that it made non-zero is active again.
+
+An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the
+starts of the last passes, over whose steps the scheduler searches (`control`).
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.exact import ExactSum
+from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr.control import MEMORY
+from mpips.store import Segment
+from mpips.update import Column, VectorSpec, call, update
+
+Array = NDArray[Any]
+HISTORY = "history"
+
+
+def _columns(spec: VectorSpec) -> dict[str, Column]:
+    return {
+        "radius": Column("float64"),
+        "gradient": Column("float64"),
+        "scale": Column("float64"),
+        "active": Column("int8"),
+    }
+
+
+def _any_width(spec: VectorSpec) -> Column:
+    return Column("float64", 0)
+
+
+@update("block_proximal", columns=_columns, push_row=_any_width, reply_row=_any_width)
+def block_proximal(
+    values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
+) -> Array:
+    """Take the step of Algorithm 3 for the features of a block, or start or reset them; see the module."""
+    w, d, g = values.reshape(-1), state["radius"].reshape(-1), state["gradient"].reshape(-1)
+    scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)
+    l1, phase = float(settings["l1"]), settings["phase"]
+    if phase == "step" and rows.shape[1]:
+        reply = np.empty((len(slots), 2))
+        worst = kernels.prox_step(
+            slots, rows, l1, float(settings["threshold"]), w, d, g, scale, active, reply
+        )
+        settings["violation"] = max(float(settings["violation"]), worst)
+        return reply
+    radius = np.empty(len(slots))
+    if rows.shape[1] == 0:
+        active[slots] |= w[slots] != 0.0
+        radius[:] = np.where(active[slots], d[slots], 0.0)
+    elif phase == "start":
+        if rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
+            count = rows.sum(axis=1, keepdims=True)
+            rows = np.hstack([count, count, rows])
+        kernels.start_keys(slots, rows, l1, d, g, scale, active, radius)
+    else:
+        threshold = float(settings["threshold"])
+        settings["largest"], settings["returned"] = kernels.reset_keys(
+            slots, rows.reshape(-1), l1, threshold, float(settings["far"]), w, d, g, active, radius
+        )
+    return radius[:, None]
+
+
+@call("begin_phase")
+def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Set the phase of the pushes that follow, with its threshold."""
+    segment.settings.update(args)
+    segment.settings.update(violation=0.0, largest=0.0, returned=0.0)
+    return {}
+
+
+@call("end_phase")
+def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Report what the pushes of the phase came to."""
+    return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
+
+
+@call("begin_epoch")
+def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Note w of the features that are active now; give |w|_1."""
+    slots = np.flatnonzero(segment.state["active"][: len(segment)]).astype(np.int32)
+    segment.notes[HISTORY] = (slots, segment.values[slots])
+    return norm(segment, args)
+
+
+@call("sizes")
+def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Note w after a pass; give the l1 term and its slopes along the noted passes, as exact sums."""
+    slots, history = segment.notes[HISTORY]
+    history = np.hstack([history, segment.values[slots]])
+    segment.notes[HISTORY] = (slots, history)
+    terms = np.empty((history.shape[1], len(slots)))
+    kernels.size_terms(np.ascontiguousarray(history.T), terms)
+    return {"sums": [ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
+
+
+@call("mixed_sizes")
+def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Give the l1 term of every mixture of the noted weights, as exact sums."""
+    slots, history = segment.notes[HISTORY]
+    mixtures = np.array(args["mixtures"]).reshape(-1, history.shape[1])
+    terms = np.empty((len(mixtures), len(slots)))
+    kernels.mixed_sizes(np.ascontiguousarray(history.T), mixtures, terms)
+    return {"sums": [ExactSum(row).to_list() for row in terms]}
+
+
+@call("mix")
+def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Set w to a mixture of the noted weights (or leave it), and forget what is too old; give the non-zeros."""
+    slots, history = segment.notes[HISTORY]
+    if args["mixture"] is not None:
+        mixed = np.empty(len(slots))
+        kernels.mix(np.ascontiguousarray(history.T), np.array(args["mixture"]), mixed)
+        segment.values[slots, 0] = history[:, -1] = mixed
+    kept = 1 if args["forget"] else MEMORY
+    segment.notes[HISTORY] = (slots, np.ascontiguousarray(history[:, -kept:]))
+    return {
+        "nonzeros": int(np.count_nonzero(history[:, -1])),
+        "active": int(np.count_nonzero(segment.state["active"][slots])),
+    }
+
+
+@call("norm")
+def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Give |w|_1, as an exact sum, and the number of non-zeros."""
+    values = segment.values[: len(segment)]
+    return {
+        "sums": [ExactSum(np.abs(values).reshape(-1)).to_list()],
+        "nonzeros": int(np.count_nonzero(values)),
+    }
+
+
+def exact_total(replies: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """Add the exact sums of all servers, term by term: the same bits however the keys are spread."""
+    return np.array(
+        [
+            reduce(ExactSum.merge, map(ExactSum.from_list, terms)).value()
+            for terms in zip(*(reply["sums"] for reply in replies), strict=True)
+        ]
+    )
