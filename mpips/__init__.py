@@ -1,6 +1,7 @@
 """mpips: the parameter server (Li et al., OSDI 2014) as an MPI job toolkit.
 
-These are the names that a program needs (see `mpips.program`); each is loaded when it is first used.
+These are the names that a program needs (see `mpips.program`), besides the decorators `mpips.update.update` and
+`mpips.kernel.kernel`, which have the names of their modules; each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ _HOME = {
     "bounded": "mpips.consistency",
     "call": "mpips.update",
     "eventual": "mpips.consistency",
-    "kernel": "mpips.kernel",
     "sequential": "mpips.consistency",
-    "update": "mpips.update",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

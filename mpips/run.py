@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from mpips import provenance
 from mpips.errors import InputError, MpipsError
 from mpips.faults import Faults
 from mpips.folder import RunFolder, write_json, write_text
-from mpips.layout import Layout, Role, check_singleton
+from mpips.layout import Layout, Role, check_singleton, split
 from mpips.membership import first_view
 from mpips.message import Command
 from mpips.node import Node, Stopped
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
-PATIENCE = 2.0
-"""Seconds for the scheduler to answer a rank that failed, for all to say that they leave, for an abort to work."""
+PATIENCE = 3.0
+"""Seconds for the scheduler to answer a rank that failed (it writes the result first), and for all to leave."""
 LAST = 4.0
-"""Seconds for MPI and Python to end."""
+"""Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
+LONGER = 30.0
+"""The same after success, when nobody waits for a verdict and a slow end is better than a harsh one."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say all there is to say."""
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import mpi4py
 
     mpi4py.rc.thread_level = "serialized"
+    threading.excepthook = _thread_failed
     from mpi4py import MPI
 
     run = _Run(MPI, options, prepared, asked, started)
@@ -98,14 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as failure:
         run.abort(failure)
     _close_stdout()
-    _alarm(LAST)
+    _alarm(LAST if code else LONGER)
     MPI.Finalize()
-    return code
+    # Everything is durable. Threads that never end, and libraries that take seconds to unload, are not waited for.
+    os._exit(code)
 
 
 def _say(text: str) -> None:
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
+    text = "".join(traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback))
+    _say(f"{text}mpips: error: a thread failed on {socket.gethostname()}: {failure.exc_value}")
+    os._exit(FAILED)
 
 
 def _close_stdout() -> None:
@@ -170,6 +182,7 @@ class _Run:
         code = self._agree(error)
         if code is not None or layout is None or self.prepared is None:
             return code or FAILED
+        self.communicators = split(self.world, layout)
         node, van = self._node(layout, self.prepared)
         try:
             role = node.place.role
@@ -364,7 +377,7 @@ class _Run:
         if role is Role.SERVER:
             Server(node).run()
         elif role is Role.WORKER:
-            Workshop(node, prepared.program.worker, prepared.job).run()
+            Workshop(node, prepared.program.worker, prepared.job, self.communicators.group).run()
         else:
             node.wait_until(lambda: False)  # another scheduler, or a spare: until it is needed
 
@@ -403,7 +416,7 @@ class _Run:
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by force if MPI itself does not return."""
-        _alarm(PATIENCE)
+        _alarm(LAST)
         if why:
             _say(f"{trace}mpips: error: {why}")
         _close_stdout()

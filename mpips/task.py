@@ -71,7 +71,7 @@ class Task:
     def then(self, callback: Callable[[Task], None]) -> Task:
         """Call `callback(task)` once when the task is finished, at once if it is; give the task.
 
-        What it raises becomes the task's error, unless that has one.
+        What it raises is raised where messages are moved, and becomes the task's error, unless that has one.
         """
         if self.done:
             callback(self)
@@ -95,13 +95,20 @@ class Task:
             self.finish()
 
     def finish(self) -> None:
-        """Run the callbacks; a task without parts is finished by its issuer."""
+        """Run all callbacks, then raise what the first failed with: the task may have no one to wait for it.
+
+        A task without parts is finished by its issuer.
+        """
         callbacks, self._callbacks, self._deliver = self._callbacks, [], None
+        failed: Exception | None = None
         for callback in callbacks:
             try:
                 callback(self)
             except Exception as error:
-                self.error = self.error or error
+                failed = failed or error
+        if failed is not None:
+            self.error = self.error or failed
+            raise failed
 
 
 def _remote(reply: Message) -> RemoteError:
@@ -280,7 +287,12 @@ class Tasks:
         part = peer.unanswered.pop(reply.seq, None) if peer else None
         if peer is None or part is None:
             return
-        part.task.answer(part.number, self._decode(reply.sender, reply))
+        try:
+            part.task.answer(part.number, self._decode(reply.sender, reply))
+        finally:  # a callback's error must not keep back what waits for the window
+            self._refill(peer)
+
+    def _refill(self, peer: _Peer) -> None:
         while peer.queue and len(peer.unanswered) < self._window:
             waiting = peer.queue.popleft()
             if waiting.task.error is not None:  # its caller has been told, and may use the arrays again

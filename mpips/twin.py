@@ -58,6 +58,7 @@ def rough(
             return (first, rng.random() * delay)
         return (first,)
 
+    fate.loses = drop > 0  # type: ignore[attr-defined]  # then requests must be sent again
     return fate
 
 
@@ -143,7 +144,8 @@ class Network:
         for thread in threads:
             thread.join()
         self._batons = None
-        for error in (*errors, self._failure):  # a program may have taken the deadlock for an error of its own
+        # A program may have taken the deadlock for an error of its own.
+        for error in (*errors, self._failure):
             if error is not None:
                 raise error
         return results

@@ -261,7 +261,13 @@ class _Gather:
         if self._out is None and len(slices) == 1 and len(rows) == self._n:
             self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return
+        if not self._n and self._out is None:  # of empty answers the widest counts, whichever comes first
+            if self.task.result is None or rows.shape[1] > self.task.result.shape[-1]:
+                self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
+            return
         out = self.allocate(rows.shape[1], rows.dtype)
+        if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
+            raise InputError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
         flat = rows[:, 0] if out.ndim == 1 else rows
         start = 0
         for begin, end in slices[part].at:

@@ -43,10 +43,14 @@ class Answer(NamedTuple):
 
 
 class Context:
-    """What a program's worker is given: its node, its place among the workers, the job and its vectors."""
+    """What a program's worker is given: its node, its place among the workers, the job and its vectors.
 
-    def __init__(self, node: Node, job: Any) -> None:
-        self.node, self.job = node, job
+    `communicator` is the MPI communicator of its worker group (None on the twin), for collectives of a program's
+    own: while it loads, say, and never while tasks are under way.
+    """
+
+    def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
+        self.node, self.job, self.communicator = node, job, communicator
         self.index = node.place.index
         self.count = len(node.layout.workers)
         self.vectors: dict[str, Vector] = {}
@@ -60,9 +64,9 @@ class Context:
 class Workshop:
     """Executes calls on a program's worker, one at a time."""
 
-    def __init__(self, node: Node, make_worker: Any, job: Any) -> None:
+    def __init__(self, node: Node, make_worker: Any, job: Any, communicator: Any = None) -> None:
         self.node = node
-        self.context = Context(node, job)
+        self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
         self.calls: deque[Message] = deque()
         node.handlers[Command.CALL] = self._receive

@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
+settings.load_profile("mpips")
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "MPIPS_TEST_TAG"

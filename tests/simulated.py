@@ -29,15 +29,22 @@ def simulate(
     seed: int = 0,
     job: Any = None,
     window: int = 64,
+    resend: float | None = None,
+    horizon: float = 60.0,
     folder: Path | None = None,
 ) -> Any:
-    """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left."""
+    """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
+
+    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate`
+    is a `rough` one that loses messages. Fake time ends at `horizon`.
+    """
+    if resend is None and getattr(fate, "loses", False):
+        resend = 0.05
     layout = Layout.of(1 + servers + workers, LayoutSpec(servers=servers, workers=workers))
     view = first_view(layout)
-    lossy = fate is not calm
 
     def node(van: TwinVan) -> Node:
-        return Node(van, layout, view, window=window, resend=0.05 if lossy else None)
+        return Node(van, layout, view, window=window, resend=resend)
 
     def lead(van: TwinVan) -> Any:
         me = node(van)
@@ -64,4 +71,4 @@ def simulate(
             return stopped.code
         raise AssertionError("a loop ended by itself")
 
-    return Network(layout.size, fate, seed).run([lead] + [follow] * (layout.size - 1))[0]
+    return Network(layout.size, fate, seed).run([lead] + [follow] * (layout.size - 1), horizon)[0]

@@ -118,7 +118,9 @@ def test_any_new_layout_has_the_same_parameters(sound: Path, cuts: list[int], se
     for spec in (SPARSE, DENSE):
         whole = filled(spec, [ALL])
         parts = [restore(sound, spec.name, mine) for mine in cut_up(spec.extent, cuts, servers)]
-        rows = sorted(pair for part in parts for pair in zip(*map(np.ndarray.tolist, part.export()), strict=True))
+        rows = sorted(
+            pair for part in parts for pair in zip(*map(np.ndarray.tolist, part.export()), strict=True)
+        )
         assert rows == list(zip(*map(np.ndarray.tolist, whole.export()), strict=True))
         for part, mine in zip(parts, cut_up(spec.extent, cuts, servers), strict=True):
             for piece in mine:

@@ -130,7 +130,7 @@ def test_the_verdict_is_the_results(
 
 @pytest.mark.ranks
 def test_ranks_form_one_world(run_ranks: Callable[..., Finished]) -> None:
-    script = "from mpi4py import MPI; print('size', MPI.COMM_WORLD.size)"
+    script = "import sys; from mpi4py import MPI; sys.stdout.write(f'size {MPI.COMM_WORLD.size}\\n')"
     done = run_ranks(3, "-c", script)
     assert done.code == 0, done.stderr
     assert done.stdout.count("size 3") == 3

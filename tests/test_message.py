@@ -88,3 +88,44 @@ def test_a_truncated_frame_is_refused(message: Message, data: st.DataObject) -> 
 def test_values_of_other_types_are_refused() -> None:
     with pytest.raises(ProtocolError, match="float16"):
         encode(Message(Kind.REQUEST, Command.PUSH, values=np.zeros((2, 1), np.float16)))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"keys": np.arange(4, dtype=np.int32)}, "keys of type int32"),
+        ({"keys": np.arange(4, dtype=">u8")}, "keys of type >u8"),
+        ({"keys": np.zeros((2, 2), np.uint64)}, "keys of type uint64, 2-d"),
+        ({"values": np.ones((2, 3, 4))}, "values of 3 dimensions"),
+        ({"values": np.ones(())}, "values of 0 dimensions"),
+        ({"values": np.ones((2, 1), ">f8")}, "values of type >f8"),
+    ],
+)
+def test_what_would_arrive_as_something_else_is_refused(arrays: dict[str, np.ndarray], text: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ProtocolError, match=text):
+        encode(Message(Kind.REQUEST, Command.PUSH, **arrays))
+
+
+@pytest.mark.parametrize("rows", [np.ones((3, 1)), None], ids=["values", "nothing"])
+def test_a_frame_that_is_too_long_is_refused(rows: np.ndarray | None) -> None:  # type: ignore[type-arg]
+    frame, _ = encode(Message(Kind.REPLY, Command.PULL, values=rows))
+    assert decode(frame)[0].kind is Kind.REPLY
+    for more in (1, 8, 100):
+        with pytest.raises(ProtocolError, match=f"its header announces {len(frame)}"):
+            decode(frame + bytes(more))
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, 0), (0, 7), (2, 70_000), (1, 2**20)])
+def test_rows_of_any_width_travel(shape: tuple[int, int]) -> None:
+    rows = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
+    got = arrive(Message(Kind.REQUEST, Command.PUSH, values=rows)).values
+    assert got is not None and got.shape == shape and np.array_equal(got, rows)
+
+
+def test_arrays_with_gaps_between_their_rows_arrive_without() -> None:
+    wide = np.arange(24.0).reshape(6, 4)
+    got = arrive(
+        Message(Kind.REQUEST, Command.PUSH, keys=np.arange(9, dtype=np.uint64)[::2], values=wide[::2, ::3])
+    )
+    assert got.keys is not None and got.keys.tolist() == [0, 2, 4, 6, 8]
+    assert got.values is not None and np.array_equal(got.values, wide[::2, ::3])

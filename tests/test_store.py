@@ -304,3 +304,48 @@ def test_export_leaves_out_zeros_of_either_sign_and_keeps_nan() -> None:
     segment.push(u64([1, 2, 3, 4]), np.array([[0.0, -0.0], [0, 1], [np.nan, 0], [-0.0, -0.0]]))
     assert segment.export()[0].tolist() == [2, 3]
     assert segment.items()[0].tolist() == [1, 2, 3, 4]
+
+
+# What workers and updates must not get past a segment.
+
+
+@pytest.mark.parametrize("stray", [[70], [5, 70], [2**63], [49, 50], [5, 20, 45]])
+def test_keys_that_are_not_owned_are_refused(stray: list[int]) -> None:
+    segment = Segment(VectorSpec("w", extent=100), [KeyRange(0, 10), KeyRange(40, 50)])
+    with pytest.raises(ProtocolError, match="not all owned by this server"):
+        segment.push(u64(stray), np.ones((len(stray), 1)))
+    assert len(segment) == 0
+    segment.push(u64([0, 9, 40, 49]), np.ones((4, 1)))
+    segment.push(u64([]), np.ones((0, 1)))
+    assert len(segment) == 4
+    assert segment.pull(u64(stray))[:, 0].tolist() == [float(k in (0, 9, 40, 49)) for k in stray]
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("answer", ["values", "state"])
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_an_answer_of_the_segments_own_rows_is_a_copy(answer: str, aggregate: bool) -> None:
+    def both(values: Any, state: Any, rows: Any, settings: Any) -> Any:
+        values += rows
+        state["n"] += 1
+        return values if answer == "values" else state["n"]
+
+    @update("its own", columns=lambda spec: {"n": Column("float64")}, apply_range=both)
+    def apply(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+        return both(values, state, rows, settings)
+
+    spec = VectorSpec("w", extent=50, update="its own", dense=True, aggregate=aggregate)
+    segment, rows = Segment(spec), np.ones((50, 1))
+    every = KeyRange(0, 50)
+
+    def push(round_: int) -> Any:
+        if not aggregate:
+            return segment.push(every, rows, reply=True)
+        done = Aggregator(segment, [3]).add(round_, 3, segment.resolve(every, create=True), rows, reply=True)
+        assert done is not None
+        return done[3]
+
+    first = push(0)
+    push(1)
+    assert first.tolist() == [[1.0]] * 50
+    assert segment.values[:50].tolist() == [[2.0]] * 50

@@ -71,7 +71,7 @@ class Wire:
             self.running.append((rank, request))
 
     def settle(self) -> None:
-        for _ in range(100_000):
+        for _ in range(1_000):
             while self.step():
                 pass
             if not self.tasks.unfinished:
@@ -188,3 +188,212 @@ def test_a_failing_callback_of_the_caller_is_raised_at_its_task() -> None:
     tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
     with pytest.raises(KeyError):
         raise task.error or AssertionError
+
+
+# What a caller's half does with callbacks, with what cannot travel, and with time.
+
+
+def drained(tasks: Tasks, sent: list[tuple[int, Message]]) -> list[int]:
+    """Answer what was sent, first things first, until nothing is left; give what was in flight at 1 each time."""
+    trace = []
+    while sent:
+        dest, message = sent.pop(0)
+        trace.append(tasks.outstanding(1))
+        tasks.answer(Message(Kind.REPLY, message.command, sender=dest, seq=message.seq))
+    return trace
+
+
+def test_a_long_chain_of_dependent_tasks_keeps_the_window_full() -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=8)
+    last: list[Task] = []
+    for _ in range(64):
+        last = [tasks.submit([(1, call())], None, last)]
+    afters: list[tuple[tuple[int, int], ...]] = []
+    trace = []
+    while sent:
+        _, message = sent.pop(0)
+        trace.append(tasks.outstanding(1))
+        afters.append(message.after)
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=message.seq))
+    assert trace == [8] * 57 + [7, 6, 5, 4, 3, 2, 1]
+    assert last[0].done
+    assert afters[:8] == [(), *(((s, s + 1),) for s in range(7))]
+
+
+def test_parts_to_a_node_leave_in_the_order_of_submission() -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=2)
+    order: list[int] = []
+    submitted = [tasks.submit([(1, call())]) for _ in range(4)]
+    # Answered within a callback: there is room in the window while others still queue.
+    submitted[0].then(lambda _: submitted.append(tasks.submit([(1, call())])))
+    while sent:
+        dest, message = sent.pop(0)
+        order.append(message.time)
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_task_waits_for_every_part_of_another_at_its_node() -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=1)
+    first = tasks.submit([(1, call()), (2, call()), (1, call())])
+    second = tasks.submit([(1, call())], None, [first])
+    order = []
+    while sent:
+        dest, message = sent.pop(0)
+        order.append((dest, message.time))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+    assert order == [(1, 0), (2, 0), (1, 0), (1, 1)]
+    assert second.done
+
+
+def test_a_whole_task_starts_nowhere_before_another_is_finished_everywhere() -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)))
+    first = tasks.submit([(1, call()), (2, call())])
+    tasks.submit([(1, call()), (2, call())], None, [first], whole=True)
+    assert len(sent) == 2
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+    assert len(sent) == 2
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=2, seq=0))
+    assert [(dest, message.time, message.after) for dest, message in sent[2:]] == [(1, 1, ()), (2, 1, ())]
+
+
+@pytest.mark.parametrize("window", [1, 64])
+def test_a_callback_that_raises_is_heard_and_leaves_the_others_alone(window: int) -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window)
+    seen: list[str] = []
+
+    def boom(_: Task) -> None:
+        raise KeyError("mine")
+
+    first = tasks.submit([(1, call())]).then(boom).then(lambda _: seen.append("later"))
+    held = tasks.submit([(2, call())], None, [first])
+    other = tasks.submit([(1, call())])  # waits for the window, if that is 1
+    sent.pop(0)
+    with pytest.raises(KeyError, match="mine"):
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+    assert seen == ["later"]
+    assert isinstance(first.error, KeyError) and first.done
+    drained(tasks, sent)
+    assert held.done and held.error is None and other.done and other.error is None
+    assert tasks.unfinished == {}
+
+
+def picky(sent: list[tuple[int, Message]]):  # type: ignore[no-untyped-def]
+    def send(dest: int, message: Message) -> None:
+        if message.meta.get("bad"):
+            raise TypeError("cannot travel")
+        sent.append((dest, message))
+
+    return send
+
+
+def bad_call() -> Message:
+    return Message(Kind.REQUEST, Command.CALL, meta={"bad": True})
+
+
+@pytest.mark.parametrize("window", [1, 2, 64])
+def test_what_cannot_travel_is_its_tasks_error_and_takes_no_room(window: int) -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(picky(sent), window)
+    good = [tasks.submit([(1, call())])]
+    bad = [tasks.submit([(1, bad_call())]) for _ in range(3)]  # some at once, some after the queue
+    good.append(tasks.submit([(1, call())]))
+    mixed = tasks.submit([(1, call()), (1, bad_call()), (2, call())])
+    good.append(tasks.submit([(1, call()), (2, call())], None, [good[0], mixed]))
+    acked = []
+    seqs: list[int] = []
+    while sent:
+        dest, message = sent.pop(0)
+        if dest == 1:
+            seqs.append(message.seq)
+            acked.append(message.acked)
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+    assert all(task.done and task.error is None for task in good)
+    assert all(task.done and isinstance(task.error, TypeError) for task in (*bad, mixed))
+    assert seqs == list(range(len(seqs))), "no gap in the numbers"
+    assert all(first <= seq for first, seq in zip(acked, seqs, strict=True))
+    assert tasks.outstanding(1) == tasks.outstanding(2) == 0 and tasks.unfinished == {}
+
+
+def test_a_filter_that_raises_takes_no_room_either() -> None:
+    sent: list[tuple[int, Message]] = []
+
+    def encode(dest: int, message: Message) -> Message:
+        if message.meta.get("bad"):
+            raise ValueError("not for this filter")
+        return message
+
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), 1, encode=encode)
+    bad, good = tasks.submit([(1, bad_call())]), tasks.submit([(1, call())])
+    assert isinstance(bad.error, ValueError) and bad.done
+    drained(tasks, sent)
+    assert good.done and good.error is None
+
+
+def test_parts_that_queue_behind_an_error_are_never_sent() -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=1)
+    tasks.submit([(1, call())])  # fills the window of 1
+    task = tasks.submit([(2, call()), (1, call()), (2, call())])
+    meta = {"rank": 2, "text": "no"}
+    tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=2, seq=0, meta=meta))
+    assert isinstance(task.error, RemoteError) and not task.done
+    later = tasks.submit([(1, call()), (2, call())])
+    order = []
+    del sent[1]  # that of the failed part
+    while sent:
+        dest, message = sent.pop(0)
+        order.append((dest, message.time))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+    assert order == [(1, 0), (2, 2), (1, 2)] or order == [(1, 0), (1, 2), (2, 2)]
+    assert task.done and later.done and later.error is None and tasks.unfinished == {}
+
+
+def test_an_unanswered_part_is_sent_again_once_per_period() -> None:
+    sent: list[int] = []
+    now = [0.0]
+    tasks = Tasks(lambda dest, message: sent.append(message.seq), resend=1.0)
+    tasks.now = lambda: now[0]
+    tasks.submit([(1, call())])
+    for tick in range(1, 101):
+        now[0] = 0.1 * tick
+        if tick == 35:
+            tasks.submit([(1, call())])
+        if tick == 75:
+            tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+        tasks.resend()
+    assert 7 <= sent.count(0) <= 8 and 6 <= sent.count(1) <= 7
+    assert Tasks(lambda dest, message: None).resend() == 0
+
+
+def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
+    sent: list[Message] = []
+    inbox = Inbox(lambda dest, message: sent.append(message))
+    request = Message(Kind.REQUEST, Command.CALL, sender=3)
+    assert inbox.admit(request) == [request]
+    assert inbox.admit(request) == [] and sent == [] and inbox.unfinished() == 1
+    inbox.finish(request, Message(Kind.REPLY, Command.CALL, meta={"n": 1}))
+    assert inbox.admit(request) == [] and inbox.unfinished() == 0
+    assert [message.meta for message in sent] == [{"n": 1}] * 2
+    assert inbox.admit(Message(Kind.REQUEST, Command.CALL, sender=3, seq=1, acked=1)) != []
+    assert inbox.admit(request) == [] and len(sent) == 2, "the caller has it: it was acknowledged"
+
+
+def test_only_what_was_answered_is_acknowledged() -> None:
+    sent: list[int] = []
+    now = [0.0]
+    tasks = Tasks(lambda dest, message: sent.append(message.acked), resend=1.0)
+    tasks.now = lambda: now[0]
+    for _ in range(4):
+        tasks.submit([(1, call())])
+    for seq in (0, 2):
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=seq))
+    now[0] = 2.0
+    assert tasks.resend() == 2
+    tasks.submit([(1, call())])
+    assert sent == [0, 0, 0, 0, 1, 1, 1]

@@ -83,3 +83,26 @@ def test_an_error_in_one_program_ends_all() -> None:
 
     with pytest.raises(KeyError, match="here"):
         Network(3).run([forever, fails, forever])
+
+
+def test_a_deadlock_is_raised_also_where_a_program_takes_it_for_an_error_of_its_own() -> None:
+    def swallows(van: TwinVan) -> str:
+        try:
+            while van.receive() is None:
+                van.idle()
+        except Exception:
+            return "never mind"
+        return "a message"
+
+    for seed in range(4):
+        with pytest.raises(Deadlock):
+            Network(3, seed=seed).run([swallows] * 3, horizon=1.0)
+
+
+def test_control_messages_are_delayed_only() -> None:
+    fate = rough(1, delay=0.1, drop=1.0)
+    request, control = Message(Kind.REQUEST, Command.CALL), Message(Kind.CONTROL, Command.STOP)
+    assert [len(fate(0, 1, request)) for _ in range(20)] == [0] * 20
+    delays = [fate(0, 1, control) for _ in range(20)]
+    assert all(len(copies) == 1 and 0 <= copies[0] < 0.1 for copies in delays) and len(set(delays)) > 1
+    assert list(rough(1, drop=1.0, spare_control=False)(0, 1, control)) == []

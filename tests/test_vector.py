@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,15 @@ from simulated import simulate
 
 from mpips.consistency import bounded, sequential
 from mpips.errors import InputError, RemoteError
+from mpips.layout import Layout, LayoutSpec
+from mpips.membership import first_view
+from mpips.message import Command, Kind, Message
+from mpips.node import Node
 from mpips.ranges import KeyRange
 from mpips.scheduler import Cluster
-from mpips.twin import rough
-from mpips.update import VectorSpec, update
+from mpips.twin import Network, rough
+from mpips.update import Column, VectorSpec, update
+from mpips.vector import Vector
 from mpips.worker import Answer, Context
 
 
@@ -276,3 +282,249 @@ def test_errors_of_a_call_name_the_rank_and_keep_their_kind() -> None:
             cluster.node.wait(vector.pull(np.array([1], np.uint64)))
 
     on_cluster(schedule)
+
+
+# What a round, an answer or an argument may be, and what becomes of it when it is not that.
+
+SEVEN = np.array([7], np.uint64)
+
+
+def pause(context: Context, seconds: float) -> None:
+    """Let fake time pass while messages move."""
+    until = context.node.van.now() + seconds
+    context.node.wait_until(lambda: context.node.van.now() > until)
+
+
+class Rounds(Quiet):
+    """Pushes to key 7 in a round, one worker late; says what it got or heard."""
+
+    def push(self, round: int, late: int = -1, bad: int = -1) -> dict[str, Any]:
+        if self.context.index == late:
+            pause(self.context, 1.0)
+        rows = np.ones(1, np.float32 if self.context.index == bad else np.float64)
+        return self._hear(self.context.vectors["v"].push(SEVEN, rows, round=round))
+
+    def mixed(self, round: int, late: int) -> dict[str, Any]:
+        if self.context.index == late:
+            pause(self.context, 1.0)
+        vector = self.context.vectors["v"]
+        ask = vector.push if self.context.index else vector.push_pull
+        before = self.context.node.van.received_bytes
+        answer = self._hear(ask(SEVEN, np.ones(1), round=round))
+        return answer | {"received": self.context.node.van.received_bytes - before}
+
+    def push_pull(self, keys: list[list[int]], round: int = 0) -> dict[str, Any]:
+        mine = np.array(keys[self.context.index], np.uint64)
+        task = self.context.vectors["v"].push_pull(mine, np.ones(len(mine)), round=round)
+        answer = self._hear(task)
+        return answer if "heard" in answer else {"shape": list(np.shape(task.result))}
+
+    def _hear(self, task: Any) -> dict[str, Any]:
+        try:
+            rows = self.context.node.wait(task)
+        except RemoteError as error:
+            return {"heard": str(error)}
+        return {"rows": None if rows is None else rows.tolist()}
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_all_hear_of_a_bad_round_and_go_on(bad: int, late: int) -> None:
+    def schedule(cluster: Cluster) -> Any:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100, aggregate=True))
+        for said in cluster.workers.call("push", {"round": 0, "bad": bad, "late": late}):
+            assert "rank 1 (server 0 on " in said["heard"] and "float32" in said["heard"]
+        for round_ in (1, 0, 2):  # the number is free again
+            assert cluster.workers.call("push", {"round": round_, "late": late}) == [{"rows": None}] * 3
+        return cluster.node.wait(vector.pull(SEVEN)).tolist()
+
+    assert simulate(schedule, Rounds, workers=3, seed=bad) == [9.0]
+
+
+def test_a_worker_may_ask_for_rows_in_a_round_where_another_only_pushes() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(VectorSpec("v", "float64", 1, 100, aggregate=True))
+        return [cluster.workers.call("mixed", {"round": late, "late": late}) for late in (0, 1)]
+
+    for round_, (asks, pushes) in enumerate(simulate(schedule, Rounds, workers=2)):
+        assert asks["rows"] == [2.0 * (round_ + 1)] and pushes["rows"] is None
+        assert asks["received"] - pushes["received"] == 8, "who only pushes is sent no rows"
+
+
+@update("answers with two", reply_row=lambda spec: Column("float64", 2))
+def _two(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+    values[slots] += rows
+    return np.hstack([values[slots], -values[slots]])
+
+
+@pytest.mark.parametrize("keys", [[[10, 20], []], [[], [80]], [[5], [95]], [[5, 95], []]])
+def test_an_answer_is_as_wide_for_a_worker_without_keys(keys: list[list[int]]) -> None:
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(VectorSpec("v", "float64", 1, 100, "answers with two", aggregate=True))
+        return cluster.workers.call("push_pull", {"keys": keys})
+
+    for seed in range(6):
+        said = simulate(schedule, Rounds, servers=3, workers=2, seed=seed, fate=rough(seed, delay=0.01))
+        assert said == [{"shape": [len(mine), 2]} for mine in keys]
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3)])
+def test_an_answer_that_does_not_fit_into_out_is_refused(shape: tuple[int, ...]) -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100, "answers with two"))
+        keys = np.array([5, 95], np.uint64)
+        with pytest.raises(InputError, match="rows of width 2 do not fit into out"):
+            cluster.node.wait(vector.push_pull(keys, np.ones(2), out=np.empty(shape)))
+        out = np.empty((2, 2))
+        assert cluster.node.wait(vector.push_pull(keys, np.ones(2), out=out)) is out
+        assert out.tolist() == [[2.0, -2.0]] * 2
+
+    on_cluster(schedule)
+
+
+@update("answers with bools")
+def _bools(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+    return rows > 0
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_all_hear_of_an_answer_that_cannot_travel(aggregate: bool) -> None:
+    def schedule(cluster: Cluster) -> None:
+        spec = VectorSpec("v", "float64", 1, 100, "answers with bools", aggregate=aggregate)
+        cluster.create_vector(spec)
+        for round_ in (0, 1):
+            said = cluster.workers.call("push_pull", {"keys": [[7], [7]], "round": round_})
+            assert len(said) == 2
+            for each in said:
+                assert "server 0" in each["heard"] and "values of type bool cannot travel" in each["heard"]
+        assert cluster.workers.call("push", {"round": 2}) == [{"rows": None}] * 2
+
+    simulate(schedule, Rounds, workers=2)
+
+
+def test_wide_rows_travel() -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "float32", 70_000, 100))
+        rows = np.arange(140_000, dtype=np.float32).reshape(2, 70_000)
+        keys = np.array([3, 97], np.uint64)
+        cluster.node.wait(vector.push(keys, rows))
+        assert np.array_equal(cluster.node.wait(vector.pull(keys)), rows)
+
+    on_cluster(schedule)
+
+
+def test_keys_of_any_whole_type_are_taken() -> None:
+    read_only = np.array([2, 97], np.uint64)
+    read_only.flags.writeable = False
+    forms: list[Any] = [
+        [2, 97], (2, 97), np.array([2, 97]), np.array([2, 97], np.int32), np.array([2, 97], np.uint16),
+        np.array([2, 97], ">u8"), read_only, np.array([2, 0, 97, 0], np.uint64)[::2],
+    ]  # fmt: skip
+
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 2, 100))
+        wait = cluster.node.wait
+        for time, keys in enumerate(forms):
+            wait(vector.push(keys, np.array([[1.0, 9, 2, 9], [3, 9, 4, 9]])[:, ::2]))
+            assert (wait(vector.pull(keys)) / (time + 1)).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+        assert wait(vector.pull([])).shape == (0, 2)
+
+    on_cluster(schedule)
+
+
+@pytest.mark.parametrize(
+    "keys", [[-1, 3], [1.0, 2.0], np.array([[1, 2]], np.uint64), np.array([-5]), [True, False], ["1"], 7]
+)
+def test_keys_that_are_no_list_of_whole_numbers_are_refused(keys: Any) -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100))
+        with pytest.raises(InputError, match="whole numbers from 0 on"):
+            vector.pull(keys)
+        assert not cluster.node.tasks.unfinished
+
+    on_cluster(schedule, servers=1, workers=1)
+
+
+def test_an_out_that_does_not_fit_is_refused() -> None:
+    locked = np.zeros((4, 2))
+    locked.flags.writeable = False
+
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 2, 100))
+        single = cluster.create_vector(VectorSpec("w", "float64", 1, 100))
+        keys = np.arange(4, dtype=np.uint64)
+        for out in (np.empty(4), np.empty((4, 2), np.int64), np.empty((9, 2)), np.empty((4, 1)), locked):
+            with pytest.raises(InputError, match=r"out must be writable, float64 of shape \(4, 2\)"):
+                vector.pull(keys, out=out)
+        with pytest.raises(InputError, match="out must be"):
+            vector.push_pull(keys, np.ones((4, 2)), out=np.empty((3, 2)))
+        for out in (np.empty(4), np.empty((4, 1)), np.empty((4, 3))[:, 1]):
+            out[...] = 5
+            assert cluster.node.wait(single.pull(keys, out=out)) is out and not out.any()
+
+    on_cluster(schedule)
+
+
+def test_a_pull_from_one_server_reads_zero_where_that_is_not_the_owner() -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(VectorSpec("v", "int64", 1, 100, dense=True))
+        wait, ring = cluster.node.wait, cluster.node.view.ring
+        keys = np.arange(100, dtype=np.uint64)
+        wait(vector.push(keys, np.arange(1, 101)))
+        for server in cluster.servers.ranks:
+            mine = np.array([ring.owner(key, 100) == server for key in range(100)])
+            for form in (keys, KeyRange(0, 100)):
+                out = np.full(100, 7)
+                assert wait(vector.pull(form, out=out, to=server)) is out
+                assert np.array_equal(out, np.where(mine, np.arange(1, 101), 0))
+            theirs = keys[~mine]
+            out = np.full(len(theirs), 7)
+            assert wait(vector.pull(theirs, out=out, to=server)) is out and not out.any()
+
+    on_cluster(schedule, servers=3)
+
+
+@update("negative fails")
+def _negative(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    if (rows < 0).any():
+        raise ValueError("negative")
+    values[slots] += rows
+
+
+def test_arrays_may_be_used_again_once_a_push_has_failed() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100, "negative fails"))
+        high, both = np.array([99], np.uint64), np.array([1, 99], np.uint64)
+        vector.push(high, np.ones(1))  # fills the window
+        rows = np.array([-1.0, 5.0])
+        with pytest.raises(RemoteError, match="negative"):
+            cluster.node.wait(vector.push(both, rows))
+        rows[:] = 1000.0
+        cluster.node.wait_until(lambda: not cluster.node.tasks.unfinished)
+        return cluster.node.wait(vector.pull(high))[0]
+
+    for seed in range(6):
+        fate = rough(seed, delay=0.05)
+        seen = simulate(schedule, Quiet, servers=2, window=1, fate=fate, seed=seed)
+        assert seen in (1.0, 6.0), "the other part was sent before the error was heard, or it never is"
+
+
+def test_requests_say_by_which_view_they_were_cut() -> None:
+    layout = Layout.of(4, LayoutSpec(servers=2, workers=1))
+    view, network = first_view(layout), Network(4)
+    node = Node(network.vans[3], layout, view, window=1)
+    vector = Vector(node, VectorSpec("v", extent=100), 1)
+    owner = view.ring.owner(90, 100)
+    key = np.array([90], np.uint64)
+    vector.push(key, np.ones(1))
+    vector.push(key, np.ones(1))  # waits for the window
+    left = tuple(server for server in view.servers if server != owner)
+    node.view = replace(view, epoch=1, ring=view.ring.leave(owner), servers=left)
+    node.tasks.answer(Message(Kind.REPLY, Command.PUSH, owner, seq=0))
+    epochs = []
+    while (taken := network.take(owner)) is not None:
+        epochs.append(taken[0].epoch)
+    assert epochs == [0, 0]
+    vector.push(key, np.ones(1))  # cut by the new view: the owners that it had remembered are not used
+    taken = network.take(left[0])
+    assert taken is not None and taken[0].epoch == 1 and network.take(owner) is None

@@ -25,52 +25,74 @@ class Blocks:
         self.values = np.empty(0, np.float32) if columns.values is None else columns.values
         self.state = kernels.new_state(columns.labels)
         self.radius = np.zeros(len(self.keys))
-        self.history = np.zeros((1, len(columns.labels)))
+        self._notes = np.zeros((MEMORY + 1, len(columns.labels)))
+        self._noted = 1
         self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
         self.cuts = [0]  # where the pass's blocks begin among them
         self._epoch = np.empty(0, np.int64)  # the columns that were active when the epoch began
+        self._moved = np.zeros(len(self.keys), np.bool_)  # those that have had a weight since
 
     @property
     def _matrix(self) -> tuple[Any, Any, Any]:
         return self.colptr, self.rows, self.values
 
-    def sums(self, ones: bool) -> F8:
-        """Give the `column_sums` of all features: what the servers start from; only the last two if all is `ones`."""
-        out = np.empty((len(self.keys), 4))
-        kernels.column_sums(*self._matrix, self.state, out)
+    def sums(self, begin: int, end: int, ones: bool) -> F8:
+        """Give the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
+        out = np.empty((end - begin, 4))
+        kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
 
     def fingerprint(self) -> int:
         """Give a number that tells data apart by their keys: parts of the same data have the same sum modulo 2^64."""
-        mixed = (self.keys ^ (self.keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
-        return int((mixed * np.diff(self.colptr).astype(np.uint64)).sum())
-
-    def start(self, radius: F8) -> None:
-        """Take the radius of every column, at w = 0."""
-        self.radius[:] = radius
-        self._begin_epoch()
+        total = 0
+        for begin in range(0, len(self.keys), 1 << 16):
+            keys, ends = self.keys[begin : begin + (1 << 16)], self.colptr[begin : begin + (1 << 16) + 1]
+            mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+            total += int((mixed * np.diff(ends).astype(np.uint64)).sum())
+        return total % 2**64
 
     def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
         """Compute the margins anew from the weights of columns; all others weigh 0. A new epoch begins."""
         kernels.set_margins(*self._matrix, cols, w, self.state)
-        self._begin_epoch()
+        self.begin_epoch()
+        self._moved[cols[w != 0.0]] = True
 
     def wake(self, cols: NDArray[np.int64], radius: F8) -> None:
         """Take the radius of columns that a mixture may have made active."""
         self.radius[cols] = radius
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
+        """Note which columns are active, and the margins; what was noted before is forgotten."""
         kernels.refresh_odds(self.state)
         self._epoch = np.flatnonzero(self.radius > 0.0)
-        self.history = self.state[:, kernels.MARGIN].copy()[None]
+        self._moved[:] = False
+        self._noted = 0
+        self._note()
+
+    @property
+    def history(self) -> F8:
+        """The noted margins: at the starts of the last passes, and now."""
+        return self._notes[: self._noted]
+
+    def _note(self) -> None:
+        self._notes[self._noted] = self.state[:, kernels.MARGIN]
+        self._noted += 1
+
+    def _forget(self, kept: int) -> None:
+        """Forget the noted margins but the last `kept`, row by row: examples are many, copies of them costly."""
+        first = max(self._noted - kept, 0)
+        for row in range(first, self._noted if first else 0):
+            self._notes[row - first] = self._notes[row]
+        self._noted -= first
 
     def askable(self, full: bool) -> NDArray[np.int64]:
         """List the columns that may become active: soon, or, `full`, ever."""
         return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
 
     def dropped(self) -> NDArray[np.int64]:
-        """List the columns that were active when the epoch began and are not now."""
-        return self._epoch[self.radius[self._epoch] <= 0.0]
+        """List the columns that were active when the epoch began, have had a weight, and are not active now."""
+        cols = self._epoch
+        return cols[(self.radius[cols] <= 0.0) & self._moved[cols]]
 
     def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Give the sketch of the active non-zeros from which blocks are cut."""
@@ -99,10 +121,11 @@ class Blocks:
         steps = np.ascontiguousarray(reply[:, 0])
         kernels.apply_steps(*self._matrix, cols, steps, self.radius, self.state)
         self.radius[cols] = reply[:, 1]
+        self._moved[cols] |= steps != 0.0
 
     def model(self) -> F8:
         """Note the margins after a pass; give the losses' second-order model over the noted passes."""
-        self.history = np.vstack([self.history, self.state[:, kernels.MARGIN]])
+        self._note()
         steps = len(self.history) - 1
         model = np.empty((steps + 2, steps))
         kernels.margin_model(self.history, model)
@@ -119,15 +142,17 @@ class Blocks:
         if mixture is not None:
             kernels.mix(self.history, mixture, self.history[-1])
             self.state[:, kernels.MARGIN] = self.history[-1]
-        self.history = self.history[-1 if forget else -MEMORY :].copy()
+        self._forget(1 if forget else MEMORY)
 
-    def full_gradient(self, full: bool) -> tuple[NDArray[np.int64], F8]:
-        """Give the exact gradient of every column that may become active, at this moment's margins."""
+    def refresh(self) -> None:
+        """Bring what is derived from the margins up to date, after a mixture."""
         kernels.refresh_odds(self.state)
-        cols = self.askable(full)
+
+    def full_gradient(self, cols: NDArray[np.int64]) -> F8:
+        """Give the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols))
         kernels.full_gradient(*self._matrix, cols, self.state, out)
-        return cols, out
+        return out
 
     def loss(self) -> float:
         """Give the sum of the log-losses at the margins that were noted last."""
@@ -139,7 +164,7 @@ class Blocks:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Give what a checkpoint keeps: radii, the noted margins, the epoch's columns, and the data's checksum."""
-        kept = {"radius": self.radius, "history": self.history, "epoch": self._epoch}
+        kept = {"radius": self.radius, "history": self.history, "epoch": self._epoch, "moved": self._moved}
         return {**kept, "checksum": np.array([self._checksum], np.int64)}
 
     @cached_property
@@ -147,7 +172,7 @@ class Blocks:
         """The CRC-32 of this worker's examples: margins hold for these alone, in this order."""
         checksum = 0
         for array in (self.keys, self.colptr, self.rows, self.values, self.state[:, kernels.LABEL].copy()):
-            checksum = zlib.crc32(array, checksum)
+            checksum = zlib.crc32(array.data, checksum)
         return checksum
 
     def take(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -158,6 +183,8 @@ class Blocks:
         """
         if arrays["checksum"][0] != self._checksum:
             raise CheckpointError("the checkpoint was written with other training data, or parts of them")
-        self.radius, self.history, self._epoch = arrays["radius"], arrays["history"], arrays["epoch"]
+        self.radius, self._epoch, self._moved = arrays["radius"], arrays["epoch"], arrays["moved"]
+        self._noted = len(arrays["history"])
+        self._notes[: self._noted] = arrays["history"]
         self.state[:, kernels.MARGIN] = self.history[-1]
         kernels.refresh_odds(self.state)

@@ -37,7 +37,9 @@ THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
 MEET = 2.0
 """How many active features of the blocks in flight an example meets on average, by `block_count`."""
 
-LOUD = 1e8
+LOUD = 1e7
+"""The most that mixtures may magnify rounding errors: where steps are tiny, a mixture would be made of nothing else."""
+HUSH = 1e-2 * LOUD
 """The noise at which a reset is due: it computes the margins anew from the weights."""
 
 MOST_BLOCKS = 1024
@@ -71,12 +73,12 @@ class Choice(NamedTuple):
     """"kept", "mixed", or "undone"."""
 
 
-def propose(model: F8, sizes: F8, l1: float, before: float) -> Proposal:
+def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) -> Proposal:
     """Propose mixtures of the last passes.
 
     model: the workers' `margin_model`, summed, f8[K+2, K]. sizes: the servers' `size_terms`, summed over
-    keys, f8[K+1]. before: F at the pass's start. A mixture's entry k weighs the state before pass k of the K
-    remembered; the last one weighs the state now.
+    keys, f8[K+1]. before: F at the pass's start. noise: as in `Control`. A mixture's entry k weighs the state
+    before pass k of the K remembered; the last one weighs the state now.
     """
     steps = model.shape[1]
     objective = float(model[steps + 1, 0] + l1 * sizes[steps])
@@ -94,7 +96,9 @@ def propose(model: F8, sizes: F8, l1: float, before: float) -> Proposal:
         promised = -0.5 * float(newton @ slopes)
         if np.isfinite(newton).all() and promised > WORTH * (before - objective):
             for length in (1.0, 0.5):
-                mixtures.append(np.append(-length * newton, 1.0 + length * newton.sum()))
+                mixture = np.append(-length * newton, 1.0 + length * newton.sum())
+                if noise * np.abs(mixture).sum() <= LOUD:
+                    mixtures.append(mixture)
     return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
 
 
@@ -196,7 +200,7 @@ def next_pass(control: Control, report: PassReport, epsilon: float, passes: int)
         return control, Decision(reset=True, stop=False, full=True)
     done = len(objectives) - 1
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
-    if slow or control.since_reset >= 20 + done // 4 or control.noise > LOUD:
+    if slow or control.since_reset >= 20 + done // 4 or control.noise > HUSH:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
         full, resets = control.resets == 0, control.resets + 1
         control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)

@@ -16,6 +16,7 @@ from mpips.task import Task
 from mpips.update import VectorSpec
 
 MOST_PASSES = 1000
+PIECE = 1 << 17  # features, about, in one message of a start or reset
 
 
 class Darlin:
@@ -25,6 +26,8 @@ class Darlin:
         self.cluster, self.settings, self.examples = cluster, settings, data.examples
         self.servers, self.workers = cluster.servers, cluster.workers
         self.most_passes = settings.passes or MOST_PASSES
+        count = max(1, data.features // PIECE)
+        self.pieces = np.array([data.extent * each // count for each in range(count)], np.uint64)
         self.tau = evaluate.delay(cluster.job.consistency)
         self.rng = np.random.default_rng(cluster.job.seed)
         self.control = control.start(data.examples * math.log(2.0))
@@ -37,7 +40,8 @@ class Darlin:
             )
             cluster.create_vector(spec, expect=data.features)
             self._phase("start")
-            self._sketches(self.workers.start("start", {"round": self._rounds(1), "ones": data.ones}))
+            first = {"round": self._rounds(len(self.pieces)), "ones": data.ones}
+            self._sketches(self.workers.start("start", first, keys=self.pieces))
             self.servers.call("begin_epoch", vector=self.w)
             self._phase("step")
 
@@ -90,7 +94,7 @@ class Darlin:
         """Search along the steps of the last passes: a few scalars from everyone."""
         l1, before = self.settings.l1, self.control.objectives[-1]
         seen = self.servers.call("sizes", vector=self.w)
-        proposal = control.propose(model, exact_total(seen), l1, before)
+        proposal = control.propose(model, exact_total(seen), l1, before, self.control.noise)
         objectives = []
         if len(proposal.mixtures):
             losses = self.workers.start("losses", values=proposal.mixtures)
@@ -115,7 +119,8 @@ class Darlin:
         """Choose the active set anew from the exact gradient, and bound from below what F can still become."""
         l1 = self.settings.l1
         self._phase("reset", control.RESET_SHARE * l1, control.FAR_SHARE * l1)
-        self._sketches(self.workers.start("reset", {"round": self._rounds(1), "full": full}))
+        asked = {"round": self._rounds(len(self.pieces)), "full": full}
+        self._sketches(self.workers.start("reset", asked, keys=self.pieces))
         found = self.servers.call("end_phase", vector=self.w)
         size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
         largest = max(each["largest"] for each in found)

@@ -99,7 +99,8 @@ def show_pass(
     number, seconds = len(ctl.objectives) - 1, cluster.trained
     facts = {"pass": number, "seconds": seconds, "objective": objective}
     facts |= {"nonzeros": now["nonzeros"], "active": now["active"]}
-    cluster.event("pass", **facts, theta=ctl.theta, blocks=blocks)
+    waiting = sum(now["waiting"]) / len(now["waiting"])
+    cluster.event("pass", **facts, theta=ctl.theta, blocks=blocks, waiting=waiting)
     change = (before - objective) / max(abs(objective), 1e-300)
     rate = examples * number / max(seconds, 1e-9)
     table.row(now | facts | {"change": change, "blocks": blocks, "examples/s": rate})
@@ -164,6 +165,20 @@ def test(cluster: Cluster) -> dict[str, Any]:
         return {"auc": None, "accuracy": None, "logloss": None}
     scored = np.concatenate([rows for _, rows in cluster.workers.gather("score", {"which": "test"})])
     return judge(scored[:, 0], scored[:, 1] > 0.0)
+
+
+def summary(metrics: dict[str, Any], optimum: float) -> str:
+    """Say in a line or two what a run has achieved."""
+    text = (
+        f"objective {metrics['objective']:.6f}, {metrics['nonzeros']:,} non-zeros, {metrics['passes']} passes"
+    )
+    if optimum > 0.0:
+        excess = metrics["objective"] / optimum - 1.0
+        text += f"\nknown optimum {optimum:.6f}: reached to within {100.0 * excess:.4f} %"
+    if metrics["auc"] is not None:
+        text += "\ntest data: "
+        text += ", ".join(f"{name} {metrics[name]:.4f}" for name in ("auc", "accuracy", "logloss"))
+    return text
 
 
 def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, Any]:

@@ -24,13 +24,10 @@ from mpips.consistency import push_pull, unmet
 from mpips.data import Tally, load_columns, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, online
 from mpips.jobs.sparse_lr.blocks import Blocks
-from mpips.ranges import KeyRange
+from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.scheduler import Cluster
 from mpips.task import Task
-from mpips.vector import Vector
 from mpips.worker import Answer, Context
-
-REBUILD = 2**62  # a round that no pass reaches
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Settings:
     """darlin: stop when the objective has settled to this share of itself."""
     passes: int = field(default=0, metadata={"at_least": 0})
     """At most so many passes over the data; 0: 1,000 for darlin, 1 online."""
+    optimum: float = field(default=0.0, metadata={"at_least": 0.0})
+    """The objective's known minimum for this data, to be shown beside the one reached; 0: not known."""
     blocks: int = field(default=0, metadata={"at_least": 0})
     """darlin: blocks per pass; 0: as many as the active features need."""
     batch: int = field(default=10_000, metadata={"at_least": 1})
@@ -69,13 +68,15 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     train = darlin.train if settings.algorithm == "darlin" else online.train
     with cluster.phase("train"):
         metrics = train(cluster, settings, data)
-    return metrics | evaluate.test(cluster) | evaluate.export_model(cluster)
+    metrics |= evaluate.test(cluster) | evaluate.export_model(cluster)
+    cluster.say(evaluate.summary(metrics, settings.optimum))
+    return metrics
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Worker(online.Learner):
+class Worker(Epochs):
     """What the scheduler calls on a worker."""
 
     def __init__(self, context: Context) -> None:
@@ -94,48 +95,17 @@ class Worker(online.Learner):
             self.blocks = Blocks(columns)
             last = int(columns.keys[-1]) if len(columns.keys) else 0
             facts = {"features": len(columns.keys), "ones": columns.values is None}
-            facts |= {
-                "positive": int((columns.labels > 0.0).sum()), "fingerprint": self.blocks.fingerprint()
-            }  # fmt: skip
+            facts["positive"] = int((columns.labels > 0.0).sum())
+            facts["fingerprint"] = self.blocks.fingerprint()
         else:
             last = self.look_over(batches)
         facts |= {"examples": tally.examples, "skipped": tally.skipped, "first": tally.first_error}
         return facts | {"last": last}
 
-    def start(self, round: int, ones: bool) -> Answer:
-        """Push what the servers start from; take the radii of the features that are active."""
-        radius = self.node.wait(self.w.push_pull(self.blocks.keys, self.blocks.sums(ones), round=round))
-        self.blocks.start(radius)
-        return self.sketch()
-
-    def reset(self, round: int, full: bool) -> Answer:
-        """Push the exact gradient; take the active set that the servers choose anew."""
-        cols, gradient = self.blocks.full_gradient(full)
-        self._take(cols, self.node.wait(self.w.push_pull(self.blocks.keys[cols], gradient, round=round)))
-        return self.sketch()
-
-    def _take(self, cols: NDArray[np.int64], radius: NDArray[np.float64]) -> None:
-        """Take the radius of columns, and compute the margins anew from their weights."""
-        self.blocks.radius[cols] = radius
-        active = cols[radius > 0.0]
-        self.blocks.set_weights(active, self.node.wait(self.w.pull(self.blocks.keys[active])))
-
-    @property
-    def w(self) -> Vector:
-        """The weights."""
-        return self.context.vectors["w"]
-
-    def sketch(self) -> Answer:
-        """Give the weights of the active features, from which blocks are cut, and how this worker fares."""
-        keys, weights = self.blocks.sketch()
-        return Answer(self.node.account(), weights, keys)
-
     def iterate(self, keys: NDArray[np.uint64], order: list[int], theta: float, round: int) -> Answer:
         """Visit the blocks that begin at `keys`, in `order`, as far ahead as the consistency model allows."""
         w, blocks, node = self.w, self.blocks, self.node
-        ranges = [
-            KeyRange(a, b) for a, b in zip(keys.tolist(), [*keys.tolist()[1:], w.spec.extent], strict=True)
-        ]
+        within = ranges(keys, w.spec.extent)
         blocks.begin_pass(keys)
         flying: dict[int, Task] = {}
         for time, block in enumerate(order):
@@ -144,7 +114,7 @@ class Worker(online.Learner):
             node.step(round + time)
             with node.working():
                 cols, block_keys, rows = blocks.gradient(block, theta)
-            task = w.push_pull(block_keys, rows, within=ranges[block], round=round + time)
+            task = w.push_pull(block_keys, rows, within=within[block], round=round + time)
             flying[time] = task.then(partial(self._arrived, cols))
         node.wait_all(flying.values())
         with node.working():
@@ -164,30 +134,10 @@ class Worker(online.Learner):
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            keys = self.blocks.keys[cols]
-            self.blocks.wake(
-                cols, self.node.wait(self.w.push_pull(keys, np.zeros((len(cols), 0)), round=round))
-            )
+            asked = self.w.push_pull(self.blocks.keys[cols], np.zeros((len(cols), 0)), round=round)
+            self.blocks.wake(cols, self.node.wait(asked))
         return self.sketch()
 
     def dual(self, shrink: float) -> dict[str, float]:
         """Give this worker's part of the dual objective, and its losses."""
         return {"dual": self.blocks.dual(shrink), "loss": self.blocks.loss()}
-
-    # --- checkpoints
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Give what a checkpoint keeps of this worker."""
-        return self.blocks.arrays() if self.blocks is not None else {}
-
-    def restore(self, **arrays: NDArray[Any]) -> None:
-        """Take it back."""
-        if self.blocks is not None:
-            self.blocks.take(arrays)
-
-    def rebuild(self) -> None:
-        """Build it anew from the weights, when the examples are spread over another number of workers."""
-        if self.blocks is not None:
-            keys = self.blocks.keys
-            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0)), round=REBUILD))
-            self._take(np.arange(len(keys)), radius)

@@ -69,9 +69,11 @@ def block_proximal(
         kernels.start_keys(slots, rows, l1, d, g, scale, active, radius)
     else:
         threshold = float(settings["threshold"])
-        settings["largest"], settings["returned"] = kernels.reset_keys(
+        largest, returned = kernels.reset_keys(
             slots, rows.reshape(-1), l1, threshold, float(settings["far"]), w, d, g, active, radius
         )
+        settings["largest"] = max(float(settings["largest"]), largest)
+        settings["returned"] = float(settings["returned"]) + returned
     return radius[:, None]
 
 
@@ -89,6 +91,16 @@ def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
 
 
+# What is noted is kept pass by pass, so that the kernels find each pass's weights in one run; the segment is given the
+# transposed view, a row for each slot.
+
+
+def _history(segment: Segment) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Give the noted slots, and their weights at the starts of the last passes: f8[passes, slots]."""
+    slots, rows = segment.notes[HISTORY]
+    return slots, np.ascontiguousarray(rows.T)
+
+
 @call("begin_epoch")
 def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Note w of the features that are active now; give |w|_1."""
@@ -100,38 +112,38 @@ def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 @call("sizes")
 def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Note w after a pass; give the l1 term and its slopes along the noted passes, as exact sums."""
-    slots, history = segment.notes[HISTORY]
-    history = np.hstack([history, segment.values[slots]])
-    segment.notes[HISTORY] = (slots, history)
-    terms = np.empty((history.shape[1], len(slots)))
-    kernels.size_terms(np.ascontiguousarray(history.T), terms)
+    slots, before = _history(segment)
+    history = np.empty((len(before) + 1, len(slots)))
+    history[:-1] = before
+    history[-1] = segment.values[slots, 0]
+    segment.notes[HISTORY] = (slots, history.T)
+    terms = np.empty_like(history)
+    kernels.size_terms(history, terms)
     return {"sums": [ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
 
 
 @call("mixed_sizes")
 def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Give the l1 term of every mixture of the noted weights, as exact sums."""
-    slots, history = segment.notes[HISTORY]
-    mixtures = np.array(args["mixtures"]).reshape(-1, history.shape[1])
+    slots, history = _history(segment)
+    mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
-    kernels.mixed_sizes(np.ascontiguousarray(history.T), mixtures, terms)
+    kernels.mixed_sizes(history, mixtures, terms)
     return {"sums": [ExactSum(row).to_list() for row in terms]}
 
 
 @call("mix")
 def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Set w to a mixture of the noted weights (or leave it), and forget what is too old; give the non-zeros."""
-    slots, history = segment.notes[HISTORY]
+    slots, history = _history(segment)
     if args["mixture"] is not None:
-        mixed = np.empty(len(slots))
-        kernels.mix(np.ascontiguousarray(history.T), np.array(args["mixture"]), mixed)
-        segment.values[slots, 0] = history[:, -1] = mixed
-    kept = 1 if args["forget"] else MEMORY
-    segment.notes[HISTORY] = (slots, np.ascontiguousarray(history[:, -kept:]))
-    return {
-        "nonzeros": int(np.count_nonzero(history[:, -1])),
-        "active": int(np.count_nonzero(segment.state["active"][slots])),
-    }
+        kernels.mix(history, np.array(args["mixture"]), history[-1])
+        segment.values[slots, 0] = history[-1]
+    active = segment.state["active"][slots, 0] != 0
+    kept = history[-(1 if args["forget"] else MEMORY) :]
+    live = active | (kept != 0.0).any(axis=0)  # the others weigh 0, and will until the next reset
+    segment.notes[HISTORY] = (slots[live], kept[:, live].T)
+    return {"nonzeros": int(np.count_nonzero(history[-1])), "active": int(np.count_nonzero(active))}
 
 
 @call("norm")

@@ -1,0 +1,109 @@
+"""What a worker does between the passes of the delayed block proximal method: start, reset, and be saved.
+
+At a start and at a reset all features that may matter are asked for, which may be many: the key space is cut into
+pieces (`keys` are where they begin), and no more than three are on their way at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.jobs.sparse_lr.online import Learner
+from mpips.ranges import KeyRange
+from mpips.task import Task
+from mpips.vector import Vector
+from mpips.worker import Answer
+
+REBUILD = 2**62  # a round that no pass reaches
+
+
+class Epochs(Learner):
+    """The part of a worker that keeps its blocks: their radii, margins and weights."""
+
+    blocks: Any
+
+    def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> Answer:
+        """Push what the servers start from; take the radii of the features that are active."""
+        blocks, flying = self.blocks, deque[Task]()
+        cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
+        for number, within in enumerate(ranges(keys, self.w.spec.extent)):
+            cols = slice(cuts[number], cuts[number + 1])
+            with self.node.working():
+                sums = blocks.sums(cols.start, cols.stop, ones)
+            self._ask(flying, blocks.keys[cols], sums, within, round + number, cols)
+        self.node.wait_all(flying)
+        blocks.begin_epoch()
+        return self.sketch()
+
+    def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> Answer:
+        """Push the exact gradient; take the active set that the servers choose anew."""
+        blocks, flying = self.blocks, deque[Task]()
+        blocks.refresh()
+        asked = blocks.askable(full)
+        cuts = [*np.searchsorted(blocks.keys[asked], keys).tolist(), len(asked)]
+        for number, within in enumerate(ranges(keys, self.w.spec.extent)):
+            cols = asked[cuts[number] : cuts[number + 1]]
+            with self.node.working():
+                gradient = blocks.full_gradient(cols)
+            self._ask(flying, blocks.keys[cols], gradient, within, round + number, cols)
+        self.node.wait_all(flying)
+        self._set_weights()
+        return self.sketch()
+
+    def _ask(
+        self, flying: deque[Task], keys: Any, rows: Any, within: KeyRange, round: int, cols: Any
+    ) -> None:
+        """Push rows for some columns and take the radii in reply, two pieces ahead: memory is bounded."""
+        task = self.w.push_pull(keys, rows, within=within, round=round)
+        flying.append(task.then(partial(self._take_radius, cols)))
+        if len(flying) > 2:
+            self.node.wait(flying.popleft())
+
+    def _take_radius(self, cols: Any, task: Task) -> None:
+        if task.error is None and task.result is not None and len(task.result):
+            self.blocks.radius[cols] = task.result
+
+    def _set_weights(self) -> None:
+        """Compute the margins anew from the weights of the active features."""
+        active = np.flatnonzero(self.blocks.radius > 0.0)
+        self.blocks.set_weights(active, self.node.wait(self.w.pull(self.blocks.keys[active])))
+
+    @property
+    def w(self) -> Vector:
+        """The weights."""
+        return self.context.vectors["w"]
+
+    def sketch(self) -> Answer:
+        """Give the weights of the active features, from which blocks are cut, and how this worker fares."""
+        keys, weights = self.blocks.sketch()
+        return Answer(self.node.account(), weights, keys)
+
+    # --- checkpoints
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give what a checkpoint keeps of this worker."""
+        return self.blocks.arrays() if self.blocks is not None else {}
+
+    def restore(self, **arrays: NDArray[Any]) -> None:
+        """Take it back."""
+        if self.blocks is not None:
+            self.blocks.take(arrays)
+
+    def rebuild(self) -> None:
+        """Build it anew from the weights, when the examples are spread over another number of workers."""
+        if self.blocks is not None:
+            keys = self.blocks.keys
+            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0)), round=REBUILD))
+            self.blocks.radius[:] = radius
+            self._set_weights()
+
+
+def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:
+    """Give the ranges of keys that begin at `begins`, u64[b], and fill [0, extent)."""
+    starts = begins.tolist()
+    return [KeyRange(begin, end) for begin, end in zip(starts, [*starts[1:], extent], strict=True)]

@@ -1,0 +1,285 @@
+"""What the benchmarks share: their common switches, whole runs in fresh processes, and tables of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpips.errors import InputError
+from mpips.progress import Column, fitting, header, row
+
+POLL = 0.01
+"""Seconds between two looks at a run that is under way."""
+ENDING = 15.0
+"""Seconds that an interrupted run has to end."""
+
+
+class RunFailed(SystemExit):
+    """A run of a benchmark failed: one line is said, and the exit code is 1."""
+
+    def __init__(self, text: str) -> None:
+        print(f"mpips: bench: {text}", file=sys.stderr)
+        super().__init__(1)
+
+
+# --- Switches ------------------------------------------------------------------------------------------
+
+
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """Give an argparse type for numbers of at least `least`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {least:g}, got {text}")
+        return value
+
+    return read
+
+
+def above_one(text: str) -> float:
+    """Read a target, relative to the optimum: a number above 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 1, as in 1.001 (0.1 % above it), got {text}"
+        )
+    return value
+
+
+def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
+    """Give a parser with the switches that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        prog=f"mpips bench {name}",
+        usage=f"mpips bench {name} [switches]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
+    parser.add_argument("--test", action="append", metavar="FILE", help="evaluate on this; repeatable")
+    parser.add_argument("--servers", type=at_least(1), default=1, metavar="S", help="default 1")
+    parser.add_argument("--workers", type=at_least(1), default=2, metavar="W", help="default 2")
+    parser.add_argument(
+        "--repeat", type=at_least(1), default=repeat, metavar="N", help=f"rounds; default {repeat}"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
+    )
+    parser.add_argument(
+        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return parser
+
+
+def job_file(name: str = "job.toml") -> Path:
+    """Find a job file of sparse_lr, which comes with mpips."""
+    package = importlib.util.find_spec("mpips.jobs.sparse_lr")
+    if package is None or package.origin is None:
+        raise InputError("mpips.jobs.sparse_lr is not installed")
+    return Path(package.origin).resolve().parent / name
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """Turn the common switches into overrides of the job file; data of the user's own has no crosses unless set."""
+    data = []
+    if arguments.test and not arguments.train:
+        raise InputError("--test needs --train: the model is trained on the same kind of data")
+    if arguments.train:
+        train, test = map(absolute, (arguments.train, arguments.test or []))
+        data = [f"data.train={json.dumps(train)}", f"data.test={json.dumps(test)}", "data.crosses=[]"]
+    layout = [f"layout.servers={arguments.servers}", f"layout.workers={arguments.workers}"]
+    return [*data, *layout, *arguments.set]
+
+
+def absolute(files: Sequence[str]) -> list[str]:
+    """Name files from the root: the job file's folder is another one.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(f"no such data file: {file}")
+    return [str(Path(file).absolute()) for file in files]
+
+
+# --- Runs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a whole run left."""
+
+    folder: Path
+    result: dict[str, Any]
+    passes: list[dict[str, Any]]
+    """The pass lines of its metrics.jsonl."""
+
+    def reached(self, objective: float) -> dict[str, Any] | None:
+        """Give the first pass whose objective is no higher than `objective`, None if there was none."""
+        return next((line for line in self.passes if line["objective"] <= objective), None)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that workers and servers sent."""
+        traffic = self.result["traffic"]
+        return int(traffic["worker_sent"]) + int(traffic["server_sent"])
+
+
+def waiting(run: Run, until: Mapping[str, Any] | None = None) -> float:
+    """Give the workers' mean share of waiting, up to a pass where the pass lines tell, else of the whole training."""
+    lines = [line for line in run.passes if until is None or line["pass"] <= until["pass"]]
+    if not lines or any("waiting" not in line for line in lines):
+        return float(run.result["waiting"])
+    ends = [0.0, *(line["seconds"] for line in lines)]
+    waits = (line["waiting"] * (end - begin) for line, begin, end in zip(lines, ends, ends[1:], strict=False))
+    return float(sum(waits) / max(ends[-1], 1e-9))
+
+
+def run(
+    job: Path,
+    folder: Path,
+    settings: Sequence[str],
+    launcher: str = "auto",
+    watch: Callable[[Path], None] | None = None,
+) -> Run:
+    """Run a job as `mpips run` does, in a folder that is new; `watch(folder)` is called again and again meanwhile.
+
+    Raises:
+        InputError: the run found its input wrong.
+        RunFailed: it failed.
+    """
+    command = [sys.executable, "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder)]
+    command += ["--launcher", launcher]
+    for setting in [*settings, f"checkpoint.directory={json.dumps(str(folder / 'checkpoints'))}"]:
+        command += ["--set", setting]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                if watch is not None:
+                    watch(folder)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL if watch is not None else None)
+        except BaseException:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING)
+            raise
+        said.seek(0)
+        lines = said.read().strip().splitlines() or ["it said nothing"]
+    if process.returncode == 2:
+        raise InputError(lines[-1].removeprefix("mpips: error: ").removeprefix("mpips: failed: "))
+    if process.returncode != 0:
+        raise RunFailed(f"{' '.join(command[3:5])} ended with exit code {process.returncode}: {lines[-1]}")
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left in its folder."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return Run(folder, result, [line for line in lines if line.get("event") == "pass"])
+
+
+@contextmanager
+def folders(keep: str | None) -> Iterator[Path]:
+    """Give a folder for run folders: the one that the user wants to keep, or one that is removed in the end."""
+    if keep is not None:
+        path = Path(keep).absolute()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"--keep {keep}: exists and is no empty folder")
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    path = Path(tempfile.mkdtemp(prefix="mpips-bench-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# --- What was measured ---------------------------------------------------------------------------------
+
+
+def conditions() -> dict[str, Any]:
+    """Say on what was measured: the machine, its cores, and how busy it is now."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """Write the conditions in a line; a machine that is busy with something else is said to be."""
+    cores, load = facts["cores"], facts["load"]
+    busy = "; others are using it, so times are noise" if load > 0.3 * cores else ""
+    return f"machine: {facts['cpu']}, {cores} cores, load {load:.2f} before the start{busy}"
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Give median, least and greatest of at least one value."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write an aligned table; every column is as wide as its widest cell."""
+    cells = [{c.key: c.show(r[c.key]) for c in columns if r.get(c.key) is not None} for r in rows]
+    fitted = [
+        Column(c.key, c.title, max([c.width, len(c.title), *(len(cell.get(c.key, "-")) for cell in cells)]))
+        for c in columns
+    ]
+    fitted, width = fitting(fitted, 10_000), 10_000
+    return "\n".join([header(fitted, width), *(row(fitted, cell, width) for cell in cells)])
+
+
+def write_report(path: str | None, report: Mapping[str, Any]) -> None:
+    """Write all that was measured as JSON, if a file was named.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if path is not None:
+        try:
+            Path(path).write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"--json {path}: cannot be written: {error.strerror or error}") from None
+
+
+def note(text: str) -> None:
+    """Say how far a benchmark is, where it does not mix with its results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,205 @@
+"""`mpips bench memory`: do time and memory grow no faster than the data?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mpips.bench import _runs
+from mpips.bench._runs import note, spread
+from mpips.config import load
+from mpips.data import DataSpec, format_of, load_columns, read, resolve
+from mpips.data.spec import listed
+from mpips.data.stream import line_blocks
+from mpips.errors import InputError
+from mpips.progress import Column, bytes_si, seconds, si, significant
+
+DESCRIPTION = """\
+Memory and time of the block proximal method on growing parts of the data. Memory: the highest resident set of each
+worker process (VmHWM), reading the data included, less that of a worker of a run on eight examples; beside it
+the bytes of the worker's data as compressed columns (CSC). Time: seconds per pass over the first passes.
+
+  mpips bench memory                                the project's own data, 1/8 to all of it
+  mpips bench memory --parts 0.1,1 --workers 1
+  mpips bench memory --train news20.train.svm.xz --json memory.json
+
+Text files only; they are unpacked into a temporary folder.
+"""
+
+COLUMNS = (
+    Column("part", "part", 6, significant(3)),
+    Column("examples", "examples", 9, si),
+    Column("nonzeros", "non-zeros", 9, si),
+    Column("columns", "CSC/worker", 10, bytes_si),
+    Column("peak", "peak", 8, bytes_si),
+    Column("above", "above empty", 11, bytes_si),
+    Column("times", "times CSC", 9, significant(3)),
+    Column("load", "reading", 8, seconds),
+    Column("pass_seconds", "s/pass", 8, seconds),
+    Column("nanoseconds", "ns/non-zero", 11, significant(3)),
+)
+EMPTY = 8
+"""Examples of the run whose workers count as empty."""
+
+
+def parts(text: str) -> list[float]:
+    """Read the parts of the data: 0.25,0.5,1."""
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = [0.0]
+    if not all(0.0 < value <= 1.0 for value in values):
+        raise argparse.ArgumentTypeError(f"must be numbers above 0 and up to 1, as in 0.25,0.5,1; got {text}")
+    return values
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark."""
+    parser = _runs.switches("memory", DESCRIPTION, repeat=1)
+    parser.add_argument(
+        "--parts", type=parts, default=[0.125, 0.25, 0.5, 1.0], help="default 0.125,0.25,0.5,1"
+    )
+    parser.add_argument(
+        "--passes", type=_runs.at_least(1), default=5, help="passes that are timed; default 5"
+    )
+    asked = parser.parse_args(arguments)
+    if not Path("/proc/self/status").is_file():
+        raise InputError("this system tells no memory of processes (no /proc/self/status)")
+    settings = [*_runs.overrides(asked), f"sparse_lr.passes={asked.passes}", "data.test=[]"]
+    conditions, job = _runs.conditions(), load(_runs.job_file(), settings)
+    spec = resolve(job.data, str(job.base))
+    rows: list[dict[str, Any]] = []
+    with _runs.folders(asked.keep) as folder:
+        lines = count_lines(spec)
+        sizes = [max(EMPTY, round(lines * part)) for part in asked.parts]
+        for part, size in zip([0.0, *asked.parts], [EMPTY, *sizes], strict=True):
+            note(f"{size:,} of {lines:,} lines")
+            file = folder / f"first-{size}.{'tsv' if format_of(spec.train[0], spec) == 'tsv' else 'svm'}"
+            write_lines(spec, size, file)
+            own = DataSpec(**{**vars(spec), "train": [str(file)], "test": []})
+            sample = [
+                one_run(
+                    folder / f"part-{size}-{number}",
+                    [*settings, f"data.train={json.dumps([str(file)])}"],
+                    asked,
+                )
+                for number in range(asked.repeat)
+            ]
+            rows.append(summary(part, own, asked.workers, sample))
+            file.unlink()
+    empty, rows = rows[0], rows[1:]
+    for row in rows:
+        row["above"] = max(row["peak"] - empty["peak"], 0)
+        row["times"] = row["above"] / row["columns"]
+    report = {
+        "benchmark": "memory",
+        "conditions": conditions,
+        "workers": asked.workers,
+        "servers": asked.servers,
+        "empty": empty,
+        "rows": rows,
+    }
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    return 0
+
+
+def count_lines(spec: DataSpec) -> int:
+    """Count the lines of the training files.
+
+    Raises:
+        InputError: one is an HDF5 file, which has no lines.
+    """
+    for path in spec.train:
+        if format_of(path, spec) == "hdf5":
+            raise InputError(f"{path}: this takes text files; give the file it was converted from")
+    return sum(block.count(b"\n") for path in spec.train for block in line_blocks(path))
+
+
+def write_lines(spec: DataSpec, count: int, target: Path) -> None:
+    """Write the first lines of the training files, and the first file's column names."""
+    written, count = 0, count + 1
+    with target.open("wb") as file:
+        for block in (block for path in listed(spec.train) for block in line_blocks(path)):
+            lines = list(islice(bytes(block).splitlines(keepends=True), count - written))
+            file.writelines(lines)
+            written += len(lines)
+            if written == count:
+                return
+
+
+def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) -> dict[str, Any]:
+    """Run the job, looking at its workers' memory all the while."""
+    peaks: dict[int, int] = {}
+    workers: list[int] = []
+
+    def watch(at: Path) -> None:
+        if not workers:
+            with suppress(OSError, ValueError, KeyError):
+                ranks = json.loads((at / "run.json").read_text())["ranks"]
+                workers.extend(each["pid"] for each in ranks if each["role"].startswith("worker"))
+        for pid in workers:
+            peaks[pid] = max(peaks.get(pid, 0), peak_memory(pid))
+
+    run = _runs.run(_runs.job_file(), folder, settings, asked.launcher, watch)
+    if len(peaks) < asked.workers or not all(peaks.values()):
+        raise InputError("the workers' memory cannot be seen from here: run all ranks on this machine")
+    return {
+        "peak": max(peaks.values()),
+        "load": run.result["seconds"]["load"],
+        "pass_seconds": run.passes[-1]["seconds"] / len(run.passes),
+    }
+
+
+def peak_memory(pid: int) -> int:
+    """Give the highest resident set of a process so far, in bytes; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def summary(part: float, spec: DataSpec, workers: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the medians over the runs of one part, and the size of the workers' data: the largest of them."""
+    columns = [load_columns(read(listed(spec.train), spec, index, workers)) for index in range(workers)]
+    nonzeros = sum(len(each.rows) for each in columns)
+    row = {key: spread(each[key] for each in runs)["median"] for key in ("peak", "load", "pass_seconds")}
+    return row | {
+        "part": part,
+        "examples": sum(len(each.labels) for each in columns),
+        "nonzeros": nonzeros,
+        "columns": max(each.nbytes for each in columns),
+        "nanoseconds": row["pass_seconds"] / nonzeros * 1e9,
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """Write the report for people."""
+    rows = report["rows"]
+    lines = [
+        _runs.described(report["conditions"]),
+        f"servers {report['servers']}, workers {report['workers']}; "
+        f"an empty worker's peak is {bytes_si(report['empty']['peak'])}",
+        "",
+        _runs.table(COLUMNS, rows),
+        "",
+        f"memory above an empty worker's: at most {max(row['times'] for row in rows):.2f} times the CSC data",
+    ]
+    if len(rows) > 1:
+        first, last = rows[0], rows[-1]
+        slope = (last["peak"] - first["peak"]) / (last["columns"] - first["columns"])
+        lines.append(
+            f"from the first part to the last, each further byte of CSC data takes {slope:.2f} bytes"
+        )
+        grown = last["nonzeros"] / first["nonzeros"]
+        lines.append(
+            f"{grown:.1f} times the non-zeros: {last['pass_seconds'] / first['pass_seconds']:.1f} times the time "
+            f"per pass, {last['above'] / max(first['above'], 1):.1f} times the memory"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,290 @@
+"""Checkpoint and resume of whole jobs: the bits are those of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmlight
+
+from mpips import checkpoint
+from mpips.errors import CheckpointError, MpipsError, RemoteError
+from mpips.manifest import complete, step_of
+from mpips.twin import rough
+
+EVERY = {"every": 2, "keep": 50}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("made"), "correlated")
+
+
+@pytest.fixture(scope="module")
+def written(made: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The checkpoints of a run on 2 servers and 2 workers, and what it came to."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, run_twin(made, 2, 2, hooks=Hooks(checkpoints=folder), checkpoint=EVERY)
+
+
+def resumed(
+    made: Made, path: Path, folder: Path, servers: int = 2, workers: int = 2, **tables: Any
+) -> Outcome:
+    return run_twin(made, servers, workers, hooks=Hooks(resume=path, checkpoints=folder), **tables)
+
+
+def test_writing_checkpoints_changes_nothing(made: Made, written: tuple[Path, Outcome]) -> None:
+    folder, outcome = written
+    plain = run_twin(made, 2, 2)
+    assert plain.sha == outcome.sha and plain.passes() == outcome.passes()
+    steps = [step_of(path) for path in complete(folder)]
+    assert steps == list(range(2, outcome.metrics["passes"], 2))
+    told = [event["step"] for event in outcome.log if event["event"] == "checkpoint"]
+    assert told == steps
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3, 5])
+def test_resume_gives_the_same_bits_on_any_number_of_servers(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path, servers: int
+) -> None:
+    folder, outcome = written
+    steps = complete(folder)
+    for path in (steps[0], steps[len(steps) // 2], steps[-1]):
+        again = resumed(made, path, tmp_path, servers, fate=rough(servers, delay=0.002))
+        assert again.sha == outcome.sha
+        assert again.metrics == outcome.metrics | {"model": again.metrics["model"]}
+        assert again.passes() == outcome.passes()[step_of(path) :]
+        assert again.passes("pass")[0] == step_of(path) + 1
+
+
+def test_resume_from_a_resumed_run(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """From 2 servers to 3 to 1: checkpoints of checkpoints, whose shards lie otherwise each time."""
+    folder, outcome = written
+    second = resumed(made, complete(folder)[0], tmp_path / "a", 3, checkpoint={"every": 3, "keep": 50})
+    third = resumed(made, complete(tmp_path / "a")[1], tmp_path / "b", 1)
+    assert {second.sha, third.sha} == {outcome.sha}
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_resume_on_other_workers_reaches_the_optimum(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path, workers: int
+) -> None:
+    folder, outcome = written
+    path = complete(folder)[1]
+    again = resumed(made, path, tmp_path, 3, workers)
+    weights = again.weights(made.keys)
+    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
+    assert again.metrics["objective"] == pytest.approx(objective(weights, made.x, made.y, 1.0), rel=1e-9)
+    before = outcome.passes()[step_of(path) - 1]
+    assert again.passes()[0] <= before * (1 + 1e-9), "it goes on where the checkpoint was, not at 0"
+
+
+def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_bits(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    _, outcome = written
+    stopped = run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=5))
+    assert stopped.stopped and stopped.metrics["passes"] == 5
+    (path,) = complete(tmp_path)
+    assert step_of(path) == 5
+    again = resumed(made, path, tmp_path, 3)
+    assert not again.stopped
+    assert again.sha == outcome.sha
+
+
+def test_with_delay_a_resumed_run_reaches_the_optimum(made: Made, tmp_path: Path) -> None:
+    bounded = {"model": "bounded", "tau": 4}
+    run_twin(
+        made, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint=EVERY, consistency=bounded,
+        fate=rough(3, delay=0.003, drop=0.02, duplicate=0.05),
+    )  # fmt: skip
+    again = resumed(made, complete(tmp_path)[1], tmp_path / "b", 1, 3, consistency=bounded)
+    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
+
+
+def test_only_the_newest_are_kept(made: Made, tmp_path: Path) -> None:
+    outcome = run_twin(made, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 1, "keep": 3})
+    last = outcome.metrics["passes"] - 1
+    assert [step_of(path) for path in complete(tmp_path)] == [last - 2, last - 1, last]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in complete(tmp_path)]
+
+
+def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
+    folder, _ = written
+    path = complete(folder)[0]
+    text = checkpoint.describe(path)
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{path}: complete") and "shards 2, worker states 2" in lines[0]
+    assert "  program: sparse_lr" in lines and "  step: 2" in lines
+    assert any(
+        line.startswith("  vector w: 40 keys, float64, sparse, update block_proximal") for line in lines
+    )
+    assert sum("server-" in line for line in lines) == 2
+    assert not checkpoint.verify(path)
+
+
+# --- What cannot be resumed --------------------------------------------------------------------------------
+
+
+def refusal(made: Made, path: Path, folder: Path, workers: int = 2, **tables: Any) -> str:
+    with pytest.raises(MpipsError) as caught:
+        resumed(made, path, folder, 2, workers, **tables)
+    error = caught.value
+    assert isinstance(error, CheckpointError) or (isinstance(error, RemoteError) and error.is_input)
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_damaged_checkpoint_is_refused(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+    source = complete(written[0])[0]
+    for file in ("server-0001.h5", "worker-0000.h5", "manifest.json"):
+        path = copied(source, tmp_path / file)
+        raw = bytearray((path / file).read_bytes())
+        raw[len(raw) // 2] ^= 0xFF
+        (path / file).write_bytes(raw)
+        assert file in refusal(made, path, tmp_path / "c")
+    path = copied(source, tmp_path / "cut")
+    (path / "server-0000.h5").write_bytes((path / "server-0000.h5").read_bytes()[:-100])
+    assert "server-0000.h5" in refusal(made, path, tmp_path / "c")
+    path = copied(source, tmp_path / "gone")
+    (path / "server-0000.h5").unlink()
+    assert "server-0000.h5" in refusal(made, path, tmp_path / "c")
+    path = copied(source, tmp_path / "torn")
+    (path / "manifest.json").unlink()
+    assert "manifest" in refusal(made, path, tmp_path / "c")
+    assert str(tmp_path / "nowhere") in refusal(made, tmp_path / "nowhere", tmp_path / "c")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_other_data_is_refused(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path, workers: int
+) -> None:
+    path = complete(written[0])[0]
+    other = make(tmp_path / "fewer", "correlated", n=100)
+    assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
+    other = make(tmp_path / "wider", "correlated", m=50)
+    assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
+    rows = svmlight(made.x, -made.y, made.keys)
+    (tmp_path / "flipped.svm").write_text(rows)
+    flipped = Made(tmp_path / "flipped.svm", made.test, made.x, -made.y, made.test_x, made.test_y, made.keys)
+    assert "written with training data" in refusal(flipped, path, tmp_path / "c", workers)
+
+
+def test_the_same_data_cut_into_other_parts_is_refused(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    """Each worker's margins are those of its own examples; as many workers may still have others."""
+    lines = made.train.read_text().splitlines(keepends=True)
+    files = [tmp_path / "a.svm", tmp_path / "b.svm"]
+    files[0].write_text("".join(lines[:100]))
+    files[1].write_text("".join(lines[100:]))
+    path = complete(written[0])[0]
+    with pytest.raises(RemoteError, match="written with other training data, or parts") as caught:
+        run_twin(files, 2, 2, hooks=Hooks(resume=path, checkpoints=tmp_path / "c"))
+    assert caught.value.is_input
+    again = run_twin(files, 1, 1, hooks=Hooks(resume=path, checkpoints=tmp_path / "c"))
+    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
+
+
+def test_another_penalty_is_refused(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+    path = complete(written[0])[0]
+    assert "written with l1 = 1.0, not 0.5" in refusal(made, path, tmp_path, settings={"l1": 0.5})
+    assert "algorithm = darlin, not ftrl" in refusal(made, path, tmp_path, settings={"algorithm": "ftrl"})
+
+
+def test_another_program_is_refused(written: tuple[Path, Outcome], made: Made, tmp_path: Path) -> None:
+    path = copied(complete(written[0])[0], tmp_path / "other")
+    manifest = checkpoint.read_manifest(path)
+    files = [entry for entry in manifest["files"] if entry["kind"] != "view"]
+    checkpoint.commit(path, files, manifest["about"] | {"program": "lda"})
+    assert "is of program 'lda', not 'sparse_lr'" in refusal(made, path, tmp_path / "c")
+
+
+# --- Whole runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(made: Made, tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(
+        f'[job]\nprogram = "sparse_lr"\nname = "made"\n[layout]\nservers = 2\nworkers = 2\n'
+        f'[data]\ntrain = "{made.train}"\n'
+    )
+    return path
+
+
+def result(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return read
+
+
+@pytest.mark.ranks
+def test_a_signal_stops_the_run_and_resume_ends_with_the_same_bits(
+    written: tuple[Path, Outcome],
+    job: Path,
+    tmp_path: Path,
+    start_mpips: Callable[..., Any],
+    run_mpips: Callable[..., Any],
+) -> None:
+    run = tmp_path / "one"
+    slow = ["--set", 'faults.slow=[{role="worker", factor=200}]']  # so that there is a while to be stopped in
+    running = start_mpips("run", job, "--run-dir", run, *slow, cwd=tmp_path)
+
+    def passed() -> bool:
+        log = run / "metrics.jsonl"
+        return log.exists() and log.read_text().count('"pass"') >= 2
+
+    running.wait_for(passed)
+    running.process.send_signal(signal.SIGUSR1)
+    done = running.finish()
+    assert done.code == 85, done.stderr
+    stopped = result(run)
+    assert stopped["status"] == "stopped"
+    assert stopped["metrics"]["passes"] < written[1].metrics["passes"]
+    (path,) = complete(tmp_path / "checkpoints" / "made")
+    assert step_of(path) == stopped["metrics"]["passes"]
+
+    shown = run_mpips("inspect", path)
+    assert shown.code == 0 and shown.stdout.startswith(f"{path}: complete")
+
+    again = run_mpips("run", job, "--run-dir", run, "--resume", "latest", "--servers", "3", cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    finished = result(run)
+    assert finished["status"] == "completed"
+    assert finished["parameters_sha256"] == written[1].sha
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    passes = [event for event in log if event["event"] == "pass"]
+    assert [event["pass"] for event in passes] == list(range(1, written[1].metrics["passes"] + 1))
+    assert [event["objective"] for event in passes] == written[1].passes()
+    assert np.all(np.diff([event["seconds"] for event in passes]) >= 0), (
+        "seconds of training so far, all told"
+    )
+
+
+@pytest.mark.ranks
+def test_resume_of_what_is_not_there_is_one_line_and_exit_2(
+    job: Path, written: tuple[Path, Outcome], tmp_path: Path, run_mpips: Callable[..., Any]
+) -> None:
+    done = run_mpips("run", job, "--resume", "latest", "--run-dir", "none", cwd=tmp_path)
+    assert done.code == 2
+    assert "there is no complete checkpoint" in done.last_line
+    path = copied(complete(written[0])[0], tmp_path / "torn")
+    (path / "server-0001.h5").write_bytes(b"no HDF5")
+    done = run_mpips("run", job, "--resume", path, "--run-dir", "torn-run", cwd=tmp_path)
+    assert done.code == 2
+    assert "server-0001.h5" in done.last_line
+    done = run_mpips("inspect", tmp_path / "nowhere")
+    assert done.code == 2
+    assert done.stderr.count("\n") == 1

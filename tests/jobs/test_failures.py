@@ -1,0 +1,322 @@
+"""A rank that fails, in any role, at any phase, in any manner, ends the run everywhere within seconds.
+
+`Started.finish` fails a test whose command leaves a process behind, or does not end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Finished, Started
+
+pytestmark = pytest.mark.ranks
+
+PROGRAMS = Path(__file__).parent / "programs"
+JOB = PROGRAMS / "job.toml"
+SECONDS = 20.0
+"""Enough for start and end on a busy machine; a hang is longer."""
+
+
+def sets(**values: Any) -> list[str]:
+    """Write settings of the failing program as overrides."""
+    return [part for key, value in values.items() for part in ("--set", f"failing.{key}={value}")]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Read a run's result."""
+    read = json.loads((folder / "result.json").read_text())
+    assert isinstance(read, dict)
+    return read
+
+
+def errors(done: Finished) -> list[str]:
+    """List the lines by which ranks say what is wrong."""
+    return [line for line in done.stderr.splitlines() if line.startswith("mpips: error: ")]
+
+
+@pytest.fixture
+def job(run_ranks: Callable[..., Finished], tmp_path: Path) -> Callable[..., Finished]:
+    """Run the failing program on bare ranks: one scheduler, one server, `workers` workers."""
+
+    def run(workers: int = 1, extra: tuple[str, ...] = (), **values: Any) -> Finished:
+        layout = ("--set", f"layout.workers={workers}")
+        arguments = (*sets(**values), *layout, *extra, "--run-dir", tmp_path / "run")
+        environ = values.pop("environ", {})
+        return run_ranks(2 + workers, "-m", "mpips", JOB, *arguments, environ=environ, timeout=SECONDS)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("at", "where"),
+    [
+        ("constructor", "rank 2 (worker 0 on "),
+        ("load", "rank 2 (worker 0 on "),
+        ("callback", "rank 2 (worker 0 on "),
+        ("late_callback", "rank 2 (worker 0 on "),
+        ("shutdown", "rank 2 (worker 0 on "),
+        ("update", "rank 1 (server 0 on "),
+        ("server_call", "rank 1 (server 0 on "),
+        ("schedule", "rank 0 (scheduler 0 on "),
+    ],
+)
+def test_an_error_ends_the_run_and_names_its_rank(
+    job: Callable[..., Finished], tmp_path: Path, at: str, where: str
+) -> None:
+    done = job(at=at)
+    said = errors(done)
+    assert done.code == 1
+    assert len(said) == 1
+    assert said[0].startswith(f"mpips: error: {where}") and said[0].endswith(
+        "): RuntimeError: as it was told"
+    )
+    assert done.stderr.count("Traceback (most recent call last)") == 1  # that of the rank that failed
+    result = result_of(tmp_path / "run")
+    assert result["status"] == "failed" and result["exit_code"] == 1
+    assert result["failed_rank"].startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("at", "how", "said"),
+    [
+        ("call", "exit", "SystemExit: 0"),
+        ("call", "interrupt", "KeyboardInterrupt"),
+        ("call", "memory", "MemoryError: Unable to allocate"),
+        ("update", "exit", "SystemExit: 0"),
+        ("schedule", "exit", "SystemExit: 0"),
+    ],
+)
+def test_no_exception_is_too_base(
+    job: Callable[..., Finished], tmp_path: Path, at: str, how: str, said: str
+) -> None:
+    done = job(at=at, how=how)
+    assert done.code == 1
+    assert len(errors(done)) == 1 and f"): {said}" in errors(done)[0]
+    assert result_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_bad_input_that_a_worker_finds_is_one_line(job: Callable[..., Finished], tmp_path: Path) -> None:
+    done = job(at="load", how="input")
+    assert done.code == 2
+    assert errors(done) == ["mpips: error: some.svm, line 3: as it was told"]
+    assert "Traceback" not in done.stderr
+    assert result_of(tmp_path / "run")["exit_code"] == 2
+
+
+def test_a_scheduler_may_fail_while_workers_wait_for_each_other(job: Callable[..., Finished]) -> None:
+    done = job(workers=2, at="round")
+    assert done.code == 1
+    assert "rank 0 (scheduler 0 on " in errors(done)[0]
+
+
+def test_one_of_two_workers_fails_while_the_other_waits_for_it(job: Callable[..., Finished]) -> None:
+    done = job(workers=2, at="call", index=1)
+    assert done.code == 1
+    assert "rank 3 (worker 1 on " in errors(done)[0]
+
+
+@pytest.mark.parametrize(("rank", "how"), [(0, "exit"), (1, "raise"), (2, "interrupt")])
+def test_a_program_that_one_rank_cannot_load(
+    run_ranks: Callable[..., Finished], tmp_path: Path, rank: int, how: str
+) -> None:
+    arguments = ("-m", "mpips", JOB, "--run-dir", tmp_path)
+    done = run_ranks(3, *arguments, environ={"FAIL_IMPORT": f"{rank}:{how}"}, timeout=SECONDS)
+    assert len(errors(done)) == 1
+    assert done.code == (1 if how == "interrupt" else 2)
+    assert ("Traceback" in done.stderr) is (how == "interrupt")
+    assert result_of(tmp_path)["status"] == "failed"
+
+
+@pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
+def test_a_rank_that_is_killed_takes_the_run_with_it(
+    run_mpips: Callable[..., Finished], tmp_path: Path, role: str
+) -> None:
+    when = "at_step=2" if role == "worker" else "at_seconds=0.3"
+    done = run_mpips(
+        "run",
+        JOB,
+        "--run-dir",
+        tmp_path,
+        "--set",
+        f"faults.kill=[{{role='{role}', {when}}}]",
+        *sets(rounds=0),
+        timeout=SECONDS,
+    )
+    assert done.code == 1
+    assert done.last_line.startswith("mpips: failed: ") and str(tmp_path) in done.last_line
+    assert result_of(tmp_path)["status"] == "failed"
+
+
+def test_a_rank_that_just_leaves_takes_the_run_with_it(
+    run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    done = run_mpips("run", JOB, "--run-dir", tmp_path, *sets(at="call", how="leave"), timeout=SECONDS)
+    assert done.code == 1
+    assert result_of(tmp_path)["status"] == "failed"
+
+
+def started(start_mpips: Callable[..., Started], folder: Path, *more: str, **values: Any) -> Started:
+    """Start an endless job; give it once it is training."""
+    up = folder / "up"
+    run = start_mpips("run", JOB, "--run-dir", folder / "run", *sets(rounds=0, up=up, **values), *more)
+    run.wait_for(up.exists)
+    return run
+
+
+@pytest.mark.parametrize("victim", ["rank 2", "launcher", "mpips run"])
+def test_a_kill_from_outside_ends_everything(
+    start_mpips: Callable[..., Started], tmp_path: Path, victim: str
+) -> None:
+    run = started(start_mpips, tmp_path)
+    ranks = json.loads((tmp_path / "run" / "run.json").read_text())["ranks"]
+    children = f"/proc/{run.process.pid}/task/{run.process.pid}/children"
+    pid = {
+        "rank 2": ranks[2]["pid"],
+        "launcher": int(Path(children).read_text().split()[0]),
+        "mpips run": run.process.pid,
+    }[victim]
+    os.kill(pid, signal.SIGKILL)
+    done = run.finish(SECONDS)
+    assert done.code == (-9 if victim == "mpips run" else 1)
+    if victim != "mpips run":
+        assert done.last_line.startswith("mpips: failed: ")
+        assert result_of(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_wish_to_stop_is_heeded(
+    start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
+) -> None:
+    run = started(start_mpips, tmp_path)
+    run.process.send_signal(kind)
+    done = run.finish(SECONDS)
+    assert done.code == 85
+    assert done.last_line.startswith("mpips: stopped")
+    result = result_of(tmp_path / "run")
+    assert (result["status"], result["exit_code"], result["stopped_by"]) == ("stopped", 85, "SIGUSR1")
+
+
+def test_the_second_wish_ends_a_run_that_does_not_heed(
+    start_mpips: Callable[..., Started], tmp_path: Path
+) -> None:
+    up = tmp_path / "up"
+    run = start_mpips("run", JOB, "--run-dir", tmp_path / "run", *sets(at="hang", rounds=0, up=up))
+    run.wait_for(up.exists)
+    run.process.send_signal(signal.SIGINT)
+    run.wait_for(lambda: "once more to kill" in run.stderr)
+    run.process.send_signal(signal.SIGINT)
+    done = run.finish(SECONDS)
+    assert done.code == 1
+    assert result_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_worker_that_hears_nothing_does_not_keep_the_others(
+    job: Callable[..., Finished], tmp_path: Path
+) -> None:
+    done = job(workers=2, at="deaf")
+    assert done.code != 0
+    assert result_of(tmp_path / "run")["error"].endswith("RuntimeError: as it was told")
+
+
+def test_a_thread_that_never_ends_does_not_keep_the_run(
+    run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    done = run_mpips(
+        "run", JOB, "--run-dir", tmp_path, *sets(at="call", how="thread", rounds=1), timeout=SECONDS
+    )
+    assert done.code == 0
+    assert result_of(tmp_path)["status"] == "completed"
+
+
+def test_an_error_under_mpips_run_is_its_last_line(
+    run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    done = run_mpips("run", JOB, "--run-dir", tmp_path, *sets(at="load", how="input"), timeout=SECONDS)
+    assert done.code == 2
+    assert done.stderr.splitlines()[1:] == [
+        f"mpips: failed: some.svm, line 3: as it was told; run folder: {tmp_path}"
+    ]
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(start: Callable[..., Started], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mpips.cli",
+        "run",
+        JOB,
+        "--run-dir",
+        tmp_path / "run",
+        *sets(rounds=100),
+    ]
+    script = 'set -o pipefail; "$@" 2>&1 | head -n 1'
+    done = start(["bash", "-c", script, "bash", *command]).finish(SECONDS)
+    assert done.code == 0
+    assert done.stdout.count("\n") == 1
+    assert result_of(tmp_path / "run")["metrics"] == {"rounds": 100}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 32 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("taken", "what", "code"), [(7, "the run folder cannot be written", 2), (2, "metrics.jsonl", 1)]
+)
+def test_a_full_disk_is_named(
+    run_ranks: Callable[..., Finished], small_disk: Path, taken: int, what: str, code: int
+) -> None:
+    (small_disk / "fill").write_bytes(b"x" * 4096 * taken)
+    arguments = ("-m", "mpips", JOB, "--run-dir", small_disk / "run", *sets(rounds=2000))
+    done = run_ranks(3, *arguments, timeout=SECONDS)
+    assert done.code == code
+    assert len(errors(done)) == 1
+    assert str(small_disk / "run") in errors(done)[0] and what in errors(done)[0]
+    assert "No space left on device" in errors(done)[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_several_schedulers_spares_and_groups_start_and_leave(
+    run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    layout = ("--schedulers", "2", "--spares", "1", "--set", "layout.workers={train = 1, query = 1}")
+    done = run_mpips("run", JOB, "--run-dir", tmp_path, *layout, *sets(at="groups"), timeout=SECONDS)
+    assert done.code == 0, done.stderr
+    result = result_of(tmp_path)
+    assert result["layout"]["ranks"] == 6
+    assert result["metrics"]["groups"] == {"train": 1, "query": 1, "all": 2}
+
+
+def test_lost_and_doubled_messages_change_nothing(job: Callable[..., Finished], tmp_path: Path) -> None:
+    faults = ("--set", "faults.drop={probability=0.1}", "--set", "faults.duplicate={probability=0.2}")
+    done = job(extra=faults)
+    assert done.code == 0, done.stderr
+    assert result_of(tmp_path / "run")["status"] == "completed"
+
+
+def test_bare_ranks_that_are_asked_to_stop_pass_85_on(
+    start_ranks: Callable[..., Started], tmp_path: Path
+) -> None:
+    up = tmp_path / "up"
+    run = start_ranks(3, "-m", "mpips", JOB, "--run-dir", tmp_path / "run", *sets(rounds=0, up=up))
+    run.wait_for(up.exists)
+    run.process.send_signal(signal.SIGUSR1)
+    done = run.finish(SECONDS)
+    assert done.code == 85
+    assert result_of(tmp_path / "run")["status"] == "stopped"

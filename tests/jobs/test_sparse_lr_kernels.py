@@ -1,0 +1,421 @@
+"""The kernels against plain NumPy, the bound against its promise, the whole method against LIBLINEAR."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csc_matrix
+from sklearn.linear_model import LogisticRegression
+
+from jobs.sparse_lr import control, kernels
+
+F8 = NDArray[np.float64]
+seeds = st.integers(0, 2**32 - 1)
+
+
+class Part(NamedTuple):
+    """A worker's examples by columns."""
+
+    colptr: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+
+
+def columns(x: F8, y: F8) -> Part:
+    c = csc_matrix(x.astype(np.float32))
+    ones = np.all(c.data == 1.0)
+    values = np.empty(0, np.float32) if ones else c.data
+    return Part(c.indptr.astype(np.int64), c.indices.astype(np.int32), values, y.astype(np.float32))
+
+
+def problem(seed: int, n: int = 40, m: int = 12, binary: bool = False, spread: float = 1.0) -> tuple[F8, F8]:
+    """Return sparse examples with columns of very different scale, and labels that depend on them."""
+    r = np.random.default_rng(seed)
+    x = np.where(r.random((n, m)) < 0.4, 1.0 if binary else r.normal(size=(n, m)), 0.0)
+    if not binary:
+        x *= 10.0 ** r.uniform(-spread, spread, size=m)
+    x = x.astype(np.float32).astype(np.float64)
+    y = np.where(x @ r.normal(size=m) / (1.0 + np.abs(x).max()) + 0.3 * r.normal(size=n) > 0.0, 1.0, -1.0)
+    return x, y
+
+
+def losses(x: F8, y: F8, w: F8) -> float:
+    return float(np.logaddexp(0.0, -y * (x @ w)).sum())
+
+
+def state_at(x: F8, part: Part, w: F8) -> F8:
+    state = kernels.new_state(part.labels)
+    kernels.set_margins(*part[:3], np.arange(x.shape[1]), w, state)
+    kernels.refresh_odds(state)
+    return state
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_gradient_and_curvature_are_the_formulas(binary: bool) -> None:
+    x, y = problem(1, binary=binary, spread=0.2)
+    part, m = columns(x, y), x.shape[1]
+    r = np.random.default_rng(2)
+    w, d = 0.3 * r.normal(size=m), r.uniform(0.05, 0.2, size=m)
+    cols = np.array([0, 3, 4, 9])
+    state = state_at(x, part, w)
+    p = 1.0 / (1.0 + np.exp(y * (x @ w)))
+    g = -(x.T @ (y * p))
+
+    out = np.empty((len(cols), 2))
+    kernels.add_reach(*part[:3], cols, d, state)
+    reach = np.abs(x[:, cols]) @ d[cols]
+    np.testing.assert_allclose(state[:, kernels.REACH], reach, rtol=1e-12)
+
+    kernels.block_gradient(*part[:3], cols, d, 0.0, state, out)
+    np.testing.assert_allclose(out[:, 0], g[cols], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(out[:, 1], (p * (1 - p)) @ x[:, cols] ** 2, rtol=1e-9)
+
+    kernels.block_gradient(*part[:3], cols, d, 1.0, state, out)
+    exact = (np.minimum(p * (1 - p) * np.exp(reach), 0.25) * reach) @ np.abs(x[:, cols]) / d[cols]
+    assert np.all(out[:, 1] >= exact * (1 - 1e-12))
+    assert np.all(out[:, 1] <= exact * 1.25)
+
+    full = np.empty(m)
+    kernels.full_gradient(*part[:3], np.arange(m), state, full)
+    np.testing.assert_allclose(full, g, rtol=1e-9, atol=1e-12)
+
+    steps = 0.5 * d[cols] * np.array([1.0, 0.0, -1.0, 1.0])
+    kernels.apply_steps(*part[:3], cols, steps, d, state)
+    w[cols] += steps
+    np.testing.assert_allclose(state[:, kernels.MARGIN], y * (x @ w), atol=1e-12)
+    np.testing.assert_allclose(state[:, kernels.ODDS], np.exp(y * (x @ w)), rtol=1e-9)
+    np.testing.assert_allclose(state[:, kernels.REACH], 0.0, atol=1e-12)
+
+
+@given(st.floats(0.0, 0.25), st.floats(0.0, 50.0))
+def test_grown_curvature_is_an_upper_bound(curvature: float, reach: float) -> None:
+    assert kernels.grown_curvature(curvature, reach) >= min(curvature * math.exp(reach), 0.25) * (1 - 1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.booleans(), st.floats(0.01, 3.0), st.floats(0.01, 5.0))
+def test_a_block_of_all_features_never_raises_the_objective(
+    seed: int, binary: bool, radius: float, l1: float
+) -> None:
+    x, y = problem(seed, binary=binary)
+    part, m = columns(x, y), x.shape[1]
+    r = np.random.default_rng(seed)
+    w = np.where(r.random(m) < 0.5, r.normal(size=m), 0.0)
+    d, cols = radius * r.uniform(0.1, 1.0, size=m), np.arange(m)
+    before = losses(x, y, w) + l1 * np.abs(w).sum()
+    state, sums, reply = state_at(x, part, w), np.empty((m, 2)), np.empty((m, 2))
+    kernels.add_reach(*part[:3], cols, d, state)
+    kernels.block_gradient(*part[:3], cols, d, 1.0, state, sums)
+    clip = d.copy()
+    after = w.copy()
+    kernels.prox_step(
+        cols.astype(np.int32),
+        sums,
+        l1,
+        math.inf,
+        after,
+        d,
+        np.zeros(m),
+        np.ones(m),
+        np.ones(m, np.bool_),
+        reply,
+    )
+    assert np.all(np.abs(after - w) <= clip * (1 + 1e-12))
+    np.testing.assert_allclose(reply[:, 0], after - w, atol=1e-12)
+    assert losses(x, y, after) + l1 * np.abs(after).sum() <= before * (1 + 1e-12)
+
+
+def test_prox_step_by_hand() -> None:
+    w = np.array([0.0, 0.0, 0.5, 0.2, -1.0])
+    g = np.array([-3.0, 0.2, 1.0, -1.0, 0.0])
+    u = np.array([4.0, 1.0, 2.0, 1.0, 1e-9])
+    d, last, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25]), np.zeros(5), np.ones(5)
+    active, reply = np.ones(5, np.bool_), np.empty((5, 2))
+    sums = np.stack([g, u], axis=1)
+    worst = kernels.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, last, scale, active, reply)
+    np.testing.assert_allclose(w, [0.5, 0.0, 0.0, 0.2, -0.75])  # moved, dropped, to zero, at rest, clipped
+    assert active.tolist() == [True, False, True, True, True]
+    np.testing.assert_allclose(reply[:, 1], [1.0, 0.0, 1.0, 0.5, 0.5])
+    assert worst == pytest.approx(2.0)
+    np.testing.assert_allclose(last, g)
+
+
+def test_a_dropped_feature_comes_back_at_the_reset() -> None:
+    w, d, last = np.zeros(3), np.full(3, 0.7), np.zeros(3)
+    active, slots = np.zeros(3, np.bool_), np.arange(3, dtype=np.int32)
+    reply = np.empty(3)
+    largest, returned = kernels.reset_keys(
+        slots, np.array([0.5, -2.0, 0.95]), 1.0, 0.1, 0.6, w, d, last, active, reply
+    )
+    assert (largest, returned) == (2.0, 1.0)
+    assert active.tolist() == [False, True, True]
+    np.testing.assert_allclose(reply, [kernels.FAR, 0.7, 0.7])
+    sums, step = np.array([[-2.0, 1.0]]), np.empty((1, 2))
+    kernels.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, last, np.ones(3), active, step)
+    assert w[1] == 0.7
+
+
+def test_start_keys_drops_for_ever_only_what_is_never_needed() -> None:
+    x, y = problem(5, binary=True)
+    part, m = columns(x, y), x.shape[1]
+    sums, state = np.empty((m, 4)), kernels.new_state(part.labels)
+    kernels.column_sums(*part[:3], state, sums)
+    np.testing.assert_allclose(sums[:, 0], (x != 0).sum(0))
+    np.testing.assert_allclose(sums[:, 1], (x**2).sum(0))
+    l1 = float(np.median(sums[:, 2:].max(1)))
+    d, last, scale, reply = np.zeros(m), np.zeros(m), np.zeros(m), np.empty(m)
+    active = np.zeros(m, np.bool_)
+    kernels.start_keys(np.arange(m, dtype=np.int32), sums, l1, d, last, scale, active, reply)
+    np.testing.assert_allclose(last, -0.5 * (x.T @ y))
+    assert np.array_equal(active, np.abs(last) > l1)
+    assert np.any(reply == kernels.NEVER)
+    for w in np.random.default_rng(0).normal(scale=5.0, size=(20, m)):
+        g = x.T @ (-y / (1.0 + np.exp(y * (x @ w))))
+        assert np.all(np.abs(g[reply == kernels.NEVER]) <= l1)
+
+
+def test_huge_margins_stay_finite() -> None:
+    x, y = np.array([[1000.0], [-1000.0]]), np.array([1.0, 1.0])
+    part = columns(x, y)
+    state, out = state_at(x, part, np.array([50.0])), np.empty((1, 2))
+    kernels.add_reach(*part[:3], np.array([0]), np.ones(1), state)
+    kernels.block_gradient(*part[:3], np.array([0]), np.ones(1), 1.0, state, out)
+    assert out[0, 0] == pytest.approx(1000.0)
+    assert np.isfinite(out).all()
+    loss = np.empty(1)
+    kernels.mixed_losses(np.ascontiguousarray(state[None, :, 0]), np.ones((1, 1)), loss)
+    assert loss[0] == pytest.approx(50_000.0)
+    assert kernels.dual_objective(state, 1.0) == pytest.approx(0.0, abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 5))
+def test_models_and_mixtures_are_the_formulas(seed: int, steps: int) -> None:
+    r = np.random.default_rng(seed)
+    history = r.normal(size=(steps + 1, 9))
+    s = history[-1] - history[:-1]
+    p = 1.0 / (1.0 + np.exp(history[-1]))
+    out = np.empty((steps + 2, steps))
+    kernels.margin_model(history, out)
+    np.testing.assert_allclose(out[:steps], (s * p * (1 - p)) @ s.T, atol=1e-12)
+    np.testing.assert_allclose(out[steps], -(s @ p), atol=1e-12)
+    assert out[-1, 0] == pytest.approx(np.logaddexp(0, -history[-1]).sum())
+
+    mixtures = r.normal(size=(2, steps + 1))
+    loss, mixed = np.empty(2), np.empty(9)
+    kernels.mixed_losses(history, mixtures, loss)
+    np.testing.assert_allclose(loss, np.logaddexp(0, -(mixtures @ history)).sum(1))
+    kernels.mix(history, mixtures[0], mixed)
+    np.testing.assert_allclose(mixed, mixtures[0] @ history, atol=1e-12)
+
+    terms, sizes = np.empty((steps + 1, 9)), np.empty((2, 9))
+    kernels.size_terms(history, terms)
+    np.testing.assert_allclose(terms[:steps], np.sign(history[-1]) * s)
+    np.testing.assert_allclose(terms[steps], np.abs(history[-1]))
+    kernels.mixed_sizes(history, mixtures, sizes)
+    np.testing.assert_allclose(sizes, np.abs(mixtures @ history), atol=1e-12)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_batch_gradient_and_prediction(binary: bool) -> None:
+    x, y = problem(7, binary=binary)
+    c = csc_matrix(x).tocsr()
+    values = np.empty(0, np.float32) if binary else c.data.astype(np.float32)
+    w = np.random.default_rng(3).normal(size=x.shape[1])
+    indptr, positions = c.indptr.astype(np.int64), c.indices.astype(np.int32)
+    out, margins = np.empty(len(w)), np.empty(len(y))
+    total = kernels.batch_gradient(indptr, positions, values, y.astype(np.float32), w, out)
+    assert total == pytest.approx(losses(x, y, w))
+    np.testing.assert_allclose(out, -(x.T @ (y / (1 + np.exp(y * (x @ w))))), rtol=1e-9, atol=1e-12)
+    kernels.predict(indptr, positions, values, w, margins)
+    np.testing.assert_allclose(margins, x @ w, atol=1e-9)
+    kernels.predict(indptr, np.where(positions == 0, -1, positions), values, w, margins)
+    np.testing.assert_allclose(margins, x[:, 1:] @ w[1:], atol=1e-9)
+
+
+# --- The whole method in one process, with the delay at its worst -----------------------------------------
+
+
+def train(
+    x: F8, y: F8, l1: float, blocks: int = 0, tau: int = 0, epsilon: float = 2e-4
+) -> tuple[F8, list[float]]:
+    """Run Algorithm 3 with one worker and one server; return the weights and F after every pass."""
+    part, (n, m) = columns(x, y), x.shape
+    state, sums, radius = kernels.new_state(part.labels), np.empty((m, 4)), np.empty(m)
+    w, d, last, scale, active = np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(m, np.bool_)
+    slots = np.arange(m, dtype=np.int32)
+    kernels.column_sums(*part[:3], state, sums)
+    kernels.start_keys(slots, sums, l1, d, last, scale, active, radius)
+    possible = np.flatnonzero(radius >= 0.0)
+    steering, before = control.start(n * math.log(2.0)), n * math.log(2.0)
+    margins, weights = [state[:, 0].copy()], [w.copy()]
+    rng = np.random.default_rng(0)
+    while True:
+        cols = np.flatnonzero(radius > 0.0)
+        weight = np.diff(part.colptr)[cols]
+        count = blocks or control.block_count(float(weight.sum()), n, tau)
+        begins = control.cut_blocks([control.weight_sketch(cols.astype(np.uint64), weight)], count)
+        edges = np.append(np.searchsorted(cols, begins.astype(np.int64)), len(cols))
+        worst, flight = 0.0, []
+        for b in [*rng.permutation(len(begins)), *[-1] * tau]:
+            if b >= 0:
+                block = cols[edges[b] : edges[b + 1]]
+                out, reply = np.empty((len(block), 2)), np.empty((len(block), 2))
+                kernels.add_reach(*part[:3], block, radius, state)
+                kernels.block_gradient(*part[:3], block, radius, steering.theta, state, out)
+                args = (l1, steering.threshold, w, d, last, scale, active, reply)
+                worst = max(worst, kernels.prox_step(slots[block], out, *args))
+                flight.append((block, reply))
+            if flight and (b < 0 or len(flight) > tau):
+                block, reply = flight.pop(0)
+                kernels.apply_steps(*part[:3], block, np.ascontiguousarray(reply[:, 0]), radius, state)
+                radius[block] = reply[:, 1]
+        for block, reply in flight:
+            kernels.apply_steps(*part[:3], block, np.ascontiguousarray(reply[:, 0]), radius, state)
+            radius[block] = reply[:, 1]
+        margins, weights = [*margins, state[:, 0].copy()], [*weights, w.copy()]
+        z, v, k = np.array(margins), np.array(weights), len(weights) - 1
+        model, terms = np.empty((k + 2, k)), np.empty((k + 1, m))
+        kernels.margin_model(z, model)
+        kernels.size_terms(v, terms)
+        proposal = control.propose(model, terms.sum(1), l1, before)
+        tried = proposal.mixtures
+        loss, sizes = np.empty(len(tried)), np.empty((len(tried), m))
+        kernels.mixed_losses(z, tried, loss)
+        kernels.mixed_sizes(v, tried, sizes)
+        choice = control.choose(proposal, before, [float(f) for f in loss + l1 * sizes.sum(1)])
+        if choice.mixture is not None:
+            mixed = np.empty(n)
+            kernels.mix(z, choice.mixture, mixed)
+            state[:, 0] = mixed
+            kernels.mix(v, choice.mixture, w)
+            active |= w != 0.0  # a mixture may move a feature that the last passes dropped
+            radius = np.where(active, d, 0.0)
+            margins, weights = [*margins[:-1], mixed], [*weights[:-1], w.copy()]
+        keep = 1 if choice.outcome == "undone" else control.MEMORY
+        margins, weights = margins[-keep:], weights[-keep:]
+        kernels.refresh_odds(state)
+        report = control.PassReport(proposal, choice, worst, n)
+        steering, decision = control.next_pass(steering, report, epsilon, 500)
+        before = choice.objective
+        assert before == pytest.approx(losses(x, y, w) + l1 * np.abs(w).sum(), rel=1e-7)
+        if decision.reset:
+            g, fresh = np.empty(len(possible)), np.empty(len(possible))
+            kernels.full_gradient(*part[:3], possible, state, g)
+            some = slots[possible]
+            largest, returned = kernels.reset_keys(
+                some, g, l1, control.RESET_SHARE * l1, 0.0, w, d, last, active, fresh
+            )
+            radius[possible] = fresh
+            kernels.set_margins(*part[:3], possible, w[possible], state)
+            kernels.refresh_odds(state)
+            before = losses(x, y, w) + l1 * np.abs(w).sum()
+            margins, weights = [state[:, 0].copy()], [w.copy()]
+            shrink = min(1.0, l1 / largest) if largest > 0.0 else 1.0
+            gap = 1.0 - kernels.dual_objective(state, shrink) / before
+            steering = control.corrected(steering, before)
+            decision = control.after_reset(steering, returned, gap, epsilon)
+        if decision.stop:
+            return w, list(steering.objectives)
+
+
+def liblinear(x: F8, y: F8, l1: float) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how to ask for l1 depends on scikit-learn's version
+        options: dict[str, Any] = {"penalty": "l1", "C": 1.0 / l1, "solver": "liblinear", "tol": 1e-7}
+        model = LogisticRegression(**options, fit_intercept=False, max_iter=5000).fit(x, y)
+    w = model.coef_[0].astype(np.float64)
+    return losses(x, y, w) + l1 * float(np.abs(w).sum())
+
+
+@pytest.mark.parametrize(("blocks", "tau"), [(0, 0), (0, 4), (1, 0), (4, 1), (16, 0), (16, 16), (64, 4)])
+@pytest.mark.parametrize(("binary", "l1"), [(True, 1.0), (False, 0.1), (False, 3.0)])
+def test_any_blocks_and_delay_reach_the_optimum_and_descend(
+    blocks: int, tau: int, binary: bool, l1: float
+) -> None:
+    x, y = problem(11, n=300, m=60, binary=binary, spread=3.0)
+    best = liblinear(x, y, l1)
+    _, objectives = train(x, y, l1, blocks, tau)
+    assert objectives[-1] <= 1.001 * best
+    assert np.all(np.diff(objectives) <= 1e-9 * objectives[0])
+
+
+def test_a_penalty_above_every_gradient_leaves_zero() -> None:
+    x, y = problem(13)
+    w, objectives = train(x, y, 1e6)
+    assert not w.any()
+    assert objectives[-1] == pytest.approx(len(y) * math.log(2.0))
+
+
+# --- Control ----------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_raised_the_objective_is_undone_or_shortened() -> None:
+    model, sizes = np.array([[1.0], [3.0], [12.0]]), np.array([0.0, 0.0])
+    proposal = control.propose(model, sizes, 1.0, before=10.0)
+    assert proposal.objective == 12.0
+    undone = control.choose(proposal, 10.0, [11.0] * len(proposal.mixtures))
+    assert (undone.objective, undone.outcome) == (10.0, "undone")
+    assert undone.mixture is not None
+    assert undone.mixture.tolist() == [1.0, 0.0]
+    shortened = control.choose(proposal, 10.0, [9.0, *[11.0] * (len(proposal.mixtures) - 1)])
+    assert (shortened.objective, shortened.outcome) == (9.0, "mixed")
+    for choice in (undone, shortened):
+        report = control.PassReport(proposal, choice, 1.0, 100)
+        steering, _ = control.next_pass(control.start(10.0), report, 1e-4, 100)
+        assert steering.theta > control.THETA_START
+
+
+def test_tiny_steps_do_not_pass_for_convergence() -> None:
+    slow = [
+        1000.0 * (1.0 + 1.0 / k) for k in range(1, 1001)
+    ]  # 1 / k: relative change 1e-5 long before the end
+    settled = next(k for k in range(1, 1000) if control.has_settled(slow[:k], 1e-3))
+    assert slow[settled] / 1000.0 - 1.0 <= 2e-3
+    assert not control.has_settled(slow[:9], 1.0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 2**64 - 1), st.integers(1, 50), max_size=80), min_size=1, max_size=4
+    ),
+    st.integers(1, 20),
+    st.integers(1, 30),
+)
+def test_blocks_are_cut_by_weight(workers: list[dict[int, int]], blocks: int, size: int) -> None:
+    sketches, total, heaviest, group = [], 0, 0, 0
+    for features in workers:
+        keys = np.array(sorted(features), np.uint64)
+        weights = np.array([features[int(k)] for k in keys], np.int64)
+        sketch = control.weight_sketch(keys, weights, size)
+        assert sketch[1].sum() == weights.sum()
+        assert set(sketch[0].tolist()) <= set(features)
+        sketches.append(sketch)
+        total += int(weights.sum())
+        group += int(sketch[1].max(initial=0))
+        heaviest += int(weights.max(initial=0))
+    begins = control.cut_blocks(sketches, blocks)
+    assert begins[0] == 0
+    assert len(begins) <= blocks
+    assert np.all(begins[1:] > begins[:-1])
+    edges = [*begins.tolist(), 2**64]
+    for begin, end in itertools.pairwise(edges):
+        inside = sum(v for features in workers for k, v in features.items() if begin <= k < end)
+        assert inside <= total / blocks + 2 * group + heaviest + 1
+
+
+def test_block_count_follows_weight_and_delay() -> None:
+    assert control.block_count(0.0, 100, 0) == 1
+    assert control.block_count(2000.0, 100, 0) == 10
+    assert control.block_count(2000.0, 100, 4) == 50
+    assert control.block_count(1e12, 100, 4) == control.MOST_BLOCKS

@@ -1,0 +1,207 @@
+"""Small made data sets, their known optimum, and whole sparse_lr jobs on the in-memory twin."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from simulated import simulate
+
+from mpips.config import Job, load, write_toml
+from mpips.folder import RunFolder
+from mpips.program import load_program
+from mpips.scheduler import Cluster
+from mpips.twin import Fate, calm
+
+F8 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A data set as files and as dense arrays: column j is key `keys[j]`."""
+
+    train: Path
+    test: Path
+    x: F8
+    y: F8
+    test_x: F8
+    test_y: F8
+    keys: NDArray[np.uint64]
+
+
+def objective(w: F8, x: F8, y: F8, l1: float) -> float:
+    """F of a weight vector, in plain NumPy."""
+    return float(np.logaddexp(0.0, -y * (x @ w)).sum() + l1 * np.abs(w).sum())
+
+
+def optimum(x: F8, y: F8, l1: float) -> float:
+    """F of LIBLINEAR's L1 solver, run to where it settles."""
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that the next scikit-learn drops
+        model = LogisticRegression(
+            penalty="l1", solver="liblinear", C=1.0 / l1, fit_intercept=False, tol=1e-8, max_iter=100_000
+        ).fit(x, y)
+    return objective(model.coef_[0], x, y, l1)
+
+
+def svmlight(x: F8, y: F8, keys: NDArray[np.uint64]) -> str:
+    """Write rows of float32 numbers so that they are read back as they are."""
+    lines = []
+    for row, label in zip(x, y, strict=True):
+        at = np.flatnonzero(row)
+        lines.append(f"{int(label):+d} " + " ".join(f"{keys[j]}:{np.float32(row[j])!s}" for j in at))
+    return "\n".join(lines) + "\n"
+
+
+def make(folder: Path, kind: str = "real", n: int = 200, m: int = 40, seed: int = 0) -> Made:
+    """Make a data set.
+
+    kind: "binary", sparse ones of very unequal frequency; "real"; "correlated", a few factors behind all columns;
+    "unnormalised", columns of scales from 0.001 to 1,000; "duplicates", every column twice, some thrice.
+    """
+    rng = np.random.default_rng([seed, n, m])
+    total = n + n // 3
+    x = rng.normal(size=(total, m)) * (rng.random((total, m)) < 0.25)
+    if kind == "binary":
+        x = (rng.random((total, m)) < 1.0 / (1.5 + np.arange(m))).astype(float)
+    elif kind == "correlated":
+        x = rng.normal(size=(total, 4)) @ rng.normal(size=(4, m)) + 1.5 * rng.normal(size=(total, m))
+    elif kind == "unnormalised":
+        x *= 10.0 ** rng.uniform(-3, 3, m)
+    elif kind == "duplicates":
+        half = x[:, : m // 2]
+        x = np.hstack([half, half, half[:, : m // 6]])[:, :m]
+    else:
+        assert kind == "real"
+    x = x.astype(np.float32).astype(float)
+    m = x.shape[1]
+    weights = rng.normal(size=m) * (rng.random(m) < 0.3) / np.maximum(np.abs(x).mean(0), 1e-9) * 0.2
+    y = np.where(x @ weights + rng.normal(size=total) > 0, 1.0, -1.0)
+    keys = np.sort(rng.choice(np.arange(1, 50 * m), m, replace=False)).astype(np.uint64)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", slice(0, n)), ("test", slice(n, total))):
+        (folder / f"{name}.svm").write_text(svmlight(x[part], y[part], keys))
+    return Made(folder / "train.svm", folder / "test.svm", x[:n], y[:n], x[n:], y[n:], keys)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job on the twin; `log` is what it wrote to metrics.jsonl."""
+
+    metrics: dict[str, Any]
+    sha: str
+    keys: NDArray[np.uint64]
+    values: F8
+    log: list[dict[str, Any]]
+    stopped: bool = False
+
+    def passes(self, name: str = "objective") -> list[Any]:
+        """One fact of every pass."""
+        return [event[name] for event in self.log if event["event"] == "pass"]
+
+    def weights(self, keys: NDArray[np.uint64]) -> F8:
+        """The exported model as a dense vector over `keys`."""
+        dense = np.zeros(len(keys))
+        at = np.searchsorted(keys, self.keys)
+        assert np.array_equal(keys[at], self.keys)
+        dense[at] = self.values
+        return dense
+
+
+@dataclass
+class Hooks:
+    """What a test does to a run on its way."""
+
+    resume: Path | None = None
+    checkpoints: Path | None = None
+    stop_after: int = 0
+    """Ask the run to stop once so many passes are over, as a signal would."""
+    stop_within: int = 0
+    """The same once the workers have `learn`t so many times."""
+
+
+def job_of(folder: Path, tables: dict[str, dict[str, Any]]) -> Job:
+    """Write a job file and load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "job.toml"
+    path.write_text(write_toml(tables))
+    return load(path)
+
+
+def run_twin(
+    made: Made | Path | Sequence[Path],
+    servers: int = 1,
+    workers: int = 1,
+    *,
+    fate: Fate = calm,
+    seed: int = 0,
+    test: Path | None = None,
+    hooks: Hooks | None = None,
+    program: str = "sparse_lr",
+    **tables: dict[str, Any],
+) -> Outcome:
+    """Run a whole job in this process, in fake time; keyword arguments are tables of the job file."""
+    hooks = hooks or Hooks()
+    if isinstance(made, Made):
+        train: str | list[str] = str(made.train)
+        test = made.test if test is None else test
+    else:
+        train = str(made) if isinstance(made, Path) else [str(path) for path in made]
+    data = {"train": train, **({"test": str(test)} if test is not None else {}), **tables.pop("data", {})}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        name = Path(program).stem if program.endswith(".py") else program
+        own = tables.pop("settings", {})
+        head = {"program": program, **tables.pop("job", {})}
+        job = job_of(folder / "job", {"job": head, "data": data, name: own, **tables})
+        loaded = load_program(job.program, job.base)
+
+        def schedule(cluster: Cluster) -> Outcome:
+            cluster.checkpoints = hooks.checkpoints or folder / "checkpoints"
+            cluster.resume = hooks.resume
+            _stop_when(cluster, hooks)
+            metrics = loaded.schedule(cluster, job.settings)
+            sha = cluster.digest(next(iter(cluster.vectors.values())))
+            cluster.close()
+            run = RunFolder(folder / "run")
+            log = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+            keys, values = np.empty(0, np.uint64), np.empty(0)
+            if (run.path / "model.npz").exists():
+                with np.load(run.path / "model.npz") as model:
+                    keys, values = model["keys"], model["values"]
+            return Outcome(metrics, sha, keys, values, log, cluster.stopped_early)
+
+        (folder / "run").mkdir()
+        outcome: Outcome = simulate(
+            schedule, loaded.worker, servers=servers, workers=workers, fate=fate, seed=seed, job=job,
+            folder=folder / "run",
+        )  # fmt: skip
+        return outcome
+
+
+def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
+    event, start, learnt = cluster.event, cluster.workers.start, 0
+
+    def told(name: str, **facts: Any) -> None:
+        event(name, **facts)
+        if name == "pass" and facts["pass"] == hooks.stop_after:
+            cluster.stop = "SIGUSR1"
+
+    def started(function: str, *args: Any, **how: Any) -> Any:
+        nonlocal learnt
+        learnt += function == "learn"
+        if function == "learn" and learnt == hooks.stop_within:
+            cluster.stop = "SIGUSR1"
+        return start(function, *args, **how)
+
+    cluster.event = told  # type: ignore[method-assign]
+    cluster.workers.start = started  # type: ignore[method-assign]

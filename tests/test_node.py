@@ -1,0 +1,285 @@
+"""One rank at work: refusals, waiting and working, faults on the way out, sending again, and leaving together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.errors import InputError, RemoteError
+from mpips.faults import Chance, Faults, FaultsSpec, Slow
+from mpips.layout import Layout, LayoutSpec
+from mpips.membership import first_view
+from mpips.message import Command, Kind, Message
+from mpips.node import Node, Stopped
+from mpips.twin import Network, TwinVan
+
+LAYOUT = Layout.of(3, LayoutSpec(servers=1, workers=1))
+SCHEDULER, SERVER, WORKER = range(3)
+
+
+def nodes(network: Network, **options: Any) -> list[Node]:
+    return [Node(van, LAYOUT, first_view(LAYOUT), **options) for van in network.vans]
+
+
+def call(**fields: Any) -> Message:
+    return Message(Kind.REQUEST, Command.CALL, **fields)
+
+
+def settle(some: list[Node]) -> None:
+    """Poll each node until none has anything to do."""
+    while sum(node.poll() for node in some):
+        pass
+
+
+# What is refused.
+
+
+def test_a_request_of_another_epoch_is_refused() -> None:
+    scheduler, server, _ = all_nodes = nodes(Network(3))
+    served: list[int] = []
+    server.handlers[Command.CALL] = lambda request: (served.append(request.epoch), server.reply(request))[1]  # type: ignore[func-returns-value]
+    old = scheduler.tasks.submit([(SERVER, call(epoch=1))])
+    now = scheduler.tasks.submit([(SERVER, call(epoch=0))])
+    settle(all_nodes)
+    assert isinstance(old.error, RemoteError) and "a request of epoch 1, this is epoch 0" in str(old.error)
+    assert now.done and now.error is None and served == [0]
+
+
+def test_a_command_that_nobody_serves_is_refused() -> None:
+    scheduler, _, _ = all_nodes = nodes(Network(3))
+    task = scheduler.tasks.submit([(SERVER, call())])
+    settle(all_nodes)
+    assert isinstance(task.error, RemoteError)
+    assert task.error.text == "no CALL is served here" and task.error.role == "server 0"
+
+
+def test_an_answer_that_cannot_travel_fails_the_request_only() -> None:
+    scheduler, server, _ = all_nodes = nodes(Network(3))
+    answers = iter([np.ones((2, 1), bool), np.ones((2, 1))])
+    server.handlers[Command.CALL] = lambda request: server.reply(request, next(answers))
+    first, second = (scheduler.tasks.submit([(SERVER, call())]) for _ in range(2))
+    settle(all_nodes)
+    assert first.done and "type bool cannot travel" in str(first.error)
+    assert second.done and second.error is None and server.inbox.unfinished() == 0
+
+
+def test_wait_raises_as_soon_as_one_part_has_failed() -> None:
+    def lead(van: TwinVan) -> float:
+        node = Node(van, LAYOUT, first_view(LAYOUT))
+        task = node.tasks.submit([(SERVER, call()), (WORKER, call())])
+        with pytest.raises(RemoteError, match=r"rank 2 \(worker 0 on .*\): no CALL is served here"):
+            node.wait(task)
+        assert not task.done
+        return van.now()
+
+    def serve(van: TwinVan) -> None:
+        node = Node(van, LAYOUT, first_view(LAYOUT))
+        if van.rank == SERVER:  # it takes the call and never answers
+            node.handlers[Command.CALL] = lambda request: None
+        node.wait_until(lambda: van.now() > 1.0)
+
+    assert Network(3).run([lead, serve, serve])[0] < 0.5
+
+
+def test_an_error_from_elsewhere_keeps_its_rank_when_it_is_passed_on() -> None:
+    node = nodes(Network(3))[WORKER]
+    own = node.describe(InputError("line 7\n is bad"))
+    assert (own["rank"], own["role"], own["is_input"]) == (WORKER, "worker 0", True)
+    assert own["text"] == "line 7 is bad"
+    other = RemoteError(1, "server 0", "elsewhere", "broken", "its trace")
+    assert node.describe(other) == {
+        "rank": 1, "role": "server 0", "host": "elsewhere", "text": "broken", "trace": "its trace",
+        "is_input": False,
+    }  # fmt: skip
+
+
+# Waiting and working.
+
+
+def test_work_within_a_wait_is_not_waiting() -> None:
+    network = Network(3)
+    node = nodes(network)[WORKER]
+    turns = iter([1.0, 2.0, 0.0])
+
+    def done() -> bool:
+        with node.working():
+            network.time += (spent := next(turns))
+        return spent == 0.0
+
+    node.wait_until(done)  # two turns, with one idle tick after each
+    assert node.worked == pytest.approx(3.0)
+    assert node.waited == pytest.approx(network.time - 3.0) and 0 < node.waited < 0.1
+    assert node.account()["worked"] == node.worked and node.account()["waited"] == node.waited
+
+
+def test_long_loops_still_hear_a_stop() -> None:
+    scheduler, _, worker = nodes(Network(3))
+    seen = []
+    with pytest.raises(Stopped) as stopped:
+        for item in worker.breathe(range(10)):
+            seen.append(item)
+            if item == 3:
+                scheduler.control(WORKER, Command.STOP, {"code": 5, "reason": "enough"})
+    assert seen == [0, 1, 2, 3] and (stopped.value.code, stopped.value.reason) == (5, "enough")
+
+
+# Faults.
+
+
+def faulty(spec: FaultsSpec, **options: Any) -> tuple[Network, Node]:
+    """Give the worker's node with faults, on a network whose time the faults' sleep moves."""
+    network = Network(3)
+
+    def sleep(seconds: float) -> None:
+        network.time += seconds
+
+    faults = Faults(spec, "worker", 0, network.vans[WORKER].now, sleep, lambda signal: None)
+    return network, Node(network.vans[WORKER], LAYOUT, first_view(LAYOUT), faults=faults, **options)
+
+
+def test_a_slow_worker_works_for_longer_and_its_account_says_so() -> None:
+    network, node = faulty(FaultsSpec(slow=(Slow("worker", 0, 3.0),)))
+    for _ in range(2):
+        with node.working():
+            network.time += 0.5
+    assert network.time == pytest.approx(3.0) and node.worked == pytest.approx(3.0)
+    assert node.waited == 0.0
+
+
+def arrivals(network: Network, node: Node, until: float) -> list[float]:
+    """Poll the node as time goes by; give when messages came to the server."""
+    times = []
+    while network.time < until:
+        node.poll()
+        while network.take(SERVER) is not None:
+            times.append(network.time)
+        network.time += 0.01
+    return times
+
+
+def test_delayed_and_duplicated_messages_arrive_later() -> None:
+    spec = FaultsSpec(delay=Chance(1.0, 0.2), duplicate=Chance(1.0, 0.3))
+    network, node = faulty(spec)
+    node.tasks.submit([(SERVER, call())])
+    assert network.take(SERVER) is None
+    assert arrivals(network, node, 2.0) == pytest.approx([0.2, 0.5], abs=0.02)
+
+
+def test_a_dropped_message_does_not_arrive() -> None:
+    network, node = faulty(FaultsSpec(drop=Chance(1.0)))
+    node.tasks.submit([(SERVER, call())])
+    assert arrivals(network, node, 2.0) == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [FaultsSpec(drop=Chance(1.0)), FaultsSpec(delay=Chance(1.0, 9.0)), FaultsSpec(duplicate=Chance(1.0))],
+)
+def test_control_messages_are_spared(spec: FaultsSpec) -> None:
+    network, node = faulty(spec)
+    node.control(SERVER, Command.FAILED, {"text": "help"})
+    assert arrivals(network, node, 1.0) == [0.0]
+
+
+# Sending again.
+
+
+@pytest.mark.parametrize("resend", [None, 0.5])
+def test_what_stays_unanswered_is_sent_again_once_per_period(resend: float | None) -> None:
+    network = Network(3)
+    worker = nodes(network, resend=resend)[WORKER]
+    looked: list[float] = []
+    again = worker.tasks.resend
+    worker.tasks.resend = lambda: (looked.append(network.time), again())[1]  # type: ignore[method-assign]
+    worker.tasks.submit([(SERVER, call())])
+    times = arrivals(network, worker, 5.3)
+    if resend is None:
+        assert times == [0.0] and looked == []
+        return
+    gaps = np.diff(times)
+    assert 9 <= len(times) <= 11 and gaps.min() > 0.49 and gaps.max() < 0.5 + 0.5 / 4 + 0.02
+    assert 20 <= len(looked) <= 44, "a few looks per period, not one per poll"
+
+
+def test_a_lossy_wire_and_a_node_that_sends_again_lose_nothing() -> None:
+    # The same faults as a job can ask for, in either direction.
+    network = Network(3)
+    spec = FaultsSpec(seed=3, drop=Chance(0.3), duplicate=Chance(0.2, 0.05), delay=Chance(0.3, 0.1))
+    both = [
+        Node(
+            network.vans[rank], LAYOUT, first_view(LAYOUT), resend=0.2,
+            faults=Faults(spec, "worker", rank, network.vans[rank].now),
+        )
+        for rank in (SERVER, WORKER)
+    ]  # fmt: skip
+    server, worker = both
+    served: list[int] = []
+
+    def serve(request: Message) -> None:
+        served.append(request.time)
+        server.reply(request, meta={"time": request.time})
+
+    server.handlers[Command.CALL] = serve
+    answers: list[int] = []
+    tasks = [
+        worker.tasks.submit([(SERVER, call())], lambda _, reply: answers.append(reply.meta["time"]))
+        for _ in range(50)
+    ]
+    while worker.tasks.unfinished:
+        settle(both)
+        network.time += 0.02
+        assert network.time < 60
+    assert all(task.done and task.error is None for task in tasks)
+    assert sorted(served) == sorted(answers) == list(range(50))
+
+
+# Leaving.
+
+
+def leaving(waits: tuple[float | None, ...], patience: float) -> list[tuple[bool, float] | None]:
+    """Let rank i leave after waits[i] seconds (None: go without a word); give what it was told, and when."""
+
+    def program(wait: float | None) -> Callable[[TwinVan], tuple[bool, float] | None]:
+        def leave(van: TwinVan) -> tuple[bool, float] | None:
+            node = Node(van, LAYOUT, first_view(LAYOUT))
+            if wait is None:
+                return None
+            node.wait_until(lambda: van.now() >= wait)
+            return node.leave(patience), van.now()
+
+        return leave
+
+    results: list[tuple[bool, float] | None] = Network(3, seed=1).run([program(wait) for wait in waits])
+    return results
+
+
+@pytest.mark.parametrize("waits", [(0.0, 0.0, 0.0), (0.0, 0.3, 0.6), (0.6, 0.0, 0.0), (0.0, 0.6, 0.6)])
+def test_all_leave_when_the_last_one_says_so(waits: tuple[float, ...]) -> None:
+    last = max(waits)
+    for told in leaving(waits, patience=1.0):
+        assert told is not None and told[0] and last <= told[1] < last + 0.05
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_who_never_says_so_is_not_waited_for_longer_than_patience(gone: int) -> None:
+    waits = tuple(None if rank == gone else 0.0 for rank in range(3))
+    left = [told for told in leaving(waits, patience=0.5) if told is not None]
+    assert len(left) == 2
+    for done, at in left:
+        assert not done and 0.5 < at < 0.6
+
+
+def test_what_is_still_being_sent_is_waited_for_and_a_late_stop_changes_nothing() -> None:
+    network = Network(3)
+    scheduler, server, worker = nodes(network)
+    for node in (scheduler, server):
+        node.control(WORKER, Command.BARRIER, {})
+    scheduler.control(WORKER, Command.STOP, {"code": 1})
+    left = iter([2, 1, 1, 0])
+    asked: list[int] = []
+    network.vans[WORKER].pending = lambda: (asked.append(n := next(left, 0)), n)[1]  # type: ignore[method-assign]
+    assert worker.leave(1.0)
+    assert asked[:4] == [2, 1, 1, 0]
