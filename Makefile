@@ -11,7 +11,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 demo: .venv/run-ready
-	.venv/bin/mpips run jobs/sparse_lr/job.toml
+	.venv/bin/mpips run jobs/sparse_lr/job.toml --set sparse_lr.optimum=99169.717
 
 test: test-openmpi test-mpich
 

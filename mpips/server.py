@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpips.aggregate import Aggregator
 from mpips.checkpoint import NOTE, Saved, load_clocks, load_range, save_note, vectors, write_shard
 from mpips.clock import NOTHING, RangedClock
 from mpips.errors import ProtocolError
 from mpips.message import NO_ROUND, Command, Message
 from mpips.node import Node
 from mpips.ranges import KeyRange
-from mpips.store import Aggregator, Segment
+from mpips.store import Segment
 from mpips.update import VectorSpec, call_named
 
 AGGREGATE = -1  # the clock's name for "all workers together"

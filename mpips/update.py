@@ -20,16 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import JobError
 from mpips.kernel import kernel
-
-if TYPE_CHECKING:
-    from mpips.store import Segment
 
 DTYPES = ("float32", "float64", "int32", "int64")
 
@@ -106,7 +103,9 @@ class Update(NamedTuple):
     defaults: Mapping[str, Setting] | None = None
 
 
-Call = Callable[["Segment", dict[str, Any]], dict[str, Any]]
+Call = Callable[
+    [Any, dict[str, Any]], dict[str, Any]
+]  # the first is a `mpips.store.Segment`, which knows this module
 _updates: dict[str, Update] = {}
 _calls: dict[str, Call] = {}
 A = TypeVar("A", bound=Callable[..., Any])
@@ -193,7 +192,7 @@ def checked_settings(spec: VectorSpec, settings: Mapping[str, Setting]) -> Setti
 
 
 @call("settings")
-def change_settings(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+def change_settings(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Change settings of the vector's update, e.g. a step size per pass; return all of them."""
     segment.settings.update(checked_settings(segment.spec, args))
     return dict(segment.settings)

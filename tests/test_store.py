@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mpips import update as update_module
+from mpips.aggregate import Aggregator
 from mpips.errors import LayoutError, ProtocolError
 from mpips.ranges import ALL, KeyRange, coalesce
-from mpips.store import Aggregator, Segment
+from mpips.store import Segment
 from mpips.update import Column, VectorSpec, update
 
 key = st.one_of(st.integers(0, 60), st.integers(2**64 - 40, 2**64 - 1), st.integers(0, 2**64 - 1))
