@@ -12,6 +12,7 @@ import pytest
 from simulated import simulate
 
 import mpips
+from mpips import update
 from mpips.cli.main import main
 from mpips.program import load_program
 from mpips.scheduler import Cluster
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_its_program_runs(tmp_path: Path) -> None:
+def test_its_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpips.update._updates", dict(update._updates))  # what it registers goes with it
     (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
     (tmp_path / "mean.py").write_text(source)
     program = load_program("mean.py", tmp_path)
