@@ -18,7 +18,7 @@ from mpips.data.stream import BLOCK, line_blocks
 from mpips.errors import DataError, JobError
 
 BATCH_EXAMPLES = 1 << 16
-BATCH_NONZEROS = 1 << 18
+BATCH_NONZEROS = 1 << 17
 
 
 @dataclass
