@@ -43,6 +43,17 @@ class Finished:
         return (self.stderr.strip().splitlines() or [""])[-1]
 
 
+def ended_with(done: Finished, code: int) -> bool:
+    """Whether a run that failed gave this exit code, as far as its launcher lets one see.
+
+    MPICH's launcher kills the ranks that are milliseconds slower than the first to fail, and now and then reports
+    that it killed them (9) instead of what they said.
+    """
+    return done.code == code or (
+        code != 0 and done.code == 9 and (Path(sys.prefix) / "bin" / "mpiexec.hydra").exists()
+    )
+
+
 def tagged(tag: str) -> list[int]:
     """List the living processes that carry a tag."""
     found = []

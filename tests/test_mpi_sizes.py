@@ -11,7 +11,9 @@ from conftest import ROOT, Started
 
 from mpips import launch
 
-PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--with-mpi"]
+# Ranks that tidy pytest's temporary folders at the same moment get in each other's way, and warn of it at the end.
+QUIET = ["-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--with-mpi", *QUIET]
 
 
 def pytest_on_ranks(start: Callable[..., Started], ranks: int, where: str) -> tuple[int, str]:

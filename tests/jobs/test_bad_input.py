@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Finished
+from conftest import Finished, ended_with
 
 PROGRAMS = Path(__file__).parent / "programs"
 JOB = PROGRAMS / "job.toml"
@@ -81,7 +81,7 @@ def test_a_run_folder_that_cannot_be_taken(
     write(tmp_path / "a-file", "")
     old = write(tmp_path / "used" / "result.json", '{"status": "completed"}')
     done = run_mpips("run", JOB, "--run-dir", tmp_path / folder)
-    assert done.code == 2
+    assert ended_with(done, 2)
     assert done.stderr == f"mpips: error: {tmp_path / folder}: {said}\n"
     assert json.loads(old.read_text()) == {"status": "completed"}
 
@@ -108,7 +108,7 @@ def test_bare_ranks_agree_on_one_line(
 ) -> None:
     write(tmp_path / "result.json", "{}")
     done = run_ranks(ranks, "-m", "mpips", *arguments, cwd=tmp_path, timeout=SECONDS)
-    assert done.code == 2
+    assert ended_with(done, 2)
     assert len(complaints(done)) == 1 and said in complaints(done)[0]
     assert "Traceback" not in done.stderr
     assert (tmp_path / "result.json").read_text() == "{}"
@@ -119,7 +119,7 @@ def test_a_job_that_cannot_start_says_so_in_its_folder(
     run_ranks: Callable[..., Finished], tmp_path: Path
 ) -> None:
     done = run_ranks(2, "-m", "mpips", JOB, "--run-dir", tmp_path, timeout=SECONDS)
-    assert done.code == 2
+    assert ended_with(done, 2)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("failed", 2)
     assert result["error"] in complaints(done)[0]
@@ -167,7 +167,7 @@ def test_bad_data_ends_the_run_with_one_line(
     folder = tmp_path / "run"
     arguments = ("--set", f"layout.workers={workers}", "--run-dir", folder)
     done = run_ranks(2 + workers, "-m", "mpips", job, *arguments, timeout=2 * SECONDS)
-    assert done.code == 2
+    assert ended_with(done, 2)
     assert len(complaints(done)) == 1 and said in complaints(done)[0]
     assert "Traceback" not in done.stderr
     result = json.loads((folder / "result.json").read_text())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Finished, Started
+from conftest import Finished, Started, ended_with
 
 pytestmark = pytest.mark.ranks
 
@@ -73,7 +73,7 @@ def test_an_error_ends_the_run_and_names_its_rank(
 ) -> None:
     done = job(at=at)
     said = errors(done)
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert len(said) == 1
     assert said[0].startswith(f"mpips: error: {where}") and said[0].endswith(
         "): RuntimeError: as it was told"
@@ -98,14 +98,14 @@ def test_no_exception_is_too_base(
     job: Callable[..., Finished], tmp_path: Path, at: str, how: str, said: str
 ) -> None:
     done = job(at=at, how=how)
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert len(errors(done)) == 1 and f"): {said}" in errors(done)[0]
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
 def test_bad_input_that_a_worker_finds_is_one_line(job: Callable[..., Finished], tmp_path: Path) -> None:
     done = job(at="load", how="input")
-    assert done.code == 2
+    assert ended_with(done, 2)
     assert errors(done) == ["mpips: error: some.svm, line 3: as it was told"]
     assert "Traceback" not in done.stderr
     assert result_of(tmp_path / "run")["exit_code"] == 2
@@ -113,13 +113,13 @@ def test_bad_input_that_a_worker_finds_is_one_line(job: Callable[..., Finished],
 
 def test_a_scheduler_may_fail_while_workers_wait_for_each_other(job: Callable[..., Finished]) -> None:
     done = job(workers=2, at="round")
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert "rank 0 (scheduler 0 on " in errors(done)[0]
 
 
 def test_one_of_two_workers_fails_while_the_other_waits_for_it(job: Callable[..., Finished]) -> None:
     done = job(workers=2, at="call", index=1)
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert "rank 3 (worker 1 on " in errors(done)[0]
 
 
@@ -130,7 +130,7 @@ def test_a_program_that_one_rank_cannot_load(
     arguments = ("-m", "mpips", JOB, "--run-dir", tmp_path)
     done = run_ranks(3, *arguments, environ={"FAIL_IMPORT": f"{rank}:{how}"}, timeout=SECONDS)
     assert len(errors(done)) == 1
-    assert done.code == (1 if how == "interrupt" else 2)
+    assert ended_with(done, 1 if how == "interrupt" else 2)
     assert ("Traceback" in done.stderr) is (how == "interrupt")
     assert result_of(tmp_path)["status"] == "failed"
 
@@ -150,7 +150,7 @@ def test_a_rank_that_is_killed_takes_the_run_with_it(
         *sets(rounds=0),
         timeout=SECONDS,
     )
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert done.last_line.startswith("mpips: failed: ") and str(tmp_path) in done.last_line
     assert result_of(tmp_path)["status"] == "failed"
 
@@ -159,7 +159,7 @@ def test_a_rank_that_just_leaves_takes_the_run_with_it(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
     done = run_mpips("run", JOB, "--run-dir", tmp_path, *sets(at="call", how="leave"), timeout=SECONDS)
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert result_of(tmp_path)["status"] == "failed"
 
 
@@ -214,7 +214,7 @@ def test_the_second_wish_ends_a_run_that_does_not_heed(
     run.wait_for(lambda: "once more to kill" in run.stderr)
     run.process.send_signal(signal.SIGINT)
     done = run.finish(SECONDS)
-    assert done.code == 1
+    assert ended_with(done, 1)
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
@@ -240,7 +240,7 @@ def test_an_error_under_mpips_run_is_its_last_line(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
     done = run_mpips("run", JOB, "--run-dir", tmp_path, *sets(at="load", how="input"), timeout=SECONDS)
-    assert done.code == 2
+    assert ended_with(done, 2)
     assert done.stderr.splitlines()[1:] == [
         f"mpips: failed: some.svm, line 3: as it was told; run folder: {tmp_path}"
     ]
@@ -285,7 +285,7 @@ def test_a_full_disk_is_named(
     (small_disk / "fill").write_bytes(b"x" * 4096 * taken)
     arguments = ("-m", "mpips", JOB, "--run-dir", small_disk / "run", *sets(rounds=2000))
     done = run_ranks(3, *arguments, timeout=SECONDS)
-    assert done.code == code
+    assert ended_with(done, code)
     assert len(errors(done)) == 1
     assert str(small_disk / "run") in errors(done)[0] and what in errors(done)[0]
     assert "No space left on device" in errors(done)[0]
