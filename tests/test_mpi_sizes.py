@@ -11,9 +11,7 @@ from conftest import ROOT, Started
 
 from mpips import launch
 
-# Ranks that tidy pytest's temporary folders at the same moment get in each other's way, and warn of it at the end.
-QUIET = ["-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
-PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--with-mpi", *QUIET]
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--with-mpi"]
 
 
 def pytest_on_ranks(start: Callable[..., Started], ranks: int, where: str) -> tuple[int, str]:

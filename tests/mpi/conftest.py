@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +38,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             flush=True,
         )
         MPI.COMM_WORLD.Abort(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each rank a root of its own for temporary folders: tidying a common one, ranks get in each other's way."""
+    root = tempfile.mkdtemp(prefix="mpips-rank-")
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = root
+    config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
