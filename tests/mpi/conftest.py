@@ -42,6 +42,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each rank a root of its own for temporary folders: tidying a common one, ranks get in each other's way."""
+    if not config.getoption("--with-mpi"):
+        return
     root = tempfile.mkdtemp(prefix="mpips-rank-")
     os.environ["PYTEST_DEBUG_TEMPROOT"] = root
     config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
