@@ -2,8 +2,12 @@
 
 Keys and virtual servers sit on one ring of 2**64 positions, on which keys grow counter-clockwise. A range
 belongs to the server at whose point it begins, and a server also holds copies of the k ranges that follow,
-counter-clockwise, those of its own. So the replicas of a range are the k distinct servers met going back
+counter-clockwise, those of its own. So the backups of a range are the k distinct servers met going back
 (clockwise) from it, and the first of them is just the server that owns the range once its owner has left.
+
+What lies between two neighbouring points is a *shard*: what one virtual server holds. The points of all slots, taken or
+vacant, are there from the start, so shards are fixed: servers that join, leave or die only change who holds which.
+So nothing that belongs to a shard, neither its rows nor its record of what it has applied, is ever cut or merged.
 
 The paper throws points at random. The fullest server then has, with v points each, about 2/sqrt(v) more
 than its share: hundreds of points per server to come within 15 %, and each boundary in a block of keys
@@ -11,11 +15,11 @@ costs every push of the block one more message. So points are placed by rule ins
 0, 1, 2 ...; the points of slot s are a fixed function of s, found by letting slots join in order: a
 newcomer places each of its points in the longest range of the server that has most, so as to take an equal
 part of what it needs. That keeps what consistent hashing is for: points do not depend on who else is there,
-so a server that joins only takes ranges, one that leaves only gives them up, and nothing else moves. With
-all slots taken, the fullest server has at most 1 % more than its share up to 16 servers and 6 % beyond, by
-max(1, s), at most 16, points for slot s: two segments for 2 servers, 22 for 7, 121 for 16. A vacant slot is
-filled by the next server to join, which then owns just what the departed one did. While it is vacant, so
-few points may leave one server with up to twice its share; 16 virtual servers make that 1.35 times.
+so a server that joins only takes shards, one that leaves only gives them up, and nothing else moves. With
+the first slots taken and the others vacant, the fullest server has at most 1 % more than its share up to 16 servers and
+6 % beyond, by max(1, s), at most 16, points for slot s: two shards for 2 slots, 22 for 7, 121 for 16. A slot that a
+server has left is filled by the next one to join, which then owns just what the departed one did. While it is
+vacant, so few points may leave one server with up to twice its share; 16 virtual servers make that 1.35 times.
 
 A namespace with keys in [0, extent) sees the ring scaled to its extent, so that dense keys spread as hashed
 ones do.
@@ -28,36 +32,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.ranges import END, KeyRange, coalesce
+from mpips.ranges import END, KeyRange
 
 VACANT = -1
 """Stands in a slot that no server has."""
 
 _MOST_POINTS = 16  # of a slot, unless more are asked for
-
-
-class Segments(NamedTuple):
-    """The key space cut by owner: keys from begins[i] to the next begin, or the extent, belong to owners[i].
-
-    `begins` u64[n], ascending from 0; `owners` i4[n]. Neighbours differ, unless the extent is so small that a
-    range between them vanished; so all keys of a segment have the same replicas. Read-only, shared by all.
-    """
-
-    begins: NDArray[np.uint64]
-    owners: NDArray[np.int32]
-
-
-class Move(NamedTuple):
-    """A range that changes its owner."""
-
-    keys: KeyRange
-    source: int
-    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +68,27 @@ class Ring:
             raise ValueError(f"virtual_servers must be at least 0, got {self.virtual_servers}")
 
     @classmethod
-    def of(cls, servers: Iterable[int], virtual_servers: int = 0) -> Ring:
-        """Return a new ring; `servers` take the slots in their order."""
-        return cls(tuple(servers), virtual_servers)
+    def of(cls, servers: Iterable[int], virtual_servers: int = 0, slots: int = 0) -> Ring:
+        """Return a new ring; `servers` take the first of its slots, in order, more can join up to `slots`."""
+        taken = tuple(servers)
+        return cls(taken + (VACANT,) * (slots - len(taken)), virtual_servers)
 
     @property
     def servers(self) -> tuple[int, ...]:
         """Return the servers on the ring, in slot order."""
         return tuple(server for server in self.slots if server != VACANT)
 
+    @property
+    def shards(self) -> int:
+        """Count the shards: the same for every ring of so many slots."""
+        return len(_placement(len(self.slots), self.virtual_servers))
+
     def join(self, server: int) -> Ring:
-        """Return the ring with one server more, in the first vacant slot."""
+        """Return the ring with one server more, in the first vacant slot; ValueError if there is none."""
         slots = list(self.slots)
-        if VACANT in slots:
-            slots[slots.index(VACANT)] = server
-        else:
-            slots.append(server)
+        if VACANT not in slots:
+            raise ValueError(f"no slot is left for server {server}: the ring has {len(slots)}")
+        slots[slots.index(VACANT)] = server
         return Ring(tuple(slots), self.virtual_servers)
 
     def leave(self, server: int) -> Ring:
@@ -109,66 +98,29 @@ class Ring:
         slots = tuple(VACANT if each == server else each for each in self.slots)
         return Ring(slots, self.virtual_servers)
 
-    def segments(self, extent: int = END) -> Segments:
-        """Return the owners of all keys in [0, extent): cached. ValueError unless 0 < extent <= 2**64."""
-        return _segments(self, extent)
+    def cuts(self, extent: int = END) -> NDArray[np.uint64]:
+        """Return where each shard of a key space [0, extent) begins, u64[shards]; read-only.
 
-    def owner(self, key: int, extent: int = END) -> int:
-        """Return the server that owns a key."""
-        begins, owners = _segments(self, extent)
-        return int(owners[begins.searchsorted(np.uint64(key), "right") - 1])
-
-    def owners(self, within: KeyRange, extent: int = END) -> list[tuple[KeyRange, int]]:
-        """Return the parts of `within` that one server owns, in key order, each with its owner."""
-        begins, owners = _segments(self, extent)
-        within = KeyRange(within.begin, min(within.end, extent))
-        if within.empty:
-            return []
-        first = int(begins.searchsorted(np.uint64(within.begin), "right")) - 1
-        last = int(begins.searchsorted(np.uint64(within.end - 1), "right"))
-        cuts = [within.begin, *begins[first + 1 : last].tolist(), within.end]
-        ranges = (KeyRange(begin, end) for begin, end in pairwise(cuts))
-        return list(zip(ranges, owners[first:last].tolist(), strict=True))
-
-    def owned(self, server: int, extent: int = END) -> list[KeyRange]:
-        """Return the ranges that a server owns, in key order; none if it is not on the ring."""
-        return [keys for keys, owner in self.owners(KeyRange(0, extent), extent) if owner == server]
-
-    def replicas(self, key: int, k: int, extent: int = END) -> tuple[int, ...]:
-        """Return the servers that hold copies of a key, in the order in which they would own it.
-
-        They are `k`, or all others where there are fewer; the same for all keys of a segment.
+        Neighbours are equal where a small extent leaves no key between. ValueError unless 0 < extent <= 2**64.
         """
-        points = _points(self)
-        at = _bisect(points, key, extent)
-        found = [points[at][1]]
-        for back in range(1, len(points)):
-            if len(found) > k:
-                break
-            server = points[at - back][1]
-            if server not in found:
-                found.append(server)
-        return tuple(found[1:])
+        return _cuts(len(self.slots), self.virtual_servers, extent)
 
-    def copied(self, server: int, k: int, extent: int = END) -> list[KeyRange]:
-        """Return the ranges that a server holds copies of, its own not among them, as few as can be."""
-        parts = self.owners(KeyRange(0, extent), extent)
-        return coalesce(keys for keys, _ in parts if server in self.replicas(keys.begin, k, extent))
+    def range(self, shard: int, extent: int = END) -> KeyRange:
+        """Return the keys of a shard in a key space [0, extent); perhaps none."""
+        cuts = self.cuts(extent)
+        return KeyRange(int(cuts[shard]), int(cuts[shard + 1]) if shard + 1 < len(cuts) else extent)
+
+    def holders(self, shard: int, k: int = 0) -> tuple[int, ...]:
+        """Return who is to hold a shard: its owner, then the `k` servers with copies, or all if there are fewer.
+
+        They come in the order in which they would own it.
+        """
+        return _holders(self, k)[shard]
 
 
-def difference(old: Ring, new: Ring, extent: int = END) -> list[Move]:
-    """Return the ranges whose owner differs between two rings, in key order, as few as can be."""
-    moves: list[Move] = []
-    for keys, source in old.owners(KeyRange(0, extent), extent):
-        for part, target in new.owners(keys, extent):
-            if source == target:
-                continue
-            last = moves[-1] if moves else None
-            if last and last.keys.end == part.begin and last[1:] == (source, target):
-                moves[-1] = Move(KeyRange(last.keys.begin, part.end), source, target)
-            else:
-                moves.append(Move(part, source, target))
-    return moves
+def moved(old: Ring, new: Ring) -> list[int]:
+    """Return the shards whose owner differs between two rings of equally many slots."""
+    return [shard for shard in range(old.shards) if old.holders(shard) != new.holders(shard)]
 
 
 def _count(slot: int, virtual_servers: int) -> int:
@@ -205,42 +157,29 @@ def _placement(slots: int, virtual_servers: int) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=64)
-def _points(ring: Ring) -> tuple[tuple[int, int], ...]:
-    """Return the points (position, server) of a ring, in ring order."""
-    placed = _placement(len(ring.slots), ring.virtual_servers)
-    return tuple((position, ring.slots[slot]) for position, slot in placed if ring.slots[slot] != VACANT)
-
-
-def _bisect(points: tuple[tuple[int, int], ...], key: int, extent: int) -> int:
-    """Return the index of the last point at or before `key` on the scaled ring; -1 is the last of all."""
-    low, high = 0, len(points)
-    while low < high:
-        middle = (low + high) // 2
-        if points[middle][0] * extent >> 64 <= key:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
+def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
+    """Return `Ring.holders` of every shard."""
+    at = [ring.slots[slot] for _, slot in _placement(len(ring.slots), ring.virtual_servers)]
+    most = min(k + 1, len(ring.servers))
+    everyone = []
+    for shard in range(len(at)):
+        found: list[int] = []
+        for back in range(len(at)):
+            server = at[shard - back]
+            if server != VACANT and server not in found:
+                found.append(server)
+                if len(found) == most:
+                    break
+        everyone.append(tuple(found))
+    return tuple(everyone)
 
 
 @lru_cache(maxsize=256)
-def _segments(ring: Ring, extent: int) -> Segments:
+def _cuts(slots: int, virtual_servers: int, extent: int) -> NDArray[np.uint64]:
     if not 0 < extent <= END:
         raise ValueError(f"the extent of a key space is in [1, 2**64], got {extent}")
-    points = _points(ring)
-    before = points[-1][1]  # the range of the last point goes on round the ring, through 0
-    begins, owners = [0], [before]
-    for position, server in points:
-        begin = position * extent >> 64
-        if server == before:
-            continue
-        before = server
-        if begin == begins[-1]:  # the range before this point is empty
-            owners[-1] = server
-        else:
-            begins.append(begin)
-            owners.append(server)
-    segments = Segments(np.array(begins, np.uint64), np.array(owners, np.int32))
-    for array in segments:
-        array.setflags(write=False)
-    return segments
+    cuts = np.array(
+        [position * extent >> 64 for position, _ in _placement(slots, virtual_servers)], np.uint64
+    )
+    cuts.setflags(write=False)
+    return cuts

@@ -1,4 +1,4 @@
-"""The ring against brute force over keys: owners, replicas, movement and load."""
+"""The ring against brute force over shards and keys: who holds what, what moves, and how even it is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from mpips.ranges import ALL, END, KeyRange, coalesce, meet
-from mpips.ring import VACANT, Move, Ring, difference
+from mpips.ranges import ALL, END, KeyRange, coalesce
+from mpips.ring import VACANT, Ring, moved
 
 extents = st.sampled_from([1, 2, 7, 100, 1000, 2**32 - 5, END]) | st.integers(1, END)
 virtual = st.integers(0, 5)
@@ -18,12 +18,21 @@ virtual = st.integers(0, 5)
 
 @st.composite
 def rings(draw: st.DrawFn, least: int = 1) -> Ring:
-    """Rings with a history: some servers have left, and their slots are vacant."""
+    """Rings with a history: some slots were never taken, some servers have left, others have come since."""
     servers = draw(st.lists(st.integers(0, 40), min_size=least, max_size=9, unique=True))
-    ring = Ring.of(servers, draw(virtual))
-    for server in draw(st.lists(st.sampled_from(servers), unique=True, max_size=len(servers) - least)):
+    ring = Ring.of(servers, draw(virtual), len(servers) + draw(st.integers(0, 3)))
+    leaving = draw(st.lists(st.sampled_from(servers), unique=True, max_size=len(servers) - least))
+    for server in leaving:
         ring = ring.leave(server)
+    for newcomer in range(41, 41 + draw(st.integers(0, len(leaving)))):
+        ring = ring.join(newcomer)
     return ring
+
+
+def owned(ring: Ring, server: int, extent: int = END) -> list[KeyRange]:
+    """What a server is the first holder of."""
+    mine = [shard for shard in range(ring.shards) if ring.holders(shard) == (server,)]
+    return coalesce(keys for keys in (ring.range(shard, extent) for shard in mine) if not keys.empty)
 
 
 def span(ranges: list[KeyRange]) -> int:
@@ -32,119 +41,159 @@ def span(ranges: list[KeyRange]) -> int:
 
 def fullest(ring: Ring) -> float:
     """The load of the fullest server, over the mean load."""
-    return max(span(ring.owned(server)) for server in ring.servers) * len(ring.servers) / END
+    loads = dict.fromkeys(ring.servers, 0)
+    for shard in range(ring.shards):
+        loads[ring.holders(shard)[0]] += ring.range(shard).span
+    return max(loads.values()) * len(loads) / END
 
 
 @given(rings(), extents)
-def test_segments_cut_the_whole_space_by_owner(ring: Ring, extent: int) -> None:
-    begins, owners = ring.segments(extent)
-    assert begins.dtype == np.uint64
-    assert owners.dtype == np.int32
-    assert begins[0] == 0
-    assert int(begins[-1]) < extent
-    assert all(left < right for left, right in pairwise(begins.tolist()))
-    if extent > 2**20:
-        assert all(left != right for left, right in pairwise(owners.tolist()))
-    assert set(owners.tolist()) <= set(ring.servers)
-    owned = [keys for server in ring.servers for keys in ring.owned(server, extent)]
-    assert coalesce(owned) == [KeyRange(0, extent)]
-    assert span(owned) == extent
+def test_shards_cut_the_whole_space(ring: Ring, extent: int) -> None:
+    cuts = ring.cuts(extent)
+    assert cuts.dtype == np.uint64
+    assert len(cuts) == ring.shards
+    assert cuts[0] == 0
+    assert int(cuts[-1]) < extent
+    assert all(left <= right for left, right in pairwise(cuts.tolist()))
+    ranges = [ring.range(shard, extent) for shard in range(ring.shards)]
+    assert [keys.begin for keys in ranges] == cuts.tolist()
+    assert all(left.end == right.begin for left, right in pairwise(ranges))
+    assert coalesce(keys for keys in ranges if not keys.empty) == [KeyRange(0, extent)]
+    if extent == END:
+        assert not any(keys.empty for keys in ranges)
     with pytest.raises(ValueError, match="read-only"):
-        owners[0] = 3
+        cuts[0] = 3
 
 
-@given(rings(), extents, st.data())
-def test_owners_of_a_part(ring: Ring, extent: int, data: st.DataObject) -> None:
-    begin, end = data.draw(st.integers(0, extent)), data.draw(st.integers(0, END))
-    expected = []
+@given(rings(), st.integers(0, 9), extents)
+def test_every_shard_is_held_by_as_many_distinct_servers_as_asked_for(
+    ring: Ring, k: int, extent: int
+) -> None:
+    for shard in range(ring.shards):
+        holders = ring.holders(shard, k)
+        assert len(holders) == len(set(holders)) == min(k + 1, len(ring.servers))
+        assert set(holders) <= set(ring.servers)
+        assert holders[:1] == ring.holders(shard)
+    assert coalesce(keys for server in ring.servers for keys in owned(ring, server, extent)) == [
+        KeyRange(0, extent)
+    ]
+
+
+@given(rings(), st.integers(0, 4))
+def test_shards_are_the_same_whoever_is_there(ring: Ring, k: int) -> None:
+    """They never split or merge, so their cuts depend on slots alone; more slots only cut finer."""
+    alone = Ring((7,) + (VACANT,) * (len(ring.slots) - 1), ring.virtual_servers)
+    assert alone.shards == ring.shards
+    assert alone.cuts().tolist() == ring.cuts().tolist()
+    more = Ring(ring.slots + (VACANT,) * k, ring.virtual_servers)
+    assert set(ring.cuts().tolist()) <= set(more.cuts().tolist())
+
+
+@given(rings(), st.integers(0, 4), extents)
+def test_vacant_slots_leave_the_owners_of_keys_alone(ring: Ring, k: int, extent: int) -> None:
+    more = Ring(ring.slots + (VACANT,) * k, ring.virtual_servers)
     for server in ring.servers:
-        for keys in ring.owned(server, extent):
-            assert ring.replicas(keys.begin, 2, extent) == ring.replicas(keys.end - 1, 2, extent)
-            part = meet(keys, KeyRange(begin, end))
-            if part is not None:
-                expected.append((part, server))
-                assert ring.owner(part.begin, extent) == ring.owner(part.end - 1, extent) == server
-    assert ring.owners(KeyRange(begin, end), extent) == sorted(expected)
+        assert owned(more, server, extent) == owned(ring, server, extent)
 
 
-@given(rings(), st.integers(50, 60), extents)
-def test_a_newcomer_takes_ranges_and_nothing_else_moves(ring: Ring, newcomer: int, extent: int) -> None:
+@given(rings(), st.integers(60, 70), extents)
+def test_a_newcomer_takes_shards_and_nothing_else_moves(ring: Ring, newcomer: int, extent: int) -> None:
+    ring = Ring((*ring.slots, VACANT), ring.virtual_servers)
     joined = ring.join(newcomer)
-    moves = difference(ring, joined, extent)
-    assert {move.target for move in moves} <= {newcomer}
-    assert coalesce(move.keys for move in moves) == coalesce(joined.owned(newcomer, extent))
-    back = difference(joined, joined.leave(newcomer), extent)
-    assert back == [Move(move.keys, move.target, move.source) for move in moves]
+    mine = [shard for shard in range(joined.shards) if joined.holders(shard) == (newcomer,)]
+    assert mine
+    assert moved(ring, joined) == mine
+    assert moved(joined, joined.leave(newcomer)) == mine
+    assert joined.leave(newcomer).slots == ring.slots
+    for server in ring.servers:  # by keys: nobody else gets any
+        before = owned(ring, server, extent)
+        assert coalesce(before + owned(joined, server, extent)) == before
 
 
-@given(rings(least=2), extents, st.data())
-def test_a_departed_server_gives_each_range_to_its_first_replica(
-    ring: Ring, extent: int, data: st.DataObject
+@given(rings(), st.integers(60, 70), st.integers(0, 4))
+def test_a_newcomer_changes_only_the_chains_that_it_is_in(ring: Ring, newcomer: int, k: int) -> None:
+    ring = Ring((*ring.slots, VACANT), ring.virtual_servers)
+    joined = ring.join(newcomer)
+    for shard in range(ring.shards):
+        before, now = ring.holders(shard, k), joined.holders(shard, k)
+        others = tuple(server for server in now if server != newcomer)
+        assert others == before[: len(others)], "the others keep their order, and at most the last one goes"
+        assert newcomer in now or now == before
+
+
+@given(rings(least=2), st.integers(0, 4), extents, st.data())
+def test_a_departed_server_gives_each_shard_to_its_first_backup(
+    ring: Ring, k: int, extent: int, data: st.DataObject
 ) -> None:
     departed = data.draw(st.sampled_from(ring.servers))
     left = ring.leave(departed)
     assert departed not in left.servers
-    assert left.owned(departed, extent) == []
-    for keys, source, target in difference(ring, left, extent):
-        assert source == departed
-        for key in (keys.begin, keys.end - 1):
-            assert ring.replicas(key, 1, extent) == (target,) == (left.owner(key, extent),)
+    assert owned(left, departed, extent) == []
+    assert moved(ring, left) == [s for s in range(ring.shards) if ring.holders(s) == (departed,)]
+    for shard in range(ring.shards):
+        rest = [server for server in ring.holders(shard, k) if server != departed]
+        assert list(left.holders(shard, k))[: len(rest)] == rest
     spare = left.join(99)
-    if left.slots.count(VACANT) == 1:  # a spare steps into the slot of the departed
-        assert spare.owned(99, extent) == ring.owned(departed, extent)
+    if left.slots.index(VACANT) == ring.slots.index(departed):  # a spare steps into the slot of the departed
+        assert owned(spare, 99, extent) == owned(ring, departed, extent)
 
 
-@given(rings(), extents, st.integers(0, 4), st.data())
-def test_replicas_are_the_next_owners_should_servers_leave(
-    ring: Ring, extent: int, k: int, data: st.DataObject
-) -> None:
-    key = data.draw(st.integers(0, extent - 1))
-    replicas = ring.replicas(key, k, extent)
-    assert len(replicas) == min(k, len(ring.servers) - 1)
+@given(rings(), st.integers(0, 4), st.data())
+def test_backups_are_the_next_owners_should_servers_leave(ring: Ring, k: int, data: st.DataObject) -> None:
+    shard = data.draw(st.integers(0, ring.shards - 1))
     remaining = ring
-    for replica in replicas:
-        remaining = remaining.leave(remaining.owner(key, extent))
-        assert remaining.owner(key, extent) == replica
-    for server in ring.servers:
-        held = any(keys.contains(key) for keys in ring.copied(server, k, extent))
-        assert held == (server in replicas)
+    for holder in ring.holders(shard, k):
+        assert remaining.holders(shard) == (holder,)
+        if len(remaining.servers) > 1:
+            remaining = remaining.leave(holder)
 
 
 def test_a_server_copies_the_ranges_that_follow_its_own() -> None:
     """The paper's picture, keys growing counter-clockwise: whoever owns the range before holds a copy."""
     ring = Ring.of([10, 11], 2)  # 10: [0, 1/4), 11: [1/4, 1/2), 10, 11
     quarter = END // 4
-    assert ring.owned(10) == [KeyRange(0, quarter), KeyRange(2 * quarter, 3 * quarter)]
-    assert ring.copied(10, 1) == ring.owned(11)
-    assert ring.copied(11, 2) == ring.owned(10)
+    assert owned(ring, 10) == [KeyRange(0, quarter), KeyRange(2 * quarter, 3 * quarter)]
+    assert [ring.holders(shard, 1) for shard in range(4)] == [(10, 11), (11, 10), (10, 11), (11, 10)]
     three = Ring.of([10, 11, 12])
-    begins, owners = three.segments()
-    following = {(owner, int(np.roll(owners, -1)[i])) for i, owner in enumerate(owners.tolist())}
-    for begin, owner in zip(begins.tolist(), owners.tolist(), strict=True):
-        assert (three.replicas(begin, 1)[0], owner) in following
+    owners = [three.holders(shard)[0] for shard in range(three.shards)]
+    for shard, owner in enumerate(owners):
+        before = owners[shard - 1]
+        assert before != owner
+        assert three.holders(shard, 1) == (owner, before)
 
 
 def test_the_layout_of_few_servers_in_full() -> None:
-    assert Ring.of([5]).segments(1000).begins.tolist() == [0]
-    begins, owners = Ring.of([5, 7]).segments(1000)
-    assert (begins.tolist(), owners.tolist()) == ([0, 500], [5, 7])
-    begins, owners = Ring.of([5, 7, 6]).segments(1200)
-    assert (begins.tolist(), owners.tolist()) == ([0, 400, 600, 999], [5, 6, 7, 6])
-    begins, owners = Ring.of([5, 7, 6]).leave(5).segments(1200)
-    assert (begins.tolist(), owners.tolist()) == ([0, 600, 999], [6, 7, 6])
-    assert Ring.of([5, 7]).join(6) == Ring.of([5, 7, 6])
+    def shown(ring: Ring, extent: int) -> tuple[list[int], list[int]]:
+        return ring.cuts(extent).tolist(), [ring.holders(shard)[0] for shard in range(ring.shards)]
+
+    assert shown(Ring.of([5]), 1000) == ([0], [5])
+    assert shown(Ring.of([5, 7]), 1000) == ([0, 500], [5, 7])
+    assert shown(Ring.of([5, 7, 6]), 1200) == ([0, 400, 600, 999], [5, 6, 7, 6])
+    assert shown(Ring.of([5, 7, 6]).leave(5), 1200) == ([0, 400, 600, 999], [6, 6, 7, 6])
+    assert shown(Ring.of([5, 7], 0, 3), 1200) == ([0, 400, 600, 999], [5, 5, 7, 7])
+    assert Ring.of([5, 7], 0, 3).join(6) == Ring.of([5, 7, 6])
     assert Ring.of([5, 7]).leave(5).join(6) == Ring.of([6, 7])
 
 
 @pytest.mark.parametrize("virtual_servers", [0, 1, 4, 8, 16])
 def test_loads_are_even(virtual_servers: int) -> None:
-    """The fullest server has under 15 % more than its share; the default under 6 %, with few segments."""
+    """The fullest server has under 15 % more than its share; the default under 6 %, with few shards."""
     for servers in [*range(1, 33), 48, 64, 100, 128]:
         ring = Ring.of(range(servers), virtual_servers)
         assert fullest(ring) < 1.15
         if virtual_servers == 0:
             assert fullest(ring) < (1.01 if servers <= 16 else 1.06)
-            assert len(ring.segments().begins) <= min(servers * (servers - 1) // 2 + 1, 16 * servers)
+            assert ring.shards <= min(servers * (servers - 1) // 2 + 1, 16 * servers)
+
+
+@pytest.mark.parametrize("vacant", [1, 4])
+def test_loads_are_as_even_with_slots_to_spare(vacant: int) -> None:
+    for servers in (1, 2, 3, 7, 16):
+        assert fullest(Ring.of(range(servers), 0, servers + vacant)) < 1.01
+
+
+def test_the_number_of_shards_is_as_said() -> None:
+    assert [Ring.of([0], 0, slots).shards for slots in (1, 2, 7, 16)] == [1, 2, 22, 121]
 
 
 @pytest.mark.parametrize("servers", [2, 3, 8, 16])
@@ -157,26 +206,22 @@ def test_loads_after_a_departure_are_bounded(servers: int) -> None:
 
 def test_uniform_keys_find_even_servers_whatever_the_extent() -> None:
     keys = np.random.default_rng(4).integers(0, END, 40_000, dtype=np.uint64, endpoint=False)
-    ring = Ring.of(range(7))
+    ring = Ring.of(range(7), 0, 9)
+    owners = np.array([ring.holders(shard)[0] for shard in range(ring.shards)])
     for extent in (END, 1_355_191):
-        begins, owners = ring.segments(extent)
         scaled = keys if extent == END else keys % np.uint64(extent)
-        counts = np.bincount(owners[np.searchsorted(begins, scaled, "right") - 1], minlength=7)
+        counts = np.bincount(owners[np.searchsorted(ring.cuts(extent), scaled, "right") - 1], minlength=7)
         assert counts.max() / counts.mean() < 1.05
-        assert ring.owner(int(scaled[0]), extent) == owners[np.searchsorted(begins, scaled[0], "right") - 1]
 
 
-def test_difference_coalesces_and_is_empty_between_equal_rings() -> None:
+def test_what_has_moved() -> None:
     ring = Ring.of([1, 2, 3])
-    assert difference(ring, Ring.of([1, 2, 3])) == []
-    other = Ring.of([4])
-    assert difference(Ring.of([3]), other) == [Move(ALL, 3, 4)]
-    assert [move.keys for move in difference(ring, other)] == [keys for keys, _ in ring.owners(ALL)]
-    assert difference(other, Ring.of([4, 5]), 10) == [Move(KeyRange(5, 10), 4, 5)]
-    assert difference(Ring.of([1, 2], 2), Ring.of([1, 2]), 8) == [
-        Move(KeyRange(2, 4), 2, 1),
-        Move(KeyRange(4, 6), 1, 2),
-    ]
+    assert moved(ring, Ring.of([1, 2, 3])) == []
+    assert moved(Ring.of([3]), Ring.of([4])) == [0]
+    assert Ring.of([3]).range(0) == ALL
+    assert moved(ring, Ring.of([4, 5, 6])) == list(range(ring.shards))
+    assert moved(Ring.of([4], 0, 2), Ring.of([4, 5])) == [1]
+    assert Ring.of([4, 5]).range(1, 10) == KeyRange(5, 10)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +240,15 @@ def test_an_impossible_ring_is_refused(slots: tuple[int, ...], virtual_servers: 
 
 
 def test_wrong_questions_are_refused() -> None:
-    ring = Ring.of([1])
+    ring = Ring.of([1], 0, 2)
     with pytest.raises(ValueError, match="server 2 is not on the ring"):
         ring.leave(2)
     with pytest.raises(ValueError, match="at least one server"):
         ring.leave(1)
     with pytest.raises(ValueError, match="distinct"):
         ring.join(1)
+    with pytest.raises(ValueError, match="no slot is left for server 3: the ring has 2"):
+        ring.join(2).join(3)
     for extent in (0, END + 1):
         with pytest.raises(ValueError, match="extent"):
-            ring.segments(extent)
+            ring.cuts(extent)
