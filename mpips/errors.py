@@ -8,6 +8,8 @@
     |   +-- CheckpointError            a checkpoint is missing, torn or of another job
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
+    +-- WorkerLost (RuntimeError)      a worker died while a call was under way: the program may go on without it
+    +-- ShardLost (RuntimeError)       all servers that held a shard have died
     +-- ClosedError (RuntimeError)     used after close
 
 Each is also the builtin that it is, so `except ValueError` works at the edges.
@@ -46,6 +48,18 @@ class ProtocolError(MpipsError, RuntimeError):
 
 class ClosedError(MpipsError, RuntimeError):
     """A van, store or file was used after it was closed."""
+
+
+class WorkerLost(MpipsError, RuntimeError):
+    """A worker has died, and with it its part of what the workers were doing together.
+
+    The scheduler's program gets it from the call that was under way, once all survivors have ended theirs; a worker's
+    gets it from pushes that were to be aggregated with the dead one's.
+    """
+
+
+class ShardLost(MpipsError, RuntimeError):
+    """Every server that held a shard has died: its parameters are gone. Its text says what would help."""
 
 
 class RemoteError(MpipsError, RuntimeError):
