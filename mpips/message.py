@@ -29,7 +29,8 @@ class Kind(IntEnum):
     REQUEST = 1  # a part of a task, to the node that executes it
     REPLY = 2  # that part is finished
     FAILURE = 3  # that part raised; the metadata says what and where
-    CONTROL = 4  # outside any task: stop, failed, hello
+    CONTROL = 4  # outside any task: stop, failed, a view; never lost on purpose
+    CHAIN = 5  # a change of a shard, on its way down the chain, or the word that it was applied
 
 
 class Command(IntEnum):
@@ -42,7 +43,26 @@ class Command(IntEnum):
     STOP = 5  # control: leave, with the exit code in the metadata
     FAILED = 6  # control: the sender failed and asks the scheduler to end the run
     BARRIER = 7  # control: the sender has nothing left to do
+    VIEW = 8  # control: the leader's view, to be adopted
+    VIEW_SEEN = 9  # control: the view that the sender has
+    ASK_VIEW = 10  # control: a successor to the leader wants to know that
+    APPLIED = 11  # chain: the rest of the chain has applied all changes up to `time`
+    FEED = 12  # control: a piece of a copy of a shard, for a new member of its chain
+    FED = 13  # control: that piece has come
+    WHOLE = 14  # control: the sender's copy of a shard is complete
+    DRAINED = 15  # control: the sender's shard stands still, to be handed to another primary
+    LOG = 16  # control: an entry of the leader's journal
+    LOGGED = 17  # control: how many entries have come
+    EXPORT = 18  # the rows of a range in key order, piece by piece
+    ACKNOWLEDGED = (
+        20  # control: whole chains have the pushes (shard, time) in `after`, which were answered ahead
+    )
+    HASTEN = 21  # control: the sender waits for such words, and for nothing else
+    ASIDE = 19  # control: a call of a worker's function that runs at once, and is not answered
 
+
+READS = frozenset((Command.PULL, Command.EXPORT))
+"""Requests that change nothing: one that comes again is executed again."""
 
 NO_ROUND = -1
 INLINE = 32 * 1024
@@ -55,9 +75,9 @@ _MAGIC = b"mps1"
 _DETACHED = 1  # flag: keys and values follow the frame as messages of their own
 _LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
 _NO_VALUES = 255
-#         magic kind command flags sender epoch namespace seq acked time round first last
+#         magic kind command flags sender origin shard epoch namespace acked time round first last
 #         keys dtype width rows meta after signature
-_HEADER = struct.Struct("<4sBBHiiIqqqqQQQB3xIQII4x16s")
+_HEADER = struct.Struct("<4sBBHiiiIIqqqQQQB3xIQII4x16s")
 HEADER_BYTES = _HEADER.size
 NO_SIGNATURE = bytes(16)
 
@@ -68,9 +88,11 @@ _NO_META: dict[str, Any] = {}
 class Message:
     """One message, of or to a task.
 
-    `seq` numbers the requests of one sender to one receiver without gaps, `acked` is the number below which the
-    sender has all replies, `after` are half-open runs of `seq` that must be finished before this one starts.
-    `time` is the task's time at its caller, `round` the aggregation that a push belongs to (-1: none),
+    A request is known by `(origin, time)`, its task's caller and that task's time there, and by whom it is addressed
+    to: `shard`, or (-1) the rank that gets it. `acked` is the time below which the caller has all replies, `after` are
+    half-open runs of times of the caller's that must be finished before this one starts; in a reply, parts (shard,
+    time) that whole chains have now, after they were answered ahead. `epoch` is that of the sender's view. In a chain
+    `time` numbers the changes of a shard. `round` is the aggregation that a push belongs to (-1: none),
     `range` the half-open key range that it speaks for, also where it lists no key. `keys` are uint64,
     sorted and unique, or None when the message is about every key of `range`; `values` are rows `[n, width]`.
     """
@@ -78,9 +100,10 @@ class Message:
     kind: Kind
     command: Command
     sender: int = -1
+    origin: int = -1
+    shard: int = -1
     epoch: int = 0
     namespace: int = 0
-    seq: int = 0
     acked: int = 0
     time: int = 0
     round: int = NO_ROUND
@@ -97,6 +120,21 @@ class Message:
         return (0 if self.keys is None else self.keys.nbytes) + (
             0 if self.values is None else self.values.nbytes
         )
+
+
+def reply_to(
+    request: Message,
+    values: NDArray[Any] | None = None,
+    meta: dict[str, Any] | None = None,
+    keys: NDArray[np.uint64] | None = None,
+) -> Message:
+    """Make the reply to a request, with rows of values, with metadata, with keys, or with nothing."""
+    reply = Message(Kind.REPLY, request.command, keys=keys, values=values)
+    reply.origin, reply.shard, reply.time = request.origin, request.shard, request.time
+    reply.namespace = request.namespace
+    if meta:
+        reply.meta = meta
+    return reply
 
 
 def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
@@ -129,9 +167,10 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
             message.command,
             (_DETACHED if detached else 0) | (_LISTED if keys is not None else 0),
             message.sender,
+            message.origin,
+            message.shard,
             message.epoch,
             message.namespace,
-            message.seq,
             message.acked,
             message.time,
             message.round,
@@ -175,9 +214,10 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
         command,
         flags,
         sender,
+        origin,
+        shard,
         epoch,
         namespace,
-        seq,
         acked,
         time,
         round_,
@@ -216,7 +256,7 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
         at += n_meta
     try:
         message = Message(
-            _KINDS[kind], _COMMANDS[command], sender, epoch, namespace, seq, acked, time, round_,
+            _KINDS[kind], _COMMANDS[command], sender, origin, shard, epoch, namespace, acked, time, round_,
             KeyRange(first, last + 1), None, None, meta, after, signature,
         )  # fmt: skip
     except KeyError as error:
@@ -234,10 +274,27 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
     return message, 0, 0
 
 
+def to_bytes(message: Message) -> bytes:
+    """Give a message as one string of bytes: its frame, and whatever follows it."""
+    frame, buffers = encode(message)
+    return bytes(frame) + b"".join(buffers)
+
+
+def from_bytes(raw: bytearray) -> Message:
+    """Read what `to_bytes` gave; the message's arrays are views of `raw`, or new ones."""
+    at = frame_bytes(raw)
+    message, _, _ = decode(raw[:at])
+    if at < len(raw):
+        for body in bodies(message):
+            body[:] = raw[at : at + len(body)]
+            at += len(body)
+    return message
+
+
 def frame_bytes(raw: bytearray | memoryview) -> int:
     """Give the size of the frame at the start of `raw`, which detached buffers may follow."""
     fields = _HEADER.unpack_from(raw)
-    size = HEADER_BYTES + fields[17] + 16 * fields[18]
+    size = HEADER_BYTES + fields[18] + 16 * fields[19]
     return len(raw) if not fields[3] & _DETACHED else int(size)
 
 

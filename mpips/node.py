@@ -3,6 +3,9 @@
 It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` moves one message and
 `wait` polls until a task is finished; everything that a rank does goes on inside one of the two, in one thread.
 What a request means is a policy: the role registers a handler for each command.
+
+A message of a later epoch than the node's waits until the node has adopted that view; one from a rank that the view
+says is gone is dropped. When a view changes who holds a shard, the node sends again what is unanswered there.
 """
 
 from __future__ import annotations
@@ -18,19 +21,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError, MpipsError, ProtocolError, RemoteError
+from mpips.errors import InputError, MpipsError, ProtocolError, RemoteError, WorkerLost
 from mpips.faults import Faults
 from mpips.filters import Chain
-from mpips.layout import Layout
-from mpips.membership import View
-from mpips.message import Command, Kind, Message
+from mpips.layout import Layout, Role
+from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
 from mpips.task import Inbox, Task, Tasks
+from mpips.view import View
 
 if TYPE_CHECKING:
     from mpips.van import Van  # whose import starts MPI
 
 Handler = Callable[[Message], None]
 T = TypeVar("T")
+URGENT = frozenset(
+    (Command.STOP, Command.FAILED, Command.BARRIER, Command.VIEW, Command.VIEW_SEEN, Command.ASK_VIEW)
+)
+"""Control messages that do not wait for the view under which they were sent."""
+PATIENCE = 0.25
+"""Seconds after which a word that was to follow is asked for by sending the push again."""
+TICK = 0.005
+"""Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
 
 
 class Stopped(BaseException):
@@ -39,6 +50,10 @@ class Stopped(BaseException):
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)
         self.code, self.reason = code, reason
+
+
+class Fenced(BaseException):
+    """The others have taken this rank for dead and gone on without it: it leaves."""
 
 
 class _Working:
@@ -83,28 +98,55 @@ class Node:
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, socket.gethostname()
         self._outgoing, self._incoming = outgoing or Chain(), incoming or Chain()
-        decode = self._incoming.decode
-        self.tasks = Tasks(self.send, window, resend, encode=self._encode, decode=decode)
-        self.tasks.now = van.now
-        self.inbox = Inbox(self.send, resend is not None, encode=self._encode, decode=decode)
+        self._window, self.resend = window, resend
+        self.keeps = resend is not None or van.survives
+        """Whether a request may come twice, so that replies are kept."""
+        self.tasks = self.new_tasks(self.rank)
+        self.inbox = Inbox(self.answer, self.keeps, decode=self._incoming.decode)
         self.handlers: dict[Command, Handler] = {}
+        self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
+        self.controls: dict[Command, Handler] = {
+            Command.STOP: self._stop,
+            Command.FAILED: self._failed,
+            Command.BARRIER: lambda message: self._barrier.add(message.sender),
+            Command.ACKNOWLEDGED: self._acknowledged,
+        }
+        self.on_view: list[
+            Callable[[View, View], None]
+        ] = []  # told of every change of the view: before, after
+        self.on_tick: list[Callable[[], None]] = []
+        self.crew = 0  # the epoch of the workers with whom the call at hand is done
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
         self.saved_bytes = 0  # by filters
         self.faults = faults
         self._ready: deque[Message] = deque()
+        self._early: list[Message] = []  # of later epochs
         self._delayed: list[tuple[float, int, int, Message]] = []
         self._order = count()
-        self._resend = resend
-        self._next_resend = 0.0
+        self._next_tick = 0.0
         self._barrier: set[int] = set()
         self._working = _Working(self)
+
+    def new_tasks(self, origin: int) -> Tasks:
+        """Make the caller's half for a caller of that name."""
+        decode = self._incoming.decode
+        tasks = Tasks(
+            self.request, self._window, self.resend, origin=origin, encode=self._encode, decode=decode
+        )
+        tasks.now = self.van.now
+        return tasks
+
+    @property
+    def role(self) -> Role | None:
+        """This rank's role now; None if the others take it for dead."""
+        return self.view.roles[self.rank]
 
     # --- sending -----------------------------------------------------------------------------
 
     def send(self, dest: int, message: Message) -> None:
-        """Send one message, through whatever faults are injected."""
-        message.sender = self.rank
+        """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
+        message.sender, message.epoch = self.rank, self.view.epoch
         if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
             self.van.send(dest, message)
             return
@@ -114,12 +156,31 @@ class Node:
             else:
                 self.van.send(dest, message)
 
+    def request(self, address: int, message: Message) -> None:
+        """Send a request to a rank, or to whoever holds shard ~address."""
+        dest = self.view.rank_of(address)
+        if self.view.roles[dest] is None:
+            self.tasks.echoes.append(self._gone(dest, message))
+        else:
+            self.send(dest, message)
+
+    def _gone(self, rank: int, request: Message) -> Message:
+        """Make the reply that a dead rank would give."""
+        text = f"rank {rank} ({self.layout.places[rank]}) is gone"
+        reply = Message(Kind.FAILURE, request.command, rank, meta={"lost": True, "text": text})
+        reply.time, reply.epoch = request.time, self.view.epoch
+        return reply
+
     def _encode(self, dest: int, message: Message) -> Message:
         if not self._outgoing.filters:
             return message
         encoded = self._outgoing.encode(dest, message)
         self.saved_bytes += message.payload_bytes - encoded.payload_bytes
         return encoded
+
+    def answer(self, origin: int, reply: Message) -> None:
+        """Send a reply to a task's caller."""
+        self.send(self.view.caller(origin), reply)
 
     def reply(
         self,
@@ -128,18 +189,23 @@ class Node:
         meta: dict[str, Any] | None = None,
         keys: NDArray[np.uint64] | None = None,
     ) -> None:
-        """Finish a request, with rows of values, with metadata, with keys, or with nothing."""
-        message = Message(Kind.REPLY, request.command, keys=keys, values=values, epoch=request.epoch)
-        if meta:
-            message.meta = meta
-        self._ready.extend(self.inbox.finish(request, message))
+        """Finish a request to this rank, with rows of values, with metadata, with keys, or with nothing."""
+        self._finish(request, reply_to(request, values, meta, keys))
 
     def fail(self, request: Message, error: BaseException) -> None:
-        """Finish a request with an error, which is raised where its caller waits for it."""
-        meta = self.describe(error)
-        self._ready.extend(
-            self.inbox.finish(request, Message(Kind.FAILURE, request.command, meta=meta, epoch=request.epoch))
-        )
+        """Finish a request to this rank with an error, which is raised where its caller waits for it."""
+        self._finish(request, self.failure(request, error))
+
+    def _finish(self, request: Message, reply: Message) -> None:
+        reply = self._encode(request.origin, reply)
+        self._ready.extend(self.inbox.finish(request.origin, request.time, reply))
+        self.answer(request.origin, reply)
+
+    def failure(self, request: Message, error: BaseException) -> Message:
+        """Make the reply that says why a request failed."""
+        reply = reply_to(request, meta=self.describe(error))
+        reply.kind = Kind.FAILURE
+        return reply
 
     def describe(self, error: BaseException) -> dict[str, Any]:
         """Say what failed and where, as metadata; an error that came from another rank keeps that rank's."""
@@ -161,41 +227,71 @@ class Node:
             "text": " ".join(text.split()).removesuffix(":"),
             "trace": trace[-8000:],
             "is_input": isinstance(error, InputError),
+            **({"lost": True} if isinstance(error, WorkerLost) else {}),
         }
 
     # --- receiving ---------------------------------------------------------------------------
 
     def poll(self) -> bool:
         """Move at most one message; give whether there was one."""
-        if self.faults is not None:
-            self.faults.poll()
-            while self._delayed and self._delayed[0][0] <= self.van.now():
-                _, _, dest, late = heappop(self._delayed)
-                self.van.send(dest, late)
-        if self._resend is not None and self.van.now() >= self._next_resend:
-            self._next_resend = self.van.now() + self._resend / 4
-            self.tasks.resend()
+        if self.view.roles[self.rank] is None:
+            raise Fenced
+        now = self.van.now()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self._tick(now)
         message = self.van.receive()
-        if message is None and not self._ready:
-            return False
         if message is not None:
-            self._take(message)
-        while self._ready:
+            self.take(message)
+        elif not self.tasks.echoes and not (self._ready and self.handlers):
+            return False
+        while self.tasks.echoes:
+            self.tasks.answer(self.tasks.echoes.popleft())
+        while self._ready and self.handlers:  # without any, this rank is about to take another role
             self._start(self._ready.popleft())
         return True
 
-    def _take(self, message: Message) -> None:
-        if message.kind is Kind.REQUEST:
+    def _tick(self, now: float) -> None:
+        if self.faults is not None:
+            self.faults.poll()
+            while self._delayed and self._delayed[0][0] <= now:
+                _, _, dest, late = heappop(self._delayed)
+                self.van.send(dest, late)
+        if self.resend is not None:
+            self.tasks.resend()
+        for ticking in self.on_tick:
+            ticking()
+
+    def take(self, message: Message) -> None:
+        """Take a message that has arrived."""
+        view, kind, shard = self.view, message.kind, message.shard
+        if view.roles[message.sender] is None:
+            return
+        if message.epoch > view.epoch and message.command not in URGENT:
+            self._early.append(message)
+        elif kind is Kind.CONTROL:
+            if message.command in self.controls:
+                self.controls[message.command](message)
+        elif kind is Kind.CHAIN or (kind is Kind.REQUEST and shard >= 0):
+            self.shards(message)
+        elif kind is Kind.REQUEST:
             self._ready.extend(self.inbox.admit(message))
-        elif message.kind is Kind.CONTROL:
-            self._control(message)
         else:
+            self._take_reply(message)
+
+    def _take_reply(self, message: Message) -> None:
+        shard = message.shard
+        if message.after:
+            self._acknowledged(message)
+        if shard < 0 or message.sender == self.view.chains[shard].members[0]:
+            # What a former primary read may be older than what its successor has told others since.
             self.tasks.answer(message)
+
+    def _no_shards(self, message: Message) -> None:
+        """Take a request to a shard where there are none: its sender will hear of the view in which that is so."""
 
     def _start(self, request: Message) -> None:
         try:
-            if request.epoch != self.view.epoch:
-                raise ProtocolError(f"a request of epoch {request.epoch}, this is epoch {self.view.epoch}")
             handler = self.handlers.get(request.command)
             if handler is None:
                 raise ProtocolError(f"no {request.command.name} is served here")
@@ -203,17 +299,57 @@ class Node:
         except Exception as error:
             self.fail(request, error)
 
-    def _control(self, message: Message) -> None:
+    def _stop(self, message: Message) -> None:
+        raise Stopped(int(message.meta["code"]), str(message.meta.get("reason", "")))
+
+    def _failed(self, message: Message) -> None:
         meta = message.meta
-        if message.command is Command.STOP:
-            raise Stopped(int(meta["code"]), str(meta.get("reason", "")))
-        if message.command is Command.FAILED:
-            raise RemoteError(
-                int(meta["rank"]), str(meta["role"]), str(meta["host"]), str(meta["text"]),
-                str(meta["trace"]), bool(meta["is_input"]),
-            )  # fmt: skip
-        if message.command is Command.BARRIER:
-            self._barrier.add(message.sender)
+        raise RemoteError(
+            int(meta["rank"]), str(meta["role"]), str(meta["host"]), str(meta["text"]),
+            str(meta["trace"]), bool(meta["is_input"]),
+        )  # fmt: skip
+
+    # --- the view ------------------------------------------------------------------------------
+
+    def adopt(self, view: View) -> None:
+        """Go over to a later view; what waits for ranks that are gone, or is another rank's to answer, is seen to.
+
+        Raises:
+            Fenced: this rank is not in it.
+        """
+        before = self.view
+        if view.epoch <= before.epoch:
+            return
+        self.view = view
+        if view.roles[self.rank] is None:
+            raise Fenced
+        for rank in set(before.alive) - set(view.alive):
+            self.van.bury(rank)
+            self._barrier.add(rank)
+            lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
+            self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
+        if view.roles[self.rank] is not before.roles[self.rank]:
+            self.handlers.clear()
+        if view.crew != before.crew:
+            self._break_rounds()
+        moved = [
+            ~shard
+            for shard, (old, new) in enumerate(zip(before.chains, view.chains, strict=True))
+            if old.members[0] != new.members[0]
+        ]
+        for told in self.on_view:
+            told(before, view)
+        self.tasks.redirect(moved)
+        early, self._early = self._early, []
+        for message in early:
+            self.take(message)
+
+    def _break_rounds(self) -> None:
+        """Fail what was to be summed with contributions of workers that are not the same any more."""
+        why = Message(Kind.FAILURE, Command.PUSH, meta={"lost": True, "text": "the workers have changed"})
+        self.tasks.give_up(why, lambda address, request: address < 0 and request.round != NO_ROUND)
+        # Others may wait at their shards for what was given up: they do not depend on it any more.
+        self.tasks.redirect([~shard for shard in range(len(self.view.chains))])
 
     # --- waiting and working -----------------------------------------------------------------
 
@@ -223,9 +359,10 @@ class Node:
         Raises:
             RemoteError: a part of the task failed on another rank. It is raised at once: the other parts may
                 be waiting for what will never come.
+            WorkerLost: a worker has died that had part in it, and all others have ended theirs.
         """
         if not task.done:
-            self.wait_until(lambda: task.done or task.error is not None)
+            self.wait_until(lambda: task.settled)
         if task.error is not None:
             raise task.error
         return task.result
@@ -241,6 +378,22 @@ class Node:
             if not self.poll():
                 self.van.idle()
         self.waited += self.van.now() - start - (self.worked - worked)
+
+    def _acknowledged(self, message: Message) -> None:
+        for shard, time in message.after:
+            self.tasks.acknowledge(~shard, time)
+
+    def settle(self) -> None:
+        """Wait until whole chains have all pushes of this node that were answered ahead of that."""
+        patience = self.van.now() + PATIENCE
+        while self.tasks.ahead:
+            if self.van.now() > patience:  # the word may have gone astray with a reply
+                self.tasks.redirect(self.tasks.ahead_at())
+                patience = self.van.now() + PATIENCE
+            for dest in {self.view.rank_of(address) for address in self.tasks.ahead_at()}:
+                self.control(dest, Command.HASTEN, {})
+            until = self.van.now() + TICK
+            self.wait_until(lambda until=until: not self.tasks.ahead or self.van.now() > until)  # type: ignore[misc]
 
     def working(self) -> _Working:
         """Count the time inside `with node.working():` as work; an injected straggler is slow there."""
@@ -274,18 +427,25 @@ class Node:
         """Send a control message."""
         self.send(dest, Message(Kind.CONTROL, command, meta=meta))
 
+    def absent(self, rank: int) -> None:
+        """Note that a rank is gone, view or not: it is not waited for when all leave."""
+        self._barrier.add(rank)
+
     def leave(self, patience: float = 3.0) -> bool:
         """Leave together: wait until every rank has nothing left to do; give whether they all said so in time."""
-        others = {place.rank for place in self.layout.places} - {self.rank}
+        others = set(self.view.alive) - {self.rank}
         for dest in others:
             self.control(dest, Command.BARRIER, {})
         deadline = self.van.now() + patience
         while self.van.pending() or not others <= self._barrier:
             if self.van.now() > deadline:
                 return False
+            self._barrier.update(self.van.failed())
             try:
                 if not self.poll():
                     self.van.idle()
             except (Stopped, MpipsError):
                 continue  # it leaves already
+            except Fenced:
+                return True
         return True

@@ -1,16 +1,25 @@
 """Tasks: asynchronous requests with execute-after-finished dependencies (paper, section 3.2).
 
-A task is a push, a pull, or a user function that its caller sends in one or several parts, each to one node. It is
-`(expected, received)`: finished for its caller when the replies to all parts are in, finished at a callee when the
-call has returned there and all it waits for is done (a push into an aggregation: when the update was applied).
+A task is a push, a pull, or a user function that its caller sends in one or several parts, each to one address: a
+shard, whoever holds it, or a rank. It is `(expected, received)`: finished for its caller when the replies to all parts
+are in, finished at a callee when the call has returned there and all it waits for is done (a push into an aggregation:
+when the update was applied).
 
-`Tasks` is the caller's half. It numbers the parts to each node without gaps (`seq`), keeps at most `window`
-of them unanswered there, sends again what stays unanswered, and forgets a task once it is finished.
-A dependency on a task that has a part at the same node travels with the message, so that a push and the pull
-after it are both on their way at once; any other dependency is waited for before sending.
+`Tasks` is the caller's half. It keeps at most `window` parts unanswered at each address, sends again what stays
+unanswered or whose address is another rank's now, and forgets a task once it is finished. A dependency on a task that
+has a part at the same address travels with the message, so that a push and the pull after it are both on their way at
+once; any other dependency is waited for before sending.
 
-`Inbox` is the callee's half. It lets a request start when all it depends on has finished there, starts each one exactly
-once, and answers a repeated one from the reply it kept until the caller has acknowledged it.
+`Inbox` is the callee's half, one for each address. It lets a request start when all it depends on has finished there,
+starts each one exactly once, and answers a repeated one from the reply it kept until the caller has acknowledged it.
+A shard's inbox goes where the shard goes, so that a push is applied once whoever applies it.
+
+A push into an aggregation may be answered ahead: its task is finished, so that its values can be used, but the part is
+kept, and sent again to another holder of the shard, until the word comes that the whole chain has it. What is sent
+to that shard meanwhile is declared to depend on it.
+
+A part is known by its task's caller and time there: a caller that dies can be taken up by another rank, which
+issues the same tasks at the same times (`recall`).
 
 Both are plain state machines: they are given messages and a function that sends, and never wait.
 """
@@ -18,16 +27,23 @@ Both are plain state machines: they are given messages and a function that sends
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
-from mpips.errors import RemoteError
-from mpips.message import Kind, Message
-from mpips.ranges import Intervals
+from mpips.errors import RemoteError, WorkerLost
+from mpips.message import READS, Kind, Message
 
 Send = Callable[[int, Message], None]
 Deliver = Callable[[int, Message], None]
 Filtered = Callable[[int, Message], Message]
+Kept = Message | Callable[[Message], Message]
+"""What answers a request that comes again: the reply, or a function from that request to it."""
+
+AHEAD = 1
+"""In `acked` of a reply: the values are there, the word that they will stay (`acknowledge`) follows."""
+JUMP = 1 << 40
+"""By how much a caller's times leap when it turns to another plan: see `Tasks.leap`."""
 
 
 def unfiltered(peer: int, message: Message) -> Message:
@@ -49,17 +65,15 @@ class Task:
         "expected",
         "received",
         "result",
-        "seqs",
         "time",
-        "unsent",
+        "under_way",
     )
 
     def __init__(self, time: int, expected: int, deliver: Deliver | None = None) -> None:
         self.time, self.expected, self.received = time, expected, 0
         self.result: Any = None
         self.error: BaseException | None = None
-        self.seqs: dict[int, list[int]] = {}  # of the parts that were sent, by node
-        self.unsent: dict[int, int] = {}  # parts that were not, by node
+        self.under_way: set[int] = set()  # the addresses of parts that are queued, sent or answered
         self._deliver = deliver
         self._callbacks: list[Callable[[Task], None]] = []
 
@@ -67,6 +81,16 @@ class Task:
     def done(self) -> bool:
         """Whether every part was answered."""
         return self.received >= self.expected
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to wait for: it is done, or has failed by more than the loss of a worker.
+
+        After such a loss the other parts will be answered, and the program should go on only then.
+        """
+        return self.received >= self.expected or (
+            self.error is not None and not isinstance(self.error, WorkerLost)
+        )
 
     def then(self, callback: Callable[[Task], None]) -> Task:
         """Call `callback(task)` once when the task is finished, at once if it is; give the task.
@@ -82,7 +106,9 @@ class Task:
     def answer(self, part: int, reply: Message) -> None:
         """Take the reply to one part."""
         if reply.kind is Kind.FAILURE:
-            self.error = self.error or _remote(reply)
+            error = remote_error(reply)
+            if self.error is None or isinstance(self.error, WorkerLost):
+                self.error = error
         elif self._deliver is not None and self.error is None:
             try:
                 self._deliver(part, reply)
@@ -111,8 +137,11 @@ class Task:
             raise failed
 
 
-def _remote(reply: Message) -> RemoteError:
+def remote_error(reply: Message) -> RemoteError | WorkerLost:
+    """Return the error that a failure message tells of."""
     meta = reply.meta
+    if meta.get("lost"):
+        return WorkerLost(str(meta["text"]))
     return RemoteError(
         int(meta.get("rank", reply.sender)),
         str(meta.get("role", "?")),
@@ -124,32 +153,38 @@ def _remote(reply: Message) -> RemoteError:
 
 
 class _Peer:
-    """What a caller knows of one node that it sends to."""
+    """What a caller knows of one address that it sends to."""
 
-    __slots__ = ("next_seq", "queue", "unanswered")
+    __slots__ = ("ahead", "queue", "unanswered")
 
     def __init__(self) -> None:
-        self.next_seq = 0
-        self.unanswered: dict[int, _Part] = {}  # by seq, so in the order of sending
+        self.ahead: dict[int, _Part] = {}  # by time: those that were answered ahead
+        self.unanswered: dict[int, _Part] = {}  # by time, in the order of sending
         self.queue: deque[_Part] = deque()
+
+    def waiting(self) -> list[_Part]:
+        """Return what has no final answer, in the order of sending."""
+        return [*self.ahead.values(), *self.unanswered.values()]
 
 
 class _Part:
     """One part of a task, from its submission to its reply."""
 
-    __slots__ = ("after", "dest", "message", "number", "sent_at", "task")
+    __slots__ = ("address", "after", "message", "number", "sent_at", "sure", "task")
 
-    def __init__(self, task: Task, number: int, dest: int, message: Message, after: list[Task]) -> None:
-        self.task, self.number, self.dest, self.message, self.after = task, number, dest, message, after
+    def __init__(self, task: Task, number: int, address: int, message: Message, after: list[Task]) -> None:
+        self.task, self.number, self.address, self.message, self.after = task, number, address, message, after
         self.sent_at = 0.0
+        self.sure = False  # the word that the whole chain has it came before the answer
 
 
 class Tasks:
     """The caller's half of every task of one node; see the module.
 
-    `send(dest, message)` sends, `window` bounds the unanswered parts per node, `resend` is the time in seconds after
-    which an unanswered part is sent again (None: the van loses nothing). `encode` and `decode` are the filters: each
-    part and each reply passes them once, however often it is sent.
+    `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
+    `resend` is the time in seconds after which an unanswered part is sent again (None: the van loses nothing). An
+    address is a rank, or ~shard. `encode` and `decode` are the filters: each part and each reply passes them once,
+    however often it is sent.
     """
 
     def __init__(
@@ -158,15 +193,48 @@ class Tasks:
         window: int = 64,
         resend: float | None = None,
         *,
+        origin: int = -1,
         encode: Filtered = unfiltered,
         decode: Filtered = unfiltered,
     ) -> None:
-        self._send, self._window, self.resend_after = send, window, resend
+        self._send, self._window, self.resend_after, self.origin = send, window, resend, origin
         self._encode, self._decode = encode, decode
         self._peers: dict[int, _Peer] = {}
         self._time = 0
         self.unfinished: dict[int, Task] = {}
         self.now: Callable[[], float] = lambda: 0.0
+        self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
+        self.noted: Callable[[int, Message], None] | None = (
+            None  # is told each reply that counts, and its address
+        )
+        self.recalled: dict[tuple[int, int], Message] = {}
+        self.echoes: deque[Message] = deque()
+        self.ahead = 0
+        """How many parts were answered ahead, and not acknowledged yet."""
+
+    def recall(self, replies: Mapping[tuple[int, int], Message]) -> None:
+        """Take the replies, by (time, address), that this caller has had before, as another rank.
+
+        The parts that they answer will not be sent: their replies are among `echoes`, to be given to `answer`.
+        """
+        self.recalled = dict(replies)
+
+    def leap(self) -> None:
+        """Go on at times that were never used: what the caller did before, unseen, cannot be taken for what follows."""
+        self._time = (self._time // JUMP + 1) * JUMP
+
+    @property
+    def issued(self) -> int:
+        """Count the tasks so far; leaps are none."""
+        return self._time % JUMP
+
+    @property
+    def acked(self) -> int:
+        """Return the time below which this caller has all replies, and needs none of them again."""
+        low = next(iter(self.unfinished), self._time)
+        if self.ahead:
+            low = min(low, *(min(peer.ahead) for peer in self._peers.values() if peer.ahead))
+        return low if self.stable is None else min(low, self.stable())
 
     def submit(
         self,
@@ -176,12 +244,12 @@ class Tasks:
         *,
         whole: bool = False,
     ) -> Task:
-        """Send a task of `parts`, each a (node, request), that starts after every task of `after` is finished.
+        """Send a task of `parts`, each an (address, request), that starts after every task of `after` is finished.
 
-        A part starts at its node when the parts of `after` are finished there: what a push and a pull need, since
-        every key is at one node. With `whole` no part starts before all of `after` is finished everywhere.
-        `deliver(part number, reply)` gets each reply as it comes in. A task without parts finishes when all
-        of `after` has.
+        No two parts have one address. A part starts there when the parts of `after` are finished there: what a push
+        and a pull need, since every key is at one address. With `whole` no part starts before all of `after` is
+        finished everywhere. `deliver(part number, reply)` gets each reply as it comes in. A task without parts
+        finishes when all of `after` has.
         """
         task = Task(self._time, len(parts), deliver)
         self._time += 1
@@ -191,11 +259,11 @@ class Tasks:
             return task
         self.unfinished[task.time] = task
         task.then(self._forget)
-        for dest, _ in parts:
-            task.unsent[dest] = task.unsent.get(dest, 0) + 1
-        for number, (dest, message) in enumerate(parts):
-            message.time = task.time
-            part = _Part(task, number, dest, message, waits)
+        for number, (address, message) in enumerate(parts):
+            message.time, message.origin = task.time, self.origin
+            if address < 0:
+                message.shard = ~address
+            part = _Part(task, number, address, message, waits)
             if waits and whole:
                 self._hold_whole(part)
             elif waits:
@@ -221,8 +289,11 @@ class Tasks:
             one(task)
 
     def _hold(self, part: _Part) -> None:
-        """Enqueue `part` when each task it waits for is finished, or has all of its parts to this node under way."""
-        blocking = [t for t in part.after if not t.done and t.unsent.get(part.dest, 1)]
+        """Enqueue `part` when each task it waits for is finished, or has its part to this address under way.
+
+        One that has none there is waited for: where it is finished, nobody here could say.
+        """
+        blocking = [t for t in part.after if not t.done and part.address not in t.under_way]
         if not blocking:
             self._enqueue(part)
             return
@@ -236,43 +307,43 @@ class Tasks:
             unfinished.then(lambda _: self._hold_whole(part))
 
     def _enqueue(self, part: _Part) -> None:
-        part.task.unsent[part.dest] -= 1  # the queue keeps its order, so who is in it may be depended on
+        part.task.under_way.add(part.address)  # the queue keeps its order, so who is in it may be depended on
         if part.task.error is not None:
             self._drop(part)
             return
-        peer = self._peers.get(part.dest)
+        peer = self._peers.get(part.address)
         if peer is None:
-            peer = self._peers[part.dest] = _Peer()
+            peer = self._peers[part.address] = _Peer()
         if peer.queue or len(peer.unanswered) >= self._window:
             peer.queue.append(part)
         else:
             self._transmit(peer, part)
 
     def _transmit(self, peer: _Peer, part: _Part) -> None:
-        message, dest = part.message, part.dest
-        message.seq = seq = peer.next_seq
-        peer.next_seq = seq + 1
-        message.after = tuple(
-            (s, s + 1) for t in part.after if not t.done for s in t.seqs.get(dest, ()) if s in peer.unanswered
-        )
-        part.after = []
-        part.task.seqs.setdefault(dest, []).append(seq)
-        peer.unanswered[seq] = part
+        message, time = part.message, part.task.time
+        if part.after or peer.ahead:
+            before = [t.time for t in part.after if t.time in peer.unanswered]
+            message.after = tuple((each, each + 1) for each in (*before, *peer.ahead))
+            part.after = []
+        peer.unanswered[time] = part
+        if self.recalled:
+            known = self.recalled.pop((time, part.address), None)
+            if known is not None:
+                self.echoes.append(known)
+                return
         try:
-            part.message = self._encode(dest, message)
-            self._dispatch(peer, part)
+            part.message = self._encode(part.address, message)
+            self._dispatch(part)
         except Exception as error:  # it cannot travel: that is raised where the task is waited for
-            del peer.unanswered[seq]
-            peer.next_seq = seq
-            part.task.seqs[dest].pop()
+            del peer.unanswered[time]
             part.task.error = part.task.error or error
             self._drop(part)
 
-    def _dispatch(self, peer: _Peer, part: _Part) -> None:
-        part.message.acked = next(iter(peer.unanswered))
+    def _dispatch(self, part: _Part) -> None:
+        part.message.acked = self.acked
         if self.resend_after is not None:
             part.sent_at = self.now()
-        self._send(part.dest, part.message)
+        self._send(part.address, part.message)
 
     def _drop(self, part: _Part) -> None:
         """Count a part that will not be sent, its task having failed, as answered."""
@@ -283,14 +354,51 @@ class Tasks:
 
     def answer(self, reply: Message) -> None:
         """Take a reply; one that was already taken is ignored."""
-        peer = self._peers.get(reply.sender)
-        part = peer.unanswered.pop(reply.seq, None) if peer else None
-        if peer is None or part is None:
+        address = ~reply.shard if reply.shard >= 0 else reply.sender
+        peer = self._peers.get(address)
+        if peer is None:
             return
+        part = peer.unanswered.pop(reply.time, None)
+        if part is None:
+            if reply.acked != AHEAD:
+                self._acknowledged(peer, reply.time)
+            return
+        if reply.acked == AHEAD and not part.sure:
+            self._keep_ahead(peer, part)
         try:
-            part.task.answer(part.number, self._decode(reply.sender, reply))
+            reply = self._decode(address, reply)
+            if self.noted is not None:
+                self.noted(address, reply)
+            part.task.answer(part.number, reply)
         finally:  # a callback's error must not keep back what waits for the window
             self._refill(peer)
+
+    def _keep_ahead(self, peer: _Peer, part: _Part) -> None:
+        """Keep a part that was answered ahead, with copies of its arrays: its caller may use them again."""
+        message = part.message
+        if message.keys is not None:
+            message.keys = message.keys.copy()
+        if message.values is not None:
+            message.values = message.values.copy()
+        peer.ahead[part.task.time] = part
+        self.ahead += 1
+
+    def acknowledge(self, address: int, time: int) -> None:
+        """Take the word that the whole chain has a part that was answered ahead."""
+        peer = self._peers.get(address)
+        if peer is None:
+            return
+        if time in peer.unanswered:
+            peer.unanswered[time].sure = True
+        self._acknowledged(peer, time)
+
+    def _acknowledged(self, peer: _Peer, time: int) -> None:
+        if peer.ahead.pop(time, None) is not None:
+            self.ahead -= 1
+
+    def ahead_at(self) -> list[int]:
+        """Return the addresses of parts that were answered ahead, and not acknowledged yet."""
+        return [address for address, peer in self._peers.items() if peer.ahead]
 
     def _refill(self, peer: _Peer) -> None:
         while peer.queue and len(peer.unanswered) < self._window:
@@ -304,94 +412,165 @@ class Tasks:
         """Send again every part that has been unanswered for too long; give how many."""
         if self.resend_after is None:
             return 0
-        late, count = self.now() - self.resend_after, 0
-        for peer in self._peers.values():
-            for part in list(peer.unanswered.values()):
-                if part.sent_at <= late:
-                    self._dispatch(peer, part)
-                    count += 1
+        late = self.now() - self.resend_after
+        return self._again(
+            part for peer in self._peers.values() for part in peer.waiting() if part.sent_at <= late
+        )
+
+    def redirect(self, addresses: Collection[int]) -> int:
+        """Send again what is unanswered at addresses that are another rank's now; give how many parts."""
+        peers = [self._peers[address] for address in addresses if address in self._peers]
+        return self._again(part for peer in peers for part in peer.waiting())
+
+    def _again(self, parts: Iterable[_Part]) -> int:
+        count = 0
+        for part in list(parts):
+            if part.message.after:  # what has finished since need not be known where the part goes now
+                peer = self._peers[part.address]
+                part.message.after = tuple(
+                    pair for pair in part.message.after if pair[0] in peer.unanswered or pair[0] in peer.ahead
+                )
+            self._dispatch(part)
+            count += 1
         return count
 
-    def outstanding(self, dest: int) -> int:
-        """Count the unanswered parts at `dest`."""
-        peer = self._peers.get(dest)
+    def give_up(self, why: Message, which: Callable[[int, Message], bool]) -> None:
+        """Take `why`, a failure, as the reply to each unanswered or waiting part `which(address, request)` names."""
+        for address, peer in self._peers.items():
+            for part in [each for each in peer.queue if which(address, each.message)]:
+                peer.queue.remove(part)
+                self._fail(address, part, why)
+            for time, part in list(peer.unanswered.items()):
+                if which(address, part.message) and peer.unanswered.pop(time, None) is not None:
+                    self._fail(address, part, why)
+            for time, part in list(peer.ahead.items()):
+                if which(address, part.message):
+                    self._acknowledged(peer, time)
+            self._refill(peer)
+
+    def _fail(self, address: int, part: _Part, why: Message) -> None:
+        if self.noted is not None:
+            reply = copy(why)
+            reply.time = part.task.time
+            self.noted(address, reply)
+        part.task.answer(part.number, why)
+
+    def outstanding(self, address: int) -> int:
+        """Count the unanswered parts at `address`."""
+        peer = self._peers.get(address)
         return len(peer.unanswered) if peer else 0
 
 
-class _Sender:
-    """What a callee knows of one node that sends to it."""
+class _Caller:
+    """What a callee knows of one caller."""
 
-    __slots__ = ("acked", "finished", "parked", "replies", "running")
+    __slots__ = ("acked", "finished", "kept", "parked", "running")
 
     def __init__(self) -> None:
         self.acked = 0
-        self.finished = Intervals()
+        self.finished: set[int] = set()  # times from `acked` on
         self.running: set[int] = set()
         self.parked: dict[int, Message] = {}
-        self.replies: dict[int, Message] = {}
+        self.kept: dict[int, Kept] = {}
+
+
+def _forgotten(request: Message) -> Message:
+    """Make the reply to a request whose own was acknowledged: whoever had that one does not wait for another."""
+    text = "a request that was answered comes from a scheduler that does not know of the answer: its journal is lost"
+    reply = Message(
+        Kind.FAILURE, request.command, origin=request.origin, shard=request.shard, meta={"text": text}
+    )
+    reply.time, reply.namespace = request.time, request.namespace
+    return reply
 
 
 class Inbox:
-    """The callee's half: which requests may start, which are done; see the module.
+    """The callee's half for one address: which requests may start, which are done; see the module.
 
-    Its memory is bounded by the callers' windows: finished numbers coalesce, replies go once they are acknowledged.
+    Its memory is bounded by the callers' windows: what a caller has acknowledged is forgotten. Requests that change
+    nothing have no kept reply: one that comes again starts again.
     """
 
-    def __init__(
-        self,
-        send: Send,
-        keep_replies: bool = True,
-        *,
-        encode: Filtered = unfiltered,
-        decode: Filtered = unfiltered,
-    ) -> None:
-        self._send, self._keep = send, keep_replies
-        self._encode, self._decode = encode, decode
-        self._senders: dict[int, _Sender] = {}
+    def __init__(self, send: Send, keep: bool = True, *, decode: Filtered = unfiltered) -> None:
+        self._send, self.keep, self._decode = send, keep, decode
+        self._callers: dict[int, _Caller] = {}
 
     def admit(self, request: Message) -> list[Message]:
         """Take a request; give those that may start now (none: it is parked, or is a repetition)."""
-        state = self._senders.get(request.sender)
-        if state is None:
-            state = self._senders[request.sender] = _Sender()
-        if request.acked > state.acked:
-            state.acked = request.acked
-            for seq in [s for s in state.replies if s < request.acked]:
-                del state.replies[seq]
-        seq = request.seq
-        if seq in state.finished:
-            kept = state.replies.get(seq)
+        caller = self._caller(request.origin, request.acked)
+        time = request.time
+        if time in caller.running:
+            return []
+        if time in caller.parked:  # what it waits for may have been given up since
+            caller.parked[time].after = request.after
+            return self._startable(caller)
+        if (time < caller.acked or time in caller.finished) and request.command not in READS:
+            kept = caller.kept.get(time)
             if kept is not None:
-                self._send(request.sender, kept)
+                self._send(request.origin, kept(request) if callable(kept) else kept)
+            elif self.keep and time < caller.acked:
+                self._send(request.origin, _forgotten(request))
             return []
-        if seq in state.running or seq in state.parked:
-            return []
-        request = self._decode(request.sender, request)
-        if all(state.finished.covers(begin, end) for begin, end in request.after):
-            state.running.add(seq)
+        request = self._decode(request.origin, request)
+        if self._may_start(caller, request):
+            caller.running.add(time)
             return [request]
-        state.parked[seq] = request
+        caller.parked[time] = request
         return []
 
-    def finish(self, request: Message, reply: Message) -> list[Message]:
-        """Mark a request as finished and send its reply; give the parked requests that may start now."""
-        state = self._senders[request.sender]
-        seq = request.seq
-        state.running.discard(seq)
-        state.finished.add(seq)
-        reply.seq, reply.time, reply.namespace = seq, request.time, request.namespace
-        reply = self._encode(request.sender, reply)
-        if self._keep:
-            state.replies[seq] = reply
-        self._send(request.sender, reply)
-        if not state.parked:
-            return []
-        ready = [m for m in state.parked.values() if all(state.finished.covers(*pair) for pair in m.after)]
-        for message in ready:
-            del state.parked[message.seq]
-            state.running.add(message.seq)
+    def _caller(self, origin: int, acked: int) -> _Caller:
+        caller = self._callers.get(origin)
+        if caller is None:
+            caller = self._callers[origin] = _Caller()
+        if acked > caller.acked:
+            caller.acked = acked
+            if len(caller.finished) > 32 or caller.kept:
+                caller.finished = {time for time in caller.finished if time >= acked}
+                for time in [each for each in caller.kept if each < acked]:
+                    del caller.kept[time]
+        return caller
+
+    @staticmethod
+    def _may_start(caller: _Caller, request: Message) -> bool:
+        return all(
+            time < caller.acked or time in caller.finished for pair in request.after for time in range(*pair)
+        )
+
+    def finish(self, origin: int, time: int, kept: Kept | None = None, acked: int = 0) -> list[Message]:
+        """Mark a request as finished, and keep its reply; give the parked requests that may start now."""
+        caller = self._caller(origin, acked)
+        caller.running.discard(time)
+        caller.finished.add(time)
+        if kept is not None and self.keep and time >= caller.acked:
+            caller.kept[time] = kept
+        return self._startable(caller) if caller.parked else []
+
+    def _startable(self, caller: _Caller) -> list[Message]:
+        ready = [request for request in caller.parked.values() if self._may_start(caller, request)]
+        for request in ready:
+            del caller.parked[request.time]
+            caller.running.add(request.time)
         return ready
+
+    def forget(self, request: Message) -> None:
+        """Take a request that was admitted as never come: it is to come again."""
+        caller = self._callers.get(request.origin)
+        if caller is not None:
+            caller.running.discard(request.time)
+
+    def abandon(self) -> None:
+        """Take all requests that have not finished as never come."""
+        for caller in self._callers.values():
+            caller.running.clear()
+            caller.parked.clear()
 
     def unfinished(self) -> int:
         """Count the requests that were admitted and are not finished."""
-        return sum(len(s.running) + len(s.parked) for s in self._senders.values())
+        return sum(len(caller.running) + len(caller.parked) for caller in self._callers.values())
+
+    def callers(self) -> dict[int, tuple[int, list[int], dict[int, Kept]]]:
+        """Return what is known of each caller: the time it has acknowledged, the finished times since, kept replies."""
+        return {
+            origin: (caller.acked, sorted(caller.finished), dict(caller.kept))
+            for origin, caller in self._callers.items()
+        }

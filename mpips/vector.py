@@ -1,8 +1,8 @@
 """Vectors: a namespace of parameters, as a worker sees it (paper, sections 3.1 and 3.2).
 
 A vector is a sparse vector or matrix over ordered 64-bit keys; a key that nobody pushed reads as 0. Push and pull name
-a sorted list of keys, or a dense range of them; either way the request goes to whoever owns the keys, in one part per
-server where it can, and every part is a view of the caller's arrays unless its keys interleave with another server's.
+a sorted list of keys, or a dense range of them; either way the request goes to whoever holds the keys, in one part per
+shard, and every part is a view of the caller's arrays.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
+from mpips.errors import InputError, WorkerLost
 from mpips.kernel import kernel
-from mpips.membership import View
 from mpips.message import NO_ROUND, Command, Kind, Message
 from mpips.node import Node
 from mpips.ranges import KeyRange
@@ -35,37 +34,13 @@ def ascending(keys: NDArray[np.uint64]) -> bool:
     return True
 
 
-class Piece(NamedTuple):
-    """What one server owns of a range: its rank, the sub-ranges in key order, their first and last keys."""
-
-    server: int
-    ranges: tuple[KeyRange, ...]
-    firsts: NDArray[np.uint64]
-    lasts: NDArray[np.uint64]
-
-
-def pieces(view: View, extent: int, within: KeyRange) -> tuple[Piece, ...]:
-    """Say who owns which part of `within`, servers in the order of their first sub-range."""
-    owned: dict[int, list[KeyRange]] = {}
-    for part, server in view.ring.owners(within, extent):
-        owned.setdefault(server, []).append(part)
-    return tuple(
-        Piece(
-            server,
-            tuple(ranges),
-            np.array([each.begin for each in ranges], np.uint64),
-            np.array([each.end - 1 for each in ranges], np.uint64),
-        )
-        for server, ranges in owned.items()
-    )
-
-
 class _Slice(NamedTuple):
-    """Which of a request's keys go to one server: positions [begin, end) each."""
+    """What of a request goes to one shard: its part of the range, and positions [begin, end) among the keys."""
 
-    server: int
+    shard: int
     range: KeyRange
-    at: tuple[tuple[int, int], ...]
+    begin: int
+    end: int
 
 
 class Vector:
@@ -78,8 +53,7 @@ class Vector:
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
         self.node, self.spec, self.number = node, spec, number
         self._all = KeyRange(0, spec.extent)
-        self._owners: dict[KeyRange, tuple[Piece, ...]] = {}
-        self._epoch = node.view.epoch
+        self._cuts = node.view.ring.cuts(spec.extent)
 
     def push(
         self,
@@ -88,7 +62,6 @@ class Vector:
         *,
         within: KeyRange | None = None,
         round: int = NO_ROUND,
-        to: int | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
         """Send rows for keys to the update of their servers; finished when it has been applied.
@@ -96,13 +69,13 @@ class Vector:
         In an aggregating vector each worker of the group pushes once per `round` and `within`, with the keys that
         it has there, if any; the update sees the sum, in worker order, and all these pushes finish together.
         All of them must issue the rounds in one order, and name them alike: by keys, or by range.
-        `to` sends to that server's rank only, with the keys that it owns. Keys and rows must not be written before
-        the task is finished: they are sent from where they stand.
+        Keys and rows must not be written before the task is finished: they are sent from where they stand.
 
         Raises:
             InputError: the keys are not sorted and unique, or there is not one row for each.
+            WorkerLost: the round's other workers are not those any more with whom the call at hand began.
         """
-        return self._submit(Command.PUSH, keys, rows, within, round, to, after, None)
+        return self._submit(Command.PUSH, keys, rows, within, round, after, None)
 
     def pull(
         self,
@@ -110,11 +83,10 @@ class Vector:
         *,
         out: Rows | None = None,
         within: KeyRange | None = None,
-        to: int | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
         """Ask for the rows of keys; the result is `out`, or a new array."""
-        return self._submit(Command.PULL, keys, None, within, NO_ROUND, to, after, out)
+        return self._submit(Command.PULL, keys, None, within, NO_ROUND, after, out)
 
     def push_pull(
         self,
@@ -124,11 +96,14 @@ class Vector:
         out: Rows | None = None,
         within: KeyRange | None = None,
         round: int = NO_ROUND,
-        to: int | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Push, and get in the reply the rows that the update gives for these keys: one round trip for both."""
-        return self._submit(Command.PUSH_PULL, keys, rows, within, round, to, after, out)
+        """Push, and get in the reply the rows that the update gives for these keys: one round trip for both.
+
+        In an aggregating vector the rows may be there before all copies of their shard have the round, and the task is
+        finished then; what a worker's call has pushed is with all of them when the call has returned.
+        """
+        return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out)
 
     def _submit(
         self,
@@ -137,7 +112,6 @@ class Vector:
         rows: Rows | None,
         within: KeyRange | None,
         round: int,
-        to: int | None,
         after: Iterable[Task],
         out: Rows | None,
     ) -> Task:
@@ -146,19 +120,18 @@ class Vector:
         n, within = self._check(keys, rows, within)
         if out is not None:
             self._check_out(out, n, command)
-        everywhere = self.spec.aggregate and command is not Command.PULL
-        slices = self._dense(keys) if isinstance(keys, KeyRange) else self._sparse(keys, within, everywhere)
-        if to is not None:
-            slices = [piece for piece in slices if piece.server == to]
+        together = self.spec.aggregate and command is not Command.PULL
+        if together and self.node.crew < self.node.view.crew:
+            raise WorkerLost("the workers have changed")
+        slices = self._cut(keys, within, together)
         parts = []
         for piece in slices:
             message = Message(Kind.REQUEST, command, namespace=self.number, round=round, range=piece.range)
-            message.epoch = self.node.view.epoch  # that by which it was cut; a later view refuses it
             if not isinstance(keys, KeyRange):
-                message.keys = _take(keys, piece.at)
+                message.keys = keys[piece.begin : piece.end]
             if rows is not None:
-                message.values = _take(rows, piece.at)
-            parts.append((piece.server, message))
+                message.values = rows[piece.begin : piece.end]
+            parts.append((~piece.shard, message))
         if command is Command.PUSH:
             return self.node.tasks.submit(parts, None, after)
         gather = _Gather(n, slices, out)
@@ -212,38 +185,25 @@ class Vector:
                 f"not {out.dtype} of {out.shape}"
             )
 
-    def _pieces(self, within: KeyRange) -> tuple[Piece, ...]:
-        """`pieces`, remembered while the view holds: an algorithm asks for the same blocks again and again."""
-        view = self.node.view
-        if view.epoch != self._epoch or len(self._owners) > 8192:
-            self._owners.clear()
-            self._epoch = view.epoch
-        found = self._owners.get(within)
-        if found is None:
-            found = self._owners[within] = pieces(view, self.spec.extent, within)
-        return found
-
-    def _dense(self, keys: KeyRange) -> list[_Slice]:
-        """One part per owned sub-range, so that every part is contiguous."""
+    def _cut(self, keys: Keys, within: KeyRange, everywhere: bool) -> list[_Slice]:
+        """Cut a request by shard; shards of `within` that hold none of the keys are left out unless `everywhere`."""
+        cuts = self._cuts
+        first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
+        last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
+        if last - first == 1:
+            n = keys.span if isinstance(keys, KeyRange) else len(keys)
+            return [_Slice(first, within, 0, n)] if n or everywhere else []
+        inner = cuts[first + 1 : last]
+        bounds = [within.begin, *inner.tolist(), within.end]
+        if isinstance(keys, KeyRange):
+            at = [bound - keys.begin for bound in bounds]
+        else:
+            at = [0, *keys.searchsorted(inner).tolist(), len(keys)]
         return [
-            _Slice(piece.server, part, ((part.begin - keys.begin, part.end - keys.begin),))
-            for piece in self._pieces(keys)
-            for part in piece.ranges
+            _Slice(first + i, KeyRange(bounds[i], bounds[i + 1]), at[i], at[i + 1])
+            for i in range(last - first)
+            if at[i] < at[i + 1] or (everywhere and bounds[i] < bounds[i + 1])
         ]
-
-    def _sparse(self, keys: NDArray[np.uint64], within: KeyRange, everywhere: bool) -> list[_Slice]:
-        """One part per server; servers that own none of the keys are left out unless `everywhere`."""
-        owners = self._pieces(within)
-        if len(owners) == 1:
-            return [_Slice(owners[0].server, within, ((0, len(keys)),))] if len(keys) or everywhere else []
-        slices = []
-        for piece in owners:
-            begins = np.searchsorted(keys, piece.firsts, "left").tolist()
-            ends = np.searchsorted(keys, piece.lasts, "right").tolist()
-            at = tuple((b, e) for b, e in zip(begins, ends, strict=True) if b < e)
-            if at or everywhere:
-                slices.append(_Slice(piece.server, within, at))
-        return slices
 
 
 class _Gather:
@@ -256,7 +216,7 @@ class _Gather:
     def __call__(self, part: int, reply: Message) -> None:
         assert self.task is not None
         rows, slices = reply.values, self._slices
-        if rows is None or (self._n and not slices[part].at):
+        if rows is None or (self._n and slices[part].begin == slices[part].end):
             return  # where nobody had keys the update did not run, and the rows' width is not its answer's
         if self._out is None and len(slices) == 1 and len(rows) == self._n:
             self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
@@ -268,11 +228,7 @@ class _Gather:
         out = self.allocate(rows.shape[1], rows.dtype)
         if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
             raise InputError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
-        flat = rows[:, 0] if out.ndim == 1 else rows
-        start = 0
-        for begin, end in slices[part].at:
-            out[begin:end] = flat[start : start + end - begin]
-            start += end - begin
+        out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
 
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
         """Give the array of results, zero where no server answers."""
@@ -284,11 +240,3 @@ class _Gather:
                 self._out[...] = 0
         result: Rows = self.task.result
         return result
-
-
-def _take(rows: NDArray[Any], at: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-    if len(at) == 1:
-        return rows[at[0][0] : at[0][1]]
-    if not at:
-        return rows[:0]
-    return np.concatenate([rows[begin:end] for begin, end in at])

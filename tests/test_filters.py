@@ -11,10 +11,10 @@ import pytest
 
 from mpips.filters import Chain, Filter
 from mpips.layout import Layout, LayoutSpec
-from mpips.membership import first_view
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
 from mpips.twin import Network, calm, rough
+from mpips.view import first_view
 
 LAYOUT = Layout.of(3, LayoutSpec(servers=1, workers=1))
 SERVER, WORKER = 1, 2

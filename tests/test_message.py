@@ -12,6 +12,7 @@ from mpips.message import DTYPES, INLINE, Command, Kind, Message, bodies, decode
 from mpips.ranges import KeyRange
 
 times = st.integers(-(2**63), 2**63 - 1)
+ranks = st.integers(-1, 9999)
 json_like = st.dictionaries(
     st.text(max_size=8), st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text())
 )
@@ -27,8 +28,8 @@ def messages(draw: st.DrawFn) -> Message:
     keys = np.unique(rng.integers(0, 2**64, n, np.uint64)) if draw(st.booleans()) else None
     rows = rng.integers(-9, 9, (n, width)).astype(dtype) if draw(st.booleans()) else None
     return Message(
-        draw(st.sampled_from(Kind)), draw(st.sampled_from(Command)), draw(st.integers(-1, 9999)), 3, 7,
-        draw(times), draw(times), draw(times), draw(times),
+        draw(st.sampled_from(Kind)), draw(st.sampled_from(Command)), draw(ranks), draw(ranks), draw(ranks),
+        draw(st.integers(0, 2**32 - 1)), 7, draw(times), draw(times), draw(times),
         KeyRange(begin, draw(st.integers(begin + 1, 2**64))), keys, rows, draw(json_like),
         tuple(draw(st.lists(st.tuples(times, times), max_size=3))), bytes(range(16)),
     )  # fmt: skip
@@ -48,7 +49,18 @@ def arrive(message: Message) -> Message:
 @given(messages())
 def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
     got = arrive(message)
-    for name in ("kind", "command", "sender", "epoch", "namespace", "seq", "acked", "time", "round"):
+    for name in (
+        "kind",
+        "command",
+        "sender",
+        "origin",
+        "shard",
+        "epoch",
+        "namespace",
+        "acked",
+        "time",
+        "round",
+    ):
         assert getattr(got, name) == getattr(message, name), name
     assert (got.range, got.meta, got.after) == (message.range, message.meta, message.after)
     assert got.signature == message.signature

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpips.errors import InputError, RemoteError
+from mpips.errors import InputError, RemoteError, WorkerLost
 from mpips.faults import Chance, Faults, FaultsSpec, Slow
 from mpips.layout import Layout, LayoutSpec
-from mpips.membership import first_view
 from mpips.message import Command, Kind, Message
-from mpips.node import Node, Stopped
+from mpips.node import TICK, Fenced, Node, Stopped
 from mpips.twin import Network, TwinVan
+from mpips.view import Loss, View, first_view, without
 
 LAYOUT = Layout.of(3, LayoutSpec(servers=1, workers=1))
 SCHEDULER, SERVER, WORKER = range(3)
@@ -34,22 +35,89 @@ def settle(some: list[Node]) -> None:
         pass
 
 
-# What is refused.
+# What is refused, what waits, and what is dropped.
 
 
-def test_a_request_of_another_epoch_is_refused() -> None:
+def later(epoch: int, *gone: int) -> View:
+    """The view of a later epoch, without some ranks."""
+    view = replace(first_view(LAYOUT), epoch=epoch)
+    return without(view, [Loss(rank, "worker", "died", 0.0) for rank in gone])
+
+
+def test_a_request_of_a_later_epoch_waits_for_the_view() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
-    served: list[int] = []
-    server.handlers[Command.CALL] = lambda request: (served.append(request.epoch), server.reply(request))[1]  # type: ignore[func-returns-value]
-    old = scheduler.tasks.submit([(SERVER, call(epoch=1))])
-    now = scheduler.tasks.submit([(SERVER, call(epoch=0))])
+    served: list[tuple[int, int]] = []
+
+    def serve(request: Message) -> None:
+        served.append((request.epoch, server.view.epoch))
+        server.reply(request)
+
+    server.handlers[Command.CALL] = serve
+    before = scheduler.tasks.submit([(SERVER, call())])
+    scheduler.adopt(later(1))
+    after = scheduler.tasks.submit([(SERVER, call())])
+    scheduler.adopt(later(2))
+    last = scheduler.tasks.submit([(SERVER, call())])
     settle(all_nodes)
-    assert isinstance(old.error, RemoteError) and "a request of epoch 1, this is epoch 0" in str(old.error)
-    assert now.done and now.error is None and served == [0]
+    assert before.done and not after.done and not last.done and served == [(0, 0)]
+    server.adopt(later(1))
+    settle(all_nodes)
+    assert after.done and not last.done and served == [(0, 0), (1, 1)]
+    server.adopt(later(2))
+    settle(all_nodes)
+    assert last.done and served == [(0, 0), (1, 1), (2, 2)]
+    assert before.error is after.error is last.error is None
+
+
+def test_what_a_gone_rank_has_sent_is_dropped() -> None:
+    _, server, worker = all_nodes = nodes(Network(3))
+    served: list[int] = []
+    server.handlers[Command.CALL] = lambda request: served.append(request.sender)
+    worker.tasks.submit([(SERVER, call())])
+    worker.van.send(SERVER, Message(Kind.REQUEST, Command.CALL, WORKER, origin=WORKER, epoch=1, time=1))
+    server.adopt(later(1, WORKER))
+    settle(all_nodes)
+    server.take(Message(Kind.REQUEST, Command.CALL, WORKER, origin=WORKER, epoch=1, time=2))
+    settle(all_nodes)
+    assert served == [] and server.inbox.unfinished() == 0
+
+
+def test_parts_at_a_gone_rank_fail_at_once_and_later_ones_too() -> None:
+    scheduler, server, worker = nodes(Network(3))
+    for node in (server, worker):
+        node.handlers[Command.CALL] = node.reply
+    task = scheduler.tasks.submit([(SERVER, call()), (WORKER, call())])
+    scheduler.adopt(later(1, WORKER))
+    assert isinstance(task.error, WorkerLost) and "rank 2 (worker 0) is gone" in str(task.error)
+    assert not task.done and not task.settled, "the others are still at it"
+    server.adopt(later(1, WORKER))
+    settle([scheduler, server])
+    assert task.done
+    again = scheduler.tasks.submit([(WORKER, call())])
+    settle([scheduler, server])
+    assert again.done and isinstance(again.error, WorkerLost)
+    assert scheduler.tasks.unfinished == {}
+
+
+def test_a_rank_that_is_in_no_view_any_more_leaves() -> None:
+    worker = nodes(Network(3))[WORKER]
+    with pytest.raises(Fenced):
+        worker.adopt(later(1, WORKER))
+    assert worker.role is None
+
+
+def test_an_older_view_changes_nothing() -> None:
+    worker = nodes(Network(3))[WORKER]
+    told: list[tuple[int, int]] = []
+    worker.on_view.append(lambda before, now: told.append((before.epoch, now.epoch)))
+    for epoch in (3, 2, 3, 5, 0):
+        worker.adopt(later(epoch))
+    assert told == [(0, 3), (3, 5)] and worker.view.epoch == 5
 
 
 def test_a_command_that_nobody_serves_is_refused() -> None:
-    scheduler, _, _ = all_nodes = nodes(Network(3))
+    scheduler, server, _ = all_nodes = nodes(Network(3))
+    server.handlers[Command.PULL] = server.reply
     task = scheduler.tasks.submit([(SERVER, call())])
     settle(all_nodes)
     assert isinstance(task.error, RemoteError)
@@ -79,6 +147,8 @@ def test_wait_raises_as_soon_as_one_part_has_failed() -> None:
         node = Node(van, LAYOUT, first_view(LAYOUT))
         if van.rank == SERVER:  # it takes the call and never answers
             node.handlers[Command.CALL] = lambda request: None
+        else:
+            node.handlers[Command.PULL] = node.reply
         node.wait_until(lambda: van.now() > 1.0)
 
     assert Network(3).run([lead, serve, serve])[0] < 0.5
@@ -153,7 +223,8 @@ def arrivals(network: Network, node: Node, until: float) -> list[float]:
     """Poll the node as time goes by; give when messages came to the server."""
     times = []
     while network.time < until:
-        node.poll()
+        for _ in range(5):
+            node.poll()
         while network.take(SERVER) is not None:
             times.append(network.time)
         network.time += 0.01
@@ -201,7 +272,9 @@ def test_what_stays_unanswered_is_sent_again_once_per_period(resend: float | Non
         return
     gaps = np.diff(times)
     assert 9 <= len(times) <= 11 and gaps.min() > 0.49 and gaps.max() < 0.5 + 0.5 / 4 + 0.02
-    assert 20 <= len(looked) <= 44, "a few looks per period, not one per poll"
+    looks = np.diff(looked)
+    assert looks.min() >= TICK * (1 - 1e-9), "one look per tick, not one per poll"
+    assert looks.max() < 0.5 / 4, "but a few per period"
 
 
 def test_a_lossy_wire_and_a_node_that_sends_again_lose_nothing() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.errors import RemoteError
+from mpips.errors import RemoteError, WorkerLost
 from mpips.message import Command, Kind, Message
-from mpips.task import Inbox, Task, Tasks
+from mpips.task import JUMP, Inbox, Task, Tasks
 
 
 class Wire:
@@ -21,7 +21,7 @@ class Wire:
         self.rng, self.loss = random.Random(seed), loss
         self.bag: list[tuple[int, Message]] = []
         self.now = 0.0
-        self.tasks = Tasks(self.to_callee, window, resend=1.0)
+        self.tasks = Tasks(self.to_callee, window, resend=1.0, origin=0)
         self.tasks.now = lambda: self.now
         self.inboxes = {rank: Inbox(self._replier(rank)) for rank in range(1, callees + 1)}
         self.started: dict[int, list[tuple[int, int]]] = {rank: [] for rank in self.inboxes}
@@ -29,7 +29,7 @@ class Wire:
         self.running: list[tuple[int, Message]] = []
 
     def to_callee(self, dest: int, message: Message) -> None:
-        copy = Message(message.kind, message.command, 0, seq=message.seq, acked=message.acked)
+        copy = Message(message.kind, message.command, 0, origin=message.origin, acked=message.acked)
         copy.time, copy.after = message.time, message.after
         self._post(dest, copy)
 
@@ -61,8 +61,9 @@ class Wire:
         else:
             rank, request = self.running.pop(at - len(self.bag))
             self.finished[rank].append(request.time)
-            reply = Message(Kind.REPLY, Command.CALL)
-            self._begin(rank, deque(self.inboxes[rank].finish(request, reply)))
+            reply = Message(Kind.REPLY, Command.CALL, rank, time=request.time)
+            self._post(0, reply)
+            self._begin(rank, deque(self.inboxes[rank].finish(request.origin, request.time, reply)))
         return True
 
     def _begin(self, rank: int, requests: deque[Message]) -> None:
@@ -99,7 +100,7 @@ def test_order_and_exactly_once(data: st.DataObject) -> None:
     depends: list[list[int]] = []
     where: list[list[int]] = []
     for number in range(data.draw(st.integers(1, 25))):
-        dests = data.draw(st.lists(st.integers(1, callees), max_size=3))
+        dests = data.draw(st.lists(st.integers(1, callees), max_size=3, unique=True))
         after = data.draw(st.lists(st.integers(0, number - 1), max_size=3)) if number else []
         tasks.append(wire.tasks.submit([(d, call()) for d in dests], None, [tasks[a] for a in after]))
         depends.append(after)
@@ -153,15 +154,15 @@ def test_memory_is_bounded() -> None:
     for _ in range(500):
         wire.tasks.submit([(1, call())])
         wire.settle()
-    state = wire.inboxes[1]._senders[0]
-    assert len(state.finished.runs()) == 1
-    assert len(state.replies) <= 4 and not state.parked and not state.running
+    state = wire.inboxes[1]._callers[0]
+    assert len(state.finished) <= 64 and len(state.kept) <= 4
+    assert not state.parked and not state.running
 
 
 def test_callbacks_run_once_and_late_ones_at_once() -> None:
-    wire = Wire(1)
+    wire = Wire(2)
     seen: list[int] = []
-    task = wire.tasks.submit([(1, call()), (1, call())]).then(lambda t: seen.append(t.received))
+    task = wire.tasks.submit([(1, call()), (2, call())]).then(lambda t: seen.append(t.received))
     assert seen == []
     wire.settle()
     task.then(lambda t: seen.append(-1))
@@ -172,8 +173,8 @@ def test_a_failure_is_the_tasks_error() -> None:
     tasks = Tasks(lambda dest, message: None)
     task = tasks.submit([(1, call()), (2, call())])
     meta = {"rank": 2, "role": "server 1", "host": "h", "text": "no such vector", "trace": "t"}
-    tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=2, seq=0, meta=meta))
-    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+    tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=2, time=0, meta=meta))
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
     assert task.done
     assert isinstance(task.error, RemoteError)
     assert str(task.error) == "rank 2 (server 1 on h): no such vector"
@@ -185,7 +186,7 @@ def test_a_failing_callback_of_the_caller_is_raised_at_its_task() -> None:
 
     tasks = Tasks(lambda dest, message: None)
     task = tasks.submit([(1, call())], deliver)
-    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
     with pytest.raises(KeyError):
         raise task.error or AssertionError
 
@@ -199,7 +200,7 @@ def drained(tasks: Tasks, sent: list[tuple[int, Message]]) -> list[int]:
     while sent:
         dest, message = sent.pop(0)
         trace.append(tasks.outstanding(1))
-        tasks.answer(Message(Kind.REPLY, message.command, sender=dest, seq=message.seq))
+        tasks.answer(Message(Kind.REPLY, message.command, sender=dest, time=message.time))
     return trace
 
 
@@ -215,7 +216,7 @@ def test_a_long_chain_of_dependent_tasks_keeps_the_window_full() -> None:
         _, message = sent.pop(0)
         trace.append(tasks.outstanding(1))
         afters.append(message.after)
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=message.seq))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=message.time))
     assert trace == [8] * 57 + [7, 6, 5, 4, 3, 2, 1]
     assert last[0].done
     assert afters[:8] == [(), *(((s, s + 1),) for s in range(7))]
@@ -231,21 +232,22 @@ def test_parts_to_a_node_leave_in_the_order_of_submission() -> None:
     while sent:
         dest, message = sent.pop(0)
         order.append(message.time)
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, time=message.time))
     assert order == [0, 1, 2, 3, 4]
 
 
 def test_a_task_waits_for_every_part_of_another_at_its_node() -> None:
     sent: list[tuple[int, Message]] = []
     tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=1)
-    first = tasks.submit([(1, call()), (2, call()), (1, call())])
+    tasks.submit([(1, call())])  # fills the window of 1
+    first = tasks.submit([(2, call()), (1, call())])
     second = tasks.submit([(1, call())], None, [first])
     order = []
     while sent:
         dest, message = sent.pop(0)
         order.append((dest, message.time))
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
-    assert order == [(1, 0), (2, 0), (1, 0), (1, 1)]
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, time=message.time))
+    assert order == [(1, 0), (2, 1), (1, 1), (1, 2)]
     assert second.done
 
 
@@ -255,9 +257,9 @@ def test_a_whole_task_starts_nowhere_before_another_is_finished_everywhere() -> 
     first = tasks.submit([(1, call()), (2, call())])
     tasks.submit([(1, call()), (2, call())], None, [first], whole=True)
     assert len(sent) == 2
-    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
     assert len(sent) == 2
-    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=2, seq=0))
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=2, time=0))
     assert [(dest, message.time, message.after) for dest, message in sent[2:]] == [(1, 1, ()), (2, 1, ())]
 
 
@@ -275,7 +277,7 @@ def test_a_callback_that_raises_is_heard_and_leaves_the_others_alone(window: int
     other = tasks.submit([(1, call())])  # waits for the window, if that is 1
     sent.pop(0)
     with pytest.raises(KeyError, match="mine"):
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
     assert seen == ["later"]
     assert isinstance(first.error, KeyError) and first.done
     drained(tasks, sent)
@@ -303,20 +305,20 @@ def test_what_cannot_travel_is_its_tasks_error_and_takes_no_room(window: int) ->
     good = [tasks.submit([(1, call())])]
     bad = [tasks.submit([(1, bad_call())]) for _ in range(3)]  # some at once, some after the queue
     good.append(tasks.submit([(1, call())]))
-    mixed = tasks.submit([(1, call()), (1, bad_call()), (2, call())])
+    mixed = tasks.submit([(3, call()), (1, bad_call()), (2, call())])
     good.append(tasks.submit([(1, call()), (2, call())], None, [good[0], mixed]))
-    acked = []
-    seqs: list[int] = []
+    acked, times = [], []
     while sent:
         dest, message = sent.pop(0)
         if dest == 1:
-            seqs.append(message.seq)
+            times.append(message.time)
             acked.append(message.acked)
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, time=message.time))
     assert all(task.done and task.error is None for task in good)
     assert all(task.done and isinstance(task.error, TypeError) for task in (*bad, mixed))
-    assert seqs == list(range(len(seqs))), "no gap in the numbers"
-    assert all(first <= seq for first, seq in zip(acked, seqs, strict=True))
+    assert times == [good[0].time, good[1].time, good[2].time]
+    assert all(first <= time for first, time in zip(acked, times, strict=True))
+    assert tasks.acked == good[2].time + 1, "what was never sent holds nothing up"
     assert tasks.outstanding(1) == tasks.outstanding(2) == 0 and tasks.unfinished == {}
 
 
@@ -339,9 +341,9 @@ def test_parts_that_queue_behind_an_error_are_never_sent() -> None:
     sent: list[tuple[int, Message]] = []
     tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=1)
     tasks.submit([(1, call())])  # fills the window of 1
-    task = tasks.submit([(2, call()), (1, call()), (2, call())])
+    task = tasks.submit([(2, call()), (1, call()), (3, call())])
     meta = {"rank": 2, "text": "no"}
-    tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=2, seq=0, meta=meta))
+    tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=2, time=1, meta=meta))
     assert isinstance(task.error, RemoteError) and not task.done
     later = tasks.submit([(1, call()), (2, call())])
     order = []
@@ -349,15 +351,15 @@ def test_parts_that_queue_behind_an_error_are_never_sent() -> None:
     while sent:
         dest, message = sent.pop(0)
         order.append((dest, message.time))
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, seq=message.seq))
-    assert order == [(1, 0), (2, 2), (1, 2)] or order == [(1, 0), (1, 2), (2, 2)]
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=dest, time=message.time))
+    assert order == [(1, 0), (3, 1), (2, 2), (1, 2)]
     assert task.done and later.done and later.error is None and tasks.unfinished == {}
 
 
 def test_an_unanswered_part_is_sent_again_once_per_period() -> None:
     sent: list[int] = []
     now = [0.0]
-    tasks = Tasks(lambda dest, message: sent.append(message.seq), resend=1.0)
+    tasks = Tasks(lambda dest, message: sent.append(message.time), resend=1.0)
     tasks.now = lambda: now[0]
     tasks.submit([(1, call())])
     for tick in range(1, 101):
@@ -365,7 +367,7 @@ def test_an_unanswered_part_is_sent_again_once_per_period() -> None:
         if tick == 35:
             tasks.submit([(1, call())])
         if tick == 75:
-            tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=0))
+            tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
         tasks.resend()
     assert 7 <= sent.count(0) <= 8 and 6 <= sent.count(1) <= 7
     assert Tasks(lambda dest, message: None).resend() == 0
@@ -374,14 +376,21 @@ def test_an_unanswered_part_is_sent_again_once_per_period() -> None:
 def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
     sent: list[Message] = []
     inbox = Inbox(lambda dest, message: sent.append(message))
-    request = Message(Kind.REQUEST, Command.CALL, sender=3)
+    request = Message(Kind.REQUEST, Command.CALL, sender=3, origin=3)
     assert inbox.admit(request) == [request]
     assert inbox.admit(request) == [] and sent == [] and inbox.unfinished() == 1
-    inbox.finish(request, Message(Kind.REPLY, Command.CALL, meta={"n": 1}))
-    assert inbox.admit(request) == [] and inbox.unfinished() == 0
+    inbox.finish(3, 0, Message(Kind.REPLY, Command.CALL, meta={"n": 1}))
+    for _ in range(2):  # the first reply was lost as well
+        assert inbox.admit(request) == [] and inbox.unfinished() == 0
     assert [message.meta for message in sent] == [{"n": 1}] * 2
-    assert inbox.admit(Message(Kind.REQUEST, Command.CALL, sender=3, seq=1, acked=1)) != []
-    assert inbox.admit(request) == [] and len(sent) == 2, "the caller has it: it was acknowledged"
+    assert inbox.admit(Message(Kind.REQUEST, Command.CALL, sender=3, origin=3, time=1, acked=1)) != []
+    assert inbox.admit(request) == [] and len(sent) == 3, "the caller has it: it was acknowledged"
+    lost = sent[2]
+    assert (lost.kind, lost.origin, lost.time) == (Kind.FAILURE, 3, 0) and "journal is lost" in lost.meta[
+        "text"
+    ]
+    tasks = Tasks(lambda dest, message: None)
+    tasks.answer(lost)  # a caller that has the answer does not mind
 
 
 def test_only_what_was_answered_is_acknowledged() -> None:
@@ -391,9 +400,138 @@ def test_only_what_was_answered_is_acknowledged() -> None:
     tasks.now = lambda: now[0]
     for _ in range(4):
         tasks.submit([(1, call())])
-    for seq in (0, 2):
-        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, seq=seq))
+    for time in (0, 2):
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=time))
     now[0] = 2.0
     assert tasks.resend() == 2
     tasks.submit([(1, call())])
     assert sent == [0, 0, 0, 0, 1, 1, 1]
+
+
+# Callees that are other ranks now, and callers that are.
+
+
+def test_what_is_unanswered_is_sent_again_where_its_address_is_another_rank_now() -> None:
+    sent: list[tuple[int, int, tuple[tuple[int, int], ...]]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message.time, message.after)), window=3)
+    first = tasks.submit([(~0, call()), (~1, call())])
+    second = tasks.submit([(~0, call())], None, [first])
+    third = tasks.submit([(~0, call())], None, [first, second])
+    tasks.submit([(~0, call())], None, [third])  # waits for the window
+    assert sent == [(~0, 0, ()), (~1, 0, ()), (~0, 1, ((0, 1),)), (~0, 2, ((0, 1), (1, 2)))]
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=5, shard=0, time=0))
+    sent.clear()
+    assert tasks.redirect([~0]) == 3, "what was answered there is not sent again, nor is what nobody was sent"
+    assert sent == [(~0, 1, ()), (~0, 2, ((1, 2),)), (~0, 3, ((2, 3),))]
+    assert tasks.redirect([~7]) == 0
+
+
+def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
+    tasks = Tasks(lambda dest, message: None, origin=9)
+    parts = [(~0, call()), (~4, call()), (4, call())]
+    task = tasks.submit(parts)
+    assert [(message.origin, message.shard, message.time) for _, message in parts] == [
+        (9, 0, 0),
+        (9, 4, 0),
+        (9, -1, 0),
+    ]
+    for sender, shard, received in ((4, 0, 1), (8, 0, 1), (4, 4, 2), (4, -1, 3)):
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=sender, shard=shard, time=0))
+        assert task.received == received
+
+
+@pytest.mark.parametrize("window", [1, 64])
+def test_what_is_given_up_fails_once_and_lets_others_pass(window: int) -> None:
+    sent: list[tuple[int, Message]] = []
+    tasks = Tasks(lambda dest, message: sent.append((dest, message)), window)
+    doomed = [tasks.submit([(1, bad_call()), (2, call())]) for _ in range(2)]
+    other = tasks.submit([(1, call())])
+    why = Message(Kind.FAILURE, Command.CALL, sender=1, meta={"lost": True, "text": "gone"})
+    tasks.give_up(why, lambda address, request: bool(request.meta.get("bad")))
+    for task in doomed:
+        assert isinstance(task.error, WorkerLost) and not task.done and not task.settled
+    drained(tasks, sent)
+    assert all(task.done for task in doomed) and other.done and other.error is None
+    assert tasks.unfinished == {} and tasks.outstanding(1) == tasks.outstanding(2) == 0
+
+
+def test_a_worse_error_takes_the_place_of_a_loss() -> None:
+    tasks = Tasks(lambda dest, message: None)
+    task = tasks.submit([(1, call()), (2, call()), (3, call())])
+    for rank, meta in (
+        (1, {"lost": True, "text": "gone"}),
+        (2, {"text": "broken"}),
+        (3, {"lost": True, "text": "too"}),
+    ):
+        tasks.answer(Message(Kind.FAILURE, Command.CALL, sender=rank, meta=meta))
+        assert isinstance(task.error, WorkerLost) is (rank == 1) and task.settled is (rank != 1)
+    assert isinstance(task.error, RemoteError) and task.error.text == "broken"
+
+
+def test_who_takes_a_caller_up_is_told_what_it_was_told_and_sends_the_rest() -> None:
+    sent: list[tuple[int, int]] = []
+    noted: list[tuple[int, int]] = []
+
+    def play(tasks: Tasks) -> list[Task]:
+        tasks.noted = lambda address, reply: noted.append((reply.time, address))
+        first = tasks.submit([(1, call()), (~2, call())])
+        second = tasks.submit([(1, call())], None, [first], whole=True)
+        return [first, second]
+
+    tasks = Tasks(lambda dest, message: sent.append((dest, message.time)), origin=7)
+    play(tasks)
+    replies = {
+        (0, 1): Message(Kind.REPLY, Command.CALL, sender=1, time=0),
+        (0, ~2): Message(Kind.REPLY, Command.CALL, sender=3, shard=2, time=0),
+    }
+    assert sent == [(1, 0), (~2, 0)]
+    sent.clear()
+    heir = Tasks(lambda dest, message: sent.append((dest, message.time)), origin=7)
+    heir.recall(replies)
+    again = play(heir)
+    assert sent == [] and not again[0].done
+    while heir.echoes:
+        heir.answer(heir.echoes.popleft())
+    assert again[0].done and sent == [(1, 1)], "what nobody had been told is sent"
+    assert noted == [(0, 1), (0, ~2)] and not heir.recalled
+
+
+def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknowledged() -> None:
+    times: list[tuple[int, int]] = []
+    tasks = Tasks(lambda dest, message: times.append((message.time, message.acked)))
+    for _ in range(3):
+        tasks.submit([(1, call())])
+    tasks.leap()
+    tasks.submit([(1, call())])
+    tasks.leap()
+    tasks.submit([(1, call())])
+    assert [time for time, _ in times] == [0, 1, 2, JUMP, 2 * JUMP]
+    for time, _ in list(times):
+        tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=time))
+    assert tasks.acked == 2 * JUMP + 1
+    tasks.stable = lambda: 2
+    assert tasks.acked == 2
+
+
+def test_an_inbox_that_is_abandoned_takes_what_comes_again_as_new() -> None:
+    inbox = Inbox(lambda origin, message: None)
+    first, second, third = (
+        Message(Kind.REQUEST, Command.CALL, origin=3, time=time, after=((0, 1),) if time == 2 else ())
+        for time in range(3)
+    )
+    assert inbox.admit(first) == [first] and inbox.admit(second) == [second] and inbox.admit(third) == []
+    inbox.forget(second)
+    assert inbox.admit(second) == [second] and inbox.admit(second) == []
+    inbox.abandon()
+    assert inbox.unfinished() == 0
+    assert inbox.admit(third) == [] and inbox.admit(first) == [first]
+    assert inbox.finish(3, 0) == [third], "it waits for the same as before"
+    assert inbox.callers()[3] == (0, [0], {})
+
+
+def test_a_read_that_comes_again_is_executed_again() -> None:
+    inbox = Inbox(lambda origin, message: None)
+    pull = Message(Kind.REQUEST, Command.PULL, origin=3)
+    for _ in range(2):
+        assert inbox.admit(pull) == [pull] and inbox.admit(pull) == []
+        inbox.finish(3, 0)

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from simulated import simulate
 
 from mpips.consistency import bounded, sequential
-from mpips.errors import InputError, RemoteError
+from mpips.errors import InputError, RemoteError, WorkerLost
 from mpips.layout import Layout, LayoutSpec
-from mpips.membership import first_view
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
 from mpips.ranges import KeyRange
@@ -22,6 +21,7 @@ from mpips.scheduler import Cluster
 from mpips.twin import Network, rough
 from mpips.update import Column, VectorSpec, update
 from mpips.vector import Vector
+from mpips.view import Loss, first_view, without
 from mpips.worker import Answer, Context
 
 
@@ -75,7 +75,8 @@ def test_every_push_is_applied_once(
         exported = list(cluster.export(vector))
         keys = np.concatenate([k for k, _ in exported])
         assert keys.tolist() == [k for k in every.tolist() if np.any(truth[k] != 0)]
-        assert cluster.servers.call("account")[0]["keys"] <= len(every)
+        held = [each["keys"] for each in cluster.hosts.call("account")]
+        assert len(keys) <= sum(held) <= len(every)
 
     fate = rough(seed, delay=0.02, drop=0.1, duplicate=0.1) if lossy else rough(seed, delay=0.02)
     simulate(schedule, Adder, servers=servers, workers=workers, seed=seed, window=window, fate=fate)
@@ -184,7 +185,7 @@ def test_a_pull_sees_the_pushes_that_it_depends_on() -> None:
     simulate(schedule, Quiet, servers=3, fate=rough(3, delay=0.1, drop=0.1, duplicate=0.2), seed=3)
 
 
-def test_namespaces_are_apart_and_one_server_can_be_asked_alone() -> None:
+def test_namespaces_are_apart_and_spread_over_the_servers() -> None:
     def schedule(cluster: Cluster) -> None:
         one = cluster.create_vector(VectorSpec("one", "int32", 1, 100))
         two = cluster.create_vector(VectorSpec("two", "int32", 1, 100, "assign"))
@@ -193,8 +194,8 @@ def test_namespaces_are_apart_and_one_server_can_be_asked_alone() -> None:
         wait(one.push(keys, np.full(100, 4, np.int32)))
         wait(two.push(keys, np.full(100, 9, np.int32)))
         assert wait(one.pull(keys)).sum() == 400 and wait(two.pull(keys)).sum() == 900
-        parts = [wait(one.pull(keys, to=server)) for server in cluster.servers.ranks]
-        assert all(0 < part.sum() < 400 for part in parts) and sum(parts).sum() == 400
+        held = [each["keys"] for each in cluster.hosts.call("account")]
+        assert all(0 < n < 200 for n in held) and sum(held) == 200
 
     on_cluster(schedule)
 
@@ -465,21 +466,21 @@ def test_an_out_that_does_not_fit_is_refused() -> None:
     on_cluster(schedule)
 
 
-def test_a_pull_from_one_server_reads_zero_where_that_is_not_the_owner() -> None:
+def test_every_shard_holds_just_its_range_of_keys() -> None:
     def schedule(cluster: Cluster) -> None:
-        vector = cluster.create_vector(VectorSpec("v", "int64", 1, 100, dense=True))
-        wait, ring = cluster.node.wait, cluster.node.view.ring
+        vector = cluster.create_vector(VectorSpec("v", "int64", 1, 100))
+        wait, view = cluster.node.wait, cluster.node.view
         keys = np.arange(100, dtype=np.uint64)
+        before = cluster.hosts.call("account")
         wait(vector.push(keys, np.arange(1, 101)))
-        for server in cluster.servers.ranks:
-            mine = np.array([ring.owner(key, 100) == server for key in range(100)])
-            for form in (keys, KeyRange(0, 100)):
-                out = np.full(100, 7)
-                assert wait(vector.pull(form, out=out, to=server)) is out
-                assert np.array_equal(out, np.where(mine, np.arange(1, 101), 0))
-            theirs = keys[~mine]
-            out = np.full(len(theirs), 7)
-            assert wait(vector.pull(theirs, out=out, to=server)) is out and not out.any()
+        for held, was, host in zip(cluster.hosts.call("account"), before, cluster.hosts.ranks, strict=True):
+            mine = [view.ring.range(shard, 100) for shard in view.primary_of(host)]
+            assert held["keys"] - was["keys"] == sum(part.span for part in mine) > 0
+        for shard in range(view.ring.shards):
+            part = view.ring.range(shard, 100)
+            out = np.full(part.span, 7)
+            assert wait(vector.pull(part, out=out)) is out
+            assert out.tolist() == list(range(part.begin + 1, part.end + 1))
 
     on_cluster(schedule, servers=3)
 
@@ -509,22 +510,50 @@ def test_arrays_may_be_used_again_once_a_push_has_failed() -> None:
         assert seen in (1.0, 6.0), "the other part was sent before the error was heard, or it never is"
 
 
-def test_requests_say_by_which_view_they_were_cut() -> None:
+def test_requests_go_to_whoever_holds_the_shard() -> None:
     layout = Layout.of(4, LayoutSpec(servers=2, workers=1))
-    view, network = first_view(layout), Network(4)
+    view, network = first_view(layout, replicas=1), Network(4)
     node = Node(network.vans[3], layout, view, window=1)
     vector = Vector(node, VectorSpec("v", extent=100), 1)
-    owner = view.ring.owner(90, 100)
+    shard = next(shard for shard in range(view.ring.shards) if 90 in range(*view.ring.range(shard, 100)))
+    owner, other = view.chains[shard].members
     key = np.array([90], np.uint64)
-    vector.push(key, np.ones(1))
-    vector.push(key, np.ones(1))  # waits for the window
-    left = tuple(server for server in view.servers if server != owner)
-    node.view = replace(view, epoch=1, ring=view.ring.leave(owner), servers=left)
-    node.tasks.answer(Message(Kind.REPLY, Command.PUSH, owner, seq=0))
-    epochs = []
-    while (taken := network.take(owner)) is not None:
-        epochs.append(taken[0].epoch)
-    assert epochs == [0, 0]
-    vector.push(key, np.ones(1))  # cut by the new view: the owners that it had remembered are not used
-    taken = network.take(left[0])
-    assert taken is not None and taken[0].epoch == 1 and network.take(owner) is None
+
+    def took(rank: int) -> list[tuple[int, int, int, int]]:
+        found = []
+        while (taken := network.take(rank)) is not None:
+            message = taken[0]
+            found.append((message.shard, message.origin, message.time, message.epoch))
+        return found
+
+    first = vector.push(key, np.ones(1))
+    second = vector.push(key, np.ones(1))  # waits for the window
+    assert took(owner) == [(shard, 3, 0, 0)] and took(other) == []
+    node.adopt(without(replace(view, epoch=1), [Loss(owner, "server", "died", 0.0)]))
+    assert took(other) == [(shard, 3, 0, 1)], "what is unanswered comes again, under its name"
+    assert not first.done
+    answer = Message(Kind.REPLY, Command.PUSH, owner, origin=3, shard=shard, time=0)
+    node.take(answer)
+    assert not first.done, "the former holder's word does not count any more"
+    answer.sender, answer.epoch = other, 1
+    node.take(answer)
+    assert first.done and not second.done and took(other) == [(shard, 3, 1, 1)]
+    assert took(owner) == []
+
+
+def test_rounds_with_other_workers_are_given_up() -> None:
+    layout = Layout.of(5, LayoutSpec(servers=2, workers=2))
+    view, network = first_view(layout, replicas=1), Network(5)
+    node = Node(network.vans[3], layout, view)
+    summed = Vector(node, VectorSpec("v", extent=100, aggregate=True), 1)
+    plain = Vector(node, VectorSpec("w", extent=100), 2)
+    keys = np.array([10, 90], np.uint64)
+    rounds, push = summed.push(keys, np.ones(2), round=0), plain.push(keys, np.ones(2))
+    node.adopt(without(replace(view, epoch=1), [Loss(4, "worker", "died", 0.0)]))
+    assert rounds.done and isinstance(rounds.error, WorkerLost)
+    assert not push.done and push.error is None
+    with pytest.raises(WorkerLost, match="the workers have changed"):
+        summed.push(keys, np.ones(2), round=1)
+    assert summed.pull(keys).error is None
+    node.crew = node.view.crew  # a call of the scheduler's that knows of the new workers
+    assert summed.push(keys, np.ones(2), round=1).error is None
