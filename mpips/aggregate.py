@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +49,22 @@ def _sum_into(
     return count
 
 
+class Summed(NamedTuple):
+    """A complete round: the sums of the rows that were pushed, and where each worker's are among them."""
+
+    slots: Slots
+    """Of all keys that anyone pushed, each once."""
+    rows: Array
+    """[n, push width], one for each of `slots`."""
+    places: dict[int, NDArray[np.int32] | slice]
+    """By worker: the positions of its keys, in its order, among `slots`."""
+
+
 class Aggregator:
-    """Sums the pushes of all workers to one segment, and updates once per round (paper section 3.2).
+    """Sums the pushes of all workers to one segment, round by round (paper section 3.2).
 
     The sum of a key runs over the workers in the order of `workers`, never in that of arrival, so the result
-    is the same bits whenever the messages come. Rounds may overlap; each is applied as soon as its last push
+    is the same bits whenever the messages come. Rounds may overlap; each is complete as soon as its last push
     is in.
     """
 
@@ -67,15 +79,11 @@ class Aggregator:
         """Return, for every round that waits, the workers whose pushes are in."""
         return {round_: list(parts) for round_, parts in self._pending.items()}
 
-    def add(
-        self, round_: Hashable, worker: int, slots: Slots, rows: Array, reply: bool = False
-    ) -> dict[int, Array | None] | None:
+    def add(self, round_: Hashable, worker: int, slots: Slots, rows: Array) -> Summed | None:
         """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows).
 
-        Returns None while others are missing. The last part updates the segment and returns, worker by
-        worker, its reply rows in its own key order (None without `reply`). `rows` is kept, not copied, until
-        then. Raises ProtocolError on an unknown worker or a second part; what the update raises goes through,
-        and the round is dropped.
+        Returns None while others are missing, then the sum. `rows` is kept, not copied, until then. Raises
+        ProtocolError on an unknown worker, a second part, or rows of another width.
         """
         parts = self._pending.get(round_, {})
         if worker not in self.workers or worker in parts:
@@ -86,16 +94,16 @@ class Aggregator:
         if len(parts) < len(self.workers):
             return None
         del self._pending[round_]
-        return self._apply([parts[each] for each in self.workers], reply)
+        return self._sum([parts[each] for each in self.workers])
 
     def drop(self, round_: Hashable) -> None:
         """Forget a round that cannot be completed, if it is there."""
         self._pending.pop(round_, None)
 
-    def _apply(self, parts: list[tuple[Slots, Array]], reply: bool) -> dict[int, Array | None]:
+    def _sum(self, parts: list[tuple[Slots, Array]]) -> Summed:
         same = _common_run([slots for slots, _ in parts])
         if same is not None:
-            return self._apply_run(same, [rows for _, rows in parts], reply)
+            return self._sum_run(same, [rows for _, rows in parts])
         segment = self.segment
         total = sum(len(rows) for _, rows in parts)
         touched = np.empty(total, np.int32)
@@ -105,26 +113,20 @@ class Aggregator:
         sums = np.empty((total, widths.pop()), segment.push_row.dtype)
         self._next_epoch()
         count = 0
-        everyone: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-        for part, rows in parts:
+        everyone: dict[int, NDArray[np.int32] | slice] = {}
+        for worker, (part, rows) in zip(self.workers, parts, strict=True):
             slots = one_by_one(part)
             places = np.empty(len(slots), np.int32)
             count = _sum_into(self._stamps, self._epoch, count, slots, rows, touched, sums, places)
-            everyone.append((slots, places))
-        answer = segment.apply(touched[:count], sums[:count]) if count else None
-        replies: dict[int, Array | None] = dict.fromkeys(self.workers)
-        if reply:
-            for worker, (slots, places) in zip(self.workers, everyone, strict=True):
-                replies[worker] = segment.pull_slots(slots) if answer is None else answer[places]
-        return replies
+            everyone[worker] = places
+        return Summed(touched[:count], sums[:count], everyone)
 
-    def _apply_run(self, run: slice, parts: list[Array], reply: bool) -> dict[int, Array | None]:
+    def _sum_run(self, run: slice, parts: list[Array]) -> Summed:
         """Sum rows of one and the same run of slots: plain vector adds."""
         sums = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         for rows in parts[2:]:
             sums += rows
-        answer = self.segment.push_slots(run, sums, reply)
-        return dict.fromkeys(self.workers, answer)
+        return Summed(run, sums, dict.fromkeys(self.workers, slice(None)))
 
     def _next_epoch(self) -> None:
         missing = self.segment.capacity - len(self._stamps)

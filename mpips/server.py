@@ -1,95 +1,223 @@
-"""The server: holds its ranges of every vector, and executes pushes, pulls and calls on them (paper, Algorithm 1).
+"""The server: holds shards of every vector, and executes pushes, pulls and calls on them (paper, Algorithm 1).
 
 while not stopped:
-    push: aggregate if the vector does; update; answer whoever was waiting for that update
+    push: aggregate if the vector does; update; send the change down the chain; answer whoever was waiting for it
     pull: answer with the rows
     call: run the function that the scheduler names
+    change of another primary: apply it; pass it on
+
+Any rank that is no worker can be one: a spare is a server of no shards until the view gives it some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from mpips.aggregate import Aggregator
-from mpips.checkpoint import NOTE, Saved, load_clocks, load_range, save_note, vectors, write_shard
-from mpips.clock import NOTHING, RangedClock
-from mpips.errors import ProtocolError
-from mpips.message import NO_ROUND, Command, Message
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.aggregate import Summed
+from mpips.checkpoint import (
+    Saved,
+    joined,
+    load_clocks,
+    load_range,
+    save,
+    save_note,
+    vectors,
+    write_shard,
+)
+from mpips.clock import NOTHING
+from mpips.errors import ProtocolError, WorkerLost
+from mpips.manifest import NOTE, Entry
+from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
 from mpips.node import Node
+from mpips.parcel import unpack
 from mpips.ranges import KeyRange
-from mpips.store import Segment
+from mpips.replica import Link, Pace
+from mpips.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller
+from mpips.task import AHEAD, Inbox
 from mpips.update import VectorSpec, call_named
+from mpips.view import View
+from mpips.writer import AtOnce, Writes
 
-AGGREGATE = -1  # the clock's name for "all workers together"
-Round = tuple[int, int]  # an aggregation: its round, and where its range begins
+
+def create_vector(shard: Shard, spec: dict[str, Any], number: int, expect: int) -> dict[str, Any]:
+    """Make a shard's part of a vector."""
+    shard.create(number, VectorSpec(**spec), expect)
+    return {}
 
 
-class Hosted:
-    """One vector on this server: its segment, and the rounds that wait for more workers."""
+def restore(shard: Shard, folder: str) -> dict[str, Any]:
+    """Read the rows of a shard's ranges from whichever files of a checkpoint hold them."""
+    path = Path(folder)
+    names = vectors(path)
+    for hosted in shard.vectors.values():
+        segment = hosted.segment
+        segment.import_state(load_range(path, segment.spec.name, segment.ranges))
+        for name in names:
+            owner, _, note = name.partition(NOTE)
+            if note and owner == segment.spec.name:
+                rows = load_range(path, name, segment.ranges)
+                segment.notes[note] = (segment.listed_slots(rows.keys), rows.values)
+        for clock in load_clocks(path, segment.spec.name):
+            # Rounds go on where they were; the tasks of a worker are numbered anew in every run.
+            for keys, round_ in clock.entries(AGGREGATE):
+                if round_ != NOTHING:
+                    segment.advance(keys, AGGREGATE, round_)
+    return {}
 
-    def __init__(
-        self, spec: VectorSpec, ranges: list[KeyRange], workers: tuple[int, ...], expect: int
-    ) -> None:
-        self.segment = Segment(spec, ranges, expect=expect)
-        self.clock = self.segment.clock = RangedClock()
-        self.aggregator = Aggregator(self.segment, workers)
-        self.waiting: dict[Round, dict[int, Message]] = {}  # by sender
-        self.broken: dict[Round, tuple[Exception, set[int]]] = {}  # why, and who has not heard it yet
+
+OWN: dict[str, Callable[..., dict[str, Any]]] = {"create_vector": create_vector, "restore": restore}
+"""What the scheduler calls on shards beside the functions that programs register."""
 
 
 class Server:
-    """A server's state and what it does with each request; see the module."""
+    """A server's shards, and what it does with each request; see the module."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.vectors: dict[int, Hosted] = {}
+    def __init__(self, node: Node, repair_bandwidth: float = 0.0, writer: Writes | None = None) -> None:
+        self.node, self._writer = node, writer or AtOnce()
+        self._file: Future[Entry] | None = None  # of the last snapshot
+        self._awaiting: list[Message] = []  # requests that ask when that is written
+        self.links: dict[int, Link] = {}
+        self._pace = Pace(repair_bandwidth, node.van.now)
+        self._held: dict[int, list[Message]] = {}  # requests to shards that are about to get another primary
         self._own: dict[str, Callable[..., dict[str, Any]]] = {
-            "create_vector": self._create_vector,
             "account": self._account,
-            "checkpoint": self._checkpoint,
-            "restore": self._restore,
+            "snapshot": self._snapshot,
         }
-        node.handlers.update(
-            {
-                Command.PUSH: self.push,
-                Command.PUSH_PULL: self.push,
-                Command.PULL: self.pull,
-                Command.CALL: self.call,
-            }
-        )
+        self._words: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # acknowledgements that are due, (shard, time) by caller
+        self._steps = 0
+        self._hasty: set[int] = set()  # callers who wait for theirs
+        node.shards = self._to_shard
+        node.controls[Command.HASTEN] = self._hasten
+        node.controls[Command.FEED] = self._piece
+        node.controls[Command.FED] = self._fed
+        node.on_view.append(self._rewire)
+        node.on_tick.append(self._tick)
+        for number, chain in enumerate(node.view.chains):
+            if node.rank in chain.everyone:
+                self._link(number, self._make(number))
 
-    def run(self) -> None:
-        """The server's loop; ends by `Stopped`."""
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """The server's loop; ends by `Stopped`, or when `until()`."""
         node, van = self.node, self.node.van
-        while True:
+        node.handlers[Command.CALL] = self._call_rank
+        while not until():
             if not node.poll():
                 van.idle()
 
-    def hosted(self, request: Message) -> Hosted:
-        """Find the vector that a request is about."""
-        found = self.vectors.get(request.namespace)
-        if found is None:
-            raise ProtocolError(f"there is no vector number {request.namespace}")
-        return found
+    @property
+    def shards(self) -> list[Shard]:
+        """Return the shards whose primary this server is, in key order."""
+        return [
+            link.shard for _, link in sorted(self.links.items()) if link.primary and link.shard is not None
+        ]
 
-    def push(self, request: Message) -> None:
+    def _make(self, number: int) -> Shard:
+        node = self.node
+
+        def answer(origin: int, reply: Message) -> None:
+            self.links[number].after_all(lambda: node.answer(origin, reply))
+
+        return Shard(number, node.view.ring, node.view.workers, Inbox(answer, node.keeps), node.describe)
+
+    def _link(self, number: int, shard: Shard | None) -> None:
+        node = self.node
+        chain = node.view.chains[number]
+        self.links[number] = Link(number, node.rank, chain, shard, node.send, self._repeat, self._pace)
+
+    @staticmethod
+    def _repeat(shard: Shard, change: Message) -> None:
+        shard.repeat(change, OWN.get(change.meta.get("call", "")))
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def _to_shard(self, message: Message) -> None:
+        link = self.links.get(message.shard)
+        if link is None:
+            return
+        if message.kind is Kind.CHAIN:
+            link.take(message)
+        elif not link.primary:
+            return  # its sender will hear of the view in which another is, and ask that one
+        elif link.chain.closing:
+            self._held.setdefault(message.shard, []).append(message)
+        else:
+            self._admit(link, message)
+
+    def _admit(self, link: Link, message: Message) -> None:
+        assert link.shard is not None
+        if message.round != NO_ROUND and message.epoch < self.node.view.crew:
+            return  # its sender has given it up: the workers are not those any more
+        ready = deque(link.shard.inbox.admit(message))
+        while ready:
+            ready.extend(self._execute(link, link.shard, ready.popleft()))
+
+    def _execute(self, link: Link, shard: Shard, request: Message) -> list[Message]:
+        """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
+        try:
+            if request.command is Command.PULL:
+                rows = shard.hosted(request.namespace).segment.pull(_keys(request))
+                return self._read(link, shard, request, reply_to(request, rows))
+            if request.command is Command.EXPORT:
+                return self._read(link, shard, request, _export(shard, request, **request.meta))
+            if request.command is Command.CALL:
+                return self._call(link, shard, request)
+            return self._push(link, shard, request)
+        except Exception as error:
+            return self._refuse(link, shard, request, error)
+
+    def _refuse(self, link: Link, shard: Shard, request: Message, error: BaseException) -> list[Message]:
+        """Answer with an error a request that has changed nothing."""
+        return self._answer(link, shard, request, shard.failure(request, error))
+
+    def _answer(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
+        """Answer a request that has changed nothing, and keep the reply."""
+        link.after_all(lambda: self.node.answer(request.origin, reply))
+        return shard.inbox.finish(request.origin, request.time, reply)
+
+    def _read(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
+        """Answer a request that changes nothing; should it come again, it is executed again."""
+        link.after_all(lambda: self.node.answer(request.origin, reply))
+        return shard.inbox.finish(request.origin, request.time)
+
+    def _push(self, link: Link, shard: Shard, request: Message) -> list[Message]:
         """Update by the rows of a push, at once or when all workers' pushes of its round are in."""
-        hosted = self.hosted(request)
-        keys = request.range if request.keys is None else request.keys
+        hosted = shard.hosted(request.namespace)
         if request.values is None:
             raise ProtocolError("a push without values")
         if hosted.segment.spec.aggregate:
             if request.round == NO_ROUND:
                 raise ProtocolError(f"vector {hosted.segment.spec.name!r} aggregates: a push needs a round")
-            self._aggregate(hosted, request)
-            return
-        segment = hosted.segment
-        self.node.reply(request, segment.push(keys, request.values, request.command is Command.PUSH_PULL))
+            return self._aggregate(link, shard, hosted, request)
+        return self._change(link, shard, request, shard.push)
 
-    def _aggregate(self, hosted: Hosted, request: Message) -> None:
-        segment, sender = hosted.segment, request.sender
+    def _change(
+        self, link: Link, shard: Shard, request: Message, apply: Callable[[Message], Message]
+    ) -> list[Message]:
+        """Make a change that one request asks for, and answer it once the chain has it."""
+        caller = _caller(request)
+        self._step()
+        link.announce(lambda: _written_down(request, [caller], request.keys, request.values))
+        reply = apply(request)
+        ready = shard.finish([caller], reply)
+        link.after_all(lambda: self.node.answer(request.origin, reply))
+        return ready
+
+    def _step(self) -> None:
+        """Count a change; injected faults may be due."""
+        self._steps += 1
+        self.node.step(self._steps)
+
+    def _aggregate(self, link: Link, shard: Shard, hosted: Hosted, request: Message) -> list[Message]:
+        segment, sender = hosted.segment, request.origin
         round_ = (request.round, request.range.begin)
         if round_ in hosted.broken:
             error, unaware = hosted.broken[round_]
@@ -105,95 +233,237 @@ class Server:
             )
         waiting[sender] = request
         try:
-            keys = request.range if request.keys is None else request.keys
-            slots = segment.resolve(keys, create=True)
+            slots = segment.resolve(_keys(request), create=True)
             assert request.values is not None
-            reply = any(each.command is Command.PUSH_PULL for each in waiting.values())
-            answers = hosted.aggregator.add(round_, sender, slots, request.values, reply)
+            summed = hosted.aggregator.add(round_, sender, slots, request.values)
         except Exception as error:
             # The round cannot be completed: everyone in it hears why, those who have not pushed yet when they do.
             del hosted.waiting[round_]
             hosted.aggregator.drop(round_)
             if unaware := set(hosted.aggregator.workers) - set(waiting):
                 hosted.broken[round_] = (error, unaware)
-            for each in waiting.values():
-                self.node.fail(each, error)
-            return
-        if answers is None:
-            return
+            return [more for each in waiting.values() for more in self._refuse(link, shard, each, error)]
+        if summed is None:
+            return []
         del hosted.waiting[round_]
-        segment.advance(request.range, AGGREGATE, request.round)
-        for each in waiting.values():
-            try:
-                self.node.reply(each, answers[each.sender] if each.command is Command.PUSH_PULL else None)
-            except Exception as error:  # an answer that cannot travel
-                self.node.fail(each, error)
+        return self._complete(link, shard, list(waiting.values()), summed)
 
-    def pull(self, request: Message) -> None:
-        """Answer with the rows of the keys, or of the range."""
-        segment = self.hosted(request).segment
-        self.node.reply(request, segment.pull(request.range if request.keys is None else request.keys))
+    def _complete(
+        self, link: Link, shard: Shard, requests: Sequence[Message], summed: Summed
+    ) -> list[Message]:
+        """Apply the sum of a round, and answer all its pushes."""
+        first, callers = requests[0], [_caller(request) for request in requests]
+        self._step()
+        segment = shard.hosted(first.namespace).segment
+        wants = any(request.command is Command.PUSH_PULL for request in requests)
 
-    def call(self, request: Message) -> None:
-        """Run a function that the scheduler names: one of the server's own, or a registered one on a segment."""
-        name, args = request.meta["call"], request.meta["args"]
-        if name == "export":
-            self._export(request, **args)
-        elif name in self._own:
-            self.node.reply(request, meta=self._own[name](**args))
+        def write_down() -> Message:
+            keys = None if isinstance(summed.slots, slice) else segment.keys_of(summed.slots)
+            rows = summed.rows.copy()  # an update may use its argument up
+            return _written_down(first, callers, keys, rows, wants)
+
+        link.announce(write_down)
+        kept = shard.sum_up(first, summed.slots, summed.rows, wants)
+        ready = shard.finish(callers, kept)
+        ahead = not link.still
+        for request in requests:
+            self._answer_one(shard, request, kept, summed, ahead)
+        if ahead:
+            link.after_all(lambda: self._acknowledge(callers, shard.number))
+        return ready
+
+    def _answer_one(
+        self, shard: Shard, request: Message, kept: Message | RoundAnswer, summed: Summed, ahead: bool
+    ) -> None:
+        """Answer one push of a round; `ahead` of the word that the whole chain has it, which follows."""
+        if not isinstance(kept, RoundAnswer):
+            reply = for_caller(_caller(request), kept)
+        elif request.command is Command.PUSH_PULL and kept.rows is not None:
+            reply = reply_to(request, kept.rows[summed.places[request.origin]])
         else:
-            self.node.reply(request, meta=call_named(name)(self.hosted(request).segment, args))
+            reply = reply_to(request)
+        if ahead:
+            reply.acked, reply.after = AHEAD, tuple(self._words.pop(request.origin, ()))
+        try:
+            self.node.answer(request.origin, reply)
+        except Exception as error:  # an answer that cannot travel
+            self.node.answer(request.origin, shard.failure(request, error))
 
-    def _create_vector(self, spec: dict[str, Any], number: int, expect: int) -> dict[str, Any]:
-        made = VectorSpec(**spec)
-        view = self.node.view
-        ranges = view.ring.owned(self.node.rank, made.extent)
-        self.vectors[number] = Hosted(made, ranges, view.workers, expect)
-        return {}
+    def _acknowledge(self, callers: Sequence[Caller], number: int) -> None:
+        """Note that the chain has a round that was answered ahead of that; the callers are told soon."""
+        for caller in callers:
+            self._words.setdefault(caller.origin, []).append((number, caller.time))
+            if caller.origin in self._hasty:
+                self._send_words(caller.origin)
+
+    def _send_words(self, origin: int) -> None:
+        """Send a caller the words that are due to it."""
+        words = self._words.pop(origin, None)
+        if words:
+            word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=tuple(words))
+            self.node.send(self.node.view.caller(origin), word)
+
+    def _hasten(self, message: Message) -> None:
+        """Tell a caller at once from now on, until the next tick: it waits for nothing else."""
+        self._hasty.add(message.sender)
+        self._send_words(message.sender)
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    def _call(self, link: Link, shard: Shard, request: Message) -> list[Message]:
+        """Run a function that the scheduler names on a shard."""
+        name, args = request.meta["call"], request.meta["args"]
+        own = OWN.get(name)
+        if own is None and call_named(name).reads:
+            answer = call_named(name).function(shard.hosted(request.namespace).segment, args)
+            return self._answer(link, shard, request, reply_to(request, meta=answer))
+        return self._change(link, shard, request, lambda request: shard.call(request, own))
+
+    def _call_rank(self, request: Message) -> None:
+        """Run a function that the scheduler names on this server as a whole."""
+        name = request.meta["call"]
+        if name == "written":
+            self._awaiting.append(request)
+        elif name in self._own:
+            self.node.reply(request, meta=self._own[name](**request.meta["args"]))
+        else:
+            raise ProtocolError(f"a server has no function {name!r}")
 
     def _account(self) -> dict[str, Any]:
-        keys = sum(len(hosted.segment) for hosted in self.vectors.values())
-        return {**self.node.account(), "keys": keys}
+        held = [hosted for shard in self.shards for hosted in shard.vectors.values()]
+        return {**self.node.account(), "keys": sum(len(hosted.segment) for hosted in held)}
 
-    def _checkpoint(self, folder: str) -> dict[str, Any]:
-        """Write this server's shard; what server functions noted of some keys is saved as a vector beside theirs."""
-        parts: dict[str, Segment | Saved] = {}
-        for hosted in self.vectors.values():
-            segment = hosted.segment
-            parts[segment.spec.name] = segment
-            for note, rows in segment.notes.items():
-                saved = save_note(segment, note, rows)
-                parts[saved.spec.name] = saved
-        clocks = {
-            hosted.segment.spec.name: [column.tolist() for column in hosted.clock.to_arrays()]
-            for hosted in self.vectors.values()
-        }
-        meta = {"server": self.node.place.index, "clocks": clocks}
-        return write_shard(Path(folder), self.node.place.index, parts, meta)
-
-    def _restore(self, folder: str) -> dict[str, Any]:
-        """Read the rows of this server's ranges from whichever shards hold them."""
-        path = Path(folder)
-        names = vectors(path)
-        for hosted in self.vectors.values():
-            segment = hosted.segment
-            segment.import_state(load_range(path, segment.spec.name, segment.ranges))
-            for name in names:
-                owner, _, note = name.partition(NOTE)
-                if note and owner == segment.spec.name:
-                    rows = load_range(path, name, segment.ranges)
-                    segment.notes[note] = (segment.listed_slots(rows.keys), rows.values)
-            for clock in load_clocks(path, segment.spec.name):
-                # Rounds go on where they were; the tasks of a worker are numbered anew in every run.
-                for keys, round_ in clock.entries(AGGREGATE):
-                    if round_ != NOTHING:
-                        segment.advance(keys, AGGREGATE, round_)
+    def _snapshot(self, folder: str, shards: list[int], number: int) -> dict[str, Any]:
+        """Copy shards, and begin to write them; what functions noted of some keys is a vector beside theirs."""
+        parts: dict[str, list[Saved]] = {}
+        clocks: dict[str, list[list[Any]]] = {}
+        for each in shards:
+            link = self.links.get(each)
+            if link is None or link.shard is None or link.learning:
+                raise WorkerLost(f"rank {self.node.rank} does not hold shard {each} any more")
+            for hosted in link.shard.vectors.values():
+                segment = hosted.segment
+                saved = [save(segment)]
+                saved += [save_note(segment, note, rows) for note, rows in segment.notes.items()]
+                for part in saved:
+                    parts.setdefault(part.spec.name, []).append(part)
+                columns = clocks.setdefault(segment.spec.name, [[], [], [], []])
+                for column, more in zip(columns, hosted.clock.to_arrays(), strict=True):
+                    column += more.tolist()
+        meta = {"server": number, "clocks": clocks}
+        together = {name: joined(each) for name, each in parts.items()}
+        self._file = self._writer.start(write_shard, Path(folder), number, together, meta)
         return {}
 
-    def _export(self, request: Message, begin: int, end: int, limit: int) -> None:
-        """Answer with the rows of a range in key order, zeros left out: those of its first `limit` slots."""
-        segment = self.hosted(request).segment
-        keys = segment.select(KeyRange(begin, end))[0]
-        meta = {"next": int(keys[limit])} if len(keys) > limit else {}
-        keys, rows = segment.export(KeyRange(begin, meta.get("next", end)))
-        self.node.reply(request, rows, meta, keys)
+    # --- chains --------------------------------------------------------------------------------
+
+    def _rewire(self, before: View, view: View) -> None:
+        """Go over to the chains of a new view."""
+        me = self.node.rank
+        for number, chain in enumerate(view.chains):
+            link = self.links.get(number)
+            if me not in chain.everyone:
+                self.links.pop(number, None)
+                self._held.pop(number, None)
+            elif link is None:
+                self._link(number, None)
+            elif link.chain != chain:
+                link.rewire(chain)
+        if view.crew != before.crew:
+            self._change_crew(view.workers)
+        for number, held in list(self._held.items()):
+            link = self.links[number]
+            if not link.chain.closing:
+                del self._held[number]
+                for message in held if link.primary else ():
+                    self._admit(link, message)
+        self._report()
+
+    def _change_crew(self, workers: tuple[int, ...]) -> None:
+        """Give up the rounds that wait for workers that are gone, or do not know of newcomers."""
+        for link in self.links.values():
+            if link.shard is not None:
+                link.shard.workers = workers
+                for hosted in link.shard.vectors.values():
+                    for request in hosted.abandon(workers):
+                        link.shard.inbox.forget(request)
+
+    def _report(self) -> None:
+        """Tell the leader which copies are whole, and which shards stand still."""
+        for link in self.links.values():
+            if link.learning and link.shard is not None:
+                self._tell_leader(Command.WHOLE, link)
+            elif link.chain.closing and link.primary and link.still:
+                self._tell_leader(Command.DRAINED, link)
+
+    def _tell_leader(self, command: Command, link: Link) -> None:
+        self.node.control(self.node.view.leader, command, {"shard": link.number, "since": link.chain.since})
+
+    def _piece(self, message: Message) -> None:
+        link = self.links.get(message.shard)
+        if link is not None and link.piece(message, self._make, unpack):
+            self._tell_leader(Command.WHOLE, link)
+
+    def _fed(self, message: Message) -> None:
+        link = self.links.get(message.shard)
+        if link is not None:
+            link.fed(message)
+
+    def _tick(self) -> None:
+        for origin in list(self._words):
+            self._send_words(origin)
+        self._hasty.clear()
+        if self._awaiting and self._file is not None and self._file.done():
+            answer_written(self.node, self._awaiting, self._file)
+        for link in self.links.values():
+            if link.feed is not None:
+                link.send_pieces()
+            if link.chain.closing and link.primary and link.still:
+                self._tell_leader(Command.DRAINED, link)
+            if self.node.resend is not None and link.sent:
+                link.send_again()
+
+
+def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> None:
+    """Answer those who asked when a file of a checkpoint is written: it is, or cannot be."""
+    for request in requests:
+        try:
+            node.reply(request, meta=file.result())
+        except Exception as error:
+            node.fail(request, error)
+    requests.clear()
+
+
+def _keys(request: Message) -> NDArray[np.uint64] | KeyRange:
+    return request.range if request.keys is None else request.keys
+
+
+def _caller(request: Message) -> Caller:
+    return Caller(request.origin, request.time, request.acked, int(request.command))
+
+
+def _written_down(
+    request: Message,
+    callers: Sequence[Caller],
+    keys: NDArray[np.uint64] | None,
+    values: NDArray[Any] | None,
+    wants: bool | None = None,
+) -> Message:
+    """Write down a change for the chain, as the first of its requests asked for it."""
+    command = request.command if wants is None else Command.PUSH_PULL if wants else Command.PUSH
+    change = Message(
+        Kind.CHAIN, command, namespace=request.namespace, round=request.round, range=request.range
+    )
+    change.keys, change.values = keys, values
+    change.meta = request.meta
+    change.after = tuple(pair for caller in callers for pair in (caller[:2], caller[2:]))
+    return change
+
+
+def _export(shard: Shard, request: Message, begin: int, end: int, limit: int) -> Message:
+    """Answer with the rows of a range in key order, zeros left out: those of its first `limit` slots."""
+    segment = shard.hosted(request.namespace).segment
+    keys = segment.select(KeyRange(begin, end))[0]
+    meta = {"next": int(keys[limit])} if len(keys) > limit else {}
+    keys, rows = segment.export(KeyRange(begin, meta.get("next", end)))
+    return reply_to(request, rows, meta, keys)

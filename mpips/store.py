@@ -167,6 +167,17 @@ class Segment:
             raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
         return slots
 
+    def slots_of(self, keys: Keys) -> NDArray[np.int32]:
+        """Return the slots of keys in any order, as i32[n], making those that there are not.
+
+        For what another copy of this segment has checked already.
+        """
+        if self.spec.dense:
+            return one_by_one(self.resolve(keys, create=True))
+        slots = self._index.insert(keys)
+        self._reserve(len(self._index))
+        return slots
+
     def _check_owned(self, keys: Keys) -> None:
         """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
         if not len(keys):
@@ -336,12 +347,18 @@ class Segment:
         state = {name: column[slots].copy() for name, column in self.state.items()}
         return Rows(keys, self.values[slots].copy(), state)
 
+    def in_slot_order(self) -> Rows:
+        """Return all rows as `export_state` does, but in the order of their slots: for a copy with the same slots."""
+        n = len(self)
+        state = {name: column[:n].copy() for name, column in self.state.items()}
+        return Rows(self.keys_of(np.arange(n, dtype=np.int32)), self.values[:n].copy(), state)
+
     def import_state(self, rows: Rows) -> None:
-        """Set the rows of their keys, values and state alike: the inverse of `export_state`."""
+        """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`."""
         if set(rows.state) != set(self.state):
             have, want = sorted(rows.state), sorted(self.state)
             raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")
-        slots = self.resolve(rows.keys, create=True)
+        slots = self.slots_of(rows.keys)
         self.values[slots] = rows.values
         for name, column in rows.state.items():
             self.state[name][slots] = column

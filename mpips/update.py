@@ -103,9 +103,18 @@ class Update(NamedTuple):
     defaults: Mapping[str, Setting] | None = None
 
 
-Call = Callable[
+Function = Callable[
     [Any, dict[str, Any]], dict[str, Any]
 ]  # the first is a `mpips.store.Segment`, which knows this module
+
+
+class Call(NamedTuple):
+    """A function for the scheduler to issue; `reads` says that it changes nothing, so one copy need run it."""
+
+    function: Function
+    reads: bool = False
+
+
 _updates: dict[str, Update] = {}
 _calls: dict[str, Call] = {}
 A = TypeVar("A", bound=Callable[..., Any])
@@ -130,15 +139,16 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     return register
 
 
-def call(name: str) -> Callable[[Call], Call]:
-    """Register the decorated function(segment, args) -> dict for the scheduler to issue on every server.
+def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
+    """Register the decorated function(segment, args) -> dict for the scheduler to issue on every shard of a vector.
 
-    `args` and the result are JSON-able dicts. Raises JobError when another function has the name.
+    `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
+    changes nothing should say that it `reads`. Raises JobError when another function has the name.
     """
 
-    def register(function: Call) -> Call:
-        _claim("call", name, function, _calls.get(name))
-        _calls[name] = function
+    def register(function: Function) -> Function:
+        _claim("call", name, function, _calls[name].function if name in _calls else None)
+        _calls[name] = Call(function, reads)
         return function
 
     return register

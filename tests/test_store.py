@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mpips import update as update_module
-from mpips.aggregate import Aggregator
+from mpips.aggregate import Aggregator, Summed
 from mpips.errors import LayoutError, ProtocolError
 from mpips.ranges import ALL, KeyRange, coalesce
 from mpips.store import Segment
@@ -24,6 +24,14 @@ keys = st.sets(key, max_size=40).map(sorted)
 
 def u64(numbers: Any) -> Any:
     return np.array(numbers, np.uint64)
+
+
+def applied(segment: Segment, summed: Summed | None, reply: bool = False) -> dict[int, Any]:
+    """Apply a round that is complete; give what each worker is answered (None without `reply`)."""
+    assert summed is not None
+    answer = segment.push_slots(summed.slots, summed.rows, reply)
+    assert (answer is not None) == reply
+    return {worker: None if answer is None else answer[places] for worker, places in summed.places.items()}
 
 
 class SegmentAgainstDict(RuleBasedStateMachine):
@@ -197,12 +205,11 @@ def test_rounds_give_the_same_bits_for_any_arrival_order(
         random.shuffle(order)
         for i, worker in enumerate(order):
             chosen, rows = parts[worker]
-            done = aggregator.add(r, worker, segment.resolve(chosen, create=True), rows, reply=True)
+            done = aggregator.add(r, worker, segment.resolve(chosen, create=True), rows)
             assert (done is not None) == (i == workers - 1)
-        assert done is not None
+        replies = applied(segment, done, reply=True)
         for worker, (chosen, _) in enumerate(parts):
-            reply = done[worker]
-            assert reply is not None
+            reply = replies[worker]
             assert reply.tobytes() == segment.pull(chosen).tobytes()
     found, values = segment.items()
     assert found.tolist() == sorted(expected)
@@ -217,9 +224,11 @@ def test_overlapping_rounds_are_applied_each_when_complete() -> None:
     assert aggregator.add(0, 4, slots, one) is None
     assert aggregator.add(1, 9, slots, 2 * one) is None
     assert aggregator.pending() == {0: [4], 1: [9]}
-    assert aggregator.add(1, 4, slots, 3 * one) == {4: None, 9: None}
+    done = aggregator.add(1, 4, slots, 3 * one)
+    assert segment.pull(u64([1])).tolist() == [[0]], "a sum is applied by whoever gets it"
+    assert applied(segment, done) == {4: None, 9: None}
     assert segment.pull(u64([1])).tolist() == [[5]]
-    assert aggregator.add(0, 9, slots, one, reply=True) is not None
+    assert applied(segment, aggregator.add(0, 9, slots, one), reply=True)[4].tolist() == [[2]]
     assert segment.pull(u64([1])).tolist() == [[2]]
     assert aggregator.pending() == {}
 
@@ -255,11 +264,10 @@ def test_dense_range_rounds_equal_key_by_key_rounds(workers: int) -> None:
             if form is None:  # a mixture of both
                 keys_of_part = KeyRange(10, 30) if worker == 0 else u64(range(10, 30))
             slots = segment.resolve(keys_of_part, create=True)
-            done = aggregator.add(0, worker, slots, rows[worker].copy(), reply=True)
-        assert done is not None
-        replies = [done[worker] for worker in range(workers)]
+            done = aggregator.add(0, worker, slots, rows[worker].copy())
+        replies = applied(segment, done, reply=True)
         results.append(
-            (segment.pull(KeyRange(0, 50)).tobytes(), [r.tobytes() for r in replies if r is not None])
+            (segment.pull(KeyRange(0, 50)).tobytes(), [replies[w].tobytes() for w in range(workers)])
         )
     assert results[0] == results[1] == results[2]
     assert len(results[0][1]) == workers
@@ -287,13 +295,12 @@ def test_an_update_that_raises_leaves_the_segment_serving() -> None:
         aggregator.add(sign, 1, slots[1], np.ones((2, 1)))
         if sign < 0:
             with pytest.raises(ArithmeticError):
-                aggregator.add(sign, 0, slots[0], np.full((2, 1), -2.0))
+                applied(segment, aggregator.add(sign, 0, slots[0], np.full((2, 1), -2.0)))
         else:
-            done = aggregator.add(sign, 0, slots[0], np.ones((2, 1)), reply=True)
+            done = applied(segment, aggregator.add(sign, 0, slots[0], np.ones((2, 1))), reply=True)
     assert aggregator.pending() == {}
     assert segment.pull(u64([1, 3, 5]))[:, 0].tolist() == [2, 2, 4]
     assert segment.state["n"][:3, 0].tolist() == [7, 7, 7]
-    assert done is not None
     assert [np.ravel(done[w]).tolist() for w in (0, 1)] == [[2, 4], [2, 4]]
 
 
@@ -342,9 +349,8 @@ def test_an_answer_of_the_segments_own_rows_is_a_copy(answer: str, aggregate: bo
     def push(round_: int) -> Any:
         if not aggregate:
             return segment.push(every, rows, reply=True)
-        done = Aggregator(segment, [3]).add(round_, 3, segment.resolve(every, create=True), rows, reply=True)
-        assert done is not None
-        return done[3]
+        done = Aggregator(segment, [3]).add(round_, 3, segment.resolve(every, create=True), rows)
+        return applied(segment, done, reply=True)[3]
 
     first = push(0)
     push(1)

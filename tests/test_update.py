@@ -169,7 +169,9 @@ def test_a_second_function_of_one_name_is_refused_and_a_reload_is_not() -> None:
 
     call("mine")(load(1))
     call("mine")(load(2))
-    assert call_named("mine")(None, {}) == {"at": 2}  # type: ignore[arg-type]
+    assert call_named("mine").function(None, {}) == {"at": 2} and not call_named("mine").reads
+    call("mine", reads=True)(load(3))
+    assert call_named("mine").function(None, {}) == {"at": 3} and call_named("mine").reads
     with pytest.raises(JobError, match="call 'mine' is already defined"):
         call("mine")(lambda segment, args: {})
 
