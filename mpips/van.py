@@ -10,6 +10,13 @@ On MPI, a message is one frame under the tag `FRAME`; when its payload is large,
 under the tag `BODY`, sent from and received into the arrays themselves. MPI keeps the order of messages between two
 ranks under one tag, so the bodies of a frame are the next ones from its sender. Frames are found by matched probe (a
 probe and a receive cannot race), and whatever is being sent is kept alive by the outbox until MPI is done with it.
+A frame that takes a while (its sender may have been stopped in the middle) is waited for like the bodies are, and
+keeps those after it from the same sender waiting, so that each finds its own bodies.
+
+Ranks may die. Where MPI survives that (Open MPI under `mpirun --with-ft ulfm`), any call may report a death: each is
+acknowledged and told by `failed()`, what can no longer be whole is dropped, and the communicator is used on as it is,
+since nothing here is collective. `bury` goes further: that rank need not be dead, only be given up, so buffers that MPI
+may still touch go to a graveyard rather than away.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from mpips.message import Message, bodies, decode, encode
 FRAME, BODY = 1, 2
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
 _MANY = 64  # sends in the outbox from which on it is swept whole
+_AT_ONCE = 1024  # bytes: so little travels with its envelope, so that to receive it takes no wait
 _SET_TIMER_SLACK = 29  # linux/prctl.h
 
 
@@ -41,8 +49,15 @@ class Van(Protocol):
     sent_bytes: int
     received_bytes: int
 
+    @property
+    def survives(self) -> bool:
+        """Whether the other ranks live on when one dies, and learn of it."""
+
     def send(self, dest: int, message: Message) -> None:
-        """Send without blocking. The message's arrays must not be written until it was delivered."""
+        """Send without blocking. The message's arrays must not be written until it was delivered.
+
+        What is sent to a rank that has failed or was buried is dropped.
+        """
 
     def receive(self) -> Message | None:
         """Give one message that has arrived whole, or None. Makes progress on sends."""
@@ -51,10 +66,22 @@ class Van(Protocol):
         """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
 
     def pending(self) -> int:
-        """Count the sends that are not yet complete."""
+        """Count the sends that are not yet complete, to ranks that are neither known to have failed nor buried."""
+
+    def failed(self) -> list[int]:
+        """Give the ranks that are newly known to be dead, each once, but none that was buried before.
+
+        What had arrived from one of them may still be received. Raises nothing, whatever happens to other ranks.
+        """
+
+    def bury(self, rank: int) -> None:
+        """Forget a rank, dead or not: nothing is sent to it or received from it any more. Idempotent."""
 
     def now(self) -> float:
         """Seconds on this van's clock."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
 
     def close(self) -> None:
         """Stop moving messages; idempotent."""
@@ -102,25 +129,55 @@ def _pieces(buffer: memoryview) -> list[memoryview]:
     return [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
 
 
+_FT_ENABLE = "OMPI_MCA_mpi_ft_enable"
+_DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+"""Error classes by which MPI reports the death of a rank."""
+
+
+def survives_deaths() -> bool:
+    """Tell whether ranks live on when one dies: only with Open MPI, and only if its `mpirun` was told `--with-ft ulfm`.
+
+    No call tells: without it, they all answer as if nobody had died.
+    """
+    asked = os.environ.get(_FT_ENABLE, "").lower() in ("1", "true", "yes", "on", "enabled")
+    return asked and MPI.get_vendor()[0] == "Open MPI"
+
+
+class _Frame:
+    """A frame that is still on its way."""
+
+    __slots__ = ("buffer", "request", "source")
+
+    def __init__(self, source: int, buffer: bytearray, request: MPI.Request) -> None:
+        self.source, self.buffer, self.request = source, buffer, request
+
+
 class _Incoming:
     """A message whose keys and values are still on their way."""
 
-    __slots__ = ("message", "requests")
+    __slots__ = ("message", "requests", "source")
 
-    def __init__(self, message: Message, requests: list[MPI.Request]) -> None:
-        self.message, self.requests = message, requests
+    def __init__(self, source: int, message: Message, requests: list[MPI.Request]) -> None:
+        self.source, self.message, self.requests = source, message, requests
 
 
 class MPIVan:
-    """A van over an MPI communicator; see `Van`."""
+    """A van over an MPI communicator whose errors return; see `Van`."""
 
     def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.survives = survives_deaths()
         self.sent_bytes = self.received_bytes = 0
         self._comm: MPI.Intracomm | None = comm
         self._status = MPI.Status()
-        self._outbox: deque[tuple[MPI.Request, object]] = deque()
+        self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
+        self._frames: list[_Frame] = []
         self._incoming: list[_Incoming] = []
+        self._lost: set[int] = set()  # who has failed, was buried, or both
+        self._deaf: set[int] = set()  # to whom: who was buried, or died in the middle of a message
+        self._news: list[int] = []
+        self._acknowledged = 0
+        self._graveyard: list[tuple[MPI.Request, object]] = []
         self._backoff = backoff or Backoff()
         sharpen_sleep()
 
@@ -131,57 +188,213 @@ class MPIVan:
 
     def send(self, dest: int, message: Message) -> None:
         comm = self._open()
+        if dest in self._lost:
+            return
         frame, buffers = encode(message)
-        request = comm.Isend((frame, MPI.BYTE), dest, FRAME)
-        self.sent_bytes += len(frame)
-        if buffers or not request.Test():
-            self._outbox.append((request, frame))
-        for buffer in buffers:
-            for piece in _pieces(buffer):
-                self._outbox.append((comm.Isend((piece, MPI.BYTE), dest, BODY), (piece, message)))
-            self.sent_bytes += len(buffer)
+        try:
+            request = comm.Isend((frame, MPI.BYTE), dest, FRAME)
+            self.sent_bytes += len(frame)
+            if buffers or not request.Test():
+                self._outbox.append((request, dest, frame))
+            for buffer in buffers:
+                for piece in _pieces(buffer):
+                    request = comm.Isend((piece, MPI.BYTE), dest, BODY)
+                    self._outbox.append((request, dest, (piece, message)))
+                self.sent_bytes += len(buffer)
+        except MPI.Exception as error:
+            self._mourn(error, dest)
 
     def receive(self) -> Message | None:
         comm = self._open()
-        outbox = self._outbox
-        while outbox and outbox[0][0].Test():
-            outbox.popleft()
-        if len(outbox) > _MANY:
-            self.pending()  # one slow receiver must not keep what others have taken
-        if self._incoming:
-            for position, incoming in enumerate(self._incoming):
-                if all(request.Test() for request in incoming.requests):
-                    del self._incoming[position]
-                    self._backoff.reset()
-                    return incoming.message
-        status = self._status
-        arrived = comm.Improbe(MPI.ANY_SOURCE, FRAME, status)
-        if arrived is None:
+        if self._outbox:
+            self._sweep()
+        if self._incoming and (message := self._whole()) is not None:
+            return message
+        if self._frames and (message := self._late()) is not None:
+            return message
+        status, source = self._status, None
+        try:
+            arrived = comm.Improbe(MPI.ANY_SOURCE, FRAME, status)
+            if arrived is None:
+                return None
+            self._backoff.reset()
+            source, frame = status.Get_source(), bytearray(status.Get_count(MPI.BYTE))
+            if len(frame) <= _AT_ONCE and not self._frames:
+                arrived.Recv((frame, MPI.BYTE))
+            else:
+                request = arrived.Irecv((frame, MPI.BYTE))
+                if not request.Test() or any(late.source == source for late in self._frames):
+                    self._frames.append(_Frame(source, frame, request))
+                    return None
+        except MPI.Exception as error:
+            self._mourn(error, source, torn=source is not None)
             return None
-        self._backoff.reset()
-        frame = bytearray(status.Get_count(MPI.BYTE))
-        source = status.Get_source()
-        arrived.Recv((frame, MPI.BYTE))
+        return self._unpack(source, frame)
+
+    def _sweep(self) -> None:
+        """Forget the sends that are complete, of the first ones; and of all, when there are many."""
+        outbox = self._outbox
+        try:
+            while outbox and outbox[0][0].Test():
+                outbox.popleft()
+        except MPI.Exception as error:
+            self._mourn(error, outbox[0][1])
+        if len(self._outbox) > _MANY:
+            self.pending()  # one slow receiver must not keep what others have taken
+
+    def _unpack(self, source: int, frame: bytearray) -> Message | None:
+        """Give the message of a frame that has arrived, or start to receive its keys and values."""
         self.received_bytes += len(frame)
+        if source in self._deaf:
+            return None
         message, key_bytes, value_bytes = decode(frame)
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes
-        requests = [
-            comm.Irecv((piece, MPI.BYTE), source, BODY) for body in bodies(message) for piece in _pieces(body)
-        ]
-        self._incoming.append(_Incoming(message, requests))
+        incoming = _Incoming(source, message, [])
+        try:
+            for body in bodies(message):
+                for piece in _pieces(body):
+                    incoming.requests.append(self._open().Irecv((piece, MPI.BYTE), source, BODY))
+        except MPI.Exception as error:
+            self._drop(incoming)
+            self._mourn(error, source, torn=True)
+        else:
+            self._incoming.append(incoming)
+        return None
+
+    def _late(self) -> Message | None:
+        """Give the next message of the frames that took a while and have arrived, in the order of each sender."""
+        behind = set()
+        for position, late in enumerate(self._frames):
+            if late.source in behind:
+                continue
+            try:
+                if not late.request.Test():
+                    behind.add(late.source)
+                    continue
+            except MPI.Exception as error:
+                del self._frames[position]
+                self._mourn(error, late.source, torn=True)
+                return None
+            del self._frames[position]
+            self._backoff.reset()
+            return self._unpack(late.source, late.buffer)
+        return None
+
+    def _whole(self) -> Message | None:
+        """Give a message whose keys and values have all arrived."""
+        for position, incoming in enumerate(self._incoming):
+            try:
+                if not all(request.Test() for request in incoming.requests):
+                    continue
+            except MPI.Exception as error:
+                del self._incoming[position]
+                self._drop(incoming)
+                self._mourn(error, incoming.source, torn=True)
+                return None
+            del self._incoming[position]
+            self._backoff.reset()
+            return incoming.message
         return None
 
     def idle(self) -> None:
+        self._clear()
         self._backoff.wait()
 
     def pending(self) -> int:
-        self._outbox = deque(entry for entry in self._outbox if not entry[0].Test())
+        self._clear()
+        try:
+            self._outbox = deque(entry for entry in self._outbox if not entry[0].Test())
+        except MPI.Exception as error:
+            self._mourn(error)
+            self._outbox = deque(entry for entry in self._outbox if not _over(entry[0]))
         return len(self._outbox)
 
     def now(self) -> float:
         return time.perf_counter()
 
+    def wall(self) -> float:
+        return time.time()
+
     def close(self) -> None:
         self._comm = None
+
+    # --- deaths ------------------------------------------------------------------------------
+
+    def failed(self) -> list[int]:
+        comm = self._open()
+        if self.survives:
+            self._look(comm)
+        news, self._news = self._news, []
+        return news
+
+    def bury(self, rank: int) -> None:
+        self._deaf.add(rank)
+        self._lose(rank)
+        self._news = [told for told in self._news if told != rank]
+        for late in self._frames:
+            if late.source == rank:
+                self._graveyard.append((late.request, late.buffer))
+        self._frames = [late for late in self._frames if late.source != rank]
+        for incoming in self._incoming:
+            if incoming.source == rank:
+                self._drop(incoming)
+        self._incoming = [incoming for incoming in self._incoming if incoming.source != rank]
+
+    def _mourn(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
+        """Take note of the death that made a call about `rank`, or about anybody, fail; any other error goes up.
+
+        When a message of its was `torn`, bodies without a frame may be left, and nothing more is taken from that rank.
+        """
+        if not self.survives or error.Get_error_class() not in _DEATHS:
+            raise error
+        if rank is not None:
+            if torn:
+                self._deaf.add(rank)
+            self._fail(rank)
+        self._look(self._open())
+
+    def _look(self, comm: MPI.Intracomm) -> None:
+        """Ask MPI who has failed, and acknowledge it: else each probe for anybody's message would fail anew."""
+        group = comm.Get_failed()
+        count = group.Get_size()
+        if not count:
+            return
+        if count > self._acknowledged:
+            everyone = comm.Get_group()
+            for rank in group.Translate_ranks(range(count), everyone):
+                self._fail(rank)
+            everyone.Free()
+            self._acknowledged = comm.Ack_failed(count)
+        group.Free()
+
+    def _fail(self, rank: int) -> None:
+        if rank not in self._lost:
+            self._lose(rank)
+            self._news.append(rank)
+
+    def _lose(self, rank: int) -> None:
+        """Stop sending to a rank, and counting what is being sent to it."""
+        self._lost.add(rank)
+        self._graveyard += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
+        self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
+
+    def _drop(self, incoming: _Incoming) -> None:
+        """Forget a message that will not be whole, but not the arrays that it is being received into."""
+        self._graveyard += [(request, incoming.message) for request in incoming.requests]
+
+    def _clear(self) -> None:
+        """Free what MPI is done with of what belonged to lost ranks."""
+        if self._graveyard:
+            self._graveyard = [grave for grave in self._graveyard if not _over(grave[0])]
+
+
+def _over(request: MPI.Request) -> bool:
+    """Tell whether MPI is done with a request, well or badly."""
+    try:
+        return request.Test()
+    except MPI.Exception as error:
+        if error.Get_error_class() not in _DEATHS:
+            raise
+        return True

@@ -36,18 +36,18 @@ def all_to_all(van: Van) -> None:
         if todo:
             dest, number = todo.pop()
             keys, rows = payload(van.rank, dest, number)
-            message = Message(Kind.REQUEST, Command.PUSH, van.rank, seq=number, keys=keys, values=rows)
+            message = Message(Kind.REQUEST, Command.PUSH, van.rank, time=number, keys=keys, values=rows)
             message.range, message.meta = KeyRange(number, 2**64), {"from": van.rank}
             van.send(dest, message)
         got = van.receive()
         if got is None:
             van.idle()
             continue
-        missing.remove((got.sender, got.seq))
-        keys, rows = payload(got.sender, van.rank, got.seq)
+        missing.remove((got.sender, got.time))
+        keys, rows = payload(got.sender, van.rank, got.time)
         assert got.keys is not None and np.array_equal(got.keys, keys)
         assert got.values is not None and np.array_equal(got.values, rows)
-        assert got.range == KeyRange(got.seq, 2**64) and got.meta == {"from": got.sender}
+        assert got.range == KeyRange(got.time, 2**64) and got.meta == {"from": got.sender}
 
 
 def ping_pong(van: Van) -> None:
@@ -76,6 +76,44 @@ def counts_bytes(van: Van) -> None:
     assert van.sent_bytes == van.received_bytes >= keys.nbytes + rows.nbytes
 
 
+def nobody_fails(van: Van) -> None:
+    """A van at peace reports no death, and tells the time."""
+    before = van.wall()
+    van.send(van.rank, Message(Kind.REQUEST, Command.CALL, van.rank))
+    while van.receive() is None:
+        assert van.failed() == []
+        van.idle()
+    assert van.failed() == []
+    assert van.wall() >= before
+    assert isinstance(van.survives, bool)
+
+
+def buried_is_forgotten(van: Van) -> None:
+    """Rank 1 buries rank 0: nothing passes between them, even what was on its way, while all else does."""
+    note = Message(Kind.REQUEST, Command.CALL, van.rank, time=1)
+    if van.rank == 1:
+        van.bury(0)
+        van.bury(0)
+        before = van.sent_bytes
+        van.send(0, Message(Kind.REQUEST, Command.PUSH, 1, values=np.ones((100_000, 1))))
+        assert van.sent_bytes == before
+        assert van.pending() == 0
+    heard, quiet = 0, 0
+    for dest in range(van.size):
+        van.send(dest, note)
+    expected = van.size - (van.size > 1 and van.rank < 2)
+    while heard < expected or quiet < 50 or van.pending():
+        got = van.receive()
+        if got is None:
+            quiet += heard >= expected
+            van.idle()
+            continue
+        assert {got.sender, van.rank} != {0, 1}
+        heard += 1
+    assert heard == expected
+    assert van.failed() == []
+
+
 def closed_raises(van: Van) -> None:
     """A closed van says so."""
     van.close()
@@ -86,4 +124,13 @@ def closed_raises(van: Van) -> None:
         van.receive()
 
 
-PROGRAMS: tuple[Callable[[Van], None], ...] = (all_to_all, ping_pong, counts_bytes, closed_raises)
+PROGRAMS: tuple[Callable[[Van], None], ...] = (
+    all_to_all,
+    ping_pong,
+    counts_bytes,
+    nobody_fails,
+    buried_is_forgotten,
+    closed_raises,
+)
+FOR_TWO = ("ping_pong",)
+"""Names of the programs that take two ranks or more."""

@@ -12,13 +12,13 @@ from mpi4py import MPI
 from mpips.errors import RemoteError
 from mpips.folder import RunFolder
 from mpips.layout import Layout, LayoutSpec, Role
-from mpips.membership import first_view
 from mpips.message import Command
 from mpips.node import Node, Stopped
 from mpips.scheduler import Cluster
 from mpips.server import Server
 from mpips.update import VectorSpec
 from mpips.van import MPIVan
+from mpips.view import first_view
 from mpips.worker import Context, Workshop
 
 KEYS = np.arange(0, 10_000, 7, dtype=np.uint64)
@@ -69,7 +69,7 @@ def lead(node: Node, folder: Path) -> None:
         with pytest.raises(RemoteError, match=r"worker \d+ on .*: RuntimeError: as it was told"):
             cluster.workers.call("fail", only=[workers - 1])
         assert len(cluster.digest(plain)) == 64
-        held = cluster.servers.call("account")
+        held = cluster.hosts.call("account")
         assert sum(each["keys"] for each in held) == 2 * np.count_nonzero(expected)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conformance import PROGRAMS
+from conformance import FOR_TWO, PROGRAMS
 from mpi4py import MPI
 
 from mpips.message import Command, Kind, Message
@@ -17,7 +17,7 @@ from mpips.van import _MANY, MPIVan, Van
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_conformance(program: Callable[[Van], None]) -> None:
     comm = MPI.COMM_WORLD.Dup()
-    if program.__name__ == "ping_pong" and comm.Get_size() < 2:
+    if program.__name__ in FOR_TWO and comm.Get_size() < 2:
         pytest.skip("takes two")
     program(MPIVan(comm))
     comm.Barrier()
@@ -32,7 +32,7 @@ def test_a_rank_that_does_not_receive_keeps_only_its_own_messages_in_the_outbox(
         rows = np.ones((100_000, 1))
         van.send(1, Message(Kind.REQUEST, Command.PUSH, 0, values=rows))
         for number in range(count):
-            van.send(2, Message(Kind.REQUEST, Command.PUSH, 0, seq=number, values=rows.copy()))
+            van.send(2, Message(Kind.REQUEST, Command.PUSH, 0, time=number, values=rows.copy()))
         assert len(van._outbox) > count
         heard, deadline = False, van.now() + 20.0
         # What MPI is done with may show a little later.
