@@ -1,28 +1,307 @@
-"""Views: who is there and who owns which keys, as of one epoch (paper, section 4.3).
+"""Membership: who notices that a rank is gone, and who decides what then (paper, section 4.3: the server manager).
 
-The scheduler owns the view, everyone else caches it. A request carries the epoch of the view that its sender used to
-find the owner; a node that is at another epoch refuses it.
+    leader                                               everyone else
+    watch all ranks;                                     watch the leader and those before oneself in the succession;
+    when one is gone, or a chain can be mended,          adopt what views come;
+    or someone is to join or leave: the next view        if all those are gone: ask the others for their views,
+    send it to everyone                                  and go on from the latest, as leader
+
+A rank that ended is noticed by MPI, one that hangs by its heartbeat. Either way it is out for good: a rank that wakes
+up finds that it is in no view any more, and leaves. A view is sent to a rank that it leaves out as well.
+
+A successor takes over within its own generation of epochs, so that whatever its predecessor may have told some
+ranks before it died, its own views are later. Only ranks that hold no data need be asked by it for what they know: a
+worker's view matters to nobody else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
-from mpips.layout import Layout
-from mpips.ring import Ring
+from mpips.errors import InputError, ShardLost
+from mpips.layout import Role
+from mpips.message import Command, Message
+from mpips.node import Fenced, Node
+from mpips.ring import VACANT
+from mpips.view import (
+    GENERATION,
+    Loss,
+    View,
+    drained,
+    mended,
+    next_epoch,
+    whole,
+    with_server,
+    with_workers,
+    without,
+    without_server,
+)
+
+Change = Callable[[View], View]
+ORPHANED = 20.0
+"""Seconds without a leader after which a rank leaves: those who have one have forgotten it while it hung."""
 
 
-@dataclass(frozen=True)
-class View:
-    """The cluster at one epoch: the ring over the servers that are alive, and the workers in worker order."""
+class Heart(Protocol):
+    """What notices hung ranks; see `mpips.heartbeat`."""
 
-    epoch: int
-    ring: Ring
-    servers: tuple[int, ...]
-    workers: tuple[int, ...]
+    targets: Sequence[int]
+
+    def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Give those of `ranks` that were not heard from for so many seconds."""
 
 
-def first_view(layout: Layout, virtual_servers: int = 0) -> View:
-    """Give the view that every rank starts from; it needs no message, since the layout is known to all."""
-    ring = Ring.of(layout.servers, virtual_servers)
-    return View(0, ring, layout.servers, layout.workers)
+class Membership:
+    """One rank's part in it; see the module.
+
+    `replicas` is how many copies each shard is to have beside the primary's, `heart` notices hung ranks (None: nobody
+    does) after `patience` seconds.
+    """
+
+    def __init__(
+        self, node: Node, replicas: int = 0, heart: Heart | None = None, patience: float = 1.0
+    ) -> None:
+        self.node, self.replicas, self.heart, self.patience = node, replicas, heart, patience
+        self.recovered: dict[int, float] = {}
+        """When all servers had heard of a rank's loss, by rank: wall time."""
+        self._dead: dict[int, str] = {}
+        self._changes: deque[Change] = deque()
+        self._asked: set[int] | None = None  # who has not told a successor its view yet
+        self._latest = node.view
+        self._forsworn: set[int] = set()  # leaders who a successor has said are gone, even if they wake up
+        self._orphaned = 0.0  # since when the leader is gone
+        self._unseen: dict[int, set[int]] = {}  # by epoch: servers that have not said that they have seen it
+        self._lost_at: dict[int, list[int]] = {}  # by epoch: whose loss it tells of
+        node.controls[Command.VIEW] = self._heed
+        node.controls[Command.VIEW_SEEN] = self._seen
+        node.controls[Command.ASK_VIEW] = self._tell
+        node.controls[Command.WHOLE] = self._whole
+        node.controls[Command.DRAINED] = self._drained
+        node.on_tick.append(self.tick)
+        self._watch()
+
+    @property
+    def leading(self) -> bool:
+        """Whether this rank is the leader."""
+        return self.node.view.leader == self.node.rank
+
+    # --- noticing --------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self.heart is not None:
+            self.heart.targets = self._observers()
+
+    def _observers(self) -> list[int]:
+        """List the ranks that watch this one: the leader and its next two successors."""
+        first = self.node.view.succession()[:3]
+        if self.leading:
+            return first[1:]
+        return [rank for rank in first if rank != self.node.rank]
+
+    def _watched(self) -> list[int]:
+        view, me = self.node.view, self.node.rank
+        if self.leading or self._asked is not None:
+            return [rank for rank in view.alive if rank != me]
+        before = view.succession()[:3]
+        return before[: before.index(me)] if me in before else []
+
+    def _notice(self) -> None:
+        """Take note of ranks that are gone."""
+        for rank in self.node.van.failed():
+            self._dead[rank] = "died"
+        if self.heart is not None:
+            for rank in self.heart.silent(self._watched(), self.patience):
+                if rank not in self._dead and self._bearable(rank):
+                    self._dead[rank] = "hung"
+        for rank in self._dead:
+            self.node.absent(rank)
+
+    def _bearable(self, rank: int) -> bool:
+        """Tell whether the run can go on without a rank that hangs: if not, it had better wait for it."""
+        view = self.node.view
+        if view.roles[rank] is None:
+            return False
+        try:
+            without(view, [Loss(each, "", "hung", 0.0) for each in (*self._dead, rank)])
+        except ShardLost:
+            return False
+        return True
+
+    def tick(self) -> None:
+        """Look whether anything is to be done."""
+        self._notice()
+        view = self.node.view
+        gone = [rank for rank in self._dead if view.roles[rank] is not None]
+        if self.leading:
+            if gone or self._changes:
+                self._decide(gone)
+        elif view.leader in self._dead:
+            self._orphaned = self._orphaned or self.node.van.now()
+            if self.node.van.now() - self._orphaned > ORPHANED:
+                raise Fenced
+            heirs = [rank for rank in view.succession() if rank not in self._dead]
+            if heirs and heirs[0] == self.node.rank:
+                self._succeed()
+
+    # --- the leader ------------------------------------------------------------------------------
+
+    def ask(self, change: Change) -> None:
+        """Have the leader, this rank, change the view as soon as it can."""
+        self._changes.append(change)
+
+    def _decide(self, gone: Collection[int]) -> None:
+        view = self.node.view
+        made = next_epoch(view)
+        roles = {rank: view.roles[rank] for rank in gone}
+        wall = self.node.van.wall()
+        made = without(
+            made, [Loss(rank, str(role), self._dead[rank], wall) for rank, role in roles.items() if role]
+        )
+        for role in roles.values():
+            made = self._promote(made, role)
+        while self._changes:
+            made = self._changes.popleft()(made)
+        made = mended(made, self.replicas)
+        if replace(made, epoch=view.epoch) != view:
+            self._publish(made, gone)
+
+    def _promote(self, view: View, lost: Role | None) -> View:
+        """Put a spare in a lost server's place; a lost worker's is filled when its program says so."""
+        spares = view.spares
+        return with_server(view, spares[-1]) if lost is Role.SERVER and spares else view
+
+    def _publish(self, view: View, gone: Collection[int] = ()) -> None:
+        node = self.node
+        servers = {rank for rank in view.servers if rank != node.rank}
+        if gone:
+            self._unseen[view.epoch], self._lost_at[view.epoch] = servers, list(gone)
+        meta = view.to_meta()
+        for rank in node.view.alive:
+            if rank != node.rank:
+                node.control(rank, Command.VIEW, meta)
+        node.adopt(view)
+        self._watch()
+        self._check_seen()
+        # A chain may have become whole with what was known already.
+        if mended(next_epoch(view), self.replicas) != next_epoch(view):
+            self._changes.append(lambda same: same)
+
+    def _seen(self, message: Message) -> None:
+        if self._asked is not None:
+            self._told(message)
+            return
+        for epoch, unseen in self._unseen.items():
+            if epoch <= int(message.meta["epoch"]):
+                unseen.discard(message.sender)
+        self._check_seen()
+
+    def _check_seen(self) -> None:
+        alive = set(self.node.view.alive)
+        for epoch in [epoch for epoch, unseen in self._unseen.items() if not unseen & alive]:
+            for rank in self._lost_at.pop(epoch):
+                self.recovered[rank] = self.node.van.wall()
+            del self._unseen[epoch]
+
+    def _whole(self, message: Message) -> None:
+        shard, since, rank = int(message.meta["shard"]), int(message.meta["since"]), message.sender
+        self._changes.append(lambda view: whole(view, shard, rank, since))
+
+    def _drained(self, message: Message) -> None:
+        shard, since = int(message.meta["shard"]), int(message.meta["since"])
+        if self.node.view.chains[shard].closing:
+            self._changes.append(lambda view: drained(view, shard, since, self.replicas))
+
+    # --- joining and leaving ---------------------------------------------------------------------
+
+    def join_server(self) -> int:
+        """Make a spare a server; give its rank. InputError if there is none."""
+        view = self.node.view
+        spares = view.spares
+        if not spares:
+            raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
+        if VACANT not in view.ring.slots:
+            raise InputError(
+                f"the ring's {len(view.ring.slots)} slots are taken: it has one for each server and spare at the start"
+            )
+        rank = spares[-1]
+        self.ask(lambda view: with_server(view, rank))
+        return rank
+
+    def leave_server(self, rank: int) -> None:
+        """Let a server give up its shards and become a spare. InputError if it is the last one, or none."""
+        view = self.node.view
+        if rank not in view.ring.servers:
+            raise InputError(
+                f"rank {rank} is no server; servers are {', '.join(map(str, view.ring.servers))}"
+            )
+        if len(view.ring.servers) == 1:
+            raise InputError(f"rank {rank} is the last server: it cannot leave")
+        self.ask(lambda view: without_server(view, rank))
+
+    def set_workers(self, workers: Collection[int]) -> None:
+        """Let these be the workers from now on; others that were are spares. Adopted when this returns."""
+        self.ask(lambda view: with_workers(view, [rank for rank in workers if view.roles[rank] is not None]))
+        self.tick()
+
+    # --- everyone else ---------------------------------------------------------------------------
+
+    def _heed(self, message: Message) -> None:
+        if message.sender in self._forsworn:
+            return
+        view = View.from_meta(message.meta)
+        if view.epoch > self.node.view.epoch:
+            self._asked, self._orphaned = None, 0.0
+            for loss in view.losses:
+                self._dead.setdefault(loss.rank, loss.cause)
+            self.node.adopt(view)
+            self._watch()
+        if self.node.role is Role.SERVER:
+            self.node.control(view.leader, Command.VIEW_SEEN, {"epoch": view.epoch})
+
+    def _tell(self, message: Message) -> None:
+        if self.node.view.leader != message.sender:
+            self._forsworn.add(self.node.view.leader)
+        self.node.control(message.sender, Command.VIEW_SEEN, self.node.view.to_meta())
+
+    # --- succession --------------------------------------------------------------------------------
+
+    def _succeed(self) -> None:
+        """Become the leader: first learn the latest view from all that may have shards."""
+        view, me = self.node.view, self.node.rank
+        others = {rank for rank in view.alive if rank != me and view.roles[rank] is not Role.WORKER}
+        if self._asked is None:
+            self._asked, self._latest = others - set(self._dead), view
+            for rank in self._asked:
+                self.node.control(rank, Command.ASK_VIEW, {})
+        self._asked -= set(self._dead)
+        if not self._asked:
+            self._take_over()
+
+    def _told(self, message: Message) -> None:
+        assert self._asked is not None
+        told = View.from_meta(message.meta) if "leader" in message.meta else None
+        if told is None:
+            return
+        if told.epoch > self._latest.epoch:
+            self._latest = told
+        self._asked.discard(message.sender)
+        if not self._asked:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        self._asked = None
+        latest = self._latest
+        epoch = (latest.epoch // GENERATION + 1) * GENERATION
+        wall = self.node.van.wall()
+        gone = [rank for rank in self._dead if latest.roles[rank] is not None]
+        losses = [Loss(rank, str(latest.roles[rank]), self._dead[rank], wall) for rank in gone]
+        made = replace(latest, epoch=epoch)
+        roles = [latest.roles[rank] for rank in gone]
+        made = without(made, losses)
+        for role in roles:
+            made = self._promote(made, role)
+        made = replace(mended(made, self.replicas), leader=self.node.rank)
+        self._publish(made, gone)

@@ -1,45 +1,64 @@
 """The scheduler: drives the workers and servers by calls, and knows how far the run is (paper, sections 3.2 and 4.3).
 
-A program's `schedule(cluster, settings)` runs here. It addresses the ranks of a role as a `Group`; a call is a task
-like any other, so several may be under way at once.
+A program's `schedule(cluster, settings)` runs here. It addresses the workers, or the shards that the servers hold, as a
+`Group`; a call is a task like any other, so several may be under way at once.
+
+Another rank may go on with the program when this one dies (`mpips.journal`), by running it again from its start. So a
+program must do the same whenever it is told the same: what it learns by other ways than replies, such as the time or a
+signal, it gets by `decide`; and what it writes and says, it does through the cluster, which does nothing twice.
+
+When a worker dies, the call that was under way raises `WorkerLost` once all others have ended theirs. A program that
+knows what to do then calls `regroup`, gives the lost work to those who are there now, and goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips import checkpoint
-from mpips.errors import CheckpointError, InputError
+from mpips.errors import CheckpointError, InputError, WorkerLost
 from mpips.folder import Lines, RunFolder
+from mpips.journal import Journal
+from mpips.layout import Role
+from mpips.membership import Membership
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
 from mpips.progress import Column, Table
-from mpips.ranges import KeyRange
+from mpips.saver import Saver
 from mpips.task import Task
 from mpips.update import VectorSpec
 from mpips.vector import Vector
 
 Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
+T = TypeVar("T")
 EXPORT_ROWS = 1 << 18  # rows per message when a whole vector is read
 
 
 class Group:
-    """The ranks of one role, in the order of their index."""
+    """Whom a call goes to: the workers, in worker order, or the shards, in key order.
 
-    def __init__(self, node: Node, ranks: Sequence[int]) -> None:
-        self.node, self.ranks = node, tuple(ranks)
+    `addresses` are ranks, or ~shard for shards; `crew` is the epoch of the workers whom the caller knows.
+    """
+
+    def __init__(self, node: Node, addresses: Sequence[int], crew: int = 0) -> None:
+        self.node, self.addresses, self.crew = node, tuple(addresses), crew
 
     def __len__(self) -> int:
-        return len(self.ranks)
+        return len(self.addresses)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that answer to the addresses now."""
+        return tuple(self.node.view.rank_of(address) for address in self.addresses)
 
     def start(
         self,
@@ -53,13 +72,14 @@ class Group:
         values: NDArray[Any] | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Call a function on every rank of the group, or on those at the indices `only`.
+        """Call a function on every one of the group, or on those at the indices `only`.
 
-        `args` go to all, `each[i]` to the i-th of them besides; `keys` and `values` travel as arrays. On servers
+        `args` go to all, `each[i]` to the i-th of them besides; `keys` and `values` travel as arrays. On shards
         the function concerns one `vector`. The call starts nowhere before every task of `after` is finished
-        everywhere. The task's result is the list of replies (`Message`), in rank order.
+        everywhere. The task's result is the list of replies (`Message`), in the group's order.
         """
-        ranks = self.ranks if only is None else tuple(self.ranks[i] for i in only)
+        self.node.step(self.node.tasks.issued)
+        ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
         replies: list[Message | None] = [None] * len(ranks)
         parts = []
         for position, rank in enumerate(ranks):
@@ -68,24 +88,23 @@ class Group:
                 own.update(each[position])
             message = Message(Kind.REQUEST, Command.CALL, keys=keys, values=values)
             message.namespace = vector.number if vector is not None else 0
-            message.meta = {"call": function, "args": own}
-            message.epoch = self.node.view.epoch
+            message.meta = {"call": function, "args": own, "crew": self.crew}
             parts.append((rank, message))
         task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
         task.result = replies
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
-        """Call and wait; give what each rank returned."""
+        """Call and wait; give what each returned."""
         return [reply.meta for reply in self.node.wait(self.start(function, args, **options))]
 
     def gather(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[Arrays]:
-        """Call and wait; give the (keys, rows) that each rank returned."""
+        """Call and wait; give the (keys, rows) that each returned."""
         replies = self.node.wait(self.start(function, args, **options))
         return [(reply.keys, reply.values) for reply in replies]
 
     def total(self, task: Task) -> NDArray[Any]:
-        """Wait for a call; give the sum of the rows that the ranks returned, added in their order."""
+        """Wait for a call; give the sum of the rows that they returned, added in their order."""
         rows = [reply.values for reply in self.node.wait(task)]
         result: NDArray[Any] = rows[0].copy()
         for more in rows[1:]:
@@ -93,34 +112,103 @@ class Group:
         return result
 
 
+class Regrouped(NamedTuple):
+    """How the workers have changed: whose index in the group is whose now; ranks."""
+
+    before: tuple[int, ...]
+    now: tuple[int, ...]
+
+    @property
+    def gone(self) -> list[int]:
+        """Return those that are not workers any more."""
+        return [rank for rank in self.before if rank not in self.now]
+
+    @property
+    def come(self) -> list[int]:
+        """Return those that were none before: they know of no data yet."""
+        return [rank for rank in self.now if rank not in self.before]
+
+
+class _Live:
+    """What the program says, said only where it has not been said before by another rank."""
+
+    def __init__(self, out: TextIO, journal: Journal) -> None:
+        self._out, self._journal = out, journal
+
+    def write(self, text: str) -> int:
+        """Write, unless the program is being taken over."""
+        return len(text) if self._journal.replaying else self._out.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+
 class Cluster:
     """What a program's scheduler is given: the servers and workers, and where to say how far the run is.
 
-    `seconds` and `waiting` are what `phase` has measured, `stop` tells whether the run was asked to stop. `facts`
+    `servers` are the shards, whoever holds them. `seconds` and `waiting` are what `phase` has measured. `facts`
     are what a run must have in common with the checkpoint that it resumes from, by name.
     """
 
-    def __init__(self, node: Node, job: Any, folder: RunFolder, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        job: Any,
+        folder: RunFolder,
+        out: TextIO | None = None,
+        journal: Journal | None = None,
+        membership: Membership | None = None,
+    ) -> None:
         self.node, self.job, self.folder = node, job, folder
-        self.servers = Group(node, node.layout.servers)
+        self.journal = Journal(node) if journal is None else journal
+        self.membership = Membership(node) if membership is None else membership
+        self.journal.lead()
+        self.servers = Group(node, [~shard for shard in range(len(node.view.chains))])
         self.workers = Group(node, node.layout.workers)
         self.vectors: dict[str, Vector] = {}
         self.seconds = {"total": 0.0, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
         self.waiting = 0.0
-        self.stop: str | None = None
-        self._out = sys.stdout if out is None else out
+        self.asked: str | None = None
+        """Who asked the run to stop, as of this moment; the program goes by `stop`."""
+        self.joining, self.leaving = 0, set[int]()
+        """How many workers are to join, and which are to leave, when the program comes to it."""
+        self.checkpoint_asked = False
+        self._out: Any = _Live(sys.stdout if out is None else out, self.journal)
         self._lines = Lines(folder.metrics)
+        base = self.decide(lambda: self._count_lines())
+        self._written = self._count_lines() - base  # lines of the program's that a rank before this one wrote
         self._training: float | None = None
-        self._last = ([0.0] * len(self.workers), node.van.now())
+        self._last: tuple[dict[int, float], float] = ({}, node.van.now())
         self.checkpoints = Path("checkpoints")
         self.resume: Path | None = None
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
+        self._stop: str | None = None
         self._trained_before = 0.0
+        self._last_checkpoint = node.van.now()
+        self.saver = Saver(self, self.say)
+
+    def _count_lines(self) -> int:
+        """Count the lines that the program has written, whichever rank it ran on."""
+        return sum(b'"noted": true' not in line for line in self.folder.metrics.read_bytes().splitlines())
+
+    @property
+    def hosts(self) -> Group:
+        """Return the ranks that hold shards now."""
+        return self.some(self.decide(lambda: [rank for rank, _ in self.shards_by_host()]))
+
+    def some(self, ranks: Sequence[int]) -> Group:
+        """Return some ranks as a group."""
+        return Group(self.node, ranks, self.workers.crew)
 
     def group(self, name: str) -> Group:
         """Give one worker group of the job; `workers` is all of them. KeyError if there is none of that name."""
-        return Group(self.node, self.node.layout.group(name))
+        named = self.node.layout.group(name)
+        return Group(self.node, [rank for rank in self.workers.addresses if rank in named], self.workers.crew)
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """Give `make()`, JSON-able, or what it gave when the program came here before, on another rank."""
+        return self.journal.decide(make)
 
     def close(self) -> None:
         """Close what it writes to; idempotent."""
@@ -135,78 +223,159 @@ class Cluster:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside as `seconds[name]`; a checkpoint inside training counts as checkpoint only."""
-        before = self._accounts() if name == "train" else []
-        start, inner = self.node.van.now(), self.seconds["checkpoint"]
+        wall = self.node.van.wall
+        before = self._accounts() if name == "train" else {}
+        start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
             self._training = start
         yield
-        elapsed = self.node.van.now() - start
+        elapsed = self.decide(wall) - start
         if name == "train":
             elapsed -= self.seconds["checkpoint"] - inner
             shares = [
-                (late["waited"] - early["waited"]) / max(elapsed, 1e-9)
-                for early, late in zip(before, self._accounts(), strict=True)
+                (late["waited"] - before.get(rank, late)["waited"]) / max(elapsed, 1e-9)
+                for rank, late in self._accounts().items()
             ]
             self.waiting = min(1.0, sum(shares) / len(shares))
         self.seconds[name] += elapsed
 
-    def _accounts(self) -> list[dict[str, Any]]:
-        return self.workers.call("account")
+    def _accounts(self) -> dict[int, dict[str, Any]]:
+        """Ask the workers how they have spent their time, by rank."""
+        return dict(zip(self.workers.addresses, self.workers.call("account"), strict=True))
 
     @property
     def trained(self) -> float:
         """Seconds of training so far, those before the checkpoint that was resumed from included."""
         if self._training is None:
             return self._trained_before
-        here = self.node.van.now() - self._training - self.seconds["checkpoint"]
+        here = self.node.van.wall() - self._training - self.seconds["checkpoint"]
         return self._trained_before + here
 
     def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent."""
-        accounts, now = accounts or self._accounts(), self.node.van.now()
-        waited = [each["waited"] for each in accounts]
+        accounts = accounts or list(self._accounts().values())
+        now = self.node.van.now()
+        waited = {rank: each["waited"] for rank, each in zip(self.workers.addresses, accounts, strict=True)}
         before, since = self._last
         self._last = (waited, now)
         elapsed = max(now - since, 1e-9)
-        waiting = [min(max((b - a) / elapsed, 0.0), 1.0) for a, b in zip(before, waited, strict=True)]
+        waiting = [min(max((b - before.get(rank, 0.0)) / elapsed, 0.0), 1.0) for rank, b in waited.items()]
         return {"waiting": waiting, "sent": sum(each["sent"] for each in accounts)}
+
+    def aside(self, function: str, args: dict[str, Any]) -> None:
+        """Call a function of the workers beside what the program does; whether it is done, nobody is told.
+
+        Such a call is in no journal: it comes from outside, whenever it comes.
+        """
+        for rank in self.workers.addresses:
+            self.node.control(rank, Command.ASIDE, {"call": function, "args": args})
+
+    # --- workers that come and go ----------------------------------------------------------------
+
+    def renewed(self) -> bool:
+        """Tell whether workers wait to join or to leave: a program that can, then calls `regroup`."""
+        return self.decide(lambda: bool(self.leaving) or (self.joining > 0 and bool(self._spares())))
+
+    def regroup(self) -> Regrouped:
+        """Go on with the workers that are there now: spares take the places of lost ones, those who wait join.
+
+        All vectors are made known to newcomers. What was issued to the workers before is forgotten.
+        """
+        before = self.workers.addresses
+        now, crew = self.decide(self._new_crew)
+        if not now:
+            raise WorkerLost("no worker is left, and no spare: go on with --resume latest")
+        self.node.tasks.leap()
+        self.workers.addresses, self.workers.crew = tuple(now), crew
+        changed = Regrouped(before, tuple(now))
+        if changed.come:
+            newcomers = Group(self.node, changed.come, crew)
+            for vector in self.vectors.values():
+                newcomers.call("create_vector", self._making(vector))
+        return changed
+
+    def _spares(self) -> list[int]:
+        """List who can be a worker: a spare that leads runs the program."""
+        return [rank for rank in self.node.view.of(Role.SPARE) if rank != self.node.rank]
+
+    def _new_crew(self) -> tuple[list[int], int]:
+        view = self.node.view
+        spares = self._spares()
+        now: list[int] = []
+        for rank in self.workers.addresses:
+            here = view.roles[rank] is Role.WORKER
+            if here and rank not in self.leaving:
+                now.append(rank)
+            elif not here and spares:
+                now.append(spares.pop())
+        while self.joining and spares:
+            now.append(spares.pop())
+            self.joining -= 1
+        self.leaving.clear()
+        self.membership.set_workers(now)
+        view = self.node.view
+        return list(view.workers), view.crew
 
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
+    @property
+    def stop(self) -> str | None:
+        """Who asked the run to stop, as far as the program has been told; None if nobody has."""
+        self._stop = self._stop or self.decide(lambda: self.asked)
+        return self._stop
+
     def due(self, step: int) -> bool:
-        """Tell whether a checkpoint is due after `step`: the job asks for one, or the run is to stop."""
-        every = self.job.checkpoint.every
-        return self.stop is not None or (every > 0 and step % every == 0)
+        """Tell whether a checkpoint is due after `step`: the job, or somebody, asks for one, or the run is to stop."""
+        every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
+
+        def late() -> bool:
+            return self.checkpoint_asked or 0 < seconds <= self.node.van.now() - self._last_checkpoint
+
+        asked = every > 0 and step % every == 0
+        return self.stop is not None or asked or self.decide(late)
 
     def stopping(self) -> bool:
-        """Tell whether to stop now, the checkpoint being written: then the run ends as stopped, to be resumed."""
-        self.stopped_early = self.stop is not None
-        return self.stopped_early
+        """Tell whether to stop now, the checkpoint being written: then the run ends as stopped, to be resumed.
 
-    def checkpoint(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint of all vectors, of the workers' state and of `state` (JSON-able); give its folder."""
+        Raises:
+            CheckpointError: it could not be written, and there is no earlier one.
+        """
+        if self._stop is None:
+            return False
+        self.saver.settle()
+        if self.saver.problem and checkpoint.latest(self.checkpoints) is None:
+            raise CheckpointError(f"the run cannot stop to be resumed: {self.saver.problem}")
+        self.stopped_early = True
+        return True
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> Path | None:
+        """Begin a checkpoint of all vectors, of the workers' state and of `state` (JSON-able); give its folder.
+
+        It is written while the program goes on; one that cannot be written is given up with a warning.
+        """
+        about = {
+            "step": step,
+            "program": self.job.program,
+            "workers": len(self.workers),
+            "job": self.job.tables(),
+            "state": state,
+            "facts": self.facts,
+            "trained": self.trained,
+            "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
+        }
         with self.phase("checkpoint"):
-            folder = checkpoint.begin(self.checkpoints, step)
-            shards = self.servers.start("checkpoint", {"folder": str(folder)})
-            states = self.workers.start("checkpoint", {"folder": str(folder)})
-            entries = [
-                reply.meta for task in (shards, states) for reply in self.node.wait(task) if reply.meta
-            ]
-            about = {
-                "step": step,
-                "program": self.job.program,
-                "workers": len(self.workers),
-                "servers": len(self.servers),
-                "job": self.job.tables(),
-                "state": state,
-                "facts": self.facts,
-                "trained": self.trained,
-                "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
-            }
-            checkpoint.commit(folder, entries, about)
-            checkpoint.prune(self.checkpoints, self.job.checkpoint.keep)
-        self.event("checkpoint", step=step, folder=str(folder))
-        return folder
+            folder = self.saver.begin(self.checkpoints, step, about)
+        self._last_checkpoint, self.checkpoint_asked = self.node.van.now(), False
+        return Path(folder) if folder else None
+
+    def shards_by_host(self) -> list[tuple[int, list[int]]]:
+        """Return whose primary each server is at this moment."""
+        view = self.node.view
+        return [(rank, view.primary_of(rank)) for rank in view.servers if view.primary_of(rank)]
+
+    def worker_is_lost(self) -> bool:
+        """Tell whether a worker that the program counts on is gone, at this moment."""
+        return any(self.node.view.roles[rank] is not Role.WORKER for rank in self.workers.addresses)
 
     def restore(self) -> dict[str, Any] | None:
         """Bring back the checkpoint that the run resumes from, if any; give the state it was written with.
@@ -248,7 +417,14 @@ class Cluster:
 
     def event(self, event: str, **facts: Any) -> None:
         """Append a line to the run's `metrics.jsonl`."""
-        self._lines.append({"event": event, **facts})
+        if self._written > 0:
+            self._written -= 1
+        else:
+            self._lines.append({"event": event, **facts})
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append a line that is not the program's: it may come at any moment."""
+        self._lines.append({"event": event, **facts, "noted": True})
 
     def table(self, columns: Sequence[Column]) -> Table:
         """Give the table on which the run's progress is shown."""
@@ -260,7 +436,7 @@ class Cluster:
 
     def traffic(self) -> dict[str, Any]:
         """Count bytes by role: on the wire, and had there been no filter."""
-        workers, servers = self._accounts(), self.servers.call("account")
+        workers, servers = list(self._accounts().values()), self._server_accounts()
         return {
             "worker_sent": sum(each["sent"] for each in workers),
             "server_sent": sum(each["sent"] for each in servers),
@@ -269,36 +445,48 @@ class Cluster:
             "per_filter": {},
         }
 
+    def _server_accounts(self) -> list[dict[str, Any]]:
+        while True:
+            try:
+                return self.hosts.call("account")
+            except WorkerLost:  # a server has died: the others have its shards now
+                if self.decide(self.worker_is_lost):
+                    raise
+
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
         """Make a vector on all servers and workers, and give a handle on it; `expect` about so many keys in all."""
         if "." in spec.name:
             raise InputError(f"vector {spec.name!r}: its name must not have a dot")
         if spec.name in self.vectors:
             raise InputError(f"vector {spec.name!r} exists already")
-        number = len(self.vectors) + 1
-        args = {"spec": asdict(spec), "number": number, "expect": expect // len(self.servers)}
-        everyone = Group(self.node, (*self.servers.ranks, *self.workers.ranks))
-        everyone.call("create_vector", args)
-        vector = self.vectors[spec.name] = Vector(self.node, spec, number)
+        vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
+        making = self._making(vector) | {"expect": expect // len(self.servers)}
+        tasks = [group.start("create_vector", making) for group in (self.servers, self.workers)]
+        self.node.wait_all(tasks)
         return vector
+
+    @staticmethod
+    def _making(vector: Vector) -> dict[str, Any]:
+        return {"spec": asdict(vector.spec), "number": vector.number, "expect": 0}
 
     def export(self, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
         """Read a whole vector in key order: (keys, rows) pieces of bounded size, rows of zeros left out."""
-        servers = self.servers.ranks
-        whole = KeyRange(0, vector.spec.extent)
-        for part, server in self.node.view.ring.owners(whole, vector.spec.extent):
-            begin: int | None = part.begin
+        ring, extent = self.node.view.ring, vector.spec.extent
+        for shard in range(ring.shards):
+            part = ring.range(shard, extent)
+            begin: int | None = None if part.empty else part.begin
             while begin is not None:
-                task = self.servers.start(
-                    "export",
-                    {"begin": begin, "end": part.end, "limit": EXPORT_ROWS},
-                    only=[servers.index(server)],
-                    vector=vector,
-                )
-                (reply,) = self.node.wait(task)
+                message = Message(Kind.REQUEST, Command.EXPORT, namespace=vector.number)
+                message.meta = {"begin": begin, "end": part.end, "limit": EXPORT_ROWS}
+                reply = self._ask(~shard, message)
                 begin = reply.meta.get("next")
                 if reply.keys is not None and reply.values is not None:
                     yield reply.keys, reply.values
+
+    def _ask(self, address: int, request: Message) -> Message:
+        replies: list[Message] = []
+        self.node.wait(self.node.tasks.submit([(address, request)], lambda _, reply: replies.append(reply)))
+        return replies[0]
 
     def digest(self, vector: Vector) -> str:
         """Give the sha256 of (key, row) records in key order: the same for any layout that holds the same values."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint import load_worker, write_worker
 from mpips.errors import ProtocolError
+from mpips.manifest import Entry
 from mpips.message import Command, Message
 from mpips.node import Node
+from mpips.server import answer_written
 from mpips.update import VectorSpec
 from mpips.vector import Vector
+from mpips.writer import AtOnce, Writes
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -51,9 +55,17 @@ class Context:
 
     def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
         self.node, self.job, self.communicator = node, job, communicator
-        self.index = node.place.index
-        self.count = len(node.layout.workers)
         self.vectors: dict[str, Vector] = {}
+
+    @property
+    def index(self) -> int:
+        """This worker's place among the workers that there are now."""
+        return self.node.view.workers.index(self.node.rank)
+
+    @property
+    def count(self) -> int:
+        """How many workers there are now."""
+        return len(self.node.view.workers)
 
     @property
     def base(self) -> Path:
@@ -64,28 +76,46 @@ class Context:
 class Workshop:
     """Executes calls on a program's worker, one at a time."""
 
-    def __init__(self, node: Node, make_worker: Any, job: Any, communicator: Any = None) -> None:
-        self.node = node
+    def __init__(
+        self,
+        node: Node,
+        make_worker: Any,
+        job: Any,
+        communicator: Any = None,
+        writer: Writes | None = None,
+    ) -> None:
+        self.node, self._writer = node, writer or AtOnce()
+        self._file: Future[Entry] | None = None  # of the last snapshot
+        self._awaiting: list[Message] = []  # requests that ask when that is written
         self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
         self.calls: deque[Message] = deque()
-        node.handlers[Command.CALL] = self._receive
         self._own = {
             "create_vector": self._create_vector,
             "account": node.account,
-            "checkpoint": self._checkpoint,
+            "snapshot": self._snapshot,
             "restore": self._restore,
             "rebuild": self._rebuild,
         }
 
-    def run(self) -> None:
-        """The worker's loop; ends by `Stopped`."""
-        while True:
-            self.node.wait_until(lambda: bool(self.calls))
-            self._execute(self.calls.popleft())
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """The worker's loop; ends by `Stopped`, or between two calls when `until()`."""
+        self.node.handlers[Command.CALL] = self._receive
+        self.node.on_tick.append(self._tick)
+        self.node.controls[Command.ASIDE] = lambda message: self._method(message.meta["call"])(
+            **message.meta["args"]
+        )
+        while not until():
+            self.node.wait_until(lambda: bool(self.calls) or until())
+            if self.calls:
+                request = self.calls.popleft()
+                self.node.crew = int(request.meta.get("crew", 0))
+                self._execute(request)
 
     def _receive(self, request: Message) -> None:
-        if getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
+        if request.meta["call"] == "written":
+            self._awaiting.append(request)
+        elif getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
             self._execute(request)
         else:
             self.calls.append(request)
@@ -95,6 +125,7 @@ class Workshop:
             answer = self._method(request.meta["call"])(**self._arguments(request))
             if not isinstance(answer, Answer):
                 answer = Answer(answer)
+            self.node.settle()  # what the scheduler is told of stays
             self.node.reply(request, answer.values, answer.meta, answer.keys)
         except Exception as error:
             self.node.fail(request, error)
@@ -122,9 +153,19 @@ class Workshop:
     # A program's worker that has state of its own names its arrays in `state()`, takes them back in
     # `restore(**arrays)`, and can do without in `rebuild()`, when the number of workers has changed.
 
-    def _checkpoint(self, folder: str) -> dict[str, Any]:
+    def _snapshot(self, folder: str) -> None:
+        """Copy the worker's state, and begin to write it."""
         state = getattr(self.worker, "state", None)
-        return write_worker(Path(folder), self.context.index, state()) if state is not None else {}
+        if state is None:
+            self._file = Future()
+            self._file.set_result({})
+            return
+        arrays = {name: np.array(array) for name, array in state().items()}
+        self._file = self._writer.start(write_worker, Path(folder), self.context.index, arrays)
+
+    def _tick(self) -> None:
+        if self._awaiting and self._file is not None and self._file.done():
+            answer_written(self.node, self._awaiting, self._file)
 
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)

@@ -194,13 +194,13 @@ def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
     def told(name: str, **facts: Any) -> None:
         event(name, **facts)
         if name == "pass" and facts["pass"] == hooks.stop_after:
-            cluster.stop = "SIGUSR1"
+            cluster.asked = "SIGUSR1"
 
     def started(function: str, *args: Any, **how: Any) -> Any:
         nonlocal learnt
         learnt += function == "learn"
         if function == "learn" and learnt == hooks.stop_within:
-            cluster.stop = "SIGUSR1"
+            cluster.asked = "SIGUSR1"
         return start(function, *args, **how)
 
     cluster.event = told  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from mpips.clock import NOTHING, RangedClock
 from mpips.errors import InputError, RemoteError
 from mpips.ranges import KeyRange
 from mpips.scheduler import Cluster
-from mpips.server import AGGREGATE
+from mpips.shard import AGGREGATE
 from mpips.twin import Deadlock, rough
 from mpips.update import VectorSpec
 from mpips.worker import Answer, Context, at_once
@@ -246,7 +246,14 @@ def test_an_export_in_pieces_gives_every_row_once_in_key_order(
 def save(cluster: Cluster, folder: Path, step: int) -> Path:
     """Write the servers' shards as a checkpoint of their own."""
     path = checkpoint.begin(folder, step)
-    checkpoint.commit(path, cluster.servers.call("checkpoint", {"folder": str(path)}), {"step": step})
+    held = cluster.shards_by_host()
+    hosts = cluster.some([rank for rank, _ in held])
+    hosts.call(
+        "snapshot",
+        {"folder": str(path)},
+        each=[{"shards": each[1], "number": n} for n, each in enumerate(held)],
+    )
+    checkpoint.commit(path, hosts.call("written"), {"step": step})
     return path
 
 
