@@ -16,9 +16,9 @@ Remapping is reading: `load_range` takes from each shard the runs of rows that a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,32 +30,42 @@ from numpy.typing import NDArray
 from mpips.clock import RangedClock
 from mpips.errors import CheckpointError
 from mpips.manifest import (
-    FORMAT,
     MANIFEST,
-    VERSION,
+    NOTE,
     Entry,
-    Run,
     complete,
     cover_problems,
     entry_of,
     explained,
     folders,
+    order_of,
     runs_of,
     spec_of,
     step_folder,
     step_of,
     sync,
+    text_of,
     vector_names,
     write_manifest,
 )
 from mpips.manifest import latest as latest
 from mpips.manifest import read_manifest as read_manifest
 from mpips.ranges import KeyRange, coalesce, meet
+from mpips.shard_file import (
+    concatenated,
+    created,
+    located,
+    meta_of,
+    misfits,
+    opened,
+    read_rows,
+    read_run,
+    write_array,
+)
 from mpips.store import Rows, Segment
 from mpips.update import Setting, VectorSpec
 
 VIEW = "parameters.h5"
-_CHUNK_BYTES = 2**20
 
 
 class Saved(NamedTuple):
@@ -72,10 +82,6 @@ def save(segment: Segment) -> Saved:
     return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
 
 
-NOTE = "."
-"""Stands between a vector's name and that of what a server function noted of some of its keys."""
-
-
 def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
     """Copy a segment's note, (slots, rows), as a vector of its own that holds the noted keys."""
     slots, rows = noted
@@ -87,15 +93,39 @@ def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArr
     return Saved(spec, {}, list(segment.ranges), Rows(keys[order], rows[order], {}))
 
 
+def joined(parts: Sequence[Saved]) -> Saved:
+    """Merge parts of one vector, whose ranges are disjoint, into one with its rows in key order.
+
+    Specification and settings are those of the first. Raises CheckpointError when a key is in two parts.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    keys, values, state = concatenated([part.rows for part in parts])
+    if np.any(keys[1:] <= keys[:-1]):
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        state = {name: column[order] for name, column in state.items()}
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if len(twice):
+            raise CheckpointError(
+                f"key {twice[0]} of vector {first.spec.name!r} is in two shards of one server"
+            )
+    ranges = coalesce(piece for part in parts for piece in part.ranges)
+    return first._replace(ranges=ranges, rows=Rows(keys, values, state))
+
+
 # Writing.
 
 
 def begin(directory: Path, step: int) -> Path:
     """Make the empty folder of a step's checkpoint, before any rank writes; return it.
 
-    What an earlier attempt at the same step left, complete or not, is removed.
+    What a torn attempt at the same step left is removed. A complete checkpoint of that step stays until `prune`
+    finds a newer one: the new one's folder then has a suffix.
     """
-    folder = step_folder(directory, step)
+    attempts = [order_of(path)[1] for path in complete(directory) if step_of(path) == step]
+    folder = step_folder(directory, step, max(attempts, default=0) + 1)
     with explained("make", folder):
         if folder.exists():
             _remove(folder)
@@ -103,6 +133,15 @@ def begin(directory: Path, step: int) -> Path:
         sync(folder.parent)
         sync(folder.parent.parent)
     return folder
+
+
+def abandon(folder: Path) -> None:
+    """Remove what a failed attempt left, as well as possible; never raises, nor touches what has a manifest."""
+    folder = Path(folder)
+    with suppress(OSError, ValueError):
+        order_of(folder)
+        if not (folder / MANIFEST).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_shard(
@@ -114,20 +153,20 @@ def write_shard(
     """
     vectors: dict[str, Any] = {}
     path = Path(folder) / f"server-{server:04d}.h5"
-    with _created(path, meta) as file:
+    with created(path, meta) as file:
         for name, segment in segments.items():
             saved = save(segment) if isinstance(segment, Segment) else segment
             keys, values, state = saved.rows
             group = file.create_group(f"vectors/{name}")
-            _write_array(group, "keys", keys)
-            _write_array(group, "values", values)
+            write_array(group, "keys", keys)
+            write_array(group, "values", values)
             columns = group.create_group("state")
             for column, array in state.items():
-                _write_array(columns, column, array)
+                write_array(columns, column, array)
             vectors[name] = {
                 "spec": asdict(saved.spec) | {"settings": dict(saved.settings)},
                 "rows": len(keys),
-                "ranges": _located(saved.ranges, keys),
+                "ranges": located(saved.ranges, keys),
             }
     return entry_of(path, "server", server) | {"vectors": vectors}
 
@@ -137,10 +176,10 @@ def write_worker(
 ) -> Entry:
     """Write a worker's arrays (numbers, of any shape), durably; return its entry for `commit`."""
     path = Path(folder) / f"worker-{worker:04d}.h5"
-    with _created(path, meta) as file:
+    with created(path, meta) as file:
         group = file.create_group("arrays")
         for name, array in arrays.items():
-            _write_array(group, name, np.asarray(array))
+            write_array(group, name, np.asarray(array))
     return entry_of(path, "worker", worker)
 
 
@@ -154,7 +193,7 @@ def commit(folder: Path, files: Iterable[Entry], about: Mapping[str, Any] | None
     entries = sorted(files, key=lambda entry: str(entry["name"]))
     for problem in cover_problems(entries):
         raise CheckpointError(f"{folder}: {problem}")
-    with _created(folder / VIEW, None) as file:
+    with created(folder / VIEW, None) as file:
         _write_view(file, entries)
     entries.append(entry_of(folder / VIEW, "view", 0))
     return write_manifest(folder, entries, about or {})
@@ -168,7 +207,8 @@ def prune(directory: Path, keep: int) -> list[Path]:
     kept = complete(directory)[-max(keep, 1) :]
     if not kept:
         return []
-    old = [path for path in folders(directory) if path not in kept and step_of(path) < step_of(kept[-1])]
+    newest = order_of(kept[-1])
+    old = [path for path in folders(directory) if path not in kept and order_of(path) < newest]
     for path in old:
         with explained("remove", path):
             _remove(path)
@@ -179,50 +219,7 @@ def _remove(folder: Path) -> None:
     """Remove a checkpoint, its manifest first: it is never complete with a file missing."""
     (folder / MANIFEST).unlink(missing_ok=True)
     sync(folder)
-    for path in sorted(folder.iterdir()):
-        path.unlink()
-    folder.rmdir()
-
-
-@contextmanager
-def _created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
-    """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
-    with explained("write", path):
-        with h5py.File(path, "w", locking=False) as file:
-            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-            if meta is not None:
-                file["meta"] = json.dumps(meta)
-            yield file
-        sync(path)
-        sync(path.parent)
-
-
-def _write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
-    """Write an array little-endian, in checksummed chunks of about 1 MiB."""
-    if array.dtype.kind not in "biuf" or "/" in name:
-        raise CheckpointError(f"array {name!r} of {array.dtype} cannot be saved: numbers, and no / in names")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.size == 0 or array.ndim == 0:  # HDF5 has no chunks of nothing
-        group.create_dataset(name, data=array)
-        return
-    row = array.nbytes // len(array)
-    chunk = (min(len(array), max(1, _CHUNK_BYTES // row)), *array.shape[1:])
-    group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
-
-
-def _located(ranges: Iterable[KeyRange], keys: NDArray[np.uint64]) -> list[list[int]]:
-    """Return [begin, end, first row, rows] for each range of a shard."""
-    out = []
-    for piece in coalesce(ranges):
-        rows = _within(keys, piece)
-        out.append([piece.begin, piece.end, rows.start, rows.stop - rows.start])
-    return out
-
-
-def _within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
-    """Return where the sorted `keys` lie in a range, which is not empty."""
-    low = int(np.searchsorted(keys, np.uint64(wanted.begin), "left"))
-    return slice(low, int(np.searchsorted(keys, np.uint64(wanted.end - 1), "right")))
+    shutil.rmtree(folder)
 
 
 def _write_view(file: h5py.File, entries: list[Entry]) -> None:
@@ -251,22 +248,33 @@ def verify(path: Path) -> list[str]:
     """Check a checkpoint to the last byte; return a line per problem, naming the file; none: it is sound."""
     path = Path(path)
     try:
-        entries = read_manifest(path)["files"]
+        manifest = read_manifest(path)
+        entries = manifest["files"]
+        problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
+        if (path / MANIFEST).read_bytes() != text_of(manifest).encode():
+            problems.append(f"{path / MANIFEST}: damaged: it is not written as it was")
+        for entry in entries:
+            problems += _file_problems(path / entry["name"], entry)
     except CheckpointError as error:
         return [str(error)]
-    problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
-    for entry in entries:
-        file = path / entry["name"]
-        try:
-            found = entry_of(file, entry["kind"], entry["number"])
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        if found["bytes"] != entry["bytes"]:
-            problems.append(f"{file}: {found['bytes']} bytes, the manifest says {entry['bytes']}")
-        elif found["sha256"] != entry["sha256"]:
-            problems.append(f"{file}: damaged: its sha256 is not the manifest's")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        return [f"{path / MANIFEST}: damaged: {type(error).__name__}: {error}"]
     return problems
+
+
+def _file_problems(file: Path, entry: Entry) -> list[str]:
+    """Say what is wrong with one file of a checkpoint, by its entry in the manifest."""
+    try:
+        found = entry_of(file, entry["kind"], entry["number"])
+        if found["bytes"] != entry["bytes"]:
+            return [f"{file}: {found['bytes']} bytes, the manifest says {entry['bytes']}"]
+        if found["sha256"] != entry["sha256"]:
+            return [f"{file}: damaged: its sha256 is not the manifest's"]
+        with opened(file) as held:
+            parts = entry.get("vectors", {}).items()
+            return [f"{file}: {problem}" for name, part in parts for problem in misfits(held, name, part)]
+    except CheckpointError as error:
+        return [str(error)]
 
 
 def vectors(path: Path) -> dict[str, VectorSpec]:
@@ -290,14 +298,14 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     used = [run for run in runs if any(meet(KeyRange(run.begin, run.end), piece) for piece in wanted)]
     found: list[tuple[int, Rows]] = []
     for shard in sorted({run.file for run in used}) or [runs[0].file]:
-        with _opened(path / shard) as file:
+        with opened(path / shard) as file:
             group = file[f"vectors/{name}"]
-            found.append((-1, _read_rows(group, slice(0, 0))))  # no rows, of the right types
+            found.append((-1, read_rows(group, slice(0, 0))))  # no rows, of the right types
             for run in used:
                 if run.file == shard:
-                    found += _read_run(group, run, wanted)
+                    found += read_run(group, run, wanted)
     found.sort(key=lambda part: part[0])
-    return _joined([rows for _, rows in found])
+    return concatenated([rows for _, rows in found])
 
 
 def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:
@@ -310,8 +318,8 @@ def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:
 
 def load_server(path: Path, server: int) -> dict[str, Any]:
     """Return the `meta` that a server's shard was written with."""
-    with _opened(Path(path) / f"server-{server:04d}.h5") as file:
-        return _meta(file)
+    with opened(Path(path) / f"server-{server:04d}.h5") as file:
+        return meta_of(file)
 
 
 def load_clocks(path: Path, name: str) -> list[RangedClock]:
@@ -332,8 +340,8 @@ def load_clocks(path: Path, name: str) -> list[RangedClock]:
 
 def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the `meta` that a worker's state was written with."""
-    with _opened(Path(path) / f"worker-{worker:04d}.h5") as file:
-        return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, _meta(file)
+    with opened(Path(path) / f"worker-{worker:04d}.h5") as file:
+        return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, meta_of(file)
 
 
 def describe(path: Path) -> str:
@@ -355,43 +363,3 @@ def describe(path: Path) -> str:
         held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
         lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{held}")
     return "\n".join(lines)
-
-
-def _read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
-    """Read what a run of rows has of the ranges; return (begin, rows) for each."""
-    keys = group["keys"][run.first : run.first + run.rows]
-    parts = []
-    for piece in wanted:
-        common = meet(KeyRange(run.begin, run.end), piece)
-        if common is not None:
-            rows = _within(keys, common)
-            parts.append(
-                (common.begin, _read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
-            )
-    return parts
-
-
-def _read_rows(group: h5py.Group, rows: slice) -> Rows:
-    state = {column: data[rows] for column, data in group["state"].items()}
-    return Rows(group["keys"][rows], group["values"][rows], state)
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    return Rows(
-        np.concatenate([part.keys for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        {name: np.concatenate([part.state[name] for part in parts]) for name in parts[0].state},
-    )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file of a checkpoint to read it; what HDF5 says of a damaged one becomes one line."""
-    with explained("read", path), h5py.File(path, "r", locking=False) as file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-            raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
-        yield file
-
-
-def _meta(file: h5py.File) -> dict[str, Any]:
-    return dict(json.loads(file["meta"][()])) if "meta" in file else {}

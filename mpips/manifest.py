@@ -20,8 +20,11 @@ from mpips.errors import CheckpointError
 FORMAT = "mpips checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
+NOTE = "."
+"""Stands between a vector's name and that of what a server function noted of some of its keys."""
 
-_STEP = re.compile(r"step-(\d{6,})")
+_STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
+_PIECE = 2**24
 
 Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
@@ -40,27 +43,35 @@ class Run(NamedTuple):
 # Folders.
 
 
-def step_folder(directory: Path, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
-    return Path(directory) / f"step-{step:06d}"
+def step_folder(directory: Path, step: int, attempt: int = 1) -> Path:
+    """Return the folder of a step's checkpoint; a second one of the same step has a suffix."""
+    return Path(directory) / (f"step-{step:06d}" + (f"-{attempt}" if attempt > 1 else ""))
+
+
+def order_of(path: Path) -> tuple[int, int]:
+    """Return (step, attempt) of a checkpoint's folder: the larger, the newer. ValueError if it is no such name."""
+    named = _STEP.fullmatch(path.name)
+    if named is None:
+        raise ValueError(f"{path} is not named as a checkpoint's folder")
+    return int(named[1]), int(named[2] or 1)
 
 
 def step_of(path: Path) -> int:
     """Return the step of a checkpoint's folder."""
-    return int(path.name.removeprefix("step-"))
+    return order_of(path)[0]
 
 
 def folders(directory: Path) -> list[Path]:
-    """Return the step folders below a directory, complete or not, by step."""
+    """Return the step folders below a directory, complete or not, oldest first."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    return sorted(found, key=order_of)
 
 
 def complete(directory: Path) -> list[Path]:
-    """Return the step folders with a sound manifest whose files are all there, of the right size, by step."""
+    """Return the step folders with a sound manifest whose files are all there, of the right size, oldest first."""
     return [path for path in folders(directory) if _is_complete(path)]
 
 
@@ -87,7 +98,7 @@ def write_manifest(folder: Path, entries: list[Entry], about: Mapping[str, Any])
     target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
     with explained("write", target):
         sync(folder)
-        temporary.write_text(_text(manifest), encoding="utf-8")
+        temporary.write_text(text_of(manifest), encoding="utf-8")
         sync(temporary)
         os.replace(temporary, target)
         sync(folder)
@@ -113,8 +124,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _text(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as JSON with one line per file."""
+def text_of(manifest: Mapping[str, Any]) -> str:
+    """Return the one text that a manifest is written as: JSON with one line per file."""
     lines = []
     for key, value in manifest.items():
         text = json.dumps(value)
@@ -159,7 +170,7 @@ def cover_problems(entries: list[Entry]) -> list[str]:
             problems.append(f"the shards of vector {name!r} differ in its specification")
         at = 0
         for run in [*runs_of(entries, name), Run(int(specs[0]["extent"]), 0, 0, 0, "")]:
-            if run.begin > at:
+            if run.begin > at and NOTE not in name:  # a shard may have nothing noted
                 problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
             if run.begin < at:
                 problems.append(f"more than one shard holds the keys of vector {name!r} at {run.begin}")
@@ -172,10 +183,13 @@ def cover_problems(entries: list[Entry]) -> list[str]:
 
 def entry_of(path: Path, kind: str, number: int) -> Entry:
     """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
-    with explained("read", path), path.open("rb") as file:
-        hashed = hashlib.file_digest(file, "sha256").hexdigest()
-        size = os.fstat(file.fileno()).st_size
-    return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed}
+    # In large pieces: between two of them a thread may wait long for the interpreter's lock, if another computes.
+    hashed, size, piece = hashlib.sha256(), 0, memoryview(bytearray(_PIECE))
+    with explained("read", path), path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            hashed.update(piece[:count])
+            size += count
+    return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed.hexdigest()}
 
 
 def sync(path: Path) -> None:
@@ -192,6 +206,8 @@ def explained(verb: str, path: Path) -> Iterator[None]:
     """Turn what the operating system or HDF5 raises into one line that names the file."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(f"cannot {verb} {path}: {reason}") from error

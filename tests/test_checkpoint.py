@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.checkpoint import (
+    abandon,
     begin,
     commit,
     describe,
+    joined,
     latest,
     load_range,
     load_server,
@@ -30,6 +32,7 @@ from mpips.checkpoint import (
     read_manifest,
     restore,
     save,
+    save_note,
     vectors,
     verify,
     write_shard,
@@ -162,6 +165,37 @@ def test_training_may_go_on_while_a_saved_copy_is_written(tmp_path: Path) -> Non
     assert segment.export_state().values.tobytes() != before.values.tobytes()
 
 
+@given(st.lists(cut, max_size=8), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_parts_of_several_shards_are_joined_in_key_order(cuts: list[int], shards: int) -> None:
+    """However the ranges are dealt out, joining gives what one segment with all of them would have saved."""
+    for spec in (SPARSE, DENSE):
+        layout = cut_up(spec.extent, cuts, shards)
+        one = joined([save(filled(spec, mine)) for mine in layout])
+        whole = save(filled(spec, [ALL] if spec is SPARSE else [KeyRange(0, 50)]))
+        assert one.spec == whole.spec and one.settings == whole.settings
+        assert one.ranges == whole.ranges
+        assert one.rows.keys.tolist() == whole.rows.keys.tolist()
+        assert one.rows.values.tobytes() == whole.rows.values.tobytes()
+        assert {k: v.tobytes() for k, v in one.rows.state.items()} == {
+            k: v.tobytes() for k, v in whole.rows.state.items()
+        }
+
+
+def test_joined_parts_are_a_servers_file(tmp_path: Path) -> None:
+    layout = cut_up(2**64, [10, 2**62, 2**63, 2**63 + 5], 3)
+    parts = [save(filled(SPARSE, mine)) for mine in layout]
+    notes = [save_note(filled(SPARSE, [ALL]), "tau", (np.array([2, 0], np.int32), np.array([[1], [2]])))]
+    folder = begin(tmp_path, 1)
+    files = [write_shard(folder, 0, {"w": joined(parts[:2])}), write_shard(folder, 1, {"w": parts[2]})]
+    commit(folder, files)
+    assert verify(folder) == []
+    assert load_range(folder, "w", [ALL]).keys.tolist() == KEYS.tolist()
+    assert joined(notes) is notes[0]
+    with pytest.raises(CheckpointError, match="of vector 'w' is in two shards of one server"):
+        joined([parts[0], parts[1], parts[0]])
+
+
 def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a", 1), write(tmp_path / "b", 1)
     for path in first.iterdir():
@@ -265,6 +299,35 @@ def test_a_half_written_folder_is_made_anew(tmp_path: Path) -> None:
     assert verify(folder) == []
 
 
+def test_a_complete_checkpoint_stays_while_another_of_its_step_is_made(tmp_path: Path) -> None:
+    """A run that was resumed from a step may well make a checkpoint of that step, and die in the middle."""
+    former = write(tmp_path, 20)
+    torn = begin(tmp_path, 20)
+    assert torn.name == "step-000020-2" and latest(tmp_path) == former
+    write_shard(torn, 7, {"w": filled(SPARSE, [ALL])})
+    second = write(tmp_path, 20)
+    assert second == torn and not (torn / "server-0007.h5").exists()
+    assert latest(tmp_path) == second and verify(former) == []
+    assert prune(tmp_path, 1) == [former]
+    third = write(tmp_path, 20)
+    assert third.name == "step-000020-3" and latest(tmp_path) == third
+    assert write(tmp_path, 21).name == "step-000021"
+    assert [path.name for path in prune(tmp_path, 1)] == ["step-000020-2", "step-000020-3"]
+
+
+def test_abandon_removes_what_is_torn_and_nothing_else(tmp_path: Path) -> None:
+    sound = write(tmp_path, 1)
+    torn = begin(tmp_path, 2)
+    write_shard(torn, 0, {"w": filled(SPARSE, [ALL])})
+    (torn / "left").mkdir()
+    (torn / ".manifest.json").write_text("{")
+    (tmp_path / "notes").mkdir()
+    for path in (sound, torn, torn, tmp_path / "notes", tmp_path / "step-000009" / "step-000001"):
+        abandon(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-000001"]
+    assert verify(sound) == []
+
+
 def test_prune_keeps_the_newest_and_what_is_being_written(tmp_path: Path) -> None:
     for step in (1, 2, 4, 1_000_000):
         write(tmp_path, step)
@@ -285,54 +348,7 @@ def test_prune_keeps_the_newest_and_what_is_being_written(tmp_path: Path) -> Non
     assert prune(tmp_path / "nowhere", 1) == []
 
 
-# Damage.
-
-
-@given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_flipped_bit_is_found_and_the_file_named(sound: Path, tmp_path: Path, data: Any) -> None:
-    copy = tmp_path / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(sound, copy)
-    path = copy / data.draw(st.sampled_from(sorted(path.name for path in sound.iterdir())))
-    content = bytearray(path.read_bytes())
-    at = data.draw(st.integers(0, len(content) - 1))
-    if path.name == "manifest.json" and chr(content[at]).isspace():
-        return  # layout of the text, which says nothing
-    content[at] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(content)
-    problems = verify(copy)
-    assert problems
-    assert all(path.name in problem and "\n" not in problem for problem in problems)
-
-
-def test_missing_and_cut_files_are_named(tmp_path: Path) -> None:
-    folder = write(tmp_path, 1)
-    (folder / "server-0001.h5").unlink()
-    cut_short = folder / "worker-0000.h5"
-    cut_short.write_bytes(cut_short.read_bytes()[:-1])
-    problems = verify(folder)
-    assert len(problems) == 2
-    assert "server-0001.h5: No such file" in problems[0]
-    assert "worker-0000.h5" in problems[1]
-    assert latest(tmp_path) is None
-    with pytest.raises(CheckpointError, match=r"cannot read .*server-0001\.h5"):
-        load_range(folder, "w", [ALL])
-    with pytest.raises(CheckpointError, match=r"cannot read .*worker-0009\.h5"):
-        load_worker(folder, 9)
-
-
-def test_a_damaged_chunk_is_not_read(tmp_path: Path) -> None:
-    folder = write(tmp_path, 1, layout=1)
-    path = folder / "server-0000.h5"
-    with h5py.File(path) as file:
-        at = file["vectors/w/values"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[at + 3] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"cannot read .*server-0000\.h5") as caught:
-        load_range(folder, "w", [ALL])
-    assert "\n" not in str(caught.value)
+# What is refused, and what is empty.
 
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

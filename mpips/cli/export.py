@@ -1,0 +1,82 @@
+"""`mpips export`: take a vector out of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpips.store import Rows
+
+DESCRIPTION = """\
+Write the keys and rows of one vector of a checkpoint, in key order, to a file. Its name says how:
+.npz: the arrays `keys` and `values`, for numpy.load
+.tsv: a line per key, the key and its numbers between tabs, so that they are read back to the same bits
+
+  mpips export checkpoints/sparse_lr/step-000020 --vector w --out weights.tsv
+"""
+
+_LINES = 100_000
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "export",
+        help="take a vector out of a checkpoint",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
+    parser.add_argument("--vector", metavar="NAME", help="which vector; not needed if there is but one")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .npz or .tsv")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Write the file, under another name until it is complete."""
+    from mpips.checkpoint import load_range, vectors
+    from mpips.errors import CheckpointError, InputError
+    from mpips.manifest import explained
+    from mpips.ranges import ALL
+
+    source, target = Path(arguments.checkpoint), Path(arguments.out)
+    if target.suffix not in (".npz", ".tsv"):
+        raise InputError(f"--out {target}: the name must end in .npz or .tsv")
+    names = sorted(vectors(source))
+    if arguments.vector is None and len(names) != 1:
+        raise CheckpointError(
+            f"{source}: say which vector, --vector NAME; it has: {', '.join(names) or 'none'}"
+        )
+    rows = load_range(source, arguments.vector or names[0], [ALL])
+    partial = target.with_name(f".{target.name}.partial")
+    with explained("write", target):
+        try:
+            _write(partial, target.suffix, rows)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    print(f"{target}: {len(rows.keys):,} keys")
+    return 0
+
+
+def _write(path: Path, kind: str, rows: Rows) -> None:
+    import numpy as np
+
+    if kind == ".npz":
+        with path.open("wb") as binary:
+            np.savez(binary, keys=rows.keys, values=rows.values)
+    else:
+        with path.open("w", encoding="ascii") as text:
+            text.writelines(_lines(rows))
+
+
+def _lines(rows: Rows) -> Iterator[str]:
+    """Give the lines of the text, many at a time: the shortest digits that mean the same number."""
+    for at in range(0, len(rows.keys), _LINES):
+        columns = [rows.keys[at : at + _LINES], *rows.values[at : at + _LINES].T]
+        cells = zip(*(column.astype(str).tolist() for column in columns), strict=True)
+        yield "".join("\t".join(line) + "\n" for line in cells)

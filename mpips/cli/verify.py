@@ -1,0 +1,47 @@
+"""`mpips verify`: check checkpoints to the last byte."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """\
+Check checkpoints to the last byte, and say of each whether it is sound; what is wrong is named, file by file.
+A folder of checkpoints stands for all that are in it. The exit code is 0 if all are sound, 1 if any is not.
+
+  mpips verify checkpoints/sparse_lr/step-000020
+  mpips verify checkpoints/sparse_lr
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="check checkpoints to the last byte",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help="a checkpoint's folder")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Check the checkpoints, a line each, and a line more for each problem."""
+    from pathlib import Path
+
+    from mpips.checkpoint import verify
+    from mpips.manifest import folders, read_manifest
+
+    damaged = 0
+    for given in map(Path, arguments.checkpoint):
+        for path in folders(given) or [given]:
+            problems = verify(path)
+            damaged += bool(problems)
+            if problems:
+                print(f"{path}: NOT sound, problems {len(problems)}", *problems, sep="\n  ")
+            else:
+                entries = read_manifest(path)["files"]
+                size = sum(entry["bytes"] for entry in entries)
+                print(f"{path}: sound, files {len(entries)}, {size / 1e6:,.1f} MB")
+    return 1 if damaged else 0

@@ -1,0 +1,104 @@
+"""A file for HDF5 to write into that never tells it of a failure.
+
+When the disk is full while HDF5 (2.0, and others before it) writes by itself, closing the file fails as well, its
+objects stay open, and the process dies of a segmentation fault sooner or later: a server would be lost with all
+that it holds, for want of a checkpoint. So HDF5 is given a Python object instead of a path. From the first write
+that fails on, `Sink` keeps that error, writes nothing more and says that all is well, so HDF5 closes in order;
+the error is raised to us then. It costs a call of Python for each chunk of 1 MiB, and the interpreter's lock is
+not held while the kernel writes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpips.errors import ClosedError
+
+_PIECE = 2**23
+"""Bytes handed to the kernel at once."""
+
+
+class Sink:
+    """A new file at `path`, as `h5py.File` takes it; `error` is the first one met.
+
+    `close` syncs it to the disk and raises that error as the OSError that it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._at = self._end = 0
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise ClosedError("this file is closed")
+        return self._handle
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset from the beginning, from here or from the end."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Give the offset that is written or read next."""
+        return self._at
+
+    def write(self, data: memoryview) -> int:
+        """Write all of `data`, or as if."""
+        handle, view = self._open(), memoryview(data).cast("B")
+        start = self._at
+        try:
+            while self._at - start < len(view) and self.error is None:
+                done = self._at - start
+                self._at += os.pwrite(handle, view[done : done + _PIECE], self._at)
+        except OSError as error:
+            self.error = error
+        self._at = start + len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read what was written; what could not be written is zeros."""
+        handle, view = self._open(), memoryview(buffer).cast("B")
+        found = os.pread(handle, len(view), self._at)
+        view[: len(found)] = found
+        view[len(found) :] = bytes(len(view) - len(found))
+        self._at += len(view)
+        return len(view)
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes."""
+        buffer = bytearray(size)
+        self.readinto(memoryview(buffer))
+        return bytes(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size, or as if."""
+        self._end = self._at if size is None else size
+        try:
+            if self.error is None:
+                os.ftruncate(self._open(), self._end)
+        except OSError as error:
+            self.error = error
+        return self._end
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+    def close(self) -> None:
+        """Sync and close the file; raise the first error there was. Idempotent."""
+        if self._handle is None:
+            return
+        try:
+            if self.error is None:
+                os.fsync(self._handle)
+        except OSError as error:
+            self.error = error
+        try:
+            os.close(self._handle)
+        except OSError as error:  # a network file system may find out only now
+            self.error = self.error or error
+        self._handle = None
+        if self.error is not None:
+            raise self.error
