@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpips.launch import Launch
@@ -22,6 +22,13 @@ GRACE = 5.0
 """Seconds that ranks have to go after they were told to, before they are killed."""
 ORPHAN_GRACE = 2.0
 """Seconds that ranks have to go after their launcher has."""
+LINGER, LINGER_FAILED = 5.0, 30.0
+"""Seconds that a launcher has to go once there is a result; longer if it says failed.
+
+A rank that was told to end writes that it failed before it tries to checkpoint, for a launcher that kills next.
+"""
+LOOK = 1.0
+"""Seconds between two looks for a result."""
 
 
 class Children:
@@ -29,11 +36,19 @@ class Children:
 
     USR1 is passed on. The first INT, TERM or HUP is passed on as USR1, which asks the ranks to checkpoint and
     stop: a launcher that gets TERM kills them within a second. A second one ends everything. Ranks whose
-    launcher has died are adopted, and ended too.
+    launcher has died are adopted, and ended too. So is a launcher that goes on waiting after the run is over, as one
+    does for a rank that was stopped (SIGSTOP) and that the others have left behind.
+
+    Args:
+        launch: what to run.
+        result: gives the run's result once there is one.
     """
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, result: Callable[[], Mapping[str, Any] | None] = lambda: None) -> None:
         self._launch = launch
+        self._result = result
+        self._look = 0.0
+        self._over = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
         self._asked = 0
         self._deadline: float | None = None
@@ -74,6 +89,8 @@ class Children:
                         copying.join(1.0)
                     return code
                 except subprocess.TimeoutExpired:
+                    if self._lingers():
+                        self._end()
                     if self._deadline is not None and time.monotonic() > self._deadline:
                         self._kill()
         except BaseException:
@@ -97,9 +114,33 @@ class Children:
                 "mpips: stopping after a checkpoint; once more to kill the run", file=sys.stderr, flush=True
             )
             self._process.send_signal(signal.SIGUSR1)
-        elif self._deadline is None:
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Tell the launcher to end everything; what is left is killed at the deadline."""
+        if self._process is not None and self._deadline is None:
             self._process.send_signal(signal.SIGTERM)
             self._deadline = time.monotonic() + GRACE
+
+    def _lingers(self) -> bool:
+        """Tell whether the run has been over for so long that its launcher will not end by itself."""
+        now = time.monotonic()
+        if now >= self._look:
+            self._look = now + LOOK
+            status = self._status()
+            if status != self._over[0]:
+                self._over = (status, now)
+        status, since = self._over
+        return bool(status) and now - since > (LINGER_FAILED if status == "failed" else LINGER)
+
+    def _status(self) -> str:
+        """Give the status that the result tells; empty while there is none."""
+        try:
+            result = self._result()
+        except (OSError, ValueError):
+            return ""
+        return str(result.get("status") or "") if result is not None else ""
 
     def _end_orphans(self) -> None:
         """Give ranks that outlived their launcher, as when it was killed, a moment; then kill them."""

@@ -25,6 +25,9 @@ from mpips.filters import KNOWN as KNOWN_FILTERS
 from mpips.layout import LayoutSpec
 from mpips.typed import Misfit
 
+PERIODS = 3
+"""Signs of life that must be missing before a rank counts as dead."""
+
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -67,7 +70,28 @@ class RingSpec:
     virtual_servers: int = field(default=0, metadata={"at_least": 0})
     """Points of each server on the ring; 0 leaves it to the ring."""
     replicas: int = field(default=0, metadata={"at_least": 0})
-    """Copies that other servers hold of each server's keys."""
+    """Copies that other servers hold of each server's keys; a run survives the loss of so many servers at once
+    (Open MPI). Where there are fewer servers than copies asked for, each holds everything."""
+    repair_bandwidth: float = field(default=200e6, metadata={"at_least": 0})
+    """Bytes per second that making the copies whole again may take from each server; 0: no limit."""
+
+
+@dataclass(frozen=True)
+class HeartbeatSpec:
+    """When a rank that is silent counts as dead (paper, section 4.5)."""
+
+    period: float = field(default=0.1, metadata={"above": 0})
+    """Seconds between two signs of life of a rank."""
+    patience: float = field(default=1.0, metadata={"above": 0})
+    """Seconds of silence after which a rank counts as dead; at least 3 periods."""
+
+    def __post_init__(self) -> None:
+        least = PERIODS * self.period
+        if self.patience < least * (1 - 1e-9):  # 3 * 0.1 is a little above 0.3
+            raise ValueError(
+                f"patience must be at least {PERIODS} periods ({least:g} s), got {self.patience:g}: "
+                "one late sign of life must not count as a death"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,9 @@ class CheckpointSpec:
     """When parameters are written down, and where."""
 
     every: int = field(default=0, metadata={"at_least": 0})
-    """Passes between two checkpoints; 0 writes none unless asked to stop."""
+    """Passes between two checkpoints; with 0 here and in every_seconds, none unless asked for or to stop."""
+    every_seconds: float = field(default=0.0, metadata={"at_least": 0})
+    """Seconds between two checkpoints; may be given beside `every`; 0 goes by passes alone."""
     keep: int = field(default=2, metadata={"at_least": 1})
     """How many checkpoints stay; older ones are removed."""
     directory: str = ""
@@ -104,6 +130,7 @@ TABLES: dict[str, type] = {
     "job": JobSpec,
     "layout": LayoutSpec,
     "ring": RingSpec,
+    "heartbeat": HeartbeatSpec,
     "consistency": ConsistencySpec,
     "filters": FiltersSpec,
     "checkpoint": CheckpointSpec,
@@ -122,6 +149,7 @@ class Job:
     seed: int
     layout: LayoutSpec
     ring: RingSpec
+    heartbeat: HeartbeatSpec
     consistency: ConsistencySpec
     filters: FiltersSpec
     checkpoint: CheckpointSpec

@@ -32,7 +32,7 @@ class Strike:
     index: int = field(default=0, metadata={"at_least": 0})
     """Which one of its kind, counted from 0."""
     at_step: int | None = field(default=None, metadata={"at_least": 0})
-    """When the rank comes to this step (for a worker a task, for a server an update) or a later one."""
+    """When the rank comes to this step (a worker's task, a server's change, a scheduler's call) or a later one."""
     at_seconds: float | None = field(default=None, metadata={"at_least": 0})
     """When this many seconds have gone by since the rank started."""
 

@@ -3,7 +3,7 @@
 The launcher must belong to the MPI that mpi4py loads: with another one's, N ranks come up as N worlds of one
 rank each. So a child process asks mpi4py, and the launcher is looked for beside the library that it loaded.
 MPI is never initialised in this process. A run is judged by its `result.json`, since launchers do not always
-pass exit codes on.
+pass exit codes on, and one whose ranks died on the way may have completed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.errors import InputError
+from mpips.layout import LayoutSpec
 
 COMPLETED, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 85
 """Exit codes: 85 asks a batch system to start the run again."""
@@ -32,15 +33,17 @@ COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexe
 SIGNATURES = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
 
 ASK = """
-import json, mpi4py
+import ctypes, json, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
 vendor, version = MPI.get_vendor()
 paths = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/libmpi" in line]
 library = [path for path in paths if "libmpi.so" in path or "libmpi_abi" in path or "libmpich" in path]
+ulfm = bool(library) and hasattr(ctypes.CDLL(library[0]), "MPIX_Comm_ack_failed")
 print(json.dumps({
     "vendor": vendor, "version": ".".join(map(str, version)), "library": library[0] if library else "",
     "standard": "%d.%d" % MPI.Get_version(), "text": MPI.Get_library_version(),
+    "ulfm": vendor == "Open MPI" and version[0] >= 5 and ulfm,
 }))
 """
 
@@ -56,6 +59,8 @@ class Mpi:
     standard: str
     library: str
     text: str
+    ulfm: bool = False
+    """Whether ranks of it can live on when one dies (Open MPI 5 built with ULFM)."""
 
 
 def find_mpi(python: str = sys.executable) -> Mpi:
@@ -248,6 +253,30 @@ def plan(starter: Starter, ranks: int, program: Sequence[str], *, survive: bool 
     return Launch(starter.kind, tuple(line), added)
 
 
+def survival(wanted: str, starter: Starter, layout: LayoutSpec, replicas: int) -> bool:
+    """Decide whether a launch asks for ranks that live on when one dies.
+
+    Args:
+        wanted: ``--survive``: yes, no, or auto (yes where both the MPI and the job can go on).
+        starter: how ranks are started.
+        layout: the job's ranks; a job of one server without copies and one worker has nothing to go on with.
+        replicas: the copies of each server's keys.
+
+    Raises:
+        InputError: yes was asked for, and the MPI or its launcher cannot.
+    """
+    able = starter.kind == "openmpi" and starter.mpi.ulfm
+    if wanted == "yes" and not able:
+        mpi = f"{starter.mpi.vendor} {starter.mpi.version}"
+        who = "srun ends all ranks" if starter.kind == "srun" else f"{mpi} has no ULFM and ends all ranks"
+        raise InputError(
+            f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others go on"
+        )
+    workers = sum(layout.groups().values())
+    useful = replicas > 0 or layout.spares > 0 or layout.schedulers > 1 or workers > 1
+    return able and (wanted == "yes" or (wanted == "auto" and useful))
+
+
 def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:
     """Give the command that each rank of a job runs."""
     return [sys.executable, "-m", "mpips", str(job), *arguments]
@@ -269,13 +298,19 @@ def verdict(result: Mapping[str, Any] | None, launcher_code: int, folder: Path) 
         )
     status = result.get("status")
     if status == "completed":
-        return COMPLETED, f"mpips: completed; run folder: {folder}"
+        return COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
     if status == "stopped":
         return STOPPED, f"mpips: stopped with a checkpoint; go on with: --resume latest; run folder: {folder}"
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
     return code, f"mpips: failed: {reason}; run folder: {folder}"
+
+
+def after(recoveries: object) -> str:
+    """Say how many deaths a run got over; nothing if there was none."""
+    number = len(recoveries) if isinstance(recoveries, list) else 0
+    return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
 
 
 def no_result(launcher_code: int) -> str:

@@ -49,6 +49,9 @@ class LayoutSpec:
     schedulers: int = 1
     """Ranks that schedule: the first leads, the others can succeed it."""
 
+    hand_over: bool = False
+    """Give unfinished parts of the slowest worker to idle ones."""
+
     def __post_init__(self) -> None:
         _check(self)
 

@@ -2,7 +2,7 @@
 
     read the job file; start MPI; agree with all ranks that this can work
     scheduler: run the program's schedule, write the result, tell everyone to stop
-    others: serve until told to stop
+    others: serve until told to stop, or to take another role; the leader's successor goes on with the schedule
     leave together
 
 Whatever goes wrong ends the run on every rank: bad input with exit code 2 and one line from rank 0, anything else with
@@ -10,13 +10,15 @@ exit code 1 and the name of the rank that failed. A rank that fails tells the sc
 stops everyone. A rank that cannot be told is ended by MPI abort, and one that does not end in time by an alarm
 signal, which needs neither Python nor MPI to work.
 
+Where MPI lets ranks live on when others die (ULFM), it is not finalized: that would wait for the dead. Only a rank
+that was killed counts as dead there; one that exits with a code of its own is noticed by nobody.
+
 A rank that fails before MPI has started still starts it: the others would wait for it there.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import socket
@@ -26,39 +28,38 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from mpips import provenance
-from mpips.errors import InputError, MpipsError
+from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
-from mpips.folder import RunFolder, write_json, write_text
+from mpips.folder import Lines, RunFolder, write_json, write_text
+from mpips.heartbeat import ADDRESS_BYTES, Address, Heart
+from mpips.journal import Journal
 from mpips.layout import Layout, Role, check_singleton, split
-from mpips.membership import first_view
+from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
+from mpips.membership import Membership
 from mpips.message import Command
-from mpips.node import Node, Stopped
-from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
-from mpips.scheduler import Cluster
+from mpips.node import Fenced, Node, Stopped
+from mpips.prepare import Prepared, parser, prepare, seems_first
 from mpips.server import Server
+from mpips.view import first_view
 from mpips.worker import Workshop
+from mpips.writer import Writer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 PATIENCE = 3.0
 """Seconds for the scheduler to answer a rank that failed (it writes the result first), and for all to leave."""
 LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
 LONGER = 30.0
 """The same after success, when nobody waits for a verdict and a slow end is better than a harsh one."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a disk that say all there is to say."""
-ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-"""Signals that ask the run to stop."""
 JUDGED = "MPIPS_JUDGED"
 """Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
 
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.abort(failure)
     _close_stdout()
     _alarm(LAST if code else LONGER)
-    MPI.Finalize()
+    if not run.survives:
+        MPI.Finalize()
     # Everything is durable. Threads that never end, and libraries that take seconds to unload, are not waited for.
     os._exit(code)
 
@@ -117,7 +119,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
     text = "".join(traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback))
     _say(f"{text}mpips: error: a thread failed on {socket.gethostname()}: {failure.exc_value}")
-    os._exit(FAILED)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _close_stdout() -> None:
@@ -163,6 +165,9 @@ class _Run:
         self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.folder: RunFolder | None = None
         self.judged = bool(os.environ.get(JUDGED))
+        self.survives = False
+        self.wall = time.time() - (time.perf_counter() - started)
+        self.heart: Heart | None = None
 
     def live(self, error: BaseException | None) -> int:
         """Start, take the role's loop, leave."""
@@ -182,15 +187,15 @@ class _Run:
         code = self._agree(error)
         if code is not None or layout is None or self.prepared is None:
             return code or FAILED
+        self._share_folder()
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, self.prepared)
         try:
-            role = node.place.role
-            if role is Role.SCHEDULER and node.place.index == 0:
-                code = self._lead(node, self.prepared)
-            else:
-                code = self._follow(node, self.prepared)
-            if not node.leave(PATIENCE):
+            code = self._serve(node, self.prepared)
+            left = node.leave(PATIENCE)
+            if self.survives:
+                self._end_hung(node, processes)
+            elif not left:
                 self._quit(code or FAILED)
             return code
         finally:
@@ -199,14 +204,12 @@ class _Run:
     # --- the start ---------------------------------------------------------------------------
 
     def _processes(self) -> list[tuple[int, str]]:
-        """Gather process ids and hosts on rank 0, by rank: collective."""
+        """Gather process ids and hosts, by rank: collective."""
         mine = np.zeros(256, np.uint8)
         text = f"{os.getpid()} {socket.gethostname()}".encode()[:256]
         mine[: len(text)] = np.frombuffer(text, np.uint8)
         everyone = np.zeros((self.world.Get_size(), 256), np.uint8)
-        self.world.Gather(mine, everyone if self.rank == 0 else None, 0)
-        if self.rank:
-            return []
+        self.world.Allgather(mine, everyone)
         pairs = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 1) for raw in everyone]
         return [(int(pid), host) for pid, host in pairs]
 
@@ -234,6 +237,16 @@ class _Run:
             raise InputError(
                 f"{self.folder.path}: the run folder cannot be written: {error.strerror}"
             ) from error
+
+    def _share_folder(self) -> None:
+        """Let every rank know the run's folder: any may have to write the result."""
+        letter = np.zeros(4096, np.uint8)
+        if self.folder is not None:
+            raw = np.frombuffer(os.fsencode(self.folder.path.absolute()), np.uint8)
+            letter[: raw.size] = raw
+        self.world.Bcast(letter, 0)
+        if self.folder is None:
+            self.folder = RunFolder(Path(os.fsdecode(letter.tobytes().rstrip(b"\0"))))
 
     def _agree(self, error: BaseException | None) -> int | None:
         """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
@@ -266,126 +279,92 @@ class _Run:
         job = prepared.job
         place = layout.places[self.rank]
         van = MPIVan(self.world.Dup())
+        self.survives = van.survives
+        if van.survives:
+            self._start_heart(job.heartbeat.period)
         spec = job.faults
-        faults = Faults(spec, place.role.value, place.index, now=van.now) if spec != type(spec)() else None
+        faults = None
+        if spec != type(spec)():
+            faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
         lossy = spec.drop is not None
-        view = first_view(layout, job.ring.virtual_servers)
+        view = first_view(layout, job.ring.virtual_servers, job.ring.replicas)
         return Node(van, layout, view, faults=faults, resend=0.25 if lossy else None), van
+
+    def _start_heart(self, period: float) -> None:
+        self.heart = Heart(self.rank, period)
+        mine = np.frombuffer(self.heart.address.to_bytes(), np.uint8)
+        everyone = np.empty((self.world.Get_size(), ADDRESS_BYTES), np.uint8)
+        self.world.Allgather(mine, everyone)
+        self.heart.start([Address.from_bytes(raw.tobytes()) for raw in everyone])
+
+    def _strike(self, kind: signal.Signals) -> None:
+        """Send an injected fault's signal to this process, and write down when: so recoveries can be timed."""
+        assert self.folder is not None
+        line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
+        with Lines(self.folder.path / "strikes.jsonl") as lines:
+            lines.append(line)
+        os.kill(os.getpid(), kind)
 
     # --- the roles ---------------------------------------------------------------------------
 
-    def _lead(self, node: Node, prepared: Prepared) -> int:
-        """The first scheduler: run the program's schedule; write the result before anyone leaves."""
-        assert self.folder is not None
-        try:
-            with Cluster(node, prepared.job, self.folder) as cluster:
-                cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
-                self._hear(cluster)
-                metrics = prepared.program.schedule(cluster, prepared.job.settings)
-                code = REQUEUE if cluster.stopped_early else COMPLETED
-                result = self._success(cluster, prepared, metrics, code)
-        except BaseException as error:
-            result = self._failure(node, error)
-        for kind in ASKS:
-            signal.signal(kind, signal.SIG_IGN)
-        code = self._end(result)
-        for place in node.layout.places:
-            if place.rank != node.rank:
-                node.control(place.rank, Command.STOP, {"code": code})
-        return code
+    def _serve(self, node: Node, prepared: Prepared) -> int:
+        """Take whatever role the view gives this rank, until it is told to stop; give the exit code.
 
-    def _hear(self, cluster: Cluster) -> None:
-        """Ask the cluster to stop whenever this process is asked to, or has been."""
-
-        def ask(number: int, frame: FrameType | None = None) -> None:
-            cluster.stop = signal.Signals(number).name
-            if number == signal.SIGTERM:  # from a launcher that kills next, as when a rank has died
-                text = (
-                    "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
-                )
-                self._write({"status": "failed", "exit_code": FAILED, "error": text})
-
-        for kind in ASKS:
-            signal.signal(kind, ask)
-        if self.asked:
-            ask(self.asked[0])
-
-    def _success(
-        self, cluster: Cluster, prepared: Prepared, metrics: dict[str, Any], code: int
-    ) -> dict[str, Any]:
-        layout = prepared.job.layout
-        result: dict[str, Any] = {
-            "status": "completed" if code == COMPLETED else "stopped",
-            "exit_code": code,
-            "program": prepared.job.program,
-            "layout": {
-                "ranks": layout.size(),
-                "schedulers": layout.schedulers,
-                "servers": layout.servers,
-                "workers": layout.workers,
-                "spares": layout.spares,
-            },
-            "seconds": cluster.seconds,
-            "metrics": metrics,
-            "waiting": cluster.waiting,
-            "traffic": cluster.traffic(),
-            "recoveries": [],
-            "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
-            if cluster.vectors
-            else "",
-            **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
-        }
-        cluster.seconds["total"] = time.perf_counter() - self.started
-        return result
-
-    def _failure(self, node: Node, error: BaseException) -> dict[str, Any]:
-        facts = node.describe(error)
-        where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
-        if facts["is_input"]:
-            return {"status": "failed", "exit_code": BAD_INPUT, "error": facts["text"], "failed_rank": where}
-        if not (isinstance(error, OSError) and error.errno in NO_ROOM):
-            _say(facts["trace"].rstrip())
-        text = f"{where}: {facts['text']}"
-        return {"status": "failed", "exit_code": FAILED, "error": text, "failed_rank": where}
-
-    def _end(self, result: dict[str, Any]) -> int:
-        """Write the result and say what failed, on rank 0; give the exit code of every rank."""
-        code, written = int(result["exit_code"]), self._write(result)
-        if written and self.judged:
-            return COMPLETED
-        if "error" in result:
-            _say(f"mpips: error: {result['error']}")
-        return code if written or "error" in result else FAILED
-
-    def _follow(self, node: Node, prepared: Prepared) -> int:
-        """Any other rank: serve until told to stop. An error here is the scheduler's to know."""
-        for kind in ASKS:
-            signal.signal(kind, signal.SIG_IGN)  # the scheduler hears them too, and decides
+        An error is the leader's to know.
+        """
         try:
             try:
-                self._serve(node, prepared)
-            except Stopped:
+                return self._roles(node, prepared)
+            except (Stopped, Fenced):
                 raise
             except BaseException as error:
                 self._report(node, error)
         except Stopped as stopped:
             return stopped.code
-        return FAILED
+        except Fenced:
+            _say(f"mpips: rank {self.rank} was taken for dead, and leaves")
+            os._exit(COMPLETED)
 
-    def _serve(self, node: Node, prepared: Prepared) -> None:
-        role = node.place.role
-        if role is Role.SERVER:
-            Server(node).run()
-        elif role is Role.WORKER:
-            Workshop(node, prepared.program.worker, prepared.job, self.communicators.group).run()
-        else:
-            node.wait_until(lambda: False)  # another scheduler, or a spare: until it is needed
+    def _roles(self, node: Node, prepared: Prepared) -> int:
+        job, writer = prepared.job, Writer()
+        membership = Membership(node, job.ring.replicas, self.heart, job.heartbeat.patience)
+        journal = Journal(node, job.ring.replicas + 1)
+        server: Server | None = None
+        if node.role is not Role.WORKER:
+            server = Server(node, job.ring.repair_bandwidth, writer)
+        if not membership.leading:
+            for kind in ASKS:  # the leader hears them too, and decides
+                signal.signal(kind, lambda number, _: self.asked.append(number))
+        while not membership.leading:
+            role = node.role
+            until = partial(_other_role, node, membership, role)
+            if role is Role.WORKER:
+                group = self.communicators.group if self.communicators.group else None
+                Workshop(node, prepared.program.worker, job, group, writer).run(until)
+            else:
+                server = server or Server(node, job.ring.repair_bandwidth, writer)
+                server.run(until)
+        return self._lead(node, prepared, journal, membership)
+
+    def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
+        assert self.folder is not None
+        leader = Leader(node, prepared, self.folder, journal, membership, self.wall)
+        result = leader.run(self.asked)
+        for kind in ASKS:
+            signal.signal(kind, signal.SIG_IGN)
+        if leader.error:
+            _say(leader.error)
+        code = self._end(result)
+        leader.stop_all(code)
+        return code
 
     def _report(self, node: Node, error: BaseException) -> NoReturn:
         """Tell the scheduler that this rank failed, and wait for its word (`Stopped`)."""
         facts = node.describe(error)
         if not isinstance(error, self.mpi.Exception):
-            node.control(node.layout.schedulers[0], Command.FAILED, facts)
+            node.control(node.view.leader, Command.FAILED, facts)
+            if isinstance(error, ShardLost):  # the leader is among the dead
+                self._write({"status": "failed", "exit_code": FAILED, "error": facts["text"]})
             deadline = node.van.now() + PATIENCE
             while node.van.now() < deadline:
                 with suppress(Exception):  # it fails already; a second error adds nothing
@@ -396,8 +375,24 @@ class _Run:
 
     # --- the end -----------------------------------------------------------------------------
 
+    def _end_hung(self, node: Node, processes: list[tuple[int, str]]) -> None:
+        """Kill hung ranks on this host: the launcher would wait for them."""
+        for loss in node.view.losses:
+            pid, host = processes[loss.rank]
+            if loss.cause == "hung" and host == socket.gethostname() and _is_stopped(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    def _end(self, result: dict[str, Any]) -> int:
+        """Write the result and say what failed; give the exit code of every rank."""
+        code, written = int(result["exit_code"]), self._write(result)
+        if written and self.judged:
+            return COMPLETED
+        if "error" in result:
+            _say(f"mpips: error: {result['error']}")
+        return code if written or "error" in result else FAILED
+
     def _write(self, result: dict[str, Any]) -> bool:
-        """Write the result, on rank 0; give whether it is there."""
+        """Write the result; give whether it is there."""
         if self.folder is None:
             return False
         try:
@@ -422,3 +417,15 @@ class _Run:
         _close_stdout()
         self.world.Abort(code)
         os._exit(code)
+
+
+def _other_role(node: Node, membership: Membership, role: Role | None) -> bool:
+    """Tell whether this rank is to do something else than `role`."""
+    return membership.leading or node.role is not role
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False

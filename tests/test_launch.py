@@ -17,9 +17,15 @@ from conftest import Finished, Started
 from mpips import launch
 from mpips.children import descendants
 from mpips.errors import InputError
-from mpips.launch import Launch, Mpi
+from mpips.launch import Launch, Mpi, Starter
+from mpips.layout import LayoutSpec
 
 PROGRAM = ["python", "-m", "mpips", "job.toml"]
+
+OPEN_MPI = Starter("openmpi", "mpirun", Mpi("openmpi", "Open MPI", "5.0.11", "3.1", "", "", ulfm=True))
+OLD = Starter("openmpi", "mpirun", Mpi("openmpi", "Open MPI", "4.1.4", "3.1", "", ""))
+MPICH = Starter("mpich", "mpiexec.hydra", Mpi("mpich", "MPICH", "5.0.2", "5.0", "", ""))
+SRUN = Starter("srun", "srun", OPEN_MPI.mpi)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,46 @@ def test_a_launch_can_be_typed() -> None:
     assert str(made) == "env 'A=x y' B=1 mpiexec -n 2 'a b'"
 
 
+@pytest.mark.parametrize(
+    ("layout", "replicas", "survives"),
+    [
+        (LayoutSpec(), 0, False),
+        (LayoutSpec(servers=4), 0, False),
+        (LayoutSpec(), 1, True),
+        (LayoutSpec(spares=1), 0, True),
+        (LayoutSpec(schedulers=2), 0, True),
+        (LayoutSpec(workers=2), 0, True),
+        (LayoutSpec(workers={"a": 1, "b": 1}), 0, True),
+    ],
+)
+def test_what_could_go_on_is_launched_so_that_it_can(
+    layout: LayoutSpec, replicas: int, survives: bool
+) -> None:
+    assert launch.survival("auto", OPEN_MPI, layout, replicas) is survives
+    assert launch.survival("yes", OPEN_MPI, layout, replicas) is True
+    assert launch.survival("no", OPEN_MPI, layout, replicas) is False
+
+
+@pytest.mark.parametrize(
+    ("starter", "said"),
+    [
+        (MPICH, "--survive yes: MPICH 5.0.2 has no ULFM and ends all ranks when one dies; only Open MPI 5"),
+        (OLD, "--survive yes: Open MPI 4.1.4 has no ULFM and ends all"),
+        (
+            SRUN,
+            "--survive yes: srun ends all ranks when one dies; only Open MPI 5 launched by its own mpirun",
+        ),
+    ],
+)
+def test_an_mpi_that_cannot_go_on_is_not_asked_to(starter: Starter, said: str) -> None:
+    assert launch.survival("auto", starter, LayoutSpec(workers=2), 1) is False
+    assert launch.survival("no", starter, LayoutSpec(workers=2), 1) is False
+    with pytest.raises(InputError) as caught:
+        launch.survival("yes", starter, LayoutSpec(workers=2), 1)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
 def fake(path: Path, says: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\necho '{says}'\n")
@@ -108,7 +154,10 @@ def test_the_wrong_launcher_by_name_is_refused() -> None:
     ("result", "launcher_code", "code", "said"),
     [
         ({"status": "completed"}, 0, 0, "completed"),
-        ({"status": "completed"}, 1, 0, "completed"),
+        ({"status": "completed"}, 1, 0, "completed; run folder: "),
+        ({"status": "completed", "recoveries": []}, 0, 0, "completed; run folder: "),
+        ({"status": "completed", "recoveries": [{}]}, 137, 0, "completed after 1 recovery; run folder: "),
+        ({"status": "completed", "recoveries": [{}, {}]}, -15, 0, "completed after 2 recoveries; run folder"),
         ({"status": "stopped"}, 0, 85, "--resume latest"),
         ({"status": "failed", "exit_code": 2, "error": "no such file"}, 0, 2, "failed: no such file"),
         ({"status": "failed", "exit_code": 0}, 3, 1, "exit code 3"),
@@ -197,6 +246,87 @@ def test_a_second_interrupt_kills_ranks_that_do_not_heed(
     assert list(tmp_path.glob("heard-*")) == []
 
 
+LEFT_BEHIND = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+stopped = subprocess.Popen(["sleep", "60"], start_new_session=True)
+stopped.send_signal(signal.SIGSTOP)
+if sys.argv[2] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(folder / "part").write_text(json.dumps({"status": "completed", "recoveries": [{}]}))
+(folder / "part").rename(folder / "result.json")
+while True:
+    time.sleep(60)
+"""
+
+LEFT_BEHIND_PARENT = """
+import sys
+from mpips import children
+from mpips.folder import RunFolder
+from mpips.launch import Launch
+children.LOOK, children.LINGER, children.GRACE, children.ORPHAN_GRACE = 0.0, 0.3, 0.3, 0.3
+line = (sys.executable, *sys.argv[1:])
+sys.exit(abs(children.Children(Launch("openmpi", line, {}), RunFolder(sys.argv[2]).read_result).run()))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("heeds", signal.SIGTERM), ("deaf", signal.SIGKILL)])
+def test_a_launcher_that_waits_for_a_stopped_rank_is_ended_once_there_is_a_result(
+    start: Callable[..., Started], tmp_path: Path, how: str, code: int
+) -> None:
+    script = tmp_path / "launcher.py"
+    script.write_text(LEFT_BEHIND)
+    done = start([sys.executable, "-c", LEFT_BEHIND_PARENT, script, tmp_path, how]).finish(30)
+    assert done.code == code, done.stderr
+
+
+def test_without_a_result_a_launcher_may_take_its_time(start: Callable[..., Started], tmp_path: Path) -> None:
+    script = tmp_path / "launcher.py"
+    script.write_text("import time; time.sleep(1.5)")
+    done = start([sys.executable, "-c", LEFT_BEHIND_PARENT, script, tmp_path]).finish(30)
+    assert done.code == 0, done.stderr
+
+
+STOPPED_RANK = """
+import json, os, signal, sys, time
+from pathlib import Path
+from mpi4py import MPI
+folder = Path(sys.argv[1])
+MPI.COMM_WORLD.Barrier()
+if MPI.COMM_WORLD.rank == 2:
+    os.kill(os.getpid(), signal.SIGSTOP)
+if MPI.COMM_WORLD.rank == 0:
+    (folder / "part").write_text(json.dumps({"status": "completed"}))
+    (folder / "part").rename(folder / "result.json")
+os._exit(0)
+"""
+
+STOPPED_RANK_PARENT = """
+import sys
+from mpips import children, launch
+from mpips.folder import RunFolder
+children.LOOK, children.LINGER = 0.0, 0.5
+starter, folder = launch.find_starter(), RunFolder(sys.argv[2])
+planned = launch.plan(starter, 3, [sys.executable, *sys.argv[1:]], survive=starter.mpi.ulfm)
+ended = children.Children(planned, folder.read_result).run()
+code, line = launch.verdict(folder.read_result(), ended, folder.path)
+print(line, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.ranks
+def test_a_stopped_rank_does_not_hold_up_a_run_that_has_completed(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(STOPPED_RANK)
+    done = start([sys.executable, "-c", STOPPED_RANK_PARENT, script, tmp_path]).finish(30)
+    assert done.code == 0, done.stderr
+    assert done.last_line == f"mpips: completed; run folder: {tmp_path}"
+
+
 def test_descendants_are_found(start: Callable[..., Started], tmp_path: Path) -> None:
     code = "import subprocess, sys; subprocess.run(['sleep', '30'])"
     started = start([sys.executable, "-c", code])
@@ -214,3 +344,4 @@ def test_progress_of_a_pipe_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_mpi4py_says_is_json_serialisable() -> None:
     mpi = launch.find_mpi()
     assert json.loads(json.dumps(mpi.__dict__))["library"].count("libmpi") == 1
+    assert mpi.ulfm is (mpi.vendor == "Open MPI" and int(mpi.version.split(".")[0]) >= 5)

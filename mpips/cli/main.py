@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mpips.cli import bench, convert, doctor, inspect, job, run
+from mpips.cli import bench, convert, ctl, doctor, export, inspect, job, run, verify
 from mpips.errors import InputError
 
-COMMANDS = (run, doctor, job, inspect, convert, bench)
+COMMANDS = (run, ctl, doctor, job, inspect, verify, export, convert, bench)
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
 DESCRIPTION = """\
@@ -18,6 +18,7 @@ The parameter server as an ordinary MPI job.
 
   mpips run jobs/sparse_lr/job.toml             train, on this machine's cores
   mpips run JOB.toml --servers 2 --workers 4 --set consistency.tau=4
+  mpips ctl latest stop                         checkpoint the running job, and end it
   mpips doctor                                  is this machine ready? which MPI, how fast?
   mpips job sparse_lr                           every key that its job file may have
 
@@ -27,8 +28,8 @@ On a cluster the ranks can be started by hand just as well:
 """
 
 EPILOG = """\
-exit codes: 0 completed; 85 stopped with a checkpoint, to be started again with --resume latest;
-2 the input is wrong (one line says what); anything else: failed.
+exit codes: 0 completed, also when ranks died on the way; 85 stopped with a checkpoint, to be started again with
+--resume latest; 2 the input is wrong (one line says what); anything else: failed.
 `mpips COMMAND --help` teaches each command."""
 
 

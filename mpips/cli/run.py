@@ -9,6 +9,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpips.config import Job
 
 DESCRIPTION = """\
 Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
@@ -18,9 +22,11 @@ as many ranks as the job's [layout] says, passes signals on, and judges the run 
   mpips run JOB.toml --servers 2 --workers 4
   mpips run JOB.toml --set data.train=/data/mine.svm.xz --set sparse_lr.l1=0.5
   mpips run JOB.toml --resume latest            go on from the last checkpoint
+  mpips run JOB.toml --servers 3 --replicas 1 --spares 1
+                                                go on though a server dies (Open MPI 5)
   mpips run JOB.toml --dry-run                  show the launch line and stop
 
-Ctrl-C asks the run to checkpoint and stop; a second one kills it.
+Ctrl-C asks the run to checkpoint and stop; a second one kills it. `mpips ctl` gives it other orders meanwhile.
 """
 
 
@@ -43,6 +49,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("--schedulers", type=int, metavar="N", help="ranks that schedule (layout.schedulers)")
     parser.add_argument(
+        "--replicas", type=int, metavar="K", help="copies of each server's keys (ring.replicas)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -59,17 +68,24 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default="auto",
         help="how ranks are started",
     )
+    parser.add_argument(
+        "--survive",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="let the run go on when ranks die (Open MPI 5 by its mpirun); auto: where MPI and job can",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
     parser.set_defaults(command=command)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Collect what overrides the job file: `--set` first, then the switches of the layout."""
+    """Collect what overrides the job file: `--set` first, then the switches."""
     roles = ("servers", "workers", "spares", "schedulers")
     switches = [
         f"layout.{role}={getattr(arguments, role)}" for role in roles if getattr(arguments, role) is not None
     ]
-    return [*arguments.set, *switches]
+    copies = [] if arguments.replicas is None else [f"ring.replicas={arguments.replicas}"]
+    return [*arguments.set, *switches, *copies]
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -85,24 +101,25 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         passed += ["--resume", arguments.resume]
     starter, size = launch.find_starter(arguments.launcher), job.layout.size()
+    survive = launch.survival(arguments.survive, starter, job.layout, job.ring.replicas)
     if arguments.dry_run:
         where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
-        print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where)))
+        print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where), survive=survive))
         return 0
     if not os.environ.get("SLURM_JOB_ID"):  # within an allocation the batch node is not all there is
         _warm_up(arguments.job, settings)
     named = arguments.run_dir
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
-    planned = launch.plan(
-        starter, size, launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
-    )
+    ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
+    planned = launch.plan(starter, size, ranks, survive=survive)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
     progress = launch.progress_environment(sys.stdout)
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
     ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
-    ended = Children(ready).run()
+    ended = Children(ready, folder.read_result).run()
     result = folder.read_result()
     code, line = launch.verdict(result, ended, folder.path)
+    line += _advice(job, code)
     if result is None:
         with suppress(OSError):
             write_json(
@@ -111,6 +128,17 @@ def command(arguments: argparse.Namespace) -> int:
     with suppress(OSError):  # whoever read us may have gone
         print(line, file=sys.stderr, flush=True)
     return code
+
+
+def _advice(job: Job, code: int) -> str:
+    """Say how to go on after a failure, where there is a checkpoint to go on from."""
+    from mpips.manifest import latest
+    from mpips.prepare import checkpoints
+
+    if code in (0, 2, 85):
+        return ""
+    found = latest(checkpoints(job))
+    return "" if found is None else f"; go on from {found} with: --resume latest"
 
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:

@@ -1,0 +1,82 @@
+"""`mpips ctl`: give an order to a running job, through its run folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+DESCRIPTION = """\
+Give an order to a running job and print its answer. The job is reached through its run folder, so this works from any
+node that sees the folder, such as a login node.
+
+  mpips ctl latest status                       who is there, how far it has come
+  mpips ctl RUN checkpoint                      write a checkpoint now, and go on
+  mpips ctl RUN stop                            write a checkpoint and end with exit code 85
+  mpips ctl RUN join server                     let a spare join as a server (or: worker)
+  mpips ctl RUN leave 3                         let rank 3 hand over what it holds, and leave
+  mpips ctl RUN tau 8                           let tasks pass so many unfinished ones from now on
+"""
+
+EPILOG = """\
+RUN is a run folder, or `latest`: the one under runs/ that was started last.
+exit codes: 0 carried out; 1 refused, or nobody answered; 2 the input is wrong (one line says what)."""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "ctl",
+        help="give an order to a running job",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
+    parser.add_argument("verb", metavar="ORDER", help="checkpoint, stop, join, leave, tau or status")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="ARGUMENT", help="the role to join as, the rank to leave, or tau"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the answer (default: 10)",
+    )
+    parser.set_defaults(command=command)
+
+
+def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
+    """Read the arguments of an order; InputError, whose text is one line, if they do not fit."""
+    from mpips.control import WANTED, check
+    from mpips.errors import InputError
+
+    wanted = WANTED.get(verb, "")
+    read: dict[str, str | int] = {
+        wanted if wanted and not at else str(at): word for at, word in enumerate(words)
+    }
+    if wanted in ("rank", "tau") and words:
+        try:
+            read[wanted] = int(words[0])
+        except ValueError:
+            raise InputError(f"{verb} {words[0]!r}: {wanted} must be an integer, at least 0") from None
+    check(verb, read)
+    return read
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Give the order and print the answer; returns 0 if it was carried out, else 1."""
+    import sys
+    from pathlib import Path
+
+    from mpips.control import ask, newest
+    from mpips.errors import InputError
+
+    wanted = order(arguments.verb, arguments.arguments)
+    if not arguments.patience > 0:
+        raise InputError(f"--patience {arguments.patience:g}: give seconds, above 0")
+    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    ok, text = ask(run, arguments.verb, wanted, arguments.patience)
+    print(text if ok else f"mpips: {text}", file=sys.stdout if ok else sys.stderr)
+    return 0 if ok else 1

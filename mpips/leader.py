@@ -1,0 +1,259 @@
+"""The leader: the rank that runs the program's schedule, hears signals and orders, and writes the result.
+
+run the schedule, or go on with it where another rank died
+write the result, before anyone leaves
+tell everyone to stop
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mpips.control import Order, Orders
+from mpips.errors import InputError
+from mpips.folder import RunFolder, write_json
+from mpips.journal import Journal
+from mpips.membership import Membership
+from mpips.message import Command
+from mpips.node import Fenced, Node
+from mpips.prepare import Prepared, checkpoints
+from mpips.scheduler import Cluster
+
+COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that say all there is to say."""
+ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+"""Signals that ask the run to stop."""
+
+
+class Leader:
+    """A run as its leader lives it; `started` is when the run's first process started (wall, s)."""
+
+    def __init__(
+        self,
+        node: Node,
+        prepared: Prepared,
+        folder: RunFolder,
+        journal: Journal,
+        membership: Membership,
+        started: float,
+    ) -> None:
+        self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
+        self._journal, self._membership = journal, membership
+        self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
+        self.error = ""
+
+    def run(self, asked: list[int]) -> dict[str, Any]:
+        """Run the program's schedule; give the result, whatever comes of it."""
+        node, prepared = self.node, self.prepared
+        try:
+            with Cluster(
+                node, prepared.job, self.folder, journal=self._journal, membership=self._membership
+            ) as cluster:
+                cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
+                self._hear(cluster, asked)
+                self._obey(cluster)
+                self.started = cluster.decide(lambda: self.started)
+                metrics = prepared.program.schedule(cluster, prepared.job.settings)
+                cluster.saver.settle()
+                return self._success(cluster, metrics)
+        except Fenced:
+            raise
+        except BaseException as error:
+            return self._failure(error)
+
+    def stop_all(self, code: int) -> None:
+        """Tell everyone to leave with an exit code."""
+        for rank in self.node.view.alive:
+            if rank != self.node.rank:
+                self.node.control(rank, Command.STOP, {"code": code})
+
+    # --- what comes from outside -------------------------------------------------------------------
+
+    def _hear(self, cluster: Cluster, asked: list[int]) -> None:
+        """Ask the cluster to stop whenever this process is asked to, or has been."""
+
+        def ask(number: int, frame: FrameType | None = None) -> None:
+            cluster.asked = signal.Signals(number).name
+            if number == signal.SIGTERM and not self.node.van.survives:  # from a launcher that kills next
+                text = (
+                    "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
+                )
+                write_json(
+                    self.folder.result,
+                    {"status": "failed", "exit_code": FAILED, "error": text + self._advice()},
+                )
+
+        for kind in ASKS:
+            signal.signal(kind, ask)
+        if asked:
+            ask(asked[0])
+
+    def _advice(self) -> str:
+        """Say how to go on, where there is a checkpoint to go on from."""
+        from mpips.manifest import latest
+
+        found = latest(checkpoints(self.prepared.job))
+        return "" if found is None else f"; go on from {found} with: --resume latest"
+
+    def _obey(self, cluster: Cluster) -> None:
+        """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""
+        van = self.node.van
+        orders = Orders(self.folder.path, van.now, wall=van.wall)
+
+        def look() -> None:
+            for order in orders.poll():
+                try:
+                    orders.answer(order, True, self._follow(cluster, order))
+                except InputError as error:
+                    orders.answer(order, False, str(error))
+
+        self.node.on_tick.append(look)
+
+    def _follow(self, cluster: Cluster, order: Order) -> str:
+        verb, arguments = order.verb, order.arguments
+        if verb == "checkpoint":
+            cluster.checkpoint_asked = True
+            return "a checkpoint will be written after the step at hand"
+        if verb == "stop":
+            cluster.asked = "mpips ctl stop"
+            return "the run will stop with a checkpoint after the step at hand"
+        if verb == "join":
+            return self._join(cluster, order.name, str(arguments["role"]))
+        if verb == "leave":
+            return self._let_go(cluster, int(arguments["rank"]))
+        if verb == "tau":
+            return self._set_tau(cluster, int(arguments["tau"]))
+        return self.status(cluster)
+
+    def _join(self, cluster: Cluster, name: str, role: str) -> str:
+        if name not in self._joined:
+            if role == "server":
+                self._joined[name] = self._membership.join_server()
+            elif len(self.node.view.spares) <= cluster.joining:
+                raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
+            else:
+                self._joined[name] = -1
+                cluster.joining += 1
+        if role == "worker":
+            return "a spare will join the workers after the step at hand"
+        return f"rank {self._joined[name]} joins as a server; its keys come to it while the run goes on"
+
+    def _let_go(self, cluster: Cluster, rank: int) -> str:
+        view = self.node.view
+        if rank in view.workers:
+            if len(set(view.workers) - cluster.leaving) <= 1:
+                raise InputError(f"rank {rank} is the last worker: it cannot leave")
+            cluster.leaving.add(rank)
+            return f"rank {rank} will leave the workers after the step at hand"
+        self._membership.leave_server(rank)
+        return f"rank {rank} gives its keys to the other servers, and is a spare then"
+
+    def _set_tau(self, cluster: Cluster, tau: int) -> str:
+        worker = self.prepared.program.worker
+        if not getattr(getattr(worker, "set_tau", None), "at_once", False):
+            raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
+        cluster.aside("set_tau", {"tau": tau})
+        return f"tau is {tau} from now on"
+
+    def status(self, cluster: Cluster) -> str:
+        """Say in a few lines who is there and what they hold."""
+        view = self.node.view
+        held = {rank: len(view.primary_of(rank)) for rank in view.servers}
+        lines = [
+            f"{self.prepared.job.program}: {cluster.trained:.1f} s of training, epoch {view.epoch}",
+            f"  leader: rank {view.leader}",
+            "  servers: "
+            + ", ".join(f"rank {rank} ({n} of {len(view.chains)} shards)" for rank, n in held.items()),
+            "  workers: " + ", ".join(f"rank {rank}" for rank in view.workers),
+            "  spares: " + (", ".join(f"rank {rank}" for rank in view.spares) or "none"),
+        ]
+        moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
+        lines += [f"  shards that are being copied: {moving}"] if moving else []
+        lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
+        return "\n".join(lines)
+
+    # --- the result ----------------------------------------------------------------------------------
+
+    def _success(self, cluster: Cluster, metrics: dict[str, Any]) -> dict[str, Any]:
+        layout = self.prepared.job.layout
+        code = REQUEUE if cluster.stopped_early else COMPLETED
+        result: dict[str, Any] = {
+            "status": "completed" if code == COMPLETED else "stopped",
+            "exit_code": code,
+            "program": self.prepared.job.program,
+            "layout": {
+                "ranks": layout.size(),
+                "schedulers": layout.schedulers,
+                "servers": layout.servers,
+                "workers": layout.workers,
+                "spares": layout.spares,
+            },
+            "seconds": cluster.seconds,
+            "metrics": metrics,
+            "waiting": cluster.waiting,
+            "traffic": cluster.traffic(),
+            "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
+            if cluster.vectors
+            else "",
+            "recoveries": self.recoveries(),
+            **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
+        }
+        cluster.seconds["total"] = self.node.van.wall() - self.started
+        return result
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """List the ranks that were lost.
+
+        `seconds` are from the strike, where it is known, or else from when it was noticed, until all servers went by a
+        view without that rank.
+        """
+        struck = strikes(self.folder.path)
+        found = []
+        for loss in self.node.view.losses:
+            done = self._membership.recovered.get(loss.rank, loss.noticed)
+            since = struck.get(loss.rank, loss.noticed)
+            found.append(
+                {
+                    "rank": loss.rank,
+                    "role": loss.role,
+                    "cause": loss.cause,
+                    "seconds": max(0.0, done - since),
+                    "noticed_after": max(0.0, loss.noticed - since) if loss.rank in struck else None,
+                }
+            )
+        return found
+
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        facts = self.node.describe(error)
+        where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
+        if facts["is_input"]:
+            return {"status": "failed", "exit_code": BAD_INPUT, "error": facts["text"], "failed_rank": where}
+        if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+            self.error = facts["trace"].rstrip()
+        text = f"{where}: {facts['text']}"
+        return {
+            "status": "failed",
+            "exit_code": FAILED,
+            "error": text,
+            "failed_rank": where,
+            "recoveries": self.recoveries(),
+        }
+
+
+def strikes(folder: Path) -> dict[int, float]:
+    """Read when injected faults struck which rank (wall, s): each writes that down first."""
+    try:
+        lines = (folder / "strikes.jsonl").read_text().splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        each = json.loads(line)
+        found[int(each["rank"])] = float(each["wall"])
+    return found
