@@ -15,6 +15,27 @@ from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
 
 F8 = NDArray[np.float64]
+NO_VALUES = np.empty(0, np.float32)
+
+
+def joined(first: Columns, second: Columns) -> Columns:
+    """Give two sets of examples as one, those of the second behind those of the first."""
+    keys = np.union1d(first.keys, second.keys)
+    parts = [(part, np.searchsorted(keys, part.keys)) for part in (first, second)]
+    counts = np.zeros(len(keys), np.int64)
+    for part, cols in parts:
+        counts[cols] += np.diff(part.colptr)
+    colptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    places, rows = colptr[:-1].copy(), np.empty(colptr[-1], np.int32)
+    ones = first.values is None and second.values is None
+    values = NO_VALUES if ones else np.empty(colptr[-1], np.float32)
+    begin = 0
+    for part, cols in parts:
+        own = NO_VALUES if part.values is None else part.values
+        kernels.place_columns(part.colptr, part.rows, own, cols, begin, places, rows, values)
+        begin += len(part.labels)
+    labels = np.concatenate([first.labels, second.labels])
+    return Columns(keys, colptr, rows, None if ones else values, labels)
 
 
 class Blocks:
@@ -22,7 +43,7 @@ class Blocks:
 
     def __init__(self, columns: Columns) -> None:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
-        self.values = np.empty(0, np.float32) if columns.values is None else columns.values
+        self.values = NO_VALUES if columns.values is None else columns.values
         self.state = kernels.new_state(columns.labels)
         self.radius = np.zeros(len(self.keys))
         self._notes = np.zeros((MEMORY + 1, len(columns.labels)))
@@ -42,8 +63,19 @@ class Blocks:
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
 
-    def fingerprint(self) -> int:
-        """Give a number that tells data apart by their keys: parts of the same data have the same sum modulo 2^64."""
+    def facts(self) -> dict[str, Any]:
+        """Say what the examples come to."""
+        return {
+            "features": len(self.keys),
+            "last": int(self.keys[-1]) if len(self.keys) else 0,
+            "ones": len(self.values) == 0,
+            "positive": int((self.state[:, kernels.LABEL] > 0.0).sum()),
+            "fingerprint": self._fingerprint,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> int:
+        """A number that tells data apart by their keys: parts of the same data have the same sum modulo 2^64."""
         total = 0
         for begin in range(0, len(self.keys), 1 << 16):
             keys, ends = self.keys[begin : begin + (1 << 16)], self.colptr[begin : begin + (1 << 16) + 1]

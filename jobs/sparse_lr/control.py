@@ -143,6 +143,8 @@ class Control(NamedTuple):
     """How many resets there were."""
     noise: float = 1.0
     """How far mixtures may have magnified the margins' rounding errors since the last reset."""
+    since: int = 0
+    """The pass from which on F tells whether the run settles: before it, F was raised by the loss of a worker."""
 
 
 class PassReport(NamedTuple):
@@ -191,7 +193,7 @@ def next_pass(control: Control, report: PassReport, epsilon: float, passes: int)
     )
     if len(objectives) > passes:
         return control, Decision(reset=False, stop=True)
-    if has_settled(objectives, epsilon):
+    if has_settled(objectives[control.since :], epsilon):
         if control.settled > 3:
             return control, Decision(reset=False, stop=True)
         if control.settled > 0:
@@ -219,6 +221,13 @@ def after_reset(control: Control, returned: float, gap: float, epsilon: float) -
 def corrected(control: Control, objective: float) -> Control:
     """Return the control with F as it is at margins computed anew from the weights (`kernels.set_margins`)."""
     return control._replace(objectives=(*control.objectives[:-1], objective))
+
+
+def resumed(control: Control, objective: float) -> Control:
+    """Return the control after a pass that was broken off half-way: F is `objective`, at margins computed anew."""
+    rose = objective > control.objectives[-1] * (1.0 + 1e-9)
+    since = len(control.objectives) - 1 if rose else control.since
+    return corrected(control, objective)._replace(noise=1.0, since=since)
 
 
 def has_settled(objectives: Sequence[float], epsilon: float) -> bool:

@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jobs.sparse_lr import control, evaluate
 from mpips.jobs.sparse_lr.proximal import exact_total
+from mpips.jobs.sparse_lr.spread import Spread, regroup, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec
 
+T = TypeVar("T")
 MOST_PASSES = 1000
 PIECE = 1 << 17  # features, about, in one message of a start or reset
 
 
 class Darlin:
-    """A training run: what it needs to go on is `control`, the random state, and the next round's number."""
+    """A training run: what it needs to go on is `control`, the random state, and the next round's number.
 
-    def __init__(self, cluster: Cluster, settings: Any, data: evaluate.Data) -> None:
-        self.cluster, self.settings, self.examples = cluster, settings, data.examples
+    A step that a worker was lost in is done again by those that are there then: `recover` gives them its examples, and
+    they compute their margins anew from the weights that the servers have.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> None:
+        self.cluster, self.settings, self.spread = cluster, settings, spread
         self.servers, self.workers = cluster.servers, cluster.workers
+        self.data, self.examples = data, data.examples
         self.most_passes = settings.passes or MOST_PASSES
-        count = max(1, data.features // PIECE)
-        self.pieces = np.array([data.extent * each // count for each in range(count)], np.uint64)
+        count = max(1, self.data.features // PIECE)
+        self.pieces = np.array([self.data.extent * each // count for each in range(count)], np.uint64)
         self.tau = evaluate.delay(cluster.job.consistency)
         self.rng = np.random.default_rng(cluster.job.seed)
-        self.control = control.start(data.examples * math.log(2.0))
+        self.control = control.start(self.examples * math.log(2.0))
         self.round, self.gap, self.blocks = 0, math.inf, 0
         self.now: dict[str, Any] = {}
         self.sketches: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-        if not self._resume():
-            spec = VectorSpec(
-                "w", extent=data.extent, update="block_proximal", settings={"l1": settings.l1}, aggregate=True
-            )
-            cluster.create_vector(spec, expect=data.features)
-            self._phase("start")
-            first = {"round": self._rounds(len(self.pieces)), "ones": data.ones}
-            self._sketches(self.workers.start("start", first, keys=self.pieces))
-            self.servers.call("begin_epoch", vector=self.w)
-            self._phase("step")
+        surely(cluster, self.begin, self.spread.load)
 
     @property
     def w(self) -> Any:
@@ -54,19 +52,14 @@ class Darlin:
         """Pass over the blocks until the objective has settled; give the metrics."""
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
-            model = self.visit_blocks()
-            report = self.search(model)
-            self.control, decision = control.next_pass(
-                self.control, report, self.settings.epsilon, self.most_passes
-            )
-            self.mix(report.choice)
-            if decision.reset:
-                decision = self.reset(decision.full)
+            stop = self._surely(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples, self.blocks)
-            stop = decision.stop
             if not stop and self.cluster.due(self.passes):
-                self.cluster.checkpoint(self.passes, self._state())
+                self._surely(lambda: self.cluster.checkpoint(self.passes, self._state()))
                 stop = self.cluster.stopping()
+            if not stop and self.cluster.renewed():
+                regroup(self.cluster)
+                self._surely(self.recover)
         table.close()
         return {
             "objective": self.control.objectives[-1],
@@ -74,6 +67,48 @@ class Darlin:
             "passes": self.passes,
             "gap": self.gap if math.isfinite(self.gap) else None,
         }
+
+    def begin(self) -> None:
+        """Make the weights, and find out which features start active; or take up a checkpoint."""
+        if self._resume():
+            return
+        extent, numbers = self.data.extent, {"l1": self.settings.l1}
+        spec = VectorSpec("w", extent=extent, update="block_proximal", settings=numbers, aggregate=True)
+        self.cluster.create_vector(spec, expect=self.data.features)
+        self._phase("start")
+        first = {"round": self._rounds(len(self.pieces)), "ones": self.data.ones}
+        self._sketches(self.workers.start("start", first, keys=self.pieces))
+        self.servers.call("begin_epoch", vector=self.w)
+        self._phase("step")
+
+    def one_pass(self) -> bool:
+        """Visit every block, search along the steps, choose the active features anew when due; give whether to stop."""
+        model = self.visit_blocks()
+        report = self.search(model)
+        self.control, decision = control.next_pass(
+            self.control, report, self.settings.epsilon, self.most_passes
+        )
+        self.mix(report.choice)
+        if decision.reset:
+            decision = self.reset(decision.full)
+        return decision.stop
+
+    def recover(self) -> None:
+        """Go on with other workers: those who have new parts read them, and all margins are computed anew."""
+        self.spread.load()
+        self._phase("step", self.control.threshold)
+        self._sketches(self.workers.start("renew", {"round": self._rounds(1)}))
+        self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
+
+    def _surely(self, step: Callable[[], T]) -> T:
+        """Do a step with the workers, whoever is lost in it; a pass that was broken off counts as not begun."""
+        before = self.control
+
+        def mend() -> None:
+            self.control = before
+            self.recover()
+
+        return surely(self.cluster, step, mend)
 
     @property
     def passes(self) -> int:
@@ -122,17 +157,22 @@ class Darlin:
         asked = {"round": self._rounds(len(self.pieces)), "full": full}
         self._sketches(self.workers.start("reset", asked, keys=self.pieces))
         found = self.servers.call("end_phase", vector=self.w)
-        size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
         largest = max(each["largest"] for each in found)
-        parts = self.workers.call("dual", {"shrink": min(1.0, l1 / largest) if largest > 0.0 else 1.0})
-        objective = sum(each["loss"] for each in parts) + l1 * float(size)
+        objective, dual = self._new_epoch(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
         if full:  # only then is `largest` that of all features
-            self.gap = 1.0 - sum(each["dual"] for each in parts) / objective
+            self.gap = 1.0 - dual / objective
         returned = sum(each["returned"] for each in found)
         self._phase("step", self.control.threshold)
         self.control = control.corrected(self.control, objective)
         gap = self.gap if full else math.inf
         return control.after_reset(self.control, returned, gap, self.settings.epsilon)
+
+    def _new_epoch(self, shrink: float) -> tuple[float, float]:
+        """Let the servers note the weights of the features that are active now; give F, and the dual objective."""
+        size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
+        parts = self.workers.call("dual", {"shrink": shrink})
+        loss, dual = (sum(each[name] for each in parts) for name in ("loss", "dual"))
+        return loss + self.settings.l1 * float(size), dual
 
     def _phase(
         self, phase: str, threshold: float = 0.0, far: float = 0.0, after: Sequence[Task] = ()
@@ -157,9 +197,11 @@ class Darlin:
             "random": self.rng.bit_generator.state,
             "round": self.round,
             "gap": self.gap,
+            "spread": self.spread.state(),
         }
 
     def _resume(self) -> bool:
+        self.cluster.vectors.clear()  # those of an attempt that a worker was lost in
         state = self.cluster.restore()
         if state is None:
             return False
@@ -174,6 +216,6 @@ class Darlin:
         return True
 
 
-def train(cluster: Cluster, settings: Any, data: evaluate.Data) -> dict[str, Any]:
+def train(cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> dict[str, Any]:
     """Train by the delayed block proximal method; give the metrics."""
-    return Darlin(cluster, settings, data).run()
+    return Darlin(cluster, settings, spread, data).run()

@@ -94,13 +94,18 @@ class Epochs(Learner):
         if self.blocks is not None:
             self.blocks.take(arrays)
 
-    def rebuild(self) -> None:
-        """Build it anew from the weights, when the examples are spread over another number of workers."""
+    def rebuild(self, round: int = REBUILD) -> None:
+        """Build it anew from the weights, when the examples are spread over other workers."""
         if self.blocks is not None:
             keys = self.blocks.keys
-            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0)), round=REBUILD))
+            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0)), round=round))
             self.blocks.radius[:] = radius
             self._set_weights()
+
+    def renew(self, round: int) -> Answer:
+        """Go on from the weights alone, whatever was under way."""
+        self.rebuild(round)
+        return self.sketch()
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:

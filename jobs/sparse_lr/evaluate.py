@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from mpips import progress
 from mpips.consistency import ConsistencySpec
-from mpips.data import DataSpec, Examples, Tally, read, resolve
+from mpips.data import DataSpec, read
 from mpips.errors import InputError
 from mpips.index import KeyIndex
 from mpips.jobs.sparse_lr import kernels
@@ -19,7 +18,6 @@ from mpips.node import Node
 from mpips.progress import Column, Table, bytes_si, shares, si, significant
 from mpips.scheduler import Cluster
 from mpips.worker import Answer, Context
-from mpips.workload import Workload
 
 COLUMNS = (
     Column("pass", "pass", 5),
@@ -45,34 +43,22 @@ class Data(NamedTuple):
     ones: bool
 
 
-def assign(cluster: Cluster) -> list[dict[str, Any]]:
-    """Cut the data into parts and give each worker its own: what their `load` is called with."""
-    workers = range(len(cluster.workers))
-    parts = cluster.job.data.parts or len(workers)
-    if parts < len(workers):
-        raise InputError(
-            f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
-        )
-    table = Workload(parts, workers)
-    return [{"parts": table.of(worker), "of": parts} for worker in workers]
-
-
-def check_shards(cluster: Cluster, facts: list[dict[str, Any]]) -> Data:
-    """Check that every worker has examples, and add up what they have."""
+def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> Data:
+    """Add up what the workers have; the first time, check that each has examples, and say what was skipped."""
     examples = sum(each["examples"] for each in facts)
     empty = [number for number, each in enumerate(facts) if each["examples"] == 0]
     if examples == 0:
         raise InputError(f"[data] train holds no examples: {cluster.job.data.train}")
-    if empty:
+    if empty and first:
         raise InputError(
             f"worker {empty[0]} has no examples: {examples} examples in {cluster.job.data.train} "
             f"are too few for {len(facts)} workers; use fewer workers"
         )
     skipped = sum(each["skipped"] for each in facts)
-    if skipped:
-        first = next(each["first"] for each in facts if each["first"])
-        cluster.say(f"skipped {skipped:,} bad lines, the first: {first}")
-        cluster.event("skipped", lines=skipped, first=first)
+    if skipped and first:
+        line = next(each["first"] for each in facts if each["first"])
+        cluster.say(f"skipped {skipped:,} bad lines, the first: {line}")
+        cluster.event("skipped", lines=skipped, first=line)
     if all("fingerprint" in each for each in facts):
         positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
         cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
@@ -112,18 +98,11 @@ class Scorer:
     node: Node
     context: Context
     data: DataSpec
-    parts: list[int]
-    of: int
 
-    def examples(self, which: str, tally: Tally | None = None) -> Iterator[Examples]:
-        """Read this worker's parts of the "train" or "test" data, hearing messages in between."""
-        for part in self.parts:
-            yield from self.node.breathe(read(getattr(self.data, which), self.data, part, self.of, tally))
-
-    def score(self, which: str) -> Answer:
-        """Give (x.w, label) of this worker's examples of the "train" or "test" data: f8[n, 2]."""
+    def score(self, which: str, part: int, of: int) -> Answer:
+        """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]."""
         rows = [np.empty((0, 2))]
-        for batch in self.examples(which):
+        for batch in self.node.breathe(read(getattr(self.data, which), self.data, part, of)):
             keys, positions = distinct(batch.keys)
             weights = pull_weights(self.context, keys)
             scores = np.empty(len(batch))
@@ -132,9 +111,9 @@ class Scorer:
             rows.append(np.column_stack([scores, batch.labels]))
         return Answer(values=np.concatenate(rows))
 
-    def training_loss(self) -> dict[str, float]:
-        """Give the sum of the log-losses of this worker's training examples."""
-        rows = self.score("train").values
+    def training_loss(self, part: int, of: int) -> dict[str, float]:
+        """Give the sum of the log-losses of one part of the training data."""
+        rows = self.score("train", part, of).values
         assert rows is not None
         return {"loss": float(log_losses(rows[:, 0] * rows[:, 1]).sum())}
 
@@ -159,12 +138,19 @@ def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.i
     return found[order], rank[slots]
 
 
+def parts_of(cluster: Cluster) -> list[dict[str, Any]]:
+    """Give each worker a part of some data, whichever."""
+    count = len(cluster.workers)
+    return [{"part": part, "of": count} for part in range(count)]
+
+
 def test(cluster: Cluster) -> dict[str, Any]:
     """Score the test data; give auc, accuracy and logloss (None without test data)."""
-    if not resolve(cluster.job.data, str(cluster.job.base)).test:
+    if not cluster.job.data.test:
         return {"auc": None, "accuracy": None, "logloss": None}
-    scored = np.concatenate([rows for _, rows in cluster.workers.gather("score", {"which": "test"})])
-    return judge(scored[:, 0], scored[:, 1] > 0.0)
+    scored = cluster.workers.gather("score", {"which": "test"}, each=parts_of(cluster))
+    rows = np.concatenate([rows for _, rows in scored])
+    return judge(rows[:, 0], rows[:, 1] > 0.0)
 
 
 def summary(metrics: dict[str, Any], optimum: float) -> str:

@@ -9,6 +9,8 @@ online, from mini-batches in the order of the data (`online`).
         issue them to all workers         push g, u; pull the step            drop what stays at 0
         search along the steps            move the margins by the step        (`proximal`)
         decide what is next (`control`)   (`blocks`)
+
+When a worker is lost, joins or leaves, its examples go to others, and the pass is begun anew (`spread`).
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.consistency import push_pull, unmet
-from mpips.data import Tally, load_columns, resolve
+from mpips.consistency import Bounded, push_pull, unmet
+from mpips.data import resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, online
-from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
+from mpips.jobs.sparse_lr.spread import Spread, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
-from mpips.worker import Answer, Context
+from mpips.worker import Answer, Context, at_once
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Settings:
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Load the data, train, evaluate; give the run's metrics."""
     cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1}
+    spread = Spread(cluster)
     with cluster.phase("load"):
-        facts = cluster.workers.call("load", each=evaluate.assign(cluster))
-        data = evaluate.check_shards(cluster, facts)
+        data = spread.load()
     train = darlin.train if settings.algorithm == "darlin" else online.train
     with cluster.phase("train"):
-        metrics = train(cluster, settings, data)
-    metrics |= evaluate.test(cluster) | evaluate.export_model(cluster)
+        metrics = train(cluster, settings, spread, data)
+    metrics |= surely(cluster, lambda: evaluate.test(cluster)) | evaluate.export_model(cluster)
     cluster.say(evaluate.summary(metrics, settings.optimum))
     return metrics
 
@@ -82,25 +84,14 @@ class Worker(Epochs):
     def __init__(self, context: Context) -> None:
         self.node, self.context, self.settings = context.node, context, context.job.settings
         self.data = resolve(context.job.data, str(context.base))
-        self.blocks: Any = None
         self.consistency = push_pull(context.job.consistency)
 
-    def load(self, parts: list[int], of: int) -> dict[str, Any]:
-        """Read this worker's parts of the training data: into columns, or, online, only over them."""
-        tally, self.parts, self.of = Tally(), parts, of
-        batches = self.examples("train", tally)
-        facts: dict[str, Any] = {"features": 0, "ones": False}
-        if self.settings.algorithm == "darlin":
-            columns = load_columns(batches)
-            self.blocks = Blocks(columns)
-            last = int(columns.keys[-1]) if len(columns.keys) else 0
-            facts = {"features": len(columns.keys), "ones": columns.values is None}
-            facts["positive"] = int((columns.labels > 0.0).sum())
-            facts["fingerprint"] = self.blocks.fingerprint()
-        else:
-            last = self.look_over(batches)
-        facts |= {"examples": tally.examples, "skipped": tally.skipped, "first": tally.first_error}
-        return facts | {"last": last}
+    @at_once
+    def set_tau(self, tau: int) -> None:
+        """Let tasks pass so many unfinished ones from now on."""
+        for model in self.consistency:
+            if isinstance(model, Bounded):
+                model.tau = tau
 
     def iterate(self, keys: NDArray[np.uint64], order: list[int], theta: float, round: int) -> Answer:
         """Visit the blocks that begin at `keys`, in `order`, as far ahead as the consistency model allows."""

@@ -215,6 +215,25 @@ def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F8) -> None:
         out[j, 3] = against
 
 
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], i4, i8[::1], i4[::1], f4[::1])")
+def place_columns(
+    colptr: I8, rows: I4, values: F4, cols: I8, first: int, places: I8, all_rows: I4, all_values: F4
+) -> None:
+    """Put the columns of some examples, numbered from `first`, where a larger matrix has them.
+
+    cols: i8[m], which of its columns these are. places: i8[its columns], where each goes on; moved on. Empty
+    `all_values`: no values are wanted; empty `values`: ones.
+    """
+    for j in range(cols.shape[0]):
+        place = places[cols[j]]
+        for e in range(colptr[j], colptr[j + 1]):
+            all_rows[place] = first + rows[e]
+            if all_values.shape[0] > 0:
+                all_values[place] = values[e] if values.shape[0] > 0 else np.float32(1)
+            place += 1
+        places[cols[j]] = place
+
+
 @kernel("f8(f8)", inline=True)
 def log_loss(margin: float) -> float:
     """Return log(1 + exp(-margin)) without overflow."""
@@ -296,38 +315,28 @@ def dual_objective(state: F8, shrink: float) -> float:
 # --- Server ----------------------------------------------------------------------------------------------
 
 
-@kernel("void(i4[::1], f8[:, ::1], f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[::1])")
-def start_keys(slots: I4, sums: F8, l1: float, d: F8, last: F8, scale: F8, active: B1, reply: F8) -> None:
+@kernel("void(i4[::1], f8[:, ::1], f8, f8[::1], f8[::1], b1[::1], f8[::1])")
+def start_keys(slots: I4, sums: F8, l1: float, d: F8, scale: F8, active: B1, reply: F8) -> None:
     """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f8[k, 4].
 
-    scale: 1 / rms of the feature's entries, the unit of its radius d; last: its gradient. reply[k] is the
-    radius of a feature that starts active; NEAR where w = 0 is optimal to begin with; NEVER where it is for
+    scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
+    starts active; NEAR where w = 0 is optimal to begin with; NEVER where it is for
     every value of the other weights (max(along, against) <= l1), so that nobody ever need ask again.
     """
     for k in range(slots.shape[0]):
         s = slots[k]
         scale[s] = math.sqrt(sums[k, 0] / sums[k, 1]) if sums[k, 1] > 0.0 else 1.0
         d[s] = scale[s]
-        last[s] = 0.5 * (sums[k, 3] - sums[k, 2])
-        active[s] = abs(last[s]) > l1
+        active[s] = 0.5 * abs(sums[k, 3] - sums[k, 2]) > l1  # the gradient at w = 0
         if active[s]:
             reply[k] = d[s]
         else:
             reply[k] = NEAR if max(sums[k, 2], sums[k, 3]) > l1 else NEVER
 
 
-@kernel("f8(i4[::1], f8[:, ::1], f8, f8, f8[::1], f8[::1], f8[::1], f8[::1], b1[::1], f8[:, ::1])")
+@kernel("f8(i4[::1], f8[:, ::1], f8, f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[:, ::1])")
 def prox_step(
-    slots: I4,
-    sums: F8,
-    l1: float,
-    threshold: float,
-    w: F8,
-    d: F8,
-    last: F8,
-    scale: F8,
-    active: B1,
-    reply: F8,
+    slots: I4, sums: F8, l1: float, threshold: float, w: F8, d: F8, scale: F8, active: B1, reply: F8
 ) -> float:
     """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
 
@@ -341,7 +350,6 @@ def prox_step(
         g = sums[k, 0]
         u = max(sums[k, 1], 1e-30)
         old = w[s]
-        last[s] = g
         if old == 0.0:
             worst = max(worst, abs(g) - l1)
             if abs(g) < l1 - threshold:
@@ -362,9 +370,9 @@ def prox_step(
     return worst
 
 
-@kernel("UniTuple(f8, 2)(i4[::1], f8[::1], f8, f8, f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[::1])")
+@kernel("UniTuple(f8, 2)(i4[::1], f8[::1], f8, f8, f8, f8[::1], f8[::1], b1[::1], f8[::1])")
 def reset_keys(
-    slots: I4, g: F8, l1: float, threshold: float, far: float, w: F8, d: F8, last: F8, active: B1, reply: F8
+    slots: I4, g: F8, l1: float, threshold: float, far: float, w: F8, d: F8, active: B1, reply: F8
 ) -> tuple[float, float]:
     """Choose the active set anew from the exact gradient g f8[k]: w != 0, or |g| >= l1 - threshold.
 
@@ -379,7 +387,6 @@ def reset_keys(
         largest = max(largest, size)
         if size > l1 and not active[s]:
             returned += 1.0
-        last[s] = g[k]
         active[s] = w[s] != 0.0 or size >= l1 - threshold
         reply[k] = d[s] if active[s] else FAR if size < far else NEAR
     return largest, returned

@@ -3,16 +3,21 @@
     scheduler                        worker r                                     server
     until every part is read:        for each mini-batch, at most tau ahead:      update w by the gradient
         so many mini-batches each        pull w of its keys
-                                         g = gradient; push g
+        note how far each part is        g = gradient; push g
 
 Under sequential consistency a step is one mini-batch of every worker together, and the servers sum the gradients in
 worker order; otherwise every push is applied by itself as it comes.
+
+The workload table says who reads which part, and how many mini-batches of it are done: those whose push was applied. A
+lost worker's part goes on there with another; what it had done of the call at hand, and in a step of all workers what
+some servers had applied of it, is done again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,15 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.consistency import ConsistencySpec, PushPull, unmet
-from mpips.data import Examples, format_of, minibatches
+from mpips.data import Examples, format_of, minibatches, read
+from mpips.errors import WorkerLost
 from mpips.jobs.sparse_lr import kernels
-from mpips.jobs.sparse_lr.evaluate import Data, Scorer, distinct
+from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of
 from mpips.jobs.sparse_lr.proximal import exact_total
+from mpips.jobs.sparse_lr.spread import Holder, Spread, regroup, surely
 from mpips.message import NO_ROUND
 from mpips.progress import Column, bytes_si, seconds, shares, si, significant
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec
+from mpips.workload import Workload
 
 COLUMNS = (
     Column("pass", "pass", 5),
@@ -44,152 +52,268 @@ BATCHES = 16  # per call, so that progress shows and workers that have read thei
 HASHED = 2**64
 
 
+HANDED = 4
+"""Parts for each worker where parts are handed over, unless the job says how many."""
+
+
 class Progress(NamedTuple):
-    """How far the training is: what a checkpoint keeps beside the vectors."""
+    """How far the training is: what a checkpoint keeps beside the vectors, and the parts."""
 
     number: int = 1
     """The pass at hand."""
     rounds: int = 0
-    """Mini-batches of every worker so far."""
-    read: int = 0
-    """Of these, the ones of this pass."""
+    """Mini-batches of every worker so far, those that had none left included."""
     seen: int = 0
     """Examples of this pass, and the sum of their losses as they came."""
     loss: float = 0.0
 
 
-def train(cluster: Cluster, settings: Any, data: Data) -> dict[str, Any]:
-    """Drive the passes of an online learner; the objective is that of the final model on the training data."""
-    at = _start(cluster, settings, data)
-    table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
-    while not stop:
-        cluster.workers.call("begin_reading", {"skip": at.read})
-        left = True
-        while left and not cluster.stop:
-            at, left = _learn(cluster, at)
-            table.update(_shown(cluster, at) | cluster.lately())
-        last, now = at, cluster.servers.call("norm", vector=cluster.vectors["w"])
-        nonzeros, size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
-        if not left:
-            facts = _shown(cluster, at) | {"nonzeros": nonzeros}
-            table.row(facts | cluster.lately())
-            del facts["examples/s"]
-            cluster.event("pass", **facts, objective=at.loss + settings.l1 * size, active=nonzeros)
-            at = Progress(at.number + 1, at.rounds)
-        stop = at.number > passes
-        if not stop and cluster.due(at.number - 1):
-            cluster.workers.call("settle")
-            cluster.checkpoint(at.rounds, at._asdict())
-            stop = cluster.stopping()
-    table.close()
-    losses = sum(each["loss"] for each in cluster.workers.call("training_loss"))
-    objective = losses + settings.l1 * size
-    return {"objective": objective, "nonzeros": nonzeros, "passes": last.number, "examples": last.seen}
+class Online:
+    """A training run: `at`, and which worker has which part, and how far (`parts`)."""
+
+    def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: Data) -> None:
+        self.cluster, self.settings, self.data = cluster, settings, data
+        self.at, self.parts = Progress(), self._cut()
+        surely(cluster, self.begin, spread.load)
+
+    def run(self) -> dict[str, Any]:
+        """Drive the passes; give the metrics, the objective that of the final model on the training data."""
+        cluster, settings = self.cluster, self.settings
+        table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
+        while not stop:
+            fare: dict[str, Any] = {}
+            while not self.parts.finished and not cluster.stop:
+                if accounts := self.learn():
+                    fare = cluster.lately(accounts)
+                    table.update(self._shown() | fare)
+                if cluster.renewed():
+                    regroup(cluster)
+                    self.parts.follow(cluster.workers.addresses)
+            last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
+            nonzeros, size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
+            if self.parts.finished:
+                facts = self._shown() | {"nonzeros": nonzeros}
+                table.row(facts | fare)
+                del facts["examples/s"]
+                cluster.event("pass", **facts, objective=last.loss + settings.l1 * size, active=nonzeros)
+                self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
+            stop = self.at.number > passes
+            if not stop and cluster.due(self.at.number - 1):
+                surely(cluster, lambda: cluster.checkpoint(self.at.rounds, self._state()), self._follow)
+                stop = cluster.stopping()
+        table.close()
+        parts = surely(cluster, lambda: cluster.workers.call("training_loss", each=parts_of(cluster)))
+        objective = sum(each["loss"] for each in parts) + settings.l1 * size
+        return {"objective": objective, "nonzeros": nonzeros, "passes": last.number, "examples": last.seen}
+
+    def begin(self) -> None:
+        """Make the vector of weights, or take up a checkpoint."""
+        cluster, settings = self.cluster, self.settings
+        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        aggregate = pace(cluster.job.consistency).aggregate
+        numbers = {"l1": settings.l1, "l2": settings.l2}
+        if settings.algorithm == "sgd":  # steps along the mean gradient, so the penalty is per example too
+            each = {name: number / self.data.examples for name, number in numbers.items()}
+            numbers = {"rate": settings.alpha} | each
+        else:
+            numbers |= {"alpha": settings.alpha, "beta": settings.beta}
+        cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
+        state = cluster.restore()
+        if state is None:
+            extent, kind = self.data.extent, settings.algorithm
+            spec = VectorSpec("w", extent=extent, update=kind, settings=numbers, aggregate=aggregate)
+            cluster.create_vector(spec)
+            self.parts = self._cut()
+            return
+        self.at = Progress(**{name: state[name] for name in Progress._fields})
+        self.parts = self._cut(len(state["parts"]))
+        workers = cluster.workers.addresses
+        for part, (worker, done, finished) in zip(self.parts.parts, state["parts"], strict=True):
+            part.worker, part.done, part.finished = workers[worker % len(workers)], done, finished
+
+    def learn(self) -> list[dict[str, Any]]:
+        """Let every worker learn from some more mini-batches; give how they fare, nothing if one was lost."""
+        cluster, first = self.cluster, self.at.rounds
+        each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
+        self.at = self.at._replace(rounds=first + BATCHES)
+        asked = {"count": BATCHES, "first_round": first}
+        try:
+            done = cluster.workers.call("learn", asked, each=each)
+        except WorkerLost:
+            regroup(cluster)
+            surely(cluster, lambda: self._ask(first))
+            self._follow()
+            return []
+        for one in done:
+            self._note(one)
+        if cluster.job.layout.hand_over:
+            self.parts.hand_over()
+        return [one["account"] for one in done]
+
+    def _todo(self, worker: int) -> list[list[int]]:
+        """List the parts that a worker is to go on with: which of how many, and after how many mini-batches."""
+        return [[part.number, len(self.parts.parts), part.done] for part in self.parts.of(worker)]
+
+    def _ask(self, first: int) -> None:
+        """Ask those who were there what they have done of a call that another was lost in."""
+        workers = self.cluster.workers
+        there = [at for at, worker in enumerate(workers.addresses) if worker in self.parts.workers]
+        for one in workers.call("learnt", {"first_round": first}, only=there) if there else ():
+            self._note(one)
+
+    def _note(self, done: dict[str, Any]) -> None:
+        for number, batches, finished in done["parts"]:
+            self.parts.note(number, batches, finished)
+        at = self.at
+        self.at = at._replace(seen=at.seen + done["examples"], loss=at.loss + done["loss"])
+
+    def _follow(self) -> None:
+        self.parts.follow(self.cluster.workers.addresses)
+
+    def _cut(self, parts: int = 0) -> Workload:
+        """Cut the data for a pass by the workers that there are."""
+        job, workers = self.cluster.job, self.cluster.workers.addresses
+        each = HANDED if job.layout.hand_over else 1
+        return Workload(parts or job.data.parts or each * len(workers), workers)
+
+    def _state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps."""
+        workers = self.cluster.workers.addresses
+        parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
+        return self.at._asdict() | {"parts": parts}
+
+    def _shown(self) -> dict[str, Any]:
+        at, trained = self.at, self.cluster.trained
+        return {
+            "pass": at.number,
+            "seconds": trained,
+            "examples": at.seen,
+            "mean loss": at.loss / max(at.seen, 1),
+            "examples/s": at.seen * at.number / max(trained, 1e-9),
+        }
 
 
-def _start(cluster: Cluster, settings: Any, data: Data) -> Progress:
-    """Make the vector of weights, or take up a checkpoint."""
-    aggregate = pace(cluster.job.consistency).aggregate
-    numbers = {"l1": settings.l1, "l2": settings.l2}
-    if settings.algorithm == "sgd":  # steps along the mean gradient, so the penalty is per example too
-        numbers = {"rate": settings.alpha} | {name: each / data.examples for name, each in numbers.items()}
-    else:
-        numbers |= {"alpha": settings.alpha, "beta": settings.beta}
-    cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
-    state = cluster.restore()
-    if state is None:
-        spec = VectorSpec(
-            "w", extent=data.extent, update=settings.algorithm, settings=numbers, aggregate=aggregate
-        )
-        cluster.create_vector(spec)
-        return Progress()
-    at = Progress(**{name: state[name] for name in Progress._fields})
-    # Spread over other workers, the mini-batches are others too: a pass that was broken off is begun anew.
-    return at if state["same_workers"] else Progress(at.number, at.rounds)
-
-
-def _learn(cluster: Cluster, at: Progress) -> tuple[Progress, bool]:
-    """Let every worker learn from some more mini-batches; give how far that is, and whether any are left."""
-    done = cluster.workers.call("learn", {"count": BATCHES, "first_round": at.rounds})
-    seen = at.seen + sum(each["examples"] for each in done)
-    loss = at.loss + sum(each["loss"] for each in done)
-    left = any(each["left"] for each in done)
-    return Progress(at.number, at.rounds + BATCHES, at.read + BATCHES, seen, loss), left
-
-
-def _shown(cluster: Cluster, at: Progress) -> dict[str, Any]:
-    trained = cluster.trained
-    return {
-        "pass": at.number,
-        "seconds": trained,
-        "examples": at.seen,
-        "mean loss": at.loss / max(at.seen, 1),
-        "examples/s": at.seen * at.number / max(trained, 1e-9),
-    }
+def train(cluster: Cluster, settings: Any, spread: Spread, data: Data) -> dict[str, Any]:
+    """Train by an online learner; give the metrics."""
+    return Online(cluster, settings, spread, data).run()
 
 
 class Step(NamedTuple):
-    """A mini-batch on its way: its time, its examples, its keys, where each entry's key is, and the pull."""
+    """A mini-batch on its way: its time, part and examples, its keys, where each entry's key is, the pull.
+
+    `after` are the pushes that the pull waits for.
+    """
 
     time: int
+    part: int
     batch: Examples
     keys: NDArray[np.uint64]
     positions: NDArray[np.int32]
     pull: Task
+    after: list[Task]
 
 
-class Learner(Scorer):
+class Stream:
+    """The mini-batches of one part of the data, of which `done` have been taken."""
+
+    def __init__(self, batches: Iterator[Examples], part: int, of: int, done: int) -> None:
+        self.part, self.of, self.done = part, of, done
+        self._batches = islice(batches, done, None)
+
+    def is_at(self, part: int, of: int, done: int) -> bool:
+        """Tell whether these are the mini-batches of a part, after so many of them."""
+        return (self.part, self.of, self.done) == (part, of, done)
+
+    def take(self) -> Examples | None:
+        """Give the next one; None if there is none left."""
+        batch = next(self._batches, None)
+        self.done += batch is not None
+        return batch
+
+
+class Learnt:
+    """What a worker has learnt in the call that began at a round: how many mini-batches of each part were applied."""
+
+    def __init__(self, first_round: int) -> None:
+        self.first_round = first_round
+        self.applied: dict[int, int] = {}
+        self.ended: dict[
+            int, int
+        ] = {}  # parts that came to their end, after so many mini-batches in this call
+        self.examples, self.loss = 0, 0.0
+
+    def count(self, part: int, examples: int, loss: float, push: Task) -> None:
+        """Count a mini-batch once its push is done."""
+        if push.error is None:
+            self.applied[part] = self.applied.get(part, 0) + 1
+            self.examples, self.loss = self.examples + examples, self.loss + loss
+
+    def report(self) -> dict[str, Any]:
+        """Say it to the scheduler: of each part how many, and whether it is finished."""
+        parts = sorted(self.applied.keys() | self.ended.keys())
+        done = [(part, self.applied.get(part, 0)) for part in parts]
+        finished = [[part, count, self.ended.get(part) == count] for part, count in done]
+        return {"parts": finished, "examples": self.examples, "loss": self.loss}
+
+
+class Learner(Holder):
     """The part of a worker that learns online."""
 
-    settings: Any
     consistency: PushPull
-    _batches: Iterator[Examples]
-    _pushes: dict[int, Task]
+    _stream: Stream | None = None
+    _learnt = Learnt(-1)
 
-    def look_over(self, batches: Iterable[Examples]) -> int:
+    def look_over(self, batches: Iterator[Examples]) -> int:
         """Give the last key that there may be: hashed keys may be any; for others, read all and look."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
-            next(iter(batches), None)
+            next(batches, None)
             return HASHED - 1
         last = max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
         return HASHED - 1 if hashed else last
 
-    def begin_reading(self, skip: int) -> None:
-        """Start a pass over this worker's part of the data, after its first `skip` mini-batches."""
-        self._batches = islice(minibatches(self.examples("train"), self.settings.batch), skip, None)
-        self._pushes = {}
-
-    def settle(self) -> None:
-        """Wait until all that was pushed has been applied."""
-        self.node.wait_all(self._pushes.values())
-
-    def learn(self, count: int, first_round: int) -> dict[str, Any]:
-        """Learn from at most `count` mini-batches; say how many examples, their losses, and if any is left."""
+    def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
+        """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
         keep = pace(self.context.job.consistency)
-        examples, loss, left = 0, 0.0, True
-        ahead: deque[Step] = deque()
+        self._learnt, self._pushes = Learnt(first_round), dict[int, Task]()
+        mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
+            self.node.step(time)
             with self.node.working():
-                batch = next(self._batches, NOTHING)
+                part, batch = next(mine, (-1, NOTHING))
                 keys, positions = distinct(batch.keys)
-            left = batch is not NOTHING
-            if not left and not keep.aggregate:
+            if part < 0 and not keep.aggregate:
                 break
-            examples += len(batch)
             after = [self._pushes[earlier] for earlier in unmet(self.consistency.pull(time), self._pushes)]
             pull = self.context.vectors["w"].pull(keys, after=after)
-            ahead.append(Step(time, batch, keys, positions, pull))
+            ahead.append(Step(time, part, batch, keys, positions, pull, after))
             if len(ahead) > keep.ahead:
-                loss += self._push(ahead.popleft(), keep.aggregate)
+                self._push(ahead.popleft(), keep.aggregate)
         while ahead:
-            loss += self._push(ahead.popleft(), keep.aggregate)
-        if not left:
-            self.node.wait_all(self._pushes.values())
-        return {"examples": examples, "loss": loss, "left": left}
+            self._push(ahead.popleft(), keep.aggregate)
+        self.node.wait_all(list(self._pushes.values()))
+        return self._learnt.report() | {"account": self.node.account()}
 
-    def _push(self, step: Step, aggregate: bool) -> float:
-        """Push the gradient of a mini-batch at the weights that were pulled; give its losses."""
+    def learnt(self, first_round: int) -> dict[str, Any]:
+        """Say what was done in the call of that round, whatever became of it."""
+        return (self._learnt if self._learnt.first_round == first_round else Learnt(first_round)).report()
+
+    def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Examples]]:
+        """Take mini-batches from one part after the other, with their part."""
+        for part, of, done in parts:
+            if self._stream is None or not self._stream.is_at(part, of, done):
+                examples = self.node.breathe(read(self.data.train, self.data, part, of))
+                self._stream = Stream(minibatches(examples, self.settings.batch), part, of, done)
+            while (batch := self._stream.take()) is not None:
+                yield part, batch
+            self._learnt.ended[part] = self._stream.done - done
+
+    def _push(self, step: Step, aggregate: bool) -> None:
+        """Push the gradient of a mini-batch at the weights that were pulled."""
+        if aggregate:
+            self.node.wait_all(
+                step.after
+            )  # should one fail, for the loss of a worker, the pull may never come
         weights, batch = self.node.wait(step.pull), step.batch
         with self.node.working():
             gradient = np.empty(len(step.keys))
@@ -204,7 +328,8 @@ class Learner(Scorer):
         after = [self._pushes[earlier] for earlier in unmet(self.consistency.push(step.time), self._pushes)]
         push = self.context.vectors["w"].push(step.keys, gradient, round=round_, after=after)
         self._pushes[step.time] = push
-        return float(loss)
+        if step.part >= 0:
+            push.then(partial(self._learnt.count, step.part, len(batch), float(loss)))
 
 
 class Pace(NamedTuple):

@@ -33,7 +33,6 @@ HISTORY = "history"
 def _columns(spec: VectorSpec) -> dict[str, Column]:
     return {
         "radius": Column("float64"),
-        "gradient": Column("float64"),
         "scale": Column("float64"),
         "active": Column("int8"),
     }
@@ -48,14 +47,12 @@ def block_proximal(
     values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
 ) -> Array:
     """Take the step of Algorithm 3 for the features of a block, or start or reset them; see the module."""
-    w, d, g = values.reshape(-1), state["radius"].reshape(-1), state["gradient"].reshape(-1)
+    w, d = values.reshape(-1), state["radius"].reshape(-1)
     scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)
     l1, phase = float(settings["l1"]), settings["phase"]
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2))
-        worst = kernels.prox_step(
-            slots, rows, l1, float(settings["threshold"]), w, d, g, scale, active, reply
-        )
+        worst = kernels.prox_step(slots, rows, l1, float(settings["threshold"]), w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
     radius = np.empty(len(slots))
@@ -66,11 +63,11 @@ def block_proximal(
         if rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
-        kernels.start_keys(slots, rows, l1, d, g, scale, active, radius)
+        kernels.start_keys(slots, rows, l1, d, scale, active, radius)
     else:
         threshold = float(settings["threshold"])
         largest, returned = kernels.reset_keys(
-            slots, rows.reshape(-1), l1, threshold, float(settings["far"]), w, d, g, active, radius
+            slots, rows.reshape(-1), l1, threshold, float(settings["far"]), w, d, active, radius
         )
         settings["largest"] = max(float(settings["largest"]), largest)
         settings["returned"] = float(settings["returned"]) + returned
@@ -85,7 +82,7 @@ def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@call("end_phase")
+@call("end_phase", reads=True)
 def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Report what the pushes of the phase came to."""
     return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
@@ -122,7 +119,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     return {"sums": [ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
 
 
-@call("mixed_sizes")
+@call("mixed_sizes", reads=True)
 def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Give the l1 term of every mixture of the noted weights, as exact sums."""
     slots, history = _history(segment)
@@ -146,7 +143,7 @@ def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     return {"nonzeros": int(np.count_nonzero(history[-1])), "active": int(np.count_nonzero(active))}
 
 
-@call("norm")
+@call("norm", reads=True)
 def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Give |w|_1, as an exact sum, and the number of non-zeros."""
     values = segment.values[: len(segment)]

@@ -124,7 +124,6 @@ def test_a_block_of_all_features_never_raises_the_objective(
         math.inf,
         after,
         d,
-        np.zeros(m),
         np.ones(m),
         np.ones(m, np.bool_),
         reply,
@@ -138,29 +137,28 @@ def test_prox_step_by_hand() -> None:
     w = np.array([0.0, 0.0, 0.5, 0.2, -1.0])
     g = np.array([-3.0, 0.2, 1.0, -1.0, 0.0])
     u = np.array([4.0, 1.0, 2.0, 1.0, 1e-9])
-    d, last, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25]), np.zeros(5), np.ones(5)
+    d, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25]), np.ones(5)
     active, reply = np.ones(5, np.bool_), np.empty((5, 2))
     sums = np.stack([g, u], axis=1)
-    worst = kernels.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, last, scale, active, reply)
+    worst = kernels.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply)
     np.testing.assert_allclose(w, [0.5, 0.0, 0.0, 0.2, -0.75])  # moved, dropped, to zero, at rest, clipped
     assert active.tolist() == [True, False, True, True, True]
     np.testing.assert_allclose(reply[:, 1], [1.0, 0.0, 1.0, 0.5, 0.5])
     assert worst == pytest.approx(2.0)
-    np.testing.assert_allclose(last, g)
 
 
 def test_a_dropped_feature_comes_back_at_the_reset() -> None:
-    w, d, last = np.zeros(3), np.full(3, 0.7), np.zeros(3)
+    w, d = np.zeros(3), np.full(3, 0.7)
     active, slots = np.zeros(3, np.bool_), np.arange(3, dtype=np.int32)
     reply = np.empty(3)
     largest, returned = kernels.reset_keys(
-        slots, np.array([0.5, -2.0, 0.95]), 1.0, 0.1, 0.6, w, d, last, active, reply
+        slots, np.array([0.5, -2.0, 0.95]), 1.0, 0.1, 0.6, w, d, active, reply
     )
     assert (largest, returned) == (2.0, 1.0)
     assert active.tolist() == [False, True, True]
     np.testing.assert_allclose(reply, [kernels.FAR, 0.7, 0.7])
     sums, step = np.array([[-2.0, 1.0]]), np.empty((1, 2))
-    kernels.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, last, np.ones(3), active, step)
+    kernels.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, np.ones(3), active, step)
     assert w[1] == 0.7
 
 
@@ -172,11 +170,10 @@ def test_start_keys_drops_for_ever_only_what_is_never_needed() -> None:
     np.testing.assert_allclose(sums[:, 0], (x != 0).sum(0))
     np.testing.assert_allclose(sums[:, 1], (x**2).sum(0))
     l1 = float(np.median(sums[:, 2:].max(1)))
-    d, last, scale, reply = np.zeros(m), np.zeros(m), np.zeros(m), np.empty(m)
+    d, scale, reply = np.zeros(m), np.zeros(m), np.empty(m)
     active = np.zeros(m, np.bool_)
-    kernels.start_keys(np.arange(m, dtype=np.int32), sums, l1, d, last, scale, active, reply)
-    np.testing.assert_allclose(last, -0.5 * (x.T @ y))
-    assert np.array_equal(active, np.abs(last) > l1)
+    kernels.start_keys(np.arange(m, dtype=np.int32), sums, l1, d, scale, active, reply)
+    assert np.array_equal(active, np.abs(0.5 * (x.T @ y)) > l1)
     assert np.any(reply == kernels.NEVER)
     for w in np.random.default_rng(0).normal(scale=5.0, size=(20, m)):
         g = x.T @ (-y / (1.0 + np.exp(y * (x @ w))))
@@ -251,10 +248,10 @@ def train(
     """Run Algorithm 3 with one worker and one server; return the weights and F after every pass."""
     part, (n, m) = columns(x, y), x.shape
     state, sums, radius = kernels.new_state(part.labels), np.empty((m, 4)), np.empty(m)
-    w, d, last, scale, active = np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(m, np.bool_)
+    w, d, scale, active = np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(m, np.bool_)
     slots = np.arange(m, dtype=np.int32)
     kernels.column_sums(*part[:3], state, sums)
-    kernels.start_keys(slots, sums, l1, d, last, scale, active, radius)
+    kernels.start_keys(slots, sums, l1, d, scale, active, radius)
     possible = np.flatnonzero(radius >= 0.0)
     steering, before = control.start(n * math.log(2.0)), n * math.log(2.0)
     margins, weights = [state[:, 0].copy()], [w.copy()]
@@ -272,7 +269,7 @@ def train(
                 out, reply = np.empty((len(block), 2)), np.empty((len(block), 2))
                 kernels.add_reach(*part[:3], block, radius, state)
                 kernels.block_gradient(*part[:3], block, radius, steering.theta, state, out)
-                args = (l1, steering.threshold, w, d, last, scale, active, reply)
+                args = (l1, steering.threshold, w, d, scale, active, reply)
                 worst = max(worst, kernels.prox_step(slots[block], out, *args))
                 flight.append((block, reply))
             if flight and (b < 0 or len(flight) > tau):
@@ -313,7 +310,7 @@ def train(
             kernels.full_gradient(*part[:3], possible, state, g)
             some = slots[possible]
             largest, returned = kernels.reset_keys(
-                some, g, l1, control.RESET_SHARE * l1, 0.0, w, d, last, active, fresh
+                some, g, l1, control.RESET_SHARE * l1, 0.0, w, d, active, fresh
             )
             radius[possible] = fresh
             kernels.set_margins(*part[:3], possible, w[possible], state)

@@ -1,0 +1,181 @@
+"""The training data over the workers: who reads which parts, also when workers are lost, join or leave.
+
+The data is cut twice (`mpips.workload.Cut`): at the start each worker reads a coarse part, in one go; whoever is lost
+leaves fine ones, which many can share. A worker reads what it has not read before and joins it to what it has; one that
+gives parts to a newcomer reads those that it keeps anew, while the newcomer reads its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mpips import checkpoint
+from mpips.data import Columns, Examples, Tally, load_columns, read
+from mpips.errors import CheckpointError, InputError, WorkerLost
+from mpips.jobs.sparse_lr.blocks import Blocks, joined
+from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
+from mpips.scheduler import Cluster
+from mpips.workload import Cut, Workload
+
+T = TypeVar("T")
+FINE = 4, 16
+"""The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""
+
+
+# --- The scheduler ---------------------------------------------------------------------------------------------------
+
+
+def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] | None = None) -> T:
+    """Do a step with the workers; if one is lost in it, `mend` with those who are there then, and do it again."""
+    lost = False
+    while True:
+        try:
+            if lost and mend is not None:
+                mend()
+            return step()
+        except WorkerLost:
+            regroup(cluster)
+            lost = True
+
+
+def regroup(cluster: Cluster) -> None:
+    """Go on with the workers that are there now. WorkerLost if there is none, nor any spare."""
+    first = cluster.workers.addresses
+    while True:
+        before = cluster.workers.addresses
+        try:
+            cluster.regroup()
+            break
+        except WorkerLost:
+            if cluster.workers.addresses == before:  # else a newcomer was lost in its turn
+                raise
+    now = cluster.workers.addresses
+    gone, come = [each for each in first if each not in now], [each for each in now if each not in first]
+    cluster.event("workers", gone=gone, come=come, workers=len(now))
+    changes = [
+        f"{', '.join(map(str, ranks))} {what}" for ranks, what in ((gone, "gone"), (come, "new")) if ranks
+    ]
+    cluster.say(f"workers: {len(now)} now ({'; '.join(changes) or 'as before'})")
+
+
+class Spread:
+    """Who has what of the training data: `reads` are the parts of each worker, by rank, as it read them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        workers, parts = cluster.workers.addresses, cluster.job.data.parts
+        if 0 < parts < len(workers):
+            raise InputError(
+                f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
+            )
+        self.cluster, self.mark = cluster, ""
+        self.reads: dict[int, list[list[int]]] = {}
+        kept = cluster.decide(lambda: _kept(cluster))
+        fine = 1 if parts else min(max(len(workers) - 1, FINE[0]), FINE[1])
+        self.cut = Cut(*kept["cut"]) if kept else Cut(parts or len(workers), fine)
+        self.table = Workload(self.cut.parts, workers)
+        if kept:
+            self.reads = dict(zip(workers, kept["reads"], strict=True))
+            for worker, reads in self.reads.items():
+                for part in itertools.chain.from_iterable(reads):
+                    self.table.parts[part].worker = worker
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps, so that as many workers read the same again."""
+        return {"cut": self.cut, "reads": [self.reads[worker] for worker in self.cluster.workers.addresses]}
+
+    def load(self) -> Data:
+        """Let every worker read what it has to and has not; give what it all comes to.
+
+        Raises:
+            InputError: there are no examples, or not those that there were.
+        """
+        data = check_shards(self.cluster, surely(self.cluster, self._read), first=not self.mark)
+        mark = self.cluster.facts.get("training data", "read")
+        if self.mark not in ("", mark):
+            raise InputError(
+                f"{self.cluster.job.data.train}: has {mark} now, and had {self.mark} when the run began: training "
+                "data must stay as it is"
+            )
+        self.mark = mark
+        return data
+
+    def _read(self) -> list[dict[str, Any]]:
+        workers = self.cluster.workers.addresses
+        for newcomer, lost in self.table.follow(workers).items():
+            self.reads[newcomer] = self.reads.pop(lost, [])
+        self.reads = {worker: self._reads(worker) for worker in workers}
+        each = [{"reads": self.reads[worker]} for worker in workers]
+        return self.cluster.workers.call("load", {"cut": self.cut}, each=each)
+
+    def _reads(self, worker: int) -> list[list[int]]:
+        mine = {part.number for part in self.table.of(worker)}
+        reads = self.reads.get(worker, [])
+        have = {part for parts in reads for part in parts}
+        if (
+            not have <= mine
+        ):  # examples of several parts may be mingled: what is not its own any more, it cannot drop
+            reads, have = [], set()
+        new = sorted(mine - have, key=self.cut.order)
+        return [*reads, new] if new else reads
+
+
+def _kept(cluster: Cluster) -> dict[str, Any] | None:
+    """Read how the data was spread over as many workers when the checkpoint was written that the run resumes from."""
+    try:
+        about = checkpoint.read_manifest(cluster.resume)["about"] if cluster.resume else {}
+    except CheckpointError:
+        return None  # `cluster.restore` says what is wrong with it
+    same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
+    kept: dict[str, Any] | None = about["state"].get("spread") if same else None
+    return kept
+
+
+# --- The worker ------------------------------------------------------------------------------------------------------
+
+
+class Holder(Scorer):
+    """The part of a worker that holds examples: by columns, in `blocks`, or, online, only their number."""
+
+    settings: Any
+    blocks: Any = None
+    _columns: Columns | None = None
+    _reads: list[list[int]] | None = None
+
+    def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
+        """Read what of `reads`, lists of parts, it has not; say what all of them come to."""
+        had = self._reads
+        if had is None or had != reads[: len(had)]:
+            had, self._columns, self._tally, self._last = [], None, Tally(), 0
+        self._reads = reads
+        for parts in reads[len(had) :]:
+            self._take(self._examples(parts, Cut(*cut)))
+        tally = self._tally
+        facts: dict[str, Any] = {
+            "examples": tally.examples,
+            "skipped": tally.skipped,
+            "first": tally.first_error,
+        }
+        if self.settings.algorithm != "darlin":
+            return facts | {"features": 0, "ones": False, "last": self._last}
+        if self.blocks is None or had != reads:
+            # There may be more workers than parts, so that one has none.
+            self.blocks = Blocks(load_columns(()) if self._columns is None else self._columns)
+        own: dict[str, Any] = self.blocks.facts()
+        return facts | own
+
+    def _take(self, batches: Iterator[Examples]) -> None:
+        if self.settings.algorithm != "darlin":
+            self._last = max(self._last, self.look_over(batches))
+            return
+        columns = load_columns(batches)
+        self._columns = columns if self._columns is None else joined(self._columns, columns)
+
+    def _examples(self, parts: list[int], cut: Cut) -> Iterator[Examples]:
+        for files, part, of in cut.slices(self.data.train, parts):
+            yield from self.node.breathe(read(files, self.data, part, of, self._tally))
+
+    def look_over(self, batches: Iterator[Examples]) -> int:
+        """Give the last key that there may be."""
+        raise NotImplementedError

@@ -1,0 +1,394 @@
+"""Sparse logistic regression while workers are lost, join and leave: the same optimum, and no work done twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import F8, Made, job_of, make, objective, optimum, svmlight
+from simulated import simulate
+
+from mpips.data import Columns, Examples, load_columns
+from mpips.errors import MpipsError, WorkerLost
+from mpips.folder import RunFolder
+from mpips.jobs.sparse_lr.blocks import joined
+from mpips.jobs.sparse_lr.online import Learner
+from mpips.jobs.sparse_lr.spread import Holder
+from mpips.manifest import complete
+from mpips.program import load_program
+from mpips.scheduler import Cluster
+from mpips.twin import Strike, calm, rough
+
+SEQUENTIAL = {"model": "sequential"}
+BOUNDED = {"model": "bounded", "tau": 4}
+
+
+@dataclass
+class Run:
+    """What came of a job on the twin: `reads` are the parts that were read, (rank, parts), in order."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sha: str = ""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    reads: list[tuple[int, list[int]]] = field(default_factory=list)
+    posted: int = 0
+    weights: F8 = field(default_factory=lambda: np.zeros(0))
+    stopped: bool = False
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [each for each in self.log if each["event"] == event]
+
+
+def run(
+    train: Made | list[Path],
+    *,
+    on_event: Callable[[Cluster, str, dict[str, Any]], None] = lambda *_: None,
+    checkpoints: Path | None = None,
+    resume: Path | None = None,
+    layout: dict[str, Any] | None = None,
+    strikes: Sequence[Strike] = (),
+    fate: Any = calm,
+    seed: int = 0,
+    replicas: int = 0,
+    **tables: dict[str, Any],
+) -> Run:
+    """Run a job; `layout` is its table; `on_event(cluster, name, facts)` is told of each line of metrics.jsonl."""
+    out, told = Run(), dict[str, Any]()
+    layout = {"servers": 2, "workers": 3, **(layout or {})}
+    files = [str(train.train)] if isinstance(train, Made) else [str(path) for path in train]
+    test = {"test": str(train.test)} if isinstance(train, Made) else {}
+    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        folder = Path(temporary)
+        tables = {
+            "job": {"program": "sparse_lr"}, "layout": layout,
+            "data": {"train": files, **test, **tables.pop("data", {})},
+            "sparse_lr": tables.pop("settings", {}), **tables,
+        }  # fmt: skip
+        job = job_of(folder / "job", tables)
+        loaded = load_program(job.program, job.base)
+        read = Holder._examples
+
+        def watched(self: Any, parts: list[int], cut: Any) -> Any:
+            out.reads.append((self.node.rank, parts))
+            return read(self, parts, cut)
+
+        patch.setattr(Holder, "_examples", watched)
+
+        def schedule(cluster: Cluster) -> None:
+            cluster.checkpoints, cluster.resume = checkpoints or folder / "checkpoints", resume
+            event = cluster.event
+
+            def heard(name: str, **facts: Any) -> None:
+                event(name, **facts)
+                on_event(cluster, name, facts)
+
+            cluster.event = heard  # type: ignore[method-assign]
+            out.metrics = loaded.schedule(cluster, job.settings)
+            out.sha = cluster.digest(cluster.vectors["w"])
+            out.stopped = cluster.stopped_early
+            lines = RunFolder(folder / "run").metrics.read_text().splitlines()
+            out.log = [json.loads(line) for line in lines]
+            with np.load(folder / "run" / "model.npz") as model:
+                if isinstance(train, Made):
+                    out.weights = np.zeros(len(train.keys))
+                    out.weights[np.searchsorted(train.keys, model["keys"])] = model["values"]
+
+        (folder / "run").mkdir()
+        counts = {name: layout[name] for name in ("spares", "schedulers") if name in layout}
+        simulate(
+            schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
+            folder=folder / "run", strikes=strikes, fate=fate, seed=seed, replicas=replicas, told=told,
+        )  # fmt: skip
+    out.posted = told["network"].posted
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("made"), "binary", n=120, m=24)
+
+
+@pytest.fixture(scope="module")
+def best(made: Made) -> float:
+    return optimum(made.x, made.y, 1.0)
+
+
+def is_optimal(outcome: Run, made: Made, best: float) -> None:
+    found = outcome.metrics["objective"]
+    assert found <= 1.001 * best
+    assert found == pytest.approx(objective(outcome.weights, made.x, made.y, 1.0), rel=1e-9)
+    margins = made.test_y * (made.test_x @ outcome.weights)
+    assert outcome.metrics["logloss"] == pytest.approx(np.logaddexp(0.0, -margins).mean(), rel=1e-9)
+
+
+def workers_of(servers: int, workers: int, schedulers: int = 1) -> list[int]:
+    return [schedulers + servers + index for index in range(workers)]
+
+
+# --- Losses at any instant ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_worker_is_lost_at_any_instant(made: Made, best: float, seed: int) -> None:
+    rng = random.Random(seed)
+    servers, workers, spares = rng.randint(1, 3), rng.randint(2, 4), rng.randint(0, 1)
+    layout = {"servers": servers, "workers": workers, "spares": spares}
+    how = {"layout": layout, "consistency": rng.choice([SEQUENTIAL, BOUNDED]), "checkpoint": {"every": 3}}
+    plain = run(made, **how)
+    victim = rng.choice(workers_of(servers, workers))
+    strike = Strike("kill", victim, after_messages=rng.randrange(plain.posted))
+    outcome = run(made, **how, strikes=[strike], fate=rough(seed, delay=0.002), seed=seed)
+    is_optimal(outcome, made, best)
+    changes = outcome.of("workers")
+    assert changes in (
+        [],  # it was lost when nobody asked for it any more
+        [
+            {
+                "event": "workers",
+                "gone": [victim],
+                "come": [max(workers_of(servers, workers)) + 1],
+                "workers": workers,
+            }
+        ]
+        if spares
+        else [{"event": "workers", "gone": [victim], "come": [], "workers": workers - 1}],
+    )
+
+
+def test_all_but_one_are_lost_one_after_the_other(made: Made, best: float) -> None:
+    plain = run(made, layout={"workers": 4})
+    ranks = workers_of(2, 4)
+    strikes = [
+        Strike("kill", rank, after_messages=plain.posted * share // 10)
+        for rank, share in ((ranks[1], 2), (ranks[3], 4), (ranks[0], 6))
+    ]
+    outcome = run(made, layout={"workers": 4}, strikes=strikes)
+    is_optimal(outcome, made, best)
+    assert [each["workers"] for each in outcome.of("workers")] == [3, 2, 1]
+
+
+def test_two_at_once_and_the_spare_that_took_over(made: Made, best: float) -> None:
+    plain = run(made, layout={"spares": 1})
+    ranks, at = [*workers_of(2, 3), 6], plain.posted // 2
+    strikes = [Strike("kill", rank, after_messages=at) for rank in (ranks[0], ranks[2])]
+    outcome = run(made, layout={"spares": 1}, strikes=[*strikes, Strike("kill", 6, after_messages=at + 250)])
+    is_optimal(outcome, made, best)
+    assert outcome.of("workers")[-1]["workers"] == 1
+
+
+def test_without_any_worker_the_run_ends_with_a_clear_error(made: Made) -> None:
+    strikes = [Strike("kill", rank, after_messages=300) for rank in workers_of(2, 2)]
+    with pytest.raises(WorkerLost, match=r"no worker is left.*--resume latest"):
+        run(made, layout={"workers": 2}, strikes=strikes)
+
+
+# --- Who reads what ----------------------------------------------------------------------------------------
+
+
+def test_survivors_read_what_was_lost_and_nothing_else(made: Made) -> None:
+    at = run(made).posted // 2
+    outcome = run(made, strikes=[Strike("kill", 4, after_messages=at)])
+    assert sorted(outcome.reads[:3]) == [(3, [0, 3, 6, 9]), (4, [1, 4, 7, 10]), (5, [2, 5, 8, 11])]
+    assert sorted(outcome.reads[3:]) == [(3, [1, 7]), (5, [4, 10])]
+
+
+def test_a_spare_reads_what_was_lost_at_once(made: Made) -> None:
+    at = run(made).posted // 2
+    outcome = run(made, layout={"spares": 1}, strikes=[Strike("kill", 4, after_messages=at)])
+    assert outcome.reads[3:] == [(6, [1, 4, 7, 10])]
+
+
+def test_a_worker_joins_and_another_leaves(made: Made, best: float) -> None:
+    def on_event(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
+        if name == "pass" and facts["pass"] == 2:
+            cluster.joining += 1
+        if name == "pass" and facts["pass"] == 4:
+            cluster.leaving.add(3)
+
+    outcome = run(made, layout={"spares": 1}, on_event=on_event)
+    is_optimal(outcome, made, best)
+    assert [(each["gone"], each["come"]) for each in outcome.of("workers")] == [([], [6]), ([3], [])]
+    newcomer = [parts for rank, parts in outcome.reads if rank == 6]
+    assert len(newcomer[0]) == 3, "a newcomer has its share of twelve parts"
+    passes = [each["pass"] for each in outcome.of("pass")]
+    assert passes == list(range(1, outcome.metrics["passes"] + 1))
+
+
+# --- Bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
+@pytest.mark.parametrize("victim", ["server", "scheduler"])
+def test_the_loss_of_a_server_or_scheduler_does_not_show_in_the_bits(
+    made: Made, algorithm: str, victim: str
+) -> None:
+    how: dict[str, Any] = {
+        "settings": {"algorithm": algorithm, "batch": 10}, "consistency": SEQUENTIAL,
+        "layout": {"servers": 3, "workers": 2, "schedulers": 2}, "replicas": 1,
+    }  # fmt: skip
+    plain = run(made, **how)
+    rank = {"server": 3, "scheduler": 0}[victim]
+    for share in (3, 7):
+        strike = Strike("kill", rank, after_messages=plain.posted * share // 10)
+        outcome = run(made, **how, strikes=[strike])
+        assert outcome.sha == plain.sha
+        assert [each.get("objective") for each in outcome.of("pass")] == [
+            each.get("objective") for each in plain.of("pass")
+        ]
+
+
+def test_a_checkpoint_after_a_loss_is_resumed_to_the_same_bits(made: Made, tmp_path: Path) -> None:
+    """The survivors' parts are not those that as many workers would begin with; resumed, they are the same again."""
+    at = run(made).posted // 3
+    how: dict[str, Any] = {
+        "checkpoint": {"every": 1, "keep": 99},
+        "strikes": [Strike("kill", 4, after_messages=at)],
+    }
+    whole = run(made, checkpoints=tmp_path, **how)
+    step = next(number for number, each in enumerate(whole.log) if each["event"] == "workers")
+    after = sum(each["event"] == "pass" for each in whole.log[:step]) + 2
+    path = next(each for each in complete(tmp_path) if each.name.startswith(f"step-{after:06d}"))
+    again = run(made, layout={"servers": 1, "workers": 2}, resume=path)
+    reads = [[parts for who, parts in again.reads if who == rank] for rank in workers_of(1, 2)]
+    assert reads == [[[0, 3, 6, 9], [1, 7]], [[2, 5, 8, 11], [4, 10]]]
+    assert again.sha == whole.sha
+
+
+# --- The matrix ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [(True, True), (True, False), (False, False)])
+def test_joined_columns_are_those_of_all_rows(values: tuple[bool, bool]) -> None:
+    rng = np.random.default_rng(1)
+
+    def some(n: int, ones: bool) -> Examples:
+        rows = [np.sort(rng.choice(30, rng.integers(0, 8), replace=False)) for _ in range(n)]
+        keys = np.concatenate(rows).astype(np.uint64)
+        labels = np.where(rng.random(n) < 0.5, 1.0, -1.0).astype(np.float32)
+        own = None if ones else rng.normal(size=len(keys)).astype(np.float32)
+        return Examples(labels, np.cumsum([0, *map(len, rows)]), keys, own)
+
+    first, second = some(20, values[0]), some(15, values[1])
+    got, want = joined(load_columns([first]), load_columns([second])), load_columns([first, second])
+    for name in ("keys", "colptr", "rows", "values", "labels"):
+        mine, theirs = getattr(got, name), getattr(want, name)
+        assert (mine is None) == (theirs is None)
+        assert mine is None or (np.array_equal(mine, theirs) and mine.dtype == theirs.dtype)
+    nothing: Columns = load_columns(())
+    assert np.array_equal(joined(nothing, want).rows, want.rows)
+
+
+# --- Online ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("algorithm", ["ftrl", "sgd"])
+def test_online_every_example_is_learnt_once_whoever_is_lost(made: Made, algorithm: str, seed: int) -> None:
+    rng = random.Random(seed)
+    workers, spares = rng.randint(2, 4), rng.randint(0, 1)
+    how: dict[str, Any] = {
+        "layout": {"workers": workers, "spares": spares, "hand_over": rng.random() < 0.5},
+        "consistency": rng.choice([SEQUENTIAL, BOUNDED, {"model": "eventual"}]),
+        "settings": {"algorithm": algorithm, "batch": 3, "passes": 3, "alpha": 0.3, "l1": 0.1},
+        "checkpoint": {"every": 1},
+    }  # fmt: skip
+    plain = run(made, **how)
+    strike = Strike("kill", rng.choice(workers_of(2, workers)), after_messages=rng.randrange(plain.posted))
+    outcome = run(made, **how, strikes=[strike], fate=rough(seed, delay=0.002), seed=seed)
+    assert [each["examples"] for each in outcome.of("pass")] == [len(made.y)] * 3
+    losses = [each["mean loss"] for each in outcome.of("pass")]
+    assert losses[-1] < losses[0]
+    assert outcome.metrics["objective"] < 1.1 * plain.metrics["objective"]
+
+
+def test_online_a_lost_part_goes_on_where_it_was(made: Made) -> None:
+    """A step is a mini-batch of every worker; what the lost one had learnt in earlier calls is not learnt again."""
+    asked: list[tuple[int, int, int]] = []
+    settings = {"algorithm": "ftrl", "batch": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        learn = Learner.learn
+
+        def watched(self: Any, parts: list[list[int]], **how: Any) -> Any:
+            asked.extend((self.node.rank, part, done) for part, _, done in parts)
+            return learn(self, parts, **how)
+
+        patch.setattr(Learner, "learn", watched)
+        at = run(made, settings=settings).posted // 2
+        asked.clear()
+        outcome = run(made, settings=settings, strikes=[Strike("kill", 4, after_messages=at)])
+    assert outcome.metrics["examples"] == len(made.y)
+    lost = max(done for rank, part, done in asked if (rank, part) == (4, 1))
+    taken = [done for rank, part, done in asked if part == 1 and rank != 4]
+    assert lost > 0 and min(taken) == lost
+
+
+def test_online_parts_are_handed_over_to_who_is_out_of_work(made: Made, tmp_path: Path) -> None:
+    """One worker's files are long, the other's short: with `hand_over` the second helps the first."""
+    files = []
+    for name, rows in (("a", 60), ("b", 4), ("c", 60), ("d", 4), ("e", 60), ("f", 4)):
+        files.append(tmp_path / f"{name}.svm")
+        files[-1].write_text(svmlight(made.x[:rows], made.y[:rows], made.keys))
+    how: dict[str, Any] = {
+        "settings": {"algorithm": "ftrl", "batch": 2}, "data": {"parts": 6}, "consistency": {"model": "eventual"},
+    }  # fmt: skip
+    plain, handed = (
+        run(files, layout={"servers": 1, "workers": 2, "hand_over": hand_over}, **how)
+        for hand_over in (False, True)
+    )
+    assert plain.metrics["examples"] == handed.metrics["examples"] == 192
+    assert handed.posted < plain.posted, "fewer calls, since both work"
+
+
+def test_online_a_newcomer_takes_its_share(made: Made) -> None:
+    joined_at: list[int] = []
+
+    def on_event(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
+        if name == "pass" and facts["pass"] == 1:
+            cluster.joining += 1
+        if name == "workers":
+            joined_at.append(facts["workers"])
+
+    settings = {"algorithm": "adagrad", "batch": 4, "passes": 3}
+    outcome = run(made, layout={"workers": 2, "spares": 1}, settings=settings, on_event=on_event)
+    assert joined_at == [3]
+    assert [each["examples"] for each in outcome.of("pass")] == [len(made.y)] * 3
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_online_a_pass_that_was_stopped_goes_on_with_other_workers(
+    made: Made, tmp_path: Path, workers: int
+) -> None:
+    calls = 0
+
+    def on_start(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        cluster.asked = "SIGUSR1"
+
+    settings = {"algorithm": "ftrl", "batch": 2, "passes": 2}
+    stopped = run(made, layout={"workers": 2}, settings=settings, checkpoints=tmp_path, on_event=on_start)
+    assert stopped.stopped and stopped.metrics["passes"] == 1
+    (path,) = complete(tmp_path)
+    again = run(made, layout={"workers": workers}, settings=settings, resume=path)
+    assert [each["examples"] for each in again.of("pass")] == [len(made.y)]
+
+
+def test_data_that_has_changed_is_refused(made: Made, tmp_path: Path) -> None:
+    """A survivor that reads a lost part finds other examples than there were."""
+    file = tmp_path / "train.svm"
+    file.write_text(made.train.read_text())
+    at = run([file]).posted // 2
+
+    def on_event(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
+        if name == "workers":
+            file.write_text("".join(made.train.read_text().splitlines(keepends=True)[:100]))
+
+    with pytest.raises(MpipsError, match="training data must stay as it is"):
+        run([file], on_event=on_event, strikes=[Strike("kill", 4, after_messages=at)])
