@@ -69,9 +69,9 @@ class RingSpec:
 
     virtual_servers: int = field(default=0, metadata={"at_least": 0})
     """Points of each server on the ring; 0 leaves it to the ring."""
-    replicas: int = field(default=0, metadata={"at_least": 0})
-    """Copies that other servers hold of each server's keys; a run survives the loss of so many servers at once
-    (Open MPI). Where there are fewer servers than copies asked for, each holds everything."""
+    replicas: int = field(default=1, metadata={"at_least": 0})
+    """Copies that other servers hold of each server's keys: a run survives the loss of so many servers at once.
+    Where MPI ends all ranks when one dies (all but Open MPI with ULFM), or there is one server, none are kept."""
     repair_bandwidth: float = field(default=200e6, metadata={"at_least": 0})
     """Bytes per second that making the copies whole again may take from each server; 0: no limit."""
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.errors import InputError
-from mpips.layout import LayoutSpec
 
 COMPLETED, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 85
 """Exit codes: 85 asks a batch system to start the run again."""
@@ -253,14 +252,12 @@ def plan(starter: Starter, ranks: int, program: Sequence[str], *, survive: bool 
     return Launch(starter.kind, tuple(line), added)
 
 
-def survival(wanted: str, starter: Starter, layout: LayoutSpec, replicas: int) -> bool:
+def survival(wanted: str, starter: Starter) -> bool:
     """Decide whether a launch asks for ranks that live on when one dies.
 
     Args:
-        wanted: ``--survive``: yes, no, or auto (yes where both the MPI and the job can go on).
+        wanted: ``--survive``: yes, no, or auto (yes where the MPI can: any job can go on without its scheduler).
         starter: how ranks are started.
-        layout: the job's ranks; a job of one server without copies and one worker has nothing to go on with.
-        replicas: the copies of each server's keys.
 
     Raises:
         InputError: yes was asked for, and the MPI or its launcher cannot.
@@ -272,9 +269,7 @@ def survival(wanted: str, starter: Starter, layout: LayoutSpec, replicas: int) -
         raise InputError(
             f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others go on"
         )
-    workers = sum(layout.groups().values())
-    useful = replicas > 0 or layout.spares > 0 or layout.schedulers > 1 or workers > 1
-    return able and (wanted == "yes" or (wanted == "auto" and useful))
+    return able and wanted != "no"
 
 
 def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:

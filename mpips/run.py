@@ -165,7 +165,7 @@ class _Run:
         self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.folder: RunFolder | None = None
         self.judged = bool(os.environ.get(JUDGED))
-        self.survives = False
+        self.survives, self.replicas = False, 0
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
 
@@ -281,13 +281,14 @@ class _Run:
         van = MPIVan(self.world.Dup())
         self.survives = van.survives
         if van.survives:
+            self.replicas = job.ring.replicas
             self._start_heart(job.heartbeat.period)
         spec = job.faults
         faults = None
         if spec != type(spec)():
             faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
         lossy = spec.drop is not None
-        view = first_view(layout, job.ring.virtual_servers, job.ring.replicas)
+        view = first_view(layout, job.ring.virtual_servers, self.replicas)
         return Node(van, layout, view, faults=faults, resend=0.25 if lossy else None), van
 
     def _start_heart(self, period: float) -> None:
@@ -327,8 +328,8 @@ class _Run:
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
         job, writer = prepared.job, Writer()
-        membership = Membership(node, job.ring.replicas, self.heart, job.heartbeat.patience)
-        journal = Journal(node, job.ring.replicas + 1)
+        membership = Membership(node, self.replicas, self.heart, job.heartbeat.patience)
+        journal = Journal(node, self.replicas + 1)
         server: Server | None = None
         if node.role is not Role.WORKER:
             server = Server(node, job.ring.repair_bandwidth, writer)

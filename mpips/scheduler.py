@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
@@ -236,12 +237,16 @@ class Cluster:
                 (late["waited"] - before.get(rank, late)["waited"]) / max(elapsed, 1e-9)
                 for rank, late in self._accounts().items()
             ]
-            self.waiting = min(1.0, sum(shares) / len(shares))
+            self.waiting = min(1.0, sum(shares) / max(len(shares), 1))
         self.seconds[name] += elapsed
 
     def _accounts(self) -> dict[int, dict[str, Any]]:
-        """Ask the workers how they have spent their time, by rank."""
-        return dict(zip(self.workers.addresses, self.workers.call("account"), strict=True))
+        """Ask the workers how they have spent their time, by rank; who has died does not say."""
+        task = self.workers.start("account")
+        with suppress(WorkerLost):  # the program hears of it when it counts on the worker
+            self.node.wait(task)
+        replies = zip(self.workers.addresses, task.result, strict=True)
+        return {rank: reply.meta for rank, reply in replies if reply is not None}
 
     @property
     def trained(self) -> float:
@@ -253,14 +258,16 @@ class Cluster:
 
     def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent."""
-        accounts = accounts or list(self._accounts().values())
+        said = (
+            self._accounts() if accounts is None else dict(zip(self.workers.addresses, accounts, strict=True))
+        )
         now = self.node.van.now()
-        waited = {rank: each["waited"] for rank, each in zip(self.workers.addresses, accounts, strict=True)}
+        waited = {rank: each["waited"] for rank, each in said.items()}
         before, since = self._last
         self._last = (waited, now)
         elapsed = max(now - since, 1e-9)
         waiting = [min(max((b - before.get(rank, 0.0)) / elapsed, 0.0), 1.0) for rank, b in waited.items()]
-        return {"waiting": waiting, "sent": sum(each["sent"] for each in accounts)}
+        return {"waiting": waiting, "sent": sum(each["sent"] for each in said.values())}
 
     def aside(self, function: str, args: dict[str, Any]) -> None:
         """Call a function of the workers beside what the program does; whether it is done, nobody is told.
@@ -274,7 +281,7 @@ class Cluster:
 
     def renewed(self) -> bool:
         """Tell whether workers wait to join or to leave: a program that can, then calls `regroup`."""
-        return self.decide(lambda: bool(self.leaving) or (self.joining > 0 and bool(self._spares())))
+        return self.decide(lambda: bool(self.leaving) or (self.joining > 0 and bool(self.node.view.spares)))
 
     def regroup(self) -> Regrouped:
         """Go on with the workers that are there now: spares take the places of lost ones, those who wait join.
@@ -294,13 +301,9 @@ class Cluster:
                 newcomers.call("create_vector", self._making(vector))
         return changed
 
-    def _spares(self) -> list[int]:
-        """List who can be a worker: a spare that leads runs the program."""
-        return [rank for rank in self.node.view.of(Role.SPARE) if rank != self.node.rank]
-
     def _new_crew(self) -> tuple[list[int], int]:
         view = self.node.view
-        spares = self._spares()
+        spares = list(self.node.view.spares)
         now: list[int] = []
         for rank in self.workers.addresses:
             here = view.roles[rank] is Role.WORKER
@@ -311,6 +314,8 @@ class Cluster:
         while self.joining and spares:
             now.append(spares.pop())
             self.joining -= 1
+        if not now:  # all others have died meanwhile
+            now = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
         self.leaving.clear()
         self.membership.set_workers(now)
         view = self.node.view
@@ -389,10 +394,7 @@ class Cluster:
         if self.resume is None:
             return None
         with self.phase("checkpoint"):
-            problems = checkpoint.verify(self.resume)
-            if problems:
-                raise CheckpointError(f"checkpoint {self.resume} is damaged: {problems[0]}")
-            about = checkpoint.read_manifest(self.resume)["about"]
+            about, specs = self.decide(partial(_read, self.resume))
             if about["program"] != self.job.program:
                 raise CheckpointError(
                     f"checkpoint {self.resume} is of program {about['program']!r}, not {self.job.program!r}"
@@ -403,9 +405,8 @@ class Cluster:
                         f"checkpoint {self.resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
                     )
             self._trained_before = about["trained"]
-            specs = checkpoint.vectors(self.resume)
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
-                self.create_vector(specs[name])
+                self.create_vector(VectorSpec(**specs[name]))
             self.servers.call("restore", {"folder": str(self.resume)})
             same = about["workers"] == len(self.workers)
             self.workers.call("restore" if same else "rebuild", {"folder": str(self.resume)} if same else {})
@@ -496,3 +497,12 @@ class Cluster:
             record["key"], record["row"] = keys, rows
             sha.update(record.tobytes())
         return sha.hexdigest()
+
+
+def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what a checkpoint says of itself, and of its vectors; CheckpointError if it is damaged."""
+    problems = checkpoint.verify(resume)
+    if problems:
+        raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
+    specs = {name: asdict(spec) for name, spec in checkpoint.vectors(resume).items()}
+    return checkpoint.read_manifest(resume)["about"], specs

@@ -18,7 +18,6 @@ from mpips import launch
 from mpips.children import descendants
 from mpips.errors import InputError
 from mpips.launch import Launch, Mpi, Starter
-from mpips.layout import LayoutSpec
 
 PROGRAM = ["python", "-m", "mpips", "job.toml"]
 
@@ -71,24 +70,10 @@ def test_a_launch_can_be_typed() -> None:
     assert str(made) == "env 'A=x y' B=1 mpiexec -n 2 'a b'"
 
 
-@pytest.mark.parametrize(
-    ("layout", "replicas", "survives"),
-    [
-        (LayoutSpec(), 0, False),
-        (LayoutSpec(servers=4), 0, False),
-        (LayoutSpec(), 1, True),
-        (LayoutSpec(spares=1), 0, True),
-        (LayoutSpec(schedulers=2), 0, True),
-        (LayoutSpec(workers=2), 0, True),
-        (LayoutSpec(workers={"a": 1, "b": 1}), 0, True),
-    ],
-)
-def test_what_could_go_on_is_launched_so_that_it_can(
-    layout: LayoutSpec, replicas: int, survives: bool
-) -> None:
-    assert launch.survival("auto", OPEN_MPI, layout, replicas) is survives
-    assert launch.survival("yes", OPEN_MPI, layout, replicas) is True
-    assert launch.survival("no", OPEN_MPI, layout, replicas) is False
+def test_what_could_go_on_is_launched_so_that_it_can() -> None:
+    assert launch.survival("auto", OPEN_MPI) is True
+    assert launch.survival("yes", OPEN_MPI) is True
+    assert launch.survival("no", OPEN_MPI) is False
 
 
 @pytest.mark.parametrize(
@@ -103,10 +88,10 @@ def test_what_could_go_on_is_launched_so_that_it_can(
     ],
 )
 def test_an_mpi_that_cannot_go_on_is_not_asked_to(starter: Starter, said: str) -> None:
-    assert launch.survival("auto", starter, LayoutSpec(workers=2), 1) is False
-    assert launch.survival("no", starter, LayoutSpec(workers=2), 1) is False
+    assert launch.survival("auto", starter) is False
+    assert launch.survival("no", starter) is False
     with pytest.raises(InputError) as caught:
-        launch.survival("yes", starter, LayoutSpec(workers=2), 1)
+        launch.survival("yes", starter)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
 

@@ -101,7 +101,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         passed += ["--resume", arguments.resume]
     starter, size = launch.find_starter(arguments.launcher), job.layout.size()
-    survive = launch.survival(arguments.survive, starter, job.layout, job.ring.replicas)
+    survive = launch.survival(arguments.survive, starter)
     if arguments.dry_run:
         where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
         print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where), survive=survive))
