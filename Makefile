@@ -6,7 +6,7 @@
 PYTHON ?= python3
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-openmpi test-mpich lint clean help
+.PHONY: demo test test-openmpi test-parts test-jobs test-mpich lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -15,8 +15,16 @@ demo: .venv/run-ready
 
 test: test-openmpi test-mpich
 
+# What starts no ranks runs in two halves side by side, on a core each; ranks have the machine to themselves.
 test-openmpi: .venv/test-ready
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-parts test-jobs
+	.venv/bin/python -m pytest -m ranks $(PYTEST_ARGS)
+
+test-parts: .venv/test-ready
+	.venv/bin/python -m pytest -m "not ranks" --ignore=tests/jobs $(PYTEST_ARGS)
+
+test-jobs: .venv/test-ready
+	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
 
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready

@@ -243,7 +243,13 @@ class Membership:
 
     def set_workers(self, workers: Collection[int]) -> None:
         """Let these be the workers from now on; others that were are spares. Adopted when this returns."""
-        self.ask(lambda view: with_workers(view, [rank for rank in workers if view.roles[rank] is not None]))
+        able = (Role.WORKER, Role.SPARE)  # a spare may have become a server just now
+
+        def change(view: View) -> View:
+            servers = view.ring.servers
+            return with_workers(view, [r for r in workers if view.roles[r] in able and r not in servers])
+
+        self.ask(change)
         self.tick()
 
     # --- everyone else ---------------------------------------------------------------------------

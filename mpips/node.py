@@ -99,7 +99,8 @@ class Node:
         self.rank, self.host = van.rank, socket.gethostname()
         self._outgoing, self._incoming = outgoing or Chain(), incoming or Chain()
         self._window, self.resend = window, resend
-        self.keeps = resend is not None or van.survives
+        shards_move = len(layout.servers) + len(layout.spares) > 1
+        self.keeps = resend is not None or van.survives or shards_move
         """Whether a request may come twice, so that replies are kept."""
         self.tasks = self.new_tasks(self.rank)
         self.inbox = Inbox(self.answer, self.keeps, decode=self._incoming.decode)

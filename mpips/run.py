@@ -19,6 +19,7 @@ A rank that fails before MPI has started still starts it: the others would wait 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import socket
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 3.0
 """Seconds for the scheduler to answer a rank that failed (it writes the result first), and for all to leave."""
+START = 120.0
+"""Seconds for all ranks to have started; then the stacks are shown, and this one ends."""
 LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
 LONGER = 30.0
@@ -91,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"mpips: error: {error}")
         return BAD_INPUT if error is not None else COMPLETED
 
+    # A rank that ends before MPI has started is waited for in there, for ever where others' deaths are survived.
+    faulthandler.dump_traceback_later(START, exit=True)
     import mpi4py
 
     mpi4py.rc.thread_level = "serialized"
@@ -189,6 +194,7 @@ class _Run:
             return code or FAILED
         self._share_folder()
         self.communicators = split(self.world, layout)
+        faulthandler.cancel_dump_traceback_later()
         node, van = self._node(layout, self.prepared)
         try:
             code = self._serve(node, self.prepared)

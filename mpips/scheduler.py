@@ -114,20 +114,16 @@ class Group:
 
 
 class Regrouped(NamedTuple):
-    """How the workers have changed: whose index in the group is whose now; ranks."""
+    """How the workers have changed, in ranks: those before, those now, and of these `come`, who know nothing yet."""
 
     before: tuple[int, ...]
     now: tuple[int, ...]
+    come: tuple[int, ...]
 
     @property
     def gone(self) -> list[int]:
         """Return those that are not workers any more."""
         return [rank for rank in self.before if rank not in self.now]
-
-    @property
-    def come(self) -> list[int]:
-        """Return those that were none before: they know of no data yet."""
-        return [rank for rank in self.now if rank not in self.before]
 
 
 class _Live:
@@ -174,6 +170,8 @@ class Cluster:
         self.joining, self.leaving = 0, set[int]()
         """How many workers are to join, and which are to leave, when the program comes to it."""
         self.checkpoint_asked = False
+        self._settled = self.workers.addresses  # the workers of the last regroup that succeeded
+        self._informed = set(self._settled)  # those of them who know all vectors
         self._out: Any = _Live(sys.stdout if out is None else out, self.journal)
         self._lines = Lines(folder.metrics)
         base = self.decide(lambda: self._count_lines())
@@ -286,23 +284,27 @@ class Cluster:
     def regroup(self) -> Regrouped:
         """Go on with the workers that are there now: spares take the places of lost ones, those who wait join.
 
-        All vectors are made known to newcomers. What was issued to the workers before is forgotten.
+        All vectors are made known to newcomers. What was issued to the workers before is forgotten. What has changed is
+        told since the last time that this succeeded.
         """
-        before = self.workers.addresses
-        now, crew = self.decide(self._new_crew)
+        now, crew, stayed = self.decide(self._new_crew)
         if not now:
             raise WorkerLost("no worker is left, and no spare: go on with --resume latest")
         self.node.tasks.leap()
+        self._informed &= set(stayed)  # whoever was no worker in between has forgotten all
         self.workers.addresses, self.workers.crew = tuple(now), crew
-        changed = Regrouped(before, tuple(now))
-        if changed.come:
-            newcomers = Group(self.node, changed.come, crew)
+        newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
+        if newcomers.addresses:
             for vector in self.vectors.values():
                 newcomers.call("create_vector", self._making(vector))
+        changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
+        self._informed, self._settled = set(now), tuple(now)
         return changed
 
-    def _new_crew(self) -> tuple[list[int], int]:
+    def _new_crew(self) -> tuple[list[int], int, list[int]]:
+        """Choose the workers; give them, the epoch since which they are, and those who have been all the time."""
         view = self.node.view
+        were = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
         spares = list(self.node.view.spares)
         now: list[int] = []
         for rank in self.workers.addresses:
@@ -319,7 +321,7 @@ class Cluster:
         self.leaving.clear()
         self.membership.set_workers(now)
         view = self.node.view
-        return list(view.workers), view.crew
+        return list(view.workers), view.crew, [rank for rank in were if rank in view.workers]
 
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
@@ -345,7 +347,7 @@ class Cluster:
         Raises:
             CheckpointError: it could not be written, and there is no earlier one.
         """
-        if self._stop is None:
+        if self.stop is None:
             return False
         self.saver.settle()
         if self.saver.problem and checkpoint.latest(self.checkpoints) is None:

@@ -152,7 +152,7 @@ def test_a_run_is_launched_to_survive_where_it_can(
     asks = " --with-ft ulfm "
     for switches, survives in (
         (["--workers", "2"], True),
-        ([], False),
+        ([], True),
         (["--workers", "2", "--survive", "no"], False),
     ):
         done = run_mpips("run", job_file, "--dry-run", *switches, cwd=job_file.parent)

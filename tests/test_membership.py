@@ -258,7 +258,7 @@ def test_a_spare_that_leads_is_nobodys_replacement() -> None:
         network.kill(2)
         with pytest.raises(WorkerLost):
             go(cluster, 3)
-        assert cluster.regroup().come == []
+        assert cluster.regroup().come == ()
         go(cluster, 10)
         return cluster.workers.ranks
 

@@ -34,6 +34,7 @@ class RunFailed(SystemExit):
     def __init__(self, text: str) -> None:
         print(f"mpips: bench: {text}", file=sys.stderr)
         super().__init__(1)
+        self.text = text
 
 
 # --- Switches ------------------------------------------------------------------------------------------

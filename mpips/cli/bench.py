@@ -16,6 +16,9 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench sparse_lr                         training time beside LIBLINEAR's
   mpips bench delay                             waiting and time for several delays, with a straggler
   mpips bench faults                            updates lost or doubled while ranks die, hang, come and go
+  mpips bench replication                       what copies of all keys cost
+  mpips bench elastic                           requests while a server joins, and another leaves
+  mpips bench restart                           runs that are killed as a whole, and resumed elsewhere
 """
 
 

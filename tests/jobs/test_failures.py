@@ -136,13 +136,14 @@ def test_a_program_that_one_rank_cannot_load(
 
 
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
-def test_a_rank_that_is_killed_takes_the_run_with_it(
+def test_a_rank_that_is_killed_takes_the_run_with_it_unless_it_is_to_survive(
     run_mpips: Callable[..., Finished], tmp_path: Path, role: str
 ) -> None:
     when = "at_step=2" if role == "worker" else "at_seconds=0.3"
     done = run_mpips(
         "run",
         JOB,
+        "--survive=no",
         "--run-dir",
         tmp_path,
         "--set",

@@ -1,0 +1,150 @@
+"""A program that pushes into every shard all the time, and notes when each push was answered: see `_processes`.
+
+Every worker pushes a one into a key of its own in every shard, again as soon as the last one was answered. In the end
+each key is the number of those pushes, which is known exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import WorkerLost
+from mpips.layout import Role
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import VectorSpec
+from mpips.worker import Answer, Context
+
+EXTENT = 1 << 40
+VECTOR = "counts"
+ANSWERS = "answers.npy"
+ENOUGH = "enough"
+"""A file in the run's folder that ends the pushing."""
+BEGUN = 10
+"""Calls after which the run's `metrics.jsonl` says that pushing has begun."""
+CALLS = -1
+"""Stands for the scheduler in the answers: a call of it has come."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The program's table."""
+
+    seconds: float = field(default=10.0, metadata={"above": 0.0})
+    """How long to push at most."""
+    beat: float = field(default=0.02, metadata={"above": 0.0})
+    """Seconds that the workers spend in one call of the scheduler."""
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Let the workers push for so long; compare what is on the servers with what they say."""
+    lost, again, step, enough = 0, False, 0, cluster.folder.path / ENOUGH
+    until = cluster.decide(lambda: cluster.node.van.wall() + settings.seconds)
+    while True:
+        try:
+            if (lost and again) or cluster.renewed():
+                cluster.regroup()
+            again = False
+            if VECTOR not in cluster.vectors:
+                cluster.create_vector(VectorSpec(VECTOR, dtype="int64", extent=EXTENT))
+            cluster.workers.call("push", {"seconds": settings.beat})
+            step += 1
+            if step == BEGUN:
+                cluster.event("begun")
+            if cluster.decide(lambda: cluster.node.van.wall() >= until or enough.exists()):
+                told = cluster.workers.gather("end")
+                _keep_answers(cluster)
+                break
+        except WorkerLost:
+            view = cluster.node.view
+            if not cluster.decide(lambda view=view: bool(view.workers or view.of(Role.SPARE))):  # type: ignore[misc]
+                raise
+            lost, again = lost + 1, True
+    vector = cluster.vectors[VECTOR]
+    found: dict[int, int] = {}
+    for keys, rows in cluster.export(vector):
+        found.update(zip(keys.tolist(), rows[:, 0].tolist(), strict=True))
+    return {"steps": step, "workers_lost": lost, **judge(found, told)}
+
+
+def _keep_answers(cluster: Cluster) -> None:
+    """Leave what the workers know of answers in the run's folder."""
+    parts = [rows for _, rows in cluster.workers.gather("told")]
+    np.save(cluster.folder.path / ANSWERS, np.concatenate(parts))
+
+
+def judge(found: dict[int, int], told: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Compare the servers' counts with those of the workers that are there in the end."""
+    left, wrong = dict(found), {"lost": 0, "doubled": 0}
+    updates = 0
+    for keys, rows in told:
+        for key, pushed in zip(keys.tolist(), rows[:, 0].tolist(), strict=True):
+            count = left.pop(key, 0)
+            updates += pushed
+            wrong["lost"] += max(0, pushed - count)
+            wrong["doubled"] += max(0, count - pushed)
+    return {"updates": updates, "others": sum(left.values()), **wrong}
+
+
+class Worker:
+    """Pushes from one moment to the next, whatever the scheduler does meanwhile."""
+
+    def __init__(self, context: Context) -> None:
+        self.node, self.context = context.node, context
+        self.shards: list[int] = []
+        self._keys: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._pushed: NDArray[np.int64] = np.empty(0, np.int64)
+        self._under_way: dict[int, float] = {}
+        self._one = np.ones(1, np.int64)
+        self._ends = False
+        self.answers: list[tuple[int, int, float, float]] = []
+        """(shard, its primary then, when a push was issued, when it was answered): wall, s."""
+
+    def push(self, seconds: float) -> None:
+        """Begin to push, and do so for so long at least."""
+        now = self.node.van.wall()
+        self.answers.append((CALLS, self.node.view.leader, now, now))
+        if not self.shards:
+            ring = self.node.view.ring
+            ranges = {shard: ring.range(shard, EXTENT) for shard in range(ring.shards)}
+            self.shards = [shard for shard, range_ in ranges.items() if range_.span > self.node.rank]
+            self._keys = np.array([ranges[each].begin + self.node.rank for each in self.shards], np.uint64)
+            self._pushed = np.zeros(len(self.shards), np.int64)
+            self.node.on_tick.append(self._tick)
+        until = self.node.van.now() + seconds
+        self.node.wait_until(lambda: self.node.van.now() >= until)
+
+    def _tick(self) -> None:
+        if not self._ends:
+            for at in range(len(self.shards)):
+                if at not in self._under_way:
+                    self._push(at)
+
+    def _push(self, at: int) -> None:
+        vector = self.context.vectors[VECTOR]
+        issued = self._under_way[at] = self.node.van.wall()
+        shard = self.shards[at]
+
+        def answered(task: Task) -> None:
+            if task.error is None:
+                self._pushed[at] += 1
+                primary = self.node.view.rank_of(~shard)
+                self.answers.append((shard, primary, issued, self.node.van.wall()))
+            del self._under_way[at]
+
+        vector.push(self._keys[at : at + 1], self._one).then(answered)
+
+    def end(self) -> Answer:
+        """Push no more; give how often each key was pushed."""
+        self._ends = True
+        self.node.wait_until(lambda: not self._under_way)
+        order = np.argsort(self._keys)
+        return Answer(None, self._pushed[order][:, None], self._keys[order])
+
+    def told(self) -> Answer:
+        """Give all answers, as f8[n, 4]."""
+        return Answer(None, np.array(self.answers, np.float64).reshape(-1, 4))

@@ -1,0 +1,210 @@
+"""A program that pushes and pulls all the time while a server joins and another leaves: see `elastic`.
+
+Every request names a few random keys and is waited for before the next one, as a worker meets it. A push adds one to
+each of its keys; so the sums are known in the end, and a worker never pulls less than what it has pushed itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter_ns
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import MpipsError
+from mpips.ranges import KeyRange
+from mpips.ring import moved
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import VectorSpec
+from mpips.view import NOBODY, View
+from mpips.worker import Answer, Context, at_once
+
+VECTOR = "counts"
+NOTES = "requests.npy"
+"""In the run's folder: f8[n, 4], (worker, PUSH or PULL, wall when it was issued (s), latency (ns)) by request."""
+PUSH, PULL = 0, 1
+PIECE = 1 << 16
+"""Keys of one push while the vector is filled."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The program's table."""
+
+    keys: int = field(default=1_000_000, metadata={"at_least": 1})
+    """How many keys there are; each is pushed once before anything is measured."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """The type of their values."""
+    batch: int = field(default=16, metadata={"at_least": 1})
+    """Keys of one request."""
+    pause: float = field(default=3.0, metadata={"above": 0.0})
+    """Seconds of requests before the join, after it, and after the departure."""
+
+
+# --- The scheduler ---------------------------------------------------------------------------------------
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Let a server join and another leave while the workers go on; give when, and who held how much."""
+    vector = cluster.create_vector(VectorSpec(VECTOR, settings.dtype, extent=settings.keys), settings.keys)
+    cluster.workers.call("fill")
+    work = cluster.workers.start("work", {"batch": settings.batch})
+    first = cluster.decide(lambda: cluster.node.view.ring.servers[0])
+    changes = [
+        change(cluster, settings, cluster.membership.join_server, joins=True),
+        change(cluster, settings, lambda: leave(cluster, first), joins=False),
+    ]
+    rest(cluster, settings.pause)
+    end = cluster.decide(cluster.node.van.wall)
+    cluster.workers.call("end")
+    told = cluster.node.wait(work)
+    np.save(cluster.folder.path / NOTES, np.concatenate([reply.values for reply in told]))
+    failed = sum(reply.meta["failed"] for reply in told)
+    stale = sum(reply.meta["stale"] for reply in told)
+    errors = [error for reply in told for error in reply.meta["errors"]]
+    return {"changes": changes, "end": end, "failed": failed, "stale": stale, "errors": errors} | judge(
+        cluster.export(vector), [rows[:, 0] for _, rows in cluster.workers.gather("counts")]
+    )
+
+
+def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, joins: bool) -> dict[str, Any]:
+    """Order a server to join or leave, wait until all shards are where they are to be; say what that took."""
+    rest(cluster, settings.pause)
+    node = cluster.node
+    before, accounts = cluster.decide(lambda: list(node.view.ring.slots)), hosts(cluster)
+    begin = cluster.decide(node.van.wall)
+    rank = cluster.decide(order)
+    node.wait_until(lambda: (rank in node.view.ring.servers) is joins and in_place(cluster))
+    end = cluster.decide(node.van.wall)
+    later = hosts(cluster)
+    old = type(node.view.ring)(tuple(before), node.view.ring.virtual_servers)
+    shards = cluster.decide(lambda: moved(old, node.view.ring))
+    return {
+        "joins": joins,
+        "rank": rank,
+        "begin": begin,
+        "end": end,
+        "keys_before": {str(each): account["keys"] for each, account in accounts.items()},
+        "keys_after": {str(each): account["keys"] for each, account in later.items()},
+        "shards": old.shards,
+        "shards_moved": shards,
+        "keys_of_shards_moved": sum(old.range(shard, settings.keys).span for shard in shards),
+        "received": {
+            str(each): account["received"] - accounts.get(each, {"received": 0})["received"]
+            for each, account in later.items()
+        },
+    }
+
+
+def leave(cluster: Cluster, rank: int) -> int:
+    """Let a server leave; give its rank."""
+    cluster.membership.leave_server(rank)
+    return rank
+
+
+def hosts(cluster: Cluster) -> dict[int, dict[str, Any]]:
+    """Ask the ranks that hold shards what they hold and have received, by rank."""
+    group = cluster.hosts
+    return dict(zip(group.addresses, group.call("account"), strict=True))
+
+
+def in_place(cluster: Cluster) -> bool:
+    """Tell whether every shard is held by those by whom the ring wants it held, and nothing is on its way."""
+    return settled(cluster.node.view, cluster.membership.replicas)
+
+
+def settled(view: View, replicas: int) -> bool:
+    """Tell whether all chains of a view are as its ring wants them."""
+    return all(
+        chain.learner == NOBODY and not chain.closing and chain.members == view.ring.holders(shard, replicas)
+        for shard, chain in enumerate(view.chains)
+    )
+
+
+def rest(cluster: Cluster, seconds: float) -> None:
+    """Let requests go on for so long."""
+    node = cluster.node
+    until = node.van.now() + seconds
+    node.wait_until(lambda: node.van.now() >= until)
+
+
+def judge(exported: Any, counts: list[NDArray[Any]]) -> dict[str, int]:
+    """Compare the servers' sums with what the workers pushed: updates, and those that were lost or done twice."""
+    wanted = np.sum(counts, axis=0)
+    found = np.zeros_like(wanted)
+    for keys, rows in exported:
+        found[keys.astype(np.int64)] = rows[:, 0]
+    excess = found - wanted
+    return {
+        "updates": int(wanted.sum()),
+        "lost": int(-excess[excess < 0].sum()),
+        "doubled": int(excess[excess > 0].sum()),
+    }
+
+
+# --- The worker ------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """Pushes and pulls, one request at a time, until it is told to end."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self._ends = False
+        self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._notes: list[tuple[int, int, float, int]] = []
+        self._errors: list[str] = []
+
+    def fill(self) -> None:
+        """Push every key of this worker's part once."""
+        vector = self.context.vectors[VECTOR]
+        extent, index, count = vector.spec.extent, self.context.index, self.context.count
+        self._counts = np.zeros(extent, np.int64)
+        begin, end = extent * index // count, extent * (index + 1) // count
+        for at in range(begin, end, PIECE):
+            piece = KeyRange(at, min(at + PIECE, end))
+            self.node.wait(vector.push(piece, np.ones(piece.span, vector.spec.dtype)))
+        self._counts[begin:end] = 1
+
+    def work(self, batch: int) -> Answer:
+        """Request until told to end; give when each request was issued and how long it took."""
+        vector = self.context.vectors[VECTOR]
+        rng = np.random.default_rng(self.context.index)
+        ones = np.ones(batch, vector.spec.dtype)
+        stale = 0
+        while not self._ends:
+            keys = np.unique(rng.integers(0, vector.spec.extent, batch, dtype=np.uint64))
+            if self._ask(PUSH, partial(vector.push, keys, ones[: len(keys)])) is not None:
+                self._counts[keys] += 1
+            pull = self._ask(PULL, partial(vector.pull, keys))
+            if pull is not None:
+                stale += int((pull.result < self._counts[keys]).sum())
+        notes = np.array(self._notes, np.float64).reshape(-1, 4)
+        errors = self._errors
+        return Answer({"failed": len(errors), "stale": stale, "errors": errors[:10]}, notes)
+
+    def _ask(self, kind: int, issue: Callable[[], Task]) -> Task | None:
+        """Issue a request, wait for it, and note how long that takes; None if it failed."""
+        wall, begin = self.node.van.wall(), perf_counter_ns()
+        try:
+            task = issue()
+            self.node.wait(task)
+        except MpipsError as error:
+            self._errors.append(str(error))
+            return None
+        self._notes.append((self.context.index, kind, wall, perf_counter_ns() - begin))
+        return task
+
+    @at_once
+    def end(self) -> None:
+        """End after the request at hand."""
+        self._ends = True
+
+    def counts(self) -> Answer:
+        """Give how often each key was pushed by this worker, i8[keys, 1]."""
+        return Answer(None, self._counts[:, None])

@@ -1,0 +1,203 @@
+"""What befalls a simulated cluster, between any two of its messages, and whether it may: who must survive.
+
+A run survives the loss of any `replicas` servers at once, and of more one after the other once the copies are whole
+again; of all workers but one; and of the scheduler, with as many of its successors as there are copies of the journal.
+So before a rank is struck, it is made sure that what must survive is with somebody else. A strike that would go too far
+waits until it does not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mpips.errors import InputError
+from mpips.layout import Role
+from mpips.message import Kind, Message
+from mpips.node import Node
+from mpips.simulation import Stage, Watched
+from mpips.twin import Fate, Network, Strike
+from mpips.view import View
+
+EVERY = 4
+"""Messages between two looks at whether a strike that waits may be made."""
+ROLES = {"server": Role.SERVER, "worker": Role.WORKER, "spare": Role.SPARE, "scheduler": Role.SCHEDULER}
+
+
+class Event(NamedTuple):
+    """Something that is to happen once so many messages were posted."""
+
+    what: str
+    after: int
+    act: str
+    """kill, stop, join or leave."""
+    role: str
+    ranks: int
+    """How many ranks at once, if so many may be struck."""
+    lasting: float | None
+    """How long a stop lasts (s); for ever if None."""
+    luck: float
+    """Chooses the ranks."""
+
+
+class Striker:
+    """A fate that counts what it does to messages, and makes events happen, which `say` is told; see the module."""
+
+    def __init__(
+        self, events: Sequence[Event], fate: Fate, stage: Stage, say: Callable[[str], object]
+    ) -> None:
+        self._events = sorted(events, key=lambda event: event.after)
+        self._fate, self._stage, self._say = fate, stage, say
+        self.loses = getattr(fate, "loses", False)
+        self.done: Counter[str] = Counter()
+        self.network: Counter[str] = Counter()
+        self.worker_struck = False
+        self._over = False
+        self._leaving: set[int] = set()  # servers that were asked to
+
+    def ending(self, schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Give the program after whose end nothing more happens."""
+
+        def run(cluster: Any) -> Any:
+            try:
+                return schedule(cluster)
+            finally:
+                # A leader that was killed unwinds as well; its successor goes on.
+                self._over = bool(self._stage.network and self._stage.network.runs(cluster.node.rank))
+
+        return run
+
+    def __call__(self, source: int, dest: int, message: Message) -> Sequence[float]:
+        """Draw a message's fate, and do what is due."""
+        network = self._stage.network
+        assert network is not None
+        if self._events and not self._over and network.posted % EVERY == 0:
+            self._look(network)
+        copies = self._fate(source, dest, message)
+        if message.kind is not Kind.CONTROL:
+            self.network["drop"] += not copies
+            self.network["duplicate"] += len(copies) > 1
+        self.network["delay"] += any(delay > 0 for delay in copies)
+        return copies
+
+    def _look(self, network: Network) -> None:
+        for event in [each for each in self._events if each.after <= network.posted]:
+            if self._happens(event, network):
+                self._events.remove(event)
+
+    def _happens(self, event: Event, network: Network) -> bool:
+        """Make an event happen; give whether it did, or never can."""
+        view = self._view(network)
+        if view is None:
+            return False
+        if event.act in ("join", "leave"):
+            return self._orders(event, view)
+        here = [rank for rank in view.alive if network.runs(rank)]
+        candidates = [rank for rank in here if view.roles[rank] is ROLES[event.role]]
+        if event.role == "scheduler":
+            candidates = [view.leader] if view.leader in here else []
+        random.Random(event.luck).shuffle(candidates)
+        victims: list[int] = []
+        for rank in candidates:
+            if len(victims) < event.ranks and self._may(network, view, {*victims, rank}):
+                victims.append(rank)
+        for rank in victims:
+            self.worker_struck |= view.roles[rank] is Role.WORKER
+            if event.act == "kill":
+                network.kill(rank)
+            else:
+                network.stop(rank)
+                if event.lasting is not None:
+                    network.plan(Strike("resume", rank, at=network.time + event.lasting))
+            kind = event.what if event.lasting is None or event.act == "kill" else f"{event.what}, then wake"
+            self._note(kind, network, f"rank {rank}")
+        return bool(victims)
+
+    def _orders(self, event: Event, view: View) -> bool:
+        """Give the leader an order, as `mpips ctl` does."""
+        cluster = self._stage.cluster
+        network = self._stage.network
+        if cluster is None or network is None or not network.runs(view.leader):
+            return False
+        if cluster.node.rank != view.leader:
+            return False
+        try:
+            text = self._order(event, view, cluster)
+        except InputError:
+            return True
+        if text:
+            self._note(event.what, network, text)
+        return True
+
+    def _order(self, event: Event, view: View, cluster: Any) -> str:
+        membership = cluster.membership
+        if (event.act, event.role) == ("join", "server"):
+            return f"rank {membership.join_server()}"
+        if (event.act, event.role) == ("leave", "server"):
+            staying = [rank for rank in view.ring.servers if rank not in self._leaving]
+            if len(staying) <= membership.replicas + 1:
+                return ""  # it would take a copy with it, and whoever is struck meanwhile the last one
+            rank = random.Random(event.luck).choice(staying)
+            self._leaving.add(rank)
+            membership.leave_server(rank)
+            return f"rank {rank}"
+        if event.act == "join":
+            cluster.joining += bool(view.of(Role.SPARE))
+            return "a spare" if cluster.joining else ""
+        staying = [rank for rank in view.workers if rank not in cluster.leaving]
+        if len(staying) < 2:
+            return ""
+        rank = random.Random(event.luck).choice(staying)
+        cluster.leaving.add(rank)
+        return f"rank {rank}"
+
+    def _note(self, kind: str, network: Network, text: str) -> None:
+        self.done[kind] += 1
+        self._say(f"{network.time:.4f} s, message {network.posted}: {kind}: {text}")
+
+    # --- who may be struck -------------------------------------------------------------------------
+
+    def _view(self, network: Network) -> View | None:
+        """Give the latest view that a living rank has."""
+        views = [node.view for rank, node in self._stage.nodes.items() if network.runs(rank)]
+        return max(views, key=lambda view: view.epoch, default=None)
+
+    def _may(self, network: Network, view: View, victims: set[int]) -> bool:
+        left = {rank for rank in view.alive if network.runs(rank)} - victims
+        leaving = self._stage.cluster.leaving if self._stage.cluster is not None else set()
+        if not (set(view.workers) - leaving) & left:
+            return False
+        nodes = [self._stage.nodes[rank] for rank in left if rank in self._stage.nodes]
+        if not all(_holds(node, left) for node in nodes if node.role is not Role.WORKER):
+            return False
+        if not all(left.intersection(to_be) for to_be in self._to_hold(view)):
+            return False
+        heirs = [rank for rank in view.succession() if rank in left]
+        return bool(heirs) and self._knows(view, heirs[0])
+
+    def _to_hold(self, view: View) -> Iterator[tuple[int, ...]]:
+        """Give those who are to hold each shard, when all that is under way is done."""
+        replicas = self._stage.memberships[view.leader].replicas
+        for shard in range(len(view.chains)):
+            yield view.ring.holders(shard, replicas)
+
+    def _knows(self, view: View, heir: int) -> bool:
+        """Tell whether a rank could go on with the program: what was decided, and replies that nobody else keeps."""
+        mine = self._stage.journals[heir]
+        leaders = [
+            journal for journal in self._stage.journals.values() if journal.returned or journal is mine
+        ]
+        return all(_covers(mine, journal) for journal in leaders)
+
+
+def _holds(node: Node, left: set[int]) -> bool:
+    """Tell whether every shard has a member among those that are left, as far as a rank knows."""
+    return all(not left.isdisjoint(chain.members) for chain in node.view.chains)
+
+
+def _covers(mine: Watched, journal: Watched) -> bool:
+    if len(mine.decisions) < journal.returned:
+        return False
+    return all(of in mine.replies for of in journal.replies if of[0] < journal.stable)
