@@ -116,6 +116,9 @@ class Node:
             Callable[[View, View], None]
         ] = []  # told of every change of the view: before, after
         self.on_tick: list[Callable[[], None]] = []
+        self.leisure: Callable[[], bool] = lambda: (
+            False
+        )  # does a piece of what has no hurry; gives whether there was any
         self.crew = 0  # the epoch of the workers with whom the call at hand is done
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
@@ -234,7 +237,7 @@ class Node:
     # --- receiving ---------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        """Move at most one message; give whether there was one."""
+        """Move at most one message, or use the leisure; give whether there was anything to do."""
         if self.view.roles[self.rank] is None:
             raise Fenced
         now = self.van.now()
@@ -245,7 +248,7 @@ class Node:
         if message is not None:
             self.take(message)
         elif not self.tasks.echoes and not (self._ready and self.handlers):
-            return False
+            return self.leisure()
         while self.tasks.echoes:
             self.tasks.answer(self.tasks.echoes.popleft())
         while self._ready and self.handlers:  # without any, this rank is about to take another role

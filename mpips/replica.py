@@ -5,7 +5,7 @@ applied it comes back the same way, and only then does the primary answer whoeve
 push is with every member, and what a member has applied, all before it have. Pushes that are summed over the workers
 are one change (replication after aggregation).
 
-    primary      send the change on; apply it; answer its callers once the word is back
+    primary      apply the change; send it on; answer its callers once the word is back
     member       apply it; send it on; pass the word back
     last member  apply it; give the word
 
@@ -122,12 +122,12 @@ class Link:
     # --- at the primary ----------------------------------------------------------------------
 
     def announce(self, make: Callable[[], Message]) -> None:
-        """Send the change that is about to be applied here down the chain, if anybody follows: `make` writes it."""
+        """Send the change that was just applied here down the chain, if anybody follows: `make` writes it."""
         following = self.next
         if following != NOBODY:
             assert self.shard is not None
             change = make()
-            change.kind, change.shard, change.time = Kind.CHAIN, self.number, self.shard.changes + 1
+            change.kind, change.shard, change.time = Kind.CHAIN, self.number, self.shard.changes
             self._pass_on(change, following)
 
     def after_all(self, action: Callable[[], None]) -> None:

@@ -76,6 +76,10 @@ OWN: dict[str, Callable[..., dict[str, Any]]] = {"create_vector": create_vector,
 """What the scheduler calls on shards beside the functions that programs register."""
 
 
+MOST_BACKLOG = 64
+"""Messages along chains that may wait for leisure."""
+
+
 class Server:
     """A server's shards, and what it does with each request; see the module."""
 
@@ -94,6 +98,8 @@ class Server:
             int, list[tuple[int, int]]
         ] = {}  # acknowledgements that are due, (shard, time) by caller
         self._steps = 0
+        self._backlog: deque[Message] = deque()  # what came along chains
+        node.leisure = self._work_off
         self._hasty: set[int] = set()  # callers who wait for theirs
         node.shards = self._to_shard
         node.controls[Command.HASTEN] = self._hasten
@@ -144,13 +150,28 @@ class Server:
         if link is None:
             return
         if message.kind is Kind.CHAIN:
-            link.take(message)
+            self._backlog.append(message)
+            if len(self._backlog) > MOST_BACKLOG:
+                self._work_off()
         elif not link.primary:
             return  # its sender will hear of the view in which another is, and ask that one
         elif link.chain.closing:
             self._held.setdefault(message.shard, []).append(message)
         else:
             self._admit(link, message)
+
+    def _work_off(self) -> bool:
+        """Do what came along a chain first of all that waits; give whether there was any.
+
+        Nobody waits for it as one waits for a request, so it is done when there are none.
+        """
+        if not self._backlog:
+            return False
+        message = self._backlog.popleft()
+        link = self.links.get(message.shard)
+        if link is not None:
+            link.take(message)
+        return True
 
     def _admit(self, link: Link, message: Message) -> None:
         assert link.shard is not None
@@ -205,9 +226,12 @@ class Server:
         """Make a change that one request asks for, and answer it once the chain has it."""
         caller = _caller(request)
         self._step()
-        link.announce(lambda: _written_down(request, [caller], request.keys, request.values))
+        values = request.values
+        if values is not None and link.next >= 0:
+            values = values.copy()  # an update may use its argument up
         reply = apply(request)
         ready = shard.finish([caller], reply)
+        link.announce(lambda: _written_down(request, [caller], request.keys, values))
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return ready
 
@@ -257,18 +281,15 @@ class Server:
         segment = shard.hosted(first.namespace).segment
         wants = any(request.command is Command.PUSH_PULL for request in requests)
 
-        def write_down() -> Message:
-            keys = None if isinstance(summed.slots, slice) else segment.keys_of(summed.slots)
-            rows = summed.rows.copy()  # an update may use its argument up
-            return _written_down(first, callers, keys, rows, wants)
-
-        link.announce(write_down)
+        ahead = link.next >= 0
+        sums = summed.rows.copy() if ahead else summed.rows  # an update may use its argument up
         kept = shard.sum_up(first, summed.slots, summed.rows, wants)
         ready = shard.finish(callers, kept)
-        ahead = not link.still
         for request in requests:
             self._answer_one(shard, request, kept, summed, ahead)
         if ahead:
+            keys = None if isinstance(summed.slots, slice) else segment.keys_of(summed.slots)
+            link.announce(lambda: _written_down(first, callers, keys, sums, wants))
             link.after_all(lambda: self._acknowledge(callers, shard.number))
         return ready
 
@@ -359,6 +380,8 @@ class Server:
 
     def _rewire(self, before: View, view: View) -> None:
         """Go over to the chains of a new view."""
+        while self._work_off():
+            pass
         me = self.node.rank
         for number, chain in enumerate(view.chains):
             link = self.links.get(number)

@@ -236,7 +236,7 @@ def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
         assert cluster.node.view.workers == (2,)
         changed = cluster.regroup()
         assert (changed.before, changed.now) == ((2, 3), (2, 4))
-        assert (changed.gone, changed.come) == ([3], [4])
+        assert (changed.gone, changed.come) == ([3], (4,))
         before = rows(cluster, "summed")
         go(cluster, 10)
         after = rows(cluster, "summed")
