@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from mpips.errors import InputError, MpipsError, ProtocolError, RemoteError, WorkerLost
 from mpips.faults import Faults
 from mpips.filters import Chain
+from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
 from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
-from mpips.task import Inbox, Task, Tasks
+from mpips.task import Task, Tasks
 from mpips.view import View
 
 if TYPE_CHECKING:

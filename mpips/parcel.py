@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.clock import RangedClock
+from mpips.inbox import Kept
 from mpips.message import from_bytes, to_bytes
 from mpips.shard import RoundAnswer, Shard
 from mpips.store import Rows
-from mpips.task import Kept
 from mpips.update import VectorSpec
 
 _WORD = np.dtype("<i8")

@@ -33,6 +33,7 @@ from mpips.checkpoint import (
 )
 from mpips.clock import NOTHING
 from mpips.errors import ProtocolError, WorkerLost
+from mpips.inbox import Inbox
 from mpips.manifest import NOTE, Entry
 from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
 from mpips.node import Node
@@ -40,7 +41,7 @@ from mpips.parcel import unpack
 from mpips.ranges import KeyRange
 from mpips.replica import Link, Pace
 from mpips.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller
-from mpips.task import AHEAD, Inbox
+from mpips.task import AHEAD
 from mpips.update import VectorSpec, call_named
 from mpips.view import View
 from mpips.writer import AtOnce, Writes

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from mpips.aggregate import Aggregator
 from mpips.clock import RangedClock
 from mpips.errors import ProtocolError
+from mpips.inbox import Inbox, Kept
 from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
 from mpips.ring import Ring
 from mpips.store import Segment, Slots, one_by_one
-from mpips.task import Inbox, Kept
 from mpips.update import VectorSpec, call_named
 
 AGGREGATE = -1  # the clock's name for "all workers together"

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from mpips import update as update_module
 from mpips.aggregate import Summed
 from mpips.errors import ProtocolError
+from mpips.inbox import Inbox
 from mpips.message import NO_ROUND, Command, Kind, Message, from_bytes, reply_to, to_bytes
 from mpips.ranges import KeyRange
 from mpips.ring import Ring
 from mpips.shard import AGGREGATE, Caller, RoundAnswer, Shard, callers_of, for_caller
-from mpips.task import Inbox
 from mpips.update import VectorSpec, call, update
 
 WORKERS = (3, 4)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpips.errors import RemoteError, WorkerLost
+from mpips.inbox import Inbox
 from mpips.message import Command, Kind, Message
-from mpips.task import JUMP, Inbox, Task, Tasks
+from mpips.task import JUMP, Task, Tasks
 
 
 class Wire:
