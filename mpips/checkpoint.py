@@ -230,15 +230,29 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
         total = sum(run.rows for run in runs)
         group = file.create_group(name)
         for field, tail, kind in (("keys", (), "<u8"), ("values", (spec["width"],), spec["dtype"])):
-            layout = h5py.VirtualLayout((total, *tail), np.dtype(kind).newbyteorder("<"))
-            at = 0
+            # By HDF5's own calls: h5py's virtual datasets bear the time, and the same state is to be the same bytes.
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_obj_track_times(False)
+            shape, at = (total, *tail), 0
             for run in runs:
                 if run.rows:
-                    shape = (held[run.file][name]["rows"], *tail)
-                    source = h5py.VirtualSource(run.file, f"vectors/{name}/{field}", shape, layout.dtype)
-                    layout[at : at + run.rows] = source[run.first : run.first + run.rows]
+                    there = (held[run.file][name]["rows"], *tail)
+                    layout.set_virtual(
+                        _rows_of(shape, at, run.rows),
+                        run.file.encode(),
+                        f"vectors/{name}/{field}".encode(),
+                        _rows_of(there, run.first, run.rows),
+                    )
                     at += run.rows
-            group.create_virtual_dataset(field, layout)
+            dtype = h5py.h5t.py_create(np.dtype(kind).newbyteorder("<"))
+            h5py.h5d.create(group.id, field.encode(), dtype, h5py.h5s.create_simple(shape), layout)
+
+
+def _rows_of(shape: tuple[int, ...], first: int, rows: int) -> h5py.h5s.SpaceID:
+    """Select some rows of a dataset of that shape."""
+    space = h5py.h5s.create_simple(shape)
+    space.select_hyperslab((first, *(0 for _ in shape[1:])), (rows, *shape[1:]))
+    return space
 
 
 # Reading.

@@ -147,8 +147,8 @@ class Server:
         if token in shard.log:
             link.after_all(lambda: self.land.answer(self, token))
             return
-        link.announce(lambda: Message(Kind.CHAIN, Command.PUSH, meta={"token": token}))
         shard.log.append(token)
+        link.announce(lambda: Message(Kind.CHAIN, Command.PUSH, meta={"token": token}))
         link.after_all(lambda: self.land.answer(self, token))
 
     def knows(self, token: int) -> bool:
@@ -339,8 +339,8 @@ class Row:
 
     def push(self, token: int) -> None:
         shard: Any = self.links[1].shard
-        self.links[1].announce(lambda: Message(Kind.CHAIN, Command.PUSH, meta={"token": token}))
         shard.log.append(token)
+        self.links[1].announce(lambda: Message(Kind.CHAIN, Command.PUSH, meta={"token": token}))
         self.links[1].after_all(lambda: self.answers.append(token))
 
     def deliver(self, count: int = 1) -> list[tuple[int, int, str]]:
