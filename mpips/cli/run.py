@@ -125,8 +125,11 @@ def command(arguments: argparse.Namespace) -> int:
             write_json(
                 folder.result, {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
             )
-    with suppress(OSError):  # whoever read us may have gone
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:  # whoever read us has gone: let nothing be flushed to it at exit
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     return code
 
 
