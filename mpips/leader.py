@@ -21,7 +21,7 @@ from mpips.journal import Journal
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node
-from mpips.prepare import Prepared, checkpoints
+from mpips.prepare import Prepared, advice, checkpoints
 from mpips.scheduler import Cluster
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
@@ -86,20 +86,13 @@ class Leader:
                 )
                 write_json(
                     self.folder.result,
-                    {"status": "failed", "exit_code": FAILED, "error": text + self._advice()},
+                    {"status": "failed", "exit_code": FAILED, "error": text + advice(self.prepared.job)},
                 )
 
         for kind in ASKS:
             signal.signal(kind, ask)
         if asked:
             ask(asked[0])
-
-    def _advice(self) -> str:
-        """Say how to go on, where there is a checkpoint to go on from."""
-        from mpips.manifest import latest
-
-        found = latest(checkpoints(self.prepared.job))
-        return "" if found is None else f"; go on from {found} with: --resume latest"
 
     def _obey(self, cluster: Cluster) -> None:
         """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""

@@ -80,3 +80,9 @@ def checkpoints(job: Job) -> Path:
     return (
         job.resolve(job.checkpoint.directory) if job.checkpoint.directory else Path("checkpoints") / job.name
     )
+
+
+def advice(job: Job) -> str:
+    """Say how to go on after a failure, where there is a checkpoint to go on from."""
+    found = latest(checkpoints(job))
+    return "" if found is None else f"; go on from {found} with: --resume latest"

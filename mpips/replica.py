@@ -87,7 +87,6 @@ class Link:
         self.feed: Feed | None = None
         self._releases: deque[_Release] = deque()
         self._pieces: dict[int, Message] = {}
-        self._sent_at = 0.0
 
     @property
     def primary(self) -> bool:
@@ -227,13 +226,12 @@ class Link:
             if following != NOBODY:
                 self._start_feed()
         else:
-            for change in list(self.sent.values()):
-                self._send(following, change)
+            self.send_again()
         if self.previous != NOBODY:
             self._give_word()
 
     def send_again(self) -> None:
-        """Send what is on its way once more: messages may have been lost."""
+        """Send what is on its way once more: it may have been lost, or someone else comes next now."""
         if (following := self.next) != NOBODY:
             for change in list(self.sent.values()):
                 self._send(following, change)

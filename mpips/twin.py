@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpips.errors import ClosedError
-from mpips.message import Message, bodies, decode, encode, frame_bytes
+from mpips.message import Message, from_bytes, to_bytes
 
 Fate = Callable[[int, int, Message], Sequence[float]]
 Remains = Callable[[int, int], bool]
@@ -147,8 +147,7 @@ class Network:
 
     def post(self, source: int, dest: int, message: Message) -> int:
         """Put a message on the wire to `dest`; give its size in bytes."""
-        frame, buffers = encode(message)
-        raw = bytes(frame) + b"".join(buffers)
+        raw = to_bytes(message)
         if dest in self._buried[source]:
             return 0
         for delay in self._fate(source, dest, message):
@@ -164,7 +163,7 @@ class Network:
         if not wire or wire[0][0] > self.time:
             return None
         raw = bytearray(heapq.heappop(wire)[3])
-        return _whole(raw), len(raw)
+        return from_bytes(raw), len(raw)
 
     def told(self, rank: int) -> list[int]:
         """Give the ranks of whose death `rank` learns now, each once."""
@@ -445,15 +444,3 @@ class TwinHeart:
 
     def close(self) -> None:
         """Stop listening; idempotent."""
-
-
-def _whole(raw: bytearray) -> Message:
-    """Decode a frame that its detached buffers follow directly."""
-    size = frame_bytes(raw)
-    message, _, _ = decode(raw[:size])
-    at = size
-    if at < len(raw):
-        for body in bodies(message):
-            body[:] = raw[at : at + len(body)]
-            at += len(body)
-    return message

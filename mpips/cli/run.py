@@ -9,10 +9,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mpips.config import Job
 
 DESCRIPTION = """\
 Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
@@ -119,7 +115,10 @@ def command(arguments: argparse.Namespace) -> int:
     ended = Children(ready, folder.read_result).run()
     result = folder.read_result()
     code, line = launch.verdict(result, ended, folder.path)
-    line += _advice(job, code)
+    if code not in (0, 2, 85):
+        from mpips.prepare import advice
+
+        line += advice(job)
     if result is None:
         with suppress(OSError):
             write_json(
@@ -131,17 +130,6 @@ def command(arguments: argparse.Namespace) -> int:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     return code
-
-
-def _advice(job: Job, code: int) -> str:
-    """Say how to go on after a failure, where there is a checkpoint to go on from."""
-    from mpips.manifest import latest
-    from mpips.prepare import checkpoints
-
-    if code in (0, 2, 85):
-        return ""
-    found = latest(checkpoints(job))
-    return "" if found is None else f"; go on from {found} with: --resume latest"
 
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
