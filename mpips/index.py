@@ -1,18 +1,23 @@
 """The key index: which slot of a segment's arrays holds a key (paper section 3.4: sparse, hashed keys).
 
-Open addressing with linear probing over one array of 64-bit entries. An entry packs the high half of the
-key's hash with slot + 1; 0 is an empty place, so that every 64-bit key is legal, 0 and 2**64 - 1 too. The
-keys themselves stand once, in slot order, and are read only where the half hash agrees. That gives
+Requests bring their keys sorted. So the index is ordered too, and a request walks through it as one merges two sorted
+lists. It is a tree of three levels, top, nodes and leaves (mpips/leaves.py), like a B+ tree's, with these turns:
 
-- 8 bytes per place and 8 per key: under 32 bytes a key over all but the first moments after a growth;
-- growth without hashing again: a home is the hash's high bits, which the entry holds, so the new table is
-  filled by one sweep through the old one, in memory order on both sides;
-- misses that seldom touch the keys.
+- The keys stand in slot order in `known`, and the new keys of a request get slots one after the other: `known` is made
+  of sorted runs. A leaf may be implicit, a stretch of `known` that costs its entry in a node and nothing else. Keys
+  that come where no others are, as the first request's do, are copied, and that is all. A leaf becomes explicit,
+  with a list of keys and slots of its own, when later keys fall between its keys.
+- A request often repeats what one earlier request brought. Where its keys are found to go on as `known` does, they
+  are compared with it at the speed of memory.
+- Slots that are one run are given as a slice, for which the work on values is plain array arithmetic.
+- Where few keys fall into a leaf, lookups wait for memory. Such keys are taken in small batches, which first find their
+  leaves, guess their places by interpolation and prefetch them, and only then search.
+- Nothing is ever rebuilt: leaves and nodes split one by one, and arrays grow in place (mpips/pages.py). So no request
+  waits for the index to grow.
 
-Lookups of a large table wait for memory. The kernels therefore take the keys in small batches: they first
-hash a batch and touch its homes, loads that the processor overlaps, and only then probe. Given up: deletion
-(a server drops whole ranges by building a new segment), and a seed in the hash (a run must replay to the
-same bits).
+Keys that are not sorted are right as well, and slower. Given up: deletion (a server drops whole ranges by building a
+new segment), and speed where lists of few keys, all over the range, meet a large index: a hash table reads two or three
+places in memory for a key, this reads five.
 """
 
 from __future__ import annotations
@@ -20,218 +25,122 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import grafts, leaves
 from mpips.errors import LayoutError
-from mpips.kernel import kernel
+from mpips.pages import Pages
 
 MAX_KEYS = 2**31 - 2
-"""Slots are int32, and an entry holds slot + 1 in its low half."""
+"""Slots are int32."""
 
-_BATCH = 64
-_MIN_BITS = 4
-_MAX_BITS = 32
-
-U8 = np.uint64
-_ONE = U8(1)
-_LOW = U8(0xFFFFFFFF)
-_HIGH = U8(0xFFFFFFFF00000000)
-_GAMMA = U8(0x9E3779B97F4A7C15)
-_MUL1 = U8(0xBF58476D1CE4E5B9)
-_MUL2 = U8(0x94D049BB133111EB)
-_S27 = U8(27)
-_S30 = U8(30)
-_S31 = U8(31)
-
-
-@kernel("u8(u8)", inline=True)
-def mix(key: np.uint64) -> np.uint64:
-    """Scramble a key: the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection on 64 bits."""
-    z = key + _GAMMA
-    z = (z ^ (z >> _S30)) * _MUL1
-    z = (z ^ (z >> _S27)) * _MUL2
-    return z ^ (z >> _S31)
-
-
-@kernel("void(u8[::1], u8[::1], u8, u8[::1], i4[::1])")
-def _find(
-    table: NDArray[np.uint64],
-    known: NDArray[np.uint64],
-    shift: np.uint64,
-    keys: NDArray[np.uint64],
-    out: NDArray[np.int32],
-) -> None:
-    mask = U8(len(table) - 1)
-    hashes = np.empty(_BATCH, np.uint64)
-    touched = np.empty(_BATCH, np.uint64)
-    total = len(keys)
-    for start in range(0, total, _BATCH):
-        size = min(_BATCH, total - start)
-        for i in range(size):
-            h = mix(keys[U8(start + i)])
-            hashes[i] = h
-            touched[i] = table[h >> shift]
-        for i in range(size):  # most homes hold the key itself: touch its place among the keys as well
-            entry = touched[i]
-            if (entry ^ hashes[i]) & _HIGH == 0 and entry != 0:
-                touched[i] = known[(entry & _LOW) - _ONE]
-        for i in range(size):
-            key = keys[U8(start + i)]
-            h = hashes[i]
-            place = h >> shift
-            slot = -1
-            entry = table[place]
-            while entry != 0:
-                if (entry ^ h) & _HIGH == 0 and known[(entry & _LOW) - _ONE] == key:
-                    slot = int(entry & _LOW) - 1
-                    break
-                place = (place + _ONE) & mask
-                entry = table[place]
-            out[U8(start + i)] = slot
-
-
-@kernel("UniTuple(i8, 2)(u8[::1], u8[::1], u8, i8, u8[::1], i8, i4[::1])")
-def _insert(
-    table: NDArray[np.uint64],
-    known: NDArray[np.uint64],
-    shift: np.uint64,
-    count: int,
-    keys: NDArray[np.uint64],
-    first: int,
-    out: NDArray[np.int32],
-) -> tuple[int, int]:
-    """Insert keys[first:] until done or until `known` is full; return (keys done, keys known)."""
-    mask = U8(len(table) - 1)
-    hashes = np.empty(_BATCH, np.uint64)
-    touched = np.empty(_BATCH, np.uint64)
-    total = len(keys)
-    room = len(known)
-    for start in range(first, total, _BATCH):
-        size = min(_BATCH, total - start)
-        for i in range(size):
-            h = mix(keys[U8(start + i)])
-            hashes[i] = h
-            touched[i] = table[h >> shift]
-        for i in range(size):
-            key = keys[U8(start + i)]
-            h = hashes[i]
-            place = h >> shift
-            slot = -1
-            entry = table[place]
-            while entry != 0:
-                if (entry ^ h) & _HIGH == 0 and known[(entry & _LOW) - _ONE] == key:
-                    slot = int(entry & _LOW) - 1
-                    break
-                place = (place + _ONE) & mask
-                entry = table[place]
-            if slot < 0:
-                if count == room:
-                    return start + i, count
-                slot = count
-                known[U8(count)] = key
-                count += 1
-                table[place] = (h & _HIGH) | U8(count)
-            out[U8(start + i)] = slot
-    return total, count
-
-
-@kernel("void(u8[::1], u8[::1], u8)")
-def _refill(old: NDArray[np.uint64], new: NDArray[np.uint64], shift: np.uint64) -> None:
-    """Put every entry of `old` into the empty table `new`."""
-    mask = U8(len(new) - 1)
-    for i in range(len(old)):
-        entry = old[U8(i)]
-        if entry != 0:
-            place = entry >> shift
-            while new[place] != 0:
-                place = (place + _ONE) & mask
-            new[place] = entry
-
-
-def _bits_for(keys: int) -> int:
-    """Log2 of the smallest table that holds `keys` at a load of at most 3/4."""
-    return max(_MIN_BITS, (keys * 4 // 3).bit_length())
+Keys = NDArray[np.uint64]
+Slots = NDArray[np.int32] | slice
+"""Slots one by one (-1: a key without a slot), or one run of them."""
 
 
 class KeyIndex:
     """Map uint64 keys to dense int32 slots, numbered from 0 in order of first appearance.
 
-    `capacity_hint` keys fit before the index first grows. The same calls give the same slots, always.
+    `capacity_hint` keys fit before the index first grows; their memory is there from the start. The same calls give
+    the same slots, always.
     """
 
     def __init__(self, capacity_hint: int = 0) -> None:
         if capacity_hint > MAX_KEYS:
             raise LayoutError(_full(capacity_hint))
-        self._bits = min(_bits_for(capacity_hint), _MAX_BITS)
-        self._table = np.zeros(1 << self._bits, np.uint64)
-        self._known = np.empty(max(12, capacity_hint), np.uint64)
-        self._count = 0
+        self._head = np.zeros(5, np.int64)
+        self._head[leaves.FIRST] = leaves.UNSET
+        self._known = Pages(np.uint64, rows=capacity_hint, touch=True)
+        # Should all leaves become explicit, they are two thirds full.
+        pages = capacity_hint and capacity_hint * 3 // (2 * leaves.LEAF) + grafts.SPARE_PAGES + 2
+        self._arena = Pages(np.uint64, (leaves.PAGE,), rows=pages, touch=True)
+        self._top = np.empty(2 * (pages // leaves.FAN + grafts.SPARE_TOPS), np.uint64)
+        self._publish()
+
+    def _publish(self) -> None:
+        arena = self._arena.array.reshape(-1)
+        self._arrays = (self._head, self._known.array[:MAX_KEYS], arena, self._top)
 
     def __len__(self) -> int:
-        return self._count
-
-    def keys(self) -> NDArray[np.uint64]:
-        """View the known keys in slot order, u64[len]: read it only until the next insert."""
-        view = self._known[: self._count]
-        view.flags.writeable = False
-        return view
-
-    def find(self, keys: NDArray[np.uint64], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-        """Return the slots i32[n] of keys u64[n]; -1 for a key that was never inserted."""
-        keys = _ready(keys)
-        if out is None:
-            out = np.empty(len(keys), np.int32)
-        _check_out(keys, out)
-        _find(self._table, self._known, U8(64 - self._bits), keys, out)
-        return out
-
-    def insert(self, keys: NDArray[np.uint64], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-        """Return the slots i32[n] of keys u64[n]; new keys get the next free slots in order of appearance.
-
-        Raises LayoutError when a slot would no longer fit an int32.
-        """
-        keys = _ready(keys)
-        if out is None:
-            out = np.empty(len(keys), np.int32)
-        _check_out(keys, out)
-        done, before = 0, self._count
-        while True:
-            shift = U8(64 - self._bits)
-            done, self._count = _insert(self._table, self._known, shift, self._count, keys, done, out)
-            if done == len(keys):
-                return out
-            share_new = (self._count - before) / max(done, 1)
-            self._grow(self._count + int(share_new * (len(keys) - done)))
+        return int(self._head.item(leaves.COUNT))
 
     @property
     def nbytes(self) -> int:
         """Memory held by the index, in bytes."""
-        return self._table.nbytes + self._known.nbytes
+        return self._head.nbytes + self._known.nbytes + self._arena.nbytes + self._top.nbytes
 
-    def _grow(self, expected: int) -> None:
-        """Make room for more keys: half as many again; towards `expected`, up to four times, in one step."""
-        if self._count >= MAX_KEYS:
-            raise LayoutError(_full(self._count + 1))
-        room = min(max(self._count * 3 // 2, min(expected, self._count * 4)) + 12, MAX_KEYS)
-        known = np.empty(room, np.uint64)
-        known[: self._count] = self._known[: self._count]
-        self._known = known
-        bits = min(_bits_for(room), _MAX_BITS)
-        if bits > self._bits:
-            self._bits = bits
-            table = np.zeros(1 << bits, np.uint64)
-            _refill(self._table, table, U8(64 - bits))
-            self._table = table
+    def keys(self) -> Keys:
+        """View the known keys in slot order, u64[len]: read it only until the next insert."""
+        view: Keys = self._known.array[: len(self)]
+        view.flags.writeable = False
+        return view
+
+    def find(self, keys: Keys) -> Slots:
+        """Return the slots of keys u64[n]: a slice if they are one run, else i32[n], -1 for one never inserted."""
+        keys = _ready(keys)
+        out = np.empty(len(keys), np.int32)
+        first = leaves.find(*self._arrays, keys, out)
+        return slice(first, first + len(keys)) if first >= 0 else out
+
+    def insert(self, keys: Keys) -> Slots:
+        """Return the slots of keys u64[n] as `find`; new keys get the next free slots in order of appearance.
+
+        Raises LayoutError when a slot would no longer fit an int32.
+        """
+        keys = _ready(keys)
+        out = np.empty(len(keys), np.int32)
+        first = grafts.insert(*self._arrays, keys, out)
+        while first == leaves.ROOM:
+            self._grow(len(keys))
+            first = grafts.insert(*self._arrays, keys, out)
+        return slice(first, first + len(keys)) if first >= 0 else out
+
+    def select(self, begin: int = 0, last: int = 2**64 - 1) -> tuple[Keys, Slots]:
+        """Return the keys from `begin` to `last`, both included, in order, and their slots as `find` does."""
+        head, known, arena, top = self._arrays
+        low = leaves.rank_of(head, known, arena, top, np.uint64(begin))
+        high = len(self)
+        if last < 2**64 - 1:
+            high = leaves.rank_of(head, known, arena, top, np.uint64(last + 1))
+        keys, slots = np.empty(max(high - low, 0), np.uint64), np.empty(max(high - low, 0), np.int32)
+        first = leaves.take(head, known, arena, top, low, keys, slots)
+        return keys, slice(first, first + len(keys)) if first >= 0 else slots
+
+    def _grow(self, wanted: int) -> None:
+        """Make room for the next steps of an insertion of `wanted` keys, part of which may be done."""
+        head = self._head
+        count, pages, tops, done = (
+            int(head[at]) for at in (leaves.COUNT, leaves.PAGES, leaves.TOPS, leaves.DONE)
+        )
+        del self._arrays  # views, which would keep the arrays where they are
+        try:
+            step = min(wanted - done, leaves.RUN)
+            if count + step > MAX_KEYS:
+                raise LayoutError(_full(count + step))
+            if len(self._known) < count + step:
+                self._known.reserve(min(self._known.room(count + step if count else wanted), MAX_KEYS))
+            if len(self._arena) < pages + grafts.SPARE_PAGES:
+                self._arena.reserve(self._arena.room(pages + grafts.SPARE_PAGES))
+            if len(self._top) // 2 < tops + grafts.SPARE_TOPS:
+                top = np.empty(4 * (tops + grafts.SPARE_TOPS), np.uint64)
+                top[: len(self._top)] = self._top
+                self._top = top
+        except BaseException:
+            head[leaves.DONE], head[leaves.FIRST] = 0, leaves.UNSET
+            raise
+        finally:
+            self._publish()
 
 
-def _ready(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def one_by_one(slots: Slots) -> NDArray[np.int32]:
+    """Return slots listed, i32[n]."""
+    return np.arange(slots.start, slots.stop, dtype=np.int32) if isinstance(slots, slice) else slots
+
+
+def _ready(keys: Keys) -> Keys:
     """Return keys as the kernels take them: a copy if they are a read-only or unaligned view of a message."""
     if keys.dtype == np.uint64 and keys.flags.carray:
         return keys
     return np.array(keys, np.uint64)
-
-
-def _check_out(keys: NDArray[np.uint64], out: NDArray[np.int32]) -> None:
-    if keys.ndim != 1 or out.shape != keys.shape or out.dtype != np.int32 or not out.flags.c_contiguous:
-        raise TypeError(f"out must be int32 of shape {keys.shape}, contiguous; got {out.dtype} {out.shape}")
 
 
 def _full(keys: int) -> str:

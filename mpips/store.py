@@ -1,10 +1,10 @@
 """A server's part of the vectors: segments, and the summing of a round of pushes (paper sections 3.2, 3.4).
 
 A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
-state columns are arrays with one row per slot. Sparse segments find a key's slot by hashing, and give a slot
-to a key when it is first pushed; a key without one reads as 0. In a dense segment every owned key has a slot
-from the start, slots lie in key order, and therefore every key range is one run of slots, whose rows are
-updated as plain array views.
+state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a
+slot to a key when it is first pushed; a key without one reads as 0. In a dense segment every owned key has a slot
+from the start, slots lie in key order, and therefore every key range is one run of slots. Wherever slots are one run,
+in a sparse segment too, their rows are worked on as plain array views.
 
 Slots are what the work is done by: `resolve` turns keys into slots once, and a server that caches a worker's
 key list keeps them. They stay valid as long as the segment lives.
@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError, ProtocolError
 from mpips.index import MAX_KEYS, KeyIndex
+from mpips.index import Slots as Slots
+from mpips.index import one_by_one as one_by_one
 from mpips.kernel import kernel
+from mpips.pages import Pages
 from mpips.ranges import ALL, KeyRange, coalesce, meet
 from mpips.update import DTYPES, Column, Update, VectorSpec, settings_of, update_named
 
 Array = NDArray[Any]
 Keys = NDArray[np.uint64]
-Slots = NDArray[np.int32] | slice
-"""Rows of a segment: slots one by one (-1: a key without a slot), or one run of them."""
-
 _TYPES = ("f4", "f8", "i4", "i8")
 
 
@@ -103,13 +103,14 @@ class Segment:
         """What server functions note of some keys beside the columns: name -> (slots, rows); saved with the rest."""
         owned = [meet(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
         self.ranges = [piece for piece in owned if piece is not None]
-        self._columns = {"": Column(spec.dtype, spec.width), **self.update.columns(spec)}
-        for column in (*self._columns.values(), self.push_row, self.reply_row):
+        self._dtype, self._push_dtype = np.dtype(spec.dtype), np.dtype(self.push_row.dtype)
+        self._push_width = self.push_row.width
+        columns = {"": Column(spec.dtype, spec.width), **self.update.columns(spec)}
+        for column in (*columns.values(), self.push_row, self.reply_row):
             if column.dtype not in (*DTYPES, "int8"):
                 raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
         self._index = KeyIndex(expect)
-        self._order: NDArray[np.int32] = np.empty(0, np.int32)
         spans = [piece.span for piece in self.ranges]
         self._count = sum(spans) if spec.dense else 0
         if self._count > MAX_KEYS:
@@ -118,25 +119,28 @@ class Segment:
             )
         self._begins = np.array([piece.begin for piece in self.ranges] or [1], np.uint64)
         self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
+        # The one owned range, if there is one only: what most checks compare with.
+        self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
-        self._arrays: dict[str, Array] = {
-            name: _filled(column, max(self._count, expect)) for name, column in self._columns.items()
+        self._pages = {
+            name: Pages(
+                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
+            )
+            for name, column in columns.items()
         }
         self._publish()
 
     def _publish(self) -> None:
-        self.values = self._arrays[""]
+        arrays = {name: pages.array for name, pages in self._pages.items()}
+        self.values: Array = arrays.pop("")
         """[capacity, width]: only the first len(self) rows mean anything."""
-        self.state = {name: array for name, array in self._arrays.items() if name}
+        self.state = arrays
         """State columns by name, [capacity, their width]."""
+        self.capacity = min(len(pages) for pages in self._pages.values())
+        """Rows that all arrays have room for."""
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def capacity(self) -> int:
-        """Count the rows that the arrays have room for."""
-        return len(self.values)
 
     # Keys to slots.
 
@@ -147,17 +151,16 @@ class Segment:
         keys of it that this server owns; in a sparse segment it is listed key by key.
         Raises ProtocolError when a key to create lies outside the owned ranges.
         """
+        dense = self.spec.dense
         if isinstance(keys, KeyRange):
-            if self.spec.dense:
+            if dense:
                 return self._run(keys)
             keys = self.listed(keys)
-        if not self.spec.dense:
+        if not dense:
             if not create:
                 return self._index.find(keys)
             self._check_owned(keys)
-            slots = self._index.insert(keys)
-            self._reserve(len(self._index))
-            return slots
+            return self._insert(keys)
         if not keys.flags.carray or keys.dtype != np.uint64:
             keys = np.array(keys, np.uint64)
         slots = np.empty(len(keys), np.int32)
@@ -174,18 +177,27 @@ class Segment:
         """
         if self.spec.dense:
             return one_by_one(self.resolve(keys, create=True))
+        return one_by_one(self._insert(keys))
+
+    def _insert(self, keys: Keys) -> Slots:
+        """Give keys slots, and the slots rows."""
         slots = self._index.insert(keys)
-        self._reserve(len(self._index))
+        self._count = count = len(self._index)
+        if count > self.capacity:
+            self._grow()
         return slots
 
     def _check_owned(self, keys: Keys) -> None:
         """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
         if not len(keys):
             return
+        first, last = keys.item(0), keys.item(-1)
+        if self._first <= first and last <= self._last:
+            return
         inside = np.searchsorted(keys, self._lasts, "right") - np.searchsorted(keys, self._begins, "left")
         if inside.sum() != len(keys):
             raise ProtocolError(
-                f"vector {self.spec.name!r}: keys {keys[0]} to {keys[-1]} are not all owned by this server"
+                f"vector {self.spec.name!r}: keys {first} to {last} are not all owned by this server"
             )
 
     def listed(self, wanted: KeyRange) -> Keys:
@@ -202,17 +214,14 @@ class Segment:
         size = sum(piece.span for owned in self.ranges if (piece := meet(owned, wanted)))
         return slice(first, first + size)
 
-    def _reserve(self, count: int) -> None:
-        """Make room for `count` rows: capacity doubles, so that a row is copied once on average."""
-        self._count = max(self._count, count)
-        if count <= self.capacity:
-            return
-        room = max(2 * self.capacity, count, 16)
-        for name, column in self._columns.items():
-            grown = _filled(column, room)
-            grown[: len(self._arrays[name])] = self._arrays[name]
-            self._arrays[name] = grown
-        self._publish()
+    def _grow(self) -> None:
+        """Make room for as many rows as there are keys, in place: nobody's request waits for rows to be copied."""
+        del self.values, self.state  # views, which would keep the arrays where they are
+        try:
+            for pages in self._pages.values():
+                pages.reserve(pages.room(self._count))
+        finally:
+            self._publish()
 
     # Pull and push.
 
@@ -228,16 +237,18 @@ class Segment:
         """Return the rows of slots that were resolved before, as `pull` does."""
         if self.update.read is not None:
             rows = self._read(slots)
-            target = np.empty_like(rows) if out is None else out.reshape(rows.shape)
-            target[...] = rows
-            return target
+            if out is None:
+                return rows if rows.base is None else rows.copy()
+            out.reshape(rows.shape)[...] = rows
+            return out.reshape(rows.shape)
         size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        width = self.spec.width
         if out is None:
-            target = np.empty((size, self.spec.width), self.spec.dtype)
-        elif out.dtype == self.spec.dtype and out.flags.carray and out.size == size * self.spec.width:
-            target = out.reshape(size, self.spec.width)
+            target = np.empty((size, width), self._dtype)
+        elif out.dtype == self._dtype and out.flags.carray and out.size == size * width:
+            target = out.reshape(size, width)
         else:
-            raise TypeError(f"out must be {size} x {self.spec.width} {self.spec.dtype}, contiguous")
+            raise TypeError(f"out must be {size} x {width} {self._dtype}, contiguous")
         if isinstance(slots, slice):
             target[...] = self.values[slots]
         else:
@@ -273,22 +284,22 @@ class Segment:
     def shaped(self, slots: Slots, rows: Array) -> Array:
         """Return rows as updates take them: [n, push width], of the pushed dtype, writable and aligned."""
         size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
-        width = self.push_row.width or (rows.shape[1] if rows.ndim == 2 else 1)
-        if rows.size != size * width or rows.dtype != self.push_row.dtype:
+        width = self._push_width or (rows.shape[1] if rows.ndim == 2 else 1)
+        if rows.size != size * width or rows.dtype != self._push_dtype:
             want = f"{size} x {width} {self.push_row.dtype}"
             raise ProtocolError(
                 f"vector {self.spec.name!r}: push of {rows.shape} {rows.dtype} where {want} is due"
             )
         if not rows.flags.carray:
             rows = rows.copy()
-        return rows.reshape(size, width)
+        return rows if rows.ndim == 2 else rows.reshape(size, width)
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned."""
         if not isinstance(slots, slice):
             return self.update.apply(self.values, self.state, slots, rows, self.settings)
         values = self.values[slots]
-        state = {name: column[slots] for name, column in self.state.items()}
+        state = {name: column[slots] for name, column in self.state.items()} if self.state else {}
         if self.update.apply_range is not None:
             return self.update.apply_range(values, state, rows, self.settings)
         return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
@@ -307,19 +318,16 @@ class Segment:
         """Return the keys of a range that have a slot, in order, and their slots."""
         if self.spec.dense:
             return self.listed(wanted), self._run(wanted)
-        known = self._index.keys()
-        if len(self._order) != len(known):
-            self._order = np.argsort(known, kind="stable").astype(np.int32)
         if wanted.empty:
             return np.empty(0, np.uint64), np.empty(0, np.int32)
-        low = np.searchsorted(known, np.uint64(wanted.begin), "left", sorter=self._order)
-        high = np.searchsorted(known, np.uint64(wanted.end - 1), "right", sorter=self._order)
-        slots = self._order[low:high]
-        return known[slots], slots
+        return self._index.select(wanted.begin, wanted.end - 1)
 
-    def keys_of(self, slots: NDArray[np.int32]) -> Keys:
-        """Return the keys u64[n] of slots."""
-        return (self.listed(ALL) if self.spec.dense else self._index.keys())[slots]
+    def keys_of(self, slots: Slots) -> Keys:
+        """Return the keys u64[n] of slots, as a copy."""
+        if self.spec.dense:
+            return self.listed(ALL)[slots]
+        keys = self._index.keys()[slots]
+        return keys.copy() if isinstance(slots, slice) else keys
 
     def listed_slots(self, keys: Keys) -> NDArray[np.int32]:
         """Return the slots of keys one by one, as i32[n], making those that there are not."""
@@ -351,25 +359,14 @@ class Segment:
         """Return all rows as `export_state` does, but in the order of their slots: for a copy with the same slots."""
         n = len(self)
         state = {name: column[:n].copy() for name, column in self.state.items()}
-        return Rows(self.keys_of(np.arange(n, dtype=np.int32)), self.values[:n].copy(), state)
+        return Rows(self.keys_of(slice(0, n)), self.values[:n].copy(), state)
 
     def import_state(self, rows: Rows) -> None:
         """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`."""
         if set(rows.state) != set(self.state):
             have, want = sorted(rows.state), sorted(self.state)
             raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")
-        slots = self.slots_of(rows.keys)
+        slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
         self.values[slots] = rows.values
         for name, column in rows.state.items():
             self.state[name][slots] = column
-
-
-def _filled(column: Column, rows: int) -> Array:
-    if column.fill == 0:
-        return np.zeros((rows, column.width), column.dtype)
-    return np.full((rows, column.width), column.fill, column.dtype)
-
-
-def one_by_one(slots: Slots) -> NDArray[np.int32]:
-    """Return slots listed, i32[n]."""
-    return np.arange(slots.start, slots.stop, dtype=np.int32) if isinstance(slots, slice) else slots

@@ -356,3 +356,52 @@ def test_an_answer_of_the_segments_own_rows_is_a_copy(answer: str, aggregate: bo
     push(1)
     assert first.tolist() == [[1.0]] * 50
     assert segment.values[:50].tolist() == [[2.0]] * 50
+
+
+# Slots that are one run, and growth.
+
+
+def test_a_first_push_of_sparse_keys_is_one_run_of_rows() -> None:
+    segment = Segment(VectorSpec("w", "float32"), expect=10)
+    first, second = u64(range(0, 9000, 3)), u64(range(1, 9000, 3))
+    assert segment.resolve(first, create=True) == slice(0, 3000) == segment.resolve(first)
+    assert segment.resolve(second, create=True) == slice(3000, 6000)
+    segment.push(first, np.ones(3000, np.float32))
+    segment.push(second, np.full(3000, 2, np.float32))
+    out = np.empty(3000, np.float32)
+    assert np.shares_memory(segment.pull_slots(slice(3000, 6000), out), out) and (out == 2).all()
+    both = u64(sorted([*first.tolist(), *second.tolist()]))
+    slots = segment.resolve(both)
+    assert isinstance(slots, np.ndarray) and slots.dtype == np.int32
+    assert segment.push_slots(slots, np.ones(6000, np.float32)) is None
+    assert segment.pull(u64([0, 1, 2, 3]))[:, 0].tolist() == [2, 3, 0, 2]
+    assert segment.slots_of(first).tolist() == list(range(3000))
+    assert segment.listed_slots(first[::-1].copy()).tolist() == list(range(2999, -1, -1))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("held", [False, True])
+def test_rows_of_all_columns_stay_while_a_segment_grows(held: bool) -> None:
+    """Narrow and wide columns fill up at different times, and somebody may still look at the old ones."""
+
+    @update("counting", columns=lambda spec: {"n": Column("int8", 1, 3), "sums": Column("float64", 4)})
+    def counting(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+        values[slots] += rows
+        state["n"][slots] += 1
+        state["sums"][slots] += rows
+
+    segment = Segment(VectorSpec("w", "float32", update="counting"))
+    views, total = [], 0
+    for step in range(1, 7):
+        fresh = u64(range(step << 40, (step << 40) + 30_000 * step))
+        segment.push(fresh, np.full(len(fresh), step, np.float32))
+        total += len(fresh)
+        assert len(segment) == total <= segment.capacity
+        assert all(len(column) >= segment.capacity for column in (segment.values, *segment.state.values()))
+        if held:
+            views.append((step, segment.values[total - 5 : total]))
+    keys, rows = segment.items()
+    assert (rows[:, 0] == keys >> np.uint64(40)).all()
+    assert (segment.state["n"][:total] == 4).all() and (segment.state["sums"][:total] == rows).all()
+    assert (segment.state["n"][total : segment.capacity] == 3).all()
+    assert all((view == step).all() for step, view in views)

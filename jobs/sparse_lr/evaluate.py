@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from mpips import progress
 from mpips.consistency import ConsistencySpec
 from mpips.data import DataSpec, read
+from mpips.data.numbering import Numbering
 from mpips.errors import InputError
-from mpips.index import KeyIndex
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 from mpips.node import Node
@@ -129,7 +129,7 @@ def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float
 
 def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
     """Give the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
-    index = KeyIndex()
+    index = Numbering()
     slots = index.insert(keys)
     found = index.keys()
     order = np.argsort(found)

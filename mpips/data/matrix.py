@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.examples import Examples
+from mpips.data.numbering import Numbering
 from mpips.errors import DataError
-from mpips.index import KeyIndex
 from mpips.kernel import kernel
 
 
@@ -88,7 +88,7 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
     Peak memory is below three times that of the result, the reader's buffers aside. Raises `DataError`
     beyond 2**31 - 1 examples or distinct keys.
     """
-    index = KeyIndex()
+    index = Numbering()
     held: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
     labels: list[NDArray[np.float32]] = []
     n = nnz = 0

@@ -1,0 +1,153 @@
+"""`mpips bench index`: how fast a server's key index takes new keys and finds them, and how large it is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.bench import _runs
+from mpips.bench._runs import note
+from mpips.errors import InputError
+from mpips.index import MAX_KEYS, KeyIndex
+from mpips.progress import Column, seconds, si, significant
+
+DESCRIPTION = """\
+The index from keys to slots of one server, on one core, in this process: random 64-bit keys, in lists as requests
+bring them, sorted and unique.
+
+  grow      new keys, into an index that began empty
+  insert    new keys, into an index with room for all of them
+  find      known keys: lists drawn at random from all of them, so that none repeats a list that was inserted
+  again     the lists that were inserted, once more
+
+Beside them, in the same run: the bare copy of the same keys (memcpy), and np.searchsorted of the same lists in all
+keys, sorted, which finds but takes no new keys. Rates are million keys a second.
+
+  mpips bench index                             100,000, 1 and 10 million keys
+  mpips bench index --keys 30000000 --json index.json
+"""
+
+Keys = NDArray[np.uint64]
+LISTS = (1_000, 100_000, 1_000_000)
+LOOKUPS = 3_000_000
+"""Keys that are found at most, of a large index, in small lists."""
+PAUSED = 1_000
+"""Keys of the lists whose longest insertion is the pause."""
+
+COLUMNS = (
+    Column("keys", "keys", 6, si),
+    Column("list", "a list", 6, si),
+    Column("grow", "grow", 6, significant(3)),
+    Column("insert", "insert", 6, significant(3)),
+    Column("find", "find", 6, significant(3)),
+    Column("again", "again", 6, significant(3)),
+    Column("memcpy", "memcpy", 6, significant(3)),
+    Column("searchsorted", "searchsorted", 6, significant(3)),
+    Column("ratio", "find/searchsorted", 6, significant(3)),
+    Column("bytes", "bytes/key", 6, significant(3)),
+    Column("pause", "pause", 6, seconds),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="mpips bench index",
+        usage="mpips bench index [switches]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--keys", action="append", type=_runs.at_least(1), metavar="N", help="keys of the index; repeatable"
+    )
+    parser.add_argument("--seed", type=_runs.at_least(0), default=1, metavar="N", help="default 1")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    asked = parser.parse_args(arguments)
+    sizes = asked.keys or [100_000, 1_000_000, 10_000_000]
+    if max(sizes) > MAX_KEYS:
+        raise InputError(f"--keys {max(sizes)}: one index holds at most {MAX_KEYS:,} keys")
+    conditions, rows = _runs.conditions(), []
+    for size in sizes:
+        keys = drawn(size, np.random.default_rng(asked.seed))
+        note(f"{len(keys):,} keys")
+        longest = pause(keys)
+        for length in sorted({min(length, size) for length in (*LISTS, size)}):
+            rows.append(measured(keys, length, asked.seed) | {"pause": longest})
+    report = {"benchmark": "index", "conditions": conditions, "seed": asked.seed, "rows": rows}
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    return 0
+
+
+def drawn(count: int, rng: np.random.Generator) -> Keys:
+    """Draw different keys, in random order."""
+    keys: Keys = np.unique(rng.integers(0, 2**64, count, dtype=np.uint64))
+    while len(keys) < count:
+        keys = np.unique(np.append(keys, rng.integers(0, 2**64, count - len(keys), dtype=np.uint64)))
+    return rng.permutation(keys)
+
+
+def lists(keys: Keys, length: int) -> list[Keys]:
+    """Cut keys into lists as requests bring them: sorted."""
+    return [np.sort(keys[at : at + length]) for at in range(0, len(keys), length)]
+
+
+def measured(keys: Keys, length: int, seed: int) -> dict[str, Any]:
+    """Measure an index of these keys that come in lists of a length."""
+    brought = lists(keys, length)
+    shuffled = np.random.default_rng(seed + 1).permutation(keys)
+    wanted = brought if length == len(keys) else lists(shuffled[:LOOKUPS], length)
+    growing = KeyIndex()
+    row = {"keys": len(keys), "list": length, "grow": rate(growing.insert, brought)}
+    size = growing.nbytes / len(keys) + np.dtype(np.float32).itemsize
+    del growing
+    index = KeyIndex(len(keys))
+    row["insert"] = rate(index.insert, brought)
+    row["find"] = best(index.find, wanted)
+    row["again"] = best(index.find, brought)
+    row["memcpy"] = best(np.copy, wanted)
+    ordered = np.sort(keys)
+    row["searchsorted"] = best(ordered.searchsorted, wanted)
+    return row | {"ratio": row["find"] / row["searchsorted"], "bytes": size}
+
+
+def rate(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
+    """Give million keys a second of a function of lists."""
+    begin = perf_counter()
+    for each in brought:
+        function(each)
+    return sum(len(each) for each in brought) / (perf_counter() - begin) / 1e6
+
+
+def best(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
+    """Give the best rate of three."""
+    return max(rate(function, brought) for _ in range(3))
+
+
+def pause(keys: Keys) -> float:
+    """Give the seconds of the longest single insertion while an index grows by short lists."""
+    index, longest = KeyIndex(), 0.0
+    for each in lists(keys, PAUSED):
+        begin = perf_counter()
+        index.insert(each)
+        longest = max(longest, perf_counter() - begin)
+    return longest
+
+
+def text(report: dict[str, Any]) -> str:
+    """Write the report for people."""
+    return "\n".join(
+        [
+            _runs.described(report["conditions"]),
+            "million keys a second; bytes with a float32 value; "
+            f"pause: the longest insertion of {PAUSED:,} new keys while the index grew",
+            "",
+            _runs.table(COLUMNS, report["rows"]),
+        ]
+    )

@@ -1,0 +1,107 @@
+"""Arrays that grow in place: a server's tables take more rows without copying those they have.
+
+A large array lies in an anonymous private mapping. To grow it, the system gives the mapping more addresses
+(mremap): page tables move, bytes do not, so that growing 100 million rows takes as long as growing a thousand.
+Huge pages are asked for, since tables are read at random. While somebody still holds a view, a mapping cannot be
+moved away from under it: then, and only then, the rows are copied to a new one, and the view stays as it was.
+Below a megabyte an array is an ordinary one of numpy's, and doubles.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_MAPPED = 2**20
+"""Bytes from which on an array is mapped."""
+_PAGE = mmap.PAGESIZE
+_HUGE = 2 * 2**20
+"""A mapping is a multiple of this, so that it starts where a huge page may, and still does when it has been moved."""
+
+
+class Pages:
+    """An array of rows that grows in place: `array`, [capacity, *shape], every new row filled with `fill`.
+
+    Use `array` only until the next `reserve`. With `touch` the system gives the memory now, so that the first
+    writes wait for no page faults.
+    """
+
+    def __init__(
+        self,
+        dtype: DTypeLike,
+        shape: tuple[int, ...] = (),
+        rows: int = 0,
+        fill: float = 0,
+        touch: bool = False,
+    ) -> None:
+        self._dtype, self._shape, self._fill = np.dtype(dtype), shape, fill
+        self._row = self._dtype.itemsize * math.prod(shape)
+        self._map: mmap.mmap | None = None
+        self.array: NDArray[Any] = np.empty((0, *shape), dtype)
+        self.reserve(rows, touch=touch)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the array has room in."""
+        return self.array.nbytes if self._map is None else len(self._map)
+
+    def room(self, rows: int) -> int:
+        """Say to how many rows it should grow when it must hold `rows`: more, so that it seldom has to."""
+        held = len(self) * self._row
+        if rows * self._row < _MAPPED:
+            return max(rows, 2 * len(self))
+        return max(rows, (held + max(held // 32, _HUGE)) // self._row)
+
+    def reserve(self, rows: int, touch: bool = False) -> None:
+        """Make room for `rows`, which may be fewer than there are."""
+        had = len(self)
+        if rows <= had:
+            return
+        if rows * self._row < _MAPPED:
+            grown = np.empty((rows, *self._shape), self._dtype)
+            grown[:had] = self.array
+            grown[had:] = self._fill
+            self.array = grown
+            return
+        size = -(-rows * self._row // _HUGE) * _HUGE
+        if not self._resized(size):
+            self._copy(size)
+        assert self._map is not None
+        with suppress(OSError):  # a system without huge pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        rows = size // self._row
+        self.array = np.frombuffer(
+            self._map, self._dtype, size // self._row * self._row // self._dtype.itemsize
+        )
+        self.array = self.array.reshape(rows, *self._shape)
+        if self._fill != 0:
+            self.array[had:] = self._fill
+        elif touch:
+            np.frombuffer(self._map, np.uint8)[had * self._row :: _PAGE] = 0
+
+    def _resized(self, size: int) -> bool:
+        """Grow the mapping where it is, if there is one and nobody holds a view of it."""
+        if self._map is None:
+            return False
+        shape = self.array.shape
+        self.array = np.empty(0, self._dtype)
+        try:
+            self._map.resize(size)
+        except (BufferError, SystemError, OSError):
+            self.array = np.frombuffer(self._map, self._dtype, math.prod(shape)).reshape(shape)
+            return False
+        return True
+
+    def _copy(self, size: int) -> None:
+        """Move the rows to a new mapping."""
+        new = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        np.frombuffer(new, self._dtype, self.array.size)[:] = self.array.reshape(-1)
+        self._map = new

@@ -1,0 +1,65 @@
+"""Pointers for compiled kernels: what a kernel hands on to the functions it is made of, and how it looks ahead.
+
+Numba counts the references of an array that is handed on or chosen between, with atomic operations: more work than a
+kernel that looks up one key has. A pointer is a number. Nothing checks what is read through it, nor keeps its memory
+alive: the kernel that was called from Python does, by holding the array until its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+
+def _address(typing: Any, array: Any) -> Any:
+    """Give the address of an array's first number: what is indexed through it is not checked, nor kept alive."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind: Any = make_array
+        return kind(signature.args[0])(context, builder, arguments[0]).data
+
+    pointer: Any = types.CPointer
+    return pointer(array.dtype)(array), generate
+
+
+def _moved(typing: Any, pointer: Any, by: Any) -> Any:
+    """Give the address of pointer[by]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return pointer(pointer, types.int64), generate
+
+
+def _halves(typing: Any, pointer: Any) -> Any:
+    """See the numbers behind a pointer as twice as many i32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    narrow: Any = types.CPointer
+    return narrow(types.int32)(pointer), generate
+
+
+def _fetched(typing: Any, pointer: Any, at: Any) -> Any:
+    """Ask for the memory of pointer[at], and go on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte.type], kind)
+        builder.call(function, [byte, word(0), word(3), word(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
+
+
+address: Any = intrinsic(_address)
+halves: Any = intrinsic(_halves)
+moved: Any = intrinsic(_moved)
+prefetch: Any = intrinsic(_fetched)
