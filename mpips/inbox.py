@@ -121,6 +121,11 @@ class Inbox:
             caller.running.clear()
             caller.parked.clear()
 
+    def parks(self, origin: int) -> bool:
+        """Tell whether requests of a caller wait for others of its own."""
+        caller = self._callers.get(origin)
+        return caller is not None and bool(caller.parked)
+
     def unfinished(self) -> int:
         """Count the requests that were admitted and are not finished."""
         return sum(len(caller.running) + len(caller.parked) for caller in self._callers.values())

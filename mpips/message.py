@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -31,6 +32,7 @@ class Kind(IntEnum):
     FAILURE = 3  # that part raised; the metadata says what and where
     CONTROL = 4  # outside any task: stop, failed, a view; never lost on purpose
     CHAIN = 5  # a change of a shard, on its way down the chain, or the word that it was applied
+    SEND_KEYS = 6  # the signature of that part's keys says nothing here: it is to come again, with its keys
 
 
 class Command(IntEnum):
@@ -69,15 +71,16 @@ INLINE = 32 * 1024
 DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i4"), np.dtype("<i8"))
 _KINDS = {int(kind): kind for kind in Kind}
 _COMMANDS = {int(command): command for command in Command}
-_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+"""How the types of values are told on the wire."""
 _KEY = np.dtype("<u8")
-_MAGIC = b"mps1"
-_DETACHED = 1  # flag: keys and values follow the frame as messages of their own
-_LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
-_NO_VALUES = 255
-#         magic kind command flags sender origin shard epoch namespace acked time round first last
-#         keys dtype width rows meta after signature
-_HEADER = struct.Struct("<4sBBHiiiIIqqqQQQB3xIQII4x16s")
+MAGIC = b"mps1"
+DETACHED = 1  # flag: keys and values follow the frame as messages of their own
+LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
+NO_VALUES = 255
+# magic kind command flags, sender origin, shard epoch, namespace meta, acked, time, round, first, last, keys, rows,
+# dtype width, after, signature: every number stands at a multiple of its size, so that kernels can read it
+_HEADER = struct.Struct("<4sBBHiiiIIIqqqQQQQB3xII4x16s")
 HEADER_BYTES = _HEADER.size
 NO_SIGNATURE = bytes(16)
 
@@ -95,6 +98,10 @@ class Message:
     `time` numbers the changes of a shard. `round` is the aggregation that a push belongs to (-1: none),
     `range` the half-open key range that it speaks for, also where it lists no key. `keys` are uint64,
     sorted and unique, or None when the message is about every key of `range`; `values` are rows `[n, width]`.
+    `signature` stands for the keys beside it, or for those that it comes without (`mpips.keycache`).
+
+    Three things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
+    request was found to be about, at the server; `place` where the caller wants the answer's values.
     """
 
     kind: Kind
@@ -113,6 +120,9 @@ class Message:
     meta: dict[str, Any] = field(default_factory=lambda: _NO_META)
     after: tuple[tuple[int, int], ...] = ()
     signature: bytes = NO_SIGNATURE
+    withheld: NDArray[np.uint64] | None = None
+    slots: NDArray[np.int32] | slice | None = None
+    place: NDArray[Any] | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -120,6 +130,10 @@ class Message:
         return (0 if self.keys is None else self.keys.nbytes) + (
             0 if self.values is None else self.values.nbytes
         )
+
+
+ANSWER = Message(Kind.REPLY, Command.PUSH)
+"""What a van gives for an answer that is in its place already; see `Van.ask`."""
 
 
 def reply_to(
@@ -137,16 +151,54 @@ def reply_to(
     return reply
 
 
+def _head(
+    message: Message, n_keys: int, rows: int, code: int, width: int, n_meta: int, detached: bool
+) -> bytes:
+    begin, end = message.range
+    return _HEADER.pack(
+        MAGIC,
+        message.kind,
+        message.command,
+        (DETACHED if detached else 0) | (LISTED if message.keys is not None else 0),
+        message.sender,
+        message.origin,
+        message.shard,
+        message.epoch,
+        message.namespace,
+        n_meta,
+        message.acked,
+        message.time,
+        message.round,
+        begin,
+        end - 1,
+        n_keys,
+        rows,
+        code,
+        width,
+        len(message.after),
+        message.signature,
+    )
+
+
+def heading(
+    message: Message, rows: int = 0, dtype: np.dtype[Any] | None = None, width: int = 0
+) -> NDArray[np.uint8]:
+    """Give the header of a request without keys, u1[120], as it will be with rows of that type (None: without)."""
+    code = NO_VALUES if dtype is None else CODES[dtype]
+    detached = dtype is not None and rows * width * dtype.itemsize > INLINE
+    return np.frombuffer(bytearray(_head(message, 0, rows, code, width, 0, detached)), np.uint8)
+
+
 def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     """Give the frame, and the buffers that must follow it (none when they are in the frame)."""
     keys, values = message.keys, message.values
     n_keys = 0 if keys is None else len(keys)
     if keys is not None and (keys.dtype != _KEY or keys.ndim != 1):
         raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot travel; use uint64, 1-d")
-    code, width, rows = _NO_VALUES, 0, 0
+    code, width, rows = NO_VALUES, 0, 0
     if values is not None:
-        code = _CODES.get(values.dtype, _NO_VALUES)
-        if code == _NO_VALUES:
+        code = CODES.get(values.dtype, NO_VALUES)
+        if code == NO_VALUES:
             raise ProtocolError(f"values of type {values.dtype} cannot travel; use {_names()}")
         if values.ndim not in (1, 2):
             raise ProtocolError(f"values of {values.ndim} dimensions cannot travel; use rows [n, width]")
@@ -158,33 +210,8 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     buffers = [_raw(buffer) for buffer in arrays if buffer is not None and buffer.size]
     payload = sum(map(len, buffers))
     detached = payload > INLINE
-    begin, end = message.range
     after = message.after
-    frame = bytearray(
-        _HEADER.pack(
-            _MAGIC,
-            message.kind,
-            message.command,
-            (_DETACHED if detached else 0) | (_LISTED if keys is not None else 0),
-            message.sender,
-            message.origin,
-            message.shard,
-            message.epoch,
-            message.namespace,
-            message.acked,
-            message.time,
-            message.round,
-            begin,
-            end - 1,
-            n_keys,
-            code,
-            width,
-            rows,
-            len(meta),
-            len(after),
-            message.signature,
-        )
-    )
+    frame = bytearray(_head(message, n_keys, rows, code, width, len(meta), detached))
     if after:
         for pair in after:
             frame += struct.pack("<qq", *pair)
@@ -197,10 +224,17 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     return frame, ()
 
 
-def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
+def _new(nbytes: int) -> NDArray[np.uint8]:
+    return np.empty(nbytes, np.uint8)
+
+
+def decode(
+    frame: bytearray | memoryview, room: Callable[[int], NDArray[np.uint8]] = _new
+) -> tuple[Message, int, int]:
     """Read a frame; give the message and the bytes of keys and of values that follow the frame (0: they were in it).
 
-    Keys and values of an inline message are views of `frame`, which must not be written again.
+    What follows is to be received into memory that `room(bytes)` gives. Keys and values of an inline message are views
+    of `frame`, which must not be written again.
 
     Raises:
         ProtocolError: the frame is not one that `encode` writes.
@@ -218,26 +252,26 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
         shard,
         epoch,
         namespace,
+        n_meta,
         acked,
         time,
         round_,
         first,
         last,
         n_keys,
+        rows,
         code,
         width,
-        rows,
-        n_meta,
         n_after,
         signature,
     ) = _HEADER.unpack_from(frame)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise ProtocolError(f"not an mpips message: it begins with {magic!r}")
-    if code != _NO_VALUES and code >= len(DTYPES):
+    if code != NO_VALUES and code >= len(DTYPES):
         raise ProtocolError(f"unknown value type {code}")
     key_bytes = n_keys * 8
-    value_bytes = rows * width * DTYPES[code].itemsize if code != _NO_VALUES else 0
-    detached = bool(flags & _DETACHED)
+    value_bytes = rows * width * DTYPES[code].itemsize if code != NO_VALUES else 0
+    detached = bool(flags & DETACHED)
     expected = HEADER_BYTES + 16 * n_after + n_meta + (0 if detached else key_bytes + value_bytes)
     if size != expected:
         raise ProtocolError(f"a frame of {size} bytes, its header announces {expected}")
@@ -262,14 +296,14 @@ def decode(frame: bytearray | memoryview) -> tuple[Message, int, int]:
     except KeyError as error:
         raise ProtocolError(f"unknown kind {kind} or command {command}") from error
     if detached:
-        if code != _NO_VALUES:
-            message.values = np.empty((rows, width), DTYPES[code])
-        if flags & _LISTED:
-            message.keys = np.empty(n_keys, _KEY)
+        if code != NO_VALUES:
+            message.values = room(value_bytes).view(DTYPES[code]).reshape(rows, width)
+        if flags & LISTED:
+            message.keys = room(key_bytes).view(_KEY)
         return message, key_bytes, value_bytes
-    if flags & _LISTED:
+    if flags & LISTED:
         message.keys = np.frombuffer(frame, _KEY, n_keys, at)
-    if code != _NO_VALUES:
+    if code != NO_VALUES:
         message.values = np.frombuffer(frame, DTYPES[code], rows * width, at + key_bytes).reshape(rows, width)
     return message, 0, 0
 
@@ -294,8 +328,8 @@ def from_bytes(raw: bytearray) -> Message:
 def frame_bytes(raw: bytearray | memoryview) -> int:
     """Give the size of the frame at the start of `raw`, which detached buffers may follow."""
     fields = _HEADER.unpack_from(raw)
-    size = HEADER_BYTES + fields[18] + 16 * fields[19]
-    return len(raw) if not fields[3] & _DETACHED else int(size)
+    size = HEADER_BYTES + fields[9] + 16 * fields[19]
+    return len(raw) if not fields[3] & DETACHED else int(size)
 
 
 def bodies(message: Message) -> tuple[memoryview, ...]:

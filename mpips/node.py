@@ -26,7 +26,7 @@ from mpips.faults import Faults
 from mpips.filters import Chain
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
-from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
+from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.task import Task, Tasks
 from mpips.view import View
 
@@ -104,6 +104,11 @@ class Node:
         self.keeps = resend is not None or van.survives or shards_move
         """Whether a request may come twice, so that replies are kept."""
         self.tasks = self.new_tasks(self.rank)
+        self.plain = faults is None and not self._outgoing.filters and not self._incoming.filters
+        """Whether messages are what they seem, and nothing is done to them on the way."""
+        self.direct = self.plain and resend is None
+        """Whether requests may go by the van's desk."""
+        van.epoch, van.landing = view.epoch, self._landing
         self.inbox = Inbox(self.answer, self.keeps, decode=self._incoming.decode)
         self.handlers: dict[Command, Handler] = {}
         self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
@@ -137,7 +142,13 @@ class Node:
         """Make the caller's half for a caller of that name."""
         decode = self._incoming.decode
         tasks = Tasks(
-            self.request, self._window, self.resend, origin=origin, encode=self._encode, decode=decode
+            self.request,
+            self._window,
+            self.resend,
+            origin=origin,
+            encode=self._encode,
+            decode=decode,
+            withdraw=self.van.withdraw,
         )
         tasks.now = self.van.now
         return tasks
@@ -246,7 +257,9 @@ class Node:
             self._next_tick = now + TICK
             self._tick(now)
         message = self.van.receive()
-        if message is not None:
+        if message is ANSWER:
+            self.tasks.answered(self.van.slot)
+        elif message is not None:
             self.take(message)
         elif not self.tasks.echoes and not (self._ready and self.handlers):
             return self.leisure()
@@ -281,8 +294,16 @@ class Node:
             self.shards(message)
         elif kind is Kind.REQUEST:
             self._ready.extend(self.inbox.admit(message))
+        elif kind is Kind.SEND_KEYS:
+            self.tasks.send_keys(message)
         else:
             self._take_reply(message)
+
+    def _landing(self, message: Message) -> NDArray[Any] | None:
+        """Say where the values of a message that is on its way are wanted."""
+        if message.kind is Kind.REPLY and message.command is Command.PULL and message.shard >= 0:
+            return self.tasks.place(message)
+        return None
 
     def _take_reply(self, message: Message) -> None:
         shard = message.shard
@@ -325,7 +346,7 @@ class Node:
         before = self.view
         if view.epoch <= before.epoch:
             return
-        self.view = view
+        self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
         for rank in set(before.alive) - set(view.alive):
@@ -366,8 +387,12 @@ class Node:
                 be waiting for what will never come.
             WorkerLost: a worker has died that had part in it, and all others have ended theirs.
         """
-        if not task.done:
-            self.wait_until(lambda: task.settled)
+        if task.received < task.expected:
+            start, worked = self.van.now(), self.worked
+            while not task.settled:
+                if not self.poll():
+                    self.van.idle()
+            self.waited += self.van.now() - start - (self.worked - worked)
         if task.error is not None:
             raise task.error
         return task.result

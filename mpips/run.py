@@ -36,6 +36,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from mpips import provenance
+from mpips.backoff import Backoff
+from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
 from mpips.folder import Lines, RunFolder, write_json, write_text
@@ -284,7 +286,8 @@ class _Run:
 
         job = prepared.job
         place = layout.places[self.rank]
-        van = MPIVan(self.world.Dup())
+        bell, crowded = meet(self.world)
+        van = MPIVan(self.world.Dup(), Backoff(crowded=crowded, bell=bell), bell)
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas

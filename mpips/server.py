@@ -34,16 +34,19 @@ from mpips.checkpoint import (
 from mpips.clock import NOTHING
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.inbox import Inbox
+from mpips.keycache import KeyCache, Known
+from mpips.lane import Lane
 from mpips.manifest import NOTE, Entry
-from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
+from mpips.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, reply_to
 from mpips.node import Node
 from mpips.parcel import unpack
 from mpips.ranges import KeyRange
 from mpips.replica import Link, Pace
-from mpips.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller
+from mpips.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
+from mpips.store import Segment, Slots
 from mpips.task import AHEAD
 from mpips.update import VectorSpec, call_named
-from mpips.view import View
+from mpips.view import NOBODY, View
 from mpips.writer import AtOnce, Writes
 
 
@@ -79,13 +82,25 @@ OWN: dict[str, Callable[..., dict[str, Any]]] = {"create_vector": create_vector,
 
 MOST_BACKLOG = 64
 """Messages along chains that may wait for leisure."""
+KEY_CACHE = 256e6
+"""Bytes of key lists that a server remembers unless told otherwise."""
 
 
 class Server:
     """A server's shards, and what it does with each request; see the module."""
 
-    def __init__(self, node: Node, repair_bandwidth: float = 0.0, writer: Writes | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        repair_bandwidth: float = 0.0,
+        writer: Writes | None = None,
+        key_cache: float = KEY_CACHE,
+    ) -> None:
         self.node, self._writer = node, writer or AtOnce()
+        self.lists = KeyCache(key_cache)
+        self._lane = Lane(len(node.view.chains), len(node.layout.places), self.lists)
+        if node.plain:
+            node.van.lane = self._lane
         self._file: Future[Entry] | None = None  # of the last snapshot
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.links: dict[int, Link] = {}
@@ -139,6 +154,7 @@ class Server:
         node = self.node
         chain = node.view.chains[number]
         self.links[number] = Link(number, node.rank, chain, shard, node.send, self._repeat, self._pace)
+        self._open(self.links[number])
 
     @staticmethod
     def _repeat(shard: Shard, change: Message) -> None:
@@ -178,15 +194,77 @@ class Server:
         assert link.shard is not None
         if message.round != NO_ROUND and message.epoch < self.node.view.crew:
             return  # its sender has given it up: the workers are not those any more
-        ready = deque(link.shard.inbox.admit(message))
+        number, origin, inbox = message.shard, message.origin, link.shard.inbox
+        if self._lane.has_news(number):
+            self._catch_up(link.shard)
+        if message.signature != NO_SIGNATURE and not self._recall(message):
+            return
+        ready = deque(inbox.admit(message))
+        if inbox.parks(origin):
+            self._lane.forget(number, origin)  # what it waits for must not finish unseen
+        elif origin >= 0:
+            self._lane.admitted(number, origin, message.time)
         while ready:
             ready.extend(self._execute(link, link.shard, ready.popleft()))
+
+    def _recall(self, request: Message) -> bool:
+        """Look up what a request means that comes with a signature; if nobody knows, ask for its keys."""
+        if request.keys is not None:
+            return True
+        known = self.lists.find(request.shard, request.namespace, request.signature)
+        if known is None:
+            reply = reply_to(request)
+            reply.kind = Kind.SEND_KEYS
+            self.node.answer(request.origin, reply)
+            return False
+        if known.keys is None:
+            request.slots = known.slots
+        else:
+            request.keys = known.keys
+        return True
+
+    def _resolve(self, shard: Shard, segment: Segment, request: Message, create: bool) -> Slots:
+        """Find the rows that a request is about, and remember them if its keys have a signature."""
+        if request.slots is None:
+            slots = request.slots = slots_of(segment, request, create)
+            if request.signature != NO_SIGNATURE:
+                missing = not (create or isinstance(slots, slice)) and bool(len(slots)) and slots.min() < 0
+                known = Known(slots, request.keys if missing else None)
+                self.lists.keep(shard.number, request.namespace, request.signature, known)
+        return request.slots
+
+    # --- the lane: what is answered without coming here ----------------------------------------
+
+    def _open(self, link: Link) -> None:
+        """Let the lane serve a shard of which there is one copy."""
+        shard = link.shard
+        if shard is not None and link.primary and link.next == NOBODY and not link.chain.closing:
+            for namespace in shard.vectors:
+                self._expose(link, shard, namespace)
+
+    def _expose(self, link: Link, shard: Shard, namespace: int) -> None:
+        """Tell the lane where a vector's rows are, which a change may have moved."""
+        if link.next == NOBODY and (simple := shard.vectors[namespace].simple) is not None:
+            self._lane.open(shard.number, namespace, simple)
+
+    def _catch_up(self, shard: Shard) -> None:
+        """Take note of what the lane has done."""
+        for done in self._lane.finished(shard.number):
+            for time, pushed in done.times:
+                reply = None
+                if pushed and time >= done.acked and shard.inbox.keep:
+                    reply = Message(
+                        Kind.REPLY, Command.PUSH, origin=done.origin, shard=shard.number, time=time
+                    )
+                shard.inbox.finish(done.origin, time, reply, done.acked)
+        shard.changes += self._lane.changes(shard.number)
 
     def _execute(self, link: Link, shard: Shard, request: Message) -> list[Message]:
         """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
         try:
             if request.command is Command.PULL:
-                rows = shard.hosted(request.namespace).segment.pull(_keys(request))
+                segment = shard.hosted(request.namespace).segment
+                rows = segment.pull_slots(self._resolve(shard, segment, request, create=False))
                 return self._read(link, shard, request, reply_to(request, rows))
             if request.command is Command.EXPORT:
                 return self._read(link, shard, request, _export(shard, request, **request.meta))
@@ -219,6 +297,7 @@ class Server:
             if request.round == NO_ROUND:
                 raise ProtocolError(f"vector {hosted.segment.spec.name!r} aggregates: a push needs a round")
             return self._aggregate(link, shard, hosted, request)
+        self._resolve(shard, hosted.segment, request, create=True)
         return self._change(link, shard, request, shard.push)
 
     def _change(
@@ -232,7 +311,11 @@ class Server:
             values = values.copy()  # an update may use its argument up
         reply = apply(request)
         ready = shard.finish([caller], reply)
-        link.announce(lambda: _written_down(request, [caller], request.keys, values))
+        if request.command is not Command.CALL:
+            self._expose(link, shard, request.namespace)
+        else:
+            self._open(link)
+        link.announce(lambda: _written_down(request, [caller], _named(shard, request), values))
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return ready
 
@@ -258,7 +341,7 @@ class Server:
             )
         waiting[sender] = request
         try:
-            slots = segment.resolve(_keys(request), create=True)
+            slots = self._resolve(shard, segment, request, create=True)
             assert request.values is not None
             summed = hosted.aggregator.add(round_, sender, slots, request.values)
         except Exception as error:
@@ -289,7 +372,8 @@ class Server:
         for request in requests:
             self._answer_one(shard, request, kept, summed, ahead)
         if ahead:
-            keys = None if isinstance(summed.slots, slice) else segment.keys_of(summed.slots)
+            whole = segment.spec.dense and isinstance(summed.slots, slice)  # all keys of the range
+            keys = None if whole else segment.keys_of(summed.slots)
             link.announce(lambda: _written_down(first, callers, keys, sums, wants))
             link.after_all(lambda: self._acknowledge(callers, shard.number))
         return ready
@@ -383,12 +467,17 @@ class Server:
         """Go over to the chains of a new view."""
         while self._work_off():
             pass
+        for each in self.links.values():
+            if each.shard is not None:
+                self._catch_up(each.shard)
+            self._lane.close(each.number)
         me = self.node.rank
         for number, chain in enumerate(view.chains):
             link = self.links.get(number)
             if me not in chain.everyone:
                 self.links.pop(number, None)
                 self._held.pop(number, None)
+                self.lists.forget(number)
             elif link is None:
                 self._link(number, None)
             elif link.chain != chain:
@@ -401,6 +490,8 @@ class Server:
                 del self._held[number]
                 for message in held if link.primary else ():
                     self._admit(link, message)
+        for each in self.links.values():
+            self._open(each)
         self._report()
 
     def _change_crew(self, workers: tuple[int, ...]) -> None:
@@ -458,8 +549,12 @@ def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> 
     requests.clear()
 
 
-def _keys(request: Message) -> NDArray[np.uint64] | KeyRange:
-    return request.range if request.keys is None else request.keys
+def _named(shard: Shard, request: Message) -> NDArray[np.uint64] | None:
+    """Return the keys that a change names, also where its request has named them by their signature alone."""
+    if request.keys is None and request.signature != NO_SIGNATURE:
+        assert request.slots is not None
+        return shard.hosted(request.namespace).segment.keys_of(request.slots)
+    return request.keys
 
 
 def _caller(request: Message) -> Caller:

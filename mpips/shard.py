@@ -21,12 +21,15 @@ from mpips.aggregate import Aggregator
 from mpips.clock import RangedClock
 from mpips.errors import ProtocolError
 from mpips.inbox import Inbox, Kept
-from mpips.message import NO_ROUND, Command, Kind, Message, reply_to
+from mpips.lane import ADD, ASSIGN, NO_PUSH, Simple
+from mpips.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.ring import Ring
 from mpips.store import Segment, Slots, one_by_one
-from mpips.update import VectorSpec, call_named
+from mpips.update import VectorSpec, call_named, value_row
 
 AGGREGATE = -1  # the clock's name for "all workers together"
+PUSHES = {"add": ADD, "assign": ASSIGN}
+"""What pushes of these updates do, as the lane knows it."""
 Round = tuple[int, int]  # an aggregation: its round, and where its range begins
 Describe = Callable[[BaseException], dict[str, Any]]
 
@@ -49,6 +52,13 @@ def callers_of(change: Message) -> list[Caller]:
     return [Caller(*pairs[at], *pairs[at + 1]) for at in range(0, len(pairs), 2)]
 
 
+def slots_of(segment: Segment, request: Message, create: bool = False) -> Slots:
+    """Return the rows that a request is about: those it was found to be about before, or else by its keys."""
+    if request.slots is None:
+        return segment.resolve(request.range if request.keys is None else request.keys, create)
+    return request.slots
+
+
 class Hosted:
     """A shard's part of one vector: its segment, and the rounds that wait for more workers."""
 
@@ -58,6 +68,19 @@ class Hosted:
         self.aggregator = Aggregator(segment, workers)
         self.waiting: dict[Round, dict[int, Message]] = {}  # by caller
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}  # why, and who has not heard it yet
+
+    @property
+    def simple(self) -> Simple | None:
+        """Return how the lane may serve these rows; None if what a push or pull does is not that simple."""
+        segment = self.segment
+        spec, update = segment.spec, segment.update
+        push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
+        if spec.aggregate or update.read is not None or not segment.ranges:
+            return None
+        values, first = segment.values, segment.ranges[0]
+        rows = first.span if spec.dense and len(segment.ranges) == 1 else 0
+        code = CODES[values.dtype]
+        return Simple(values.ctypes.data, code, spec.width, first.begin if rows else 0, rows, push, True)
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:
         """Forget the rounds that wait, and go on with these workers; give the requests that waited."""
@@ -86,7 +109,7 @@ class RoundAnswer:
         slots = one_by_one(self.slots)
         if self._order is None:
             self._order = np.argsort(slots, kind="stable")
-        wanted = one_by_one(self.segment.resolve(request.range if request.keys is None else request.keys))
+        wanted = one_by_one(slots_of(self.segment, request))
         places: NDArray[np.int64] = self._order[np.searchsorted(slots, wanted, sorter=self._order)]
         return places
 
@@ -128,8 +151,7 @@ class Shard:
             segment = self.hosted(request.namespace).segment
             assert request.values is not None
             wants = request.command is Command.PUSH_PULL
-            keys = request.range if request.keys is None else request.keys
-            rows = segment.push(keys, request.values, wants)
+            rows = segment.push_slots(slots_of(segment, request, create=True), request.values, wants)
         except Exception as error:
             return self.failure(request, error)
         return reply_to(request, rows)

@@ -25,7 +25,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from mpips.errors import RemoteError, WorkerLost
 from mpips.message import Kind, Message
@@ -164,12 +166,65 @@ class _Peer:
 class _Part:
     """One part of a task, from its submission to its reply."""
 
-    __slots__ = ("address", "after", "message", "number", "sent_at", "sure", "task")
+    __slots__ = ("_message", "_request", "address", "after", "number", "sent_at", "slot", "sure", "task")
 
-    def __init__(self, task: Task, number: int, address: int, message: Message, after: list[Task]) -> None:
-        self.task, self.number, self.address, self.message, self.after = task, number, address, message, after
+    def __init__(
+        self,
+        task: Task,
+        number: int,
+        address: int,
+        message: Message | None,
+        after: list[Task],
+        request: Request | None = None,
+    ) -> None:
+        self.task, self.number, self.address, self._message, self.after = (
+            task,
+            number,
+            address,
+            message,
+            after,
+        )
+        self._request = request
+        self.slot = -1  # at the van's desk, if it was asked for there
         self.sent_at = 0.0
         self.sure = False  # the word that the whole chain has it came before the answer
+
+    @property
+    def message(self) -> Message:
+        """The request as a message, which one that was asked for at the desk is only made into if need be."""
+        if self._message is None:
+            assert self._request is not None
+            self._message = self._request.make(self.number)
+            stamp(self._message, self.task.time, self.address)
+        return self._message
+
+    @message.setter
+    def message(self, message: Message) -> None:
+        self._message = message
+
+
+def stamp(message: Message, time: int, address: int) -> None:
+    """Write into a request which part it is."""
+    message.time = time
+    if address < 0:
+        message.shard = ~address
+
+
+class Request(Protocol):
+    """A task whose parts may be asked for at the van's desk."""
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Whom the parts go to."""
+
+    def send(self, number: int, time: int, acked: int) -> int:
+        """Send a part by the shortest way; give the slot of the desk where its answer is due, or -1: not sent."""
+
+    def make(self, number: int) -> Message:
+        """Make a message of a part."""
+
+    def __call__(self, number: int, reply: Message, /) -> None:
+        """Take the reply to a part, if it came as a message."""
 
 
 class Tasks:
@@ -178,7 +233,7 @@ class Tasks:
     `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
     `resend` is the time in seconds after which an unanswered part is sent again (None: the van loses nothing). An
     address is a rank, or ~shard. `encode` and `decode` are the filters: each part and each reply passes them once,
-    however often it is sent.
+    however often it is sent. `withdraw(slot)` says that what was asked at the desk is answered by a message.
     """
 
     def __init__(
@@ -190,7 +245,10 @@ class Tasks:
         origin: int = -1,
         encode: Filtered = unfiltered,
         decode: Filtered = unfiltered,
+        withdraw: Callable[[int], None] = lambda slot: None,
     ) -> None:
+        self._withdraw = withdraw
+        self._asked: dict[int, _Part] = {}  # by slot of the desk
         self._send, self._window, self.resend_after, self.origin = send, window, resend, origin
         self._encode, self._decode = encode, decode
         self._peers: dict[int, _Peer] = {}
@@ -254,9 +312,8 @@ class Tasks:
         self.unfinished[task.time] = task
         task.then(self._forget)
         for number, (address, message) in enumerate(parts):
-            message.time, message.origin = task.time, self.origin
-            if address < 0:
-                message.shard = ~address
+            message.origin = self.origin
+            stamp(message, task.time, address)
             part = _Part(task, number, address, message, waits)
             if waits and whole:
                 self._hold_whole(part)
@@ -265,6 +322,57 @@ class Tasks:
             else:
                 self._enqueue(part)
         return task
+
+    @property
+    def direct(self) -> bool:
+        """Whether parts may go by the desk: nothing is done with them on the way but to bring them."""
+        return self.resend_after is None and self.noted is None and not self.recalled
+
+    def ask(self, request: Request) -> Task:
+        """Send a task whose parts depend on nothing, each by the shortest way if it can be; see `direct`."""
+        addresses = request.addresses
+        task = Task(self._time, len(addresses), request)
+        time, acked = self._time, self.acked
+        self._time += 1
+        self.unfinished[time] = task
+        task.then(self._forget)
+        for number, address in enumerate(addresses):
+            peer = self._peers.get(address)
+            if peer is None:
+                peer = self._peers[address] = _Peer()
+            part = _Part(task, number, address, None, [], request)
+            if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
+                self._enqueue(part)
+                continue
+            task.under_way.add(address)
+            slot = request.send(number, time, acked)
+            if slot < 0:
+                self._transmit(peer, part)
+            else:
+                part.slot = slot
+                self._asked[slot] = peer.unanswered[time] = part
+        return task
+
+    def answered(self, slot: int) -> None:
+        """Take the answer to what was asked at the desk; its values are in their place."""
+        part = self._asked.pop(slot)
+        peer, task = self._peers[part.address], part.task
+        del peer.unanswered[task.time]
+        part.slot = -1
+        task.received += 1
+        try:
+            if task.received == task.expected:
+                task.finish()
+        finally:
+            if peer.queue:
+                self._refill(peer)
+
+    def _leave_desk(self, part: _Part) -> None:
+        """Let a part be answered by a message, whatever was asked at the desk."""
+        if part.slot >= 0:
+            del self._asked[part.slot]
+            self._withdraw(part.slot)
+            part.slot = -1
 
     def _forget(self, task: Task) -> None:
         self.unfinished.pop(task.time, None)
@@ -334,6 +442,7 @@ class Tasks:
             self._drop(part)
 
     def _dispatch(self, part: _Part) -> None:
+        self._leave_desk(part)
         part.message.acked = self.acked
         if self.resend_after is not None:
             part.sent_at = self.now()
@@ -357,6 +466,7 @@ class Tasks:
             if reply.acked != AHEAD:
                 self._acknowledged(peer, reply.time)
             return
+        self._leave_desk(part)
         if reply.acked == AHEAD and not part.sure:
             self._keep_ahead(peer, part)
         try:
@@ -370,12 +480,37 @@ class Tasks:
     def _keep_ahead(self, peer: _Peer, part: _Part) -> None:
         """Keep a part that was answered ahead, with copies of its arrays: its caller may use them again."""
         message = part.message
-        if message.keys is not None:
+        if message.keys is not None and message.keys.flags.writeable:
             message.keys = message.keys.copy()
+        if message.withheld is not None and message.withheld.flags.writeable:
+            message.withheld = message.withheld.copy()
         if message.values is not None:
             message.values = message.values.copy()
         peer.ahead[part.task.time] = part
         self.ahead += 1
+
+    def send_keys(self, reply: Message) -> None:
+        """Send a part again with its keys, which the callee does not know by their signature."""
+        peer = self._peers.get(~reply.shard)
+        part = peer and (peer.unanswered.get(reply.time) or peer.ahead.get(reply.time))
+        if part:
+            if part.message.withheld is not None:
+                part.message.keys, part.message.withheld = part.message.withheld, None
+            self._dispatch(part)
+
+    def place(self, reply: Message) -> NDArray[Any] | None:
+        """Return where the values of a reply are wanted, once; None if nowhere, or if they are not of that kind."""
+        peer = self._peers.get(~reply.shard)
+        part = peer.unanswered.get(reply.time) if peer else None
+        if part is None or (place := part.message.place) is None:
+            return None
+        part.message.place = None
+        values = reply.values
+        return (
+            place
+            if values is not None and (place.shape, place.dtype) == (values.shape, values.dtype)
+            else None
+        )
 
     def acknowledge(self, address: int, time: int) -> None:
         """Take the word that the whole chain has a part that was answered ahead."""
@@ -443,6 +578,7 @@ class Tasks:
             self._refill(peer)
 
     def _fail(self, address: int, part: _Part, why: Message) -> None:
+        self._leave_desk(part)
         if self.noted is not None:
             reply = copy(why)
             reply.time = part.task.time

@@ -27,7 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from mpips.errors import ClosedError
+from mpips.lane import Lane
 from mpips.message import Message, from_bytes, to_bytes
 
 Fate = Callable[[int, int, Message], Sequence[float]]
@@ -386,6 +389,10 @@ class TwinVan:
     def __init__(self, network: Network, rank: int) -> None:
         self.rank, self.size = rank, network.size
         self.sent_bytes = self.received_bytes = 0
+        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.lane: Lane | None = None
+        self.epoch = 0
+        self.slot = -1
         self._network: Network | None = network
 
     def _open(self) -> Network:
@@ -408,6 +415,23 @@ class TwinVan:
         message, size = taken
         self.received_bytes += size
         return message
+
+    def ask(
+        self,
+        dest: int,
+        head: int,
+        time: int,
+        acked: int,
+        raw: NDArray[Any],
+        first: int,
+        nbytes: int,
+        kind: int,
+        pushes: bool,
+    ) -> int:
+        return -1
+
+    def withdraw(self, slot: int) -> None:
+        return
 
     def idle(self) -> None:
         self._open().rest(self.rank)

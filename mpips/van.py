@@ -21,24 +21,61 @@ may still touch go to a graveyard rather than away.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from mpi4py import MPI
+from numpy.typing import NDArray
 
+from mpips.backoff import Backoff, sharpen_sleep
+from mpips.bell import Bell
+from mpips.desk import ANSWERED, BYTES, PLACE, Desk, ask, hear
 from mpips.errors import ClosedError
-from mpips.message import Message, bodies, decode, encode
+from mpips.lane import Lane
+from mpips.loop import serve
+from mpips.message import ANSWER, Kind, Message, bodies, decode, encode
+from mpips.move import (
+    BIG,
+    BODY,
+    BROKEN,
+    CELLS,
+    ERROR,
+    FRAME,
+    FRAME_ROOM,
+    FRAMES,
+    FROM,
+    LATE,
+    LATE_BODY,
+    MEMORY,
+    MESSAGE,
+    NEXT,
+    NOTHING,
+    RECEIVED,
+    REQUEST,
+    SENT,
+    SERVED,
+    SIZE,
+    SLEEPERS,
+    STATUS,
+    URGENT,
+    WANTED,
+    unsent,
+)  # fmt: skip
+from mpips.native import STATUS_BYTES, library
+from mpips.rooms import Rooms
 
-FRAME, BODY = 1, 2
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
 _MANY = 64  # sends in the outbox from which on it is swept whole
 _AT_ONCE = 1024  # bytes: so little travels with its envelope, so that to receive it takes no wait
-_SET_TIMER_SLACK = 29  # linux/prctl.h
+LOOKS = 32
+"""How often a rank that has nothing else to do looks for a message before it takes a breath."""
+
+
+Rows = NDArray[Any]
 
 
 class Van(Protocol):
@@ -48,6 +85,12 @@ class Van(Protocol):
     size: int
     sent_bytes: int
     received_bytes: int
+    landing: Callable[[Message], NDArray[Any] | None]
+    """Where the values of a message that comes in parts are to stand; None: in an array of their own."""
+    lane: Lane | None
+    """What the van may answer without asking, if it can; see `mpips.lane`."""
+    epoch: int
+    """That of the requests that it may answer so."""
 
     @property
     def survives(self) -> bool:
@@ -60,7 +103,33 @@ class Van(Protocol):
         """
 
     def receive(self) -> Message | None:
-        """Give one message that has arrived whole, or None. Makes progress on sends."""
+        """Give one message that has arrived whole, or None. Makes progress on sends.
+
+        `ANSWER` stands for the answer to what was asked with `ask`; `slot` tells to which.
+        """
+
+    slot: int
+
+    def ask(
+        self,
+        dest: int,
+        head: int,
+        time: int,
+        acked: int,
+        raw: NDArray[np.uint8],
+        first: int,
+        nbytes: int,
+        kind: int,
+        pushes: bool,
+    ) -> int:
+        """Send the request whose header (`mpips.message.heading`) is at an address by the shortest way; give its slot.
+
+        A push takes `nbytes` of `raw` from byte `first` on, numbers of the type `kind` as on the wire; a pull wants its
+        answer there. Whoever gets -1 instead sends a message.
+        """
+
+    def withdraw(self, slot: int) -> None:
+        """Take the answer at a slot as a message like any other, should it still come."""
 
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
@@ -87,43 +156,6 @@ class Van(Protocol):
         """Stop moving messages; idempotent."""
 
 
-class Backoff:
-    """How to wait without burning a core: yield at first, then sleep for a share of the time waited so far.
-
-    For `patience` seconds it only yields, so that a short round trip never meets a sleep: on a virtual machine
-    to wake up costs a tenth of a millisecond, as much as the round trip. From then on each sleep is a sixteenth
-    of the wait so far, `cap` at most: what came late is heard at most a sixteenth later, and a rank that waits
-    long costs nearly nothing to those who share its cores.
-    """
-
-    def __init__(
-        self, patience: float = 1e-3, cap: float = 0.001, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self._patience, self._cap, self._sleep = patience, cap, sleep
-        self._since: float | None = None
-
-    def reset(self) -> None:
-        """There was progress."""
-        self._since = None
-
-    def wait(self) -> None:
-        """There was none."""
-        now = time.perf_counter()
-        if self._since is None:
-            self._since = now
-        waited = now - self._since
-        if waited < self._patience:
-            os.sched_yield()
-        else:
-            self._sleep(min(waited / 16, self._cap))
-
-
-def sharpen_sleep() -> None:
-    """Let this process's sleeps end when they should: Linux rounds them up by 50 microseconds unless told not to."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)
-
-
 def _pieces(buffer: memoryview) -> list[memoryview]:
     """Cut a buffer into pieces whose size every MPI takes."""
     return [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
@@ -148,7 +180,7 @@ class _Frame:
 
     __slots__ = ("buffer", "request", "source")
 
-    def __init__(self, source: int, buffer: bytearray, request: MPI.Request) -> None:
+    def __init__(self, source: int, buffer: bytearray | memoryview, request: MPI.Request) -> None:
         self.source, self.buffer, self.request = source, buffer, request
 
 
@@ -164,7 +196,7 @@ class _Incoming:
 class MPIVan:
     """A van over an MPI communicator whose errors return; see `Van`."""
 
-    def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None) -> None:
+    def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Bell | None = None) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.survives = survives_deaths()
         self.sent_bytes = self.received_bytes = 0
@@ -178,8 +210,32 @@ class MPIVan:
         self._news: list[int] = []
         self._acknowledged = 0
         self._graveyard: list[tuple[MPI.Request, object]] = []
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or Backoff(bell=bell)
+        self._bell = bell
+        self._asleep: memoryview | bytes = bell.asleep if bell is not None else bytes(self.size)
+        self._flags = bell.flags if bell is not None else np.zeros(2 * self.size, np.uint8)[::2]
+        self._library = library(comm)
+        self._memory = np.zeros(FRAMES + 1, np.int64)
+        self._cells = self._memory[MEMORY - CELLS : MEMORY]
+        self._statuses = np.zeros(STATUS_BYTES, np.uint8)
+        self._frame = np.zeros(FRAME_ROOM, np.uint8)
+        self._looks = 1
+        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.lane: Lane | None = None
+        self.epoch = 0
+        self.slot = -1
+        self._rooms = Rooms()
+        self._desk = Desk()
+        self._open_desk()
         sharpen_sleep()
+
+    def _open_desk(self) -> None:
+        """Tell the compiled code where everything is."""
+        if self._library is not None:
+            desk = self._desk
+            places = (self._statuses, self._frame, desk.asked, desk.heads, desk.tails, desk.frames)
+            self._memory[: len(self._library)] = self._library
+            self._memory[STATUS:] = [place.ctypes.data for place in places]
 
     def _open(self) -> MPI.Intracomm:
         if self._comm is None:
@@ -191,8 +247,9 @@ class MPIVan:
         if dest in self._lost:
             return
         frame, buffers = encode(message)
+        tag = URGENT if message.kind is Kind.CONTROL and not buffers else FRAME
         try:
-            request = comm.Isend((frame, MPI.BYTE), dest, FRAME)
+            request = comm.Isend((frame, MPI.BYTE), dest, tag)
             self.sent_bytes += len(frame)
             if buffers or not request.Test():
                 self._outbox.append((request, dest, frame))
@@ -203,6 +260,16 @@ class MPIVan:
                 self.sent_bytes += len(buffer)
         except MPI.Exception as error:
             self._mourn(error, dest)
+        else:
+            self._wake(dest)
+
+    def _wake(self, dest: int) -> None:
+        """See to it that what was sent to a rank is heard; an answer may be about to come."""
+        if self._asleep[dest]:
+            assert self._bell is not None
+            self._bell.ring(dest)
+        if self._backoff.waiting:
+            self._backoff.reset()
 
     def receive(self) -> Message | None:
         comm = self._open()
@@ -212,14 +279,118 @@ class MPIVan:
             return message
         if self._frames and (message := self._late()) is not None:
             return message
-        status, source = self._status, None
-        try:
-            arrived = comm.Improbe(MPI.ANY_SOURCE, FRAME, status)
-            if arrived is None:
-                return None
+        if self._library is not None and not self._frames:
+            return self._from_loop()
+        return self._probe(comm, URGENT) or self._probe(comm, FRAME)
+
+    def _from_loop(self) -> Message | None:
+        """Receive by the compiled loop, which at a server may answer by itself."""
+        lane, cells = self.lane, self._cells
+        if lane is None:
+            found = hear(self._memory, self._looks, self.epoch)
+            if found & 0xFF == ANSWERED:
+                self.slot = found >> 8
+                self._backoff.reset()
+                return ANSWER
+        else:
+            cells[SERVED] = cells[SLEEPERS] = 0
+            found = serve(
+                self._library, cells, self._statuses, self._frame, LOOKS, self.rank, self.epoch,
+                lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
+                lane.landing, self._flags, lane.sleepers,
+            )  # fmt: skip
+            self._account(cells, lane)
+        if found == NOTHING:
+            return None
+        self._backoff.reset()
+        self._looks = 1
+        source, size = int(cells[FROM]), int(cells[SIZE])
+        if found == BROKEN:
+            self._mourn(MPI.Exception(int(cells[ERROR])), source if source >= 0 else None, torn=source >= 0)
+            return None
+        if found == BIG:
+            return self._begin(source, size, MPI.Message.fromhandle(int(cells[MESSAGE])))
+        if found == LATE:
+            request = MPI.Request.fromhandle(int(cells[REQUEST]))
+            self._frames.append(_Frame(source, self._frame[:size].data, request))
+            self._frame = np.zeros(FRAME_ROOM, np.uint8)
+            self._open_desk()
+            return None
+        frame = bytearray(self._frame[:size].data)
+        if found == LATE_BODY:
+            message, _, value_bytes = decode(frame)
+            self.received_bytes += size + value_bytes
+            assert message.values is not None
+            raw = self._desk_place() if lane is None else lane.give_up_landing()[:value_bytes]
+            message.values = raw.view(message.values.dtype).reshape(message.values.shape)
+            request = MPI.Request.fromhandle(int(cells[REQUEST]))
+            self._incoming.append(_Incoming(source, message, [request]))
+            return None
+        return self._unpack(source, frame)
+
+    def _desk_place(self) -> NDArray[np.uint8]:
+        """Give the memory into which the answer at the last slot is still coming; it counts as a message now."""
+        slot = int(self._cells[NEXT])
+        place, nbytes = self._desk.asked[slot, PLACE : BYTES + 1].tolist()
+        self._desk.withdraw(slot)
+        raw = self._desk.kept[slot]
+        assert raw is not None
+        first = place - raw.ctypes.data
+        return raw[first : first + nbytes]
+
+    def ask(
+        self,
+        dest: int,
+        head: int,
+        time: int,
+        acked: int,
+        raw: NDArray[np.uint8],
+        first: int,
+        nbytes: int,
+        kind: int,
+        pushes: bool,
+    ) -> int:
+        if self._library is None or self.lane is not None or dest in self._lost:
+            return -1
+        slot: int = ask(self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes)
+        if slot >= 0:
+            self._desk.kept[slot] = raw
+            self._wake(dest)
+        return slot
+
+    def withdraw(self, slot: int) -> None:
+        self._desk.withdraw(slot)
+
+    def _account(self, cells: NDArray[np.int64], lane: Lane) -> None:
+        """Count what the loop has moved, and give it the memory that it has missed."""
+        if cells[SERVED]:
             self._backoff.reset()
-            source, frame = status.Get_source(), bytearray(status.Get_count(MPI.BYTE))
-            if len(frame) <= _AT_ONCE and not self._frames:
+            for position in range(int(cells[SLEEPERS])):
+                self._wake(int(lane.sleepers[position]))
+            self.sent_bytes += int(cells[SENT])
+            self.received_bytes += int(cells[RECEIVED])
+            cells[SENT] = cells[RECEIVED] = 0
+        if cells[WANTED]:
+            lane.provide(int(cells[WANTED]))
+            cells[WANTED] = 0
+
+    def _probe(self, comm: MPI.Intracomm, tag: int) -> Message | None:
+        """Receive a frame of a tag, or begin to."""
+        try:
+            arrived = comm.Improbe(MPI.ANY_SOURCE, tag, self._status)
+        except MPI.Exception as error:
+            self._mourn(error)
+            return None
+        if arrived is None:
+            return None
+        self._backoff.reset()
+        return self._begin(self._status.Get_source(), self._status.Get_count(MPI.BYTE), arrived)
+
+    def _begin(self, source: int, size: int, arrived: MPI.Message) -> Message | None:
+        """Receive a frame that was found, or begin to."""
+        frame = bytearray(size)
+        try:
+            if size <= _AT_ONCE and not self._frames:
                 arrived.Recv((frame, MPI.BYTE))
             else:
                 request = arrived.Irecv((frame, MPI.BYTE))
@@ -227,7 +398,7 @@ class MPIVan:
                     self._frames.append(_Frame(source, frame, request))
                     return None
         except MPI.Exception as error:
-            self._mourn(error, source, torn=source is not None)
+            self._mourn(error, source, torn=True)
             return None
         return self._unpack(source, frame)
 
@@ -242,15 +413,17 @@ class MPIVan:
         if len(self._outbox) > _MANY:
             self.pending()  # one slow receiver must not keep what others have taken
 
-    def _unpack(self, source: int, frame: bytearray) -> Message | None:
+    def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Give the message of a frame that has arrived, or start to receive its keys and values."""
         self.received_bytes += len(frame)
         if source in self._deaf:
             return None
-        message, key_bytes, value_bytes = decode(frame)
+        message, key_bytes, value_bytes = decode(frame, self._rooms)
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes
+        if value_bytes and (place := self.landing(message)) is not None:
+            message.values = place
         incoming = _Incoming(source, message, [])
         try:
             for body in bodies(message):
@@ -300,7 +473,19 @@ class MPIVan:
 
     def idle(self) -> None:
         self._clear()
-        self._backoff.wait()
+        self._looks = LOOKS
+        waiting = self._backoff.waiting
+        moving = waiting and bool(self._outbox or self._incoming or self._frames or self._unsent())
+        self._backoff.wait(moving=moving)
+
+    def _unsent(self) -> int:
+        """Count what compiled code has sent, and MPI is not done with."""
+        if self._library is None:
+            return 0
+        pairs = [(self._desk.heads, self._desk.tails)]
+        if self.lane is not None:
+            pairs.append((self.lane.slots, self.lane.buffers))
+        return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
 
     def pending(self) -> int:
         self._clear()
@@ -309,7 +494,7 @@ class MPIVan:
         except MPI.Exception as error:
             self._mourn(error)
             self._outbox = deque(entry for entry in self._outbox if not _over(entry[0]))
-        return len(self._outbox)
+        return len(self._outbox) + self._unsent()
 
     def now(self) -> float:
         return time.perf_counter()
@@ -318,7 +503,10 @@ class MPIVan:
         return time.time()
 
     def close(self) -> None:
-        self._comm = None
+        self._comm, self._asleep = None, bytes(self.size)
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
 
     # --- deaths ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ shard, and every part is a view of the caller's arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +15,30 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError, WorkerLost
 from mpips.kernel import kernel
-from mpips.message import NO_ROUND, Command, Kind, Message
+from mpips.keycache import sign
+from mpips.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
 from mpips.node import Node
 from mpips.ranges import KeyRange
 from mpips.task import Task
 from mpips.update import VectorSpec
 
-Keys = NDArray[np.uint64] | KeyRange
 Rows = NDArray[Any]
+MOST_TOLD = 1 << 16
+"""Signatures that a vector believes known at the servers; then it begins anew."""
+MOST_PLANS = 1 << 10
+"""Ranges and samples of lists that a vector keeps in mind; then it begins anew."""
 
 
 @kernel("b1(u8[::1])")
 def ascending(keys: NDArray[np.uint64]) -> bool:
     """Tell whether keys are sorted and unique."""
-    for at in range(1, len(keys)):  # noqa: SIM110 (a kernel)
-        if keys[at] <= keys[at - 1]:
+    total, block = len(keys), 4096
+    for start in range(1, total, block):
+        earlier, later = keys[start - 1 :], keys[start:]
+        wrong = 0
+        for i in range(min(block, total - start)):  # without a way out, so that it is done by vectors
+            wrong += later[i] <= earlier[i]
+        if wrong:
             return False
     return True
 
@@ -43,6 +52,69 @@ class _Slice(NamedTuple):
     end: int
 
 
+_Head = tuple[NDArray[np.uint8], int]
+"""A request's header, and its address."""
+
+
+class _Plan:
+    """How some keys are cut by shard; `keys` are they if listed, and `signatures` of the slices if signed."""
+
+    __slots__ = ("_untold", "addresses", "heads", "keys", "n", "signatures", "slices")
+
+    def __init__(
+        self,
+        n: int,
+        slices: list[_Slice],
+        keys: NDArray[np.uint64] | None,
+        signatures: list[bytes] | None,
+    ) -> None:
+        self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
+        self.addresses = tuple(~piece.shard for piece in slices)
+        self.heads: dict[Command, list[_Head]] = {}
+        self._untold = set(range(len(slices))) if keys is not None else set[int]()
+
+    @property
+    def told(self) -> bool:
+        """Whether requests need no keys: it is a range, or all slices were named before by keys and signature."""
+        return not self._untold
+
+    def tell(self, number: int) -> None:
+        """Note that a slice is named with its signature."""
+        self._untold.discard(number)
+
+
+class KeyList:
+    """Keys that are named again and again: checked, cut by shard and signed once. `Vector.key_list` makes it.
+
+    `keys` u64[n] is a copy that cannot be written. Wherever a vector takes keys it takes a list that it has made.
+    """
+
+    __slots__ = ("everywhere", "keys", "plan", "vector", "within")
+
+    def __init__(
+        self, vector: Vector, keys: NDArray[np.uint64], within: KeyRange, slices: list[_Slice]
+    ) -> None:
+        self.vector, self.keys, self.within = vector, keys, within
+        signatures = _signed(keys, slices)
+        keys.flags.writeable = False
+        self.everywhere = self.plan = _Plan(len(keys), slices, keys, signatures)
+        if NO_SIGNATURE in signatures:  # shards where it has no keys take part in rounds only
+            held = [pair for pair in zip(slices, signatures, strict=True) if pair[1] != NO_SIGNATURE]
+            self.plan = _Plan(len(keys), [each for each, _ in held], keys, [each for _, each in held])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Keys = NDArray[np.uint64] | KeyRange | KeyList
+
+
+def _signed(keys: NDArray[np.uint64], slices: Sequence[_Slice]) -> list[bytes]:
+    return [
+        sign(keys[piece.begin : piece.end]) if piece.begin < piece.end else NO_SIGNATURE for piece in slices
+    ]
+
+
 class Vector:
     """A handle on one vector; `number` is its namespace. See the module.
 
@@ -54,6 +126,24 @@ class Vector:
         self.node, self.spec, self.number = node, spec, number
         self._all = KeyRange(0, spec.extent)
         self._cuts = node.view.ring.cuts(spec.extent)
+        self._dtype = np.dtype(spec.dtype)
+        self.kind = CODES[self._dtype]
+        """The type of the values, as on the wire."""
+        self.row_bytes = spec.width * self._dtype.itemsize
+        self._reads_plainly = spec.update in ("add", "assign")  # others may answer in rows of their own
+        self._plans: dict[tuple[KeyRange, bool], _Plan] = {}
+        self._samples: set[tuple[int, ...]] = set()  # of lists that came as they are
+        self._told: set[tuple[int, bytes]] = set()  # shard and signature of lists that were sent there
+
+    def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None = None) -> KeyList:
+        """Check, cut and sign keys once that will be named again and again; `within` as they will be named.
+
+        Raises:
+            InputError: they are not sorted and unique, or not within `within`.
+        """
+        listed = self._listed(keys).copy()
+        _, within = self._check(listed, within)
+        return KeyList(self, listed, within, self._cut(listed, within, self.spec.aggregate))
 
     def push(
         self,
@@ -115,33 +205,122 @@ class Vector:
         after: Iterable[Task],
         out: Rows | None,
     ) -> Task:
-        if not isinstance(keys, KeyRange):
-            keys = self._listed(keys)
-        n, within = self._check(keys, rows, within)
-        if out is not None:
-            self._check_out(out, n, command)
         together = self.spec.aggregate and command is not Command.PULL
         if together and self.node.crew < self.node.view.crew:
             raise WorkerLost("the workers have changed")
-        slices = self._cut(keys, within, together)
-        parts = []
-        for piece in slices:
-            message = Message(Kind.REQUEST, command, namespace=self.number, round=round, range=piece.range)
-            if not isinstance(keys, KeyRange):
-                message.keys = keys[piece.begin : piece.end]
-            if rows is not None:
-                message.values = rows[piece.begin : piece.end]
-            parts.append((~piece.shard, message))
+        plan = self._plan(keys, within, together)
+        if rows is not None and len(rows) != plan.n:
+            raise InputError(f"vector {self.spec.name}: {len(rows)} rows for {plan.n} keys")
+        if out is not None:
+            self._check_out(out, plan.n, command)
+        request = _Request(self, command, plan, rows, round, out)
+        tasks = self.node.tasks
+        if self._is_direct(request) and not after and self.node.direct and tasks.direct:
+            task = request.task = tasks.ask(request)
+            task.result = request.out
+            return task
+        parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         if command is Command.PUSH:
-            return self.node.tasks.submit(parts, None, after)
-        gather = _Gather(n, slices, out)
-        task = self.node.tasks.submit(parts, gather, after)
-        gather.task = task
+            return tasks.submit(parts, None, after)
+        task = tasks.submit(parts, request, after)
+        request.task = task
         if not parts:
-            gather.allocate(self.spec.width, np.dtype(self.spec.dtype))
+            request.allocate(self.spec.width, np.dtype(self.spec.dtype))
+        elif request.places is not None:
+            task.result = request.out
         return task
 
-    def _check(self, keys: Keys, rows: Rows | None, within: KeyRange | None) -> tuple[int, KeyRange]:
+    def _is_direct(self, request: _Request) -> bool:
+        """Tell whether a request may go by the van's desk, and make it ready for that."""
+        command, plan, rows = request.command, request.plan, request.rows
+        if command is Command.PUSH_PULL or request.round != NO_ROUND or not plan.addresses:
+            return False
+        if command is Command.PULL:
+            if request.out is None:
+                if not self._reads_plainly:
+                    return False
+                shape = (plan.n,) if self.spec.width == 1 else (plan.n, self.spec.width)
+                rows = request.out = np.empty(shape, self.spec.dtype)
+            else:
+                rows = request.out
+        assert rows is not None
+        if rows.dtype != self._dtype or rows.size != plan.n * self.spec.width or not rows.flags.carray:
+            return False
+        request.heads = plan.heads.get(command)
+        if request.heads is None:
+            if not plan.told:
+                return False
+            request.heads = plan.heads[command] = self._write_heads(request)
+        request.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
+        return True
+
+    def _write_heads(self, request: _Request) -> list[_Head]:
+        """Write what is always the same of the requests of a plan."""
+        heads: list[_Head] = []
+        for number, piece in enumerate(request.plan.slices):
+            message = request.make(number)
+            message.sender, message.shard = self.node.rank, piece.shard
+            if request.command is Command.PUSH:
+                size, width = piece.end - piece.begin, self.spec.width
+                head = heading(message, size, self._dtype, width)
+            else:
+                head = heading(message)
+            heads.append((head, head.ctypes.data))
+        return heads
+
+    def _plan(self, keys: Keys, within: KeyRange | None, together: bool) -> _Plan:
+        """Check keys, and cut them by shard."""
+        if isinstance(keys, KeyRange):
+            plan = self._plans.get((keys, together))
+            if plan is None:
+                self._check(keys, within)
+                plan = _Plan(keys.span, self._cut(keys, keys, together), None, None)
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
+                self._plans[keys, together] = plan
+            return plan
+        if isinstance(keys, KeyList):
+            if keys.vector is not self or (within is not None and within != keys.within):
+                raise InputError(f"vector {self.spec.name}: the list of keys was made for something else")
+            return keys.everywhere if together else keys.plan
+        listed = self._listed(keys)
+        n, within = self._check(listed, within)
+        slices = self._cut(listed, within, together)
+        return _Plan(n, slices, listed, self._sign_again(listed, slices))
+
+    def _sign_again(self, keys: NDArray[np.uint64], slices: Sequence[_Slice]) -> list[bytes] | None:
+        """Sign a list that seems to have come before: to sign one that comes only once would be wasted."""
+        n = len(keys)
+        if not n:
+            return None
+        sample = (n, int(keys[0]), int(keys[n // 3]), int(keys[n // 2]), int(keys[-1]))
+        if sample in self._samples:
+            return _signed(keys, slices)
+        if len(self._samples) >= MOST_PLANS:
+            self._samples.clear()
+        self._samples.add(sample)
+        return None
+
+    def _name(self, message: Message, plan: _Plan, number: int) -> None:
+        """Name the keys of a slice, by their signature alone if the server has been told it."""
+        keys, piece = plan.keys, plan.slices[number]
+        assert keys is not None
+        mine = keys if len(keys) == piece.end - piece.begin else keys[piece.begin : piece.end]
+        signature = plan.signatures[number] if plan.signatures is not None else NO_SIGNATURE
+        message.signature = signature
+        if signature == NO_SIGNATURE:
+            message.keys = mine
+        elif (piece.shard, signature) in self._told:
+            message.withheld = mine
+            plan.tell(number)
+        else:
+            message.keys = mine
+            if len(self._told) >= MOST_TOLD:
+                self._told.clear()
+            self._told.add((piece.shard, signature))
+            plan.tell(number)
+
+    def _check(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
         whole = self._all
         if isinstance(keys, KeyRange):
             n, within = keys.span, keys
@@ -159,8 +338,6 @@ class Vector:
                 )
         if within.begin < whole.begin or within.end > whole.end:
             raise InputError(f"vector {self.spec.name}: its keys end at {whole.end}, not {within.end}")
-        if rows is not None and len(rows) != n:
-            raise InputError(f"vector {self.spec.name}: {len(rows)} rows for {n} keys")
         return n, within
 
     def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
@@ -185,7 +362,7 @@ class Vector:
                 f"not {out.dtype} of {out.shape}"
             )
 
-    def _cut(self, keys: Keys, within: KeyRange, everywhere: bool) -> list[_Slice]:
+    def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[_Slice]:
         """Cut a request by shard; shards of `within` that hold none of the keys are left out unless `everywhere`."""
         cuts = self._cuts
         first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
@@ -206,22 +383,94 @@ class Vector:
         ]
 
 
-class _Gather:
-    """Puts the rows of each reply where the request's keys are."""
+class _Request:
+    """A push or a pull: makes its messages, and puts the rows of each reply where the request's keys are."""
 
-    def __init__(self, n: int, slices: list[_Slice], out: Rows | None) -> None:
-        self._n, self._slices, self._out = n, slices, out
+    __slots__ = ("command", "heads", "out", "places", "plan", "raw", "round", "rows", "task", "vector")
+
+    def __init__(
+        self, vector: Vector, command: Command, plan: _Plan, rows: Rows | None, round: int, out: Rows | None
+    ) -> None:
+        self.vector, self.command, self.plan = vector, command, plan
+        self.rows, self.round, self.out = rows, round, out
+        self.heads: list[_Head] | None = None
+        self.raw: NDArray[np.uint8] | None = None
         self.task: Task | None = None
+        self.places: list[Rows] | None = None
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Return whom the parts go to."""
+        return self.plan.addresses
+
+    def send(self, number: int, time: int, acked: int) -> int:
+        """Ask for a part at the van's desk."""
+        assert self.heads is not None and self.raw is not None
+        vector, piece = self.vector, self.plan.slices[number]
+        node, size = vector.node, vector.row_bytes
+        return node.van.ask(
+            node.view.rank_of(~piece.shard),
+            self.heads[number][1],
+            time,
+            acked,
+            self.raw,
+            piece.begin * size,
+            (piece.end - piece.begin) * size,
+            vector.kind,
+            self.command is Command.PUSH,
+        )
+
+    def make(self, number: int) -> Message:
+        """Make the message of a part."""
+        plan = self.plan
+        piece = plan.slices[number]
+        message = Message(
+            Kind.REQUEST,
+            self.command,
+            origin=self.vector.node.tasks.origin,
+            namespace=self.vector.number,
+            round=self.round,
+            range=piece.range,
+        )
+        if plan.keys is not None:
+            self.vector._name(message, plan, number)
+        if self.rows is not None:
+            message.values = self.rows if len(plan.slices) == 1 else self.rows[piece.begin : piece.end]
+        elif self.out is not None:
+            self._set_places(self.out)
+            if self.places is not None:
+                message.place = self.places[number]
+        return message
+
+    def _set_places(self, out: Rows) -> None:
+        """Cut `out` into where the rows of each slice are wanted."""
+        if self.places is None and out.flags.c_contiguous:
+            rows = out.reshape(self.plan.n, self.vector.spec.width)
+            self.places = [rows[piece.begin : piece.end] for piece in self.plan.slices]
 
     def __call__(self, part: int, reply: Message) -> None:
+        """Take the rows of a part's reply."""
+        rows, slices, n = reply.values, self.plan.slices, self.plan.n
+        if self.command is Command.PUSH:
+            return
+        if self.command is Command.PULL and self.out is not None:
+            self._set_places(self.out)
+        if self.places is not None and rows is not None:
+            place = self.places[part]
+            if rows is not place:
+                if rows.shape != place.shape:
+                    raise InputError(
+                        f"rows of width {rows.shape[1]} do not fit into out of width {place.shape[1]}"
+                    )
+                place[...] = rows
+            return
         assert self.task is not None
-        rows, slices = reply.values, self._slices
-        if rows is None or (self._n and slices[part].begin == slices[part].end):
+        if rows is None or (n and slices[part].begin == slices[part].end):
             return  # where nobody had keys the update did not run, and the rows' width is not its answer's
-        if self._out is None and len(slices) == 1 and len(rows) == self._n:
+        if self.out is None and len(slices) == 1 and len(rows) == n:
             self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return
-        if not self._n and self._out is None:  # of empty answers the widest counts, whichever comes first
+        if not n and self.out is None:  # of empty answers the widest counts, whichever comes first
             if self.task.result is None or rows.shape[1] > self.task.result.shape[-1]:
                 self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return
@@ -234,9 +483,9 @@ class _Gather:
         """Give the array of results, zero where no server answers."""
         assert self.task is not None
         if self.task.result is None:
-            shape = (self._n,) if width == 1 else (self._n, width)
-            self.task.result = np.zeros(shape, dtype) if self._out is None else self._out
-            if self._out is not None:
-                self._out[...] = 0
+            shape = (self.plan.n,) if width == 1 else (self.plan.n, width)
+            self.task.result = np.zeros(shape, dtype) if self.out is None else self.out
+            if self.out is not None:
+                self.out[...] = 0
         result: Rows = self.task.result
         return result
