@@ -19,6 +19,10 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench replication                       what copies of all keys cost
   mpips bench elastic                           requests while a server joins, and another leaves
   mpips bench restart                           runs that are killed as a whole, and resumed elsewhere
+  mpips bench pushpull                          pushes and pulls beside bare MPI, which is their limit
+  mpips bench overlap                           what a push or a pull costs a worker that computes
+  mpips bench idle                              what ranks at rest cost, how fast they wake, and crowds
+  mpips bench index                             how fast a server's key index takes and finds keys
 """
 
 

@@ -1,0 +1,199 @@
+"""A program that lets nothing happen, wakes ranks that rest, or asks as fast as it can: see `idle`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, Literal
+
+import numpy as np
+
+from mpips.errors import InputError
+from mpips.node import Node
+from mpips.scheduler import Cluster
+from mpips.update import VectorSpec
+from mpips.worker import Answer, Context, at_once
+
+VECTOR = "counts"
+EXTENT = 1 << 20
+WARM = 200
+"""Requests before anything is measured."""
+SETTLE = 0.5
+"""Seconds for what was to be done to be done, before nothing happens."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The program's table."""
+
+    part: Literal["rest", "ask"] = "rest"
+    """What is measured: ranks at rest and how they wake, or requests as fast as they go."""
+    seconds: float = field(default=5.0, metadata={"above": 0.0})
+    """How long nothing happens."""
+    pauses: list[float] = field(default_factory=lambda: [0.005, 0.05, 0.5])
+    """Seconds of rest before a round trip."""
+    wakes: float = field(default=6.0, metadata={"above": 0.0})
+    """Seconds for the round trips after each kind of pause."""
+    requests: int = field(default=40_000, metadata={"at_least": 1})
+    """Pushes and pulls of all workers together."""
+    batch: int = field(default=100, metadata={"at_least": 1, "at_most": EXTENT // 2})
+    """Keys of each, which are neighbours: so most are one server's, however many there are."""
+
+
+# --- The scheduler -------------------------------------------------------------------------------------
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Do one part; give seconds of processor time by rank and round trips in ns, or the seconds of all requests."""
+    cluster.create_vector(VectorSpec(VECTOR, "float32", extent=EXTENT), EXTENT // 8)
+    cluster.workers.call("ask", {"requests": WARM, "batch": settings.batch})
+    if settings.part == "ask":
+        count = len(cluster.workers)
+        each = [{"requests": len(range(i, settings.requests, count))} for i in range(count)]
+        ranks = ranks_of(cluster)
+        before = [processor_seconds(rank["pid"]) for rank in ranks]
+        with cluster.phase("train"):
+            cluster.workers.call("ask", {"batch": settings.batch}, each=each)
+        return {"processor": sum(processor_seconds(rank["pid"]) for rank in ranks) - sum(before)}
+    return {"rest": watch(cluster, settings.seconds), "trips": trips(cluster, settings)}
+
+
+def watch(cluster: Cluster, seconds: float) -> dict[str, Any]:
+    """Let nothing happen for so long; give the processor time that each rank took meanwhile (s), by rank."""
+    ranks = ranks_of(cluster)
+    rest(cluster.node, SETTLE)
+    begin, before = perf_counter_ns(), [processor_seconds(each["pid"]) for each in ranks]
+    rest(cluster.node, seconds)
+    after, end = [processor_seconds(each["pid"]) for each in ranks], perf_counter_ns()
+    return {
+        "seconds": (end - begin) * 1e-9,
+        "processor": {
+            str(each["rank"]): b - a for each, a, b in zip(ranks, before, after, strict=True)
+        },
+    }  # fmt: skip
+
+
+def ranks_of(cluster: Cluster) -> list[dict[str, Any]]:
+    """Give `ranks` of the run's run.json.
+
+    Raises:
+        InputError: some are on another host, and one cannot see how much processor time they take.
+    """
+    ranks: list[dict[str, Any]] = json.loads((cluster.folder.path / "run.json").read_text())["ranks"]
+    check_here(ranks, socket.gethostname())
+    return ranks
+
+
+def check_here(ranks: Sequence[Mapping[str, Any]], here: str) -> None:
+    """Make sure that all ranks are on the host `here`.
+
+    Raises:
+        InputError: they are not.
+    """
+    away = sorted({each["host"] for each in ranks} - {here})
+    if away:
+        raise InputError(
+            f"bench idle: all ranks must be on one host; some are on {', '.join(away)}, not on {here}"
+        )
+
+
+def processor_seconds(pid: int, proc: Path = Path("/proc")) -> float:
+    """Give the processor time that a process has taken, in seconds, all of its threads.
+
+    In nanoseconds where the kernel counts them (schedstat), else in its ticks, of 10 ms mostly.
+
+    Raises:
+        InputError: this system does not say.
+    """
+    folder = proc / str(pid)
+    try:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        with suppress(OSError):
+            files = list(folder.glob("task/*/schedstat"))
+            if files:
+                return sum(int(file.read_text().split()[0]) for file in files) * 1e-9
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{folder}: does not say how much processor time was taken: {error}") from None
+
+
+def trips(cluster: Cluster, settings: Settings) -> list[dict[str, Any]]:
+    """Wake servers by a push of the first worker, and workers by a call, after each kind of pause and without any."""
+    found = []
+    workers = cluster.workers
+    for pause in [0.0, *settings.pauses]:
+        count = repeats(pause, settings.wakes)
+        pushes = workers.gather("wake", {"pause": pause, "count": count}, only=[0])[0][1]
+        heard: list[int] = []
+
+        def call(heard: list[int] = heard) -> None:
+            """Call the workers in turn; note how long it took until that one had the message in hand."""
+            only = [len(heard) % len(workers)]
+            heard.append(workers.call("hear", {"sent": perf_counter_ns()}, only=only)[0]["after"])
+
+        calls = timed(cluster.node, pause, count, call)
+        found += [
+            {"what": what, "pause": pause, "ns": took}
+            for what, took in (("push", pushes[:, 0].tolist()), ("call", calls), ("heard", heard))
+        ]
+    return found
+
+
+def repeats(pause: float, seconds: float) -> int:
+    """Give how many round trips with pauses go into so many seconds, within bounds."""
+    return min(max(int(seconds / max(pause, 1e-3)), 10), 300)
+
+
+def timed(node: Node, pause: float, count: int, trip: Callable[[], Any]) -> list[int]:
+    """Do a round trip so many times, each after a pause (s); give how long each took, in ns."""
+    took = []
+    for _ in range(count):
+        if pause:
+            rest(node, pause)
+        begin = perf_counter_ns()
+        trip()
+        took.append(perf_counter_ns() - begin)
+    return took
+
+
+def rest(node: Node, seconds: float) -> None:
+    """Do nothing but hear messages for so long."""
+    until = node.van.now() + seconds
+    node.wait_until(lambda: node.van.now() >= until)
+
+
+# --- The worker ----------------------------------------------------------------------------------------
+
+
+class Worker:
+    """Pushes and pulls when it is told to."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self._rng = np.random.default_rng(context.index)
+
+    @at_once
+    def hear(self, sent: int) -> dict[str, int]:
+        """Say how long ago that was, in ns: clocks of one host are the same."""
+        return {"after": perf_counter_ns() - sent}
+
+    def wake(self, pause: float, count: int) -> Answer:
+        """Push one key so many times, each after a pause (s); give how long each took, i8[count, 1] in ns."""
+        vector, one = self.context.vectors[VECTOR], np.ones(1, np.float32)
+        keys = iter(np.sort(self._rng.integers(0, EXTENT, (count, 1), np.uint64), axis=1))
+        took = timed(self.node, pause, count, lambda: self.node.wait(vector.push(next(keys), one)))
+        return Answer(None, np.array(took, np.int64)[:, None])
+
+    def ask(self, requests: int, batch: int) -> None:
+        """Push and pull neighbouring keys so many times in all, each when the last was answered."""
+        vector, node = self.context.vectors[VECTOR], self.node
+        ones, keys = np.ones(batch, np.float32), np.arange(batch, dtype=np.uint64)
+        for number in range(requests):
+            some = keys + self._rng.integers(0, EXTENT - batch, dtype=np.uint64)
+            node.wait(vector.pull(some) if number % 2 else vector.push(some, ones))
