@@ -21,10 +21,11 @@ Kept = Message | Callable[[Message], Message]
 class _Caller:
     """What a callee knows of one caller."""
 
-    __slots__ = ("acked", "finished", "kept", "parked", "running")
+    __slots__ = ("acked", "finished", "kept", "latest", "parked", "running")
 
     def __init__(self) -> None:
         self.acked = 0
+        self.latest = -1  # the highest time that ever came
         self.finished: set[int] = set()  # times from `acked` on
         self.running: set[int] = set()
         self.parked: dict[int, Message] = {}
@@ -56,6 +57,7 @@ class Inbox:
         """Take a request; give those that may start now (none: it is parked, or is a repetition)."""
         caller = self._caller(request.origin, request.acked)
         time = request.time
+        caller.latest = max(caller.latest, time)
         if time in caller.running:
             return []
         if time in caller.parked:  # what it waits for may have been given up since
@@ -81,6 +83,7 @@ class Inbox:
             caller = self._callers[origin] = _Caller()
         if acked > caller.acked:
             caller.acked = acked
+            caller.latest = max(caller.latest, acked - 1)
             if len(caller.finished) > 32 or caller.kept:
                 caller.finished = {time for time in caller.finished if time >= acked}
                 for time in [each for each in caller.kept if each < acked]:
@@ -98,6 +101,7 @@ class Inbox:
         caller = self._caller(origin, acked)
         caller.running.discard(time)
         caller.finished.add(time)
+        caller.latest = max(caller.latest, time)
         if kept is not None and self.keep and time >= caller.acked:
             caller.kept[time] = kept
         return self._startable(caller) if caller.parked else []
@@ -120,6 +124,11 @@ class Inbox:
         for caller in self._callers.values():
             caller.running.clear()
             caller.parked.clear()
+
+    def latest(self, origin: int) -> int:
+        """Return the highest time of a caller's that ever came or was finished; what is above it is new."""
+        caller = self._callers.get(origin)
+        return -1 if caller is None else caller.latest
 
     def parks(self, origin: int) -> bool:
         """Tell whether requests of a caller wait for others of its own."""

@@ -147,26 +147,20 @@ class KeyCache:
     def _row(self, name: Name) -> int:
         return int(look_up(self.table, *_words(name[2]), name[0], name[1]))
 
-    def keep(self, shard: int, namespace: int, signature: bytes, entry: Known) -> None:
+    def keep(self, shard: int, namespace: int, signature: bytes, known: Known) -> None:
         """Keep a list, in the place of others if need be."""
-        if entry.nbytes > self.bound:
-            return
         name = (shard, namespace, signature)
-        self._remove(name)
-        self._entries[name] = entry
-        self.nbytes += entry.nbytes
+        old = self._entries.get(name)
+        if known.nbytes > self.bound or (old is not None and (old.keys is None or known.keys is not None)):
+            return  # the same keys have the same slots, those that have any
+        self._entries[name] = known
+        self.nbytes += known.nbytes - (0 if old is None else old.nbytes)
         if self.nbytes > self.bound:
             self._evict(name)
         elif 2 * len(self._entries) > len(self.table):
             self._rebuild()
         else:
-            _put(self.table, name, entry)
-
-    def _remove(self, name: Name) -> None:
-        old = self._entries.pop(name, None)
-        if old is not None:
-            self.nbytes -= old.nbytes
-            self._rebuild()
+            _put(self.table, name, known)
 
     def forget(self, shard: int) -> None:
         """Forget all lists of a shard, whose slots do not hold any more."""
@@ -210,9 +204,9 @@ def _words(signature: bytes) -> tuple[int, int]:
     )
 
 
-def _put(table: NDArray[np.int64], name: Name, entry: Known) -> None:
+def _put(table: NDArray[np.int64], name: Name, known: Known) -> None:
     """Write a list into the table, if all of its keys have slots."""
-    if entry.keys is not None:
+    if known.keys is not None:
         return
     shard, namespace, signature = name
     low, high = _words(signature)
@@ -220,7 +214,7 @@ def _put(table: NDArray[np.int64], name: Name, entry: Known) -> None:
     row = (low ^ (shard * 31) ^ (namespace * 1021)) & mask
     while table[row, COUNT] != EMPTY:
         row = (row + 1) & mask
-    slots: Any = entry.slots
+    slots: Any = known.slots
     if isinstance(slots, slice):
         table[row] = (low, high, shard, namespace, slots.start, slots.stop - slots.start, 0, 0)
     else:

@@ -264,7 +264,7 @@ def serve(
             return TAKEN
         # Whose request, and to what?
         shard, namespace, origin = small[4], small[6], small[3]
-        if shard >= parts.shape[0] or namespace >= parts.shape[1]:
+        if shard >= parts.shape[0] or namespace < 0 or namespace >= parts.shape[1]:
             return TAKEN
         if origin < 0 or origin >= rows_of.shape[1] or origin != cells[FROM]:
             return TAKEN
@@ -287,7 +287,7 @@ def serve(
         else:
             first = words[7] - part[BEGIN]
             count = words[8] - words[7] + 1
-            if part[ROWS] == 0 or first < 0 or count < 1 or first + count > part[ROWS]:
+            if first < 0 or first >= part[ROWS] or count < 1 or count > part[ROWS] - first:
                 return TAKEN
         width = part[WIDTH]
         nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)

@@ -203,7 +203,7 @@ class Server:
         if inbox.parks(origin):
             self._lane.forget(number, origin)  # what it waits for must not finish unseen
         elif origin >= 0:
-            self._lane.admitted(number, origin, message.time)
+            self._lane.admitted(number, origin, inbox.latest(origin))
         while ready:
             ready.extend(self._execute(link, link.shard, ready.popleft()))
 

@@ -350,7 +350,7 @@ class MPIVan:
         kind: int,
         pushes: bool,
     ) -> int:
-        if self._library is None or self.lane is not None or dest in self._lost:
+        if self._library is None or self.lane is not None or dest in self._lost or nbytes > _PIECE:
             return -1
         slot: int = ask(self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes)
         if slot >= 0:

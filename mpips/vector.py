@@ -260,6 +260,7 @@ class Vector:
         for number, piece in enumerate(request.plan.slices):
             message = request.make(number)
             message.sender, message.shard = self.node.rank, piece.shard
+            message.keys = None  # told before: a server that has forgotten them asks
             if request.command is Command.PUSH:
                 size, width = piece.end - piece.begin, self.spec.width
                 head = heading(message, size, self._dtype, width)

@@ -1,0 +1,332 @@
+"""A server whose lane answers what it can, and callers that ask at their desks: sums against numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpips import lane as lane_module
+from mpips import van as van_module
+from mpips import vector as vector_module
+from mpips.layout import Layout, Place, Role
+from mpips.message import Message
+from mpips.node import Node
+from mpips.ranges import KeyRange
+from mpips.server import KEY_CACHE, Server
+from mpips.task import Task
+from mpips.update import VectorSpec
+from mpips.van import MPIVan
+from mpips.vector import Vector
+from mpips.view import View, first_view
+
+MOST = 3
+"""Ranks that take part: the server is rank 1, the others ask."""
+BLOCK = 200_000
+"""Keys that each caller has for itself."""
+DTYPES = ("float32", "float64", "int32", "int64")
+
+
+class Callers:
+    """The ranks that ask, as each of them sees it."""
+
+    def __init__(self, node: Node, specs: Sequence[VectorSpec], comm: MPI.Intracomm) -> None:
+        self.node, self._comm = node, comm
+        self.vectors = [Vector(node, spec, number) for number, spec in enumerate(specs)]
+        self.index = 0 if node.rank == 0 else node.rank - 1
+        self.count = comm.Get_size() - 1
+
+    def begin(self, number: int) -> int:
+        """Return where this caller's block of a vector's keys begins."""
+        return self.index * (self.vectors[number].spec.extent // self.count)
+
+
+class Taken:
+    """The requests that the server's Python was given: shard, caller and time."""
+
+    def __init__(self, server: Server) -> None:
+        self.requests: set[tuple[int, int, int]] = set()
+        self._pass_on = server.node.shards
+        server.node.shards = self
+
+    def __call__(self, message: Message) -> None:
+        self.requests.add((message.shard, message.origin, message.time))
+        self._pass_on(message)
+
+
+def roles(size: int) -> Layout:
+    kinds = [Role.SCHEDULER, Role.SERVER, *[Role.WORKER] * (size - 2)]
+    places = [Place(rank, role, max(0, rank - 2), "") for rank, role in enumerate(kinds)]
+    return Layout(tuple(places))
+
+
+@contextmanager
+def some_ranks() -> Iterator[MPI.Intracomm | None]:
+    """Give a communicator of those who take part; None to the others."""
+    world = MPI.COMM_WORLD
+    inside = world.Get_rank() < MOST
+    comm = world.Split(0 if inside else MPI.UNDEFINED, world.Get_rank())
+    try:
+        yield comm if inside else None
+    finally:
+        if inside:
+            comm.Free()
+
+
+def together(
+    specs: Sequence[VectorSpec],
+    ask: Callable[[Callers], int],
+    check: Callable[[Server, Taken, int], None] = lambda server, taken, asked: None,
+    *,
+    shards: int = 1,
+    most: float = KEY_CACHE,
+    prepare: Callable[[Server], None] = lambda server: None,
+    turn: Callable[[View], View] | None = None,
+) -> None:
+    """Let callers `ask` (and say how many requests that were), and `check` the server when they have ended.
+
+    With `turn` all go over to another view when everything that was asked is answered, though nobody has looked.
+    """
+    with some_ranks() as comm:
+        if comm is None:
+            return
+        beside = comm.Dup()
+        layout = roles(comm.Get_size())
+        view = first_view(layout, shards)
+        node = Node(MPIVan(comm), layout, view)
+        assert view.ring.shards == shards
+        if node.rank == 1:
+            server = Server(node, key_cache=most)
+            for link in server.links.values():
+                assert link.shard is not None
+                for number, spec in enumerate(specs):
+                    link.shard.create(number, spec)
+                server._open(link)
+            prepare(server)
+            taken = Taken(server)
+            beside.Barrier()
+            server.run(beside.Ibarrier().Test)
+            if turn is not None:
+                node.adopt(turn(view))
+                server.run(beside.Ibarrier().Test)
+            asked = beside.allreduce(0)
+            for link in server.links.values():
+                assert link.shard is not None
+                server._catch_up(link.shard)
+            check(server, taken, asked)
+        else:
+            beside.Barrier()
+            callers = Callers(node, specs, beside)
+            asked = ask(callers)
+            if turn is not None:
+                beside.Ibarrier().Wait()
+                node.adopt(turn(view))
+                callers.node.wait_until(lambda: not node.tasks.unfinished)
+            beside.Ibarrier().Wait()
+            beside.allreduce(asked)
+        node.van.close()
+        beside.Free()
+
+
+# --- anything, in any order, against numpy ---------------------------------------------------------------
+
+
+class Asking:
+    """Pushes and pulls parts of a caller's own block in all manners, and knows what must be there."""
+
+    def __init__(self, callers: Callers, number: int, seed: int) -> None:
+        self.vector, self.node = callers.vectors[number], callers.node
+        spec = self.vector.spec
+        self.begin, self.span = callers.begin(number), spec.extent // callers.count
+        self.model = np.zeros((self.span, spec.width), spec.dtype)
+        self.rng = np.random.default_rng([seed, callers.index, number])
+        self.lists: list[tuple[Any, Any]] = []
+        self.asked = 0
+
+    def places(self, first: int, size: int) -> Any:
+        """Draw keys, relative to the block, of one of `size` places from `first` on; and how they are named."""
+        spec, rng = self.vector.spec, self.rng
+        how = int(rng.integers(0, 4 if spec.dense else 3))
+        if how == 3:
+            return np.arange(first, first + size), KeyRange(self.begin + first, self.begin + first + size)
+        step = 1 if how == 0 else int(rng.integers(1, 9))
+        places = np.arange(first, first + size, step)
+        keys = (places + self.begin).astype(np.uint64)
+        return places, self.vector.key_list(keys) if how < 2 else keys
+
+    def size(self, most: int) -> int:
+        return int(
+            min(most, self.rng.choice([1, 2, 50, 3_000, 20_000, most], p=[0.3, 0.2, 0.3, 0.1, 0.08, 0.02]))
+        )
+
+    def rows(self, n: int) -> Any:
+        spec = self.vector.spec
+        rows = self.rng.integers(-9, 10, (n, spec.width)).astype(spec.dtype)
+        shape = int(self.rng.integers(0, 3))
+        if shape == 0 and spec.width == 1:
+            return rows, rows[:, 0].copy()
+        if shape == 1:  # not in one piece
+            wide = np.zeros((n, 2 * spec.width), spec.dtype)
+            wide[:, ::2] = rows
+            return rows, wide[:, ::2]
+        return rows, rows
+
+    def draw(self, cut: Any) -> tuple[Any, Any]:
+        """Draw which places of a piece a request is about, and how it names them: perhaps as before."""
+        if self.lists and self.rng.random() < 0.5 and cut is None:
+            return self.lists[int(self.rng.integers(0, len(self.lists)))]
+        first, most = cut if cut is not None else (int(self.rng.integers(0, self.span)), self.span)
+        drawn = self.places(first, self.size(min(most, self.span - first)))
+        self.lists = [*self.lists[-7:], drawn]
+        return drawn
+
+    def push(self, count: int) -> list[Task]:
+        """Push so many times at once; what is assigned, to keys of its own each time."""
+        assigns = self.vector.spec.update == "assign"
+        cuts = np.sort(self.rng.choice(self.span, count + 1, replace=False))
+        tasks: list[Task] = []
+        for number in range(count):
+            cut = (int(cuts[number]), int(cuts[number + 1] - cuts[number])) if assigns else None
+            places, named = self.draw(cut)
+            rows, given = self.rows(len(places))
+            if assigns:
+                self.model[places] = rows
+            else:
+                self.model[places] += rows
+            tasks.append(self.vector.push(named, given))
+            self.asked += tasks[-1].expected
+        return tasks
+
+    def pull(self, count: int) -> None:
+        spec = self.vector.spec
+        pulled = []
+        for _ in range(count):
+            places, named = self.draw(None)
+            out = None
+            if self.rng.random() < 0.5:
+                out = np.full((len(places), 2 * spec.width), 7, spec.dtype)
+                out = out[:, ::2] if self.rng.random() < 0.3 else out[:, : spec.width].copy()
+            pulled.append((places, out, self.vector.pull(named, out=out)))
+            self.asked += pulled[-1][2].expected
+        for places, out, task in pulled:
+            result = self.node.wait(task)
+            assert out is None or result is out
+            assert result.dtype == spec.dtype
+            assert np.array_equal(result.reshape(len(places), spec.width), self.model[places])
+
+
+def ask_anything(seed: int, rounds: int) -> Callable[[Callers], int]:
+    def ask(callers: Callers) -> int:
+        asking = [Asking(callers, number, seed) for number in range(len(callers.vectors))]
+        rng = np.random.default_rng([seed, callers.index])
+        for _ in range(rounds):
+            pushed = [each.push(int(rng.choice([1, 5, 100]))) for each in asking]
+            for each, tasks in zip(asking, pushed, strict=True):
+                callers.node.wait_all(tasks)
+                each.pull(int(rng.choice([1, 5, 100])))
+        return sum(each.asked for each in asking)
+
+    return ask
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "sparse"])
+@pytest.mark.parametrize(("shards", "most"), [(1, KEY_CACHE), (3, KEY_CACHE), (1, 4000)])
+def test_anything_in_any_order(dense: bool, shards: int, most: float) -> None:
+    extent = BLOCK * (min(MPI.COMM_WORLD.Get_size(), MOST) - 1)
+    specs = [
+        VectorSpec(f"{dtype}-{width}-{update}", dtype, width, extent, update, dense=dense)
+        for dtype, width, update in [
+            ("float32", 1, "add"), ("float64", 3, "add"), ("int32", 3, "assign"), ("int64", 1, "add"),
+        ]
+    ]  # fmt: skip
+
+    def check(server: Server, taken: Taken, asked: int) -> None:
+        by_lane = asked - len(taken.requests)
+        assert by_lane > (asked / 4 if dense else asked / 20 if most == KEY_CACHE else 0)
+        assert (server.lists.misses > 0) == (most < KEY_CACHE)
+
+    together(specs, ask_anything(shards + dense, 2), check, shards=shards, most=most)
+
+
+# --- what is easily got wrong ----------------------------------------------------------------------------
+
+SUMS = VectorSpec("sums", "int64", 1, 1000, dense=True)
+
+
+def deaf(node: Node, seconds: float) -> None:
+    """Let the server do what it has been sent, without hearing of it."""
+    until = node.van.now() + seconds
+    while node.van.now() < until:
+        MPI.COMM_WORLD.Iprobe()
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_what_is_sent_again_under_another_view_is_applied_once(ahead: int) -> None:
+    """The answers are on their way when the workers change, upon which all that is unanswered is sent again."""
+    keys, rows = KeyRange(0, 1000), np.ones(1000, np.int64)
+
+    def ask(callers: Callers) -> int:
+        node, vector = callers.node, callers.vectors[0]
+        for _ in range(ahead):
+            node.wait(vector.push(keys, rows))
+        for _ in range(10):
+            vector.push(keys, rows)
+        deaf(node, 0.05)
+        assert len(node.tasks.unfinished) == 10
+        return ahead + 10
+
+    def check(server: Server, taken: Taken, asked: int) -> None:
+        (shard,) = server.shards
+        assert set(shard.vectors[0].segment.values.ravel().tolist()) == {asked}
+        assert shard.changes == asked
+
+    def turn(view: View) -> View:
+        return replace(view, epoch=1, crew=1)
+
+    together([SUMS], ask, check, turn=turn)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_module, "MOST_TOLD", 1)
+
+    def ask(callers: Callers) -> int:
+        node, vector = callers.node, callers.vectors[0]
+        begin = callers.begin(0)
+        lists = [vector.key_list(np.arange(begin + at, begin + 300, 7, dtype=np.uint64)) for at in range(5)]
+        for time in range(3):
+            for each in lists:
+                node.wait(vector.push(each, np.ones(len(each), np.int64)))
+            for each in lists:
+                assert set(node.wait(vector.pull(each)).tolist()) == {time + 1}
+        return 0
+
+    together([SUMS], ask)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_what_is_more_than_mpi_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It travels in pieces, however it is asked for."""
+    monkeypatch.setattr(van_module, "_PIECE", 1 << 16)
+    monkeypatch.setattr(lane_module, "MOST_BYTES", 1 << 16)
+    spec = VectorSpec("wide", "float64", 1, 200_000, dense=True)
+
+    def ask(callers: Callers) -> int:
+        node, vector = callers.node, callers.vectors[0]
+        for size in (1000, 8_192, 8_193, 50_000):
+            keys = KeyRange(callers.begin(0), callers.begin(0) + size)
+            rows = np.arange(size, dtype=np.float64)
+            before = node.wait(vector.pull(keys, out=np.full(size, -1.0)))
+            for _ in range(3):
+                node.wait(vector.push(keys, rows))
+            assert np.array_equal(node.wait(vector.pull(keys, out=np.full(size, -1.0))), before + 3 * rows)
+        return 0
+
+    together([spec], ask)
