@@ -31,6 +31,21 @@ def _sum_into(
     stamps[slot] = epoch << 32 | place tells that a slot is already in this round's union, and where.
     """
     width = sums.shape[1]
+    if width == 1:  # by far the most frequent, and worth a loop without an inner one
+        total, mine = sums[:, 0], rows[:, 0]
+        for i in range(len(slots)):
+            s = np.uint32(slots[i])
+            stamp = stamps[s]
+            if stamp >> 32 == epoch:
+                places[i] = stamp & 0xFFFFFFFF
+                total[np.uint32(places[i])] += mine[i]
+            else:
+                stamps[s] = (epoch << 32) | count
+                touched[count] = slots[i]
+                total[count] = mine[i]
+                places[i] = count
+                count += 1
+        return count
     for i in range(len(slots)):
         s = slots[i]
         stamp = stamps[s]

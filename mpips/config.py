@@ -74,6 +74,8 @@ class RingSpec:
     Where MPI ends all ranks when one dies (all but Open MPI with ULFM), or there is one server, none are kept."""
     repair_bandwidth: float = field(default=200e6, metadata={"at_least": 0})
     """Bytes per second that making the copies whole again may take from each server; 0: no limit."""
+    key_cache: float = field(default=256e6, metadata={"at_least": 0})
+    """Bytes of key lists that each server remembers, so that a list which comes again need not travel; 0: none."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,16 @@ def _add(mine: Any, rows: Any) -> None:
 @kernel()
 def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
     """Do the same with the values of slots."""
+    if width == 1:
+        for i in range(len(slots)):
+            s = np.uint32(slots[i])
+            if act == ADD:
+                values[s] += rows[i]
+            elif act == ASSIGN:
+                values[s] = rows[i]
+            else:
+                rows[i] = values[s]
+        return
     for i in range(len(slots)):
         mine, row = np.int64(slots[i]) * width, i * width
         for j in range(width):

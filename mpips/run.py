@@ -341,7 +341,7 @@ class _Run:
         journal = Journal(node, self.replicas + 1)
         server: Server | None = None
         if node.role is not Role.WORKER:
-            server = Server(node, job.ring.repair_bandwidth, writer)
+            server = Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
         if not membership.leading:
             for kind in ASKS:  # the leader hears them too, and decides
                 signal.signal(kind, lambda number, _: self.asked.append(number))
@@ -352,7 +352,7 @@ class _Run:
                 group = self.communicators.group if self.communicators.group else None
                 Workshop(node, prepared.program.worker, job, group, writer).run(until)
             else:
-                server = server or Server(node, job.ring.repair_bandwidth, writer)
+                server = server or Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
                 server.run(until)
         return self._lead(node, prepared, journal, membership)
 

@@ -82,6 +82,8 @@ OWN: dict[str, Callable[..., dict[str, Any]]] = {"create_vector": create_vector,
 
 MOST_BACKLOG = 64
 """Messages along chains that may wait for leisure."""
+MOST_UNSENT = 1 << 28
+"""Bytes of answers on their way to one caller, from which on it has to wait for further ones until it takes some."""
 KEY_CACHE = 256e6
 """Bytes of key lists that a server remembers unless told otherwise."""
 
@@ -110,6 +112,7 @@ class Server:
             "account": self._account,
             "snapshot": self._snapshot,
         }
+        self._unanswered: deque[Message] = deque()  # pulls of callers that do not take what they were sent
         self._words: dict[
             int, list[tuple[int, int]]
         ] = {}  # acknowledgements that are due, (shard, time) by caller
@@ -263,6 +266,9 @@ class Server:
         """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
         try:
             if request.command is Command.PULL:
+                if self.node.van.unsent(self.node.view.caller(request.origin)) > MOST_UNSENT:
+                    self._unanswered.append(request)
+                    return []
                 segment = shard.hosted(request.namespace).segment
                 rows = segment.pull_slots(self._resolve(shard, segment, request, create=False))
                 return self._read(link, shard, request, reply_to(request, rows))
@@ -273,6 +279,16 @@ class Server:
             return self._push(link, shard, request)
         except Exception as error:
             return self._refuse(link, shard, request, error)
+
+    def _answer_late(self) -> None:
+        """Answer pulls that had to wait, as far as their callers have taken what they were sent."""
+        for _ in range(len(self._unanswered)):
+            request = self._unanswered.popleft()
+            link = self.links.get(request.shard)
+            if link is not None and link.primary and link.shard is not None:
+                ready = deque(self._execute(link, link.shard, request))
+                while ready:
+                    ready.extend(self._execute(link, link.shard, ready.popleft()))
 
     def _refuse(self, link: Link, shard: Shard, request: Message, error: BaseException) -> list[Message]:
         """Answer with an error a request that has changed nothing."""
@@ -528,6 +544,7 @@ class Server:
         for origin in list(self._words):
             self._send_words(origin)
         self._hasty.clear()
+        self._answer_late()
         if self._awaiting and self._file is not None and self._file.done():
             answer_written(self.node, self._awaiting, self._file)
         for link in self.links.values():

@@ -38,6 +38,12 @@ _TYPES = ("f4", "f8", "i4", "i8")
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
 def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
+    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+        column, target = values[:, 0], out[:, 0]
+        for i in range(len(slots)):
+            s = slots[i]
+            target[i] = column[np.uint32(s)] if s >= 0 else 0
+        return
     for i in range(len(slots)):
         s = slots[i]
         if s < 0:

@@ -436,6 +436,9 @@ class TwinVan:
     def idle(self) -> None:
         self._open().rest(self.rank)
 
+    def unsent(self, dest: int) -> int:
+        return 0
+
     def pending(self) -> int:
         return 0
 

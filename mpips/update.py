@@ -222,6 +222,11 @@ def _assign(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
 def _add(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
+    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+        column, added = values[:, 0], rows[:, 0]
+        for i in range(len(slots)):
+            column[np.uint32(slots[i])] += added[i]
+        return
     for i in range(len(slots)):
         for j in range(values.shape[1]):
             values[slots[i], j] += rows[i, j]

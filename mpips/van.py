@@ -134,6 +134,9 @@ class Van(Protocol):
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
 
+    def unsent(self, dest: int) -> int:
+        """Count the bytes of keys and values that `send` was given for a rank and that have not left yet."""
+
     def pending(self) -> int:
         """Count the sends that are not yet complete, to ranks that are neither known to have failed nor buried."""
 
@@ -486,6 +489,9 @@ class MPIVan:
         if self.lane is not None:
             pairs.append((self.lane.slots, self.lane.buffers))
         return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
+
+    def unsent(self, dest: int) -> int:
+        return sum(len(kept[0]) for _, to, kept in self._outbox if to == dest and isinstance(kept, tuple))
 
     def pending(self) -> int:
         self._clear()

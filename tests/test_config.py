@@ -121,6 +121,7 @@ def test_a_job_of_one_line_is_all_defaults(job_file: Callable[..., Path]) -> Non
 def test_what_keeps_a_run_going_has_defaults(job_file: Callable[..., Path]) -> None:
     job = load(job_file(), (), programs)
     assert (job.ring.replicas, job.ring.repair_bandwidth) == (1, 200e6)
+    assert job.ring.key_cache == 256e6
     assert (job.heartbeat.period, job.heartbeat.patience) == (0.1, 1.0)
     assert (job.checkpoint.every_seconds, job.layout.hand_over) == (0.0, False)
 

@@ -18,7 +18,8 @@ from mpips.message import Command, Kind, Message
 from mpips.node import Node
 from mpips.ranges import KeyRange
 from mpips.scheduler import Cluster
-from mpips.twin import Network, rough
+from mpips.server import MOST_UNSENT
+from mpips.twin import Network, TwinVan, rough
 from mpips.update import Column, VectorSpec, update
 from mpips.vector import Vector
 from mpips.view import Loss, first_view, without
@@ -557,3 +558,38 @@ def test_rounds_with_other_workers_are_given_up() -> None:
     assert summed.pull(keys).error is None
     node.crew = node.view.crew  # a call of the scheduler's that knows of the new workers
     assert summed.push(keys, np.ones(2), round=1).error is None
+
+
+def test_who_does_not_take_what_was_sent_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server does not fill its memory with answers: a pull of such a caller is left until some of them are taken."""
+    asked: list[float] = []
+
+    def unsent(van: TwinVan, dest: int) -> int:
+        asked.append(van.now())
+        return MOST_UNSENT + 1 if len(asked) < 6 else 0
+
+    monkeypatch.setattr(TwinVan, "unsent", unsent)
+
+    class Puller:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def go(self) -> Answer:
+            vector, node = self.context.vectors["v"], self.context.node
+            pushed = node.wait(vector.push(KeyRange(0, 3), np.ones(3)))
+            assert pushed is None
+            first = vector.pull(KeyRange(0, 3))
+            later = vector.push(KeyRange(0, 3), np.ones(3), after=[first])  # not before that is answered
+            return Answer(
+                values=np.array(
+                    [node.wait(first), (node.wait(later), node.wait(vector.pull(KeyRange(0, 3))))[1]]
+                )
+            )
+
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(VectorSpec("v", "float64", 1, 3, dense=True))
+        return cluster.workers.gather("go")[0][1].tolist()
+
+    assert simulate(schedule, Puller, servers=1, workers=1) == [[1.0] * 3, [2.0] * 3]
+    assert len(asked) > 6
+    assert asked[5] > asked[0], "tried again later, not at once"
