@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.kernel import kernel
-from mpips.message import DETACHED, HEADER_BYTES, INLINE, MAGIC, NO_VALUES, Kind
+from mpips.message import DETACHED, HEADER_BYTES, INLINE, MAGIC, NO_VALUES, REACH, REACHED, Kind
 from mpips.move import (
     ASKED,
     BODY,
@@ -75,7 +75,7 @@ def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, tails: Any)
     return -1
 
 
-@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1)")
+@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1, b1)")
 def ask(
     memory: Any,
     head: int,
@@ -88,11 +88,12 @@ def ask(
     nbytes: int,
     kind: int,
     pushes: bool,
+    reach: bool,
 ) -> Any:
     """Send a request with `nbytes` of `raw` from byte `first` on, or that wants its answer there; give its slot, or -1.
 
-    `kind` is what numbers these are, as on the wire. At `head`, an address, stands the request as far as it is always
-    the same.
+    With `reach` the server may write the answer there. `kind` is what numbers these are, as on the wire. At `head`, an
+    address, stands the request as far as it is always the same.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
@@ -118,6 +119,9 @@ def ask(
     asked[slot, PLACE] = address
     asked[slot, BYTES] = 0 if pushes else nbytes
     asked[slot, DTYPE] = kind
+    if reach:
+        frame[6] |= REACH
+        words[10] = address
     size = HEADER_BYTES
     apart = pushes and nbytes > INLINE
     if pushes and not apart:
@@ -184,7 +188,9 @@ def hear(memory: Any, looks: int, epoch: int) -> Any:
         return TAKEN
     cells[NEXT] = slot
     nbytes = asked[slot, BYTES]
-    if nbytes > 0 and (frame[6] & DETACHED) != 0:
+    if (frame[6] & REACHED) != 0:
+        cells[RECEIVED] += nbytes
+    elif nbytes > 0 and (frame[6] & DETACHED) != 0:
         cells[REQUEST] = 0
         error = call(
             lib[IRECV],
@@ -222,7 +228,11 @@ class Desk:
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
         self.kept: list[NDArray[Any] | None] = [None] * SLOTS
         """What is sent, or wanted, where it stands; by slot, until that is used again."""
+        self.reached = [False] * SLOTS
+        self._lost: list[NDArray[Any] | None] = []
 
     def withdraw(self, slot: int) -> None:
         """Let the answer to a request be a message like any other."""
         self.asked[slot, WAITS] = 0
+        if self.reached[slot]:  # the server may still write there, whatever becomes of it
+            self._lost.append(self.kept[slot])

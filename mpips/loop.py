@@ -38,7 +38,19 @@ from mpips.lane import (
     WIDTH,
     WINDOW,
 )
-from mpips.message import DETACHED, HEADER_BYTES, INLINE, LISTED, MAGIC, NO_ROUND, NO_VALUES, Command, Kind
+from mpips.message import (
+    DETACHED,
+    HEADER_BYTES,
+    INLINE,
+    LISTED,
+    MAGIC,
+    NO_ROUND,
+    NO_VALUES,
+    REACH,
+    REACHED,
+    Command,
+    Kind,
+)
 from mpips.move import (
     BODY,
     BROKEN,
@@ -52,17 +64,19 @@ from mpips.move import (
     OFTEN,
     RECEIVED,
     REQUEST,
+    SENT,
     SERVED,
     SIZE,
     SLEEPERS,
     TAKEN,
+    VECTORS,
     WANTED,
     complete,
     is_free,
     look,
     post,
 )
-from mpips.native import BYTE, COMM, IRECV, MEMCPY, at, call
+from mpips.native import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
@@ -228,9 +242,24 @@ def _has_room(caller: Any, acked: int) -> bool:
     return False
 
 
+@kernel()
+def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int) -> bool:
+    """Write into another process's memory; tell whether all of it is there."""
+    if lib[WRITE] == 0 or nbytes >= 1 << 30:
+        return False
+    cells[VECTORS], cells[VECTORS + 1], cells[VECTORS + 2], cells[VECTORS + 3] = (
+        source,
+        nbytes,
+        target,
+        nbytes,
+    )
+    here: Any = np.int64(cells.ctypes.data) + 8 * VECTORS
+    return call(lib[WRITE], (pid, here, 1, here + 16, 1, 0)) == nbytes  # type: ignore[no-any-return]
+
+
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
-    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1])"
+    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1])"
 )
 def serve(
     lib: Any,
@@ -250,13 +279,15 @@ def serve(
     landing: Any,
     asleep: Any,
     sleepers: Any,
+    pids: Any,
 ) -> int:
     """Receive, and answer what is simple, until there is something for Python, or nothing for `tries` looks.
 
     `parts` i8[shards, namespaces, 10]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
     -1: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 2] and `frames` u1[64, room]: answers on their way;
     `buffers` i8[n, 4]: busy, request, address, size of what large answers go out from; `landing`: where large pushes
-    come in; `asleep` u1[ranks]: who is, of whom those that were answered are written into `sleepers` i4[256].
+    come in; `asleep` u1[ranks]: who is, of whom those that were answered are written into `sleepers` i4[256];
+    `pids` i8[ranks]: into whose memory answers may be written (`mpips.reach`), 0: not.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
@@ -324,7 +355,14 @@ def serve(
         else:
             if part[PULL] == 0 or size != HEADER_BYTES or frame[88] != NO_VALUES:
                 return TAKEN
-            if apart:
+            reached = False
+            if apart and where == 0 and (frame[6] & REACH) != 0 and pids[origin] != 0:
+                each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
+                values = part[VALUES] + first * width * each
+                reached = _write(lib, cells, pids[origin], values, words[10], nbytes)
+                if not reached:
+                    pids[origin] = 0
+            if apart and not reached:
                 for each in range(len(buffers)):
                     if buffers[each, 3] >= nbytes and is_free(lib, cells, status, buffers, each):
                         buffer = each
@@ -356,11 +394,15 @@ def serve(
             target: Any = np.int64(head.ctypes.data) + HEADER_BYTES
             if buffer >= 0:
                 target = buffers[buffer, 2]
-            _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
+            if not reached:
+                _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
             _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
+            if reached:
+                head[6] = REACHED
+                cells[SENT] += nbytes
             total = HEADER_BYTES + (0 if apart else nbytes)
             post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)
-            if apart:
+            if buffer >= 0:
                 post(lib, cells, buffers, buffer, target, nbytes, cells[FROM], BODY)
         cells[RECEIVED] += size
         cells[SERVED] += 1

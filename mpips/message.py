@@ -77,6 +77,8 @@ _KEY = np.dtype("<u8")
 MAGIC = b"mps1"
 DETACHED = 1  # flag: keys and values follow the frame as messages of their own
 LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
+REACH = 4  # flag: the answer's values may be written to the address that stands in the place of `rows`
+REACHED = 8  # flag: that was done
 NO_VALUES = 255
 # magic kind command flags, sender origin, shard epoch, namespace meta, acked, time, round, first, last, keys, rows,
 # dtype width, after, signature: every number stands at a multiple of its size, so that kernels can read it

@@ -35,15 +35,15 @@ NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN = range(6)
 """What the loop ends with: no message; a frame for Python; one too big for the buffer; one, or the values of one, that
 is not here yet; an error of MPI's."""
 
-FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS = range(12)
-"""Cells of the loop's memory, i8[12]: MPI writes into the first four; bytes that were moved and requests that were
+FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = range(13)
+"""Cells of the loop's memory, i8[17]: MPI writes into the first four; bytes that were moved and requests that were
 answered; where the search for a free place begins; the size of a body for which there was no memory (0: none); how
-many of those who were answered are asleep."""
-CELLS = 12
+many of those who were answered are asleep; and two pairs of address and size, for the system."""
+CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, TAILS, FRAMES = range(MEMORY, MEMORY + 6)
-"""What kernels of the desk are given, i8[30]: a library's table, the cells, and the addresses of a status, of where
+"""What kernels of the desk are given, i8[36]: a library's table, the cells, and the addresses of a status, of where
 frames come in, and of the desk's tables."""
 
 EAGER = 4

@@ -34,10 +34,11 @@ NAMES = (
     "MPI_Test",
     "MPI_Get_count",
 )
-IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, COMM, BYTE, ANY, SOURCE = range(12)
-"""Where a library's table holds the functions' addresses (the last two are the system's), the handles, MPI_ANY_SOURCE
+IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
+"""Where a library's table holds the functions' addresses (the last three are the system's, 0
+if it has none), the handles, MPI_ANY_SOURCE
 and where in a status the source stands (bytes)."""
-LIBRARY = 12
+LIBRARY = 13
 STATUS_BYTES = 64
 _MARK = 0x1234567
 
@@ -87,7 +88,7 @@ def table(address: int, rows: int, columns: int, like: Any) -> Any:
 
 
 def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
-    """Return the table for kernels that speak through `comm`, i8[12]; None where this MPI's functions are not found."""
+    """Return the table for kernels that speak through `comm`, i8[13]; None where this MPI's functions are not found."""
     if sys.byteorder != "little" or sys.maxsize < 2**32 or not isinstance(comm, MPI.Comm):
         return None
     try:
@@ -96,7 +97,9 @@ def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
     except (OSError, AttributeError):
         return None
     system = ctypes.CDLL(None)
-    addresses += [ctypes.cast(each, ctypes.c_void_p).value for each in (system.sched_yield, system.memcpy)]
+    for name in ("sched_yield", "memcpy", "process_vm_writev"):
+        function = getattr(system, name, None)
+        addresses.append(0 if function is None else ctypes.cast(function, ctypes.c_void_p).value)
     status = MPI.Status()
     status.Set_source(_MARK)
     size = MPI._sizeof(MPI.Status)

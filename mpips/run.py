@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpips import provenance
+from mpips import provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
@@ -288,6 +288,7 @@ class _Run:
         place = layout.places[self.rank]
         bell, crowded = meet(self.world)
         van = MPIVan(self.world.Dup(), Backoff(crowded=crowded, bell=bell), bell)
+        van.reach = reach.meet(self.world)
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas

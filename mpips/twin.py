@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from mpips.errors import ClosedError
 from mpips.lane import Lane
 from mpips.message import Message, from_bytes, to_bytes
+from mpips.rooms import Rooms
 
 Fate = Callable[[int, int, Message], Sequence[float]]
 Remains = Callable[[int, int], bool]
@@ -393,6 +394,7 @@ class TwinVan:
         self.lane: Lane | None = None
         self.epoch = 0
         self.slot = -1
+        self.rooms = Rooms()
         self._network: Network | None = network
 
     def _open(self) -> Network:
@@ -427,6 +429,7 @@ class TwinVan:
         nbytes: int,
         kind: int,
         pushes: bool,
+        fresh: bool,
     ) -> int:
         return -1
 

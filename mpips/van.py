@@ -37,7 +37,7 @@ from mpips.desk import ANSWERED, BYTES, PLACE, Desk, ask, hear
 from mpips.errors import ClosedError
 from mpips.lane import Lane
 from mpips.loop import serve
-from mpips.message import ANSWER, Kind, Message, bodies, decode, encode
+from mpips.message import ANSWER, REACHED, Kind, Message, bodies, decode, encode
 from mpips.move import (
     BIG,
     BODY,
@@ -66,7 +66,8 @@ from mpips.move import (
     unsent,
 )  # fmt: skip
 from mpips.native import STATUS_BYTES, library
-from mpips.rooms import Rooms
+from mpips.reach import Reach
+from mpips.rooms import LEAST, Rooms
 
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
 _MANY = 64  # sends in the outbox from which on it is swept whole
@@ -91,6 +92,8 @@ class Van(Protocol):
     """What the van may answer without asking, if it can; see `mpips.lane`."""
     epoch: int
     """That of the requests that it may answer so."""
+    rooms: Rooms
+    """Memory for large messages."""
 
     @property
     def survives(self) -> bool:
@@ -121,11 +124,12 @@ class Van(Protocol):
         nbytes: int,
         kind: int,
         pushes: bool,
+        fresh: bool,
     ) -> int:
         """Send the request whose header (`mpips.message.heading`) is at an address by the shortest way; give its slot.
 
         A push takes `nbytes` of `raw` from byte `first` on, numbers of the type `kind` as on the wire; a pull wants its
-        answer there. Whoever gets -1 instead sends a message.
+        answer there, in memory that is nobody else's if it is `fresh`. Whoever gets -1 instead sends a message.
         """
 
     def withdraw(self, slot: int) -> None:
@@ -227,7 +231,8 @@ class MPIVan:
         self.lane: Lane | None = None
         self.epoch = 0
         self.slot = -1
-        self._rooms = Rooms()
+        self.rooms = Rooms()
+        self.reach = Reach(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
         self._desk = Desk()
         self._open_desk()
         sharpen_sleep()
@@ -290,9 +295,12 @@ class MPIVan:
         """Receive by the compiled loop, which at a server may answer by itself."""
         lane, cells = self.lane, self._cells
         if lane is None:
-            found = hear(self._memory, self._looks, self.epoch)
+            looks, self._looks = self._looks, 1
+            found = hear(self._memory, looks, self.epoch)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
+                if self._desk.reached[self.slot]:
+                    self._desk.kept[self.slot] = None
                 self._backoff.reset()
                 return ANSWER
         else:
@@ -300,13 +308,12 @@ class MPIVan:
             found = serve(
                 self._library, cells, self._statuses, self._frame, LOOKS, self.rank, self.epoch,
                 lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
-                lane.landing, self._flags, lane.sleepers,
+                lane.landing, self._flags, lane.sleepers, self.reach.pids,
             )  # fmt: skip
             self._account(cells, lane)
         if found == NOTHING:
             return None
         self._backoff.reset()
-        self._looks = 1
         source, size = int(cells[FROM]), int(cells[SIZE])
         if found == BROKEN:
             self._mourn(MPI.Exception(int(cells[ERROR])), source if source >= 0 else None, torn=source >= 0)
@@ -352,12 +359,16 @@ class MPIVan:
         nbytes: int,
         kind: int,
         pushes: bool,
+        fresh: bool,
     ) -> int:
         if self._library is None or self.lane is not None or dest in self._lost or nbytes > _PIECE:
             return -1
-        slot: int = ask(self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes)
+        reach = fresh and nbytes >= LEAST and self.reach.has(dest)
+        slot: int = ask(
+            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach
+        )
         if slot >= 0:
-            self._desk.kept[slot] = raw
+            self._desk.kept[slot], self._desk.reached[slot] = raw, reach
             self._wake(dest)
         return slot
 
@@ -419,9 +430,9 @@ class MPIVan:
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Give the message of a frame that has arrived, or start to receive its keys and values."""
         self.received_bytes += len(frame)
-        if source in self._deaf:
+        if source in self._deaf or frame[6] & REACHED:  # it answers what was withdrawn from the desk
             return None
-        message, key_bytes, value_bytes = decode(frame, self._rooms)
+        message, key_bytes, value_bytes = decode(frame, self.rooms)
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes

@@ -240,7 +240,9 @@ class Vector:
                 if not self._reads_plainly:
                     return False
                 shape = (plan.n,) if self.spec.width == 1 else (plan.n, self.spec.width)
-                rows = request.out = np.empty(shape, self.spec.dtype)
+                room = self.node.van.rooms(plan.n * self.row_bytes)
+                rows = request.out = room.view(self._dtype).reshape(shape)
+                request.fresh = True
             else:
                 rows = request.out
         assert rows is not None
@@ -387,7 +389,19 @@ class Vector:
 class _Request:
     """A push or a pull: makes its messages, and puts the rows of each reply where the request's keys are."""
 
-    __slots__ = ("command", "heads", "out", "places", "plan", "raw", "round", "rows", "task", "vector")
+    __slots__ = (
+        "command",
+        "fresh",
+        "heads",
+        "out",
+        "places",
+        "plan",
+        "raw",
+        "round",
+        "rows",
+        "task",
+        "vector",
+    )
 
     def __init__(
         self, vector: Vector, command: Command, plan: _Plan, rows: Rows | None, round: int, out: Rows | None
@@ -396,6 +410,7 @@ class _Request:
         self.rows, self.round, self.out = rows, round, out
         self.heads: list[_Head] | None = None
         self.raw: NDArray[np.uint8] | None = None
+        self.fresh = False  # whether `out` is nobody else's
         self.task: Task | None = None
         self.places: list[Rows] | None = None
 
@@ -419,6 +434,7 @@ class _Request:
             (piece.end - piece.begin) * size,
             vector.kind,
             self.command is Command.PUSH,
+            self.fresh,
         )
 
     def make(self, number: int) -> Message:

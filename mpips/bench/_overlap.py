@@ -88,9 +88,9 @@ class Worker:
         names: Keys = KeyRange(0, keys)
         if mode == "cached":
             names = vector.key_list(random_keys(np.random.default_rng(keys), keys))
-        rows, out = np.ones(keys, DTYPE), np.empty(keys, DTYPE)
+        rows = np.ones(keys, DTYPE)
         self.node.wait(vector.push(names, rows))
-        request = partial(vector.push, names, rows) if op == "push" else partial(vector.pull, names, out=out)
+        request = partial(vector.push, names, rows) if op == "push" else partial(vector.pull, names)
         passes = self._passes(request, longer, pieces)
         whole, parts = [pieces * passes], [passes] * pieces
         does: dict[str, Callable[[], None]] = {

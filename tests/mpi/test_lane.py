@@ -18,6 +18,7 @@ from mpips.layout import Layout, Place, Role
 from mpips.message import Message
 from mpips.node import Node
 from mpips.ranges import KeyRange
+from mpips.reach import meet
 from mpips.server import KEY_CACHE, Server
 from mpips.task import Task
 from mpips.update import VectorSpec
@@ -98,7 +99,9 @@ def together(
         beside = comm.Dup()
         layout = roles(comm.Get_size())
         view = first_view(layout, shards)
-        node = Node(MPIVan(comm), layout, view)
+        van = MPIVan(comm)
+        van.reach = meet(beside)
+        node = Node(van, layout, view)
         assert view.ring.shards == shards
         if node.rank == 1:
             server = Server(node, key_cache=most)
@@ -330,3 +333,49 @@ def test_what_is_more_than_mpi_takes_at_once(monkeypatch: pytest.MonkeyPatch) ->
         return 0
 
     together([spec], ask)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_large_answers_are_written_where_they_are_wanted() -> None:
+    """Without `out` the server writes into memory of the caller's, which stays as it is while somebody holds it."""
+    size = 100_000
+
+    def ask(callers: Callers) -> int:
+        vector, node = callers.vectors[0], callers.node
+        begin = callers.begin(0)
+        keys = KeyRange(begin, begin + size)
+        van = node.van
+        assert isinstance(van, MPIVan)
+        held = []
+        for time in range(1, 9):
+            node.wait(vector.push(keys, np.full(size, time, np.float32)))
+            held.append(node.wait(vector.pull(keys)))
+        for time, rows in enumerate(held, 1):
+            assert rows.shape == (size,)
+            assert (rows == time * (time + 1) / 2).all()
+        assert any(van._desk.reached) is van.reach.has(1)
+        narrow = node.wait(vector.pull(KeyRange(begin, begin + 10)))
+        assert (narrow == 36).all()
+        return 17
+
+    together([VectorSpec("v", "float32", extent=2 * BLOCK, dense=True)], ask)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_who_is_not_reached_is_sent_a_message() -> None:
+    size = 100_000
+
+    def forget(server: Server) -> None:
+        van = server.node.van
+        assert isinstance(van, MPIVan)
+        van.reach.pids[van.reach.pids != 0] = 2**22 + 1  # no process has that number
+
+    def ask(callers: Callers) -> int:
+        vector, node, begin = callers.vectors[0], callers.node, callers.begin(0)
+        keys = KeyRange(begin, begin + size)
+        node.wait(vector.push(keys, np.ones(size, np.float64)))
+        for _ in range(3):
+            assert (node.wait(vector.pull(keys)) == 1).all()
+        return 4
+
+    together([VectorSpec("v", "float64", extent=2 * BLOCK, dense=True)], ask, prepare=forget)
