@@ -44,7 +44,9 @@ class Asking:
         self.heads.append(head)
         kind, size = CODES[numbers.dtype], numbers.itemsize
         raw = numbers.view(np.uint8)
-        return self.van.ask(0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False)
+        return self.van.ask(
+            0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False
+        )
 
     def receive(self) -> Message:
         for _ in range(10_000):
