@@ -54,6 +54,8 @@ WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST = range(7)
 """Columns of `asked`: is an answer due; to which request, of which shard; where its values go, how many bytes of which
 type (as on the wire; 0 bytes: it has none); from which rank."""
 SLOTS = 64
+DUE, COMING = 1, 2
+"""In WAITS: an answer is due; its values are coming in, and it counts as a message."""
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REPLY = int(Kind.REPLY)
@@ -98,8 +100,8 @@ def ask(
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
     asked = table(memory[ASKED], SLOTS, DEST + 1, _INT8)
-    heads = table(memory[HEADS], SLOTS, 2, _INT8)
-    tails = table(memory[TAILS], SLOTS, 2, _INT8)
+    heads = table(memory[HEADS], SLOTS, 3, _INT8)
+    tails = table(memory[TAILS], SLOTS, 3, _INT8)
     frames = table(memory[FRAMES], SLOTS, FRAME_BYTES, _BYTE1)
     slot = _find(lib, cells, status, asked, heads, tails)
     if slot < 0:
@@ -112,7 +114,7 @@ def ask(
     words[4] = acked
     words[5] = time
     address: Any = np.int64(raw.ctypes.data) + first
-    asked[slot, WAITS] = 1
+    asked[slot, WAITS] = DUE
     asked[slot, TIME] = time
     asked[slot, SHARD] = frame.view(np.int32)[4]
     asked[slot, DEST] = dest
@@ -134,7 +136,7 @@ def ask(
 
 
 @kernel()
-def _matches(frame: Any, size: int, epoch: int, source: int, asked: Any) -> Any:
+def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
     """Find the slot of the request that a frame answers with no more than its values; -1 if there is none."""
     small = frame.view(np.int32)
     words = frame.view(np.int64)
@@ -143,7 +145,6 @@ def _matches(frame: Any, size: int, epoch: int, source: int, asked: Any) -> Any:
         or small[0] != _MAGIC
         or frame[4] != _REPLY
         or small[4] < 0
-        or small[5] != epoch
         or small[7] != 0
         or small[24] != 0
         or words[4] != 0
@@ -151,7 +152,7 @@ def _matches(frame: Any, size: int, epoch: int, source: int, asked: Any) -> Any:
     ):
         return -1
     for slot in range(SLOTS):
-        if asked[slot, WAITS] != 0 and asked[slot, TIME] == words[5] and asked[slot, SHARD] == small[4]:
+        if asked[slot, WAITS] == DUE and asked[slot, TIME] == words[5] and asked[slot, SHARD] == small[4]:
             break
     else:
         return -1
@@ -166,8 +167,8 @@ def _matches(frame: Any, size: int, epoch: int, source: int, asked: Any) -> Any:
     return slot if words[10] * small[23] * each == wanted else -1
 
 
-@kernel("i8(i8[::1], i8, i8)")
-def hear(memory: Any, looks: int, epoch: int) -> Any:
+@kernel("i8(i8[::1], i8)")
+def hear(memory: Any, looks: int) -> Any:
     """Receive one message, looking `looks` times; take it if it answers what was asked here.
 
     Gives how that ended, and if ANSWERED 256 times the slot besides.
@@ -183,7 +184,7 @@ def hear(memory: Any, looks: int, epoch: int) -> Any:
             break
     if found != TAKEN:
         return found
-    slot = _matches(frame, cells[SIZE], epoch, cells[FROM], asked)
+    slot = _matches(frame, cells[SIZE], cells[FROM], asked)
     if slot < 0:
         return TAKEN
     cells[NEXT] = slot
@@ -218,13 +219,22 @@ def hear(memory: Any, looks: int, epoch: int) -> Any:
     return ANSWERED + 256 * slot
 
 
+@kernel("i8(u1[::1], i8, i8, i8[:,::1])")
+def take_answer(frame: Any, size: int, source: int, asked: Any) -> Any:
+    """Give the slot of the request that a frame answers whose values are in their place, and free it; -1 if none."""
+    slot = _matches(frame, size, source, asked)
+    if slot >= 0:
+        asked[slot, WAITS] = 0
+    return slot
+
+
 class Desk:
     """The requests that were asked and not answered, and what is being sent of them."""
 
     def __init__(self) -> None:
         self.asked = np.zeros((SLOTS, DEST + 1), np.int64)
-        self.heads = np.zeros((SLOTS, 2), np.int64)
-        self.tails = np.zeros((SLOTS, 2), np.int64)
+        self.heads = np.zeros((SLOTS, 3), np.int64)
+        self.tails = np.zeros((SLOTS, 3), np.int64)
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
         self.kept: list[NDArray[Any] | None] = [None] * SLOTS
         """What is sent, or wanted, where it stands; by slot, until that is used again."""
@@ -233,6 +243,6 @@ class Desk:
 
     def withdraw(self, slot: int) -> None:
         """Let the answer to a request be a message like any other."""
-        self.asked[slot, WAITS] = 0
-        if self.reached[slot]:  # the server may still write there, whatever becomes of it
+        due, self.asked[slot, WAITS] = self.asked[slot, WAITS] == DUE, 0
+        if due and self.reached[slot]:  # the server may still write there, whatever becomes of it
             self._lost.append(self.kept[slot])

@@ -67,9 +67,9 @@ class Lane:
         self.rows_of = np.full((shards, ranks), -1, np.int32)
         self.callers = np.zeros((0, TIMES + WINDOW), np.int64)
         self._count = 0
-        self.slots = np.zeros((SLOTS_OUT, 2), np.int64)
+        self.slots = np.zeros((SLOTS_OUT, 3), np.int64)
         self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
-        self.buffers = np.zeros((BUFFERS, 4), np.int64)
+        self.buffers = np.zeros((BUFFERS, 5), np.int64)
         self.landing = np.empty(0, np.uint8)
         self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
         self._kept: list[Any] = [None] * BUFFERS
@@ -151,7 +151,7 @@ class Lane:
                 if total > MOST_BYTES:
                     return False
                 self._kept[row] = _touched(room)
-                self.buffers[row, 2:] = self._kept[row].ctypes.data, room
+                self.buffers[row, 2:4] = self._kept[row].ctypes.data, room
                 return True
         return False
 

@@ -1,7 +1,7 @@
 """How kernels move messages: frames are taken, buffers are posted, and nothing is waited for long.
 
 What is still on its way after a while is handed over unfinished, and the van waits for it as it does for everything
-that comes slowly. Requests of MPI's stand in tables of rows [busy or not, handle].
+that that comes slowly. Requests of MPI's stand in tables of rows [FREE, BUSY or LOST, handle, ..., for whom].
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ EAGER = 4
 """Looks after which a rank offers its core before each further one."""
 OFTEN = 8
 """Every so many looks are for what is urgent too."""
+FREE, BUSY, LOST = range(3)
+"""What a place is from which something is sent; LOST: to a rank that has been given up, and is not waited for."""
 TRIES = 20_000
 """How often a transfer is looked at before it is handed over as late: some milliseconds."""
 FRAME_ROOM = HEADER_BYTES + INLINE + 4096
@@ -121,14 +123,14 @@ def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: boo
 
 @kernel()
 def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
-    """Tell whether nothing is being sent from a place any more. `handles` [n, 2]: busy or not, MPI's request."""
-    if handles[row, 0] == 0:
+    """Tell whether nothing is being sent from a place any more. See the module for `handles`."""
+    if handles[row, 0] == FREE:
         return True
     cells[FLAG] = 0
     place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
     error = call(lib[TEST], (place, cells.ctypes.data + 8 * FLAG, status.ctypes.data))
     if error != 0 or cells[FLAG] != 0:
-        handles[row, 0] = 0
+        handles[row, 0] = FREE
         return True
     return False
 
@@ -137,21 +139,24 @@ def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
 def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, dest: int, tag: int) -> None:
     """Begin to send bytes from an address that nobody will touch before `is_free` says so."""
     place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
-    handles[row, 0] = 1
+    handles[row, 0] = BUSY
     handles[row, 1] = 0
-    if call(lib[ISEND], (address, size, lib[BYTE], dest, tag, lib[COMM], place)) != 0:
-        handles[row, 0] = 0  # who it was for is dead
+    handles[row, handles.shape[1] - 1] = dest
+    error = call(lib[ISEND], (address, size, lib[BYTE], dest, tag, lib[COMM], place))
+    if error != 0:
+        handles[row, 0] = FREE
+        cells[ERROR] = error
     cells[SENT] += size
 
 
 @kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1], i8[:,::1])")
 def unsent(lib: Any, cells: Any, status: Any, slots: Any, buffers: Any) -> int:
-    """Count what is still being sent."""
+    """Count what is still being sent, but to ranks that are lost."""
     count = 0
     for row in range(len(slots)):
-        if not is_free(lib, cells, status, slots, row):
+        if not is_free(lib, cells, status, slots, row) and slots[row, 0] == BUSY:
             count += 1
     for row in range(len(buffers)):
-        if not is_free(lib, cells, status, buffers, row):
+        if not is_free(lib, cells, status, buffers, row) and buffers[row, 0] == BUSY:
             count += 1
     return count

@@ -301,9 +301,11 @@ class Node:
 
     def _landing(self, message: Message) -> NDArray[Any] | None:
         """Say where the values of a message that is on its way are wanted."""
-        if message.kind is Kind.REPLY and message.command is Command.PULL and message.shard >= 0:
-            return self.tasks.place(message)
-        return None
+        if not self.direct or message.kind is not Kind.REPLY or message.command is not Command.PULL:
+            return None  # an answer that came twice would be written twice, the second time perhaps too late
+        if message.shard < 0 or message.sender != self.view.chains[message.shard].members[0]:
+            return None
+        return self.tasks.place(message)
 
     def _take_reply(self, message: Message) -> None:
         shard = message.shard
@@ -365,6 +367,7 @@ class Node:
         ]
         for told in self.on_view:
             told(before, view)
+        self.van.land()
         self.tasks.redirect(moved)
         early, self._early = self._early, []
         for message in early:

@@ -15,8 +15,15 @@ LEAST = 1 << 16
 """Bytes; what is smaller is not worth it."""
 MOST = 1 << 29
 """Bytes of all rooms together; what does not fit gets memory of its own."""
-_ALONE = 3
-"""References to a room that nobody uses, as `sys.getrefcount` counts: from the list, the loop, and its own argument."""
+
+
+def _references(rooms: list[NDArray[np.uint8]]) -> list[int]:
+    """Count what refers to each room; what is counted besides depends on the interpreter."""
+    return [sys.getrefcount(room) for room in rooms]
+
+
+_ALONE = _references([np.empty(1, np.uint8)])[0]
+"""The count of a room that nobody uses."""
 
 
 class Rooms:
@@ -30,9 +37,9 @@ class Rooms:
         """Give u1[nbytes], whatever is in it; it is lent as long as it, or an array made of it, is referred to."""
         if nbytes < LEAST:
             return np.empty(nbytes, np.uint8)
-        for room in self._rooms:
-            if nbytes <= len(room) <= 4 * nbytes and sys.getrefcount(room) == _ALONE:
-                return room[:nbytes]
+        for number, count in enumerate(_references(self._rooms)):
+            if count == _ALONE and nbytes <= len(self._rooms[number]) <= 4 * nbytes:
+                return self._rooms[number][:nbytes]
         size = 1 << (nbytes - 1).bit_length()
         if self.nbytes + size > self.most:
             self._drop()
@@ -45,5 +52,6 @@ class Rooms:
 
     def _drop(self) -> None:
         """Give back what nobody uses."""
-        kept = [room for room in self._rooms if sys.getrefcount(room) > _ALONE]
+        counts = _references(self._rooms)
+        kept = [room for room, count in zip(self._rooms, counts, strict=True) if count > _ALONE]
         self._rooms, self.nbytes = kept, sum(len(room) for room in kept)

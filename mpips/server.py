@@ -313,7 +313,10 @@ class Server:
             if request.round == NO_ROUND:
                 raise ProtocolError(f"vector {hosted.segment.spec.name!r} aggregates: a push needs a round")
             return self._aggregate(link, shard, hosted, request)
-        self._resolve(shard, hosted.segment, request, create=True)
+        try:
+            self._resolve(shard, hosted.segment, request, create=True)
+        finally:  # whatever came of it, rows may stand elsewhere now
+            self._expose(link, shard, request.namespace)
         return self._change(link, shard, request, shard.push)
 
     def _change(

@@ -439,6 +439,9 @@ class TwinVan:
     def idle(self) -> None:
         self._open().rest(self.rank)
 
+    def land(self) -> None:
+        return
+
     def unsent(self, dest: int) -> int:
         return 0
 

@@ -25,6 +25,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from mpips.backoff import Backoff, sharpen_sleep
 from mpips.bell import Bell
-from mpips.desk import ANSWERED, BYTES, PLACE, Desk, ask, hear
+from mpips.desk import ANSWERED, BYTES, COMING, PLACE, WAITS, Desk, ask, hear, take_answer
 from mpips.errors import ClosedError
 from mpips.lane import Lane
 from mpips.loop import serve
@@ -42,6 +43,7 @@ from mpips.move import (
     BIG,
     BODY,
     BROKEN,
+    BUSY,
     CELLS,
     ERROR,
     FRAME,
@@ -50,6 +52,7 @@ from mpips.move import (
     FROM,
     LATE,
     LATE_BODY,
+    LOST,
     MEMORY,
     MESSAGE,
     NEXT,
@@ -72,6 +75,8 @@ from mpips.rooms import LEAST, Rooms
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
 _MANY = 64  # sends in the outbox from which on it is swept whole
 _AT_ONCE = 1024  # bytes: so little travels with its envelope, so that to receive it takes no wait
+LANDING = 2.0
+"""Seconds that the rest of a message whose beginning is here may take, of a rank that is alive."""
 LOOKS = 32
 """How often a rank that has nothing else to do looks for a message before it takes a breath."""
 
@@ -137,6 +142,12 @@ class Van(Protocol):
 
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
+
+    def land(self) -> None:
+        """Wait for the rest of what has begun to arrive, from ranks that are not given up: it is on its way.
+
+        What is asked of somebody else after that is not written over by the answer of whoever was asked before.
+        """
 
     def unsent(self, dest: int) -> int:
         """Count the bytes of keys and values that `send` was given for a rank and that have not left yet."""
@@ -296,7 +307,8 @@ class MPIVan:
         lane, cells = self.lane, self._cells
         if lane is None:
             looks, self._looks = self._looks, 1
-            found = hear(self._memory, looks, self.epoch)
+            found = hear(self._memory, looks)
+            self._count(cells)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
                 if self._desk.reached[self.slot]:
@@ -311,12 +323,14 @@ class MPIVan:
                 lane.landing, self._flags, lane.sleepers, self.reach.pids,
             )  # fmt: skip
             self._account(cells, lane)
+        if cells[ERROR] and found != BROKEN:
+            self._complain()
         if found == NOTHING:
             return None
         self._backoff.reset()
         source, size = int(cells[FROM]), int(cells[SIZE])
         if found == BROKEN:
-            self._mourn(MPI.Exception(int(cells[ERROR])), source if source >= 0 else None, torn=source >= 0)
+            self._complain(source)
             return None
         if found == BIG:
             return self._begin(source, size, MPI.Message.fromhandle(int(cells[MESSAGE])))
@@ -338,11 +352,17 @@ class MPIVan:
             return None
         return self._unpack(source, frame)
 
+    def _complain(self, source: int = -1) -> None:
+        """Take note of the error that compiled code has met with, perhaps in the middle of a message of a `source`."""
+        error = MPI.Exception(int(self._cells[ERROR]))
+        self._cells[ERROR] = 0
+        self._mourn(error, source if source >= 0 else None, torn=source >= 0)
+
     def _desk_place(self) -> NDArray[np.uint8]:
         """Give the memory into which the answer at the last slot is still coming; it counts as a message now."""
         slot = int(self._cells[NEXT])
         place, nbytes = self._desk.asked[slot, PLACE : BYTES + 1].tolist()
-        self._desk.withdraw(slot)
+        self._desk.asked[slot, WAITS] = COMING
         raw = self._desk.kept[slot]
         assert raw is not None
         first = place - raw.ctypes.data
@@ -367,6 +387,8 @@ class MPIVan:
         slot: int = ask(
             self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach
         )
+        if self._cells[ERROR]:
+            self._complain()
         if slot >= 0:
             self._desk.kept[slot], self._desk.reached[slot] = raw, reach
             self._wake(dest)
@@ -375,15 +397,20 @@ class MPIVan:
     def withdraw(self, slot: int) -> None:
         self._desk.withdraw(slot)
 
+    def _count(self, cells: NDArray[np.int64]) -> None:
+        """Count the bytes that compiled code has moved."""
+        if cells[SENT] or cells[RECEIVED]:
+            self.sent_bytes += int(cells[SENT])
+            self.received_bytes += int(cells[RECEIVED])
+            cells[SENT] = cells[RECEIVED] = 0
+
     def _account(self, cells: NDArray[np.int64], lane: Lane) -> None:
         """Count what the loop has moved, and give it the memory that it has missed."""
         if cells[SERVED]:
             self._backoff.reset()
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(lane.sleepers[position]))
-            self.sent_bytes += int(cells[SENT])
-            self.received_bytes += int(cells[RECEIVED])
-            cells[SENT] = cells[RECEIVED] = 0
+            self._count(cells)
         if cells[WANTED]:
             lane.provide(int(cells[WANTED]))
             cells[WANTED] = 0
@@ -430,8 +457,12 @@ class MPIVan:
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Give the message of a frame that has arrived, or start to receive its keys and values."""
         self.received_bytes += len(frame)
-        if source in self._deaf or frame[6] & REACHED:  # it answers what was withdrawn from the desk
+        if source in self._deaf:
             return None
+        if frame[6] & REACHED:
+            raw = np.frombuffer(frame, np.uint8)
+            self.slot = take_answer(raw, len(frame), source, self._desk.asked)
+            return ANSWER if self.slot >= 0 else None  # else it was withdrawn
         message, key_bytes, value_bytes = decode(frame, self.rooms)
         if not key_bytes and not value_bytes:
             return message
@@ -582,12 +613,32 @@ class MPIVan:
     def _lose(self, rank: int) -> None:
         """Stop sending to a rank, and counting what is being sent to it."""
         self._lost.add(rank)
+        self.reach.pids[rank] = 0  # its number may be another process's one day
+        tables = [self._desk.heads, self._desk.tails]
+        if self.lane is not None:
+            tables += [self.lane.slots, self.lane.buffers]
+        for table in tables:
+            table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
         self._graveyard += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
         self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
 
     def _drop(self, incoming: _Incoming) -> None:
         """Forget a message that will not be whole, but not the arrays that it is being received into."""
-        self._graveyard += [(request, incoming.message) for request in incoming.requests]
+        for request in incoming.requests:
+            with suppress(MPI.Exception):  # it may be the caller's own memory, to be used again at once
+                request.Cancel()
+            self._graveyard.append((request, incoming.message))
+
+    def land(self) -> None:
+        deadline = self.now() + LANDING
+        for incoming in list(self._incoming):
+            try:
+                while not all(request.Test() for request in incoming.requests) and self.now() < deadline:
+                    pass
+            except MPI.Exception as error:
+                self._incoming.remove(incoming)
+                self._drop(incoming)
+                self._mourn(error, incoming.source, torn=True)
 
     def _clear(self) -> None:
         """Free what MPI is done with of what belonged to lost ranks."""

@@ -393,6 +393,7 @@ class _Request:
         "command",
         "fresh",
         "heads",
+        "late",
         "out",
         "places",
         "plan",
@@ -410,6 +411,7 @@ class _Request:
         self.rows, self.round, self.out = rows, round, out
         self.heads: list[_Head] | None = None
         self.raw: NDArray[np.uint8] | None = None
+        self.late: dict[int, Rows] | None = None  # of answers after somebody else had been asked
         self.fresh = False  # whether `out` is nobody else's
         self.task: Task | None = None
         self.places: list[Rows] | None = None
@@ -453,11 +455,28 @@ class _Request:
             self.vector._name(message, plan, number)
         if self.rows is not None:
             message.values = self.rows if len(plan.slices) == 1 else self.rows[piece.begin : piece.end]
+        elif self.fresh and self.task is not None:
+            self._leave_room()
         elif self.out is not None:
             self._set_places(self.out)
             if self.places is not None:
                 message.place = self.places[number]
         return message
+
+    def _leave_room(self) -> None:
+        """Have another array as the result: a server that was asked before may still write into this one."""
+        if self.late is None:
+            self.late = {}
+            assert self.task is not None
+            self.task.then(self._put_together)
+
+    def _put_together(self, task: Task) -> None:
+        assert self.out is not None and self.late is not None
+        result = task.result = self.out.copy()
+        rows = result.reshape(self.plan.n, self.vector.spec.width)
+        for part, values in self.late.items():
+            piece = self.plan.slices[part]
+            rows[piece.begin : piece.end] = values
 
     def _set_places(self, out: Rows) -> None:
         """Cut `out` into where the rows of each slice are wanted."""
@@ -469,6 +488,9 @@ class _Request:
         """Take the rows of a part's reply."""
         rows, slices, n = reply.values, self.plan.slices, self.plan.n
         if self.command is Command.PUSH:
+            return
+        if self.late is not None and rows is not None:
+            self.late[part] = rows
             return
         if self.command is Command.PULL and self.out is not None:
             self._set_places(self.out)

@@ -121,7 +121,6 @@ def test_answers_find_their_requests_in_any_order(asking: Asking, n: int) -> Non
 
 
 OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "an earlier epoch": (np.ones((10, 1)), {"epoch": EPOCH - 1}),
     "another time": (np.ones((10, 1)), {"time": 2}),
     "another shard": (np.ones((10, 1)), {"shard": SHARD + 1}),
     "a failure": (None, {"kind": Kind.FAILURE, "meta": {"text": "no"}}),
@@ -204,3 +203,14 @@ def test_what_stands_at_the_desk_is_kept_until_it_is_sent(asking: Asking) -> Non
         assert request.values is not None and set(request.values.ravel().tolist()) == {float(time)}
         assert asking.answer(request) is ANSWER
     assert asking.van.pending() == 0
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_an_answer_of_another_epoch_is_one(asking: Asking, by: int) -> None:
+    """The view may have changed on either side meanwhile; whoever was asked answers."""
+    out = np.zeros(10)
+    slot = asking.ask(Command.PULL, out, 10)
+    request = asking.receive()
+    rows = np.full((10, 1), 3.0)
+    assert asking.answer(request, rows, epoch=EPOCH + by) is ANSWER
+    assert asking.van.slot == slot and (out == 3).all()

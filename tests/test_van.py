@@ -49,6 +49,9 @@ class FakeRequest:
     def __init__(self, outcome: bool | int = False) -> None:
         self.outcome = outcome
 
+    def Cancel(self) -> None:
+        self.cancelled = True
+
     def Test(self) -> bool:
         if self.outcome is True or self.outcome is False:
             return self.outcome
