@@ -50,12 +50,13 @@ class Bell(Protocol):
 class Backoff:
     """How to wait without burning a core; see the module. Times are seconds.
 
-    `crowded` says that ranks outnumber cores here. `waiting` is whether there was a `wait` since the last `reset`.
+    `crowded` says that ranks outnumber cores here. `waiting` is whether there was a `wait` since the last `reset`,
+    `resting` whether it is asleep between looks by now.
     """
 
     __slots__ = (
         "_asleep", "_bell", "_brief", "_cap", "_clock", "_deep", "_looks", "_patience", "_since", "_sleep",
-        "_yield", "crowded", "waiting",
+        "_yield", "crowded", "resting", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -77,11 +78,11 @@ class Backoff:
         self._since = 0.0
         self._asleep = False  # whether others are to ring
         self._looks = 0  # before the next sleep
-        self.waiting = False
+        self.waiting = self.resting = False
 
     def reset(self) -> None:
         """There was progress."""
-        self.waiting = False
+        self.waiting = self.resting = False
         if self._asleep:
             self._wake()
 
@@ -96,7 +97,9 @@ class Backoff:
             return
         if waited < self._patience:
             self._yield()
-        elif self._bell is None or moving:
+            return
+        self.resting = True
+        if self._bell is None or moving:
             self._doze(min(waited / 16, self._cap))
         else:
             self._rest(self._bell, min(waited, self._deep))

@@ -318,7 +318,7 @@ class MPIVan:
         else:
             cells[SERVED] = cells[SLEEPERS] = 0
             found = serve(
-                self._library, cells, self._statuses, self._frame, LOOKS, self.rank, self.epoch,
+                self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
                 lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
                 lane.landing, self._flags, lane.sleepers, self.reach.pids,
             )  # fmt: skip
@@ -391,6 +391,7 @@ class MPIVan:
             self._complain()
         if slot >= 0:
             self._desk.kept[slot], self._desk.reached[slot] = raw, reach
+            self._looks = LOOKS
             self._wake(dest)
         return slot
 
@@ -408,6 +409,7 @@ class MPIVan:
         """Count what the loop has moved, and give it the memory that it has missed."""
         if cells[SERVED]:
             self._backoff.reset()
+            self._looks = LOOKS
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(lane.sleepers[position]))
             self._count(cells)
@@ -518,10 +520,10 @@ class MPIVan:
 
     def idle(self) -> None:
         self._clear()
-        self._looks = LOOKS
         waiting = self._backoff.waiting
         moving = waiting and bool(self._outbox or self._incoming or self._frames or self._unsent())
         self._backoff.wait(moving=moving)
+        self._looks = 1 if self._backoff.resting else LOOKS
 
     def _unsent(self) -> int:
         """Count what compiled code has sent, and MPI is not done with."""
