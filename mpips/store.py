@@ -302,6 +302,8 @@ class Segment:
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned."""
+        if not self.spec.dense and self.update.apply_range is None:
+            slots = one_by_one(slots)  # what it does may hang on which rows of the segment these are
         if not isinstance(slots, slice):
             return self.update.apply(self.values, self.state, slots, rows, self.settings)
         values = self.values[slots]
