@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ class Children:
                 env=self._launch.environment(),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=end_with_parent,
+                preexec_fn=_begin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
@@ -85,6 +86,7 @@ class Children:
                 try:
                     code = self._process.wait(timeout=0.2)
                     self._end_orphans()
+                    clear_session(self._process.pid)
                     for copying in self._copying:
                         copying.join(1.0)
                     return code
@@ -179,6 +181,18 @@ def end_with_parent() -> None:
     """Ask for TERM when the parent ends, even by KILL; where the system cannot, nothing happens."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def clear_session(pid: int) -> None:
+    """Remove what an Open MPI launcher that was killed has left behind: one that gets its number again would fail."""
+    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
+    shutil.rmtree(Path(folder, f"ompi.{pid}"), ignore_errors=True)
+
+
+def _begin() -> None:
+    """Prepare the process that is about to become the launcher."""
+    end_with_parent()
+    clear_session(os.getpid())
 
 
 def kill(pids: Iterable[int]) -> None:

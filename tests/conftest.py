@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from mpips.children import clear_session
+
 settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
 settings.load_profile("mpips")
 
@@ -105,6 +107,9 @@ class Started:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=lambda: clear_session(
+                    os.getpid()
+                ),  # tests kill launchers, whose numbers come again
             )
 
     @property

@@ -256,6 +256,30 @@ sys.exit(abs(children.Children(Launch("openmpi", line, {}), RunFolder(sys.argv[2
 """
 
 
+LEFTOVERS_PARENT = """
+import os, sys
+from pathlib import Path
+from mpips import children
+from mpips.launch import Launch
+folder, most = Path(sys.argv[1]), int(Path("/proc/sys/kernel/pid_max").read_text())
+for number in range(1, 2000):
+    (folder / f"ompi.{(os.getpid() + number) % most}").mkdir()
+line = ("sh", "-c", f"mkdir {folder}/ompi.$$ && echo $$ > {folder}/number")
+code = children.Children(Launch("openmpi", line, {})).run()
+sys.exit(code or (folder / ("ompi." + (folder / "number").read_text().strip())).exists())
+"""
+
+
+def test_a_launcher_does_not_meet_what_another_of_its_number_left_behind(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    started = start(
+        [sys.executable, "-c", LEFTOVERS_PARENT, str(tmp_path)], environ={"TMPDIR": str(tmp_path)}
+    )
+    done = started.finish(20)
+    assert done.code == 0, done.stderr
+
+
 @pytest.mark.parametrize(("how", "code"), [("heeds", signal.SIGTERM), ("deaf", signal.SIGKILL)])
 def test_a_launcher_that_waits_for_a_stopped_rank_is_ended_once_there_is_a_result(
     start: Callable[..., Started], tmp_path: Path, how: str, code: int
