@@ -10,6 +10,7 @@ what was not asked for lately goes first (a clock: one bit a list, so that a com
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +84,17 @@ def sign(keys: Keys) -> bytes:
     return made if made != NO_SIGNATURE else bytes(15) + b"\1"
 
 
+@kernel("i8(i8, i8, i8)")
+def _home(low: int, shard: int, namespace: int) -> int:
+    """Say where in the table a list is looked for first, but for the table's size."""
+    return low ^ (shard * 31) ^ (namespace * 1021)
+
+
 @kernel("i8(i8[:,::1], i8, i8, i8, i8)")
 def look_up(table: NDArray[np.int64], low: int, high: int, shard: int, namespace: int) -> int:
     """Return the row of a list in the table; -1 if it is not there. Who uses what it finds, marks it as USED."""
     mask = len(table) - 1
-    row = (low ^ (shard * 31) ^ (namespace * 1021)) & mask
+    row = _home(low, shard, namespace) & mask
     while table[row, COUNT] != EMPTY:
         if (
             table[row, SIGNATURE_LOW] == low
@@ -127,8 +134,6 @@ class KeyCache:
         self._entries: dict[Name, Known] = {}
         self.table = _empty(16)
         """i8[capacity, 8], open addressing: the lists whose keys all have slots, for kernels."""
-        self.version = 0
-        """Changes with `table`."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -183,7 +188,6 @@ class KeyCache:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self.version += 1
         capacity = 16
         while capacity < 4 * len(self._entries):
             capacity *= 2
@@ -199,9 +203,8 @@ def _empty(capacity: int) -> NDArray[np.int64]:
 
 
 def _words(signature: bytes) -> tuple[int, int]:
-    return int.from_bytes(signature[:8], "little", signed=True), int.from_bytes(
-        signature[8:], "little", signed=True
-    )
+    low, high = struct.unpack("<qq", signature)
+    return low, high
 
 
 def _put(table: NDArray[np.int64], name: Name, known: Known) -> None:
@@ -211,7 +214,7 @@ def _put(table: NDArray[np.int64], name: Name, known: Known) -> None:
     shard, namespace, signature = name
     low, high = _words(signature)
     mask = len(table) - 1
-    row = (low ^ (shard * 31) ^ (namespace * 1021)) & mask
+    row = _home(low, shard, namespace) & mask
     while table[row, COUNT] != EMPTY:
         row = (row + 1) & mask
     slots: Any = known.slots

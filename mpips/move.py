@@ -1,7 +1,7 @@
 """How kernels move messages: frames are taken, buffers are posted, and nothing is waited for long.
 
 What is still on its way after a while is handed over unfinished, and the van waits for it as it does for everything
-that that comes slowly. Requests of MPI's stand in tables of rows [FREE, BUSY or LOST, handle, ..., for whom].
+that comes slowly. Requests of MPI's stand in tables of rows [FREE, BUSY or LOST, handle, ..., for whom].
 """
 
 from __future__ import annotations

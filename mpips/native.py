@@ -35,16 +35,14 @@ NAMES = (
     "MPI_Get_count",
 )
 IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
-"""Where a library's table holds the functions' addresses (the last three are the system's, 0
-if it has none), the handles, MPI_ANY_SOURCE
-and where in a status the source stands (bytes)."""
+"""Where a library's table holds the functions' addresses (the last three are the system's, 0 if it has none), the
+handles, MPI_ANY_SOURCE, and where in a status the source stands (bytes)."""
 LIBRARY = 13
 STATUS_BYTES = 64
 _MARK = 0x1234567
 
 
 def _call(typing_context: Any, function: Any, arguments: Any) -> Any:
-
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         word = ir.IntType(64)
         count = len(arguments)
@@ -61,7 +59,6 @@ call: Any = intrinsic(_call)
 
 
 def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
-
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
 
@@ -70,8 +67,6 @@ def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
 
 
 _pointer: Any = intrinsic(_to_pointer)  # to whatever `like` is a number of
-
-
 _view: Any = numba.carray  # type: ignore[attr-defined]
 
 

@@ -212,12 +212,3 @@ def test_a_list_that_alone_is_too_large_is_not_kept() -> None:
     nothing = KeyCache(0)
     keep_many(nothing, range(3))
     assert not len(nothing) and nothing.find(0, 1, signature_of(0)) is None and nothing.misses == 1
-
-
-def test_a_change_of_the_table_shows_in_its_version() -> None:
-    cache = KeyCache(1e6)
-    for number in range(200):
-        table, version = cache.table, cache.version
-        keep_many(cache, range(number, number + 1))
-        assert (cache.table is table) == (cache.version == version)
-    assert cache.version > 1
