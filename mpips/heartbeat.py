@@ -4,8 +4,8 @@ Each rank has a `Heart`: a thread that sends a datagram to some other ranks ever
 doing, and notes whom it hears. UDP, not MPI, since only one thread speaks MPI; nothing is lost with a datagram but a
 beat. A process that is stopped, swapped out for good, or on a machine that is gone falls silent.
 
-Who was never heard is never taken for silent: where a network lets no datagrams pass, hangs are not found, and nothing
-else changes. And a rank that could not listen must not blame the others for what it has not heard: silence is measured
+Who was never heard is not taken for silent, unless it is on the same machine, and then after a longer while: where a
+network lets no datagrams pass, hangs are not found, and nothing else changes. And a rank that could not listen must not blame the others for what it has not heard: silence is measured
 on a clock that runs only while the thread listens (`Attention`), so a listener that was stopped itself for an hour
 wakes up with everybody as silent as before. The converse remains: a rank that lets no other thread run (a
 call into C that keeps the interpreter's lock) is silent for as long as that lasts, so the patience of those who judge
@@ -26,13 +26,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 ADDRESS_BYTES = 64
 _ADDRESS = struct.Struct("<16s8s4sH34x")  # token, machine, IPv4 address, port
 _BEAT = struct.Struct("<16sIQ")  # token, rank, count
 _NAP = 0.02  # seconds between two looks at the mail: less often woken, and a kernel's buffer holds 200 beats or more
+FIRST = 5.0
+"""How much longer a first beat may take than any other: a rank that starts has much to do."""
 _LAPSE = 2.0  # periods for which a listener may be away and still call it listening
 
 
@@ -68,14 +70,16 @@ class Attention:
     """How long each rank has been silent while somebody listened; times are seconds.
 
     `lapse` is how long one may be away between two calls of `listen` and still be said to have listened throughout;
-    of a longer absence only that much counts.
+    of a longer absence only that much counts. `near` are the ranks whose beats nothing can keep from coming.
     """
 
-    def __init__(self, lapse: float) -> None:
+    def __init__(self, lapse: float, near: Collection[int] = ()) -> None:
         self._lapse = lapse
+        self.near = near
         self._time = 0.0
         self._last: float | None = None
         self._heard: dict[int, float] = {}
+        self._awaited: dict[int, float] = {}
 
     def listen(self, now: float) -> None:
         """Somebody listens, now."""
@@ -88,9 +92,20 @@ class Attention:
         self._heard[rank] = self._time
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Give those of `ranks` that were heard once, and not for `patience` seconds of listening."""
+        """Give those of `ranks` that were heard once, and not for `patience` seconds of listening.
+
+        Those nearby that never were have FIRST times as long, from when they are first asked for.
+        """
         now, heard = self._time, self._heard
-        return [rank for rank in ranks if rank in heard and now - heard[rank] >= patience]
+        found = []
+        for rank in ranks:
+            if rank in heard:
+                late = now - heard[rank] >= patience
+            else:
+                late = rank in self.near and now - self._awaited.setdefault(rank, now) >= FIRST * patience
+            if late:
+                found.append(rank)
+        return found
 
 
 class Heart:
@@ -121,6 +136,11 @@ class Heart:
             return
         self._addresses = addresses
         self._routes = [address.seen_from(self.address) for address in addresses]
+        self._attention.near = {
+            rank
+            for rank, address in enumerate(addresses)
+            if address.machine == self.address.machine and address.port
+        }
         self._thread = threading.Thread(
             target=self._live, args=(self._socket,), name="mpips-heart", daemon=True
         )
@@ -129,7 +149,7 @@ class Heart:
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Give those of `ranks` that were heard before and not for `patience` seconds, of several periods each.
 
-        A rank that was never heard is not among them. What this rank itself slept through does not count.
+        A rank elsewhere that was never heard is not among them. What this rank itself slept through does not count.
         """
         return self._attention.silent(ranks, patience)
 

@@ -196,8 +196,8 @@ class _Run:
             return code or FAILED
         self._share_folder()
         self.communicators = split(self.world, layout)
-        faulthandler.cancel_dump_traceback_later()
         node, van = self._node(layout, self.prepared)
+        faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
         try:
             code = self._serve(node, self.prepared)
             left = node.leave(PATIENCE)

@@ -41,7 +41,7 @@ def hearts() -> Iterator[Callable[..., list[Heart]]]:
 
 
 def heard(heart: Heart, rank: int) -> bool:
-    return rank in heart.silent(range(8), 0.0)  # with no patience, all who were ever heard
+    return rank in heart._counts
 
 
 # --- when somebody is silent ---------------------------------------------------------------------
@@ -52,6 +52,20 @@ def test_a_rank_never_heard_is_never_silent() -> None:
     for now in range(100):
         attention.listen(float(now))
     assert attention.silent([0, 1, 2], 5.0) == []
+
+
+def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
+    attention = Attention(lapse=1.0, near={1, 2})
+    silent = []
+    for now in range(40):
+        attention.listen(float(now))
+        if now == 30:
+            attention.hear(2)
+        silent.append(attention.silent([0, 1, 2] if now >= 10 else [], 3.0))
+    first = 10 + int(heartbeat.FIRST * 3.0)
+    assert silent[:first] == [[]] * first, "not before it was asked for, and then longer than others have"
+    assert silent[first:30] == [[1, 2]] * (30 - first)
+    assert silent[30:33] == [[1]] * 3 and silent[33:] == [[1, 2]] * 7
 
 
 def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
