@@ -5,11 +5,11 @@ doing, and notes whom it hears. UDP, not MPI, since only one thread speaks MPI; 
 beat. A process that is stopped, swapped out for good, or on a machine that is gone falls silent.
 
 Who was never heard is not taken for silent, unless it is on the same machine, and then after a longer while: where a
-network lets no datagrams pass, hangs are not found, and nothing else changes. And a rank that could not listen must not blame the others for what it has not heard: silence is measured
-on a clock that runs only while the thread listens (`Attention`), so a listener that was stopped itself for an hour
-wakes up with everybody as silent as before. The converse remains: a rank that lets no other thread run (a
-call into C that keeps the interpreter's lock) is silent for as long as that lasts, so the patience of those who judge
-it must be longer.
+network lets no datagrams pass, hangs are not found, and nothing else changes. And a rank that could not listen must not
+blame the others for what it has not heard: silence is measured on a clock that runs only while the thread listens
+(`Attention`), so a listener that was stopped itself for an hour wakes up with everybody as silent as before. The
+converse remains: a rank that lets no other thread run (a call into C that keeps the interpreter's lock) is silent for
+as long as that lasts, so the patience of those who judge it must be longer.
 
 A datagram is its sender's token, rank and a count that only grows; the tokens are drawn by each rank and exchanged with
 the addresses, over MPI, so that nobody else's datagrams, nor those of an earlier run, count.
