@@ -7,6 +7,7 @@
     |   +-- LayoutError                ranks and roles do not fit
     |   +-- CheckpointError            a checkpoint is missing, torn or of another job
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
+    |   +-- FilterError                what a filter is to decode is nothing that it encodes
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
     +-- WorkerLost (RuntimeError)      a worker died while a call was under way: the program may go on without it
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
@@ -44,6 +45,10 @@ class CheckpointError(InputError):
 
 class ProtocolError(MpipsError, RuntimeError):
     """A message that no correct rank sends: wrong magic, truncated, or of an unknown kind."""
+
+
+class FilterError(ProtocolError):
+    """What a filter is given to decode is nothing that it encodes: damaged, truncated, or of another version."""
 
 
 class ClosedError(MpipsError, RuntimeError):

@@ -101,6 +101,7 @@ class Update(NamedTuple):
     apply_range: Callable[[Array, State, Array, Settings], Array | None] | None = None
     read: Callable[[Array, State, NDArray[np.int32]], Array] | None = None
     defaults: Mapping[str, Setting] | None = None
+    sums: bool = False
 
 
 Function = Callable[
@@ -127,12 +128,13 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     Column of rows that workers push (default: like the values; width 0: any); `reply_row(spec)`, that of what
     `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are
     contiguous, given as views; `read(values, state, slots)`, what a pull returns instead of the values;
-    `defaults`, the settings and their default values (without it any setting goes).
+    `defaults`, the settings and their default values (without it any setting goes); `sums`, whether pushes are
+    changes, of which two may as well come as one that is their sum (filters may then hold small ones back).
     Raises JobError when another function has the name.
     """
 
     def register(apply: Apply) -> Apply:
-        _claim("update", name, apply, _updates[name].apply if name in _updates else None)
+        claim("update", name, apply, _updates[name].apply if name in _updates else None)
         _updates[name] = Update(name, apply, **fields)
         return apply
 
@@ -147,14 +149,14 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
     """
 
     def register(function: Function) -> Function:
-        _claim("call", name, function, _calls[name].function if name in _calls else None)
+        claim("call", name, function, _calls[name].function if name in _calls else None)
         _calls[name] = Call(function, reads)
         return function
 
     return register
 
 
-def _claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
+def claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
     """Refuse a second function of one name; the same one, loaded again, takes its own place."""
     if old is not None and _place(old) != _place(new):
         raise JobError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
@@ -246,7 +248,7 @@ def assign(values: Array, state: State, slots: NDArray[np.int32], rows: Array, s
     _assign(values, slots, rows)
 
 
-@update("add", apply_range=_add_range, defaults={})
+@update("add", apply_range=_add_range, defaults={}, sums=True)
 def add(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Add the row: w += row."""
     _add(values, slots, rows)
@@ -282,7 +284,7 @@ def _sgd(values: Array, slots: NDArray[np.int32], rows: Array, rate: float, l1: 
             values[slots[i], j] = shrink(w, rate * l1) / (1.0 + rate * l2)
 
 
-@update("sgd", columns=_like_value(), defaults={"rate": 0.1, "l1": 0.0, "l2": 0.0})
+@update("sgd", columns=_like_value(), defaults={"rate": 0.1, "l1": 0.0, "l2": 0.0}, sums=True)
 def sgd(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Step along a pushed gradient g, then the proximal step of l1 |w| + l2/2 w^2.
 
@@ -316,7 +318,7 @@ def _adagrad(
 _ADAPTIVE: dict[str, Setting] = {"alpha": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0}
 
 
-@update("adagrad", columns=_like_value("n"), defaults=_ADAPTIVE)
+@update("adagrad", columns=_like_value("n"), defaults=_ADAPTIVE, sums=True)
 def adagrad(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Step along a pushed gradient g by AdaGrad with a proximal step (Duchi, Hazan, Singer 2011).
 
@@ -351,7 +353,7 @@ def _ftrl(
             values[s, j] = shrink(-z, l1) / ((beta + n) / alpha + l2)
 
 
-@update("ftrl", columns=_like_value("z", "n"), defaults=_ADAPTIVE)
+@update("ftrl", columns=_like_value("z", "n"), defaults=_ADAPTIVE, sums=True)
 def ftrl(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Follow the proximally regularised leader by a pushed gradient g (McMahan et al. 2013, algorithm 1).
 

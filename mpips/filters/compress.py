@@ -1,0 +1,380 @@
+"""Lossless compression by Zstandard or LZ4, of keys and values, where it pays (paper, section 5.1).
+
+Sorted keys are taken as distances from one to the next. These and the values are sorted into byte planes
+(mpips/filters/planes.py); what has been made bytes already is cut into chunks instead. Each plane or chunk is tried
+by a sample of it: the noisy ones are sent as they are, the others go through the compressor in one piece. So a list of
+float32, of which only sign and exponent can be compressed, costs the compressor a quarter of its bytes.
+
+    the planes that are not compressed | one compressed run of all others
+
+A content that shrinks by less than a tenth goes as it came, with an empty note; and after k such failures in a row,
+the next 2^k messages (at most 64) are not even tried. The libraries are imported when first needed.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import FilterError
+from mpips.filters.filter import About, Coder, Content, State, filter_
+from mpips.filters.planes import Bytes, Offsets, bytes_of, deltas, join, read_only, split, sums, words_of
+from mpips.message import CODES, DTYPES
+
+PAYS = 0.9
+"""What a content must shrink to: less is not worth that all of it is sorted."""
+LONGEST = 64
+"""Messages that are passed over, at most, before compression is tried again."""
+CHUNKS, _CHUNK = 16, 2048  # bytes are cut into so many, none but the last smaller than that
+_LARGE = 1 << 16  # bytes from which on a sample tells what all of them will shrink to
+_RUNS, _RUN = 4, 512  # what a sample is made of: runs of so many numbers, spread evenly
+_MOST_PLANES = 64
+_BYTES = 254  # the type of values that are bytes
+# type of the values, columns that were split one by one (0: chunks), kept key planes, kept value planes,
+# rows, width, keys (-1: none), size of the compressed run
+_NOTE = struct.Struct("<BBBxIQqqqq")
+_MAGIC = 0x70636D31
+_LZ4_MOST = 0x7E000000
+
+
+@dataclass(frozen=True)
+class Zstd:
+    """How Zstandard compresses."""
+
+    level: int = field(default=1, metadata={"at_least": -7, "at_most": 22})
+    """1 is fast, 19 is slow and smaller; from 20 on it takes much memory."""
+    shuffle: bool = True
+    """Sort the bytes of numbers by their place before."""
+    least: int = field(default=16384, metadata={"at_least": 0})
+    """Bytes below which nothing is tried: what takes a short time to send takes longer to compress."""
+
+
+@dataclass(frozen=True)
+class Lz4:
+    """How LZ4 compresses."""
+
+    acceleration: int = field(default=1, metadata={"at_least": 1, "at_most": 65537})
+    """Larger is faster and compresses less."""
+    shuffle: bool = True
+    """Sort the bytes of numbers by their place before."""
+    least: int = field(default=4096, metadata={"at_least": 0})
+    """Bytes below which nothing is tried: what takes a short time to send takes longer to compress."""
+
+
+class Codec(NamedTuple):
+    """A compressor: `decompress(data, size)` gives exactly so many bytes or raises FilterError.
+
+    `share` is what a plane must shrink to: above, on a network of 1 Gbit/s, it costs more time than it saves. `most` is
+    how many bytes it can take at once.
+    """
+
+    compress: Callable[[Bytes], bytes]
+    decompress: Callable[[Bytes, int], bytes]
+    share: float
+    most: int = 2**62
+
+
+def _needs(package: str) -> Callable[[], str]:
+    return lambda: "" if find_spec(package) else f"the package {package}: pip install {package}"
+
+
+@filter_("zstd", Zstd, _needs("zstandard"))
+def zstd(settings: Zstd) -> Coder:
+    """Make the filter that compresses by Zstandard. Its state is that of `coder_of`."""
+    return coder_of(_zstd(settings), settings.shuffle, settings.least)
+
+
+@filter_("lz4", Lz4, _needs("lz4"))
+def lz4(settings: Lz4) -> Coder:
+    """Make the filter that compresses by LZ4: for what repeats; it leaves alone what is only skewed."""
+    return coder_of(_lz4(settings), settings.shuffle, settings.least)
+
+
+def _zstd(settings: Zstd) -> Codec:
+    own = threading.local()  # a context serves one thread, and is dear to make
+
+    def compress(data: Bytes) -> bytes:
+        if not hasattr(own, "compressor"):
+            library = import_module("zstandard")
+            choice: dict[str, Any] = {"level": settings.level}
+            if settings.shuffle and settings.level == 1:
+                # Planes hold few long repeats, and many short ones by chance that only cost time. With so small
+                # a table most of these are not found: twice as fast, and smaller (runs are still found).
+                parameters = library.ZstdCompressionParameters.from_level(
+                    1, hash_log=6, write_content_size=True
+                )
+                choice = {"compression_params": parameters}
+            own.compressor = library.ZstdCompressor(**choice)
+        return bytes(own.compressor.compress(data))
+
+    def decompress(data: Bytes, size: int) -> bytes:
+        library = import_module("zstandard")
+        if not hasattr(own, "decompressor"):
+            own.decompressor = library.ZstdDecompressor()
+        try:
+            told = library.frame_content_size(data)
+            if told != size:
+                raise FilterError(f"a Zstandard frame of {told} bytes where {size} are due")
+            return bytes(own.decompressor.decompress(data, max_output_size=size, allow_extra_data=False))
+        except library.ZstdError as error:
+            raise FilterError(f"not a whole Zstandard frame: {error}") from error
+
+    return Codec(compress, decompress, 0.75)
+
+
+def _lz4(settings: Lz4) -> Codec:
+    def compress(data: Bytes) -> bytes:
+        library = import_module("lz4.block")
+        mode = {"mode": "fast", "acceleration": settings.acceleration, "store_size": False}
+        return bytes(library.compress(data, **mode))
+
+    def decompress(data: Bytes, size: int) -> bytes:
+        library = import_module("lz4.block")
+        if size > min(255 * data.nbytes, _LZ4_MOST):  # 255: what the format can do at best
+            raise FilterError(f"{data.nbytes} bytes of LZ4 cannot hold {size}")
+        try:
+            return bytes(library.decompress(data, uncompressed_size=size))
+        except library.LZ4BlockError as error:
+            raise FilterError(f"not a whole LZ4 block: {error}") from error
+
+    return Codec(compress, decompress, 0.5, _LZ4_MOST)
+
+
+def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
+    """Make the coder that compresses by a codec.
+
+    While it fails its state has "tries", i8[2]: failures in a row, and messages that are still to be passed over.
+    """
+
+    def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
+        if content.nbytes < least:
+            return state, content
+        failures, wait = state["tries"].tolist() if "tries" in state else (0, 0)
+        if wait:
+            return {"tries": np.array([failures, wait - 1])}, content
+        packed = pack(codec, shuffle, content)
+        if packed is not None:
+            return {}, packed
+        failures += 1
+        return {"tries": np.array([failures, min(2**failures, LONGEST)])}, content
+
+    def decode(content: Content) -> Content:
+        return unpack(codec, content) if content.note else content
+
+    return Coder(encode, decode)
+
+
+class Shape(NamedTuple):
+    """What a content is made of, and so which planes or chunks it is cut into: first those of keys, then of values."""
+
+    dtype: np.dtype[Any]
+    rows: int
+    width: int
+    keys: int
+    """How many, -1 without a list."""
+    columns: int
+    """Columns that are split one by one, 1 for all together; 0: the values' bytes are cut into chunks."""
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the values."""
+        return self.rows * self.width * self.dtype.itemsize
+
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """List the sizes of the planes of keys, and of the planes or chunks of values."""
+        of_keys = [self.keys] * 8 if self.keys >= 0 else []
+        if self.columns:
+            of_values = [self.rows * self.width // self.columns] * (self.columns * self.dtype.itemsize)
+        else:
+            size = self.value_bytes
+            each = max(-(-size // CHUNKS), _CHUNK)
+            of_values = [min(each, size - at) for at in range(0, size, each)]
+        return of_keys, of_values
+
+
+def shape_of(content: Content, shuffle: bool) -> Shape:
+    """Say how a content is to be cut."""
+    values = content.values
+    rows, width = values.shape if values.ndim == 2 else (len(values), 1)
+    columns = 0
+    if shuffle and values.dtype != np.uint8:
+        columns = width if 1 <= width * values.itemsize <= _MOST_PLANES else 1
+    return Shape(values.dtype, rows, width, -1 if content.keys is None else len(content.keys), columns)
+
+
+class Piece(NamedTuple):
+    """What is split into planes: words u4 or u8 from `first` on, each `step`; or u1, a chunk, that is not split."""
+
+    words: NDArray[Any]
+    first: int = 0
+    step: int = 1
+
+    def __len__(self) -> int:
+        return -(-(len(self.words) - self.first) // self.step)
+
+    def write(self, places: Offsets, body: Bytes) -> None:
+        """Write its planes into a buffer, each where `places` says."""
+        if self.words.itemsize == 1:
+            body[places[0] : places[0] + len(self.words)] = self.words
+        else:
+            split(self.words, self.first, self.step, places, body)
+
+    def sample(self) -> NDArray[np.uint8]:
+        """Give the planes [itemsize, n] of some of its words."""
+        words, count, size = self.words, len(self), self.words.itemsize
+        if count > _RUNS * _RUN:
+            starts = [run * (count - _RUN) // (_RUNS - 1) for run in range(_RUNS)]
+            words = words[self.first :: self.step]
+            words = np.concatenate([words[start : start + _RUN] for start in starts])
+            piece, count = Piece(read_only(words)), len(words)
+        else:
+            piece = self
+        planes = np.empty((size, count), np.uint8)
+        piece.write(read_only(np.arange(size) * count), planes.reshape(-1))
+        return planes
+
+
+def _pieces(content: Content, shape: Shape) -> list[Piece]:
+    pieces = []
+    if content.keys is not None:
+        steps = np.empty(len(content.keys), np.uint64)
+        deltas(read_only(content.keys), steps)
+        pieces.append(Piece(read_only(steps)))
+    if shape.columns:
+        words = words_of(content.values)
+        return pieces + [Piece(words, c, shape.columns) for c in range(shape.columns)]
+    flat, at = bytes_of(content.values), 0
+    for length in shape.lengths()[1]:
+        pieces.append(Piece(flat[at : at + length]))
+        at += length
+    return pieces
+
+
+def _chosen(codec: Codec, pieces: list[Piece]) -> tuple[list[bool], float]:
+    """Tell of each plane, by a sample, whether to compress it; and how many bytes that should make of them all."""
+    kept = []
+    expected = 0.0
+    for piece in pieces:
+        for plane in piece.sample():
+            share = len(codec.compress(plane)) / max(len(plane), 1)
+            kept.append(len(plane) > 0 and share <= codec.share)
+            expected += len(piece) * (share if kept[-1] else 1)
+    return kept, expected
+
+
+def _offsets(lengths: list[int], kept: list[bool]) -> tuple[list[int], int, int]:
+    """Place the planes: those not kept one behind the other, those kept too; and how many bytes both are."""
+    ends = [0, 0]
+    offsets = []
+    for length, keep in zip(lengths, kept, strict=True):
+        offsets.append(ends[keep])
+        ends[keep] += length
+    return offsets, ends[0], ends[1]
+
+
+def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
+    """Compress a content into u1[bytes] and a note; None when it does not pay."""
+    shape = shape_of(content, shuffle)
+    pieces = _pieces(content, shape)
+    of_keys, of_values = shape.lengths()
+    kept, expected = _chosen(codec, pieces)
+    if content.nbytes >= _LARGE and expected > PAYS * content.nbytes:
+        return None
+    offsets, raw, size = _offsets([*of_keys, *of_values], kept)
+    if not 0 < size <= codec.most:
+        return None
+    places = np.array([at + raw * keep for at, keep in zip(offsets, kept, strict=True)], np.int64)
+    body = np.empty(raw + size, np.uint8)
+    at = 0
+    for piece in pieces:
+        piece.write(read_only(places[at : at + piece.words.itemsize]), body)
+        at += piece.words.itemsize
+    run = codec.compress(body[raw:])
+    if raw + len(run) + _NOTE.size > PAYS * content.nbytes:
+        return None
+    body[raw : raw + len(run)] = np.frombuffer(run, np.uint8)
+    bits = sum(keep << bit for bit, keep in enumerate(kept))
+    note = _NOTE.pack(
+        CODES.get(shape.dtype, _BYTES), shape.columns, bits & 255 if of_keys else 0, _MAGIC,
+        bits >> len(of_keys), shape.rows, shape.width, shape.keys, len(run),
+    )  # fmt: skip
+    return Content(None, body[: raw + len(run)], note)
+
+
+def _read_note(note: bytes) -> tuple[Shape, list[bool], int]:
+    """Read a note: the shape, which planes are compressed, and the size of the compressed run."""
+    if len(note) != _NOTE.size:
+        raise FilterError(f"a note of {len(note)} bytes where {_NOTE.size} are due")
+    code, columns, key_bits, magic, value_bits, rows, width, keys, size = _NOTE.unpack(note)
+    if magic != _MAGIC or (code != _BYTES and code >= len(DTYPES)):
+        raise FilterError("a note of another filter or version")
+    dtype = np.dtype(np.uint8) if code == _BYTES else DTYPES[code]
+    shape = Shape(dtype, rows, width, keys, columns)
+    fits = columns in (0, 1, width) and columns * dtype.itemsize <= _MOST_PLANES
+    if min(rows, width, size) < 0 or keys < -1 or not fits or (code == _BYTES and (columns or width != 1)):
+        raise FilterError(f"a note of {rows} rows of {width} {dtype} in {columns} columns, and {keys} keys")
+    if max(rows, 1) * max(width, 1) >= 2**48 or keys >= 2**48:
+        raise FilterError(f"a note of {rows} rows of {width} {dtype}, and {keys} keys: too many")
+    of_keys, of_values = shape.lengths()
+    if key_bits >> len(of_keys) or value_bits >> len(of_values):
+        raise FilterError("a note of more planes than there are")
+    bits = key_bits | value_bits << len(of_keys)
+    return shape, [bool(bits >> bit & 1) for bit in range(len(of_keys) + len(of_values))], size
+
+
+def unpack(codec: Codec, content: Content) -> Content:
+    """Undo `pack`.
+
+    Raises:
+        FilterError: note and payload are none that it makes.
+    """
+    payload = content.values
+    if payload.dtype != np.uint8 or payload.ndim != 1 or content.keys is not None:
+        raise FilterError("what was compressed has come as something else than bytes")
+    shape, kept, packed = _read_note(content.note)
+    of_keys, of_values = shape.lengths()
+    offsets, raw, size = _offsets([*of_keys, *of_values], kept)
+    if raw + packed != len(payload) or (size == 0) != (packed == 0):
+        raise FilterError(f"{len(payload)} compressed bytes where {raw + packed} are due")
+    try:
+        run = codec.decompress(payload[raw:], size) if size else b""
+        if len(run) != size:
+            raise FilterError(f"{len(run)} decompressed bytes where {size} are due")
+        places = np.array([~at if keep else at for at, keep in zip(offsets, kept, strict=True)], np.int64)
+        return _assemble(shape, read_only(payload), np.frombuffer(run, np.uint8), read_only(places))
+    except (MemoryError, OverflowError) as error:
+        raise FilterError(f"a note of {shape.rows} rows, and {shape.keys} keys: no memory") from error
+
+
+def _assemble(shape: Shape, raw: Bytes, run: Bytes, places: Offsets) -> Content:
+    """Put keys and values together from planes at `places` of raw, or with ~place of run."""
+    keys = None
+    first = 0
+    if shape.keys >= 0:
+        steps, keys = np.empty(shape.keys, np.uint64), np.empty(shape.keys, np.uint64)
+        join(raw, run, places[:8], 0, 1, steps)
+        if not sums(read_only(steps), keys):
+            raise FilterError("the keys are not sorted")
+        first = 8
+    values = np.empty((shape.rows, shape.width), shape.dtype)
+    flat, size = values.reshape(-1), shape.dtype.itemsize
+    if shape.columns:
+        words = flat.view(np.uint32 if size == 4 else np.uint64)
+        for c in range(shape.columns):
+            join(raw, run, places[first + c * size :], c, shape.columns, words)
+    else:
+        out = flat.view(np.uint8)
+        at = 0
+        for place, length in zip(places[first:].tolist(), shape.lengths()[1], strict=True):
+            source, start = (raw, place) if place >= 0 else (run, ~place)
+            out[at : at + length] = source[start : start + length]
+            at += length
+    return Content(keys, values if shape.dtype != np.uint8 else flat)
