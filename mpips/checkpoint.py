@@ -358,6 +358,14 @@ def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[
         return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, meta_of(file)
 
 
+def load_worker_if_any(path: Path, worker: int) -> dict[str, NDArray[Any]]:
+    """Return a worker's arrays; none if it had no state."""
+    entries = read_manifest(path)["files"]
+    if not any(entry["kind"] == "worker" and entry["number"] == worker for entry in entries):
+        return {}
+    return load_worker(path, worker)[0]
+
+
 def describe(path: Path) -> str:
     """Say in a few lines what a checkpoint holds, for people."""
     manifest = read_manifest(path)

@@ -21,7 +21,7 @@ from mpips.consistency import ConsistencySpec
 from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.faults import FaultsSpec
-from mpips.filters import KNOWN as KNOWN_FILTERS
+from mpips.filters.named import chain_of
 from mpips.layout import LayoutSpec
 from mpips.typed import Misfit
 
@@ -98,20 +98,19 @@ class HeartbeatSpec:
 
 @dataclass(frozen=True)
 class FiltersSpec:
-    """What messages go through, in order (paper, section 5.1)."""
+    """What messages go through, in order (paper, section 5.1): "zstd", or {name = "fixed_point", bytes = 1}."""
 
-    push: tuple[str, ...] = ()
-    """Filters on the way to the servers."""
-    pull: tuple[str, ...] = ()
+    push: tuple[str | dict[str, Any], ...] = ()
+    """Filters on the way to the servers, by name, or as tables with a name and settings."""
+    pull: tuple[str | dict[str, Any], ...] = ()
     """Filters on the way back."""
 
     def __post_init__(self) -> None:
-        for direction, names in (("push", self.push), ("pull", self.pull)):
-            for name in names:
-                if name not in KNOWN_FILTERS:
-                    raise ValueError(
-                        f"{direction} names no filter with {name!r}; {typed.suggestion(name, KNOWN_FILTERS)}"
-                    )
+        for direction, entries in (("push", self.push), ("pull", self.pull)):
+            try:
+                chain_of(entries)
+            except ValueError as error:
+                raise ValueError(f"{direction}: {error}") from error
 
 
 @dataclass(frozen=True)

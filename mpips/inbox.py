@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpips.message import READS, Kind, Message
-from mpips.task import Filtered, Send, unfiltered
+from mpips.task import Send
 
 Kept = Message | Callable[[Message], Message]
 """What answers a request that comes again: the reply, or a function from that request to it."""
@@ -49,8 +49,8 @@ class Inbox:
     nothing have no kept reply: one that comes again starts again.
     """
 
-    def __init__(self, send: Send, keep: bool = True, *, decode: Filtered = unfiltered) -> None:
-        self._send, self.keep, self._decode = send, keep, decode
+    def __init__(self, send: Send, keep: bool = True) -> None:
+        self._send, self.keep = send, keep
         self._callers: dict[int, _Caller] = {}
 
     def admit(self, request: Message) -> list[Message]:
@@ -70,7 +70,6 @@ class Inbox:
             elif self.keep and time < caller.acked:
                 self._send(request.origin, _forgotten(request))
             return []
-        request = self._decode(request.origin, request)
         if self._may_start(caller, request):
             caller.running.add(time)
             return [request]

@@ -73,12 +73,16 @@ _KINDS = {int(kind): kind for kind in Kind}
 _COMMANDS = {int(command): command for command in Command}
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 """How the types of values are told on the wire."""
+_BYTES = np.dtype("u1")
+_ON_WIRE = (*DTYPES, _BYTES)
+_CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
 _KEY = np.dtype("<u8")
 MAGIC = b"mps1"
 DETACHED = 1  # flag: keys and values follow the frame as messages of their own
 LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
 REACH = 4  # flag: the answer's values may be written to the address that stands in the place of `rows`
 REACHED = 8  # flag: that was done
+FILTERED = 16  # flag: what it carries is what filters have made of it (mpips.filters)
 NO_VALUES = 255
 # magic kind command flags, sender origin, shard epoch, namespace meta, acked, time, round, first, last, keys, rows,
 # dtype width, after, signature: every number stands at a multiple of its size, so that kernels can read it
@@ -102,8 +106,11 @@ class Message:
     sorted and unique, or None when the message is about every key of `range`; `values` are rows `[n, width]`.
     `signature` stands for the keys beside it, or for those that it comes without (`mpips.keycache`).
 
-    Three things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
-    request was found to be about, at the server; `place` where the caller wants the answer's values.
+    The values of a `filtered` message are u1[bytes], what filters have made of keys and values.
+
+    Four things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
+    request was found to be about, at the server; `place` where the caller wants the answer's values; `flush` tells the
+    filters to hold nothing back.
     """
 
     kind: Kind
@@ -125,6 +132,8 @@ class Message:
     withheld: NDArray[np.uint64] | None = None
     slots: NDArray[np.int32] | slice | None = None
     place: NDArray[Any] | None = None
+    filtered: bool = False
+    flush: bool = False
 
     @property
     def payload_bytes(self) -> int:
@@ -161,7 +170,9 @@ def _head(
         MAGIC,
         message.kind,
         message.command,
-        (DETACHED if detached else 0) | (LISTED if message.keys is not None else 0),
+        (DETACHED if detached else 0)
+        | (LISTED if message.keys is not None else 0)
+        | (FILTERED if message.filtered else 0),
         message.sender,
         message.origin,
         message.shard,
@@ -199,8 +210,8 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
         raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot travel; use uint64, 1-d")
     code, width, rows = NO_VALUES, 0, 0
     if values is not None:
-        code = CODES.get(values.dtype, NO_VALUES)
-        if code == NO_VALUES:
+        code = _CODES.get(values.dtype, NO_VALUES)
+        if code == NO_VALUES or (values.dtype == _BYTES and not message.filtered):
             raise ProtocolError(f"values of type {values.dtype} cannot travel; use {_names()}")
         if values.ndim not in (1, 2):
             raise ProtocolError(f"values of {values.ndim} dimensions cannot travel; use rows [n, width]")
@@ -269,10 +280,11 @@ def decode(
     ) = _HEADER.unpack_from(frame)
     if magic != MAGIC:
         raise ProtocolError(f"not an mpips message: it begins with {magic!r}")
-    if code != NO_VALUES and code >= len(DTYPES):
+    filtered = bool(flags & FILTERED)
+    if code != NO_VALUES and code >= len(DTYPES) + filtered:
         raise ProtocolError(f"unknown value type {code}")
     key_bytes = n_keys * 8
-    value_bytes = rows * width * DTYPES[code].itemsize if code != NO_VALUES else 0
+    value_bytes = rows * width * _ON_WIRE[code].itemsize if code != NO_VALUES else 0
     detached = bool(flags & DETACHED)
     expected = HEADER_BYTES + 16 * n_after + n_meta + (0 if detached else key_bytes + value_bytes)
     if size != expected:
@@ -297,16 +309,19 @@ def decode(
         )  # fmt: skip
     except KeyError as error:
         raise ProtocolError(f"unknown kind {kind} or command {command}") from error
+    message.filtered = filtered
     if detached:
         if code != NO_VALUES:
-            message.values = room(value_bytes).view(DTYPES[code]).reshape(rows, width)
+            message.values = room(value_bytes).view(_ON_WIRE[code]).reshape(rows, width)
         if flags & LISTED:
             message.keys = room(key_bytes).view(_KEY)
         return message, key_bytes, value_bytes
     if flags & LISTED:
         message.keys = np.frombuffer(frame, _KEY, n_keys, at)
     if code != NO_VALUES:
-        message.values = np.frombuffer(frame, DTYPES[code], rows * width, at + key_bytes).reshape(rows, width)
+        message.values = np.frombuffer(frame, _ON_WIRE[code], rows * width, at + key_bytes).reshape(
+            rows, width
+        )
     return message, 0, 0
 
 

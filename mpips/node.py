@@ -14,20 +14,24 @@ import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError, MpipsError, ProtocolError, RemoteError, WorkerLost
+from mpips.errors import FilterError, InputError, MpipsError, ProtocolError, RemoteError, WorkerLost
 from mpips.faults import Faults
-from mpips.filters import Chain
+from mpips.filters.chain import Chain, Saved
+from mpips.filters.filter import About
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
 from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.task import Task, Tasks
+from mpips.update import VectorSpec, update_named
 from mpips.view import View
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ URGENT = frozenset(
     (Command.STOP, Command.FAILED, Command.BARRIER, Command.VIEW, Command.VIEW_SEEN, Command.ASK_VIEW)
 )
 """Control messages that do not wait for the view under which they were sent."""
+_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # what is answered with rows of a vector
+_REQUESTS = _ROWS | {Command.PUSH}
 PATIENCE = 0.25
 """Seconds after which a word that was to follow is asked for by sending the push again."""
 TICK = 0.005
@@ -81,6 +87,8 @@ class Node:
     """One rank's part in the cluster.
 
     `resend` is the time in seconds after which an unanswered request is sent again (None: never; MPI loses nothing).
+    Through `pushes` goes what workers ask shards, through `pulls` what shards answer; `signs`: lists of keys that come
+    again are named by a signature.
     """
 
     def __init__(
@@ -92,24 +100,30 @@ class Node:
         faults: Faults | None = None,
         window: int = 64,
         resend: float | None = None,
-        outgoing: Chain | None = None,
-        incoming: Chain | None = None,
+        pushes: Chain | None = None,
+        pulls: Chain | None = None,
+        signs: bool = True,
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, socket.gethostname()
-        self._outgoing, self._incoming = outgoing or Chain(), incoming or Chain()
+        self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
+        self.specs: dict[int, VectorSpec] = {}
+        """By namespace: the vectors that this rank has handles on."""
+        self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
+        self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
+        """Bytes of keys that requests of this rank named, that they took along, and that the answers were about."""
         self._window, self.resend = window, resend
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move
         """Whether a request may come twice, so that replies are kept."""
         self.tasks = self.new_tasks(self.rank)
-        self.plain = faults is None and not self._outgoing.filters and not self._incoming.filters
+        self.plain = faults is None and not self.pushes and not self.pulls
         """Whether messages are what they seem, and nothing is done to them on the way."""
         self.direct = self.plain and resend is None
         """Whether requests may go by the van's desk."""
         van.epoch, van.landing = view.epoch, self._landing
-        self.inbox = Inbox(self.answer, self.keeps, decode=self._incoming.decode)
+        self.inbox = Inbox(self.answer, self.keeps)
         self.handlers: dict[Command, Handler] = {}
         self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
         self.controls: dict[Command, Handler] = {
@@ -128,7 +142,7 @@ class Node:
         self.crew = 0  # the epoch of the workers with whom the call at hand is done
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
-        self.saved_bytes = 0  # by filters
+        self._left_out: dict[str, dict[str, Saved]] = {}  # by filters of programs
         self.faults = faults
         self._ready: deque[Message] = deque()
         self._early: list[Message] = []  # of later epochs
@@ -140,14 +154,12 @@ class Node:
 
     def new_tasks(self, origin: int) -> Tasks:
         """Make the caller's half for a caller of that name."""
-        decode = self._incoming.decode
         tasks = Tasks(
             self.request,
             self._window,
             self.resend,
             origin=origin,
             encode=self._encode,
-            decode=decode,
             withdraw=self.van.withdraw,
         )
         tasks.now = self.van.now
@@ -187,16 +199,47 @@ class Node:
         reply.time, reply.epoch = request.time, self.view.epoch
         return reply
 
-    def _encode(self, dest: int, message: Message) -> Message:
-        if not self._outgoing.filters:
+    def _encode(self, address: int, message: Message) -> Message:
+        """Pass a worker's request to a shard through the filters."""
+        if address >= 0 or not self.pushes or self.role is not Role.WORKER:
             return message
-        encoded = self._outgoing.encode(dest, message)
-        self.saved_bytes += message.payload_bytes - encoded.payload_bytes
-        return encoded
+        spec = self.spec_of(message.namespace)
+        if spec is None or message.command not in _REQUESTS:
+            return message
+        return self.pushes.encode(
+            address, message, self._about(spec, message, update_named(spec.update).sums)
+        )
 
     def answer(self, origin: int, reply: Message) -> None:
-        """Send a reply to a task's caller."""
+        """Send a reply to a task's caller; what a shard answers goes through the filters."""
+        if self.pulls and reply.values is not None and reply.command in _ROWS:
+            spec = self.spec_of(reply.namespace)
+            assert spec is not None
+            reply = self.pulls.encode(origin, copy(reply), self._about(spec, reply, sums=False))
         self.send(self.view.caller(origin), reply)
+
+    @staticmethod
+    def _about(spec: VectorSpec, message: Message, sums: bool) -> About:
+        keys = message.keys if message.keys is not None else message.withheld
+        return About(
+            spec.name, message.command, message.range, sums, 0, message.origin, message.shard, message.time,
+            message.flush, keys,
+        )  # fmt: skip
+
+    def _decoded(self, message: Message) -> bool:
+        """Undo what filters did with a message; one that they cannot read becomes a failure. Give whether to go on."""
+        chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
+        try:
+            chain.decode(message)
+        except FilterError as error:
+            failure = self.failure(message, error)
+            if message.kind is Kind.REQUEST:
+                self.answer(message.origin, failure)
+                return False
+            failure.sender, failure.epoch, failure.acked = message.sender, message.epoch, message.acked
+            self._take_reply(failure)
+            return False
+        return True
 
     def reply(
         self,
@@ -213,7 +256,6 @@ class Node:
         self._finish(request, self.failure(request, error))
 
     def _finish(self, request: Message, reply: Message) -> None:
-        reply = self._encode(request.origin, reply)
         self._ready.extend(self.inbox.finish(request.origin, request.time, reply))
         self.answer(request.origin, reply)
 
@@ -290,12 +332,14 @@ class Node:
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
                 self.controls[message.command](message)
+        elif message.filtered and not self._decoded(message):
+            return
         elif kind is Kind.CHAIN or (kind is Kind.REQUEST and shard >= 0):
             self.shards(message)
         elif kind is Kind.REQUEST:
             self._ready.extend(self.inbox.admit(message))
         elif kind is Kind.SEND_KEYS:
-            self.tasks.send_keys(message)
+            self.sent_keys += self.tasks.send_keys(message)
         else:
             self._take_reply(message)
 
@@ -434,14 +478,37 @@ class Node:
 
     def account(self) -> dict[str, Any]:
         """Say what this node has sent and how it has spent its time so far: bytes and seconds."""
-        sent = self.van.sent_bytes
+        filters = self._filters()
         return {
-            "sent": sent,
-            "raw": sent + self.saved_bytes,
+            "sent": self.van.sent_bytes,
             "received": self.van.received_bytes,
             "waited": self.waited,
             "worked": self.worked,
+            "filters": {
+                name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
+            },
         }
+
+    def saved(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
+        """Count what a filter of the program's own has left out, of what workers or servers send: bytes.
+
+        A worker may speak for the servers, as far as they answer it.
+        """
+        each = self._left_out.setdefault(name, {}).setdefault(role, Saved())
+        each.raw += raw
+        each.wire += wire
+
+    def _filters(self) -> dict[str, dict[str, Saved]]:
+        """Say what each filter was given and has made of it: by its name, and by whose messages those are."""
+        found = {name: dict(by) for name, by in self._left_out.items()}
+        if self.key_bytes:
+            caching = found.setdefault("key_caching", {})
+            caching["worker"] = Saved(self.key_bytes, self.sent_keys)
+            caching["server"] = Saved(self.answered_keys, 0)
+        for role, chain in (("worker", self.pushes), ("server", self.pulls)):
+            for name, each in chain.saved.items():
+                found.setdefault(name, {})[role] = each
+        return found
 
     def step(self, step: int) -> None:
         """Say that a step of the algorithm begins; injected faults may be due."""

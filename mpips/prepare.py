@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,8 @@ from typing import NoReturn
 from mpips import config, provenance
 from mpips.checkpoint import latest
 from mpips.config import Job
-from mpips.errors import CheckpointError, JobError
+from mpips.errors import CheckpointError, InputError, JobError
+from mpips.filters import named
 from mpips.program import Program, load_program
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
@@ -54,6 +56,10 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """Read the job file and load the program; provenance too on what seems to be rank 0."""
     job = config.load(options.job, options.overrides)
     program = load_program(job.program, job.base)
+    try:
+        named.check((*job.filters.push, *job.filters.pull))
+    except InputError as error:
+        raise InputError(f"{socket.gethostname()}: {error}") from error
     facts = provenance.collect(job) if seems_first() else None
     return Prepared(options, job, program, facts, _checkpoint(options.resume, job))
 

@@ -40,6 +40,7 @@ from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
+from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.folder import Lines, RunFolder, write_json, write_text
 from mpips.heartbeat import ADDRESS_BYTES, Address, Heart
 from mpips.journal import Journal
@@ -175,6 +176,7 @@ class _Run:
         self.survives, self.replicas = False, 0
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
+        self.problem: InputError | None = None
 
     def live(self, error: BaseException | None) -> int:
         """Start, take the role's loop, leave."""
@@ -182,6 +184,8 @@ class _Run:
         processes = self._processes()
         try:
             check_singleton(self.world.Get_size(), os.environ)
+            if self.problem is not None:
+                raise self.problem
             if error is None and self.prepared is not None:
                 layout = Layout.of(self.world.Get_size(), self.prepared.job.layout)
         except InputError as raised:
@@ -214,12 +218,24 @@ class _Run:
     def _processes(self) -> list[tuple[int, str]]:
         """Gather process ids and hosts, by rank: collective."""
         mine = np.zeros(256, np.uint8)
-        text = f"{os.getpid()} {socket.gethostname()}".encode()[:256]
+        filters = fingerprint(self._filters()).hex() if self.prepared is not None else ""
+        text = f"{os.getpid()} {filters} {socket.gethostname()}".encode()[:256]
         mine[: len(text)] = np.frombuffer(text, np.uint8)
         everyone = np.zeros((self.world.Get_size(), 256), np.uint8)
         self.world.Allgather(mine, everyone)
-        pairs = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 1) for raw in everyone]
-        return [(int(pid), host) for pid, host in pairs]
+        said = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 2) for raw in everyone]
+        for rank, (_, theirs, host) in enumerate(said):
+            if self.prepared is not None and theirs not in ("", said[0][1]):
+                self.problem = InputError(
+                    f"rank {rank} on {host} has other filters than rank 0 on {said[0][2]}: "
+                    f"{', '.join(f.name for f, _ in map(parsed, self._filters()))} must be the same everywhere"
+                )
+        return [(int(pid), host) for pid, _, host in said]
+
+    def _filters(self) -> list[Entry]:
+        assert self.prepared is not None
+        spec = self.prepared.job.filters
+        return [*spec.push, *spec.pull]
 
     def _make_folder(self, layout: Layout | None, processes: list[tuple[int, str]]) -> None:
         """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""
@@ -299,7 +315,11 @@ class _Run:
             faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
         lossy = spec.drop is not None
         view = first_view(layout, job.ring.virtual_servers, self.replicas)
-        return Node(van, layout, view, faults=faults, resend=0.25 if lossy else None), van
+        pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))
+        return Node(
+            van, layout, view, faults=faults, resend=0.25 if lossy else None,
+            pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
+        ), van  # fmt: skip
 
     def _start_heart(self, period: float) -> None:
         self.heart = Heart(self.rank, period)

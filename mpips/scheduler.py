@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from mpips import checkpoint
 from mpips.errors import CheckpointError, InputError, WorkerLost
+from mpips.filters.chain import per_filter
 from mpips.folder import Lines, RunFolder
 from mpips.journal import Journal
 from mpips.layout import Role
@@ -412,6 +413,10 @@ class Cluster:
             self.servers.call("restore", {"folder": str(self.resume)})
             same = about["workers"] == len(self.workers)
             self.workers.call("restore" if same else "rebuild", {"folder": str(self.resume)} if same else {})
+            if self.job.filters.push:
+                self.workers.call(
+                    "restore_filters", {"folder": str(self.resume), "workers": about["workers"]}
+                )
         self.say(f"resumed from {self.resume}")
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state
@@ -438,14 +443,21 @@ class Cluster:
         print(text, file=self._out, flush=True)
 
     def traffic(self) -> dict[str, Any]:
-        """Count bytes by role: on the wire, and had there been no filter."""
+        """Count bytes by role: on the wire, and had there been no filter; and what each filter has made of how many."""
         workers, servers = list(self._accounts().values()), self._server_accounts()
+        filters = per_filter([each["filters"] for each in (*workers, *servers)])
+        sent = {
+            "worker": sum(each["sent"] for each in workers),
+            "server": sum(each["sent"] for each in servers),
+        }
+        left_out = {
+            role: sum(by[role]["raw"] - by[role]["wire"] for by in filters.values() if role in by)
+            for role in sent
+        }
         return {
-            "worker_sent": sum(each["sent"] for each in workers),
-            "server_sent": sum(each["sent"] for each in servers),
-            "worker_raw": sum(each["raw"] for each in workers),
-            "server_raw": sum(each["raw"] for each in servers),
-            "per_filter": {},
+            **{f"{role}_sent": count for role, count in sent.items()},
+            **{f"{role}_raw": count + left_out[role] for role, count in sent.items()},
+            "per_filter": filters,
         }
 
     def _server_accounts(self) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ class Server:
         self._steps = 0
         self._backlog: deque[Message] = deque()  # what came along chains
         node.leisure = self._work_off
+        node.spec_of = self._spec_of
         self._hasty: set[int] = set()  # callers who wait for theirs
         node.shards = self._to_shard
         node.controls[Command.HASTEN] = self._hasten
@@ -144,6 +145,11 @@ class Server:
         return [
             link.shard for _, link in sorted(self.links.items()) if link.primary and link.shard is not None
         ]
+
+    def _spec_of(self, namespace: int) -> VectorSpec | None:
+        shards = (link.shard for link in self.links.values() if link.shard is not None)
+        found = (shard.vectors[namespace].segment.spec for shard in shards if namespace in shard.vectors)
+        return next(found, self.node.specs.get(namespace))
 
     def _make(self, number: int) -> Shard:
         node = self.node

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpips.config import CheckpointSpec
+from mpips.filters.chain import Chain
 from mpips.folder import RunFolder
 from mpips.journal import Journal
 from mpips.layout import Layout, LayoutSpec, Role
@@ -25,6 +26,7 @@ from mpips.view import View, first_view
 from mpips.worker import Context, Workshop
 
 T = TypeVar("T")
+Filters = Callable[[], tuple[Chain, Chain]]
 RESEND = 0.05
 """Seconds (fake) after which an unanswered request is sent again where messages are lost."""
 
@@ -85,11 +87,12 @@ class Simulation:
         bandwidth: float = 0.0,
         patience: float = 0.75,
         stage: Stage | None = None,
+        filters: Filters = lambda: (Chain(), Chain()),
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.stage = stage or Stage()
         self._job, self._window, self._resend = job, window, resend
-        self._bandwidth, self._patience = bandwidth, patience
+        self._bandwidth, self._patience, self._filters = bandwidth, patience, filters
 
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
@@ -116,7 +119,10 @@ class Simulation:
         results: list[Any],
     ) -> None:
         """Take whatever role the view gives this rank, as `mpips.run` does."""
-        me = Node(van, self.layout, self.view, window=self._window, resend=self._resend)
+        pushes, pulls = self._filters()
+        me = Node(
+            van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls
+        )
         membership = Membership(me, self.replicas, network.heart(van.rank), self._patience)
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
@@ -195,13 +201,15 @@ def simulate(
     tick: float = 1e-3,
     remains: Remains = arrives,
     stage: Stage | None = None,
+    filters: Filters = lambda: (Chain(), Chain()),
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
 
     Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate`
     is a `rough` one that loses messages. Fake time ends at `horizon`, and passes in steps of
     `tick` where nothing else happens. `strikes` befall the ranks; the result is that of
-    whoever leads in the end. `stage` shows what goes on meanwhile, and the end.
+    whoever leads in the end. `stage` shows what goes on meanwhile, and the end. `filters` makes a rank's chains: of
+    what goes to the servers, and of what comes back.
     """
     if resend is None and getattr(fate, "loses", False):
         resend = RESEND
@@ -212,6 +220,7 @@ def simulate(
     simulation = Simulation(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, stage=stage,
+        filters=filters,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

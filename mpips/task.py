@@ -43,7 +43,7 @@ JUMP = 1 << 40
 
 
 def unfiltered(peer: int, message: Message) -> Message:
-    """Give the message as it is: what happens to it on its way to or from `peer` where there are no filters."""
+    """Give the message as it is: what happens to it on its way to `peer` where there are no filters."""
     return message
 
 
@@ -232,8 +232,8 @@ class Tasks:
 
     `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
     `resend` is the time in seconds after which an unanswered part is sent again (None: the van loses nothing). An
-    address is a rank, or ~shard. `encode` and `decode` are the filters: each part and each reply passes them once,
-    however often it is sent. `withdraw(slot)` says that what was asked at the desk is answered by a message.
+    address is a rank, or ~shard. `encode` is the filters: each part passes them once, however often it is sent.
+    `withdraw(slot)` says that what was asked at the desk is answered by a message.
     """
 
     def __init__(
@@ -244,13 +244,12 @@ class Tasks:
         *,
         origin: int = -1,
         encode: Filtered = unfiltered,
-        decode: Filtered = unfiltered,
         withdraw: Callable[[int], None] = lambda slot: None,
     ) -> None:
         self._withdraw = withdraw
         self._asked: dict[int, _Part] = {}  # by slot of the desk
         self._send, self._window, self.resend_after, self.origin = send, window, resend, origin
-        self._encode, self._decode = encode, decode
+        self._encode = encode
         self._peers: dict[int, _Peer] = {}
         self._time = 0
         self.unfinished: dict[int, Task] = {}
@@ -470,7 +469,6 @@ class Tasks:
         if reply.acked == AHEAD and not part.sure:
             self._keep_ahead(peer, part)
         try:
-            reply = self._decode(address, reply)
             if self.noted is not None:
                 self.noted(address, reply)
             part.task.answer(part.number, reply)
@@ -489,14 +487,18 @@ class Tasks:
         peer.ahead[part.task.time] = part
         self.ahead += 1
 
-    def send_keys(self, reply: Message) -> None:
-        """Send a part again with its keys, which the callee does not know by their signature."""
+    def send_keys(self, reply: Message) -> int:
+        """Send a part again with its keys, which the callee does not know by their signature; give their bytes."""
         peer = self._peers.get(~reply.shard)
         part = peer and (peer.unanswered.get(reply.time) or peer.ahead.get(reply.time))
-        if part:
-            if part.message.withheld is not None:
-                part.message.keys, part.message.withheld = part.message.withheld, None
-            self._dispatch(part)
+        if not part:
+            return 0
+        message, sent = part.message, 0
+        if message.withheld is not None:
+            message.keys, message.withheld = message.withheld, None
+            sent = message.keys.nbytes
+        self._dispatch(part)
+        return sent
 
     def place(self, reply: Message) -> NDArray[Any] | None:
         """Return where the values of a reply are wanted, once; None if nowhere, or if they are not of that kind."""

@@ -124,6 +124,7 @@ class Vector:
 
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
         self.node, self.spec, self.number = node, spec, number
+        node.specs[number] = spec
         self._all = KeyRange(0, spec.extent)
         self._cuts = node.view.ring.cuts(spec.extent)
         self._dtype = np.dtype(spec.dtype)
@@ -195,6 +196,27 @@ class Vector:
         """
         return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out)
 
+    def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
+        """Push what filters have held back of this vector's pushes; finished when it has been applied.
+
+        In an aggregating vector it is a push of the `round`, which every worker takes part in.
+        """
+        none = np.empty((0, self.spec.width), self._dtype)
+        holders = range(len(self._cuts)) if self.spec.aggregate else self._holders()
+        extent, ring = self.spec.extent, self.node.view.ring
+        ranges = [(shard, ring.range(shard, extent)) for shard in holders]
+        slices = [_Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
+        plan = _Plan(0, slices, np.empty(0, np.uint64), None)
+        request = _Request(self, Command.PUSH, plan, none, round, None)
+        parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
+        for _, message in parts:
+            message.flush = True
+        return self.node.tasks.submit(parts, None, after)
+
+    def _holders(self) -> list[int]:
+        """List the shards of which filters hold changes back."""
+        return [shard for shard in range(len(self._cuts)) if self.node.pushes.holds(~shard, self.spec.name)]
+
     def _submit(
         self,
         command: Command,
@@ -209,6 +231,10 @@ class Vector:
         if together and self.node.crew < self.node.view.crew:
             raise WorkerLost("the workers have changed")
         plan = self._plan(keys, within, together)
+        if plan.keys is not None:
+            self.node.key_bytes += 8 * plan.n
+            if command is not Command.PUSH:
+                self.node.answered_keys += 8 * plan.n
         if rows is not None and len(rows) != plan.n:
             raise InputError(f"vector {self.spec.name}: {len(rows)} rows for {plan.n} keys")
         if out is not None:
@@ -294,7 +320,7 @@ class Vector:
     def _sign_again(self, keys: NDArray[np.uint64], slices: Sequence[_Slice]) -> list[bytes] | None:
         """Sign a list that seems to have come before: to sign one that comes only once would be wasted."""
         n = len(keys)
-        if not n:
+        if not n or not self.node.signs:
             return None
         sample = (n, int(keys[0]), int(keys[n // 3]), int(keys[n // 2]), int(keys[-1]))
         if sample in self._samples:
@@ -309,15 +335,18 @@ class Vector:
         keys, piece = plan.keys, plan.slices[number]
         assert keys is not None
         mine = keys if len(keys) == piece.end - piece.begin else keys[piece.begin : piece.end]
-        signature = plan.signatures[number] if plan.signatures is not None else NO_SIGNATURE
+        signatures = plan.signatures if self.node.signs else None
+        signature = signatures[number] if signatures is not None else NO_SIGNATURE
         message.signature = signature
         if signature == NO_SIGNATURE:
             message.keys = mine
+            self.node.sent_keys += mine.nbytes
         elif (piece.shard, signature) in self._told:
             message.withheld = mine
             plan.tell(number)
         else:
             message.keys = mine
+            self.node.sent_keys += mine.nbytes
             if len(self._told) >= MOST_TOLD:
                 self._told.clear()
             self._told.add((piece.shard, signature))

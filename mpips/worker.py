@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint import load_worker, write_worker
+from mpips.checkpoint import load_worker, load_worker_if_any, write_worker
 from mpips.errors import ProtocolError
+from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.manifest import Entry
 from mpips.message import Command, Message
 from mpips.node import Node
@@ -96,6 +97,7 @@ class Workshop:
             "snapshot": self._snapshot,
             "restore": self._restore,
             "rebuild": self._rebuild,
+            "restore_filters": self._restore_filters,
         }
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -154,13 +156,13 @@ class Workshop:
     # `restore(**arrays)`, and can do without in `rebuild()`, when the number of workers has changed.
 
     def _snapshot(self, folder: str) -> None:
-        """Copy the worker's state, and begin to write it."""
-        state = getattr(self.worker, "state", None)
-        if state is None:
+        """Copy the worker's state and that of its filters, and begin to write it."""
+        state = getattr(self.worker, "state", dict)
+        arrays = {name: np.array(array) for name, array in state().items()} | to_arrays(self.node.pushes)
+        if not arrays:
             self._file = Future()
             self._file.set_result({})
             return
-        arrays = {name: np.array(array) for name, array in state().items()}
         self._file = self._writer.start(write_worker, Path(folder), self.context.index, arrays)
 
     def _tick(self) -> None:
@@ -170,7 +172,18 @@ class Workshop:
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)
         if restore is not None:
-            restore(**load_worker(Path(folder), self.context.index)[0])
+            arrays, _ = load_worker(Path(folder), self.context.index)
+            restore(**{name: array for name, array in arrays.items() if not name.startswith(PREFIX)})
+
+    def _restore_filters(self, folder: str, workers: int) -> None:
+        """Take back what the filters of as many workers as there were have held: each worker that of some of them."""
+        mine = [
+            {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
+            for number in range(self.context.index, workers, self.context.count)
+            for arrays in [load_worker_if_any(Path(folder), number)]
+        ]
+        ring = self.node.view.ring
+        take_back(self.node.pushes, mine, lambda name: ring.cuts(self.context.vectors[name].spec.extent))
 
     def _rebuild(self) -> None:
         rebuild = getattr(self.worker, "rebuild", None)

@@ -194,7 +194,7 @@ def test_an_override_is_toml_or_a_string(text: str, value: object) -> None:
         ("l1 = 2", "l1 = nan", "FILE:24: l1 must be at least 0, got nan"),
         ("l1 = 2", 'steps = [1, "x"]', "FILE:24: steps[1] must be a number, got 'x'"),
         ("l1 = 2", 'filters = "x"', "FILE:24: unknown key 'filters' in [toy]; did you mean 'files'?"),
-        ("[toy]", '[filters]\npush = ["no_such_filter"]\n[toy]', "FILE:24: push names no filter with 'no_such_filter'"),
+        ("[toy]", '[filters]\npush = ["no_such_filter"]\n[toy]', "FILE:24: push: there is no filter"),
         ("[toy]", '[ring]\nreplicas = -1\n[toy]', "FILE:24: replicas must be at least 0"),
         ("[toy]", '[checkpoint]\nkeep = 0\n[toy]', "FILE:24: keep must be at least 1"),
         ("[toy]", '[checkpoint]\nevery_seconds = -1\n[toy]', "FILE:24: every_seconds must be at least 0"),

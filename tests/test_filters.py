@@ -1,133 +1,380 @@
-"""A chain encodes in order and decodes in reverse, each message once, whatever becomes of it on the way."""
+"""Chains: encode in order, decode in reverse; and what filters do in a cluster that loses messages, ranks and time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from copy import copy
 from typing import Any
 
 import numpy as np
 import pytest
+from contents import about, contents, same
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated import simulate
 
-from mpips.filters import Chain, Filter
-from mpips.layout import Layout, LayoutSpec
-from mpips.message import Command, Kind, Message
-from mpips.node import Node
-from mpips.twin import Network, calm, rough
-from mpips.view import first_view
+from mpips.errors import FilterError, InputError, JobError, RemoteError
+from mpips.filters import named
+from mpips.filters.chain import Chain, Step, per_filter
+from mpips.filters.filter import About, Coder, Content, State, filter_, known
+from mpips.filters.saved import take_back, to_arrays
+from mpips.message import Command, Kind, Message, from_bytes, to_bytes
+from mpips.ranges import KeyRange
+from mpips.scheduler import Cluster
+from mpips.twin import Strike, rough
+from mpips.update import VectorSpec
+from mpips.worker import Context
 
-LAYOUT = Layout.of(3, LayoutSpec(servers=1, workers=1))
-SERVER, WORKER = 1, 2
-Log = list[tuple[str, str, int]]
-
-
-def numbering(log: Log) -> Filter:
-    """Add to all values the count of messages so far, and say it in the metadata: one state per peer."""
-
-    def encode(count: int, message: Message) -> tuple[int, Message]:
-        log.append(("numbering", "encode", count))
-        assert message.values is not None
-        meta = {**message.meta, "count": count}
-        return count + 1, replace(message, values=message.values + count, meta=meta)
-
-    def decode(count: int, message: Message) -> tuple[int, Message]:
-        log.append(("numbering", "decode", count))
-        assert message.values is not None
-        return count + 1, replace(message, values=message.values - message.meta["count"])
-
-    return Filter("numbering", lambda: 0, encode, decode)
+Entries = list[Any]
+ZSTD, LZ4 = {"name": "zstd", "least": 0}, {"name": "lz4", "least": 0}
+LOSSLESS: list[Entries] = [
+    [],
+    ["zeros"],
+    [ZSTD],
+    ["zeros", ZSTD],
+    [{"name": "zeros"}, {"name": "lz4", "shuffle": False, "least": 0}],
+    [LZ4, ZSTD],
+]
 
 
-def halving(log: Log) -> Filter:
-    """Send the double of all values in half of the bytes; order matters between this and `numbering`."""
+def adding(number: float) -> Step:
+    """Add a number to all values, and check on the way back that nobody else has changed them since."""
 
-    def encode(count: int, message: Message) -> tuple[int, Message]:
-        log.append(("halving", "encode", count))
-        assert message.values is not None
-        return count + 1, replace(message, values=(2 * message.values).astype(np.float32))
+    def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
+        count = int(state.get("count", np.zeros(1))[0])
+        made = content._replace(values=content.values + number, note=bytes([count]))
+        return {"count": np.array([count + 1])}, made
 
-    def decode(count: int, message: Message) -> tuple[int, Message]:
-        log.append(("halving", "decode", count))
-        assert message.values is not None
-        return count + 1, replace(message, values=message.values.astype(np.float64) / 2)
+    def decode(content: Content) -> Content:
+        return content._replace(values=content.values - number)
 
-    return Filter("halving", lambda: 0, encode, decode)
+    return Step(f"adding {number}", Coder(encode, decode))
+
+
+def doubling() -> Step:
+    return Step(
+        "doubling",
+        Coder(
+            lambda state, content, about: (state, content._replace(values=content.values * 2, note=b"x")),
+            lambda content: content._replace(values=content.values / 2),
+        ),
+    )
+
+
+def message(content: Content, **more: Any) -> Message:
+    return Message(
+        Kind.REQUEST,
+        Command.PUSH,
+        origin=3,
+        shard=1,
+        time=9,
+        keys=content.keys,
+        values=content.values,
+        **more,
+    )
+
+
+def sent(made: Message) -> Message:
+    """Give a message as it arrives."""
+    return from_bytes(bytearray(to_bytes(made)))
+
+
+# --- chains ----------------------------------------------------------------------------------------------
 
 
 def test_a_chain_undoes_in_reverse_what_it_did() -> None:
-    log: Log = []
-    sender, receiver = (Chain([numbering(log), halving(log)]) for _ in range(2))
-    for count, peer in enumerate([4, 4, 5, 4]):
-        rows = np.arange(3.0).reshape(3, 1)
-        sent = sender.encode(peer, Message(Kind.REQUEST, Command.PUSH, values=rows))
-        number = [0, 1, 0, 2][count]  # of this peer's messages
-        assert sent.values is not None and sent.values.dtype == np.float32
-        assert sent.values[:, 0].tolist() == [2.0 * (x + number) for x in range(3)]
-        got = receiver.decode(peer, sent)
-        assert got.values is not None and np.array_equal(got.values, rows)
-    assert [name for name, _, _ in log[:4]] == ["numbering", "halving", "halving", "numbering"]
+    chain = Chain([adding(1.0), doubling()])
+    rows = np.arange(3.0)[:, None]
+    for peer, count in ((4, 0), (4, 1), (5, 0), (4, 2)):
+        made = sent(chain.encode(peer, message(Content(None, rows)), about()))
+        assert made.filtered and made.values is not None and made.values.dtype == np.uint8
+        assert made.values.reshape(-1)[-24:].view(np.float64).tolist() == [2.0, 4.0, 6.0], (
+            "first added, then doubled"
+        )
+        assert bytes([count]) + b"x" in made.values.tobytes(), "a state for each peer"
+        got = Chain([adding(1.0), doubling()]).decode(made)
+        assert not got.filtered and got.values is not None and np.array_equal(got.values, rows)
 
 
-def test_no_filters_no_change() -> None:
-    message = Message(Kind.REQUEST, Command.CALL)
-    assert Chain().encode(1, message) is message and Chain().decode(1, message) is message
+def test_what_a_chain_does_nothing_about_travels_as_it_is() -> None:
+    rows = np.arange(3.0)[:, None]
+    for chain in (Chain(), named.chain_of([{"name": "significant", "threshold": 1e-9}])):
+        made = chain.encode(1, message(Content(None, rows)), about(sums=False))
+        assert not made.filtered and made.values is rows
 
 
-@pytest.mark.parametrize("lossy", [False, True])
-@pytest.mark.parametrize("window", [1, 8])
-def test_each_message_passes_each_filter_once(lossy: bool, window: int) -> None:
-    log: dict[int, Log] = {SERVER: [], WORKER: []}
-    copies: list[int] = []
-    fate = rough(5, delay=0.05, drop=0.3, duplicate=0.3) if lossy else calm
+@given(contents(), st.sampled_from(LOSSLESS))
+def test_lossless_chains_give_back_every_bit(content: Content, entries: Entries) -> None:
+    made = sent(named.chain_of(entries).encode(1, message(content), about()))
+    got = named.chain_of(entries).decode(made) if made.filtered else made
+    assert got.values is not None and same(Content(got.keys, got.values), content)
 
-    def counted(source: int, dest: int, message: Message) -> Sequence[float]:
-        copies.append(len(fate(source, dest, message)))
-        return [0.01] * copies[-1]
 
-    network, count, rows = Network(3, counted, seed=2), 12, 10
-
-    def node(rank: int) -> Node:
-        def chain() -> Chain:
-            return Chain([numbering(log[rank]), halving(log[rank])])
-
-        return Node(
-            network.vans[rank], LAYOUT, first_view(LAYOUT), window=window, resend=0.05,
-            outgoing=chain(), incoming=chain(),
-        )  # fmt: skip
-
-    server, worker = node(SERVER), node(WORKER)
-    seen: dict[int, list[float]] = {}
-    answers: dict[int, list[float]] = {}
-
-    def serve(request: Message) -> None:
-        assert request.values is not None
-        seen[request.time] = request.values[:, 0].tolist()
-        server.reply(request, request.values * 10)
-
-    def deliver(_: int, reply: Message) -> None:
-        assert reply.values is not None
-        answers[reply.time] = reply.values[:, 0].tolist()
-
-    server.handlers[Command.PUSH] = serve
-    for number in range(count):
-        push = Message(Kind.REQUEST, Command.PUSH, values=np.full((rows, 1), float(number)))
-        worker.tasks.submit([(SERVER, push)], deliver)
-    while worker.tasks.unfinished:
-        while server.poll() + worker.poll():
-            pass
-        network.time += 0.01
-        assert network.time < 60
-    assert seen == {number: [float(number)] * rows for number in range(count)}
-    assert answers == {number: [10.0 * number] * rows for number in range(count)}
-    for rank in (SERVER, WORKER):
-        for name in ("numbering", "halving"):
-            for direction in ("encode", "decode"):
-                states = [s for n, d, s in log[rank] if (n, d) == (name, direction)]
-                assert states == list(range(count)), (rank, name, direction)
-    for each in (server, worker):
-        account: dict[str, Any] = each.account()
-        assert account["raw"] - account["sent"] == each.saved_bytes == count * rows * 4, "f8 went as f4"
-    if lossy:
-        assert len(copies) > 2 * count and {0, 2} <= set(copies), "some lost, some repeated, some sent again"
+@given(contents(), st.sampled_from(LOSSLESS[1:]), st.data())
+def test_whatever_is_damaged_is_refused(content: Content, entries: Entries, data: st.DataObject) -> None:
+    chain = named.chain_of(entries)
+    made = sent(chain.encode(1, message(content), about()))
+    if not made.filtered:
+        return
+    made.sender = 6
+    assert made.values is not None
+    raw = made.values.reshape(-1).copy()
+    how = data.draw(st.sampled_from(("cut", "bit", "more")))
+    if how == "cut":
+        made.values = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    elif how == "more":
+        made.values = np.concatenate([raw, np.zeros(data.draw(st.integers(1, 9)), np.uint8)])
     else:
-        assert copies == [1] * 2 * count
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        made.values = raw
+    with pytest.raises(FilterError, match=r"PUSH 9 of shard 1 from rank 6: ") as raised:
+        chain.decode(made)
+    name = entries[-1] if isinstance(entries[-1], str) else entries[-1]["name"]
+    assert str(raised.value).startswith("filter ") and name in str(raised.value)
+
+
+def test_a_message_of_another_chain_is_refused() -> None:
+    made = sent(named.chain_of([ZSTD]).encode(1, message(Content(None, np.zeros((500, 1)))), about()))
+    assert made.filtered
+    with pytest.raises(FilterError, match="encoded by 1 filters, here there are 2"):
+        named.chain_of(["zeros", ZSTD]).decode(made)
+
+
+def test_keys_that_are_known_travel_only_if_some_are_left_out() -> None:
+    keys = np.arange(1000, dtype=np.uint64)
+    rows = np.zeros((1000, 1))
+    rows[::50] = 3.0
+    for entries, listed in (([ZSTD], None), ([{"name": "significant", "threshold": 1.0}, ZSTD], 20)):
+        withheld = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, withheld=keys)
+        made = named.chain_of(entries).encode(1, withheld, about(keys=keys))
+        assert made.filtered and (made.withheld is None) == (made.signature == bytes(16)) == (
+            listed is not None
+        )
+        got = named.chain_of(entries).decode(sent(made))
+        assert (None if got.keys is None else got.keys.tolist()) == (listed and keys[::50].tolist())
+        assert got.values is not None and len(got.values) == (listed or 1000)
+
+
+def test_a_list_that_is_named_for_the_first_time_keeps_its_signature() -> None:
+    keys = np.arange(1000, dtype=np.uint64)
+    made = named.chain_of([ZSTD]).encode(
+        1, message(Content(keys, np.zeros((1000, 1))), signature=b"s" * 16), about(keys=keys)
+    )
+    assert made.keys is None and made.signature == b"s" * 16
+    got = named.chain_of([ZSTD]).decode(sent(made))
+    assert got.keys is not None and np.array_equal(got.keys, keys)
+
+
+def test_rows_are_not_left_out_where_to_list_the_others_takes_more() -> None:
+    keys = np.arange(1000, dtype=np.uint64)
+    rows = np.where(np.arange(1000) % 4, 3.0, 0.5).astype(np.float32)[:, None]
+    chain = named.chain_of([{"name": "significant", "threshold": 1.0}])
+    known_list = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, withheld=keys)
+    assert chain.encode(1, known_list, about(keys=keys)).values is rows
+    assert not chain.holds(1, "w")
+    made = chain.encode(1, message(Content(keys, rows)), about(keys=keys))
+    assert made.filtered and chain.holds(1, "w"), "where all are listed, to leave some out is worth it"
+
+
+def test_it_is_counted_what_a_chain_saves() -> None:
+    chain = named.chain_of(["zeros", ZSTD])
+    chain.encode(1, message(Content(None, np.zeros((10_000, 1)))), about())
+    zeros, zstd = chain.saved["zeros"], chain.saved["zstd"]
+    assert zeros.raw == 80_000 and 1250 <= zeros.wire < 1300 and zstd.wire < 100 < zstd.raw <= zeros.wire
+    assert zeros.seconds > 0
+    account = {"zeros": {"worker": {"raw": 8, "wire": 1, "seconds": 0.5}}}
+    assert per_filter([account, account, {}]) == {"zeros": {"worker": {"raw": 16, "wire": 2, "seconds": 1.0}}}
+
+
+# --- in the job file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        (["zsdt"], "there is no filter 'zsdt'; did you mean 'zstd'?"),
+        ([{"level": 3}], "a filter is a name, or a table with a name and settings"),
+        ([{"name": "zstd", "levle": 3}], "unknown key 'levle' in [zstd]; did you mean 'level'?"),
+        ([{"name": "zstd", "level": 99}], "level must be at most 22, got 99"),
+        ([{"name": "fixed_point", "bytes": 4}], "bytes must be one of 1, 2, got 4"),
+        (["significant"], "key 'threshold' is missing in [significant]"),
+        (["zstd", "zstd"], "the filter 'zstd' is named twice"),
+        (["zstd", {"name": "random_skip", "keep": 0.5}], "'random_skip', which leaves out rows, must stand before"),
+    ],
+)  # fmt: skip
+def test_a_chain_that_cannot_be_is_refused(entries: Entries, text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        named.chain_of(entries)
+
+
+def test_a_rank_that_lacks_a_filter_says_which() -> None:
+    @filter_("lacking", lacks=lambda: "the package nonesuch")
+    def lacking(settings: Any) -> Coder:
+        return doubling().coder
+
+    try:
+        with pytest.raises(InputError, match="no filter 'lacking' here: it needs the package nonesuch"):
+            named.check(["zeros", "lacking"])
+        with pytest.raises(JobError, match="filter 'lacking' is already defined at"):
+            filter_("lacking")(lambda settings: doubling().coder)
+    finally:
+        del known["lacking"]
+
+
+def test_filters_are_the_same_if_their_settings_and_code_are() -> None:
+    prints = [
+        named.fingerprint(entries)
+        for entries in ([], ["zstd"], [{"name": "zstd", "level": 2}], ["zeros"], [{"name": "zstd"}])
+    ]
+    assert prints[1] == prints[4] and len(set(prints)) == 4
+
+
+# --- what is remembered ----------------------------------------------------------------------------------
+
+
+def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers() -> None:
+    holding = {"name": "significant", "threshold": 10.0}
+    keys = np.arange(0, 100, dtype=np.uint64)
+    workers = []
+    for worker in range(2):
+        chain = named.chain_of([holding])
+        for shard in range(4):
+            mine = keys[25 * shard : 25 * shard + 25]
+            rows = np.full((25, 2), 1.0 + worker)
+            chain.encode(~shard, message(Content(mine, rows)), about(keys=mine))
+        workers.append(to_arrays(chain))
+    chain = named.chain_of([holding])
+    take_back(chain, workers, lambda name: np.array([0, 30, 90], np.uint64))
+    got = [chain.states[~shard, "w"][0] for shard in range(3)]
+    assert [state["keys"].tolist() for state in got] == [
+        list(range(30)),
+        list(range(30, 90)),
+        list(range(90, 100)),
+    ]
+    assert all((state["rows"] == 3.0).all() and state["count"][0] == 1 for state in got)
+
+
+# --- in a cluster ----------------------------------------------------------------------------------------
+
+ROUNDS, KEYS = 12, 60
+
+
+def pushing(worker: int) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Give what a worker pushes: many small changes and few large ones, in whole numbers."""
+    rng = np.random.default_rng(worker)
+    pushes = []
+    for _ in range(ROUNDS):
+        keys = np.flatnonzero(rng.random(KEYS) < 0.5).astype(np.uint64)
+        rows = np.where(rng.random(len(keys)) < 0.2, 100.0, rng.integers(-3, 4, len(keys)))
+        pushes.append((keys, rows[:, None]))
+    return pushes
+
+
+def total(workers: int) -> np.ndarray[Any, Any]:
+    sums = np.zeros(KEYS)
+    for worker in range(workers):
+        for keys, rows in pushing(worker):
+            sums[keys.astype(np.int64)] += rows[:, 0]
+    return sums
+
+
+class Pusher:
+    """Pushes, and pulls in between."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+
+    def push(self) -> None:
+        w = self.context.vectors["w"]
+        for keys, rows in pushing(self.context.index):
+            self.node.wait(w.push(keys, rows))
+            self.node.wait(w.pull(keys))
+
+    def flush(self) -> None:
+        self.node.wait(self.context.vectors["w"].flush())
+
+
+CHAINS: list[tuple[Entries, Entries]] = [
+    ([ZSTD], [ZSTD]),
+    ([{"name": "significant", "threshold": 20.0}, ZSTD], [LZ4]),
+    ([{"name": "significant", "threshold": 20.0, "decay": "inverse"}], ["zeros"]),
+]
+
+
+@pytest.mark.parametrize("entries", CHAINS)
+@pytest.mark.parametrize("trouble", ["none", "lossy", "a server dies"])
+def test_what_was_pushed_is_all_there_in_the_end(entries: tuple[Entries, Entries], trouble: str) -> None:
+    def schedule(cluster: Cluster) -> Any:
+        w = cluster.create_vector(VectorSpec("w", extent=KEYS))
+        cluster.workers.call("push")
+        before = cluster.node.wait(w.pull(np.arange(KEYS, dtype=np.uint64)))
+        cluster.workers.call("flush")
+        return before, cluster.node.wait(w.pull(np.arange(KEYS, dtype=np.uint64))), cluster.traffic()
+
+    how: dict[str, Any] = {"servers": 3, "workers": 2, "replicas": 1}
+    if trouble == "lossy":
+        how["fate"] = rough(7, delay=0.02, drop=0.15, duplicate=0.15)
+    if trouble == "a server dies":
+        how["strikes"] = [Strike("kill", 2, after_messages=150)]
+    before, after, traffic = simulate(
+        schedule, Pusher, filters=lambda: (named.chain_of(entries[0]), named.chain_of(entries[1])), **how
+    )
+    assert after.tolist() == total(2).tolist()
+    holds = "significant" in str(entries)
+    assert (before.tolist() != after.tolist()) == holds, "what was small was held back"
+    if holds:
+        each = traffic["per_filter"]["significant"]["worker"]
+        assert each["wire"] < each["raw"]
+    assert traffic["worker_raw"] >= traffic["worker_sent"] > 0
+
+
+class Damaging:
+    """A chain whose messages arrive damaged."""
+
+    def __init__(self, entries: Entries) -> None:
+        self.inner = named.chain_of(entries)
+
+    def encode(self, peer: int, message: Message, about: About) -> Message:
+        made = self.inner.encode(peer, message, about)
+        if made.filtered:
+            assert made.values is not None
+            made.values[-1] ^= 1
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_damage_on_the_way_is_an_error_where_it_is_waited_for(way: str) -> None:
+    class Worker:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def go(self) -> None:
+            w, wait = self.context.vectors["w"], self.context.node.wait
+            wait(w.push(KeyRange(0, 500), np.zeros(500)))
+            wait(w.pull(KeyRange(0, 500)))
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("w", extent=500, dense=True))
+        cluster.workers.call("go")
+
+    def filters() -> tuple[Any, Any]:
+        good, bad = named.chain_of([ZSTD]), Damaging([ZSTD])
+        return (bad, good) if way == "push" else (good, bad)
+
+    with pytest.raises(
+        RemoteError, match=rf"filter zstd: {way.upper()} \d+ of shard 0 from rank \d: damaged"
+    ):
+        simulate(schedule, Worker, filters=filters)
+
+
+def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
+    chain = named.chain_of(["zeros", {"name": "fixed_point", "bytes": 2}, ZSTD])
+    content = Content(np.arange(500, dtype=np.uint64), np.random.default_rng(1).normal(size=(500, 2)))
+    made = sent(chain.encode(1, message(content), about()))
+    reader = named.chain_of(["zeros", {"name": "fixed_point", "bytes": 2}, ZSTD])
+    first, second = (reader.decode(copy(made)) for _ in range(2))
+    assert first.values is not None and second.values is not None
+    assert first.values.tobytes() == second.values.tobytes()

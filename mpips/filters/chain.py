@@ -1,0 +1,215 @@
+"""Chains of filters: what all messages of one direction go through, and what that saved (paper, section 5.1).
+
+What a chain has encoded travels as the values of its message, one run of bytes:
+
+    crc32 | filters, type, width, rows, keys | note lengths | notes | keys | values
+
+The checksum is over all that follows it, so that nothing damaged is ever decoded. What the chain could do nothing about
+travels as it is.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import FilterError
+from mpips.filters.filter import About, Coder, Content, State
+from mpips.message import DTYPES, NO_SIGNATURE, Command, Message
+
+_HEAD = struct.Struct(
+    "<IBBHqqq"
+)  # crc32, filters, type of the values, are there any, width, rows, keys (-1: none)
+BYTES = 254
+"""The type of values that a filter has made bytes of."""
+NO_VALUES = np.empty(0, np.uint8)
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+
+@dataclass
+class Saved:
+    """What a filter was given and what it has made of that, in bytes; and the seconds that it took."""
+
+    raw: int = 0
+    wire: int = 0
+    seconds: float = 0.0
+
+
+class Step(NamedTuple):
+    """A filter of a chain: its name in the job file, and what it does."""
+
+    name: str
+    coder: Coder
+
+
+class Chain:
+    """The filters of one direction, with their states for each peer and vector."""
+
+    def __init__(
+        self, steps: Iterable[Step] = (), seed: int = 0, clock: Callable[[], int] = perf_counter_ns
+    ) -> None:
+        self.steps, self.seed = tuple(steps), seed
+        self.saved = {step.name: Saved() for step in self.steps}
+        self.states: dict[tuple[int, str], list[State]] = {}
+        """By peer and vector, one for each filter."""
+        self._clock = clock
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def holds(self, peer: int, vector: str) -> bool:
+        """Tell whether anything was held back of what was to go to a peer."""
+        states = self.states.get((peer, vector), ())
+        return any(
+            step.coder.drops and "keys" in state for step, state in zip(self.steps, states, strict=False)
+        )
+
+    def encode(self, peer: int, message: Message, about: About) -> Message:
+        """Pass a message for `peer` through the chain: it is changed, and given back."""
+        values = message.values
+        if not self.steps or (values is None and message.keys is None):
+            return message
+        about = about._replace(seed=self.seed)
+        keys = message.keys if message.keys is not None else message.withheld
+        known = keys if message.keys is None else None  # need not travel, as long as they are these
+        content = Content(keys, NO_VALUES if values is None else rows_of(values))
+        given = content.values
+        states = self.states.setdefault((peer, about.vector), [{} for _ in self.steps])
+        plain = values is not None and message.command is Command.PUSH
+        notes: list[bytes | None] = []
+        for position, (name, coder) in enumerate(self.steps):
+            if coder.drops and not plain:
+                notes.append(None)
+                continue
+            if not coder.drops and known is not None and content.keys is known:
+                content = content._replace(keys=None)
+            start, size = self._clock(), _travelling(content, known)
+            state, made = coder.encode(states[position], content, about)
+            if coder.drops and not about.flush and _travelling(made, known) > size:
+                notes.append(None)  # to list the keys that are left would take more than to leave none out
+            else:
+                states[position], content = state, made._replace(note=b"")
+                notes.append(made.note)
+                if coder.drops:
+                    about = about._replace(keys=content.keys)
+            saved = self.saved[name]
+            saved.raw += size
+            saved.wire += _travelling(content, known) + len(notes[-1] or b"")
+            saved.seconds += (self._clock() - start) * 1e-9
+        if about.keys is not keys:  # another list than the one that was signed
+            message.signature, message.withheld = NO_SIGNATURE, None
+        elif content.values is given and not any(notes):
+            return message
+        elif content.keys is known:
+            content = content._replace(keys=None)
+        return pack(message, content, notes)
+
+    def decode(self, message: Message) -> Message:
+        """Undo what the sender's chain did with a message: it is changed, and given back.
+
+        Raises:
+            FilterError: it is damaged, or of another chain; the text names filter, sender and message.
+        """
+        name = ", ".join(step.name for step in self.steps) or "none here"
+        try:
+            content, notes, has_values = unpack(message, len(self.steps))
+            for step, note in zip(reversed(self.steps), reversed(notes), strict=True):
+                if note is not None:
+                    name, start = step.name, self._clock()
+                    content = step.coder.decode(content._replace(note=note))
+                    self.saved[name].seconds += (self._clock() - start) * 1e-9
+        except FilterError as error:
+            where = (
+                f"{message.command.name} {message.time} of shard {message.shard} from rank {message.sender}"
+            )
+            raise FilterError(f"filter {name}: {where}: {error}") from error
+        if content.keys is not None:
+            message.keys = content.keys
+        message.values = content.values if has_values else None
+        message.filtered = False
+        return message
+
+
+def _travelling(content: Content, known: NDArray[np.uint64] | None) -> int:
+    """Count the bytes of a content that travel: keys do unless they are `known`."""
+    keys = content.keys
+    return content.values.nbytes + (0 if keys is None or keys is known else keys.nbytes)
+
+
+def rows_of(values: NDArray[Any]) -> NDArray[Any]:
+    """View values as rows [n, width]."""
+    return values if values.ndim == 2 else values[:, None]
+
+
+def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> Message:
+    """Put what a chain has made of a message's content into its values."""
+    travels = content.keys
+    values = content.values
+    code = BYTES if values.dtype == np.uint8 else _CODES[values.dtype]
+    width = values.shape[1] if values.ndim == 2 else 1
+    n_keys = -1 if travels is None else len(travels)
+    head = _HEAD.pack(0, len(notes), code, message.values is not None, width, len(values), n_keys)
+    lengths = struct.pack(f"<{len(notes)}i", *(-1 if note is None else len(note) for note in notes))
+    parts = [head, lengths, *(note for note in notes if note)]
+    front = b"".join(parts)
+    front = front.ljust(-(-len(front) // 8) * 8, b"\0")  # keeps keys and values aligned
+    size = len(front) + (0 if travels is None else travels.nbytes) + values.nbytes
+    body = np.empty(size, np.uint8)
+    body[: len(front)] = np.frombuffer(front, np.uint8)
+    at = len(front)
+    for array in (travels, values):
+        if array is not None and array.size:
+            body[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            at += array.nbytes
+    body[:4] = np.frombuffer(struct.pack("<I", zlib.crc32(body[4:].data)), np.uint8)
+    message.keys, message.values, message.place, message.filtered = None, body, None, True
+    return message
+
+
+def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], bool]:
+    """Read what `pack` wrote, of a chain of so many steps; and whether there were values."""
+    body = message.values
+    if body is None or body.nbytes < _HEAD.size + 4 * steps:
+        raise FilterError(f"{0 if body is None else body.nbytes} bytes are no encoded content: truncated")
+    body = body.reshape(-1).view(np.uint8)
+    checksum, count, code, has_values, width, rows, n_keys = _HEAD.unpack_from(body.data)
+    if checksum != zlib.crc32(body[4:].data):
+        raise FilterError("damaged: the checksum of the content is wrong")
+    if count != steps:
+        raise FilterError(f"encoded by {count} filters, here there are {steps}")
+    lengths = struct.unpack_from(f"<{steps}i", body.data, _HEAD.size)
+    at = _HEAD.size + 4 * steps
+    notes: list[bytes | None] = []
+    for length in lengths:
+        notes.append(None if length < 0 else bytes(body[at : at + length]))
+        at += max(length, 0)
+    at += -at % 8
+    dtype = np.dtype(np.uint8) if code == BYTES else DTYPES[code]
+    end = at + 8 * max(n_keys, 0) + rows * width * dtype.itemsize
+    if end != body.nbytes:
+        raise FilterError(f"{body.nbytes} bytes where {end} are due")
+    keys = None if n_keys < 0 else body[at : at + 8 * n_keys].view(np.uint64)
+    values = body[at + 8 * max(n_keys, 0) :].view(dtype)
+    content = Content(keys, values if code == BYTES else values.reshape(rows, width))
+    return content, notes, bool(has_values)
+
+
+def per_filter(
+    accounts: Iterable[dict[str, dict[str, dict[str, Any]]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Add up what nodes say of their filters: name -> role -> raw, wire, seconds."""
+    totals: dict[str, dict[str, dict[str, Any]]] = {}
+    for account in accounts:
+        for name, by in account.items():
+            for role, each in by.items():
+                total = totals.setdefault(name, {}).setdefault(role, asdict(Saved()))
+                for key, value in each.items():
+                    total[key] += value
+    return totals

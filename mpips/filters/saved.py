@@ -1,0 +1,74 @@
+"""What filters remember, as arrays of a checkpoint, and back, also where other servers and workers go on.
+
+Arrays are named `filter.VECTOR.SHARD.POSITION.NAME`. A state with "keys" is cut anew by the shards that there are, and
+the states of several workers are added up key by key; of a state without, each shard takes that of the shard whose
+number is nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.filters.chain import Chain
+from mpips.filters.filter import State
+
+Arrays = dict[str, NDArray[Any]]
+PREFIX = "filter."
+
+
+def to_arrays(chain: Chain) -> Arrays:
+    """Copy the states of a chain whose peers are shards (~shard)."""
+    return {
+        f"{PREFIX}{vector}.{~peer}.{position}.{name}": array.copy()
+        for (peer, vector), states in chain.states.items()
+        for position, state in enumerate(states)
+        for name, array in state.items()
+    }
+
+
+def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
+    """Set the states of a chain to what one or several workers had; `cuts` says where each shard of a vector begins."""
+    found: dict[tuple[str, int], dict[int, list[State]]] = {}
+    for arrays in saved:
+        mine: dict[tuple[str, int, int], State] = {}
+        for path, array in arrays.items():
+            vector, at, where, name = path.removeprefix(PREFIX).split(".")
+            mine.setdefault((vector, int(where), int(at)), {})[name] = array
+        for (vector, position, shard), state in mine.items():
+            found.setdefault((vector, position), {}).setdefault(shard, []).append(state)
+    for (vector, position), by_shard in found.items():
+        begins = cuts(vector)
+        for shard, state in enumerate(_cut_anew(by_shard, begins)):
+            if state:
+                states = chain.states.setdefault((~shard, vector), [{} for _ in chain.steps])
+                states[position] = state
+
+
+def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> list[State]:
+    """Give each shard its state."""
+    everywhere = [state for states in by_shard.values() for state in states]
+    keyed = [state for state in everywhere if "keys" in state]
+    made: list[State] = []
+    for shard in range(len(begins)):
+        nearest = min(by_shard, key=lambda each: (abs(each - shard), each))
+        state = by_shard[nearest][0]
+        made.append({name: array for name, array in state.items() if not _is_keyed(name)})
+    if keyed:
+        keys, places = np.unique(np.concatenate([state["keys"] for state in keyed]), return_inverse=True)
+        owners = np.searchsorted(begins, keys, "right") - 1
+        for name in [name for name in keyed[0] if name.startswith("row")]:
+            parts = np.concatenate([state[name] for state in keyed])
+            rows = np.zeros((len(keys), *parts.shape[1:]), parts.dtype)
+            np.add.at(rows, places.reshape(-1), parts)
+            for shard in np.unique(owners).tolist():
+                mine = owners == shard
+                made[shard] |= {"keys": keys[mine], name: np.ascontiguousarray(rows[mine])}
+    return made
+
+
+def _is_keyed(name: str) -> bool:
+    return name == "keys" or name.startswith("row")
