@@ -8,7 +8,7 @@ float32, of which only sign and exponent can be compressed, costs the compressor
     the planes that are not compressed | one compressed run of all others
 
 A content that shrinks by less than a tenth goes as it came, with an empty note; and after k such failures in a row,
-the next 2^k messages (at most 64) are not even tried. The libraries are imported when first needed.
+the next 2^k messages of its size (at most 64) are not even tried. The libraries are imported when first needed.
 """
 
 from __future__ import annotations
@@ -151,20 +151,22 @@ def _lz4(settings: Lz4) -> Codec:
 def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
     """Make the coder that compresses by a codec.
 
-    While it fails its state has "tries", i8[2]: failures in a row, and messages that are still to be passed over.
+    While it fails with contents of a size (to a factor of 2), its state has "tries-B", B the bits of that size, i8[2]:
+    failures in a row, and how many such messages are still to be passed over.
     """
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
         if content.nbytes < least:
             return state, content
-        failures, wait = state["tries"].tolist() if "tries" in state else (0, 0)
+        tries = f"tries-{content.nbytes.bit_length()}"
+        failures, wait = state[tries].tolist() if tries in state else (0, 0)
         if wait:
-            return {"tries": np.array([failures, wait - 1])}, content
+            return state | {tries: np.array([failures, wait - 1])}, content
         packed = pack(codec, shuffle, content)
         if packed is not None:
-            return {}, packed
+            return {name: array for name, array in state.items() if name != tries}, packed
         failures += 1
-        return {"tries": np.array([failures, min(2**failures, LONGEST)])}, content
+        return state | {tries: np.array([failures, min(2**failures, LONGEST)])}, content
 
     def decode(content: Content) -> Content:
         return unpack(codec, content) if content.note else content
