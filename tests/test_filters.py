@@ -26,13 +26,14 @@ from mpips.update import VectorSpec
 from mpips.worker import Context
 
 Entries = list[Any]
+ZEROS = {"name": "zeros", "least": 0}
 ZSTD, LZ4 = {"name": "zstd", "least": 0}, {"name": "lz4", "least": 0}
 LOSSLESS: list[Entries] = [
     [],
-    ["zeros"],
+    [ZEROS],
     [ZSTD],
-    ["zeros", ZSTD],
-    [{"name": "zeros"}, {"name": "lz4", "shuffle": False, "least": 0}],
+    [ZEROS, ZSTD],
+    [ZEROS, {"name": "lz4", "shuffle": False, "least": 0}],
     [LZ4, ZSTD],
 ]
 
@@ -137,7 +138,7 @@ def test_a_message_of_another_chain_is_refused() -> None:
     made = sent(named.chain_of([ZSTD]).encode(1, message(Content(None, np.zeros((500, 1)))), about()))
     assert made.filtered
     with pytest.raises(FilterError, match="encoded by 1 filters, here there are 2"):
-        named.chain_of(["zeros", ZSTD]).decode(made)
+        named.chain_of([ZEROS, ZSTD]).decode(made)
 
 
 def test_keys_that_are_known_travel_only_if_some_are_left_out() -> None:
@@ -177,7 +178,7 @@ def test_rows_are_not_left_out_where_to_list_the_others_takes_more() -> None:
 
 
 def test_it_is_counted_what_a_chain_saves() -> None:
-    chain = named.chain_of(["zeros", ZSTD])
+    chain = named.chain_of([ZEROS, ZSTD])
     chain.encode(1, message(Content(None, np.zeros((10_000, 1)))), about())
     zeros, zstd = chain.saved["zeros"], chain.saved["zstd"]
     assert zeros.raw == 80_000 and 1250 <= zeros.wire < 1300 and zstd.wire < 100 < zstd.raw <= zeros.wire
@@ -214,7 +215,7 @@ def test_a_rank_that_lacks_a_filter_says_which() -> None:
 
     try:
         with pytest.raises(InputError, match="no filter 'lacking' here: it needs the package nonesuch"):
-            named.check(["zeros", "lacking"])
+            named.check([ZEROS, "lacking"])
         with pytest.raises(JobError, match="filter 'lacking' is already defined at"):
             filter_("lacking")(lambda settings: doubling().coder)
     finally:
@@ -224,7 +225,7 @@ def test_a_rank_that_lacks_a_filter_says_which() -> None:
 def test_filters_are_the_same_if_their_settings_and_code_are() -> None:
     prints = [
         named.fingerprint(entries)
-        for entries in ([], ["zstd"], [{"name": "zstd", "level": 2}], ["zeros"], [{"name": "zstd"}])
+        for entries in ([], ["zstd"], [{"name": "zstd", "level": 2}], [ZEROS], [{"name": "zstd"}])
     ]
     assert prints[1] == prints[4] and len(set(prints)) == 4
 
@@ -297,7 +298,7 @@ class Pusher:
 CHAINS: list[tuple[Entries, Entries]] = [
     ([ZSTD], [ZSTD]),
     ([{"name": "significant", "threshold": 20.0}, ZSTD], [LZ4]),
-    ([{"name": "significant", "threshold": 20.0, "decay": "inverse"}], ["zeros"]),
+    ([{"name": "significant", "threshold": 20.0, "decay": "inverse"}], [ZEROS]),
 ]
 
 
@@ -371,10 +372,10 @@ def test_damage_on_the_way_is_an_error_where_it_is_waited_for(way: str) -> None:
 
 
 def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
-    chain = named.chain_of(["zeros", {"name": "fixed_point", "bytes": 2}, ZSTD])
+    chain = named.chain_of([ZEROS, {"name": "fixed_point", "bytes": 2, "least": 0}, ZSTD])
     content = Content(np.arange(500, dtype=np.uint64), np.random.default_rng(1).normal(size=(500, 2)))
     made = sent(chain.encode(1, message(content), about()))
-    reader = named.chain_of(["zeros", {"name": "fixed_point", "bytes": 2}, ZSTD])
+    reader = named.chain_of([ZEROS, {"name": "fixed_point", "bytes": 2, "least": 0}, ZSTD])
     first, second = (reader.decode(copy(made)) for _ in range(2))
     assert first.values is not None and second.values is not None
     assert first.values.tobytes() == second.values.tobytes()

@@ -19,7 +19,7 @@ waits.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +52,8 @@ class FixedPoint:
     """Add the rounding error of a key to its next push; it takes the memory of a second copy of keys and values."""
     vectors: tuple[str, ...] = ()
     """Vectors that it is for; none: all of floating-point numbers."""
+    least: int = field(default=8192, metadata={"at_least": 0})
+    """Bytes below which messages are left alone: what takes a short time to send takes longer to encode."""
 
 
 @filter_("fixed_point", FixedPoint)
@@ -65,6 +67,8 @@ def fixed_point(settings: FixedPoint) -> Coder:
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
         values = content.values
         if values.dtype.kind != "f" or not values.size or not applies(settings.vectors, about):
+            return state, content
+        if content.nbytes < settings.least:
             return state, content
         values = values if values.ndim == 2 else values[:, None]
         keys = content.keys if content.keys is not None else about.keys

@@ -10,13 +10,14 @@ shrink by less than a tenth, goes as it came, with an empty note. There is no st
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import FilterError
-from mpips.filters.filter import About, Coder, Content, NoSettings, State, filter_
+from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.planes import Words, bytes_of, join, read_only, split, words_of
 from mpips.kernel import kernel
 from mpips.message import CODES, DTYPES
@@ -30,12 +31,20 @@ _READ = ("Array(uint32, 1, 'C', True)", "Array(uint64, 1, 'C', True)")
 _ONE = np.uint64(1)
 
 
-@filter_("zeros", NoSettings)
-def zeros(settings: NoSettings) -> Coder:
+@dataclass(frozen=True)
+class Zeros:
+    """Where zeros are removed."""
+
+    least: int = field(default=8192, metadata={"at_least": 0})
+    """Bytes below which messages are left alone: what takes a short time to send takes longer to encode."""
+
+
+@filter_("zeros", Zeros)
+def zeros(settings: Zeros) -> Coder:
     """Make the filter that removes zeros from rows; keys pass, and so does what has been made bytes."""
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
-        return state, pack(content) or content
+        return state, (pack(content) or content) if content.nbytes >= settings.least else content
 
     def decode(content: Content) -> Content:
         return unpack(content) if content.note else content

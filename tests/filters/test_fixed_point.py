@@ -25,7 +25,7 @@ from mpips.ranges import KeyRange
 
 SIGMAS = 6.1
 FLOATS = DTYPES[:2]
-CODERS = {size: fixed_point(FixedPoint(size)) for size in (1, 2)}
+CODERS = {size: fixed_point(FixedPoint(size, least=0)) for size in (1, 2)}
 STEPS = {1: 254, 2: 65534}
 sizes = st.sampled_from((1, 2))
 Rows = NDArray[np.float64]
@@ -88,7 +88,7 @@ def test_each_column_has_its_own_range(size: Literal[1, 2], dtype: np.dtype[np.f
 def test_what_is_not_finite_goes_as_it_came(odd: float, dtype: np.dtype[np.float32]) -> None:
     values = np.random.default_rng(1).normal(0, 1, (500, 2)).astype(dtype)
     values[77, 1] = odd
-    for coder in (CODERS[1], CODERS[2], fixed_point(FixedPoint(feedback=True))):
+    for coder in (CODERS[1], CODERS[2], fixed_point(FixedPoint(feedback=True, least=0))):
         given = Content(np.arange(500, dtype=np.uint64), values)
         assert coder.encode({}, given, about())[1] is given and coder.decode(given) is given
 
@@ -106,7 +106,7 @@ def test_what_it_cannot_or_need_not_round_goes_as_it_came() -> None:
     ):
         few = Content(None, values)
         assert CODERS[1].encode({}, few, about())[1] is few
-    coder = fixed_point(FixedPoint(vectors=("v",)))
+    coder = fixed_point(FixedPoint(vectors=("v",), least=0))
     few = Content(None, normal)
     assert coder.encode({}, few, about())[1] is few
     assert coder.encode({}, few, about(vector="v"))[1].note
@@ -185,7 +185,7 @@ def tracked(
     size: Literal[1, 2], dtype: np.dtype[np.float32], pushes: list[tuple[NDArray[np.uint64], KeyRange]]
 ) -> State:
     """Push random rows for each list of keys, dense where it is its range; check sums against sums after each."""
-    coder = fixed_point(FixedPoint(size, feedback=True))
+    coder = fixed_point(FixedPoint(size, feedback=True, least=0))
     rng = np.random.default_rng(8)
     pushed, arrived, worst = {}, {}, {}
     state: State = {}
@@ -241,7 +241,7 @@ def test_without_feedback_the_sum_drifts_and_with_it_it_does_not() -> None:
     keys = np.arange(200, dtype=np.uint64)
     off = {}
     for feedback in (False, True):
-        coder, state, total = fixed_point(FixedPoint(feedback=feedback)), {}, np.zeros((200, 1))
+        coder, state, total = fixed_point(FixedPoint(feedback=feedback, least=0)), {}, np.zeros((200, 1))
         for time in range(400):
             state, sent = coder.encode(state, Content(keys, values), about(time=time))
             total += coder.decode(sent).values
@@ -251,7 +251,7 @@ def test_without_feedback_the_sum_drifts_and_with_it_it_does_not() -> None:
 
 
 def test_feedback_is_for_changes_that_add_up_and_for_known_keys() -> None:
-    coder = fixed_point(FixedPoint(feedback=True))
+    coder = fixed_point(FixedPoint(feedback=True, least=0))
     given = Content(None, np.random.default_rng(1).normal(0, 1, (50, 1)))
     for where in (about(sums=False, range=KeyRange(0, 50)), about(range=KeyRange(0, 51))):
         state, sent = coder.encode({}, given, where)
@@ -265,7 +265,7 @@ def test_feedback_is_for_changes_that_add_up_and_for_known_keys() -> None:
 
 
 def test_a_state_from_a_checkpoint_that_cannot_be_written_is_copied() -> None:
-    coder = fixed_point(FixedPoint(feedback=True))
+    coder = fixed_point(FixedPoint(feedback=True, least=0))
     given = Content(np.arange(50, dtype=np.uint64), np.random.default_rng(1).normal(0, 1, (50, 1)))
     state, _ = coder.encode({}, given, about())
     kept = {name: array.copy() for name, array in state.items()}
@@ -278,7 +278,7 @@ def test_a_state_from_a_checkpoint_that_cannot_be_written_is_copied() -> None:
 
 
 def test_rows_of_another_kind_than_before_are_refused() -> None:
-    coder = fixed_point(FixedPoint(feedback=True))
+    coder = fixed_point(FixedPoint(feedback=True, least=0))
     keys = np.arange(50, dtype=np.uint64)
     state, _ = coder.encode({}, Content(keys, np.ones((50, 1))), about())
     with pytest.raises(

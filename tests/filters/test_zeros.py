@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from mpips.errors import FilterError
 from mpips.filters import zeros as module
-from mpips.filters.filter import Content, NoSettings
+from mpips.filters.filter import Content
 from mpips.message import DTYPES
 
-CODER = module.zeros(NoSettings())
+CODER = module.zeros(module.Zeros(least=0))
 KEYS = np.arange(100, dtype=np.uint64)
 
 
@@ -115,3 +115,11 @@ def test_rows_beside_a_note_are_refused() -> None:
     whole = sent(Content(None, np.zeros((900, 1))))
     with pytest.raises(FilterError, match="something else than bytes"):
         CODER.decode(whole._replace(values=np.zeros((900, 1))))
+
+
+def test_small_contents_are_left_alone() -> None:
+    given = Content(None, np.zeros((1000, 1)))
+    coder = module.zeros(module.Zeros())
+    assert coder.encode({}, given, about())[1] is given
+    large = Content(None, np.zeros((1024, 1)))
+    assert coder.encode({}, large, about())[1].nbytes < 200
