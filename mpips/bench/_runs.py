@@ -55,6 +55,28 @@ def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], 
     return read
 
 
+def listed(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Give an argparse type for lists with commas between; what is named twice counts once."""
+    return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
+
+
+MOST = 10**8
+"""The most rows or keys that a benchmark can be asked for at once."""
+
+
+def count(text: str) -> int:
+    """Read a number of keys, as in 1000 or 1e6."""
+    try:
+        value = float(text.replace("_", ""))
+    except ValueError:
+        value = 0.5
+    if not (1 <= value <= MOST and value == int(value)):
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers from 1 to 1e8, as in 1,1000,1e6; got {text!r}"
+        )
+    return int(value)
+
+
 def above_one(text: str) -> float:
     """Read a target, relative to the optimum: a number above 1."""
     try:

@@ -64,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--keys", action="append", type=_runs.at_least(1), metavar="N", help="keys of the index; repeatable"
+        "--keys",
+        action="append",
+        type=_runs.at_least(1, whole),
+        metavar="N",
+        help="keys of the index; repeatable",
     )
     parser.add_argument("--seed", type=_runs.at_least(0), default=1, metavar="N", help="default 1")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
@@ -83,6 +87,14 @@ def main(arguments: Sequence[str]) -> int:
     print(text(report))
     _runs.write_report(asked.json, report)
     return 0
+
+
+def whole(text: str) -> int:
+    """Read a whole number, as in 1000 or 1e7."""
+    value = float(text.replace("_", ""))
+    if value != value // 1:
+        raise ValueError
+    return int(value)
 
 
 def drawn(count: int, rng: np.random.Generator) -> Keys:

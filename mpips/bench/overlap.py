@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench import _overlap, _runs
-from mpips.bench.pushpull import MOST_KEYS, duration
+from mpips.bench.pushpull import duration
 from mpips.config import load
 from mpips.progress import Column, share
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     least = _runs.at_least
-    parser.add_argument("--keys", type=number_of_keys, default=1_000_000, metavar="N", help="default 10^6")
+    parser.add_argument("--keys", type=_runs.count, default=1_000_000, metavar="N", help="default 10^6")
     parser.add_argument("--repeat", type=least(2), default=40, metavar="N", help="of everything; default 40")
     parser.add_argument(
         "--longer", type=least(0.1, float), default=4.0, metavar="X",
@@ -71,14 +71,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", metavar="DIR", help="keep the run folder here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser
-
-
-def number_of_keys(text: str) -> int:
-    """Read a number of keys."""
-    value = int(_runs.at_least(1)(text))
-    if value > MOST_KEYS:
-        raise argparse.ArgumentTypeError(f"must be at most {MOST_KEYS:,}, got {text}")
-    return value
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -38,7 +38,6 @@ a server. With several workers all do the same at the same time, each with a lis
 rate counts the keys of all workers; bytes are those that the limit moves.
 """
 
-MOST_KEYS = 10**8
 MOST_RANKS = 8
 """Ranks a core: with more, nobody's times mean anything."""
 KEYS = (1, 10**3, 10**5, 10**6, 10**7)
@@ -112,24 +111,6 @@ class Layout(NamedTuple):
 # --- Switches ------------------------------------------------------------------------------------------
 
 
-def listed(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Give an argparse type for lists with commas between; what is named twice counts once."""
-    return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
-
-
-def number_of_keys(text: str) -> int:
-    """Read a number of keys, as in 1000 or 1e6."""
-    try:
-        value = float(text.replace("_", ""))
-    except ValueError:
-        value = 0.5
-    if not (1 <= value <= MOST_KEYS and value == int(value)):
-        raise argparse.ArgumentTypeError(
-            f"must be whole numbers from 1 to 1e8, as in 1,1000,1e6; got {text!r}"
-        )
-    return int(value)
-
-
 def layout(text: str) -> Layout:
     """Read a layout, as in 2+2."""
     found = re.fullmatch(r"(\d{1,5})\+(\d{1,5})", text)
@@ -162,19 +143,23 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keys",
-        type=listed(number_of_keys),
+        type=_runs.listed(_runs.count),
         metavar="N,...",
         help="keys a request; default 1,1e3,1e5,1e6,1e7",
     )
     parser.add_argument(
-        "--layouts", type=listed(layout), default=[Layout(1, 1), Layout(2, 2)], metavar="S+W,...",
+        "--layouts", type=_runs.listed(layout), default=[Layout(1, 1), Layout(2, 2)], metavar="S+W,...",
         help="servers + workers; default 1+1,2+2",
     )  # fmt: skip
     parser.add_argument(
-        "--modes", type=listed(one_of(MODES)), default=list(MODES), metavar="MODE,...", help="default: all"
+        "--modes",
+        type=_runs.listed(one_of(MODES)),
+        default=list(MODES),
+        metavar="MODE,...",
+        help="default: all",
     )
     parser.add_argument(
-        "--ops", type=listed(one_of(OPS)), default=list(OPS), metavar="OP,...", help="default push,pull"
+        "--ops", type=_runs.listed(one_of(OPS)), default=list(OPS), metavar="OP,...", help="default push,pull"
     )
     parser.add_argument(
         "--arrays",
