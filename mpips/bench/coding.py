@@ -12,13 +12,14 @@ import numpy as np
 
 from mpips.bench import _runs
 from mpips.bench._runs import note
+from mpips.bench.pushpull import duration
 from mpips.config import override_value
 from mpips.errors import InputError
 from mpips.filters import named
 from mpips.filters.chain import Chain
 from mpips.filters.filter import About
 from mpips.message import Command, Kind, Message, from_bytes, to_bytes
-from mpips.progress import Column, seconds, si, significant
+from mpips.progress import Column, si, significant
 from mpips.ranges import ALL
 
 DESCRIPTION = """\
@@ -41,8 +42,8 @@ COLUMNS = (
     Column("rows", "rows", 6, si),
     Column("chain", "filters", 34),
     Column("size", "size", 6, significant(2)),
-    Column("encode", "encode", 7, seconds),
-    Column("decode", "decode", 7, seconds),
+    Column("encode", "encode", 7, duration),
+    Column("decode", "decode", 7, duration),
     Column("cost", "ms/MB", 6, significant(2)),
     Column("pays", "pays below Gbit/s", 6, significant(2)),
 )

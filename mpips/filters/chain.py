@@ -2,16 +2,15 @@
 
 What a chain has encoded travels as the values of its message, one run of bytes:
 
-    crc32 | filters, type, width, rows, keys | note lengths | notes | keys | values
+    hash | filters, type, width, rows, keys | note lengths | notes | keys | values
 
-The checksum is over all that follows it, so that nothing damaged is ever decoded. What the chain could do nothing about
-travels as it is.
+The hash, that of lists of keys, is over all that follows it, so that nothing damaged is ever decoded. What the chain
+could do nothing about travels as it is.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter_ns
@@ -22,11 +21,12 @@ from numpy.typing import NDArray
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State
+from mpips.keycache import sign
 from mpips.message import DTYPES, NO_SIGNATURE, Command, Message
 
-_HEAD = struct.Struct(
-    "<IBBHqqq"
-)  # crc32, filters, type of the values, are there any, width, rows, keys (-1: none)
+# hash, filters, type of the values, are there any, 0, width, rows, keys (-1: none)
+_HEAD = struct.Struct("<16sBBHIqqq")
+_HASH = 16
 BYTES = 254
 """The type of values that a filter has made bytes of."""
 NO_VALUES = np.empty(0, np.uint8)
@@ -148,6 +148,11 @@ def rows_of(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.ndim == 2 else values[:, None]
 
 
+def _padded(size: int) -> int:
+    """Round a size up to whole words."""
+    return -(-size // 8) * 8
+
+
 def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> Message:
     """Put what a chain has made of a message's content into its values."""
     travels = content.keys
@@ -155,20 +160,21 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
     code = BYTES if values.dtype == np.uint8 else _CODES[values.dtype]
     width = values.shape[1] if values.ndim == 2 else 1
     n_keys = -1 if travels is None else len(travels)
-    head = _HEAD.pack(0, len(notes), code, message.values is not None, width, len(values), n_keys)
+    head = _HEAD.pack(b"", len(notes), code, message.values is not None, 0, width, len(values), n_keys)
     lengths = struct.pack(f"<{len(notes)}i", *(-1 if note is None else len(note) for note in notes))
     parts = [head, lengths, *(note for note in notes if note)]
     front = b"".join(parts)
-    front = front.ljust(-(-len(front) // 8) * 8, b"\0")  # keeps keys and values aligned
+    front = front.ljust(_padded(len(front)), b"\0")  # keeps keys and values aligned
     size = len(front) + (0 if travels is None else travels.nbytes) + values.nbytes
-    body = np.empty(size, np.uint8)
+    body = np.empty(_padded(size), np.uint8)
+    body[size:] = 0
     body[: len(front)] = np.frombuffer(front, np.uint8)
     at = len(front)
     for array in (travels, values):
         if array is not None and array.size:
             body[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             at += array.nbytes
-    body[:4] = np.frombuffer(struct.pack("<I", zlib.crc32(body[4:].data)), np.uint8)
+    body[:_HASH] = np.frombuffer(sign(body[_HASH:].view(np.uint64)), np.uint8)
     message.keys, message.values, message.place, message.filtered = None, body, None, True
     return message
 
@@ -179,9 +185,9 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
     if body is None or body.nbytes < _HEAD.size + 4 * steps:
         raise FilterError(f"{0 if body is None else body.nbytes} bytes are no encoded content: truncated")
     body = body.reshape(-1).view(np.uint8)
-    checksum, count, code, has_values, width, rows, n_keys = _HEAD.unpack_from(body.data)
-    if checksum != zlib.crc32(body[4:].data):
-        raise FilterError("damaged: the checksum of the content is wrong")
+    signed, count, code, has_values, _, width, rows, n_keys = _HEAD.unpack_from(body.data)
+    if len(body) % 8 or signed != sign(body[_HASH:].view(np.uint64)):
+        raise FilterError("damaged: the hash of the content is wrong")
     if count != steps:
         raise FilterError(f"encoded by {count} filters, here there are {steps}")
     lengths = struct.unpack_from(f"<{steps}i", body.data, _HEAD.size)
@@ -190,13 +196,13 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
     for length in lengths:
         notes.append(None if length < 0 else bytes(body[at : at + length]))
         at += max(length, 0)
-    at += -at % 8
+    at = _padded(at)
     dtype = np.dtype(np.uint8) if code == BYTES else DTYPES[code]
     end = at + 8 * max(n_keys, 0) + rows * width * dtype.itemsize
-    if end != body.nbytes:
+    if _padded(end) != body.nbytes:
         raise FilterError(f"{body.nbytes} bytes where {end} are due")
     keys = None if n_keys < 0 else body[at : at + 8 * n_keys].view(np.uint64)
-    values = body[at + 8 * max(n_keys, 0) :].view(dtype)
+    values = body[at + 8 * max(n_keys, 0) : end].view(dtype)
     content = Content(keys, values if code == BYTES else values.reshape(rows, width))
     return content, notes, bool(has_values)
 

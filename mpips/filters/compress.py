@@ -7,7 +7,7 @@ float32, of which only sign and exponent can be compressed, costs the compressor
 
     the planes that are not compressed | one compressed run of all others
 
-A content that shrinks by less than a tenth goes as it came, with an empty note; and after k such failures in a row,
+A content that shrinks by less than a sixth goes as it came, with an empty note; and after k such failures in a row,
 the next 2^k messages of its size (at most 64) are not even tried. The libraries are imported when first needed.
 """
 
@@ -29,7 +29,7 @@ from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.planes import Bytes, Offsets, bytes_of, deltas, join, read_only, split, sums, words_of
 from mpips.message import CODES, DTYPES
 
-PAYS = 0.9
+PAYS = 0.82
 """What a content must shrink to: less is not worth that all of it is sorted."""
 LONGEST = 64
 """Messages that are passed over, at most, before compression is tried again."""
