@@ -16,6 +16,7 @@ from typing import Any
 
 from mpips.control import Order, Orders
 from mpips.errors import InputError
+from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
 from mpips.journal import Journal
 from mpips.membership import Membership
@@ -197,6 +198,8 @@ class Leader:
             "recoveries": self.recoveries(),
             **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
         }
+        for line in described(result["traffic"]):
+            cluster.say(line)
         cluster.seconds["total"] = self.node.van.wall() - self.started
         return result
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mpips import checkpoint
 from mpips.errors import CheckpointError, InputError, WorkerLost
-from mpips.filters.chain import per_filter
+from mpips.filters.chain import left_out, per_filter
 from mpips.folder import Lines, RunFolder
 from mpips.journal import Journal
 from mpips.layout import Role
@@ -256,7 +256,10 @@ class Cluster:
         return self._trained_before + here
 
     def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent."""
+        """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent.
+
+        `unfiltered` is what they would have sent had there been no filters.
+        """
         said = (
             self._accounts() if accounts is None else dict(zip(self.workers.addresses, accounts, strict=True))
         )
@@ -266,7 +269,9 @@ class Cluster:
         self._last = (waited, now)
         elapsed = max(now - since, 1e-9)
         waiting = [min(max((b - before.get(rank, 0.0)) / elapsed, 0.0), 1.0) for rank, b in waited.items()]
-        return {"waiting": waiting, "sent": sum(each["sent"] for each in said.values())}
+        sent = sum(each["sent"] for each in said.values())
+        saved = sum(left_out(each["filters"], "worker") for each in said.values())
+        return {"waiting": waiting, "sent": sent, "unfiltered": sent + saved}
 
     def aside(self, function: str, args: dict[str, Any]) -> None:
         """Call a function of the workers beside what the program does; whether it is done, nobody is told.
@@ -450,13 +455,9 @@ class Cluster:
             "worker": sum(each["sent"] for each in workers),
             "server": sum(each["sent"] for each in servers),
         }
-        left_out = {
-            role: sum(by[role]["raw"] - by[role]["wire"] for by in filters.values() if role in by)
-            for role in sent
-        }
         return {
             **{f"{role}_sent": count for role, count in sent.items()},
-            **{f"{role}_raw": count + left_out[role] for role, count in sent.items()},
+            **{f"{role}_raw": count + left_out(filters, role) for role, count in sent.items()},
             "per_filter": filters,
         }
 

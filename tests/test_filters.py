@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -379,3 +380,20 @@ def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
     first, second = (reader.decode(copy(made)) for _ in range(2))
     assert first.values is not None and second.values is not None
     assert first.values.tobytes() == second.values.tobytes()
+
+
+def test_the_guide_s_filter_does_what_it_says() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "filters.md").read_text()
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    exec(compile(block[1], "guide", "exec", dont_inherit=True), {"__name__": __name__})
+    try:
+        chain = named.chain_of([{"name": "half", "vectors": ["w"]}])
+        rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+        made = sent(chain.encode(1, message(Content(None, rows)), about()))
+        assert chain.saved["half"].wire == chain.saved["half"].raw // 2 + 1
+        got = chain.decode(made)
+        assert got.values is not None and got.values.dtype == np.float32 and np.array_equal(got.values, rows)
+        assert not chain.encode(1, message(Content(None, rows)), about(vector="v")).filtered
+    finally:
+        del known["half"]

@@ -23,6 +23,7 @@ from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State
 from mpips.keycache import sign
 from mpips.message import DTYPES, NO_SIGNATURE, Command, Message
+from mpips.progress import bytes_si
 
 # hash, filters, type of the values, are there any, 0, width, rows, keys (-1: none)
 _HEAD = struct.Struct("<16sBBHIqqq")
@@ -205,6 +206,25 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
     values = body[at + 8 * max(n_keys, 0) : end].view(dtype)
     content = Content(keys, values if code == BYTES else values.reshape(rows, width))
     return content, notes, bool(has_values)
+
+
+def left_out(filters: dict[str, dict[str, dict[str, Any]]], role: str) -> int:
+    """Count the bytes that filters have saved of what a role sends."""
+    return sum(by[role]["raw"] - by[role]["wire"] for by in filters.values() if role in by)
+
+
+def described(traffic: dict[str, Any]) -> list[str]:
+    """Say in a line for each role what filters have made of its bytes; of none where there is nothing to tell."""
+    lines = []
+    for role in ("worker", "server"):
+        sent, raw = traffic[f"{role}_sent"], traffic[f"{role}_raw"]
+        by = {name: by[role] for name, by in traffic["per_filter"].items() if role in by}
+        each = ", ".join(
+            f"{name} {bytes_si(one['raw'])} to {bytes_si(one['wire'])}" for name, one in by.items()
+        )
+        if raw > sent:
+            lines.append(f"{role}s sent {bytes_si(sent)} instead of {bytes_si(raw)}: {each}")
+    return lines
 
 
 def per_filter(
