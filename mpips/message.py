@@ -108,9 +108,10 @@ class Message:
 
     The values of a `filtered` message are u1[bytes], what filters have made of keys and values.
 
-    Four things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
+    Some things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
     request was found to be about, at the server; `place` where the caller wants the answer's values; `flush` tells the
-    filters to hold nothing back.
+    filters to hold nothing back; `restore` sets them back to before this message, which will not be; `error` is why a
+    request that has arrived cannot be read.
     """
 
     kind: Kind
@@ -134,6 +135,8 @@ class Message:
     place: NDArray[Any] | None = None
     filtered: bool = False
     flush: bool = False
+    restore: Callable[[], None] | None = None
+    error: Exception | None = None
 
     @property
     def payload_bytes(self) -> int:

@@ -227,16 +227,20 @@ class Node:
         )  # fmt: skip
 
     def _decoded(self, message: Message) -> bool:
-        """Undo what filters did with a message; one that they cannot read becomes a failure. Give whether to go on."""
+        """Undo what filters did with a message; give whether to go on.
+
+        What they cannot read is a request that will be refused, or a reply that says so.
+        """
         chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
         try:
             chain.decode(message)
         except FilterError as error:
+            if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
+                message.error, message.filtered = error, False
+                return True
             failure = self.failure(message, error)
-            if message.kind is Kind.REQUEST:
-                self.answer(message.origin, failure)
-                return False
             failure.sender, failure.epoch, failure.acked = message.sender, message.epoch, message.acked
+            failure.after = message.after
             self._take_reply(failure)
             return False
         return True

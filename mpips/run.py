@@ -218,7 +218,9 @@ class _Run:
     def _processes(self) -> list[tuple[int, str]]:
         """Gather process ids and hosts, by rank: collective."""
         mine = np.zeros(256, np.uint8)
-        filters = fingerprint(self._filters()).hex() if self.prepared is not None else ""
+        filters = (
+            "" if self.prepared is None else "-".join(fingerprint(each).hex() for each in self._filters())
+        )
         text = f"{os.getpid()} {filters} {socket.gethostname()}".encode()[:256]
         mine[: len(text)] = np.frombuffer(text, np.uint8)
         everyone = np.zeros((self.world.Get_size(), 256), np.uint8)
@@ -226,16 +228,17 @@ class _Run:
         said = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 2) for raw in everyone]
         for rank, (_, theirs, host) in enumerate(said):
             if self.prepared is not None and theirs not in ("", said[0][1]):
+                chains = [entry for chain in self._filters() for entry in chain]
+                named = ", ".join(found.name for found, _ in map(parsed, chains))
                 self.problem = InputError(
                     f"rank {rank} on {host} has other filters than rank 0 on {said[0][2]}: "
-                    f"{', '.join(f.name for f, _ in map(parsed, self._filters()))} must be the same everywhere"
+                    f"{named} must be the same everywhere"
                 )
         return [(int(pid), host) for pid, _, host in said]
 
-    def _filters(self) -> list[Entry]:
+    def _filters(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         assert self.prepared is not None
-        spec = self.prepared.job.filters
-        return [*spec.push, *spec.pull]
+        return self.prepared.job.filters.push, self.prepared.job.filters.pull
 
     def _make_folder(self, layout: Layout | None, processes: list[tuple[int, str]]) -> None:
         """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""

@@ -418,10 +418,7 @@ class Cluster:
             self.servers.call("restore", {"folder": str(self.resume)})
             same = about["workers"] == len(self.workers)
             self.workers.call("restore" if same else "rebuild", {"folder": str(self.resume)} if same else {})
-            if self.job.filters.push:
-                self.workers.call(
-                    "restore_filters", {"folder": str(self.resume), "workers": about["workers"]}
-                )
+            self.workers.call("restore_filters", {"folder": str(self.resume), "workers": about["workers"]})
         self.say(f"resumed from {self.resume}")
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state

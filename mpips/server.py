@@ -206,7 +206,7 @@ class Server:
         number, origin, inbox = message.shard, message.origin, link.shard.inbox
         if self._lane.has_news(number):
             self._catch_up(link.shard)
-        if message.signature != NO_SIGNATURE and not self._recall(message):
+        if message.signature != NO_SIGNATURE and message.error is None and not self._recall(message):
             return
         ready = deque(inbox.admit(message))
         if inbox.parks(origin):
@@ -234,6 +234,8 @@ class Server:
 
     def _resolve(self, shard: Shard, segment: Segment, request: Message, create: bool) -> Slots:
         """Find the rows that a request is about, and remember them if its keys have a signature."""
+        if request.error is not None:
+            raise request.error
         if request.slots is None:
             slots = request.slots = slots_of(segment, request, create)
             if request.signature != NO_SIGNATURE:

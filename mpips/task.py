@@ -571,6 +571,9 @@ class Tasks:
             for part in [each for each in peer.queue if which(address, each.message)]:
                 peer.queue.remove(part)
                 self._fail(address, part, why)
+            for part in [each for each in reversed(peer.unanswered.values()) if which(address, each.message)]:
+                if part.message.restore is not None:
+                    part.message.restore()
             for time, part in list(peer.unanswered.items()):
                 if which(address, part.message) and peer.unanswered.pop(time, None) is not None:
                     self._fail(address, part, why)

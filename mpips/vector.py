@@ -201,10 +201,12 @@ class Vector:
 
         In an aggregating vector it is a push of the `round`, which every worker takes part in.
         """
+        if self.spec.aggregate and self.node.crew < self.node.view.crew:
+            raise WorkerLost("the workers have changed")
         none = np.empty((0, self.spec.width), self._dtype)
-        holders = range(len(self._cuts)) if self.spec.aggregate else self._holders()
         extent, ring = self.spec.extent, self.node.view.ring
-        ranges = [(shard, ring.range(shard, extent)) for shard in holders]
+        shards = len(self._cuts) if self.spec.aggregate or self.node.pushes.drops else 0
+        ranges = [(shard, ring.range(shard, extent)) for shard in range(shards)]
         slices = [_Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
         plan = _Plan(0, slices, np.empty(0, np.uint64), None)
         request = _Request(self, Command.PUSH, plan, none, round, None)
@@ -212,10 +214,6 @@ class Vector:
         for _, message in parts:
             message.flush = True
         return self.node.tasks.submit(parts, None, after)
-
-    def _holders(self) -> list[int]:
-        """List the shards of which filters hold changes back."""
-        return [shard for shard in range(len(self._cuts)) if self.node.pushes.holds(~shard, self.spec.name)]
 
     def _submit(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated import simulate
 
-from mpips.errors import FilterError, InputError, JobError, RemoteError
+from mpips.errors import (
+    CheckpointError,
+    FilterError,
+    InputError,
+    JobError,
+    ProtocolError,
+    RemoteError,
+    WorkerLost,
+)
 from mpips.filters import named
 from mpips.filters.chain import Chain, Step, per_filter
 from mpips.filters.filter import About, Coder, Content, State, filter_, known
@@ -74,6 +84,10 @@ def message(content: Content, **more: Any) -> Message:
         values=content.values,
         **more,
     )
+
+
+def holds(chain: Chain) -> bool:
+    return any("keys" in state for states in chain.states.values() for state in states)
 
 
 def sent(made: Message) -> Message:
@@ -173,16 +187,19 @@ def test_rows_are_not_left_out_where_to_list_the_others_takes_more() -> None:
     chain = named.chain_of([{"name": "significant", "threshold": 1.0}])
     known_list = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, withheld=keys)
     assert chain.encode(1, known_list, about(keys=keys)).values is rows
-    assert not chain.holds(1, "w")
+    assert not holds(chain)
     made = chain.encode(1, message(Content(keys, rows)), about(keys=keys))
-    assert made.filtered and chain.holds(1, "w"), "where all are listed, to leave some out is worth it"
+    assert made.filtered and holds(chain), "where all are listed, to leave some out is worth it"
+    assert made.restore is not None
+    made.restore()
+    assert not holds(chain), "as if the message had not been"
 
 
 def test_it_is_counted_what_a_chain_saves() -> None:
     chain = named.chain_of([ZEROS, ZSTD])
     chain.encode(1, message(Content(None, np.zeros((10_000, 1)))), about())
     zeros, zstd = chain.saved["zeros"], chain.saved["zstd"]
-    assert zeros.raw == 80_000 and 1250 <= zeros.wire < 1300 and zstd.wire < 100 < zstd.raw <= zeros.wire
+    assert zeros.raw == 80_000 and 1250 <= zeros.wire < 1300 and zstd.wire < 300 < zstd.raw <= zeros.wire
     assert zeros.seconds > 0
     account = {"zeros": {"worker": {"raw": 8, "wire": 1, "seconds": 0.5}}}
     assert per_filter([account, account, {}]) == {"zeros": {"worker": {"raw": 16, "wire": 2, "seconds": 1.0}}}
@@ -254,6 +271,70 @@ def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers() -
         list(range(90, 100)),
     ]
     assert all((state["rows"] == 3.0).all() and state["count"][0] == 1 for state in got)
+
+
+def test_what_is_held_back_is_not_forgotten_by_who_resumes_without_the_filter() -> None:
+    keys = np.arange(9, dtype=np.uint64)
+    chain = named.chain_of([{"name": "significant", "threshold": 9.0}, "zstd"])
+    chain.encode(~0, message(Content(keys, np.ones((9, 1)))), about())
+    arrays, begins = to_arrays(chain), np.zeros(1, np.uint64)
+    other = named.chain_of([{"name": "tail", "at_least": 2}, {"name": "significant", "threshold": 3.0}])
+    take_back(other, [arrays], lambda name: begins)
+    assert other.states[~0, "w"][1]["keys"].tolist() == keys.tolist()
+    with pytest.raises(CheckpointError, match="'significant' holds changes of 'w' back: resume with it"):
+        take_back(named.chain_of(["zstd"]), [arrays], lambda name: begins)
+
+
+def test_shards_do_not_share_what_is_changed_in_place() -> None:
+    chain = named.chain_of([{"name": "tail", "at_least": 2, "width": 64}])
+    chain.encode(~0, message(Content(np.arange(9, dtype=np.uint64), np.ones((9, 1)))), about())
+    again = named.chain_of([{"name": "tail", "at_least": 2, "width": 64}])
+    take_back(again, [to_arrays(chain)], lambda name: np.array([0, 5], np.uint64))
+    first, second = (again.states[~shard, "w"][0]["sketch"] for shard in range(2))
+    assert first is not second and np.array_equal(first, second)
+
+
+def failing(when: int) -> Step:
+    def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
+        if about.time == when:
+            raise InputError("not now")
+        return state, content
+
+    return Step("failing", Coder(encode, lambda content: content))
+
+
+def test_a_filter_that_fails_leaves_those_before_it_as_they_were() -> None:
+    chain = Chain([*named.chain_of([{"name": "significant", "threshold": 9.0}]).steps, failing(2)])
+    keys = np.arange(3, dtype=np.uint64)
+    chain.encode(1, message(Content(keys, np.full((3, 1), 5.0))), about(time=1))
+    large = Content(keys, np.full((3, 1), 100.0))
+    with pytest.raises(InputError, match="not now"):
+        chain.encode(1, message(large), about(time=2))
+    made = sent(chain.encode(1, message(large), about(time=3)))
+    got = chain.decode(made) if made.filtered else made
+    assert got.values is not None and got.values.ravel().tolist() == [105.0] * 3
+
+
+@pytest.mark.parametrize("dtype", ["u1", "?", "f2", "u8", ">f8"])
+def test_what_cannot_travel_is_left_to_be_refused(dtype: str) -> None:
+    rows = np.zeros((4000, 1), dtype)
+    for entries in ([ZSTD], [ZEROS]):
+        made = named.chain_of(entries).encode(1, message(Content(None, rows)), about())
+        assert made.values is rows and not made.filtered
+        with pytest.raises(ProtocolError, match="cannot travel"):
+            to_bytes(made)
+
+
+def test_whatever_a_decoder_raises_names_the_message() -> None:
+    def decode(content: Content) -> Content:
+        raise ValueError("cannot reshape")
+
+    bad = Step("bad", Coder(lambda state, content, about: (state, content._replace(note=b"x")), decode))
+    made = sent(Chain([bad]).encode(1, message(Content(None, np.ones((3, 1)))), about()))
+    with pytest.raises(
+        FilterError, match="filter bad: PUSH 9 of shard 1 from rank -1: ValueError: cannot reshape"
+    ):
+        Chain([bad]).decode(made)
 
 
 # --- in a cluster ----------------------------------------------------------------------------------------
@@ -372,6 +453,136 @@ def test_damage_on_the_way_is_an_error_where_it_is_waited_for(way: str) -> None:
         simulate(schedule, Worker, filters=filters)
 
 
+class Doing:
+    """A worker that does what a test gives it."""
+
+    def __init__(self, do: Callable[..., Any]) -> None:
+        self.do = do
+
+    def __call__(self, context: Context) -> Any:
+        do = self.do
+
+        class Worker:
+            def go(self, **args: Any) -> Any:
+                return do(context, **args)
+
+        return Worker()
+
+
+HOLD = {"name": "significant", "threshold": 20.0}
+FOUR = np.arange(4, dtype=np.uint64)
+
+
+def held() -> tuple[Chain, Chain]:
+    return named.chain_of([HOLD]), Chain()
+
+
+def test_what_depends_on_a_damaged_push_does_not_wait_for_ever() -> None:
+    def go(context: Context) -> dict[str, Any]:
+        w, wait = context.vectors["w"], context.node.wait
+        pushed = w.push(KeyRange(0, 500), np.zeros(500))
+        wait(w.pull(KeyRange(0, 500), after=[pushed]))
+        with pytest.raises(RemoteError, match="damaged"):
+            wait(pushed)
+        return {"done": 1}
+
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(VectorSpec("w", extent=500, dense=True))
+        return cluster.workers.call("go")
+
+    assert simulate(schedule, Doing(go), filters=lambda: (Damaging([ZSTD]), Chain())) == [{"done": 1}]
+
+
+def test_damage_in_a_round_is_told_to_all_who_take_part() -> None:
+    def go(context: Context) -> None:
+        chain = context.node.pushes
+        context.node.pushes = Damaging([ZSTD]) if context.index == 1 else chain  # type: ignore[assignment]
+        with pytest.raises(RemoteError, match="damaged"):
+            context.node.wait(context.vectors["w"].push(KeyRange(0, 500), np.zeros(500), round=0))
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("w", extent=500, dense=True, aggregate=True))
+        cluster.workers.call("go")
+
+    simulate(schedule, Doing(go), workers=3, filters=lambda: (named.chain_of([ZSTD]), Chain()))
+
+
+@pytest.mark.parametrize("window", [1, 64])
+def test_a_flush_takes_along_what_was_pushed_before_it(window: int) -> None:
+    def go(context: Context) -> None:
+        w = context.vectors["w"]
+        tasks = [w.push(FOUR, np.full(4, rows)) for rows in (100.0, 1.0, 1.0)]
+        tasks.append(w.push(FOUR + np.uint64(60), np.ones(4), after=tasks[:1]))
+        context.node.wait_all([*tasks, w.flush(after=tasks[-1:])])
+
+    def schedule(cluster: Cluster) -> Any:
+        w = cluster.create_vector(VectorSpec("w", extent=64))
+        cluster.workers.call("go")
+        return cluster.node.wait(w.pull(np.concatenate([FOUR, FOUR + np.uint64(60)]))).tolist()
+
+    got = simulate(schedule, Doing(go), servers=2, filters=held, window=window)
+    assert got == [102.0] * 4 + [1.0] * 4
+
+
+def test_a_flush_in_a_round_that_cannot_be_completed_is_given_up() -> None:
+    def go(context: Context) -> None:
+        w, node = context.vectors["w"], context.node
+        tasks = [w.push(FOUR, np.ones(4), round=0)] if context.index == 0 else []
+        begun = node.van.now()
+        node.wait_until(lambda: node.van.now() > begun + 0.6)  # another dies meanwhile
+        if context.index:
+            tasks.append(w.push(FOUR, np.ones(4), round=0))
+        tasks.append(w.flush(round=1))
+        for task in reversed(tasks):
+            node.wait(task)
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("w", extent=4, aggregate=True))
+        with pytest.raises(WorkerLost):
+            cluster.workers.call("go")
+
+    simulate(
+        schedule,
+        Doing(go),
+        servers=2,
+        workers=3,
+        replicas=1,
+        filters=held,
+        strikes=[Strike("kill", 4, at=0.2)],
+    )
+
+
+@pytest.mark.parametrize("after", range(60, 330, 9))
+def test_a_round_that_is_broken_off_loses_nothing_of_those_who_live(after: int) -> None:
+    def go(context: Context, round: int, large: bool, flush: bool) -> None:
+        w = context.vectors["w"]
+        rows = np.full(4, 100.0 if large else 1.0)
+        context.node.wait(w.flush(round=round) if flush else w.push(FOUR, rows, round=round))
+
+    def schedule(cluster: Cluster) -> Any:
+        w = cluster.create_vector(VectorSpec("w", extent=4, aggregate=True))
+        done = round_ = 0
+        for _ in range(60):
+            round_ += 1
+            with suppress(WorkerLost):
+                if cluster.worker_is_lost():
+                    cluster.regroup()
+                cluster.workers.call("go", {"round": round_, "large": done % 8 == 7, "flush": False})
+                done += 1
+            if done == 20:
+                break
+        survivors = len(cluster.workers)
+        cluster.workers.call("go", {"round": round_ + 1, "large": False, "flush": True})
+        return survivors, cluster.node.wait(w.pull(FOUR)).tolist()
+
+    survivors, got = simulate(
+        schedule, Doing(go), servers=2, workers=3, replicas=1, filters=held,
+        strikes=[Strike("kill", 5, after_messages=after)],
+    )  # fmt: skip
+    each = 18.0 + 2 * 100.0
+    assert all(survivors * each <= total <= 3 * each for total in got)
+
+
 def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
     chain = named.chain_of([ZEROS, {"name": "fixed_point", "bytes": 2, "least": 0}, ZSTD])
     content = Content(np.arange(500, dtype=np.uint64), np.random.default_rng(1).normal(size=(500, 2)))
@@ -391,7 +602,8 @@ def test_the_guide_s_filter_does_what_it_says() -> None:
         chain = named.chain_of([{"name": "half", "vectors": ["w"]}])
         rows = np.arange(12, dtype=np.float32).reshape(6, 2)
         made = sent(chain.encode(1, message(Content(None, rows)), about()))
-        assert chain.saved["half"].wire == chain.saved["half"].raw // 2 + 1
+        half = chain.saved["half"]
+        assert half.raw // 2 + 1 < half.wire == half.raw // 2 + 56, "what it takes to say what it is"
         got = chain.decode(made)
         assert got.values is not None and got.values.dtype == np.float32 and np.array_equal(got.values, rows)
         assert not chain.encode(1, message(Content(None, rows)), about(vector="v")).filtered

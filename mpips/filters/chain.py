@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
@@ -65,24 +66,28 @@ class Chain:
     def __bool__(self) -> bool:
         return bool(self.steps)
 
-    def holds(self, peer: int, vector: str) -> bool:
-        """Tell whether anything was held back of what was to go to a peer."""
-        states = self.states.get((peer, vector), ())
-        return any(
-            step.coder.drops and "keys" in state for step, state in zip(self.steps, states, strict=False)
-        )
+    @property
+    def drops(self) -> bool:
+        """Whether a filter leaves rows out, and may hold them back."""
+        return any(step.coder.drops for step in self.steps)
 
     def encode(self, peer: int, message: Message, about: About) -> Message:
-        """Pass a message for `peer` through the chain: it is changed, and given back."""
+        """Pass a message for `peer` through the chain: it is changed, and given back.
+
+        What it raises leaves all states as they were; `message.restore` sets them back to that later.
+        """
         values = message.values
         if not self.steps or (values is None and message.keys is None):
             return message
-        about = about._replace(seed=self.seed)
+        if values is not None and (values.dtype not in _CODES or values.ndim > 2):
+            return message  # which cannot travel
         keys = message.keys if message.keys is not None else message.withheld
         known = keys if message.keys is None else None  # need not travel, as long as they are these
+        about = about._replace(seed=self.seed, keys=keys)
         content = Content(keys, NO_VALUES if values is None else rows_of(values))
-        given = content.values
-        states = self.states.setdefault((peer, about.vector), [{} for _ in self.steps])
+        given, whose = content.values, (peer, about.vector)
+        before = self.states.get(whose) or [{} for _ in self.steps]
+        states = list(before)
         plain = values is not None and message.command is Command.PUSH
         notes: list[bytes | None] = []
         for position, (name, coder) in enumerate(self.steps):
@@ -102,15 +107,20 @@ class Chain:
                     about = about._replace(keys=content.keys)
             saved = self.saved[name]
             saved.raw += size
-            saved.wire += _travelling(content, known) + len(notes[-1] or b"")
+            saved.wire += _travelling(content, known)
             saved.seconds += (self._clock() - start) * 1e-9
+        self.states[whose] = states
+        message.restore = partial(self.states.__setitem__, whose, before)
         if about.keys is not keys:  # another list than the one that was signed
             message.signature, message.withheld = NO_SIGNATURE, None
         elif content.values is given and not any(notes):
             return message
         elif content.keys is known:
             content = content._replace(keys=None)
-        return pack(message, content, notes)
+        size = content.nbytes
+        packed = pack(message, content, notes)
+        self.saved[self.steps[-1].name].wire += packed.payload_bytes - size  # notes, and what is before them
+        return packed
 
     def decode(self, message: Message) -> Message:
         """Undo what the sender's chain did with a message: it is changed, and given back.
@@ -126,11 +136,13 @@ class Chain:
                     name, start = step.name, self._clock()
                     content = step.coder.decode(content._replace(note=note))
                     self.saved[name].seconds += (self._clock() - start) * 1e-9
-        except FilterError as error:
+        except Exception as error:  # a user's own may raise what it likes
+            kind = "" if isinstance(error, FilterError) else f"{type(error).__name__}: "
             where = (
                 f"{message.command.name} {message.time} of shard {message.shard} from rank {message.sender}"
             )
-            raise FilterError(f"filter {name}: {where}: {error}") from error
+            kind = "" if isinstance(error, FilterError) else f"{type(error).__name__}: "
+            raise FilterError(f"filter {name}: {where}: {kind}{error}") from error
         if content.keys is not None:
             message.keys = content.keys
         message.values = content.values if has_values else None

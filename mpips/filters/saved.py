@@ -1,6 +1,6 @@
 """What filters remember, as arrays of a checkpoint, and back, also where other servers and workers go on.
 
-Arrays are named `filter.VECTOR.SHARD.POSITION.NAME`. A state with "keys" is cut anew by the shards that there are, and
+Arrays are named `filter.VECTOR.SHARD.FILTER.NAME`. A state with "keys" is cut anew by the shards that there are, and
 the states of several workers are added up key by key; of a state without, each shard takes that of the shard whose
 number is nearest.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.errors import CheckpointError
 from mpips.filters.chain import Chain
 from mpips.filters.filter import State
 
@@ -23,29 +24,41 @@ PREFIX = "filter."
 def to_arrays(chain: Chain) -> Arrays:
     """Copy the states of a chain whose peers are shards (~shard)."""
     return {
-        f"{PREFIX}{vector}.{~peer}.{position}.{name}": array.copy()
+        f"{PREFIX}{vector}.{~peer}.{step.name}.{name}": array.copy()
         for (peer, vector), states in chain.states.items()
-        for position, state in enumerate(states)
+        for step, state in zip(chain.steps, states, strict=True)
         for name, array in state.items()
     }
 
 
 def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
-    """Set the states of a chain to what one or several workers had; `cuts` says where each shard of a vector begins."""
-    found: dict[tuple[str, int], dict[int, list[State]]] = {}
+    """Set the states of a chain to what one or several workers had; `cuts` says where each shard of a vector begins.
+
+    Raises:
+        CheckpointError: a filter has held changes back that is not in this chain.
+    """
+    places = {step.name: position for position, step in enumerate(chain.steps)}
+    found: dict[tuple[str, str], dict[int, list[State]]] = {}
     for arrays in saved:
-        mine: dict[tuple[str, int, int], State] = {}
+        mine: dict[tuple[str, str, int], State] = {}
         for path, array in arrays.items():
-            vector, at, where, name = path.removeprefix(PREFIX).split(".")
-            mine.setdefault((vector, int(where), int(at)), {})[name] = array
-        for (vector, position, shard), state in mine.items():
-            found.setdefault((vector, position), {}).setdefault(shard, []).append(state)
-    for (vector, position), by_shard in found.items():
+            vector, shard, filter_name, name = path.removeprefix(PREFIX).split(".")
+            mine.setdefault((vector, filter_name, int(shard)), {})[name] = array
+        for (vector, filter_name, at), state in mine.items():
+            found.setdefault((vector, filter_name), {}).setdefault(at, []).append(state)
+    for (vector, filter_name), by_shard in found.items():
+        if filter_name not in places:
+            if any("keys" in state for states in by_shard.values() for state in states):
+                raise CheckpointError(
+                    f"in the checkpoint the filter {filter_name!r} holds changes of {vector!r} back: "
+                    "resume with it in [filters] push"
+                )
+            continue
         begins = cuts(vector)
-        for shard, state in enumerate(_cut_anew(by_shard, begins)):
+        for at, state in enumerate(_cut_anew(by_shard, begins)):
             if state:
-                states = chain.states.setdefault((~shard, vector), [{} for _ in chain.steps])
-                states[position] = state
+                states = chain.states.setdefault((~at, vector), [{} for _ in chain.steps])
+                states[places[filter_name]] = state
 
 
 def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> list[State]:
@@ -56,7 +69,7 @@ def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> l
     for shard in range(len(begins)):
         nearest = min(by_shard, key=lambda each: (abs(each - shard), each))
         state = by_shard[nearest][0]
-        made.append({name: array for name, array in state.items() if not _is_keyed(name)})
+        made.append({name: array.copy() for name, array in state.items() if not _is_keyed(name)})
     if keyed:
         keys, places = np.unique(np.concatenate([state["keys"] for state in keyed]), return_inverse=True)
         owners = np.searchsorted(begins, keys, "right") - 1
