@@ -14,6 +14,7 @@ from mpips.errors import CheckpointError
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
 
+F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 NO_VALUES = np.empty(0, np.float32)
 
@@ -39,27 +40,31 @@ def joined(first: Columns, second: Columns) -> Columns:
 
 
 class Blocks:
-    """A worker's examples, their margins, and the trust radius of every feature (0: not active, -1: never will be)."""
+    """A worker's examples and their margins; of every feature its weight, and its trust radius if it is active.
+
+    What stands for the radius of others is `kernels.NEAR` and so on. Weights are those of the servers, bit for bit:
+    workers are told each one that changes, and both mix what they have noted of the last passes in the same way.
+    """
 
     def __init__(self, columns: Columns) -> None:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
         self.values = NO_VALUES if columns.values is None else columns.values
         self.state = kernels.new_state(columns.labels)
-        self.radius = np.zeros(len(self.keys))
-        self._notes = np.zeros((MEMORY + 1, len(columns.labels)))
-        self._noted = 1
+        self.radius = np.ones(len(self.keys), np.float32)  # until the servers say otherwise
+        self.w = np.zeros(len(self.keys))
+        self._margins, self._weights = np.zeros((MEMORY + 1, len(columns.labels))), np.empty((MEMORY + 1, 0))
+        self._noted = 1  # so many rows of both hold notes
         self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
         self.cuts = [0]  # where the pass's blocks begin among them
-        self._epoch = np.empty(0, np.int64)  # the columns that were active when the epoch began
-        self._moved = np.zeros(len(self.keys), np.bool_)  # those that have had a weight since
+        self._epoch = np.empty(0, np.int64)  # the columns active when the epoch began: all others weigh 0
 
     @property
     def _matrix(self) -> tuple[Any, Any, Any]:
         return self.colptr, self.rows, self.values
 
-    def sums(self, begin: int, end: int, ones: bool) -> F8:
+    def sums(self, begin: int, end: int, ones: bool) -> F4:
         """Give the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
-        out = np.empty((end - begin, 4))
+        out = np.empty((end - begin, 4), np.float32)
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
 
@@ -86,35 +91,38 @@ class Blocks:
     def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
         """Compute the margins anew from the weights of columns; all others weigh 0. A new epoch begins."""
         kernels.set_margins(*self._matrix, cols, w, self.state)
+        self.w[:] = 0.0
+        self.w[cols] = w
         self.begin_epoch()
-        self._moved[cols[w != 0.0]] = True
 
-    def wake(self, cols: NDArray[np.int64], radius: F8) -> None:
-        """Take the radius of columns that a mixture may have made active."""
+    def wake(self, cols: NDArray[np.int64], radius: F4) -> None:
+        """Take the radius of columns that a mixture has made active."""
         self.radius[cols] = radius
 
     def begin_epoch(self) -> None:
-        """Note which columns are active, and the margins; what was noted before is forgotten."""
+        """Note which columns are active, the margins and the weights; what was noted before is forgotten."""
         kernels.refresh_odds(self.state)
         self._epoch = np.flatnonzero(self.radius > 0.0)
-        self._moved[:] = False
+        self._weights = np.empty((MEMORY + 1, len(self._epoch)))
         self._noted = 0
         self._note()
 
     @property
     def history(self) -> F8:
         """The noted margins: at the starts of the last passes, and now."""
-        return self._notes[: self._noted]
+        return self._margins[: self._noted]
 
     def _note(self) -> None:
-        self._notes[self._noted] = self.state[:, kernels.MARGIN]
+        self._margins[self._noted] = self.state[:, kernels.MARGIN]
+        self._weights[self._noted] = self.w[self._epoch]
         self._noted += 1
 
     def _forget(self, kept: int) -> None:
-        """Forget the noted margins but the last `kept`, row by row: examples are many, copies of them costly."""
+        """Forget the notes but the last `kept`, row by row: examples are many, copies of them costly."""
         first = max(self._noted - kept, 0)
-        for row in range(first, self._noted if first else 0):
-            self._notes[row - first] = self._notes[row]
+        for notes in (self._margins, self._weights):
+            for row in range(first, self._noted if first else 0):
+                notes[row - first] = notes[row]
         self._noted -= first
 
     def askable(self, full: bool) -> NDArray[np.int64]:
@@ -122,15 +130,21 @@ class Blocks:
         return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
 
     def dropped(self) -> NDArray[np.int64]:
-        """List the columns that were active when the epoch began, have had a weight, and are not active now."""
+        """List the columns that weigh something and are not active: a mixture has given them a weight again."""
         cols = self._epoch
-        return cols[(self.radius[cols] <= 0.0) & self._moved[cols]]
+        asleep = (self.radius[cols] <= 0.0) & (self.w[cols] != 0.0)
+        dropped: NDArray[np.int64] = cols[asleep]
+        return dropped
+
+    def weight(self) -> int:
+        """Count the non-zeros of the active columns."""
+        active = self.radius > 0.0
+        return int((self.colptr[1:][active] - self.colptr[:-1][active]).sum())
 
     def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Give the sketch of the active non-zeros from which blocks are cut."""
-        self.cols = np.flatnonzero(self.radius > 0.0)
-        weights = self.colptr[self.cols + 1] - self.colptr[self.cols]
-        return weight_sketch(self.keys[self.cols], weights)
+        cols = np.flatnonzero(self.radius > 0.0)
+        return weight_sketch(self.keys[cols], self.colptr[cols + 1] - self.colptr[cols])
 
     def begin_pass(self, begins: NDArray[np.uint64]) -> None:
         """Cut the active columns where the pass's blocks begin."""
@@ -138,22 +152,21 @@ class Blocks:
         self.cols = np.flatnonzero(self.radius > 0.0)
         self.cuts = [*np.searchsorted(self.keys[self.cols], begins).tolist(), len(self.cols)]
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F8]:
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4]:
         """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
-        rows = np.empty((len(cols), 2))
+        rows = np.empty((len(cols), 2), np.float32)
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
         kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, rows)
         return cols, self.keys[cols], rows
 
-    def apply(self, cols: NDArray[np.int64], reply: F8) -> None:
-        """Move the margins by a block's steps, and take its new radii: reply (step, radius)."""
+    def apply(self, cols: NDArray[np.int64], reply: F4) -> None:
+        """Move the margins to a block's new weights, and take its new radii: reply (w, radius)."""
         if len(cols) == 0:
             return
-        steps = np.ascontiguousarray(reply[:, 0])
+        steps = reply[:, 0] - self.w[cols]
         kernels.apply_steps(*self._matrix, cols, steps, self.radius, self.state)
-        self.radius[cols] = reply[:, 1]
-        self._moved[cols] |= steps != 0.0
+        self.w[cols], self.radius[cols] = reply[:, 0], reply[:, 1]
 
     def model(self) -> F8:
         """Note the margins after a pass; give the losses' second-order model over the noted passes."""
@@ -170,19 +183,21 @@ class Blocks:
         return out
 
     def mix(self, mixture: F8 | None, forget: bool) -> None:
-        """Set the margins to a mixture of the noted ones (or leave them), and forget what is too old."""
+        """Set margins and weights to a mixture of the noted ones (or leave them), and forget what is too old."""
         if mixture is not None:
-            kernels.mix(self.history, mixture, self.history[-1])
-            self.state[:, kernels.MARGIN] = self.history[-1]
+            margins, weights = self.history, self._weights[: self._noted]
+            kernels.mix(margins, mixture, margins[-1])
+            kernels.mix(weights, mixture, weights[-1])
+            self.state[:, kernels.MARGIN], self.w[self._epoch] = margins[-1], weights[-1]
         self._forget(1 if forget else MEMORY)
 
     def refresh(self) -> None:
         """Bring what is derived from the margins up to date, after a mixture."""
         kernels.refresh_odds(self.state)
 
-    def full_gradient(self, cols: NDArray[np.int64]) -> F8:
+    def full_gradient(self, cols: NDArray[np.int64]) -> F4:
         """Give the exact gradient of some columns, at the margins of the last `refresh`."""
-        out = np.empty(len(cols))
+        out = np.empty(len(cols), np.float32)
         kernels.full_gradient(*self._matrix, cols, self.state, out)
         return out
 
@@ -195,9 +210,14 @@ class Blocks:
         return float(kernels.dual_objective(self.state, shrink))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give what a checkpoint keeps: radii, the noted margins, the epoch's columns, and the data's checksum."""
-        kept = {"radius": self.radius, "history": self.history, "epoch": self._epoch, "moved": self._moved}
-        return {**kept, "checksum": np.array([self._checksum], np.int64)}
+        """Give what a checkpoint keeps: radii, what was noted, the epoch's columns, and the data's checksum."""
+        return {
+            "radius": self.radius,
+            "epoch": self._epoch,
+            "margins": self.history,
+            "weights": self._weights[: self._noted],
+            "checksum": np.array([self._checksum], np.int64),
+        }
 
     @cached_property
     def _checksum(self) -> int:
@@ -215,8 +235,10 @@ class Blocks:
         """
         if arrays["checksum"][0] != self._checksum:
             raise CheckpointError("the checkpoint was written with other training data, or parts of them")
-        self.radius, self._epoch, self._moved = arrays["radius"], arrays["epoch"], arrays["moved"]
-        self._noted = len(arrays["history"])
-        self._notes[: self._noted] = arrays["history"]
+        self.radius, self._epoch = arrays["radius"], arrays["epoch"]
+        self._noted, self._weights = len(arrays["margins"]), np.empty((MEMORY + 1, len(self._epoch)))
+        self._margins[: self._noted], self._weights[: self._noted] = arrays["margins"], arrays["weights"]
         self.state[:, kernels.MARGIN] = self.history[-1]
+        self.w[:] = 0.0
+        self.w[self._epoch] = self._weights[self._noted - 1]
         kernels.refresh_odds(self.state)

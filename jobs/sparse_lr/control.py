@@ -43,6 +43,8 @@ HUSH = 1e-2 * LOUD
 """The noise at which a reset is due: it computes the margins anew from the weights."""
 
 MOST_BLOCKS = 1024
+CUT_AGAIN = 0.1
+"""Blocks are cut anew when the active non-zeros have changed by this share since: lists of keys may stay the same."""
 SKETCH = 4096
 """Groups of features in which a worker reports its weights."""
 
@@ -174,12 +176,22 @@ def start(objective: float) -> Control:
     return Control((objective,))
 
 
-def next_pass(control: Control, report: PassReport, epsilon: float, passes: int) -> tuple[Control, Decision]:
+def next_pass(
+    control: Control,
+    report: PassReport,
+    epsilon: float,
+    passes: int,
+    *,
+    kkt: bool = True,
+    target: float = 0.0,
+) -> tuple[Control, Decision]:
     """Learn from a pass; decide whether to go on, reset the active set, or stop.
 
     The run has settled when F fell by no more than `epsilon` F during the last half of its passes (at least
     ten): where steps are tiny, hence many, that asks for as much patience. Then comes a reset and three more
     passes (none if the reset brought nothing back, see `after_reset`), and the end if it still holds.
+    Without the filter (`kkt`) there is nothing to bring back: a reset only computes the margins anew, and the gap.
+    F <= `target` is the end at once.
     """
     objective, mixture, _ = report.choice
     objectives = (*control.objectives, objective)
@@ -191,7 +203,7 @@ def next_pass(control: Control, report: PassReport, epsilon: float, passes: int)
         since_reset=control.since_reset + 1,
         noise=control.noise * (1.0 if mixture is None else max(1.0, float(np.abs(mixture).sum()))),
     )
-    if len(objectives) > passes:
+    if len(objectives) > passes or objective <= target:
         return control, Decision(reset=False, stop=True)
     if has_settled(objectives[control.since :], epsilon):
         if control.settled > 3:
@@ -202,7 +214,7 @@ def next_pass(control: Control, report: PassReport, epsilon: float, passes: int)
         return control, Decision(reset=True, stop=False, full=True)
     done = len(objectives) - 1
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
-    if slow or control.since_reset >= 20 + done // 4 or control.noise > HUSH:
+    if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > HUSH:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
         full, resets = control.resets == 0, control.resets + 1
         control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)

@@ -38,9 +38,11 @@ class Darlin:
         self.tau = evaluate.delay(cluster.job.consistency)
         self.rng = np.random.default_rng(cluster.job.seed)
         self.control = control.start(self.examples * math.log(2.0))
-        self.round, self.gap, self.blocks = 0, math.inf, 0
+        self.round, self.gap = 0, math.inf
         self.now: dict[str, Any] = {}
-        self.sketches: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        self.weight = 0  # non-zeros of the active features
+        self.begins = np.zeros(1, np.uint64)  # where blocks begin
+        self.cut_at = -1  # the weight when they were cut
         surely(cluster, self.begin, self.spread.load)
 
     @property
@@ -53,7 +55,7 @@ class Darlin:
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
             stop = self._surely(self.one_pass)
-            evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples, self.blocks)
+            evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
             if not stop and self.cluster.due(self.passes):
                 self._surely(lambda: self.cluster.checkpoint(self.passes, self._state()))
                 stop = self.cluster.stopping()
@@ -72,12 +74,16 @@ class Darlin:
         """Make the weights, and find out which features start active; or take up a checkpoint."""
         if self._resume():
             return
-        extent, numbers = self.data.extent, {"l1": self.settings.l1}
-        spec = VectorSpec("w", extent=extent, update="block_proximal", settings=numbers, aggregate=True)
+        extent, kkt = self.data.extent, self.settings.kkt
+        settings = {"l1": self.settings.l1, "kkt": kkt}
+        spec = VectorSpec("w", extent=extent, update="block_proximal", settings=settings, aggregate=True)
         self.cluster.create_vector(spec, expect=self.data.features)
+        if not kkt:
+            self._cut_blocks()
+        pieces = self.pieces if kkt else self.begins
         self._phase("start")
-        first = {"round": self._rounds(len(self.pieces)), "ones": self.data.ones}
-        self._sketches(self.workers.start("start", first, keys=self.pieces))
+        first = {"round": self._rounds(len(pieces)), "ones": self.data.ones}
+        self._heard(self.workers.start("start", first, keys=pieces))
         self.servers.call("begin_epoch", vector=self.w)
         self._phase("step")
 
@@ -86,7 +92,12 @@ class Darlin:
         model = self.visit_blocks()
         report = self.search(model)
         self.control, decision = control.next_pass(
-            self.control, report, self.settings.epsilon, self.most_passes
+            self.control,
+            report,
+            self.settings.epsilon,
+            self.most_passes,
+            kkt=self.settings.kkt,
+            target=self.settings.target,
         )
         self.mix(report.choice)
         if decision.reset:
@@ -97,7 +108,7 @@ class Darlin:
         """Go on with other workers: those who have new parts read them, and all margins are computed anew."""
         self.spread.load()
         self._phase("step", self.control.threshold)
-        self._sketches(self.workers.start("renew", {"round": self._rounds(1)}))
+        self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
         self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
 
     def _surely(self, step: Callable[[], T]) -> T:
@@ -117,13 +128,23 @@ class Darlin:
 
     def visit_blocks(self) -> NDArray[np.float64]:
         """Issue every block once, in random order, with this pass's theta; give the workers' model of the losses."""
-        weight = sum(int(weights.sum()) for _, weights in self.sketches)
-        count = self.settings.blocks or control.block_count(weight, self.examples, self.tau)
-        begins = control.cut_blocks(self.sketches, count)
-        self.blocks = len(begins)
-        order = self.rng.permutation(self.blocks).tolist()
-        plan = {"order": order, "theta": self.control.theta, "round": self._rounds(self.blocks)}
-        return self.workers.total(self.workers.start("iterate", plan, keys=begins))
+        if abs(self.weight - self.cut_at) > control.CUT_AGAIN * self.cut_at:
+            self._cut_blocks()
+        blocks = len(self.begins)
+        order = self.rng.permutation(blocks).tolist()
+        plan = {"order": order, "theta": self.control.theta, "round": self._rounds(blocks)}
+        task = self.workers.start("iterate", plan, keys=self.begins)
+        model = self.workers.total(task)
+        pushed, features = (sum(reply.meta[each] for reply in task.result) for each in ("pushed", "features"))
+        self.now = {"blocks": blocks, "filtered": 1.0 - pushed / max(features, 1)}
+        return model
+
+    def _cut_blocks(self) -> None:
+        """Cut the active features into blocks anew."""
+        sketches = self.workers.gather("sketch")
+        self.cut_at = sum(int(weights.sum()) for _, weights in sketches)
+        count = self.settings.blocks or control.block_count(self.cut_at, self.examples, self.tau)
+        self.begins = control.cut_blocks([(keys, weights[:, 0]) for keys, weights in sketches], count)
 
     def search(self, model: NDArray[np.float64]) -> control.PassReport:
         """Search along the steps of the last passes: a few scalars from everyone."""
@@ -147,15 +168,15 @@ class Darlin:
         task = self.servers.start("mix", mixed, vector=self.w)
         self._phase("step", self.control.threshold, after=[task])
         found = [reply.meta for reply in self.cluster.node.wait(task)]
-        self.now = {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
-        self._sketches(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
+        self.now |= {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
+        self._heard(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
 
     def reset(self, full: bool) -> control.Decision:
         """Choose the active set anew from the exact gradient, and bound from below what F can still become."""
         l1 = self.settings.l1
         self._phase("reset", control.RESET_SHARE * l1, control.FAR_SHARE * l1)
         asked = {"round": self._rounds(len(self.pieces)), "full": full}
-        self._sketches(self.workers.start("reset", asked, keys=self.pieces))
+        self._heard(self.workers.start("reset", asked, keys=self.pieces))
         found = self.servers.call("end_phase", vector=self.w)
         largest = max(each["largest"] for each in found)
         objective, dual = self._new_epoch(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
@@ -181,11 +202,11 @@ class Darlin:
         args = {"phase": phase, "threshold": threshold, "far": far}
         self.servers.call("begin_phase", args, vector=self.w, after=after)
 
-    def _sketches(self, task: Task) -> None:
-        """Take what the workers say of their active features, from which the next pass's blocks are cut."""
-        replies = self.cluster.node.wait(task)
-        self.sketches = [(reply.keys, reply.values[:, 0]) for reply in replies]
-        self.now |= self.cluster.lately([reply.meta for reply in replies])
+    def _heard(self, task: Task) -> None:
+        """Take what the workers say of their active features, and of how they fare."""
+        accounts = [reply.meta for reply in self.cluster.node.wait(task)]
+        self.weight = sum(each["weight"] for each in accounts)
+        self.now |= self.cluster.lately(accounts)
 
     def _rounds(self, count: int) -> int:
         first, self.round = self.round, self.round + count
@@ -197,6 +218,7 @@ class Darlin:
             "random": self.rng.bit_generator.state,
             "round": self.round,
             "gap": self.gap,
+            "blocks": {"begins": self.begins.tolist(), "cut_at": self.cut_at},
             "spread": self.spread.state(),
         }
 
@@ -209,10 +231,11 @@ class Darlin:
         self.control = control.Control(**{**kept, "objectives": tuple(kept["objectives"])})
         self.rng.bit_generator.state = state["random"]
         self.round, self.gap = state["round"], state["gap"]
+        self.begins, self.cut_at = np.array(state["blocks"]["begins"], np.uint64), state["blocks"]["cut_at"]
         if not state["same_workers"]:  # they have built their margins anew, so a new epoch begins
             self.servers.call("begin_epoch", vector=self.w)
         self._phase("step", self.control.threshold)
-        self._sketches(self.workers.start("sketch"))
+        self._heard(self.workers.start("report"))
         return True
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mpips.jobs.sparse_lr.online import Learner
 from mpips.ranges import KeyRange
 from mpips.task import Task
-from mpips.vector import Vector
+from mpips.vector import KeyList, Vector
 from mpips.worker import Answer
 
 REBUILD = 2**62  # a round that no pass reaches
@@ -26,8 +26,9 @@ class Epochs(Learner):
     """The part of a worker that keeps its blocks: their radii, margins and weights."""
 
     blocks: Any
+    lists: dict[KeyRange, KeyList]
 
-    def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> Answer:
+    def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
         """Push what the servers start from; take the radii of the features that are active."""
         blocks, flying = self.blocks, deque[Task]()
         cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
@@ -35,12 +36,15 @@ class Epochs(Learner):
             cols = slice(cuts[number], cuts[number + 1])
             with self.node.working():
                 sums = blocks.sums(cols.start, cols.stop, ones)
-            self._ask(flying, blocks.keys[cols], sums, within, round + number, cols)
+            listed = blocks.keys[cols]
+            if not self.settings.kkt:  # these are the lists of all passes
+                listed = self.named(listed, within)
+            self._ask(flying, listed, sums, within, round + number, cols)
         self.node.wait_all(flying)
         blocks.begin_epoch()
-        return self.sketch()
+        return self.report()
 
-    def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> Answer:
+    def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> dict[str, Any]:
         """Push the exact gradient; take the active set that the servers choose anew."""
         blocks, flying = self.blocks, deque[Task]()
         blocks.refresh()
@@ -53,7 +57,14 @@ class Epochs(Learner):
             self._ask(flying, blocks.keys[cols], gradient, within, round + number, cols)
         self.node.wait_all(flying)
         self._set_weights()
-        return self.sketch()
+        return self.report()
+
+    def named(self, keys: NDArray[np.uint64], within: KeyRange) -> KeyList:
+        """Give the keys of a block as a list: the one that was last made there, if they are the same."""
+        last = self.lists.get(within)
+        if last is None or last.vector is not self.w or not np.array_equal(last.keys, keys):
+            last = self.lists[within] = self.w.key_list(keys, within)
+        return last
 
     def _ask(
         self, flying: deque[Task], keys: Any, rows: Any, within: KeyRange, round: int, cols: Any
@@ -79,9 +90,13 @@ class Epochs(Learner):
         return self.context.vectors["w"]
 
     def sketch(self) -> Answer:
-        """Give the weights of the active features, from which blocks are cut, and how this worker fares."""
+        """Give the weights of the active features, from which blocks are cut."""
         keys, weights = self.blocks.sketch()
-        return Answer(self.node.account(), weights, keys)
+        return Answer(values=weights, keys=keys)
+
+    def report(self) -> dict[str, Any]:
+        """Say how many non-zeros the active features have, and how this worker fares."""
+        return self.node.account() | {"weight": self.blocks.weight()}
 
     # --- checkpoints
 
@@ -98,14 +113,14 @@ class Epochs(Learner):
         """Build it anew from the weights, when the examples are spread over other workers."""
         if self.blocks is not None:
             keys = self.blocks.keys
-            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0)), round=round))
+            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0), np.float32), round=round))
             self.blocks.radius[:] = radius
             self._set_weights()
 
-    def renew(self, round: int) -> Answer:
+    def renew(self, round: int) -> dict[str, Any]:
         """Go on from the weights alone, whatever was under way."""
         self.rebuild(round)
-        return self.sketch()
+        return self.report()
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:

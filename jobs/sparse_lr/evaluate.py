@@ -77,19 +77,17 @@ def delay(spec: ConsistencySpec) -> int:
     return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
 
 
-def show_pass(
-    cluster: Cluster, table: Table, ctl: Control, now: dict[str, Any], examples: int, blocks: int
-) -> None:
+def show_pass(cluster: Cluster, table: Table, ctl: Control, now: dict[str, Any], examples: int) -> None:
     """Write a pass to the table and to `metrics.jsonl`."""
     objective, before = ctl.objectives[-1], ctl.objectives[-2]
     number, seconds = len(ctl.objectives) - 1, cluster.trained
     facts = {"pass": number, "seconds": seconds, "objective": objective}
-    facts |= {"nonzeros": now["nonzeros"], "active": now["active"]}
+    facts |= {name: now[name] for name in ("nonzeros", "active", "filtered", "blocks")}
     waiting = sum(now["waiting"]) / len(now["waiting"])
-    cluster.event("pass", **facts, theta=ctl.theta, blocks=blocks, waiting=waiting)
+    cluster.event("pass", **facts, theta=ctl.theta, waiting=waiting)
     change = (before - objective) / max(abs(objective), 1e-300)
     rate = examples * number / max(seconds, 1e-9)
-    table.row(now | facts | {"change": change, "blocks": blocks, "examples/s": rate})
+    table.row(now | facts | {"change": change, "examples/s": rate})
 
 
 class Scorer:

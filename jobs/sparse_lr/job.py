@@ -31,6 +31,9 @@ from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.worker import Answer, Context, at_once
 
+ROW_BYTES = 8 + 2 * 4
+"""A key and its row: (g, U) to the servers, (w, radius) back."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -42,6 +45,10 @@ class Settings:
     """The weight of |w|_1 in the objective."""
     epsilon: float = field(default=2e-4, metadata={"above": 0.0})
     """darlin: stop when the objective has settled to this share of itself."""
+    kkt: bool = True
+    """darlin: leave features out whose weight is 0 and whose gradient says that it stays there (the KKT filter)."""
+    target: float = field(default=0.0, metadata={"at_least": 0.0})
+    """darlin: stop as soon as the objective is no higher; 0: go on until it has settled."""
     passes: int = field(default=0, metadata={"at_least": 0})
     """At most so many passes over the data; 0: 1,000 for darlin, 1 online."""
     optimum: float = field(default=0.0, metadata={"at_least": 0.0})
@@ -70,6 +77,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     train = darlin.train if settings.algorithm == "darlin" else online.train
     with cluster.phase("train"):
         metrics = train(cluster, settings, spread, data)
+    cluster.event("trained", traffic=cluster.traffic())
     metrics |= surely(cluster, lambda: evaluate.test(cluster)) | evaluate.export_model(cluster)
     cluster.say(evaluate.summary(metrics, settings.optimum))
     return metrics
@@ -85,6 +93,7 @@ class Worker(Epochs):
         self.node, self.context, self.settings = context.node, context, context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
+        self.lists = {}  # the keys of the pass's blocks
 
     @at_once
     def set_tau(self, tau: int) -> None:
@@ -98,6 +107,7 @@ class Worker(Epochs):
         w, blocks, node = self.w, self.blocks, self.node
         within = ranges(keys, w.spec.extent)
         blocks.begin_pass(keys)
+        self.lists = {each: self.lists[each] for each in within if each in self.lists}
         flying: dict[int, Task] = {}
         for time, block in enumerate(order):
             node.wait_all(flying[earlier] for earlier in unmet(self.consistency.pull(time), flying))
@@ -105,11 +115,16 @@ class Worker(Epochs):
             node.step(round + time)
             with node.working():
                 cols, block_keys, rows = blocks.gradient(block, theta)
-            task = w.push_pull(block_keys, rows, within=within[block], round=round + time)
+            listed = self.named(block_keys, within[block])
+            task = w.push_pull(listed, rows, within=within[block], round=round + time)
             flying[time] = task.then(partial(self._arrived, cols))
         node.wait_all(flying.values())
+        facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
+        if self.settings.kkt:
+            for role in ("worker", "server"):  # either way a feature is a key and two numbers
+                node.saved("kkt", role, facts["features"] * ROW_BYTES, facts["pushed"] * ROW_BYTES)
         with node.working():
-            return Answer(values=blocks.model())
+            return Answer(facts, blocks.model())
 
     def _arrived(self, cols: NDArray[np.int64], task: Task) -> None:
         if task.error is None and len(cols):
@@ -120,14 +135,16 @@ class Worker(Epochs):
         """Give the losses of every mixture of the last passes."""
         return Answer(values=self.blocks.losses(values))
 
-    def mix(self, mixture: list[float] | None, forget: bool, round: int) -> Answer:
+    def mix(self, mixture: list[float] | None, forget: bool, round: int) -> dict[str, Any]:
         """Take a mixture of the last passes; features that it woke are active again."""
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            asked = self.w.push_pull(self.blocks.keys[cols], np.zeros((len(cols), 0)), round=round)
+            asked = self.w.push_pull(
+                self.blocks.keys[cols], np.zeros((len(cols), 0), np.float32), round=round
+            )
             self.blocks.wake(cols, self.node.wait(asked))
-        return self.sketch()
+        return self.report()
 
     def dual(self, shrink: float) -> dict[str, float]:
         """Give this worker's part of the dual objective, and its losses."""

@@ -44,6 +44,10 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
+# What travels is f4: a worker's (g, U), and the server's (w, radius), see `prox_step`. All that is computed is f8.
+HUGE = 1e36
+"""The most that a worker's share of a sum of squares can be: a thousand of them can be added in f4."""
+
 
 def new_state(labels: NDArray[np.float32]) -> F8:
     """Return the state f8[n, 4] of n examples at w = 0."""
@@ -70,34 +74,34 @@ def grown_curvature(curvature: float, reach: float) -> float:
     return min(curvature * root * root, 0.25)
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[:, ::1])")
-def add_reach(colptr: I8, rows: I4, values: F4, cols: I8, d: F8, state: F8) -> None:
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8[:, ::1])")
+def add_reach(colptr: I8, rows: I4, values: F4, cols: I8, d: F4, state: F8) -> None:
     """Add sum_{j in cols} |x_ij| d_j to every example's reach: a step of these columns is out from now on.
 
-    cols: i8[k], column numbers. d: f8[m], the trust radius of every column, > 0 for those in `cols`.
+    cols: i8[k], column numbers. d: f4[m], the trust radius of every column, > 0 for those in `cols`.
     """
     ones = values.shape[0] == 0
     for k in range(cols.shape[0]):
         j = cols[k]
-        radius = d[j]
+        radius = np.float64(d[j])
         for e in range(colptr[j], colptr[j + 1]):
             state[rows[e], 3] += radius if ones else radius * abs(values[e])
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8, f8[:, ::1], f8[:, ::1])")
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8, f8[:, ::1], f4[:, ::1])")
 def block_gradient(
-    colptr: I8, rows: I4, values: F4, cols: I8, d: F8, theta: float, state: F8, out: F8
+    colptr: I8, rows: I4, values: F4, cols: I8, d: F4, theta: float, state: F8, out: F4
 ) -> None:
     """Fill out[k] = (g_j, U_j) for the columns j = cols[k]; `add_reach` of the same columns came before.
 
     g_j = -sum_i y_i p_i x_ij, U_j as in the module's head with H_i = min(h_i exp(min(theta, 1) c_i), 1/4) and
-    the others' part times theta. out: f8[k, 2].
+    the others' part times theta. out: f4[k, 2].
     """
     ones = values.shape[0] == 0
     growth = min(theta, 1.0)
     for k in range(cols.shape[0]):
         j = cols[k]
-        radius = d[j]
+        radius = np.float64(d[j])
         share = theta / radius
         g = 0.0
         u = 0.0
@@ -115,11 +119,11 @@ def block_gradient(
             others = max(reach - size * radius, 0.0)
             u += grown_curvature(wrong * wrong * odds, growth * reach) * size * (size + share * others)
         out[k, 0] = g
-        out[k, 1] = u
+        out[k, 1] = min(u, HUGE)
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[::1], f8[:, ::1])")
-def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F8, state: F8) -> None:
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f4[::1], f8[:, ::1])")
+def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F4, state: F8) -> None:
     """Move the margins by a block's steps, z_i += y_i sum_k x_i,cols[k] steps[k], and take its reach back.
 
     steps: f8[k], |steps[k]| <= d[cols[k]]. d: the radii with which `add_reach` was called: the server's new
@@ -129,7 +133,7 @@ def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F8, st
     for k in range(cols.shape[0]):
         step = steps[k]
         j = cols[k]
-        radius = d[j]
+        radius = np.float64(d[j])
         if ones:
             up = math.exp(step)
             down = 1.0 / up
@@ -176,8 +180,8 @@ def set_margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8) ->
                 state[i, 0] += state[i, 2] * (w[k] if ones else w[k] * values[e])
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], f8[::1])")
-def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F8) -> None:
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], f4[::1])")
+def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4) -> None:
     """Fill out[k] = g_j of the columns j = cols[k] and nothing else: for the certificate and the reset."""
     residual = np.empty(state.shape[0])
     for i in range(state.shape[0]):
@@ -191,9 +195,9 @@ def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F8
         out[k] = g
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], f8[:, ::1], f8[:, ::1])")
-def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F8) -> None:
-    """Fill out[j] = (entries, sum of x^2, sum of |x| where y x > 0, sum of |x| where y x < 0): f8[m, 4].
+@kernel("void(i8[::1], i4[::1], f4[::1], f8[:, ::1], f4[:, ::1])")
+def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F4) -> None:
+    """Fill out[j] = (entries, sum of x^2, sum of |x| where y x > 0, sum of |x| where y x < 0): f4[m, 4].
 
     The last two bound the gradient for every w, |g_j| <= max of both, and give it at w = 0.
     """
@@ -210,7 +214,7 @@ def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F8) -> None:
             else:
                 against += abs(x)
         out[j, 0] = colptr[j + 1] - colptr[j]
-        out[j, 1] = squares
+        out[j, 1] = min(squares, HUGE)
         out[j, 2] = along
         out[j, 3] = against
 
@@ -315,40 +319,46 @@ def dual_objective(state: F8, shrink: float) -> float:
 # --- Server ----------------------------------------------------------------------------------------------
 
 
-@kernel("void(i4[::1], f8[:, ::1], f8, f8[::1], f8[::1], b1[::1], f8[::1])")
-def start_keys(slots: I4, sums: F8, l1: float, d: F8, scale: F8, active: B1, reply: F8) -> None:
-    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f8[k, 4].
+@kernel("void(i4[::1], f4[:, ::1], f8, b1, f4[::1], f4[::1], b1[::1], f4[::1])")
+def start_keys(slots: I4, sums: F4, l1: float, kkt: bool, d: F4, scale: F4, active: B1, reply: F4) -> None:
+    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4[k, 4].
 
     scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
-    starts active; NEAR where w = 0 is optimal to begin with; NEVER where it is for
+    starts active, as all do without `kkt`; NEAR where w = 0 is optimal to begin with; NEVER where it is for
     every value of the other weights (max(along, against) <= l1), so that nobody ever need ask again.
     """
     for k in range(slots.shape[0]):
         s = slots[k]
-        scale[s] = math.sqrt(sums[k, 0] / sums[k, 1]) if sums[k, 1] > 0.0 else 1.0
+        entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
+        along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
+        scale[s] = math.sqrt(entries / squares) if squares > 0.0 else 1.0
         d[s] = scale[s]
-        active[s] = 0.5 * abs(sums[k, 3] - sums[k, 2]) > l1  # the gradient at w = 0
+        active[s] = not kkt or 0.5 * abs(against - along) > l1  # the gradient at w = 0
         if active[s]:
             reply[k] = d[s]
         else:
-            reply[k] = NEAR if max(sums[k, 2], sums[k, 3]) > l1 else NEVER
+            reply[k] = NEAR if max(along, against) > l1 else NEVER
 
 
-@kernel("f8(i4[::1], f8[:, ::1], f8, f8, f8[::1], f8[::1], f8[::1], b1[::1], f8[:, ::1])")
+@kernel("f8(i4[::1], f4[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])")
 def prox_step(
-    slots: I4, sums: F8, l1: float, threshold: float, w: F8, d: F8, scale: F8, active: B1, reply: F8
+    slots: I4, sums: F4, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
 ) -> float:
     """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
 
-    w' = S(U w - g, l1) / U, clipped to w +- d; then d = 2 |step|, but at least d / 2 and scale / 1000, and
-    at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
-    slot, and comes back by `reset_keys`. reply[k] = (step, new radius, or 0 when dropped): f8[k, 2].
+    w' = S(U w - g, l1) / U, clipped to w +- d, as f4; then d = 2 |step|, but at least d / 2 and scale / 1000,
+    and at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
+    slot, and comes back by `reset_keys`. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
+
+    The reply is the weight, not the step: so it is exact in f4 where a step, of any weight to 0 say, is not, and the
+    workers' margins belong to just these weights.
     """
     worst = 0.0
     for k in range(slots.shape[0]):
         s = slots[k]
-        g = sums[k, 0]
-        u = max(sums[k, 1], 1e-30)
+        g = np.float64(sums[k, 0])
+        u = max(np.float64(sums[k, 1]), 1e-30)
+        radius = np.float64(d[s])
         old = w[s]
         if old == 0.0:
             worst = max(worst, abs(g) - l1)
@@ -360,21 +370,21 @@ def prox_step(
         else:
             worst = max(worst, abs(g + math.copysign(l1, old)))
         z = u * old - g
-        target = math.copysign(max(abs(z) - l1, 0.0), z) / u
-        step = min(max(target - old, -d[s]), d[s])
-        w[s] = old + step
-        d[s] = min(max(2.0 * abs(step), 0.5 * d[s], 1e-3 * scale[s]), 5.0 * scale[s])
+        target = math.copysign(abs(z) - l1, z) / u if abs(z) > l1 else 0.0
+        reply[k, 0] = min(max(target, old - radius), old + radius)
+        w[s] = reply[k, 0]
+        least, most = 1e-3 * np.float64(scale[s]), 5.0 * np.float64(scale[s])
+        d[s] = min(max(2.0 * abs(w[s] - old), 0.5 * radius, least), most)
         active[s] = True
-        reply[k, 0] = step
         reply[k, 1] = d[s]
     return worst
 
 
-@kernel("UniTuple(f8, 2)(i4[::1], f8[::1], f8, f8, f8, f8[::1], f8[::1], b1[::1], f8[::1])")
+@kernel("UniTuple(f8, 2)(i4[::1], f4[::1], f8, f8, f8, f8[::1], f4[::1], b1[::1], f4[::1])")
 def reset_keys(
-    slots: I4, g: F8, l1: float, threshold: float, far: float, w: F8, d: F8, active: B1, reply: F8
+    slots: I4, g: F4, l1: float, threshold: float, far: float, w: F8, d: F4, active: B1, reply: F4
 ) -> tuple[float, float]:
-    """Choose the active set anew from the exact gradient g f8[k]: w != 0, or |g| >= l1 - threshold.
+    """Choose the active set anew from the exact gradient g f4[k]: w != 0, or |g| >= l1 - threshold.
 
     reply[k] is the radius of an active feature, FAR where |g| < far, and else NEAR. Return (max |g|,
     number of features that had been dropped although |g| > l1).
@@ -383,7 +393,7 @@ def reset_keys(
     returned = 0.0
     for k in range(slots.shape[0]):
         s = slots[k]
-        size = abs(g[k])
+        size = np.float64(abs(g[k]))
         largest = max(largest, size)
         if size > l1 and not active[s]:
             returned += 1.0

@@ -3,10 +3,11 @@
 The update has three phases, which the scheduler sets (`settings["phase"]`):
 
     start   rows: `column_sums`          reply: radius, or what stands for none (`kernels.NEAR` ...)
-    step    rows: (g, U) of a block      reply: (step, radius, or 0 when dropped)
+    step    rows: (g, U) of a block      reply: (w, radius, or 0 when dropped)
     reset   rows: g at one fixed w       reply: radius, or what stands for none
 
-Rows of width 0 ask for the radius, after a mixture; a weight that it made non-zero is active again.
+Rows of width 0 ask for the radius, after a mixture; a weight that it made non-zero is active again. Without the KKT
+filter (`settings["kkt"]`) all features start active, and none is ever dropped.
 
 An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the
 starts of the last passes, over whose steps the scheduler searches (`control`).
@@ -32,14 +33,14 @@ HISTORY = "history"
 
 def _columns(spec: VectorSpec) -> dict[str, Column]:
     return {
-        "radius": Column("float64"),
-        "scale": Column("float64"),
+        "radius": Column("float32"),
+        "scale": Column("float32"),
         "active": Column("int8"),
     }
 
 
 def _any_width(spec: VectorSpec) -> Column:
-    return Column("float64", 0)
+    return Column("float32", 0)
 
 
 @update("block_proximal", columns=_columns, push_row=_any_width, reply_row=_any_width)
@@ -49,13 +50,14 @@ def block_proximal(
     """Take the step of Algorithm 3 for the features of a block, or start or reset them; see the module."""
     w, d = values.reshape(-1), state["radius"].reshape(-1)
     scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)
-    l1, phase = float(settings["l1"]), settings["phase"]
+    l1, phase, kkt = float(settings["l1"]), settings["phase"], bool(settings["kkt"])
+    threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
-        reply = np.empty((len(slots), 2))
-        worst = kernels.prox_step(slots, rows, l1, float(settings["threshold"]), w, d, scale, active, reply)
+        reply = np.empty((len(slots), 2), np.float32)
+        worst = kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
-    radius = np.empty(len(slots))
+    radius = np.empty(len(slots), np.float32)
     if rows.shape[1] == 0:
         active[slots] |= w[slots] != 0.0
         radius[:] = np.where(active[slots], d[slots], 0.0)
@@ -63,11 +65,11 @@ def block_proximal(
         if rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
-        kernels.start_keys(slots, rows, l1, d, scale, active, radius)
+        kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
     else:
-        threshold = float(settings["threshold"])
+        far = float(settings["far"])
         largest, returned = kernels.reset_keys(
-            slots, rows.reshape(-1), l1, threshold, float(settings["far"]), w, d, active, radius
+            slots, rows.reshape(-1), l1, threshold, far, w, d, active, radius
         )
         settings["largest"] = max(float(settings["largest"]), largest)
         settings["returned"] = float(settings["returned"]) + returned

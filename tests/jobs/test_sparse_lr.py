@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
 
 from mpips.jobs.sparse_lr import control, proximal
+from mpips.node import Node
 from mpips.twin import rough
+from mpips.vector import KeyList, Vector
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}
@@ -152,6 +154,78 @@ def test_keys_of_the_test_data_that_training_never_saw_weigh_nothing(tmp_path: P
     assert plain.metrics["logloss"] == strange.metrics["logloss"]
 
 
+# --- Without the KKT filter, and what it leaves out --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind,workers", [("binary", 2), ("unnormalised", 1), ("correlated", 3)])
+def test_without_the_filter_every_pass_visits_all_features(
+    made: Callable[[str], Made], kind: str, workers: int
+) -> None:
+    data = made(kind)
+    outcomes = [run_twin(data, servers, workers, settings={"kkt": False}) for servers in (1, 3)]
+    for outcome in outcomes:
+        check(outcome, data, 1.0, optimum(data.x, data.y, 1.0))
+        assert set(outcome.passes("active")) == {len(data.keys)}
+        assert set(outcome.passes("filtered")) == {0.0}
+    assert len({outcome.sha for outcome in outcomes}) == 1
+
+
+def spy_on_lists(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
+    """Note the keys of every push of a block, with its round."""
+    seen: list[tuple[int, list[int]]] = []
+    push_pull = Vector.push_pull
+
+    def spy(vector: Vector, keys: Any, rows: Any, **how: Any) -> Any:
+        listed = keys.keys if isinstance(keys, KeyList) else keys
+        if rows.ndim == 2 and rows.shape[1] == 2:
+            seen.append((how["round"], listed.tolist()))
+        return push_pull(vector, keys, rows, **how)
+
+    monkeypatch.setattr(Vector, "push_pull", spy)
+    return seen
+
+
+def test_without_the_filter_the_lists_of_keys_are_the_same_in_every_pass(
+    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spy_on_lists(monkeypatch)
+    outcome = run_twin(made("binary"), 2, 1, settings={"kkt": False, "blocks": 4})
+    assert set(outcome.passes("blocks")) == {4}
+    lists = {tuple(keys) for _, keys in seen}
+    assert len(lists) == 4
+    assert len(seen) == 4 * (1 + outcome.metrics["passes"])  # with the start, whose rows are as wide
+
+
+def test_the_share_that_is_filtered_is_of_what_a_pass_might_push(
+    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, seen = made("unnormalised"), spy_on_lists(monkeypatch)
+    told: list[tuple[str, str, int, int]] = []
+    monkeypatch.setattr(Node, "saved", lambda self, *facts: told.append(facts))
+    outcome = run_twin(data, 2, 1, settings={"l1": 10.0, "blocks": 3})
+    blocks, m = outcome.passes("blocks"), len(data.keys)
+    pushed = [len(keys) for _, keys in seen]
+    per_pass = [sum(pushed[sum(blocks[:i]) : sum(blocks[: i + 1])]) for i in range(len(blocks))]
+    assert outcome.passes("filtered") == pytest.approx([1.0 - n / m for n in per_pass])
+    assert outcome.passes("filtered")[-1] > 0.3
+    assert told == [("kkt", role, 16 * m, 16 * n) for n in per_pass for role in ("worker", "server")]
+
+
+def test_a_run_ends_at_its_target(made: Callable[[str], Made]) -> None:
+    data = made("real")
+    best = optimum(data.x, data.y, 1.0)
+    outcome = run_twin(data, 1, 2, settings={"target": 1.05 * best})
+    *before, last = outcome.passes()
+    assert last <= 1.05 * best < min(before)
+
+
+def test_the_traffic_of_training_is_told_apart_from_that_of_the_evaluation(
+    made: Callable[[str], Made],
+) -> None:
+    (trained,) = [event for event in run_twin(made("real"), 2, 2).log if event["event"] == "trained"]
+    assert trained["traffic"]["worker_sent"] > 0 and trained["traffic"]["server_sent"] > 0
+
+
 # --- The same bits for any layout --------------------------------------------------------------------------
 
 
@@ -263,8 +337,7 @@ def test_a_feature_dropped_during_the_passes_comes_back(
         *middle, active, reply = rest
         worst = prox_step(slots, rows, l1, threshold, w, *middle, active, reply)
         if threshold == 0.0:  # the first pass
-            out = w[slots] == reply[:, 0]  # whose weight was 0 before this step
-            gone = slots[out & (slots >= 10)]
+            gone = slots[slots >= 10]
             victims.update(gone.tolist())
             at = np.isin(slots, gone)
             w[gone], active[gone] = 0.0, False
