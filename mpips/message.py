@@ -110,8 +110,8 @@ class Message:
 
     Some things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
     request was found to be about, at the server; `place` where the caller wants the answer's values; `flush` tells the
-    filters to hold nothing back; `restore` sets them back to before this message, which will not be; `error` is why a
-    request that has arrived cannot be read.
+    filters to hold nothing back, `exact` to round nothing; `restore` sets them back to before this message, which will
+    not be; `error` is why a request that has arrived cannot be read.
     """
 
     kind: Kind
@@ -135,6 +135,7 @@ class Message:
     place: NDArray[Any] | None = None
     filtered: bool = False
     flush: bool = False
+    exact: bool = False
     restore: Callable[[], None] | None = None
     error: Exception | None = None
 

@@ -206,24 +206,24 @@ class Node:
         spec = self.spec_of(message.namespace)
         if spec is None or message.command not in _REQUESTS:
             return message
-        return self.pushes.encode(
-            address, message, self._about(spec, message, update_named(spec.update).sums)
-        )
+        about = self._about(spec, message, update_named(spec.update).sums, message.exact)
+        return self.pushes.encode(address, message, about)
 
     def answer(self, origin: int, reply: Message) -> None:
         """Send a reply to a task's caller; what a shard answers goes through the filters."""
         if self.pulls and reply.values is not None and reply.command in _ROWS:
             spec = self.spec_of(reply.namespace)
             assert spec is not None
-            reply = self.pulls.encode(origin, copy(reply), self._about(spec, reply, sums=False))
+            about = self._about(spec, reply, False, update_named(spec.update).exact_replies)
+            reply = self.pulls.encode(origin, copy(reply), about)
         self.send(self.view.caller(origin), reply)
 
     @staticmethod
-    def _about(spec: VectorSpec, message: Message, sums: bool) -> About:
+    def _about(spec: VectorSpec, message: Message, sums: bool, exact: bool) -> About:
         keys = message.keys if message.keys is not None else message.withheld
         return About(
             spec.name, message.command, message.range, sums, 0, message.origin, message.shard, message.time,
-            message.flush, keys,
+            message.flush, keys, exact,
         )  # fmt: skip
 
     def _decoded(self, message: Message) -> bool:

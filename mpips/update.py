@@ -102,6 +102,7 @@ class Update(NamedTuple):
     read: Callable[[Array, State, NDArray[np.int32]], Array] | None = None
     defaults: Mapping[str, Setting] | None = None
     sums: bool = False
+    exact_replies: bool = False
 
 
 Function = Callable[
@@ -129,7 +130,8 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are
     contiguous, given as views; `read(values, state, slots)`, what a pull returns instead of the values;
     `defaults`, the settings and their default values (without it any setting goes); `sums`, whether pushes are
-    changes, of which two may as well come as one that is their sum (filters may then hold small ones back).
+    changes, of which two may as well come as one that is their sum (filters may then hold small ones back);
+    `exact_replies`, whether workers must be told the values as they are, so that filters round none of them.
     Raises JobError when another function has the name.
     """
 

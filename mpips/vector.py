@@ -188,13 +188,15 @@ class Vector:
         within: KeyRange | None = None,
         round: int = NO_ROUND,
         after: Iterable[Task] = (),
+        exact: bool = False,
     ) -> Task:
         """Push, and get in the reply the rows that the update gives for these keys: one round trip for both.
 
         In an aggregating vector the rows may be there before all copies of their shard have the round, and the task is
         finished then; what a worker's call has pushed is with all of them when the call has returned.
+        Filters that round leave rows alone that must arrive `exact`.
         """
-        return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out)
+        return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out, exact)
 
     def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
         """Push what filters have held back of this vector's pushes; finished when it has been applied.
@@ -224,6 +226,7 @@ class Vector:
         round: int,
         after: Iterable[Task],
         out: Rows | None,
+        exact: bool = False,
     ) -> Task:
         together = self.spec.aggregate and command is not Command.PULL
         if together and self.node.crew < self.node.view.crew:
@@ -244,6 +247,8 @@ class Vector:
             task.result = request.out
             return task
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
+        for _, message in parts:
+            message.exact = exact
         if command is Command.PUSH:
             return tasks.submit(parts, None, after)
         task = tasks.submit(parts, request, after)

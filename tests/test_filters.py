@@ -119,6 +119,17 @@ def test_what_a_chain_does_nothing_about_travels_as_it_is() -> None:
         assert not made.filtered and made.values is rows
 
 
+def test_what_must_arrive_as_it_is_is_not_rounded() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 1))
+    entries: Entries = [{"name": "fixed_point", "least": 0}, ZSTD]
+    for exact in (False, True):
+        chain = named.chain_of(entries)
+        made = chain.encode(1, message(Content(None, rows)), about(exact=exact))
+        got = named.chain_of(entries).decode(sent(made)) if made.filtered else made
+        assert got.values is not None and np.array_equal(got.values, rows) == exact
+        assert (chain.saved["fixed_point"].raw == 0) == exact
+
+
 @given(contents(), st.sampled_from(LOSSLESS))
 def test_lossless_chains_give_back_every_bit(content: Content, entries: Entries) -> None:
     made = sent(named.chain_of(entries).encode(1, message(content), about()))

@@ -91,7 +91,7 @@ class Chain:
         plain = values is not None and message.command is Command.PUSH
         notes: list[bytes | None] = []
         for position, (name, coder) in enumerate(self.steps):
-            if coder.drops and not plain:
+            if (coder.drops and not plain) or (coder.rounds and about.exact):
                 notes.append(None)
                 continue
             if not coder.drops and known is not None and content.keys is known:

@@ -19,7 +19,7 @@ A user's own stands in the job's file, and is named in [filters] like those that
         def decode(content):
             return content._replace(values=content.values.astype(np.float64))
 
-        return Coder(encode, decode)
+        return Coder(encode, decode, rounds=True)
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class About(NamedTuple):
     `range` the keys that it speaks for; `sums` tells that pushes of this vector are changes that add up, so that one
     may be held back and added to a later one; `seed` is the job's, `origin` and `time` name the request: what is
     random draws from these, so that a run repeats. `keys` are those of the rows, also where they do not travel.
-    `flush`: nothing is to be held back.
+    `flush`: nothing is to be held back. `exact`: the rows must arrive as they are.
     """
 
     vector: str
@@ -79,18 +79,21 @@ class About(NamedTuple):
     time: int
     flush: bool = False
     keys: NDArray[np.uint64] | None = None
+    exact: bool = False
 
 
 class Coder(NamedTuple):
     """A filter with its settings: `encode(state, content, about)` and `decode(content)`.
 
     Raises of encode: InputError for rows that it cannot take. Of decode: FilterError where the content is none that
-    encode makes. `drops`: it may leave rows out, so that only plain pushes (Command.PUSH) go through it.
+    encode makes. `drops`: it may leave rows out, so that only plain pushes (Command.PUSH) go through it. `rounds`: what
+    it decodes may be other numbers, so that nothing goes through it that must arrive as it is.
     """
 
     encode: Callable[[State, Content, About], tuple[State, Content]]
     decode: Callable[[Content], Content]
     drops: bool = False
+    rounds: bool = False
 
 
 class Filter(NamedTuple):

@@ -91,7 +91,7 @@ def fixed_point(settings: FixedPoint) -> Coder:
     def decode(content: Content) -> Content:
         return _unpack(content) if content.note else content
 
-    return Coder(encode, decode)
+    return Coder(encode, decode, rounds=True)
 
 
 def _pack(keys: NDArray[np.uint64] | None, rows: Rows, size: int, about: About) -> Content | None:
