@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from simulated import simulate
 
 from mpips.config import Job, load, write_toml
+from mpips.filters.named import chain_of
 from mpips.folder import RunFolder
 from mpips.program import load_program
 from mpips.scheduler import Cluster
@@ -184,7 +185,7 @@ def run_twin(
         (folder / "run").mkdir()
         outcome: Outcome = simulate(
             schedule, loaded.worker, servers=servers, workers=workers, fate=fate, seed=seed, job=job,
-            folder=folder / "run",
+            folder=folder / "run", filters=lambda: (chain_of(job.filters.push), chain_of(job.filters.pull)),
         )  # fmt: skip
         return outcome
 

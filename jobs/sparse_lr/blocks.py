@@ -89,10 +89,15 @@ class Blocks:
         return total % 2**64
 
     def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
-        """Compute the margins anew from the weights of columns; all others weigh 0. A new epoch begins."""
-        kernels.set_margins(*self._matrix, cols, w, self.state)
+        """Take the weights of columns, all others weigh 0, and compute the margins anew. A new epoch begins."""
         self.w[:] = 0.0
         self.w[cols] = w
+        self.renew_margins()
+
+    def renew_margins(self) -> None:
+        """Compute the margins anew from the weights: mixtures magnify rounding errors. A new epoch begins."""
+        cols = np.flatnonzero(self.w)
+        kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
         self.begin_epoch()
 
     def wake(self, cols: NDArray[np.int64], radius: F4) -> None:

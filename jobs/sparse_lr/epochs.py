@@ -56,7 +56,7 @@ class Epochs(Learner):
                 gradient = blocks.full_gradient(cols)
             self._ask(flying, blocks.keys[cols], gradient, within, round + number, cols)
         self.node.wait_all(flying)
-        self._set_weights()
+        blocks.renew_margins()
         return self.report()
 
     def named(self, keys: NDArray[np.uint64], within: KeyRange) -> KeyList:
@@ -70,7 +70,7 @@ class Epochs(Learner):
         self, flying: deque[Task], keys: Any, rows: Any, within: KeyRange, round: int, cols: Any
     ) -> None:
         """Push rows for some columns and take the radii in reply, two pieces ahead: memory is bounded."""
-        task = self.w.push_pull(keys, rows, within=within, round=round)
+        task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
         flying.append(task.then(partial(self._take_radius, cols)))
         if len(flying) > 2:
             self.node.wait(flying.popleft())
@@ -78,11 +78,6 @@ class Epochs(Learner):
     def _take_radius(self, cols: Any, task: Task) -> None:
         if task.error is None and task.result is not None and len(task.result):
             self.blocks.radius[cols] = task.result
-
-    def _set_weights(self) -> None:
-        """Compute the margins anew from the weights of the active features."""
-        active = np.flatnonzero(self.blocks.radius > 0.0)
-        self.blocks.set_weights(active, self.node.wait(self.w.pull(self.blocks.keys[active])))
 
     @property
     def w(self) -> Vector:
@@ -112,10 +107,10 @@ class Epochs(Learner):
     def rebuild(self, round: int = REBUILD) -> None:
         """Build it anew from the weights, when the examples are spread over other workers."""
         if self.blocks is not None:
-            keys = self.blocks.keys
-            radius = self.node.wait(self.w.push_pull(keys, np.zeros((len(keys), 0), np.float32), round=round))
-            self.blocks.radius[:] = radius
-            self._set_weights()
+            blocks, none = self.blocks, np.zeros((len(self.blocks.keys), 0), np.float32)
+            blocks.radius[:] = self.node.wait(self.w.push_pull(blocks.keys, none, round=round))
+            active = np.flatnonzero(blocks.radius > 0.0)
+            blocks.set_weights(active, self.node.wait(self.w.pull(blocks.keys[active])))
 
     def renew(self, round: int) -> dict[str, Any]:
         """Go on from the weights alone, whatever was under way."""

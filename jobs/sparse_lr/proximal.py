@@ -9,6 +9,10 @@ The update has three phases, which the scheduler sets (`settings["phase"]`):
 Rows of width 0 ask for the radius, after a mixture; a weight that it made non-zero is active again. Without the KKT
 filter (`settings["kkt"]`) all features start active, and none is ever dropped.
 
+Replies must arrive as they are: F is told from the workers' margins and the servers' weights, and a search along steps
+that are not the same for both would follow their difference. Rows of a block may be rounded on their way: that makes a
+step somewhat worse, no more. Those of a start or reset decide what is dropped for good, and when to stop.
+
 An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the
 starts of the last passes, over whose steps the scheduler searches (`control`).
 """
@@ -43,7 +47,7 @@ def _any_width(spec: VectorSpec) -> Column:
     return Column("float32", 0)
 
 
-@update("block_proximal", columns=_columns, push_row=_any_width, reply_row=_any_width)
+@update("block_proximal", columns=_columns, push_row=_any_width, reply_row=_any_width, exact_replies=True)
 def block_proximal(
     values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
 ) -> Array:

@@ -211,6 +211,28 @@ def test_the_share_that_is_filtered_is_of_what_a_pass_might_push(
     assert told == [("kkt", role, 16 * m, 16 * n) for n in per_pass for role in ("worker", "server")]
 
 
+ROUNDING = [{"name": "fixed_point", "bytes": 1, "least": 0}, {"name": "zstd", "least": 0}]
+LOSSLESS = [{"name": "zeros", "least": 0}, {"name": "lz4", "least": 0}]
+
+
+@pytest.mark.parametrize("kind,workers", [("binary", 2), ("real", 3), ("correlated", 1)])
+def test_rounding_filters_find_the_optimum_and_do_not_feign_a_better_one(
+    made: Callable[[str], Made], kind: str, workers: int
+) -> None:
+    data, filters = made(kind), {"push": ROUNDING, "pull": ROUNDING}
+    outcome = run_twin(data, 2, workers, filters=filters)
+    weights, best = outcome.weights(data.keys), optimum(data.x, data.y, 1.0)
+    assert outcome.metrics["objective"] == pytest.approx(objective(weights, data.x, data.y, 1.0), rel=1e-9)
+    assert outcome.metrics["objective"] <= 1.005 * best
+
+
+def test_lossless_filters_change_no_bit(made: Callable[[str], Made]) -> None:
+    filters = {"push": LOSSLESS, "pull": LOSSLESS}
+    plain, filtered = (run_twin(made("real"), 2, 2, **more) for more in ({}, {"filters": filters}))
+    assert plain.sha == filtered.sha
+    assert plain.passes() == filtered.passes()
+
+
 def test_a_run_ends_at_its_target(made: Callable[[str], Made]) -> None:
     data = made("real")
     best = optimum(data.x, data.y, 1.0)
