@@ -42,6 +42,8 @@ LOUD = 1e7
 HUSH = 1e-2 * LOUD
 """The noise at which a reset is due: it computes the margins anew from the weights."""
 
+MOST_PATIENCE = 32
+
 MOST_BLOCKS = 1024
 CUT_AGAIN = 0.1
 """Blocks are cut anew when the active non-zeros have changed by this share since: lists of keys may stay the same."""
@@ -147,6 +149,10 @@ class Control(NamedTuple):
     """How far mixtures may have magnified the margins' rounding errors since the last reset."""
     since: int = 0
     """The pass from which on F tells whether the run settles: before it, F was raised by the loss of a worker."""
+    exact: int = 0
+    """For how many passes to come no filter may round what workers push."""
+    patience: int = 1
+    """For how many passes the next one that raises F will forbid it."""
 
 
 class PassReport(NamedTuple):
@@ -195,6 +201,7 @@ def next_pass(
     """
     objective, mixture, _ = report.choice
     objectives = (*control.objectives, objective)
+    exact, patience = _next_exact(control, report)
     gain = (objectives[-2] - objective) / max(abs(objective), 1e-300)
     control = control._replace(
         objectives=objectives,
@@ -202,6 +209,8 @@ def next_pass(
         threshold=10.0 * report.violation / report.examples if report.examples else 0.0,
         since_reset=control.since_reset + 1,
         noise=control.noise * (1.0 if mixture is None else max(1.0, float(np.abs(mixture).sum()))),
+        exact=exact,
+        patience=patience,
     )
     if len(objectives) > passes or objective <= target:
         return control, Decision(reset=False, stop=True)
@@ -258,6 +267,19 @@ def _next_theta(theta: float, report: PassReport, before: float) -> float:
     else:
         factor = 8.0 if report.choice.outcome == "undone" else 4.0
     return min(max(theta * factor, THETA_LOW), THETA_HIGH)
+
+
+def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
+    """Give `exact` and `patience` after a pass.
+
+    Rounded rows are right on average, and may still be too rough for rare features beside frequent ones, so long as these
+    are far from their optimum. So a pass that raised F is not to be repeated with rounded rows.
+    """
+    if control.exact > 0:
+        return control.exact - 1, control.patience
+    if report.proposal.objective < control.objectives[-1]:
+        return 0, max(control.patience // 2, 1)
+    return control.patience, min(2 * control.patience, MOST_PATIENCE)
 
 
 # --- Blocks ----------------------------------------------------------------------------------------------

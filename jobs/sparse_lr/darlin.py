@@ -132,7 +132,8 @@ class Darlin:
             self._cut_blocks()
         blocks = len(self.begins)
         order = self.rng.permutation(blocks).tolist()
-        plan = {"order": order, "theta": self.control.theta, "round": self._rounds(blocks)}
+        plan = {"order": order, "theta": self.control.theta, "exact": self.control.exact > 0}
+        plan["round"] = self._rounds(blocks)
         task = self.workers.start("iterate", plan, keys=self.begins)
         model = self.workers.total(task)
         pushed, features = (sum(reply.meta[each] for reply in task.result) for each in ("pushed", "features"))

@@ -102,7 +102,9 @@ class Worker(Epochs):
             if isinstance(model, Bounded):
                 model.tau = tau
 
-    def iterate(self, keys: NDArray[np.uint64], order: list[int], theta: float, round: int) -> Answer:
+    def iterate(
+        self, keys: NDArray[np.uint64], order: list[int], theta: float, exact: bool, round: int
+    ) -> Answer:
         """Visit the blocks that begin at `keys`, in `order`, as far ahead as the consistency model allows."""
         w, blocks, node = self.w, self.blocks, self.node
         within = ranges(keys, w.spec.extent)
@@ -116,7 +118,7 @@ class Worker(Epochs):
             with node.working():
                 cols, block_keys, rows = blocks.gradient(block, theta)
             listed = self.named(block_keys, within[block])
-            task = w.push_pull(listed, rows, within=within[block], round=round + time)
+            task = w.push_pull(listed, rows, within=within[block], round=round + time, exact=exact)
             flying[time] = task.then(partial(self._arrived, cols))
         node.wait_all(flying.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}

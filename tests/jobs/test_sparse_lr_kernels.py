@@ -392,6 +392,44 @@ def test_a_pass_that_raised_the_objective_is_undone_or_shortened() -> None:
         assert steering.theta > control.THETA_START
 
 
+def report_of(before: float, after: float) -> control.PassReport:
+    """A pass after which F is `after`, and nothing else was tried."""
+    proposal = control.Proposal(after, 0.0, np.empty((0, 2)))
+    return control.PassReport(proposal, control.choose(proposal, before, []), 1.0, 100)
+
+
+def test_after_a_pass_that_raised_f_rows_are_exact_for_longer_each_time() -> None:
+    steering, told = control.start(100.0), []
+    for after in (101.0, 99.0, 101.0, 98.0, 97.0, 101.0, 101.0, 101.0, 101.0, 101.0, 96.0, 95.0):
+        report = report_of(steering.objectives[-1], after)
+        steering, _ = control.next_pass(steering, report, 1e-9, 100)
+        told.append((steering.exact, steering.patience))
+    # A pass that has failed although its rows were exact says nothing about rounding.
+    assert told == [
+        (1, 2),
+        (0, 2),
+        (2, 4),
+        (1, 4),
+        (0, 4),
+        (4, 8),
+        (3, 8),
+        (2, 8),
+        (1, 8),
+        (0, 8),
+        (0, 4),
+        (0, 2),
+    ]
+
+
+def test_a_target_ends_a_run_and_without_the_filter_there_is_no_reset_for_slowness() -> None:
+    slow = control.start(100.0)._replace(since_reset=50)
+    for kkt, resets in ((True, True), (False, False)):
+        _, decision = control.next_pass(slow, report_of(100.0, 99.99), 1e-9, 100, kkt=kkt)
+        assert (decision.reset, decision.stop) == (resets, False)
+    _, decision = control.next_pass(slow, report_of(100.0, 99.0), 1e-9, 100, target=99.0)
+    assert (decision.reset, decision.stop) == (False, True)
+
+
 def test_tiny_steps_do_not_pass_for_convergence() -> None:
     slow = [
         1000.0 * (1.0 + 1.0 / k) for k in range(1, 1001)
