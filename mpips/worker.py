@@ -157,9 +157,10 @@ class Workshop:
 
     def _snapshot(self, folder: str) -> None:
         """Copy the worker's state and that of its filters, and begin to write it."""
-        state = getattr(self.worker, "state", dict)
-        arrays = {name: np.array(array) for name, array in state().items()} | to_arrays(self.node.pushes)
-        if not arrays:
+        state = getattr(self.worker, "state", None)
+        own = {} if state is None else state()
+        arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.pushes)
+        if state is None and not arrays:
             self._file = Future()
             self._file.set_result({})
             return

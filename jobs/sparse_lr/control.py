@@ -272,8 +272,8 @@ def _next_theta(theta: float, report: PassReport, before: float) -> float:
 def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
     """Give `exact` and `patience` after a pass.
 
-    Rounded rows are right on average, and may still be too rough for rare features beside frequent ones, so long as these
-    are far from their optimum. So a pass that raised F is not to be repeated with rounded rows.
+    Rounded rows are right on average, and may still be too rough for rare features beside frequent ones, so long as
+    these are far from their optimum. So a pass that raised F is not to be repeated with rounded rows.
     """
     if control.exact > 0:
         return control.exact - 1, control.patience
