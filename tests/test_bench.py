@@ -95,7 +95,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert names() == [
-        "coding", "delay", "elastic", "faults", "ftrl", "idle", "index", "memory", "overlap", "pushpull",
+        "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "memory", "overlap", "pushpull",
         "replication", "restart", "sparse_lr",
     ]  # fmt: skip
     for name in names():

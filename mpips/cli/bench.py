@@ -22,6 +22,7 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench pushpull                          pushes and pulls beside bare MPI, which is their limit
   mpips bench overlap                           what a push or a pull costs a worker that computes
   mpips bench idle                              what ranks at rest cost, how fast they wake, and crowds
+  mpips bench filters                           bytes of training for combinations of filters
   mpips bench coding                            what each filter costs, and what it saves
   mpips bench index                             how fast a server's key index takes and finds keys
 """
