@@ -56,7 +56,9 @@ class Blocks:
         self._noted = 1  # so many rows of both hold notes
         self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
         self.cuts = [0]  # where the pass's blocks begin among them
-        self._epoch = np.empty(0, np.int64)  # the columns active when the epoch began: all others weigh 0
+        self._epoch = np.empty(
+            0, np.int64
+        )  # whose weights are noted: all others weigh 0 until the next epoch
 
     @property
     def _matrix(self) -> tuple[Any, Any, Any]:
@@ -130,12 +132,21 @@ class Blocks:
                 notes[row - first] = notes[row]
         self._noted -= first
 
+    def _thin_out(self) -> None:
+        """Note no more of columns that were dropped and have had no weight, once these are the most of all."""
+        noted = self._weights[: self._noted]
+        live = (self.radius[self._epoch] > 0.0) | (noted != 0.0).any(axis=0)
+        if 2 * np.count_nonzero(live) < len(live):
+            weights = np.empty((MEMORY + 1, int(np.count_nonzero(live))))
+            weights[: self._noted] = noted[:, live]
+            self._epoch, self._weights = self._epoch[live], weights
+
     def askable(self, full: bool) -> NDArray[np.int64]:
         """List the columns that may become active: soon, or, `full`, ever."""
         return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
 
     def dropped(self) -> NDArray[np.int64]:
-        """List the columns that weigh something and are not active: a mixture has given them a weight again."""
+        """List the columns that are not active and weigh something: a mixture has given it to them."""
         cols = self._epoch
         asleep = (self.radius[cols] <= 0.0) & (self.w[cols] != 0.0)
         dropped: NDArray[np.int64] = cols[asleep]
@@ -195,6 +206,7 @@ class Blocks:
             kernels.mix(weights, mixture, weights[-1])
             self.state[:, kernels.MARGIN], self.w[self._epoch] = margins[-1], weights[-1]
         self._forget(1 if forget else MEMORY)
+        self._thin_out()
 
     def refresh(self) -> None:
         """Bring what is derived from the margins up to date, after a mixture."""

@@ -297,10 +297,11 @@ def text(report: dict[str, Any]) -> str:
     layout, rows = report["layout"], report["table"]
     base, best, runs = rows[0], report["optimum"], report["runs"]
     end = "the end of each run" if report["settle"] else "the target"
+    repeats = len(runs) // len(rows)
     lines = [
         _runs.described(report["conditions"]),
         f"servers {layout['servers']}, workers {layout['workers']}; l1 = {report['l1']:g}; "
-        f"medians of {len(runs) // len(rows)} runs each",
+        + ("one run each" if repeats == 1 else f"medians of {repeats} runs each"),
         f"optimum {best:.8g} ({report['optimum_from']}); target {report['target']:.8g} = "
         f"{report['target'] / best:.6g} times it; bytes up to {end}",
         "",
