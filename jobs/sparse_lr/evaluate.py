@@ -30,6 +30,7 @@ COLUMNS = (
     Column("examples/s", "examples/s", 10, si),
     Column("waiting", "waiting", 11, shares),
     Column("sent", "sent", 9, bytes_si),
+    Column("unfiltered", "instead of", 10, bytes_si),
 )
 MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
 

@@ -47,6 +47,7 @@ COLUMNS = (
     Column("examples/s", "examples/s", 10, si),
     Column("waiting", "waiting", 11, shares),
     Column("sent", "sent", 9, bytes_si),
+    Column("unfiltered", "instead of", 10, bytes_si),
 )
 BATCHES = 16  # per call, so that progress shows and workers that have read their part can wait for the others
 HASHED = 2**64
@@ -89,6 +90,8 @@ class Online:
                 if cluster.renewed():
                     regroup(cluster)
                     self.parts.follow(cluster.workers.addresses)
+            if self.parts.finished and cluster.node.pushes.drops:
+                self.flush()
             last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
             nonzeros, size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
             if self.parts.finished:
@@ -149,6 +152,12 @@ class Online:
         if cluster.job.layout.hand_over:
             self.parts.hand_over()
         return [one["account"] for one in done]
+
+    def flush(self) -> None:
+        """Let the workers push what filters have held back of their gradients."""
+        cluster, round_ = self.cluster, self.at.rounds
+        self.at = self.at._replace(rounds=round_ + 1)
+        surely(cluster, lambda: cluster.workers.call("flush", {"round": round_}), self._follow)
 
     def _todo(self, worker: int) -> list[list[int]]:
         """List the parts that a worker is to go on with: which of how many, and after how many mini-batches."""
@@ -293,6 +302,11 @@ class Learner(Holder):
             self._push(ahead.popleft(), keep.aggregate)
         self.node.wait_all(list(self._pushes.values()))
         return self._learnt.report() | {"account": self.node.account()}
+
+    def flush(self, round: int) -> None:
+        """Push what filters have held back."""
+        together = pace(self.context.job.consistency).aggregate
+        self.node.wait(self.context.vectors["w"].flush(round=round if together else NO_ROUND))
 
     def learnt(self, first_round: int) -> dict[str, Any]:
         """Say what was done in the call of that round, whatever became of it."""

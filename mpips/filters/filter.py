@@ -37,8 +37,9 @@ from mpips.update import claim
 
 State = dict[str, NDArray[Any]]
 """What a filter remembers: arrays by name, none at first. If there is one named "keys", u64[n], sorted, then all whose
-name begins with "row" have a row for each of them: so a checkpoint can be read by other servers' peers. A state that
-encoding was given is not used again: it may be changed in place, and whoever keeps one for longer copies it."""
+name begins with "row" have a row for each of them: so a checkpoint can be read by other servers' peers. Encoding gives
+the next state, and leaves the arrays of the one that it was given alone: should the message be given up, that one is
+taken again. Only what does no harm if it is a message ahead may be changed in place, as counts."""
 
 
 class Content(NamedTuple):

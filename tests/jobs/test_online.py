@@ -290,3 +290,17 @@ def test_other_settings_are_refused(made: Made, tmp_path: Path, change: dict[str
     (path,) = complete(tmp_path)
     with pytest.raises(Exception, match=text):
         run_twin(made, 1, 1, settings=settings | change, hooks=Hooks(resume=path))
+
+
+@pytest.mark.parametrize("consistency", [{}, {"model": "bounded", "tau": 3}])
+def test_small_gradients_that_are_held_back_are_pushed_in_the_end(
+    made: Made, consistency: dict[str, Any]
+) -> None:
+    settings = {"algorithm": "sgd", "batch": 10, "passes": 2, "l1": 0.0, "alpha": 0.1}
+    never = {"push": [{"name": "significant", "threshold": 1e6}]}
+    outcome = run_twin(made, 2, 2, settings=settings, consistency=consistency, filters=never)
+    assert outcome.metrics["nonzeros"] == len(made.keys), "by the flush alone"
+    assert outcome.passes("mean loss")[0] == pytest.approx(np.log(2.0)), (
+        "no step before the first pass was over"
+    )
+    assert outcome.passes("mean loss")[1] < 0.95 * np.log(2.0)
