@@ -90,6 +90,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.children import Children
     from mpips.config import load
     from mpips.folder import RunFolder, write_json
+    from mpips.warm import is_warm, mark_of, set_warm
 
     settings = overrides(arguments)
     job = load(arguments.job, settings)
@@ -103,7 +104,10 @@ def command(arguments: argparse.Namespace) -> int:
         print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where), survive=survive))
         return 0
     if not os.environ.get("SLURM_JOB_ID"):  # within an allocation the batch node is not all there is
-        _warm_up(arguments.job, settings)
+        mark = mark_of(job.program, job.base, (job.filters, job.table))
+        if not is_warm(mark):
+            _warm_up(arguments.job, settings)
+            set_warm(mark)
     named = arguments.run_dir
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
