@@ -28,6 +28,10 @@ class DataSpec:
     """tsv: the one character between fields; there is no quoting."""
     crosses: list[list[str | int]] = field(default_factory=list)
     """tsv: sets of columns, each joined into one more key; columns by name, or by place from 0."""
+    column: str | int = ""
+    """Tables of keys: the column of the keys, by name or by place from 0; "": each whole line is one."""
+    weight: str | int = ""
+    """Tables of keys: the column of whole numbers that keys weigh, by name or by place; "": each weighs 1."""
     parts: int = field(default=0, metadata={"at_least": 0})
     """Parts that the data is cut into, to be spread over the workers; 0: one for each worker."""
     log_buckets: list[str | int] = field(default_factory=list)

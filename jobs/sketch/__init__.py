@@ -1,0 +1,1 @@
+"""Distributed sketching: count keys of a stream in a small table that the servers hold."""

@@ -1,0 +1,340 @@
+"""Distributed sketching (paper, section 5.3): how often is each key in a stream too long to be kept?
+
+    scheduler                          worker r                                   server
+    until every part is counted:       for each batch of its parts:               add the deltas of a batch,
+        a few batches each                 count the keys in a table of its own       unless it has had them
+        note how far each part is          push the table's blocks                    (`servers`)
+
+The workers of a group named `query` ask for estimates meanwhile. When a worker is lost, another one goes on with its
+part where the scheduler last knew it to be; what the servers have had of it already, they leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import resolve
+from mpips.errors import InputError, JobError, WorkerLost
+from mpips.jobs.sketch import kernels, results, servers, source
+from mpips.jobs.sketch.results import query as query
+from mpips.jobs.sketch.worker import Worker as Worker
+from mpips.manifest import read_manifest
+from mpips.progress import Column, bytes_si, seconds, shares, si
+from mpips.scheduler import Cluster, Group
+from mpips.workload import Workload
+
+T = TypeVar("T")
+COLUMNS = (
+    Column("seconds", "seconds", 8, seconds),
+    Column("inserts", "inserts", 9, si),
+    Column("inserts/s", "inserts/s", 9, si),
+    Column("waiting", "waiting", 11, shares),
+    Column("sent", "sent", 9, bytes_si),
+)
+BATCHES = 4
+"""Batches of each worker per call; of so many at most it counts again what a lost one had."""
+HANDED = 4
+"""Parts for each worker where parts are handed over, unless the job says how many."""
+MOST_CELLS = 1 << 32
+"""Cells of a table: their numbers have 32 bits at the workers."""
+QUERY = "query"
+"""The worker group that asks while the others insert."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The job file's table [sketch]."""
+
+    depth: int = field(default=4, metadata={"at_least": 1, "at_most": 32})
+    """Rows of the table: an estimate is beyond its bound with chance e^-depth."""
+    width: int = field(default=1 << 20, metadata={"at_least": 1, "at_most": 2**31 - 1})
+    """Columns of the table: that bound is e/width of all that was counted."""
+    conservative: bool = False
+    """Raise, within a batch, no cell further than needed: estimates are lower, never too low, and take longer."""
+    top: int = field(default=100, metadata={"at_least": 0})
+    """How many of the most frequent keys are listed in the end."""
+    exact: int = field(default=1024, metadata={"at_least": 0})
+    """Of so many keys one is counted exactly too, to measure errors; 1: every key, 0: none."""
+    batch: int = field(default=1 << 24, metadata={"at_least": 1, "at_most": 2**30})
+    """Items that a worker counts by itself before it pushes; of text at most 64 MB."""
+    zipf: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 20.0})
+    """Instead of data: generate keys, the k-th of which is drawn with probability proportional to k^-zipf."""
+    items: int = field(default=100_000_000, metadata={"at_least": 1})
+    """zipf: how many are drawn."""
+    keys: int = field(default=100_000_000, metadata={"at_least": 1, "at_most": 2**48})
+    """zipf: how many keys there are to be drawn."""
+    hold: bool = False
+    """zipf: draw all of it before the clock starts, and keep it in memory."""
+
+
+# --- The scheduler ---------------------------------------------------------------------------------------------------
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Count the stream; give the run's metrics."""
+    return Insertion(cluster, settings).run()
+
+
+class Totals(NamedTuple):
+    """What was counted of a part: items, and their weight."""
+
+    items: int = 0
+    weight: int = 0
+
+
+class Asked(NamedTuple):
+    """How many keys workers have asked for, at the same time, and in how many seconds."""
+
+    keys: int
+    seconds: float
+
+
+def _together(replies: list[dict[str, Any]]) -> Asked:
+    return Asked(sum(each["keys"] for each in replies), max(each["seconds"] for each in replies))
+
+
+class Insertion:
+    """A run: which worker has which part, and how far (`parts`), and what they come to (`totals`)."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self.cluster, self.settings, self.rounds = cluster, settings, 0
+        job = cluster.job
+        self.text = not settings.zipf
+        if self.text and not job.data.train:
+            raise JobError("[data] train names no files, and [sketch] zipf asks for no generated stream")
+        source.check(job.data)
+        if settings.depth * settings.width > MOST_CELLS:
+            raise JobError(
+                f"[sketch] width: depth x width is {settings.depth * settings.width:,}; at most 2**32 will do"
+            )
+        self.seed = servers.seed_for(job.seed)
+        self.parts = self._cut(cluster.decide(lambda: self._kept_parts()))
+        self.totals = [Totals() for _ in self.parts.parts]
+        cluster.facts |= {
+            "seed": self.seed,
+            "keys": "text" if self.text else "numbers",
+            "items": self._items(),
+        }
+        cluster.facts |= {
+            name: getattr(settings, name) for name in ("depth", "width", "conservative", "exact", "batch")
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Drive the run."""
+        cluster = self.cluster
+        self._surely(self.begin)
+        with cluster.phase("load"):
+            self._surely(self._load)
+        before, queries = self.total.items, list[Asked]()
+        with cluster.phase("train"):
+            self._insert_all(queries)
+        rate = (self.total.items - before) / max(cluster.seconds["train"], 1e-9)
+        if not self.total.items and self.parts.finished:
+            raise InputError(f"[data] train holds no keys: {cluster.job.data.train}")
+        if not queries:
+            queries.append(self._surely(self._ask))
+        asked, spent = (sum(each) for each in zip(*queries, strict=True))
+        return self._results() | {"inserts_per_second": rate, "queries_per_second": asked / max(spent, 1e-9)}
+
+    def begin(self) -> None:
+        """Make the vectors, or take up a checkpoint."""
+        cluster, settings = self.cluster, self.settings
+        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        state = cluster.restore()
+        if state is None:
+            shape = servers.shape_for(settings.depth, settings.width, self.seed, len(self.parts.parts))
+            for spec in servers.specs(shape, cluster.job.data.weight != "", self.text):
+                cluster.create_vector(spec)
+            return
+        self.rounds = state["rounds"]
+        self.totals = [Totals(*each) for each in state["totals"]]
+        for part, (done, finished) in zip(self.parts.parts, state["parts"], strict=True):
+            part.done, part.finished = done, finished
+
+    @property
+    def total(self) -> Totals:
+        """Return what was counted of all parts."""
+        return Totals(*(sum(each) for each in zip(*self.totals, strict=True)))
+
+    def _items(self) -> Any:
+        """Name what the parts are cut from, which must be the same when the run is resumed."""
+        settings, data = self.settings, self.cluster.job.data
+        if settings.zipf:
+            return [settings.zipf, settings.items, settings.keys]
+        files = resolve(data, str(self.cluster.job.base)).train
+        size = self.cluster.decide(lambda: source.block_size(files, len(self.parts.parts)))
+        return [len(files), size, data.column, data.weight]
+
+    def _kept_parts(self) -> int:
+        """Read into how many parts the stream was cut when the checkpoint was written that the run resumes from."""
+        resume = self.cluster.resume
+        with suppress(InputError, KeyError, TypeError):  # `restore` says what is wrong with it
+            return len(read_manifest(resume)["about"]["state"]["parts"]) if resume else 0
+        return 0
+
+    def _cut(self, kept: int) -> Workload:
+        job, inserters = self.cluster.job, self._inserters().addresses
+        each = HANDED if job.layout.hand_over else 1
+        return Workload(kept or job.data.parts or each * len(inserters), inserters)
+
+    # --- inserting
+
+    def _inserters(self) -> Group:
+        """Return the workers that insert: those that are not to ask, or all if there are no others."""
+        cluster = self.cluster
+        named = cluster.node.layout.group(QUERY) if QUERY in cluster.node.layout.groups() else ()
+        chosen = [rank for rank in cluster.workers.addresses if rank not in named]
+        return cluster.some(chosen or cluster.workers.addresses)
+
+    def _askers(self) -> Group:
+        """Return the workers that ask meanwhile."""
+        inserters = self._inserters().addresses
+        return self.cluster.some([rank for rank in self.cluster.workers.addresses if rank not in inserters])
+
+    def _load(self) -> None:
+        each = [
+            {"parts": [part.number for part in self.parts.of(rank)]} for rank in self._inserters().addresses
+        ]
+        about = {"of": len(self.parts.parts)}
+        self._inserters().call("load", about, each=each)
+
+    def _insert_all(self, queries: list[Asked]) -> None:
+        cluster, stop = self.cluster, False
+        table = cluster.table(COLUMNS)
+        while not self.parts.finished and not stop:
+            if accounts := self._insert(queries):
+                facts = self._shown()
+                table.row(facts | accounts)
+                cluster.event("inserts", **facts, weight=self.total.weight)
+            if cluster.renewed():
+                self._regroup()
+            self.rounds += 1
+            if cluster.due(self.rounds):
+                self._surely(lambda: cluster.checkpoint(self.rounds, self._state()))
+                stop = cluster.stopping()
+        table.close()
+
+    def _insert(self, queries: list[Asked]) -> dict[str, Any]:
+        """Let every worker count some more batches; say how they fare, nothing if one was lost."""
+        inserters, askers = self._inserters(), self._askers()
+        each = [
+            {"parts": [[part.number, part.done] for part in self.parts.of(rank)]}
+            for rank in inserters.addresses
+        ]
+        about = {"of": len(self.parts.parts), "count": BATCHES, "step": self.rounds * BATCHES}
+        asking = askers.start("ask", {"round": self.rounds}) if len(askers) else None
+        lost = False
+        done: list[dict[str, Any]] = []
+        try:
+            done = inserters.call("insert", about, each=each)
+        except WorkerLost:
+            lost = True
+        if asking is not None:
+            try:
+                askers.call("enough", {"round": self.rounds})
+                self.cluster.node.wait(asking)
+                queries.append(_together([reply.meta for reply in asking.result]))
+            except WorkerLost:
+                lost = True
+        for one in done:
+            self._note(one)
+        if lost:
+            self._regroup()
+            return {}
+        if self.cluster.job.layout.hand_over:
+            self.parts.hand_over()
+        return self.cluster.lately()
+
+    def _note(self, done: dict[str, Any]) -> None:
+        for number, batches, finished, items, weight in done["parts"]:
+            self.parts.note(number, batches, finished)
+            before = self.totals[number]
+            self.totals[number] = Totals(before.items + items, before.weight + weight)
+        if self.total.weight >= 2**63:
+            raise InputError("[data] weight: all weights add up to 2**63 or more, which no cell can hold")
+        if done["skipped"]:
+            number, first = done["skipped"]
+            self.cluster.say(f"skipped {number:,} bad lines, the first: {first}")
+            self.cluster.event("skipped", lines=number, first=first)
+
+    def _ask(self) -> Asked:
+        """Let all workers ask for a while."""
+        return _together(self.cluster.workers.call("ask", {"round": self.rounds, "times": 16}))
+
+    # --- workers that are lost, and come
+
+    def _surely(self, step: Callable[[], T]) -> T:
+        """Do a step with the workers, and again with those who are there then if one is lost in it."""
+        while True:
+            try:
+                return step()
+            except WorkerLost:
+                self._regroup()
+
+    def _regroup(self) -> None:
+        """Go on with the workers that are there now. WorkerLost if there is none, nor any spare."""
+        cluster, first = self.cluster, self.cluster.workers.addresses
+        while True:
+            before = cluster.workers.addresses
+            try:
+                cluster.regroup()
+                break
+            except WorkerLost:
+                if cluster.workers.addresses == before:  # else a newcomer was lost in its turn
+                    raise
+        now = cluster.workers.addresses
+        gone, come = [each for each in first if each not in now], [each for each in now if each not in first]
+        cluster.event("workers", gone=gone, come=come, workers=len(now))
+        cluster.say(f"workers: {len(now)} now")
+        self.parts.follow(self._inserters().addresses)
+
+    # --- what is kept and said
+
+    def _state(self) -> dict[str, Any]:
+        parts = [[part.done, part.finished] for part in self.parts.parts]
+        return {"rounds": self.rounds, "parts": parts, "totals": self.totals}
+
+    def _shown(self) -> dict[str, Any]:
+        trained, items = self.cluster.trained, self.total.items
+        return {"seconds": trained, "inserts": items, "inserts/s": items / max(trained, 1e-9)}
+
+    def _results(self) -> dict[str, Any]:
+        """Read the servers' vectors; write `sketch.npz` and `top.tsv`, and give the metrics."""
+        cluster, folder = self.cluster, self.cluster.folder.path
+        sketch = results.assembled(cluster.export(cluster.vectors["table"]), cluster.facts)
+        sketch.save(folder)
+        heaviest = results.top(sketch, *self._export("heavy"), self.settings.top)
+        with (folder / "top.tsv").open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
+        keys, counts = self._export("exact")
+        at, values = self._export("registers")
+        registers = np.zeros(1 << kernels.REGISTERS, np.int32)
+        registers[at.astype(np.int64)] = values[:, 0]
+        sums = cluster.servers.call("sketch_total", vector=cluster.vectors["table"])
+        metrics = {
+            "inserts": self.total.items,
+            "weight": self.total.weight,
+            "counted": sum(each["total"] for each in sums) // sketch.depth,
+            "distinct": round(results.distinct(registers)),
+            **results.errors(sketch, keys, counts[:, 0], self.total.weight),
+            "top": heaviest[:10],
+            "model": str(folder / results.FILE),
+        }
+        cluster.say(
+            f"{metrics['inserts']:,} inserts, about {metrics['distinct']:,} different keys; estimates are at most "
+            f"{metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound {metrics['bound']:.1f})"
+        )
+        return metrics
+
+    def _export(self, name: str) -> tuple[NDArray[np.uint64], NDArray[Any]]:
+        vector = self.cluster.vectors[name]
+        pieces = list(self.cluster.export(vector))
+        empty = np.empty((0, vector.spec.width), vector.spec.dtype)
+        keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
+        return keys, np.concatenate([empty, *(rows for _, rows in pieces)])

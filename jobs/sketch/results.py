@@ -1,0 +1,163 @@
+"""What a sketch says in the end: estimates, their error against true counts, distinct keys, the most frequent ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import checkpoint
+from mpips.errors import InputError
+from mpips.jobs.sketch import kernels, source
+from mpips.manifest import MANIFEST, explained
+from mpips.ranges import ALL
+
+Keys = NDArray[np.uint64]
+Counts = NDArray[np.int64]
+FILE = "sketch.npz"
+
+
+class Sketch(NamedTuple):
+    """A whole table, i8[depth * width]; `text` says that keys are hashes of texts, not numbers."""
+
+    table: Counts
+    depth: int
+    width: int
+    seed: int
+    text: bool
+
+    def estimate(self, keys: Keys) -> Counts:
+        """Estimate the counts of keys: never too low, and too high by more than the `bound` with chance e^-depth."""
+        out = np.empty(len(keys), np.int64)
+        kernels.estimate(keys, self.table, self.depth, self.width, np.uint64(self.seed), out)
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Write it to a run's folder."""
+        with (folder / FILE).open("wb") as file:
+            np.savez(file, **self._asdict())
+
+
+def assembled(rows: Iterable[tuple[Keys, Counts]], facts: dict[str, Any]) -> Sketch:
+    """Put a sketch together from blocks and their numbers; `facts` are those of the run."""
+    depth, width = int(facts["depth"]), int(facts["width"])
+    table = np.zeros(0, np.int64)
+    for keys, values in rows:
+        if not len(table):
+            table = np.zeros(depth * width + values.shape[1], np.int64)
+            table = table[: len(table) // values.shape[1] * values.shape[1]]
+        table.reshape(-1, values.shape[1])[keys.astype(np.int64)] = values
+    table = table[: depth * width] if len(table) else np.zeros(depth * width, np.int64)
+    return Sketch(table, depth, width, int(facts["seed"]), facts["keys"] == "text")
+
+
+def load(path: Path) -> Sketch:
+    """Read the sketch of a run's folder, or of a checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (path / MANIFEST).exists():
+        facts = checkpoint.read_manifest(path)["about"]["facts"]
+        rows = checkpoint.load_range(path, "table", [ALL])
+        return assembled([(rows.keys, rows.values)], facts)
+    if not (path / FILE).exists():
+        raise InputError(f"{path}: has no {FILE}; name the folder of a run that has ended, or a checkpoint")
+    with explained("read", path / FILE), np.load(path / FILE) as saved:
+        whole = {name: saved[name] for name in Sketch._fields}
+    return Sketch(whole["table"], *(whole[name].item() for name in Sketch._fields[1:]))
+
+
+def query(path: Path, keys: Sequence[str]) -> list[int]:
+    """Estimate the counts of keys, as they are written, from a run's folder or a checkpoint.
+
+    Raises:
+        InputError: there is no sketch, or a key is none.
+    """
+    sketch = load(path)
+    estimates: list[int] = sketch.estimate(source.hashes(keys, sketch.text)).tolist()
+    return estimates
+
+
+def bound(width: int, weight: int) -> float:
+    """Give epsilon N: by more than this an estimate is too high with a chance of at most delta = e^-depth."""
+    return math.e / width * weight
+
+
+def errors(sketch: Sketch, keys: Keys, counts: Counts, weight: int) -> dict[str, Any]:
+    """Compare estimates with true counts."""
+    over = sketch.estimate(keys) - counts
+    allowed = bound(sketch.width, weight)
+    return {
+        "checked": len(keys),
+        "max_overestimate": int(over.max()) if len(keys) else None,
+        "bound": allowed,
+        "delta": math.exp(-sketch.depth),
+        "beyond_bound": float((over > allowed).mean()) if len(keys) else None,
+        "underestimates": int((over < 0).sum()),
+    }
+
+
+def _sigma(x: float) -> float:
+    if x == 1.0:
+        return math.inf
+    y, z, before = 1.0, x, -1.0
+    while z != before:
+        x *= x
+        before = z
+        z += x * y
+        y += y
+    return z
+
+
+def _tau(x: float) -> float:
+    if x in (0.0, 1.0):
+        return 0.0
+    y, z, before = 1.0, 1.0 - x, -1.0
+    while z != before:
+        x = math.sqrt(x)
+        before = z
+        y *= 0.5
+        z -= (1.0 - x) ** 2 * y
+    return z / 3.0
+
+
+def distinct(registers: NDArray[np.int32]) -> float:
+    """Estimate how many different keys there were, from the registers (Ertl, arXiv:1702.01284, algorithm 6).
+
+    The standard error is 1.04 / sqrt(number of registers).
+    """
+    m, q = len(registers), 64 - kernels.REGISTERS
+    counts = np.bincount(registers, minlength=q + 2)
+    z = m * _tau(1.0 - counts[q + 1] / m)
+    for k in range(q, 0, -1):
+        z = 0.5 * (z + counts[k])
+    z += m * _sigma(counts[0] / m)
+    return m * m / (2.0 * math.log(2.0) * z) if z < math.inf else 0.0
+
+
+def packed(names: Sequence[bytes], words: int) -> Counts:
+    """Write texts as rows of the heavy keys: i8[n, 1 + words], one more than the length first; long ones are cut."""
+    rows = np.zeros((len(names), 1 + words), np.int64)
+    raw = rows.view(np.uint8)
+    for at, name in enumerate(names):
+        cut = name[: 8 * words]
+        rows[at, 0] = len(cut) + 1
+        raw[at, 8 : 8 + len(cut)] = np.frombuffer(cut, np.uint8)
+    return rows
+
+
+def top(sketch: Sketch, keys: Keys, rows: Counts, most: int) -> list[tuple[str, int]]:
+    """Give the `most` frequent keys among some, and their estimates, the largest first; rows are as `packed`."""
+    estimates = sketch.estimate(keys)
+    first = np.lexsort((keys, -estimates))[:most]
+    found = []
+    for at in first.tolist():
+        raw = np.ascontiguousarray(rows[at, 1:]).view(np.uint8).tobytes()[: rows[at, 0] - 1]
+        name = raw.decode("utf-8", "replace") if sketch.text else str(int(keys[at]))
+        found.append((name, int(estimates[at])))
+    return found

@@ -1,0 +1,239 @@
+"""Where keys come from: lines or columns of text files, or a Zipf distribution; cut into parts, and these into batches.
+
+Part and batch name the same items whoever reads them, and however often: that is what lets a successor go on with the
+part of a worker that was lost (`servers`). So a batch ends by a count of lines or bytes, never by the clock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import DataSpec
+from mpips.data.stream import BLOCK, line_blocks
+from mpips.data.text import token
+from mpips.errors import DataError, InputError, JobError
+from mpips.jobs.sketch import scan
+from mpips.workload import Cut
+
+Keys = NDArray[np.uint64]
+Counts = NDArray[np.int64]
+MOST_BYTES = 64 << 20
+"""Bytes of text in a batch: it is kept until its heavy keys are known, to look up what they are called."""
+PIECE = 1 << 18
+"""Generated keys that are counted at a time; between them messages move."""
+LARGEST = 10**18
+"""Weights are below this."""
+
+
+class Block(NamedTuple):
+    """Whole lines of a file, `before` lines after its start; `columns` are those of the keys and the weights, or -1."""
+
+    path: str
+    before: int
+    text: bytearray
+    columns: tuple[int, int]
+
+
+class Chunk(NamedTuple):
+    """Keys, their weights (None: each 1), and where they stand in the text, if they come from one."""
+
+    keys: Keys
+    weights: Counts | None = None
+    text: bytearray | None = None
+    begins: Counts | None = None
+    ends: Counts | None = None
+
+    def name(self, index: int) -> bytes:
+        """Give the text of a key."""
+        assert self.text is not None and self.begins is not None and self.ends is not None
+        return bytes(self.text[self.begins[index] : self.ends[index]])
+
+
+# --- Text ------------------------------------------------------------------------------------------------------------
+
+
+def block_size(files: Sequence[str], parts: int) -> int:
+    """Choose how many bytes are read at a time: small files are cut into some blocks for every part too."""
+    return min(max(sum(os.path.getsize(file) for file in files) // (16 * parts), 1 << 12), BLOCK)
+
+
+def check(spec: DataSpec) -> None:
+    """Raise JobError for columns that cannot be meant."""
+    for name, column in (("column", spec.column), ("weight", spec.weight)):
+        if isinstance(column, int) and column < 0:
+            raise JobError(
+                f"[data] {name} = {column}: a column is named by the header, or by its place from 0"
+            )
+    if spec.weight != "" and spec.column == "":
+        raise JobError("[data] weight needs column, which says where the keys are")
+
+
+def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
+    """Read the blocks of one part: whole files if there are enough of them, else every so many-th block."""
+    number = 0
+    for files, mine, of in Cut(parts).slices(spec.train, [part]):
+        for path in files:
+            lines, columns = 0, None
+            for text in line_blocks(path, size):
+                if columns is None:
+                    columns, header = _columns(path, spec, text)
+                    lines = int(header > 0)
+                    del text[:header]
+                count = text.count(b"\n")
+                if number % of == mine:
+                    yield Block(path, lines, text, columns)
+                lines, number = lines + count, number + 1
+
+
+def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int], int]:
+    """Find the columns of keys and weights, from the first line if they have names; give the header's bytes too."""
+    named = any(isinstance(column, str) and column for column in (spec.column, spec.weight))
+    header = named if spec.header == "auto" else spec.header
+    if named and not header:
+        raise JobError("[data] header = false: then columns are named by their places from 0")
+    end = text.find(b"\n") + 1
+    names = bytes(text[:end]).decode("utf-8", "replace").rstrip("\r\n").split(spec.separator)
+
+    def place(column: str | int) -> int:
+        if isinstance(column, int):
+            return column
+        if column and column not in names:
+            raise DataError(f"{path}:1: has no column {column!r}; its columns are {', '.join(names)}"[:300])
+        return names.index(column) if column else -1
+
+    return (place(spec.column), place(spec.weight)), end if header else 0
+
+
+def parsed(block: Block, spec: DataSpec, skipped: list[str]) -> Chunk:
+    """Find the keys of a block; bad lines are an error, or are noted in `skipped` if the job says so.
+
+    Raises:
+        DataError: names file and line.
+    """
+    text = np.frombuffer(block.text, np.uint8)
+    most = block.text.count(b"\n")
+    keys, begins = np.empty(most, np.uint64), np.empty(most, np.int64)
+    ends, weights = np.empty(most, np.int64), np.empty(most, np.int64)
+    state = np.zeros(scan.STATE, np.int64)
+    column, weight = block.columns
+    while state[scan.POS] < len(text):
+        scan.parse(text, state, ord(spec.separator), column, weight, keys, begins, ends, weights)
+        if state[scan.CODE] != scan.DONE:
+            error = f"{block.path}:{block.before + state[scan.LINE]}: {_wrong(block, spec, state)}"
+            if spec.on_error == "stop":
+                raise DataError(error)
+            skipped.append(error)
+    n = int(state[scan.FOUND])
+    if weight >= 0 and weights[:n].sum(dtype=np.float64) >= 2.0**62:
+        raise DataError(
+            f"{block.path}:{block.before + 1}: from here on the weights add up to more than 2**62"
+        )
+    return Chunk(keys[:n], weights[:n] if weight >= 0 else None, block.text, begins[:n], ends[:n])
+
+
+def _wrong(block: Block, spec: DataSpec, state: Counts) -> str:
+    at = int(state[scan.AT])
+    if state[scan.CODE] == scan.BAD_WEIGHT:
+        word = token(block.text, at, spec.separator.encode() + b"\r\n")
+        return f"weight {word} is not a whole number from 0 to 10**18 - 1"
+    found = f"{at} column{'s' if at > 1 else ''}"
+    return f"found {found} where column {max(block.columns)} was expected, counted from 0; is [data] separator right?"
+
+
+class Text:
+    """The batches of one part of text files, from the `done`-th on."""
+
+    def __init__(self, spec: DataSpec, lines: int, skipped: list[str], stream: Iterable[Block]) -> None:
+        self._spec, self._lines, self._skipped, self._stream = spec, lines, skipped, iter(stream)
+
+    def batches(self, done: int) -> Iterator[Iterator[Chunk]]:
+        """Give the batches, each as its chunks."""
+        for batch in islice(self._cut(), done, None):
+            yield (parsed(block, self._spec, self._skipped) for block in batch)
+
+    def _cut(self) -> Iterator[list[Block]]:
+        batch: list[Block] = []
+        lines = size = 0
+        for block in self._stream:
+            batch.append(block)
+            lines, size = lines + block.text.count(b"\n"), size + len(block.text)
+            if lines >= self._lines or size >= MOST_BYTES:
+                yield batch
+                batch, lines, size = [], 0, 0
+        if batch:
+            yield batch
+
+
+# --- Zipf ------------------------------------------------------------------------------------------------------------
+
+
+class Zipf(NamedTuple):
+    """A generated stream: `items` keys of which the k-th most frequent has probability proportional to k^-exponent."""
+
+    exponent: float
+    items: int
+    keys: int
+    """How many keys there are."""
+    seed: int
+    batch: int
+    """Items of a batch."""
+
+    def size(self, part: int, parts: int, number: int) -> int:
+        """Give the items of a batch of a part; 0 or less beyond its last."""
+        mine = self.items // parts + (part < self.items % parts)
+        return min(self.batch, mine - number * self.batch)
+
+    def numbers(self, part: int, parts: int, number: int) -> Iterator[Keys]:
+        """Draw the items of a batch as numbers from 1, the most frequent, to `keys`."""
+        state = np.random.SeedSequence([self.seed, part, number]).generate_state(1, np.uint64)[0]
+        left = self.size(part, parts, number)
+        while left > 0:
+            drawn = np.empty(min(left, PIECE), np.uint64)
+            state = np.uint64(scan.zipf(drawn, state, self.exponent, self.keys))
+            left -= len(drawn)
+            yield drawn
+
+    def batches(self, part: int, parts: int, done: int) -> Iterator[Iterator[Chunk]]:
+        """Give the batches of a part from the `done`-th on, each as its chunks."""
+        while self.size(part, parts, done) > 0:
+            yield map(_scrambled, self.numbers(part, parts, done))
+            done += 1
+
+
+def _scrambled(numbers: Keys) -> Chunk:
+    scan.scramble(numbers)
+    return Chunk(numbers)
+
+
+# --- Keys that are asked for -----------------------------------------------------------------------------------------
+
+
+def hashes(words: Sequence[str], text: bool) -> Keys:
+    """Turn keys as they are written into what is counted: the hash of a text, or the number itself.
+
+    Raises:
+        InputError: the sketch counts numbers, and one is none.
+    """
+    out = np.empty(len(words), np.uint64)
+    for at, word in enumerate(words):
+        if text:
+            raw = np.frombuffer(word.encode("utf-8", "surrogateescape"), np.uint8)
+            out[at] = scan.hashed(raw.copy(), 0, len(raw))
+            continue
+        if not (word.isascii() and word.isdigit() and int(word) < 2**64):
+            raise InputError(f"{word!r} is no key of this sketch, which counts whole numbers below 2**64")
+        out[at] = int(word)
+    return out
+
+
+def zipf_of(settings: Any, seed: int) -> Zipf | None:
+    """Give the generated stream that the job asks for, if any."""
+    if not settings.zipf:
+        return None
+    return Zipf(settings.zipf, settings.items, settings.keys, seed, settings.batch)

@@ -1,0 +1,278 @@
+"""`mpips bench sketch`: how many keys a second go into a CountMin sketch, and is it as right as it should be?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.bench import _runs
+from mpips.bench._runs import note, spread
+from mpips.config import load
+from mpips.data import DataSpec, resolve
+from mpips.data.stream import line_blocks
+from mpips.errors import InputError
+from mpips.jobs.sketch import job as sketch_job
+from mpips.jobs.sketch import results, scan, source
+from mpips.jobs.sketch.deltas import Deltas
+from mpips.jobs.sketch.servers import shape_for
+from mpips.jobs.sketch.source import Zipf
+from mpips.kernel import kernel
+from mpips.progress import Column, share, si, significant
+
+DESCRIPTION = """\
+Inserts a second into a sketch of depth 4 and width 2^20, the stream being generated and in memory before the clock
+starts; it stops when the servers hold every count. Afterwards the same stream is counted exactly, here, and every key
+of it is compared with its estimate.
+
+  inserts/s     of all workers: median, least and most of the runs
+  one core      the same work of one worker without servers, in this process: the limit is this times the cores
+  too high      the largest difference between an estimate and the truth; bound: e/width of all items
+  beyond        the share of keys that are further off than that: at most e^-4 = 1.8 %
+  too low       keys whose estimate is below the truth: none
+  top 100       how many of the 100 most frequent keys are among the 100 that the sketch says are
+
+  mpips bench sketch                                100 million keys, Zipf 1.1 and 1.3, 2 workers and 1 server
+  mpips bench sketch --zipf 1.05 --items 1e7 --json sketch.json
+  mpips bench sketch --train words.tsv.xz --set data.column=0 --set data.weight=1
+"""
+
+WIDTH, DEPTH, TOP = 1 << 20, 4, 100
+COLUMNS = (
+    Column("stream", "stream", 8),
+    Column("items", "items", 6, si),
+    Column("rate", "inserts/s", 6, si),
+    Column("min", "least", 6, si),
+    Column("max", "most", 6, si),
+    Column("core", "one core", 6, si),
+    Column("queries", "queries/s", 6, si),
+    Column("keys", "keys", 6, si),
+    Column("distinct", "estimated", 6, si),
+    Column("over", "too high", 6, si),
+    Column("bound", "bound", 6, significant(4)),
+    Column("beyond", "beyond", 6, share),
+    Column("below", "too low", 4),
+    Column("top", "top 100", 4),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark."""
+    parser = _runs.switches("sketch", DESCRIPTION)
+    positive = _runs.at_least(0.01, float)
+    parser.add_argument(
+        "--zipf", type=_runs.listed(positive), default=[1.1, 1.3], help="exponents; default 1.1,1.3"
+    )
+    parser.add_argument("--items", type=_runs.count, default=10**8, help="items of a stream; default 1e8")
+    parser.add_argument("--keys", type=_runs.count, default=10**8, help="keys that there are; default 1e8")
+    asked = parser.parse_args(arguments)
+    conditions = _runs.conditions()
+    with _runs.folders(asked.keep) as folder:
+        if asked.train:
+            rows = [real(asked, folder)]
+        else:
+            rows = [generated(asked, exponent, folder) for exponent in asked.zipf]
+    report = {
+        "benchmark": "sketch",
+        "conditions": conditions,
+        "servers": asked.servers,
+        "workers": asked.workers,
+        "rows": rows,
+    }
+    print(f"{_runs.described(conditions)}\nservers {asked.servers}, workers {asked.workers}\n")
+    print(_runs.table(COLUMNS, rows))
+    _runs.write_report(asked.json, report)
+    return 0
+
+
+def overrides(asked: argparse.Namespace) -> list[str]:
+    """Give the settings of every run; those of the user come last."""
+    shape = [f"sketch.depth={DEPTH}", f"sketch.width={WIDTH}", f"sketch.top={TOP}", "sketch.exact=1024"]
+    return [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *shape, *asked.set]
+
+
+def job_file() -> Path:
+    """Find the job file that comes with the sketch."""
+    return Path(sketch_job.__file__).resolve().parent / "job.toml"
+
+
+def runs(asked: argparse.Namespace, settings: Sequence[str], folder: Path, name: str) -> list[_runs.Run]:
+    """Run a job as often as was asked for."""
+    done = []
+    for number in range(asked.repeat):
+        note(f"{name}: run {number + 1} of {asked.repeat}")
+        done.append(_runs.run(job_file(), folder / f"{name}-{number}", settings, asked.launcher))
+    return done
+
+
+def measured(done: Sequence[_runs.Run]) -> dict[str, Any]:
+    """Say how fast some runs were."""
+    metrics = [run.result["metrics"] for run in done]
+    rate = spread(each["inserts_per_second"] for each in metrics)
+    return {
+        "items": metrics[0]["inserts"],
+        "rate": rate["median"],
+        "min": rate["min"],
+        "max": rate["max"],
+        "queries": spread(each["queries_per_second"] for each in metrics)["median"],
+        "distinct": metrics[0]["distinct"],
+        "rates": [each["inserts_per_second"] for each in metrics],
+    }
+
+
+# --- A generated stream ----------------------------------------------------------------------------------------------
+
+
+def generated(asked: argparse.Namespace, exponent: float, folder: Path) -> dict[str, Any]:
+    """Measure a Zipf stream, and compare the last run's sketch with exact counts."""
+    stream = [f"sketch.zipf={exponent}", f"sketch.items={asked.items}", f"sketch.keys={asked.keys}"]
+    settings = [*stream, "sketch.hold=true", "data.column=''", *overrides(asked)]
+    job = load(job_file(), settings)
+    zipf = source.zipf_of(job.settings, job.seed)
+    if zipf is None or not job.settings.hold:
+        raise InputError("--set must leave sketch.zipf and sketch.hold as they are")
+    parts = job.data.parts or asked.workers
+    done = runs(asked, settings, folder, f"zipf-{exponent:g}")
+    note(f"zipf {exponent:g}: counting exactly")
+    row = {
+        "stream": f"Zipf {exponent:g}",
+        "zipf": exponent,
+        "core": one_core(zipf, job.settings.conservative),
+    }
+    return (
+        row | measured(done) | against(results.load(done[-1].folder), tallied(zipf, parts), done[-1].folder)
+    )
+
+
+@kernel("void(u8[::1], i4[::1])")
+def tally(numbers: NDArray[np.uint64], counts: NDArray[np.int32]) -> None:
+    """Count numbers."""
+    for number in numbers:
+        counts[number] += 1
+
+
+def tallied(zipf: Zipf, parts: int) -> NDArray[np.int32]:
+    """Count the numbers of a stream exactly: i4[keys + 1]."""
+    counts = np.zeros(zipf.keys + 1, np.int32)
+    for part in range(parts):
+        number = 0
+        while zipf.size(part, parts, number) > 0:
+            for numbers in zipf.numbers(part, parts, number):
+                tally(numbers, counts)
+            number += 1
+    return counts
+
+
+def against(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> dict[str, Any]:
+    """Compare the estimate of every number that came with its count."""
+    total, keys, over, beyond, below = int(counts.sum(dtype=np.int64)), 0, 0, 0, 0
+    allowed = results.bound(sketch.width, total)
+    for begin in range(0, len(counts), 1 << 20):
+        numbers = np.flatnonzero(counts[begin : begin + (1 << 20)]).astype(np.uint64) + np.uint64(begin)
+        true = counts[numbers.astype(np.int64)]
+        scan.scramble(numbers)
+        error = sketch.estimate(numbers) - true
+        keys += len(error)
+        over, beyond = max(over, int(error.max(initial=0))), beyond + int((error > allowed).sum())
+        below += int((error < 0).sum())
+    first = np.argsort(counts[: 1 << 16], kind="stable")[::-1][:TOP].astype(
+        np.uint64
+    )  # later ones are rarer by far
+    scan.scramble(first)
+    truth = {str(key) for key in first.tolist()}
+    found = {name for name, _ in listed(folder)}
+    return {
+        "keys": keys,
+        "over": over,
+        "bound": allowed,
+        "beyond": beyond / max(keys, 1),
+        "below": below,
+        "top": len(truth & found),
+        "correct_total": bool((sketch.table.reshape(sketch.depth, -1).sum(1) == total).all()),
+    }
+
+
+def listed(folder: Path) -> list[tuple[str, int]]:
+    """Read the most frequent keys of a run, and their estimates."""
+    lines = (folder / "top.tsv").read_bytes().decode().split("\n")[:-1]
+    parts = [line.rpartition("\t") for line in lines]
+    return [(name, int(count)) for name, _, count in parts]
+
+
+def one_core(zipf: Zipf, conservative: bool) -> float:
+    """Measure what a worker does with a batch, here and alone: items a second."""
+    one = zipf._replace(items=min(zipf.items, zipf.batch))
+    chunks = [chunk.keys for batch in one.batches(0, 1, 0) for chunk in batch]
+    deltas, best = Deltas(shape_for(DEPTH, WIDTH, 1, 2), False, 1024, conservative), float("inf")
+    for number in range(2):
+        begin = perf_counter()
+        for keys in chunks:
+            deltas.add(keys, None)
+        deltas.finish(0, number + 1)
+        best = min(best, perf_counter() - begin)
+    return one.items / best
+
+
+# --- A stream of the user's own --------------------------------------------------------------------------------------
+
+
+def real(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure the user's own stream, and compare its top 100, and every key, with exact counts."""
+    files = json.dumps(_runs.absolute(asked.train))
+    settings = [f"data.train={files}", "data.column=''", *overrides(asked)]
+    job = load(job_file(), settings)
+    done = runs(asked, settings, folder, "train")
+    counts = exactly(resolve(job.data, str(job.base)))
+    words, true = list(counts), np.array(list(counts.values()))
+    sketch = results.load(done[-1].folder)
+    about = results.errors(sketch, source.hashes(words, True), true, int(true.sum()))
+    top: list[dict[str, Any]] = [
+        {"key": key, "estimate": count, "exact": counts[key]} for key, count in listed(done[-1].folder)
+    ]
+    least = min((count for _, count in counts.most_common(TOP)), default=0)
+    return {
+        "stream": Path(asked.train[0]).name.partition(".")[0],
+        **measured(done),
+        "core": None,
+        "keys": len(words),
+        "over": about["max_overestimate"],
+        "bound": about["bound"],
+        "beyond": about["beyond_bound"],
+        "below": about["underestimates"],
+        "top": sum(each["exact"] >= least for each in top),
+        "correct_total": bool((sketch.table.reshape(sketch.depth, -1).sum(1) == true.sum()).all()),
+        "most_frequent": top,
+    }
+
+
+def exactly(spec: DataSpec) -> Counter[str]:
+    """Count the keys of text files in plain Python."""
+    counts: Counter[str] = Counter()
+    for path in spec.train:
+        lines = _lines(path)
+        columns = [spec.column, spec.weight]
+        if any(isinstance(column, str) and column for column in columns):
+            names = next(lines).split(spec.separator)
+            columns = [
+                names.index(column) if isinstance(column, str) and column else column for column in columns
+            ]
+        for line in lines:
+            fields = [line] if columns[0] == "" else line.split(spec.separator)
+            key = fields[columns[0] or 0]  # type: ignore[index]
+            if key:
+                counts[key] += int(fields[columns[1]]) if columns[1] != "" else 1  # type: ignore[index]
+    return counts
+
+
+def _lines(path: str) -> Iterator[str]:
+    for block in line_blocks(path):
+        for line in bytes(block).decode("utf-8", "surrogateescape").split("\n")[:-1]:
+            if line.rstrip("\r"):
+                yield line.rstrip("\r")

@@ -1,0 +1,101 @@
+"""`mpips query`: ask a run's result, or a checkpoint, for keys."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Ask what a run, or a checkpoint of one, says of some keys: a line KEY<TAB>COUNT each.
+Without keys, they are read from the standard input, one a line.
+
+  mpips query runs/sketch-20250101T120000Z /images/NASA-logosmall.gif /
+  mpips query latest KEY
+  mpips query checkpoints/sketch/step-000020 < keys.txt
+
+RUN is a run folder, or `latest`: the one under runs/ that was started last. Of a run that has not completed, its last
+checkpoint is asked. The run's program answers, by its function `query(source, keys)`.
+"""
+
+Query = Callable[[Path, Sequence[str]], Sequence[object]]
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "query",
+        help="ask a run or a checkpoint for keys",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source", metavar="RUN|CHECKPOINT", help="a run's folder, latest, or a checkpoint's folder"
+    )
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="what to ask for")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the answers."""
+    from mpips.control import newest
+
+    named = newest(Path("runs")) if arguments.source == "latest" else Path(arguments.source)
+    query, source = find(named)
+    keys = arguments.keys or [line.rstrip("\r\n") for line in sys.stdin]
+    answers = query(source, keys)
+    sys.stdout.writelines(f"{key}\t{answer}\n" for key, answer in zip(keys, answers, strict=True))
+    return 0
+
+
+def find(named: Path) -> tuple[Query, Path]:
+    """Give the function that answers, and what it is to read: a run's folder or a checkpoint's.
+
+    Raises:
+        InputError: it is neither, or its program answers no queries.
+    """
+    from mpips.errors import InputError
+    from mpips.manifest import MANIFEST, read_manifest
+
+    if (named / MANIFEST).is_file():
+        about: dict[str, Any] = read_manifest(named)["about"]
+        return query_of(about["program"], Path(about["job"]["job"]["base"])), named
+    if not (named / "job.toml").is_file():
+        raise InputError(f"{named}: is neither a run's folder nor a checkpoint's")
+    return _of_run(named)
+
+
+def _of_run(folder: Path) -> tuple[Query, Path]:
+    from mpips.checkpoint import latest
+    from mpips.config import load
+    from mpips.errors import InputError
+    from mpips.folder import RunFolder
+    from mpips.prepare import checkpoints
+
+    job = load(folder / "job.toml")
+    query = query_of(job.program, job.base)
+    result = RunFolder(folder).read_result()
+    if result is not None and result.get("status") == "completed":
+        return query, folder
+    found = latest(checkpoints(job))
+    if found is None:
+        raise InputError(
+            f"{folder}: the run has not completed, and there is no checkpoint in {checkpoints(job)}"
+        )
+    return query, found
+
+
+def query_of(program: str, base: Path) -> Query:
+    """Give a program's function `query(source, keys)`; InputError if it has none."""
+    from mpips.errors import InputError
+    from mpips.program import load_program
+
+    loaded = load_program(program, base)
+    query = getattr(sys.modules[loaded.settings.__module__], "query", None)
+    if query is None:
+        raise InputError(f"program {program!r} answers no queries: it has no function query(source, keys)")
+    answers: Query = query
+    return answers

@@ -1,0 +1,374 @@
+"""Whole sketch jobs: counts are exact whatever dies, and results are what plain Python counts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Finished
+from made import job_of
+from simulated import simulate
+
+from mpips.cli.main import main
+from mpips.errors import InputError, RemoteError
+from mpips.folder import RunFolder
+from mpips.jobs.sketch import results
+from mpips.manifest import complete
+from mpips.program import load_program
+from mpips.scheduler import Cluster
+from mpips.twin import Strike, calm, rough
+
+ROOT = Path(__file__).parent.parent.parent
+SKETCH = {"depth": 4, "width": 200, "exact": 1, "top": 10}
+ZIPF = {**SKETCH, "zipf": 1.2, "items": 3001, "keys": 400, "batch": 150}
+
+
+@dataclass
+class Run:
+    """What came of a job on the twin."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    table: np.ndarray = field(default_factory=lambda: np.empty(0))
+    top: list[tuple[str, int]] = field(default_factory=list)
+    exact: dict[int, int] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    posted: int = 0
+    stopped: bool = False
+
+
+def run(
+    train: Sequence[Path] = (),
+    *,
+    layout: dict[str, Any] | None = None,
+    strikes: Sequence[Strike] = (),
+    fate: Any = calm,
+    seed: int = 0,
+    replicas: int = 0,
+    resume: Path | None = None,
+    checkpoints: Path | None = None,
+    stop_within: int = 0,
+    keep: Path | None = None,
+    **tables: dict[str, Any],
+) -> Run:
+    """Run a job in this process, in fake time; `layout` and keyword arguments are tables of the job file."""
+    out, told = Run(), dict[str, Any]()
+    layout = {"servers": 2, "workers": 2, **(layout or {})}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        data = {"train": [str(path) for path in train], **tables.pop("data", {})}
+        job = job_of(folder / "job", {"job": {"program": "sketch"}, "layout": layout, "data": data, **tables})
+        loaded = load_program(job.program, job.base)
+
+        def schedule(cluster: Cluster) -> None:
+            cluster.checkpoints, cluster.resume = checkpoints or folder / "checkpoints", resume
+            start, calls = cluster.event, 0
+
+            def heard(name: str, **facts: Any) -> None:
+                nonlocal calls
+                start(name, **facts)
+                calls += name == "inserts"
+                if stop_within and calls == stop_within:
+                    cluster.asked = "SIGUSR1"
+
+            cluster.event = heard  # type: ignore[method-assign]
+            out.metrics = loaded.schedule(cluster, job.settings)
+            cluster.saver.settle()
+            out.stopped = cluster.stopped_early
+            exact = list(cluster.export(cluster.vectors["exact"]))
+            out.exact = {
+                key: row[0]
+                for keys, rows in exact
+                for key, row in zip(keys.tolist(), rows.tolist(), strict=True)
+            }
+            lines = RunFolder(folder / "run").metrics.read_text().splitlines()
+            out.log = [json.loads(line) for line in lines]
+            out.table = results.load(folder / "run").table
+            listed = (folder / "run" / "top.tsv").read_text().splitlines()
+            out.top = [(name, int(count)) for name, _, count in (line.rpartition("\t") for line in listed)]
+
+        (folder / "run").mkdir()
+        counts = {name: layout[name] for name in ("spares", "schedulers") if name in layout}
+        simulate(
+            schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
+            folder=folder / "run", strikes=strikes, fate=fate, seed=seed, replicas=replicas, told=told,
+        )  # fmt: skip
+    out.posted = told["network"].posted
+    return out
+
+
+def is_the_same(outcome: Run, plain: Run) -> None:
+    """Every item was counted exactly once: row sums are the number of items, and no cell differs."""
+    assert outcome.metrics["inserts"] == outcome.metrics["counted"] == plain.metrics["inserts"]
+    rows = outcome.table.reshape(-1, SKETCH["width"]).sum(1)
+    assert (rows == outcome.metrics["weight"]).all()
+    assert np.array_equal(outcome.table, plain.table)
+    assert outcome.exact == plain.exact
+    for name in ("distinct", "max_overestimate", "underestimates", "checked", "top"):
+        assert outcome.metrics[name] == plain.metrics[name]
+    assert outcome.top == plain.top
+
+
+@pytest.fixture(scope="module")
+def plain() -> Run:
+    return run(sketch=ZIPF)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Counter[str]]:
+    """A stream in three files, one of them compressed, and its exact counts."""
+    rng, folder = random.Random(5), tmp_path_factory.mktemp("words")
+    stream = [f"word {int(rng.paretovariate(0.9))}" for _ in range(5000)]
+    files = []
+    for number in range(3):
+        lines = "".join(word + "\n" for word in stream[number::3])
+        files.append(folder / f"{number}.txt{'.gz' if number else ''}")
+        files[-1].write_bytes(gzip.compress(lines.encode()) if number else lines.encode())
+    return files, Counter(stream)
+
+
+def test_a_generated_stream_is_counted(plain: Run) -> None:
+    metrics = plain.metrics
+    assert metrics["inserts"] == metrics["weight"] == metrics["counted"] == 3001
+    assert sum(plain.exact.values()) == 3001 and metrics["checked"] == len(plain.exact)
+    assert metrics["underestimates"] == 0 and metrics["max_overestimate"] > 0
+    assert metrics["beyond_bound"] <= metrics["delta"]
+    assert metrics["distinct"] == pytest.approx(len(plain.exact), rel=0.03)
+    best = sorted(plain.exact.items(), key=lambda item: -item[1])[:3]
+    assert [int(key) for key, _ in plain.top[:3]] == [key for key, _ in best]
+    assert len(plain.top) == 10 and metrics["top"][0] == plain.top[0]
+    assert [each["inserts"] for each in plain.log if each["event"] == "inserts"][-1] == 3001
+
+
+@pytest.mark.parametrize("servers", [1, 3, 5])
+def test_the_same_table_for_any_number_of_servers(plain: Run, servers: int) -> None:
+    fate = rough(servers, delay=0.01, drop=0.05, duplicate=0.05)
+    is_the_same(run(layout={"servers": servers}, fate=fate, seed=servers, sketch=ZIPF), plain)
+
+
+def test_any_number_of_workers_may_read_the_same_parts(plain: Run) -> None:
+    is_the_same(run(layout={"workers": 1}, data={"parts": 2}, sketch=ZIPF), plain)
+    is_the_same(run(layout={"workers": 3}, data={"parts": 2}, sketch={**ZIPF, "hold": True}), plain)
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_every_item_counts_once_whoever_dies(plain: Run, case: int) -> None:
+    """Ranks: 2 schedulers, 3 servers, 2 workers, 2 spares."""
+    rng = random.Random(case)
+    layout = {"schedulers": 2, "servers": 3, "workers": 2, "spares": 2}
+    victims = [[5], [6], [2], [0], [5, 3], [5, 6], [0, 6], [4, 0]][case % 8]
+    strikes = [Strike("kill", victim, after_messages=rng.randrange(40, 4000)) for victim in victims]
+    outcome = run(
+        layout=layout, strikes=strikes, replicas=1, seed=case, fate=rough(case, delay=0.004), sketch=ZIPF
+    )
+    is_the_same(outcome, plain)
+
+
+@pytest.mark.parametrize("at", [150, 300, 420])
+def test_without_a_spare_another_worker_goes_on(plain: Run, at: int) -> None:
+    outcome = run(strikes=[Strike("kill", 4, after_messages=at)], seed=at, sketch=ZIPF)
+    is_the_same(outcome, plain)
+    assert [each["gone"] for each in outcome.log if each["event"] == "workers"] == [[4]]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_a_worker_that_wakes_up_after_it_was_given_up_counts_nothing_twice(plain: Run, case: int) -> None:
+    strike = Strike("stop", 3 + case % 2, after_messages=150 + 80 * case, lasting=3.0)
+    is_the_same(run(strikes=[strike], layout={"spares": 1}, seed=case, sketch=ZIPF), plain)
+
+
+def test_what_is_pushed_again_is_left_out(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker dies after its pushes, before the scheduler knows of them: its successor pushes the same again."""
+    from mpips.jobs.sketch.worker import Worker
+
+    pushed = Counter[tuple[int, int]]()
+    push = Worker._push
+
+    def counted(self: Any, batch: Any, names: Any, part: int, number: int) -> None:
+        pushed[part, number] += 1
+        push(self, batch, names, part, number)
+
+    monkeypatch.setattr(Worker, "_push", counted)
+    again = 0
+    for at in (200, 300, 400):
+        pushed.clear()
+        is_the_same(run(strikes=[Strike("kill", 4, after_messages=at)], sketch=ZIPF), plain)
+        again += sum(count > 1 for count in pushed.values())
+        assert len(pushed) == 21
+    assert again
+
+
+@pytest.mark.parametrize(("servers", "workers"), [(2, 2), (1, 3), (4, 1)])
+def test_a_run_that_was_stopped_goes_on(plain: Run, tmp_path: Path, servers: int, workers: int) -> None:
+    stopped = run(checkpoints=tmp_path, stop_within=2, sketch=ZIPF)
+    assert stopped.stopped and 0 < stopped.metrics["inserts"] < 3001
+    assert stopped.metrics["counted"] == stopped.metrics["inserts"]
+    layout = {"servers": servers, "workers": workers}
+    resumed = run(checkpoints=tmp_path, resume=complete(tmp_path)[-1], layout=layout, sketch=ZIPF)
+    assert not resumed.stopped
+    is_the_same(resumed, plain)
+    with pytest.raises(InputError, match="was written with width = 200, not 100"):
+        run(checkpoints=tmp_path, resume=complete(tmp_path)[-1], sketch={**ZIPF, "width": 100})
+
+
+def test_a_worker_may_die_after_a_resume(plain: Run, tmp_path: Path) -> None:
+    run(checkpoints=tmp_path, stop_within=3, sketch=ZIPF)
+    strikes = [Strike("kill", 3, after_messages=120)]
+    outcome = run(resume=complete(tmp_path)[-1], strikes=strikes, layout={"spares": 1}, sketch=ZIPF)
+    is_the_same(outcome, plain)
+    assert any(each["event"] == "workers" for each in outcome.log)
+
+
+@pytest.mark.parametrize("victim", [None, 3, 4, 5])
+def test_one_group_asks_while_the_other_inserts(plain: Run, victim: int | None, monkeypatch: Any) -> None:
+    from mpips.jobs.sketch import worker
+
+    monkeypatch.setattr(worker, "ASKED", 64)
+    monkeypatch.setattr(worker, "SAMPLE", 300)
+    seen, asked = list[int](), worker.Answers.ask
+
+    def watched(self: Any, time: int) -> Any:
+        found = asked(self, time)
+        seen.append(int(found.sum()))
+        return found
+
+    monkeypatch.setattr(worker.Answers, "ask", watched)
+    strikes = [] if victim is None else [Strike("kill", victim, after_messages=250)]
+    outcome = run(layout={"workers": {"insert": 2, "query": 1}}, strikes=strikes, sketch=ZIPF)
+    is_the_same(outcome, plain)
+    assert len(seen) > 5 and outcome.metrics["queries_per_second"] > 0
+    assert 0 < seen[0] < max(seen) or victim is not None  # counts grow while it asks
+
+
+def test_files_of_keys_are_counted(words: tuple[list[Path], Counter[str]]) -> None:
+    files, counts = words
+    for workers in (1, 2, 5):
+        sketch = {**SKETCH, "width": 1 << 14, "batch": 300}
+        outcome = run(files, layout={"workers": workers}, sketch=sketch)
+        assert outcome.metrics["inserts"] == outcome.metrics["counted"] == 5000
+        assert sorted(outcome.exact.values()) == sorted(counts.values())
+        assert dict(outcome.top[:5]) == dict(counts.most_common(5))
+        assert outcome.metrics["distinct"] == pytest.approx(len(counts), rel=0.03)
+
+
+def test_files_are_read_once_whoever_dies(words: tuple[list[Path], Counter[str]]) -> None:
+    sketch = {**SKETCH, "batch": 200}
+    undisturbed = run(words[0][:1] * 3, sketch=sketch)
+    for at in (150, 250):
+        strikes = [Strike("kill", 3 + at % 2, after_messages=at)]
+        is_the_same(run(words[0][:1] * 3, strikes=strikes, layout={"spares": 1}, sketch=sketch), undisturbed)
+
+
+def test_weights_and_columns(tmp_path: Path) -> None:
+    rng, counts = random.Random(3), Counter[str]()
+    lines = ["id;word;count"]
+    for line in range(900):
+        word, weight = f"w{int(rng.paretovariate(1.0))}", rng.randrange(10**12)
+        counts[word] += weight
+        lines.append(f"{line};{word};{weight}")
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    data = {"column": "word", "weight": "count", "separator": ";"}
+    plain, conservative = (
+        run([tmp_path / "a.csv"], data=data, sketch={**SKETCH, "width": 64, "conservative": each}).metrics
+        for each in (False, True)
+    )
+    for metrics in (plain, conservative):
+        assert metrics["inserts"] == 900 and metrics["weight"] == sum(counts.values())
+        assert metrics["underestimates"] == 0 and metrics["checked"] == sum(map(bool, counts.values()))
+    assert plain["counted"] == sum(counts.values()) > conservative["counted"]
+    assert conservative["max_overestimate"] < plain["max_overestimate"]
+
+
+def test_the_query_command(
+    words: tuple[list[Path], Counter[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
+) -> None:
+    files, counts = words
+    sketch = {**SKETCH, "width": 1 << 16}
+    run(files, sketch=sketch, checkpoint={"every": 1}, checkpoints=tmp_path / "saved", keep=tmp_path / "kept")
+    keys = [word for word, _ in counts.most_common(3)] + ["never seen"]
+    expected = "".join(f"{key}\t{counts[key]}\n" for key in keys)
+    checkpoint = complete(tmp_path / "saved")[-1]
+    assert main(["query", str(checkpoint), *keys]) == 0
+    assert capsys.readouterr().out == expected
+    folder = tmp_path / "kept" / "run"
+    job = (tmp_path / "kept" / "job" / "job.toml").read_text()
+    (folder / "job.toml").write_text(job.replace("[job]", f'[job]\nbase = "{tmp_path}"'))
+    (folder / "result.json").write_text('{"status": "completed"}')
+    monkeypatch.setattr(sys, "stdin", iter([key + "\n" for key in keys]))
+    assert main(["query", str(folder)]) == 0
+    assert capsys.readouterr().out == expected
+    (folder / "result.json").write_text('{"status": "stopped"}')
+    (folder / "sketch.npz").unlink()
+    job = (folder / "job.toml").read_text()
+    (folder / "job.toml").write_text(
+        job.replace("every = 1", f'every = 1\ndirectory = "{tmp_path / "saved"}"')
+    )
+    assert main(["query", str(folder), *keys]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["query", str(tmp_path / "nothing"), "a"]) == 2
+    assert "is neither a run's folder nor a checkpoint's" in capsys.readouterr().err
+
+
+def test_a_program_without_queries_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
+    (tmp_path / "result.json").write_text('{"status": "completed"}')
+    assert main(["query", str(tmp_path), "1"]) == 2
+    assert "program 'sparse_lr' answers no queries" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "message"),
+    [
+        ("a\t1\nb\tmany\n", {"column": 0, "weight": 1}, r"0.tsv:2: weight 'many' is not a whole number"),
+        ("a\t1\nb\n", {"column": 1}, r"0.tsv:2: found 1 column where column 1 was expected"),
+        ("a\tb\n1\t2\n", {"column": "c"}, r"0.tsv:1: has no column 'c'; its columns are a, b"),
+        ("\n\n", {}, r"\[data\] train holds no keys"),
+        ("", {}, r"0.tsv: is empty"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, data: dict[str, Any], message: str) -> None:
+    (tmp_path / "0.tsv").write_text(text)
+    with pytest.raises((InputError, RemoteError), match=message) as raised:
+        run([tmp_path / "0.tsv"], layout={"workers": 1}, data=data, sketch=SKETCH)
+    assert getattr(raised.value, "is_input", True)
+
+
+def test_bad_lines_are_left_out_if_the_job_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("a\t1\nb\tx\nc\t5\n")
+    data = {"column": 0, "weight": 1, "on_error": "skip"}
+    outcome = run([tmp_path / "a.tsv"], layout={"workers": 1}, data=data, sketch=SKETCH)
+    assert (outcome.metrics["inserts"], outcome.metrics["weight"]) == (2, 6)
+    assert [each["lines"] for each in outcome.log if each["event"] == "skipped"] == [1]
+
+
+def test_a_job_needs_a_stream() -> None:
+    with pytest.raises(InputError, match="train names no files, and \\[sketch\\] zipf asks for no"):
+        run(sketch=SKETCH)
+
+
+@pytest.mark.ranks
+def test_the_job_that_comes_with_it(run_mpips: Callable[..., Finished], tmp_path: Path) -> None:
+    done = run_mpips("run", ROOT / "jobs" / "sketch" / "job.toml", "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert metrics["inserts"] == metrics["counted"] == 30_969
+    assert metrics["checked"] == 2_088 and metrics["underestimates"] == 0
+    assert metrics["beyond_bound"] <= metrics["delta"] and metrics["queries_per_second"] > 0
+    assert metrics["distinct"] == pytest.approx(2_088, rel=0.025)
+    asked = run_mpips("query", tmp_path / "run", "/images/NASA-logosmall.gif", "/no such page")
+    answers = re.fullmatch(r"/images/NASA-logosmall.gif\t(\d+)\n/no such page\t(\d+)\n", asked.stdout)
+    assert answers is not None and 2140 <= int(answers[1]) <= 2140 + metrics["bound"]
+    assert int(answers[2]) <= metrics["bound"]
