@@ -95,8 +95,8 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert names() == [
-        "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "memory", "overlap", "pushpull",
-        "replication", "restart", "sketch", "sparse_lr",
+        "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
+        "pushpull", "replication", "restart", "sketch", "sparse_lr",
     ]  # fmt: skip
     for name in names():
         with pytest.raises(SystemExit) as caught:

@@ -117,11 +117,11 @@ def switches(name: str, description: str, *, repeat: int = 3) -> argparse.Argume
     return parser
 
 
-def job_file(name: str = "job.toml") -> Path:
-    """Find a job file of sparse_lr, which comes with mpips."""
-    package = importlib.util.find_spec("mpips.jobs.sparse_lr")
+def job_file(name: str = "job.toml", program: str = "sparse_lr") -> Path:
+    """Find a job file of a program that comes with mpips."""
+    package = importlib.util.find_spec(f"mpips.jobs.{program}")
     if package is None or package.origin is None:
-        raise InputError("mpips.jobs.sparse_lr is not installed")
+        raise InputError(f"mpips.jobs.{program} is not installed")
     return Path(package.origin).resolve().parent / name
 
 

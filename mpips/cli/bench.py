@@ -24,6 +24,7 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench idle                              what ranks at rest cost, how fast they wake, and crowds
   mpips bench filters                           bytes of training for combinations of filters
   mpips bench coding                            what each filter costs, and what it saves
+  mpips bench lda                               topics of documents, beside tomotopy
   mpips bench sketch                            inserts a second into a sketch, and how far off it is
   mpips bench index                             how fast a server's key index takes and finds keys
 """

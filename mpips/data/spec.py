@@ -18,6 +18,8 @@ class DataSpec:
     """Files to train on; globs allowed; relative to the job file's folder."""
     test: str | list[str] = ""
     """Files to evaluate on; none: no evaluation."""
+    vocab: str = ""
+    """Documents of words: the file of the words, one a line."""
     format: Literal["auto", "svmlight", "tsv", "hdf5"] = "auto"
     """"svmlight", "tsv", "hdf5", or "auto": by name without .gz, .xz, .zst, .bz2, then by content."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -96,4 +98,5 @@ def expand(names: str | list[str], base: str = "") -> list[str]:
 def resolve(spec: DataSpec, base: str) -> DataSpec:
     """Return the spec with globs expanded, files named from the root; `base` is the job file's folder."""
     folder = os.path.abspath(base)
-    return replace(spec, train=expand(spec.train, folder), test=expand(spec.test, folder))
+    vocab = "".join(expand(spec.vocab, folder)[:1])
+    return replace(spec, train=expand(spec.train, folder), test=expand(spec.test, folder), vocab=vocab)

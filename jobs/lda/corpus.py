@@ -1,0 +1,293 @@
+"""A worker's documents: read once, kept on disk as binary blocks, so that a corpus may be larger than memory.
+
+Three files in the scratch folder hold the words of all tokens, where documents end, and the topics of all tokens. They
+have no names: the system takes their room back when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import DataError
+from mpips.jobs.lda.parse import CHUNK, MOST_ID
+from mpips.jobs.lda.readers import (
+    Lexicon,
+    Piece,
+    Place,
+    Reader,
+    format_of,
+    read_ldac,
+    read_text,
+    read_uci,
+    read_vocabulary,
+)
+
+BLOCK_TOKENS = 4_000_000
+KINDS = {"uci": "a UCI bag of words", "ldac": "LDA-C", "text": "text"}
+
+
+class Block(NamedTuple):
+    """Some documents: document d has the words ``words[ptr[d]:ptr[d+1]]``."""
+
+    ptr: NDArray[np.int64]
+    """i8[docs+1], from 0 to the number of tokens."""
+    words: NDArray[np.int32]
+    """i4[tokens]: word ids from 0; in the order of occurrence, where the format tells it."""
+
+
+class Span(NamedTuple):
+    """Which of a corpus' documents and tokens a block holds."""
+
+    doc: int
+    docs_end: int
+    token: int
+    tokens_end: int
+
+
+@contextmanager
+def _written(scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{scratch}: blocks of documents cannot be kept there: {error.strerror or error}"
+        ) from None
+
+
+class Corpus:
+    """The documents of one part, in blocks on disk, each with the topics of its tokens.
+
+    Use it with `with`, or call `close`, any number of times.
+
+    Args:
+        scratch: the folder for the blocks, on a disk with room for 8 bytes a token; made if need be.
+        part, parts: which chunks of documents are here.
+        block_tokens: at most so many tokens are in a block, if it holds more than one document.
+    """
+
+    def __init__(
+        self, scratch: Path, part: int = 0, parts: int = 1, block_tokens: int = BLOCK_TOKENS
+    ) -> None:
+        self.docs = 0
+        self.tokens = 0
+        self.all_docs = 0
+        """Documents of all parts together."""
+        self.all_tokens = 0
+        """Tokens of all parts together."""
+        self.vocabulary = 0
+        self.words: Sequence[str] | None = None
+        """The vocabulary's words, if they are known."""
+        self._part, self._parts, self._most = part, parts, block_tokens
+        self._scratch = scratch
+        self._spans: list[Span] = []
+        self._open = Span(
+            0, 0, 0, 0
+        )  # the block that is being filled; its ends are those of its whole documents
+        with _written(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._words, self._ends, self._topics = (self._file() for _ in range(3))
+            self._ends.write(bytes(8))
+
+    def _file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._scratch, buffering=0)
+
+    @property
+    def blocks(self) -> int:
+        """Return the number of blocks; 0: no document is in this part."""
+        return len(self._spans)
+
+    def add(self, piece: Piece) -> None:
+        """Append words, and the documents that end among them."""
+        with _written(self._scratch):
+            _write(self._words, piece.words)
+            _write(self._ends, piece.ends)
+            _write(self._topics, np.full(len(piece.words), -1, np.int32))
+        self.tokens += len(piece.words)
+        at = 0
+        while at < len(piece.ends):
+            doc, _, begin, _ = self._open
+            fits = int(np.searchsorted(piece.ends, begin + self._most, "right"))
+            fits = min(fits, doc + self._most - self.docs)  # empty documents take room, too
+            alone = fits <= at and self._open.docs_end == doc
+            stop = at + 1 if alone else max(fits, at)
+            if stop > at:
+                end = int(piece.ends[stop - 1])
+                self._open = Span(doc, self.docs + stop, begin, end)
+            if alone or stop < len(piece.ends):
+                self._close_block()
+            at = stop
+        self.docs += len(piece.ends)
+
+    def _close_block(self) -> None:
+        if self._open.docs_end > self._open.doc:
+            self._spans.append(self._open)
+        self._open = Span(
+            self._open.docs_end, self._open.docs_end, self._open.tokens_end, self._open.tokens_end
+        )
+
+    def complete(self) -> None:
+        """Note that all documents have come."""
+        self._close_block()
+
+    def load(self, b: int) -> Block:
+        """Read a block."""
+        span = self._spans[b]
+        ends = _read(self._ends, np.int64, span.doc, span.docs_end + 1)
+        return Block(ends - span.token, _read(self._words, np.int32, span.token, span.tokens_end))
+
+    def topics(self, b: int) -> NDArray[np.int32]:
+        """Give the topics of a block's tokens, i4[tokens], -1 at first: mapped, so that what is written stays."""
+        span = self._spans[b]
+        size = span.tokens_end - span.token
+        if size == 0:
+            return np.empty(0, np.int32)
+        return np.memmap(self._topics, np.int32, "r+", offset=4 * span.token, shape=(size,)).view(np.ndarray)
+
+    def keep(self, b: int, z: NDArray[np.int32]) -> None:
+        """Let z, i4[tokens], be the topics of a block's tokens."""
+        topics = self.topics(b)
+        if z.shape != topics.shape:
+            raise ValueError(f"block {b} has {len(topics)} tokens, not {z.shape}")
+        topics[:] = z
+
+    def documents(self, b: int) -> NDArray[np.int64]:
+        """Give the indices of a block's documents among those of all parts: i8[docs], the same for any blocks."""
+        span = self._spans[b]
+        here = np.arange(span.doc, span.docs_end)
+        return (here // CHUNK * self._parts + self._part) * CHUNK + here % CHUNK
+
+    def close(self) -> None:
+        """Give back the room on disk."""
+        for file in (self._words, self._ends, self._topics):
+            file.close()
+        self._spans = []
+
+    def __enter__(self) -> Corpus:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
+
+
+def _write(file: IO[bytes], array: NDArray[Any]) -> None:
+    view = array.view(np.uint8).data
+    while view:
+        view = view[file.write(view) :]
+
+
+def _read(file: IO[bytes], dtype: type[np.generic], begin: int, end: int) -> NDArray[Any]:
+    array = np.empty(end - begin, dtype)
+    view, at = array.view(np.uint8).data, begin * array.itemsize
+    while view:
+        size = os.preadv(file.fileno(), [view], at)
+        if size == 0:
+            raise DataError("a block of documents was cut short in the scratch folder")
+        view, at = view[size:], at + size
+    return array
+
+
+def _known(vocab: Path | Sequence[str] | int | None) -> tuple[Sequence[str] | None, int | None, str]:
+    """Tell what is known of the vocabulary: its words, its size, and how to call it."""
+    if vocab is None:
+        return None, None, ""
+    if isinstance(vocab, int):
+        return None, vocab, "the vocabulary"
+    if isinstance(vocab, Path):
+        words = read_vocabulary(str(vocab))
+        return words, len(words), str(vocab)
+    return vocab, len(vocab), "the vocabulary"
+
+
+def _lexicon(words: Sequence[str] | None, size: int | None, named: str) -> Lexicon:
+    if words is None and size is not None:
+        raise DataError(
+            f"text needs a vocabulary of words, but {named} has only numbers; train with [data] vocab"
+        )
+    if words is not None and len(set(words)) < len(words):
+        word, times = Counter(words).most_common(1)[0]
+        raise DataError(f"{named}: has {word!r} {times} times; each word of text must have one number")
+    return Lexicon(words)
+
+
+def open_corpus(
+    files: Sequence[Path],
+    vocab: Path | Sequence[str] | int | None,
+    index: int,
+    count: int,
+    scratch: Path,
+    block_tokens: int = BLOCK_TOKENS,
+    breathe: Callable[[Iterable[Piece]], Iterable[Piece]] = iter,
+) -> Corpus:
+    """Read files of documents once; keep part `index` of `count` in blocks below the folder `scratch`.
+
+    Args:
+        files: UCI bags of words, LDA-C or text, packed or not (`mpips.jobs.lda.readers` tells them).
+        scratch: on a disk with room for 8 bytes a token.
+        block_tokens: at most so many tokens are in a block, if it holds more than one document.
+        vocab: the words, or a file with a word on each line; or just how many words there are; or None: W for a bag
+            of words, the largest id for LDA-C, every word that is seen for text. Words of a text that are not in the
+            vocabulary are left out.
+        index: which part; chunks of 64 documents go round robin to the parts.
+        count: how many parts there are.
+        breathe: passes an iterable through, such as `Node.breathe`.
+
+    Raises:
+        DataError: one line with file and line number.
+    """
+    words, size, named = _known(vocab)
+    formats = [(str(file), format_of(str(file))) for file in files]
+    kind = formats[0][1]
+    for path, other in formats:
+        if other != kind:
+            raise DataError(
+                f"{path}: is {KINDS[other]}, but {files[0]} is {KINDS[kind]}; give files of one kind"
+            )
+    lexicon = _lexicon(words, size, named) if kind == "text" else None
+    corpus = Corpus(scratch, index, count, block_tokens)
+    try:
+        for path, _ in formats:
+            place = Place(index, count, corpus.all_docs, corpus.tokens)
+            if lexicon is not None:
+                reader = read_text(path, place, lexicon)
+            elif kind == "ldac":
+                reader = read_ldac(path, place, MOST_ID if size is None else size)
+            else:
+                reader = read_uci(path, place, size or 0, named)
+            totals = _Totalled(reader)
+            for piece in breathe(totals):
+                corpus.add(piece)
+            corpus.all_docs += totals.total.docs
+            corpus.all_tokens += totals.total.tokens
+            corpus.vocabulary = max(corpus.vocabulary, totals.total.vocabulary)
+            if kind == "uci" and size is None:
+                size, named = totals.total.vocabulary, path
+        corpus.complete()
+        if corpus.all_tokens == 0:
+            raise DataError(f"{files[0]}: holds no words; documents of words were expected")
+    except BaseException:
+        corpus.close()
+        raise
+    corpus.vocabulary = corpus.vocabulary if size is None else size
+    corpus.words = lexicon.words if lexicon is not None else words
+    return corpus
+
+
+class _Totalled:
+    """Iterate over a reader's pieces, and keep the totals that it returns."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Piece]:
+        self.total = yield from self._reader

@@ -1,0 +1,104 @@
+"""The server's half: what the scheduler asks of the counts, each shard by itself.
+
+Answers are whole numbers, so that their sums do not depend on the layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.jobs.lda import terms
+from mpips.update import call
+
+SMALL = 4096
+"""Counts below which cells are counted in a table."""
+
+
+@call("lda_tally", reads=True)
+def tally(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Give the sum of a shard's counts, and how many cells there are of each count but 0; sum -1: one is negative."""
+    counts = segment.values[: len(segment)].reshape(-1)
+    if counts.dtype != np.int32:  # the topics' totals
+        return {"sum": -1 if len(counts) and counts.min() < 0 else int(counts.sum()), "cells": []}
+    small = np.zeros(SMALL, np.int64)
+    large = np.empty(0, np.int64)
+    others = terms.histogram(counts, small, large)
+    if others > 0:
+        large = np.empty(others, np.int64)
+        others = terms.histogram(counts, np.zeros_like(small), large)
+    cells = Counter(large.tolist()) + Counter({int(n): int(small[n]) for n in np.flatnonzero(small)})
+    total = -1 if others < 0 else sum(n * times for n, times in cells.items())
+    return {"sum": total, "cells": sorted(cells.items())}
+
+
+@call("lda_clear")
+def clear(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Set all counts to 0."""
+    segment.values[: len(segment)] = 0
+    return {}
+
+
+def cells_of(answers: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Add up the tallies of all shards: (count, cells), ascending."""
+    cells: Counter[int] = Counter()
+    for each in answers:
+        cells.update(dict(each["cells"]))
+    return sorted(cells.items())
+
+
+def words_term(cells: Iterable[tuple[int, int]], beta: float) -> float:
+    """Give the words' part of the joint log-likelihood: sum over (w, k) of lgG(n_wk + b) - lgG(b)."""
+    start = math.lgamma(beta)
+    return math.fsum(times * (math.lgamma(n + beta) - start) for n, times in cells)
+
+
+def digamma(x: Any) -> Any:
+    """Give psi(x) of numbers x > 0, to about 13 digits."""
+    x = np.asarray(x, np.float64)
+    result = np.zeros_like(x)
+    for _ in range(8):
+        result, x = result - 1.0 / x, x + 1.0
+    y = 1.0 / (x * x)
+    series = y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
+    return result + np.log(x) - 0.5 / x - series
+
+
+def rising(n: Any, a: float) -> Any:
+    """Give psi(n + a) - psi(a)."""
+    return digamma(np.asarray(n) + a) - digamma(a)
+
+
+def learned_beta(
+    cells: Sequence[tuple[int, int]], totals: NDArray[np.int64], beta: float, vocabulary: int
+) -> float:
+    """Move beta by one step of Minka's fixed point (2000, "Estimating a Dirichlet distribution", eq. 55).
+
+    b (sum_wk psi(n_wk + b) - psi(b)) / (V sum_k psi(n_k + V b) - psi(V b))
+    """
+    table = np.array(cells, np.int64).reshape(-1, 2)
+    up = math.fsum((table[:, 1] * rising(table[:, 0], beta)).tolist())
+    down = math.fsum(rising(np.asarray(totals), beta * vocabulary).tolist()) * vocabulary
+    return min(max(beta * up / down, LEAST), MOST) if down > 0.0 else beta
+
+
+LEAST, MOST = 1e-6, 1e3
+"""Between which learned priors stay."""
+
+
+def learned_alpha(alpha: Any, slopes: Any, symmetric: bool) -> Any:
+    """Move alpha, f8[K], by one step of the same fixed point; slopes as in `terms.document_terms`.
+
+    a_k (sum_d psi(n_dk + a_k) - psi(a_k)) / (sum_d psi(n_d + A) - psi(A))
+    """
+    up, down = slopes[:-1], slopes[-1]
+    if down <= 0.0:
+        return alpha
+    if symmetric:
+        up = np.full(len(alpha), up.mean())
+    return np.clip(alpha * up / down, LEAST, MOST)

@@ -1,0 +1,183 @@
+"""The documents over the workers: who has which, also when workers are lost, join or leave.
+
+Chunks of 64 documents go round robin to the coarse parts, one for each worker, and of these to fine ones
+(`mpips.workload.Cut`). A worker reads its coarse part at once; whoever is lost leaves fine ones, which many can share.
+Topics go along with documents that stay with a worker, whichever parts it holds; documents new to it have none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import DataSpec
+from mpips.errors import InputError
+from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
+from mpips.node import Node
+from mpips.scheduler import Cluster
+from mpips.workload import Cut, Workload
+
+FINE = 8
+"""Fine parts of a coarse one."""
+Reads = list[list[int]]
+"""What a worker reads: [part, of how many] each."""
+
+
+class Spread:
+    """The scheduler's table of who has what."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        workers, parts = cluster.workers.addresses, cluster.job.data.parts
+        if 0 < parts < len(workers):
+            raise InputError(
+                f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
+            )
+        self.cluster = cluster
+        self.cut = Cut(parts or len(workers), 1 if parts else FINE)
+        self.table = Workload(self.cut.parts, workers)
+
+    def load(self) -> list[dict[str, Any]]:
+        """Let every worker read what it has to and has not; give what each has."""
+        workers = self.cluster.workers.addresses
+        self.table.follow(workers)
+        each = [{"reads": self.reads(worker)} for worker in workers]
+        scratch = {"scratch": str(self.cluster.folder.path / "documents")}
+        return self.cluster.workers.call("load", scratch, each=each)
+
+    def reads(self, worker: int) -> Reads:
+        """Say what a worker reads: coarse parts that it has the whole of, and fine ones."""
+        coarse, fine = self.cut
+        mine = {part.number for part in self.table.parts if part.worker == worker}
+        whole = [c for c in range(coarse) if all(c + coarse * f in mine for f in range(fine))]
+        loose = sorted(part for part in mine if part % coarse not in whole)
+        nothing = [[self.cut.parts, self.cut.parts]]  # no chunk is of that part
+        return [[c, coarse] for c in whole] + [[part, self.cut.parts] for part in loose] or nothing
+
+
+class Place(NamedTuple):
+    """One block of a corpus."""
+
+    corpus: Corpus
+    block: int
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Return the documents' indices among all."""
+        return self.corpus.documents(self.block)
+
+
+class Documents:
+    """The documents of a worker, in groups of blocks; a group is what it samples at a time.
+
+    Blocks of several parts are put together, up to `most` tokens, since each group needs all words' counts.
+    """
+
+    def __init__(self, node: Node, data: DataSpec, most: int) -> None:
+        self._node, self._data, self._most = node, data, most
+        self._open: dict[tuple[int, int], Corpus] = {}
+        weakref.finalize(self, _close, self._open)
+        self.groups: list[list[Place]] = []
+
+    def read(self, reads: Reads, scratch: Path) -> None:
+        """Read parts that there were not before; forget those that are not wanted any more."""
+        wanted = [(part, of) for part, of in reads]
+        before = dict(self._open)
+        for each in wanted:
+            if each not in before:
+                new = self._open[each] = self._read(*each, scratch)
+                for old in before.values():
+                    _carry(old, new)
+        _close({each: self._open.pop(each) for each in before if each not in wanted})
+        self.groups = list(_grouped(self._places(), self._most))
+
+    def _read(self, part: int, of: int, scratch: Path) -> Corpus:
+        files, vocab = [Path(name) for name in self._data.train], self._data.vocab
+        return open_corpus(
+            files, Path(vocab) if vocab else None, part, of, scratch, self._most, self._node.breathe
+        )
+
+    def _places(self) -> Iterator[Place]:
+        for corpus in self._open.values():
+            yield from (Place(corpus, block) for block in range(corpus.blocks))
+
+    @property
+    def any(self) -> Corpus:
+        """Return a corpus, which knows what all documents come to."""
+        return next(iter(self._open.values()))
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens there are."""
+        return sum(corpus.tokens for corpus in self._open.values())
+
+    @property
+    def lacking(self) -> int:
+        """Return how many tokens have no topic."""
+        return sum(int((self.topics(group) < 0).sum()) for group in range(len(self.groups)))
+
+    def load(self, group: int) -> tuple[Block, NDArray[np.int32]]:
+        """Give a group as one block, and its tokens' topics."""
+        blocks = [place.corpus.load(place.block) for place in self.groups[group]]
+        if len(blocks) == 1:
+            return blocks[0], self.topics(group)
+        ends = np.cumsum([0, *(len(block.words) for block in blocks)])
+        ptr = [block.ptr[:-1] + end for block, end in zip(blocks, ends[:-1], strict=True)]
+        words = np.concatenate([block.words for block in blocks])
+        return Block(np.append(np.concatenate(ptr), ends[-1]), words), self.topics(group)
+
+    def topics(self, group: int) -> NDArray[np.int32]:
+        """Give the topics of a group's tokens as they were kept last."""
+        return np.concatenate([place.corpus.topics(place.block) for place in self.groups[group]])
+
+    def keep(self, group: int, z: NDArray[np.int32]) -> None:
+        """Keep the topics of a group's tokens."""
+        at = 0
+        for corpus, block in self.groups[group]:
+            size = len(corpus.topics(block))
+            corpus.keep(block, z[at : at + size])
+            at += size
+
+    def first(self, group: int) -> int:
+        """Give the index of a group's first document among all."""
+        return int(self.groups[group][0].documents[0])
+
+
+def _close(corpora: dict[tuple[int, int], Corpus]) -> None:
+    """Give back the room on disk."""
+    for corpus in corpora.values():
+        corpus.close()
+
+
+def _grouped(places: Iterator[Place], most: int) -> Iterator[list[Place]]:
+    group: list[Place] = []
+    size = 0
+    for place in places:
+        tokens = len(place.corpus.topics(place.block))
+        if group and size + tokens > most:
+            yield group
+            group, size = [], 0
+        group.append(place)
+        size += tokens
+    if group:
+        yield group
+
+
+def _carry(old: Corpus, new: Corpus) -> None:
+    """Let documents that are in both keep the topics that they had in the old one."""
+    for b in range(new.blocks):
+        ptr, z = new.load(b).ptr, new.topics(b)
+        documents = new.documents(b)
+        for c in range(old.blocks):
+            _, here, there = np.intersect1d(
+                documents, old.documents(c), assume_unique=True, return_indices=True
+            )
+            if not len(here):
+                continue
+            begins, had = old.load(c).ptr, old.topics(c)
+            for d, e in zip(here.tolist(), there.tolist(), strict=True):
+                z[ptr[d] : ptr[d + 1]] = had[begins[e] : begins[e + 1]]

@@ -1,0 +1,70 @@
+"""Latent Dirichlet allocation (paper, section 5.2): topics of documents, as distributions over words.
+
+A document's share of topics is drawn from Dirichlet(alpha), a topic's share of words from Dirichlet(beta), each token's
+topic from the document's, and its word from the topic's. Sampled are the topics z of all tokens, everything
+else being integrated out; what workers share are counts: n_wk, how often word w has topic k, and n_k, their sums.
+
+    scheduler                      worker r                                          server
+    for each sweep:                for each range of words:                          add the changes
+        let all workers sweep          pull n_wk, ahead of time; n_k                 to n_wk and n_k
+        check the counts               draw z of its tokens of these words
+        learn alpha and beta           push what has changed
+    (`training`)                   (`sweeps`, `sampler`)                             (`counts`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mpips.jobs.lda import results
+from mpips.jobs.lda.corpus import BLOCK_TOKENS
+from mpips.jobs.lda.model import infer as infer
+from mpips.jobs.lda.training import Training
+from mpips.scheduler import Cluster
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The job file's table [lda]."""
+
+    topics: int = field(default=100, metadata={"at_least": 1})
+    """K, how many topics there are."""
+    alpha: float = field(default=0.1, metadata={"above": 0.0})
+    """The Dirichlet prior of a document's topics, for each; where it starts from if it is learned."""
+    beta: float = field(default=0.01, metadata={"above": 0.0})
+    """The Dirichlet prior of a topic's words, for each; where it starts from if it is learned."""
+    learn_alpha: Literal["fixed", "symmetric", "asymmetric"] = "fixed"
+    """Learn alpha after the first sweeps: one number for all topics, or one for each."""
+    learn_beta: bool = False
+    """Learn beta after the first sweeps."""
+    sweeps: int = field(default=200, metadata={"at_least": 1})
+    """How often a topic is drawn for each token."""
+    sampler: Literal["gibbs", "mh"] = "gibbs"
+    """gibbs: exact, the cost of a token grows with the number of topics in its document; mh: with nothing."""
+    mh_steps: int = field(default=2, metadata={"at_least": 1})
+    """mh: pairs of proposals for each token in a sweep."""
+    block_tokens: int = field(default=BLOCK_TOKENS, metadata={"at_least": 1})
+    """Tokens that a worker samples at a time; documents are on disk in blocks of so many."""
+    evaluate_every: int = field(default=1, metadata={"at_least": 1})
+    """Sweeps between two evaluations of the likelihood."""
+
+
+# --- The scheduler ---------------------------------------------------------------------------------------------------
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Read the documents, sweep, evaluate; give the run's metrics."""
+    training = Training(cluster, settings)
+    with cluster.phase("load"):
+        training.load()
+    with cluster.phase("train"):
+        metrics = training.run()
+    return metrics | results.write(cluster, training)
+
+
+# --- The worker ------------------------------------------------------------------------------------------------------
+
+
+class Worker(results.Judge):
+    """What the scheduler calls on a worker; see `sweeps`."""

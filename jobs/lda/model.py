@@ -1,0 +1,210 @@
+"""A trained model in a file of its own, `model.h5`, and what it says about new documents.
+
+attributes    program = "lda", beta, vocabulary (V)
+alpha         f8[K]
+n_k           i8[K]: tokens of each topic
+indptr        i8[V+1]: word w has the entries indptr[w] to indptr[w+1] - 1 of
+topics        i4[nnz], ascending within a word, and
+counts        i4[nnz]: n_wk > 0
+words         V strings, if they are known
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError
+from mpips.jobs.lda.corpus import Corpus, open_corpus
+from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
+from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
+
+PROGRAM = "lda"
+FILE = "model.h5"
+SHOWN = 10
+"""Top words of a topic."""
+CELLS = 1 << 26
+"""About how many counts are laid out at a time while documents' topics are found."""
+
+
+class Model(NamedTuple):
+    """A trained model: `model.h5` in memory."""
+
+    alpha: NDArray[np.float64]
+    beta: float
+    n_k: NDArray[np.int64]
+    vocabulary: int
+    words: Sequence[str] | None
+    indptr: NDArray[np.int64]
+    topics: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+    def rows(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Give n_wk of some words: i4[n, K]."""
+        sizes = self.indptr[ids + 1] - self.indptr[ids]
+        starts = np.cumsum(sizes) - sizes
+        entries = np.arange(int(sizes.sum())) + np.repeat(self.indptr[ids] - starts, sizes)
+        rows = np.zeros((len(ids), len(self.alpha)), np.int32)
+        rows[np.repeat(np.arange(len(ids)), sizes), self.topics[entries]] = self.counts[entries]
+        return rows
+
+    def top(self, n: int = SHOWN) -> Top:
+        """Give each topic's n top words."""
+        top = no_words(len(self.alpha), n)
+        step = max(1, CELLS // len(self.alpha))
+        for begin in range(0, self.vocabulary, step):
+            ids = np.arange(begin, min(begin + step, self.vocabulary), dtype=np.int32)
+            offer(top, ids, self.rows(ids))
+        return top
+
+
+def export_model(
+    path: Path,
+    pieces: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    alpha: NDArray[np.float64],
+    beta: float,
+    vocabulary: int,
+    words: Sequence[str] | None,
+    n: int = SHOWN,
+) -> tuple[Top, NDArray[np.int64]]:
+    """Write `model.h5`, under another name until it is complete; give the topics' top words and n_k.
+
+    Args:
+        path: the file.
+        pieces: (word ids [m], n_wk [m, K]) in ascending order of the ids, words without tokens left out or not, such as
+            `Cluster.export` gives; memory is bounded by a piece.
+        alpha: f8[K].
+        beta: the words' prior.
+        vocabulary: V.
+        words: the vocabulary's words, or None.
+        n: how many top words to give.
+    """
+    topics = len(alpha)
+    top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            file.attrs.update({"program": PROGRAM, "beta": beta, "vocabulary": vocabulary})
+            store = {"maxshape": (None,), "chunks": (1 << 16,), "compression": "gzip", "compression_opts": 1}
+            entries = [file.create_dataset(name, (0,), np.int32, **store) for name in ("topics", "counts")]
+            for keys, values in pieces:
+                ids, rows = keys.astype(np.int32), np.ascontiguousarray(values, np.int32)
+                offer(top, ids, rows)
+                n_k += rows.sum(axis=0, dtype=np.int64)
+                word, topic = np.nonzero(rows)
+                sizes[ids] = np.bincount(word, minlength=len(ids))
+                for data, part in zip(entries, (topic.astype(np.int32), rows[word, topic]), strict=True):
+                    data.resize(len(data) + len(part), axis=0)
+                    data[len(data) - len(part) :] = part
+            file["alpha"], file["n_k"] = np.asarray(alpha, np.float64), n_k
+            file["indptr"] = np.concatenate([[0], np.cumsum(sizes)])
+            if words is not None:
+                file.create_dataset("words", data=list(words), dtype=h5py.string_dtype())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return top, n_k
+
+
+def load_model(path: Path) -> Model:
+    """Read a model from its file or from its run's folder.
+
+    Raises:
+        InputError: there is none, or it is no model.
+    """
+    file_name = path / FILE if path.is_dir() else path
+    if path.is_dir() and not file_name.exists():
+        raise InputError(f"{path}: holds no {FILE}; a run writes it when it completes")
+    try:
+        with h5py.File(file_name, "r") as file:
+            alpha, n_k, indptr, topics, counts = (
+                file[name][:] for name in ("alpha", "n_k", "indptr", "topics", "counts")
+            )
+            words = file["words"].asstr()[:].tolist() if "words" in file else None
+            model = Model(
+                alpha,
+                float(file.attrs["beta"]),
+                n_k,
+                int(file.attrs["vocabulary"]),
+                words,
+                indptr,
+                topics,
+                counts,
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{file_name}: is no model of lda: {' '.join(str(error).split())}") from None
+    fits = (
+        len(n_k) == len(alpha)
+        and len(indptr) == model.vocabulary + 1
+        and indptr[-1] == len(topics) == len(counts)
+    )
+    if not fits:
+        raise InputError(f"{file_name}: is damaged: its arrays do not fit each other; copy it again")
+    return model
+
+
+# --- mpips infer -----------------------------------------------------------------------------------------------------
+
+
+def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
+    """Say what a model makes of new documents; of none, what its topics are.
+
+    With files: a table of a line per document, tabs between its number from 0 and the shares of all topics, to the file
+    `out` or to stdout. Without: the topics with their top words to stdout, and a picture of them to `out` or to
+    `topics.png` beside the model.
+
+    Raises:
+        InputError: one line.
+    """
+    loaded = load_model(model)
+    if not files:
+        top = loaded.top()
+        print(table(top, loaded.n_k, loaded.words))
+        picture = out or (model if model.is_dir() else model.parent) / "topics.png"
+        try:
+            draw(picture, top, loaded.n_k, loaded.words)
+            print(f"picture: {picture}")
+        except InputError as error:
+            if out is not None:
+                raise
+            print(f"no picture: {error}")  # nobody asked for one
+        return
+    topics = len(loaded.alpha)
+    vocab = loaded.vocabulary if loaded.words is None else loaded.words
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
+        corpus = stack.enter_context(
+            open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
+        )
+        if out is None:
+            write_theta(sys.stdout, loaded, corpus)
+            return
+        partial = out.with_name(f".{out.name}.partial")
+        try:
+            with partial.open("w", encoding="ascii") as file:
+                write_theta(file, loaded, corpus)
+            partial.replace(out)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+    print(f"{out}: {corpus.docs:,} documents")
+
+
+def write_theta(file: IO[str], model: Model, corpus: Corpus) -> None:
+    """Write the shares of topics in documents, a line each."""
+    file.write("document\t" + "\t".join(f"topic {k}" for k in range(len(model.alpha))) + "\n")
+    for b in range(corpus.blocks):
+        ids, block = distinct(corpus.load(b))
+        phi = Phi(model.rows(ids), model.n_k, model.alpha, model.beta, model.vocabulary)
+        for document, shares in zip(corpus.documents(b).tolist(), infer_theta(block, phi), strict=True):
+            file.write(f"{document}\t" + "\t".join(f"{share:.6g}" for share in shares.tolist()) + "\n")

@@ -1,0 +1,308 @@
+"""Readers of documents: UCI bags of words, LDA-C, and plain text.
+
+A reader streams one file and gives `Piece`s: the words of the documents of one part, in order, and where documents
+end. Chunks of `CHUNK` documents go round robin to the parts. Every line is read and checked by every part, so that all
+agree on the vocabulary and the totals, and fail alike, at the same line, if they fail.
+
+    UCI bag of words    lines D, W and NNZ, then NNZ lines `document word count`, numbered from 1, by document
+    LDA-C               a line per document: `M word:count ...`, M pairs, words numbered from 0
+    text                a line per document; words are runs of at least three letters, in lower case
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import chain, repeat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data.kernels import NEWLINE
+from mpips.data.stream import BLOCK, line_blocks, unpacked_name
+from mpips.data.text import token
+from mpips.errors import DataError
+from mpips.jobs.lda import parse as p
+
+
+class Piece(NamedTuple):
+    """Some of one part's words, in order, and the documents that end among them."""
+
+    words: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    """Where each document ends, in words of the part from its first on; never falling."""
+
+
+class Totals(NamedTuple):
+    """What a file holds, all parts together."""
+
+    docs: int
+    tokens: int
+    vocabulary: int
+    """One more than the largest word id; 0 when there is none."""
+
+
+Reader = Generator[Piece, None, Totals]
+
+
+class Place(NamedTuple):
+    """Where a file starts among the documents of all, and of one part: what a reader needs to go on there."""
+
+    part: int
+    parts: int
+    docs: int = 0
+    kept: int = 0
+
+
+def _parsed(
+    path: str,
+    blocks: Iterator[bytearray],
+    state: NDArray[np.int64],
+    parse: Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]], None],
+    wrong: Callable[[bytearray, int, int], str],
+    room: int,
+) -> Iterator[Piece]:
+    """Drive a compiled parser over a file's blocks of lines."""
+    words, ends = np.empty(room, np.int32), np.empty(room, np.int64)
+    for text in blocks:
+        block = np.frombuffer(text, np.uint8)
+        state[p.POS], state[p.CODE] = 0, p.FULL
+        while state[p.CODE] == p.FULL:
+            parse(block, words, ends)
+            if state[p.CODE] > p.FULL:
+                what = wrong(text, int(state[p.CODE]), int(state[p.ERROR_BEGIN]))
+                raise DataError(f"{path}:{state[p.LINE] + 1}: {what}")
+            filled, ended = int(state[p.FILLED]), int(state[p.ENDED])
+            if filled or ended or state[p.CODE] == p.DONE:
+                yield Piece(words[:filled].copy(), ends[:ended].copy())
+            else:
+                words = np.empty(2 * len(words), np.int32)
+            state[[p.FILLED, p.ENDED]] = 0
+
+
+def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int = 1 << 18) -> Reader:
+    """Read one part of an LDA-C file; word ids must be below `limit`.
+
+    `size` is about how many bytes are parsed, and `room` how many words are given, at a time. Raises `DataError`
+    with file and line.
+    """
+    state = np.zeros(p.STATE_SIZE, np.int64)
+    state[p.DOC], state[p.KEPT], state[p.CLAIMED] = place.docs, place.kept, -1
+
+    def parse(block: NDArray[np.uint8], words: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
+        p.parse_ldac(block, limit, place.part, place.parts, words, ends, state)
+
+    def wrong(text: bytearray, code: int, begin: int) -> str:
+        word = token(text, begin, b" \t\r\v\f\n")
+        if code == p.BAD_CLAIM and text[begin] == NEWLINE:
+            return "is blank; a document without words is written 0"
+        if code == p.BAD_CLAIM:
+            return f"{word} is not the number of word:count pairs that a line of LDA-C begins with"
+        if code == p.WRONG_CLAIM:
+            found, said = state[p.PAIRS], state[p.CLAIMED]
+            return f"found {found} word:count pairs where the line's first number says {said}"
+        if code == p.BAD_WORD:
+            return f"word in {word} is beyond the vocabulary of {limit:,} words, which are numbered from 0"
+        if code == p.BAD_COUNT:
+            return f"count in {word} is not a whole number from 1 to {p.MOST_COUNT}"
+        return f"{word} is not of the form word:count, as in 17:2, words numbered from 0"
+
+    with closing(line_blocks(path, size)) as blocks:
+        yield from _parsed(path, blocks, state, parse, wrong, room)
+    return Totals(int(state[p.DOC]) - place.docs, int(state[p.ALL]), int(state[p.TOP]))
+
+
+def _uci_header(path: str, blocks: Iterator[bytearray]) -> tuple[list[int], bytearray]:
+    """Take D, W and NNZ off a UCI file; give them, and the rest of the blocks that they were in."""
+    block = bytearray()
+    while block.count(b"\n") < 3:
+        more = next(blocks, None)
+        if more is None:
+            break
+        block += more
+    *lines, rest = block.split(b"\n", 3)
+    names = (
+        "D, the number of documents",
+        "W, the size of the vocabulary",
+        "NNZ, the number of lines to follow",
+    )
+    numbers = []
+    for at, name in enumerate(names):
+        line = bytes(lines[at]).strip() if at < len(lines) else b""
+        if not (line.isdigit() and len(line) < 19) or int(line) > (p.MOST_ID if at < 2 else 2**62):
+            found = token(bytearray(line + b"\n"), 0, b"\n")
+            raise DataError(f"{path}:{at + 1}: found {found} where a UCI bag of words says {name}")
+        numbers.append(int(line))
+    return numbers, rest
+
+
+def read_uci(
+    path: str, place: Place, limit: int, named: str = "", size: int = BLOCK, room: int = 1 << 18
+) -> Reader:
+    """Read one part of a UCI bag of words; W must be `limit`, which `named` stands for, if that is given.
+
+    Otherwise as `read_ldac`.
+    """
+    state = np.zeros(p.STATE_SIZE, np.int64)
+    state[p.DOC], state[p.LINE], state[p.KEPT] = 1, 3, place.kept
+    with closing(line_blocks(path, size)) as blocks:
+        (docs, vocabulary, nnz), rest = _uci_header(path, blocks)
+        if named and vocabulary != limit:
+            raise DataError(
+                f"{path}:2: W, the size of the vocabulary, is {vocabulary}, but {named} has {limit} words"
+            )
+
+        def parse(block: NDArray[np.uint8], words: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
+            p.parse_uci(
+                block, place.docs, docs, vocabulary, nnz, place.part, place.parts, words, ends, state
+            )  # fmt: skip
+
+        def wrong(text: bytearray, code: int, begin: int) -> str:
+            word = token(text, begin, b" \t\r\v\f\n")
+            if code == p.BAD_DOC:
+                return f"document {word} is not a whole number from 1 to D, which is {docs}"
+            if code == p.BAD_ORDER:
+                return (
+                    f"document {word} comes after document {state[p.DOC]}; lines must be sorted by document"
+                )
+            if code == p.BAD_WORD:
+                return f"word {word} is not a whole number from 1 to W, which is {vocabulary}"
+            if code == p.BAD_COUNT:
+                return f"count {word} is not a whole number from 1 to {p.MOST_COUNT}"
+            if code == p.TOO_MANY:
+                return f"is one line more than NNZ, which is {nnz}"
+            return "is not of the form `document word count`, three whole numbers"
+
+        first = [rest] if rest else []
+        yield from _parsed(path, chain(first, blocks), state, parse, wrong, room)
+    if state[p.PAIRS] < nnz:
+        raise DataError(
+            f"{path}:{state[p.LINE] + 1}: ends after {state[p.PAIRS]} lines where NNZ says {nnz}; copy it again"
+        )
+    for begin in range(int(state[p.DOC]) - 1, docs, room):
+        later = np.arange(begin, min(begin + room, docs)) + place.docs
+        mine = int(np.count_nonzero(later // p.CHUNK % place.parts == place.part))
+        yield Piece(np.empty(0, np.int32), np.full(mine, state[p.KEPT]))
+    return Totals(docs, int(state[p.ALL]), vocabulary)
+
+
+SHORTEST = 3
+"""Letters that a word of text has at least."""
+_NEWLINE, _UNKNOWN = -1, -2
+_MARK = b"\0"
+_LOWER = bytes(
+    0 if byte == 10 else byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32
+    for byte in range(256)
+)
+"""ASCII to lower case; newlines to the mark, and what is no letter to blanks."""
+_NO_LETTER = re.compile(r"(?![\x00-\x7f])[\W\d]")
+
+
+class _Numbers(dict[bytes, int]):
+    """Number words as they come; those that are too short have no number."""
+
+    def __init__(self) -> None:
+        super().__init__({_MARK: _NEWLINE})
+        self.words: list[str] = []
+
+    def __missing__(self, word: bytes) -> int:
+        text = word.decode()
+        number = self[word] = len(self.words) if len(text) >= SHORTEST else _UNKNOWN
+        if number >= 0:
+            self.words.append(text)
+        return number
+
+
+class Lexicon:
+    """Number words of text: those given, others being left out, or all, in the order in which they are seen."""
+
+    def __init__(self, words: Sequence[str] | None = None) -> None:
+        self._index: dict[bytes, int]
+        if words is None:
+            self._index = numbers = _Numbers()
+            self.words: Sequence[str] = numbers.words
+            """The words in the order of their numbers."""
+        else:
+            self._index = {word.encode(): at for at, word in enumerate(words) if len(word) >= SHORTEST}
+            self._index[_MARK] = _NEWLINE
+            self.words = words
+
+    def encode(self, text: bytes | bytearray) -> NDArray[np.int32]:
+        """Give the numbers of a text's words, -1 for each end of a line; raises UnicodeDecodeError."""
+        if not text.isascii():
+            text = _NO_LETTER.sub(" ", text.decode().lower()).encode()
+        found = bytes(text).translate(_LOWER).replace(_MARK, b" \0 ").split()
+        if isinstance(self._index, _Numbers):
+            numbers = np.fromiter(map(self._index.__getitem__, found), np.int32, len(found))
+        else:
+            numbers = np.fromiter(map(self._index.get, found, repeat(_UNKNOWN)), np.int32, len(found))
+        known: NDArray[np.int32] = numbers[numbers != _UNKNOWN]
+        return known
+
+
+def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> Reader:
+    """Read one part of a file of text, a document a line; new words join the lexicon, if it grows.
+
+    Raises `DataError` with file and line for what is not UTF-8.
+    """
+    docs, kept, total = place.docs, place.kept, 0
+    with closing(line_blocks(path, size)) as blocks:
+        for block in blocks:
+            try:
+                codes = lexicon.encode(block)
+            except UnicodeDecodeError as error:
+                line = docs - place.docs + block.count(b"\n", 0, error.start) + 1
+                raise DataError(
+                    f"{path}:{line}: is not UTF-8 text; convert it, as by iconv -t UTF-8"
+                ) from None
+            newlines = np.flatnonzero(codes == _NEWLINE)
+            mine = (docs + np.arange(len(newlines))) // p.CHUNK % place.parts == place.part
+            lengths = np.diff(newlines, prepend=-1)
+            words = codes[np.repeat(mine, lengths)]
+            ends = kept + np.cumsum(lengths[mine] - 1)
+            yield Piece(words[words >= 0], ends)
+            docs += len(newlines)
+            kept = int(ends[-1]) if len(ends) else kept
+            total += len(codes) - len(newlines)
+    return Totals(docs - place.docs, total, len(lexicon.words))
+
+
+def format_of(path: str) -> str:
+    """Tell a file's format, "uci", "ldac" or "text", by its name, else by its first lines."""
+    name = os.path.basename(unpacked_name(path)).lower()
+    if name.endswith(".ldac"):
+        return "ldac"
+    if name.startswith("docword"):
+        return "uci"
+    with closing(line_blocks(path, 1 << 16)) as blocks:
+        head = bytes(next(blocks)).split(b"\n", 3)
+    numbers = [line.strip().isdigit() for line in head[:3]]
+    if numbers == [True] * 3:
+        return "uci"
+    pair = re.match(rb"\s*\d+\s+\d+:", head[0])
+    return "ldac" if pair or numbers[0] else "text"
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """Read a file with a word on each line.
+
+    Raises `DataError` with file and line for a blank line and what is not UTF-8.
+    """
+    words: list[str] = []
+    with closing(line_blocks(path)) as blocks:
+        for block in blocks:
+            try:
+                lines = block.decode("utf-8").split("\n")[:-1]
+            except UnicodeDecodeError as error:
+                line = len(words) + block.count(b"\n", 0, error.start) + 1
+                raise DataError(
+                    f"{path}:{line}: is not UTF-8 text; convert it, as by iconv -t UTF-8"
+                ) from None
+            words += [line.strip() for line in lines]
+    for at, word in enumerate(words):
+        if not word:
+            raise DataError(f"{path}:{at + 1}: is blank; a vocabulary has a word on each line")
+    return words

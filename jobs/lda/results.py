@@ -1,0 +1,150 @@
+"""What comes of a run: the model, its topics as table and picture, their coherence, perplexity of test documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError
+from mpips.jobs.lda import evaluate
+from mpips.jobs.lda.corpus import open_corpus
+from mpips.jobs.lda.evaluate import Phi, completion, distinct
+from mpips.jobs.lda.model import CELLS, FILE, export_model
+from mpips.jobs.lda.sweeps import PIECE, Sweeper
+from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
+from mpips.jobs.lda.training import Training
+from mpips.jobs.sparse_lr.spread import surely
+from mpips.ranges import KeyRange
+from mpips.scheduler import Cluster
+from mpips.worker import Answer
+
+SHOWN = 30
+"""Topics of which the table is shown; a file has all."""
+
+# --- The scheduler ---------------------------------------------------------------------------------------------------
+
+
+def write(cluster: Cluster, training: Training) -> dict[str, Any]:
+    """Write the model and its topics into the run's folder; give the metrics: perplexity is None without test data."""
+    folder, topics, words = cluster.folder.path, training.settings.topics, training.words()
+    perplexity = surely(cluster, lambda: _perplexity(cluster, training), training.recover)
+
+    def export() -> tuple[Top, NDArray[np.int64]]:
+        vocabulary = training.collection.vocabulary
+        pieces = _rows(cluster, topics, vocabulary)
+        return export_model(folder / FILE, pieces, training.alpha, training.beta, vocabulary, words)
+
+    top, n_k = surely(cluster, export, training.recover)
+    found = surely(cluster, lambda: _cooccurrence(cluster, top.ids), training.recover)
+    coherence = umass(found)
+    text = table(top, n_k, words, coherence)
+    (folder / "topics.txt").write_text(text + "\n", encoding="utf-8")
+    try:
+        draw(folder / "topics.png", top, n_k, words)
+    except InputError as error:
+        cluster.say(f"no picture of the topics: {error}")
+    if topics <= SHOWN:
+        cluster.say(text)
+    per_token = training.likelihood / training.collection.tokens
+    cluster.say(
+        f"log likelihood {training.likelihood:,.0f}, {per_token:.4f} a token; mean coherence {coherence.mean():.2f}"
+        + (f"; perplexity of the test documents {perplexity:.1f}" if perplexity is not None else "")
+        + f"\ntopics: {folder / 'topics.txt'}"
+    )
+    return {"perplexity": perplexity, "coherence": float(coherence.mean()), "model": str(folder / FILE)}
+
+
+def _perplexity(cluster: Cluster, training: Training) -> float | None:
+    if not cluster.job.data.test:
+        return None
+    count = len(cluster.workers)
+    args = {"scratch": str(cluster.folder.path / "documents"), "of": count}
+    each = [{"part": part} for part in range(count)]
+    scored = cluster.workers.call("score", args, each=each, values=training.priors())
+    return evaluate.perplexity(
+        math.fsum(one["log_p"] for one in scored), sum(one["tokens"] for one in scored)
+    )
+
+
+def _cooccurrence(cluster: Cluster, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    topics, n = ids.shape
+    return cluster.workers.total(cluster.workers.start("cooccurrence", values=ids)).reshape(topics, n, n)
+
+
+def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Read all counts n_wk by way of the workers, in turn: (words, rows [m, K]) in pieces of bounded size."""
+    step = max(1, PIECE // topics)
+    for turn, first in enumerate(range(0, vocabulary, step)):
+        asked = {"first": first, "last": min(first + step, vocabulary)}
+        only = [turn % len(cluster.workers)]
+        ((keys, counts),) = cluster.workers.gather("counts", asked, only=only)
+        rows = np.zeros((asked["last"] - first, topics), np.int32)
+        rows.reshape(-1)[keys.astype(np.int64)] = counts[:, 0]
+        yield np.arange(first, asked["last"]), rows
+
+
+# --- The worker ------------------------------------------------------------------------------------------------------
+
+
+class Judge(Sweeper):
+    """The part of a worker that measures what topics are worth."""
+
+    def words(self) -> dict[str, Any]:
+        """Give the vocabulary's words, if they are known."""
+        words = self.documents.any.words
+        return {"words": None if words is None else list(words)}
+
+    def counts(self, first: int, last: int) -> Answer:
+        """Give the counts of words first .. last - 1 that are not 0, i4[n, 1], by (w - first) K + k."""
+        topics = self.settings.topics
+        pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
+        rows = self.node.wait(pull).reshape(-1)
+        (found,) = np.nonzero(rows)
+        return Answer(keys=found.astype(np.uint64), values=rows[found][:, None])
+
+    def score(self, part: int, of: int, scratch: str, values: Any) -> dict[str, Any]:
+        """Score one part of the test documents by completing them."""
+        prior = self._prior(values)
+        topics = prior.topics
+        known = self.documents.any.words
+        vocab = self.vocabulary if known is None else known
+        n_k = self.node.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))).reshape(-1)
+        log_p, tokens = [0.0], 0
+        with open_corpus(
+            [Path(name) for name in self.data.test], vocab, part, of, Path(scratch),
+            max(1000, CELLS // topics), self.node.breathe,
+        ) as corpus:  # fmt: skip
+            for b in range(corpus.blocks):
+                ids, block = distinct(corpus.load(b))
+                phi = Phi(self._rows_of(ids, topics), n_k, prior.alpha, prior.beta, self.vocabulary)
+                with self.node.working():
+                    scored, of_tokens = completion(block, corpus.documents(b), phi, self.context.job.seed)
+                log_p.append(scored)
+                tokens += of_tokens
+        return {"log_p": math.fsum(log_p), "tokens": tokens}
+
+    def _rows_of(self, ids: NDArray[np.int32], topics: int) -> NDArray[np.int32]:
+        """Pull n_wk of some words, i4[n, K]: range by range, since most words are among them."""
+        found, step = [np.empty((0, topics), np.int32)], max(1, PIECE // topics)
+        for first in range(0, self.vocabulary, step):
+            last = min(first + step, self.vocabulary)
+            mine = ids[(ids >= first) & (ids < last)]
+            if len(mine):
+                pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
+                found.append(self.node.wait(pull).reshape(-1, topics)[mine - first])
+        return np.concatenate(found)
+
+    def cooccurrence(self, values: Any) -> Answer:
+        """Count the documents that have two of a topic's top words, values: i4[K, n]; as rows i8[K, n n]."""
+        ids = np.ascontiguousarray(values, np.int32)
+        topics, n = ids.shape
+        counts = np.zeros((topics, n, n), np.int64)
+        for group in range(len(self.documents.groups)):
+            with self.node.working():
+                counts += cooccurrence(self.documents.load(group)[0], ids, self.vocabulary)
+        return Answer(values=counts.reshape(topics, n * n))

@@ -1,0 +1,220 @@
+"""The samplers: what a worker knows of a block's tokens while it samples them, and how it does.
+
+Both have the same methods: `sample` visits the tokens of a range of words whose counts n_wk were pulled, and gives
+the changes to be pushed; `topics` gives the tokens' topics as they are kept on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError
+from mpips.jobs.lda import kernels, proposals, terms
+from mpips.jobs.lda.corpus import Block
+from mpips.jobs.lda.evaluate import doc_likelihood
+
+F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
+U8 = NDArray[np.uint64]
+MOST_TOPICS = 0xFFFF
+"""That `Metropolis` takes: its topics are 16 bits."""
+RARELY = 4
+"""Every so many visits the holes in the documents' lists of topics are closed; in the first ones each time."""
+
+
+class Prior(NamedTuple):
+    """The Dirichlet priors: of a document's topics, alpha f8[K], and of a topic's words, beta for each of V."""
+
+    alpha: F8
+    beta: float
+    vocabulary: int
+
+    @property
+    def topics(self) -> int:
+        """Return K."""
+        return len(self.alpha)
+
+
+class Changes(NamedTuple):
+    """By how much counts n_wk change: keys w K + k, u8[n], ascending, and i4[n]."""
+
+    keys: U8
+    counts: I4
+
+
+NO_CHANGES = Changes(np.empty(0, np.uint64), np.empty(0, np.int32))
+
+
+class Sampler(Protocol):
+    """What the module says."""
+
+    def begin(self) -> None:
+        """Say that a visit begins, in which there is a `sample` for each range of words, in any order."""
+
+    def sample(
+        self, words: tuple[int, int], rows: I4, totals: I8, prior: Prior, rng: U8, fresh: bool = False
+    ) -> Changes:
+        """Draw topics for the tokens of a range of words; `fresh`: only for those that have none.
+
+        rows: i4[words K], n_wk, and totals: i8[K], n_k; what is drawn is added to both.
+        """
+
+    def topics(self) -> I4:
+        """Give the topics of the block's tokens, i4[tokens], in the order of the block."""
+
+    def documents(self, prior: Prior, slopes: F8) -> float:
+        """Give the documents' part of the joint log-likelihood; see `terms.document_terms` for `slopes`."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give what goes on to the bit where this one is."""
+
+    def take(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take it back, made for the same block."""
+
+
+class _ByWord:
+    """A block's tokens in the order of words."""
+
+    def __init__(self, block: Block, vocabulary: int) -> None:
+        self.block = block
+        self.starts = np.zeros(vocabulary + 1, np.int64)
+        np.cumsum(np.bincount(block.words, minlength=vocabulary), out=self.starts[1:])
+        self.order, self.docs = np.empty_like(block.words), np.empty_like(block.words)
+        kernels.by_word(block.ptr, block.words, self.starts, self.order, self.docs)
+
+    def room(self, first: int, last: int) -> Changes:
+        """Make room for what changes while the tokens of a range of words are visited."""
+        most = 2 * int(self.starts[last] - self.starts[first])
+        return Changes(np.empty(most, np.uint64), np.empty(most, np.int32))
+
+
+class Gibbs(_ByWord):
+    """Collapsed Gibbs sampling: each topic is drawn by its exact conditional."""
+
+    def __init__(self, block: Block, z: I4, topics: int, vocabulary: int) -> None:
+        super().__init__(block, vocabulary)
+        docs = len(block.ptr) - 1
+        longest = int(np.diff(block.ptr).max(initial=0))
+        self.shift, self.longest = longest.bit_length(), min(longest, topics) + 1
+        wide = self.shift + (topics - 1).bit_length() > 32
+        self.pairs = np.zeros(len(block.words) + docs, np.uint64 if wide else np.uint32)
+        self.heads = (block.ptr[:-1] + np.arange(docs)).astype(np.int32)[self.docs]
+        slots = np.empty(len(z), np.int32)
+        kernels.fill_pairs(block.ptr, z, topics, self.shift, self.pairs, slots)
+        self.slots, self.visits = slots[self.order], 0
+        del self.docs  # `heads` say the same
+
+    def begin(self) -> None:
+        """See `Sampler`."""
+        self.visits += 1
+        if self.visits > 1 and (self.visits <= RARELY or self.visits % RARELY == 0):
+            kernels.compact(self.block.ptr, self.pairs, self.shift, self.heads, self.slots)
+
+    def sample(
+        self, words: tuple[int, int], rows: I4, totals: I8, prior: Prior, rng: U8, fresh: bool = False
+    ) -> Changes:
+        """See `Sampler`."""
+        first, last = words
+        keys, counts = self.room(first, last)
+        mass = prior.beta * prior.vocabulary
+        n = kernels.gibbs(
+            first, last, self.starts, self.heads, self.slots, self.pairs, self.shift, self.longest,
+            rows, totals, prior.alpha.astype(np.float32), prior.beta, mass, rng, fresh, keys, counts,
+        )  # fmt: skip
+        return Changes(keys[:n].copy(), counts[:n].copy())
+
+    def topics(self) -> I4:
+        """See `Sampler`."""
+        z = np.empty(len(self.order), np.int32)
+        kernels.topics_of(self.pairs, self.shift, self.heads, self.slots, self.order, z)
+        return z
+
+    def documents(self, prior: Prior, slopes: F8) -> float:
+        """See `Sampler`."""
+        return float(terms.document_terms(self.block.ptr, self.pairs, self.shift, prior.alpha, slopes))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See `Sampler`."""
+        return {"pairs": self.pairs, "slots": self.slots, "visits": np.array([self.visits])}
+
+    def take(self, state: dict[str, NDArray[Any]]) -> None:
+        """See `Sampler`."""
+        self.pairs[:], self.slots[:] = state["pairs"], state["slots"]
+        self.visits = int(state["visits"][0])
+
+
+class Metropolis(_ByWord):
+    """Metropolis-Hastings with `steps` pairs of proposals for each token: the cost does not grow with K.
+
+    Tokens are given their first topics by `Gibbs`: proposals take long to get away from random ones.
+    """
+
+    def __init__(self, block: Block, z: I4, topics: int, vocabulary: int, steps: int = 2) -> None:
+        super().__init__(block, vocabulary)
+        if topics > MOST_TOPICS:
+            raise InputError(
+                f'[lda] topics = {topics}: sampler = "mh" takes at most {MOST_TOPICS}; use "gibbs"'
+            )
+        self.z, self.steps = z.astype(np.uint16), steps
+        self.first = Gibbs(block, z, topics, vocabulary) if len(z) and z.min() < 0 else None
+
+    def begin(self) -> None:
+        """See `Sampler`."""
+        if self.first is not None:
+            self.first.begin()
+            z = self.first.topics()
+            if z.min() >= 0:
+                self.z, self.first = z.astype(np.uint16), None
+
+    def sample(
+        self, words: tuple[int, int], rows: I4, totals: I8, prior: Prior, rng: U8, fresh: bool = False
+    ) -> Changes:
+        """See `Sampler`."""
+        if self.first is not None:
+            return self.first.sample(words, rows, totals, prior, rng, fresh)
+        if fresh:
+            return NO_CHANGES
+        keys, counts = self.room(*words)
+        n = proposals.metropolis(
+            *words, self.starts, self.block.ptr, self.docs, self.order, self.z, self.steps,
+            rows, totals, prior.alpha.astype(np.float32), prior.beta, prior.beta * prior.vocabulary, rng, keys, counts,
+        )  # fmt: skip
+        return Changes(keys[:n].copy(), counts[:n].copy())
+
+    def topics(self) -> I4:
+        """See `Sampler`."""
+        return self.z.astype(np.int32) if self.first is None else self.first.topics()
+
+    def documents(self, prior: Prior, slopes: F8) -> float:
+        """See `Sampler`."""
+        z = self.topics()
+        if not len(slopes):
+            return doc_likelihood(self.block, z, prior.topics, prior.alpha)
+        pairs, shift = np.zeros(len(z) + len(self.block.ptr), np.uint64), 32
+        kernels.fill_pairs(self.block.ptr, z, prior.topics, shift, pairs, np.empty(len(z), np.int32))
+        return float(terms.document_terms(self.block.ptr, pairs, shift, prior.alpha, slopes))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See `Sampler`."""
+        return {"z": self.topics()}
+
+    def take(self, state: dict[str, NDArray[Any]]) -> None:
+        """See `Sampler`."""
+        self.z[:], self.first = state["z"], None
+
+
+def counts_of(block: Block, z: I4, words: tuple[int, int], topics: int) -> Changes:
+    """Count the topics of a range of a block's words: n_wk, as changes from 0."""
+    mine = (block.words >= words[0]) & (block.words < words[1]) & (z >= 0)
+    keys, counts = np.unique(block.words[mine].astype(np.int64) * topics + z[mine], return_counts=True)
+    return Changes(keys.astype(np.uint64), counts.astype(np.int32))
+
+
+def random_state(seed: int, sweep: int, document: int) -> U8:
+    """Give the random state with which a block is visited that begins with a document."""
+    state: U8 = np.random.SeedSequence([seed, sweep, document]).generate_state(2, np.uint64).astype(np.uint64)
+    return state

@@ -1,0 +1,307 @@
+"""The worker's half: sweeps over its documents, a range of words at a time.
+
+Every worker takes as many steps, one for each group of documents and range of words, though it may have fewer groups:
+
+    for each group, for each range of words:
+        pull the rows n_wk of the next range              ahead of time, into one of two places
+        n_k = as the servers had it at most tau steps ago, and what was pushed since
+        draw a topic for each token of the group whose word is in the range      (`sampler`)
+        push what has changed: n_wk sparsely; n_k, and get n_k in reply
+
+Each worker begins with a range of its own, so that no two are at the same words at a time, and what others have changed
+of a range is there when it is pulled (as in NOMAD, Yu et al., WWW 2015, where words travel from worker to worker).
+There are at least two ranges for each worker: then nobody changes the one that is being pulled ahead of time. Under
+sequential consistency everybody's pushes of a step are applied together, and a range is pulled when those of the
+last step but one are; so nothing depends on which message comes first, nor on the number of servers.
+Otherwise a range is pulled after this worker's own last push to it, so that its own tokens are counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.consistency import PushPull, push_pull, unmet
+from mpips.data import resolve
+from mpips.errors import CheckpointError
+from mpips.jobs.lda.documents import Documents, Reads
+from mpips.jobs.lda.sampler import (
+    NO_CHANGES,
+    Changes,
+    Gibbs,
+    Metropolis,
+    Prior,
+    Sampler,
+    counts_of,
+    random_state,
+)
+from mpips.message import NO_ROUND
+from mpips.ranges import KeyRange
+from mpips.task import Task
+from mpips.vector import Vector
+from mpips.worker import Answer, Context
+
+PIECE = 1 << 21
+"""Counts n_wk that are pulled at a time, about."""
+LEAST = 4
+"""Ranges of words, at least, so that there is one to be pulled meanwhile."""
+SKIMMED = 100
+"""Counts of a row that are looked over in the time of a token."""
+HELD = 1 << 26
+"""Tokens whose samplers are kept from one sweep to the next."""
+
+OTHERS = "the checkpoint was written with other documents, or other [lda] block_tokens or sampler"
+
+I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
+Words = tuple[int, int]
+
+
+def word_cuts(frequencies: I8, topics: int, workers: int) -> list[int]:
+    """Cut the words into ranges that take about equally long: where each begins, and V.
+
+    frequencies: i8[V], tokens of each word. A range costs by its tokens and by its rows' length.
+    """
+    vocabulary = len(frequencies)
+    count = max(LEAST, 2 * workers, vocabulary * topics // PIECE)
+    cost = np.cumsum(frequencies / workers + topics / SKIMMED)
+    cuts = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1
+    return sorted({0, *np.minimum(cuts, vocabulary).tolist(), vocabulary})
+
+
+class Totals:
+    """The totals n_k as a worker knows them: the servers' last answer, and what it has pushed since."""
+
+    def __init__(self, vector: Vector, base: I8) -> None:
+        self.vector, self._base = vector, base
+        self._flying: dict[int, tuple[Task, I8]] = {}
+
+    def push(self, time: int, change: I8, round: int) -> None:
+        """Push changes; the answer will be the totals after them."""
+        after = [task for task, _ in self._flying.values()][-1:]
+        whole = KeyRange(0, len(change))
+        self._flying[time] = self.vector.push_pull(whole, change, round=round, after=after), change
+
+    def at(self, needed: Any) -> I8:
+        """Give the totals, i8[K], with at least the answers to pushes at the times `needed`."""
+        self.vector.node.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
+        for time in list(self._flying):
+            task, _ = self._flying[time]
+            if not task.done:
+                break
+            self._base = self.vector.node.wait(task).reshape(-1)
+            del self._flying[time]
+        now = self._base.copy()
+        for _, change in self._flying.values():
+            now += change
+        return now
+
+
+class Sweeper:
+    """The part of a worker that samples: what the scheduler calls."""
+
+    def __init__(self, context: Context) -> None:
+        self.node, self.context, self.settings = context.node, context, context.job.settings
+        self.data = resolve(context.job.data, str(context.base))
+        self.consistency: PushPull = push_pull(context.job.consistency)
+        self.aggregate = context.job.consistency.is_sequential
+        self.documents = Documents(self.node, self.data, self.settings.block_tokens)
+        self._samplers: dict[int, Sampler] = {}
+        self._rooms: list[I4] = []
+        self._pushes: list[tuple[Words, Task]] = []
+
+    # --- documents
+
+    def load(self, reads: Reads, scratch: str) -> dict[str, Any]:
+        """Read documents, to be kept in the folder `scratch`; say what all come to, and what of them is here."""
+        self._put_down()
+        self.documents.read(reads, Path(scratch))
+        corpus = self.documents.any
+        self.vocabulary = corpus.vocabulary
+        return {
+            "documents": corpus.all_docs,
+            "tokens": corpus.all_tokens,
+            "vocabulary": corpus.vocabulary,
+            "groups": len(self.documents.groups),
+            "mine": self.documents.tokens,
+            "lacking": self.documents.lacking,
+        }
+
+    def frequencies(self) -> Answer:
+        """Count the tokens of each word, i8[V, 1]."""
+        counts = np.zeros(self.vocabulary, np.int64)
+        for group in range(len(self.documents.groups)):
+            counts += np.bincount(self.documents.load(group)[0].words, minlength=self.vocabulary)
+        return Answer(values=counts[:, None])
+
+    def _sampler(self, group: int) -> Sampler:
+        found = self._samplers.get(group)
+        if found is None:
+            block, z = self.documents.load(group)
+            shape = self.settings.topics, self.vocabulary
+            mh = self.settings.sampler == "mh"
+            found = Metropolis(block, z, *shape, self.settings.mh_steps) if mh else Gibbs(block, z, *shape)
+            self._samplers[group] = found
+        return found
+
+    def _done(self, group: int) -> None:
+        """Put a sampler away if there are too many tokens to keep all."""
+        if self.documents.tokens > HELD:
+            self.documents.keep(group, self._samplers.pop(group).topics())
+
+    def _put_down(self) -> None:
+        """Keep the topics that the samplers have, and have none."""
+        for group, each in self._samplers.items():
+            self.documents.keep(group, each.topics())
+        self._samplers.clear()
+
+    # --- sweeps
+
+    def sweep(
+        self, number: int, groups: int, cuts: list[int], round: int, learn: bool, planting: bool, values: Any
+    ) -> Answer:
+        """Draw a topic for each token; give the documents' part of the log-likelihood, and alpha's slopes if asked.
+
+        planting: only the first worker does.
+        values: f8[K + 1, 1], alpha and beta.
+        """
+        prior = self._prior(values)
+        slopes = np.zeros(prior.topics + 1 if learn else 0)
+        likelihood = 0.0
+        mine = range(len(self.documents.groups)) if not planting or self.context.index == 0 else range(0)
+        for step, words, rows, totals in self._steps(groups, cuts, prior.topics, round):
+            group, place = divmod(step, len(cuts) - 1)
+            changes, before = NO_CHANGES, totals.copy()
+            if group in mine:
+                with self.node.working():
+                    sampler = self._sampler(group)
+                    if place == 0:
+                        sampler.begin()
+                        rng = random_state(self.context.job.seed, number, self.documents.first(group))
+                    changes = sampler.sample(words, rows, totals, prior, rng)
+                    if place == len(cuts) - 2:
+                        likelihood += sampler.documents(prior, slopes)
+                        self._done(group)
+            self._push(step, words, changes, totals - before, round)
+        self._end()
+        meta = {"likelihood": likelihood, "account": self.node.account()}
+        return Answer(meta, values=slopes[:, None] if learn else None)
+
+    def draw(self, cuts: list[int], values: Any) -> None:
+        """Give topics to tokens that have none, by counts that stay as they are."""
+        prior = self._prior(values)
+        lacking = [g for g in range(len(self.documents.groups)) if (self.documents.topics(g) < 0).any()]
+        rng = random_state(self.context.job.seed, 2**32 - 1, self.node.rank)
+        for step, words, rows, totals in self._steps(len(lacking), cuts, prior.topics):
+            with self.node.working():
+                group = lacking[step // (len(cuts) - 1)]
+                self._sampler(group).sample(words, rows, totals, prior, rng, True)
+        self._put_down()
+
+    def recount(self, groups: int, cuts: list[int], round: int) -> None:
+        """Push the counts of all tokens, to servers that have none."""
+        self._put_down()
+        topics = self.settings.topics
+        self._begin(np.zeros(topics, np.int64))
+        for step, words in enumerate(self._plan(groups, cuts)):
+            group = step // (len(cuts) - 1)
+            changes, totals = NO_CHANGES, np.zeros(topics, np.int64)
+            if group < len(self.documents.groups):
+                with self.node.working():
+                    changes = counts_of(*self.documents.load(group), words, topics)
+                    np.add.at(totals, (changes.keys % np.uint64(topics)).astype(np.int64), changes.counts)
+            self._push(step, words, changes, totals, round)
+        self._end()
+
+    def _plan(self, groups: int, cuts: list[int]) -> list[Words]:
+        """List the ranges of words of all steps, each worker beginning elsewhere."""
+        ranges = list(itertools.pairwise(cuts))
+        first = self.context.index * len(ranges) // self.context.count
+        return (ranges[first:] + ranges[:first]) * groups
+
+    def _steps(
+        self, groups: int, cuts: list[int], topics: int, round: int = 0
+    ) -> Iterator[tuple[int, Words, I4, I8]]:
+        """Take a call's steps: (step, words, n_wk, n_k), the rows of the next one being on their way."""
+        plan = self._plan(groups, cuts)
+        size = max(last - first for first, last in itertools.pairwise(cuts)) * topics
+        fit = bool(self._rooms) and len(self._rooms[0]) >= size
+        rooms = self._rooms if fit else [np.empty(size, np.int32) for _ in range(2)]
+        self._rooms = []  # a call that fails leaves pulls behind, which would write into them
+        self._begin(self.node.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))))
+        ahead = self._pull(plan[0], rooms[0]) if plan else None
+        for step, words in enumerate(plan):
+            self.node.step(round + step)
+            assert ahead is not None
+            rows = self.node.wait(ahead).reshape(-1)
+            totals = self._totals.at(self.consistency.pull(step))
+            if step + 1 < len(plan):
+                ahead = self._pull(plan[step + 1], rooms[(step + 1) % 2])
+            yield step, words, rows, totals
+        self._rooms = rooms
+
+    def _pull(self, words: Words, room: I4) -> Task:
+        """Ask for the rows of some words, when the changes to them are there that the module says."""
+        first, last = (word * self.settings.topics for word in words)
+        self._pushes = [(of, task) for of, task in self._pushes if not task.done]
+        after = [task for of, task in self._pushes if self.aggregate or of == words]
+        return self.context.vectors["words"].pull(
+            KeyRange(first, last), out=room[: last - first], after=after
+        )
+
+    def _push(self, step: int, words: Words, changes: Changes, totals: I8, round: int) -> None:
+        number = round + step if self.aggregate else NO_ROUND
+        push = self.context.vectors["words"].push(changes.keys, changes.counts, round=number)
+        self._pushes.append((words, push))
+        self._totals.push(step, totals, number)
+
+    def _begin(self, base: I8) -> None:
+        self._totals = Totals(self.context.vectors["topics"], base.reshape(-1).copy())
+        self._pushes = []
+
+    def _end(self) -> None:
+        """Wait until all pushes are applied."""
+        self.node.wait_all([task for _, task in self._pushes])
+        self._totals.at(range(2**62))
+
+    def _prior(self, values: Any) -> Prior:
+        flat = np.asarray(values, np.float64).reshape(-1)
+        return Prior(flat[:-1].copy(), float(flat[-1]), self.vocabulary)
+
+    # --- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Give the topics of all tokens, and of those that are held the samplers to the bit, by group."""
+        arrays: dict[str, Any] = {}
+        for group in range(len(self.documents.groups)):
+            found = self._samplers.get(group)
+            kept = {"topics": self.documents.topics(group)} if found is None else found.state()
+            arrays |= {f"{group}.{name}": array for name, array in kept.items()}
+        return arrays
+
+    def restore(self, **arrays: NDArray[Any]) -> None:
+        """Take them back.
+
+        Raises:
+            CheckpointError: they are of other documents.
+        """
+        self._samplers.clear()
+        kept: dict[int, dict[str, NDArray[Any]]] = {}
+        for name, array in arrays.items():
+            number, _, what = name.partition(".")
+            kept.setdefault(int(number), {})[what] = array
+        if sorted(kept) != list(range(len(self.documents.groups))):
+            raise CheckpointError(OTHERS)
+        for group, state in kept.items():
+            try:
+                if "topics" in state:
+                    self.documents.keep(group, state["topics"])
+                else:
+                    self._sampler(group).take(state)
+            except ValueError:
+                raise CheckpointError(OTHERS) from None

@@ -1,0 +1,209 @@
+"""What topics are about: their top words, as a table and a picture, and how coherent these are.
+
+Coherence is UMass (Mimno et al., EMNLP 2011): over pairs of a topic's top words, j before i,
+sum log((D(i, j) + 1) / D(j)), D counting the documents of the training data that have the words.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError
+from mpips.jobs.lda.corpus import Block
+from mpips.kernel import kernel
+
+DRAWN = 20
+"""Topics that are drawn, the largest."""
+
+
+# --- Top words -------------------------------------------------------------------------------------------------------
+
+
+class Top(NamedTuple):
+    """The words that a topic has most often, best first; of equal ones the one with the smaller id."""
+
+    ids: NDArray[np.int32]
+    """i4[K, n]; -1: the topic has fewer words."""
+    counts: NDArray[np.int32]
+    """i4[K, n]: n_wk of these."""
+
+
+@kernel("void(i4[::1], i4[:, ::1], i4[:, ::1], i4[:, ::1])")
+def _offer(
+    ids: NDArray[np.int32], rows: NDArray[np.int32], best: NDArray[np.int32], counts: NDArray[np.int32]
+) -> None:
+    n = best.shape[1]
+    for i in range(ids.shape[0]):
+        for k in range(rows.shape[1]):
+            times = rows[i, k]
+            if (
+                times <= 0
+                or times < counts[k, n - 1]
+                or (times == counts[k, n - 1] and ids[i] > best[k, n - 1])
+            ):
+                continue
+            at = n - 1
+            while at > 0 and (
+                times > counts[k, at - 1] or (times == counts[k, at - 1] and ids[i] < best[k, at - 1])
+            ):
+                best[k, at], counts[k, at] = best[k, at - 1], counts[k, at - 1]
+                at -= 1
+            best[k, at], counts[k, at] = ids[i], times
+
+
+def no_words(topics: int, n: int) -> Top:
+    """Give the top of no words: what to begin `offer` with."""
+    return Top(np.full((topics, n), -1, np.int32), np.zeros((topics, n), np.int32))
+
+
+def offer(top: Top, ids: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
+    """Let some words, i4[m], into the top, in place, if their counts, i4[m, K], are high enough; each word once."""
+    _offer(np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(rows, np.int32), *top)
+
+
+def top_words(rows: NDArray[np.int32], n: int) -> Top:
+    """Give the n top words of each topic, of n_wk of all words: i4[V, K]."""
+    top = no_words(rows.shape[1], n)
+    offer(top, np.arange(len(rows), dtype=np.int32), rows)
+    return top
+
+
+def named(ids: Sequence[int], words: Sequence[str] | None) -> list[str]:
+    """Give words by their ids, those below 0 left out; `#17` where they are not known."""
+    return [f"#{word}" if words is None else words[word] for word in ids if word >= 0]
+
+
+def largest(n_k: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the topics by size, the largest first; of equal ones the first."""
+    return np.argsort(-n_k, kind="stable")
+
+
+def table(
+    top: Top,
+    n_k: NDArray[np.int64],
+    words: Sequence[str] | None,
+    coherence: NDArray[np.float64] | None = None,
+) -> str:
+    """Write the topics, the largest first, a line or two each: number, share of the tokens, coherence, top words."""
+    tokens = max(int(n_k.sum()), 1)
+    lines = ["topic   share  " + ("coherence  " if coherence is not None else "") + "top words"]
+    for k in largest(n_k).tolist():
+        head = f"{k:5d}  {100.0 * n_k[k] / tokens:5.1f} %  "
+        if coherence is not None:
+            head += f"{coherence[k]:9.1f}  "
+        text = " ".join(named(top.ids[k].tolist(), words)) or "(none)"
+        lines += textwrap.wrap(
+            text, 120, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | None) -> None:
+    """Draw a bar chart of the top words of each of the largest topics into a picture file, PNG or by its ending.
+
+    Raises:
+        InputError: there is no matplotlib, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError(f"{path}: drawing needs matplotlib; pip install 'mpips[report]'") from None
+    shown = largest(n_k)[:DRAWN].tolist()
+    columns = min(5, len(shown))
+    lines = -(-len(shown) // columns)
+    height = 0.5 + 0.17 * top.ids.shape[1]
+    figure = Figure(figsize=(2.6 * columns, height * lines), layout="constrained")
+    tokens = max(int(n_k.sum()), 1)
+    for place, k in enumerate(shown):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        names = named(top.ids[k].tolist(), words)
+        shares = 100.0 * top.counts[k, : len(names)] / max(int(n_k[k]), 1)
+        axes.barh(range(len(names)), shares, color="tab:blue")
+        axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=7)
+        axes.invert_yaxis()
+        axes.tick_params(axis="x", labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"topic {k}, {100.0 * n_k[k] / tokens:.1f} % of tokens", fontsize=8)
+        axes.set_xlabel("% of the topic", fontsize=6)
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written: {error}") from None
+
+
+# --- Coherence -------------------------------------------------------------------------------------------------------
+
+
+@kernel("void(i8[::1], i4[::1], i4[::1], i8[::1], i4[::1], i8[:, :, ::1])")
+def _cooccurrence(
+    ptr: NDArray[np.int64],
+    words: NDArray[np.int32],
+    place: NDArray[np.int32],
+    begins: NDArray[np.int64],
+    uses: NDArray[np.int32],
+    counts: NDArray[np.int64],
+) -> None:
+    topics, n = counts.shape[0], counts.shape[1]
+    seen = np.full(begins.shape[0], -1, np.int64)
+    masks, touched = np.zeros(topics, np.uint64), np.empty(topics, np.int64)
+    for d in range(ptr.shape[0] - 1):
+        size = 0
+        for i in range(ptr[d], ptr[d + 1]):
+            at = place[words[i]]
+            if at < 0 or seen[at] == d:
+                continue
+            seen[at] = d
+            for use in uses[begins[at] : begins[at + 1]]:
+                k, rank = use // n, use % n
+                if masks[k] == np.uint64(0):
+                    touched[size] = k
+                    size += 1
+                masks[k] |= np.uint64(1) << np.uint64(rank)
+        for k in touched[:size]:
+            for i in range(n):
+                if masks[k] >> np.uint64(i) & np.uint64(1):
+                    for j in range(i + 1):
+                        counts[k, i, j] += np.int64(masks[k] >> np.uint64(j) & np.uint64(1))
+            masks[k] = np.uint64(0)
+
+
+def cooccurrence(block: Block, top: NDArray[np.int32], vocabulary: int) -> NDArray[np.int64]:
+    """Count the documents that have two of a topic's top words, i8[K, n, n] for j <= i; sum it over all blocks.
+
+    Args:
+        block: documents of the training data, words by their ids.
+        top: i4[K, n], n at most 64: the ids of each topic's top words, best first; -1: it has fewer.
+        vocabulary: V.
+    """
+    topics, n = top.shape
+    if n > 64:
+        raise ValueError(f"{n} top words of a topic; coherence takes at most 64")
+    flat = top.reshape(-1)
+    uses = np.flatnonzero(flat >= 0)
+    uses = uses[np.argsort(flat[uses], kind="stable")]
+    ids, begins = np.unique(flat[uses], return_index=True)
+    place = np.full(vocabulary, -1, np.int32)
+    place[ids] = np.arange(len(ids), dtype=np.int32)
+    counts = np.zeros((topics, n, n), np.int64)
+    begins = np.append(begins, len(uses)).astype(np.int64)
+    _cooccurrence(block.ptr, block.words, place, begins, uses.astype(np.int32), counts)
+    return counts
+
+
+def umass(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give each topic's UMass coherence, f8[K], of `cooccurrence` over all documents; at most 0, higher is better.
+
+    Top words that no document has are left out.
+    """
+    single = np.diagonal(counts, axis1=1, axis2=2)
+    n = counts.shape[1]
+    pair = np.tri(n, k=-1, dtype=bool) & (single[:, :, None] > 0) & (single[:, None, :] > 0)
+    terms = np.log((counts + 1.0) / np.maximum(single, 1)[:, None, :])
+    coherence: NDArray[np.float64] = np.where(pair, terms, 0.0).sum(axis=(1, 2))
+    return coherence

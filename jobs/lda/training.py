@@ -1,0 +1,234 @@
+"""The scheduler's half: sweeps, what is learned of the priors between them, and what becomes of them when workers go.
+
+    scheduler                               worker r                              server
+    for each sweep:                         sweep over its documents, in          add changes
+        let all workers sweep                   steps (`sweeps`)
+        ask for the sums of the counts                                            tally
+        learn alpha and beta, if wanted
+
+The counts on the servers are those of the topics of all tokens, at every moment between two steps. When a worker is
+lost in a step they are not: then all counts are made anew. Whoever has now the documents that it had draws topics
+for their tokens by the counts as they are; the counts are set to 0; everybody pushes the counts of its own tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError, ProtocolError
+from mpips.jobs.lda import counts
+from mpips.jobs.lda.documents import Spread
+from mpips.jobs.lda.evaluate import topic_norm
+from mpips.jobs.lda.sweeps import word_cuts
+from mpips.jobs.sparse_lr.spread import regroup, surely
+from mpips.progress import Column, bytes_si, seconds, shares, si, significant
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import VectorSpec
+
+COLUMNS = (
+    Column("sweep", "sweep", 6),
+    Column("seconds", "seconds", 8, seconds),
+    Column("log_likelihood", "log likelihood", 14, significant(8)),
+    Column("log_likelihood_per_token", "a token", 9, significant(5)),
+    Column("tokens/s", "tokens/s", 9, si),
+    Column("waiting", "waiting", 11, shares),
+    Column("sent", "sent", 9, bytes_si),
+)
+BURN_IN = 10
+"""Sweeps before priors are learned."""
+
+
+class Collection(NamedTuple):
+    """What the documents come to."""
+
+    documents: int
+    tokens: int
+    vocabulary: int
+
+
+class Training:
+    """A run: what it needs to go on is the number of sweeps and rounds, and the priors."""
+
+    def __init__(self, cluster: Cluster, settings: Any) -> None:
+        self.cluster, self.settings = cluster, settings
+        self.spread = Spread(cluster)
+        self.alpha = np.full(settings.topics, settings.alpha)
+        self.beta = settings.beta
+        self.sweeps = self.round = 0
+        self.groups, self.cuts = 0, [0]
+        self.likelihood = math.nan
+        self.now: dict[str, Any] = {}
+
+    def load(self) -> None:
+        """Let the workers read the documents."""
+        facts = surely(self.cluster, self._load)
+        self.collection = Collection(*(facts[0][name] for name in Collection._fields))
+        seen = {tuple(each[name] for name in Collection._fields) for each in facts}
+        if len(seen) > 1:
+            raise InputError(f"[data] train: workers read different documents: {sorted(seen)}")
+        shape = {"topics": self.settings.topics, "sampler": self.settings.sampler}
+        self.cluster.facts |= shape | self.collection._asdict()
+        self.cluster.say(
+            f"{self.collection.documents:,} documents, {self.collection.tokens:,} tokens, "
+            f"{self.collection.vocabulary:,} words"
+        )
+
+    def _load(self) -> list[dict[str, Any]]:
+        facts = self.spread.load()
+        self.groups = max(each["groups"] for each in facts)
+        workers = self.cluster.workers
+        frequencies = workers.total(workers.start("frequencies"))[:, 0]
+        self.cuts = word_cuts(frequencies, self.settings.topics, len(workers))
+        return facts
+
+    def run(self) -> dict[str, Any]:
+        """Sweep until done; give the metrics."""
+        cluster, table = self.cluster, self.cluster.table(COLUMNS)
+        surely(cluster, self.begin, self._load)
+        stop, before = self.sweeps >= self.settings.sweeps, self.sweeps
+        while not stop:
+            surely(cluster, self.sweep, self.recover)
+            self._show(table)
+            stop = self.sweeps >= self.settings.sweeps
+            if cluster.due(self.sweeps):
+                surely(cluster, lambda: cluster.checkpoint(self.sweeps, self._state()), self.recover)
+                stop = cluster.stopping() or stop
+            if not stop and cluster.renewed():
+                regroup(cluster)
+                surely(cluster, self.recover, self.recover)
+        table.close()
+        tokens, trained = self.collection.tokens, max(cluster.trained, 1e-9)
+        return {
+            "log_likelihood": self.likelihood,
+            "log_likelihood_per_token": self.likelihood / tokens,
+            "tokens": tokens,
+            "tokens_per_second": tokens * (self.sweeps - before) / trained,
+            "sweeps": self.sweeps,
+        }
+
+    def begin(self) -> None:
+        """Make the vectors, or take up a checkpoint."""
+        cluster, topics = self.cluster, self.settings.topics
+        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        state = cluster.restore()
+        if state is None:
+            together = cluster.job.consistency.is_sequential
+            extent = self.collection.vocabulary * topics
+            cluster.create_vector(VectorSpec("words", "int32", extent=extent, dense=True, aggregate=together))
+            cluster.create_vector(
+                VectorSpec("topics", "int64", extent=topics, dense=True, aggregate=together)
+            )
+            return
+        self.sweeps, self.round = state["sweeps"], state["round"]
+        self.alpha, self.beta, self.likelihood = np.array(state["alpha"]), state["beta"], state["likelihood"]
+        if not state["same_workers"]:
+            self.recount()
+
+    def sweep(self) -> None:
+        """Draw a topic for each token; learn the priors; see that no count is lost.
+
+        Before all others begin, the first worker gives topics to its documents: else each would make topics of its own.
+        """
+        settings, workers = self.settings, self.cluster.workers
+        learn = settings.learn_alpha != "fixed" and self.sweeps >= BURN_IN
+        if self.sweeps == 0 and len(workers) > 1:
+            self.cluster.node.wait(self._sweep(planting=True))
+        task = self._sweep(learn=learn)
+        replies = self.cluster.node.wait(task)
+        cells, totals = self.check()
+        last = self.sweeps + 1 >= settings.sweeps
+        if last or (self.sweeps + 1) % settings.evaluate_every == 0:
+            self.likelihood = (
+                math.fsum(reply.meta["likelihood"] for reply in replies)
+                + counts.words_term(cells, self.beta)
+                + topic_norm(totals, self.beta, self.collection.vocabulary)
+            )
+        self.sweeps += 1
+        if learn:
+            slopes = workers.total(task)[:, 0]
+            self.alpha = counts.learned_alpha(self.alpha, slopes, settings.learn_alpha == "symmetric")
+        if settings.learn_beta and self.sweeps > BURN_IN:
+            self.beta = counts.learned_beta(cells, totals, self.beta, self.collection.vocabulary)
+        self.now = self.cluster.lately([reply.meta["account"] for reply in replies])
+
+    def _sweep(self, learn: bool = False, planting: bool = False) -> Task:
+        ask = {"number": self.sweeps, "learn": learn, "planting": planting, **self._round()}
+        return self.cluster.workers.start("sweep", ask, values=self.priors())
+
+    def check(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """See that the counts are those of all tokens; give how many cells there are of each count n_wk, and n_k.
+
+        Raises:
+            ProtocolError: they are not.
+        """
+        cluster, tokens = self.cluster, self.collection.tokens
+        words = cluster.servers.call("lda_tally", vector=cluster.vectors["words"])
+        totals = np.zeros(self.settings.topics, np.int64)
+        for keys, rows in cluster.export(cluster.vectors["topics"]):
+            totals[keys.astype(np.int64)] = rows[:, 0]
+        found = -1 if any(each["sum"] < 0 for each in words) else sum(each["sum"] for each in words)
+        if found != tokens or int(totals.sum()) != tokens or totals.min() < 0:
+            raise ProtocolError(
+                f"the counts of words in topics add up to {found}, those of topics to {int(totals.sum())}, "
+                f"and there are {tokens} tokens (-1: a count is negative)"
+            )
+        return counts.cells_of(words), totals
+
+    def recover(self) -> None:
+        """Go on with other workers."""
+        self._load()
+        self.recount()
+
+    def recount(self) -> None:
+        """Make all counts anew, from topics that are drawn where there are none."""
+        cluster, workers = self.cluster, self.cluster.workers
+        workers.call("draw", {"cuts": self.cuts}, values=self.priors())
+        for vector in cluster.vectors.values():
+            cluster.servers.call("lda_clear", vector=vector)
+        workers.call("recount", self._round())
+        self.check()
+
+    def priors(self) -> NDArray[np.float64]:
+        """Give alpha and beta as workers are told them: f8[K + 1, 1]."""
+        return np.append(self.alpha, self.beta)[:, None]
+
+    def words(self) -> list[str] | None:
+        """Give the vocabulary's words, if they are known."""
+        told = surely(self.cluster, lambda: self.cluster.workers.call("words", only=[0]), self.recover)
+        words: list[str] | None = told[0]["words"]
+        return words
+
+    def _round(self) -> dict[str, Any]:
+        """Say what the steps of a call are, and the number of its first round."""
+        first = self.round
+        self.round += self.groups * (len(self.cuts) - 1)
+        return {"groups": self.groups, "cuts": self.cuts, "round": first}
+
+    def _show(self, table: Any) -> None:
+        trained, tokens = self.cluster.trained, self.collection.tokens
+        facts = {"sweep": self.sweeps, "seconds": trained}
+        if self.sweeps % self.settings.evaluate_every == 0 or self.sweeps >= self.settings.sweeps:
+            facts["log_likelihood"] = self.likelihood
+            facts["log_likelihood_per_token"] = self.likelihood / tokens
+        learned = {}
+        if self.settings.learn_alpha != "fixed":
+            learned["alpha"] = float(self.alpha.mean())
+        if self.settings.learn_beta:
+            learned["beta"] = self.beta
+        waiting = sum(self.now["waiting"]) / len(self.now["waiting"])
+        self.cluster.event("sweep", **facts, **learned, waiting=waiting)
+        table.row(self.now | facts | {"tokens/s": tokens * self.sweeps / max(trained, 1e-9)})
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "sweeps": self.sweeps,
+            "round": self.round,
+            "alpha": self.alpha.tolist(),
+            "beta": self.beta,
+            "likelihood": self.likelihood,
+        }

@@ -1,0 +1,194 @@
+"""`mpips bench lda`: time to the likelihood that tomotopy comes to, on the same documents, in the same run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpips.bench import _runs
+from mpips.bench._runs import note
+from mpips.errors import InputError
+from mpips.progress import Column, seconds, si, significant
+
+DESCRIPTION = """\
+Topics of the same documents, by tomotopy (collapsed Gibbs, one thread) and by the job `lda`: first tomotopy does its
+sweeps; then the job runs until its joint log-likelihood, by the same formula, is as high. Reading is not counted on
+either side, nor is what either does to be told how good it is on tomotopy's; the job looks after each sweep, which
+counts. alpha and beta are the same, and fixed.
+
+  mpips bench lda                                        the project's own data: 395 Reuters stories
+  mpips bench lda --train 20news.train.ldac.gz --topics 1000,100
+  mpips bench lda --train 20news.train.ldac.gz --rates 10,100,1000,10000
+  mpips bench lda --set lda.sampler='"mh"'
+
+With --rates: tokens a second of the job for so many topics, over a few sweeps from the twentieth on; no tomotopy.
+"""
+
+COLUMNS = (
+    Column("topics", "topics", 6, si),
+    Column("theirs", "tomotopy", 9, seconds),
+    Column("their_rate", "tokens/s", 8, si),
+    Column("per_token", "LL a token", 10, significant(5)),
+    Column("ours", "mpips", 9, seconds),
+    Column("sweeps", "sweeps", 6),
+    Column("our_rate", "tokens/s", 8, si),
+    Column("ratio", "mpips/tomotopy", 8, significant(2)),
+)
+RATES = (
+    Column("topics", "topics", 6, si),
+    Column("our_rate", "tokens/s", 9, si),
+    Column("per_token", "LL a token", 10, significant(5)),
+)
+ALPHA, BETA = 0.1, 0.01
+FIRST, LAST = 20, 25
+"""Sweeps between which rates are taken."""
+
+
+class Peer(NamedTuple):
+    """What tomotopy came to."""
+
+    seconds: float
+    likelihood: float
+    tokens: int
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 if mpips did not come to the likelihood."""
+    parser = _runs.switches("lda", DESCRIPTION, repeat=1)
+    numbers = _runs.listed(_runs.count)
+    parser.add_argument("--topics", type=numbers, default=[20], metavar="K,...", help="default 20")
+    parser.add_argument(
+        "--sweeps", type=_runs.at_least(1), default=50, metavar="N", help="tomotopy's; default 50"
+    )
+    parser.add_argument("--rates", type=numbers, metavar="K,...", help="only rates, for so many topics")
+    asked = parser.parse_args(arguments)
+    if asked.test:
+        raise InputError("--test: nothing is tested here")
+    settings = [*_overrides(asked), f"lda.alpha={ALPHA}", f"lda.beta={BETA}"]
+    job_file = _runs.job_file("job.toml", "lda")
+    conditions, rows = _runs.conditions(), []
+    with _runs.folders(asked.keep) as folder:
+        if asked.rates:
+            for topics in asked.rates:
+                note(f"{topics:,} topics: {LAST} sweeps")
+                done = _run(job_file, folder / f"rate-{topics}", settings, topics, LAST, asked.launcher)
+                rows.append({"topics": topics} | rate(done))
+        else:
+            check_installed()
+            for number in range(asked.repeat):
+                for topics in asked.topics:
+                    note(f"{topics:,} topics: tomotopy, {asked.sweeps} sweeps")
+                    peer = tomotopy(_files(asked), topics, asked.sweeps)
+                    note(f"{topics:,} topics: mpips, at most {4 * asked.sweeps} sweeps")
+                    done = _run(
+                        job_file,
+                        folder / f"{topics}-{number}",
+                        settings,
+                        topics,
+                        4 * asked.sweeps,
+                        asked.launcher,
+                    )
+                    rows.append({"topics": topics} | beside(done, peer, asked.sweeps))
+    report = {"benchmark": "lda", "conditions": conditions, "alpha": ALPHA, "beta": BETA, "rows": rows}
+    print(_runs.described(conditions))
+    print(f"servers {asked.servers}, workers {asked.workers}; alpha {ALPHA}, beta {BETA}\n")
+    print(_runs.table(RATES if asked.rates else COLUMNS, rows))
+    _runs.write_report(asked.json, report)
+    return 0 if all(row["ratio"] is not None for row in rows if "ratio" in row) else 1
+
+
+def check_installed() -> None:
+    """Raise InputError unless tomotopy is there."""
+    if find_spec("tomotopy") is None:
+        raise InputError("mpips bench lda compares with tomotopy: pip install tomotopy (or use --rates)")
+
+
+def _files(asked: Any) -> list[Path]:
+    if asked.train:
+        return [Path(name) for name in _runs.absolute(asked.train)]
+    return [_runs.job_file("job.toml", "lda").parent / "data" / "reuters395.ldac.gz"]
+
+
+def _overrides(asked: Any) -> list[str]:
+    data = [f"data.train={json.dumps([str(file) for file in _files(asked)])}"]
+    if asked.train:
+        data.append('data.vocab=""')
+    return [*data, f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *asked.set]
+
+
+def _run(
+    job: Path, folder: Path, settings: Sequence[str], topics: int, sweeps: int, launcher: str
+) -> list[dict[str, Any]]:
+    """Run the job; give the lines of its sweeps."""
+    shape = [f"lda.topics={topics}", f"lda.sweeps={sweeps}"]
+    run = _runs.run(job, folder, [*settings, *shape], launcher)
+    lines = (json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines())
+    return [line | {"tokens": run.result["metrics"]["tokens"]} for line in lines if line["event"] == "sweep"]
+
+
+def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the tokens a second from sweep FIRST to LAST, and the likelihood there."""
+    first, last = sweeps[FIRST - 1], sweeps[LAST - 1]
+    elapsed = last["seconds"] - first["seconds"]
+    return {
+        "our_rate": (LAST - FIRST) * last["tokens"] / elapsed,
+        "per_token": last["log_likelihood_per_token"],
+    }
+
+
+def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str, Any]:
+    """Give when the job was as good as its peer."""
+    reached = next(
+        (line for line in sweeps if line.get("log_likelihood", -math.inf) >= peer.likelihood), None
+    )
+    return {
+        "theirs": peer.seconds,
+        "their_rate": count * peer.tokens / peer.seconds,
+        "per_token": peer.likelihood / peer.tokens,
+        "ours": math.nan if reached is None else reached["seconds"],
+        "sweeps": None if reached is None else reached["sweep"],
+        "our_rate": sweeps[-1]["tokens"] * len(sweeps) / sweeps[-1]["seconds"],
+        "ratio": math.nan if reached is None else reached["seconds"] / peer.seconds,
+    }
+
+
+def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> Peer:
+    """Let tomotopy sample, on one thread; give its seconds, and the joint log-likelihood by the job's own formula."""
+    import tomotopy as peer  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    from mpips.jobs.lda.corpus import Block, open_corpus
+    from mpips.jobs.lda.evaluate import doc_likelihood, topic_norm, word_likelihood
+
+    model = peer.LDAModel(k=topics, alpha=ALPHA, eta=BETA, seed=1)
+    model.optim_interval = 0
+    with TemporaryDirectory() as scratch, open_corpus(files, None, 0, 1, Path(scratch)) as corpus:
+        for b in range(corpus.blocks):
+            block = corpus.load(b)
+            names = [str(word) for word in range(corpus.vocabulary)]
+            for first, last in zip(block.ptr[:-1].tolist(), block.ptr[1:].tolist(), strict=True):
+                if last > first:
+                    model.add_doc([names[word] for word in block.words[first:last].tolist()])
+        tokens, vocabulary = corpus.tokens, corpus.vocabulary
+    model.train(0)
+    begin = perf_counter()
+    model.train(sweeps, workers=1)
+    elapsed = perf_counter() - begin
+    docs = [(np.asarray(doc.words, np.int32), np.asarray(doc.topics, np.int32)) for doc in model.docs]
+    words, z = (np.concatenate(parts) for parts in zip(*docs, strict=True))
+    ptr = np.cumsum([0, *(len(mine) for mine, _ in docs)])
+    rows = np.zeros((max(vocabulary, int(words.max()) + 1), topics), np.int32)
+    np.add.at(rows, (words, z), 1)
+    likelihood = (
+        doc_likelihood(Block(ptr.astype(np.int64), words), z, topics, np.full(topics, ALPHA))
+        + word_likelihood(rows, BETA)
+        + topic_norm(rows.sum(0).astype(np.int64), BETA, vocabulary)
+    )
+    return Peer(elapsed, likelihood, tokens)

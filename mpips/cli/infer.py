@@ -1,0 +1,84 @@
+"""`mpips infer`: ask a trained model about new data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, or a model file
+that names its program, such as the model.h5 of lda. What is written is the program's matter:
+
+  mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
+  mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
+
+A program of your own answers if its module has `infer(model: Path, files: list[Path], out: Path | None)`.
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "infer",
+        help="ask a trained model about new data",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a model file")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", help="new data, in any form that the program trains on"
+    )
+    parser.add_argument("--out", metavar="FILE", help="the file to write; stdout unless given")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Let the program answer."""
+    run = Path(arguments.run)
+    ask = _asked(run)
+    ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
+    return 0
+
+
+def _asked(run: Path) -> Callable[[Path, Sequence[Path], Path | None], Any]:
+    """Find the `infer` of the program that made a run or a model file."""
+    from mpips.config import load
+    from mpips.errors import InputError
+    from mpips.folder import RunFolder
+    from mpips.program import load_program
+
+    if run.is_dir():
+        file = RunFolder(run).job
+        if not file.is_file():
+            raise InputError(f"{run}: is no run's folder: it has no {file.name}")
+        job = load(file)
+        name, base = job.program, job.base
+    else:
+        name, base = _program_of(run), Path.cwd()
+    # A program's `schedule` is its own, and so tells its module.
+    module = sys.modules[load_program(name, base).schedule.__module__]
+    ask = getattr(module, "infer", None)
+    if not callable(ask):
+        raise InputError(f"program {name!r} ({module.__file__}) has no `infer`: its models answer nothing")
+    return ask  # type: ignore[no-any-return]
+
+
+def _program_of(path: Path) -> str:
+    """Read a model file's program."""
+    import h5py
+
+    from mpips.errors import InputError
+
+    if not path.exists():
+        raise InputError(f"{path}: no such run or model")
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs["program"])
+    except (OSError, KeyError):
+        raise InputError(
+            f"{path}: is neither a run's folder nor a model file that names its program"
+        ) from None

@@ -1,0 +1,326 @@
+"""Whole runs of lda on the in-memory twin: the same bits in every layout, exact counts whoever is lost."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import job_of
+from scipy.special import gammaln
+from simulated import simulate
+
+from mpips.errors import MpipsError
+from mpips.folder import RunFolder
+from mpips.jobs.lda import results, sweeps, training
+from mpips.manifest import complete
+from mpips.program import load_program
+from mpips.scheduler import Cluster
+from mpips.twin import Strike, calm, rough
+
+TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest of a run here."""
+    if "leaves" not in request.node.name:
+        monkeypatch.setattr(results, "draw", lambda *_: None)
+
+
+@dataclass
+class Run:
+    """What came of a job: its counts, and the topics that the workers say their tokens have."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sha: str = ""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    words: Any = None
+    posted: int = 0
+    files: set[str] = field(default_factory=set)
+    stopped: bool = False
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [each for each in self.log if each["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of one or two topics, which have ten words each of their own."""
+    rng = np.random.default_rng(7)
+    lines = []
+    for _ in range(DOCUMENTS):
+        of_topic = rng.choice(TOPICS, 2, replace=False)
+        words = rng.choice(of_topic, LENGTH, p=[0.8, 0.2]) * 10 + rng.integers(0, 10, LENGTH)
+        ids, times = np.unique(words, return_counts=True)
+        pairs = " ".join(f"{word}:{n}" for word, n in zip(ids, times, strict=True))
+        lines.append(f"{len(ids)} {pairs}\n")
+    path = tmp_path_factory.mktemp("documents") / "train.ldac.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(lines)
+    return path
+
+
+def run(
+    train: Path,
+    servers: int = 1,
+    workers: int = 2,
+    *,
+    on_event: Callable[[Cluster, str, dict[str, Any]], None] = lambda *_: None,
+    checkpoints: Path | None = None,
+    resume: Path | None = None,
+    strikes: Sequence[Strike] = (),
+    fate: Any = calm,
+    spares: int = 0,
+    replicas: int = 0,
+    settings: dict[str, Any] | None = None,
+    **tables: dict[str, Any],
+) -> Run:
+    out, told = Run(), dict[str, Any]()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        own = {"topics": TOPICS, "sweeps": 12, **(settings or {})}
+        data = {"train": str(train), **tables.pop("data", {})}
+        head = {"program": "lda", **tables.pop("job", {})}
+        job = job_of(folder / "job", {"job": head, "data": data, "lda": own, **tables})
+        loaded = load_program(job.program, job.base)
+
+        def schedule(cluster: Cluster) -> None:
+            cluster.checkpoints, cluster.resume = checkpoints or folder / "checkpoints", resume
+            event = cluster.event
+
+            def heard(name: str, **facts: Any) -> None:
+                event(name, **facts)
+                on_event(cluster, name, facts)
+
+            cluster.event = heard  # type: ignore[method-assign]
+            out.metrics = loaded.schedule(cluster, job.settings)
+            out.stopped = cluster.stopped_early
+            cluster.saver.settle()
+            out.words = np.zeros((WORDS, own["topics"]), np.int64)
+            for keys, rows in cluster.export(cluster.vectors["words"]):
+                out.words.reshape(-1)[keys.astype(np.int64)] = rows[:, 0]
+            out.sha = cluster.digest(cluster.vectors["words"]) + cluster.digest(cluster.vectors["topics"])
+            out.log = [
+                json.loads(line) for line in RunFolder(folder / "run").metrics.read_text().splitlines()
+            ]
+            out.files = {path.name for path in (folder / "run").iterdir()}
+
+        (folder / "run").mkdir()
+        simulate(
+            schedule, loaded.worker, servers=servers, workers=workers, spares=spares, replicas=replicas, job=job,
+            folder=folder / "run", strikes=strikes, fate=fate, told=told,
+        )  # fmt: skip
+    out.posted = told["network"].posted
+    return out
+
+
+def check(outcome: Run) -> None:
+    """No token is lost; topics are far better than one for all tokens, which has log(1/60) = -4.09 a token."""
+    tokens = DOCUMENTS * LENGTH
+    assert outcome.metrics["tokens"] == tokens and outcome.words.sum() == tokens and outcome.words.min() >= 0
+    assert outcome.metrics["log_likelihood_per_token"] > -3.8
+
+
+@pytest.mark.parametrize("sampler", ["gibbs", "mh"])
+def test_the_same_bits_for_any_number_of_servers(train: Path, sampler: str) -> None:
+    how = {"settings": {"sampler": sampler}}
+    first = run(train, **how)
+    check(first)
+    for servers, fate in ((2, calm), (3, rough(3, delay=0.01)), (1, rough(4, delay=0.02, drop=0.05))):
+        again = run(train, servers, fate=fate, **how)
+        assert again.sha == first.sha
+        assert again.metrics["log_likelihood"] == first.metrics["log_likelihood"]
+    assert run(train, job={"seed": 5}, **how).sha != first.sha
+
+
+def test_the_likelihood_is_that_of_the_paper(train: Path) -> None:
+    """From the counts alone but for the documents' part; with one worker its sampler is there to be asked."""
+    samplers: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        end = sweeps.Sweeper._end
+
+        def noted(self: Any) -> None:
+            samplers[:] = self._samplers.values()
+            end(self)
+
+        patch.setattr(sweeps.Sweeper, "_end", noted)
+        outcome = run(train, workers=1, settings={"alpha": 0.3, "beta": 0.05})
+    (sampler,) = samplers
+    n_wk, n_k, z = outcome.words, outcome.words.sum(axis=0), sampler.topics()
+    n_dk = np.array([np.bincount(each, minlength=TOPICS) for each in z.reshape(DOCUMENTS, LENGTH)])
+    words = (gammaln(n_wk + 0.05) - gammaln(0.05)).sum() + (gammaln(3.0) - gammaln(n_k + 3.0)).sum()
+    documents = (gammaln(n_dk + 0.3) - gammaln(0.3)).sum() + DOCUMENTS * (
+        gammaln(1.8) - gammaln(LENGTH + 1.8)
+    )
+    assert outcome.metrics["log_likelihood"] == pytest.approx(words + documents, rel=1e-10)
+    assert outcome.metrics["log_likelihood_per_token"] == pytest.approx(
+        (words + documents) / z.size, rel=1e-10
+    )
+
+
+def test_what_a_run_leaves(train: Path, tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab"
+    vocab.write_text("".join(f"word{w}\n" for w in range(WORDS)))
+    outcome = run(train, 2, data={"test": str(train), "vocab": str(vocab)}, settings={"sweeps": 6})
+    lines = outcome.of("sweep")
+    assert [line["sweep"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["seconds"] >= 0 and line["log_likelihood"] < 0 for line in lines)
+    assert lines[-1]["log_likelihood"] > lines[0]["log_likelihood"]
+    assert 10 < outcome.metrics["perplexity"] < WORDS
+    assert outcome.metrics["coherence"] < 0 and outcome.metrics["tokens_per_second"] > 0
+    assert {"model.h5", "topics.txt", "topics.png"} <= outcome.files
+
+
+@pytest.mark.parametrize("model", [{"model": "bounded", "tau": 2}, {"model": "eventual"}])
+def test_delay_loses_no_count(train: Path, model: dict[str, Any]) -> None:
+    for seed in (1, 2):
+        fate = rough(seed, delay=0.05)
+        check(run(train, 2, 3, consistency=model, fate=fate, settings={"sweeps": 25}))
+
+
+def test_blocks_and_ranges_of_any_size(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of a few documents, put back on disk after each visit, and ranges of few words."""
+    monkeypatch.setattr(sweeps, "HELD", 0)
+    monkeypatch.setattr(sweeps, "PIECE", 40)
+    for tables in ({}, {"data": {"parts": 5}}):
+        outcome = run(train, 2, 3, settings={"block_tokens": 1500, "sweeps": 20}, **tables)
+        check(outcome)
+
+
+def test_priors_are_learned(train: Path) -> None:
+    plain = run(train, settings={"sweeps": 40})
+    learned = [
+        run(train, servers, settings={"sweeps": 40, "learn_alpha": how, "learn_beta": True})
+        for how in ("symmetric", "asymmetric") for servers in (1, 2)
+    ]  # fmt: skip
+    assert learned[0].sha == learned[1].sha and learned[2].sha == learned[3].sha
+    for each in learned:
+        check(each)
+        assert each.metrics["log_likelihood"] > plain.metrics["log_likelihood"]
+        last = each.of("sweep")[-1]
+        assert 0.02 < last["alpha"] < 0.5 and last["beta"] > 0.02
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+@pytest.mark.parametrize("share", [2, 5, 8])
+def test_a_lost_worker_loses_no_count(train: Path, share: int, replicas: int) -> None:
+    plain = run(train, 2, 3, replicas=replicas)
+    for rank, spares in ((3, 0), (4, 1)):
+        strikes = [Strike("kill", rank, after_messages=plain.posted * share // 10)]
+        outcome = run(train, 2, 3, strikes=strikes, spares=spares, replicas=replicas)
+        check(outcome)
+        assert len(outcome.of("workers")) == 1
+        assert outcome.metrics["sweeps"] == 12
+
+
+def test_a_lost_server_changes_nothing(train: Path) -> None:
+    plain = run(train, 2, 2, replicas=1)
+    for share in (3, 6):
+        strikes = [Strike("kill", 2, after_messages=plain.posted * share // 10)]
+        assert run(train, 2, 2, replicas=1, strikes=strikes).sha == plain.sha
+
+
+def test_workers_join_and_leave_with_their_topics(train: Path) -> None:
+    """Who stays keeps the topics of its documents; the likelihood hardly falls."""
+
+    def change(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
+        if name == "sweep" and facts["sweep"] == 10:
+            cluster.joining = 1
+        if name == "sweep" and facts["sweep"] == 16:
+            cluster.leaving = {cluster.workers.addresses[0]}
+
+    outcome = run(train, 2, 2, spares=1, on_event=change, settings={"sweeps": 22})
+    check(outcome)
+    likelihood = [line["log_likelihood"] for line in outcome.of("sweep")]
+    assert [event["workers"] for event in outcome.of("workers")] == [3, 2]
+    for sweep in (10, 16):
+        assert likelihood[sweep] > 1.05 * likelihood[sweep - 1]
+    assert likelihood[-1] > likelihood[9] * 1.02
+
+
+def test_checkpoints_change_nothing_and_are_gone_on_from(train: Path, tmp_path: Path) -> None:
+    plain = run(train, 2)
+    written = run(train, 1, checkpoints=tmp_path, checkpoint={"every": 4, "keep": 9})
+    assert written.sha == plain.sha
+    first, second = sorted(complete(tmp_path))[:2]
+    for path, servers in ((first, 3), (second, 1)):
+        again = run(train, servers, resume=path)
+        assert again.sha == plain.sha
+        assert again.metrics["log_likelihood"] == plain.metrics["log_likelihood"]
+
+
+def test_another_number_of_workers_goes_on(train: Path, tmp_path: Path) -> None:
+    """Topics are drawn by the counts that the checkpoint has: as good as those that were, not as at the start."""
+    written = run(train, 1, checkpoints=tmp_path, checkpoint={"every": 12})
+    (path,) = complete(tmp_path)
+    again = run(train, 2, 3, resume=path, settings={"sweeps": 13})
+    check(again)
+    assert again.metrics["log_likelihood"] > 1.05 * written.metrics["log_likelihood"]
+    assert [line["sweep"] for line in again.of("sweep")] == [13]
+
+
+def test_a_count_that_is_wrong_ends_the_run(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = sweeps.Totals.push
+
+    def careless(self: Any, time: int, change: Any, round: int) -> None:
+        change[0] += round == 11
+        push(self, time, change, round)
+
+    monkeypatch.setattr(sweeps.Totals, "push", careless)
+    with pytest.raises(
+        MpipsError, match="add up to 10000, those of topics to 10002, and there are 10000 tokens"
+    ):
+        run(train)
+
+
+def test_bad_settings_are_one_line(train: Path, tmp_path: Path) -> None:
+    with pytest.raises(MpipsError, match=r"\[data\] parts = 1 are too few for 2 workers"):
+        run(train, data={"parts": 1})
+    with pytest.raises(MpipsError, match=r"topics = 70000.*at most 65535"):
+        run(train, settings={"topics": 70_000, "sampler": "mh"})
+    bad = tmp_path / "bad.ldac"
+    bad.write_text("1 0:1\n2 3:x 4:1\n")
+    with pytest.raises(MpipsError, match=r"bad\.ldac.*2"):
+        run(bad)
+
+
+def test_ranges_cover_the_words() -> None:
+    rng = np.random.default_rng(0)
+    for vocabulary, topics, workers in (
+        (1, 1, 1),
+        (3, 10, 2),
+        (100, 7, 8),
+        (17_658, 1000, 2),
+        (5000, 10_000, 3),
+    ):
+        frequencies = rng.zipf(1.3, vocabulary).clip(max=10_000)
+        cuts = sweeps.word_cuts(frequencies, topics, workers)
+        assert cuts[0] == 0 and cuts[-1] == vocabulary and cuts == sorted(set(cuts))
+        if vocabulary > 1000:
+            assert len(cuts) - 1 >= max(4, 2 * workers)
+            cost = [
+                frequencies[a:b].sum() / workers + (b - a) * topics / 100 for a, b in itertools.pairwise(cuts)
+            ]
+            assert max(cost) < 1.2 * np.mean(cost) + 20_000
+    assert sweeps.word_cuts(np.zeros(5, np.int64), 3, 1)[-1] == 5
+
+
+@pytest.mark.ranks
+def test_a_whole_run(train: Path, tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
+    path = Path(training.__file__).with_name("job.toml")
+    done = run_mpips(
+        "run", str(path), "--set", "lda.sweeps=30", "--set", "layout.servers=2", "--run-dir", str(tmp_path / "run"),
+        timeout=90.0,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"]["tokens"] == 84_010
+    assert -8.7 < result["metrics"]["log_likelihood_per_token"] < -8.0
