@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             file=sys.stderr,
             flush=True,
         )
+        time.sleep(0.5)  # a launcher that is told of an abort may not pass on what it has not read yet
         MPI.COMM_WORLD.Abort(1)
 
 
