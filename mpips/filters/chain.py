@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State
 from mpips.keycache import sign
-from mpips.message import DTYPES, NO_SIGNATURE, Command, Message
+from mpips.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
 from mpips.progress import bytes_si
 
 # hash, filters, type of the values, are there any, 0, width, rows, keys (-1: none)
@@ -32,7 +32,6 @@ _HASH = 16
 BYTES = 254
 """The type of values that a filter has made bytes of."""
 NO_VALUES = np.empty(0, np.uint8)
-_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Chain:
         values = message.values
         if not self.steps or (values is None and message.keys is None):
             return message
-        if values is not None and (values.dtype not in _CODES or values.ndim > 2):
+        if values is not None and (values.dtype not in CODES or values.ndim > 2):
             return message  # which cannot travel
         keys = message.keys if message.keys is not None else message.withheld
         known = keys if message.keys is None else None  # need not travel, as long as they are these
@@ -137,7 +136,6 @@ class Chain:
                     content = step.coder.decode(content._replace(note=note))
                     self.saved[name].seconds += (self._clock() - start) * 1e-9
         except Exception as error:  # a user's own may raise what it likes
-            kind = "" if isinstance(error, FilterError) else f"{type(error).__name__}: "
             where = (
                 f"{message.command.name} {message.time} of shard {message.shard} from rank {message.sender}"
             )
@@ -170,7 +168,7 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
     """Put what a chain has made of a message's content into its values."""
     travels = content.keys
     values = content.values
-    code = BYTES if values.dtype == np.uint8 else _CODES[values.dtype]
+    code = BYTES if values.dtype == np.uint8 else CODES[values.dtype]
     width = values.shape[1] if values.ndim == 2 else 1
     n_keys = -1 if travels is None else len(travels)
     head = _HEAD.pack(b"", len(notes), code, message.values is not None, 0, width, len(values), n_keys)
