@@ -94,14 +94,15 @@ class KeyIndex:
             first = grafts.insert(*self._arrays, keys, out)
         return slice(first, first + len(keys)) if first >= 0 else out
 
-    def select(self, begin: int = 0, last: int = 2**64 - 1) -> tuple[Keys, Slots]:
-        """Return the keys from `begin` to `last`, both included, in order, and their slots as `find` does."""
+    def select(self, begin: int = 0, last: int = 2**64 - 1, most: int = MAX_KEYS) -> tuple[Keys, Slots]:
+        """Return the first `most` keys from `begin` to `last`, both included, in order, and their slots as `find`."""
         head, known, arena, top = self._arrays
         low = leaves.rank_of(head, known, arena, top, np.uint64(begin))
         high = len(self)
         if last < 2**64 - 1:
             high = leaves.rank_of(head, known, arena, top, np.uint64(last + 1))
-        keys, slots = np.empty(max(high - low, 0), np.uint64), np.empty(max(high - low, 0), np.int32)
+        count = max(min(high - low, most), 0)
+        keys, slots = np.empty(count, np.uint64), np.empty(count, np.int32)
         first = leaves.take(head, known, arena, top, low, keys, slots)
         return keys, slice(first, first + len(keys)) if first >= 0 else slots
 

@@ -610,7 +610,6 @@ def _written_down(
 def _export(shard: Shard, request: Message, begin: int, end: int, limit: int) -> Message:
     """Answer with the rows of a range in key order, zeros left out: those of its first `limit` slots."""
     segment = shard.hosted(request.namespace).segment
-    keys = segment.select(KeyRange(begin, end))[0]
-    meta = {"next": int(keys[limit])} if len(keys) > limit else {}
-    keys, rows = segment.export(KeyRange(begin, meta.get("next", end)))
-    return reply_to(request, rows, meta, keys)
+    stop = segment.cut(KeyRange(begin, end), limit)
+    keys, rows = segment.export(KeyRange(begin, stop))
+    return reply_to(request, rows, {"next": stop} if stop < end else {}, keys)

@@ -330,6 +330,19 @@ class Segment:
             return np.empty(0, np.uint64), np.empty(0, np.int32)
         return self._index.select(wanted.begin, wanted.end - 1)
 
+    def cut(self, wanted: KeyRange, count: int) -> int:
+        """Return where to cut a range so that its first part has at most `count` slots: its end if it has no more."""
+        if self.spec.dense:
+            for piece in (piece for owned in self.ranges if (piece := meet(owned, wanted))):
+                if piece.span > count:
+                    return piece.begin + count
+                count -= piece.span
+            return wanted.end
+        if wanted.empty:
+            return wanted.end
+        keys, _ = self._index.select(wanted.begin, wanted.end - 1, count + 1)
+        return int(keys[count]) if len(keys) > count else wanted.end
+
     def keys_of(self, slots: Slots) -> Keys:
         """Return the keys u64[n] of slots, as a copy."""
         if self.spec.dense:

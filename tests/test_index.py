@@ -66,10 +66,10 @@ class IndexAgainstDict(RuleBasedStateMachine):
         chosen = np.random.default_rng(seed).random(len(self.model)) < share
         self.find(sorted(np.array(list(self.model), np.uint64)[chosen].tolist()))
 
-    @rule(begin=key, last=key)
-    def select(self, begin: int, last: int) -> None:
-        keys, slots = self.index.select(begin, last)
-        expected = sorted(k for k in self.model if begin <= k <= last)
+    @rule(begin=key, last=key, most=st.integers(0, 2**31 - 1) | st.integers(0, 50))
+    def select(self, begin: int, last: int, most: int) -> None:
+        keys, slots = self.index.select(begin, last, most)
+        expected = sorted(k for k in self.model if begin <= k <= last)[:most]
         assert keys.tolist() == expected
         assert listed(slots) == [self.model[k] for k in expected]
 

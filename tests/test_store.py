@@ -317,6 +317,18 @@ def test_export_leaves_out_zeros_of_either_sign_and_keeps_nan() -> None:
 # What workers and updates must not get past a segment.
 
 
+@given(st.sampled_from([True, False]), st.integers(0, 100), st.integers(0, 100), st.integers(0, 60))
+def test_a_range_is_cut_after_so_many_slots(dense: bool, begin: int, end: int, count: int) -> None:
+    segment = Segment(VectorSpec("v", extent=90, dense=dense), [KeyRange(5, 20), KeyRange(30, 95)])
+    if not dense:
+        segment.push(u64([7, 8, 19, 30, 60, 89]), np.ones((6, 1)))
+    wanted = KeyRange(min(begin, end), end)
+    held = segment.select(wanted)[0].tolist()
+    cut = segment.cut(wanted, count)
+    assert segment.select(KeyRange(wanted.begin, cut))[0].tolist() == held[:count]
+    assert (cut == wanted.end) == (len(held) <= count)
+
+
 @pytest.mark.parametrize("stray", [[70], [5, 70], [2**63], [49, 50], [5, 20, 45]])
 def test_keys_that_are_not_owned_are_refused(stray: list[int]) -> None:
     segment = Segment(VectorSpec("w", extent=100), [KeyRange(0, 10), KeyRange(40, 50)])
