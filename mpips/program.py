@@ -31,6 +31,18 @@ class Program:
     settings: type
     schedule: Callable[..., dict[str, Any]]
     worker: Callable[..., Any]
+    module: ModuleType
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """Give a function beside those three, such as `query`, by which a command asks what a run has made.
+
+        Raises:
+            JobError: the program has none of that name.
+        """
+        found = getattr(self.module, name, None)
+        if not callable(found):
+            raise JobError(f"program {self.name!r} ({self.module.__file__}) has no function `{name}`")
+        return found  # type: ignore[no-any-return]
 
 
 def load_program(name: str, base: Path) -> Program:
@@ -51,7 +63,7 @@ def load_program(name: str, base: Path) -> Program:
     if not is_dataclass(module.Settings):
         raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
     settings: type = module.__dict__["Settings"]
-    return Program(table_name(name), settings, module.schedule, module.Worker)
+    return Program(table_name(name), settings, module.schedule, module.Worker, module)
 
 
 def table_name(name: str) -> str:

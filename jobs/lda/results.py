@@ -18,8 +18,8 @@ from mpips.jobs.lda.model import CELLS, FILE, export_model
 from mpips.jobs.lda.sweeps import PIECE, Sweeper
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
-from mpips.jobs.sparse_lr.spread import surely
 from mpips.ranges import KeyRange
+from mpips.regroup import surely
 from mpips.scheduler import Cluster
 from mpips.worker import Answer
 

@@ -24,8 +24,8 @@ from mpips.jobs.lda import counts
 from mpips.jobs.lda.documents import Spread
 from mpips.jobs.lda.evaluate import topic_norm
 from mpips.jobs.lda.sweeps import word_cuts
-from mpips.jobs.sparse_lr.spread import regroup, surely
 from mpips.progress import Column, bytes_si, seconds, shares, si, significant
+from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec

@@ -26,6 +26,7 @@ from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.worker import Worker as Worker
 from mpips.manifest import read_manifest
 from mpips.progress import Column, bytes_si, seconds, shares, si
+from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster, Group
 from mpips.workload import Workload
 
@@ -271,27 +272,14 @@ class Insertion:
 
     def _surely(self, step: Callable[[], T]) -> T:
         """Do a step with the workers, and again with those who are there then if one is lost in it."""
-        while True:
-            try:
-                return step()
-            except WorkerLost:
-                self._regroup()
+        return surely(self.cluster, step, self._follow)
 
     def _regroup(self) -> None:
-        """Go on with the workers that are there now. WorkerLost if there is none, nor any spare."""
-        cluster, first = self.cluster, self.cluster.workers.addresses
-        while True:
-            before = cluster.workers.addresses
-            try:
-                cluster.regroup()
-                break
-            except WorkerLost:
-                if cluster.workers.addresses == before:  # else a newcomer was lost in its turn
-                    raise
-        now = cluster.workers.addresses
-        gone, come = [each for each in first if each not in now], [each for each in now if each not in first]
-        cluster.event("workers", gone=gone, come=come, workers=len(now))
-        cluster.say(f"workers: {len(now)} now")
+        regroup(self.cluster)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Give the parts of workers that are gone to others."""
         self.parts.follow(self._inserters().addresses)
 
     # --- what is kept and said

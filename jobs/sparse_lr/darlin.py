@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from mpips.jobs.sparse_lr import control, evaluate
 from mpips.jobs.sparse_lr.proximal import exact_total
-from mpips.jobs.sparse_lr.spread import Spread, regroup, surely
+from mpips.jobs.sparse_lr.spread import Spread
+from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec

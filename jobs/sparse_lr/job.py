@@ -26,7 +26,8 @@ from mpips.consistency import Bounded, push_pull, unmet
 from mpips.data import resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
-from mpips.jobs.sparse_lr.spread import Spread, surely
+from mpips.jobs.sparse_lr.spread import Spread
+from mpips.regroup import surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.worker import Answer, Context, at_once

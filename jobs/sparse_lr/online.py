@@ -30,9 +30,10 @@ from mpips.errors import WorkerLost
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of
 from mpips.jobs.sparse_lr.proximal import exact_total
-from mpips.jobs.sparse_lr.spread import Holder, Spread, regroup, surely
+from mpips.jobs.sparse_lr.spread import Holder, Spread
 from mpips.message import NO_ROUND
 from mpips.progress import Column, bytes_si, seconds, shares, si, significant
+from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec

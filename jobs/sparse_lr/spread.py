@@ -8,56 +8,23 @@ gives parts to a newcomer reads those that it keeps anew, while the newcomer rea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from mpips import checkpoint
 from mpips.data import Columns, Examples, Tally, load_columns, read
-from mpips.errors import CheckpointError, InputError, WorkerLost
+from mpips.errors import CheckpointError, InputError
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
+from mpips.regroup import surely
 from mpips.scheduler import Cluster
 from mpips.workload import Cut, Workload
 
-T = TypeVar("T")
 FINE = 4, 16
 """The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
-
-
-def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] | None = None) -> T:
-    """Do a step with the workers; if one is lost in it, `mend` with those who are there then, and do it again."""
-    lost = False
-    while True:
-        try:
-            if lost and mend is not None:
-                mend()
-            return step()
-        except WorkerLost:
-            regroup(cluster)
-            lost = True
-
-
-def regroup(cluster: Cluster) -> None:
-    """Go on with the workers that are there now. WorkerLost if there is none, nor any spare."""
-    first = cluster.workers.addresses
-    while True:
-        before = cluster.workers.addresses
-        try:
-            cluster.regroup()
-            break
-        except WorkerLost:
-            if cluster.workers.addresses == before:  # else a newcomer was lost in its turn
-                raise
-    now = cluster.workers.addresses
-    gone, come = [each for each in first if each not in now], [each for each in now if each not in first]
-    cluster.event("workers", gone=gone, come=come, workers=len(now))
-    changes = [
-        f"{', '.join(map(str, ranks))} {what}" for ranks, what in ((gone, "gone"), (come, "new")) if ranks
-    ]
-    cluster.say(f"workers: {len(now)} now ({'; '.join(changes) or 'as before'})")
 
 
 class Spread:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,7 @@ def _asked(run: Path) -> Callable[[Path, Sequence[Path], Path | None], Any]:
         name, base = job.program, job.base
     else:
         name, base = _program_of(run), Path.cwd()
-    # A program's `schedule` is its own, and so tells its module.
-    module = sys.modules[load_program(name, base).schedule.__module__]
-    ask = getattr(module, "infer", None)
-    if not callable(ask):
-        raise InputError(f"program {name!r} ({module.__file__}) has no `infer`: its models answer nothing")
-    return ask  # type: ignore[no-any-return]
+    return load_program(name, base).function("infer")
 
 
 def _program_of(path: Path) -> str:

@@ -90,12 +90,6 @@ def _of_run(folder: Path) -> tuple[Query, Path]:
 
 def query_of(program: str, base: Path) -> Query:
     """Give a program's function `query(source, keys)`; InputError if it has none."""
-    from mpips.errors import InputError
     from mpips.program import load_program
 
-    loaded = load_program(program, base)
-    query = getattr(sys.modules[loaded.settings.__module__], "query", None)
-    if query is None:
-        raise InputError(f"program {program!r} answers no queries: it has no function query(source, keys)")
-    answers: Query = query
-    return answers
+    return load_program(program, base).function("query")

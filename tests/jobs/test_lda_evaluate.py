@@ -342,7 +342,7 @@ def test_the_command_asks_the_program(
     if answers:
         assert code == 0 and said.out == "asked run ['a.txt', 'b.txt'] c\n"
     else:
-        assert code == 2 and "has no `infer`" in said.err
+        assert code == 2 and "has no function `infer`" in said.err
 
 
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

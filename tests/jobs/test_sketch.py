@@ -326,7 +326,7 @@ def test_a_program_without_queries_says_so(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
     (tmp_path / "result.json").write_text('{"status": "completed"}')
     assert main(["query", str(tmp_path), "1"]) == 2
-    assert "program 'sparse_lr' answers no queries" in capsys.readouterr().err
+    assert "has no function `query`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
