@@ -46,6 +46,8 @@ class Settings:
     """mh: pairs of proposals for each token in a sweep."""
     block_tokens: int = field(default=BLOCK_TOKENS, metadata={"at_least": 1})
     """Tokens that a worker samples at a time; documents are on disk in blocks of so many."""
+    held_tokens: int = field(default=1 << 26, metadata={"at_least": 0})
+    """Up to so many tokens a worker keeps them in memory between sweeps, 20 bytes each; with more, block by block."""
     evaluate_every: int = field(default=1, metadata={"at_least": 1})
     """Sweeps between two evaluations of the likelihood."""
 

@@ -52,10 +52,10 @@ LEAST = 4
 """Ranges of words, at least, so that there is one to be pulled meanwhile."""
 SKIMMED = 100
 """Counts of a row that are looked over in the time of a token."""
-HELD = 1 << 26
-"""Tokens whose samplers are kept from one sweep to the next."""
 
-OTHERS = "the checkpoint was written with other documents, or other [lda] block_tokens or sampler"
+OTHERS = (
+    "the checkpoint was written with other documents, or other [lda] block_tokens, held_tokens or sampler"
+)
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -151,7 +151,7 @@ class Sweeper:
 
     def _done(self, group: int) -> None:
         """Put a sampler away if there are too many tokens to keep all."""
-        if self.documents.tokens > HELD:
+        if self.documents.tokens > self.settings.held_tokens:
             self.documents.keep(group, self._samplers.pop(group).topics())
 
     def _put_down(self) -> None:

@@ -188,10 +188,9 @@ def test_delay_loses_no_count(train: Path, model: dict[str, Any]) -> None:
 
 def test_blocks_and_ranges_of_any_size(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of a few documents, put back on disk after each visit, and ranges of few words."""
-    monkeypatch.setattr(sweeps, "HELD", 0)
     monkeypatch.setattr(sweeps, "PIECE", 40)
     for tables in ({}, {"data": {"parts": 5}}):
-        outcome = run(train, 2, 3, settings={"block_tokens": 1500, "sweeps": 20}, **tables)
+        outcome = run(train, 2, 3, settings={"block_tokens": 1500, "held_tokens": 0, "sweeps": 20}, **tables)
         check(outcome)
 
 
