@@ -1,4 +1,4 @@
-# make demo    trains on real data, from nothing, in a few minutes
+# make demo    trains on real data, from nothing, in a few minutes, and writes a report about it
 # make test    the whole suite under Open MPI, and all that touches MPI under MPICH too
 # make lint    ruff and mypy
 # make clean   removes the environments
@@ -12,6 +12,7 @@ help:
 
 demo: .venv/run-ready
 	.venv/bin/mpips run jobs/sparse_lr/job.toml --set sparse_lr.optimum=99169.717
+	.venv/bin/mpips report latest
 
 test: test-openmpi test-mpich
 

@@ -28,6 +28,8 @@ from mpips.scheduler import Cluster
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say all there is to say."""
+SPENT = ("rank", "role", "worked", "waited", "cpu", "sent", "received")
+"""What the result tells of each worker and server that is there at the end: seconds, and bytes."""
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask the run to stop."""
 
@@ -177,6 +179,7 @@ class Leader:
     def _success(self, cluster: Cluster, metrics: dict[str, Any]) -> dict[str, Any]:
         layout = self.prepared.job.layout
         code = REQUEUE if cluster.stopped_early else COMPLETED
+        accounts = cluster.accounts()
         result: dict[str, Any] = {
             "status": "completed" if code == COMPLETED else "stopped",
             "exit_code": code,
@@ -191,7 +194,8 @@ class Leader:
             "seconds": cluster.seconds,
             "metrics": metrics,
             "waiting": cluster.waiting,
-            "traffic": cluster.traffic(),
+            "traffic": cluster.traffic(accounts),
+            "ranks": [{name: each[name] for name in SPENT} for each in accounts],
             "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
             if cluster.vectors
             else "",
@@ -206,8 +210,8 @@ class Leader:
     def recoveries(self) -> list[dict[str, Any]]:
         """List the ranks that were lost.
 
-        `seconds` are from the strike, where it is known, or else from when it was noticed, until all servers went by a
-        view without that rank.
+        `at` is when it was noticed, seconds after the run's start. `seconds` are from the strike, where it is known, or
+        else from when it was noticed, until all servers went by a view without that rank.
         """
         struck = strikes(self.folder.path)
         found = []
@@ -219,6 +223,7 @@ class Leader:
                     "rank": loss.rank,
                     "role": loss.role,
                     "cause": loss.cause,
+                    "at": loss.noticed - self.started,
                     "seconds": max(0.0, done - since),
                     "noticed_after": max(0.0, loss.noticed - since) if loss.rank in struck else None,
                 }

@@ -18,6 +18,7 @@ from copy import copy
 from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
+from time import process_time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -481,13 +482,14 @@ class Node:
         return self._working
 
     def account(self) -> dict[str, Any]:
-        """Say what this node has sent and how it has spent its time so far: bytes and seconds."""
+        """Say what this node has sent and how it has spent its time so far: bytes and seconds, `cpu` of its process."""
         filters = self._filters()
         return {
             "sent": self.van.sent_bytes,
             "received": self.van.received_bytes,
             "waited": self.waited,
             "worked": self.worked,
+            "cpu": process_time(),
             "filters": {
                 name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
             },

@@ -444,13 +444,21 @@ class Cluster:
         """Show a line to whoever watches the run."""
         print(text, file=self._out, flush=True)
 
-    def traffic(self) -> dict[str, Any]:
+    def accounts(self) -> list[dict[str, Any]]:
+        """Ask workers and servers what they have sent and how they have spent their time; see `Node.account`."""
+        workers, servers = self._accounts(), self._server_accounts()
+        return [
+            {**each, "rank": rank, "role": role}
+            for role, said in (("worker", workers), ("server", servers))
+            for rank, each in sorted(said.items())
+        ]
+
+    def traffic(self, accounts: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Count bytes by role: on the wire, and had there been no filter; and what each filter has made of how many."""
-        workers, servers = list(self._accounts().values()), self._server_accounts()
-        filters = per_filter([each["filters"] for each in (*workers, *servers)])
+        said = self.accounts() if accounts is None else accounts
+        filters = per_filter([each["filters"] for each in said])
         sent = {
-            "worker": sum(each["sent"] for each in workers),
-            "server": sum(each["sent"] for each in servers),
+            role: sum(each["sent"] for each in said if each["role"] == role) for role in ("worker", "server")
         }
         return {
             **{f"{role}_sent": count for role, count in sent.items()},
@@ -458,10 +466,11 @@ class Cluster:
             "per_filter": filters,
         }
 
-    def _server_accounts(self) -> list[dict[str, Any]]:
+    def _server_accounts(self) -> dict[int, dict[str, Any]]:
         while True:
             try:
-                return self.hosts.call("account")
+                hosts = self.hosts
+                return dict(zip(hosts.addresses, hosts.call("account"), strict=True))
             except WorkerLost:  # a server has died: the others have its shards now
                 if self.decide(self.worker_is_lost):
                     raise

@@ -1,0 +1,248 @@
+"""Charts as SVG text, drawn by the page's own colours: no library, no script, the same on screen and on paper.
+
+A chart is a pure function from numbers to text. Colours are classes (`c0` to `c5` for series, `axis`, `grid`, ...) that
+the page's style sheet defines, so that one chart serves light, dark and print. Hovering over a point tells its values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+from mpips.progress import si
+
+COLOURS = 6
+"""Series are told apart by so many colours, and by their dashes from then on."""
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 16, 40
+MOST_POINTS = 400
+"""Points of a line that are drawn; of longer ones every so many-th."""
+
+Show = Callable[[float], str]
+
+
+class Series(NamedTuple):
+    """A line: points (x, y) in the order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+
+
+class Mark(NamedTuple):
+    """A moment on the x axis."""
+
+    x: float
+    text: str
+    colour: int = 0
+
+
+class Part(NamedTuple):
+    """A piece of a bar; `kind` is a class of the style sheet."""
+
+    value: float
+    kind: str
+    text: str = ""
+
+
+class Bar(NamedTuple):
+    """A bar of pieces, one after the other, with its name at the left and a note at the right."""
+
+    name: str
+    parts: Sequence[Part]
+    note: str = ""
+
+
+class Lane(NamedTuple):
+    """A row of a timeline: spans (begin, end, kind, text), and moments (x, kind, text) on top of them."""
+
+    name: str
+    spans: Sequence[tuple[float, float, str, str]]
+    moments: Sequence[tuple[float, str, str]] = ()
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Give round numbers from `low` to `high`, about so many."""
+    if not high > low:
+        return [low]
+    step = 10 ** math.floor(math.log10((high - low) / about))
+    step *= next(by for by in (1, 2, 5, 10) if (high - low) / (step * by) <= about + 1)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [round((first + each) * step, 12) for each in range(count)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Give the powers of ten from `low` to `high`, both above 0, not more than about six."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    step = max(1, -(-(last - first) // 6))
+    return [10.0**each for each in range(first, last + 1, step)]
+
+
+class _Scale(NamedTuple):
+    """From values to pixels; a logarithmic one for values above 0."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.begin + share * (self.end - self.begin)
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Leave out points of a long line, never the first nor the last."""
+    step = max(1, -(-len(points) // MOST_POINTS))
+    kept = list(points[::step])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[str], kind: str = "chart") -> str:
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">\n'
+        + "\n".join(body)
+        + "\n</svg>"
+    )
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x: str,
+    y: str,
+    log: bool = False,
+    show_x: Show = si,
+    show_y: Show = si,
+    marks: Sequence[Mark] = (),
+) -> str:
+    """Draw lines over one pair of axes.
+
+    Args:
+        series: what is drawn; with `log`, points whose y is not above 0 are left out.
+        label: what the chart shows, for who cannot see it.
+        x: the name of that axis.
+        y: of the other one.
+        log: whether y is logarithmic.
+        show_x: writes a number on the x axis.
+        show_y: writes one on the other.
+        marks: moments on the x axis, as upright lines.
+    """
+    drawn = [
+        each._replace(
+            points=thinned([p for p in each.points if math.isfinite(p[1]) and (p[1] > 0 or not log)])
+        )
+        for each in series
+    ]
+    points = [point for each in drawn for point in each.points]
+    if not points:
+        return '<p class="none">nothing to draw</p>'
+    xs = [p[0] for p in points] + [mark.x for mark in marks]
+    ys = [p[1] for p in points]
+    left, right = min(0.0, *xs), max(xs)
+    if log:
+        at = decades(min(ys), max(ys))
+        low, high = min(at[0], *ys), max(at[-1], *ys)
+        if high == low:
+            low, high = low / 10, high * 10
+    else:
+        pad = 0.05 * (max(ys) - min(ys)) or abs(max(ys)) * 0.05 or 1.0
+        low, high = min(ys) - pad, max(ys) + pad
+        if 0 <= min(ys) < 0.8 * max(ys):
+            low = 0.0
+        at = ticks(low, high)
+    across = _Scale(left, right, LEFT, WIDTH - RIGHT)
+    up = _Scale(low, high, HEIGHT - BOTTOM, TOP, log)
+    body = []
+    for tick in at:
+        body.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "grid"))
+        body.append(_text(LEFT - 6, up(tick) + 4, show_y(tick), "tick", "end"))
+    for tick in ticks(left, right, 6):
+        body.append(_line(across(tick), HEIGHT - BOTTOM, across(tick), HEIGHT - BOTTOM + 4, "axis"))
+        body.append(
+            _text(across(tick), HEIGHT - BOTTOM + 17, show_x(tick) if tick else "0", "tick", "middle")
+        )
+    body.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "axis"))
+    body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "name", "middle"))
+    body.append(_text(LEFT, TOP - 5, y, "name", "start"))
+    for mark in marks:
+        place = across(mark.x)
+        stroke = _line(place, TOP, place, HEIGHT - BOTTOM, f"mark c{mark.colour % COLOURS}")
+        body.append(f"<g>{stroke}<title>{escape(mark.text)}</title></g>")
+    for each in drawn:
+        path = " ".join(f"{across(p[0]):.1f},{up(p[1]):.1f}" for p in each.points)
+        dashes = " dashed" if each.colour >= COLOURS else ""
+        colour = f"c{each.colour % COLOURS}{dashes}"
+        body.append(f'<polyline class="line {colour}" points="{path}"/>')
+        for point in each.points if len(each.points) <= 60 else each.points[-1:]:
+            told = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
+            dot = f'<circle class="dot {colour}" cx="{across(point[0]):.1f}" cy="{up(point[1]):.1f}" r="2.2">'
+            body.append(f"{dot}<title>{escape(told)}</title></circle>")
+    return _svg(WIDTH, HEIGHT, label, body)
+
+
+def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None = None) -> str:
+    """Draw bars lying below each other, from 0 to `most` (the longest unless given)."""
+    if not rows:
+        return '<p class="none">nothing to draw</p>'
+    row, names, notes = 24, 110, 150
+    longest = most or max(sum(part.value for part in bar.parts) for bar in rows) or 1.0
+    scale = _Scale(0.0, longest, names, WIDTH - notes)
+    body = []
+    for number, bar in enumerate(rows):
+        top, at = number * row + 3, 0.0
+        body.append(_text(names - 8, top + 13, bar.name, "row", "end"))
+        body.append(f'<rect class="rail" x="{names}" y="{top}" width="{WIDTH - names - notes}" height="17"/>')
+        for part in bar.parts:
+            begin, end = scale(at), scale(min(at + part.value, longest))
+            at += part.value
+            told = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
+            body.append(
+                f'<rect class="{part.kind}" x="{begin:.1f}" y="{top}" width="{max(end - begin, 0):.1f}" height="17">'
+                f"<title>{escape(told)}</title></rect>"
+            )
+        body.append(_text(WIDTH - notes + 8, top + 13, bar.note, "tick"))
+    return _svg(WIDTH, row * len(rows) + 4, label, body)
+
+
+def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> str:
+    """Draw what happened when: a row for each lane, from 0 to `end` (seconds)."""
+    row, names, width = 22, 130, 2 * WIDTH
+    scale = _Scale(0.0, max(end, 1e-9), names, width - 20)
+    bottom = row * len(lanes) + 6
+    body = []
+    for tick in ticks(0.0, end, 10):
+        body.append(_line(scale(tick), 0, scale(tick), bottom, "grid"))
+        body.append(_text(scale(tick), bottom + 14, show(tick) if tick else "0", "tick", "middle"))
+    for number, lane in enumerate(lanes):
+        top = number * row + 4
+        body.append(_text(names - 8, top + 12, lane.name, "row", "end"))
+        for begin, until, kind, told in lane.spans:
+            left, size = scale(begin), max(scale(min(until, end)) - scale(begin), 1.0)
+            body.append(
+                f'<rect class="{kind}" x="{left:.1f}" y="{top}" width="{size:.1f}" height="15" rx="2">'
+                f"<title>{escape(told)}</title></rect>"
+            )
+        for x, kind, told in lane.moments:
+            place = scale(min(x, end))
+            body.append(
+                f'<g class="{kind}"><line x1="{place:.1f}" y1="{top - 3}" x2="{place:.1f}" y2="{top + 18}"/>'
+                f'<circle cx="{place:.1f}" cy="{top + 7.5}" r="4.5"/><title>{escape(told)}</title></g>'
+            )
+    return _svg(width, bottom + 20, label, body, "chart wide")

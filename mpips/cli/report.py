@@ -1,0 +1,49 @@
+"""`mpips report`: one HTML page about a run, or about several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """\
+Write a page about a run, or about several side by side: how it converged, where the time went, what was sent, who was
+lost, what exactly ran. The page needs no network and nothing beside it; runs that are under way can be reported too.
+
+  mpips report latest                           writes RUN/report.html
+  mpips report runs/a runs/b runs/c             compares them, in ./report.html
+  mpips report runs/a runs/b -o /tmp/ab.html
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write a page about a run, or compare several",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or latest")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="where to; RUN/report.html, or ./report.html for several"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Write the page, and say where."""
+    from mpips.control import newest
+    from mpips.errors import InputError
+    from mpips.folder import write_text
+    from mpips.report import page, read
+
+    named = [newest(Path("runs")) if each == "latest" else Path(each) for each in arguments.runs]
+    runs = [read(path) for path in named]
+    out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
+    try:
+        write_text(out, page(runs))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    print(out)
+    return 0

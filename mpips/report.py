@@ -1,0 +1,530 @@
+"""The report: what became of a run, or of several side by side, as one HTML page that needs nothing else.
+
+    what it came to; how it converged; where the time went (the paper's Fig. 10); what was sent, and what filters saved
+    (Fig. 11); what delay did (Fig. 13); who was lost, and what it cost; who did what where; what exactly ran
+
+It is read from a run's folder alone, whatever the program: curves are of the first of `CURVES` that the run's
+`metrics.jsonl` has. A run that is under way, or that failed, is reported as far as it is known.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.chart import COLOURS, Bar, Lane, Mark, Part, Series, bars, lines, timeline
+from mpips.errors import InputError
+from mpips.folder import RunFolder
+from mpips.program import table_name
+from mpips.progress import bytes_si, seconds, share, si
+
+
+class Curve(NamedTuple):
+    """What of a run's metrics shows how far it is."""
+
+    key: str
+    title: str
+    optimum: str = ""
+    """A setting that tells the least value there is: then the excess over it is drawn."""
+
+
+CURVES = (
+    Curve("objective", "objective", "optimum"),
+    Curve("log_likelihood_per_token", "log-likelihood a token"),
+    Curve("inserts", "inserts"),
+    Curve("logloss", "log-loss"),
+    Curve("loss", "loss"),
+)
+STEPS = ("pass", "sweep", "round", "step")
+"""What a step of an algorithm is called in its lines."""
+LOST, ALL = "lost", "all"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells."""
+
+    folder: RunFolder
+    result: Mapping[str, Any]
+    about: Mapping[str, Any]
+    job: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name, by which runs are told apart."""
+        return self.folder.path.name
+
+    @property
+    def status(self) -> str:
+        """Return what the result says; a run without one is under way, or was killed."""
+        return str(self.result.get("status", "no result"))
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Return the seconds of its phases."""
+        told: Mapping[str, float] = self.result.get("seconds", {})
+        return told
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return the program's own table of the job file."""
+        told: Mapping[str, Any] = self.job.get(table_name(self.job["job"]["program"]), {})
+        return told
+
+    @property
+    def curve(self) -> Curve | None:
+        """Return what its curve shows."""
+        return next((curve for curve in CURVES if any(curve.key in each for each in self.events)), None)
+
+    @property
+    def recoveries(self) -> list[Mapping[str, Any]]:
+        """Return whom it lost."""
+        return list(self.result.get("recoveries", []))
+
+    def values(self, key: str) -> list[tuple[float, float, float]]:
+        """Return (seconds, step, value) of the lines that have a key."""
+        found: list[tuple[float, float, float]] = []
+        for each in self.events:
+            if key in each and "seconds" in each:
+                step = next((each[name] for name in STEPS if name in each), len(found) + 1)
+                found.append((float(each["seconds"]), float(step), float(each[key])))
+        return found
+
+
+def read(path: Path) -> Run:
+    """Read a run's folder. InputError if it is none."""
+    folder = RunFolder(path)
+    if not folder.job.is_file():
+        raise InputError(f"{path}: is no run's folder: it has no {folder.job.name}")
+    try:
+        about = json.loads(folder.run.read_text(encoding="utf-8")) if folder.run.is_file() else {}
+        job = tomllib.loads(folder.job.read_text(encoding="utf-8"))
+        text = folder.metrics.read_text(encoding="utf-8") if folder.metrics.is_file() else ""
+        events = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a run's folder: {error}") from None
+    return Run(folder, folder.read_result() or {}, about, job, events)
+
+
+# --- Pieces of HTML --------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[bool] = ()) -> str:
+    """Write a table; cells are HTML, columns but the first with digits first are set to the right."""
+    listed = [list(row) for row in rows]
+    right = [
+        column > 0 and all(row[column][:1].isdigit() or row[column] == ALL for row in listed if row[column])
+        for column in range(len(head))
+    ]
+    kinds = [' class="number"' if each else "" for each in right]
+    out = ["<table><thead><tr>"]
+    out += [f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True)]
+    out.append("</tr></thead><tbody>")
+    for number, row in enumerate(listed):
+        out.append('<tr class="differs">' if number < len(differs) and differs[number] else "<tr>")
+        out += [f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)]
+        out.append("</tr>")
+    return "".join([*out, "</tbody></table>"])
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """Say what colours mean: (class, text)."""
+    items = [f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries]
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+def card(title: str, body: str) -> str:
+    """Frame something under a heading."""
+    return f'<div class="card"><h3>{escape(title)}</h3>{body}</div>'
+
+
+def section(title: str, intro: str, *bodies: str) -> str:
+    """Write a section; nothing if it has no contents."""
+    kept = [body for body in bodies if body]
+    return (
+        f"<section><h2>{escape(title)}</h2><p class='soft'>{intro}</p>{''.join(kept)}</section>"
+        if kept
+        else ""
+    )
+
+
+def pair(*cards: str) -> str:
+    """Set cards side by side, where there is room."""
+    kept = [each for each in cards if each]
+    return f'<div class="pair">{"".join(kept)}</div>' if kept else ""
+
+
+# --- Sections --------------------------------------------------------------------------------------------------------
+
+
+def heading(runs: Sequence[Run]) -> str:
+    """Say which runs these are, and what they came to at a glance."""
+    if len(runs) > 1:
+        return f"<h1>{len(runs)} runs side by side</h1>{summary(runs)}"
+    (run,) = runs
+    kind = "good" if run.status in ("completed", "stopped") else "bad"
+    layout = run.job["layout"]
+    workers = layout["workers"]
+    count = sum(workers.values()) if isinstance(workers, dict) else workers
+    roles = f"{layout['servers']} servers, {count} workers, {layout['spares']} spares"
+    about = f"{escape(run.job['job']['program'])} · {escape(str(run.about.get('started', '')))} · {roles}"
+    said = run.result.get("error", "")
+    error = f'<p class="bad">{escape(str(said))}</p>' if said else ""
+    return (
+        f'<h1>{escape(run.name)} <span class="status {kind}">{escape(run.status)}</span></h1>'
+        f'<p class="soft">{about}</p>{error}{tiles(run)}'
+    )
+
+
+def tiles(run: Run) -> str:
+    """Show the figures that one asks for first."""
+    traffic = run.result.get("traffic", {})
+    shown = [("training", seconds(run.seconds["train"]))] if "train" in run.seconds else []
+    shown += [("in all", seconds(run.seconds["total"]))] if "total" in run.seconds else []
+    for name, value in run.result.get("metrics", {}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and len(shown) < 7:
+            shown.append((name.replace("_", " "), figure(value)))
+    if "waiting" in run.result:
+        shown.append(("workers waited", share(run.result["waiting"])))
+    if traffic:
+        shown.append(("sent", bytes_si(traffic["worker_sent"] + traffic["server_sent"])))
+    if run.recoveries:
+        worst = max(each["seconds"] for each in run.recoveries)
+        shown.append((f"{len(run.recoveries)} recoveries, at most", seconds(worst)))
+    cells = [
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in shown
+    ]
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def figure(value: Any) -> str:
+    """Write a value as people read it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1e5:
+        return (
+            si(value) if abs(value) >= 1e7 else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+        )
+    return f"{value:.6g}"
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """Compare what several runs came to."""
+    keys = dict.fromkeys(
+        key
+        for run in runs
+        for key, value in run.result.get("metrics", {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+    rows, differs = [], []
+
+    def row(name: str, cells: Sequence[str]) -> None:
+        rows.append([escape(name), *map(escape, cells)])
+        differs.append(len(set(cells)) > 1)
+
+    row("status", [run.status for run in runs])
+    for phase in ("train", "total"):
+        row(
+            f"seconds, {phase}", [f"{run.seconds[phase]:.2f}" if phase in run.seconds else "" for run in runs]
+        )
+    for key in keys:
+        cells = [run.result.get("metrics", {}).get(key) for run in runs]
+        row(key.replace("_", " "), ["" if cell is None else figure(cell) for cell in cells])
+    row("workers waited", [share(run.result["waiting"]) if "waiting" in run.result else "" for run in runs])
+    for role in ("worker", "server"):
+        sent = [run.result.get("traffic", {}).get(f"{role}_sent") for run in runs]
+        row(f"sent by {role}s", ["" if each is None else bytes_si(each) for each in sent])
+    row("recoveries", [str(len(run.recoveries)) for run in runs])
+    row("parameters", [str(run.result.get("parameters_sha256", ""))[:16] for run in runs])
+    names = [f"{run.name}" for run in runs]
+    return f'<div class="card">{table(["", *names], rows, differs)}</div>'
+
+
+def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
+    """Give what is taken for the optimum of a curve, and how to call the excess."""
+    told = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
+    if told and all(told):
+        return min(told), "F / F* − 1"
+    if curve.optimum:
+        least = min(value for run in runs for _, _, value in run.values(curve.key))
+        return least, "F / least F − 1"
+    return None, curve.title
+
+
+def convergence(runs: Sequence[Run]) -> str:
+    """Draw how far each run was, against time and against passes."""
+    shown = [run for run in runs if run.curve is not None]
+    curve = shown[0].curve if shown else None
+    if curve is None:
+        return ""
+    shown = [run for run in shown if run.curve == curve]
+    best, title = _excess(shown, curve)
+    by_time, by_step = [], []
+    for number, run in enumerate(runs):
+        if run in shown:
+            points = [(t, s, v if best is None else v / best - 1) for t, s, v in run.values(curve.key)]
+            by_time.append(Series(run.name, [(t, v) for t, _, v in points], number))
+            by_step.append(Series(run.name, [(s, v) for _, s, v in points], number))
+    marks = [
+        Mark(each["at"], f"{each['role']}, rank {each['rank']}, {each['cause']}", number)
+        for number, run in enumerate(runs)
+        for each in run.recoveries
+        if "at" in each
+    ]
+    log, label = best is not None, f"{title} over"
+
+    def show_y(value: float) -> str:
+        return f"{value:.0e}" if log else f"{value:.5g}" if abs(value) < 1e4 else si(value)
+
+    drawn = lines(by_time, label=f"{label} time", x="seconds of training", y=title, log=log,
+                  show_x=seconds, show_y=show_y, marks=marks)  # fmt: skip
+    steps = lines(by_step, label=f"{label} passes", x="passes", y=title, log=log, show_y=show_y)
+    if best is not None:
+        star = (
+            "the optimum that the job names"
+            if title.startswith("F / F*")
+            else "the least that any run here has seen"
+        )
+        intro = f"{escape(curve.title)} F beside {star}, {best:.10g}."
+    else:
+        intro = f"{escape(curve.title)} as the run went on."
+    intro += " Dashed lines: a rank was lost." if marks else ""
+    names = (
+        legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs)) if len(runs) > 1 else ""
+    )
+    return section(
+        "Convergence", intro, names, pair(card("against time", drawn), card("against passes", steps))
+    )
+
+
+def time_spent(runs: Sequence[Run]) -> str:
+    """Show what each rank's time went into (the paper's Fig. 10)."""
+    cards = []
+    for run in runs:
+        train, rows = run.seconds.get("train", 0.0), []
+        for each in run.result.get("ranks", []):
+            whole = max(run.seconds.get("total", train), 1e-9)
+            name = f"{each['role']}, rank {each['rank']}"
+            if each["role"] == "worker":
+                worked, waited = each["worked"], each["waited"]
+                rest = max(whole - worked - waited, 0.0)
+                parts = [
+                    Part(worked, "busy", "computing"),
+                    Part(waited, "waiting"),
+                    Part(rest, "other", "else"),
+                ]
+                note = f"{share(worked / whole)} computing"
+            else:
+                cpu = min(each["cpu"], whole)
+                parts = [Part(cpu, "busy", "processor time"), Part(whole - cpu, "waiting", "idle")]
+                note = f"{share(cpu / whole)} busy"
+            rows.append(Bar(name, parts, note))
+        if rows:
+            drawn = bars(rows, label=f"time of each rank of {run.name}", show=seconds)
+            cards.append(card(run.name if len(runs) > 1 else "seconds of the whole run", drawn))
+    intro = "Workers: computing, waiting for messages, and all else (start, reading, sending). Servers: processor time."
+    key = legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
+    return section("Where the time went", intro, key, pair(*cards)) if cards else ""
+
+
+def traffic(runs: Sequence[Run]) -> str:
+    """Show what was sent, and what each filter saved (the paper's Fig. 11)."""
+    cards = []
+    for run in runs:
+        told = run.result.get("traffic")
+        if not told:
+            continue
+        rows = []
+        most = max(told["worker_raw"], told["server_raw"], 1)
+        for role in ("worker", "server"):
+            raw, sent = told[f"{role}_raw"], told[f"{role}_sent"]
+            parts = [Part(sent, "busy", "sent"), Part(max(raw - sent, 0), "waiting", "saved by filters")]
+            rows.append(Bar(f"{role}s", parts, f"{bytes_si(sent)}, {raw / max(sent, 1):.2g} times less"))
+        drawn = bars(rows, label=f"bytes sent in {run.name}", show=bytes_si, most=most)
+        cells = []
+        for name, by in told["per_filter"].items():
+            for role, each in by.items():
+                fewer = f"{each['raw'] / each['wire']:.3g}" if each["wire"] else ALL
+                sizes = bytes_si(each["raw"]), bytes_si(each["wire"])
+                cells.append([escape(name), role, *sizes, fewer, seconds(each["seconds"])])
+        heads = ["filter", "by", "given", "made of it", "times fewer", "time"]
+        cards.append(
+            card(run.name if len(runs) > 1 else "bytes", drawn + (table(heads, cells) if cells else ""))
+        )
+    intro = "Bytes on the wire, and how many more they would have been without filters."
+    return (
+        section("Traffic", intro, legend([("busy", "sent"), ("waiting", "saved")]), pair(*cards))
+        if cards
+        else ""
+    )
+
+
+def delay(runs: Sequence[Run]) -> str:
+    """Show what delay does: waiting as the run goes on, and over runs of other tau (the paper's Fig. 13)."""
+    series = [
+        Series(run.name, [(t, 100 * v) for t, _, v in run.values("waiting")], number)
+        for number, run in enumerate(runs)
+    ]
+    waited = [each for each in series if each.points]
+    drawn = lines(waited, label="share of time that workers waited", x="seconds of training", y="waiting, %",
+                  show_x=seconds) if waited else ""  # fmt: skip
+    taus = {run.name: _tau(run) for run in runs}
+    rows = [
+        Bar(
+            f"tau {taus[run.name]}",
+            [
+                Part(run.seconds["train"] * (1 - run.result["waiting"]), "busy", "computing"),
+                Part(run.seconds["train"] * run.result["waiting"], "waiting"),
+            ],
+            f"{seconds(run.seconds['train'])}, {share(run.result['waiting'])}",
+        )
+        for run in sorted(runs, key=lambda run: float(_tau(run).replace("infinite", "inf")))
+        if "waiting" in run.result and "train" in run.seconds
+    ]
+    several = (
+        bars(rows, label="time of training by delay", show=seconds) if len(set(taus.values())) > 1 else ""
+    )
+    intro = f"Tasks may run ahead by tau = {escape(', '.join(dict.fromkeys(taus.values())))}."
+    cards = pair(card("waiting, mean of the workers", drawn) if drawn else "",
+                 card("training by delay", several) if several else "")  # fmt: skip
+    return section("Delay", intro, cards)
+
+
+def _tau(run: Run) -> str:
+    told = run.job.get("consistency", {})
+    return {"sequential": "0", "eventual": "infinite"}.get(told.get("model", ""), str(told.get("tau", 0)))
+
+
+def losses(runs: Sequence[Run]) -> str:
+    """Show who was lost when, on a row for each rank, and what it cost."""
+    cards = [card(run.name, _timeline(run) + _lost(run)) for run in runs if run.recoveries]
+    intro = (
+        "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
+    )
+    key = legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
+    return section("Recoveries", intro, key, *cards) if cards else ""
+
+
+def _timeline(run: Run) -> str:
+    end = run.seconds.get("total", max(each.get("at", 0.0) for each in run.recoveries))
+    lost, places = {each["rank"]: each for each in run.recoveries}, _places(run)
+    lanes = []
+    for rank in run.about.get("ranks", []):
+        gone = lost.get(rank["rank"])
+        until = gone.get("at", end) if gone else end
+        name = f"{rank['role']} {rank['index']}, rank {rank['rank']}"
+        moments = []
+        if gone:
+            told = f"{gone['cause']} at {seconds(until)}; the others went on after {seconds(gone['seconds'])}"
+            moments.append((until, LOST, told))
+        since, role = places.get(rank["rank"], (until, ""))
+        spans = [(0.0, min(since, until), rank["role"], f"{name} on {rank['host']}")]
+        if since < until:
+            spans.append((since, until, role, f"rank {rank['rank']} is a {role} from here on"))
+        lanes.append(Lane(name, spans, moments))
+    return timeline(lanes, end, label=f"who was there when in {run.name}", show=seconds)
+
+
+def _places(run: Run) -> dict[int, tuple[float, str]]:
+    """Tell which spare took a lost one's place, when, and as what: those that are of its role in the end, in order."""
+    roles = {each["rank"]: each["role"] for each in run.result.get("ranks", [])}
+    spares = [each["rank"] for each in run.about.get("ranks", []) if each["role"] == "spare"]
+    taken: dict[int, tuple[float, str]] = {}
+    for loss in run.recoveries:
+        heir = next((r for r in spares if roles.get(r) == loss["role"] and r not in taken), None)
+        if heir is not None and "at" in loss:
+            taken[heir] = (loss["at"] + loss["seconds"], loss["role"])
+    return taken
+
+
+def _lost(run: Run) -> str:
+    rows = [
+        [escape(each["role"]), str(each["rank"]), escape(each["cause"]), seconds(each["at"]) if "at" in each else "",
+         "" if each.get("noticed_after") is None else seconds(each["noticed_after"]), seconds(each["seconds"])]
+        for each in run.recoveries
+    ]  # fmt: skip
+    return table(["lost", "rank", "cause", "at", "noticed after", "recovered after"], rows)
+
+
+def layout(runs: Sequence[Run]) -> str:
+    """Show which rank did what where."""
+    cards = []
+    for run in runs:
+        hosts: dict[str, list[str]] = {}
+        for rank in run.about.get("ranks", []):
+            told = f"<span class='hash'>{rank['rank']}</span> {escape(rank['role'])} {rank['index']}"
+            hosts.setdefault(rank["host"], []).append(told)
+        if hosts:
+            rows = [[escape(host), ", ".join(ranks)] for host, ranks in hosts.items()]
+            cards.append(card(run.name if len(runs) > 1 else "ranks by host", table(["host", "ranks"], rows)))
+    return section("Layout", "Roles as they were at the start.", pair(*cards))
+
+
+FACTS = ("started", "host", "platform", "cores", "python", "mpi", "working_directory", "job_digest")
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """Say what exactly ran; of several runs, what differs stands out."""
+    rows, differs = [], []
+
+    def row(name: str, cells: Sequence[object]) -> None:
+        told = ["" if cell is None else str(cell) for cell in cells]
+        rows.append([escape(name), *(f"<code>{escape(cell)}</code>" for cell in told)])
+        differs.append(len(set(told)) > 1)
+
+    row("parameters_sha256", [run.result.get("parameters_sha256") for run in runs])
+    for fact in FACTS:
+        row(fact, [run.about.get(fact) for run in runs])
+    row("source", [_source(run) for run in runs])
+    for package in dict.fromkeys(name for run in runs for name in run.about.get("packages", {})):
+        row(package, [run.about.get("packages", {}).get(package) for run in runs])
+    row("command", [" ".join(run.about.get("argv", [])) for run in runs])
+    heads = ["", *(run.name for run in runs)]
+    facts = f'<div class="card">{table(heads, rows, differs if len(runs) > 1 else ())}</div>'
+    return section("Provenance", "What ran, on what.", facts, _jobs(runs))
+
+
+def _source(run: Run) -> str:
+    source = run.about.get("source") or {}
+    return f"{source.get('commit', 'unknown')}{' and changes' if source.get('dirty') else ''}"
+
+
+def _jobs(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        text = runs[0].folder.job.read_text(encoding="utf-8")
+        return f"<details><summary>the job, as resolved</summary><pre>{escape(text)}</pre></details>"
+    keys = dict.fromkeys((table, key) for run in runs for table in run.job for key in run.job[table])
+    rows = []
+    for name, key in keys:
+        cells = [json.dumps(run.job.get(name, {}).get(key)) for run in runs]
+        if len(set(cells)) > 1:
+            rows.append([f"{name}.{key}", *(f"<code>{escape(cell)}</code>" for cell in cells)])
+    if not rows:
+        return '<p class="none">All keys of the jobs are the same.</p>'
+    heads = ["job key that differs", *(run.name for run in runs)]
+    return f'<div class="card">{table(heads, rows)}</div>'
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+
+SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """Write the report of one run, or of several side by side."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs of {runs[0].job['job']['program']}"
+    style = files("mpips").joinpath("report.css").read_text(encoding="utf-8")
+    parts = "\n".join(part for part in (each(runs) for each in SECTIONS) if part)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<header>{heading(runs)}</header>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
+    )
