@@ -28,8 +28,6 @@ from mpips.scheduler import Cluster
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say all there is to say."""
-SPENT = ("rank", "role", "worked", "waited", "cpu", "sent", "received")
-"""What the result tells of each worker and server that is there at the end: seconds, and bytes."""
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask the run to stop."""
 
@@ -179,7 +177,6 @@ class Leader:
     def _success(self, cluster: Cluster, metrics: dict[str, Any]) -> dict[str, Any]:
         layout = self.prepared.job.layout
         code = REQUEUE if cluster.stopped_early else COMPLETED
-        accounts = cluster.accounts()
         result: dict[str, Any] = {
             "status": "completed" if code == COMPLETED else "stopped",
             "exit_code": code,
@@ -194,8 +191,8 @@ class Leader:
             "seconds": cluster.seconds,
             "metrics": metrics,
             "waiting": cluster.waiting,
-            "traffic": cluster.traffic(accounts),
-            "ranks": [{name: each[name] for name in SPENT} for each in accounts],
+            "traffic": cluster.traffic(),
+            "ranks": cluster.spent,
             "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
             if cluster.vectors
             else "",

@@ -308,9 +308,8 @@ def time_spent(runs: Sequence[Run]) -> str:
     """Show what each rank's time went into (the paper's Fig. 10)."""
     cards = []
     for run in runs:
-        train, rows = run.seconds.get("train", 0.0), []
+        whole, rows = max(run.seconds.get("train", 0.0), 1e-9), []
         for each in run.result.get("ranks", []):
-            whole = max(run.seconds.get("total", train), 1e-9)
             name = f"{each['role']}, rank {each['rank']}"
             if each["role"] == "worker":
                 worked, waited = each["worked"], each["waited"]
@@ -328,8 +327,8 @@ def time_spent(runs: Sequence[Run]) -> str:
             rows.append(Bar(name, parts, note))
         if rows:
             drawn = bars(rows, label=f"time of each rank of {run.name}", show=seconds)
-            cards.append(card(run.name if len(runs) > 1 else "seconds of the whole run", drawn))
-    intro = "Workers: computing, waiting for messages, and all else (start, reading, sending). Servers: processor time."
+            cards.append(card(run.name if len(runs) > 1 else "seconds of training", drawn))
+    intro = "Workers: computing, waiting for messages, and all else (sending, checkpoints). Others: processor time."
     key = legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
     return section("Where the time went", intro, key, pair(*cards)) if cards else ""
 

@@ -166,6 +166,8 @@ class Cluster:
         self.vectors: dict[str, Vector] = {}
         self.seconds = {"total": 0.0, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
         self.waiting = 0.0
+        self.spent: list[dict[str, Any]] = []
+        """What each rank that was there at the end of training has done in it: seconds and bytes; see `SPENT`."""
         self.asked: str | None = None
         """Who asked the run to stop, as of this moment; the program goes by `stop`."""
         self.joining, self.leaving = 0, set[int]()
@@ -224,7 +226,7 @@ class Cluster:
     def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside as `seconds[name]`; a checkpoint inside training counts as checkpoint only."""
         wall = self.node.van.wall
-        before = self._accounts() if name == "train" else {}
+        before = self.accounts() if name == "train" else []
         start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
             self._training = start
@@ -232,19 +234,29 @@ class Cluster:
         elapsed = self.decide(wall) - start
         if name == "train":
             elapsed -= self.seconds["checkpoint"] - inner
-            shares = [
-                (late["waited"] - before.get(rank, late)["waited"]) / max(elapsed, 1e-9)
-                for rank, late in self._accounts().items()
-            ]
+            self.spent = _differences(before, self.accounts())
+            shares = [each["waited"] / max(elapsed, 1e-9) for each in self.spent if each["role"] == "worker"]
             self.waiting = min(1.0, sum(shares) / max(len(shares), 1))
         self.seconds[name] += elapsed
 
-    def _accounts(self) -> dict[int, dict[str, Any]]:
-        """Ask the workers how they have spent their time, by rank; who has died does not say."""
-        task = self.workers.start("account")
-        with suppress(WorkerLost):  # the program hears of it when it counts on the worker
+    def accounts(self) -> list[dict[str, Any]]:
+        """Ask everyone what they have sent and how they have spent their time; see `Node.account`.
+
+        Each also has its `rank` and `role`. Who has died says nothing; the program hears of it when it counts on it.
+        """
+        own = [{**self.node.account(), "rank": self.node.rank, "role": "scheduler"}]
+        groups = (("server", self.hosts), ("worker", self.workers))
+        return own + [
+            {**each, "rank": rank, "role": role}
+            for role, group in groups
+            for rank, each in self._accounts(group).items()
+        ]
+
+    def _accounts(self, group: Group) -> dict[int, dict[str, Any]]:
+        task = group.start("account")
+        with suppress(WorkerLost):
             self.node.wait(task)
-        replies = zip(self.workers.addresses, task.result, strict=True)
+        replies = zip(group.addresses, task.result, strict=True)
         return {rank: reply.meta for rank, reply in replies if reply is not None}
 
     @property
@@ -261,7 +273,9 @@ class Cluster:
         `unfiltered` is what they would have sent had there been no filters.
         """
         said = (
-            self._accounts() if accounts is None else dict(zip(self.workers.addresses, accounts, strict=True))
+            self._accounts(self.workers)
+            if accounts is None
+            else dict(zip(self.workers.addresses, accounts, strict=True))
         )
         now = self.node.van.now()
         waited = {rank: each["waited"] for rank, each in said.items()}
@@ -444,18 +458,9 @@ class Cluster:
         """Show a line to whoever watches the run."""
         print(text, file=self._out, flush=True)
 
-    def accounts(self) -> list[dict[str, Any]]:
-        """Ask workers and servers what they have sent and how they have spent their time; see `Node.account`."""
-        workers, servers = self._accounts(), self._server_accounts()
-        return [
-            {**each, "rank": rank, "role": role}
-            for role, said in (("worker", workers), ("server", servers))
-            for rank, each in sorted(said.items())
-        ]
-
-    def traffic(self, accounts: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def traffic(self) -> dict[str, Any]:
         """Count bytes by role: on the wire, and had there been no filter; and what each filter has made of how many."""
-        said = self.accounts() if accounts is None else accounts
+        said = self.accounts()
         filters = per_filter([each["filters"] for each in said])
         sent = {
             role: sum(each["sent"] for each in said if each["role"] == role) for role in ("worker", "server")
@@ -465,15 +470,6 @@ class Cluster:
             **{f"{role}_raw": count + left_out(filters, role) for role, count in sent.items()},
             "per_filter": filters,
         }
-
-    def _server_accounts(self) -> dict[int, dict[str, Any]]:
-        while True:
-            try:
-                hosts = self.hosts
-                return dict(zip(hosts.addresses, hosts.call("account"), strict=True))
-            except WorkerLost:  # a server has died: the others have its shards now
-                if self.decide(self.worker_is_lost):
-                    raise
 
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
         """Make a vector on all servers and workers, and give a handle on it; `expect` about so many keys in all."""
@@ -518,6 +514,19 @@ class Cluster:
             record["key"], record["row"] = keys, rows
             sha.update(record.tobytes())
         return sha.hexdigest()
+
+
+SPENT = ("worked", "waited", "cpu", "sent", "received")
+
+
+def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say what each rank has done between two accounts; of one that has come in between, all that it has."""
+    known = {each["rank"]: each for each in before}
+    return [
+        {"rank": late["rank"], "role": late["role"]}
+        | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
+        for late in after
+    ]
 
 
 def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
