@@ -18,6 +18,7 @@ from copy import copy
 from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
+from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -482,7 +483,7 @@ class Node:
         return self._working
 
     def account(self) -> dict[str, Any]:
-        """Say what this node has sent and how it has spent its time so far: bytes and seconds, `cpu` of its process."""
+        """Say what this node has sent and done so far: bytes, seconds, its process' `cpu` time and peak `memory`."""
         filters = self._filters()
         return {
             "sent": self.van.sent_bytes,
@@ -490,6 +491,7 @@ class Node:
             "waited": self.waited,
             "worked": self.worked,
             "cpu": process_time(),
+            "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
             "filters": {
                 name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
             },

@@ -523,7 +523,7 @@ def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any
     """Say what each rank has done between two accounts; of one that has come in between, all that it has."""
     known = {each["rank"]: each for each in before}
     return [
-        {"rank": late["rank"], "role": late["role"]}
+        {name: late[name] for name in ("rank", "role", "memory")}
         | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
         for late in after
     ]

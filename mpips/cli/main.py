@@ -7,10 +7,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mpips.cli import bench, convert, ctl, doctor, export, infer, inspect, job, query, report, run, verify
+from mpips.cli import (
+    bench,
+    convert,
+    ctl,
+    doctor,
+    export,
+    infer,
+    inspect,
+    job,
+    plan,
+    query,
+    report,
+    run,
+    verify,
+)
 from mpips.errors import InputError
 
-COMMANDS = (run, ctl, report, doctor, job, inspect, verify, export, infer, query, convert, bench)
+COMMANDS = (run, ctl, report, doctor, job, inspect, verify, export, infer, query, plan, convert, bench)
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
 DESCRIPTION = """\

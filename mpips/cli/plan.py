@@ -1,0 +1,302 @@
+"""`mpips plan`: what a job will take on another machine, from short runs here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpips.bench._runs import Run
+    from mpips.plan import Costs, Measured, Prediction
+
+DESCRIPTION = """\
+Predict what a job will take on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of
+a server, recovery, the best split of the ranks into servers and workers. Short runs here on a few layouts tell what the
+job's work, messages and bytes cost; a model in mpips/plan.py says what that comes to elsewhere.
+
+  mpips plan jobs/sparse_lr/job.toml --nodes 16 --cores 32 --bandwidth 100Gbit
+  mpips plan JOB.toml --nodes 1000 --cores 64 --bandwidth 10Gbit --latency 20us --data 5000 --keys 300 --mtbf 50000
+  mpips plan JOB.toml --from runs/a runs/b runs/c       of finished runs instead of new ones
+  mpips plan jobs/sparse_lr/job.toml --validate         is it right? six layouts here that it has not seen
+"""
+
+CALIBRATE = ((1, 1), (1, 2), (2, 1), (1, 3), (2, 2))
+"""Servers and workers of the short runs."""
+VALIDATE = ((3, 1), (3, 2), (1, 4), (2, 3), (3, 3), (3, 4))
+STEPS = 12
+SHOWN = 5
+SIGMA = 0.3
+"""The spread of a worker's speed, of which stragglers are made."""
+UNITS = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "B": 1.0, "MB": 1e6, "GB": 1e9}
+TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def measure(units: dict[str, float]) -> Any:
+    """Give an argparse type for positive numbers with a unit, as in 10Gbit or 20us."""
+
+    def read(text: str) -> float:
+        unit = next((unit for unit in sorted(units, key=len, reverse=True) if text.endswith(unit)), "")
+        try:
+            value = float(text.removesuffix(unit)) * units[unit]
+        except (ValueError, KeyError):
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: a number and one of {', '.join(units)}, as in 10{[*units][3]}"
+            )
+        return value
+
+    return read
+
+
+def positive(kind: Any) -> Any:
+    """Give an argparse type for numbers above 0."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+        return value
+
+    return read
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="predict what a job will take on another machine",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    number, real = positive(int), positive(float)
+    parser.add_argument("job", metavar="JOB.toml", help="the job file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key; repeatable"
+    )
+    parser.add_argument(
+        "--nodes", type=number, default=1, metavar="N", help="nodes of the machine; default 1"
+    )
+    parser.add_argument(
+        "--cores", type=number, default=32, metavar="C", help="cores, and ranks, of a node; default 32"
+    )
+    parser.add_argument(
+        "--bandwidth", type=measure(UNITS), default=12.5e9, metavar="B", help="of a node; default 100Gbit"
+    )
+    parser.add_argument(
+        "--latency", type=measure(TIMES), default=2e-6, metavar="T", help="one way; default 2us"
+    )
+    parser.add_argument("--servers", type=number, metavar="S", help="servers; the best number unless given")
+    parser.add_argument(
+        "--data", type=real, default=1.0, metavar="X", help="times as much data as the job has"
+    )
+    parser.add_argument("--keys", type=real, default=1.0, metavar="X", help="times as many keys")
+    parser.add_argument(
+        "--steps", type=number, default=100, metavar="N", help="steps of the whole run; default 100"
+    )
+    parser.add_argument(
+        "--mtbf", type=real, default=50_000.0, metavar="H", help="hours between a node's failures"
+    )
+    parser.add_argument(
+        "--straggle", type=real, default=SIGMA, metavar="SIGMA", help=f"spread of speeds; {SIGMA}"
+    )
+    parser.add_argument(
+        "--from", nargs="+", dest="runs", metavar="RUN", help="finished runs to learn the costs from"
+    )
+    parser.add_argument(
+        "--validate", action="store_true", help="compare with runs here, on layouts not learned from"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Learn the costs, and predict."""
+    from mpips.bench import _runs
+    from mpips.plan import fitted
+
+    with _runs.folders(None) as folder:
+        if arguments.runs:
+            runs = [_runs.read_run(Path(run)) for run in arguments.runs]
+        else:
+            runs = [_short(arguments, folder, layout) for layout in CALIBRATE]
+        costs = fitted([measured(run) for run in runs])
+        print(told(costs))
+        if arguments.validate:
+            return validate(arguments, costs, folder)
+    print(plan(arguments, costs))
+    return 0
+
+
+def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int]) -> Run:
+    """Run a few steps of the job here."""
+    from mpips.bench import _runs
+    from mpips.config import load
+    from mpips.errors import InputError
+
+    job = load(arguments.job, arguments.set)
+    key = next((key for key in ("passes", "sweeps") if hasattr(job.settings, key)), None)
+    if key is None:
+        raise InputError(
+            f"program {job.program!r} has no setting `passes` or `sweeps` that keeps a run short: use --from RUN..."
+        )
+    servers, workers = layout
+    _runs.note(f"{servers} servers, {workers} workers: {STEPS} steps")
+    sizes = [f"layout.servers={servers}", f"layout.workers={workers}", "layout.spares=0", "ring.replicas=0"]
+    at = folder / f"{servers}-{workers}"
+    return _runs.run(Path(arguments.job), at, [*arguments.set, *sizes, f"{job.table}.{key}={STEPS}"])
+
+
+def measured(run: Run) -> Measured:
+    """Take from a finished run what a plan is made of. InputError if it does not tell."""
+    import json
+    import tomllib
+
+    from mpips.errors import InputError
+    from mpips.plan import Layout, Measured
+    from mpips.report import STEPS as NAMES
+
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "seconds" in line and any(name in line for name in NAMES)]
+    ranks = run.result.get("ranks", [])
+    if len(steps) < 3 or not ranks:
+        raise InputError(f"{run.folder}: no plan can be made of a run with fewer than 3 steps")
+    job = tomllib.loads((run.folder / "job.toml").read_text())
+    about = json.loads((run.folder / "run.json").read_text())
+    layout, tau = run.result["layout"], job["consistency"].get("tau", 0)
+
+    def all_of(role: str, key: str) -> list[float]:
+        return [float(each[key]) for each in ranks if each["role"] == role]
+
+    return Measured(
+        layout=Layout(layout["servers"], layout["workers"], job["ring"]["replicas"], tau),
+        cores=int(about["cores"]),
+        rounds=sum(line.get("blocks", 1) for line in steps) / len(steps),
+        seconds=(steps[-1]["seconds"] - steps[0]["seconds"]) / (len(steps) - 1),
+        worker_bytes=sum(all_of("worker", "sent")) / len(steps),
+        server_bytes=sum(all_of("server", "sent")) / len(steps),
+        server_memory=max(all_of("server", "memory")),
+        load=float(run.result["seconds"]["load"]),
+    )
+
+
+def told(costs: Costs) -> str:
+    """Say what was learned."""
+    from mpips.progress import bytes_si, si
+
+    return (
+        f"a step: {si(costs.compute, 's')} of one core; {costs.message * 1e6:.3g} us a message, "
+        f"{costs.byte * 1e9:.3g} ns a byte, {costs.round * 1e6:.3g} us a round ({costs.rounds:.3g} rounds)\n"
+        f"workers send {bytes_si(costs.worker_bytes)} x W^{1 - costs.spread:.2f} in a step; the runs that this was "
+        f"learned from are met within {100 * costs.error:.0f} %"
+    )
+
+
+def plan(arguments: argparse.Namespace, costs: Costs) -> str:
+    """Write the plan for the machine that was asked for."""
+    from mpips.bench._runs import table
+    from mpips.config import load
+    from mpips.plan import Layout, Machine, best, lifetime, predict, straggling
+    from mpips.progress import seconds, share
+
+    job = load(arguments.job, arguments.set)
+    tau = 0 if job.consistency.is_sequential else job.consistency.tau
+    costs = costs.scaled(arguments.data, arguments.keys)
+    machine = Machine(arguments.cores, arguments.nodes, arguments.bandwidth, arguments.latency)
+    ranks = machine.cores * machine.nodes
+    layout = Layout(arguments.servers or 1, ranks - 1 - (arguments.servers or 1), job.ring.replicas, tau)
+    found = [predict(costs, machine, layout)] if arguments.servers else best(costs, machine, ranks, layout)
+    chosen = found[0]
+    slow = straggling(
+        chosen.layout.workers, tau, (chosen.compute + chosen.messages) / max(costs.rounds, 1),
+        (chosen.seconds - chosen.compute - chosen.messages) / max(costs.rounds, 1), arguments.straggle,
+    )  # fmt: skip
+    whole = arguments.steps * chosen.seconds * slow.longer
+    hours = arguments.mtbf * 3600
+    lives = lifetime(whole, machine.nodes, hours, survive=True, recovery=1.0, checkpoint=0.0)
+    reload, saved = 60 + chosen.reread, 1 + chosen.server_memory / 500e6
+    dies = lifetime(whole, machine.nodes, hours, survive=False, recovery=reload, checkpoint=saved)
+    lines = [
+        f"{machine.nodes} nodes of {machine.cores} cores: {ranks} ranks, the best splits first",
+        table(_columns(), [_row(each) for each in found[:SHOWN]]),
+        "",
+        f"with workers whose speed varies by {share(arguments.straggle)}: {slow.longer:.2f} times as long, "
+        f"{share(slow.waiting)} of a worker's time waiting",
+        f"{arguments.steps} steps: {seconds(whole)}, with {lives.failures:.2g} failures expected: "
+        f"{seconds(lives.seconds)} where the run survives them, {seconds(dies.seconds)} where it starts again from a "
+        f"checkpoint, one every {seconds(dies.every)}",
+        f"a lost server's keys are served after 30ms, and have all copies again after {seconds(chosen.recovery)}; "
+        f"a lost worker's data are read again in {seconds(chosen.reread)}",
+    ]
+    return "\n".join(lines)
+
+
+def _columns() -> Sequence[Any]:
+    from mpips.progress import Column, bytes_si, seconds
+
+    return (
+        Column("servers", "servers", 7),
+        Column("workers", "workers", 7),
+        Column("seconds", "step", 8, seconds),
+        Column("compute", "compute", 8, seconds),
+        Column("messages", "messages", 8, seconds),
+        Column("bytes", "bytes", 8, seconds),
+        Column("rounds", "rounds", 8, seconds),
+        Column("network", "network", 8, seconds),
+        Column("worker", "sent, worker", 8, bytes_si),
+        Column("server", "sent, server", 8, bytes_si),
+        Column("memory", "server holds", 8, bytes_si),
+    )
+
+
+def _row(each: Prediction) -> dict[str, Any]:
+    layout = each.layout
+    return {
+        "servers": layout.servers,
+        "workers": layout.workers,
+        "seconds": each.seconds,
+        "compute": each.compute,
+        "messages": each.messages,
+        "bytes": each.bytes,
+        "rounds": each.rounds,
+        "network": each.network,
+        "worker": each.worker_sent / layout.workers,
+        "server": each.server_sent / layout.servers,
+        "memory": each.server_memory,
+    }
+
+
+def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
+    """Compare predictions with runs here; 1 if any is off by more than a quarter."""
+    from mpips.bench._runs import table
+    from mpips.plan import Layout, Machine, predict
+    from mpips.progress import Column, bytes_si, seconds
+
+    rows, worst = [], 0.0
+    for servers, workers in VALIDATE:
+        real = measured(_short(arguments, folder, (servers, workers)))
+        said = predict(costs, Machine(real.cores), Layout(servers, workers, 0, real.layout.tau))
+        sent, told = real.worker_bytes + real.server_bytes, said.worker_sent + said.server_sent
+        off, off_bytes = said.seconds / real.seconds - 1, told / sent - 1
+        worst = max(worst, abs(off), abs(off_bytes))
+        rows.append({"servers": servers, "workers": workers, "said": said.seconds, "real": real.seconds, "off": off,
+                     "told": told, "sent": sent, "off_bytes": off_bytes})  # fmt: skip
+    signed = "{:+.0%}".format
+    columns = (
+        Column("servers", "servers", 7),
+        Column("workers", "workers", 7),
+        Column("said", "step, planned", 8, seconds),
+        Column("real", "measured", 8, seconds),
+        Column("off", "off", 6, signed),
+        Column("told", "bytes, planned", 8, bytes_si),
+        Column("sent", "measured", 8, bytes_si),
+        Column("off_bytes", "off", 6, signed),
+    )
+    print(table(columns, rows))
+    print(f"off by {100 * worst:.0f} % at most")
+    return int(worst > 0.25)

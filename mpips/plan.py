@@ -1,0 +1,325 @@
+"""The plan: what a job will take on other ranks and another machine, by a model with few costs, each of them measured.
+
+A step of an algorithm (a pass, a sweep) is `rounds` of work, each of them: workers compute; each sends every server its
+part; servers apply it and answer. So for S servers and W workers of which p(n) = min(n, cores) run at a time:
+
+    seconds = compute / p(W)                        all the data's work, shared
+            + message * M (1 / p(W) + 1 / p(S))     M = rounds W S messages, handled at both ends
+            + byte * B (1 / p(W) + 1 / p(S))        B bytes, likewise
+            + round * rounds                        what a round takes however little is in it
+            + network                               the busiest link, and the way there and back, between nodes
+
+With a delay, and cores for all, servers work while workers compute: the longer of the two counts, and the rounds'
+own time is shared by tau + 1. The four costs are fitted to finished runs on small layouts, none below 0 (`fitted`). A
+worker's bytes fall as W to the power of -`spread`, since it touches fewer keys with less data (the paper's Fig. 3).
+
+What a mean cannot tell is simulated: slow workers (`straggling`) by the recurrence of rounds, of which the slowest
+worker ends each; failures (`lifetime`) are expected losses at a given rate, after Young (1974) where one ends the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import InputError
+
+NOTICED = 0.03
+"""Seconds until MPI tells of a killed rank, as `mpips bench faults` measures."""
+
+
+class Layout(NamedTuple):
+    """How many ranks take which role; `replicas` copies of each server's keys; a delay of `tau` rounds."""
+
+    servers: int
+    workers: int
+    replicas: int = 0
+    tau: int = 0
+
+    @property
+    def copies(self) -> int:
+        """Return how many copies there are beside the first, as far as there are servers for them."""
+        return min(self.replicas, self.servers - 1)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`nodes` with `cores` each, joined by links of `bandwidth` bytes/s and `latency` s one way; one needs none."""
+
+    cores: int
+    nodes: int = 1
+    bandwidth: float = math.inf
+    latency: float = 0.0
+
+
+class Measured(NamedTuple):
+    """What a finished run tells: of a step, but for the memory (bytes) and the time to load (s)."""
+
+    layout: Layout
+    cores: int
+    rounds: float
+    seconds: float
+    worker_bytes: float
+    """Of all workers together."""
+    server_bytes: float
+    """Of all servers together."""
+    server_memory: float
+    """Of one server, its peak."""
+    load: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a job costs on the cores that it was measured on; see the module."""
+
+    compute: float
+    message: float
+    byte: float
+    round: float
+    rounds: float
+    spread: float
+    """Gamma: how fast a worker's bytes fall."""
+    worker_bytes: float
+    """Bytes that one worker sends in a step if it is the only one."""
+    server_bytes: float
+    """Bytes that it is answered."""
+    base: float
+    """Bytes of a server that holds nothing."""
+    held: float
+    """Bytes of all rows together."""
+    load: float
+    """Seconds in which one worker reads all data."""
+    error: float
+    """The largest relative error on the runs that the costs were fitted to."""
+
+    def scaled(self, data: float, keys: float) -> Costs:
+        """Give the costs for `data` times as much data and `keys` times as many keys."""
+        return replace(
+            self,
+            compute=self.compute * data,
+            worker_bytes=self.worker_bytes * keys,
+            server_bytes=self.server_bytes * keys,
+            held=self.held * keys,
+            load=self.load * data,
+        )
+
+
+class Prediction(NamedTuple):
+    """What a layout will take: seconds of a step, and what they go into; bytes of a step; bytes of a server."""
+
+    layout: Layout
+    seconds: float
+    compute: float
+    messages: float
+    bytes: float
+    rounds: float
+    network: float
+    worker_sent: float
+    server_sent: float
+    server_memory: float
+    recovery: float
+    """Seconds until a server's keys are served again, and have all their copies again."""
+    reread: float
+    """Seconds until a lost worker's data are read again by the others."""
+
+
+# --- The model -------------------------------------------------------------------------------------------------------
+
+
+def _shares(layout: Layout, cores: int) -> tuple[float, float, float]:
+    """Give 1 / p(W), 1 / p(S), and whether servers work while workers compute (1) or not (0)."""
+    workers, servers = min(layout.workers, cores), min(layout.servers, cores)
+    apart = layout.tau > 0 and cores >= layout.workers + layout.servers
+    return 1 / workers, 1 / servers, float(apart)
+
+
+def _features(layout: Layout, cores: int, rounds: float, sent: float) -> NDArray[np.float64]:
+    """Say how often each of (compute, message, byte, round) is paid for in a step."""
+    at_workers, at_servers, apart = _shares(layout, cores)
+    ends = at_workers + (1 - apart) * at_servers
+    messages = rounds * layout.workers * layout.servers
+    return np.array([at_workers, messages * ends, sent * ends, rounds / (1 + layout.tau * apart)])
+
+
+def fitted(runs: Sequence[Measured]) -> Costs:
+    """Fit the costs to finished runs of one job, at least three layouts with different numbers of workers and servers.
+
+    Relative errors are made least; no cost is below 0: of all sets of costs that can be positive the best is taken.
+
+    Raises:
+        InputError: they are too few, or too much alike.
+    """
+    if len({run.layout[:2] for run in runs}) < 3 or len({run.layout.workers for run in runs}) < 2:
+        raise InputError(
+            "a plan needs runs on at least three layouts, of which the numbers of workers differ"
+        )
+    seconds = np.array([run.seconds for run in runs])
+    sent = [run.worker_bytes + run.server_bytes for run in runs]
+    rows = np.stack([_features(r.layout, r.cores, r.rounds, b) for r, b in zip(runs, sent, strict=True)])
+    weighted = rows / seconds[:, None]
+    best, least = np.zeros(4), math.inf
+    for size in range(1, 5):
+        for chosen in combinations(range(4), size):
+            found, *_ = np.linalg.lstsq(weighted[:, chosen], np.ones(len(runs)), rcond=None)
+            costs = np.zeros(4)
+            costs[list(chosen)] = found
+            error = float(((weighted @ costs - 1) ** 2).sum())
+            if (found >= 0).all() and error < least - 1e-12:
+                best, least = costs, error
+    spread, first = _power([(run.layout.workers, run.worker_bytes / run.layout.workers) for run in runs])
+    _, answered = _power(
+        [(run.layout.workers, run.server_bytes / run.layout.workers) for run in runs], spread
+    )
+    base, held = _line([((1 + r.layout.copies) / r.layout.servers, r.server_memory) for r in runs])
+    compute, message, byte, each_round = best.tolist()
+    return Costs(
+        compute=compute,
+        message=message,
+        byte=byte,
+        round=each_round,
+        rounds=float(np.mean([run.rounds for run in runs])),
+        spread=spread,
+        worker_bytes=first,
+        server_bytes=answered,
+        base=base,
+        held=held,
+        load=float(np.mean([run.load * min(run.layout.workers, run.cores) for run in runs])),
+        error=float(np.abs(weighted @ best - 1).max()),
+    )
+
+
+def _power(points: Sequence[tuple[int, float]], slope: float | None = None) -> tuple[float, float]:
+    """Fit y = b x**-a with a in [0, 1] to points (x, y); give (a, b). `slope` fixes a."""
+    x = np.log([point[0] for point in points])
+    y = np.log([max(point[1], 1.0) for point in points])
+    if slope is None:
+        across = x - x.mean()
+        fall = -float(across @ (y - y.mean())) / max(float(across @ across), 1e-300)
+        slope = min(max(fall, 0.0), 1.0)
+    return slope, float(np.exp((y + slope * x).mean()))
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Fit y = a + b x, neither below 0; give (a, b)."""
+    x, y = np.array(points).T
+    across = x - x.mean()
+    slope = max(float(across @ (y - y.mean())) / max(float(across @ across), 1e-300), 0.0)
+    return max(float(y.mean() - slope * x.mean()), 0.0), slope
+
+
+def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e6) -> Prediction:
+    """Predict a step of a job; `repair` bytes/s go into making copies whole again, for each server."""
+    cores = machine.nodes * machine.cores
+    worker_sent = costs.worker_bytes * layout.workers ** (1 - costs.spread)
+    server_sent = costs.server_bytes * layout.workers ** (1 - costs.spread)
+    sent = worker_sent + server_sent
+    paid = _features(layout, cores, costs.rounds, sent)
+    compute, messages, moved, rounds = (
+        paid * (costs.compute, costs.message, costs.byte, costs.round)
+    ).tolist()
+    busy = compute + messages + moved
+    if _shares(layout, cores)[2]:  # servers work meanwhile: the longer of the two counts
+        at_server = costs.message * costs.rounds * layout.workers + costs.byte * sent / layout.servers
+        busy = max(busy, at_server)
+    network = _network(machine, layout, costs.rounds, worker_sent, server_sent)
+    held = costs.held * (1 + layout.copies) / layout.servers
+    return Prediction(
+        layout=layout,
+        seconds=busy + rounds + network,
+        compute=compute,
+        messages=messages,
+        bytes=moved,
+        rounds=rounds,
+        network=network,
+        worker_sent=worker_sent,
+        server_sent=server_sent,
+        server_memory=costs.base + held,
+        recovery=NOTICED + held / repair,
+        reread=costs.load / min(layout.workers, cores) / max(layout.workers - 1, 1),
+    )
+
+
+def _network(
+    machine: Machine, layout: Layout, rounds: float, worker_sent: float, server_sent: float
+) -> float:
+    """Give the seconds that the busiest node's link is in use, and those of the ways there and back."""
+    if machine.nodes == 1:
+        return 0.0
+    fullest = max(
+        -(-layout.servers // machine.nodes) / layout.servers,
+        -(-layout.workers // machine.nodes) / layout.workers,
+    )
+    busiest = max(worker_sent, server_sent) * fullest
+    return busiest / machine.bandwidth + 2 * machine.latency * rounds / (1 + layout.tau)
+
+
+def best(costs: Costs, machine: Machine, ranks: int, layout: Layout) -> list[Prediction]:
+    """Predict every split of so many ranks, one of which schedules, into servers and workers: the fastest first.
+
+    What fits into the `replicas` and the delay of `layout` only. InputError if there are not 3 ranks.
+    """
+    if ranks < 3:
+        raise InputError(f"a job needs at least 3 ranks (a scheduler, a server, a worker), got {ranks}")
+    counts = sorted({max(1, round((ranks - 1) * share)) for share in np.linspace(0.01, 0.6, 60)})
+    splits = [layout._replace(servers=s, workers=ranks - 1 - s) for s in counts if ranks - 1 - s >= 1]
+    return sorted((predict(costs, machine, split) for split in splits), key=lambda each: each.seconds)
+
+
+# --- What a mean cannot tell -----------------------------------------------------------------------------------------
+
+
+class Straggling(NamedTuple):
+    """What slow workers do to a step: how many times as long it takes, and which share of its time a worker waits."""
+
+    longer: float
+    waiting: float
+
+
+def straggling(
+    workers: int, tau: int, busy: float, fixed: float, sigma: float, *, rounds: int = 400, seed: int = 0
+) -> Straggling:
+    """Simulate rounds in which a worker takes `busy` seconds times a lognormal factor of mean 1, and a round `fixed`.
+
+    A worker begins round t when it has ended its own last one, and all workers have ended round t - tau - 1.
+    """
+    rng = np.random.default_rng(seed)
+    factors = rng.lognormal(-(sigma**2) / 2, sigma, (rounds, workers))
+    own, done = np.zeros(workers), np.zeros(rounds)
+    for number in range(rounds):
+        before = done[number - tau - 1] if number > tau else 0.0
+        own = np.maximum(own, before) + busy * factors[number]
+        done[number] = own.max() + fixed
+    even = rounds * (busy + fixed / (tau + 1))
+    whole = float(done[-1])
+    return Straggling(whole / even, max(0.0, 1 - busy * float(factors.sum()) / workers / whole))
+
+
+class Lifetime(NamedTuple):
+    """What failures do to a run: how many are expected, the seconds it takes with them, and between two checkpoints."""
+
+    failures: float
+    seconds: float
+    every: float
+
+
+def lifetime(
+    seconds: float, nodes: int, mtbf: float, *, survive: bool, recovery: float, checkpoint: float
+) -> Lifetime:
+    """Expect a run of so many seconds on nodes that fail once in `mtbf` seconds each.
+
+    With `survive`, each failure costs its recovery. Else all goes back to the last checkpoint, which takes `checkpoint`
+    seconds to write and is written every sqrt(2 checkpoint mtbf / nodes) (Young 1974).
+    """
+    rate = nodes / mtbf
+    if survive:
+        return Lifetime(rate * seconds, seconds * (1 + rate * recovery), math.inf)
+    every = math.sqrt(2 * checkpoint / rate)
+    lost = checkpoint / every + rate * (every / 2 + recovery)
+    whole = seconds / (1 - lost) if lost < 1 else math.inf
+    return Lifetime(rate * whole, whole, every)
