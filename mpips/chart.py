@@ -65,7 +65,7 @@ class Lane(NamedTuple):
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Give round numbers from `low` to `high`, about so many."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / about))
     step *= next(by for by in (1, 2, 5, 10) if (high - low) / (step * by) <= about + 1)

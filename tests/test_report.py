@@ -179,7 +179,8 @@ def test_the_command(
 def test_ticks_are_few_round_and_inside(low: float, size: float) -> None:
     found = ticks(low, low + size)
     assert len(found) <= 9
-    assert all(low - 1e-6 * size <= each <= low + size * (1 + 1e-6) + 1e-6 for each in found)
+    slack = 1e-6 * size + 1e-12 * abs(low)
+    assert all(low - slack <= each <= low + size + slack for each in found)
 
 
 @given(st.floats(1e-300, 1e300), st.floats(1, 1e6))
