@@ -183,10 +183,16 @@ def write_worker(
     return entry_of(path, "worker", worker)
 
 
-def commit(folder: Path, files: Iterable[Entry], about: Mapping[str, Any] | None = None) -> Path:
+def commit(
+    folder: Path,
+    files: Iterable[Entry],
+    about: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
     """Complete a checkpoint from the entries of all its files; return the manifest's path.
 
-    `about` is JSON-able: the step, the job, versions, random states, whatever a resumed run needs. Raises
+    `about` is JSON-able: the step, the job, versions, random states, whatever a resumed run needs; so is `provenance`,
+    a copy of the run's. Raises
     CheckpointError when the shards do not hold every key of every vector exactly once.
     """
     folder = Path(folder)
@@ -196,7 +202,7 @@ def commit(folder: Path, files: Iterable[Entry], about: Mapping[str, Any] | None
     with created(folder / VIEW, None) as file:
         _write_view(file, entries)
     entries.append(entry_of(folder / VIEW, "view", 0))
-    return write_manifest(folder, entries, about or {})
+    return write_manifest(folder, entries, about or {}, provenance)
 
 
 def prune(directory: Path, keep: int) -> list[Path]:

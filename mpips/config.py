@@ -22,6 +22,7 @@ from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.faults import FaultsSpec
 from mpips.filters.named import chain_of
+from mpips.inputs import ProvenanceSpec
 from mpips.layout import LayoutSpec
 from mpips.typed import Misfit
 
@@ -136,6 +137,7 @@ TABLES: dict[str, type] = {
     "filters": FiltersSpec,
     "checkpoint": CheckpointSpec,
     "data": DataSpec,
+    "provenance": ProvenanceSpec,
     "faults": FaultsSpec,
 }
 """Every table that is the same for all programs, in the order in which it is written."""
@@ -155,6 +157,7 @@ class Job:
     filters: FiltersSpec
     checkpoint: CheckpointSpec
     data: DataSpec
+    provenance: ProvenanceSpec
     faults: FaultsSpec
     settings: Any
     """The program's own table, as its `Settings`."""
@@ -230,9 +233,28 @@ def load(
         raise JobError(f"{place(misfit.path)}: {misfit}") from misfit
     settings = specs.pop(program.name)
     name = job.name or program.name
-    return Job(
+    made = Job(
         job.program, name, job.seed, **specs, settings=settings, table=program.name, path=path, base=base
     )
+    if made.layout.exact_sums and (reason := _inexact(made, program)):
+        raise JobError(f"{place(('layout', 'exact_sums'))}: exact_sums: {reason}")
+    return made
+
+
+def _inexact(job: Job, program: ProgramLike) -> str:
+    """Say why the result of a job hangs on the number of its workers, whatever is summed exactly; "" if it does not."""
+    says: Callable[[Job], str] | None = getattr(program, "exact_sums", None)
+    if says is None:
+        return f'program {job.program!r} does not say that it can: let it define exact_sums(job) -> str, "" if it can'
+    if reason := says(job):
+        return reason
+    if not job.consistency.is_sequential:
+        return "only a sequential run repeats: use consistency.tau = 0"
+    for direction in ("push", "pull"):
+        for step in chain_of(getattr(job.filters, direction)).steps:
+            if step.coder.rounds or step.coder.drops:
+                return f"the filter {step.name!r} ([filters] {direction}) rounds or leaves out numbers, by worker"
+    return ""
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -83,6 +83,8 @@ class RunFolder:
         if resume:
             if folder.result.exists():
                 os.replace(folder.result, folder.path / "result.previous.json")
+            if folder.run.exists():  # it stays, too: without it the folder is no run's
+                write_text(folder.path / "run.previous.json", folder.run.read_text(encoding="utf-8"))
         elif folder.run.exists() or folder.result.exists():
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"

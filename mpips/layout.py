@@ -52,6 +52,10 @@ class LayoutSpec:
     hand_over: bool = False
     """Give unfinished parts of the slowest worker to idle ones."""
 
+    exact_sums: bool = False
+    """Add up so that the result of a sequential run is the same bits for any number of workers too, also when some die,
+    join or leave. A program that cannot refuses."""
+
     def __post_init__(self) -> None:
         _check(self)
 

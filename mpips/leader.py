@@ -14,10 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mpips import provenance
 from mpips.control import Order, Orders
 from mpips.errors import InputError
 from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
+from mpips.inputs import Inputs
 from mpips.journal import Journal
 from mpips.membership import Membership
 from mpips.message import Command
@@ -28,6 +30,8 @@ from mpips.scheduler import Cluster
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say all there is to say."""
+HASHES = 2.0
+"""Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask the run to stop."""
 
@@ -47,6 +51,7 @@ class Leader:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership = journal, membership
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
+        self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
 
     def run(self, asked: list[int]) -> dict[str, Any]:
@@ -59,13 +64,17 @@ class Leader:
                 cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
                 self._hear(cluster, asked)
                 self._obey(cluster)
+                self._hash_inputs(cluster)
                 self.started = cluster.decide(lambda: self.started)
                 metrics = prepared.program.schedule(cluster, prepared.job.settings)
                 cluster.saver.settle()
-                return self._success(cluster, metrics)
+                result = self._success(cluster, metrics)
+                self._end_hashing(cluster)
+                return result
         except Fenced:
             raise
         except BaseException as error:
+            provenance.amend(self.folder, inputs=self._inputs.facts())
             return self._failure(error)
 
     def stop_all(self, code: int) -> None:
@@ -152,6 +161,8 @@ class Leader:
         worker = self.prepared.program.worker
         if not getattr(getattr(worker, "set_tau", None), "at_once", False):
             raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
+        if tau and self.prepared.job.layout.exact_sums:
+            raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run repeats")
         cluster.aside("set_tau", {"tau": tau})
         return f"tau is {tau} from now on"
 
@@ -171,6 +182,31 @@ class Leader:
         lines += [f"  shards that are being copied: {moving}"] if moving else []
         lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
         return "\n".join(lines)
+
+    def _hash_inputs(self, cluster: Cluster) -> None:
+        """Hash the inputs while the run goes on; run.json, and so each checkpoint, has what is known."""
+        self._inputs.start()
+
+        def look() -> None:
+            if self._inputs.done and not self._hashed:
+                self._hashed = True
+                provenance.amend(self.folder, inputs=self._inputs.facts())
+
+        self.node.on_tick.append(look)
+        cluster.saver.provenance = self._provenance
+
+    def _provenance(self) -> dict[str, Any] | None:
+        """Give what a checkpoint says of its run."""
+        known = provenance.read_run(self.folder)
+        return None if known is None else known | {"inputs": self._inputs.facts()}
+
+    def _end_hashing(self, cluster: Cluster) -> None:
+        patience: float | None = HASHES
+        if self._inputs.how == "full" and not cluster.stopped_early:
+            if not self._inputs.done:
+                cluster.say("hashing what is left of the inputs ([provenance] hash_inputs)")
+            patience = None
+        provenance.amend(self.folder, inputs=self._inputs.finish(patience))
 
     # --- the result ----------------------------------------------------------------------------------
 

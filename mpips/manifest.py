@@ -91,9 +91,16 @@ def _is_complete(path: Path) -> bool:
 # The manifest itself.
 
 
-def write_manifest(folder: Path, entries: list[Entry], about: Mapping[str, Any]) -> Path:
+def write_manifest(
+    folder: Path,
+    entries: list[Entry],
+    about: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the manifest, durably, under another name, and rename it: from now on the checkpoint exists."""
     manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
+    if provenance is not None:
+        manifest["provenance"] = dict(provenance)
     manifest["sha256"] = _own_hash(manifest)
     target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
     with explained("write", target):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -54,13 +55,19 @@ class Prepared:
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Read the job file and load the program; provenance too on what seems to be rank 0."""
-    job = config.load(options.job, options.overrides)
-    program = load_program(job.program, job.base)
+    first = seems_first()
+    with ExitStack() as stack:
+        asking = None
+        if first and not options.warm_up:  # answered while the program loads
+            asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
+        job = config.load(options.job, options.overrides)
+        program = load_program(job.program, job.base)
+        module = program.schedule.__module__
+        facts = None if asking is None else provenance.collect(job, asking=asking, module=module)
     try:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:
         raise InputError(f"{socket.gethostname()}: {error}") from error
-    facts = provenance.collect(job) if seems_first() else None
     return Prepared(options, job, program, facts, _checkpoint(options.resume, job))
 
 

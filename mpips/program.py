@@ -6,6 +6,9 @@ A program is a module with three names:
 * `schedule(cluster, settings) -> dict`, the scheduler's part: it drives the passes and gives the metrics;
 * `Worker(context)`, the worker's part: the scheduler calls its public methods by name.
 
+It may have a fourth, `exact_sums(job) -> str`: why its result hangs on the number of workers even with [layout]
+exact_sums, "" if it does not. Without it that option is refused.
+
 It may register server functions with `mpips.update.update` and `mpips.update.call`: the module is loaded on every rank.
 """
 
@@ -32,6 +35,7 @@ class Program:
     schedule: Callable[..., dict[str, Any]]
     worker: Callable[..., Any]
     module: ModuleType
+    exact_sums: Callable[..., str] | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
         """Give a function beside those three, such as `query`, by which a command asks what a run has made.
@@ -63,7 +67,8 @@ def load_program(name: str, base: Path) -> Program:
     if not is_dataclass(module.Settings):
         raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
     settings: type = module.__dict__["Settings"]
-    return Program(table_name(name), settings, module.schedule, module.Worker, module)
+    says = getattr(module, "exact_sums", None)
+    return Program(table_name(name), settings, module.schedule, module.Worker, module, says)
 
 
 def table_name(name: str) -> str:

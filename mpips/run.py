@@ -49,7 +49,7 @@ from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
-from mpips.prepare import Prepared, parser, prepare, seems_first
+from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
 from mpips.server import Server
 from mpips.view import first_view
 from mpips.worker import Workshop
@@ -172,6 +172,7 @@ class _Run:
         self.rank = self.world.Get_rank()
         self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.folder: RunFolder | None = None
+        self.recorded = False  # run.json is there, and this run's
         self.judged = bool(os.environ.get(JUDGED))
         self.survives, self.replicas = False, 0
         self.wall = time.time() - (time.perf_counter() - started)
@@ -251,15 +252,14 @@ class _Run:
             self.folder = RunFolder.claim(named, resume=prepared.resume is not None)
         else:
             self.folder = RunFolder.create(prepared.job.name)
-        ranks = [
-            {"rank": place.rank, "role": place.role.value, "index": place.index, "host": host, "pid": pid}
-            for place, (pid, host) in zip(layout.places, processes, strict=True)
-        ]
-        facts = prepared.facts or provenance.collect(prepared.job)
+        ranks = provenance.placed(layout, processes, first_view(layout, prepared.job.ring.virtual_servers))
+        before = provenance.ancestry(prepared.resume) if prepared.resume is not None else []
+        facts = prepared.facts or provenance.collect(prepared.job, children=False)
         library = self.mpi.Get_library_version().split("\n")[0].strip("\0 ")
         try:
             write_text(self.folder.job, prepared.job.to_toml())
-            provenance.write_run(self.folder, facts, ranks, mpi=library)
+            provenance.write_run(self.folder, facts, ranks, mpi=library, ancestry=before)
+            self.recorded = True
         except OSError as error:
             raise InputError(
                 f"{self.folder.path}: the run folder cannot be written: {error.strerror}"
@@ -274,6 +274,7 @@ class _Run:
         self.world.Bcast(letter, 0)
         if self.folder is None:
             self.folder = RunFolder(Path(os.fsdecode(letter.tobytes().rstrip(b"\0"))))
+        self.recorded = True
 
     def _agree(self, error: BaseException | None) -> int | None:
         """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
@@ -426,16 +427,27 @@ class _Run:
         return code if written or "error" in result else FAILED
 
     def _write(self, result: dict[str, Any]) -> bool:
-        """Write the result; give whether it is there."""
+        """Write the result, after run.json's end where there is time for it; give whether it is there."""
         if self.folder is None:
             return False
+        failed = "error" in result
+        if self.recorded and not failed:
+            self._conclude(result)
         try:
             write_json(self.folder.result, result)
         except (OSError, TypeError, ValueError) as error:
-            if "error" not in result:
+            if not failed:
                 _say(f"mpips: error: {self.folder.result}: cannot be written: {_in_a_line(error)}")
             return False
+        if self.recorded and failed:
+            self._conclude(result)
         return True
+
+    def _conclude(self, result: dict[str, Any]) -> None:
+        assert self.folder is not None
+        with suppress(Exception):  # a run is not worth less for what cannot be written about it
+            where = None if self.prepared is None else checkpoints(self.prepared.job)
+            provenance.conclude(self.folder, result, where)
 
     def abort(self, failure: BaseException) -> NoReturn:
         """End every rank, from one that failed outside all order."""

@@ -40,6 +40,8 @@ class Saver:
         self._pending: _Pending | None = None
         self.problem = ""
         """Why the last one was given up; empty if it was not."""
+        self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
+        """Says where the run comes from, for the manifests."""
         cluster.node.on_tick.append(self._look)
 
     def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
@@ -107,7 +109,7 @@ class Saver:
     def _commit(self, pending: _Pending) -> None:
         entries = [reply.meta for task in pending.tasks for reply in task.result if reply.meta]
         try:
-            checkpoint.commit(pending.folder, entries, pending.about)
+            checkpoint.commit(pending.folder, entries, pending.about, self.provenance())
             checkpoint.prune(pending.folder.parent, self._cluster.job.checkpoint.keep)
         except (MpipsError, OSError) as error:
             self._give_up(pending.folder, str(error))

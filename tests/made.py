@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ class Hooks:
     """Ask the run to stop once so many passes are over, as a signal would."""
     stop_within: int = 0
     """The same once the workers have `learn`t so many times."""
+    on_event: Callable[[Cluster, str, dict[str, Any]], None] = lambda *_: None
+    """Told of each line of metrics.jsonl."""
 
 
 def job_of(folder: Path, tables: dict[str, dict[str, Any]]) -> Job:
@@ -148,9 +150,13 @@ def run_twin(
     test: Path | None = None,
     hooks: Hooks | None = None,
     program: str = "sparse_lr",
+    network: dict[str, Any] | None = None,
     **tables: dict[str, Any],
 ) -> Outcome:
-    """Run a whole job in this process, in fake time; keyword arguments are tables of the job file."""
+    """Run a whole job in this process, in fake time; keyword arguments are tables of the job file.
+
+    `network` goes to the simulation: strikes, spares, replicas and such.
+    """
     hooks = hooks or Hooks()
     if isinstance(made, Made):
         train: str | list[str] = str(made.train)
@@ -186,6 +192,7 @@ def run_twin(
         outcome: Outcome = simulate(
             schedule, loaded.worker, servers=servers, workers=workers, fate=fate, seed=seed, job=job,
             folder=folder / "run", filters=lambda: (chain_of(job.filters.push), chain_of(job.filters.pull)),
+            **(network or {}),
         )  # fmt: skip
         return outcome
 
@@ -195,6 +202,7 @@ def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
 
     def told(name: str, **facts: Any) -> None:
         event(name, **facts)
+        hooks.on_event(cluster, name, facts)
         if name == "pass" and facts["pass"] == hooks.stop_after:
             cluster.asked = "SIGUSR1"
 

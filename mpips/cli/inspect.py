@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 
 DESCRIPTION = """\
-Say what a checkpoint holds: the job, the step, the vectors, and each shard's keys and size.
+Say what a checkpoint holds: the job, the step, the vectors, each shard's keys and size, and which run it comes from.
 
   mpips inspect checkpoints/sparse_lr/step-000020
+  mpips inspect checkpoints/sparse_lr/step-000020 --provenance
+                                                all that is known of that run, as JSON
 """
 
 
@@ -21,14 +23,30 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
+    parser.add_argument("--provenance", action="store_true", help="write the run's provenance as JSON")
     parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Describe the checkpoint."""
+    import json
     from pathlib import Path
 
     from mpips.checkpoint import describe
+    from mpips.errors import CheckpointError
+    from mpips.manifest import read_manifest
+    from mpips.provenance import summary
 
-    print(describe(Path(arguments.checkpoint)))
+    path = Path(arguments.checkpoint)
+    facts = read_manifest(path).get("provenance")
+    if arguments.provenance:
+        if not facts:
+            raise CheckpointError(
+                f"{path} has no provenance: an earlier version wrote it, or a program of one's own"
+            )
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(describe(path))
+    for line in summary(facts) if facts else ["no provenance: an earlier version wrote it"]:
+        print(f"  {line}")
     return 0

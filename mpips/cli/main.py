@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from mpips.cli import (
     bench,
     convert,
+    crate,
     ctl,
+    diff,
     doctor,
     export,
     infer,
@@ -24,7 +26,9 @@ from mpips.cli import (
 )
 from mpips.errors import InputError
 
-COMMANDS = (run, ctl, report, doctor, job, inspect, verify, export, infer, query, plan, convert, bench)
+COMMANDS = (
+    run, ctl, report, diff, doctor, job, plan, inspect, verify, export, infer, query, crate, convert, bench,
+)  # fmt: skip
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
 DESCRIPTION = """\

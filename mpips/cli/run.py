@@ -90,6 +90,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.children import Children
     from mpips.config import load
     from mpips.folder import RunFolder, write_json
+    from mpips.provenance import conclude
     from mpips.warm import is_warm, mark_of, set_warm
 
     settings = overrides(arguments)
@@ -124,10 +125,10 @@ def command(arguments: argparse.Namespace) -> int:
 
         line += advice(job)
     if result is None:
+        result = {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
         with suppress(OSError):
-            write_json(
-                folder.result, {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
-            )
+            write_json(folder.result, result)
+    conclude(folder, result)  # unless the run itself has
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:  # whoever read us has gone: let nothing be flushed to it at exit

@@ -1,0 +1,73 @@
+"""`mpips crate`: export a run as an RO-Crate."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """\
+Write a run that has ended as an RO-Crate (a Process Run Crate): what catalogues and archives read. It has the job, the
+provenance, the metrics, the result and the model; inputs, checkpoints and large outputs are named by their hashes.
+Who ran it is said only if you say so; user names and home folders are taken out of the run's files.
+
+  mpips crate latest                            writes NAME.crate.zip
+  mpips crate runs/NAME -o NAME-crate           a folder
+  mpips crate latest --agent "Ada Lovelace" --orcid 0000-0002-1825-0097 --license CC-BY-4.0
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "crate",
+        help="export a run as an RO-Crate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
+    parser.add_argument("-o", "--out", metavar="DIR|ZIP", help="what to write; NAME.crate.zip unless given")
+    parser.add_argument("--title", default="", help="the crate's name")
+    parser.add_argument("--license", default="", metavar="URL|SPDX", help="what the crate may be used for")
+    parser.add_argument("--agent", default="", metavar="NAME", help="who ran it")
+    parser.add_argument("--orcid", default="", metavar="ID", help="their ORCID, 0000-0002-1825-0097")
+    parser.add_argument("--affiliation", default="", metavar="NAME", help="their organization")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=100e6,
+        metavar="BYTES",
+        help="outputs above this are named by their hash, and not copied (default: 100e6)",
+    )
+    parser.add_argument(
+        "--personal", action="store_true", help="leave user names and home folders in the run's files"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Write the crate."""
+    import re
+    from pathlib import Path
+
+    from mpips.control import newest
+    from mpips.crate import Agent, export
+    from mpips.errors import InputError
+
+    orcid = arguments.orcid.removeprefix("https://orcid.org/")
+    if orcid and not re.fullmatch(r"(\d{4}-){3}\d{3}[\dX]", orcid):
+        raise InputError(f"--orcid {arguments.orcid}: write it as 0000-0002-1825-0097")
+    if (orcid or arguments.affiliation) and not arguments.agent:
+        raise InputError("--orcid and --affiliation need --agent: whose are they?")
+    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
+    count = export(
+        run,
+        target,
+        agent=Agent(arguments.agent, orcid, arguments.affiliation) if arguments.agent else None,
+        license=arguments.license,
+        title=arguments.title,
+        limit=arguments.limit,
+        personal=arguments.personal,
+    )
+    print(f"{target}: an RO-Crate, files {count}")
+    return 0
