@@ -12,6 +12,12 @@ an integer of 53 bits times a power of two, so it adds to at most three limbs, b
 addition of integers commutes: that is the whole proof.
 
 Infinities and NaNs are counted apart, and decide the result as IEEE addition would.
+
+Where there are too many sums for that, a gradient's, say, terms are rounded before they are added (`quantum`,
+`rounded`): to multiples of one power of two q, the same for all who contribute, and so coarse that the whole sum stays
+within 2**53 q. Then every float64 addition of them is exact, in any order and grouping, by whomever: plain `+=` and
+servers that aggregate included (Demmel and Nguyen 2015, "Parallel reproducible summation"; the rounding is Rump's
+extraction). A term costs two additions more.
 """
 
 from __future__ import annotations
@@ -153,3 +159,71 @@ class ExactSum:
 
     def __repr__(self) -> str:
         return f"ExactSum({self.value()!r})"
+
+
+# --- Sums of terms that are rounded beforehand ------------------------------------------------------------------------
+
+BITS = 51
+"""Bits between a quantum and the bound of the sum's terms: two less than float64 has, for rounding and carries."""
+_ANCHOR = 3.0 * 2.0**BITS
+_LEAST, _MOST = 2.0**-900, 2.0**960  # bounds that quanta are made for: nothing is subnormal, or overflows
+
+
+def quantum(bound: ArrayLike, terms: float = 1.0) -> Any:
+    """Return the power of two q to whose multiples terms are to be `rounded`, so that their sum is exact.
+
+    bound: what no term exceeds in size, a number or an array of them; terms: how many there are at most, in all, on
+    all ranks (or 1, if `bound` is one of the sum of all sizes). Both must be the same for everyone. The sum is
+    off by at most q/2 for each term that is not 0, and q < 2**-50 bound terms: n terms are off by less than n 2**-51
+    times that product. Raises ValueError unless bound times terms lies in [0, 2**960).
+    """
+    total = np.multiply(bound, terms, dtype=np.float64)
+    if not (total >= 0.0).all() or not (total < _MOST).all():
+        raise ValueError(f"a bound times terms must lie in [0, 2**960), got {total!r}")
+    mantissa, exponent = np.frexp(np.maximum(total, _LEAST))
+    q = np.ldexp(1.0, exponent - (mantissa == 0.5) - BITS)
+    return float(q) if q.ndim == 0 else q
+
+
+def rounded(values: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
+    """Return values, rounded to multiples of `quantum`s q (to even), as float64: sums of them are exact.
+
+    Raises ValueError if one is beyond 2**51 q: then q was made for a smaller bound.
+    """
+    terms, anchor = np.asarray(values, np.float64), np.multiply(_ANCHOR, q)
+    if not (np.abs(terms) * 3.0 <= anchor).all():
+        raise ValueError("a value is beyond the bound that its quantum was made for")
+    result: NDArray[np.float64] = (terms + anchor) - anchor
+    return result
+
+
+# The same in kernels. An anchor is 3 * 2**e, no term being larger than 2**e: float64 has steps of 2**(e - BITS) between
+# 2 * 2**e and 4 * 2**e, where anchor + term lies, so that adding it rounds the term.
+
+
+def anchors(bound: ArrayLike, terms: float = 1.0) -> Any:
+    """Return the anchors that belong to `quantum(bound, terms)`."""
+    return quantum(bound, terms) * _ANCHOR
+
+
+@kernel("f8(f8)", inline=True)
+def anchor_of(bound: float) -> float:
+    """Return the anchor that rounds terms whose sizes add up to no more than `bound`, below 2**960: 3 * 2**51 q.
+
+    The next power of two as Rump, Ogita and Oishi have it (2008, "Accurate floating-point summation I", algorithm 3.6).
+    """
+    bound = max(bound, 2.0**-900)
+    above = bound * 2.0**53
+    power = abs((above + bound) - above)
+    return 3.0 * (power if power > 0.0 else bound)
+
+
+@kernel("f8(f8, f8)", inline=True)
+def snap(term: float, anchor: float) -> float:
+    """Return a term rounded to a multiple of the quantum that belongs to an anchor."""
+    return (term + anchor) - anchor
+
+
+def sums_of(limbs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sums f8[n] that accumulators i8[n, SIZE] hold, each limb below 2**53: of several ranks, added."""
+    return np.array([ExactSum.from_list(row.tolist()).value() for row in limbs])

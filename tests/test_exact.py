@@ -15,7 +15,21 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from mpips.exact import LIMBS, SIZE, ExactSum, normalise
+from mpips.exact import (
+    BITS,
+    LIMBS,
+    SIZE,
+    ExactSum,
+    accumulate,
+    anchor_of,
+    anchors,
+    normalise,
+    quantum,
+    rounded,
+    snap,
+    sums_of,
+)
+from mpips.kernel import kernel
 
 HUGE = 1.7976931348623157e308
 TINY = 5e-324
@@ -133,3 +147,126 @@ def test_a_wrong_state_is_refused(state: list[int]) -> None:
 
 def test_its_text_shows_the_value() -> None:
     assert repr(ExactSum([0.1] * 10)) == "ExactSum(1.0)"
+
+
+# --- Sums of terms that are rounded beforehand ------------------------------------------------------------------------
+
+bounded = st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=60)
+scales = st.integers(-200, 200).map(lambda e: 2.0**e * 0.7)
+
+
+@given(bounded, scales, st.randoms(use_true_random=False))
+def test_rounded_terms_add_up_the_same_in_any_order_and_grouping(
+    shares: list[float], bound: float, rng: random.Random
+) -> None:
+    values = [share * bound for share in shares]
+    q = quantum(bound, len(values))
+    terms = rounded(values, q)
+    whole = sum(terms.tolist())
+    order = terms.tolist()
+    rng.shuffle(order)
+    parts = [0.0] * rng.randint(1, 5)
+    for term in order:
+        parts[rng.randrange(len(parts))] += term
+    rng.shuffle(parts)
+    assert bits(sum(parts)) == bits(whole)
+    assert Fraction(whole) == sum(map(Fraction, order)), "no addition has rounded"
+    off = abs(Fraction(whole) - sum(map(Fraction, values)))
+    assert off <= Fraction(q) / 2 * len(values)
+    assert off <= len(values) * Fraction(bound) * len(values) * Fraction(2) ** -BITS
+
+
+def test_plain_terms_would_not() -> None:
+    """The opposite, so that the test above means something."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=1000)
+    assert len({sum(rng.permutation(values).tolist()) for _ in range(20)}) > 1
+    terms = rounded(values, quantum(5.0, 1000))
+    assert len({sum(rng.permutation(terms).tolist()) for _ in range(20)}) == 1
+
+
+def test_ties_are_rounded_by_the_term_alone() -> None:
+    """A running sum in place of the anchor would round a half by whether it is odd itself."""
+    q = quantum(1.0)
+    halves = [q / 2, q * 1.5, -q / 2, q * 2.5]
+    assert rounded(halves, q).tolist() == [0.0, 2 * q, 0.0, 2 * q]
+
+
+@pytest.mark.parametrize("terms", [1, 3, 2**20, 2**31])
+def test_the_fullest_sum_is_still_exact(terms: int) -> None:
+    bound = math.nextafter(4.0, 0.0)
+    q = quantum(bound, terms)
+    assert math.frexp(q)[0] == 0.5 and q <= 2.0 ** (1 - BITS) * bound * terms
+    whole = terms * rounded(bound, q)  # as so many equal terms add up to, if no addition rounds
+    assert Fraction(whole) == terms * Fraction(float(rounded(bound, q)))
+    assert abs(whole) < 2.0**53 * q
+
+
+def test_a_quantum_for_each_sum() -> None:
+    q = quantum([1.0, 0.0, 1e6], 10)
+    assert q.tolist() == [quantum(1.0, 10), quantum(0.0), quantum(1e7)]
+    assert rounded([[0.1, 0.0, 1e5], [1.0, 0.0, -1e6]], q).shape == (2, 3)
+    assert np.array_equal(anchors([1.0, 1e6], 10), quantum([1.0, 1e6], 10) * 3.0 * 2.0**BITS)
+
+
+@pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf, 2.0**960])
+def test_bounds_that_there_is_no_quantum_for(bound: float) -> None:
+    with pytest.raises(ValueError, match="must lie in"):
+        quantum(bound)
+    with pytest.raises(ValueError, match="must lie in"):
+        quantum([1.0, bound])
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, math.inf, math.nan])
+def test_a_value_beyond_its_bound_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="beyond the bound"):
+        rounded([1.0, value], quantum(1.0, 2))
+
+
+@given(st.floats(0.0, 2.0**959), st.integers(-899, 959))
+def test_an_anchor_is_thrice_the_next_power_of_two(bound: float, exponent: int) -> None:
+    out = np.empty(1)
+    for each in (
+        bound,
+        2.0**exponent,
+        math.nextafter(2.0**exponent, 0.0),
+        math.nextafter(2.0**exponent, 1e300),
+    ):
+        anchor_into(each, out)
+        power = Fraction(out[0]) / 3
+        assert out[0] == anchors(each)
+        assert power >= Fraction(each) and (power < 2 * Fraction(each) or power == Fraction(2.0**-900))
+        assert power.numerator.bit_count() == power.denominator.bit_count() == 1
+
+
+@kernel("void(f8, f8[::1])")
+def anchor_into(bound: float, out: NDArray[np.float64]) -> None:
+    """Let a kernel make an anchor."""
+    out[0] = anchor_of(bound)
+
+
+@kernel("void(f8[::1], f8, f8[::1])")
+def snapped(values: NDArray[np.float64], bound: float, out: NDArray[np.float64]) -> None:
+    """Round values in a kernel, one by one and as vectors, as the compiler likes."""
+    anchor = anchor_of(bound)
+    for i in range(len(values)):
+        out[i] = snap(values[i], anchor)
+
+
+@given(bounded, scales)
+def test_kernels_round_alike(shares: list[float], bound: float) -> None:
+    """No compiler takes (x + a) - a for x."""
+    values, out = np.array(shares) * bound, np.empty(len(shares))
+    snapped(values, bound * len(values), out)
+    assert out.tobytes() == rounded(values, quantum(bound, len(values))).tobytes()
+
+
+def test_accumulators_of_several_ranks_are_added_as_they_are() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(4, 300)) * 10.0 ** rng.integers(-9, 9, (4, 300))
+    limbs = np.zeros((2, 4, SIZE), np.int64)
+    for rank, part in enumerate((values[:, :100], values[:, 100:])):
+        for row in range(4):
+            accumulate(part[row].copy(), limbs[rank, row])
+            normalise(limbs[rank, row])
+    assert sums_of(limbs.sum(axis=0)).tolist() == [math.fsum(row) for row in values.tolist()]

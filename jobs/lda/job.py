@@ -52,6 +52,11 @@ class Settings:
     """Sweeps between two evaluations of the likelihood."""
 
 
+def exact_sums(job: Any) -> str:
+    """Say why the number of workers shows in the result: [layout] exact_sums cannot help it."""
+    return "lda draws topics by counts that lag behind by what the other workers draw meanwhile"
+
+
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,13 @@ class Asked(NamedTuple):
     seconds: float
 
 
+def exact_sums(job: Any) -> str:
+    """Say why the number of workers shows in the result: counts are exact, but batches are cut from parts."""
+    if job.data.parts:
+        return ""
+    return "sketch cuts the stream into a part for each worker: say how many for all, as in data.parts = 8"
+
+
 def _together(replies: list[dict[str, Any]]) -> Asked:
     return Asked(sum(each["keys"] for each in replies), max(each["seconds"] for each in replies))
 

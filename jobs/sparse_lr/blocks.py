@@ -46,6 +46,9 @@ class Blocks:
     workers are told each one that changes, and both mix what they have noted of the last passes in the same way.
     """
 
+    dtype: type[np.floating[Any]] = np.float32
+    """Of the rows that are pushed."""
+
     def __init__(self, columns: Columns) -> None:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
         self.values = NO_VALUES if columns.values is None else columns.values
@@ -102,8 +105,8 @@ class Blocks:
         kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
         self.begin_epoch()
 
-    def wake(self, cols: NDArray[np.int64], radius: F4) -> None:
-        """Take the radius of columns that a mixture has made active."""
+    def wake(self, cols: Any, radius: F4) -> None:
+        """Take the radius of columns, or what stands for it."""
         self.radius[cols] = radius
 
     def begin_epoch(self) -> None:
@@ -184,13 +187,13 @@ class Blocks:
         kernels.apply_steps(*self._matrix, cols, steps, self.radius, self.state)
         self.w[cols], self.radius[cols] = reply[:, 0], reply[:, 1]
 
-    def model(self) -> F8:
+    def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
         """Note the margins after a pass; give the losses' second-order model over the noted passes."""
         self._note()
         steps = len(self.history) - 1
         model = np.empty((steps + 2, steps))
         kernels.margin_model(self.history, model)
-        return model
+        return {}, model
 
     def losses(self, mixtures: F8) -> F8:
         """Give the losses of every mixture of the noted margins."""
@@ -222,9 +225,9 @@ class Blocks:
         """Give the sum of the log-losses at the margins that were noted last."""
         return float(self.losses(np.eye(len(self.history))[-1:])[0])
 
-    def dual(self, shrink: float) -> float:
-        """Give this worker's part of the dual objective."""
-        return float(kernels.dual_objective(self.state, shrink))
+    def dual(self, shrink: float) -> dict[str, Any]:
+        """Give this worker's parts of the dual objective and of the losses."""
+        return {"dual": float(kernels.dual_objective(self.state, shrink)), "loss": self.loss()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Give what a checkpoint keeps: radii, what was noted, the epoch's columns, and the data's checksum."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from mpips.jobs.sparse_lr.spread import Spread
 from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
 from mpips.task import Task
-from mpips.update import VectorSpec
+from mpips.update import Setting, VectorSpec
 
 T = TypeVar("T")
 MOST_PASSES = 1000
@@ -28,6 +28,9 @@ class Darlin:
     A step that a worker was lost in is done again by those that are there then: `recover` gives them its examples, and
     they compute their margins anew from the weights that the servers have.
     """
+
+    more: Mapping[str, Setting] = {}
+    """Settings of the vector besides."""
 
     def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> None:
         self.cluster, self.settings, self.spread = cluster, settings, spread
@@ -58,11 +61,11 @@ class Darlin:
             stop = self._surely(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
             if not stop and self.cluster.due(self.passes):
-                self._surely(lambda: self.cluster.checkpoint(self.passes, self._state()))
+                self._surely(lambda: self.cluster.checkpoint(self.passes, self._state()), changes=False)
                 stop = self.cluster.stopping()
             if not stop and self.cluster.renewed():
                 regroup(self.cluster)
-                self._surely(self.recover)
+                self._surely(self.recover, changes=False)
         table.close()
         return {
             "objective": self.control.objectives[-1],
@@ -76,12 +79,10 @@ class Darlin:
         if self._resume():
             return
         extent, kkt = self.data.extent, self.settings.kkt
-        settings = {"l1": self.settings.l1, "kkt": kkt}
+        settings = {"l1": self.settings.l1, "kkt": kkt, **self.more}
         spec = VectorSpec("w", extent=extent, update="block_proximal", settings=settings, aggregate=True)
         self.cluster.create_vector(spec, expect=self.data.features)
-        if not kkt:
-            self._cut_blocks()
-        pieces = self.pieces if kkt else self.begins
+        pieces = self.pieces if kkt else self._first_blocks()
         self._phase("start")
         first = {"round": self._rounds(len(pieces)), "ones": self.data.ones}
         self._heard(self.workers.start("start", first, keys=pieces))
@@ -112,8 +113,11 @@ class Darlin:
         self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
         self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
 
-    def _surely(self, step: Callable[[], T]) -> T:
-        """Do a step with the workers, whoever is lost in it; a pass that was broken off counts as not begun."""
+    def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
+        """Do a step with the workers, whoever is lost in it; a pass that was broken off counts as not begun.
+
+        `changes`: the step changes what the servers hold.
+        """
         before = self.control
 
         def mend() -> None:
@@ -136,17 +140,30 @@ class Darlin:
         plan = {"order": order, "theta": self.control.theta, "exact": self.control.exact > 0}
         plan["round"] = self._rounds(blocks)
         task = self.workers.start("iterate", plan, keys=self.begins)
-        model = self.workers.total(task)
+        model = self._model(task)
         pushed, features = (sum(reply.meta[each] for reply in task.result) for each in ("pushed", "features"))
         self.now = {"blocks": blocks, "filtered": 1.0 - pushed / max(features, 1)}
         return model
 
+    def _model(self, iterated: Task) -> NDArray[np.float64]:
+        """Give the workers' model of the losses after a pass."""
+        return self.workers.total(iterated)
+
     def _cut_blocks(self) -> None:
         """Cut the active features into blocks anew."""
-        sketches = self.workers.gather("sketch")
+        sketches = self._sketches()
         self.cut_at = sum(int(weights.sum()) for _, weights in sketches)
         count = self.settings.blocks or control.block_count(self.cut_at, self.examples, self.tau)
-        self.begins = control.cut_blocks([(keys, weights[:, 0]) for keys, weights in sketches], count)
+        self.begins = control.cut_blocks(sketches, count)
+
+    def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        """Say how the active non-zeros lie along the keys: (first key, weight) of runs of them."""
+        return [(keys, weights[:, 0]) for keys, weights in self.workers.gather("sketch")]
+
+    def _first_blocks(self) -> NDArray[np.uint64]:
+        """Give the pieces of a start that makes all features active: blocks, so that lists of keys come again."""
+        self._cut_blocks()
+        return self.begins
 
     def search(self, model: NDArray[np.float64]) -> control.PassReport:
         """Search along the steps of the last passes: a few scalars from everyone."""
@@ -158,10 +175,15 @@ class Darlin:
             losses = self.workers.start("losses", values=proposal.mixtures)
             mixtures = {"mixtures": proposal.mixtures.tolist()}
             sizes = exact_total(self.servers.call("mixed_sizes", mixtures, vector=self.w))
-            objectives = (self.workers.total(losses)[:, 0] + l1 * sizes).tolist()
+            objectives = (self._losses(losses) + l1 * sizes).tolist()
         choice = control.choose(proposal, before, objectives)
         violation = max(float(each["violation"]) for each in seen)
         return control.PassReport(proposal, choice, violation, self.examples)
+
+    def _losses(self, task: Task) -> NDArray[np.float64]:
+        """Give the losses of every mixture."""
+        losses: NDArray[np.float64] = self.workers.total(task)[:, 0]
+        return losses
 
     def mix(self, choice: control.Choice) -> None:
         """Set weights and margins as chosen; the next pass may begin."""
@@ -193,9 +215,13 @@ class Darlin:
     def _new_epoch(self, shrink: float) -> tuple[float, float]:
         """Let the servers note the weights of the features that are active now; give F, and the dual objective."""
         size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
-        parts = self.workers.call("dual", {"shrink": shrink})
-        loss, dual = (sum(each[name] for each in parts) for name in ("loss", "dual"))
+        loss, dual = self._loss_and_dual(self.workers.call("dual", {"shrink": shrink}))
         return loss + self.settings.l1 * float(size), dual
+
+    def _loss_and_dual(self, parts: list[dict[str, Any]]) -> tuple[float, float]:
+        """Add up what the workers give."""
+        loss, dual = (sum(each[name] for each in parts) for name in ("loss", "dual"))
+        return loss, dual
 
     def _phase(
         self, phase: str, threshold: float = 0.0, far: float = 0.0, after: Sequence[Task] = ()
@@ -229,16 +255,23 @@ class Darlin:
         state = self.cluster.restore()
         if state is None:
             return False
+        self._take_state(state)
+        self._go_on(state["same_workers"])
+        return True
+
+    def _take_state(self, state: dict[str, Any]) -> None:
         kept = state["control"]
         self.control = control.Control(**{**kept, "objectives": tuple(kept["objectives"])})
         self.rng.bit_generator.state = state["random"]
         self.round, self.gap = state["round"], state["gap"]
         self.begins, self.cut_at = np.array(state["blocks"]["begins"], np.uint64), state["blocks"]["cut_at"]
-        if not state["same_workers"]:  # they have built their margins anew, so a new epoch begins
+
+    def _go_on(self, same: bool) -> None:
+        """Go on from a checkpoint that has been taken up, by the `same` number of workers or another."""
+        if not same:  # they have built their margins anew, so a new epoch begins
             self.servers.call("begin_epoch", vector=self.w)
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("report"))
-        return True
 
 
 def train(cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Epochs(Learner):
 
     def _take_radius(self, cols: Any, task: Task) -> None:
         if task.error is None and task.result is not None and len(task.result):
-            self.blocks.radius[cols] = task.result
+            self.blocks.wake(cols, task.result)
 
     @property
     def w(self) -> Vector:
@@ -106,16 +106,49 @@ class Epochs(Learner):
 
     def rebuild(self, round: int = REBUILD) -> None:
         """Build it anew from the weights, when the examples are spread over other workers."""
-        if self.blocks is not None:
-            blocks, none = self.blocks, np.zeros((len(self.blocks.keys), 0), np.float32)
-            blocks.radius[:] = self.node.wait(self.w.push_pull(blocks.keys, none, round=round))
+        if self.blocks is not None and not self.context.job.layout.exact_sums:  # then it is told: `recall`
+            blocks = self.blocks
+            blocks.radius[:] = self.node.wait(self.asked(slice(None), round))
             active = np.flatnonzero(blocks.radius > 0.0)
             blocks.set_weights(active, self.node.wait(self.w.pull(blocks.keys[active])))
+
+    def asked(self, cols: Any, round: int) -> Task:
+        """Ask for the radii of some columns, pushing nothing."""
+        keys = self.blocks.keys[cols]
+        return self.w.push_pull(keys, np.zeros((len(keys), 0), self.blocks.dtype), round=round)
 
     def renew(self, round: int) -> dict[str, Any]:
         """Go on from the weights alone, whatever was under way."""
         self.rebuild(round)
         return self.report()
+
+    # --- exact sums only
+
+    def know(self, ones: bool, largest: float, examples: int) -> None:
+        """Take what all workers' examples come to."""
+        self.blocks.know(ones, largest, examples)
+
+    def begin_recall(self, round: int) -> None:
+        """Take the radii of all features; the weights at the starts of the last passes follow."""
+        self.blocks.begin_recall(self.node.wait(self.asked(slice(None), round)))
+
+    def recall(self, last: bool) -> None:
+        """Take the weights that the servers show."""
+        self.blocks.recall(self.node.wait(self.w.pull(self.blocks.keys)))
+        if last:
+            self.blocks.end_recall()
+
+    def model(self, steps: list[float]) -> Answer:
+        """Give the model of the losses after a pass, and the losses."""
+        return Answer(*self.blocks.bounded_model(steps))
+
+    def sample(self, share: float) -> Answer:
+        """Give active features' keys, from which it is chosen where blocks are cut."""
+        return Answer(keys=self.blocks.sample(share))
+
+    def weigh(self, keys: NDArray[np.uint64]) -> Answer:
+        """Count the active non-zeros between some keys."""
+        return Answer(values=self.blocks.weigh(keys))
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:

@@ -12,6 +12,7 @@ from mpips.consistency import ConsistencySpec
 from mpips.data import DataSpec, read
 from mpips.data.numbering import Numbering
 from mpips.errors import InputError
+from mpips.exact import ExactSum
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 from mpips.node import Node
@@ -36,12 +37,16 @@ MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has n
 
 
 class Data(NamedTuple):
-    """What all workers' parts come to: the examples, the end of the keys, about how many features, all values one."""
+    """What all workers' parts come to.
+
+    The examples, the end of the keys, about how many features, all values one, max |x| (if sums are exact).
+    """
 
     examples: int
     extent: int
     features: int
     ones: bool
+    largest: float = 0.0
 
 
 def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> Data:
@@ -68,6 +73,7 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         max(each["last"] for each in facts) + 1,
         max(each["features"] for each in facts),
         all(each["ones"] for each in facts),
+        max(each.get("largest", 0.0) for each in facts),
     )
 
 
@@ -182,7 +188,7 @@ def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str,
     return {
         "auc": wins / pairs if pairs else None,
         "accuracy": float(((scores > 0.0) == positive).mean()),
-        "logloss": float(log_losses(margins).mean()),
+        "logloss": ExactSum(log_losses(margins)).value() / n,  # whatever order the examples came in
     }
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mpips.consistency import Bounded, push_pull, unmet
 from mpips.data import resolve
-from mpips.jobs.sparse_lr import darlin, evaluate, online
+from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.spread import Spread
 from mpips.regroup import surely
@@ -32,8 +32,8 @@ from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.worker import Answer, Context, at_once
 
-ROW_BYTES = 8 + 2 * 4
-"""A key and its row: (g, U) to the servers, (w, radius) back."""
+KEY_BYTES, REPLY_BYTES = 8, 2 * 4
+"""Of a key, and of the row that comes back: (w, radius)."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,28 @@ class Settings:
     """online: the weight of |w|^2 / 2."""
 
 
+def exact_sums(job: Any) -> str:
+    """Say why this job's result hangs on the number of workers, even with exact sums; "" if it does not."""
+    if job.settings.algorithm == "darlin":
+        return ""
+    return (
+        f"{job.settings.algorithm} learns one mini-batch of each worker at a time, so that their number shows; "
+        'use sparse_lr.algorithm = "darlin"'
+    )
+
+
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Load the data, train, evaluate; give the run's metrics."""
-    cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1}
+    exact = cluster.job.layout.exact_sums
+    cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1, "exact_sums": exact}
     spread = Spread(cluster)
     with cluster.phase("load"):
         data = spread.load()
-    train = darlin.train if settings.algorithm == "darlin" else online.train
+    block_wise = exact_darlin.train if exact else darlin.train
+    train = block_wise if settings.algorithm == "darlin" else online.train
     with cluster.phase("train"):
         metrics = train(cluster, settings, spread, data)
     cluster.event("trained", traffic=cluster.traffic())
@@ -123,11 +135,13 @@ class Worker(Epochs):
             flying[time] = task.then(partial(self._arrived, cols))
         node.wait_all(flying.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
-        if self.settings.kkt:
-            for role in ("worker", "server"):  # either way a feature is a key and two numbers
-                node.saved("kkt", role, facts["features"] * ROW_BYTES, facts["pushed"] * ROW_BYTES)
+        if self.settings.kkt:  # either way a feature is a key and two numbers
+            there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
+            node.saved("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
+            node.saved("kkt", "server", facts["features"] * back, facts["pushed"] * back)
         with node.working():
-            return Answer(facts, blocks.model())
+            more, model = blocks.end_pass()
+            return Answer(facts | more, model)
 
     def _arrived(self, cols: NDArray[np.int64], task: Task) -> None:
         if task.error is None and len(cols):
@@ -143,12 +157,9 @@ class Worker(Epochs):
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            asked = self.w.push_pull(
-                self.blocks.keys[cols], np.zeros((len(cols), 0), np.float32), round=round
-            )
-            self.blocks.wake(cols, self.node.wait(asked))
+            self.blocks.wake(cols, self.node.wait(self.asked(cols, round)))
         return self.report()
 
-    def dual(self, shrink: float) -> dict[str, float]:
+    def dual(self, shrink: float) -> dict[str, Any]:
         """Give this worker's part of the dual objective, and its losses."""
-        return {"dual": self.blocks.dual(shrink), "loss": self.blocks.loss()}
+        return self.blocks.dual(shrink)  # type: ignore[no-any-return]

@@ -44,7 +44,8 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
-# What travels is f4: a worker's (g, U), and the server's (w, radius), see `prox_step`. All that is computed is f8.
+# What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`), and the server's (w, radius), see
+# `prox_step`. All that is computed is f8.
 HUGE = 1e36
 """The most that a worker's share of a sum of squares can be: a thousand of them can be added in f4."""
 
@@ -319,9 +320,14 @@ def dual_objective(state: F8, shrink: float) -> float:
 # --- Server ----------------------------------------------------------------------------------------------
 
 
-@kernel("void(i4[::1], f4[:, ::1], f8, b1, f4[::1], f4[::1], b1[::1], f4[::1])")
-def start_keys(slots: I4, sums: F4, l1: float, kkt: bool, d: F4, scale: F4, active: B1, reply: F4) -> None:
-    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4[k, 4].
+_SUMS = "f4", "f8"  # what sums over workers come as; f8 where they are exact
+
+
+@kernel(*(f"void(i4[::1], {t}[:, ::1], f8, b1, f4[::1], f4[::1], b1[::1], f4[::1])" for t in _SUMS))
+def start_keys(
+    slots: I4, sums: F4 | F8, l1: float, kkt: bool, d: F4, scale: F4, active: B1, reply: F4
+) -> None:
+    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4 or f8[k, 4].
 
     scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
     starts active, as all do without `kkt`; NEAR where w = 0 is optimal to begin with; NEVER where it is for
@@ -340,9 +346,9 @@ def start_keys(slots: I4, sums: F4, l1: float, kkt: bool, d: F4, scale: F4, acti
             reply[k] = NEAR if max(along, against) > l1 else NEVER
 
 
-@kernel("f8(i4[::1], f4[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])")
+@kernel(*(f"f8(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])" for t in _SUMS))
 def prox_step(
-    slots: I4, sums: F4, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
+    slots: I4, sums: F4 | F8, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
 ) -> float:
     """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
 
@@ -380,9 +386,11 @@ def prox_step(
     return worst
 
 
-@kernel("UniTuple(f8, 2)(i4[::1], f4[::1], f8, f8, f8, f8[::1], f4[::1], b1[::1], f4[::1])")
+@kernel(
+    *(f"UniTuple(f8, 2)(i4[::1], {t}[::1], f8, f8, f8, f8[::1], f4[::1], b1[::1], f4[::1])" for t in _SUMS)
+)
 def reset_keys(
-    slots: I4, g: F4, l1: float, threshold: float, far: float, w: F8, d: F4, active: B1, reply: F4
+    slots: I4, g: F4 | F8, l1: float, threshold: float, far: float, w: F8, d: F4, active: B1, reply: F4
 ) -> tuple[float, float]:
     """Choose the active set anew from the exact gradient g f4[k]: w != 0, or |g| >= l1 - threshold.
 

@@ -13,6 +13,14 @@ Replies must arrive as they are: F is told from the workers' margins and the ser
 that are not the same for both would follow their difference. Rows of a block may be rounded on their way: that makes a
 step somewhat worse, no more. Those of a start or reset decide what is dropped for good, and when to stop.
 
+With `settings["exact"]` rows come as float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and what
+stands for its radius (`code`) are kept; at a start, and in a phase of its own, the reply is (radius, bounds):
+
+    recall  rows: of width 0             reply: (radius, bounds)
+
+So a worker that comes later can know all that the others do, and what a broken-off pass has changed is taken back
+(`undo`).
+
 An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the
 starts of the last passes, over whose steps the scheduler searches (`control`).
 """
@@ -26,28 +34,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.exact import ExactSum
-from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.control import MEMORY
 from mpips.store import Segment
 from mpips.update import Column, VectorSpec, call, update
 
 Array = NDArray[Any]
 HISTORY = "history"
+BEFORE, EARLIER = "before", "earlier"
+"""The notes of what a pass or reset began from: radii and who is active, and the history."""
 
 
 def _columns(spec: VectorSpec) -> dict[str, Column]:
+    more = {"code": Column("int8"), "bounds": Column("int32", 2)} if spec.settings.get("exact") else {}
     return {
         "radius": Column("float32"),
         "scale": Column("float32"),
         "active": Column("int8"),
-    }
+    } | more
 
 
-def _any_width(spec: VectorSpec) -> Column:
+def _pushed(spec: VectorSpec) -> Column:
+    return Column("float64" if spec.settings.get("exact") else "float32", 0)
+
+
+def _replied(spec: VectorSpec) -> Column:
     return Column("float32", 0)
 
 
-@update("block_proximal", columns=_columns, push_row=_any_width, reply_row=_any_width, exact_replies=True)
+@update("block_proximal", columns=_columns, push_row=_pushed, reply_row=_replied, exact_replies=True)
 def block_proximal(
     values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
 ) -> Array:
@@ -64,9 +79,13 @@ def block_proximal(
     radius = np.empty(len(slots), np.float32)
     if rows.shape[1] == 0:
         active[slots] |= w[slots] != 0.0
-        radius[:] = np.where(active[slots], d[slots], 0.0)
+        others = state["code"][slots, 0] if "code" in state else 0.0
+        radius[:] = np.where(active[slots], d[slots], others)
     elif phase == "start":
-        if rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
+        if "bounds" in state:
+            rows = exact_kernels.start_sums(rows)
+            state["bounds"][slots] = exact_kernels.bounds_of(rows)
+        elif rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
         kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
@@ -77,6 +96,10 @@ def block_proximal(
         )
         settings["largest"] = max(float(settings["largest"]), largest)
         settings["returned"] = float(settings["returned"]) + returned
+    if "code" in state and rows.shape[1]:
+        state["code"][slots, 0] = np.minimum(radius, 0.0)
+    if "bounds" in state and phase in ("start", "recall"):
+        return np.hstack([radius[:, None], state["bounds"][slots].astype(np.float32)])
     return radius[:, None]
 
 
@@ -157,6 +180,74 @@ def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
         "sums": [ExactSum(np.abs(values).reshape(-1)).to_list()],
         "nonzeros": int(np.count_nonzero(values)),
     }
+
+
+# Exact sums only: a step of the scheduler's in which a worker is lost is taken back, and what the passes began from is
+# shown to those who compute their margins anew.
+
+
+_MARKED = ("radius", "active", "code")
+
+
+@call("mark")
+def mark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Note what `undo` takes back to, of the features that a pass can change: those of the epoch."""
+    noted = segment.notes[HISTORY]
+    segment.notes[BEFORE] = (noted[0], _marked(segment, noted[0]))
+    segment.notes[EARLIER] = noted  # never changed in place: `sizes` makes a new one
+    return {}
+
+
+@call("mark_all")
+def mark_all(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Note it of all features, on the way: a reset follows. What was noted stays."""
+    slots = np.arange(len(segment), dtype=np.int32)
+    rows = _marked(segment, slots)
+    before, noted = segment.notes[BEFORE]
+    rows[before] = noted
+    segment.notes[BEFORE] = (slots, rows)
+    return {}
+
+
+@call("unmark")
+def unmark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Forget what was noted."""
+    for name in (BEFORE, EARLIER):
+        segment.notes.pop(name, None)
+    return {}
+
+
+def _marked(segment: Segment, slots: NDArray[np.int32]) -> NDArray[np.float64]:
+    return np.column_stack([segment.state[name][slots, 0].astype(np.float64) for name in _MARKED])
+
+
+@call("undo")
+def undo(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Take back what was done since `mark`."""
+    slots, rows = segment.notes[BEFORE]
+    for name, column in zip(_MARKED, rows.T, strict=True):
+        segment.state[name][slots, 0] = column
+    segment.notes[HISTORY] = segment.notes[EARLIER]
+    segment.values[: len(segment)] = 0.0
+    return _recall(segment, -1)
+
+
+@call("recall")
+def recall(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Show the weights at the start of a noted pass, from 0 on (-1: as they are); say how many passes are noted."""
+    return _recall(segment, int(args["at"]))
+
+
+def _recall(segment: Segment, at: int) -> dict[str, Any]:
+    slots, rows = segment.notes[HISTORY]
+    segment.values[slots, 0] = rows[:, at]
+    return {"noted": rows.shape[1]}
+
+
+@call("count", reads=True)
+def count(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Count the active features."""
+    return {"active": int(np.count_nonzero(segment.state["active"][: len(segment)]))}
 
 
 def exact_total(replies: list[dict[str, Any]]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from mpips.data import Columns, Examples, Tally, load_columns, read
 from mpips.errors import CheckpointError, InputError
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
+from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.regroup import surely
 from mpips.scheduler import Cluster
 from mpips.workload import Cut, Workload
@@ -128,7 +129,8 @@ class Holder(Scorer):
             return facts | {"features": 0, "ones": False, "last": self._last}
         if self.blocks is None or had != reads:
             # There may be more workers than parts, so that one has none.
-            self.blocks = Blocks(load_columns(()) if self._columns is None else self._columns)
+            make = ExactBlocks if self.context.job.layout.exact_sums else Blocks
+            self.blocks = make(load_columns(()) if self._columns is None else self._columns)
         own: dict[str, Any] = self.blocks.facts()
         return facts | own
 

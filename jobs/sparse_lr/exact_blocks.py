@@ -1,0 +1,175 @@
+"""A worker's examples where sums are exact: what it gives of them, added to what others give, hangs on no one's share.
+
+Three things besides the sums (`exact_kernels`) would tell who has which examples:
+
+* Margins that are moved step by step round otherwise than margins computed anew. So they are computed anew from the
+  weights at the end of each pass, and after each mixture: they are then the same whoever computes them, from weights
+  that the servers have. A worker that comes later is told those at the starts of the last passes (`recall`), and knows
+  all that another would.
+* Examples whose values are all one are visited in a shorter way, with other roundings. Here all workers do, or none.
+* Blocks are cut where a sketch of each worker's features says. Here the keys to cut at are drawn by their hash, and
+  counted exactly (`sample`, `weigh`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data import Columns
+from mpips.exact import SIZE, anchors
+from mpips.jobs.sparse_lr import exact_kernels, kernels
+from mpips.jobs.sparse_lr.blocks import F4, F8, Blocks
+from mpips.jobs.sparse_lr.control import MEMORY
+
+
+class ExactBlocks(Blocks):
+    """Blocks whose sums are exact; see the module."""
+
+    dtype = np.float64
+
+    def __init__(self, columns: Columns) -> None:
+        super().__init__(columns)
+        self.bounds = np.ones((len(self.keys), 2))  # until the servers say otherwise
+        self.largest, self.terms = 1.0, 1.0
+        self._recalled: list[F8] = []
+
+    def facts(self) -> dict[str, Any]:
+        """Say what the examples come to, max |x| included."""
+        ones = float(len(self.rows) > 0)
+        largest = float(np.abs(self.values).max(initial=0.0)) if len(self.values) else ones
+        return super().facts() | {"largest": largest}
+
+    def know(self, ones: bool, largest: float, examples: int) -> None:
+        """Take what all workers' examples come to: whether all values are one, max |x|, how many there are."""
+        self.largest, self.terms = largest, float(examples)
+        if not ones and len(self.values) == 0:
+            self.values = np.ones(len(self.rows), np.float32)
+
+    def sums(self, begin: int, end: int, ones: bool) -> Any:
+        """Give the `column_sums` of some columns: what the servers start from."""
+        out = np.empty((end - begin, 1 + 3 * exact_kernels.PARTS))
+        exact_kernels.column_sums(
+            self.colptr[begin : end + 1], self.rows, self.values, self.state, self.largest, self.terms, out
+        )
+        if ones:  # whole numbers, which the first parts hold
+            return np.ascontiguousarray(out[:, [1 + exact_kernels.PARTS, 1 + 2 * exact_kernels.PARTS]])
+        return out
+
+    def wake(self, cols: Any, radius: F4) -> None:
+        """Take the radius of columns, or what stands for it: f4[k], or f4[k, 3] with the exponents of their bounds."""
+        if radius.ndim == 2:
+            self.bounds[cols] = np.ldexp(1.0, radius[:, 1:].astype(np.int32))
+            radius = radius[:, 0]
+        self.radius[cols] = radius
+
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], Any]:
+        """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
+        cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
+        rows = np.empty((len(cols), 2))
+        kernels.add_reach(*self._matrix, cols, self.radius, self.state)
+        exact_kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, self.bounds, rows)
+        return cols, self.keys[cols], rows
+
+    def full_gradient(self, cols: NDArray[np.int64]) -> Any:
+        """Give the exact gradient of some columns, at the margins of the last `refresh`."""
+        out = np.empty(len(cols))
+        exact_kernels.full_gradient(*self._matrix, cols, self.state, self.bounds, out)
+        return out
+
+    # --- margins, as functions of weights
+
+    def _note_margins(self, at: int) -> None:
+        """Compute the margins anew from the weights, and note them."""
+        cols, out = np.flatnonzero(self.w), self._margins[at]
+        exact_kernels.margins(*self._matrix, cols, self.w[cols], self.state, out)
+        self.state[:, kernels.MARGIN] = out
+
+    def renew_margins(self) -> None:
+        """Begin a new epoch with margins computed anew."""
+        self._note_margins(0)
+        self.begin_epoch()
+
+    def end_pass(self) -> tuple[dict[str, Any], None]:
+        """Note the margins after a pass; say how far they have moved at most since the start of each noted one."""
+        self._note_margins(self._noted)
+        self._note()
+        steps = np.empty(len(self.history) - 1)
+        exact_kernels.largest_steps(self.history, steps)
+        return {"steps": steps.tolist()}, None
+
+    def bounded_model(self, steps: list[float]) -> tuple[dict[str, Any], F8]:
+        """Give the losses, and their model over the noted passes; `steps`: the largest that anyone has seen."""
+        most = np.array(steps)
+        curvatures = np.multiply.outer(most, 0.25 * most)
+        out, losses = np.empty((len(most) + 2, len(most))), np.zeros(SIZE, np.int64)
+        magnets = anchors(np.vstack([curvatures, most]), self.terms)
+        exact_kernels.margin_model(self.history, magnets, out, losses)
+        return {"losses": losses.tolist()}, out
+
+    def losses(self, mixtures: F8) -> Any:
+        """Give the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
+        out = np.zeros((len(mixtures), SIZE), np.int64)
+        exact_kernels.mixed_losses(self.history, mixtures, out)
+        return out
+
+    def mix(self, mixture: F8 | None, forget: bool) -> None:
+        """Set weights to a mixture of the noted ones (or leave them), with their margins; forget what is too old."""
+        super().mix(mixture, forget)
+        if mixture is not None:
+            self._note_margins(self._noted - 1)
+
+    def dual(self, shrink: float) -> dict[str, Any]:
+        """Give this worker's parts of the dual objective and of the losses."""
+        dual = np.zeros(SIZE, np.int64)
+        exact_kernels.dual_objective(self.state, shrink, dual)
+        return {"dual": dual.tolist(), "loss": self.losses(np.eye(len(self.history))[-1:])[0].tolist()}
+
+    # --- what newcomers are told
+
+    def begin_recall(self, radius: F4) -> None:
+        """Take the radii and bounds of all columns; the weights at the starts of the last passes follow."""
+        self.wake(slice(None), radius)
+        self._recalled = []
+
+    def recall(self, w: F8) -> None:
+        """Note the next of them: f8[m]."""
+        self.w[:] = w
+        self._note_margins(len(self._recalled))
+        self._recalled.append(w)
+
+    def end_recall(self) -> None:
+        """Go on from the last of them."""
+        noted = np.array(self._recalled)
+        self._epoch = np.flatnonzero((self.radius > 0.0) | (noted != 0.0).any(axis=0))
+        self._weights = np.empty((MEMORY + 1, len(self._epoch)))
+        self._noted = len(noted)
+        self._weights[: self._noted] = noted[:, self._epoch]
+        self._recalled = []
+        kernels.refresh_odds(self.state)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Give what a checkpoint keeps: nothing, the servers have it all."""
+        return {}
+
+    def take(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Wait to be told."""
+
+    # --- where to cut blocks
+
+    def sample(self, share: float) -> NDArray[np.uint64]:
+        """Give the keys of the active features, of many a `share` that their hash draws."""
+        keys = self.keys[self.radius > 0.0]
+        mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+        drawn: NDArray[np.uint64] = keys[(mixed >> np.uint64(32)) < np.uint64(share * 2.0**32)]
+        return drawn
+
+    def weigh(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Count the active non-zeros from each of some sorted keys to the next, the first's from 0: i8[k]."""
+        cols = np.flatnonzero(self.radius > 0.0)
+        total = np.cumsum(np.concatenate([[0], self.colptr[cols + 1] - self.colptr[cols]]))
+        cuts = np.searchsorted(self.keys[cols], keys[1:])
+        weights: NDArray[np.int64] = np.diff(total[np.concatenate([[0], cuts, [len(cols)]])])
+        return weights

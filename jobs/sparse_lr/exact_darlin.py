@@ -1,0 +1,117 @@
+"""The scheduler's half where sums are exact (`[layout] exact_sums`): the same bits for any workers, whoever dies.
+
+A pass that a worker was lost in is taken back, on the servers and here, and done again; whoever works then knows all
+that the lost one did (`exact_blocks`). What the workers give is added exactly, and nothing else that they say decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.exact import ExactSum, sums_of
+from mpips.jobs.sparse_lr import control, evaluate
+from mpips.jobs.sparse_lr.darlin import Darlin
+from mpips.jobs.sparse_lr.spread import Spread
+from mpips.regroup import surely
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import Setting
+
+T = TypeVar("T")
+SAMPLE = 1 << 16
+"""About so many active features are drawn, between which blocks are cut; all, if there are no more."""
+
+
+class ExactDarlin(Darlin):
+    """A training run whose result hangs on no number of workers; see the module."""
+
+    more: Mapping[str, Setting] = {"exact": True}
+
+    def begin(self) -> None:
+        """Tell the workers what their examples come to, then begin."""
+        self._inform()
+        super().begin()
+
+    def recover(self) -> None:
+        """Go on with other workers from where the servers are."""
+        self.spread.load()
+        self._inform()
+        self._go_on(same=False)
+
+    def reset(self, full: bool) -> control.Decision:
+        """Choose the active set anew; until then, it can be taken back."""
+        self.servers.call("mark_all", vector=self.w)
+        return super().reset(full)
+
+    def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
+        """Do a step with the workers, whoever is lost in it: what was done of it is taken back."""
+        if not changes:
+            self.servers.call("unmark", vector=self.w)
+            return surely(self.cluster, step, self.recover)
+        kept = self.control, self.rng.bit_generator.state, self.gap, self.begins, self.cut_at, self.weight
+        self.servers.call("mark", vector=self.w)
+
+        def mend() -> None:
+            self.control, self.rng.bit_generator.state, self.gap, self.begins, self.cut_at, self.weight = kept
+            self.servers.call("undo", vector=self.w)
+            self.recover()
+
+        return surely(self.cluster, step, mend)
+
+    def _inform(self) -> None:
+        data = self.data
+        about = {"ones": data.ones, "largest": data.largest, "examples": data.examples}
+        self.workers.call("know", about)
+
+    def _go_on(self, same: bool) -> None:
+        """Show the workers the weights at the starts of the last passes, from which they have all else."""
+        self._phase("recall")
+        noted = self.servers.call("recall", {"at": -1}, vector=self.w)[0]["noted"]
+        self.workers.call("begin_recall", {"round": self._rounds(1)})
+        self._phase("step", self.control.threshold)
+        for at in range(noted):
+            self.servers.call("recall", {"at": at}, vector=self.w)
+            self.workers.call("recall", {"last": at == noted - 1})
+        self._heard(self.workers.start("report"))
+
+    def _model(self, iterated: Task) -> NDArray[np.float64]:
+        moved = [reply.meta["steps"] for reply in self.cluster.node.wait(iterated)]
+        task = self.workers.start("model", {"steps": np.max(moved, axis=0).tolist()})
+        model = self.workers.total(task)
+        model[-1, 0] = _added(reply.meta["losses"] for reply in task.result)
+        return model
+
+    def _losses(self, task: Task) -> NDArray[np.float64]:
+        return sums_of(self.workers.total(task))
+
+    def _loss_and_dual(self, parts: list[dict[str, Any]]) -> tuple[float, float]:
+        return _added(each["loss"] for each in parts), _added(each["dual"] for each in parts)
+
+    def _first_blocks(self) -> NDArray[np.uint64]:
+        return self.pieces  # the servers know of no features yet
+
+    def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        active = sum(each["active"] for each in self.servers.call("count", vector=self.w))
+        drawn = self.workers.gather("sample", {"share": min(1.0, SAMPLE / max(active, 1))})
+        keys = np.unique(np.concatenate([keys for keys, _ in drawn]))
+        if not len(keys):
+            return []
+        weights = self.workers.total(self.workers.start("weigh", keys=keys))
+        return [(keys, weights[:, 0])]
+
+
+def _added(parts: Iterable[list[int]]) -> float:
+    """Add accumulators; the sum is rounded once."""
+    total = ExactSum()
+    for part in parts:
+        total.merge(ExactSum.from_list(part))
+    return total.value()
+
+
+def train(cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> dict[str, Any]:
+    """Train by the block proximal method with exact sums; give the metrics."""
+    return ExactDarlin(cluster, settings, spread, data).run()
