@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,13 +55,20 @@ class Children:
         self._asked = 0
         self._deadline: float | None = None
         self._copying: list[threading.Thread] = []
+        self._said: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
+
+    @property
+    def said(self) -> str:
+        """What the launcher and the ranks have written last, to stdout and then to stderr."""
+        return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._said)
 
     def _pass_on(self) -> None:
         """Copy what the ranks write: a launcher whose reader has gone, as in `| head`, would kill them."""
         assert self._process is not None
-        for pipe, out in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)):
+        pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
+        for pipe, out, kept in zip(pipes, outs, self._said, strict=True):
             assert pipe is not None
-            copying = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno()), daemon=True)
+            copying = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno(), kept), daemon=True)
             copying.start()
             self._copying.append(copying)
 
@@ -166,10 +174,15 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def copy(source: int, sink: int) -> None:
-    """Copy one file descriptor to another until the source ends; a sink that is gone takes nothing more."""
+def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
+    """Copy one file descriptor to another until the source ends; a sink that is gone takes nothing more.
+
+    The last pieces are also `kept`.
+    """
     gone = False
     while data := os.read(source, 1 << 16):
+        if kept is not None:
+            kept.append(data)
         try:
             while data and not gone:
                 data = data[os.write(sink, data) :]

@@ -54,6 +54,9 @@ class JobSpec:
     """Names the run's folder and its checkpoints; the program's name unless given."""
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
     """Seeds everything that is random."""
+    time_limit: float = field(default=0.0, metadata={"at_least": 0})
+    """Seconds that a run may take: before they are over it stops with a checkpoint, as if it had been asked to; 0: any.
+    The end of a Slurm allocation is known without it."""
     base: str = ""
     """The folder that relative paths start from; the job file's own unless given."""
 
@@ -124,6 +127,9 @@ class CheckpointSpec:
     """Seconds between two checkpoints; may be given beside `every`; 0 goes by passes alone."""
     keep: int = field(default=2, metadata={"at_least": 1})
     """How many checkpoints stay; older ones are removed."""
+    before_end: float = field(default=60.0, metadata={"at_least": 0})
+    """Seconds to have left when the run stops by itself before the end of its allocation or of job.time_limit, at most
+    a quarter of the time; what steps and checkpoints have taken so far is added. 0: it does not look at the time."""
     directory: str = ""
     """The folder that holds them; checkpoints/NAME unless given."""
 
@@ -150,6 +156,7 @@ class Job:
     program: str
     name: str
     seed: int
+    time_limit: float
     layout: LayoutSpec
     ring: RingSpec
     heartbeat: HeartbeatSpec
@@ -175,6 +182,7 @@ class Job:
     def tables(self) -> dict[str, dict[str, Any]]:
         """Give every table as plain values, the defaults included."""
         job = {"program": self.program, "name": self.name, "seed": self.seed, "base": str(self.base)}
+        job["time_limit"] = self.time_limit
         shared = {name: typed.table_of(getattr(self, name)) for name in TABLES if name != "job"}
         return {"job": job, **shared, self.table: typed.table_of(self.settings)}
 
@@ -234,8 +242,9 @@ def load(
     settings = specs.pop(program.name)
     name = job.name or program.name
     made = Job(
-        job.program, name, job.seed, **specs, settings=settings, table=program.name, path=path, base=base
-    )
+        job.program, name, job.seed, job.time_limit, **specs,
+        settings=settings, table=program.name, path=path, base=base,
+    )  # fmt: skip
     if made.layout.exact_sums and (reason := _inexact(made, program)):
         raise JobError(f"{place(('layout', 'exact_sums'))}: exact_sums: {reason}")
     return made

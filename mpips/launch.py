@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.errors import InputError
+from mpips.failure import sentence
 
 COMPLETED, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 85
 """Exit codes: 85 asks a batch system to start the run again."""
@@ -137,6 +138,8 @@ def launch_line(
     pmi: str = "pmix",
     cpus_per_task: str = "",
     exports: Sequence[str] = (),
+    nodes: int = 1,
+    groups: Sequence[tuple[int, str]] = (),
 ) -> list[str]:
     """Write the command that starts the ranks.
 
@@ -150,13 +153,23 @@ def launch_line(
         pmi: what srun connects the ranks by: pmix (Open MPI) or pmi2 (MPICH).
         cpus_per_task: for srun, which does not take it over from sbatch.
         exports: environment variables that ranks on other nodes need.
+        nodes: on how many nodes; ranks are dealt to them in turn, since those of one role are neighbours
+            by rank: so every role is spread, and no node holds all servers.
+        groups: for srun in a heterogeneous job, ranks and CPUs per rank of each component; the ranks' sum is `ranks`.
     """
     if kind == "srun":
-        cpus = [f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []
-        return [str(launcher), f"--mpi={pmi}", f"--ntasks={ranks}", *cpus, "--kill-on-bad-exit=1", *program]
+        line = [str(launcher), f"--mpi={pmi}"]
+        for number, (size, cpus) in enumerate(groups or [(ranks, cpus_per_task)]):
+            line += [":"] if number else []
+            line += [f"--het-group={number}"] if groups else []
+            line += [f"--ntasks={size}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+            line += ["--distribution=cyclic"] if nodes > 1 or groups else []
+            line += ["--kill-on-bad-exit=1", *program]
+        return line
     if kind == "mpich":
-        return [str(launcher), "-n", str(ranks), *program]
-    line = [str(launcher), "-n", str(ranks), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+        return [str(launcher), "-n", str(ranks), *(["-ppn", "1"] if nodes > 1 else []), *program]
+    spread = "node:OVERSUBSCRIBE" if nodes > 1 else ":OVERSUBSCRIBE"
+    line = [str(launcher), "-n", str(ranks), "--map-by", spread, "--bind-to", "none"]
     line += ["--with-ft", "ulfm"] if survive else []
     line += ["--mca", "mpi_yield_when_idle", "1"] if ranks > cores else []
     for name in exports:
@@ -226,7 +239,29 @@ def find_starter(launcher: str = "auto") -> Starter:
     return Starter(mpi.kind, str(find_launcher(mpi)), mpi)
 
 
-def plan(starter: Starter, ranks: int, program: Sequence[str], *, survive: bool = False) -> Launch:
+def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str], ...]:
+    """Give ranks and CPUs per rank of each component of the heterogeneous job that we are in; none in any other.
+
+    Raises:
+        InputError: the components have not so many ranks.
+    """
+    number = int(environ.get("SLURM_HET_SIZE") or "1")
+    if number < 2:
+        return ()
+
+    def told(name: str, at: int) -> str:
+        return environ.get(f"SLURM_{name}_HET_GROUP_{at}", "")
+
+    groups = tuple((int(told("NTASKS", at) or "0"), told("CPUS_PER_TASK", at)) for at in range(number))
+    if sum(size for size, _ in groups) != ranks:
+        tasks = " + ".join(str(size) for size, _ in groups)
+        raise InputError(f"this heterogeneous job has {tasks} tasks, and the job file's layout {ranks} ranks")
+    return groups
+
+
+def plan(
+    starter: Starter, ranks: int, program: Sequence[str], *, survive: bool = False, pmi: str = ""
+) -> Launch:
     """Decide how to start so many ranks of a program, here and now.
 
     Args:
@@ -234,20 +269,26 @@ def plan(starter: Starter, ranks: int, program: Sequence[str], *, survive: bool 
         ranks: how many.
         program: the command of each rank.
         survive: ask for ULFM where the MPI has it.
+        pmi: srun's ``--mpi``; the one that fits the MPI unless given.
+
+    Raises:
+        InputError: in a heterogeneous job whose components do not have so many tasks.
     """
     environ = os.environ
     added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
-    several_nodes = int(environ.get("SLURM_NNODES", "1")) > 1
+    nodes = int(environ.get("SLURM_NNODES") or "1")
     line = launch_line(
         starter.kind,
         starter.path,
         ranks,
         program,
-        cores=len(os.sched_getaffinity(0)),
+        cores=len(os.sched_getaffinity(0)) * nodes,
         survive=survive,
-        pmi="pmix" if starter.mpi.kind == "openmpi" else "pmi2",
+        pmi=pmi or ("pmix" if starter.mpi.kind == "openmpi" else "pmi2"),
         cpus_per_task=environ.get("SLURM_CPUS_PER_TASK", ""),
-        exports=[name for name in THREADS if name in added] if several_nodes else (),
+        exports=[name for name in THREADS if name in added] if nodes > 1 else (),
+        nodes=nodes,
+        groups=het_groups(environ, ranks) if starter.kind == "srun" else (),
     )
     return Launch(starter.kind, tuple(line), added)
 
@@ -284,12 +325,18 @@ def progress_environment(stream: TextIO) -> dict[str, str]:
     return added | ({"COLUMNS": str(shutil.get_terminal_size().columns)} if live else {})
 
 
-def verdict(result: Mapping[str, Any] | None, launcher_code: int, folder: Path) -> tuple[int, str]:
-    """Judge a run by its `result.json`; returns the exit code of `mpips run` and one line to end with."""
+def verdict(
+    result: Mapping[str, Any] | None, launcher_code: int, folder: Path, first: Mapping[str, Any] | None = None
+) -> tuple[int, str]:
+    """Judge a run by its `result.json`; returns the exit code of `mpips run` and one line to end with.
+
+    `first` tells which rank was the first to fail, if that is known.
+    """
     if result is None:
+        blame = f"; first to fail: {sentence(first)}" if first else ""
         return (
             BAD_INPUT if launcher_code == BAD_INPUT else FAILED,
-            f"mpips: failed: {no_result(launcher_code)}; run folder: {folder}",
+            f"mpips: failed: {no_result(launcher_code)}{blame}; run folder: {folder}",
         )
     status = result.get("status")
     if status == "completed":
@@ -299,7 +346,8 @@ def verdict(result: Mapping[str, Any] | None, launcher_code: int, folder: Path) 
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
-    return code, f"mpips: failed: {reason}; run folder: {folder}"
+    blame = f"; first to fail: {sentence(first, reason)}" if first and code != BAD_INPUT else ""
+    return code, f"mpips: failed: {reason}{blame}; run folder: {folder}"
 
 
 def after(recoveries: object) -> str:

@@ -10,18 +10,24 @@ from __future__ import annotations
 import errno
 import json
 import signal
+from collections.abc import Callable
+from logging import ERROR
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from mpips import provenance
 from mpips.control import Order, Orders
-from mpips.errors import InputError
+from mpips.deadline import end_of, watch
+from mpips.errors import InputError, ShardLost, WorkerLost
+from mpips.failure import Failure, first
 from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
 from mpips.inputs import Inputs
 from mpips.journal import Journal
-from mpips.membership import Membership
+from mpips.layout import Role
+from mpips.log import note
+from mpips.membership import LOST, Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node
 from mpips.prepare import Prepared, advice, checkpoints
@@ -37,7 +43,10 @@ ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class Leader:
-    """A run as its leader lives it; `started` is when the run's first process started (wall, s)."""
+    """A run as its leader lives it; `started` is when the run's first process started (wall, s).
+
+    `miss` finds out which rank has ended without a word, when the launcher ends all for it.
+    """
 
     def __init__(
         self,
@@ -47,9 +56,11 @@ class Leader:
         journal: Journal,
         membership: Membership,
         started: float,
+        miss: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership = journal, membership
+        self._miss = miss
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
@@ -66,6 +77,8 @@ class Leader:
                 self._obey(cluster)
                 self._hash_inputs(cluster)
                 self.started = cluster.decide(lambda: self.started)
+                end = cluster.decide(lambda: end_of(prepared.job, self.started, prepared.ends))
+                watch(cluster, self.started, end)
                 metrics = prepared.program.schedule(cluster, prepared.job.settings)
                 cluster.saver.settle()
                 result = self._success(cluster, metrics)
@@ -90,13 +103,22 @@ class Leader:
 
         def ask(number: int, frame: FrameType | None = None) -> None:
             cluster.asked = signal.Signals(number).name
+            note("asked", signal=cluster.asked)
             if number == signal.SIGTERM and not self.node.van.survives:  # from a launcher that kills next
                 text = (
                     "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
                 )
+                missed = self._miss()
+                said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
+                text = text if missed is None else missed.text
                 write_json(
                     self.folder.result,
-                    {"status": "failed", "exit_code": FAILED, "error": text + advice(self.prepared.job)},
+                    {
+                        "status": "failed",
+                        "exit_code": FAILED,
+                        "error": text + advice(self.prepared.job),
+                        **said,
+                    },
                 )
 
         for kind in ASKS:
@@ -276,8 +298,25 @@ class Leader:
             "exit_code": FAILED,
             "error": text,
             "failed_rank": where,
+            "first_failure": self._first(facts).facts(self.folder),
             "recoveries": self.recoveries(),
+            **({"fault": "program"} if would_fail_again(error) else {}),
         }
+
+    def _first(self, facts: dict[str, Any]) -> Failure:
+        """Find the first failure, of which the error that these `facts` tell of may be a consequence."""
+        if facts.get("lost"):
+            for loss in [each for each in self.node.view.losses if each.role == Role.WORKER][-1:]:
+                note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True, wall=loss.noticed)
+        seen = Failure(facts["rank"], facts["role"], facts["host"], self.node.van.wall(), facts["text"])
+        return first(self.folder) or seen
+
+
+def would_fail_again(error: BaseException) -> bool:
+    """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
+    if isinstance(error, (WorkerLost, ShardLost, OSError)):
+        return False
+    return "MPI_ERR" not in str(error) and "OSError" not in str(error)
 
 
 def strikes(folder: Path) -> dict[int, float]:

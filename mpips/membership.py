@@ -17,12 +17,14 @@ worker's view matters to nobody else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from logging import ERROR, WARNING
 from typing import Protocol
 
 from mpips.errors import InputError, ShardLost
 from mpips.layout import Role
+from mpips.log import note
 from mpips.message import Command, Message
 from mpips.node import Fenced, Node
 from mpips.ring import VACANT
@@ -33,6 +35,7 @@ from mpips.view import (
     drained,
     mended,
     next_epoch,
+    stand_in,
     whole,
     with_server,
     with_workers,
@@ -41,6 +44,8 @@ from mpips.view import (
 )
 
 Change = Callable[[View], View]
+LOST = {"died": "it ended without a word: killed, crashed, or out of memory", "hung": "it hung"}
+"""What is said of a loss."""
 ORPHANED = 20.0
 """Seconds without a leader after which a rank leaves: those who have one have forgotten it while it hung."""
 
@@ -156,10 +161,7 @@ class Membership:
         view = self.node.view
         made = next_epoch(view)
         roles = {rank: view.roles[rank] for rank in gone}
-        wall = self.node.van.wall()
-        made = without(
-            made, [Loss(rank, str(role), self._dead[rank], wall) for rank, role in roles.items() if role]
-        )
+        made = self._mourn(made, roles)
         for role in roles.values():
             made = self._promote(made, role)
         while self._changes:
@@ -168,10 +170,24 @@ class Membership:
         if replace(made, epoch=view.epoch) != view:
             self._publish(made, gone)
 
+    def _mourn(self, view: View, gone: Mapping[int, Role | None]) -> View:
+        """Return the view without ranks that are gone; says so in the log, and which of them were too many."""
+        wall = self.node.van.wall()
+        losses = [Loss(rank, str(role), self._dead[rank], wall) for rank, role in gone.items() if role]
+        try:
+            left = without(view, losses)
+        except ShardLost:
+            for loss in losses:
+                note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True)
+            raise
+        for loss in losses:
+            note("lost", WARNING, lost=loss.rank, error=LOST[loss.cause])
+        return left
+
     def _promote(self, view: View, lost: Role | None) -> View:
         """Put a spare in a lost server's place; a lost worker's is filled when its program says so."""
-        spares = view.spares
-        return with_server(view, spares[-1]) if lost is Role.SERVER and spares else view
+        spare = stand_in(view)
+        return with_server(view, spare) if lost is Role.SERVER and spare is not None else view
 
     def _publish(self, view: View, gone: Collection[int] = ()) -> None:
         node = self.node
@@ -219,14 +235,13 @@ class Membership:
     def join_server(self) -> int:
         """Make a spare a server; give its rank. InputError if there is none."""
         view = self.node.view
-        spares = view.spares
-        if not spares:
+        rank = stand_in(view)
+        if rank is None:
             raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
         if VACANT not in view.ring.slots:
             raise InputError(
                 f"the ring's {len(view.ring.slots)} slots are taken: it has one for each server and spare at the start"
             )
-        rank = spares[-1]
         self.ask(lambda view: with_server(view, rank))
         return rank
 
@@ -301,13 +316,10 @@ class Membership:
         self._asked = None
         latest = self._latest
         epoch = (latest.epoch // GENERATION + 1) * GENERATION
-        wall = self.node.van.wall()
         gone = [rank for rank in self._dead if latest.roles[rank] is not None]
-        losses = [Loss(rank, str(latest.roles[rank]), self._dead[rank], wall) for rank in gone]
-        made = replace(latest, epoch=epoch)
-        roles = [latest.roles[rank] for rank in gone]
-        made = without(made, losses)
-        for role in roles:
+        roles = {rank: latest.roles[rank] for rank in gone}
+        made = self._mourn(replace(latest, epoch=epoch), roles)
+        for role in roles.values():
             made = self._promote(made, role)
         made = replace(mended(made, self.replicas), leader=self.node.rank)
         self._publish(made, gone)

@@ -18,6 +18,7 @@ from copy import copy
 from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
+from logging import ERROR
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,12 +26,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import FilterError, InputError, MpipsError, ProtocolError, RemoteError, WorkerLost
+from mpips.errors import (
+    FilterError,
+    InputError,
+    MpipsError,
+    ProtocolError,
+    RemoteError,
+    ShardLost,
+    WorkerLost,
+)
 from mpips.faults import Faults
 from mpips.filters.chain import Chain, Saved
 from mpips.filters.filter import About
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
+from mpips.log import note
 from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.task import Task, Tasks
 from mpips.update import VectorSpec, update_named
@@ -272,7 +282,7 @@ class Node:
         return reply
 
     def describe(self, error: BaseException) -> dict[str, Any]:
-        """Say what failed and where, as metadata; an error that came from another rank keeps that rank's."""
+        """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
         if isinstance(error, RemoteError):
             return {
                 "rank": error.rank,
@@ -284,6 +294,11 @@ class Node:
             }
         text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
+        follows = isinstance(error, (WorkerLost, ShardLost)) or type(error).__module__.startswith("mpi4py")
+        if follows:  # of one death there may be hundreds
+            note("failed", error=" ".join(text.split()), follows=True)
+        else:
+            note("failed", ERROR, error=" ".join(text.split()), trace=trace)
         return {
             "rank": self.rank,
             "role": f"{self.place.role.name.lower()} {self.place.index}",

@@ -1,12 +1,17 @@
 """A ping between two ranks, as `mpips doctor` starts it: is there one world, and how fast is it?
 
-mpirun -n 2 python -m mpips.ping OUT.json
+mpirun -n 2 python -m mpips.ping OUT.json|-
+
+With `-` each world's first rank writes a line to stdout: the ranks may be on nodes whose files nobody else sees, and if
+there are as many worlds as ranks, each says so.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,6 +22,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpips.folder import write_json
+from mpips.launchers import MARK
 
 ROUNDS, SMALL = 2000, 8
 """How often the small message goes to and fro, and its size in bytes."""
@@ -66,11 +72,29 @@ def survives(comm: MPI.Comm) -> bool:
     return False
 
 
-def main(path: Path, may_die: bool) -> None:
+def hosts(comm: MPI.Comm) -> int:
+    """Count the hosts that the ranks are on."""
+    mine = np.zeros(64, np.uint8)
+    name = np.frombuffer(socket.gethostname().encode()[:64], np.uint8)
+    mine[: name.size] = name
+    everyone = np.empty((comm.size, 64), np.uint8)
+    comm.Allgather(mine, everyone)
+    return len({row.tobytes() for row in everyone})
+
+
+def tell(path: str, found: dict[str, Any]) -> None:
+    """Write what was found, to a file or as a line to stdout."""
+    if path == "-":
+        print(f"{MARK}{json.dumps(found)}", flush=True)
+    else:
+        write_json(Path(path), found)
+
+
+def main(path: str, may_die: bool) -> None:
     """Measure, and let rank 0 write what was found.
 
     Args:
-        path: the file to write.
+        path: the file to write, or `-`.
         may_die: the launcher was asked to let ranks live on when one dies: try it.
     """
     comm = MPI.COMM_WORLD
@@ -81,13 +105,14 @@ def main(path: Path, may_die: bool) -> None:
         times(comm, LARGE, 2)
         found["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
         found["ulfm"] = False
+    found["hosts"] = hosts(comm)
     if comm.rank == 0:
-        write_json(path, found)
+        tell(path, found)
     if may_die and comm.size == 2:
         found["ulfm"] = survives(comm)
-        write_json(path, found)
+        tell(path, found)
         os._exit(0)  # nobody is left to finalize with
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--may-die" in sys.argv[2:])
+    main(sys.argv[1], "--may-die" in sys.argv[2:])

@@ -7,10 +7,11 @@ import os
 import socket
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mpips import config, provenance
+from mpips import allocation, config, provenance
 from mpips.checkpoint import latest
 from mpips.config import Job
 from mpips.errors import CheckpointError, InputError, JobError
@@ -51,6 +52,8 @@ class Prepared:
     program: Program
     facts: provenance.Provenance | None
     resume: Path | None
+    ends: float | None = None
+    """When the allocation ends (wall, s), where that is known."""
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
@@ -60,15 +63,19 @@ def prepare(options: argparse.Namespace) -> Prepared:
         asking = None
         if first and not options.warm_up:  # answered while the program loads
             asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
+        ends = (allocation.ask_end_time if first else allocation.end_time)(os.environ)
         job = config.load(options.job, options.overrides)
         program = load_program(job.program, job.base)
         module = program.schedule.__module__
-        facts = None if asking is None else provenance.collect(job, asking=asking, module=module)
+        facts = None
+        if asking is not None:
+            batch = partial(allocation.facts, end=ends)
+            facts = provenance.collect(job, asking=asking, batch=batch, module=module)
     try:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:
         raise InputError(f"{socket.gethostname()}: {error}") from error
-    return Prepared(options, job, program, facts, _checkpoint(options.resume, job))
+    return Prepared(options, job, program, facts, _checkpoint(options.resume, job), ends)
 
 
 def seems_first() -> bool:

@@ -21,14 +21,22 @@ the first slots taken and the others vacant, the fullest server has at most 1 % 
 server has left is filled by the next one to join, which then owns just what the departed one did. While it is
 vacant, so few points may leave one server with up to twice its share; 16 virtual servers make that 1.35 times.
 
+A node takes all its ranks with it, so copies should sit on different nodes. Who owns a shard has nothing to do with
+that, so loads stay as even as they are. Of those who come after the owner, going back, each host's first is taken
+before any host's second: a replica is on its primary's host only where no other host has a server. On one host,
+or where hosts are not known, that is the plain order. When an owner dies, its first replica still goes on with
+the shard at once; where the next owner is another one, on the dead one's host, it takes the shard over in the
+background, as a server that joins does.
+
 A namespace with keys in [0, extent) sees the ring scaled to its extent, so that dense keys spread as hashed
 ones do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -58,6 +66,9 @@ class Ring:
     """Points for each server, at least; 0: as few as keep the load even. More spread a departed server's
     ranges over more of the others, and cost messages."""
 
+    hosts: tuple[int, ...] = ()
+    """By rank: a number for the host that it is on; empty where all are on one, or it does not matter."""
+
     def __post_init__(self) -> None:
         servers = self.servers
         if not servers:
@@ -66,12 +77,19 @@ class Ring:
             raise ValueError(f"servers must be distinct and not negative, got {self.slots}")
         if self.virtual_servers < 0:
             raise ValueError(f"virtual_servers must be at least 0, got {self.virtual_servers}")
+        if self.hosts and max(servers) >= len(self.hosts):
+            raise ValueError(f"server {max(servers)} has no host: there are {len(self.hosts)}")
 
     @classmethod
-    def of(cls, servers: Iterable[int], virtual_servers: int = 0, slots: int = 0) -> Ring:
-        """Return a new ring; `servers` take the first of its slots, in order, more can join up to `slots`."""
+    def of(
+        cls, servers: Iterable[int], virtual_servers: int = 0, slots: int = 0, hosts: Sequence[Hashable] = ()
+    ) -> Ring:
+        """Return a new ring; `servers` take the first of its slots, in order, more can join up to `slots`.
+
+        `hosts` are names of any kind, by rank.
+        """
         taken = tuple(servers)
-        return cls(taken + (VACANT,) * (slots - len(taken)), virtual_servers)
+        return cls(taken + (VACANT,) * (slots - len(taken)), virtual_servers, numbered(hosts))
 
     @property
     def servers(self) -> tuple[int, ...]:
@@ -89,14 +107,18 @@ class Ring:
         if VACANT not in slots:
             raise ValueError(f"no slot is left for server {server}: the ring has {len(slots)}")
         slots[slots.index(VACANT)] = server
-        return Ring(tuple(slots), self.virtual_servers)
+        return replace(self, slots=tuple(slots))
 
     def leave(self, server: int) -> Ring:
         """Return the ring without a server; its slot stays vacant until another joins."""
         if server not in self.servers:
             raise ValueError(f"server {server} is not on the ring")
         slots = tuple(VACANT if each == server else each for each in self.slots)
-        return Ring(slots, self.virtual_servers)
+        return replace(self, slots=slots)
+
+    def host(self, server: int) -> int:
+        """Return the number of the host that a server is on."""
+        return self.hosts[server] if self.hosts else 0
 
     def cuts(self, extent: int = END) -> NDArray[np.uint64]:
         """Return where each shard of a key space [0, extent) begins, u64[shards]; read-only.
@@ -113,9 +135,19 @@ class Ring:
     def holders(self, shard: int, k: int = 0) -> tuple[int, ...]:
         """Return who is to hold a shard: its owner, then the `k` servers with copies, or all if there are fewer.
 
-        They come in the order in which they would own it.
+        On one host they come in the order in which they would own it; see the module for several.
         """
         return _holders(self, k)[shard]
+
+    def chains(self, k: int = 0) -> tuple[tuple[int, ...], ...]:
+        """Return `holders` of every shard."""
+        return _holders(self, k)
+
+
+def numbered(hosts: Sequence[Hashable]) -> tuple[int, ...]:
+    """Number hosts in the order in which they come; nothing where all are the same."""
+    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+    return tuple(numbers[host] for host in hosts) if len(numbers) > 1 else ()
 
 
 def moved(old: Ring, new: Ring) -> list[int]:
@@ -161,17 +193,36 @@ def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
     """Return `Ring.holders` of every shard."""
     at = [ring.slots[slot] for _, slot in _placement(len(ring.slots), ring.virtual_servers)]
     most = min(k + 1, len(ring.servers))
+    count = Counter(ring.host(server) for server in ring.servers)
+    wanted = _wanted(list(count.values()), most)
     everyone = []
     for shard in range(len(at)):
-        found: list[int] = []
+        found: list[list[int]] = [[] for _ in wanted]  # first ones of their hosts, second ones ...
+        met, left = set(), most
+        seen = dict.fromkeys(count, 0)
         for back in range(len(at)):
             server = at[shard - back]
-            if server != VACANT and server not in found:
-                found.append(server)
-                if len(found) == most:
+            if server == VACANT or server in met:
+                continue
+            met.add(server)
+            level = seen[ring.host(server)]
+            seen[ring.host(server)] += 1
+            if level < len(wanted) and len(found[level]) < wanted[level]:
+                found[level].append(server)
+                left -= 1
+                if not left:
                     break
-        everyone.append(tuple(found))
+        everyone.append(tuple(server for level in found for server in level))
     return tuple(everyone)
+
+
+def _wanted(counts: list[int], most: int) -> list[int]:
+    """Return how many of `most` are to be first ones of their hosts, second ones ..., for hosts of so many servers."""
+    wanted: list[int] = []
+    while most:
+        wanted.append(min(most, sum(count > len(wanted) for count in counts)))
+        most -= wanted[-1]
+    return wanted
 
 
 @lru_cache(maxsize=256)

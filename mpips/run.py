@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpips import provenance, reach
+from mpips import failure, log, provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
@@ -44,14 +45,14 @@ from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.folder import Lines, RunFolder, write_json, write_text
 from mpips.heartbeat import ADDRESS_BYTES, Address, Heart
 from mpips.journal import Journal
-from mpips.layout import Layout, Role, check_singleton, split
+from mpips.layout import Layout, Place, Role, check_singleton, split
 from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
 from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
 from mpips.server import Server
-from mpips.view import first_view
+from mpips.view import View, first_view
 from mpips.worker import Workshop
 from mpips.writer import Writer
 
@@ -70,8 +71,8 @@ JUDGED = "MPIPS_JUDGED"
 """Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one rank; give its exit code."""
+def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
+    """Run one rank; give its exit code. `asked` has the signals that came before, and gets those that come."""
     started = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
     except InputError as raised:
         error = raised
-    asked: list[int] = []
+    asked = [] if asked is None else asked
     warm_up = options.warm_up if options is not None else "--warm-up" in argv
     try:
         if not warm_up:
@@ -108,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = _Run(MPI, options, prepared, asked, started)
     try:
         code = run.live(error)
-    except BaseException as failure:
-        run.abort(failure)
+    except BaseException as raised:
+        run.abort(raised)
     _close_stdout()
     _alarm(LAST if code else LONGER)
     if not run.survives:
@@ -123,10 +124,11 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+def _thread_failed(problem: threading.ExceptHookArgs) -> None:
     """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
-    text = "".join(traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback))
-    _say(f"{text}mpips: error: a thread failed on {socket.gethostname()}: {failure.exc_value}")
+    text = "".join(traceback.format_exception(problem.exc_type, problem.exc_value, problem.exc_traceback))
+    log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
+    _say(f"{text}mpips: error: a thread failed on {socket.gethostname()}: {problem.exc_value}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -178,6 +180,8 @@ class _Run:
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
         self.problem: InputError | None = None
+        self.log = log.begin(self.rank)
+        self.peers: failure.Peers | None = None
 
     def live(self, error: BaseException | None) -> int:
         """Start, take the role's loop, leave."""
@@ -200,11 +204,13 @@ class _Run:
         if code is not None or layout is None or self.prepared is None:
             return code or FAILED
         self._share_folder()
+        self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
-        node, van = self._node(layout, self.prepared)
+        node, van = self._node(layout, self.prepared, [host for _, host in processes])
         faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
         try:
             code = self._serve(node, self.prepared)
+            log.note("end", code=code)
             left = node.leave(PATIENCE)
             if self.survives:
                 self._end_hung(node, processes)
@@ -276,6 +282,13 @@ class _Run:
             self.folder = RunFolder(Path(os.fsdecode(letter.tobytes().rstrip(b"\0"))))
         self.recorded = True
 
+    def _begin_log(self, place: Place, processes: list[tuple[int, str]]) -> None:
+        assert self.folder is not None
+        (pid, host), ranks = processes[self.rank], len(processes)
+        log.note("start", role=str(place), group=place.group, host=host, pid=pid, ranks=ranks)
+        self.log.place(self.folder.log(self.rank), ranks)
+        self.peers = failure.Peers(self.rank, processes)
+
     def _agree(self, error: BaseException | None) -> int | None:
         """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
         world, none = self.world, 2 * self.world.Get_size()
@@ -301,7 +314,7 @@ class _Run:
             return self._end({"status": "failed", "exit_code": code, "error": text})
         return code
 
-    def _node(self, layout: Layout, prepared: Prepared) -> tuple[Node, Any]:
+    def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
         from mpips.van import MPIVan
 
         job = prepared.job
@@ -318,7 +331,7 @@ class _Run:
         if spec != type(spec)():
             faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
         lossy = spec.drop is not None
-        view = first_view(layout, job.ring.virtual_servers, self.replicas)
+        view = first_view(layout, job.ring.virtual_servers, self.replicas, hosts)
         pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))
         return Node(
             van, layout, view, faults=faults, resend=0.25 if lossy else None,
@@ -336,6 +349,7 @@ class _Run:
         """Send an injected fault's signal to this process, and write down when: so recoveries can be timed."""
         assert self.folder is not None
         line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
+        log.note("struck", logging.WARNING, signal=kind.name)
         with Lines(self.folder.path / "strikes.jsonl") as lines:
             lines.append(line)
         os.kill(os.getpid(), kind)
@@ -357,6 +371,7 @@ class _Run:
         except Stopped as stopped:
             return stopped.code
         except Fenced:
+            log.note("fenced", logging.WARNING)
             _say(f"mpips: rank {self.rank} was taken for dead, and leaves")
             os._exit(COMPLETED)
 
@@ -364,14 +379,16 @@ class _Run:
         job, writer = prepared.job, Writer()
         membership = Membership(node, self.replicas, self.heart, job.heartbeat.patience)
         journal = Journal(node, self.replicas + 1)
+        node.on_view.append(self._see)
         server: Server | None = None
         if node.role is not Role.WORKER:
             server = Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
         if not membership.leading:
             for kind in ASKS:  # the leader hears them too, and decides
-                signal.signal(kind, lambda number, _: self.asked.append(number))
+                signal.signal(kind, self._hear)
         while not membership.leading:
             role = node.role
+            log.note("role", role=role and role.value)
             until = partial(_other_role, node, membership, role)
             if role is Role.WORKER:
                 group = self.communicators.group if self.communicators.group else None
@@ -383,7 +400,7 @@ class _Run:
 
     def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
         assert self.folder is not None
-        leader = Leader(node, prepared, self.folder, journal, membership, self.wall)
+        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss)
         result = leader.run(self.asked)
         for kind in ASKS:
             signal.signal(kind, signal.SIG_IGN)
@@ -392,6 +409,42 @@ class _Run:
         code = self._end(result)
         leader.stop_all(code)
         return code
+
+    def _see(self, before: View, view: View) -> None:
+        """Log who is there now, if that has changed."""
+        if before.roles != view.roles or before.leader != view.leader:
+            changed = {
+                rank: role and role.value
+                for rank, (was, role) in enumerate(zip(before.roles, view.roles, strict=True))
+                if was != role
+            }
+            lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
+            log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
+
+    def _hear(self, number: int, _: object = None) -> None:
+        """Note that a signal asks the run to stop."""
+        self.asked.append(number)
+        log.note("asked", signal=signal.Signals(number).name)
+        if number == signal.SIGTERM:
+            self._miss()
+
+    def _miss(self) -> failure.Failure | None:
+        """Look who has ended without a word, when a launcher ends all for it; the first one left of a host says it."""
+        if self.peers is None or self.folder is None or self.survives:
+            return None
+        missing = self.peers.missing()
+        for rank in missing:
+            log.note("lost", logging.ERROR, lost=rank, error=self.peers.why(), fatal=True)
+        first = failure.first(self.folder) if missing and self.peers.speaks(missing) else None
+        if first is None:
+            return None
+        facts = first.facts(self.folder)
+        if 0 in missing and not self.folder.result.exists():  # nobody else is left to write it
+            result = {"status": "failed", "exit_code": FAILED, "error": first.text, "first_failure": facts}
+            self._write(result)
+        if not self.judged:
+            _say(f"mpips: first to fail: {failure.sentence(facts)}")
+        return first
 
     def _report(self, node: Node, error: BaseException) -> NoReturn:
         """Tell the scheduler that this rank failed, and wait for its word (`Stopped`)."""
@@ -424,6 +477,9 @@ class _Run:
             return COMPLETED
         if "error" in result:
             _say(f"mpips: error: {result['error']}")
+        if "first_failure" in result:
+            known = str(result.get("error", ""))
+            _say(f"mpips: first to fail: {failure.sentence(result['first_failure'], known)}")
         return code if written or "error" in result else FAILED
 
     def _write(self, result: dict[str, Any]) -> bool:
@@ -449,11 +505,14 @@ class _Run:
             where = None if self.prepared is None else checkpoints(self.prepared.job)
             provenance.conclude(self.folder, result, where)
 
-    def abort(self, failure: BaseException) -> NoReturn:
+    def abort(self, error: BaseException) -> NoReturn:
         """End every rank, from one that failed outside all order."""
-        text = f"rank {self.rank} on {socket.gethostname()}: {_in_a_line(failure)}"
+        text = f"rank {self.rank} on {socket.gethostname()}: {_in_a_line(error)}"
+        trace = "".join(traceback.format_exception(error))
+        follows = isinstance(error, self.mpi.Exception)
+        log.note("failed", logging.ERROR, error=_in_a_line(error), trace=trace, follows=follows)
         self._write({"status": "failed", "exit_code": FAILED, "error": text})
-        self._quit(FAILED, text, "".join(traceback.format_exception(failure)))
+        self._quit(FAILED, text, trace)
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by force if MPI itself does not return."""

@@ -38,6 +38,7 @@ class Saver:
     def __init__(self, cluster: Cluster, warn: Callable[[str], None]) -> None:
         self._cluster, self._warn = cluster, warn
         self._pending: _Pending | None = None
+        self._began = 0.0
         self.problem = ""
         """Why the last one was given up; empty if it was not."""
         self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
@@ -47,6 +48,7 @@ class Saver:
     def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
         """Let everyone copy their state, and begin to write it; give the folder, or "" if it cannot be made."""
         self.settle()
+        self._began = self._cluster.node.van.now()
         for _ in range(5):
             folder = self._cluster.decide(lambda: self._make(directory, step))
             if not folder or self._snapshot(Path(folder), about):
@@ -114,6 +116,7 @@ class Saver:
         except (MpipsError, OSError) as error:
             self._give_up(pending.folder, str(error))
             return
+        self._cluster.pace.saved(self._cluster.node.van.now() - self._began)
         self._cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
 
     def _give_up(self, folder: Path | None, why: str) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import checkpoint
+from mpips.deadline import Pace
 from mpips.errors import CheckpointError, InputError, WorkerLost
 from mpips.filters.chain import left_out, per_filter
 from mpips.folder import Lines, RunFolder
@@ -188,6 +189,7 @@ class Cluster:
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
+        self.pace = Pace()
         self.saver = Saver(self, self.say)
 
     def _count_lines(self) -> int:
@@ -353,6 +355,7 @@ class Cluster:
 
     def due(self, step: int) -> bool:
         """Tell whether a checkpoint is due after `step`: the job, or somebody, asks for one, or the run is to stop."""
+        self.pace.stepped(self.node.van.now())
         every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
 
         def late() -> bool:

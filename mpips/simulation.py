@@ -202,6 +202,7 @@ def simulate(
     remains: Remains = arrives,
     stage: Stage | None = None,
     filters: Filters = lambda: (Chain(), Chain()),
+    hosts: Sequence[str] = (),
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
 
@@ -209,13 +210,13 @@ def simulate(
     is a `rough` one that loses messages. Fake time ends at `horizon`, and passes in steps of
     `tick` where nothing else happens. `strikes` befall the ranks; the result is that of
     whoever leads in the end. `stage` shows what goes on meanwhile, and the end. `filters` makes a rank's chains: of
-    what goes to the servers, and of what comes back.
+    what goes to the servers, and of what comes back. `hosts` names each rank's host; all are on one unless given.
     """
     if resend is None and getattr(fate, "loses", False):
         resend = RESEND
     spec = LayoutSpec(servers=servers, workers=workers, spares=spares, schedulers=schedulers)
     layout = Layout.of(spec.size(), spec)
-    view = first_view(layout, virtual_servers, replicas)
+    view = first_view(layout, virtual_servers, replicas, hosts)
     network = Network(layout.size, fate, seed, tick, strikes=strikes, detection=detection, remains=remains)
     simulation = Simulation(
         layout, view, replicas, worker,

@@ -14,7 +14,8 @@ its primary takes no changes until the last one is applied by all, and then the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -116,6 +117,7 @@ class View:
             "crew": self.crew,
             "slots": self.ring.slots,
             "virtual": self.ring.virtual_servers,
+            "hosts": self.ring.hosts,
             "chains": self.chains,
             "heirs": self.heirs,
             "losses": self.losses,
@@ -131,7 +133,7 @@ class View:
             tuple(Role(role) if role else None for role in meta["roles"]),
             tuple(meta["workers"]),
             meta["crew"],
-            Ring(tuple(meta["slots"]), meta["virtual"]),
+            Ring(tuple(meta["slots"]), meta["virtual"], tuple(meta["hosts"])),
             tuple(
                 Chain(tuple(members), learner, closing, since)
                 for members, learner, closing, since in meta["chains"]
@@ -142,10 +144,15 @@ class View:
         )
 
 
-def first_view(layout: Layout, virtual_servers: int = 0, replicas: int = 0) -> View:
-    """Return the view that every rank starts from; it needs no message, since the layout is known to all."""
-    ring = Ring.of(layout.servers, virtual_servers, len(layout.servers) + len(layout.spares))
-    chains = tuple(Chain(ring.holders(shard, replicas)) for shard in range(ring.shards))
+def first_view(
+    layout: Layout, virtual_servers: int = 0, replicas: int = 0, hosts: Sequence[Hashable] = ()
+) -> View:
+    """Return the view that every rank starts from; it needs no message, since the layout is known to all.
+
+    `hosts` names each rank's host, so that copies are kept apart; without them all count as on one.
+    """
+    ring = Ring.of(layout.servers, virtual_servers, len(layout.servers) + len(layout.spares), hosts)
+    chains = tuple(map(Chain, ring.chains(replicas)))
     roles = tuple(place.role for place in layout.places)
     leader, heirs = layout.schedulers[0], layout.schedulers + layout.spares + layout.servers
     return View(0, leader, roles, layout.workers, 0, ring, chains, heirs, origin=leader)
@@ -199,6 +206,16 @@ def _nothing_left(view: View, gone: set[int]) -> str:
         f"{names} died, and no other server holds a copy of its keys: go on from the last checkpoint with "
         "--resume latest; with ring.replicas = k a run survives the loss of k servers at once"
     )
+
+
+def stand_in(view: View) -> int | None:
+    """Choose the spare that is to be the next server: one of a host with as few servers as any; None without spares.
+
+    So copies find as many different hosts as there are. Of equals it is the last, as the first ones lead sooner.
+    """
+    host = view.ring.host
+    crowd = Counter(host(server) for server in view.ring.servers)
+    return min(reversed(view.spares), key=lambda rank: crowd[host(rank)], default=None)
 
 
 def with_server(view: View, rank: int) -> View:
@@ -266,10 +283,11 @@ def mended(view: View, replicas: int) -> View:
         if chain.learner != NOBODY
         for rank in (chain.members[-1], chain.learner)
     }
+    holders = view.ring.chains(replicas)
     for shard, chain in enumerate(view.chains):
         if chain.learner != NOBODY:
             continue
-        wanted = view.ring.holders(shard, replicas)
+        wanted = holders[shard]
         missing = [rank for rank in wanted if rank not in chain.members]
         if missing and not busy & {chain.members[-1], missing[0]}:
             busy |= {chain.members[-1], missing[0]}

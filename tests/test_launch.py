@@ -47,11 +47,30 @@ SRUN = Starter("srun", "srun", OPEN_MPI.mpi)
             {"pmi": "pmi2", "cpus_per_task": "2"},
             "L --mpi=pmi2 --ntasks=9 --cpus-per-task=2 --kill-on-bad-exit=1 P",
         ),
+        # On several nodes ranks are dealt in turn, so that servers, which are neighbours by rank, are spread.
+        ("openmpi", 3, {"nodes": 2}, "L -n 3 --map-by node:OVERSUBSCRIBE --bind-to none P"),
+        ("mpich", 3, {"nodes": 2}, "L -n 3 -ppn 1 P"),
+        ("srun", 3, {"nodes": 2}, "L --mpi=pmix --ntasks=3 --distribution=cyclic --kill-on-bad-exit=1 P"),
+        (
+            "srun",
+            7,
+            {"groups": [(3, ""), (4, "2")]},
+            "L --mpi=pmix --het-group=0 --ntasks=3 --distribution=cyclic --kill-on-bad-exit=1 Q"
+            " : --het-group=1 --ntasks=4 --cpus-per-task=2 --distribution=cyclic --kill-on-bad-exit=1 P",
+        ),
     ],
 )
 def test_launch_lines(kind: str, ranks: int, options: dict[str, object], line: str) -> None:
     made = launch.launch_line(kind, "L", ranks, PROGRAM, cores=8, **options)  # type: ignore[arg-type]
-    assert shlex.join(made) == line.removesuffix("P") + shlex.join(PROGRAM)
+    assert shlex.join(made) == line.replace("Q", shlex.join(PROGRAM)).removesuffix("P") + shlex.join(PROGRAM)
+
+
+def test_the_parts_of_a_heterogeneous_job_must_have_the_job_files_ranks() -> None:
+    environ = {"SLURM_HET_SIZE": "2", "SLURM_NTASKS_HET_GROUP_0": "3", "SLURM_NTASKS_HET_GROUP_1": "4"}
+    assert launch.het_groups(environ | {"SLURM_CPUS_PER_TASK_HET_GROUP_1": "2"}, 7) == ((3, ""), (4, "2"))
+    assert launch.het_groups({"SLURM_NTASKS": "5"}, 7) == ()
+    with pytest.raises(InputError, match=r"has 3 \+ 4 tasks, and the job file's layout 8 ranks"):
+        launch.het_groups(environ, 8)
 
 
 def test_threads_are_one_unless_the_user_says_otherwise() -> None:

@@ -126,7 +126,14 @@ def test_two_servers_may_die_at_once_with_two_copies() -> None:
     assert set(told["view"].servers) == {1, 4, 7}
 
 
-def test_the_loss_of_all_copies_is_an_error_that_says_what_would_help() -> None:
+def losses_noted(log: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """List what the ranks' logs say of lost ranks."""
+    return [record.__dict__["facts"] for record in log.records if record.getMessage() == "lost"]
+
+
+def test_the_loss_of_all_copies_is_an_error_that_says_what_would_help(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     told: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
@@ -137,6 +144,21 @@ def test_the_loss_of_all_copies_is_an_error_that_says_what_would_help() -> None:
 
     with pytest.raises(ShardLost, match=r"rank 1 died.*--resume latest"):
         simulate(schedule, Worker, servers=2, workers=1, spares=1, told=told)
+    (noted,) = losses_noted(caplog)
+    assert noted["lost"] == 1 and noted["fatal"] and noted["error"].startswith("it ended without a word")
+
+
+def test_a_loss_that_is_survived_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> None:
+        create(cluster)
+        told["network"].kill(2)
+        until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
+
+    simulate(schedule, Worker, servers=3, workers=1, replicas=1, told=told)
+    (noted,) = losses_noted(caplog)
+    assert noted["lost"] == 2 and "fatal" not in noted
 
 
 @pytest.mark.parametrize(("schedulers", "spares", "heir"), [(2, 1, 1), (1, 1, 4), (1, 0, 1)])
@@ -371,8 +393,8 @@ def campaign(cluster: Cluster, total: int) -> int:
     return lost
 
 
-def one_run(seed: int, kind: str) -> None:
-    """Strike under a seed, and require what was pushed: each once, in whatever order."""
+def one_run(seed: int, kind: str, hosts: int = 1) -> None:
+    """Strike under a seed, and require what was pushed: each once, in whatever order, and copies on two hosts."""
     rng = random.Random(f"{seed} {kind}")
     copies = rng.randint(1, 2)
     servers, workers = rng.randint(copies + 1, 4), rng.randint(1 + (kind == "one of each"), 3)
@@ -396,7 +418,11 @@ def one_run(seed: int, kind: str) -> None:
     lost, summed, plain = simulate(
         schedule, Worker, servers=servers, workers=workers, spares=spares, schedulers=schedulers,
         replicas=copies, seed=seed, fate=fate, strikes=strikes, remains=remains, told=told, horizon=30.0,
+        hosts=[f"n{rank % hosts}" for rank in range(schedulers + servers + workers + spares)],
     )  # fmt: skip
+    ring = told["view"].ring
+    if whole(told["cluster"]) and len({ring.host(rank) for rank in ring.servers}) > 1:
+        assert all(len(set(map(ring.host, chain.members))) > 1 for chain in told["view"].chains)
     assert len(summed) == len(KEYS)
     assert {loss.cause for loss in told["view"].losses} <= {"died", "hung"}
     own = sum(count for key, count in plain.items() if key >= 500)
@@ -416,3 +442,9 @@ def one_run(seed: int, kind: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_every_push_is_applied_exactly_once_whatever_is_struck(seed: int, kind: str) -> None:
     one_run(seed, kind)
+
+
+@pytest.mark.parametrize("kind", ["server", "one of each"])
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_the_same_with_ranks_on_two_or_three_hosts(seed: int, kind: str) -> None:
+    one_run(seed, kind, 2 + seed % 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from mpips.ranges import ALL, END, KeyRange, coalesce
-from mpips.ring import VACANT, Ring, moved
+from mpips.ring import VACANT, Ring, moved, numbered
 
 extents = st.sampled_from([1, 2, 7, 100, 1000, 2**32 - 5, END]) | st.integers(1, END)
 virtual = st.integers(0, 5)
@@ -27,6 +28,14 @@ def rings(draw: st.DrawFn, least: int = 1) -> Ring:
     for newcomer in range(41, 41 + draw(st.integers(0, len(leaving)))):
         ring = ring.join(newcomer)
     return ring
+
+
+@st.composite
+def spread(draw: st.DrawFn, least: int = 1) -> Ring:
+    """Rings with a history whose servers are on one to four hosts, in any order."""
+    ring = draw(rings(least))
+    hosts = draw(st.lists(st.integers(0, 3), min_size=80, max_size=80))
+    return replace(ring, hosts=numbered(hosts))
 
 
 def owned(ring: Ring, server: int, extent: int = END) -> list[KeyRange]:
@@ -148,6 +157,74 @@ def test_backups_are_the_next_owners_should_servers_leave(ring: Ring, k: int, da
             remaining = remaining.leave(holder)
 
 
+# Several hosts.
+
+
+@given(spread(), st.integers(0, 9))
+def test_copies_are_on_as_many_hosts_as_there_can_be(ring: Ring, k: int) -> None:
+    hosts = {ring.host(server) for server in ring.servers}
+    for holders in ring.chains(k):
+        assert len(holders) == len(set(holders)) == min(k + 1, len(ring.servers))
+        assert len({ring.host(server) for server in holders}) == min(len(holders), len(hosts))
+        first = [ring.host(server) for server in holders[: len(hosts)]]
+        assert len(set(first)) == len(first), "each host's first comes before any host's second"
+
+
+@given(spread(least=2), st.integers(1, 3))
+def test_a_replica_is_never_on_its_primarys_host_when_there_are_two(ring: Ring, k: int) -> None:
+    if len({ring.host(server) for server in ring.servers}) > 1:
+        assert all(ring.host(owner) != ring.host(copy) for owner, copy, *_ in ring.chains(k))
+
+
+@given(spread(), st.integers(0, 4))
+def test_hosts_have_no_say_in_who_owns_what(ring: Ring, k: int) -> None:
+    plain = replace(ring, hosts=())
+    assert ring.chains() == plain.chains()
+    assert ring.cuts().tolist() == plain.cuts().tolist()
+    one = replace(ring, hosts=numbered(["a"] * 80))
+    assert one == plain
+    for apart in (replace(ring, hosts=tuple([1] * 80)), replace(ring, hosts=tuple(range(80)))):
+        assert apart.chains(k) == plain.chains(k), (
+            "on one host, and on as many as servers, the order is the plain one"
+        )
+
+
+@given(spread(least=2), st.integers(1, 4), st.data())
+def test_with_hosts_too_only_the_departeds_chains_change_owner(
+    ring: Ring, k: int, data: st.DataObject
+) -> None:
+    departed = data.draw(st.sampled_from(ring.servers))
+    left = ring.leave(departed)
+    assert left.hosts == ring.hosts
+    for before, now in zip(ring.chains(k), left.chains(k), strict=True):
+        assert (before[0] == now[0]) == (before[0] != departed)
+        if departed not in before[1:]:
+            assert before[0] == departed or now == before
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4, 8])
+def test_copies_lie_about_as_evenly_as_on_one_host(hosts: int) -> None:
+    def fullest_copies(ring: Ring) -> float:
+        loads = dict.fromkeys(ring.servers, 0)
+        for shard, (_, *copies) in enumerate(ring.chains(1)):
+            for copy in copies:
+                loads[copy] += ring.range(shard).span
+        return max(loads.values()) * len(loads) / END
+
+    for servers in (hosts, 2 * hosts, 4 * hosts, 32):
+        in_turn = [rank % hosts for rank in range(servers)]
+        apart = fullest_copies(Ring.of(range(servers), hosts=in_turn))
+        assert apart < 1.4 * fullest_copies(Ring.of(range(servers)))
+
+
+def test_two_hosts_of_two_servers_in_full() -> None:
+    in_turn = Ring.of(range(4), hosts=["a", "b", "a", "b"])
+    assert in_turn.hosts == (0, 1, 0, 1)
+    assert [holders[0] for holders in in_turn.chains()] == [0, 3, 2, 1, 3, 2, 3]
+    assert in_turn.chains(1) == ((0, 3), (3, 0), (2, 3), (1, 2), (3, 2), (2, 3), (3, 2))
+    assert in_turn.holders(0, 3) == (0, 3, 2, 1), "the other host first, then one's own, then the rest"
+
+
 def test_a_server_copies_the_ranges_that_follow_its_own() -> None:
     """The paper's picture, keys growing counter-clockwise: whoever owns the range before holds a copy."""
     ring = Ring.of([10, 11], 2)  # 10: [0, 1/4), 11: [1/4, 1/2), 10, 11
@@ -237,6 +314,13 @@ def test_what_has_moved() -> None:
 def test_an_impossible_ring_is_refused(slots: tuple[int, ...], virtual_servers: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Ring(slots, virtual_servers)
+
+
+def test_a_server_without_a_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="server 2 has no host: there are 2"):
+        Ring.of([1, 2], hosts=["a", "b"])
+    with pytest.raises(ValueError, match="server 3 has no host"):
+        Ring.of([1, 2], 0, 3, ["a", "b", "b"]).join(3)
 
 
 def test_wrong_questions_are_refused() -> None:

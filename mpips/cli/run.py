@@ -70,6 +70,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default="auto",
         help="let the run go on when ranks die (Open MPI 5 by its mpirun); auto: where MPI and job can",
     )
+    parser.add_argument(
+        "--pmi", default="", metavar="NAME", help="srun's --mpi, where the one that fits the MPI is not right"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
     parser.set_defaults(command=command)
 
@@ -86,7 +89,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run the job; returns 0 completed, 85 stopped, else failed."""
-    from mpips import launch
+    from mpips import failure, launch
     from mpips.children import Children
     from mpips.config import load
     from mpips.folder import RunFolder, write_json
@@ -102,30 +105,43 @@ def command(arguments: argparse.Namespace) -> int:
     survive = launch.survival(arguments.survive, starter)
     if arguments.dry_run:
         where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
-        print(launch.plan(starter, size, launch.rank_command(arguments.job, passed + where), survive=survive))
+        ranks = launch.rank_command(arguments.job, passed + where)
+        print(launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
         return 0
-    if not os.environ.get("SLURM_JOB_ID"):  # within an allocation the batch node is not all there is
-        mark = mark_of(job.program, job.base, (job.filters, job.table))
-        if not is_warm(mark):
-            _warm_up(arguments.job, settings)
-            set_warm(mark)
+    # In an allocation this serves all nodes where the kernels are kept on a shared file system, and one elsewhere.
+    mark = mark_of(job.program, job.base, (job.filters, job.table))
+    if not is_warm(mark):
+        _warm_up(arguments.job, settings)
+        set_warm(mark)
     named = arguments.run_dir
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
-    planned = launch.plan(starter, size, ranks, survive=survive)
+    planned = launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
     progress = launch.progress_environment(sys.stdout)
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
     ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
-    ended = Children(ready, folder.read_result).run()
-    result = folder.read_result()
-    code, line = launch.verdict(result, ended, folder.path)
-    if code not in (0, 2, 85):
+    children = Children(ready, folder.read_result)
+    with failure.Watch(folder) as watch:
+        ended = children.run()
+    result, first = folder.read_result(), failure.first(folder, children.said, watch.seen)
+    facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
+    if first is not None and result is None:
+        result = {"status": "failed", "exit_code": 1, "error": first.text}
+    elif first is not None and failure.SILENT in str((result or {}).get("error")):
+        result = {
+            **(result or {}),
+            "error": str((result or {})["error"]).replace(failure.SILENT, first.error),
+        }
+    code, line = launch.verdict(result, ended, folder.path, facts)
+    failed = code not in (0, 2, 85)
+    if failed:
         from mpips.prepare import advice
 
         line += advice(job)
-    if result is None:
-        result = {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
+    if failed or result is None:
+        result = result or {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
+        result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):
             write_json(folder.result, result)
     conclude(folder, result)  # unless the run itself has

@@ -1,0 +1,103 @@
+"""`mpips layout`: which node gets which ranks, whose keys each server holds, and where their copies are."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """\
+Show which node gets which ranks and roles, how much of the keys each server holds, and where its copies are: of a job
+before it is started, or of a run as it began. Says so where a copy shares the node of its primary.
+
+  mpips layout job.toml --nodes 4               ranks dealt to 4 nodes in turn, as mpips run and submit have it
+  mpips layout job.toml --nodes 4 --ntasks-per-node 8 --set layout.servers=6
+  mpips layout job.toml --hosts a,a,b,b,c       one name for each rank
+  mpips layout job.toml                         in an allocation its nodes, else this machine alone
+  mpips layout runs/NAME                        where the ranks of that run were (or: latest)
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "layout",
+        help="show which node gets which roles, and where copies are",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", metavar="JOB|RUN", help="a job file, or a run's folder")
+    parser.add_argument("--nodes", type=int, metavar="N", help="deal the ranks to so many nodes")
+    parser.add_argument("--ntasks-per-node", type=int, metavar="T", help="ranks that a node takes at most")
+    parser.add_argument("--hosts", metavar="A,B,...", help="the host of each rank")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+        help="override a key of the job file; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="write it as JSON")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Show the layout."""
+    import json
+    from pathlib import Path
+
+    from mpips import placement
+    from mpips.config import load
+    from mpips.control import newest
+    from mpips.errors import InputError
+
+    run = newest(Path("runs")) if arguments.job == "latest" else Path(arguments.job)
+    if run.is_dir():
+        if arguments.set or arguments.nodes or arguments.ntasks_per_node or arguments.hosts:
+            raise InputError(
+                f"{run}: a run is shown as it was: leave out --set, --nodes, --ntasks-per-node, --hosts"
+            )
+        hosts = placement.hosts_of(run)
+        job = load(run / "job.toml")
+    else:
+        job = load(arguments.job, arguments.set)
+        hosts = chosen(arguments, job.layout.size())
+    placed = placement.place(job, hosts)
+    if arguments.json:
+        print(json.dumps(placement.summary(job, placed), indent=2))
+        return 0
+    copies = (
+        "no copies"
+        if not placed.replicas
+        else f"{placed.replicas} cop{'y' if placed.replicas == 1 else 'ies'}"
+    )
+    count = f"{len(hosts)} ranks on {len(placed.nodes)} node{'s' if len(placed.nodes) > 1 else ''}"
+    print(f"{job.name}: {count}, {copies} of each server's keys\n")
+    print(placement.describe(placed))
+    return 0
+
+
+def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
+    """Give each rank's host by the arguments, the allocation, or this machine; LayoutError if that cannot be."""
+    import os
+    import socket
+
+    from mpips import allocation
+    from mpips.errors import LayoutError
+    from mpips.placement import deal
+
+    if arguments.hosts is not None:
+        if arguments.nodes or arguments.ntasks_per_node:
+            raise LayoutError("--hosts says where every rank is: leave out --nodes and --ntasks-per-node")
+        hosts = tuple(host.strip() for host in arguments.hosts.split(","))
+        if len(hosts) != ranks or not all(hosts):
+            raise LayoutError(
+                f"--hosts names {len(hosts)} hosts, and the job has {ranks} ranks: name one for each"
+            )
+        return hosts
+    for name, value in (("--nodes", arguments.nodes), ("--ntasks-per-node", arguments.ntasks_per_node)):
+        if value is not None and value < 1:
+            raise LayoutError(f"{name} {value}: there must be at least 1")
+    room = arguments.ntasks_per_node
+    if arguments.nodes is None:
+        told = allocation.facts(os.environ).get("slurm", {})
+        nodes = told.get("nodes") or [socket.gethostname()]
+    else:
+        nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]
+    return deal(ranks, nodes, [room] * len(nodes) if room else None)
