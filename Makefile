@@ -1,12 +1,13 @@
 # make demo    trains on real data, from nothing, in a few minutes, and writes a report about it
 # make test    the whole suite under Open MPI, and all that touches MPI under MPICH too
+# make test-slurm   of these, whole jobs on a real Slurm that it installs and starts (root on Debian; skips elsewhere)
 # make lint    ruff and mypy
 # make clean   removes the environments
 
 PYTHON ?= python3
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-openmpi test-parts test-jobs test-mpich lint clean help
+.PHONY: demo test test-openmpi test-parts test-jobs test-mpich test-slurm slurm-openmpi slurm-mpich lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -14,7 +15,7 @@ demo: .venv/run-ready
 	.venv/bin/mpips run jobs/sparse_lr/job.toml --set sparse_lr.optimum=99169.717
 	.venv/bin/mpips report latest
 
-test: test-openmpi test-mpich
+test: test-openmpi test-mpich test-slurm
 
 # What starts no ranks runs in two halves side by side, on a core each; ranks have the machine to themselves.
 test-openmpi: .venv/test-ready
@@ -22,7 +23,7 @@ test-openmpi: .venv/test-ready
 	.venv/bin/python -m pytest -m ranks $(PYTEST_ARGS)
 
 test-parts: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks" --ignore=tests/jobs $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs $(PYTEST_ARGS)
 
 test-jobs: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
@@ -30,6 +31,16 @@ test-jobs: .venv/test-ready
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m ranks $(PYTEST_ARGS)
+
+# Each on a cluster of its own. Jobs in a queue wait a lot, so the two go side by side.
+test-slurm:
+	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) slurm-openmpi slurm-mpich
+
+slurm-openmpi: .venv/test-ready
+	.venv/bin/python -m pytest -m slurm -o faulthandler_timeout=600 tests/slurm $(PYTEST_ARGS)
+
+slurm-mpich: .venv-mpich/test-ready
+	.venv-mpich/bin/python -m pytest -m slurm -o faulthandler_timeout=600 tests/slurm/test_launchers.py $(PYTEST_ARGS)
 
 lint: .venv/test-ready
 	.venv/bin/python -m ruff check

@@ -1,0 +1,228 @@
+"""Whole jobs in a real queue: they go on after time limits, requeues, signals and losses, to the same bits.
+
+Jobs wait a lot, and the machine has few processors: so all are submitted at the start, and whatever is to befall one of
+them does when it has come far enough. The tests look at what has become of them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtual import LOOK, OVER, PASSES, PATIENCE, Cluster, Job
+
+from mpips import launch
+
+pytestmark = pytest.mark.slurm
+
+ELSEWHERE = "--sbatch=--exclude=n3,n4"
+"""Keeps a job off the nodes of the one that loses one of them."""
+ON_TWO = ("--nodes", "2", "--time", "5", ELSEWHERE)
+ON_ONE = ("--nodes", "1", "--time", "5", ELSEWHERE)
+HOSTILE = 'it\'s $(touch pwned) `touch pwned`; "touch" pwned & *'
+"""A folder's name that is a command as soon as anybody forgets a quote."""
+
+
+def requeue(job: Job) -> None:
+    job.cluster.tell("scontrol", "requeue", job.number)
+
+
+def usr1(job: Job) -> None:
+    job.cluster.tell("scancel", "--batch", "--signal=USR1", job.number)
+
+
+def cancel(job: Job) -> None:
+    job.cluster.tell("scancel", job.number)
+
+
+def kill_a_server(job: Job) -> dict[str, Any]:
+    ranks = job.ranks()
+    server = next(rank for rank in ranks if rank["role"] == "server" and rank["host"] != ranks[0]["host"])
+    job.kill(server)
+    return server
+
+
+def lose_a_node(job: Job) -> list[dict[str, Any]]:
+    ranks = job.ranks()
+    job.cluster.tell("scontrol", "update", "nodename=n4", "state=down", "reason=test")
+    return ranks
+
+
+Jobs = dict[str, Job]
+Acts = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def fates() -> dict[str, tuple[Callable[[Job], bool], Callable[[Job], Any]]]:
+    """Give, by the job's name, when something befalls it, and what."""
+    first, second = (random.randint(1, PASSES // 2) for _ in range(2))
+    return {
+        "loss": (lambda job: job.checkpoints() > 0, lose_a_node),
+        "requeue": (lambda job: job.steps() >= first, requeue),
+        "usr1": (lambda job: job.steps() >= second, usr1),
+        "dying": (lambda job: job.steps() >= 2, kill_a_server),
+        "cancelled": (lambda job: job.steps() >= 1, cancel),
+    }
+
+
+@pytest.fixture(scope="module")
+def plans(warm: Cluster, write: Callable[..., Path]) -> dict[str, Callable[[], Job]]:
+    """Give, by the job's name, how it is submitted: the longest first."""
+    hostile = warm.home / HOSTILE
+    hostile.mkdir()
+    named = hostile / f"{HOSTILE}.toml"
+    named.write_text(write("hostile", servers=2).read_text())
+    short = ("--nodes", "2", "--time", "1", "--grace", "15", "--requeue", ELSEWHERE)
+    vary = (
+        "--nodes",
+        "1-2",
+        "--ntasks-per-node",
+        "3",
+        "--time",
+        "5",
+        "--requeue",
+        "--sbatch=--exclude=n1,n2",
+    )
+    many = ("--seeds", "3,5,7,11", "--at-once", "2")
+    submit = warm.submit
+    return {
+        "limit": lambda: submit(write("limit", 42.0), *short),
+        "loss": lambda: submit(write("loss", 10.0), *vary),
+        "undisturbed": lambda: submit(named, *ON_TWO, cwd=hostile),
+        "requeue": lambda: submit(write("requeue", 10.0), *ON_TWO, "--requeue"),
+        "usr1": lambda: submit(write("usr1", 10.0), *ON_TWO, "--requeue", "--launcher", "srun"),
+        "dying": lambda: submit(write("dying", 10.0, servers=2, replicas=1), *ON_TWO, "--requeue"),
+        "cancelled": lambda: submit(write("cancelled", 60.0, workers=1), *ON_ONE, "--requeue"),
+        "mixed": lambda: submit(write("mixed"), *ON_ONE, "--server-nodes", "1"),
+        "array": lambda: submit(write("array", workers=1), *ON_ONE, *many),
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def story(
+    warm: Cluster,
+    plans: dict[str, Callable[[], Job]],
+    fates: dict[str, tuple[Callable[[Job], bool], Callable[[Job], Any]]],
+) -> tuple[Jobs, Acts]:
+    """Submit all jobs, and let befall them what is to; gives the jobs, and what each act gave."""
+    jobs: Jobs = {}
+    acts: Acts = {}
+    unsubmitted = list(plans.items())
+    deadline = time.monotonic() + PATIENCE
+    while unsubmitted or len(acts) < len(fates):
+        if unsubmitted:
+            name, submit = unsubmitted.pop(0)
+            jobs[name] = submit()
+        for name, (due, act) in fates.items():
+            if name in acts or name not in jobs:
+                continue
+            if due(jobs[name]):
+                acts[name] = act(jobs[name])
+            elif (state := jobs[name].facts()["JobState"]) in OVER:
+                jobs[name].fail(f"over ({state}) too soon")
+            elif time.monotonic() > deadline:
+                jobs[name].fail(f"did not come far enough in {PATIENCE} s")
+        warm.hasten()
+        time.sleep(LOOK)
+    return jobs, acts
+
+
+@pytest.fixture(scope="module")
+def jobs(story: tuple[Jobs, Acts]) -> Jobs:
+    """Give the jobs, by name."""
+    return story[0]
+
+
+@pytest.fixture(scope="module")
+def acts(story: tuple[Jobs, Acts]) -> Acts:
+    """Give what was done to them: the rank that was killed, the ranks before a node was lost."""
+    return story[1]
+
+
+@pytest.fixture(scope="module")
+def bits(jobs: Jobs) -> Callable[[], str]:
+    """Give the sha256 that the undisturbed job came to."""
+    return lambda: str(jobs["undisturbed"].finish()["parameters_sha256"])
+
+
+def test_names_and_paths_are_taken_literally(warm: Cluster, jobs: Jobs) -> None:
+    job = jobs["undisturbed"]
+    assert job.finish()["status"] == "completed"
+    assert job.run.parent.parent.name == HOSTILE
+    assert f"runs/hostile-{job.number}/" in job.said and f"hostile-{job.number}.out" in job.said
+    assert not list(warm.home.rglob("pwned")), "a name was run"
+    assert len({rank["host"] for rank in job.ranks()}) == 2
+
+
+@pytest.mark.parametrize("name", ["requeue", "usr1"])
+def test_an_interrupted_job_goes_on_to_the_same_bits(jobs: Jobs, bits: Callable[[], str], name: str) -> None:
+    job = jobs[name]
+    result = job.finish()
+    assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
+    assert job.restarts() == 1
+    assert result["parameters_sha256"] == bits()
+
+
+def test_a_rank_that_dies_under_mpirun_stops_nobody(jobs: Jobs, acts: Acts, bits: Callable[[], str]) -> None:
+    job, victim = jobs["dying"], acts["dying"]
+    result = job.finish()
+    if launch.find_mpi().ulfm:
+        assert [(each["rank"], each["cause"]) for each in result["recoveries"]] == [(victim["rank"], "died")]
+        assert job.restarts() == 0
+    else:
+        assert job.restarts() == 1
+    assert result["parameters_sha256"] == bits()
+
+
+def test_the_loss_of_a_node_has_the_job_go_on_with_what_is_left(
+    warm: Cluster, jobs: Jobs, acts: Acts
+) -> None:
+    """On two nodes four workers, on the one that is left one: the parameters are the same to a tolerance only."""
+    job, before = jobs["loss"], acts["loss"]
+    assert {rank["host"] for rank in before} == {"n3", "n4"} and len(before) == 6
+    result, after = job.finish(), job.ranks()
+    warm.tell("scontrol", "update", "nodename=n4", "state=resume")
+    assert result["status"] == "completed" and job.restarts() == 1
+    assert {rank["host"] for rank in after} == {"n3"} and len(after) == 3
+    undisturbed = jobs["undisturbed"].finish()["metrics"]["objective"]
+    assert result["metrics"]["objective"] == pytest.approx(undisturbed, rel=1e-3)
+
+
+def test_a_job_that_is_cancelled_stays_cancelled(jobs: Jobs) -> None:
+    job = jobs["cancelled"]
+    assert job.finish("CANCELLED").get("status") != "completed"
+    assert job.restarts() == 0
+
+
+def test_a_heterogeneous_job_keeps_servers_and_workers_apart(jobs: Jobs, bits: Callable[[], str]) -> None:
+    job = jobs["mixed"]
+    assert job.finish()["parameters_sha256"] == bits()
+    places = {(rank["role"] == "worker", rank["host"]) for rank in job.ranks()}
+    assert len(places) == 2 and len({host for _, host in places}) == 2
+
+
+def test_an_array_runs_a_task_for_each_seed(warm: Cluster, jobs: Jobs) -> None:
+    tasks = [warm.task(jobs["array"], index) for index in range(4)]
+    seeds = []
+    for task in tasks:
+        assert task.finish()["status"] == "completed"
+        seeds.append(tomllib.loads((task.run / "job.toml").read_text())["job"]["seed"])
+        assert "completed" in task.text()
+    assert seeds == [3, 5, 7, 11]
+
+
+def test_a_job_that_meets_its_time_limit_requeues_itself(jobs: Jobs, bits: Callable[[], str]) -> None:
+    job = jobs["limit"]
+    result = job.finish()
+    assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
+    assert job.restarts() >= 1
+    slurm = json.loads((job.run / "run.json").read_text())["batch"]["slurm"]
+    assert slurm["job_id"] == job.number and slurm["restart_count"] == job.restarts()
+    assert job.text().count("mpips: start ") == job.restarts() + 1, "the output is appended to"
+    assert result["parameters_sha256"] == bits()
