@@ -24,6 +24,7 @@ from mpips.faults import FaultsSpec
 from mpips.filters.named import chain_of
 from mpips.inputs import ProvenanceSpec
 from mpips.layout import LayoutSpec
+from mpips.trace import TraceSpec
 from mpips.typed import Misfit
 
 PERIODS = 3
@@ -134,6 +135,14 @@ class CheckpointSpec:
     """The folder that holds them; checkpoints/NAME unless given."""
 
 
+@dataclass(frozen=True)
+class RecordSpec:
+    """Whether the run can be done again to the bit, whatever its consistency model (`mpips reproduce`)."""
+
+    on: bool = False
+    """Write down in which order messages took effect, and what was decided, in the run folder's `record`."""
+
+
 TABLES: dict[str, type] = {
     "job": JobSpec,
     "layout": LayoutSpec,
@@ -145,6 +154,8 @@ TABLES: dict[str, type] = {
     "data": DataSpec,
     "provenance": ProvenanceSpec,
     "faults": FaultsSpec,
+    "trace": TraceSpec,
+    "record": RecordSpec,
 }
 """Every table that is the same for all programs, in the order in which it is written."""
 
@@ -166,6 +177,8 @@ class Job:
     data: DataSpec
     provenance: ProvenanceSpec
     faults: FaultsSpec
+    trace: TraceSpec
+    record: RecordSpec
     settings: Any
     """The program's own table, as its `Settings`."""
     table: str

@@ -6,11 +6,13 @@
     |   +-- DataError                  a data file: names file and line
     |   +-- LayoutError                ranks and roles do not fit
     |   +-- CheckpointError            a checkpoint is missing, torn or of another job
+    |   +-- RecordError                a record of a run is missing, torn, or tells of no run that can be done again
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
     |   +-- FilterError                what a filter is to decode is nothing that it encodes
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
     +-- WorkerLost (RuntimeError)      a worker died while a call was under way: the program may go on without it
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
+    +-- Diverged (RuntimeError)        a run that is done again does something else than is recorded
     +-- ClosedError (RuntimeError)     used after close
 
 Each is also the builtin that it is, so `except ValueError` works at the edges.
@@ -41,6 +43,14 @@ class LayoutError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, damaged, or belongs to another job."""
+
+
+class RecordError(InputError):
+    """A record of a run is missing or torn, or the run cannot be done again."""
+
+
+class Diverged(MpipsError, RuntimeError):
+    """A run that is done again cannot go on as is recorded. Its text says who waits for what."""
 
 
 class ProtocolError(MpipsError, RuntimeError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -66,7 +67,7 @@ class RunFolder:
         """Take a folder that the user named.
 
         A folder that holds a run already is taken only to resume; its `result.json` is then set aside, so
-        that nobody reads an old verdict as the new one.
+        that nobody reads an old verdict as the new one, and its trace likewise.
 
         Raises:
             InputError: it holds a run already, or it is no folder, or it cannot be made.
@@ -85,6 +86,12 @@ class RunFolder:
                 os.replace(folder.result, folder.path / "result.previous.json")
             if folder.run.exists():  # it stays, too: without it the folder is no run's
                 write_text(folder.path / "run.previous.json", folder.run.read_text(encoding="utf-8"))
+            if folder.trace.exists():
+                shutil.rmtree(folder.path / "trace.previous", ignore_errors=True)
+                os.replace(folder.trace, folder.path / "trace.previous")
+            if folder.record.exists():
+                shutil.rmtree(folder.path / "record.previous", ignore_errors=True)
+                os.replace(folder.record, folder.path / "record.previous")
         elif folder.run.exists() or folder.result.exists():
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
@@ -124,6 +131,20 @@ class RunFolder:
     def trace(self) -> Path:
         """The ranks' traces."""
         return self.path / "trace"
+
+    def trace_of(self, rank: int) -> Path:
+        """One rank's trace."""
+        return self.trace / f"rank-{rank:04d}.bin"
+
+    @property
+    def record(self) -> Path:
+        """What took effect in which order, if the run is recorded."""
+        return self.path / "record"
+
+    @property
+    def replay(self) -> Path:
+        """The course of the run that this one does again."""
+        return self.path / "replay"
 
     @property
     def report(self) -> Path:

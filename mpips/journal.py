@@ -63,7 +63,7 @@ class Journal:
         for entry in self._entries:
             entry.meta["base"] = self._base
         node.tasks = node.new_tasks(node.view.origin)
-        if node.van.survives:
+        if node.van.survives and node.replay is None:
             node.tasks.recall(self.replies)
             node.tasks.stable, node.tasks.noted = self._stable_time, self._note
             self._follow(node.view, node.view)
@@ -80,15 +80,22 @@ class Journal:
         """
         number = self._decided
         self._decided += 1
+        if self.node.replay is not None:
+            told: T = self.node.replay.decision(number)
+            return told
         if number < len(self.decisions):
             known: T = self.decisions[number]
             return known
         value = make()
         self.decisions.append(value)
+        if self.node.record is not None:
+            self.node.record.decision(number, value)
         if self.node.van.survives:
             self._add(Message(Kind.CONTROL, Command.LOG, meta={"decision": value}))
             count = len(self._entries)
-            self.node.wait_until(lambda: all(has >= count for has in self._followers.values()))
+            self.node.wait_until(
+                lambda: all(has >= count for has in self._followers.values()), "its successors"
+            )
         return value
 
     def _note(self, address: int, reply: Message) -> None:
@@ -96,7 +103,7 @@ class Journal:
             return
         self.replies[reply.time, address] = reply
         entry = Message(Kind.CONTROL, Command.LOG, keys=reply.keys, values=reply.values)
-        entry.time = reply.time
+        entry.time, entry.round = reply.time, reply.round
         entry.meta = {
             "of": [int(reply.kind), int(reply.command), reply.sender, reply.shard, reply.namespace, address],
             "meta": reply.meta,
@@ -170,6 +177,7 @@ class Journal:
             return
         kind, command, sender, shard, namespace, address = entry.meta["of"]
         reply = Message(Kind(kind), Command(command), sender, shard=shard, namespace=namespace)
+        reply.round = entry.round
         reply.time, reply.keys, reply.values, reply.meta = (
             entry.time,
             entry.keys,

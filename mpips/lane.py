@@ -9,7 +9,7 @@ looks at the shard, so that each push is applied once and is known to be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from mpips.keycache import KeyCache
 from mpips.message import HEADER_BYTES, INLINE
 
-OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS = range(10)
+OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS, VERSION = range(11)
 """Columns of `parts`, by shard and namespace: may it be served; the address, type (as on the wire) and width of its
 rows; the key of row 0 and their number (0: sparse); what a push does; may it be pulled; pushes since this was last
-looked at; and, for namespace 0, whether anything was done at the shard since then."""
+looked at; and, for namespace 0, whether anything was done at the shard since then, and all changes of the shard, as far
+as a run is recorded."""
 NO_PUSH, ADD, ASSIGN = range(3)
 """What a push does: something that is not for the loop, addition, or assignment."""
 
@@ -63,7 +64,7 @@ class Lane:
 
     def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:
         self.cache = cache
-        self.parts = np.zeros((shards, 4, NEWS + 1), np.int64)
+        self.parts = np.zeros((shards, 4, VERSION + 1), np.int64)
         self.rows_of = np.full((shards, ranks), -1, np.int32)
         self.callers = np.zeros((0, TIMES + WINDOW), np.int64)
         self._count = 0
@@ -72,6 +73,11 @@ class Lane:
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
         self.landing = np.empty(0, np.uint8)
         self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
+        self.trail = np.zeros((0, 3), np.int64)
+        """Pushes in their order, (shard, origin, time) each, after how many there are: if the run is recorded."""
+        self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
+        self.served: Callable[[int], None] | None = None
+        """Is told how many requests the loop has answered, each time that it has."""
         self._kept: list[Any] = [None] * BUFFERS
 
     # What may be served.
@@ -134,6 +140,19 @@ class Lane:
         if count:
             self.parts[shard, :, CHANGES] = 0
         return count
+
+    # What is recorded.
+
+    def follow(self, noted: Callable[[int, int, int], None]) -> None:
+        """Tell of each push in its order: shard, origin and time."""
+        self.trail, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
+
+    def tell(self) -> None:
+        """Tell of the pushes since the last time."""
+        count = int(self.trail[0, 0])
+        self.trail[0, 0] = 0
+        for shard, origin, time in self.trail[1 : 1 + count].tolist():
+            self._noted(shard, origin, time)
 
     # Where large values go in and out.
 

@@ -31,6 +31,7 @@ from mpips.membership import LOST, Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node
 from mpips.prepare import Prepared, advice, checkpoints
+from mpips.record import size
 from mpips.scheduler import Cluster
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
@@ -73,12 +74,14 @@ class Leader:
                 node, prepared.job, self.folder, journal=self._journal, membership=self._membership
             ) as cluster:
                 cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
-                self._hear(cluster, asked)
-                self._obey(cluster)
+                started = cluster.decide(lambda: self.started)
+                end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
+                if node.replay is None:
+                    self.started = started
+                    self._hear(cluster, asked)
+                    self._obey(cluster)
+                    watch(cluster, self.started, end)
                 self._hash_inputs(cluster)
-                self.started = cluster.decide(lambda: self.started)
-                end = cluster.decide(lambda: end_of(prepared.job, self.started, prepared.ends))
-                watch(cluster, self.started, end)
                 metrics = prepared.program.schedule(cluster, prepared.job.settings)
                 cluster.saver.settle()
                 result = self._success(cluster, metrics)
@@ -256,6 +259,7 @@ class Leader:
             else "",
             "recoveries": self.recoveries(),
             **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
+            **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
         }
         for line in described(result["traffic"]):
             cluster.say(line)

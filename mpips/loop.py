@@ -35,6 +35,7 @@ from mpips.lane import (
     SLOTS_OUT,
     TIMES,
     VALUES,
+    VERSION,
     WIDTH,
     WINDOW,
 )
@@ -259,7 +260,7 @@ def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int
 
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
-    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1])"
+    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1])"
 )
 def serve(
     lib: Any,
@@ -280,14 +281,16 @@ def serve(
     asleep: Any,
     sleepers: Any,
     pids: Any,
+    trail: Any,
 ) -> int:
     """Receive, and answer what is simple, until there is something for Python, or nothing for `tries` looks.
 
-    `parts` i8[shards, namespaces, 10]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
+    `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
     -1: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, room]: answers on their way;
     `buffers` i8[n, 5]: busy, request, address, size and receiver of what large answers go out from; `landing`: where
     large pushes come in; `asleep` u1[ranks]: who is, of whom those that were answered go into `sleepers` i4[256];
-    `pids` i8[ranks]: into whose memory answers may be written (`mpips.reach`), 0: not.
+    `pids` i8[ranks]: into whose memory answers may be written (`mpips.reach`), 0: not; `trail` i8[0 or 257, 3]: where
+    pushes are noted, if they are.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
@@ -387,6 +390,10 @@ def serve(
                     return LATE_BODY if done == 0 else BROKEN
             _move(lib, part[DTYPE], part[VALUES], source, count, first, where, width, part[PUSH])
             part[CHANGES] += 1
+            parts[shard, 0, VERSION] += 1
+            if len(trail) > 0:
+                trail[0, 0] += 1
+                trail[trail[0, 0], 0], trail[trail[0, 0], 1], trail[trail[0, 0], 2] = shard, origin, time
             _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
             cells[RECEIVED] += nbytes if apart else 0
@@ -397,6 +404,7 @@ def serve(
             if not reached:
                 _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
             _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
+            head[:HEADER_BYTES].view(np.int64)[6] = parts[shard, 0, VERSION]
             if reached:
                 head[6] = REACHED
                 cells[SENT] += nbytes

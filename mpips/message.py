@@ -61,6 +61,8 @@ class Command(IntEnum):
     )
     HASTEN = 21  # control: the sender waits for such words, and for nothing else
     ASIDE = 19  # control: a call of a worker's function that runs at once, and is not answered
+    ASK_STATE = 22  # control: the leader of a run that is done again wants to know who waits for what
+    STATE = 23  # control: that, and how many messages the sender has sent and taken
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))
@@ -88,6 +90,8 @@ NO_VALUES = 255
 # dtype width, after, signature: every number stands at a multiple of its size, so that kernels can read it
 _HEADER = struct.Struct("<4sBBHiiiIIIqqqQQQQB3xII4x16s")
 HEADER_BYTES = _HEADER.size
+ROUND_AT = 48
+"""Where the round stands in a header, in bytes."""
 NO_SIGNATURE = bytes(16)
 
 _NO_META: dict[str, Any] = {}

@@ -43,10 +43,14 @@ from mpips.layout import Layout, Role
 from mpips.log import note
 from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.task import Task, Tasks
+from mpips.trace import LONG
 from mpips.update import VectorSpec, update_named
 from mpips.view import View
 
 if TYPE_CHECKING:
+    from mpips.record import Recorder
+    from mpips.replay import Player
+    from mpips.trace import Trace
     from mpips.van import Van  # whose import starts MPI
 
 Handler = Callable[[Message], None]
@@ -93,6 +97,8 @@ class _Working:
             node.faults.worked(seconds)
             seconds = node.van.now() - start
         node.worked += seconds
+        if node.trace is not None:
+            node.trace.computed(start, seconds)
 
 
 class Node:
@@ -117,6 +123,11 @@ class Node:
         signs: bool = True,
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
+        self.trace: Trace | None = None
+        self.record: Recorder | None = None
+        """Writes down what this rank is told, if the run is recorded."""
+        self.replay: Player | None = None
+        """Tells this rank what it was told in the run that is done again, if one is."""
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, socket.gethostname()
         self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
@@ -175,6 +186,9 @@ class Node:
             withdraw=self.van.withdraw,
         )
         tasks.now = self.van.now
+        tasks.heard = None if self.record is None else self.record.heard
+        if self.trace is not None:
+            self.trace.watch(tasks)
         return tasks
 
     @property
@@ -187,6 +201,8 @@ class Node:
     def send(self, dest: int, message: Message) -> None:
         """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
         message.sender, message.epoch = self.rank, self.view.epoch
+        if self.replay is not None:
+            self.replay.send(message)
         if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
             self.van.send(dest, message)
             return
@@ -202,6 +218,8 @@ class Node:
         if self.view.roles[dest] is None:
             self.tasks.echoes.append(self._gone(dest, message))
         else:
+            if self.replay is not None and self.replay.lost(address, message.time):
+                self.tasks.echoes.append(self._gone(dest, message))
             self.send(dest, message)
 
     def _gone(self, rank: int, request: Message) -> Message:
@@ -219,7 +237,12 @@ class Node:
         if spec is None or message.command not in _REQUESTS:
             return message
         about = self._about(spec, message, update_named(spec.update).sums, message.exact)
-        return self.pushes.encode(address, message, about)
+        if self.trace is None:
+            return self.pushes.encode(address, message, about)
+        start = self.trace.now()
+        encoded = self.pushes.encode(address, message, about)
+        self.trace.encoded(start, self.view.rank_of(address), encoded)
+        return encoded
 
     def answer(self, origin: int, reply: Message) -> None:
         """Send a reply to a task's caller; what a shard answers goes through the filters."""
@@ -227,7 +250,10 @@ class Node:
             spec = self.spec_of(reply.namespace)
             assert spec is not None
             about = self._about(spec, reply, False, update_named(spec.update).exact_replies)
+            start = 0.0 if self.trace is None else self.trace.now()
             reply = self.pulls.encode(origin, copy(reply), about)
+            if self.trace is not None:
+                self.trace.encoded(start, self.view.caller(origin), reply)
         self.send(self.view.caller(origin), reply)
 
     @staticmethod
@@ -238,14 +264,17 @@ class Node:
             message.flush, keys, exact,
         )  # fmt: skip
 
-    def _decoded(self, message: Message) -> bool:
+    def decoded(self, message: Message) -> bool:
         """Undo what filters did with a message; give whether to go on.
 
         What they cannot read is a request that will be refused, or a reply that says so.
         """
         chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
+        start = 0.0 if self.trace is None else self.trace.now()
         try:
             chain.decode(message)
+            if self.trace is not None:
+                self.trace.decoded(start, message)
         except FilterError as error:
             if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
                 message.error, message.filtered = error, False
@@ -319,18 +348,34 @@ class Node:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick(now)
+        if self.record is not None:
+            self.record.turn()
         message = self.van.receive()
         if message is ANSWER:
+            if self.record is not None:
+                self.record.answered(*self.tasks.asked_at(self.van.slot), self.van.version())
             self.tasks.answered(self.van.slot)
         elif message is not None:
+            if self.trace is not None:
+                self.trace.heard()
             self.take(message)
+        elif self.replay is not None and self.replay.tell():
+            pass
         elif not self.tasks.echoes and not (self._ready and self.handlers):
             return self.leisure()
+        self.act()
+        return True
+
+    def act(self) -> None:
+        """Do what follows from what has been taken."""
         while self.tasks.echoes:
             self.tasks.answer(self.tasks.echoes.popleft())
         while self._ready and self.handlers:  # without any, this rank is about to take another role
-            self._start(self._ready.popleft())
-        return True
+            if self.record is None:
+                self._start(self._ready.popleft())
+                continue
+            with self.record.one_go():  # a call that runs at once may wait for copies
+                self._start(self._ready.popleft())
 
     def _tick(self, now: float) -> None:
         if self.faults is not None:
@@ -348,21 +393,27 @@ class Node:
         view, kind, shard = self.view, message.kind, message.shard
         if view.roles[message.sender] is None:
             return
-        if message.epoch > view.epoch and message.command not in URGENT:
+        if self.replay is not None:
+            self.replay.take(message)
+        elif message.epoch > view.epoch and message.command not in URGENT:
             self._early.append(message)
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
                 self.controls[message.command](message)
-        elif message.filtered and not self._decoded(message):
+        elif message.filtered and not self.decoded(message):
             return
         elif kind is Kind.CHAIN or (kind is Kind.REQUEST and shard >= 0):
             self.shards(message)
         elif kind is Kind.REQUEST:
-            self._ready.extend(self.inbox.admit(message))
+            self.admit(message)
         elif kind is Kind.SEND_KEYS:
             self.sent_keys += self.tasks.send_keys(message)
         else:
             self._take_reply(message)
+
+    def admit(self, request: Message) -> None:
+        """Let a request to this rank start as soon as it may."""
+        self._ready.extend(self.inbox.admit(request))
 
     def _landing(self, message: Message) -> NDArray[Any] | None:
         """Say where the values of a message that is on its way are wanted."""
@@ -416,6 +467,9 @@ class Node:
         self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
+        works = Role.WORKER in (before.roles[self.rank], view.roles[self.rank])
+        if self.record is not None and works and view.crew != before.crew:
+            self.record.crew(view)
         for rank in set(before.alive) - set(view.alive):
             self.van.bury(rank)
             self._barrier.add(rank)
@@ -460,7 +514,11 @@ class Node:
             while not task.settled:
                 if not self.poll():
                     self.van.idle()
-            self.waited += self.van.now() - start - (self.worked - worked)
+            now = self.van.now()
+            own = now - start - (self.worked - worked)
+            self.waited += own
+            if self.trace is not None and (self.trace.open or own > LONG):
+                self.trace.waited(start, now, own, task.time)
         if task.error is not None:
             raise task.error
         return task.result
@@ -469,13 +527,20 @@ class Node:
         """Wait for each of `tasks`; give their results in order."""
         return [self.wait(task) for task in list(tasks)]
 
-    def wait_until(self, done: Callable[[], bool]) -> None:
-        """Poll until `done()`; the time counts as waiting, but for what callbacks spend `working`."""
+    def wait_until(self, done: Callable[[], bool], cause: str = "") -> None:
+        """Poll until `done()`; the time counts as waiting, but for what callbacks spend `working`.
+
+        A trace says that the wait was for the `cause`.
+        """
         start, worked = self.van.now(), self.worked
         while not done():
             if not self.poll():
                 self.van.idle()
-        self.waited += self.van.now() - start - (self.worked - worked)
+        now = self.van.now()
+        own = now - start - (self.worked - worked)
+        self.waited += own
+        if self.trace is not None and (self.trace.open or own > LONG):
+            self.trace.waited(start, now, own, -1, cause)
 
     def _acknowledged(self, message: Message) -> None:
         for shard, time in message.after:
@@ -491,7 +556,10 @@ class Node:
             for dest in {self.view.rank_of(address) for address in self.tasks.ahead_at()}:
                 self.control(dest, Command.HASTEN, {})
             until = self.van.now() + TICK
-            self.wait_until(lambda until=until: not self.tasks.ahead or self.van.now() > until)  # type: ignore[misc]
+            self.wait_until(
+                lambda until=until: not self.tasks.ahead or self.van.now() > until,  # type: ignore[misc]
+                "copies of its pushes",
+            )
 
     def working(self) -> _Working:
         """Count the time inside `with node.working():` as work; an injected straggler is slow there."""
@@ -541,8 +609,17 @@ class Node:
     def breathe(self, items: Iterable[T]) -> Iterator[T]:
         """Pass items through, moving messages between them, so that a long loop still hears a stop."""
         for item in items:
-            self.poll()
+            self._breathe()
             yield item
+
+    def _breathe(self) -> None:
+        if self.replay is not None:
+            self.replay.breathe()
+        elif self.record is not None:
+            with self.record.breath():
+                self.poll()
+        else:
+            self.poll()
 
     # --- leaving -----------------------------------------------------------------------------
 

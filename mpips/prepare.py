@@ -6,15 +6,16 @@ import argparse
 import os
 import socket
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from mpips import allocation, config, provenance
 from mpips.checkpoint import latest
-from mpips.config import Job
+from mpips.config import Job, RecordSpec
 from mpips.errors import CheckpointError, InputError, JobError
+from mpips.faults import FaultsSpec
 from mpips.filters import named
 from mpips.program import Program, load_program
 
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
                       help="override one key of the job file; may be repeated")  # fmt: skip
     made.add_argument("--run-dir", default="", help="the run's folder (default: runs/NAME-UTC)")
     made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="go on from a checkpoint")
+    made.add_argument("--replay", default="", metavar="COURSE",
+                      help="do a recorded run again; `mpips reproduce` says how")  # fmt: skip
     made.add_argument("--warm-up", action="store_true",
                       help="load the program, which compiles its kernels, and leave without starting MPI")  # fmt: skip
     return made
@@ -65,6 +68,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
             asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
         ends = (allocation.ask_end_time if first else allocation.end_time)(os.environ)
         job = config.load(options.job, options.overrides)
+        if options.replay:
+            job = untroubled(job)
         program = load_program(job.program, job.base)
         module = program.schedule.__module__
         facts = None
@@ -76,6 +81,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
     except InputError as error:
         raise InputError(f"{socket.gethostname()}: {error}") from error
     return Prepared(options, job, program, facts, _checkpoint(options.resume, job), ends)
+
+
+def untroubled(job: Job) -> Job:
+    """Give the job of a run that is done again: nobody is struck, and so there is one copy of everything."""
+    return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
 
 
 def seems_first() -> bool:

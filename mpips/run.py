@@ -51,7 +51,10 @@ from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
 from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
+from mpips.record import Recorder, write_about
+from mpips.replay import Player
 from mpips.server import Server
+from mpips.trace import What, during, trace_node
 from mpips.view import View, first_view
 from mpips.worker import Workshop
 from mpips.writer import Writer
@@ -208,16 +211,24 @@ class _Run:
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, self.prepared, [host for _, host in processes])
         faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
+        assert self.folder is not None
+        self._follow(node, self.prepared, self.folder)
+        trace = trace_node(node, self.prepared.job.trace, self.folder.trace_of(self.rank), self.started, _say)
         try:
             code = self._serve(node, self.prepared)
             log.note("end", code=code)
-            left = node.leave(PATIENCE)
+            with during(trace, What.LEAVE):
+                left = node.leave(PATIENCE)
             if self.survives:
                 self._end_hung(node, processes)
             elif not left:
                 self._quit(code or FAILED)
             return code
         finally:
+            if trace is not None:
+                trace.close()
+            if node.record is not None:
+                node.record.close()
             van.close()
 
     # --- the start ---------------------------------------------------------------------------
@@ -266,6 +277,8 @@ class _Run:
             write_text(self.folder.job, prepared.job.to_toml())
             provenance.write_run(self.folder, facts, ranks, mpi=library, ancestry=before)
             self.recorded = True
+            if prepared.job.record.on:
+                write_about(self.folder.record, prepared.job, prepared.resume)
         except OSError as error:
             raise InputError(
                 f"{self.folder.path}: the run folder cannot be written: {error.strerror}"
@@ -338,6 +351,15 @@ class _Run:
             pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
         ), van  # fmt: skip
 
+    def _follow(self, node: Node, prepared: Prepared, folder: RunFolder) -> None:
+        """Write down what takes effect in which order, or do again what another run wrote down."""
+        if prepared.options.replay:
+            Player(node, Path(prepared.options.replay))
+            for kind in ASKS:  # nobody asks it to stop who did not ask then
+                signal.signal(kind, signal.SIG_DFL)
+        elif prepared.job.record.on:
+            Recorder(node, folder.record)
+
     def _start_heart(self, period: float) -> None:
         self.heart = Heart(self.rank, period)
         mine = np.frombuffer(self.heart.address.to_bytes(), np.uint8)
@@ -383,7 +405,7 @@ class _Run:
         server: Server | None = None
         if node.role is not Role.WORKER:
             server = Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
-        if not membership.leading:
+        if not membership.leading and node.replay is None:
             for kind in ASKS:  # the leader hears them too, and decides
                 signal.signal(kind, self._hear)
         while not membership.leading:
@@ -401,7 +423,8 @@ class _Run:
     def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
         assert self.folder is not None
         leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss)
-        result = leader.run(self.asked)
+        with during(node.trace, What.PROGRAM):
+            result = leader.run(self.asked)
         for kind in ASKS:
             signal.signal(kind, signal.SIG_IGN)
         if leader.error:

@@ -53,7 +53,7 @@ class Saver:
             folder = self._cluster.decide(lambda: self._make(directory, step))
             if not folder or self._snapshot(Path(folder), about):
                 return folder
-            checkpoint.abandon(Path(folder))
+            self._abandon(Path(folder))
         self._give_up(None, "servers died each time that it was tried")
         return ""
 
@@ -91,7 +91,7 @@ class Saver:
         """Wait until the last checkpoint is there, or given up."""
         if self._pending is not None:
             for task in self._pending.tasks:
-                self._cluster.node.wait_until(lambda task=task: task.settled)  # type: ignore[misc]
+                self._cluster.node.wait_until(lambda task=task: task.settled, "a checkpoint's files")  # type: ignore[misc]
             self._look()
 
     def _look(self) -> None:
@@ -100,6 +100,8 @@ class Saver:
         if pending is None or not all(task.settled for task in pending.tasks):
             return
         self._pending = None
+        if self._cluster.node.replay is not None:  # that of the run that is done again is there, or not
+            return
         errors = [task.error for task in pending.tasks if task.error is not None]
         if errors:
             self._give_up(pending.folder, str(errors[0]))
@@ -119,8 +121,12 @@ class Saver:
         self._cluster.pace.saved(self._cluster.node.van.now() - self._began)
         self._cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
 
+    def _abandon(self, folder: Path) -> None:
+        if self._cluster.node.replay is None:
+            checkpoint.abandon(folder)
+
     def _give_up(self, folder: Path | None, why: str) -> None:
         self.problem = why
         if folder is not None:
-            checkpoint.abandon(folder)
+            self._abandon(folder)
         self._warn(f"warning: no checkpoint was written ({why}); the run goes on")

@@ -38,6 +38,7 @@ from mpips.node import Node
 from mpips.progress import Column, Table
 from mpips.saver import Saver
 from mpips.task import Task
+from mpips.trace import What, during
 from mpips.update import VectorSpec
 from mpips.vector import Vector
 
@@ -232,7 +233,8 @@ class Cluster:
         start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
             self._training = start
-        yield
+        with during(self.node.trace, What.PHASE, name):
+            yield
         elapsed = self.decide(wall) - start
         if name == "train":
             elapsed -= self.seconds["checkpoint"] - inner

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.aggregate import Summed
+from mpips.aggregate import Aggregator, Summed
 from mpips.checkpoint import (
     Saved,
     joined,
@@ -35,7 +35,7 @@ from mpips.clock import NOTHING
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.inbox import Inbox
 from mpips.keycache import KeyCache, Known
-from mpips.lane import Lane
+from mpips.lane import VERSION, Lane
 from mpips.manifest import NOTE, Entry
 from mpips.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, reply_to
 from mpips.node import Node
@@ -45,6 +45,7 @@ from mpips.replica import Link, Pace
 from mpips.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
 from mpips.store import Segment, Slots
 from mpips.task import AHEAD
+from mpips.trace import What
 from mpips.update import VectorSpec, call_named
 from mpips.view import NOBODY, View
 from mpips.writer import AtOnce, Writes
@@ -103,6 +104,10 @@ class Server:
         self._lane = Lane(len(node.view.chains), len(node.layout.places), self.lists)
         if node.plain:
             node.van.lane = self._lane
+        if node.record is not None:
+            self._lane.follow(self._noted)
+        if node.trace is not None:
+            self._lane.served = node.trace.served
         self._file: Future[Entry] | None = None  # of the last snapshot
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.links: dict[int, Link] = {}
@@ -125,6 +130,7 @@ class Server:
         node.controls[Command.HASTEN] = self._hasten
         node.controls[Command.FEED] = self._piece
         node.controls[Command.FED] = self._fed
+        self._gates = None if node.replay is None else node.replay.gates(self)
         node.on_view.append(self._rewire)
         node.on_tick.append(self._tick)
         for number, chain in enumerate(node.view.chains):
@@ -133,11 +139,12 @@ class Server:
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """The server's loop; ends by `Stopped`, or when `until()`."""
-        node, van = self.node, self.node.van
+        node, trace = self.node, self.node.trace
         node.handlers[Command.CALL] = self._call_rank
+        idle = node.van.idle if trace is None else trace.resting(node.van.idle)
         while not until():
             if not node.poll():
-                van.idle()
+                idle()
 
     @property
     def shards(self) -> list[Shard]:
@@ -157,7 +164,9 @@ class Server:
         def answer(origin: int, reply: Message) -> None:
             self.links[number].after_all(lambda: node.answer(origin, reply))
 
-        return Shard(number, node.view.ring, node.view.workers, Inbox(answer, node.keeps), node.describe)
+        shard = Shard(number, node.view.ring, node.view.workers, Inbox(answer, node.keeps), node.describe)
+        shard.order = None if node.record is None else node.record.order(number)
+        return shard
 
     def _link(self, number: int, shard: Shard | None) -> None:
         node = self.node
@@ -181,6 +190,8 @@ class Server:
                 self._work_off()
         elif not link.primary:
             return  # its sender will hear of the view in which another is, and ask that one
+        elif self._gates is not None:
+            self._gates.admit(link, message)
         elif link.chain.closing:
             self._held.setdefault(message.shard, []).append(message)
         else:
@@ -195,8 +206,12 @@ class Server:
             return False
         message = self._backlog.popleft()
         link = self.links.get(message.shard)
+        trace = self.node.trace
+        start = 0.0 if trace is None else trace.began()
         if link is not None:
             link.take(message)
+        if trace is not None:
+            trace.passed_on(start, message)
         return True
 
     def _admit(self, link: Link, message: Message) -> None:
@@ -249,9 +264,17 @@ class Server:
     def _open(self, link: Link) -> None:
         """Let the lane serve a shard of which there is one copy."""
         shard = link.shard
+        if shard is not None:
+            self._count(shard)
         if shard is not None and link.primary and link.next == NOBODY and not link.chain.closing:
             for namespace in shard.vectors:
                 self._expose(link, shard, namespace)
+
+    def _noted(self, number: int, origin: int, time: int) -> None:
+        """Write down a push that the lane has done."""
+        shard = self.links[number].shard
+        assert shard is not None and shard.order is not None
+        shard.order.change(shard.order.count + 1, int(Command.PUSH), [(origin, time)])
 
     def _expose(self, link: Link, shard: Shard, namespace: int) -> None:
         """Tell the lane where a vector's rows are, which a change may have moved."""
@@ -272,9 +295,11 @@ class Server:
 
     def _execute(self, link: Link, shard: Shard, request: Message) -> list[Message]:
         """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
+        trace = self.node.trace
+        start = 0.0 if trace is None else trace.now()
         try:
             if request.command is Command.PULL:
-                if self.node.van.unsent(self.node.view.caller(request.origin)) > MOST_UNSENT:
+                if self._gates is None and self._is_full(request.origin):
                     self._unanswered.append(request)
                     return []
                 segment = shard.hosted(request.namespace).segment
@@ -287,6 +312,13 @@ class Server:
             return self._push(link, shard, request)
         except Exception as error:
             return self._refuse(link, shard, request, error)
+        finally:
+            if trace is not None:
+                trace.executed(start, request)
+
+    def _is_full(self, origin: int) -> bool:
+        """Tell whether a caller does not take what it was sent."""
+        return self.node.van.unsent(self.node.view.caller(origin)) > MOST_UNSENT
 
     def _answer_late(self) -> None:
         """Answer pulls that had to wait, as far as their callers have taken what they were sent."""
@@ -294,6 +326,8 @@ class Server:
             request = self._unanswered.popleft()
             link = self.links.get(request.shard)
             if link is not None and link.primary and link.shard is not None:
+                if self._lane.has_news(request.shard):
+                    self._catch_up(link.shard)
                 ready = deque(self._execute(link, link.shard, request))
                 while ready:
                     ready.extend(self._execute(link, link.shard, ready.popleft()))
@@ -304,11 +338,13 @@ class Server:
 
     def _answer(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
         """Answer a request that has changed nothing, and keep the reply."""
+        reply.round = shard.changes  # it says after how many
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return shard.inbox.finish(request.origin, request.time, reply)
 
     def _read(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
         """Answer a request that changes nothing; should it come again, it is executed again."""
+        reply.round = shard.changes
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return shard.inbox.finish(request.origin, request.time)
 
@@ -337,6 +373,7 @@ class Server:
         if values is not None and link.next >= 0:
             values = values.copy()  # an update may use its argument up
         reply = apply(request)
+        self._count(shard)
         ready = shard.finish([caller], reply)
         if request.command is not Command.CALL:
             self._expose(link, shard, request.namespace)
@@ -345,6 +382,11 @@ class Server:
         link.announce(lambda: _written_down(request, [caller], _named(shard, request), values))
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return ready
+
+    def _count(self, shard: Shard) -> None:
+        """Tell the lane how many changes there were, if it is to write down those that follow."""
+        if shard.order is not None:
+            shard.order.count = self._lane.parts[shard.number, 0, VERSION] = shard.changes
 
     def _step(self) -> None:
         """Count a change; injected faults may be due."""
@@ -381,7 +423,7 @@ class Server:
         if summed is None:
             return []
         del hosted.waiting[round_]
-        return self._complete(link, shard, list(waiting.values()), summed)
+        return self._complete(link, shard, [waiting[worker] for worker in hosted.aggregator.workers], summed)
 
     def _complete(
         self, link: Link, shard: Shard, requests: Sequence[Message], summed: Summed
@@ -394,7 +436,8 @@ class Server:
 
         ahead = link.next >= 0
         sums = summed.rows.copy() if ahead else summed.rows  # an update may use its argument up
-        kept = shard.sum_up(first, summed.slots, summed.rows, wants)
+        kept = shard.sum_up(first, callers, summed.slots, summed.rows, wants)
+        self._count(shard)
         ready = shard.finish(callers, kept)
         for request in requests:
             self._answer_one(shard, request, kept, summed, ahead)
@@ -458,7 +501,11 @@ class Server:
         if name == "written":
             self._awaiting.append(request)
         elif name in self._own:
+            trace = self.node.trace
+            start = 0.0 if trace is None else trace.begin(What.CALL, name)
             self.node.reply(request, meta=self._own[name](**request.meta["args"]))
+            if trace is not None:
+                trace.called(start, request)
         else:
             raise ProtocolError(f"a server has no function {name!r}")
 
@@ -468,6 +515,9 @@ class Server:
 
     def _snapshot(self, folder: str, shards: list[int], number: int) -> dict[str, Any]:
         """Copy shards, and begin to write them; what functions noted of some keys is a vector beside theirs."""
+        if self._gates is not None:  # a run that is done again writes no checkpoints
+            self._file = nothing_written()
+            return {}
         parts: dict[str, list[Saved]] = {}
         clocks: dict[str, list[list[Any]]] = {}
         for each in shards:
@@ -485,7 +535,8 @@ class Server:
                     column += more.tolist()
         meta = {"server": number, "clocks": clocks}
         together = {name: joined(each) for name, each in parts.items()}
-        self._file = self._writer.start(write_shard, Path(folder), number, together, meta)
+        write = write_shard if self.node.trace is None else self.node.trace.writing(write_shard)
+        self._file = self._writer.start(write, Path(folder), number, together, meta)
         return {}
 
     # --- chains --------------------------------------------------------------------------------
@@ -509,6 +560,9 @@ class Server:
                 self._link(number, None)
             elif link.chain != chain:
                 link.rewire(chain)
+        for each in self.links.values():
+            if each.primary and each.shard is not None and each.shard.order is not None:
+                each.shard.order.mark(each.shard.changes)
         if view.crew != before.crew:
             self._change_crew(view.workers)
         for number, held in list(self._held.items()):
@@ -520,6 +574,27 @@ class Server:
         for each in self.links.values():
             self._open(each)
         self._report()
+
+    def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
+        """Execute what was executed as one when the run was recorded: a request, or those of a round `together`."""
+        shard, first = link.shard, requests[0]
+        assert shard is not None
+        if not together:
+            self._execute(link, shard, first)
+            return
+        segment = shard.hosted(first.namespace).segment
+        aggregator = Aggregator(segment, [request.origin for request in requests])
+        summed = None
+        for request in requests:
+            assert request.values is not None
+            slots = self._resolve(shard, segment, request, create=True)
+            summed = aggregator.add(first.round, request.origin, slots, request.values)
+        assert summed is not None
+        self._complete(link, shard, requests, summed)
+
+    def recall(self, request: Message) -> bool:
+        """Look up what a request means that comes with a signature; see `_recall`."""
+        return request.signature == NO_SIGNATURE or request.error is not None or self._recall(request)
 
     def _change_crew(self, workers: tuple[int, ...]) -> None:
         """Give up the rounds that wait for workers that are gone, or do not know of newcomers."""
@@ -565,6 +640,13 @@ class Server:
                 self._tell_leader(Command.DRAINED, link)
             if self.node.resend is not None and link.sent:
                 link.send_again()
+
+
+def nothing_written() -> Future[Entry]:
+    """Give what stands for a file of which there is none."""
+    done: Future[Entry] = Future()
+    done.set_result({})
+    return done
 
 
 def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from mpips.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 from mpips.ring import Ring
 from mpips.store import Segment, Slots, one_by_one
 from mpips.update import VectorSpec, call_named, value_row
+
+if TYPE_CHECKING:
+    from mpips.record import Order
 
 AGGREGATE = -1  # the clock's name for "all workers together"
 PUSHES = {"add": ADD, "assign": ASSIGN}
@@ -128,6 +131,14 @@ class Shard:
         self.changes = 0
         """The number of the last change that was applied."""
         self._describe = describe
+        self.order: Order | None = None
+        """Writes down what was changed in which order, if the run is recorded."""
+
+    def _begin_change(self, request: Message, callers: Sequence[Caller] = ()) -> None:
+        self.changes += 1
+        if self.order is not None:
+            pairs = [caller[:2] for caller in callers] or [(request.origin, request.time)]
+            self.order.change(self.changes, int(request.command), pairs)
 
     def hosted(self, namespace: int) -> Hosted:
         """Find a vector."""
@@ -146,7 +157,7 @@ class Shard:
 
     def push(self, request: Message) -> Message:
         """Apply one push by itself."""
-        self.changes += 1
+        self._begin_change(request)
         try:
             segment = self.hosted(request.namespace).segment
             assert request.values is not None
@@ -157,11 +168,11 @@ class Shard:
         return reply_to(request, rows)
 
     def sum_up(
-        self, request: Message, slots: Slots, sums: NDArray[Any], wants: bool
+        self, request: Message, callers: Sequence[Caller], slots: Slots, sums: NDArray[Any], wants: bool
     ) -> Message | RoundAnswer:
-        """Apply the sum of a round's pushes; `request` is any of them."""
+        """Apply the sum of a round's pushes, which are those of `callers`; `request` is any of them."""
         segment = self.hosted(request.namespace).segment
-        self.changes += 1
+        self._begin_change(request, callers)
         segment.advance(request.range, AGGREGATE, request.round)
         try:
             rows = segment.push_slots(slots, sums, wants) if len(sums) else None
@@ -173,7 +184,7 @@ class Shard:
 
     def call(self, request: Message, own: Callable[..., dict[str, Any]] | None) -> Message:
         """Apply a function: one of the server's `own`, given its arguments, or a registered one, given the segment."""
-        self.changes += 1
+        self._begin_change(request)
         name, args = request.meta["call"], request.meta["args"]
         try:
             if own is not None:
@@ -206,7 +217,7 @@ class Shard:
             segment = self.hosted(change.namespace).segment
             slots = segment.resolve(change.range) if change.keys is None else segment.slots_of(change.keys)
             sums = segment.shaped(slots, change.values)
-            kept = self.sum_up(request, slots, sums, change.command is Command.PUSH_PULL)
+            kept = self.sum_up(request, callers, slots, sums, change.command is Command.PUSH_PULL)
         self.finish(callers, kept)
 
     def finish(self, callers: Sequence[Caller], kept: Kept) -> list[Message]:

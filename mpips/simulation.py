@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from mpips.layout import Layout, LayoutSpec, Role
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
+from mpips.record import Recorder
+from mpips.replay import Player
 from mpips.scheduler import Cluster
 from mpips.server import Server
 from mpips.twin import Deadlock, Fate, Network, Remains, Strike, TwinVan, arrives, calm
@@ -88,11 +90,14 @@ class Simulation:
         patience: float = 0.75,
         stage: Stage | None = None,
         filters: Filters = lambda: (Chain(), Chain()),
+        record: Path | None = None,
+        replay: Path | None = None,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.stage = stage or Stage()
         self._job, self._window, self._resend = job, window, resend
         self._bandwidth, self._patience, self._filters = bandwidth, patience, filters
+        self._record, self._replay = record, replay
 
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
@@ -123,12 +128,18 @@ class Simulation:
         me = Node(
             van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls
         )
+        if self._record is not None:
+            Recorder(me, self._record)
+        if self._replay is not None:
+            Player(me, self._replay)
         membership = Membership(me, self.replicas, network.heart(van.rank), self._patience)
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
         server = Server(me, self._bandwidth) if me.role is not Role.WORKER else None
-        with suppress(Fenced):
+        with ExitStack() as opened, suppress(Fenced):
+            if me.record is not None:
+                opened.callback(me.record.close)
             try:
                 while not membership.leading:
                     role = me.role
@@ -203,6 +214,8 @@ def simulate(
     stage: Stage | None = None,
     filters: Filters = lambda: (Chain(), Chain()),
     hosts: Sequence[str] = (),
+    record: Path | None = None,
+    replay: Path | None = None,
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
 
@@ -211,6 +224,7 @@ def simulate(
     `tick` where nothing else happens. `strikes` befall the ranks; the result is that of
     whoever leads in the end. `stage` shows what goes on meanwhile, and the end. `filters` makes a rank's chains: of
     what goes to the servers, and of what comes back. `hosts` names each rank's host; all are on one unless given.
+    What takes effect in which order is written to the folder `record`, or read from `replay` (`mpips.course`).
     """
     if resend is None and getattr(fate, "loses", False):
         resend = RESEND
@@ -221,7 +235,7 @@ def simulate(
     simulation = Simulation(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, stage=stage,
-        filters=filters,
+        filters=filters, record=record, replay=replay,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from mpips.errors import RemoteError, WorkerLost
-from mpips.message import Kind, Message
+from mpips.message import Command, Kind, Message
 
 Send = Callable[[int, Message], None]
 Deliver = Callable[[int, Message], None]
@@ -190,6 +190,11 @@ class _Part:
         self.sure = False  # the word that the whole chain has it came before the answer
 
     @property
+    def command(self) -> Command:
+        """What is asked for."""
+        return self._message.command if self._request is None else self._request.command  # type: ignore[union-attr]
+
+    @property
     def message(self) -> Message:
         """The request as a message, which one that was asked for at the desk is only made into if need be."""
         if self._message is None:
@@ -212,6 +217,10 @@ def stamp(message: Message, time: int, address: int) -> None:
 
 class Request(Protocol):
     """A task whose parts may be asked for at the van's desk."""
+
+    @property
+    def command(self) -> Command:
+        """What it asks for."""
 
     @property
     def addresses(self) -> Sequence[int]:
@@ -254,10 +263,16 @@ class Tasks:
         self._time = 0
         self.unfinished: dict[int, Task] = {}
         self.now: Callable[[], float] = lambda: 0.0
+        self.stamps = resend is not None
+        """Whether it is noted when a part was sent last."""
+        self.watch: Callable[[_Part], None] | None = None
+        """Is told each part that was answered."""
         self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
         self.noted: Callable[[int, Message], None] | None = (
             None  # is told each reply that counts, and its address
         )
+        self.heard: Callable[[int, int, Message, bool], None] | None = None
+        """Is told each reply that counts: its address and time, itself, and whether the part was given up."""
         self.recalled: dict[tuple[int, int], Message] = {}
         self.echoes: deque[Message] = deque()
         self.ahead = 0
@@ -350,7 +365,14 @@ class Tasks:
             else:
                 part.slot = slot
                 self._asked[slot] = peer.unanswered[time] = part
+                if self.stamps:
+                    part.sent_at = self.now()
         return task
+
+    def asked_at(self, slot: int) -> tuple[int, int]:
+        """Give the address and time of what was asked at the desk."""
+        part = self._asked[slot]
+        return part.address, part.task.time
 
     def answered(self, slot: int) -> None:
         """Take the answer to what was asked at the desk; its values are in their place."""
@@ -358,6 +380,8 @@ class Tasks:
         peer, task = self._peers[part.address], part.task
         del peer.unanswered[task.time]
         part.slot = -1
+        if self.watch is not None:
+            self.watch(part)
         task.received += 1
         try:
             if task.received == task.expected:
@@ -443,7 +467,7 @@ class Tasks:
     def _dispatch(self, part: _Part) -> None:
         self._leave_desk(part)
         part.message.acked = self.acked
-        if self.resend_after is not None:
+        if self.stamps:
             part.sent_at = self.now()
         self._send(part.address, part.message)
 
@@ -466,6 +490,10 @@ class Tasks:
                 self._acknowledged(peer, reply.time)
             return
         self._leave_desk(part)
+        if self.watch is not None:
+            self.watch(part)
+        if self.heard is not None:
+            self.heard(address, reply.time, reply, False)
         if reply.acked == AHEAD and not part.sure:
             self._keep_ahead(peer, part)
         try:
@@ -584,6 +612,8 @@ class Tasks:
 
     def _fail(self, address: int, part: _Part, why: Message) -> None:
         self._leave_desk(part)
+        if self.heard is not None:
+            self.heard(address, part.task.time, why, True)
         if self.noted is not None:
             reply = copy(why)
             reply.time = part.task.time

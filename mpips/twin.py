@@ -433,6 +433,9 @@ class TwinVan:
     ) -> int:
         return -1
 
+    def version(self) -> int:
+        return -1
+
     def withdraw(self, slot: int) -> None:
         return
 

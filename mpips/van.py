@@ -38,7 +38,7 @@ from mpips.desk import ANSWERED, BYTES, COMING, PLACE, WAITS, Desk, ask, hear, t
 from mpips.errors import ClosedError
 from mpips.lane import Lane
 from mpips.loop import serve
-from mpips.message import ANSWER, REACHED, Kind, Message, bodies, decode, encode
+from mpips.message import ANSWER, REACHED, ROUND_AT, Kind, Message, bodies, decode, encode
 from mpips.move import (
     BIG,
     BODY,
@@ -136,6 +136,9 @@ class Van(Protocol):
         A push takes `nbytes` of `raw` from byte `first` on, numbers of the type `kind` as on the wire; a pull wants its
         answer there, in memory that is nobody else's if it is `fresh`. Whoever gets -1 instead sends a message.
         """
+
+    def version(self) -> int:
+        """Say after how many changes of its shard what is answered at `slot` was read; -1: it was a change."""
 
     def withdraw(self, slot: int) -> None:
         """Take the answer at a slot as a message like any other, should it still come."""
@@ -237,6 +240,7 @@ class MPIVan:
         self._cells = self._memory[MEMORY - CELLS : MEMORY]
         self._statuses = np.zeros(STATUS_BYTES, np.uint8)
         self._frame = np.zeros(FRAME_ROOM, np.uint8)
+        self._answer = self._frame
         self._looks = 1
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
         self.lane: Lane | None = None
@@ -314,13 +318,14 @@ class MPIVan:
                 if self._desk.reached[self.slot]:
                     self._desk.kept[self.slot] = None
                 self._backoff.reset()
+                self._answer = self._frame
                 return ANSWER
         else:
             cells[SERVED] = cells[SLEEPERS] = 0
             found = serve(
                 self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
                 lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
-                lane.landing, self._flags, lane.sleepers, self.reach.pids,
+                lane.landing, self._flags, lane.sleepers, self.reach.pids, lane.trail,
             )  # fmt: skip
             self._account(cells, lane)
         if cells[ERROR] and found != BROKEN:
@@ -395,6 +400,9 @@ class MPIVan:
             self._wake(dest)
         return slot
 
+    def version(self) -> int:
+        return int(self._answer[ROUND_AT : ROUND_AT + 8].view(np.int64)[0])
+
     def withdraw(self, slot: int) -> None:
         self._desk.withdraw(slot)
 
@@ -412,6 +420,10 @@ class MPIVan:
             self._looks = LOOKS
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(lane.sleepers[position]))
+            if len(lane.trail):
+                lane.tell()
+            if lane.served is not None:
+                lane.served(int(cells[SERVED]))
             self._count(cells)
         if cells[WANTED]:
             lane.provide(int(cells[WANTED]))
@@ -464,6 +476,7 @@ class MPIVan:
         if frame[6] & REACHED:
             raw = np.frombuffer(frame, np.uint8)
             self.slot = take_answer(raw, len(frame), source, self._desk.asked)
+            self._answer = raw
             return ANSWER if self.slot >= 0 else None  # else it was withdrawn
         message, key_bytes, value_bytes = decode(frame, self.rooms)
         if not key_bytes and not value_bytes:

@@ -25,7 +25,8 @@ from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.manifest import Entry
 from mpips.message import Command, Message
 from mpips.node import Node
-from mpips.server import answer_written
+from mpips.server import answer_written, nothing_written
+from mpips.trace import What
 from mpips.update import VectorSpec
 from mpips.vector import Vector
 from mpips.writer import AtOnce, Writes
@@ -104,11 +105,9 @@ class Workshop:
         """The worker's loop; ends by `Stopped`, or between two calls when `until()`."""
         self.node.handlers[Command.CALL] = self._receive
         self.node.on_tick.append(self._tick)
-        self.node.controls[Command.ASIDE] = lambda message: self._method(message.meta["call"])(
-            **message.meta["args"]
-        )
+        self.node.controls[Command.ASIDE] = self._aside
         while not until():
-            self.node.wait_until(lambda: bool(self.calls) or until())
+            self.node.wait_until(lambda: bool(self.calls) or until(), "the next call")
             if self.calls:
                 request = self.calls.popleft()
                 self.node.crew = int(request.meta.get("crew", 0))
@@ -117,12 +116,22 @@ class Workshop:
     def _receive(self, request: Message) -> None:
         if request.meta["call"] == "written":
             self._awaiting.append(request)
-        elif getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
+            return
+        if self.node.record is not None:
+            self.node.record.call(request)
+        if getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
             self._execute(request)
         else:
             self.calls.append(request)
 
+    def _aside(self, message: Message) -> None:
+        if self.node.record is not None:
+            self.node.record.aside(message.meta)
+        self._method(message.meta["call"])(**message.meta["args"])
+
     def _execute(self, request: Message) -> None:
+        trace = self.node.trace
+        start = 0.0 if trace is None else trace.begin(What.CALL, request.meta["call"])
         try:
             answer = self._method(request.meta["call"])(**self._arguments(request))
             if not isinstance(answer, Answer):
@@ -131,6 +140,9 @@ class Workshop:
             self.node.reply(request, answer.values, answer.meta, answer.keys)
         except Exception as error:
             self.node.fail(request, error)
+        finally:
+            if trace is not None:
+                trace.called(start, request)
 
     def _arguments(self, request: Message) -> dict[str, Any]:
         arguments = dict(request.meta["args"])
@@ -157,14 +169,17 @@ class Workshop:
 
     def _snapshot(self, folder: str) -> None:
         """Copy the worker's state and that of its filters, and begin to write it."""
+        if self.node.replay is not None:  # a run that is done again writes no checkpoints
+            self._file = nothing_written()
+            return
         state = getattr(self.worker, "state", None)
         own = {} if state is None else state()
         arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.pushes)
         if state is None and not arrays:
-            self._file = Future()
-            self._file.set_result({})
+            self._file = nothing_written()
             return
-        self._file = self._writer.start(write_worker, Path(folder), self.context.index, arrays)
+        write = write_worker if self.node.trace is None else self.node.trace.writing(write_worker)
+        self._file = self._writer.start(write, Path(folder), self.context.index, arrays)
 
     def _tick(self) -> None:
         if self._awaiting and self._file is not None and self._file.done():

@@ -23,7 +23,7 @@ from mpips.lane import (
     Lane,
     Simple,
 )
-from mpips.message import CODES, INLINE, NO_SIGNATURE, Command, Kind, Message
+from mpips.message import CODES, INLINE, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
 from mpips.ranges import KeyRange
 from mpips.van import MPIVan
 
@@ -130,7 +130,7 @@ def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, w
     for push in (ADD, ASSIGN):
         alone = Alone(comm, dtype, width, push)
         rng, model = np.random.default_rng(1), alone.values.copy()
-        for n in (1, 7, 1000, ROWS):
+        for changes, n in enumerate((1, 7, 1000, ROWS), 1):
             slots = slots_of(kind, n, rng)
             named: Any = KeyRange(BEGIN + slots.start, BEGIN + slots.stop) if kind == "range" else b""
             if kind != "range":
@@ -156,6 +156,8 @@ def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, w
                 answers.append((request, alone.answer()))
             for request, answer in answers:
                 like = Message(Kind.REPLY, request.command, 0, 0, SHARD, EPOCH, NAMESPACE, time=request.time)
+                if request.command is Command.PULL:
+                    like.round = changes  # after how many it was read
                 assert [getattr(answer, each) for each in FIELDS] == [getattr(like, each) for each in FIELDS]
                 assert answer.keys is None and answer.acked == 0 and answer.after == ()
                 assert answer.signature == NO_SIGNATURE
@@ -385,3 +387,17 @@ def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
     assert lane.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
     lane.close(1)
     assert not lane.parts.any()
+
+
+def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+    told: list[tuple[int, int, int]] = []
+    alone.lane.follow(lambda *push: told.append(push))
+    times = []
+    for command in (Command.PUSH, Command.PULL, Command.PUSH):
+        rows = None if command is Command.PULL else ONES
+        assert alone.serve(alone.request(command, TEN, rows)) is None
+        times.append(alone.time)
+        answer = alone.answer()
+        assert answer.round == (1 if command is Command.PULL else NO_ROUND)
+    assert told == [(SHARD, 0, times[0]), (SHARD, 0, times[2])]

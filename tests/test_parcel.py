@@ -42,8 +42,8 @@ def push(shard: Shard, number: int, keys: list[int], time: int, command: Command
         request(command, keys, time=time, namespace=number, round=round_, origin=worker) for worker in WORKERS
     ]
     slots = hosted.segment.resolve(np.array(keys, np.uint64), create=True)
-    kept = shard.sum_up(messages[0], slots, rows, command is Command.PUSH_PULL)
-    shard.finish([caller_of(each) for each in messages], kept)
+    callers = [caller_of(each) for each in messages]
+    shard.finish(callers, shard.sum_up(messages[0], callers, slots, rows, command is Command.PUSH_PULL))
 
 
 @st.composite

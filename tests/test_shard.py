@@ -151,8 +151,9 @@ def test_rounds_repeated_at_another_member_make_it_the_same(
         change.keys = hosted.segment.keys_of(summed.slots)
         change.values = summed.rows.copy()
         change = travelled(change)
-        kept = primary.sum_up(messages[0], summed.slots, summed.rows, True)
-        primary.finish([caller_of(each) for each in messages], kept)
+        callers = [caller_of(each) for each in messages]
+        kept = primary.sum_up(messages[0], callers, summed.slots, summed.rows, True)
+        primary.finish(callers, kept)
         other.repeat(change, None)
         assert isinstance(kept, RoundAnswer)
         for message in messages:
@@ -220,7 +221,7 @@ def test_all_callers_of_a_round_hear_that_it_failed_each_under_its_name() -> Non
     ]
     callers = [caller_of(each) for each in messages]
     slots = shard.hosted(1).segment.resolve(np.array([5], np.uint64), create=True)
-    shard.finish(callers, shard.sum_up(messages[0], slots, np.ones((1, 1)), False))
+    shard.finish(callers, shard.sum_up(messages[0], callers, slots, np.ones((1, 1)), False))
     for message in messages:
         assert shard.inbox.admit(message) == []
     assert [(origin, reply.kind, reply.origin, reply.time) for origin, reply in sent] == [

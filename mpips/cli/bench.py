@@ -21,11 +21,13 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench restart                           runs that are killed as a whole, and resumed elsewhere
   mpips bench pushpull                          pushes and pulls beside bare MPI, which is their limit
   mpips bench overlap                           what a push or a pull costs a worker that computes
+  mpips bench record                            what it costs to record a run, and whether it can be done again
   mpips bench idle                              what ranks at rest cost, how fast they wake, and crowds
   mpips bench filters                           bytes of training for combinations of filters
   mpips bench coding                            what each filter costs, and what it saves
   mpips bench lda                               topics of documents, beside tomotopy
   mpips bench sketch                            inserts a second into a sketch, and how far off it is
+  mpips bench trace                             what it costs that a run is traced
   mpips bench index                             how fast a server's key index takes and finds keys
 """
 

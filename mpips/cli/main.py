@@ -23,15 +23,17 @@ from mpips.cli import (
     query,
     render,
     report,
+    reproduce,
     run,
     submit,
+    trace,
     verify,
 )
 from mpips.errors import InputError
 
 COMMANDS = (
-    run, render, submit, ctl, report, diff, doctor, layout, plan, job, inspect, verify, export, infer, query, crate,
-    convert, bench,
+    run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
+    infer, query, crate, convert, bench,
 )  # fmt: skip
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
@@ -40,7 +42,9 @@ The parameter server as an ordinary MPI job.
 
   mpips run jobs/sparse_lr/job.toml             train, on this machine's cores
   mpips run JOB.toml --servers 2 --workers 4 --set consistency.tau=4
+  mpips reproduce latest                        do a recorded run again, and compare the bits
   mpips ctl latest stop                         checkpoint the running job, and end it
+  mpips trace latest                            where a traced run's time went
   mpips doctor                                  is this machine ready? which MPI, how fast?
   mpips job sparse_lr                           every key that its job file may have
 

@@ -1,0 +1,163 @@
+"""`mpips trace`: show where the time of a traced run went."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DESCRIPTION = """\
+Show where the time of a run went that was traced: each rank's share for computing, waiting and the rest, and what was
+waited for. Write all spans and messages as Chrome trace events, to be opened in https://ui.perfetto.dev.
+
+  mpips run JOB.toml --set trace.on=true        trace a run
+  mpips trace RUN                               table, and RUN/trace/trace.json.gz
+  mpips trace latest --phase train              the table of a phase: load, train, checkpoint
+  mpips trace RUN -o part.json --ranks 0,3,7    events of some ranks
+  mpips trace RUN --between 2.5 4               what happened from then to then (s since the start)
+"""
+
+EPILOG = """\
+RUN is a run folder, or `latest`: the one under runs/ that was started last.
+compute: inside `node.working()`; program: the rest of the program's own code; wait: for answers of servers, for the
+next call or for what was called, for others; apply: requests executed, also by compiled code; copies: what comes along
+chains; other: moving messages. A run that is still going on, or was killed, can be looked at just as well."""
+
+SHOWN = 40
+"""Ranks that the table shows unless it is asked for all."""
+LONGEST = 10
+CALLS = ("the next call",)
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "trace",
+        help="show where the time of a traced run went",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
+    parser.add_argument("-o", "--out", metavar="FILE", help="where to write the events; .gz: compressed")
+    parser.add_argument("--no-events", action="store_true", help="show the table only")
+    parser.add_argument("--phase", default="", metavar="NAME", help="the table of this phase only")
+    parser.add_argument("--ranks", metavar="R,R", help="events of these ranks only")
+    parser.add_argument(
+        "--between", nargs=2, type=float, metavar=("FROM", "TO"), help="events of these seconds only"
+    )
+    parser.add_argument("--all", action="store_true", help=f"a row for each rank, also for more than {SHOWN}")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Show the table, and write the events."""
+    from pathlib import Path
+
+    from mpips import chrome
+    from mpips.control import newest
+    from mpips.errors import InputError
+    from mpips.folder import RunFolder
+    from mpips.progress import si
+    from mpips.timeline import read, summed
+
+    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    try:
+        ranks = None if arguments.ranks is None else [int(part) for part in arguments.ranks.split(",")]
+    except ValueError:
+        raise InputError(f"--ranks {arguments.ranks}: give ranks with commas between, as in 0,3,7") from None
+    traces = read(run)
+    unknown = set(ranks or ()) - {trace.rank for trace in traces}
+    if unknown:
+        raise InputError(f"--ranks: there is no trace of rank {min(unknown)} in {run}")
+    found = summed(traces, arguments.phase)
+    print(text(found, everyone=arguments.all))
+    if arguments.no_events:
+        return 0
+    within = None
+    if arguments.between is not None:
+        begin, end = arguments.between
+        if not begin < end:
+            raise InputError(f"--between {begin:g} {end:g}: the first must be the earlier")
+        start = min(trace.begin for trace in traces)
+        within = (start + begin, start + end)
+    path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
+    written = chrome.write(traces, path, ranks, within)
+    loose = f" ({written.loose} more have an end in no span)" if written.loose else ""
+    print(
+        f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages with their way{loose}; open it in"
+    )
+    print("https://ui.perfetto.dev")
+    return 0
+
+
+def text(found: dict[str, Any], everyone: bool = True) -> str:
+    """Write a summary (`mpips.timeline.summed`) as people read it."""
+    from mpips.progress import Column, header, row, seconds, share
+
+    ranks = found["ranks"]
+    columns = [
+        Column("who", "rank", max(6, *(len(_who(rank)) for rank in ranks))),
+        Column("seconds", "time", 7, seconds),
+        *(Column(key, title, max(7, len(title)), share) for key, title in _COLUMNS),
+    ]
+    shown = ranks if everyone or len(ranks) <= SHOWN else []
+    rows = [_row(_who(rank), [rank]) for rank in shown]
+    for role in ("scheduler", "server", "worker", "spare"):
+        alike = [rank for rank in ranks if rank["role"] == role]
+        if len(alike) > 1:
+            rows.append(_row(f"{len(alike)} {role}s", alike))
+    what = f"in the phase {found['phase']}" if found["phase"] else "in the whole run"
+    lines = [f"where the time went {what}, {seconds(found['seconds'])}:", header(columns, 1000)]
+    lines += [row(columns, each, 1000) for each in rows]
+    waits = [wait for wait in found["waits"] if wait["seconds"] > 0][:LONGEST]
+    if waits:
+        lines += ["", "longest waits:"]
+        names = {rank["rank"]: f"{rank['role']} {rank['index']}" for rank in ranks}
+        lines += [_wait(wait, names, found["seconds"]) for wait in waits]
+    unseen = sum(rank["unseen"] for rank in ranks)
+    if unseen > 0:
+        lines.append(
+            f"\n{seconds(unseen)} of all ranks' time went by in brief spans so close together that only sums were kept"
+        )
+    if found["dropped"]:
+        lines.append(
+            f"\n{found['dropped']:,} records found no room in [trace] limit: what came then is in the sums only"
+        )
+    return "\n".join(lines)
+
+
+_COLUMNS = (
+    ("compute", "compute"), ("program", "program"), ("wait_answers", "wait: answers"), ("wait_calls", "wait: calls"),
+    ("wait_others", "wait: others"), ("encode", "encode"), ("apply", "apply"), ("copies", "copies"),
+    ("checkpoint", "checkpoint"), ("idle", "idle"), ("start", "start"), ("other", "other"),
+)  # fmt: skip
+_ANSWERS = ("push", "pull", "push_pull", "export", "brief waits, summed")
+
+
+def _who(rank: dict[str, Any]) -> str:
+    return f"{rank['rank']} {rank['role']} {rank['index']}"
+
+
+def _row(who: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the shares of some ranks' time."""
+    total = sum(rank["seconds"] for rank in ranks) or 1e-9
+    uses = {use: sum(rank["uses"][use] for rank in ranks) for use in ranks[0]["uses"]}
+    uses["apply"] += uses.pop("serve")
+    waits = {"wait_answers": 0.0, "wait_calls": 0.0, "wait_others": 0.0}
+    for wait in (wait for rank in ranks for wait in rank["waits"]):
+        kind = "answers" if wait["for"] in _ANSWERS else "others"
+        if wait["for"] in CALLS or (kind == "others" and wait["from"] is not None):
+            kind = "calls"
+        waits[f"wait_{kind}"] += wait["seconds"]
+    cells = {key: value / total for key, value in {**uses, **waits}.items() if value > 0}
+    return {"who": who, "seconds": total / len(ranks), **cells}
+
+
+def _wait(wait: dict[str, Any], names: dict[int, str], total: float) -> str:
+    from mpips.progress import seconds, share
+
+    last = "" if wait["from"] is None else f", last answer from {names.get(wait['from'], wait['from'])}"
+    often = f", {wait['count']:,} times" if wait["count"] else ""
+    part = share(wait["seconds"] / max(total, 1e-9))
+    return f"  {names[wait['rank']]} for {wait['for']}{last}: {seconds(wait['seconds'])} ({part}{often})"

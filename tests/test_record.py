@@ -1,0 +1,309 @@
+"""Runs that are recorded, and done again under other schedules: the same bits."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import simulate
+
+from mpips.course import CELLS, Cells, Course, last_decisions, merged, read_cells, read_course
+from mpips.errors import Diverged, RecordError, RemoteError, WorkerLost
+from mpips.message import Command
+from mpips.ranges import KeyRange
+from mpips.record import ANSWER, CHANGE, MARK, Log, size
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.twin import Fate, Strike, rough
+from mpips.update import VectorSpec
+from mpips.worker import Context
+
+EXTENT = 40
+
+
+def jerky(seed: int, delay: float = 0.004) -> Fate:
+    """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some."""
+    fate = rough(seed, delay=delay)
+    return lambda source, dest, message: [round(each, 3) for each in fate(source, dest, message)]
+
+
+class Wanderer:
+    """A worker whose every step hangs on all that it was told, and when: what it pulled, and what was done already."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self.tau, self.told = 2, 0
+
+    def walk(self, first: int, steps: int) -> dict[str, Any]:
+        """Pull, and push what follows from it, some steps ahead; look up meanwhile."""
+        rng = random.Random(1000 * self.node.rank + first)
+        soft, hard, summed = (self.context.vectors[name] for name in ("soft", "hard", "summed"))
+        flying: dict[int, Task] = {}
+        finished = 0
+        for step in self.node.breathe(range(first, first + steps)):
+            self.node.wait_all(task for time, task in list(flying.items()) if time < step - self.tau)
+            finished += sum(task.done for task in flying.values())
+            flying = {time: task for time, task in flying.items() if not task.done}
+            keys = np.array(sorted(rng.sample(range(EXTENT), 5)), np.uint64)
+            found = self.node.wait(soft.pull(keys))
+            rows = found / 3 + finished + self.told + len(flying)
+            flying[step] = (hard if rng.random() < 0.5 else soft).push(keys, rows)
+            flying[step + 10**6] = summed.push_pull(
+                KeyRange(0, EXTENT), np.full(EXTENT, 1.0 + found.sum()), round=step
+            )
+        self.node.wait_all(flying.values())
+        return {"finished": finished, "workers": self.context.count}
+
+    def nudge(self, by: int) -> dict[str, Any]:
+        """Change what is pushed from now on, whatever is under way."""
+        self.told += by
+        return {}
+
+    nudge.at_once = True  # type: ignore[attr-defined]
+
+
+def schedule(cluster: Cluster, calls: int = 3, steps: int = 4) -> dict[str, Any]:
+    """Let the workers walk; give what came of it. Whoever is lost is replaced, or gone without."""
+    surely(cluster, lambda: begin(cluster))
+    said: list[Any] = []
+    rounds = count(0, steps)  # those that were broken off do not come again
+
+    def call() -> None:
+        task = cluster.workers.start("walk", {"first": next(rounds), "steps": steps})
+        hint = cluster.decide(lambda: int(cluster.node.van.now() * 1e6) % 7)
+        cluster.node.wait_all([task, cluster.workers.start("nudge", {"by": hint})])
+        said.append([reply.meta for reply in task.result])
+
+    while len(said) < calls:
+        surely(cluster, call)
+    return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+
+def begin(cluster: Cluster) -> None:
+    """Make the vectors, perhaps once more."""
+    cluster.vectors.clear()
+    for name, update, aggregate in (
+        ("soft", "assign", False),
+        ("hard", "add", False),
+        ("summed", "add", True),
+    ):
+        spec = VectorSpec(name, "float64", extent=EXTENT, dense=aggregate, update=update, aggregate=aggregate)
+        cluster.create_vector(spec)
+
+
+def surely(cluster: Cluster, step: Callable[[], None]) -> None:
+    """Do a step with the workers that there are, again and again."""
+    while True:
+        try:
+            return step()
+        except WorkerLost:
+            with suppress(WorkerLost):
+                cluster.regroup()
+
+
+def again(
+    folder: Path, recorded: Callable[..., Any], seed: int, delay: float = 0.004, **layout: Any
+) -> tuple[Any, Any]:
+    """Do a recorded run again, under another schedule."""
+    course = read_course(folder / "record")
+    course.save(folder / "replay")
+    return simulate(
+        recorded, Wanderer, seed=seed, fate=jerky(seed, delay=delay), replay=folder / "replay", **layout
+    )
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.floats(0.0, 0.01))
+def test_a_run_is_done_again_to_the_bit(seed: int, servers: int, workers: int, delay: float) -> None:
+    layout = {"servers": servers, "workers": workers}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fate = jerky(seed, delay=delay)
+        first = simulate(schedule, Wanderer, seed=seed, fate=fate, record=place / "record", **layout)
+        assert again(place, schedule, seed + 1, **layout) == first
+
+
+def test_other_schedules_give_other_bits() -> None:
+    found = {
+        str(simulate(schedule, Wanderer, seed=seed, fate=jerky(seed, delay=0.004), workers=3))
+        for seed in range(4)
+    }
+    assert len(found) == 4
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.DataObject) -> None:
+    """Scheduler, servers and workers die at any instant; spares take the places of workers."""
+    seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 2))
+    layout = {"servers": 3, "workers": 3, "spares": spares, "schedulers": 2}
+    victims = data.draw(st.lists(st.sampled_from([0, 2, 3, 5, 6, 7]), min_size=1, max_size=2, unique=True))
+    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 900))) for rank in victims]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fate = jerky(seed, delay=0.004)
+        first = simulate(
+            schedule,
+            Wanderer,
+            seed=seed,
+            fate=fate,
+            record=place / "record",
+            replicas=2,
+            strikes=strikes,
+            **layout,
+        )
+        assert again(place, schedule, seed + 1, **layout) == first
+
+
+# What does not go on as it is recorded, is said, and by nobody waited for.
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a small recorded run."""
+    place = tmp_path_factory.mktemp("recorded")
+    simulate(schedule, Wanderer, seed=5, fate=jerky(5, delay=0.004), record=place / "record", workers=2)
+    return place / "record"
+
+
+def diverge(course: Course, folder: Path) -> str:
+    """Do a course again that cannot be gone; give what is said about it."""
+    course.save(folder)
+    with pytest.raises((Diverged, RemoteError)) as raised:
+        simulate(schedule, Wanderer, replay=folder, workers=2)
+    return str(raised.value)
+
+
+def test_a_shard_says_which_change_does_not_come(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    shard = course.shards[0]
+    shard.callers["time"][shard.first[8]] += 1000
+    assert "shard 0 waits for its change 9, request" in diverge(course, tmp_path)
+
+
+def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    cells = course.workers[2] = course.workers[2].copy()
+    at = np.flatnonzero(cells["kind"] == ANSWER)[3]
+    cells["time"][at] += 1000
+    told = diverge(course, tmp_path)
+    assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in told
+
+
+def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    shard = course.shards[0]
+    pushes = np.flatnonzero(shard.commands == Command.PUSH)
+    shard.commands[pushes[0]] = Command.PUSH_PULL
+    assert f"change {pushes[0] + 1}, request" in diverge(course, tmp_path)
+
+
+def test_a_program_that_decides_more_is_noticed(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    course.leader.decisions.pop()
+    assert "asks for decision" in diverge(course, tmp_path)
+
+
+# Putting together what several ranks have noted.
+
+
+def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
+    for torn in ("shard-0000", "worker-0002"):
+        place = shutil.copytree(recorded, tmp_path / torn)
+        file = next(place.glob(f"{torn}*"))
+        file.write_bytes(file.read_bytes()[:-5])
+        with pytest.raises(RecordError, match=f"{torn}.*: cut short"):
+            read_course(place)
+
+
+def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(recorded, tmp_path / "record")
+    next(place.glob("shard-0000*")).unlink()
+    with pytest.raises(RecordError, match=r"shard 0: rank \d was answered by a change"):
+        read_course(place)
+    with pytest.raises(RecordError, match="there is no record"):
+        read_course(tmp_path / "nowhere")
+
+
+def copies(*logs: list[tuple[int, int, int, int]]) -> list[Cells]:
+    """Make what servers noted: (kind, epoch, number, time) each."""
+    made = []
+    for log in logs:
+        cells = np.zeros(len(log), CELLS)
+        for cell, (kind, epoch, number, time) in zip(cells, log, strict=True):
+            cell["kind"], cell["epoch"], cell["value"], cell["time"], cell["more"] = (
+                kind,
+                epoch,
+                number,
+                time,
+                1,
+            )
+        made.append(cells)
+    return made
+
+
+def test_what_a_lost_primary_alone_had_has_not_happened() -> None:
+    lost = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (CHANGE, 0, 3, 66), (CHANGE, 0, 4, 67)]
+    heir = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (MARK, 1, 2, 0), (CHANGE, 1, 3, 30)]
+    _, callers, _ = merged("shard 0", copies(lost, heir))
+    assert callers["time"].tolist() == [10, 20, 30]
+
+
+def test_servers_that_do_not_agree_are_found_out() -> None:
+    one, other = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20)], [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 21)]
+    with pytest.raises(RecordError, match="do not agree on what change 2 was"):
+        merged("shard 0", copies(one, other))
+    with pytest.raises(RecordError, match="change 1 of 2 is missing"):
+        merged("shard 0", copies(one[1:]))
+
+
+@given(st.data())
+def test_any_history_of_primaries_is_put_together(data: st.DataObject) -> None:
+    """Each primary has what is true so far, and notes more, of which its heir has had some when it takes over."""
+    truth: list[int] = []
+    logs: list[list[tuple[int, int, int, int]]] = []
+    times = count(1)
+    for epoch in range(data.draw(st.integers(1, 5))):
+        log = [(CHANGE, 0 if not epoch else epoch - 1, at + 1, time) for at, time in enumerate(truth)]
+        from_copy = data.draw(st.integers(0, len(log)))  # what came as a copy is noted by others
+        log = [*log[from_copy:], (MARK, epoch, len(truth), 0)]
+        more = [next(times) for _ in range(data.draw(st.integers(0, 5)))]
+        log += [(CHANGE, epoch, len(truth) + 1 + at, time) for at, time in enumerate(more)]
+        logs.append(log)
+        truth += more[: data.draw(st.integers(0, len(more)))] if data.draw(st.booleans()) else more
+    kept = len(truth)
+    logs.append(
+        [(CHANGE, len(logs), at + 1, time) for at, time in enumerate(truth)]
+        + [(MARK, len(logs) + 1, kept, 0)]
+    )
+    _, callers, _ = merged("shard 0", copies(*data.draw(st.permutations(logs))))
+    assert callers["time"].tolist() == truth
+
+
+def test_the_last_leader_has_the_last_word() -> None:
+    lines = [(0, 0, "a"), (1, 0, "b"), (1, 9, "c"), (2, 9, "d")]
+    assert last_decisions({"number": n, "epoch": e, "value": v} for n, e, v in lines) == ["a", "c", "d"]
+    with pytest.raises(RecordError, match="decision 1 of the program is missing"):
+        last_decisions({"number": n, "epoch": 0, "value": 0} for n in (0, 2))
+
+
+def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "worker-0003.bin"
+    log = Log(path, 3)
+    for number in range(5000):
+        log.add(CHANGE, 1, 2, 3, 1, 10 * number, number, b"text" if number % 7 == 0 else b"")
+    before = read_cells(path)  # as if the process had been killed now
+    log.close()
+    assert (read_cells(path) == before).all()
+    assert before[before["kind"] == CHANGE]["value"][-1] == 4999
+    assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}
