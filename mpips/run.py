@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
                 signal.signal(kind, lambda number, _: asked.append(number))
         if options is not None:
             prepared = prepare(options)
+        if warm_up and options is not None:
+            _load_van()
     except BaseException as raised:
         if warm_up and not isinstance(raised, InputError):
             raise
@@ -120,6 +122,14 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         MPI.Finalize()
     # Everything is durable. Threads that never end, and libraries that take seconds to unload, are not waited for.
     os._exit(code)
+
+
+def _load_van() -> None:
+    """Load what is loaded once MPI has started; its kernels are compiled without starting it."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    import mpips.van  # noqa: F401
 
 
 def _say(text: str) -> None:

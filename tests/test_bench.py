@@ -96,7 +96,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert names() == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
-        "pushpull", "replication", "restart", "sketch", "sparse_lr",
+        "pushpull", "record", "replication", "restart", "sketch", "sparse_lr", "trace",
     ]  # fmt: skip
     for name in names():
         with pytest.raises(SystemExit) as caught:
@@ -255,6 +255,7 @@ def test_liblinear_finds_the_optimum_and_remembers_it(tiny_data: TinyData, tmp_p
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_the_whole_benchmark(tiny_data: TinyData, tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
     report = tmp_path / "report.json"
     own = ["--train", tiny_data.train, "--test", tiny_data.test, "--repeat", "1", "--workers", "1"]
@@ -272,6 +273,7 @@ def test_the_whole_benchmark(tiny_data: TinyData, tmp_path: Path, run_mpips: Cal
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_failing_run_is_one_line_and_leaves_nothing(
     tmp_path: Path, run_mpips: Callable[..., Finished]
 ) -> None:

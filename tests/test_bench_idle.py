@@ -161,6 +161,7 @@ def test_it_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_ranks_at_rest(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
     report = tmp_path / "report.json"
     small = ["--part", "rest", "--servers", "1", "--workers", "2", "--seconds", "0.2"]

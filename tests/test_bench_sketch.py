@@ -61,6 +61,7 @@ def test_files_are_counted_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_small_run_reports_rate_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sketch.json"
     sizes = ["--items", "200000", "--keys", "1000", "--zipf", "1.1", "--repeat", "1"]

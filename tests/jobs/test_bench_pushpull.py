@@ -12,7 +12,7 @@ from conftest import Finished
 
 from mpips.bench import _overlap, overlap
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.once]
 
 
 def test_every_cell_is_measured_beside_its_limit(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:

@@ -274,6 +274,7 @@ def test_a_signal_stops_the_run_and_resume_ends_with_the_same_bits(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_resume_of_what_is_not_there_is_one_line_and_exit_2(
     job: Path, written: tuple[Path, Outcome], tmp_path: Path, run_mpips: Callable[..., Any]
 ) -> None:

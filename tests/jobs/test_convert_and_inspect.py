@@ -76,6 +76,7 @@ def test_a_checkpoint_reads_with_nothing_but_h5py(made: Made, tmp_path: Path) ->
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_convert_run_and_inspect_as_commands(tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
     made = make(tmp_path / "data", "real")
     assert run_mpips("convert", made.train, "train.h5", cwd=tmp_path).code == 0

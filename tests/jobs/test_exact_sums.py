@@ -399,7 +399,7 @@ def test_whole_runs(
         more.append(["--set", 'faults.kill=[{role="worker", index=1, at_step=9}]'])
     for number, options in enumerate(more):
         folder = tmp_path / str(number)
-        done = run_mpips("run", job, "--run-dir", folder, *options, cwd=tmp_path)
+        done = run_mpips("run", job, "--run-dir", folder, *options, cwd=tmp_path, timeout=180.0)
         assert done.code == 0, done.stderr
         result = json.loads((folder / "result.json").read_text())
         assert len(result["recoveries"]) == number

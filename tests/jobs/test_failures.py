@@ -21,6 +21,7 @@ pytestmark = pytest.mark.ranks
 
 PROGRAMS = Path(__file__).parent / "programs"
 JOB = PROGRAMS / "job.toml"
+ONCE = pytest.mark.once  # a run's end is tried under every MPI, all that may bring it about is not
 SECONDS = 20.0
 """Enough for start and end on a busy machine; a hang is longer."""
 
@@ -99,9 +100,9 @@ def test_an_error_ends_the_run_and_names_its_rank(
     ("at", "how", "said"),
     [
         ("call", "exit", "SystemExit: 0"),
-        ("call", "interrupt", "KeyboardInterrupt"),
-        ("call", "memory", "MemoryError: Unable to allocate"),
-        ("update", "exit", "SystemExit: 0"),
+        pytest.param("call", "interrupt", "KeyboardInterrupt", marks=ONCE),
+        pytest.param("call", "memory", "MemoryError: Unable to allocate", marks=ONCE),
+        pytest.param("update", "exit", "SystemExit: 0", marks=ONCE),
         ("schedule", "exit", "SystemExit: 0"),
     ],
 )

@@ -94,6 +94,7 @@ def test_a_whole_run_from_anywhere(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_whole_run_whose_update_raises(job: Path, tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
     done = run_mpips("run", job, "--set", "own.refuse=1.5", "--run-dir", "run", cwd=tmp_path)
     assert done.code == 1

@@ -69,6 +69,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_run_says_where_it_came_from_and_how_it_ended(
     place: Path, run_mpips: Callable[..., Any], tiny_data: Any
 ) -> None:

@@ -247,7 +247,7 @@ def test_one_group_asks_while_the_other_inserts(plain: Run, victim: int | None, 
     outcome = run(layout={"workers": {"insert": 2, "query": 1}}, strikes=strikes, sketch=ZIPF)
     is_the_same(outcome, plain)
     assert len(seen) > 5 and outcome.metrics["queries_per_second"] > 0
-    assert 0 < seen[0] < max(seen) or victim is not None  # counts grow while it asks
+    assert seen[0] < max(seen) or victim is not None  # counts grow while it asks
 
 
 def test_files_of_keys_are_counted(words: tuple[list[Path], Counter[str]]) -> None:

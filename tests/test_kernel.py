@@ -1,0 +1,124 @@
+"""Kernels are compiled once; who finds them in the cache loads those that it calls, and no compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+KERNELS = """
+import numpy as np
+from mpips.kernel import kernel
+
+@kernel("i8(i8)", "f8(f8)")
+def double(x):
+    return x + x
+
+@kernel("f8[::1](i8)")
+def ones(n):
+    return np.ones(n)
+"""
+
+CALLER = """
+from made_kernels import double
+from mpips.kernel import kernel
+
+@kernel("f8(f8)")
+def fourfold(x):
+    return double(double(x))
+"""
+
+COMPILER = "numba.np.arraymath"  # which the compiler registers, and scipy comes with
+
+
+LOADED = f"""
+print({COMPILER!r} in sys.modules, len(made_kernels.double.overloads), len(made_kernels.ones.overloads))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of modules whose kernels are in the cache."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "made_kernels.py").write_text(KERNELS)
+    (folder / "made_caller.py").write_text(CALLER)
+    assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "1"]
+    return folder
+
+
+@pytest.fixture
+def folder(compiled: Path, tmp_path: Path) -> Path:
+    """Give a copy of that folder."""
+    return Path(shutil.copytree(compiled, tmp_path / "folder"))
+
+
+def python(folder: Path, code: str) -> list[str]:
+    """Run code in a process of its own, where modules in a folder are found; give the words that it prints."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_cached_kernel_is_loaded_when_it_is_called_and_the_compiler_is_not(folder: Path) -> None:
+    calls = "print(made_kernels.double(2), made_kernels.double(1.5), made_kernels.double(x=3))"
+    said = python(
+        folder, f"import made_kernels{LOADED}{calls}{LOADED}print(made_kernels.ones(3).sum()){LOADED}"
+    )
+    assert said == ["False", "0", "0", "4", "3.0", "6", "False", "2", "0", "3.0", "False", "2", "1"]
+
+
+def test_who_compiles_a_caller_of_a_cached_kernel_gets_what_was_declared(folder: Path) -> None:
+    said = python(folder, f"import made_kernels, made_caller{LOADED}print(made_caller.fourfold(1.5))")
+    assert said == ["True", "2", "0", "6.0"]
+
+
+def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> None:
+    refused = "made_kernels.double('a')"
+    said = python(folder, f"import made_kernels\ntry: {refused}\nexcept TypeError: print('refused'){LOADED}")
+    assert said == ["refused", "False", "2", "0"]
+
+
+def test_threads_may_be_first_together(folder: Path) -> None:
+    code = """
+import made_kernels, threading
+together, found = threading.Barrier(8), []
+def first(number):
+    together.wait()
+    found.append(made_kernels.double(number))
+threads = [threading.Thread(target=first, args=(number,)) for number in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(sorted(found) == list(range(0, 16, 2)))
+"""
+    assert python(folder, code) == ["True"]
+
+
+def test_what_has_changed_or_is_gone_is_compiled_again(folder: Path) -> None:
+    for data in folder.rglob("*double*.nbc"):
+        data.unlink()
+    assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "0"]
+    (folder / "made_kernels.py").write_text(KERNELS.replace("x + x", "x + x + x"))
+    assert python(folder, "import made_kernels\nprint(made_kernels.double(2))") == ["6"]
+
+
+def test_a_warm_up_compiles_what_ranks_load_later_too(tmp_path: Path) -> None:
+    code = f"""
+from mpips.run import main
+assert main(["--warm-up", {str(ROOT / "tests" / "jobs" / "programs" / "job.toml")!r}]) == 0
+before = {{name for name in sys.modules if name.startswith("mpips.")}}
+from mpi4py import MPI
+print("mpips.loop" in before, MPI.Is_initialized())
+"""
+    assert python(tmp_path, code) == ["True", "False"]
