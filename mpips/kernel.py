@@ -38,8 +38,8 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
         jit = numba.njit(**options)(function)
         _stamp(jit, function)
         if signatures:
-            jit._cache.load_overload = _loader(jit._cache)
             if _is_cached(jit, signatures):
+                jit._cache.load_overload = _loader(jit._cache)
                 _load_when_used(jit, signatures)
             else:
                 _load(jit, signatures)
@@ -56,11 +56,14 @@ def _load(jit: Any, signatures: Sequence[str]) -> None:
 
 
 def _is_cached(jit: Any, signatures: Sequence[str]) -> bool:
-    """Tell whether a kernel is in the cache for all its signatures."""
-    cache, codegen = jit._cache, jit.targetctx.codegen()
-    names = cache._cache_file._load_index()
-    found = [names.get(cache._index_key(signature, codegen)) for signature in signatures]
-    return all(name and os.path.isfile(cache._cache_file._data_path(name)) for name in found)
+    """Tell whether a kernel is in the cache for all its signatures; no, if this numba keeps its cache another way."""
+    try:
+        cache, codegen = jit._cache, jit.targetctx.codegen()
+        names = cache._cache_file._load_index()
+        found = [names.get(cache._index_key(signature, codegen)) for signature in signatures]
+        return all(name and os.path.isfile(cache._cache_file._data_path(name)) for name in found)
+    except (AttributeError, TypeError):
+        return False
 
 
 def _load_when_used(jit: Any, signatures: Sequence[str]) -> None:

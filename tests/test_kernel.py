@@ -7,8 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from mpips.kernel import _is_cached
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +91,10 @@ def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> No
     refused = "made_kernels.double('a')"
     said = python(folder, f"import made_kernels\ntry: {refused}\nexcept TypeError: print('refused'){LOADED}")
     assert said == ["refused", "False", "2", "0"]
+
+
+def test_a_numba_that_keeps_its_cache_another_way_is_let_do_it() -> None:
+    assert not _is_cached(SimpleNamespace(), ["f8(f8)"])  # it has none of the parts that are looked at
 
 
 def test_threads_may_be_first_together(folder: Path) -> None:
