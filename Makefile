@@ -41,10 +41,10 @@ test-openmpi: .venv/test-ready
 	.venv/bin/python -m pytest -m ranks $(RANK_TESTS) $(PYTEST_ARGS)
 
 test-parts: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs --ignore=tests/faults $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs $(PYTEST_ARGS)
 
 test-jobs: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks" tests/jobs tests/faults $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
 
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready

@@ -364,6 +364,10 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
     # Brief spans that were only summed lie in what is around them.
     inner = sum(seconds for number, seconds in unseen.items() if number not in (What.IDLE, What.EXECUTE))
     uses["program"] -= min(inner, uses["program"])
+    over, known = sum(uses.values()) - (end - begin), sum(unseen.values())
+    if over > 0.0 < known:  # sums are of some milliseconds each, and a phase may begin or end within those
+        for number, seconds in unseen.items():
+            uses[KINDS[What(number)]] -= seconds * min(over / known, 1.0)
     uses["other"] += max(0.0, end - begin - sum(uses.values()))
     waiting = uses["wait"] + uses["idle"]
     return {
