@@ -82,21 +82,28 @@ class RunFolder:
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
         if resume:
-            if folder.result.exists():
-                os.replace(folder.result, folder.path / "result.previous.json")
-            if folder.run.exists():  # it stays, too: without it the folder is no run's
-                write_text(folder.path / "run.previous.json", folder.run.read_text(encoding="utf-8"))
-            if folder.trace.exists():
-                shutil.rmtree(folder.path / "trace.previous", ignore_errors=True)
-                os.replace(folder.trace, folder.path / "trace.previous")
-            if folder.record.exists():
-                shutil.rmtree(folder.path / "record.previous", ignore_errors=True)
-                os.replace(folder.record, folder.path / "record.previous")
+            try:
+                folder._set_aside()
+            except OSError as error:
+                raise InputError(
+                    f"{path}: the run before cannot be set aside: {error.strerror or error}"
+                ) from None
         elif folder.run.exists() or folder.result.exists():
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
             )
         return folder
+
+    def _set_aside(self) -> None:
+        if self.result.exists():
+            os.replace(self.result, self.path / "result.previous.json")
+        if self.run.exists():  # it stays, too: without it the folder is no run's
+            write_text(self.path / "run.previous.json", self.run.read_text(encoding="utf-8"))
+        for folder in (self.trace, self.record):
+            if folder.exists():
+                before = folder.with_name(f"{folder.name}.previous")
+                shutil.rmtree(before, ignore_errors=True)
+                os.replace(folder, before)
 
     @property
     def job(self) -> Path:

@@ -58,9 +58,9 @@ def seen(path: Path) -> Facts:
     """Return `bytes` and `modified` (UTC) of a file, or the `problem`."""
     try:
         found = path.stat()
-    except OSError as error:
-        return {"problem": error.strerror or str(error)}
-    when = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")
+        when = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")
+    except (OSError, ValueError, OverflowError) as error:  # a file of the year 14645, say
+        return {"problem": getattr(error, "strerror", None) or str(error)}
     return {"bytes": found.st_size, "modified": when}
 
 
@@ -106,7 +106,7 @@ class Inputs:
         self._facts: list[Facts] = []
         self._hashes: list[Facts] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="inputs", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, name="inputs", daemon=True)
 
     @classmethod
     def of(cls, job: Job) -> Inputs:
@@ -143,6 +143,10 @@ class Inputs:
             if any(facts.get(key) != value for key, value in late.items()):
                 facts["changed"] = True
         return found
+
+    def _guarded(self) -> None:
+        with suppress(Exception):  # what is not known stays out; a thread that fails would end the rank
+            self._work()
 
     def _work(self) -> None:
         with suppress(OSError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import time
 from collections.abc import Callable
 from logging import ERROR
 from pathlib import Path
@@ -65,6 +66,7 @@ class Leader:
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
+        self._ends: float | None = None  # when its time is over (wall, s)
 
     def run(self, asked: list[int]) -> dict[str, Any]:
         """Run the program's schedule; give the result, whatever comes of it."""
@@ -76,6 +78,7 @@ class Leader:
                 cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
+                self._ends = end
                 if node.replay is None:
                     self.started = started
                     self._hear(cluster, asked)
@@ -226,12 +229,19 @@ class Leader:
         return None if known is None else known | {"inputs": self._inputs.facts()}
 
     def _end_hashing(self, cluster: Cluster) -> None:
-        patience: float | None = HASHES
         if self._inputs.how == "full" and not cluster.stopped_early:
             if not self._inputs.done:
                 cluster.say("hashing what is left of the inputs ([provenance] hash_inputs)")
-            patience = None
-        provenance.amend(self.folder, inputs=self._inputs.finish(patience))
+            while (
+                not self._inputs.done and cluster.asked is None
+            ):  # a signal or the end of its time ends this too
+                if (
+                    self._ends is not None
+                    and self.node.van.wall() > self._ends - self.prepared.job.checkpoint.before_end
+                ):
+                    break
+                time.sleep(0.05)
+        provenance.amend(self.folder, inputs=self._inputs.finish(HASHES))
 
     # --- the result ----------------------------------------------------------------------------------
 

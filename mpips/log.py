@@ -58,7 +58,13 @@ class RankLog(logging.Handler):
             self._write()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep or write one record."""
+        """Keep or write one record; one that cannot be written down ends nothing."""
+        try:
+            self._take(record)
+        except Exception:
+            self.handleError(record)
+
+    def _take(self, record: logging.LogRecord) -> None:
         own = hasattr(record, "facts")
         line = {
             "wall": record.created,
@@ -80,8 +86,8 @@ class RankLog(logging.Handler):
             if self._lines is None:
                 self._lines = Lines(self._path)
             while self._kept:
-                self._lines.append(self._kept[0])
-                self._kept.popleft()
+                line = self._kept.popleft()  # first: a signal's handler may log in the midst of this
+                self._lines.append(line)
         except (OSError, ClosedError, TypeError, ValueError):
             self._broken = True
 

@@ -121,7 +121,11 @@ def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked 
         environ.pop(name, None)
     children: dict[str, _Child] = {}
     for name, question in QUESTIONS.items():
-        output = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would make git wait for its reader)
+        try:
+            output = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would make git wait for its reader)
+        except OSError:
+            Asked(root, folder, children).close()
+            return None
         command = ["git", "--no-optional-locks", *safe, "-C", str(folder), *question]
         try:
             child = subprocess.Popen(

@@ -356,7 +356,8 @@ class Trace:
         earned = self._detail * (now - self._ticked) / PER
         self._budget, self._ticked = min(max(self._budget, 0.0) + earned, BURST * self._detail), now
         burst = BURST * self._detail
-        if not self.open and not self._full and 0 < burst <= self._budget * (1 + 1e-9):  # which sums up roundings
+        enough = 0 < burst <= self._budget * (1 + 1e-9)  # which sums up roundings
+        if enough and not self.open and not self._full:
             self._reopen(now)
         while self._written:
             begin, end, name = self._written.popleft()

@@ -65,7 +65,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.folder import RunFolder
 
     recorded = RunFolder(newest(Path("runs")) if arguments.run == "latest" else arguments.run)
-    if arguments.python and os.path.realpath(arguments.python) != os.path.realpath(sys.executable):
+    if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
         elsewhere(arguments, recorded)
     result = result_of(recorded)
     job = load(recorded.job)

@@ -122,9 +122,14 @@ def command(arguments: argparse.Namespace) -> int:
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
     ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
     children = Children(ready, folder.read_result)
+    stale = folder.run.read_bytes() if folder.run.exists() else None
     with failure.Watch(folder) as watch:
         ended = children.run()
-    result, first = folder.read_result(), failure.first(folder, children.said, watch.seen)
+    begun = (
+        folder.run.exists() and folder.run.read_bytes() != stale
+    )  # else what is there is of the run before
+    result = folder.read_result()
+    first = failure.first(folder, children.said, watch.seen) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
         result = {"status": "failed", "exit_code": 1, "error": first.text}
@@ -144,7 +149,8 @@ def command(arguments: argparse.Namespace) -> int:
         result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):
             write_json(folder.result, result)
-    conclude(folder, result)  # unless the run itself has
+    if begun:
+        conclude(folder, result)  # unless the run itself has
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:  # whoever read us has gone: let nothing be flushed to it at exit
