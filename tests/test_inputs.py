@@ -98,3 +98,28 @@ def test_outputs_are_what_is_no_bookkeeping(tmp_path: Path) -> None:
     assert [each["name"] for each in found] == ["metrics.jsonl", "model.npz"]
     assert {each["sha256"] for each in found} == {hashlib.sha256(b"x").hexdigest()}
     assert {each["bytes"] for each in found} == {1}
+
+
+def test_a_file_of_a_year_that_no_calendar_has_is_a_problem_and_no_more(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> object:
+        raise ValueError("year 14645 is out of range")
+
+    monkeypatch.setattr(inputs, "datetime", type("Odd", (), {"fromtimestamp": fail}))
+    assert inputs.seen(file) == {"problem": "year 14645 is out of range"}
+
+
+def test_looking_for_inputs_ends_no_rank() -> None:
+    def fail() -> list[tuple[str, Path]]:
+        raise RuntimeError("no such thing")
+
+    seen: list[object] = []
+    before, threading.excepthook = threading.excepthook, seen.append
+    try:
+        looked = Inputs(fail)
+        looked.start()
+        assert looked.finish(None) == []
+    finally:
+        threading.excepthook = before
+    assert seen == []

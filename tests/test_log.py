@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mpips.folder import Lines
 from mpips.log import FEW, KEPT, RankLog, note
 
 
@@ -119,3 +120,31 @@ logging.getLogger("mine").warning("cup")
     )
     assert "this is old" in done.stderr and "cup" in done.stderr and "failed" not in done.stderr
     assert [line["event"] for line in lines(tmp_path / "log")] == ["failed", "log", "log"]
+
+
+def test_what_cannot_be_written_down_ends_nothing(
+    log: RankLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as in production; else it would show a traceback
+    log.place(tmp_path / "log", 1)
+    logging.getLogger("library").warning("%d items", "many")
+    note("after")
+    assert [line["event"] for line in lines(tmp_path / "log")] == ["after"]
+
+
+def test_a_signal_may_log_while_a_line_is_written(
+    log: RankLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, once = Lines.append, [True]
+
+    def interrupted(self: Lines, line: Any) -> None:
+        if once:
+            once.pop()
+            note("asked")
+        append(self, line)
+
+    log.place(tmp_path / "log", 1)
+    monkeypatch.setattr(Lines, "append", interrupted)
+    note("view")
+    note("role")
+    assert sorted(line["event"] for line in lines(tmp_path / "log")) == ["asked", "role", "view"]
