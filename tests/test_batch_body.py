@@ -32,6 +32,7 @@ while (( $# )); do [[ $1 == --run-dir ]] && run=$2; shift; done
 """
 SCONTROL = r"""#!/bin/bash
 printf '%s\n' "$*" >>"$PLAYED/scontrol"
+[[ $1 != show || $4 == *_* || ! -e $PLAYED/others ]] || echo 'JobId=8 JobState=RUNNING Restarts=0 BatchFlag=1'
 if [[ $1 == show ]]; then printf 'JobId=1 JobState=%s Requeue=1 Restarts=%s BatchFlag=1\n' $(cat "$PLAYED/state"); fi
 if [[ $1 == requeue && -e $PLAYED/ends ]]; then echo "PENDING 1" >"$PLAYED/state"; exit 143; fi
 [[ $1 != requeue || ! -e $PLAYED/refuses ]]
@@ -344,3 +345,45 @@ def test_it_takes_a_job_by_hand_as_it_is(stage: Stage) -> None:
         ["bash", body], env=environ, cwd=stage.folder, check=False, capture_output=True, text=True
     )
     assert done.returncode == 2 and "no job file" in done.stderr
+
+
+def test_the_last_task_of_an_array_is_asked_for_by_its_own_name(stage: Stage) -> None:
+    """By the plain number Slurm tells of all tasks, of which others run."""
+    stage.variables |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    (stage.folder / "others").touch()
+    code, said = stage.run(CHECKPOINT + "exit 85", state="COMPLETING")
+    assert (code, stage.requeued()) == (85, []) and "since the job was cancelled" in said
+    assert stage.run(CHECKPOINT + "exit 85")[0] == 0
+    assert stage.requeued() == ["7_3"]
+
+
+def test_what_a_setup_file_leaves_behind_changes_nothing(stage: Stage) -> None:
+    setup = stage.folder / "setup.sh"
+    setup.write_text('for each; do echo "sees $each" >&2; done\nset -euo pipefail\ncd /tmp\nset -- gnu\n')
+    code, said = stage.run(CHECKPOINT + "exit 85", site=Site(setup=str(setup)))
+    assert code == 0 and stage.requeued() == ["7"] and "sees" not in said
+    assert stage.called()[3] == "/a b/job.toml"
+    assert after(stage.called(), "--set")[-1] == f"checkpoint.directory={stage.runs}/toy-7/checkpoints"
+
+
+def test_a_start_that_makes_no_folder_counts_as_a_failure(stage: Stage) -> None:
+    code, said = stage.run('rmdir "$run" runs; exit 1')
+    assert code == 0 and stage.requeued() == ["7"] and "No such file" not in said
+    codes = [stage.run("exit 1", restarts=number)[0] for number in range(1, 5)]
+    assert codes == [0, 0, 0, 1]
+
+
+def test_a_count_of_restarts_that_another_job_has_left_does_not_mean_requeued(stage: Stage) -> None:
+    assert stage.run(CHECKPOINT + "exit 85", restarts=2, counted=0)[0] == 0
+    assert stage.requeued() == ["7"]
+
+
+@pytest.mark.parametrize("name", ["MPIPS_RESTARTS", "MPIPS_PER_NODE", "MPIPS_SWEEP_WIDTH"])
+def test_numbers_from_the_environment_are_numbers(tmp_path: Path, name: str) -> None:
+    body = Path(__file__).parent.parent / "slurm" / "job.sbatch"
+    environ = {"PATH": os.environ["PATH"], name: f"a[$(touch {tmp_path}/ran)]"}
+    done = subprocess.run(
+        ["bash", body, "job.toml"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, f"mpips: error: {name} is no number\n")
+    assert not (tmp_path / "ran").exists()

@@ -223,6 +223,33 @@ def test_submit_passes_a_refusal_on_as_one_line(
     assert not Path("runs").exists()
 
 
+def test_tasks_on_any_number_of_nodes_have_one_layout(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no worker is counted once for all of them."""
+    (job.parent / "tasks").write_text(
+        "layout.servers=1 layout.workers=3\nlayout.servers=2 layout.workers=2\n"
+    )
+    options = [
+        "--nodes",
+        "2-4",
+        "--ntasks-per-node",
+        "4",
+        "--set",
+        "layout.workers=3",
+        "--set",
+        "layout.servers=1",
+    ]
+    said = refused(capsys, job, *options, "--sweep-file", str(job.parent / "tasks"))
+    assert "layout.servers=2 layout.workers=2: --nodes 2-4 gives all ranks to spare to the workers" in said
+
+
+def test_a_site_may_greet_before_the_number(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_sbatch(job.parent, monkeypatch, "cat >/dev/null; printf '%s\\n' '---> 12 welcomes' '4711;here'")
+    assert main(["submit", str(job), "--nodes", "1"]) == 0
+    assert capsys.readouterr().out == "4711\n"
+
+
 def test_submit_without_slurm_is_one_line(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,7 @@ def collect(arguments: argparse.Namespace) -> Batch:
         requeue=arguments.requeue,
         restarts=arguments.restarts,
         launcher=launcher,
-        sweep=tasks(arguments, settings, job.layout.size()),
+        sweep=tasks(arguments, settings, job.layout, elastic=fixed > 0),
         at_once=arguments.at_once,
         fixed=fixed,
         run_dir=str(Path(arguments.run_dir).absolute()) if arguments.run_dir else "",
@@ -283,7 +283,9 @@ def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namesp
         )
 
 
-def tasks(arguments: argparse.Namespace, settings: list[str], size: int) -> tuple[tuple[str, ...], ...]:
+def tasks(
+    arguments: argparse.Namespace, settings: list[str], layout: LayoutSpec, *, elastic: bool
+) -> tuple[tuple[str, ...], ...]:
     """Give what each task of a job array sets; empty if there is no array.
 
     Raises:
@@ -303,9 +305,14 @@ def tasks(arguments: argparse.Namespace, settings: list[str], size: int) -> tupl
         raise InputError("--at-once N: goes with --seeds or --sweep, and N is at least 1")
     for task in found:
         job = config.load(arguments.job, [*settings, *task])
-        if job.layout.size() != size:
+        if job.layout.size() != layout.size():
             raise InputError(
-                f"{' '.join(task)}: this task has {job.layout.size()} ranks, the job file {size}"
+                f"{' '.join(task)}: this task has {job.layout.size()} ranks, the job file {layout.size()}"
+            )
+        if elastic and job.layout != layout:
+            raise InputError(
+                f"{' '.join(task)}: --nodes {arguments.nodes} gives all ranks to spare to the workers, so tasks "
+                "must have the job file's layout"
             )
         if bad := [
             each for each in task if each.split("=")[0].strip() in ("job.name", "checkpoint.directory")

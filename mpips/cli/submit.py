@@ -85,7 +85,11 @@ def submit(text: str) -> str:
     except subprocess.TimeoutExpired:
         raise InputError("sbatch did not answer within 120 s: does `squeue` answer?") from None
     said = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", done.stderr).split())
-    found = re.match(r"(\d+)(?:;|\s|$)", done.stdout)
-    if done.returncode or found is None:
+    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", done.stdout)  # a site's own words may come before
+    if done.returncode:
         raise InputError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
+    if found is None:
+        raise InputError(
+            f"sbatch took the job, and gave no number: {' '.join(done.stdout.split())!r}; see squeue --me"
+        )
     return found[1]
