@@ -327,6 +327,8 @@ if MPI.COMM_WORLD.rank == 2:
 if MPI.COMM_WORLD.rank == 0:
     (folder / "part").write_text(json.dumps({"status": "completed"}))
     (folder / "part").rename(folder / "result.json")
+while not (folder / "result.json").exists():  # MPICH's launcher ends all when one leaves so
+    time.sleep(0.01)
 os._exit(0)
 """
 
