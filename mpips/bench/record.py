@@ -119,7 +119,11 @@ def trial(number: int) -> tuple[str, list[str]]:
     """Choose what the run of a number is: a job, its delay, its straggler, and every other time a death."""
     name = list(JOBS)[number % len(JOBS)]
     tau = (1, 2, 4, 8, 16)[number % 5]
-    model = ["consistency.model=eventual"] if number % 3 == 2 else [BOUNDED, f"consistency.tau={tau}"]
+    model = (
+        ["consistency.model=eventual", "consistency.tau=0"]
+        if number % 3 == 2
+        else [BOUNDED, f"consistency.tau={tau}"]
+    )
     sets = [*model, "layout.servers=2", "layout.workers=3"]
     sets.append(f'faults.slow=[{{role="worker",index={number % 3},factor={2 + number % 3}.0}}]')
     role, index, step = (("server", 0, 40), ("worker", 1, 30), ("scheduler", 0, 8))[number // 2 % 3]
