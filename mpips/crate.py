@@ -145,7 +145,7 @@ def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
 
 
 def impersonal(text: str, names: Iterable[str]) -> str:
-    """Take users' names out of the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/work/NAME`` ``/work/user``."""
+    """Take users' names out of the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/data/NAME`` ``/data/user``."""
     for name in names:
         one = re.escape(name)
         text = re.sub(rf"/(?:home|users|Users|u)/{one}(?![\w.-])", "~", text)

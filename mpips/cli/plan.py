@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpips.bench._runs import Run
     from mpips.plan import Costs, Measured, Prediction
+    from mpips.report import Run
 
 DESCRIPTION = """\
 Predict what a job will take on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of
@@ -119,10 +119,11 @@ def command(arguments: argparse.Namespace) -> int:
     """Learn the costs, and predict."""
     from mpips.bench import _runs
     from mpips.plan import fitted
+    from mpips.report import read
 
     with _runs.folders(None) as folder:
         if arguments.runs:
-            runs = [_runs.read_run(Path(run)) for run in arguments.runs]
+            runs = [read(Path(run)) for run in arguments.runs]
         else:
             runs = [_short(arguments, folder, layout) for layout in CALIBRATE]
         costs = fitted([measured(run) for run in runs])
@@ -138,6 +139,7 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
     from mpips.bench import _runs
     from mpips.config import load
     from mpips.errors import InputError
+    from mpips.report import read
 
     job = load(arguments.job, arguments.set)
     key = next((key for key in ("passes", "sweeps") if hasattr(job.settings, key)), None)
@@ -149,33 +151,28 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
     _runs.note(f"{servers} servers, {workers} workers: {STEPS} steps")
     sizes = [f"layout.servers={servers}", f"layout.workers={workers}", "layout.spares=0", "ring.replicas=0"]
     at = folder / f"{servers}-{workers}"
-    return _runs.run(Path(arguments.job), at, [*arguments.set, *sizes, f"{job.table}.{key}={STEPS}"])
+    _runs.run(Path(arguments.job), at, [*arguments.set, *sizes, f"{job.table}.{key}={STEPS}"])
+    return read(at)
 
 
 def measured(run: Run) -> Measured:
     """Take from a finished run what a plan is made of. InputError if it does not tell."""
-    import json
-    import tomllib
-
     from mpips.errors import InputError
     from mpips.plan import Layout, Measured
     from mpips.report import STEPS as NAMES
 
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "seconds" in line and any(name in line for name in NAMES)]
+    steps = [line for line in run.events if "seconds" in line and any(name in line for name in NAMES)]
     ranks = run.result.get("ranks", [])
     if len(steps) < 3 or not ranks:
-        raise InputError(f"{run.folder}: no plan can be made of a run with fewer than 3 steps")
-    job = tomllib.loads((run.folder / "job.toml").read_text())
-    about = json.loads((run.folder / "run.json").read_text())
-    layout, tau = run.result["layout"], job["consistency"].get("tau", 0)
+        raise InputError(f"{run.folder.path}: no plan can be made of a run with fewer than 3 steps")
+    layout, tau = run.result["layout"], run.job["consistency"].get("tau", 0)
 
     def all_of(role: str, key: str) -> list[float]:
         return [float(each[key]) for each in ranks if each["role"] == role]
 
     return Measured(
-        layout=Layout(layout["servers"], layout["workers"], job["ring"]["replicas"], tau),
-        cores=int(about["cores"]),
+        layout=Layout(layout["servers"], layout["workers"], run.job["ring"]["replicas"], tau),
+        cores=int(run.about["cores"]),
         rounds=sum(line.get("blocks", 1) for line in steps) / len(steps),
         seconds=(steps[-1]["seconds"] - steps[0]["seconds"]) / (len(steps) - 1),
         worker_bytes=sum(all_of("worker", "sent")) / len(steps),
