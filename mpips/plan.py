@@ -298,28 +298,3 @@ def straggling(
     even = rounds * (busy + fixed / (tau + 1))
     whole = float(done[-1])
     return Straggling(whole / even, max(0.0, 1 - busy * float(factors.sum()) / workers / whole))
-
-
-class Lifetime(NamedTuple):
-    """What failures do to a run: how many are expected, the seconds it takes with them, and between two checkpoints."""
-
-    failures: float
-    seconds: float
-    every: float
-
-
-def lifetime(
-    seconds: float, nodes: int, mtbf: float, *, survive: bool, recovery: float, checkpoint: float
-) -> Lifetime:
-    """Expect a run of so many seconds on nodes that fail once in `mtbf` seconds each.
-
-    With `survive`, each failure costs its recovery. Else all goes back to the last checkpoint, which takes `checkpoint`
-    seconds to write and is written every sqrt(2 checkpoint mtbf / nodes) (Young 1974).
-    """
-    rate = nodes / mtbf
-    if survive:
-        return Lifetime(rate * seconds, seconds * (1 + rate * recovery), math.inf)
-    every = math.sqrt(2 * checkpoint / rate)
-    lost = checkpoint / every + rate * (every / 2 + recovery)
-    whole = seconds / (1 - lost) if lost < 1 else math.inf
-    return Lifetime(rate * whole, whole, every)

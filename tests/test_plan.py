@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpips.cli import plan as command
 from mpips.cli.main import main
 from mpips.errors import InputError
-from mpips.plan import Costs, Layout, Machine, Measured, best, fitted, lifetime, predict, straggling
+from mpips.plan import Costs, Layout, Machine, Measured, best, fitted, predict, straggling
 
 COSTS = Costs(
     compute=0.05, message=20e-6, byte=1e-9, round=300e-6, rounds=16, spread=0.4, worker_bytes=2e6, server_bytes=1e6,
@@ -88,16 +88,6 @@ def test_stragglers_cost_less_with_a_delay() -> None:
     assert strict.longer > 1.5 > late.longer >= 1.0
     assert strict.waiting > late.waiting
     assert straggling(16, 0, 1.0, 0.01, 0.5) == strict, "the same each time"
-
-
-def test_failures() -> None:
-    lives = lifetime(3600.0, 100, 360_000.0, survive=True, recovery=1.0, checkpoint=0.0)
-    assert lives == (1.0, pytest.approx(3601.0), math.inf)
-    dies = lifetime(3600.0, 100, 360_000.0, survive=False, recovery=60.0, checkpoint=2.0)
-    assert dies.every == pytest.approx(math.sqrt(2 * 2.0 * 3600))  # Young's
-    assert 3600 * (1 + 60 / 3600 + 2 / dies.every) < dies.seconds < 4000
-    hopeless = lifetime(1.0, 1000, 1000.0, survive=False, recovery=60.0, checkpoint=2.0)
-    assert hopeless.seconds == math.inf
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

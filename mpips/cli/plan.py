@@ -27,6 +27,10 @@ CALIBRATE = ((1, 1), (1, 2), (2, 1), (1, 3), (2, 2))
 VALIDATE = ((3, 1), (3, 2), (1, 4), (2, 3), (3, 3), (3, 4))
 STEPS = 12
 SHOWN = 5
+RECOVERY, REQUEUED = 1.0, 60.0
+"""Seconds until a run goes on that survives a loss, and until one is back that does not."""
+DISK = 500e6
+"""Bytes a second that a server writes of a checkpoint."""
 SIGMA = 0.3
 """The spread of a worker's speed, of which stragglers are made."""
 UNITS = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "B": 1.0, "MB": 1e6, "GB": 1e9}
@@ -198,7 +202,9 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     """Write the plan for the machine that was asked for."""
     from mpips.bench._runs import table
     from mpips.config import load
-    from mpips.plan import Layout, Machine, best, lifetime, predict, straggling
+    from mpips.lifetime import Run as Running
+    from mpips.lifetime import lifetime, young
+    from mpips.plan import Layout, Machine, best, predict, straggling
     from mpips.progress import seconds, share
 
     job = load(arguments.job, arguments.set)
@@ -215,18 +221,21 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     )  # fmt: skip
     whole = arguments.steps * chosen.seconds * slow.longer
     hours = arguments.mtbf * 3600
-    lives = lifetime(whole, machine.nodes, hours, survive=True, recovery=1.0, checkpoint=0.0)
-    reload, saved = 60 + chosen.reread, 1 + chosen.server_memory / 500e6
-    dies = lifetime(whole, machine.nodes, hours, survive=False, recovery=reload, checkpoint=saved)
+    survivor = Running(whole, machine.nodes, hours, survives=True, recovery=RECOVERY + chosen.reread)
+    writing = 1 + chosen.server_memory / DISK
+    mortal = Running(whole, machine.nodes, hours, False, REQUEUED + chosen.reread, writing)
+    mortal = mortal._replace(every=young(mortal))
+    lives, dies = lifetime(survivor), lifetime(mortal)
     lines = [
         f"{machine.nodes} nodes of {machine.cores} cores: {ranks} ranks, the best splits first",
         table(_columns(), [_row(each) for each in found[:SHOWN]]),
         "",
         f"with workers whose speed varies by {share(arguments.straggle)}: {slow.longer:.2f} times as long, "
         f"{share(slow.waiting)} of a worker's time waiting",
-        f"{arguments.steps} steps: {seconds(whole)}, with {lives.failures:.2g} failures expected: "
-        f"{seconds(lives.seconds)} where the run survives them, {seconds(dies.seconds)} where it starts again from a "
-        f"checkpoint, one every {seconds(dies.every)}",
+        f"{arguments.steps} steps: {seconds(whole)}, with {lives.failures:.2g} failures of nodes on average: "
+        f"{seconds(lives.seconds)} where the run survives them, 19 of 20 such runs within {seconds(lives.most)}; "
+        f"{seconds(dies.seconds)} and {seconds(dies.most)} where it starts again from a checkpoint, one every "
+        f"{seconds(mortal.every)}",
         f"a lost server's keys are served after 30ms, and have all copies again after {seconds(chosen.recovery)}; "
         f"a lost worker's data are read again in {seconds(chosen.reread)}",
     ]
