@@ -6,6 +6,7 @@ server dies rehearses it with the same switches. With an empty table it costs on
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -51,6 +52,10 @@ class Slow:
     """Which one of its kind, counted from 0."""
     factor: float = field(default=3.0, metadata={"at_least": 1})
     """How many times as long its work takes."""
+    probability: float = field(default=1.0, metadata={"above": 0, "at_most": 1})
+    """How often it is slow: 1 is always, less now and then, as when others use the machine too."""
+    spell: float = field(default=0.0, metadata={"at_least": 0})
+    """Seconds for which it stays slow, or not, before that is drawn anew; 0: for each piece of work."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,29 @@ class FaultsSpec:
     stop: tuple[Strike, ...] = ()
     """Ranks that freeze (SIGSTOP), to be taken for dead."""
     slow: tuple[Slow, ...] = ()
-    """Stragglers: `[{role = "worker", index = 0, factor = 3}]`."""
+    """Stragglers: `[{role = "worker", index = 0, factor = 3}]`; now and then: `probability = 0.2, spell = 0.01`."""
     delay: Chance | None = None
     """Messages that arrive late: `{probability = 0.01, seconds = 0.05}`."""
     drop: Chance | None = None
     """Messages that never arrive."""
     duplicate: Chance | None = None
     """Messages that arrive twice, the second time so many seconds later."""
+
+
+class _Spell:
+    """Whether a straggler is slow just now."""
+
+    def __init__(self, spec: Slow, seed: str) -> None:
+        self._spec, self._random = spec, random.Random(seed)
+        self._factor, self._until = spec.factor, -math.inf
+
+    def factor(self, now: float) -> float:
+        """Give how many times as long its work takes at a time, in seconds."""
+        if now >= self._until:
+            slow = self._spec.probability >= 1.0 or self._random.random() < self._spec.probability
+            self._factor = self._spec.factor if slow else 1.0
+            self._until = now + self._spec.spell
+        return self._factor
 
 
 class Faults:
@@ -110,10 +131,8 @@ class Faults:
         mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
         self._at_step = [(kind, each.at_step) for kind, each in mine if each.at_step is not None]
         self._at_seconds = [(kind, each.at_seconds) for kind, each in mine if each.at_seconds is not None]
-        self.factor = 1.0
-        for each in spec.slow:
-            if (each.role, each.index) == (role, index):
-                self.factor *= each.factor
+        slow = [each for each in spec.slow if (each.role, each.index) == (role, index)]
+        self._spells = [_Spell(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)]
         self._debt = 0.0
         self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
         self.meddles = any(
@@ -138,9 +157,10 @@ class Faults:
                 self._strike(due[0])
 
     def worked(self, seconds: float) -> None:
-        """Make work that took so many seconds take `factor` times as long, by sleeping for the rest."""
-        if self.factor > 1.0:
-            self._debt += (self.factor - 1.0) * seconds
+        """Make work that took so many seconds take as many times as long as this rank is slow, by sleeping."""
+        if self._spells:
+            now = self._now()
+            self._debt += (math.prod(each.factor(now) for each in self._spells) - 1.0) * seconds
             if self._debt >= DEBT:
                 before = self._now()
                 self._sleep(self._debt)
