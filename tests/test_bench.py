@@ -96,7 +96,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert names() == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
-        "pushpull", "record", "replication", "restart", "sketch", "sparse_lr", "trace",
+        "paper", "pushpull", "record", "replication", "restart", "sketch", "sparse_lr", "trace",
     ]  # fmt: skip
     for name in names():
         with pytest.raises(SystemExit) as caught:
@@ -118,6 +118,8 @@ def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str
         (["delay", "--tau", "1,-2"], "whole numbers from 0"),
         (["delay", "--tau", "1,1"], "different whole numbers"),
         (["delay", "--slow", "0.5"], "--slow: must be at least 1"),
+        (["delay", "--chance", "0"], "--chance: must be a probability above 0"),
+        (["paper", "--train", __file__], "--train and --optimum belong together"),
         (["delay", "--plot", "no/such/folder/x.png"], "--plot no/such/folder/x.png: must be"),
         (["memory", "--parts", "0.5,2"], "numbers above 0 and up to 1"),
         (["ftrl", "--sample", "ten"], "'ten' is no number"),
@@ -148,12 +150,27 @@ def test_data_of_the_users_own_has_no_crosses_unless_set(tiny_data: TinyData) ->
 
 
 def test_the_straggler_and_the_delay_reach_the_job() -> None:
-    asked = _runs.switches("delay", "").parse_args([])
-    asked.slow, asked.blocks, asked.target = 3.0, 64, 1.005
+    asked = delay.parsed(["--blocks", "64"])
     job = load(_runs.job_file(), delay.straggling(asked, 4))
     (slow,) = job.faults.slow
-    assert (slow.role, slow.index, slow.factor) == ("worker", 0, 3.0)
+    assert (slow.role, slow.index, slow.factor, slow.probability) == ("worker", 0, 3.0, 1.0)
     assert (job.consistency.model, job.consistency.tau, job.settings.blocks) == ("bounded", 4, 64)
+
+
+def test_stragglers_by_chance_are_all_workers_besides_what_makes_them_small() -> None:
+    asked = delay.parsed(
+        ["--slow", "4", "--chance", "0.2", "--spell", "0.01", "--slower", "8", "--workers", "3"]
+    )
+    found = load(_runs.job_file(), ["layout.workers=3", *delay.straggling(asked, 0)]).faults.slow
+    assert [(each.index, each.factor, each.probability, each.spell) for each in found] == [
+        *((index, 4.0, 0.2, 0.01) for index in range(3)),
+        *((index, 8.0, 1.0, 0.0) for index in range(3)),
+    ]
+    told = delay.straggler({"slow": 4.0, "chance": 0.2, "spell": 0.01, "slower": 8.0})
+    assert (
+        told
+        == "each 8 times slower than a core, each slowed down 4 times for 20 % of its work, for spells of 10ms"
+    )
 
 
 def test_the_online_job_is_one_pass_of_the_same_features() -> None:
@@ -171,8 +188,9 @@ def delay_report(times: dict[int, list[float]]) -> dict[str, object]:
         runs.append(delay.measured(tau, a_run(objectives), 1.0))
     rows = [delay.summary(tau, runs) for tau in times]
     return {
-        "conditions": CONDITIONS, "layout": {"servers": 1, "workers": 2}, "slow": 3.0, "l1": 1.0, "optimum": 0.99,
-        "optimum_from": "given", "target": 1.0, "runs": runs, "table": rows,
+        "conditions": CONDITIONS, "layout": {"servers": 1, "workers": 2}, "slow": 3.0, "chance": 1.0,
+        "spell": 0.0, "slower": 1.0, "l1": 1.0, "optimum": 0.99, "optimum_from": "given", "target": 1.0,
+        "runs": runs, "table": rows,
     }  # fmt: skip
 
 

@@ -90,31 +90,37 @@ def above_one(text: str) -> float:
     return value
 
 
-def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
-    """Give a parser with the switches that all benchmarks have."""
-    parser = argparse.ArgumentParser(
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Give a parser with the switches of every benchmark that runs whole jobs."""
+    made = argparse.ArgumentParser(
         prog=f"mpips bench {name}",
         usage=f"mpips bench {name} [switches]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
-    parser.add_argument("--test", action="append", metavar="FILE", help="evaluate on this; repeatable")
-    parser.add_argument("--servers", type=at_least(1), default=1, metavar="S", help="default 1")
-    parser.add_argument("--workers", type=at_least(1), default=2, metavar="W", help="default 2")
-    parser.add_argument(
-        "--repeat", type=at_least(1), default=repeat, metavar="N", help=f"rounds; default {repeat}"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
-    )
-    parser.add_argument(
+    made.add_argument(
         "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
     )
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
-    return parser
+    made.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    return made
+
+
+def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
+    """Give a parser with the switches of the benchmarks that run one job."""
+    made = parser(name, description)
+    made.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
+    made.add_argument("--test", action="append", metavar="FILE", help="evaluate on this; repeatable")
+    made.add_argument("--servers", type=at_least(1), default=1, metavar="S", help="default 1")
+    made.add_argument("--workers", type=at_least(1), default=2, metavar="W", help="default 2")
+    made.add_argument(
+        "--repeat", type=at_least(1), default=repeat, metavar="N", help=f"rounds; default {repeat}"
+    )
+    made.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
+    )
+    made.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return made
 
 
 def job_file(name: str = "job.toml", program: str = "sparse_lr") -> Path:
@@ -135,6 +141,17 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         data = [f"data.train={json.dumps(train)}", f"data.test={json.dumps(test)}", "data.crosses=[]"]
     layout = [f"layout.servers={arguments.servers}", f"layout.workers={arguments.workers}"]
     return [*data, *layout, *arguments.set]
+
+
+def slowed(workers: Iterable[int], factor: float, probability: float = 1.0, spell: float = 0.0) -> list[str]:
+    """Write what makes some workers slow, always or now and then: see `faults.Slow`; `straggling` takes it."""
+    more = f", probability = {probability!r}, spell = {spell!r}" if probability < 1.0 else ""
+    return [f'{{role = "worker", index = {index}, factor = {factor!r}{more}}}' for index in workers]
+
+
+def straggling(slow: Iterable[str]) -> str:
+    """Give the setting of what `slowed` wrote."""
+    return f"faults.slow=[{', '.join(slow)}]"
 
 
 def absolute(files: Sequence[str]) -> list[str]:

@@ -17,10 +17,13 @@ from mpips.progress import Column, bytes_si, seconds, share, significant
 DESCRIPTION = """\
 Bounded delay with a straggler (the paper's figure 13): for every tau, how long training takes to 0.5 % above the
 optimum, in how many passes, and which share of their time the workers wait, while worker 0 takes three times as
-long for its work as the others. All tau are run in turns, so that a drift of the machine meets them alike.
+long for its work as the others, or, with --chance, all of them do now and then, as on machines that others use too.
+All tau are run in turns, so that a drift of the machine meets them alike.
 
   mpips bench delay                                   tau = 0, 1, 2, 4, 8, 16 on the project's own data
   mpips bench delay --tau 0,4,16 --slow 1             nobody is slow
+  mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
+  mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     as on four small machines
   mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.png
   mpips bench delay --blocks 0                        the job's own rule: more blocks for a greater tau
 
@@ -28,7 +31,7 @@ What a delay saves is the way of each block to the servers and back, while the n
 the more, the smaller the blocks. All tau have the same number of them here (as in the paper). The job's own rule
 takes the fewest that keep the steps long, and (tau + 1) times as many with a delay, so that as much is in flight at
 once for every tau: then the many small messages may cost what the delay saves.
-The slow worker sleeps for what it takes longer, so its core is free meanwhile.
+A slow worker sleeps for what it takes longer, so its core is free meanwhile.
 """
 
 COLUMNS = (
@@ -57,11 +60,31 @@ def taus(text: str) -> list[int]:
     return values
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 when a run did not come to the target."""
+def share_of(text: str) -> float:
+    """Read a probability above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a probability above 0, as in 0.2; got {text}")
+    return value
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the switches."""
     parser = _runs.switches("delay", DESCRIPTION)
     parser.add_argument("--tau", type=taus, default=[0, 1, 2, 4, 8, 16], help="default 0,1,2,4,8,16")
-    parser.add_argument("--slow", type=at_least(1.0, float), default=3.0, help="worker 0's factor; default 3")
+    parser.add_argument(
+        "--slow", type=at_least(1.0, float), default=3.0, help="the straggler's factor; default 3"
+    )
+    parser.add_argument("--chance", type=share_of, default=1.0, metavar="P",
+                        help="every worker is slow with this probability, instead of worker 0 always")  # fmt: skip
+    parser.add_argument("--spell", type=at_least(0.0, float), default=0.0, metavar="SECONDS",
+                        help="with --chance: it stays so for so long; default 0: each piece of work")  # fmt: skip
+    parser.add_argument("--slower", type=at_least(1.0, float), default=1.0, metavar="F",
+                        help="every worker is so many times slower than a core besides, so that they "
+                        "can share few cores like machines of their own; default 1")  # fmt: skip
     parser.add_argument(
         "--blocks",
         type=at_least(0),
@@ -77,7 +100,12 @@ def main(arguments: Sequence[str]) -> int:
         "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw it (pip install 'mpips[report]')")
-    asked = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 when a run did not come to the target."""
+    asked = parsed(arguments)
     if asked.plot is not None:
         check_plot(asked.plot)
     settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
@@ -104,6 +132,9 @@ def main(arguments: Sequence[str]) -> int:
         "benchmark": "delay",
         "conditions": conditions,
         "slow": asked.slow,
+        "chance": asked.chance,
+        "spell": asked.spell,
+        "slower": asked.slower,
         "l1": job.settings.l1,
         "optimum": best,
         "optimum_from": source,
@@ -120,11 +151,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
-    """Give what makes worker 0 slow, and a run of one tau end soon after the target."""
-    slow = f'faults.slow=[{{role = "worker", index = 0, factor = {asked.slow!r}}}]'
+    """Give what makes workers slow, and a run of one tau end soon after the target."""
+    who = range(asked.workers if asked.chance < 1.0 else 1)
+    slow = _runs.slowed(who, asked.slow, asked.chance, asked.spell)
+    if asked.slower > 1.0:
+        slow += _runs.slowed(range(asked.workers), asked.slower)
     delay = ['consistency.model="bounded"', f"consistency.tau={tau}"]
     return [
-        slow,
+        _runs.straggling(slow),
         *delay,
         f"sparse_lr.blocks={asked.blocks}",
         f"sparse_lr.epsilon={(asked.target - 1.0) / 2.0!r}",
@@ -171,8 +205,7 @@ def text(report: dict[str, Any]) -> str:
     layout, rows = report["layout"], report["table"]
     lines = [
         _runs.described(report["conditions"]),
-        f"servers {layout['servers']}, workers {layout['workers']}, worker 0 slowed down {report['slow']:g} times; "
-        f"l1 = {report['l1']:g}",
+        f"servers {layout['servers']}, workers {layout['workers']}, {straggler(report)}; l1 = {report['l1']:g}",
         f"optimum {report['optimum']:.8g} ({report['optimum_from']}); target {report['target']:.8g} = "
         f"{report['target'] / report['optimum']:.6g} times it",
         f"medians of {len(report['runs']) // len(rows)} rounds; waiting: the workers' mean share",
@@ -193,6 +226,15 @@ def text(report: dict[str, Any]) -> str:
         f"waiting {share(first['waiting'])} there, {share(best['waiting'])} here"
     )
     return "\n".join(lines)
+
+
+def straggler(report: dict[str, Any]) -> str:
+    """Say who is slow, and when."""
+    machines = f"each {report['slower']:g} times slower than a core, " if report["slower"] > 1.0 else ""
+    if report["chance"] == 1.0:
+        return f"{machines}worker 0 slowed down {report['slow']:g} times"
+    anew = f"for spells of {seconds(report['spell'])}" if report["spell"] else "drawn for each piece of it"
+    return f"{machines}each slowed down {report['slow']:g} times for {share(report['chance'])} of its work, {anew}"
 
 
 def check_plot(path: str) -> None:
@@ -221,6 +263,6 @@ def plot(report: dict[str, Any], path: str) -> None:
     axes.bar(names, waited, bottom=busy, label="waiting", color="#d9a441")
     axes.set_xlabel("maximal delay tau")
     axes.set_ylabel(f"seconds to {report['target'] / report['optimum']:.4g} times the optimum")
-    axes.set_title(f"{report['layout']['workers']} workers, one {report['slow']:g} times slower")
+    axes.set_title(f"{report['layout']['workers']} workers, {straggler(report)}", fontsize=9)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
