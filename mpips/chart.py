@@ -246,3 +246,20 @@ def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> st
                 f'<circle cx="{place:.1f}" cy="{top + 7.5}" r="4.5"/><title>{escape(told)}</title></g>'
             )
     return _svg(width, bottom + 20, label, body, "chart wide")
+
+
+def standalone(svg: str, legend: Sequence[tuple[str, str]], style: str) -> str:
+    """Give a chart as a picture of its own, with what its colours mean (class, text) below it, and the style sheet."""
+    width, height = (float(size) for size in svg.partition('viewBox="0 0 ')[2].partition('"')[0].split())
+    body, at = [], 12.0
+    for kind, text in legend:
+        body.append(f'<rect class="{kind}" x="{at:.0f}" y="{height + 9:g}" width="14" height="8" rx="2"/>')
+        body.append(_text(at + 19, height + 17, text, "tick"))
+        at += 36 + 6.2 * len(text)
+    whole = height + (26 if legend else 0)
+    inner = svg.replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {whole:g}" width="{width:g}" '
+        f'height="{whole:g}">\n'
+        f"<style>\n{style}</style>\n{inner}\n" + "\n".join(body) + "\n</svg>\n"
+    )

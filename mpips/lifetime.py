@@ -27,8 +27,8 @@ HOPELESS = 100
 class Run(NamedTuple):
     """A run of so many `seconds` of work, and what happens to it.
 
-    It survives a failure, at the cost of `recovery` seconds; or it goes down, is back after as many, and goes on from its
-    last checkpoint, of which it writes one `every` so many seconds of work, taking `checkpoint` seconds.
+    It survives a failure, at the cost of `recovery` seconds; or it goes down, is back after as many, and goes on from
+    its last checkpoint, of which it writes one `every` so many seconds of work, taking `checkpoint` seconds.
     """
 
     seconds: float
@@ -68,7 +68,12 @@ def lifetime(run: Run, seed: int = 0) -> Lifetime:
 
 def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float]:
     """Simulate a run once; give its failures, and when it ends (inf: it gets nowhere)."""
-    now, failures, left, saved = 0.0, 0, run.seconds, run.seconds  # left: work; saved: what was left at the checkpoint
+    now, failures, left, saved = (
+        0.0,
+        0,
+        run.seconds,
+        run.seconds,
+    )  # left: work; saved: what was left at the checkpoint
     doing, since = "work", 0.0
     events: list[tuple[float, int, str]] = []  # (when, of which phase, what); a phase ends with the next one
     phase = 0

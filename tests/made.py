@@ -17,7 +17,7 @@ from simulated import simulate
 from mpips.config import Job, load, write_toml
 from mpips.filters.named import chain_of
 from mpips.folder import RunFolder
-from mpips.program import load_program
+from mpips.program import load_program, table_name
 from mpips.scheduler import Cluster
 from mpips.twin import Fate, calm
 
@@ -166,7 +166,7 @@ def run_twin(
     data = {"train": train, **({"test": str(test)} if test is not None else {}), **tables.pop("data", {})}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        name = Path(program).stem if program.endswith(".py") else program
+        name = table_name(program)
         own = tables.pop("settings", {})
         head = {"program": program, **tables.pop("job", {})}
         job = job_of(folder / "job", {"job": head, "data": data, name: own, **tables})

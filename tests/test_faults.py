@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -109,13 +110,13 @@ def test_now_and_then_a_straggler_is_slow_as_often_as_was_said_under_the_seed() 
     found = slept(spec, 4000, 0.0)
     assert sum(found) == pytest.approx(1000, abs=4 * 27.4)  # four standard deviations
     assert found == slept(spec, 4000, 0.0)
-    alike = sum(a == b for a, b in zip(found, found[1:], strict=False))
+    alike = sum(a == b for a, b in pairwise(found))
     assert alike == pytest.approx(3999 * (0.25**2 + 0.75**2), abs=150)  # each piece is drawn anew
 
 
 def test_a_straggler_stays_slow_for_its_spell() -> None:
     found = slept(Slow("server", 0, 1.5, probability=0.5, spell=0.1), 4000, 0.01)
-    changes = sum(a != b for a, b in zip(found, found[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(found))
     assert sum(found) == pytest.approx(2000, abs=400)
     assert 120 <= changes <= 280  # some 10 pieces a spell, and every other spell is like the one before it
 

@@ -53,7 +53,10 @@ def test_a_run_that_survives_pays_for_each_failure_once() -> None:
 def test_without_failures_there_are_only_the_checkpoints() -> None:
     never = MORTAL._replace(mtbf=1e15)
     found = lifetime(never)
-    assert (found.failures, found.seconds) == (0.0, pytest.approx(36_000.0 + 89 * 20.0))  # none at the very end
+    assert (found.failures, found.seconds) == (
+        0.0,
+        pytest.approx(36_000.0 + 89 * 20.0),
+    )  # none at the very end
     assert found.most == found.seconds
 
 

@@ -28,6 +28,7 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench lda                               topics of documents, beside tomotopy
   mpips bench sketch                            inserts a second into a sketch, and how far off it is
   mpips bench trace                             what it costs that a run is traced
+  mpips bench paper                             the paper's evaluation, again: docs/reproduction.md
   mpips bench index                             how fast a server's key index takes and finds keys
 """
 

@@ -1,0 +1,1 @@
+"""The paper's evaluation, again: an experiment a module, for `mpips bench paper`."""

@@ -1,0 +1,81 @@
+"""Table 3: how many lines of code an algorithm takes."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpips.bench import _runs
+from mpips.bench._paper.experiment import Claim, Lab, Section, table
+
+ITEM = "Table 3"
+SILENT = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}  # fmt: skip
+"""Tokens that make no line a line of code."""
+METHOD = ("job.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py")
+"""The files of sparse_lr that are the block proximal method itself."""
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Count the lines of the applications, and of what carries them."""
+    jobs = {name: _runs.job_file("job.toml", name).parent for name in ("sparse_lr", "lda", "sketch")}
+    own = Path(_runs.__file__).resolve().parent.parent
+    carrying = [
+        path for path in own.rglob("*.py") if path.relative_to(own).parts[0] not in ("bench", "cli", "jobs")
+    ]
+    return {
+        "listing": lines_of([jobs["sparse_lr"] / "job.py"]),
+        "method": lines_of(jobs["sparse_lr"] / name for name in METHOD),
+        **{name: lines_of(folder.glob("*.py")) for name, folder in jobs.items()},
+        "lbfgs": lines_of([Path(__file__).with_name("lbfgs.py")]),
+        "mpips": lines_of(carrying),
+    }
+
+
+def lines_of(paths: Iterable[Path]) -> int:
+    """Count the lines of code of some files."""
+    return sum(count(path.read_text(encoding="utf-8")) for path in paths)
+
+
+def count(source: str) -> int:
+    r"""Count the lines of a Python source that hold code: no blank ones, comments and docstrings.
+
+    >>> count('"one"\n\n# two\nx = (1,\n     2)\n')
+    2
+    """
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in SILENT:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            code.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(code)
+
+
+def tell(found: Mapping[str, Any]) -> Section:
+    """Lay it beside the paper's figures."""
+    rows = [
+        ("system A (L-BFGS)", "10,000", f"{found['lbfgs']:,}, on mpips"),
+        ("system B (block proximal gradient)", "30,000", ""),
+        ("the parameter server's (block proximal gradient)", "300", f"{found['listing']:,} (`job.py`)"),
+        ("... with its kernels, step control, active set, start and reset", "", f"{found['method']:,}"),
+        ("... and online learners, exact sums, lost workers, evaluation", "", f"{found['sparse_lr']:,}"),
+        ("LDA", "", f"{found['lda']:,}"),
+        ("sketching", "", f"{found['sketch']:,}"),
+        ("what carries them: `mpips/` without commands and benchmarks", "", f"{found['mpips']:,}"),
+    ]
+    short = "yes" if found["listing"] <= 300 else "no"
+    claim = Claim("Table 3: lines of the sparse LR algorithm", "300", f"{found['listing']:,}", short)
+    facts = {"lbfgs": found["lbfgs"], "times": f"{found['method'] / 300:.1f}"}
+    return Section([claim], table(("", "the paper", "here"), rows), facts)

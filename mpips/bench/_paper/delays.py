@@ -1,0 +1,92 @@
+"""Figure 13: what a delay saves, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mpips.bench import delay
+from mpips.bench._paper.experiment import (
+    CHANCE,
+    SLOW,
+    SLOWER,
+    WORKERS,
+    Claim,
+    Lab,
+    Picture,
+    Section,
+    agreement,
+    table,
+)
+from mpips.chart import Bar, Part, bars
+from mpips.progress import seconds, share
+
+ITEM = "Figure 13"
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Train with several delays, in turns; give the benchmark's report."""
+    report = lab.folder / "delay.json"
+    arguments = ["--slow", str(SLOW), "--chance", str(CHANCE), "--repeat", str(lab.repeat)]
+    arguments += ["--workers", str(WORKERS), "--slower", str(SLOWER)]
+    delay.main([*arguments, "--json", str(report), *lab.switches])
+    found: dict[str, Any] = json.loads(report.read_text())
+    kept = ("target", "optimum", "layout", "slow", "chance", "spell", "slower", "table")
+    return {"examples": lab.examples} | {key: found[key] for key in kept}
+
+
+def tell(found: Mapping[str, Any]) -> Section:
+    """Lay it beside the paper's figures."""
+    rows = {row["tau"]: row for row in found["table"]}
+    first, most = rows[0], rows[max(rows)]
+    timed = [row for row in found["table"] if row.get("seconds") is not None]
+    best = min(timed, key=lambda row: row["seconds"])
+    gain = first["seconds"] / best["seconds"]
+    claims = [
+        Claim(
+            "Fig. 13: waiting at tau = 0",
+            "50 %",
+            share(first["waiting"]),
+            agreement(first["waiting"], (0.35, 0.65)),
+        ),
+        Claim(
+            f"Fig. 13: waiting at tau = {max(rows)}",
+            "1.7 %",
+            share(most["waiting"]),
+            agreement(most["waiting"], (0.0, 0.05)),
+        ),
+        Claim("Fig. 13: best delay", "8", f"{best['tau']}", agreement(best["tau"], (4, 16), (1, 64))),
+        Claim(
+            "Fig. 13: best delay, faster than tau = 0",
+            "1.6 times",
+            f"{gain:.2f} times",
+            agreement(gain, (1.4, 2.5), (1.1, 100.0)),
+        ),
+    ]
+    picture = Picture(
+        bars(
+            [
+                Bar(f"tau = {row['tau']}", [Part(row["busy"], "busy"), Part(row["waited"], "waiting")],
+                    f"{seconds(row['seconds'])}, {row['passes']:g} passes")
+                for row in timed
+            ],
+            label="busy and waiting time by delay",
+            show=seconds,
+        ),
+        f"Time to {found['target'] / found['optimum']:.4g} times the optimum, by delay.",
+        (("busy", "busy"), ("waiting", "waiting")),
+    )  # fmt: skip
+    cells = [
+        (f"{row['tau']}", seconds(row["seconds"]), share(row["waiting"]), f"{row['passes']:g}",
+         f"{row['seconds'] / row['passes'] * 1e3:.3g} ms")
+        for row in timed
+    ]  # fmt: skip
+    facts = {
+        "examples": found["examples"], "workers": WORKERS, "slow": f"{found['slow']:g}",
+        "chance": f"{found['chance']:g}",
+        "slower": f"{found['slower']:g}", "straggler": delay.straggler(dict(found)), "gain": f"{gain:.2f}",
+        "best": best["tau"], "first": share(first["waiting"]), "most": share(most["waiting"]), "last": max(rows),
+    }  # fmt: skip
+    head = ("tau", "to the target", "waiting", "passes", "a pass")
+    return Section(claims, table(head, cells), facts, {"fig13": picture})

@@ -1,0 +1,83 @@
+"""The page about the paper's evaluation, in Markdown, and its plots."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from mpips import chart
+from mpips.bench._paper.experiment import Picture, Section, table
+
+WIDTH = 150
+"""Columns of running text."""
+TEXT = "page.md"
+"""The text: an introduction, then `## NAME: title` for each experiment: what was run, then the reasons."""
+
+
+def drawn(picture: Picture) -> str:
+    """Give a plot as an SVG file, for light and dark."""
+    style = files("mpips").joinpath("report.css").read_text(encoding="utf-8")
+    return chart.standalone(picture.svg, picture.legend, style)
+
+
+def texts() -> dict[str, tuple[str, str]]:
+    """Read the text: (title, text) by the experiment's name, that of the introduction being ""."""
+    whole = files("mpips.bench._paper").joinpath(TEXT).read_text(encoding="utf-8")
+    first, *rest = whole.split("\n## ")
+    title, _, text = first.removeprefix("# ").partition("\n")
+    found = {"": (title, text.strip())}
+    for each in rest:
+        head, _, text = each.partition("\n")
+        name, _, title = head.partition(": ")
+        found[name] = (title, text.strip())
+    return found
+
+
+def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: str) -> str:
+    """Write the page; pictures are in `folder` beside it."""
+    text = texts()
+    title, introduction = text[""]
+    parts = [f"# {title}", _filled(introduction), claims(sections)]
+    for name, each in sections.items():
+        title, words = text[name]
+        setting, _, why = words.format(**each.facts).partition("\n\n")
+        parts += [f"## {title}", _filled(setting)]
+        for file, picture in each.pictures.items():
+            parts.append(f"![{picture.caption}]({folder}/{file}.svg)\n\n*{picture.caption}*")
+        parts += [each.table, _filled(why)]
+        at = about[name]
+        parts.append(f"<sub>{at['cpu']}, {at['cores']} cores; {at['at'][:10]}; `{at['command']}`</sub>")
+    return "\n\n".join(parts) + "\n"
+
+
+def claims(sections: Mapping[str, Section]) -> str:
+    """Write the paper's claims, and what became of them here."""
+    rows = [
+        (
+            claim.what,
+            claim.paper,
+            claim.here,
+            claim.agrees if claim.agrees == "yes" else f"**{claim.agrees}**",
+        )
+        for each in sections.values()
+        for claim in each.claims
+    ]
+    return table(("", "the paper", "here", "agrees"), rows)
+
+
+def summary(sections: Mapping[str, Section]) -> str:
+    """Write the same for a terminal."""
+    rows = [claim for each in sections.values() for claim in each.claims]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{row.what:<{widths[0]}}  {row.paper:>{widths[1]}}  {row.here:>{widths[2]}}  {row.agrees}"
+        for row in rows
+    )
+
+
+def _filled(text: str) -> str:
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    options = {"width": WIDTH, "break_long_words": False, "break_on_hyphens": False}
+    return "\n\n".join(textwrap.fill(paragraph, **options) for paragraph in paragraphs)  # type: ignore[arg-type]

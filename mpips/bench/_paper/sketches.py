@@ -1,0 +1,72 @@
+"""Table 5: how fast a sketch takes keys, and how soon it goes on when a server is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from mpips.bench import _runs, sketch
+from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
+from mpips.progress import seconds, si
+
+ITEM = "Table 5"
+MACHINE, CORES = 87e6, 64
+"""The paper's inserts a second on one of its 15 machines, and that machine's cores."""
+PEAK, MEAN = 1.3e9, 1.1e9
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Insert a Zipf stream; then again, killing a server on the way."""
+    report = lab.folder / "sketch.json"
+    arguments = [
+        "--zipf",
+        "1.1",
+        "--repeat",
+        str(lab.repeat),
+        "--launcher",
+        lab.launcher,
+        "--json",
+        str(report),
+    ]
+    sketch.main(arguments)
+    (row,) = json.loads(report.read_text())["rows"]
+    lost = []
+    for number in range(lab.repeat):
+        _runs.note(f"sketch, a server killed: run {number + 1} of {lab.repeat}")
+        own = [
+            "layout.servers=2", "layout.workers=2", "sketch.zipf=1.1", "sketch.items=20_000_000", "data.column=''",
+            "sketch.batch=200_000",
+            'faults.kill=[{role="server", index=1, at_step=40}]',
+        ]  # fmt: skip
+        done = _runs.run(sketch.job_file(), lab.folder / f"killed-{number}", own, lab.launcher)
+        lost += [each["seconds"] for each in done.result["recoveries"]]
+    return {"row": row, "recoveries": lost, "cores": len(os.sched_getaffinity(0))}
+
+
+def tell(found: Mapping[str, Any]) -> Section:
+    """Lay it beside the paper's figures."""
+    row, cores = found["row"], found["cores"]
+    recovery = median(found["recoveries"])
+    peak, core = row["max"] / row["rate"], row["rate"] / cores
+    rate = f"{si(row['rate'])} ({cores} cores)"
+    longest = f"the longest of {len(found['recoveries'])} {seconds(max(found['recoveries']))}"
+    claims = [
+        Claim("Table 5: inserts a second, a machine", "87 M (64 cores)", rate, agreement(row["rate"], (MACHINE, 1e12))),
+        Claim("Table 5: peak, to the average", f"{PEAK / MEAN:.2f}", f"{peak:.2f}", agreement(peak, (1.0, 1.5))),
+        Claim("Table 5: a failed node goes on after", "0.8 s", seconds(recovery), agreement(recovery, (0.0, 0.8))),
+    ]  # fmt: skip
+    rows = [
+        ("inserts a second, all", "1.1 B (15 machines, 960 cores)", rate),
+        ("a core", f"{si(MACHINE / CORES)}", si(core)),
+        ("peak", "1.3 B", si(row["max"])),
+        ("inserts", "300 B", si(row["items"])),
+        ("distinct keys", "> 100 M", si(row["keys"])),
+        ("recovery", "0.8 s", f"{seconds(recovery)}, {longest}"),
+        ("most that an estimate is too high", "", f"{row['over']:,} of {si(row['items'])} (bound {row['bound']:.0f})"),
+        ("estimates too low", "", f"{row['below']}"),
+    ]  # fmt: skip
+    facts = {"core": si(core), "times": f"{core / (MACHINE / CORES):.0f}", "recovery": seconds(recovery)}
+    return Section(claims, table(("", "the paper", "here"), rows), facts)

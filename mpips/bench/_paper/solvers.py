@@ -1,0 +1,157 @@
+"""Figures 9 and 10: three systems on the same data and machines: objective against time, and who waits.
+
+The paper's systems A (L-BFGS) and B (block proximal gradient) are its authors' own, never published. What they had
+is built of the same parts here: A is `lbfgs`; B is darlin without a delay, filter or key cache, and the
+parameter server has them all. All meet the same stragglers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpips.bench import _runs
+from mpips.bench._paper.experiment import (
+    CHANCE,
+    SLOW,
+    SLOWER,
+    WORKERS,
+    Claim,
+    Lab,
+    Picture,
+    Section,
+    agreement,
+    machines,
+    table,
+)
+from mpips.chart import Bar, Part, Series, bars, lines
+from mpips.config import Job, load
+from mpips.data import resolve
+from mpips.progress import bytes_si, seconds, share
+
+ITEM = "Figures 9 and 10"
+SYSTEMS = {"A": "A: L-BFGS", "B": "B: block proximal gradient", "PS": "parameter server"}
+WITHIN = 1e-3
+"""The objective to come to, above the optimum, relative."""
+TAU = 1
+MOST = 150
+"""Iterations of L-BFGS at most."""
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Run the three systems in turns, to the same objective."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    data = [f"data.train={json.dumps([*lab.train])}", "data.test=[]", "data.crosses=[]"] if lab.train else []
+    job, target = load(_runs.job_file(), data), (1.0 + WITHIN) * lab.optimum
+    lbfgs = lab.folder / "lbfgs.toml"
+    lbfgs.write_text('[job]\nprogram = "mpips.bench._paper.lbfgs"\n')
+    for number in range(lab.repeat):
+        for name in [*SYSTEMS][:: 1 if number % 2 == 0 else -1]:
+            if name == "A" and number > 0:
+                continue  # once: it takes minutes
+            _runs.note(f"{SYSTEMS[name]}: round {number + 1} of {lab.repeat}")
+            file = lbfgs if name == "A" else _runs.job_file()
+            own = [*settings(name, job, target), *(data if name != "A" else [])]
+            runs[name].append(
+                measured(_runs.run(file, lab.folder / f"{name}-{number}", own, lab.launcher), target)
+            )
+    return {"optimum": lab.optimum, "examples": lab.examples, "runs": runs}
+
+
+def settings(name: str, job: Job, target: float) -> list[str]:
+    """Give what makes a run that of a system."""
+    common = ["layout.servers=1", f"layout.workers={WORKERS}", machines(WORKERS)]
+    if name == "A":
+        spec = resolve(job.data, str(job.base))
+        data = [f"data.train={json.dumps(spec.train)}", f"data.crosses={json.dumps(spec.crosses)}"]
+        return [
+            *common,
+            *data,
+            f"lbfgs.l1={job.settings.l1!r}",
+            f"lbfgs.target={target!r}",
+            f"lbfgs.iterations={MOST}",
+        ]
+    common += [f"sparse_lr.target={target!r}", f"sparse_lr.epsilon={WITHIN / 5!r}"]
+    if name == "B":
+        return [*common, "consistency.tau=0", "sparse_lr.kkt=false", "ring.key_cache=0"]
+    return [*common, f"consistency.tau={TAU}"]
+
+
+def measured(run: _runs.Run, target: float) -> dict[str, Any]:
+    """Give the course of a run, and how its workers spent their time."""
+    last = run.passes[-1]
+    return {
+        "seconds": last["seconds"] if last["objective"] <= target else None,
+        "passes": last["pass"],
+        "course": [[line["seconds"], line["objective"]] for line in run.passes],
+        "waiting": _runs.waiting(run),
+        "sent": run.sent,
+    }
+
+
+def tell(found: Mapping[str, Any]) -> Section:
+    """Lay it beside the paper's figures."""
+    middle = {name: median_run(runs) for name, runs in found["runs"].items()}
+    times = {name: run["seconds"] or math.inf for name, run in middle.items()}
+    waits = {name: run["waiting"] for name, run in middle.items()}
+    gain = times["B"] / times["PS"]
+    claims = [
+        Claim("Fig. 9: system B, to the parameter server", "about 2", f"{gain:.2f}",
+              agreement(gain, (1.6, 3.0), (1.2, 100.0))),
+        Claim("Fig. 9: A is slower than B", "yes", *2 * ["yes" if times["A"] > times["B"] else "no"]),
+        Claim("Fig. 10: system A waits", "32 %", share(waits["A"]), agreement(waits["A"], (0.2, 0.45))),
+        Claim("Fig. 10: system B waits", "53 %", share(waits["B"]), agreement(waits["B"], (0.4, 0.65))),
+        Claim("Fig. 10: the parameter server waits", "< 2 %", share(waits["PS"]), agreement(waits["PS"], (0.0, 0.04))),
+    ]  # fmt: skip
+    pictures = {
+        "fig9": Picture(
+            lines(
+                [
+                    Series(SYSTEMS[name], [(at, value / found["optimum"] - 1.0) for at, value in run["course"]], colour)
+                    for colour, (name, run) in enumerate(middle.items())
+                ],
+                label="objective against time",
+                x="seconds",
+                y="F / F* - 1",
+                log=True,
+                show_y="{:.0e}".format,
+            ),
+            "How far the objective is above the optimum, against time.",
+            [(f"k{colour}", SYSTEMS[name]) for colour, name in enumerate(middle)],
+        ),
+        "fig10": Picture(
+            bars(
+                [
+                    Bar(SYSTEMS[name].partition(":")[0],
+                        [Part(times[name] * (1.0 - waits[name]), "busy"), Part(times[name] * waits[name], "waiting")],
+                        f"{seconds(times[name])}, {share(waits[name])} waiting")
+                    for name in middle
+                    if times[name] < math.inf
+                ],
+                label="busy and waiting time by system",
+                show=seconds,
+            ),
+            "The workers' mean time to that objective: busy, and waiting.",
+            (("busy", "busy"), ("waiting", "waiting")),
+        ),
+    }  # fmt: skip
+    cells = [
+        (SYSTEMS[name], seconds(times[name]), f"{run['passes']}", share(waits[name]), bytes_si(run["sent"]))
+        for name, run in middle.items()
+    ]
+    facts = {
+        "examples": found["examples"], "within": f"{1 + WITHIN:g}", "workers": WORKERS, "slower": f"{SLOWER:g}",
+        "slow": f"{SLOW:g}", "chance": share(CHANCE), "rounds": len(found["runs"]["PS"]), "tau": TAU,
+        "gain": f"{gain:.1f}", "waiting": share(waits["PS"]),
+        "fewer": f"{middle['B']['sent'] / middle['PS']['sent']:.1f}",
+        "passes": middle["PS"]["passes"],
+    }  # fmt: skip
+    head = ("system", "to the objective", "passes", "waiting", "sent")
+    return Section(claims, table(head, cells), facts, pictures)
+
+
+def median_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the run that took the median time; those that did not arrive come last."""
+    return sorted(runs, key=lambda run: run["seconds"] or math.inf)[len(runs) // 2]

@@ -1,0 +1,105 @@
+"""Figures 11 and 12: what each filter saves of the traffic, and how many features the KKT filter leaves out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mpips.bench import filters
+from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
+from mpips.chart import Bar, Part, Series, bars, lines
+from mpips.progress import bytes_si, share, si
+
+ITEM = "Figures 11 and 12"
+CACHING, KKT, ALL = "key caching", "KKT, key caching", "+ zstd"
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Train with every combination of filters; give the benchmark's report."""
+    report = lab.folder / "filters.json"
+    arguments = ["--keep", str(lab.folder / "filters"), "--json", str(report), *lab.switches]
+    filters.main([*arguments, "--repeat", "1"])
+    found: dict[str, Any] = json.loads(report.read_text())
+    return {"examples": lab.examples} | {
+        key: found[key] for key in ("target", "optimum", "layout", "table", "filtered")
+    }
+
+
+def tell(found: Mapping[str, Any]) -> Section:
+    """Lay it beside the paper's figures."""
+    rows = {row["name"]: row for row in found["table"]}
+    caching, packed = rows[CACHING], rows[ALL]
+    course = next(iter(found["filtered"].values()))
+    last, mean = course[-1], sum(course) / len(course)
+    claims = [
+        _claim("Fig. 11: key caching, workers send", "about 2 times less", caching["worker_fewer"], 1.5),
+        _claim("Fig. 11: key caching, servers send", "about 2 times less", caching["server_counted"], 1.5),
+        _claim("Fig. 11: KKT and compression, workers", "over 6 times less", packed["worker_fewer"], 6.0),
+        _claim("Fig. 11: KKT and compression, servers", "over 20 times less", packed["server_counted"], 20.0),
+        Claim("Fig. 12: features that KKT leaves out", "> 93 %", f"{100 * mean:.1f} % on average, {100 * last:.1f} % at the end",
+              agreement(max(mean, last), (0.93, 1.0))),
+    ]  # fmt: skip
+    pictures = {
+        "fig11": Picture(
+            bars(
+                [bar for row in found["table"] for bar in _bars(row)],
+                label="bytes sent by filters",
+                show=bytes_si,
+            ),
+            "Bytes sent until training has come to 1.001 times the optimum; servers as the paper counts.",
+            (("k0", "workers"), ("k1", "servers")),
+        ),
+        "fig12": Picture(
+            lines(
+                [Series(KKT, [(number + 1.0, 100.0 * value) for number, value in enumerate(course)])],
+                label="features left out by pass",
+                x="pass",
+                y="% of features left out",
+                show_y="{:g}".format,
+            ),
+            "Features that the KKT filter leaves out, by pass.",
+            (("k0", KKT),),
+        ),
+    }
+    cells = [
+        (
+            row["name"],
+            bytes_si(row["worker"]),
+            _fewer(row, "worker_fewer"),
+            bytes_si(row["server"]),
+            _fewer(row, "server_counted"),
+            f"{row['passes']:g}",
+            share(row["filtered"]) if "filtered" in row else "",
+        )
+        for row in found["table"]
+    ]
+    facts = {
+        "examples": found["examples"], "workers": found["layout"]["workers"], "mean": share(mean),
+        "caching": f"{caching['worker_fewer']:.2g}", "zstd": f"{packed['worker_fewer']:.3g}",
+        "zstd_servers": f"{packed['server_counted']:.3g}",
+    }  # fmt: skip
+    head = ("filters", "workers sent", "fewer", "servers sent", "fewer", "passes", "KKT leaves out")
+    return Section(claims, table(head, cells), facts, pictures)
+
+
+def _claim(what: str, paper: str, ours: float, least: float) -> Claim:
+    return Claim(what, paper, f"{si(ours)} times less", agreement(ours, (least, float("inf"))))
+
+
+def _fewer(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key]:.3g} times" if row.get(key) is not None else ""
+
+
+def _bars(row: Mapping[str, Any]) -> list[Bar]:
+    """Give the bars of a combination: without filters, answers as the paper counts them."""
+    server = row["counted"] if "server_counted" not in row else row["server"]
+    name = row["name"].replace("fixed_point 1", "1 byte").replace("fixed_point 2", "2 bytes")
+    return [
+        Bar(name, [Part(row["worker"], "k0", "workers")], _times(row["worker"], row.get("worker_fewer"))),
+        Bar("", [Part(server, "k1", "servers")], _times(server, row.get("server_counted"))),
+    ]
+
+
+def _times(size: float, fewer: float | None) -> str:
+    return bytes_si(size) + (f", {fewer:.3g}x fewer" if fewer is not None else "")
