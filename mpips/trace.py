@@ -100,7 +100,7 @@ class TraceSpec:
     """Whether it does."""
     limit: float = field(default=16e6, metadata={"at_least": 4e5})
     """Bytes that each rank may write; beyond, only sums are kept."""
-    detail: int = field(default=10, metadata={"at_least": 0})
+    detail: int = field(default=5, metadata={"at_least": 0})
     """Spans that each rank may record every 5 ms on average; beyond, those below half a millisecond are summed only.
     More of them cost more time."""
 
@@ -166,7 +166,7 @@ class Trace:
         path: Path,
         facts: Mapping[str, Any],
         limit: float = 16e6,
-        detail: int = 10,
+        detail: int = 5,
         now: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -538,12 +538,12 @@ class Trace:
             self._rested += now - quiet
 
     def heard(self) -> None:
-        """Take note that there is something to do."""
+        """Take note that there is something to do: since it was looked last, for no look at a clock is free here."""
         if self._serving is not None:
             self._flush()
         if self._quiet:
-            self._since = self.now()
-            self._wake(self._since)
+            self._since = self._woke
+            self._wake(self._woke)
 
     def served(self, count: int) -> None:
         """Take note that compiled code has answered so many requests, since it was looked last."""

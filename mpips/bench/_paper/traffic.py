@@ -37,7 +37,8 @@ def tell(found: Mapping[str, Any]) -> Section:
         _claim("Fig. 11: key caching, servers send", "about 2 times less", caching["server_counted"], 1.5),
         _claim("Fig. 11: KKT and compression, workers", "over 6 times less", packed["worker_fewer"], 6.0),
         _claim("Fig. 11: KKT and compression, servers", "over 20 times less", packed["server_counted"], 20.0),
-        Claim("Fig. 12: features that KKT leaves out", "> 93 %", f"{100 * mean:.1f} % on average, {100 * last:.1f} % at the end",
+        Claim("Fig. 12: features that KKT leaves out", "> 93 %",
+              f"{100 * mean:.1f} % on average, {100 * last:.1f} % at the end",
               agreement(max(mean, last), (0.93, 1.0))),
     ]  # fmt: skip
     pictures = {
