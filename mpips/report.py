@@ -3,163 +3,24 @@
     what it came to; how it converged; where the time went (the paper's Fig. 10); what was sent, and what filters saved
     (Fig. 11); what delay did (Fig. 13); who was lost, and what it cost; who did what where; what exactly ran
 
-It is read from a run's folder alone, whatever the program: curves are of the first of `CURVES` that the run's
-`metrics.jsonl` has. A run that is under way, or that failed, is reported as far as it is known.
+It is made from a run's folder alone (`mpips.outcome`), whatever the program: curves are of the first of `CURVES` that
+the run's `metrics.jsonl` has. A run that is under way, or that failed, is reported as far as it is known.
 """
 
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, NamedTuple
 
+from mpips import uses
 from mpips.chart import COLOURS, Bar, Lane, Mark, Part, Series, bars, lines, timeline
-from mpips.errors import InputError
-from mpips.folder import RunFolder
-from mpips.program import table_name
+from mpips.markup import ALL, card, figure, legend, pair, section, table
+from mpips.outcome import Curve, Run
 from mpips.progress import bytes_si, seconds, share, si
 
-
-class Curve(NamedTuple):
-    """What of a run's metrics shows how far it is."""
-
-    key: str
-    title: str
-    optimum: str = ""
-    """A setting that tells the least value there is: then the excess over it is drawn."""
-
-
-CURVES = (
-    Curve("objective", "objective", "optimum"),
-    Curve("log_likelihood_per_token", "log-likelihood a token"),
-    Curve("inserts", "inserts"),
-    Curve("logloss", "log-loss"),
-    Curve("loss", "loss"),
-)
-STEPS = ("pass", "sweep", "round", "step")
-"""What a step of an algorithm is called in its lines."""
-LOST, ALL = "lost", "all"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder tells."""
-
-    folder: RunFolder
-    result: Mapping[str, Any]
-    about: Mapping[str, Any]
-    job: Mapping[str, Any]
-    events: Sequence[Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """Return the folder's name, by which runs are told apart."""
-        return self.folder.path.name
-
-    @property
-    def status(self) -> str:
-        """Return what the result says; a run without one is under way, or was killed."""
-        return str(self.result.get("status", "no result"))
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Return the seconds of its phases."""
-        told: Mapping[str, float] = self.result.get("seconds", {})
-        return told
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Return the program's own table of the job file."""
-        told: Mapping[str, Any] = self.job.get(table_name(self.job["job"]["program"]), {})
-        return told
-
-    @property
-    def curve(self) -> Curve | None:
-        """Return what its curve shows."""
-        return next((curve for curve in CURVES if any(curve.key in each for each in self.events)), None)
-
-    @property
-    def recoveries(self) -> list[Mapping[str, Any]]:
-        """Return whom it lost."""
-        return list(self.result.get("recoveries", []))
-
-    def values(self, key: str) -> list[tuple[float, float, float]]:
-        """Return (seconds, step, value) of the lines that have a key."""
-        found: list[tuple[float, float, float]] = []
-        for each in self.events:
-            if key in each and "seconds" in each:
-                step = next((each[name] for name in STEPS if name in each), len(found) + 1)
-                found.append((float(each["seconds"]), float(step), float(each[key])))
-        return found
-
-
-def read(path: Path) -> Run:
-    """Read a run's folder. InputError if it is none."""
-    folder = RunFolder(path)
-    if not folder.job.is_file():
-        raise InputError(f"{path}: is no run's folder: it has no {folder.job.name}")
-    try:
-        about = json.loads(folder.run.read_text(encoding="utf-8")) if folder.run.is_file() else {}
-        job = tomllib.loads(folder.job.read_text(encoding="utf-8"))
-        text = folder.metrics.read_text(encoding="utf-8") if folder.metrics.is_file() else ""
-        events = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a run's folder: {error}") from None
-    return Run(folder, folder.read_result() or {}, about, job, events)
-
-
-# --- Pieces of HTML --------------------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[bool] = ()) -> str:
-    """Write a table; cells are HTML, columns but the first with digits first are set to the right."""
-    listed = [list(row) for row in rows]
-    right = [
-        column > 0 and all(row[column][:1].isdigit() or row[column] == ALL for row in listed if row[column])
-        for column in range(len(head))
-    ]
-    kinds = [' class="number"' if each else "" for each in right]
-    out = ["<table><thead><tr>"]
-    out += [f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True)]
-    out.append("</tr></thead><tbody>")
-    for number, row in enumerate(listed):
-        out.append('<tr class="differs">' if number < len(differs) and differs[number] else "<tr>")
-        out += [f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)]
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table>"])
-
-
-def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """Say what colours mean: (class, text)."""
-    items = [f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries]
-    return f'<div class="legend">{"".join(items)}</div>'
-
-
-def card(title: str, body: str) -> str:
-    """Frame something under a heading."""
-    return f'<div class="card"><h3>{escape(title)}</h3>{body}</div>'
-
-
-def section(title: str, intro: str, *bodies: str) -> str:
-    """Write a section; nothing if it has no contents."""
-    kept = [body for body in bodies if body]
-    return (
-        f"<section><h2>{escape(title)}</h2><p class='soft'>{intro}</p>{''.join(kept)}</section>"
-        if kept
-        else ""
-    )
-
-
-def pair(*cards: str) -> str:
-    """Set cards side by side, where there is room."""
-    kept = [each for each in cards if each]
-    return f'<div class="pair">{"".join(kept)}</div>' if kept else ""
-
+LOST = "lost"
 
 # --- Sections --------------------------------------------------------------------------------------------------------
 
@@ -202,17 +63,6 @@ def tiles(run: Run) -> str:
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in shown
     ]
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def figure(value: Any) -> str:
-    """Write a value as people read it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or abs(value) >= 1e5:
-        return (
-            si(value) if abs(value) >= 1e7 else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
-        )
-    return f"{value:.6g}"
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -305,8 +155,9 @@ def convergence(runs: Sequence[Run]) -> str:
 
 
 def time_spent(runs: Sequence[Run]) -> str:
-    """Show what each rank's time went into (the paper's Fig. 10)."""
-    cards = []
+    """Show what each rank's time went into (the paper's Fig. 10); of a traced run in detail, and what it waited for."""
+    cards, several = [], len(runs) > 1
+    traced = [uses.drawn(run.trace, run.name if several else "") for run in runs]
     for run in runs:
         whole, rows = max(run.seconds.get("train", 0.0), 1e-9), []
         for each in run.result.get("ranks", []):
@@ -327,10 +178,11 @@ def time_spent(runs: Sequence[Run]) -> str:
             rows.append(Bar(name, parts, note))
         if rows:
             drawn = bars(rows, label=f"time of each rank of {run.name}", show=seconds)
-            cards.append(card(run.name if len(runs) > 1 else "seconds of training", drawn))
+            cards.append(card(run.name if several else "seconds of training", drawn))
     intro = "Workers: computing, waiting for messages, and all else (sending, checkpoints). Others: processor time."
     key = legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
-    return section("Where the time went", intro, key, pair(*cards)) if cards else ""
+    counted = [key, pair(*cards)] if cards else []
+    return section("Where the time went", intro, *counted, *traced)
 
 
 def traffic(runs: Sequence[Run]) -> str:

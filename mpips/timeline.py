@@ -60,7 +60,13 @@ USES = (
 those by compiled code; copies: what comes along chains; other: moving messages, and leaving."""
 CHECKPOINTING = frozenset(("checkpoint", "snapshot", "restore", "rebuild", "restore_filters"))
 """Names of calls and phases that are about checkpoints."""
+FAR = 1e12
+"""Seconds: no time of any clock is beyond."""
+_KNOWN = tuple(What)[1:]
 BRIEF = "brief waits, summed"
+NEXT_CALL = "the next call"
+ANSWERS = frozenset(("push", "pull", "push_pull", "export", BRIEF))
+"""Waits for the answers of servers."""
 
 
 class TraceError(InputError):
@@ -160,17 +166,34 @@ def read(folder: Path) -> list[RankTrace]:
     Raises:
         TraceError: there is none, or one is no trace.
     """
+    traces, problems = readable(folder)
+    if problems:
+        raise problems[0]
+    return traces
+
+
+def readable(folder: Path) -> tuple[list[RankTrace], list[TraceError]]:
+    """Read those traces of a run that can be read, by rank, on one clock; give what is wrong with the others, too.
+
+    Raises:
+        TraceError: there is none.
+    """
     paths = sorted(RunFolder(folder).trace.glob("rank-*.bin"))
     if not paths:
         raise TraceError(f"{folder}: has no trace; run the job with --set trace.on=true")
-    traces = []
+    traces, problems = [], []
     walls: dict[str, float] = {}
     for path in paths:
-        trace, wall = _read(path)
+        try:
+            trace, wall = _read(path)
+        except TraceError as error:
+            problems.append(error)
+            continue
         _set_forward(trace, walls.setdefault(trace.clock, wall))
         traces.append(trace)
-    align(traces)
-    return traces
+    if traces:
+        align(traces)
+    return traces, problems
 
 
 def _set_forward(trace: RankTrace, seconds: float) -> None:
@@ -203,11 +226,26 @@ def _read(path: Path) -> tuple[RankTrace, float]:
         last = float(records["end"].max()) if len(records) else 0.0
         trace = RankTrace(
             int(facts["rank"]), str(facts["role"]), int(facts["index"]), str(facts["host"]), str(facts["clock"]),
-            records, names, max(end, last), int(dropped), dict(enumerate(unseen)), since,
+            records, names, max(end, last), int(dropped),
+            {int(what): unseen[what] for what in SPANS}, since,
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise TraceError(f"{path}: is damaged: {error}") from None
+    wrong = _wrong(records)
+    if len(wrong):
+        raise TraceError(f"{path}: is damaged: record {wrong[0]} is none")
+    if not (np.abs([wall, end, since, *unseen]) < FAR).all():
+        raise TraceError(f"{path}: is damaged: it has no sound times")
     return trace, wall
+
+
+def _wrong(records: Records) -> NDArray[np.int64]:
+    """Find the records that no rank has written."""
+    what, size = records["what"], records["size"]
+    sound = (np.abs(records["begin"]) < FAR) & (np.abs(records["end"]) < FAR) & np.isin(what, _KNOWN)
+    sound &= np.where(what == What.BEGUN, np.isin(size, SPANS), True)
+    sound &= np.where(what == What.UNSEEN, np.isin(records["name"], SPANS), True)
+    return np.flatnonzero(~sound)
 
 
 # --- one clock -----------------------------------------------------------------------------------------
@@ -311,7 +349,8 @@ def summary(run: Path, phase: str = "") -> dict[str, Any]:
 
     `ranks`: rank, role, index, host, `seconds` in all, `uses` (by `USES`), `busy`, `waiting` (for others, or for
     work), `waits` and `calls` by what they took; `dropped` and `unseen` say what is in no record: how many, and seconds
-    that are known as sums only. `waits`: the longest of all ranks; `from`: the rank whose answer came last, or None.
+    that are known as sums only. `waits`: the longest of all ranks; `from`: the rank whose answer came last, or None;
+    `kind`: whether for "answers" of servers, for "calls" (the next one, or what was called), or for "others".
 
     Raises:
         TraceError: there is no trace, or no such phase in it.
@@ -380,7 +419,13 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
         "busy": max(0.0, end - begin - waiting),
         "waiting": waiting,
         "waits": [
-            {"for": name, "from": None if peer == NOBODY else peer, "seconds": seconds, "count": int(count)}
+            {
+                "for": name,
+                "from": None if peer == NOBODY else peer,
+                "kind": _kind(name, peer),
+                "seconds": seconds,
+                "count": int(count),
+            }
             for (name, peer), (seconds, count) in sorted(waits.items(), key=lambda each: -each[1][0])
         ],
         "calls": {
@@ -390,6 +435,13 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
         "dropped": trace.dropped,
         "unseen": sum(unseen.values()),
     }
+
+
+def _kind(name: str, peer: int) -> str:
+    """Say what kind of thing a wait was for."""
+    if name in ANSWERS:
+        return "answers"
+    return "calls" if name == NEXT_CALL or peer != NOBODY else "others"
 
 
 def _grouped(found: Spans) -> list[tuple[int, int, int, float, float, int]]:

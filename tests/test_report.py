@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections import defaultdict
+from html import unescape
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.chart import Bar, Part, Series, bars, decades, lines, thinned, ticks
 from mpips.cli.main import main
-from mpips.report import page, read
+from mpips.folder import RunFolder
+from mpips.outcome import read, with_trace
+from mpips.report import page
+from mpips.trace import HEADER, RECORD, Trace, What
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SHAPES = {"rect", "line", "circle", "polyline"}
@@ -170,6 +177,166 @@ def test_the_command(
     assert main(["report", str(tmp_path)]) == 2
     assert "is no run's folder: it has no job.toml" in capsys.readouterr().err
     assert main(["report", str(a), "-o", str(a / "job.toml" / "x.html")]) == 2
+    assert main(["report", str(traced(a))]) == 0
+    assert "what was waited for" in (a / "report.html").read_text()
+
+
+# --- Where the time went, by a trace -------------------------------------------------------------------------------
+
+
+def traced(run: Path) -> Path:
+    """Trace a run's ranks: training from 100 s to 108 s; worker 0 waits for server 1, and worker 1 for nobody."""
+    spans: dict[int, list[tuple[What, float, float, str, int]]] = {
+        0: [(What.PHASE, 100.0, 108.0, "train", -1), (What.WAIT, 100.5, 107.5, "iterate", 4)],
+        1: [(What.EXECUTE, 101.0, 103.0, "", -1), (What.IDLE, 103.0, 108.0, "", -1)],
+        2: [(What.SERVE, 100.0, 101.0, "", -1), (What.CHAIN, 101.0, 102.0, "", -1), (What.IDLE, 102.5, 108.0, "", -1)],
+        3: [(What.CALL, 100.0, 107.0, "iterate", -1), (What.COMPUTE, 100.0, 103.0, "", -1),
+            (What.WAIT, 103.0, 105.0, "push_pull", 2), (What.ENCODE, 105.0, 105.5, "", -1),
+            (What.WAIT, 107.0, 108.0, "the next call", -1)],
+        4: [(What.COMPUTE, 100.0, 107.75, "", -1), (What.WAIT, 107.75, 108.0, "the <next> thing", -1)],
+        5: [(What.START, 90.0, 91.0, "", -1), (What.IDLE, 91.0, 110.0, "", -1)],
+    }  # fmt: skip
+    for number, rank in enumerate(RANKS):
+        at = RunFolder(run).trace_of(number)
+        trace = Trace(at, {**rank, "clock": "c"}, now=lambda: 100.0, wall=lambda: 100.0)
+        for what, begin, end, name, peer in spans[number]:
+            trace.add(what, begin, end, trace.name(name), peer)
+        trace.close()
+    return run
+
+
+def drawn(html: str) -> dict[str, dict[str, float]]:
+    """Give the seconds of each part of each bar of time, by what the parts say of themselves."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    traced = html.partition("by the trace")[2]
+    for title in map(unescape, re.findall(r"<title>([^<]*)</title></rect>", traced)):
+        bar, _, told = title.partition(": ")
+        text, _, value = told.rpartition(" ")
+        if value.endswith("s"):
+            found[bar][text] = float(value[:-2]) / 1000 if value.endswith("ms") else float(value[:-1])
+    return found
+
+
+def test_a_trace_shows_where_the_time_of_each_rank_went(tmp_path: Path) -> None:
+    html = page([with_trace(read(traced(folder(tmp_path / "a"))))])
+    found = drawn(html)
+    parsed(html)
+    worker, server, other = found["worker, rank 3"], found["server, rank 1"], found["server, rank 2"]
+    assert worker == {
+        "computing": 3.0, "the program's own code": 1.5, "filters": 0.5, "waiting": 3.0,
+        "for answers: push_pull, the last one from rank 2, once": 2.0, "for the next call, once": 1.0,
+    }  # fmt: skip
+    assert server == {"executing requests": 2.0, "nothing to do": 5.0, "for work": 5.0}
+    assert other == {
+        "executing requests": 1.0, "copies along chains": 1.0, "moving messages": 0.5, "nothing to do": 5.5,
+        "for work": 5.5,
+    }  # fmt: skip
+    assert found["scheduler, rank 0"]["for the call iterate, the last one from rank 4, once"] == 7.0
+    assert found["worker, rank 4"]["for the <next> thing, once"] == 0.25
+    assert "computing 3.00s" in html, "what the ranks themselves have counted is there as ever"
+
+
+def test_the_longest_waits_are_listed(tmp_path: Path) -> None:
+    html = page([with_trace(read(traced(folder(tmp_path / "a"))))])
+    rows = re.findall(r"<tr><td>(.*?)</td>" + r"<td[^>]*>(.*?)</td>" * 4, html)
+    assert ("scheduler, rank 0", "the call iterate", "worker, rank 4", "7.00s", "88 %") in rows
+    assert ("worker, rank 3", "answers: push_pull", "server, rank 2", "2.00s", "25 %") in rows
+    assert ("worker, rank 3", "the next call", "", "1.00s", "12 %") in rows
+
+
+def test_without_a_trace_nothing_is_said_of_it(tmp_path: Path) -> None:
+    run = read(folder(tmp_path / "a"))
+    assert page([with_trace(run)]) == page([run])
+    assert "trace" not in page([run]) and "waited for" not in page([run])
+
+
+def test_runs_with_and_without_a_trace_stand_side_by_side(tmp_path: Path) -> None:
+    runs = [with_trace(read(traced(folder(tmp_path / "a")))), with_trace(read(folder(tmp_path / "b")))]
+    html = page(runs)
+    assert html.count("what was waited for") == html.count("a: what was waited for") == 1
+    parsed(html)
+
+
+def broken(tmp_path: Path, number: int, content: bytes | None) -> str:
+    run = traced(folder(tmp_path / "a"))
+    path = RunFolder(run).trace_of(number)
+    path.unlink() if content is None else path.write_bytes(content)
+    html = page([with_trace(read(run))])
+    parsed(html)
+    return html
+
+
+def test_a_trace_that_is_damaged_in_part_is_shown_in_part(tmp_path: Path) -> None:
+    html = broken(tmp_path, 4, b"mpi")
+    assert re.search(r'class="bad">[^<]*rank-0004\.bin: is no trace, or was cut off', html)
+    assert drawn(html)["worker, rank 3"]["computing"] == 3.0
+    assert "computing" not in drawn(html)["worker, rank 4"]
+
+
+def test_a_rank_without_a_trace_is_named(tmp_path: Path) -> None:
+    html = broken(tmp_path, 3, None)
+    assert "there is no trace of rank 3" in html and drawn(html)["server, rank 1"]["nothing to do"] == 5.0
+
+
+def test_a_trace_that_does_not_know_of_the_training_is_shown_whole(tmp_path: Path) -> None:
+    html = broken(tmp_path, 0, None)
+    assert "does not say when the training was" in html and "there is no trace of rank 0" in html
+    assert drawn(html)["worker, rank 3"]["computing"] == 3.0
+    assert drawn(html)["spare, rank 5"]["starting"] == 1.0
+
+
+def test_a_trace_that_is_all_damaged_is_no_reason_to_stop(tmp_path: Path) -> None:
+    run = traced(folder(tmp_path / "a"))
+    for path in RunFolder(run).trace.iterdir():
+        path.write_bytes(b"")
+    html = page([with_trace(read(run))])
+    assert html.count("is no trace, or was cut off") == 4 and "and 2 more" in html
+    assert "what was waited for" not in html and "computing 3.00s" in html
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_to_a_trace_stops_the_report(tmp_path: Path, data: st.DataObject) -> None:
+    run = tmp_path / "a"
+    if not run.exists():
+        traced(folder(run))
+        shutil.copytree(run / "trace", tmp_path / "sound")
+    shutil.rmtree(run / "trace")
+    shutil.copytree(tmp_path / "sound", run / "trace")
+    path = RunFolder(run).trace_of(data.draw(st.sampled_from([0, 3])))
+    content = bytearray(path.read_bytes())
+    places = st.integers(0, 200) | st.integers(4096, 4096 + 200) | st.integers(8192, 8192 + 300)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(places | st.integers(HEADER, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    html = page([with_trace(read(run))])
+    parsed(html)
+    assert "server, rank 1" in html, "the others' traces are shown in any case"
+
+
+@pytest.mark.parametrize("part", [(0, b"\xff\xff\xff\x7f\xff\xff\xff\x7f"), (46, b"\xff"), (44, b"\xff\xff")])
+def test_a_record_that_is_none_is_found(tmp_path: Path, part: tuple[int, bytes]) -> None:
+    run = traced(folder(tmp_path / "a"))
+    path = RunFolder(run).trace_of(3)
+    content, at = bytearray(path.read_bytes()), HEADER + RECORD.size + part[0]
+    content[at : at + len(part[1])] = part[1]
+    path.write_bytes(content)
+    html = page([with_trace(read(run))])
+    assert ("rank-0003.bin: is damaged: record 1" in html) == (part[0] != 44), "a name may be any"
+
+
+def test_all_that_is_drawn_has_its_colour_in_both_schemes(tmp_path: Path) -> None:
+    html = page([with_trace(read(traced(folder(tmp_path / "a"))))])
+    style = files("mpips").joinpath("report.css").read_text()
+    used = {name for kinds in re.findall(r'(?:<rect|<i) class="([^"]*)"', html) for name in kinds.split()}
+    assert {"compute", "apply", "idle", "k0"} <= used
+    for name in used - {"rail"}:
+        rule = rf"\.{name}\b[^{{]*{{[^}}]*fill: var\((--[a-z0-9]+)\); background: var\(\1\)"
+        assert re.search(rule, style), name
+    light, dark = re.findall(r":root {([^}]*)}", style)[:2]
+    colours = set(re.findall(r"(--[a-z0-9]+):", light))
+    assert colours == set(re.findall(r"(--[a-z0-9]+):", dark)) and {"--wait", "--c0"} <= colours
 
 
 # --- Charts ----------------------------------------------------------------------------------------------------------

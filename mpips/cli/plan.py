@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpips.outcome import Run
     from mpips.plan import Costs, Measured, Prediction
-    from mpips.report import Run
 
 DESCRIPTION = """\
 Predict what a job will take on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of
@@ -122,8 +122,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Learn the costs, and predict."""
     from mpips.bench import _runs
+    from mpips.outcome import read
     from mpips.plan import fitted
-    from mpips.report import read
 
     with _runs.folders(None) as folder:
         if arguments.runs:
@@ -143,7 +143,7 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
     from mpips.bench import _runs
     from mpips.config import load
     from mpips.errors import InputError
-    from mpips.report import read
+    from mpips.outcome import read
 
     job = load(arguments.job, arguments.set)
     key = next((key for key in ("passes", "sweeps") if hasattr(job.settings, key)), None)
@@ -162,8 +162,8 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
 def measured(run: Run) -> Measured:
     """Take from a finished run what a plan is made of. InputError if it does not tell."""
     from mpips.errors import InputError
+    from mpips.outcome import STEPS as NAMES
     from mpips.plan import Layout, Measured
-    from mpips.report import STEPS as NAMES
 
     steps = [line for line in run.events if "seconds" in line and any(name in line for name in NAMES)]
     ranks = run.result.get("ranks", [])

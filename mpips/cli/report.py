@@ -8,6 +8,7 @@ from pathlib import Path
 DESCRIPTION = """\
 Write a page about a run, or about several side by side: how it converged, where the time went, what was sent, who was
 lost, what exactly ran. The page needs no network and nothing beside it; runs that are under way can be reported too.
+Of a run that was traced (--set trace.on=true) it shows what each rank's time went into, and what it waited for.
 
   mpips report latest                           writes RUN/report.html
   mpips report runs/a runs/b runs/c             compares them, in ./report.html
@@ -36,10 +37,11 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.control import newest
     from mpips.errors import InputError
     from mpips.folder import write_text
-    from mpips.report import page, read
+    from mpips.outcome import read, with_trace
+    from mpips.report import page
 
     named = [newest(Path("runs")) if each == "latest" else Path(each) for each in arguments.runs]
-    runs = [read(path) for path in named]
+    runs = [with_trace(read(path)) for path in named]
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     try:
         write_text(out, page(runs))

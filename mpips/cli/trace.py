@@ -25,7 +25,6 @@ chains; other: moving messages. A run that is still going on, or was killed, can
 SHOWN = 40
 """Ranks that the table shows unless it is asked for all."""
 LONGEST = 10
-CALLS = ("the next call",)
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,7 +131,6 @@ _COLUMNS = (
     ("wait_others", "wait: others"), ("encode", "encode"), ("apply", "apply"), ("copies", "copies"),
     ("checkpoint", "checkpoint"), ("idle", "idle"), ("start", "start"), ("other", "other"),
 )  # fmt: skip
-_ANSWERS = ("push", "pull", "push_pull", "export", "brief waits, summed")
 
 
 def _who(rank: dict[str, Any]) -> str:
@@ -146,10 +144,7 @@ def _row(who: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     uses["apply"] += uses.pop("serve")
     waits = {"wait_answers": 0.0, "wait_calls": 0.0, "wait_others": 0.0}
     for wait in (wait for rank in ranks for wait in rank["waits"]):
-        kind = "answers" if wait["for"] in _ANSWERS else "others"
-        if wait["for"] in CALLS or (kind == "others" and wait["from"] is not None):
-            kind = "calls"
-        waits[f"wait_{kind}"] += wait["seconds"]
+        waits[f"wait_{wait['kind']}"] += wait["seconds"]
     cells = {key: value / total for key, value in {**uses, **waits}.items() if value > 0}
     return {"who": who, "seconds": total / len(ranks), **cells}
 
