@@ -196,6 +196,11 @@ class Node:
         """This rank's role now; None if the others take it for dead."""
         return self.view.roles[self.rank]
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are requests to this rank that may start, and have not."""
+        return bool(self._ready)
+
     # --- sending -----------------------------------------------------------------------------
 
     def send(self, dest: int, message: Message) -> None:

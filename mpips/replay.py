@@ -13,7 +13,9 @@ something else than then. That is found out by counting (Mattern 1987): the lead
 how many messages each has sent and taken; if all wait, and all that was sent was taken, and nothing has moved between
 the two times, nothing will. Then the run ends, and says who waited for what.
 
-Views are not sent: a worker goes over to other workers where it did, and who holds what never changes.
+Views are not sent: a worker goes over to other workers where it did, and who holds what never changes. So a server that
+gave up its shards and became a worker is both now: it works as soon as it is first called to, and answers for its
+shards beside. What it is called to do as a server, before and after, it does when it is no worker.
 """
 
 from __future__ import annotations
@@ -55,8 +57,15 @@ class Player:
         path = folder / f"worker-{node.rank:04d}.bin"
         self._events = deque(told(np.fromfile(path, CELLS))) if path.exists() else None
         """What this rank was told as a worker; None if it never was one."""
+        self._crews = [(node.view.crew, node.place.role is Role.WORKER)]
+        """Since which epochs of the workers it was one of them, and was not."""
+        for event in self._events or ():
+            if event.kind == CREW:
+                self._crews.append((event.time, node.rank in event.text))
+        self._called = {event.time for event in self._events or () if event.kind == CALL}
         self._replies: dict[Key, Message] = {}
         self._calls: dict[int, Message] = {}
+        self._others: list[Message] = []  # calls to this rank as a server, which it is not yet
         self._breaths = 0
         self._working = self._telling = False
         self._leader = LeaderCourse.load(folder / "leader.json") if node.rank == node.view.leader else None
@@ -84,16 +93,28 @@ class Player:
         if kind is Kind.REQUEST and message.shard >= 0:
             node.shards(message)
         elif kind is Kind.REQUEST:
-            if self._events is None or message.meta.get("call") == "written":
-                node.admit(message)
-            else:
-                self._calls[message.time] = message
+            self._call(message)
         elif kind is Kind.SEND_KEYS:
             node.sent_keys += node.tasks.send_keys(message)
         elif self._events is None:
             node.tasks.answer(message)
         else:
             self._replies[_address(message), message.time] = message
+
+    def _call(self, request: Message) -> None:
+        """Take a call: to a worker, where it waits for its turn, or to a server."""
+        node, crew = self.node, int(request.meta.get("crew", 0))
+        last = max(since for since, _ in self._crews if since <= crew)
+        if (
+            request.meta["call"] == "written"
+        ):  # nothing is, and whoever was asked may be something else by now
+            node.reply(request, meta={})
+        elif (last, True) in self._crews or request.time in self._called:
+            self._calls[request.time] = request
+        elif node.role is Role.WORKER:
+            self._others.append(request)
+        else:
+            node.admit(request)
 
     def lost(self, address: int, time: int) -> bool:
         """Tell whether the leader was told that who is asked so is lost."""
@@ -152,6 +173,11 @@ class Player:
             return (event.rank, event.time) in self._replies
         if event.kind == CALL:
             return event.time in self._calls and bool(self.node.handlers)
+        if (
+            event.kind == CREW and self.node.role is not Role.WORKER
+        ):  # it may have to do something else before
+            called = next((each.time for each in self._events or () if each.kind == CALL), None)
+            return called in self._calls and not self.node.waiting
         return True
 
     def _do(self, event: Told) -> None:
@@ -165,6 +191,10 @@ class Player:
             node.controls[Command.ASIDE](Message(Kind.CONTROL, Command.ASIDE, meta=event.text))
         elif event.kind == CREW:
             node.adopt(with_crew(node.view, event.time, tuple(event.text)))
+            if node.role is not Role.WORKER:
+                others, self._others = self._others, []
+                for request in others:
+                    node.admit(request)
 
     # --- at a server -------------------------------------------------------------------------------
 

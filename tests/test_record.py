@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from simulated import simulate
 
 from mpips.course import CELLS, Cells, Course, last_decisions, merged, read_cells, read_course
-from mpips.errors import Diverged, RecordError, RemoteError, WorkerLost
+from mpips.errors import Diverged, InputError, RecordError, RemoteError, WorkerLost
 from mpips.message import Command
 from mpips.ranges import KeyRange
 from mpips.record import ANSWER, CHANGE, MARK, Log, size
@@ -26,6 +26,7 @@ from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.twin import Fate, Strike, rough
 from mpips.update import VectorSpec
+from mpips.view import View, mended
 from mpips.worker import Context
 
 EXTENT = 40
@@ -163,6 +164,106 @@ def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.Da
             **layout,
         )
         assert again(place, schedule, seed + 1, **layout) == first
+
+
+# Ranks that change their roles: in the run that is done again nobody gives up shards, so a rank may have some and work.
+
+ORDERS = ("join server", "join worker", "leave server", "leave worker")
+
+
+def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
+    """Do what `mpips ctl` asks for, if `least` of each role stay, and wait until the shards have come to rest."""
+    if cluster.node.replay is not None:  # nobody asks then
+        return
+    view, membership = cluster.node.view, cluster.membership
+    with suppress(InputError):
+        if order == "join server":
+            membership.join_server()
+        elif order == "leave server" and len(view.ring.servers) > least:
+            membership.leave_server(view.servers[pick % len(view.servers)])
+        elif order == "join worker" and len(view.spares) > cluster.joining:
+            cluster.joining += 1
+        elif order == "leave worker" and len(set(view.workers) - cluster.leaving) > least:
+            cluster.leaving.add(view.workers[pick % len(view.workers)])
+    membership.tick()
+    cluster.node.wait_until(lambda: at_rest(cluster.node.view, membership.replicas))
+
+
+def at_rest(view: View, replicas: int) -> bool:
+    """Tell whether all shards are where they are to be."""
+    return mended(view, replicas) == view and not any(
+        chain.closing or chain.learner >= 0 for chain in view.chains
+    )
+
+
+def mobile(
+    orders: Sequence[tuple[str, int]], folder: Path, least: int = 1
+) -> Callable[[Cluster], dict[str, Any]]:
+    """Give a program that is told of orders between its calls, and counts and saves what everybody has."""
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        surely(cluster, lambda: begin(cluster))
+        said: list[Any] = []
+        rounds = count(0, 2)
+
+        def turn() -> None:
+            if cluster.renewed():
+                cluster.regroup()
+            task = cluster.workers.start("walk", {"first": next(rounds), "steps": 2})
+            said.append([reply.meta for reply in cluster.node.wait(task)])
+            cluster.saver.begin(folder, next(rounds), {"step": len(said)})
+            cluster.accounts()
+            said.append(cluster.workers.addresses)
+
+        for order, pick in orders:
+            follow(cluster, order, pick, least)
+            surely(cluster, turn)
+        surely(cluster, cluster.saver.settle)
+        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+    return schedule
+
+
+def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so_again(
+    tmp_path: Path,
+) -> None:
+    """Rank 1 gives up its shards, works, has some again; in the end all servers work, and a worker is the server."""
+    orders = [
+        ("leave server", 0), ("join worker", 0), ("leave worker", 2), ("join server", 0), ("leave worker", 1),
+        ("leave server", 0), ("join server", 0), ("join worker", 0), ("leave server", 0), ("join worker", 0),
+    ]  # fmt: skip
+    program = mobile(orders, tmp_path / "checkpoints")
+    layout = {"servers": 2, "workers": 2}
+    told: dict[str, Any] = {}
+    first = simulate(
+        program, Wanderer, seed=3, fate=jerky(3), record=tmp_path / "record", told=told, **layout
+    )
+    assert first["said"][1::2] == [
+        (3, 4), (3, 4, 1), (3, 4), (3, 4), (3,), (3,), (3,), (3, 1), (3, 1), (3, 1, 2),
+    ]  # fmt: skip
+    assert told["view"].servers == (4,)
+    assert again(tmp_path, program, 4, **layout) == first
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_a_run_in_which_ranks_change_their_roles_is_done_again(data: st.DataObject) -> None:
+    """Servers and workers come, go and die at any instant; a rank may be the one now and the other then."""
+    seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 1))
+    orders = data.draw(
+        st.lists(st.tuples(st.sampled_from(ORDERS), st.integers(0, 3)), min_size=2, max_size=8)
+    )
+    layout = {"servers": 3, "workers": 3, "spares": spares}
+    victims = data.draw(st.lists(st.sampled_from([0, 1, 3, 4]), max_size=1))
+    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 1500))) for rank in victims]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        program = mobile(orders, place / "checkpoints", least=2)
+        first = simulate(
+            program, Wanderer, seed=seed, fate=jerky(seed), record=place / "record", replicas=1, strikes=strikes,
+            **layout,
+        )  # fmt: skip
+        assert again(place, program, seed + 1, **layout) == first
 
 
 # What does not go on as it is recorded, is said, and by nobody waited for.
