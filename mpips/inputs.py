@@ -12,12 +12,12 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import JobError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WHOLE = 2**24
 """Bytes up to which a file is hashed as a whole where only a quick look is wanted."""
 SAMPLE = 2**20
+HASHES = ("sha256", "sample_sha256")
 LARGE = 2**30
 """The same for what a run has written: it was in memory a moment ago."""
 _PIECE = 2**22
@@ -81,6 +82,32 @@ def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: Fal
             return {"sample_sha256": sha.hexdigest()}
     except OSError as error:
         return {"problem": error.strerror or str(error)}
+
+
+class Altered(NamedTuple):
+    """A file that is not what it was: the kind of hash (`sha256`, `sample_sha256`), the one it had, and what it has."""
+
+    path: str
+    kind: str
+    expected: str
+    found: str
+
+
+def hashed(facts: Mapping[str, Any]) -> str:
+    """Say by which hash `Inputs` knows a file, "" if by none, or if the file changed while it was being read."""
+    return "" if facts.get("changed") else next((kind for kind in HASHES if kind in facts), "")
+
+
+def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
+    """Hash files again that `Inputs` has described (`facts`); give the first that is another one, None if none is."""
+    for facts in known:
+        kind, path = hashed(facts), str(facts.get("path"))
+        if kind:
+            now = fingerprint(Path(path), float("inf") if kind == "sha256" else -1)
+            found = now.get(kind) or f"cannot be read: {now['problem']}"
+            if found != facts[kind]:
+                return Altered(path, kind, str(facts[kind]), found)
+    return None
 
 
 def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]) -> str | None:

@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpips.config import Job
+    from mpips.differing import Difference
     from mpips.folder import RunFolder
 
 DESCRIPTION = """\
@@ -23,8 +25,10 @@ waited for anybody, and one in which ranks died. Nobody dies this time, so any M
 """
 
 EPILOG = """\
-exit codes: 0 the same bits; 1 other bits, or the run cannot go on as it is recorded (one line says where);
-2 there is no record, or what it started from is not there any more."""
+Inputs are hashed before anything is started, those that the recorded run has hashed ([provenance] hash_inputs).
+exit codes: 0 the same bits; 1 other bits (one line says in which key first, and by how much), or the run cannot go on
+as it is recorded (one line says where); 2 there is no record, or what it started from is not there any more, or has
+changed."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,6 +76,7 @@ def command(arguments: argparse.Namespace) -> int:
     about = started_from(recorded, job)
     course = read_course(recorded.record)
     starter = launch.find_starter(arguments.launcher)
+    print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
     named = arguments.run_dir
     folder = RunFolder.claim(named) if named else RunFolder.create(f"{job.name}-again")
     course.save(folder.replay)
@@ -86,7 +91,7 @@ def command(arguments: argparse.Namespace) -> int:
     planned = launch.plan(starter, job.layout.size(), launch.rank_command(recorded.job, passed))
     added = {**planned.added, **launch.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
     ended = Children(launch.Launch(planned.kind, planned.line, added), folder.read_result).run()
-    code, line = judged(result, folder, ended)
+    code, line = judged(recorded, result, folder, ended)
     print(line, file=sys.stderr, flush=True)
     return code
 
@@ -134,6 +139,8 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
             raise RecordError(
                 f"{path}: had {size} bytes when the run was recorded, and has {now.get(path, 'none')}"
             )
+    for path in sorted(now.keys() - about["inputs"].keys()):
+        raise RecordError(f"{path}: was not there when the run was recorded, and would be read now")
     if about["resume"] and not Path(about["resume"]).is_dir():
         raise RecordError(
             f"{about['resume']}: the checkpoint that the run went on from is not there any more"
@@ -141,15 +148,66 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
     return about
 
 
-def judged(recorded: dict[str, Any], folder: RunFolder, launcher_code: int) -> tuple[int, str]:
-    """Compare; give the exit code and the line to end with."""
+def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
+    """Hash the inputs as the recorded run did (`provenance`); say what is known of them. InputError if one differs."""
+    from mpips.errors import RecordError
+    from mpips.inputs import HASHES, altered, hashed
+    from mpips.provenance import read_run
+
+    listed = [each for each in (read_run(recorded) or {}).get("inputs") or [] if isinstance(each, Mapping)]
+    other = altered(listed)
+    if other is not None:
+        raise RecordError(
+            f"{other.path}: had {other.kind} {other.expected} when the run was recorded, and has {other.found}"
+        )
+    kinds = {str(facts["path"]): hashed(facts) for facts in listed}
+    known = [(kind, sum(kinds.get(path) == kind for path in sizes)) for kind in HASHES]
+    known.append(("size only", len(sizes) - sum(count for _, count in known)))
+    told = ", ".join(f"{count} by {kind}" for kind, count in known if count)
+    return f"the inputs are those that were recorded: {told}" if sizes else "the run read no files"
+
+
+def judged(
+    before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
+) -> tuple[int, str]:
+    """Compare a run's `recorded` result with what came of it `now`; give the exit code and the line to end with."""
     from mpips import launch
 
-    result = folder.read_result()
+    result = now.read_result()
     if result is None or result.get("status") == "failed":
-        _, line = launch.verdict(result, launcher_code, folder.path)
+        _, line = launch.verdict(result, launcher_code, now.path)
         return 1, line
-    before, now = recorded["parameters_sha256"], result.get("parameters_sha256")
-    if before == now:
-        return 0, f"mpips: the same bits: parameters_sha256 is {now}; run folder: {folder.path}"
-    return 1, (f"mpips: other bits: parameters_sha256 was {before}, and is {now}; run folder: {folder.path}")
+    was, is_now = recorded["parameters_sha256"], result.get("parameters_sha256")
+    if was == is_now:
+        return 0, f"mpips: the same bits: parameters_sha256 is {is_now}; run folder: {now.path}"
+    text = f"mpips: other bits: parameters_sha256 was {was}, and is {is_now}; {difference(before, now)}"
+    return 1, f"{text}; run folder: {now.path}"
+
+
+def difference(before: RunFolder, now: RunFolder) -> str:
+    """Say where the parameters of two runs differ first, and by how much, as far as they are on the disk."""
+    from mpips.diff import parameters, side
+    from mpips.errors import InputError
+
+    try:
+        found = parameters(side(before.path), side(now.path))
+    except InputError as error:
+        return f"they cannot be compared: {error}"
+    if not found.tables:
+        return "where is not known: no model file (.npz, .h5) is in both run folders"
+    differing = [table for table in found.tables if not table.same]
+    if not differing:
+        return f"{found.compared} is the same in both, so they differ in what is not in there"
+    return f"{found.compared}: {described(min(differing, key=lambda table: table.first is None))}"
+
+
+def described(table: Difference) -> str:
+    """Describe how a table differs, in a line."""
+    note = f"; {table.note}" if table.note else ""
+    if table.first is None:
+        return f"{table.name}{note}"
+    was, is_now = (", ".join(map(repr, row)) for row in table.first)
+    return (
+        f"{table.name} differ first at key {table.first_key}: {was} and {is_now}; "
+        f"|difference| max {table.maximum:.6g}, mean {table.mean:.6g} over {table.differing:,} keys{note}"
+    )
