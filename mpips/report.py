@@ -21,6 +21,7 @@ from mpips.outcome import Curve, Run
 from mpips.progress import bytes_si, seconds, share, si
 
 LOST = "lost"
+STYLES = ("chart.css", "report.css")
 
 # --- Sections --------------------------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
 def page(runs: Sequence[Run]) -> str:
     """Write the report of one run, or of several side by side."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs of {runs[0].job['job']['program']}"
-    style = files("mpips").joinpath("report.css").read_text(encoding="utf-8")
+    style = "".join(files("mpips").joinpath(name).read_text(encoding="utf-8") for name in STYLES)
     parts = "\n".join(part for part in (each(runs) for each in SECTIONS) if part)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -328,7 +328,7 @@ def test_a_record_that_is_none_is_found(tmp_path: Path, part: tuple[int, bytes])
 
 def test_all_that_is_drawn_has_its_colour_in_both_schemes(tmp_path: Path) -> None:
     html = page([with_trace(read(traced(folder(tmp_path / "a"))))])
-    style = files("mpips").joinpath("report.css").read_text()
+    style = files("mpips").joinpath("chart.css").read_text()
     used = {name for kinds in re.findall(r'(?:<rect|<i) class="([^"]*)"', html) for name in kinds.split()}
     assert {"compute", "apply", "idle", "k0"} <= used
     for name in used - {"rail"}:

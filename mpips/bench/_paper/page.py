@@ -18,7 +18,7 @@ TEXT = "page.md"
 
 def drawn(picture: Picture) -> str:
     """Give a plot as an SVG file, for light and dark."""
-    style = files("mpips").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("mpips").joinpath("chart.css").read_text(encoding="utf-8")
     return chart.standalone(picture.svg, picture.legend, style)
 
 
