@@ -11,7 +11,9 @@
     |   +-- FilterError                what a filter is to decode is nothing that it encodes
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
     +-- WorkerLost (RuntimeError)      a worker died while a call was under way: the program may go on without it
+    +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare: no program can go on
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
+    +-- JournalLost (RuntimeError)     all who knew what the scheduler's program was told have died
     +-- Diverged (RuntimeError)        a run that is done again does something else than is recorded
     +-- ClosedError (RuntimeError)     used after close
 
@@ -73,8 +75,16 @@ class WorkerLost(MpipsError, RuntimeError):
     """
 
 
+class NoWorkerLeft(MpipsError, RuntimeError):
+    """Every worker has died, and no spare is there to take a place. No `WorkerLost`: there is nothing to try again."""
+
+
 class ShardLost(MpipsError, RuntimeError):
     """Every server that held a shard has died: its parameters are gone. Its text says what would help."""
+
+
+class JournalLost(MpipsError, RuntimeError):
+    """Every rank that knew what the scheduler's program was told has died: nobody can go on with it."""
 
 
 class RemoteError(MpipsError, RuntimeError):

@@ -34,9 +34,16 @@ class _Caller:
 
 def _forgotten(request: Message) -> Message:
     """Make the reply to a request whose own was acknowledged: whoever had that one does not wait for another."""
-    text = "a request that was answered comes from a scheduler that does not know of the answer: its journal is lost"
+    text = (
+        "a request that was answered comes from a scheduler that does not know of the answer: its journal is lost, "
+        "go on with --resume latest"
+    )
     reply = Message(
-        Kind.FAILURE, request.command, origin=request.origin, shard=request.shard, meta={"text": text}
+        Kind.FAILURE,
+        request.command,
+        origin=request.origin,
+        shard=request.shard,
+        meta={"text": text, "journal": "lost"},
     )
     reply.time, reply.namespace = request.time, request.namespace
     return reply

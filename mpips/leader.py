@@ -20,7 +20,7 @@ from typing import Any
 from mpips import provenance
 from mpips.control import Order, Orders
 from mpips.deadline import end_of, watch
-from mpips.errors import InputError, ShardLost, WorkerLost
+from mpips.errors import InputError, JournalLost, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.failure import Failure, first
 from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
@@ -328,7 +328,7 @@ class Leader:
 
 def would_fail_again(error: BaseException) -> bool:
     """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
-    if isinstance(error, (WorkerLost, ShardLost, OSError)):
+    if isinstance(error, (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, OSError)):
         return False
     return "MPI_ERR" not in str(error) and "OSError" not in str(error)
 

@@ -30,6 +30,7 @@ from mpips.errors import (
     FilterError,
     InputError,
     MpipsError,
+    NoWorkerLeft,
     ProtocolError,
     RemoteError,
     ShardLost,
@@ -328,7 +329,8 @@ class Node:
             }
         text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
-        follows = isinstance(error, (WorkerLost, ShardLost)) or type(error).__module__.startswith("mpi4py")
+        lost = isinstance(error, (WorkerLost, NoWorkerLeft))
+        follows = lost or isinstance(error, ShardLost) or type(error).__module__.startswith("mpi4py")
         if follows:  # of one death there may be hundreds
             note("failed", error=" ".join(text.split()), follows=True)
         else:
@@ -340,7 +342,7 @@ class Node:
             "text": " ".join(text.split()).removesuffix(":"),
             "trace": trace[-8000:],
             "is_input": isinstance(error, InputError),
-            **({"lost": True} if isinstance(error, WorkerLost) else {}),
+            **({"lost": True} if lost else {}),
         }
 
     # --- receiving ---------------------------------------------------------------------------

@@ -29,16 +29,9 @@ def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] |
 
 
 def regroup(cluster: Cluster) -> None:
-    """Go on with the workers that are there now. WorkerLost if there is none, nor any spare."""
+    """Go on with the workers that are there now. NoWorkerLeft if there is none, nor any spare."""
     first = cluster.workers.addresses
-    while True:
-        before = cluster.workers.addresses
-        try:
-            cluster.regroup()
-            break
-        except WorkerLost:
-            if cluster.workers.addresses == before:  # else a newcomer was lost in its turn
-                raise
+    cluster.regroup()
     now = cluster.workers.addresses
     gone, come = [each for each in first if each not in now], [each for each in now if each not in first]
     cluster.event("workers", gone=gone, come=come, workers=len(now))

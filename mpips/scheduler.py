@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mpips import checkpoint
 from mpips.deadline import Pace
-from mpips.errors import CheckpointError, InputError, WorkerLost
+from mpips.errors import CheckpointError, InputError, NoWorkerLeft, WorkerLost
 from mpips.filters.chain import left_out, per_filter
 from mpips.folder import Lines, RunFolder
 from mpips.journal import Journal
@@ -310,20 +310,26 @@ class Cluster:
 
         All vectors are made known to newcomers. What was issued to the workers before is forgotten. What has changed is
         told since the last time that this succeeded.
+
+        Raises:
+            NoWorkerLeft: there is nobody to go on with.
         """
-        now, crew, stayed = self.decide(self._new_crew)
-        if not now:
-            raise WorkerLost("no worker is left, and no spare: go on with --resume latest")
-        self.node.tasks.leap()
-        self._informed &= set(stayed)  # whoever was no worker in between has forgotten all
-        self.workers.addresses, self.workers.crew = tuple(now), crew
-        newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
-        if newcomers.addresses:
-            for vector in self.vectors.values():
-                newcomers.call("create_vector", self._making(vector))
-        changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
-        self._informed, self._settled = set(now), tuple(now)
-        return changed
+        while True:
+            now, crew, stayed = self.decide(self._new_crew)
+            if not now:
+                raise NoWorkerLeft("no worker is left, and no spare: go on with --resume latest")
+            self.node.tasks.leap()
+            self._informed &= set(stayed)  # whoever was no worker in between has forgotten all
+            self.workers.addresses, self.workers.crew = tuple(now), crew
+            newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
+            try:
+                for vector in self.vectors.values() if len(newcomers) else ():
+                    newcomers.call("create_vector", self._making(vector))
+            except WorkerLost:  # a newcomer, in its turn
+                continue
+            changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
+            self._informed, self._settled = set(now), tuple(now)
+            return changed
 
     def _new_crew(self) -> tuple[list[int], int, list[int]]:
         """Choose the workers; give them, the epoch since which they are, and those who have been all the time."""

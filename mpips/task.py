@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from mpips.errors import RemoteError, WorkerLost
+from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.message import Command, Kind, Message
 
 Send = Callable[[int, Message], None]
@@ -133,11 +133,13 @@ class Task:
             raise failed
 
 
-def remote_error(reply: Message) -> RemoteError | WorkerLost:
+def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
     """Return the error that a failure message tells of."""
     meta = reply.meta
     if meta.get("lost"):
         return WorkerLost(str(meta["text"]))
+    if meta.get("journal") == "lost":
+        return JournalLost(str(meta["text"]))
     return RemoteError(
         int(meta.get("rank", reply.sender)),
         str(meta.get("role", "?")),

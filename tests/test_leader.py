@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpips.errors import RemoteError, ShardLost, WorkerLost
+from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
 from mpips.leader import would_fail_again
 
 
@@ -14,6 +14,8 @@ from mpips.leader import would_fail_again
         (ZeroDivisionError("division by zero"), True),
         (RemoteError(3, "worker 1", "n2", "KeyError: 'x'"), True),
         (WorkerLost("rank 3 died"), False),
+        (NoWorkerLeft("no worker is left"), False),
+        (JournalLost("its journal is lost"), False),
         (ShardLost("no copy is left"), False),
         (OSError(5, "Input/output error"), False),
         (RemoteError(3, "worker 1", "n2", "OSError: [Errno 116] Stale file handle"), False),

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.errors import RemoteError, WorkerLost
+from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.inbox import Inbox
 from mpips.message import Command, Kind, Message
-from mpips.task import JUMP, Task, Tasks
+from mpips.task import JUMP, Task, Tasks, remote_error
 
 
 class Wire:
@@ -392,6 +392,7 @@ def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
     ]
     tasks = Tasks(lambda dest, message: None)
     tasks.answer(lost)  # a caller that has the answer does not mind
+    assert isinstance(remote_error(lost), JournalLost), "another is told why it will never have it"
 
 
 def test_only_what_was_answered_is_acknowledged() -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import WorkerLost
-from mpips.layout import Role
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import VectorSpec
@@ -60,9 +59,6 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
                 _keep_answers(cluster)
                 break
         except WorkerLost:
-            view = cluster.node.view
-            if not cluster.decide(lambda view=view: bool(view.workers or view.of(Role.SPARE))):  # type: ignore[misc]
-                raise
             lost, again = lost + 1, True
     vector = cluster.vectors[VECTOR]
     found: dict[int, int] = {}

@@ -264,8 +264,6 @@ class Course:
                     self._lost = False
                 return do()
             except WorkerLost:
-                if self._lost and not len(self.cluster.workers):
-                    raise
                 self._lost = True
 
     def _rest(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ from made import F8, Made, job_of, make, objective, optimum, svmlight
 from simulated import simulate
 
 from mpips.data import Columns, Examples, load_columns
-from mpips.errors import MpipsError, WorkerLost
+from mpips.errors import MpipsError, NoWorkerLeft
 from mpips.folder import RunFolder
 from mpips.jobs.sparse_lr.blocks import joined
 from mpips.jobs.sparse_lr.online import Learner
@@ -185,7 +185,7 @@ def test_two_at_once_and_the_spare_that_took_over(made: Made, best: float) -> No
 
 def test_without_any_worker_the_run_ends_with_a_clear_error(made: Made) -> None:
     strikes = [Strike("kill", rank, after_messages=300) for rank in workers_of(2, 2)]
-    with pytest.raises(WorkerLost, match=r"no worker is left.*--resume latest"):
+    with pytest.raises(NoWorkerLeft, match=r"no worker is left.*--resume latest"):
         run(made, layout={"workers": 2}, strikes=strikes)
 
 
