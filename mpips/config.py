@@ -91,6 +91,9 @@ class HeartbeatSpec:
     """Seconds between two signs of life of a rank."""
     patience: float = field(default=1.0, metadata={"above": 0})
     """Seconds of silence after which a rank counts as dead; at least 3 periods."""
+    give_up: float = field(default=300.0, metadata={"at_least": 0})
+    """Seconds of silence after which a rank that the run cannot do without ends it: nobody else has its keys, or this
+    MPI ends all ranks when one dies. 0: it is waited for, for ever."""
 
     def __post_init__(self) -> None:
         least = PERIODS * self.period

@@ -9,6 +9,9 @@
 A rank that ended is noticed by MPI, one that hangs by its heartbeat. Either way it is out for good: a rank that wakes
 up finds that it is in no view any more, and leaves. A view is sent to a rank that it leaves out as well.
 
+A rank that hangs and that the others cannot do without, since nobody else has what it holds, is waited for, but not for
+ever: then the run ends with an error.
+
 A successor takes over within its own generation of epochs, so that whatever its predecessor may have told some
 ranks before it died, its own views are later. Only ranks that hold no data need be asked by it for what they know: a
 worker's view matters to nobody else.
@@ -20,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import ERROR, WARNING
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from mpips.errors import InputError, ShardLost
 from mpips.layout import Role
@@ -46,8 +49,15 @@ from mpips.view import (
 Change = Callable[[View], View]
 LOST = {"died": "it ended without a word: killed, crashed, or out of memory", "hung": "it hung"}
 """What is said of a loss."""
+WAITS = 10.0
+"""Seconds for which a rank is silent and cannot be done without, until people are told."""
 ORPHANED = 20.0
 """Seconds without a leader after which a rank leaves: those who have one have forgotten it while it hung."""
+
+
+def _bears(view: View, gone: Collection[int]) -> bool:
+    """Tell whether all keys are left without these ranks."""
+    return all(any(rank not in gone for rank in chain.members) for chain in view.chains)
 
 
 class Heart(Protocol):
@@ -63,18 +73,30 @@ class Membership:
     """One rank's part in it; see the module.
 
     `replicas` is how many copies each shard is to have beside the primary's, `heart` notices hung ranks (None: nobody
-    does) after `patience` seconds.
+    does) after `patience` seconds. One that cannot be done without ends the run after `give_up` seconds (0: never);
+    `say` tells people that it is waited for.
     """
 
     def __init__(
-        self, node: Node, replicas: int = 0, heart: Heart | None = None, patience: float = 1.0
+        self,
+        node: Node,
+        replicas: int = 0,
+        heart: Heart | None = None,
+        patience: float = 1.0,
+        give_up: float = 0.0,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.node, self.replicas, self.heart, self.patience = node, replicas, heart, patience
+        self._give_up, self._say = give_up, say
+        self._awaited: set[int] = set()  # hung ranks that people were told of
+        self.gave_up = False
+        """Whether the run ends because a rank hangs that cannot be done without."""
         self.recovered: dict[int, float] = {}
         """When all servers had heard of a rank's loss, by rank: wall time."""
         self._dead: dict[int, str] = {}
         self._changes: deque[Change] = deque()
         self._asked: set[int] | None = None  # who has not told a successor its view yet
+        self._asked_at, self._answered = 0.0, False  # when it asked last, and whether anybody has answered
         self._latest = node.view
         self._forsworn: set[int] = set()  # leaders who a successor has said are gone, even if they wake up
         self._orphaned = 0.0  # since when the leader is gone
@@ -100,40 +122,84 @@ class Membership:
             self.heart.targets = self._observers()
 
     def _observers(self) -> list[int]:
-        """List the ranks that watch this one: the leader and its next two successors."""
-        first = self.node.view.succession()[:3]
-        if self.leading:
-            return first[1:]
-        return [rank for rank in first if rank != self.node.rank]
+        """List the ranks that watch this one."""
+        return [rank for rank in self._wardens() if rank != self.node.rank]
+
+    def _wardens(self) -> list[int]:
+        """List who watches those before: the leader, those who have its journal, and one who has not, to say so."""
+        return [rank for rank in self.node.view.succession() if rank not in self._dead][: self.replicas + 3]
 
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
         if self.leading or self._asked is not None:
             return [rank for rank in view.alive if rank != me]
-        before = view.succession()[:3]
+        before = self._wardens()
         return before[: before.index(me)] if me in before else []
 
     def _notice(self) -> None:
         """Take note of ranks that are gone."""
-        for rank in self.node.van.failed():
+        failed = self.node.van.failed()
+        for rank in failed:
             self._dead[rank] = "died"
+        if failed:
+            self._watch()
         if self.heart is not None:
+            needed = []
             for rank in self.heart.silent(self._watched(), self.patience):
                 if rank not in self._dead and self._bearable(rank):
                     self._dead[rank] = "hung"
+                elif rank not in self._dead:
+                    needed.append(rank)
+            if (needed or self._awaited) and not self.gave_up:
+                self._await(self.heart, needed)
         for rank in self._dead:
             self.node.absent(rank)
+
+    def _await(self, heart: Heart, needed: Collection[int]) -> None:
+        """Wait for hung ranks that cannot be done without, and let people know; but not for ever.
+
+        Raises:
+            ShardLost: one of them has been silent for too long.
+        """
+        watched = [rank for rank in self._watched() if rank not in self._dead]
+
+        def silent(seconds: float) -> set[int]:
+            found = set(heart.silent(needed, seconds))
+            # Not for whom somebody else sees to, nor before it is sure that this rank is not the one that is forgotten.
+            mine = self._answered if self._asked is not None else self.leading or len(found) == len(watched)
+            return found if mine else set()
+
+        awaited = silent(WAITS)
+        limit = f"at most {self._give_up:g} s ([heartbeat] give_up)" if self._give_up else "for ever"
+        for rank in sorted(awaited - self._awaited):
+            note("silent", WARNING, silent=rank)
+            self._say(f"{self._name(rank)} is silent, and the run cannot go on without it: it waits, {limit}")
+        for rank in sorted(self._awaited - awaited - self._dead.keys()):
+            self._say(f"{self._name(rank)} is back")
+        self._awaited = awaited
+        if self._give_up and (over := silent(self._give_up)):
+            self._end_for(over)
+
+    def _end_for(self, hung: Collection[int]) -> NoReturn:
+        self.gave_up = True
+        for rank in hung:
+            note("lost", ERROR, lost=rank, error=LOST["hung"], fatal=True)
+            self.node.absent(rank)
+        raise ShardLost(
+            f"{', '.join(map(self._name, sorted(hung)))}: no sign of life for {self._give_up:g} s ([heartbeat] "
+            "give_up), and nobody can take over from it: go on from the last checkpoint with --resume latest"
+        )
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} ({self.node.layout.places[rank]})"
 
     def _bearable(self, rank: int) -> bool:
         """Tell whether the run can go on without a rank that hangs: if not, it had better wait for it."""
         view = self.node.view
-        if view.roles[rank] is None:
+        if view.roles[rank] is None or not self.node.van.survives:
             return False
-        try:
-            without(view, [Loss(each, "", "hung", 0.0) for each in (*self._dead, rank)])
-        except ShardLost:
-            return False
-        return True
+        dead = set(self._dead)
+        return _bears(view, dead | {rank}) or not _bears(view, dead)  # else it is over, whoever wakes up
 
     def tick(self) -> None:
         """Look whether anything is to be done."""
@@ -285,24 +351,37 @@ class Membership:
     def _tell(self, message: Message) -> None:
         if self.node.view.leader != message.sender:
             self._forsworn.add(self.node.view.leader)
-        self.node.control(message.sender, Command.VIEW_SEEN, self.node.view.to_meta())
+        self._orphaned = 0.0
+        view = self.node.view
+        told = {"epoch": view.epoch} if self.node.role is Role.WORKER else view.to_meta()
+        self.node.control(message.sender, Command.VIEW_SEEN, told)
 
     # --- succession --------------------------------------------------------------------------------
 
     def _succeed(self) -> None:
-        """Become the leader: first learn the latest view from all that may have shards."""
+        """Become the leader: first learn the latest view from all that may have shards.
+
+        While it waits for one that hangs, all are asked again: nobody is to take itself for forgotten.
+        """
         view, me = self.node.view, self.node.rank
         others = {rank for rank in view.alive if rank != me and view.roles[rank] is not Role.WORKER}
         if self._asked is None:
-            self._asked, self._latest = others - set(self._dead), view
-            for rank in self._asked:
-                self.node.control(rank, Command.ASK_VIEW, {})
+            self._asked, self._latest, self._answered = others - set(self._dead), view, False
+            self._ask_views(self._asked)
         self._asked -= set(self._dead)
         if not self._asked:
             self._take_over()
+        elif self.node.van.now() - self._asked_at > ORPHANED / 4:
+            self._ask_views(rank for rank in view.alive if rank != me and rank not in self._dead)
+
+    def _ask_views(self, ranks: Iterable[int]) -> None:
+        self._asked_at = self.node.van.now()
+        for rank in ranks:
+            self.node.control(rank, Command.ASK_VIEW, {})
 
     def _told(self, message: Message) -> None:
         assert self._asked is not None
+        self._orphaned, self._answered = 0.0, True
         told = View.from_meta(message.meta) if "leader" in message.meta else None
         if told is None:
             return

@@ -192,6 +192,7 @@ class _Run:
         self.survives, self.replicas = False, 0
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
+        self.membership: Membership | None = None
         self.problem: InputError | None = None
         self.log = log.begin(self.rank)
         self.peers: failure.Peers | None = None
@@ -229,7 +230,9 @@ class _Run:
             log.note("end", code=code)
             with during(trace, What.LEAVE):
                 left = node.leave(PATIENCE)
-            if self.survives:
+            if self.membership is not None and self.membership.gave_up:
+                self._quit(code or FAILED)  # its launcher ends what hangs, wherever that is
+            elif self.survives:
                 self._end_hung(node, processes)
             elif not left:
                 self._quit(code or FAILED)
@@ -348,7 +351,7 @@ class _Run:
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas
-            self._start_heart(job.heartbeat.period)
+        self._start_heart(job.heartbeat.period)
         spec = job.faults
         faults = None
         if spec != type(spec)():
@@ -409,7 +412,11 @@ class _Run:
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
         job, writer = prepared.job, Writer()
-        membership = Membership(node, self.replicas, self.heart, job.heartbeat.patience)
+        beat = job.heartbeat
+        membership = Membership(
+            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}")
+        )
+        self.membership = membership
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._see)
         server: Server | None = None

@@ -69,6 +69,8 @@ class Stage:
     """The last leader's, in the end."""
     left: set[int] = field(default_factory=set)
     """Ranks whose program has ended by itself."""
+    failed: bool = False
+    """Whether the program has failed: then it may be that not all can leave."""
     stranded: list[int] = field(default_factory=list)
     """Ranks that were given up by the others, and did not come to know of it."""
 
@@ -88,6 +90,7 @@ class Simulation:
         resend: float | None = None,
         bandwidth: float = 0.0,
         patience: float = 0.75,
+        give_up: float = 5.0,
         stage: Stage | None = None,
         filters: Filters = lambda: (Chain(), Chain()),
         record: Path | None = None,
@@ -96,7 +99,8 @@ class Simulation:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.stage = stage or Stage()
         self._job, self._window, self._resend = job, window, resend
-        self._bandwidth, self._patience, self._filters = bandwidth, patience, filters
+        self._bandwidth, self._patience, self._give_up = bandwidth, patience, give_up
+        self._filters = filters
         self._record, self._replay = record, replay
 
     def run(
@@ -132,7 +136,7 @@ class Simulation:
             Recorder(me, self._record)
         if self._replay is not None:
             Player(me, self._replay)
-        membership = Membership(me, self.replicas, network.heart(van.rank), self._patience)
+        membership = Membership(me, self.replicas, network.heart(van.rank), self._patience, self._give_up)
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
@@ -154,7 +158,8 @@ class Simulation:
                         server.run(other)
                 self._lead(me, journal, membership, schedule, place, results)
             except Stopped:
-                assert me.leave()
+                left = me.leave()
+                assert left or self._is_disturbed(me)
         stage.left.add(rank)
 
     def _lead(
@@ -176,16 +181,25 @@ class Simulation:
             except Fenced:
                 raise
             except BaseException:
+                stage.failed = True
                 self._stop(me)
                 raise
-            self._stop(me)
+            left = self._stop(me)
+            assert left or self._is_disturbed(me)
 
-    def _stop(self, me: Node) -> None:
+    def _is_disturbed(self, me: Node) -> bool:
+        """Tell whether it may be that not all leave together: a rank is struck at the very end, or the run fails."""
+        network = self.stage.network
+        assert network is not None
+        return self.stage.failed or any(network.silence(me.rank, rank) > 0 for rank in me.view.alive)
+
+    def _stop(self, me: Node) -> bool:
         for rank in me.view.alive:
             if rank != me.rank:
                 me.control(rank, Command.STOP, {"code": 0})
-        assert me.leave()
+        left = me.leave()
         self.stage.view = me.view
+        return left
 
 
 def simulate(
@@ -208,6 +222,7 @@ def simulate(
     strikes: Sequence[Strike] = (),
     bandwidth: float = 0.0,
     patience: float = 0.75,
+    give_up: float = 5.0,
     detection: float = 0.03,
     tick: float = 1e-3,
     remains: Remains = arrives,
@@ -234,7 +249,7 @@ def simulate(
     network = Network(layout.size, fate, seed, tick, strikes=strikes, detection=detection, remains=remains)
     simulation = Simulation(
         layout, view, replicas, worker,
-        job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, stage=stage,
+        job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up, stage=stage,
         filters=filters, record=record, replay=replay,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 from simulated import simulate
 
-from mpips.errors import InputError, ShardLost, WorkerLost
+from mpips.errors import InputError, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.layout import Role
 from mpips.scheduler import Cluster
-from mpips.twin import Network, Strike, calm, rough, torn
+from mpips.twin import Network, Strike, TwinVan, calm, rough, torn
 from mpips.update import VectorSpec, call
 from mpips.view import GENERATION, NOBODY, View
 from mpips.worker import Context
@@ -246,6 +247,124 @@ def test_a_scheduler_that_hangs_is_out_when_it_wakes() -> None:
     assert [(loss.rank, loss.cause) for loss in told["view"].losses] == [(0, "hung")]
 
 
+# A rank that hangs, and whose keys nobody else has.
+
+
+def holder_hangs(
+    servers: int, schedulers: int, lasting: float | None, told: dict[str, Any], **how: Any
+) -> Any:
+    """Let all servers but the first leave, and then stop that one."""
+
+    def schedule(cluster: Cluster) -> int:
+        create(cluster)
+        go(cluster, 0)
+        network: Network = told["network"]
+        for rank in cluster.node.view.servers[1:]:
+            cluster.membership.leave_server(rank)
+        until(cluster, lambda: whole(cluster))
+        network.plan(Strike("stop", schedulers, at=network.time, lasting=lasting))
+        go(cluster, 3)
+        check(cluster, 6, 1)
+        return cluster.node.rank
+
+    return simulate(
+        schedule, Worker, servers=servers, workers=1, schedulers=schedulers, replicas=servers - 1,
+        tick=0.01, told=told, **how
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_the_only_holder_of_keys_is_not_waited_for_for_ever(
+    caplog: pytest.LogCaptureFixture, servers: int
+) -> None:
+    lost = r"^rank 1 \(server 0\): no sign of life for 5 s \(\[heartbeat\] give_up\).*--resume latest"
+    with pytest.raises(ShardLost, match=lost):
+        holder_hangs(servers, 1, None, {})
+    (noted,) = losses_noted(caplog)
+    assert noted == {"lost": 1, "error": "it hung", "fatal": True}
+
+
+def test_the_only_holder_of_keys_is_waited_for_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    told: dict[str, Any] = {}
+    assert holder_hangs(2, 2, 12.0, told, give_up=20.0) == 0
+    assert told["view"].losses == (), "it is no loss"
+    noted = [record.__dict__["facts"] for record in caplog.records if record.getMessage() == "silent"]
+    assert noted == [{"silent": 2}], "but people are told"
+
+
+def test_a_leader_that_is_the_only_holder_of_keys_is_not_waited_for_for_ever() -> None:
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> None:
+        create(cluster)
+        told["network"].kill(0)
+        go(cluster, 0)
+        assert cluster.node.rank == 1
+        told["network"].stop(1)
+        go(cluster, 3)
+
+    with pytest.raises(ShardLost, match=r"^rank 1 \(server 0\): no sign of life"):
+        simulate(schedule, Worker, servers=2, workers=1, tick=0.01, told=told)
+
+
+def test_nobody_leaves_while_a_successor_waits_for_a_rank_that_hangs() -> None:
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> int:
+        create(cluster)
+        go(cluster, 0)
+        if cluster.node.rank == 0:
+            network: Network = told["network"]
+            network.plan(Strike("stop", 2, at=network.time, lasting=50.0))
+            network.kill(0)
+        go(cluster, 3)
+        check(cluster, 6, 1)
+        return cluster.node.rank
+
+    how: dict[str, Any] = {"servers": 1, "workers": 1, "schedulers": 2, "tick": 0.02, "horizon": 70.0}
+    assert simulate(schedule, Worker, give_up=0.0, told=told, **how) == 1
+    with pytest.raises(ShardLost, match=r"^rank 2 \(server 0\): no sign of life for 30 s"):
+        simulate(schedule, Worker, give_up=30.0, told=told, **how)
+
+
+@pytest.mark.parametrize("hung", [0, 1, 3])
+def test_where_no_rank_outlives_another_any_that_hangs_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, hung: int
+) -> None:
+    monkeypatch.setattr(TwinVan, "survives", False)
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> None:
+        create(cluster)
+        told["network"].stop(hung)
+        go(cluster, 0)
+
+    with pytest.raises(ShardLost, match=rf"^rank {hung} \(\w+ \d\): no sign of life"):
+        simulate(schedule, Worker, servers=2, workers=2, tick=0.01, told=told)
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 2])
+def test_all_who_know_what_the_program_was_told_may_hang_at_once(replicas: int) -> None:
+    """Whoever comes next knows nothing, and says so, or begins anew."""
+    told: dict[str, Any] = {}
+    begun: list[int] = []
+
+    def schedule(cluster: Cluster) -> int:
+        begun.append(cluster.node.rank)
+        if cluster.node.rank == 0:
+            cluster.decide(lambda: 0)
+            for rank in range(replicas + 2):
+                told["network"].stop(rank)
+        create(cluster)
+        return cluster.node.rank
+
+    schedulers = replicas + 2
+    heir = simulate(
+        schedule, Worker, servers=3, workers=1, schedulers=schedulers, replicas=replicas, told=told
+    )
+    assert heir == schedulers and begun == [0, heir]
+
+
 def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
     told: dict[str, Any] = {}
 
@@ -266,6 +385,22 @@ def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
         return cluster.workers.ranks
 
     assert simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told) == (2, 4)
+
+
+def test_who_tries_again_and_again_is_told_when_nobody_is_left() -> None:
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> None:
+        create(cluster)
+        for after, rank in ((30, 2), (60, 3), (90, 4)):
+            told["network"].plan(Strike("kill", rank, after_messages=told["network"].posted + after))
+        while True:
+            with suppress(WorkerLost):
+                cluster.regroup()
+                go(cluster, 0)
+
+    with pytest.raises(NoWorkerLeft, match="no worker is left, and no spare: go on with --resume latest"):
+        simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told)
 
 
 def test_a_spare_that_leads_is_nobodys_replacement() -> None:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,18 @@ from hypothesis import strategies as st
 from simulated import simulate
 
 from mpips.course import CELLS, Cells, Course, last_decisions, merged, read_cells, read_course
-from mpips.errors import Diverged, InputError, RecordError, RemoteError, WorkerLost
-from mpips.message import Command
+from mpips.errors import (
+    Diverged,
+    InputError,
+    NoWorkerLeft,
+    RecordError,
+    RemoteError,
+    ShardLost,
+    WorkerLost,
+)
+from mpips.filters.chain import Chain
+from mpips.filters.named import chain_of
+from mpips.message import Command, Message
 from mpips.ranges import KeyRange
 from mpips.record import ANSWER, CHANGE, MARK, Log, size
 from mpips.scheduler import Cluster
@@ -32,10 +43,18 @@ from mpips.worker import Context
 EXTENT = 40
 
 
-def jerky(seed: int, delay: float = 0.004) -> Fate:
-    """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some."""
-    fate = rough(seed, delay=delay)
-    return lambda source, dest, message: [round(each, 3) for each in fate(source, dest, message)]
+def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Fate:
+    """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some.
+
+    Some are `lost`, with that probability, and as many doubled.
+    """
+    fate = rough(seed, delay=delay, drop=lost, duplicate=lost)
+
+    def rounded(source: int, dest: int, message: Message) -> list[float]:
+        return [round(each, 3) for each in fate(source, dest, message)]
+
+    rounded.loses = lost > 0  # type: ignore[attr-defined]
+    return rounded
 
 
 class Wanderer:
@@ -108,8 +127,7 @@ def surely(cluster: Cluster, step: Callable[[], None]) -> None:
         try:
             return step()
         except WorkerLost:
-            with suppress(WorkerLost):
-                cluster.regroup()
+            cluster.regroup()
 
 
 def again(
@@ -142,7 +160,7 @@ def test_other_schedules_give_other_bits() -> None:
     assert len(found) == 4
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.data())
 def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.DataObject) -> None:
     """Scheduler, servers and workers die at any instant; spares take the places of workers."""
@@ -264,6 +282,94 @@ def test_a_run_in_which_ranks_change_their_roles_is_done_again(data: st.DataObje
             **layout,
         )  # fmt: skip
         assert again(place, program, seed + 1, **layout) == first
+
+
+MOVES = ("server joins", "server leaves", "worker joins", "worker leaves", "aside")
+
+
+def move(cluster: Cluster, what: str | None, number: int) -> None:
+    """Let someone join or leave, or tell the workers something, as orders from outside do; or not, if none can."""
+    membership, view = cluster.membership, cluster.node.view
+    with suppress(InputError):
+        if what == "server joins":
+            membership.join_server()
+        elif what == "server leaves":
+            membership.leave_server(view.ring.servers[number % len(view.ring.servers)])
+        elif what == "worker joins":
+            cluster.joining += 1
+        elif what == "worker leaves" and len(view.workers) > 1:
+            cluster.leaving.add(view.workers[number % len(view.workers)])
+        elif what == "aside":
+            cluster.aside("nudge", {"by": number})
+
+
+def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
+    """Give a schedule with a call of the workers for each move, which comes while that is under way."""
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        surely(cluster, lambda: begin(cluster))
+        said: list[Any] = []
+        rounds = count(0, 4)
+
+        def call() -> None:
+            task = cluster.workers.start("walk", {"first": next(rounds), "steps": 4})
+            if cluster.node.replay is None:  # there nobody gives orders
+                move(cluster, *moves[len(said)])
+            cluster.node.wait(task)
+            said.append([reply.meta for reply in task.result])
+
+        while len(said) < len(moves):
+            surely(cluster, call)
+            if cluster.renewed():
+                cluster.regroup()
+        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+    return schedule
+
+
+def filters() -> tuple[Chain, Chain]:
+    """Make filters that hold things back, round at random, and lose bits."""
+    held = [{"name": "significant", "threshold": 0.5}, {"name": "fixed_point", "bytes": 2}]
+    return chain_of(held, 3), chain_of(held[1:], 3)
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.DataObject) -> None:
+    """Ranks die, hang for a while or for ever, join and leave; messages are lost and doubled; filters are there."""
+    draw = data.draw
+    layout = {
+        "servers": draw(st.integers(2, 3)), "workers": draw(st.integers(2, 3)), "spares": draw(st.integers(0, 2)),
+        "schedulers": draw(st.integers(1, 2)),
+    }  # fmt: skip
+    strike = st.builds(
+        Strike,
+        st.sampled_from(["kill", "stop"]),
+        st.integers(0, sum(layout.values()) - 1),
+        after_messages=st.integers(20, 700),
+        lasting=st.sampled_from([None, 0.2, 2.0]),
+    )
+    strikes = [replace(each, lasting=None if each.act == "kill" else each.lasting) for each in
+               draw(st.lists(strike, max_size=2, unique_by=lambda each: each.rank))]  # fmt: skip
+    moves = draw(
+        st.lists(st.tuples(st.sampled_from([None, *MOVES]), st.integers(0, 9)), min_size=3, max_size=4)
+    )
+    seed, lost = draw(st.integers(0, 10**6)), draw(st.sampled_from([0.0, 0.0, 0.02]))
+    chains: dict[str, Any] = {"filters": filters} if draw(st.booleans()) else {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        try:
+            first = simulate(
+                moving(moves), Wanderer, seed=seed, fate=jerky(seed, 0.004, lost), record=place / "record",
+                replicas=2, strikes=strikes, **chains, **layout,
+            )  # fmt: skip
+        except (ShardLost, NoWorkerLeft):
+            return  # too much has happened
+        assert first is not None
+        try:
+            assert again(place, moving(moves), seed + 1, **chains, **layout) == first
+        except RecordError as error:
+            assert "such a run cannot be done again" in str(error)
 
 
 # What does not go on as it is recorded, is said, and by nobody waited for.

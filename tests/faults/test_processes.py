@@ -145,6 +145,22 @@ def test_a_stopped_rank_is_given_up_and_leaves_when_it_wakes(
     assert ended(run, [role])["recoveries"][0]["cause"] == "hung"
 
 
+@pytest.mark.parametrize("role", ["server", "scheduler"])
+def test_a_stopped_rank_that_is_needed_ends_the_run(
+    pushing: Callable[..., Run], starter: Any, role: str
+) -> None:
+    if role == "scheduler" and starter.mpi.ulfm:
+        pytest.skip("under this MPI the scheduler is succeeded")
+    run = pushing("layout.servers=1", "layout.workers=1", "heartbeat.give_up=1.5")
+    rank = next(each["rank"] for each in run.ranks if each["role"] == role)
+    os.kill(run.pid(role), signal.SIGSTOP)
+    done = run.started.finish(SECONDS)
+    assert done.code == 1
+    result = json.loads((run.folder / "result.json").read_text())
+    assert f"rank {rank} ({role} 0): no sign of life for 1.5 s" in result["error"]
+    assert "--resume latest" in result["error"]
+
+
 def test_two_servers_at_once_with_two_copies(survives: None, pushing: Callable[..., Run]) -> None:
     run = pushing("layout.servers=3", "ring.replicas=2")
     for index in (0, 2):
