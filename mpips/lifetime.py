@@ -18,10 +18,10 @@ import numpy as np
 
 TRIALS = 400
 """Runs that are simulated at most."""
-EVENTS = 100_000
-"""Failures that are simulated in all, about."""
-HOPELESS = 100
-"""A run that takes so many times as long as without failures is taken for one that never ends."""
+EVENTS = 200_000
+"""Events that are simulated in all, about, and at most in one run; one that has more is taken to get nowhere."""
+LEAST = 20
+"""Runs that are simulated at least, unless one gets nowhere."""
 
 
 class Run(NamedTuple):
@@ -55,25 +55,23 @@ def young(run: Run) -> float:
 
 def lifetime(run: Run, seed: int = 0) -> Lifetime:
     """Simulate a run again and again."""
-    expected = max(run.seconds * run.nodes / run.mtbf, 1e-9)
     rng = np.random.default_rng(seed)
-    ends = []
-    for _ in range(int(min(max(EVENTS / expected, 20), TRIALS))):
-        ends.append(simulated(run, rng))
-        if math.isinf(ends[-1][1]):
+    ends: list[tuple[int, float]] = []
+    seen = 0
+    while len(ends) < TRIALS and (seen < EVENTS or len(ends) < LEAST):
+        failures, end, events = simulated(run, rng)
+        if math.isinf(end):
             return Lifetime(math.inf, math.inf, math.inf)
-    failures, seconds = np.array(ends).T
-    return Lifetime(float(failures.mean()), float(seconds.mean()), float(np.quantile(seconds, 0.95)))
+        ends.append((failures, end))
+        seen += events
+    lost, seconds = np.array(ends).T
+    return Lifetime(float(lost.mean()), float(seconds.mean()), float(np.quantile(seconds, 0.95)))
 
 
-def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float]:
-    """Simulate a run once; give its failures, and when it ends (inf: it gets nowhere)."""
-    now, failures, left, saved = (
-        0.0,
-        0,
-        run.seconds,
-        run.seconds,
-    )  # left: work; saved: what was left at the checkpoint
+def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float, int]:
+    """Simulate a run once; give its failures, when it ends (inf: it gets nowhere), and how many events that took."""
+    now, failures = 0.0, 0
+    left = saved = run.seconds  # of work: now, and at the last checkpoint
     doing, since = "work", 0.0
     events: list[tuple[float, int, str]] = []  # (when, of which phase, what); a phase ends with the next one
     phase = 0
@@ -88,7 +86,7 @@ def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float]:
 
     heapq.heappush(events, (rng.exponential(run.mtbf / run.nodes), 0, "failure"))
     work()
-    while now < HOPELESS * run.seconds:
+    for count in range(1, EVENTS + 1):
         now, of, what = heapq.heappop(events)
         if what == "failure":
             failures += 1
@@ -101,10 +99,10 @@ def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float]:
         elif of == phase and doing == "work":
             left -= now - since
             if left <= 1e-12 * run.seconds:
-                return failures, now
+                return failures, now, count
             begin("checkpoint", run.checkpoint)
         elif of == phase:
             if doing == "checkpoint":
                 saved = left
             work()
-    return failures, math.inf
+    return failures, math.inf, EVENTS

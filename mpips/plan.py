@@ -289,12 +289,13 @@ def straggling(
     A worker begins round t when it has ended its own last one, and all workers have ended round t - tau - 1.
     """
     rng = np.random.default_rng(seed)
-    factors = rng.lognormal(-(sigma**2) / 2, sigma, (rounds, workers))
-    own, done = np.zeros(workers), np.zeros(rounds)
+    own, done, worked = np.zeros(workers), np.zeros(rounds), 0.0
     for number in range(rounds):
         before = done[number - tau - 1] if number > tau else 0.0
-        own = np.maximum(own, before) + busy * factors[number]
+        factors = rng.lognormal(-(sigma**2) / 2, sigma, workers)
+        worked += busy * float(factors.mean())
+        own = np.maximum(own, before) + busy * factors
         done[number] = own.max() + fixed
     even = rounds * (busy + fixed / (tau + 1))
     whole = float(done[-1])
-    return Straggling(whole / even, max(0.0, 1 - busy * float(factors.sum()) / workers / whole))
+    return Straggling(whole / even, max(0.0, 1 - worked / whole))

@@ -26,7 +26,7 @@ def daly(run: Run) -> float:
 def test_the_mean_is_dalys(every: float, mtbf: float) -> None:
     run = MORTAL._replace(every=every, mtbf=mtbf)
     ends = [simulated(run, np.random.default_rng([1, number])) for number in range(150)]
-    failures, seconds = np.array(ends).T
+    failures, seconds, _ = np.array(ends).T
     error = 4 * seconds.std() / math.sqrt(len(seconds))
     assert abs(seconds.mean() + run.checkpoint - daly(run)) < error  # that counts a checkpoint at the end too
     assert failures.mean() == pytest.approx(seconds.mean() * run.nodes / run.mtbf, rel=0.05)
@@ -42,7 +42,7 @@ def test_youngs_interval_is_nearly_the_best() -> None:
 def test_a_run_that_survives_pays_for_each_failure_once() -> None:
     run = Run(36_000.0, 100, 360_000.0, survives=True, recovery=2.0)
     for number in range(50):
-        failures, end = simulated(run, np.random.default_rng(number))
+        failures, end, _ = simulated(run, np.random.default_rng(number))
         assert end <= 36_000.0 + 2.0 * failures + 1e-6  # less where one falls into the recovery of another
     found = lifetime(run)
     assert found.failures == pytest.approx(10.0, rel=0.1)
@@ -62,6 +62,22 @@ def test_without_failures_there_are_only_the_checkpoints() -> None:
 
 def test_who_fails_faster_than_it_is_back_gets_nowhere() -> None:
     assert lifetime(Run(100.0, 1000, 1000.0, False, 60.0, 2.0, 10.0)).seconds == math.inf
+
+
+def test_a_short_run_may_take_much_longer_than_its_work() -> None:
+    run = Run(0.5, 1000, 3.6e4, survives=False, recovery=60.0, checkpoint=1.0, every=math.inf)
+    ends = [simulated(run, np.random.default_rng(number))[1] for number in range(400)]
+    assert 60.0 < max(ends) < 1000.0
+    assert min(ends) == 0.5
+
+
+@pytest.mark.parametrize("mtbf", [1e-300, 1.0, 3600.0])
+def test_a_hopeless_run_is_given_up_soon(mtbf: float) -> None:
+    failures, end, events = simulated(
+        Run(1e9, 100_000, mtbf, False, 60.0, 1.0, 10.0), np.random.default_rng(0)
+    )
+    assert (end, events) == (math.inf, 200_000)
+    assert failures >= 60_000
 
 
 @settings(max_examples=50)

@@ -107,7 +107,7 @@ def finished(at: Path, layout: Layout, steps: int = 4) -> str:
               "seconds": {"load": run.load}}  # fmt: skip
     (at / "result.json").write_text(json.dumps(result))
     (at / "run.json").write_text(json.dumps({"cores": 2}))
-    (at / "job.toml").write_text("[ring]\nreplicas = 0\n[consistency]\ntau = 0\n")
+    (at / "job.toml").write_text("[job]\n[layout]\n[ring]\nreplicas = 0\n[consistency]\ntau = 0\n")
     lines = [
         {"event": "pass", "pass": n, "seconds": run.seconds * n, "blocks": 16} for n in range(1, steps + 1)
     ]

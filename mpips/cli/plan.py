@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpips.lifetime import Lifetime
     from mpips.outcome import Run
     from mpips.plan import Costs, Measured, Prediction
 
@@ -31,6 +32,8 @@ RECOVERY, REQUEUED = 1.0, 60.0
 """Seconds until a run goes on that survives a loss, and until one is back that does not."""
 DISK = 500e6
 """Bytes a second that a server writes of a checkpoint."""
+SIMULATED = 50_000_000
+"""Pieces of work that are simulated for stragglers, at most about."""
 SIGMA = 0.3
 """The spread of a worker's speed, of which stragglers are made."""
 UNITS = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "B": 1.0, "MB": 1e6, "GB": 1e9}
@@ -218,6 +221,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     slow = straggling(
         chosen.layout.workers, tau, (chosen.compute + chosen.messages) / max(costs.rounds, 1),
         (chosen.seconds - chosen.compute - chosen.messages) / max(costs.rounds, 1), arguments.straggle,
+        rounds=min(max(SIMULATED // chosen.layout.workers, 20), 400),
     )  # fmt: skip
     whole = arguments.steps * chosen.seconds * slow.longer
     hours = arguments.mtbf * 3600
@@ -232,14 +236,23 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
         "",
         f"with workers whose speed varies by {share(arguments.straggle)}: {slow.longer:.2f} times as long, "
         f"{share(slow.waiting)} of a worker's time waiting",
-        f"{arguments.steps} steps: {seconds(whole)}, with {lives.failures:.2g} failures of nodes on average: "
-        f"{seconds(lives.seconds)} where the run survives them, 19 of 20 such runs within {seconds(lives.most)}; "
-        f"{seconds(dies.seconds)} and {seconds(dies.most)} where it starts again from a checkpoint, one every "
-        f"{seconds(mortal.every)}",
+        f"{arguments.steps} steps: {seconds(whole)} without failures of nodes",
+        f"where the run survives them: {_lived(lives)}",
+        f"where it starts again from a checkpoint, one every {seconds(mortal.every)}: {_lived(dies)}",
         f"a lost server's keys are served after 30ms, and have all copies again after {seconds(chosen.recovery)}; "
         f"a lost worker's data are read again in {seconds(chosen.reread)}",
     ]
     return "\n".join(lines)
+
+
+def _lived(found: Lifetime) -> str:
+    """Say what failures do to a run."""
+    from mpips.progress import seconds
+
+    if found.seconds == float("inf"):
+        return "nodes fail so often that it gets nowhere"
+    times = f"{seconds(found.seconds)} on average, 19 of 20 such runs within {seconds(found.most)}"
+    return f"{times}; {found.failures:.2g} failures"
 
 
 def _columns() -> Sequence[Any]:
