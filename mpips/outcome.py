@@ -105,6 +105,8 @@ def read(path: Path) -> Run:
         events = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a run's folder: {error}") from None
+    if not isinstance(about, dict) or not {"job", "layout"} <= job.keys():
+        raise InputError(f"{path}: cannot be read as a run's folder: it is not what a run writes")
     return Run(folder, folder.read_result() or {}, about, job, events)
 
 
