@@ -132,10 +132,31 @@ def sections() -> dict[str, Any]:
 
 def test_a_figure_that_does_not_agree_is_said_to() -> None:
     found = measured()
-    found["lines"]["listing"] = 301
-    claim = paper.EXPERIMENTS["lines"].tell(found["lines"]).claims[0]
-    assert (claim.here, claim.agrees) == ("301", "no")
-    assert "| 300 | 301 | **no** |" in page.claims({"lines": paper.EXPERIMENTS["lines"].tell(found["lines"])})
+    told = [paper.tell("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)]
+    assert [each.claims[0].agrees for each in told] == ["yes", "no"]
+    assert "| 300 | 401, its listing 99 | **no** |" in page.claims({"lines": told[1]})
+
+
+@pytest.mark.parametrize(
+    "broken", ["null", "5", '{"lines": {}, "solvers": {"runs": {"A": []}}}', '{"lines": 3}']
+)
+def test_what_cannot_be_told_is_said_before_anything_is_measured(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "reproduction").mkdir()
+    (tmp_path / "reproduction" / "measured.json").write_text(broken)
+    rest = ",".join(name for name in paper.EXPERIMENTS if name != "lines")
+    with pytest.raises(InputError, match=r"is not what this command wrote|run it anew"):
+        paper.main(["--only", rest, "--out", str(tmp_path)])
+
+
+def test_runs_that_did_not_come_to_the_target_are_said_to() -> None:
+    found = measured()
+    for run in found["solvers"]["runs"]["B"]:
+        run["seconds"] = None
+    with pytest.raises(InputError, match="not every system came to the target"):
+        paper.tell("solvers", found["solvers"])
+    del found["delay"]["table"][0]["seconds"]
+    with pytest.raises(InputError, match="no run with tau = 0 came to the target"):
+        paper.tell("delay", found["delay"])
 
 
 def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:
@@ -145,7 +166,7 @@ def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:
         paper.main(["--only", "none", "--out", str(tmp_path)])
     (tmp_path / "reproduction").mkdir()
     (tmp_path / "reproduction" / "measured.json").write_text("{")
-    with pytest.raises(InputError, match="is not what this command wrote"):
+    with pytest.raises(InputError, match=r"is not what this command wrote"):
         paper.main(["--only", "none", "--out", str(tmp_path)])
 
 
@@ -159,7 +180,9 @@ def test_an_experiment_that_there_is_not_is_named_with_those_that_there_are(
 
 
 def test_the_listing_is_counted_anew_with_the_code() -> None:
-    assert measured()["lines"]["listing"] == code_lines.lines_of([_runs.job_file().parent / "job.py"])
+    here = _runs.job_file().parent
+    assert measured()["lines"]["listing"] == code_lines.lines_of([here / "job.py"])
+    assert measured()["lines"]["method"] == code_lines.lines_of(here / name for name in code_lines.METHOD)
 
 
 def test_the_documents_must_be_there(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
 from mpips.bench._paper import code_lines, delays, page, sketches, solvers, topics, traffic
-from mpips.bench._paper.experiment import Experiment, Lab
+from mpips.bench._paper.experiment import Experiment, Lab, Section
 from mpips.bench._runs import at_least, note
 from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.errors import InputError
+from mpips.source import state_of
 
 DESCRIPTION = """\
 The experiments of the paper's evaluation, at this machine's scale, on real data and with stragglers injected: the
@@ -61,31 +63,35 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(
             "--train and --optimum belong together: `mpips bench sparse_lr --train FILE` finds it"
         )
-    train, corpus = (
-        _runs.absolute(asked.train),
-        _runs.absolute(asked.corpus),
-    )  # what is wrong is said before anything is run
+    # What is wrong is said before anything is run.
+    train, corpus = _runs.absolute(asked.train), _runs.absolute(asked.corpus)
     missing = [name for name in EXPERIMENTS if name not in found and name not in names]
     if missing:
         raise InputError(f"{figures / MEASURED} has nothing of {', '.join(missing)}: run them too")
+    told = {name: tell(name, found[name]) for name in EXPERIMENTS if name not in names}
     files = [f" --{kind} {Path(file).name}" for kind in ("train", "corpus") for file in getattr(asked, kind)]
     given = "".join(files) + ("" if asked.optimum is None else f" --optimum {asked.optimum:.10g}")
     best = FLIGHTS_OPTIMUM if asked.optimum is None else asked.optimum
-    figures.mkdir(parents=True, exist_ok=True)
+    given += f" --repeat {asked.repeat}"
+    try:
+        figures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {asked.out}: {error.strerror or error}") from None
     with _runs.folders(asked.keep) as folder:
         for name in names:
             note(f"--- {EXPERIMENTS[name].ITEM}")
-            about = _runs.conditions() | {"command": f"mpips bench paper --only {name}{given}"}
+            about = _runs.conditions() | {"command": f"mpips bench paper --only {name}{given}"} | code()
             lab = Lab(folder / name, asked.launcher, asked.repeat, train, best, corpus)
             lab.folder.mkdir()
             found[name] = {"about": about, **EXPERIMENTS[name].measure(lab)}
             (figures / MEASURED).write_text(json.dumps(found, indent=1) + "\n")
-    sections = {name: each.tell(found[name]) for name, each in EXPERIMENTS.items()}
+            told[name] = tell(name, found[name])
+    sections = {name: told[name] for name in EXPERIMENTS}
     for each in sections.values():
         for name, picture in each.pictures.items():
             (figures / f"{name}.svg").write_text(page.drawn(picture))
-    told = page.written(sections, {name: found[name]["about"] for name in sections}, figures.name)
-    (out / "reproduction.md").write_text(told)
+    whole = page.written(sections, {name: found[name]["about"] for name in sections}, figures.name)
+    (out / "reproduction.md").write_text(whole)
     print(page.summary(sections))
     print(f"\n{out / 'reproduction.md'}")
     return 0
@@ -105,4 +111,28 @@ def before(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: is not what this command wrote: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is not what this command wrote: it is no table")
+    return found
+
+
+def tell(name: str, found: dict[str, Any]) -> Section:
+    """Say what an experiment came to. InputError if what was measured does not tell."""
+    try:
+        return EXPERIMENTS[name].tell(found)
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"{name}: nothing can be told of what was measured ({said}); run it anew") from None
+
+
+def code() -> dict[str, str]:
+    """Say which code measures: its version, and its commit if it is a checkout."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    with suppress(PackageNotFoundError):
+        found["version"] = version("mpips")
+    state = state_of(Path(__file__).resolve().parent)
+    if state:
+        found["commit"] = str(state["commit"])[:12] + (" and changes" if state.get("dirty") else "")
     return found

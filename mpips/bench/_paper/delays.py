@@ -20,9 +20,12 @@ from mpips.bench._paper.experiment import (
     table,
 )
 from mpips.chart import Bar, Part, bars
+from mpips.errors import InputError
 from mpips.progress import seconds, share
 
 ITEM = "Figure 13"
+PAPERS = 8
+"""The delay that was best in the paper."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -41,29 +44,20 @@ def tell(found: Mapping[str, Any]) -> Section:
     rows = {row["tau"]: row for row in found["table"]}
     first, most = rows[0], rows[max(rows)]
     timed = [row for row in found["table"] if row.get("seconds") is not None]
+    if first not in timed:
+        raise InputError("no run with tau = 0 came to the target: is the optimum right?")
     best = min(timed, key=lambda row: row["seconds"])
     gain = first["seconds"] / best["seconds"]
+    slow = [row for row in timed if row["tau"] == PAPERS]
     claims = [
-        Claim(
-            "Fig. 13: waiting at tau = 0",
-            "50 %",
-            share(first["waiting"]),
-            agreement(first["waiting"], (0.35, 0.65)),
-        ),
-        Claim(
-            f"Fig. 13: waiting at tau = {max(rows)}",
-            "1.7 %",
-            share(most["waiting"]),
-            agreement(most["waiting"], (0.0, 0.05)),
-        ),
-        Claim("Fig. 13: best delay", "8", f"{best['tau']}", agreement(best["tau"], (4, 16), (1, 64))),
-        Claim(
-            "Fig. 13: best delay, faster than tau = 0",
-            "1.6 times",
-            f"{gain:.2f} times",
-            agreement(gain, (1.4, 2.5), (1.1, 100.0)),
-        ),
-    ]
+        Claim("Fig. 13: waiting at tau = 0", "50 %", share(first["waiting"]),
+              agreement(first["waiting"], (0.35, 0.65))),
+        Claim(f"Fig. 13: waiting at tau = {max(rows)}", "1.7 %", share(most["waiting"]),
+              agreement(most["waiting"], (0.0, 0.05))),
+        Claim("Fig. 13: best delay", f"{PAPERS}", f"{best['tau']}", agreement(best["tau"], (4, 16))),
+        _gain("Fig. 13: best delay, faster than tau = 0", gain),
+        *[_gain(f"Fig. 13: tau = {PAPERS}, faster than tau = 0", first["seconds"] / row["seconds"]) for row in slow],
+    ]  # fmt: skip
     picture = Picture(
         bars(
             [
@@ -90,3 +84,7 @@ def tell(found: Mapping[str, Any]) -> Section:
     }  # fmt: skip
     head = ("tau", "to the target", "waiting", "passes", "a pass")
     return Section(claims, table(head, cells), facts, {"fig13": picture})
+
+
+def _gain(what: str, gain: float) -> Claim:
+    return Claim(what, "1.6 times", f"{gain:.2f} times", agreement(gain, (1.4, 2.5), (1.1, 100.0)))

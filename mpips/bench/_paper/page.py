@@ -48,7 +48,8 @@ def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: s
             parts.append(f"![{picture.caption}]({folder}/{file}.svg)\n\n*{picture.caption}*")
         parts += [each.table, _filled(why)]
         at = about[name]
-        parts.append(f"<sub>{at['cpu']}, {at['cores']} cores; {at['at'][:10]}; `{at['command']}`</sub>")
+        code = f"; {at['commit']}" if "commit" in at else ""
+        parts.append(f"<sub>{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}; `{at['command']}`</sub>")
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,9 +13,8 @@ from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
 from mpips.progress import seconds, si
 
 ITEM = "Table 5"
-MACHINE, CORES = 87e6, 64
-"""The paper's inserts a second on one of its 15 machines, and that machine's cores."""
-PEAK, MEAN = 1.3e9, 1.1e9
+MACHINE, CORES = 1.1e9 / 15, 64
+"""The paper's average inserts a second on one of its 15 machines, and that machine's cores."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -50,18 +49,18 @@ def tell(found: Mapping[str, Any]) -> Section:
     """Lay it beside the paper's figures."""
     row, cores = found["row"], found["cores"]
     recovery = median(found["recoveries"])
-    peak, core = row["max"] / row["rate"], row["rate"] / cores
+    core = row["rate"] / cores
     rate = f"{si(row['rate'])} ({cores} cores)"
     longest = f"the longest of {len(found['recoveries'])} {seconds(max(found['recoveries']))}"
     claims = [
-        Claim("Table 5: inserts a second, a machine", "87 M (64 cores)", rate, agreement(row["rate"], (MACHINE, 1e12))),
-        Claim("Table 5: peak, to the average", f"{PEAK / MEAN:.2f}", f"{peak:.2f}", agreement(peak, (1.0, 1.5))),
+        Claim("Table 5: inserts a second, a machine", f"{si(MACHINE)} (64 cores)", rate,
+              agreement(row["rate"], (MACHINE, 1e12))),
         Claim("Table 5: a failed node goes on after", "0.8 s", seconds(recovery), agreement(recovery, (0.0, 0.8))),
     ]  # fmt: skip
     rows = [
         ("inserts a second, all", "1.1 B (15 machines, 960 cores)", rate),
         ("a core", f"{si(MACHINE / CORES)}", si(core)),
-        ("peak", "1.3 B", si(row["max"])),
+        ("peak there; the fastest of the runs here", "1.3 B", si(row["max"])),
         ("inserts", "300 B", si(row["items"])),
         ("distinct keys", "> 100 M", si(row["keys"])),
         ("recovery", "0.8 s", f"{seconds(recovery)}, {longest}"),

@@ -29,6 +29,7 @@ from mpips.bench._paper.experiment import (
 from mpips.chart import Bar, Part, Series, bars, lines
 from mpips.config import Job, load
 from mpips.data import resolve
+from mpips.errors import InputError
 from mpips.progress import bytes_si, seconds, share
 
 ITEM = "Figures 9 and 10"
@@ -96,6 +97,8 @@ def tell(found: Mapping[str, Any]) -> Section:
     middle = {name: median_run(runs) for name, runs in found["runs"].items()}
     times = {name: run["seconds"] or math.inf for name, run in middle.items()}
     waits = {name: run["waiting"] for name, run in middle.items()}
+    if math.inf in (times["B"], times["PS"]):
+        raise InputError("not every system came to the target: is the optimum right?")
     gain = times["B"] / times["PS"]
     claims = [
         Claim("Fig. 9: system B, to the parameter server", "about 2", f"{gain:.2f}",

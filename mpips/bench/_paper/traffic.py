@@ -33,13 +33,14 @@ def tell(found: Mapping[str, Any]) -> Section:
     course = next(iter(found["filtered"].values()))
     last, mean = course[-1], sum(course) / len(course)
     claims = [
-        _claim("Fig. 11: key caching, workers send", "about 2 times less", caching["worker_fewer"], 1.5),
-        _claim("Fig. 11: key caching, servers send", "about 2 times less", caching["server_counted"], 1.5),
-        _claim("Fig. 11: KKT and compression, workers", "over 6 times less", packed["worker_fewer"], 6.0),
-        _claim("Fig. 11: KKT and compression, servers", "over 20 times less", packed["server_counted"], 20.0),
+        _claim("Fig. 11: workers, key caching", "about 2 times less", caching["worker_fewer"], 1.5),
+        _claim("... KKT and compression besides", "over 6 times less", caching["worker"] / packed["worker"], 6.0),
+        _claim("... all of them", "about 12 times less", packed["worker_fewer"], 9.0),
+        _claim("Fig. 11: servers, KKT and compression", "over 20 times less", packed["server_fewer"], 20.0),
+        _claim("... all, without filters counted with keys", "about 40 times less", packed["server_counted"], 30.0),
         Claim("Fig. 12: features that KKT leaves out", "> 93 %",
               f"{100 * mean:.1f} % on average, {100 * last:.1f} % at the end",
-              agreement(max(mean, last), (0.93, 1.0))),
+              agreement(mean, (0.93, 1.0))),
     ]  # fmt: skip
     pictures = {
         "fig11": Picture(
@@ -69,7 +70,8 @@ def tell(found: Mapping[str, Any]) -> Section:
             bytes_si(row["worker"]),
             _fewer(row, "worker_fewer"),
             bytes_si(row["server"]),
-            _fewer(row, "server_counted"),
+            _fewer(row, "server_fewer"),
+            _fewer(row, "server_counted") or f"{bytes_si(row['counted'])}",
             f"{row['passes']:g}",
             share(row["filtered"]) if "filtered" in row else "",
         )
@@ -78,9 +80,18 @@ def tell(found: Mapping[str, Any]) -> Section:
     facts = {
         "examples": found["examples"], "workers": found["layout"]["workers"], "mean": share(mean),
         "caching": f"{caching['worker_fewer']:.2g}", "zstd": f"{packed['worker_fewer']:.3g}",
-        "zstd_servers": f"{packed['server_counted']:.3g}",
+        "besides": f"{caching['worker'] / packed['worker']:.3g}", "zstd_servers": f"{packed['server_fewer']:.3g}",
     }  # fmt: skip
-    head = ("filters", "workers sent", "fewer", "servers sent", "fewer", "passes", "KKT leaves out")
+    head = (
+        "filters",
+        "workers sent",
+        "fewer",
+        "servers sent",
+        "fewer",
+        "as the paper counts",
+        "passes",
+        "KKT leaves out",
+    )
     return Section(claims, table(head, cells), facts, pictures)
 
 
