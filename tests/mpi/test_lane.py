@@ -252,7 +252,10 @@ def test_anything_in_any_order(dense: bool, shards: int, most: float) -> None:
     def check(server: Server, taken: Taken, asked: int) -> None:
         by_lane = asked - len(taken.requests)
         assert by_lane > (asked / 4 if dense else asked / 20 if most == KEY_CACHE else 0)
-        assert (server.lists.misses > 0) == (most < KEY_CACHE)
+        if most < KEY_CACHE:
+            assert server.lists.misses > 0
+        else:  # one may be named again while its many keys are still arriving
+            assert server.lists.misses <= asked / 100
 
     together(specs, ask_anything(shards + dense, 2), check, shards=shards, most=most)
 
