@@ -242,8 +242,13 @@ def run(
 def read_run(folder: Path) -> Run:
     """Read what a run left in its folder."""
     result = json.loads((folder / "result.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return Run(folder, result, [line for line in lines if line.get("event") == "pass"])
+    return Run(folder, result, events(folder, "pass"))
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Read the lines of one kind of a run's metrics.jsonl: passes, sweeps."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line.get("event") == kind]
 
 
 @contextmanager
@@ -294,6 +299,18 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     """Give median, least and greatest of at least one value."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def overhead(off: Sequence[float], on: Sequence[float], target: float) -> dict[str, Any]:
+    """Lay times of rounds with something beside those without it: medians, and that of the rounds' ratios."""
+    ratios = spread(with_it / without for without, with_it in zip(off, on, strict=True))
+    return {
+        "off": statistics.median(off),
+        "on": statistics.median(on),
+        "ratio": ratios["median"],
+        "range": f"{ratios['min']:.3f} - {ratios['max']:.3f}",
+        "met": "yes" if ratios["median"] < target else "NO",
+    }
 
 
 def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:

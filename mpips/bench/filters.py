@@ -249,10 +249,7 @@ def measured(combo: Combination, run: Run, best: float, target: float) -> dict[s
 
 def trained(run: Run) -> dict[str, Any]:
     """Give the traffic of a run's training, without that of its evaluation."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    traffic: dict[str, Any] = next(
-        each["traffic"] for each in map(json.loads, lines) if each["event"] == "trained"
-    )
+    traffic: dict[str, Any] = _runs.events(run.folder, "trained")[0]["traffic"]
     return traffic
 
 

@@ -130,8 +130,8 @@ def _run(
     """Run the job; give the lines of its sweeps."""
     shape = [f"lda.topics={topics}", f"lda.sweeps={sweeps}"]
     run = _runs.run(job, folder, [*settings, *shape], launcher)
-    lines = (json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines())
-    return [line | {"tokens": run.result["metrics"]["tokens"]} for line in lines if line["event"] == "sweep"]
+    tokens = {"tokens": run.result["metrics"]["tokens"]}
+    return [line | tokens for line in _runs.events(run.folder, "sweep")]
 
 
 def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mpips import __version__
 from mpips.bench import _runs
 from mpips.bench._paper import code_lines, delays, page, sketches, solvers, topics, traffic
 from mpips.bench._paper.experiment import Experiment, Lab, Section
@@ -77,10 +77,11 @@ def main(arguments: Sequence[str]) -> int:
         figures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {asked.out}: {error.strerror or error}") from None
+    source = code()
     with _runs.folders(asked.keep) as folder:
         for name in names:
             note(f"--- {EXPERIMENTS[name].ITEM}")
-            about = _runs.conditions() | {"command": f"mpips bench paper --only {name}{given}"} | code()
+            about = _runs.conditions() | {"command": f"mpips bench paper --only {name}{given}"} | source
             lab = Lab(folder / name, asked.launcher, asked.repeat, train, best, corpus)
             lab.folder.mkdir()
             found[name] = {"about": about, **EXPERIMENTS[name].measure(lab)}
@@ -127,12 +128,8 @@ def tell(name: str, found: dict[str, Any]) -> Section:
 
 def code() -> dict[str, str]:
     """Say which code measures: its version, and its commit if it is a checkout."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    with suppress(PackageNotFoundError):
-        found["version"] = version("mpips")
     state = state_of(Path(__file__).resolve().parent)
-    if state:
-        found["commit"] = str(state["commit"])[:12] + (" and changes" if state.get("dirty") else "")
-    return found
+    if not state:
+        return {"version": __version__}
+    changes = " and changes" if state.get("dirty") else ""
+    return {"version": __version__, "commit": f"{state['commit'][:12]}{changes}"}

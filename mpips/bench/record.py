@@ -6,11 +6,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import at_least, note, spread
+from mpips.bench._runs import at_least, note
 from mpips.bench.pushpull import duration
 from mpips.progress import Column, bytes_si, significant
 
@@ -98,20 +97,8 @@ def costs(asked: Any, folder: Path) -> list[dict[str, Any]]:
                 times[how].append(float(done.result["seconds"]["train"]))
                 if how == "on":
                     size, seconds = done.result["record"]["bytes"], float(done.result["seconds"]["total"])
-        ratios = spread(on / off for off, on in zip(times["off"], times["on"], strict=True))
-        rows.append(
-            {
-                "job": name,
-                "seconds": times,
-                "off": median(times["off"]),
-                "on": median(times["on"]),
-                "ratio": ratios["median"],
-                "range": f"{ratios['min']:.3f} - {ratios['max']:.3f}",
-                "bytes": size,
-                "rate": size / max(seconds, 1e-9),
-                "met": "yes" if ratios["median"] < TARGET else "NO",
-            }
-        )
+        cost = _runs.overhead(times["off"], times["on"], TARGET)
+        rows.append({"job": name, "seconds": times, "bytes": size, "rate": size / max(seconds, 1e-9), **cost})
     return rows
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench import _runs, _tracing
-from mpips.bench._runs import at_least, note, spread
+from mpips.bench._runs import at_least, note
 from mpips.bench.pushpull import duration
 from mpips.config import load
 from mpips.progress import Column, bytes_si, significant
@@ -114,18 +114,8 @@ def table(
     """Give times without and with a trace, and the median of the rounds' ratios."""
     rows = []
     for what, by in times.items():
-        ratios = spread(on / off for off, on in zip(by["off"], by["on"], strict=True))
-        rows.append(
-            {
-                "what": what,
-                "off": median(by["off"]),
-                "on": median(by["on"]),
-                "ratio": ratios["median"],
-                "range": f"{ratios['min']:.3f} - {ratios['max']:.3f}",
-                "bytes": median(written[what]) if what in written else None,
-                "met": "yes" if ratios["median"] < TARGET else "NO",
-            }
-        )
+        size = median(written[what]) if what in written else None
+        rows.append({"what": what, "bytes": size, **_runs.overhead(by["off"], by["on"], TARGET)})
     return rows
 
 

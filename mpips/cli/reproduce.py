@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpips.cli.run import add_launcher
+
 if TYPE_CHECKING:
     from mpips.config import Job
     from mpips.differing import Difference
@@ -47,12 +49,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="DIR",
         help="the folder of the run that is done now; runs/NAME-again-UTC unless given",
     )
-    parser.add_argument(
-        "--launcher",
-        choices=("auto", "openmpi", "mpich", "srun"),
-        default="auto",
-        help="how ranks are started",
-    )
+    add_launcher(parser)
     parser.add_argument(
         "--python", metavar="PATH", help="the Python to do it with: another environment's, with another MPI"
     )

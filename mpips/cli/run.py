@@ -58,12 +58,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--resume", metavar="CHECKPOINT", help="go on from a checkpoint folder, or from the latest"
     )
-    parser.add_argument(
-        "--launcher",
-        choices=("auto", "openmpi", "mpich", "srun"),
-        default="auto",
-        help="how ranks are started",
-    )
+    add_launcher(parser)
     parser.add_argument(
         "--survive",
         choices=("auto", "yes", "no"),
@@ -75,6 +70,16 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
     parser.set_defaults(command=command)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the switch that says how ranks are started."""
+    parser.add_argument(
+        "--launcher",
+        choices=("auto", "openmpi", "mpich", "srun"),
+        default="auto",
+        help="how ranks are started",
+    )
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:

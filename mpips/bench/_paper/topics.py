@@ -28,10 +28,8 @@ def measure(lab: Lab) -> dict[str, Any]:
             f"consistency.tau={TAU}", machines(workers, stragglers=False), *corpus(lab),
         ]  # fmt: skip
         done = _runs.run(_runs.job_file("job.toml", "lda"), lab.folder / f"lda-{workers}", own, lab.launcher)
-        lines_ = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
-        course = [
-            [each["seconds"], each["log_likelihood_per_token"]] for each in lines_ if each["event"] == "sweep"
-        ]
+        sweeps = _runs.events(done.folder, "sweep")
+        course = [[each["seconds"], each["log_likelihood_per_token"]] for each in sweeps]
         runs.append({"workers": workers, "course": course, "waiting": done.result["waiting"]})
     return {"tokens": done.result["metrics"]["tokens"], "corpus": name(lab), "runs": runs}
 
