@@ -119,6 +119,11 @@ def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str
         (["delay", "--tau", "1,1"], "different whole numbers"),
         (["delay", "--slow", "0.5"], "--slow: must be at least 1"),
         (["delay", "--chance", "0"], "--chance: must be a probability above 0"),
+        (
+            ["paper", "--only", "delay,fig9"],
+            "--only: 'fig9' is none of lines, solvers, filters, delay, topics",
+        ),
+        (["record", "--jobs", "svm"], "--jobs: 'svm' is none of darlin, ftrl, lda, sketch"),
         (["paper", "--train", __file__], "--train and --optimum belong together"),
         (["delay", "--plot", "no/such/folder/x.png"], "--plot no/such/folder/x.png: must be"),
         (["memory", "--parts", "0.5,2"], "numbers above 0 and up to 1"),

@@ -114,6 +114,8 @@ def test_what_was_not_hashed_is_not_asked_for(tmp_path: Path, data: Path, record
     path.write_text(path.read_text().replace("+1", "-1", 1))
     assert kinds(bare) == ["", ""]
     assert same_inputs(bare, sizes) == "the inputs are those that were recorded: 2 by size only"
+    write_json(bare.run, json.loads(bare.run.read_text()) | {"inputs": 5})
+    assert same_inputs(bare, sizes) == "the inputs are those that were recorded: 2 by size only"
     bare.run.unlink()
     assert same_inputs(bare, {}) == "the run read no files"
 

@@ -60,6 +60,18 @@ def listed(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
 
 
+def one_of(valid: Iterable[str]) -> Callable[[str], str]:
+    """Give an argparse type for one of some names."""
+    names = list(valid)
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return read
+
+
 MOST = 10**8
 """The most rows or keys that a benchmark can be asked for at once."""
 

@@ -44,7 +44,8 @@ MEASURED = "measured.json"
 def main(arguments: Sequence[str]) -> int:
     """Run the experiments, and write the page."""
     parser = _runs.parser("paper", DESCRIPTION)
-    parser.add_argument("--only", type=_runs.listed(_known), default=list(EXPERIMENTS), metavar="NAMES",
+    names_of = _runs.listed(_runs.one_of([*EXPERIMENTS, "none"]))
+    parser.add_argument("--only", type=names_of, default=list(EXPERIMENTS), metavar="NAMES",
                         help=f"of {', '.join(EXPERIMENTS)}; or none; default all")  # fmt: skip
     parser.add_argument("--repeat", type=at_least(1), default=3, metavar="N", help="rounds; default 3")
     parser.add_argument("--train", action="append", default=[], metavar="FILE",
@@ -96,12 +97,6 @@ def main(arguments: Sequence[str]) -> int:
     print(page.summary(sections))
     print(f"\n{out / 'reproduction.md'}")
     return 0
-
-
-def _known(name: str) -> str:
-    if name not in (*EXPERIMENTS, "none"):
-        raise ValueError(name)
-    return name
 
 
 def before(path: Path) -> dict[str, Any]:

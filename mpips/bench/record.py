@@ -52,7 +52,7 @@ COLUMNS = (
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     parser = _runs.switches("record", DESCRIPTION, repeat=5)
-    parser.add_argument("--jobs", type=_runs.listed(_known), default=list(JOBS), metavar="NAMES",
+    parser.add_argument("--jobs", type=_runs.listed(_runs.one_of(JOBS)), default=list(JOBS), metavar="NAMES",
                         help=f"of {', '.join(JOBS)}; default all")  # fmt: skip
     parser.add_argument("--again", type=at_least(0), default=0, metavar="N",
                         help="runs that are recorded and done again; default 0")  # fmt: skip
@@ -70,12 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     print(text(report))
     _runs.write_report(asked.json, report)
     return 0 if all(each["same"] for each in report.get("again", [])) else 1
-
-
-def _known(name: str) -> str:
-    if name not in JOBS:
-        raise ValueError(name)
-    return name
 
 
 def costs(asked: Any, folder: Path) -> list[dict[str, Any]]:

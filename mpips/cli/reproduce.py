@@ -151,7 +151,8 @@ def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     from mpips.inputs import HASHES, altered, hashed
     from mpips.provenance import read_run
 
-    listed = [each for each in (read_run(recorded) or {}).get("inputs") or [] if isinstance(each, Mapping)]
+    told = (read_run(recorded) or {}).get("inputs")
+    listed = [each for each in told if isinstance(each, Mapping)] if isinstance(told, list) else []
     other = altered(listed)
     if other is not None:
         raise RecordError(
@@ -160,8 +161,8 @@ def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     kinds = {str(facts["path"]): hashed(facts) for facts in listed}
     known = [(kind, sum(kinds.get(path) == kind for path in sizes)) for kind in HASHES]
     known.append(("size only", len(sizes) - sum(count for _, count in known)))
-    told = ", ".join(f"{count} by {kind}" for kind, count in known if count)
-    return f"the inputs are those that were recorded: {told}" if sizes else "the run read no files"
+    counts = ", ".join(f"{count} by {kind}" for kind, count in known if count)
+    return f"the inputs are those that were recorded: {counts}" if sizes else "the run read no files"
 
 
 def judged(
