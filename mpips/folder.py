@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from io import FileIO
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from mpips.errors import ClosedError, InputError
+from mpips.files import replacing
 
 
 def utc_now() -> datetime:
@@ -170,29 +170,8 @@ class RunFolder:
 def write_text(path: Path, text: str) -> None:
     """Replace a file by a text, whole or not at all, and durably: also the name survives a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(handle, 0o666 & ~_umask())
-            os.fsync(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _umask() -> int:
-    # The only way to read it is to set it. Left alone, a temporary file's mode hides the run from the group.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

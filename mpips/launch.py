@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from mpips import interpreter
 from mpips.errors import InputError
 from mpips.failure import sentence
 
@@ -69,7 +70,9 @@ def find_mpi(python: str = sys.executable) -> Mpi:
     Raises:
         InputError: it loads none, or one that mpips has no launch line for.
     """
-    done = subprocess.run([python, "-c", ASK], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [*interpreter.python(python), "-c", ASK], capture_output=True, text=True, check=False, timeout=120
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(
@@ -315,7 +318,7 @@ def survival(wanted: str, starter: Starter) -> bool:
 
 def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:
     """Give the command that each rank of a job runs."""
-    return [sys.executable, "-m", "mpips", str(job), *arguments]
+    return [*interpreter.python(), "-m", "mpips", str(job), *arguments]
 
 
 def progress_environment(stream: TextIO) -> dict[str, str]:

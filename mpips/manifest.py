@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import CheckpointError
+from mpips.files import sync as sync
 
 FORMAT = "mpips checkpoint"
 VERSION = 1
@@ -197,15 +198,6 @@ def entry_of(path: Path, kind: str, number: int) -> Entry:
             hashed.update(piece[:count])
             size += count
     return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed.hexdigest()}
-
-
-def sync(path: Path) -> None:
-    """Bring a file's or folder's contents to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

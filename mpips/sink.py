@@ -22,12 +22,14 @@ _PIECE = 2**23
 class Sink:
     """A new file at `path`, as `h5py.File` takes it; `error` is the first one met.
 
+    `path` may be the descriptor of a file that is open to read and write, which stays open. A symbolic link is refused.
     `close` syncs it to the disk and raises that error as the OSError that it was.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | int) -> None:
         self.error: OSError | None = None
-        self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._handle: int | None = os.dup(path) if isinstance(path, int) else os.open(path, flags, 0o666)
         self._at = self._end = 0
 
     def _open(self) -> int:

@@ -1,0 +1,150 @@
+"""Opening, reading and replacing files that may be anything: the one place that looks at what is behind a name.
+
+A name that somebody gives may be a named pipe, which blocks whoever opens it, a device that never ends, a folder, or
+a symbolic link to a file of another. Data that a user names may be reached through links (`follow=True`). What stands
+in a run's folder or a checkpoint was written by mpips as regular files, so a link there was put by somebody else: it
+is neither followed nor written through (`follow=False`).
+
+Everything here raises `OSError` with the file's name and a `strerror` that is a sentence for people.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, BinaryIO
+
+LARGEST_TEXT = 1 << 28
+"""Bytes of a file that is read whole, unless told otherwise."""
+
+_KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a named pipe"),
+    (stat.S_ISSOCK, "is a socket"),
+    (stat.S_ISCHR, "is a device"),
+    (stat.S_ISBLK, "is a device"),
+)
+
+
+def open_regular(path: str | Path, *, follow: bool) -> BinaryIO:
+    """Open a regular file to read its bytes; never blocks.
+
+    Args:
+        path: the file.
+        follow: whether `path` may be a symbolic link.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no regular file; `strerror` says which.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
+        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+            raise OSError(errno.ENXIO, "is no regular file", str(path)) from None
+        raise
+    try:
+        kind = os.fstat(handle).st_mode
+        if not stat.S_ISREG(kind):
+            found = next((text for test, text in _KINDS if test(kind)), "is something else")
+            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+            raise OSError(number, f"{found}, not a regular file", str(path))
+        os.set_blocking(handle, True)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        OSError: as `open_regular`; or it holds more than `most` bytes.
+    """
+    with open_regular(path, follow=follow) as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise OSError(errno.EFBIG, f"holds more than the {most:,} bytes that can be meant", str(path))
+    return found
+
+
+def read_text(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> str:
+    """Read a regular file of UTF-8 text whole; as `read_bytes`, and `UnicodeDecodeError` (a ValueError)."""
+    return read_bytes(path, follow=follow, most=most).decode("utf-8")
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """Give the path of `name` in a folder, where it is a plain name: one part, and no link.
+
+    Args:
+        folder: the folder.
+        name: what somebody's file says, so anything.
+
+    Raises:
+        OSError: `name` has a separator, is empty, "." or "..", or has a NUL byte; or stands for a symbolic link.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise OSError(errno.EINVAL, f"{name!r} is no plain file name", str(folder))
+    path = Path(folder) / name
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path))
+    return path
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[bytes]]:
+    """Write a file that appears whole, or not at all, and survives a crash of the machine.
+
+    The bytes go to a new file of an unpredictable name beside it, which takes the place of `path` when the block ends
+    without an error. Where `path` is a symbolic link, the link is replaced, not what it leads to.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from error
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+        sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, temporary):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def sync(path: str | Path) -> None:
+    """Bring a file's or folder's contents to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it. Left alone, a temporary file's mode hides the run from the group.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,32 @@
+"""Text of others made fit for a terminal: control characters are shown as escapes, not obeyed.
+
+Names, manifests, metrics and remote errors may hold anything. Printed raw, an escape sequence can overwrite what stands
+on the screen, set the window's title, or paste into a shell; a right-to-left override can show a name that is another.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_KEPT = "\n\t"
+_BAD = ("Cc", "Cs", "Co", "Zl", "Zp")
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: object, keep: str = _KEPT) -> str:
+    r"""Give a text in which every control character but those in `keep` is an escape such as ``\x1b``.
+
+    >>> printable("name\x1b[2J.svm")
+    'name\\x1b[2J.svm'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each if each in keep or not _is_bad(each) else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )
+
+
+def _is_bad(character: str) -> bool:
+    return unicodedata.category(character) in _BAD or character in _DIRECTIONS
