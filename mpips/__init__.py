@@ -6,6 +6,14 @@ These are the names that a program needs (see `mpips.program`), besides the deco
 
 from __future__ import annotations
 
+import sys
+
+from mpips import interpreter
+
+# Python is looking for a module of ours that it was told to run: nothing may come from the working folder before it.
+if sys.argv[:1] == ["-m"]:
+    interpreter.forget_working_folder(by_module=True)
+
 import importlib
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`python -m mpips JOB.toml`: one rank of a job; see `mpips.run`."""
+"""`python -P -m mpips JOB.toml`: one rank of a job; see `mpips.run`."""
 
 import signal
 import sys

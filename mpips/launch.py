@@ -89,7 +89,7 @@ def find_mpi(python: str = sys.executable) -> Mpi:
     kind = kinds.get(said["vendor"])
     if kind is None:
         raise InputError(
-            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, by `python -m mpips`"
+            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, by `python -P -m mpips`"
         )
     return Mpi(kind, **said)
 

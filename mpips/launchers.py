@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from mpips import interpreter
 
 PATIENCE = 30.0
 """Seconds for two ranks to start, talk and end."""
@@ -138,7 +139,7 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
             "--kill-on-bad-exit=1",
             "--quiet",
         ]
-        program = [sys.executable, "-m", "mpips.ping", "-"]
+        program = [*interpreter.python(), "-m", "mpips.ping", "-"]
         trials.append(start(" ".join(["srun", *chosen]), [*line, *program], environ).facts())
     return {"plugins": known, "trials": trials}
 
@@ -164,6 +165,6 @@ def lines_to_use(
         pmi = f" --pmi {plugin}" if plugin and plugin != FITS[kind][0] else ""
         lines.append(f"mpips run JOB.toml --launcher srun{pmi}")
         lines.append(
-            f"{by_srun} --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -m mpips JOB.toml"
+            f"{by_srun} --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -P -m mpips JOB.toml"
         )
     return lines

@@ -1,6 +1,6 @@
 """A ping between two ranks, as `mpips doctor` starts it: is there one world, and how fast is it?
 
-mpirun -n 2 python -m mpips.ping OUT.json|-
+mpirun -n 2 python -P -m mpips.ping OUT.json|-
 
 With `-` each world's first rank writes a line to stdout: the ranks may be on nodes whose files nobody else sees, and if
 there are as many worlds as ranks, each says so.

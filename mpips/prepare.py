@@ -24,15 +24,15 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise JobError(f"{message}; see python -m mpips --help")
+        raise JobError(f"{message}; see python -P -m mpips --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the rank side's command line."""
     made = _Parser(
-        prog="python -m mpips",
-        description="One rank of a parameter server job. Start it on every rank: mpirun -n 4 python -m mpips JOB.toml. "
-        "On a workstation, `mpips run JOB.toml` does so by itself.",
+        prog="python -P -m mpips",
+        description="One rank of a parameter server job. Start it on every rank: "
+        "mpirun -n 4 python -P -m mpips JOB.toml. On a workstation, `mpips run JOB.toml` does so by itself.",
     )
     made.add_argument("job", help="the job file (TOML)")
     made.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", dest="overrides",

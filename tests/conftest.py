@@ -18,6 +18,7 @@ import pytest
 from hypothesis import settings
 
 from mpips.children import clear_session
+from mpips.interpreter import python
 
 settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
 settings.load_profile("mpips")
@@ -185,7 +186,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
 @pytest.fixture
 def start_mpips(start: Callable[..., Started]) -> Callable[..., Started]:
     """Start `mpips ARGUMENTS`."""
-    return lambda *arguments, **how: start([sys.executable, "-m", "mpips.cli", *arguments], **how)
+    return lambda *arguments, **how: start([*python(), "-m", "mpips.cli", *arguments], **how)
 
 
 @pytest.fixture

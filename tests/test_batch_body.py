@@ -23,7 +23,7 @@ from mpips.parts import Part
 from mpips.site import Site
 
 PLAYER = r"""#!/bin/bash
-# Plays `python -m mpips.cli run JOB --run-dir RUN ...`: notes its arguments, does what `play` says, ends with its code.
+# Plays `python -P -m mpips.cli run JOB --run-dir RUN`: notes its arguments, does what `play` says, ends with its code.
 printf '%s\n' "$@" >>"$PLAYED/called"
 run=
 while (( $# )); do [[ $1 == --run-dir ]] && run=$2; shift; done
@@ -123,7 +123,7 @@ def test_it_runs_the_job_in_folders_of_its_own(stage: Stage) -> None:
         f"mpips: start 1 of job 7 on {os.uname().nodename}, run folder: runs/toy-7\n",
     )
     called = stage.called()
-    assert called[:4] == ["-m", "mpips.cli", "run", "/a b/job.toml"]
+    assert called[:5] == ["-P", "-m", "mpips.cli", "run", "/a b/job.toml"]
     assert after(called, "--run-dir") == ["runs/toy-7"]
     assert after(called, "--launcher") == ["auto"]
     assert after(called, "--set") == [
@@ -322,7 +322,7 @@ def test_a_job_that_slurm_has_requeued_is_not_requeued_twice(stage: Stage) -> No
 
 def test_reproducing_follows_success_only(stage: Stage) -> None:
     stage.run("exit 0", reproduce=True)
-    assert stage.called()[-4:] == ["-m", "mpips.cli", "reproduce", "runs/toy-7"]
+    assert stage.called()[-5:] == ["-P", "-m", "mpips.cli", "reproduce", "runs/toy-7"]
     stage.run("exit 1", reproduce=True)
     assert "reproduce" not in stage.called()
 
@@ -338,7 +338,7 @@ def test_it_takes_a_job_by_hand_as_it_is(stage: Stage) -> None:
     }
     line = ["bash", body, "/x/my job.toml", "--servers", "2"]
     subprocess.run(line, env=environ, cwd=stage.folder, check=True, capture_output=True)
-    assert stage.called()[:5] == ["-m", "mpips.cli", "run", "/x/my job.toml", "--run-dir"]
+    assert stage.called()[:6] == ["-P", "-m", "mpips.cli", "run", "/x/my job.toml", "--run-dir"]
     assert after(stage.called(), "--run-dir") == ["runs/my job-8"]
     assert after(stage.called(), "--servers") == ["2"]
     done = subprocess.run(
@@ -362,7 +362,7 @@ def test_what_a_setup_file_leaves_behind_changes_nothing(stage: Stage) -> None:
     setup.write_text('for each; do echo "sees $each" >&2; done\nset -euo pipefail\ncd /tmp\nset -- gnu\n')
     code, said = stage.run(CHECKPOINT + "exit 85", site=Site(setup=str(setup)))
     assert code == 0 and stage.requeued() == ["7"] and "sees" not in said
-    assert stage.called()[3] == "/a b/job.toml"
+    assert stage.called()[4] == "/a b/job.toml"
     assert after(stage.called(), "--set")[-1] == f"checkpoint.directory={stage.runs}/toy-7/checkpoints"
 
 

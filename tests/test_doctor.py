@@ -98,7 +98,7 @@ def test_the_lines_to_use_are_those_that_worked() -> None:
     assert lines_to_use("openmpi", True, [pmix], True)[0].startswith("mpips run JOB.toml    # goes on")
     assert lines_to_use("openmpi", False, [pmi2, pmix], False) == [
         "mpips run JOB.toml --launcher srun",
-        "srun --mpi=pmix --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -m mpips JOB.toml",
+        "srun --mpi=pmix --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -P -m mpips JOB.toml",
     ]
     assert lines_to_use("mpich", False, [pmix], False)[0] == "mpips run JOB.toml --launcher srun --pmi pmix"
     assert lines_to_use("mpich", False, [plain], False)[1].startswith("srun --distribution")

@@ -1,6 +1,6 @@
 """LIBLINEAR, as scikit-learn has it, in a process of its own: fits of one data set on one thread.
 
-`python -m mpips.bench._liblinear DATA.npz L1` answers every line of its input, a JSON object with `tolerance` and
+`python -P -m mpips.bench._liblinear DATA.npz L1` answers every line of its input, a JSON object with `tolerance` and
 `iterations`, by a line with `seconds` (of the fit alone), `objective` and `nonzeros`.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from mpips import interpreter
 from mpips.bench._runs import RunFailed
 from mpips.data import DataSpec, read, resolve
 from mpips.data.examples import concatenate
@@ -62,7 +63,7 @@ def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
 def fits(data: Path, l1: float) -> Iterator[Fit]:
     """Start the process, with the data loaded and warm; give `fit(tolerance, iterations)`."""
     environment = os.environ | dict.fromkeys(THREADS, "1")
-    command = [sys.executable, "-m", "mpips.bench._liblinear", str(data), repr(l1)]
+    command = [*interpreter.python(), "-m", "mpips.bench._liblinear", str(data), repr(l1)]
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpips import interpreter
 from mpips.errors import InputError
 from mpips.progress import Column, fitting, header, row
 
@@ -224,7 +225,7 @@ def run(
         InputError: the run found its input wrong.
         RunFailed: it failed.
     """
-    command = [sys.executable, "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder)]
+    command = [*interpreter.python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder)]
     command += ["--launcher", launcher]
     for setting in [*settings, f"checkpoint.directory={json.dumps(str(folder / 'checkpoints'))}"]:
         command += ["--set", setting]
@@ -247,7 +248,7 @@ def run(
     if process.returncode == 2:
         raise InputError(lines[-1].removeprefix("mpips: error: ").removeprefix("mpips: failed: "))
     if process.returncode != 0:
-        raise RunFailed(f"{' '.join(command[3:5])} ended with exit code {process.returncode}: {lines[-1]}")
+        raise RunFailed(f"{' '.join(command[4:6])} ended with exit code {process.returncode}: {lines[-1]}")
     return read_run(folder)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpips import interpreter
 from mpips.bench import _runs
 from mpips.bench._runs import at_least, note
 from mpips.bench.pushpull import duration
@@ -123,7 +124,15 @@ def again(asked: Any, folder: Path, number: int) -> dict[str, Any]:
     first = _runs.run(
         _runs.job_file(file, program), place, [*settings, *sets, *asked.set, "record.on=true"], asked.launcher
     )
-    command = [asked.python, "-m", "mpips.cli", "reproduce", str(place), "--run-dir", f"{place}-again"]
+    command = [
+        *interpreter.python(asked.python),
+        "-m",
+        "mpips.cli",
+        "reproduce",
+        str(place),
+        "--run-dir",
+        f"{place}-again",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     note(last)

@@ -1,4 +1,4 @@
-"""`python -m mpips.cli`: the same as `mpips`, for where its script is not on the PATH."""
+"""`python -P -m mpips.cli`: the same as `mpips`, for where its script is not on the PATH."""
 
 import sys
 

@@ -140,13 +140,11 @@ def kernel_cache() -> dict[str, Any]:
 
 def ping(starter: Any) -> dict[str, Any]:
     """Let two ranks talk; with ULFM switched on where the launcher knows the switch."""
-    import sys
-
-    from mpips import launch, launchers
+    from mpips import interpreter, launch, launchers
 
     failure = ""
     for survive in (True, False) if starter.kind == "openmpi" else (False,):
-        program = [sys.executable, "-m", "mpips.ping", "-", *(["--may-die"] if survive else [])]
+        program = [*interpreter.python(), "-m", "mpips.ping", "-", *(["--may-die"] if survive else [])]
         planned = launch.plan(starter, 2, program, survive=survive)
         trial = launchers.start(str(planned), planned.line, planned.environment(), PATIENCE)
         if trial.found:

@@ -30,6 +30,7 @@ from mpips.cli import (
     verify,
 )
 from mpips.errors import InputError
+from mpips.interpreter import forget_working_folder
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
@@ -50,7 +51,7 @@ The parameter server as an ordinary MPI job.
 
 On a cluster the ranks can be started by hand just as well:
 
-  srun --mpi=pmix -n 7 python -m mpips JOB.toml --set layout.servers=2 --set layout.workers=4
+  srun --mpi=pmix -n 7 python -P -m mpips JOB.toml --set layout.servers=2 --set layout.workers=4
 """
 
 EPILOG = """\
@@ -77,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if argv is None:
+        forget_working_folder()
     root = parser()
     arguments, rest = root.parse_known_args(argv)
     if arguments.version:

@@ -95,10 +95,11 @@ def command(arguments: argparse.Namespace) -> int:
 
 def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
     """Become the same command under another Python. InputError if there is none."""
+    from mpips import interpreter
     from mpips.errors import InputError
 
     more = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
-    line = [arguments.python, "-m", "mpips.cli", "reproduce", str(recorded.path), *more]
+    line = [*interpreter.python(arguments.python), "-m", "mpips.cli", "reproduce", str(recorded.path), *more]
     line += ["--launcher", arguments.launcher]
     try:
         sys.stderr.flush()

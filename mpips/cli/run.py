@@ -166,7 +166,9 @@ def command(arguments: argparse.Namespace) -> int:
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
     """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
+    from mpips import interpreter
+
     passed = [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run([sys.executable, "-m", "mpips", "--warm-up", str(job), *passed], check=False)
+    done = subprocess.run([*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed], check=False)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else 1)
