@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mpips import interpreter
+from mpips import allocation, interpreter
 from mpips.errors import InputError
 from mpips.failure import sentence
 
@@ -248,14 +248,16 @@ def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str],
     Raises:
         InputError: the components have not so many ranks.
     """
-    number = int(environ.get("SLURM_HET_SIZE") or "1")
+    number = allocation.parts(environ)
     if number < 2:
         return ()
 
     def told(name: str, at: int) -> str:
         return environ.get(f"SLURM_{name}_HET_GROUP_{at}", "")
 
-    groups = tuple((int(told("NTASKS", at) or "0"), told("CPUS_PER_TASK", at)) for at in range(number))
+    groups = tuple(
+        (allocation.number(told("NTASKS", at)) or 0, told("CPUS_PER_TASK", at)) for at in range(number)
+    )
     if sum(size for size, _ in groups) != ranks:
         tasks = " + ".join(str(size) for size, _ in groups)
         raise InputError(f"this heterogeneous job has {tasks} tasks, and the job file's layout {ranks} ranks")
@@ -279,7 +281,7 @@ def plan(
     """
     environ = os.environ
     added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
-    nodes = int(environ.get("SLURM_NNODES") or "1")
+    nodes = allocation.node_count(environ)
     line = launch_line(
         starter.kind,
         starter.path,
@@ -345,7 +347,11 @@ def verdict(
     if status == "completed":
         return COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
     if status == "stopped":
-        return STOPPED, f"mpips: stopped with a checkpoint; go on with: --resume latest; run folder: {folder}"
+        why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
+        return (
+            STOPPED,
+            f"mpips: stopped with a checkpoint{why}; go on with: --resume latest; run folder: {folder}",
+        )
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())

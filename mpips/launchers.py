@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpips import interpreter
+from mpips import allocation, interpreter
 
 PATIENCE = 30.0
 """Seconds for two ranks to start, talk and end."""
@@ -126,7 +126,7 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
     if srun is None or not environ.get("SLURM_JOB_ID"):
         return {}
     known = plugins(srun)
-    nodes = min(2, int(environ.get("SLURM_NNODES") or "1"))
+    nodes = min(2, allocation.node_count(environ))
     trials = []
     for name in worth_trying(kind, known):
         chosen = [f"--mpi={name}"] if name else []

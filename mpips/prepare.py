@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +67,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         asking = None
         if first and not options.warm_up:  # answered while the program loads
             asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
-        ends = (allocation.ask_end_time if first else allocation.end_time)(os.environ)
+        ends = (allocation.ask_end_time if first else allocation.end_time)(os.environ, time.time())
         job = config.load(options.job, options.overrides)
         if options.replay:
             job = untroubled(job)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.allocation import ask_end_time, end_time, facts, nodes, numbers
+from mpips.allocation import ask_end_time, end_time, facts, node_count, nodes, numbers, without
 
 NODES = {
     "n1": ["n1"],
@@ -69,7 +69,7 @@ TOLD = {
 
 def test_the_facts_of_an_allocation() -> None:
     assert facts({}) == {} == facts({"SLURM_NODELIST": "n1"})
-    found = facts(TOLD)["slurm"]
+    found = facts(TOLD, 1.7e9)["slurm"]
     assert found == {
         "job_id": "17",
         "job_name": "a job",
@@ -95,25 +95,72 @@ def test_the_nodes_of_a_heterogeneous_job_are_those_of_all_components() -> None:
 
 
 def test_what_cannot_be_read_is_none_and_takes_nothing_else_along() -> None:
-    odd = facts(
-        TOLD | {"SLURM_JOB_NODELIST": "n[", "SLURM_TASKS_PER_NODE": "?", "SLURM_JOB_END_TIME": "soon"}
-    )["slurm"]
+    odd = facts(TOLD | {"SLURM_JOB_NODELIST": "n[", "SLURM_TASKS_PER_NODE": "?"})["slurm"]
     assert odd["nodes"] is odd["tasks_per_node"] is odd["end"] is None
     assert odd["job_id"] == "17"
 
 
+NOW = 1_699_999_000.0
+
+
 def test_the_end_is_asked_for_where_the_environment_does_not_say(tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(
-        '#!/bin/sh\n[ "$4" = 17 ] && echo JobId=17 JobName=x EndTime=2023-11-14T23:13:20 A=b\n'
-    )
-    scontrol.chmod(0o755)
-    without = {name: value for name, value in TOLD.items() if name != "SLURM_JOB_END_TIME"}
-    asked = ask_end_time(without, str(scontrol))
+    show = """#!/bin/sh
+[ "$4" = 17 ] && printf "JobId=%%s JobName=x JobState=%%s EndTime=%%s A=b\\n" %s
+"""
+    end = "2023-11-14T23:13:20"
+
+    def says(job: str, state: str, end: str) -> None:
+        scontrol.write_text(show % f"18 RUNNING 2020-01-01T00:00:00 {job} {state} {end}")
+        scontrol.chmod(0o755)
+
+    silent = {name: value for name, value in TOLD.items() if name != "SLURM_JOB_END_TIME"}
+    says("17", "RUNNING", end)
+    asked = ask_end_time(silent, NOW, str(scontrol))
     assert asked is not None and abs(asked - 1_700_003_600) <= 14 * 3600, "local time, wherever this is"
-    assert ask_end_time(TOLD, str(scontrol)) == end_time(TOLD) == 1_700_000_000
-    assert ask_end_time({}, str(scontrol)) is None
-    assert ask_end_time(without | {"SLURM_JOB_ID": "18"}, str(scontrol)) is None
-    assert ask_end_time(without, str(tmp_path / "none")) is None
-    scontrol.write_text("#!/bin/sh\necho JobId=17 EndTime=Unknown\n")
-    assert ask_end_time(without, str(scontrol)) is None, "no limit"
+    assert ask_end_time(TOLD, NOW, str(scontrol)) == end_time(TOLD, NOW) == 1_700_000_000
+    assert ask_end_time({}, NOW, str(scontrol)) is None
+    assert ask_end_time(silent | {"SLURM_JOB_ID": "18"}, NOW, str(scontrol)) is None
+    assert ask_end_time(silent, NOW, str(tmp_path / "none")) is None
+    says("17", "COMPLETED", end)
+    assert ask_end_time(silent, NOW, str(scontrol)) is None, "this shell's allocation is over"
+    says("17", "RUNNING", "Unknown")
+    assert ask_end_time(silent, NOW, str(scontrol)) is None, "no limit"
+
+
+def test_an_end_that_is_left_from_another_allocation_is_none() -> None:
+    assert end_time(TOLD, 1_700_000_000) is None, "it is over"
+    assert end_time(TOLD, 1_800_000_000) is None
+    alone = {"SLURM_JOB_END_TIME": "1700000000"}
+    assert end_time(alone, NOW) is None, "nothing else says that this is an allocation"
+    assert end_time(TOLD | {"SLURM_JOB_START_TIME": "1699998000"}, NOW) == 1_700_000_000
+    assert end_time(TOLD | {"SLURM_JOB_START_TIME": "1699999500"}, NOW) is None
+    for odd in ("soon", "-1", "0", "", "\u0663"):
+        assert end_time(TOLD | {"SLURM_JOB_END_TIME": odd}, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ({}, 1),
+        ({"SLURM_NNODES": "4"}, 1),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "4"}, 4),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "2-4"}, 1),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "2-4", "SLURM_JOB_NUM_NODES": "3"}, 3),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "2-4", "SLURM_JOB_NODELIST": "n[1-3]"}, 3),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "x", "SLURM_JOB_NODELIST": "n["}, 1),
+    ],
+)
+def test_the_number_of_nodes_is_that_of_the_allocation(told: dict[str, str], count: int) -> None:
+    assert node_count(told) == count
+
+
+def test_a_job_is_submitted_without_what_tells_of_the_one_around_it() -> None:
+    around = {
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_RESTART_COUNT": "2",
+        "PMIX_RANK": "3",
+        "OMPI_COMM_WORLD_RANK": "3",
+    }
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "a", "PATH": "/bin", "OMPI_MCA_btl": "tcp"}
+    assert without(around | kept) == kept

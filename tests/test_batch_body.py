@@ -25,6 +25,7 @@ from mpips.site import Site
 PLAYER = r"""#!/bin/bash
 # Plays `python -P -m mpips.cli run JOB --run-dir RUN`: notes its arguments, does what `play` says, ends with its code.
 printf '%s\n' "$@" >>"$PLAYED/called"
+[[ ! -e $PLAYED/later ]] || mv "$PLAYED/later" "$PLAYED/state"
 run=
 while (( $# )); do [[ $1 == --run-dir ]] && run=$2; shift; done
 [[ -z $run ]] || mkdir -p "$run"
@@ -32,8 +33,11 @@ while (( $# )); do [[ $1 == --run-dir ]] && run=$2; shift; done
 """
 SCONTROL = r"""#!/bin/bash
 printf '%s\n' "$*" >>"$PLAYED/scontrol"
-[[ $1 != show || $4 == *_* || ! -e $PLAYED/others ]] || echo 'JobId=8 JobState=RUNNING Restarts=0 BatchFlag=1'
-if [[ $1 == show ]]; then printf 'JobId=1 JobState=%s Requeue=1 Restarts=%s BatchFlag=1\n' $(cat "$PLAYED/state"); fi
+if [[ $1 == show ]]; then
+    [[ ! -e $PLAYED/others ]] || echo "JobId=8 ArrayJobId=7 ArrayTaskId=0 JobName=toy JobState=RUNNING Restarts=0 B=1"
+    printf 'JobId=7 %sJobName=%s UserId=me(1) JobState=%s Requeue=1 Restarts=%s BatchFlag=1\n' \
+        "$(cat "$PLAYED/array" 2>/dev/null)" "$SLURM_JOB_NAME" $(cat "$PLAYED/state")
+fi
 if [[ $1 == requeue && -e $PLAYED/ends ]]; then echo "PENDING 1" >"$PLAYED/state"; exit 143; fi
 [[ $1 != requeue || ! -e $PLAYED/refuses ]]
 """
@@ -51,15 +55,20 @@ class Stage:
     def start(
         self, play: str, restarts: int = 0, state: str = "RUNNING", counted: int | None = None, **more: Any
     ) -> subprocess.Popen[str]:
+        """Start it; `counted` are the restarts that Slurm counts once the run goes on."""
         (self.folder / "play").write_text(play)
-        (self.folder / "state").write_text(f"{state} {restarts if counted is None else counted}")
+        (self.folder / "state").write_text(f"{state} {restarts}")
+        if counted is not None:
+            (self.folder / "later").write_text(f"{state} {counted}")
         (self.folder / "scontrol").unlink(missing_ok=True)
         (self.folder / "called").unlink(missing_ok=True)
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MPIPS_"))
         }
         path = f"{self.folder / 'bin'}{os.pathsep}{inherited['PATH']}"
-        slurm = {"SLURM_JOB_ID": "7"} | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "toy"} | (
+            {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+        )
         environ = {**inherited, "PATH": path, "PLAYED": str(self.folder), **slurm, **self.variables}
         text = script(replace(self.job, **more))
         (self.folder / "job.sbatch").write_text(text)
@@ -83,6 +92,11 @@ class Stage:
         path = self.folder / "scontrol"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.removeprefix("requeue ") for line in lines if line.startswith("requeue")]
+
+    def is_task(self, job: str, task: str) -> None:
+        """Let the job be a task of an array."""
+        self.variables |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": task}
+        (self.folder / "array").write_text(f"ArrayJobId={job} ArrayTaskId={task} ")
 
     @property
     def runs(self) -> Path:
@@ -216,7 +230,7 @@ def test_the_first_start_goes_on_from_a_named_checkpoint_and_later_ones_from_the
 
 
 def test_each_task_of_an_array_has_its_values_and_folders(stage: Stage) -> None:
-    stage.variables = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "1"}
+    stage.is_task("5", "1")
     sweep = (("job.seed=1", "toy.word=x y"), ("job.seed=2", "toy.word=it's $HOME"))
     code, _ = stage.run(CHECKPOINT + "exit 85", sweep=sweep, checkpoints="/scratch/c")
     assert (code, stage.requeued()) == (
@@ -349,7 +363,7 @@ def test_it_takes_a_job_by_hand_as_it_is(stage: Stage) -> None:
 
 def test_the_last_task_of_an_array_is_asked_for_by_its_own_name(stage: Stage) -> None:
     """By the plain number Slurm tells of all tasks, of which others run."""
-    stage.variables |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    stage.is_task("7", "3")
     (stage.folder / "others").touch()
     code, said = stage.run(CHECKPOINT + "exit 85", state="COMPLETING")
     assert (code, stage.requeued()) == (85, []) and "since the job was cancelled" in said
@@ -374,8 +388,40 @@ def test_a_start_that_makes_no_folder_counts_as_a_failure(stage: Stage) -> None:
 
 
 def test_a_count_of_restarts_that_another_job_has_left_does_not_mean_requeued(stage: Stage) -> None:
-    assert stage.run(CHECKPOINT + "exit 85", restarts=2, counted=0)[0] == 0
-    assert stage.requeued() == ["7"]
+    stage.variables["SLURM_RESTART_COUNT"] = "2"
+    assert stage.run(CHECKPOINT + "exit 85")[0] == 0
+    assert stage.requeued() == ["7"] and "--resume" not in stage.called()
+
+
+PARENT = {
+    "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "3", "SLURM_HET_SIZE": "2",
+    "SLURM_STEP_ID": "0", "PMIX_RANK": "4", "PMIX_SERVER_URI2": "x", "OMPI_COMM_WORLD_RANK": "4",
+}  # fmt: skip
+
+
+def test_a_job_that_was_submitted_from_inside_another_is_itself(stage: Stage) -> None:
+    """sbatch passes on what it is called with: the array, the restarts and the ranks of the job around it."""
+    stage.variables |= PARENT
+    code, said = stage.run(f'env >"$PLAYED/env"\n{CHECKPOINT}exit 85')
+    assert (code, stage.requeued()) == (0, ["7"])
+    assert said.startswith("mpips: start 1 of job 7 ") and "--resume" not in stage.called()
+    assert after(stage.called(), "--run-dir") == ["runs/toy-7"]
+    names = {line.partition("=")[0] for line in (stage.folder / "env").read_text().splitlines()}
+    assert names & PARENT.keys() == {"SLURM_RESTART_COUNT"}
+
+
+def test_a_jobs_name_says_nothing_about_it(stage: Stage) -> None:
+    stage.variables["SLURM_JOB_NAME"] = "x ArrayJobId=5 ArrayTaskId=1 Restarts=9 JobState=FAILED"
+    assert stage.run(CHECKPOINT + "exit 85")[0] == 0
+    assert stage.requeued() == ["7"] and after(stage.called(), "--run-dir") == ["runs/toy-7"]
+
+
+def test_nobody_is_requeued_where_the_controller_does_not_answer(stage: Stage) -> None:
+    stage.variables |= PARENT
+    (stage.folder / "bin" / "scontrol").write_text('#!/bin/bash\necho "$*" >>"$PLAYED/scontrol"\nexit 1\n')
+    code, said = stage.run(CHECKPOINT + "exit 85")
+    assert (code, stage.requeued()) == (85, [])
+    assert "Slurm's controller does not answer" in said
 
 
 @pytest.mark.parametrize("name", ["MPIPS_RESTARTS", "MPIPS_PER_NODE", "MPIPS_SWEEP_WIDTH"])

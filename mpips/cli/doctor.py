@@ -76,6 +76,7 @@ def examine(launcher: str) -> dict[str, Any]:
     """Collect all findings; what fails is a finding too."""
     import os
     import platform
+    import time
 
     from mpips import allocation, launch, launchers
     from mpips.errors import InputError
@@ -91,7 +92,7 @@ def examine(launcher: str) -> dict[str, Any]:
         "launcher": {},
         "ping": {},
     }
-    findings |= allocation.facts(os.environ)
+    findings |= allocation.facts(os.environ, allocation.end_time(os.environ, time.time()))
     try:
         mpi = launch.find_mpi()
     except InputError as error:

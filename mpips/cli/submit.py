@@ -71,14 +71,22 @@ def submit(text: str) -> str:
     Raises:
         InputError: there is no sbatch, or it refuses the job; what it said is in one line.
     """
+    import os
     import re
     import subprocess
 
+    from mpips.allocation import without
     from mpips.errors import InputError
 
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False, timeout=120
+            ["sbatch", "--parsable"],
+            env=without(os.environ),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
     except FileNotFoundError:
         raise InputError("there is no sbatch on the PATH: is this a login node of a Slurm cluster?") from None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtual import LOOK, OVER, PASSES, PATIENCE, Cluster, Job
+from virtual import LOOK, OVER, PASSES, PATIENCE, ROOT, Cluster, Job, read_facts
 
 from mpips import launch
 
@@ -54,6 +56,31 @@ def lose_a_node(job: Job) -> list[dict[str, Any]]:
     return ranks
 
 
+OUTER = """#!/bin/bash
+export SLURM_RESTART_COUNT=3 MPIPS_PYTHON={python}
+sbatch --parsable --nodes=1 --ntasks-per-node=4 --time=5 --exclude=n3,n4 {body} {job} >inner.part && mv inner.part inner
+until [[ -e over ]]; do sleep 0.2; done
+"""
+
+
+def submit_from_inside_another(warm: Cluster, job: Path) -> Job:
+    """Submit the batch script as it is from inside a task of an array that was started before; give the inner job."""
+    outer = warm.home / "outer.sh"
+    outer.write_text(
+        OUTER.format(
+            python=sys.executable, body=shlex.quote(str(ROOT / "slurm" / "job.sbatch")), job=job.name
+        )
+    )
+    told = warm.tell("sbatch", "--parsable", "--array=0-0", "--time=5", "--exclude=n3,n4", str(outer))
+    (warm.home / "outer").write_text(told.strip())
+    deadline = time.monotonic() + PATIENCE
+    while not (warm.home / "inner").exists():
+        assert time.monotonic() < deadline, warm.ask("squeue", "--long")
+        time.sleep(LOOK)
+    number = (warm.home / "inner").read_text().strip()
+    return Job(warm, number, warm.home / "runs" / f"inside-{number}", warm.home / f"slurm-{number}.out")
+
+
 Jobs = dict[str, Job]
 Acts = dict[str, Any]
 
@@ -66,6 +93,7 @@ def fates() -> dict[str, tuple[Callable[[Job], bool], Callable[[Job], Any]]]:
         "loss": (lambda job: job.checkpoints() > 0, lose_a_node),
         "requeue": (lambda job: job.steps() >= first, requeue),
         "usr1": (lambda job: job.steps() >= second, usr1),
+        "inside": (lambda job: job.checkpoints() > 0, usr1),
         "dying": (lambda job: job.steps() >= 2, kill_a_server),
         "cancelled": (lambda job: job.steps() >= 1, cancel),
     }
@@ -97,6 +125,7 @@ def plans(warm: Cluster, write: Callable[..., Path]) -> dict[str, Callable[[], J
         "undisturbed": lambda: submit(named, *ON_TWO, cwd=hostile),
         "requeue": lambda: submit(write("requeue", 10.0), *ON_TWO, "--requeue"),
         "usr1": lambda: submit(write("usr1", 10.0), *ON_TWO, "--requeue", "--launcher", "srun"),
+        "inside": lambda: submit_from_inside_another(warm, write("inside", 6.0)),
         "dying": lambda: submit(write("dying", 10.0, servers=2, replicas=1), *ON_TWO, "--requeue"),
         "cancelled": lambda: submit(write("cancelled", 60.0, workers=1), *ON_ONE, "--requeue"),
         "mixed": lambda: submit(write("mixed"), *ON_ONE, "--server-nodes", "1"),
@@ -167,6 +196,18 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(jobs: Jobs, bits: Callable[
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
     assert job.restarts() == 1
     assert result["parameters_sha256"] == bits()
+
+
+def test_a_job_that_was_submitted_from_inside_another_leaves_that_one_alone(
+    warm: Cluster, jobs: Jobs
+) -> None:
+    inner, outer = jobs["inside"], (warm.home / "outer").read_text()
+    assert inner.finish()["status"] == "completed" and inner.restarts() == 1
+    told = read_facts(warm.tell("scontrol", "--oneliner", "show", "job", f"{outer}_0"))
+    assert (told["JobState"], told["Restarts"]) == ("RUNNING", "0")
+    slurm = json.loads((inner.run / "run.json").read_text())["batch"]["slurm"]
+    assert (slurm["job_id"], slurm["array_job_id"], slurm["restart_count"]) == (inner.number, None, 1)
+    (warm.home / "over").touch()
 
 
 def test_a_rank_that_dies_under_mpirun_stops_nobody(jobs: Jobs, acts: Acts, bits: Callable[[], str]) -> None:
