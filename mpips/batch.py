@@ -62,6 +62,8 @@ class Batch:
     exports: tuple[tuple[str, str], ...] = ()
     """Variables that the script exports besides the site's, and before them."""
     reproduce: bool = False
+    program: str = ""
+    """To reproduce a program that does not come with mpips: which it is."""
     note: str = ""
     """A line of comment on where the script came from."""
 
@@ -166,6 +168,7 @@ def preamble(batch: Batch) -> list[str]:
         "REQUEUE": "1" if batch.requeue else "0",
         "RESTARTS": str(batch.restarts),
         "REPRODUCE": "1" if batch.reproduce else "0",
+        "PROGRAM": batch.program,
     }
     lines = ["# shellcheck disable=SC2016,SC2054,SC2088 # values, which stand for nothing else"]
     lines += [f"MPIPS_{name}={quoted(name.lower(), value)}" for name, value in values.items() if value]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
@@ -71,6 +72,30 @@ def load_program(name: str, base: Path) -> Program:
     return Program(table_name(name), settings, module.schedule, module.Worker, module, says)
 
 
+def vouched(named: str | None) -> Callable[[str, Path], Program]:
+    """Give a loader for what a run, a model or a checkpoint names, which may be anybody's; for `mpips.config.load`.
+
+    It loads the programs that come with mpips. Another one, which is code that this process would run, it loads only if
+    the user has named it: that one, whatever the file says.
+
+    Args:
+        named: the `.py` file, relative to the working folder, or dotted module that the user has named, if any.
+    """
+
+    def load(name: str, base: Path) -> Program:
+        if named is not None:
+            return load_program(named, Path.cwd())
+        if comes_with_mpips(name):
+            return load_program(name, base)
+        file = str((base / name).resolve()) if name.endswith(".py") else name
+        raise JobError(
+            f"the program {file!r} does not come with mpips, and is run only if you trust and name it: "
+            f"--program {shlex.quote(file) if file.isprintable() else 'FILE.py'}"
+        )
+
+    return load
+
+
 def table_name(name: str) -> str:
     """Give the job file's table for a program: its own name, without folder, `.py` or package."""
     return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
@@ -98,6 +123,11 @@ def _module(name: str, base: Path) -> ModuleType:
     ):
         raise JobError(f"there is no program {name!r}; built in: {', '.join(built_in())}; or name a .py file")
     return importlib.import_module(target)
+
+
+def comes_with_mpips(name: str) -> bool:
+    """Whether a program's name in a job file means one that comes with mpips."""
+    return name in built_in() or name in [f"mpips.jobs.{each}.job" for each in built_in()]
 
 
 def built_in() -> list[str]:

@@ -337,6 +337,8 @@ def test_a_job_that_slurm_has_requeued_is_not_requeued_twice(stage: Stage) -> No
 def test_reproducing_follows_success_only(stage: Stage) -> None:
     stage.run("exit 0", reproduce=True)
     assert stage.called()[-5:] == ["-P", "-m", "mpips.cli", "reproduce", "runs/toy-7"]
+    stage.run("exit 0", reproduce=True, program="/a b/toy.py")
+    assert stage.called()[-3:] == ["runs/toy-7", "--program", "/a b/toy.py"]
     stage.run("exit 1", reproduce=True)
     assert "reproduce" not in stage.called()
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpips.cli import own_program
+
 DESCRIPTION = """\
 Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, or a model file
 that names its program, such as the model.h5 of lda. What is written is the program's matter:
@@ -14,7 +16,8 @@ that names its program, such as the model.h5 of lda. What is written is the prog
   mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
   mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
 
-A program of your own answers if its module has `infer(model: Path, files: list[Path], out: Path | None)`.
+A program of your own answers if its module has `infer(model: Path, files: list[Path], out: Path | None)`, and if you
+name it, by --program FILE.py: what RUN names is not run without.
 """
 
 
@@ -32,47 +35,48 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "files", metavar="FILE", nargs="*", help="new data, in any form that the program trains on"
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write; stdout unless given")
+    own_program.add(parser)
     parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Let the program answer."""
     run = Path(arguments.run)
-    ask = _asked(run)
+    ask = _asked(run, arguments.program)
     ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
     return 0
 
 
-def _asked(run: Path) -> Callable[[Path, Sequence[Path], Path | None], Any]:
+def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path | None], Any]:
     """Find the `infer` of the program that made a run or a model file."""
     from mpips.config import load
     from mpips.errors import InputError
     from mpips.folder import RunFolder
-    from mpips.program import load_program
+    from mpips.program import vouched
 
     if run.is_dir():
         file = RunFolder(run).job
         if not file.is_file():
             raise InputError(f"{run}: is no run's folder: it has no {file.name}")
-        job = load(file)
+        job = load(file, programs=vouched(named))
         name, base = job.program, job.base
     else:
         name, base = _program_of(run), Path.cwd()
-    return load_program(name, base).function("infer")
+    return vouched(named)(name, base).function("infer")
 
 
 def _program_of(path: Path) -> str:
     """Read a model file's program."""
-    import h5py
-
+    from mpips import hdf5
     from mpips.errors import InputError
 
-    if not path.exists():
-        raise InputError(f"{path}: no such run or model")
     try:
-        with h5py.File(path, "r") as file:
+        with hdf5.reading(path, follow=True) as file:
             return str(file.attrs["program"])
-    except (OSError, KeyError):
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such run or model") from None
+    except (OSError, KeyError) as error:
+        why = f": {' '.join(str(error.strerror or error).split())}" if isinstance(error, OSError) else ""
         raise InputError(
-            f"{path}: is neither a run's folder nor a model file that names its program"
+            f"{path}: is neither a run's folder nor a model file that names its program{why}"
         ) from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.cli import own_program
+
 DESCRIPTION = """\
 Show which node gets which ranks and roles, how much of the keys each server holds, and where its copies are: of a job
 before it is started, or of a run as it began. Says so where a copy shares the node of its primary.
@@ -33,6 +35,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
         help="override a key of the job file; repeatable",
     )  # fmt: skip
+    own_program.add(parser)
     parser.add_argument("--json", action="store_true", help="write it as JSON")
     parser.set_defaults(command=command)
 
@@ -46,6 +49,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.config import load
     from mpips.control import newest
     from mpips.errors import InputError
+    from mpips.program import vouched
 
     run = newest(Path("runs")) if arguments.job == "latest" else Path(arguments.job)
     if run.is_dir():
@@ -54,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
                 f"{run}: a run is shown as it was: leave out --set, --nodes, --ntasks-per-node, --hosts"
             )
         hosts = placement.hosts_of(run)
-        job = load(run / "job.toml")
+        job = load(run / "job.toml", programs=vouched(arguments.program))
     else:
         job = load(arguments.job, arguments.set)
         hosts = chosen(arguments, job.layout.size())

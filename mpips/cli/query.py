@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mpips.cli import own_program
 
 DESCRIPTION = """\
 Ask what a run, or a checkpoint of one, says of some keys: a line KEY<TAB>COUNT each.
@@ -17,10 +19,16 @@ Without keys, they are read from the standard input, one a line.
   mpips query checkpoints/sketch/step-000020 < keys.txt
 
 RUN is a run folder, or `latest`: the one under runs/ that was started last. Of a run that has not completed, its last
-checkpoint is asked. The run's program answers, by its function `query(source, keys)`.
+checkpoint is asked. The run's program answers, by its function `query(source, keys)`. A program of your own does so
+only if you name it, by --program FILE.py: what RUN names is not run without.
 """
 
 Query = Callable[[Path, Sequence[str]], Sequence[object]]
+
+if TYPE_CHECKING:
+    from mpips.program import Program
+
+    Programs = Callable[[str, Path], Program]
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,23 +44,29 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "source", metavar="RUN|CHECKPOINT", help="a run's folder, latest, or a checkpoint's folder"
     )
     parser.add_argument("keys", nargs="*", metavar="KEY", help="what to ask for")
+    own_program.add(parser)
     parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the answers."""
     from mpips.control import newest
+    from mpips.program import vouched
 
     named = newest(Path("runs")) if arguments.source == "latest" else Path(arguments.source)
-    query, source = find(named)
+    query, source = find(named, vouched(arguments.program))
     keys = arguments.keys or [line.rstrip("\r\n") for line in sys.stdin]
     answers = query(source, keys)
     sys.stdout.writelines(f"{key}\t{answer}\n" for key, answer in zip(keys, answers, strict=True))
     return 0
 
 
-def find(named: Path) -> tuple[Query, Path]:
+def find(named: Path, programs: Programs) -> tuple[Query, Path]:
     """Give the function that answers, and what it is to read: a run's folder or a checkpoint's.
+
+    Args:
+        named: that folder.
+        programs: loads a program by its name and the folder that this is relative to; see `mpips.program.vouched`.
 
     Raises:
         InputError: it is neither, or its program answers no queries.
@@ -62,21 +76,25 @@ def find(named: Path) -> tuple[Query, Path]:
 
     if (named / MANIFEST).is_file():
         about: dict[str, Any] = read_manifest(named)["about"]
-        return query_of(about["program"], Path(about["job"]["job"]["base"])), named
+        try:
+            program, base = str(about["program"]), Path(about["job"]["job"]["base"])
+        except (KeyError, TypeError):
+            raise InputError(f"{named}: the checkpoint does not say whose it is") from None
+        return programs(program, base).function("query"), named
     if not (named / "job.toml").is_file():
         raise InputError(f"{named}: is neither a run's folder nor a checkpoint's")
-    return _of_run(named)
+    return _of_run(named, programs)
 
 
-def _of_run(folder: Path) -> tuple[Query, Path]:
+def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     from mpips.checkpoint import latest
     from mpips.config import load
     from mpips.errors import InputError
     from mpips.folder import RunFolder
     from mpips.prepare import checkpoints
 
-    job = load(folder / "job.toml")
-    query = query_of(job.program, job.base)
+    job = load(folder / "job.toml", programs=programs)
+    query = programs(job.program, job.base).function("query")
     result = RunFolder(folder).read_result()
     if result is not None and result.get("status") == "completed":
         return query, folder
@@ -86,10 +104,3 @@ def _of_run(folder: Path) -> tuple[Query, Path]:
             f"{folder}: the run has not completed, and there is no checkpoint in {checkpoints(job)}"
         )
     return query, found
-
-
-def query_of(program: str, base: Path) -> Query:
-    """Give a program's function `query(source, keys)`; InputError if it has none."""
-    from mpips.program import load_program
-
-    return load_program(program, base).function("query")

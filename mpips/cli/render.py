@@ -158,6 +158,7 @@ def collect(arguments: argparse.Namespace) -> Batch:
     from mpips.batch import Batch, grace_before
     from mpips.cli.run import overrides
     from mpips.errors import InputError
+    from mpips.program import comes_with_mpips
 
     settings = overrides(arguments) + (["record.on=true"] if arguments.reproduce else [])
     job = config.load(arguments.job, settings)
@@ -172,6 +173,8 @@ def collect(arguments: argparse.Namespace) -> Batch:
     if arguments.restarts < 0:
         raise InputError(f"--restarts {arguments.restarts}: it cannot be negative")
     kept = job.checkpoint.directory
+    own = str(job.resolve(job.program)) if job.program.endswith(".py") else job.program
+    own = "" if comes_with_mpips(job.program) else own
     return Batch(
         name=job.name,
         job=str(Path(arguments.job).absolute()),
@@ -193,6 +196,7 @@ def collect(arguments: argparse.Namespace) -> Batch:
         resume=checkpoint(arguments.resume),
         exports=python_path(),
         reproduce=arguments.reproduce,
+        program=own if arguments.reproduce else "",
         note=f"{job.name}: written by mpips {__version__} render",
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpips.cli import own_program
 from mpips.cli.run import add_launcher
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ waited for anybody, and one in which ranks died. Nobody dies this time, so any M
   mpips run JOB.toml --set record.on=true --run-dir runs/first
   mpips reproduce runs/first
   mpips reproduce runs/first --python /elsewhere/bin/python    with the MPI and the versions that are installed there
+  mpips reproduce runs/mine --program mine.py                  of a program that does not come with mpips
+
+The run is done again on the files that RUN's job.toml names, wherever they are. It writes into its own folder only.
 """
 
 EPILOG = """\
@@ -49,6 +53,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="DIR",
         help="the folder of the run that is done now; runs/NAME-again-UTC unless given",
     )
+    own_program.add(parser)
     add_launcher(parser)
     parser.add_argument(
         "--python", metavar="PATH", help="the Python to do it with: another environment's, with another MPI"
@@ -63,17 +68,23 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.config import load
     from mpips.control import newest
     from mpips.course import read_course
-    from mpips.folder import RunFolder
+    from mpips.folder import RunFolder, write_text
+    from mpips.program import vouched
 
     recorded = RunFolder(newest(Path("runs")) if arguments.run == "latest" else arguments.run)
     if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
         elsewhere(arguments, recorded)
     result = result_of(recorded)
-    job = load(recorded.job)
+    job = load(recorded.job, programs=vouched(arguments.program))
     about = started_from(recorded, job)
     course = read_course(recorded.record)
     starter = launch.find_starter(arguments.launcher)
     print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
+    print(
+        f"mpips: the program {arguments.program or job.program} is run once more, with what {recorded.job} says",
+        file=sys.stderr,
+        flush=True,
+    )
     named = arguments.run_dir
     folder = RunFolder.claim(named) if named else RunFolder.create(f"{job.name}-again")
     course.save(folder.replay)
@@ -83,9 +94,15 @@ def command(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
         flush=True,
     )
+    # The ranks read a copy: it is what was looked at, whatever becomes of RUN's, and it writes nowhere else.
+    sets = [f"checkpoint.directory={json.dumps(str(folder.path / 'checkpoints'))}"]
+    if arguments.program:
+        sets.append(f"job.program={json.dumps(arguments.program)}")
+    job = load(recorded.job, sets, programs=vouched(arguments.program))
+    write_text(folder.replay / "job.toml", job.to_toml())
     resume = ["--resume", str(about["resume"])] if about["resume"] else []
     passed = [*resume, "--replay", str(folder.replay), "--run-dir", str(folder.path)]
-    planned = launch.plan(starter, job.layout.size(), launch.rank_command(recorded.job, passed))
+    planned = launch.plan(starter, job.layout.size(), launch.rank_command(folder.replay / "job.toml", passed))
     added = {**planned.added, **launch.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
     ended = Children(launch.Launch(planned.kind, planned.line, added), folder.read_result).run()
     code, line = judged(recorded, result, folder, ended)
@@ -99,6 +116,7 @@ def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
     from mpips.errors import InputError
 
     more = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
+    more += ["--program", arguments.program] if arguments.program else []
     line = [*interpreter.python(arguments.python), "-m", "mpips.cli", "reproduce", str(recorded.path), *more]
     line += ["--launcher", arguments.launcher]
     try:
@@ -124,13 +142,20 @@ def result_of(recorded: RunFolder) -> dict[str, Any]:
 
 def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
     """Read what the recorded run started from. InputError if that is not there any more, or not the same."""
+    from mpips import files
     from mpips.errors import RecordError
     from mpips.record import ABOUT, inputs
 
     try:
-        about: dict[str, Any] = json.loads((recorded.record / ABOUT).read_text("utf-8"))
-    except OSError:
+        about: dict[str, Any] = json.loads(files.read_text(recorded.record / ABOUT, follow=False))
+        if not isinstance(about["inputs"], dict) or not isinstance(about["resume"], str | None):
+            raise TypeError
+    except FileNotFoundError:
         raise RecordError(f"{recorded.path}: was not recorded; a run is with --set record.on=true") from None
+    except OSError as error:
+        raise RecordError(f"{recorded.record / ABOUT}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RecordError(f"{recorded.record / ABOUT}: does not say what the run started from") from None
     now = inputs(job)
     for path, size in about["inputs"].items():
         if now.get(path) != size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_the_command_does_a_run_again(
     job.write_text(
         f'[job]\nprogram = "sparse_lr"\n[data]\ntrain = "{tiny_data.train}"\n[layout]\nservers = 2\nworkers = 2\n'
         '[sparse_lr]\nalgorithm = "ftrl"\nbatch = 4\n[consistency]\nmodel = "eventual"\n[record]\non = true\n'
+        f'[checkpoint]\ndirectory = "{tmp_path}/kept"\n'
     )
     kill = 'faults.kill=[{role="server",index=0,at_step=15},{role="worker",index=1,at_step=9}]'
     strike = ["--set", kill] if starter.mpi.ulfm else []
@@ -100,6 +102,8 @@ def test_the_command_does_a_run_again(
     assert 0 < result["record"]["bytes"] < 100_000
     again = run_mpips("reproduce", tmp_path / "first", "--run-dir", tmp_path / "again")
     assert again.code == 0, again.stderr
+    written = tomllib.loads((tmp_path / "again" / "job.toml").read_text())["checkpoint"]["directory"]
+    assert written == str(tmp_path / "again" / "checkpoints"), "nothing is written where the run says"
     assert again.last_line.startswith(
         f"mpips: the same bits: parameters_sha256 is {result['parameters_sha256']}"
     )
