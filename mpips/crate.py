@@ -5,6 +5,9 @@ CreateAction, whose `instrument` is mpips at its commit, whose `object`s are the
 and whose `result`s are what it has left behind. Inputs, checkpoints and large outputs are named, not copied: by their
 SHA-256 (RFC 6920, ``ni:///sha-256;...``) where it is known.
 
+Nothing outside of the run's folder is packed, whatever its files name: neither other paths nor what a link leads to.
+A program of one's own goes along if whoever makes the crate names it, and it is the one that ran.
+
 A crate is made to be given away. Who ran it is said only by option, and user names and home folders are taken out of
 the run's own files as well as possible, unless they are to be kept.
 """
@@ -26,6 +29,7 @@ from typing import Any, NamedTuple
 
 from mpips.diff import FLEETING
 from mpips.errors import InputError
+from mpips.files import inside, open_regular, read_bytes
 from mpips.folder import RunFolder, write_json
 from mpips.inputs import fingerprint, seen
 from mpips.provenance import read_run, state_line
@@ -42,6 +46,7 @@ TYPES = {
     ".py": "text/x-python", ".html": "text/html", ".svm": "text/plain", ".gz": "application/gzip",
     ".xz": "application/x-xz", ".zst": "application/zstd", ".bz2": "application/x-bzip2", ".hdf5": "application/x-hdf5",
 }  # fmt: skip
+METADATA = "ro-crate-metadata.json"
 UNLICENSED = "None is stated: ask whoever made this crate what it may be used for."
 PERSONAL = re.compile(r"(^|_)(USER|UID|GID|ACCOUNT|GROUP)(_|$)")
 """Environment variables that say who somebody is."""
@@ -64,6 +69,7 @@ def export(
     title: str = "",
     limit: float = LIMIT,
     personal: bool = False,
+    program: Path | None = None,
 ) -> int:
     """Write a run's crate: an archive if `target` ends in .zip, else a folder. Returns how many files are in it.
 
@@ -75,9 +81,11 @@ def export(
         title: the crate's name.
         limit: bytes above which an output is named and not copied.
         personal: leave user names and home folders as they are.
+        program: the file of a program that does not come with mpips; without it only its hash is named.
 
     Raises:
-        InputError: no run, no result yet, the target is there, or the library is missing.
+        InputError: no run, no result yet, the target is there, the program is not the one that ran, or the library is
+            missing.
     """
     folder = RunFolder(run)
     facts, result = read_run(folder), folder.read_result()
@@ -85,13 +93,19 @@ def export(
         raise InputError(f"{run}: is no run's folder: it has no readable run.json")
     if result is None:
         raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target}: is there already; name another with -o")
     with tempfile.TemporaryDirectory(prefix=".crate-", dir=_parent(target)) as room:
         made, staged = Path(room) / "crate", Path(room) / "files"
         staged.mkdir()
-        _stage(folder, facts, staged, personal)
-        crate = _Maker(folder, facts, result, staged, limit, title, license).crate(agent)
+        try:
+            _stage(folder, facts, staged, personal)
+            crate = _Maker(folder, facts, result, staged, limit, title, license, program).crate(agent)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(f"{folder.run}: is not what a run writes ({what})") from error
         if target.suffix == ".zip":
             made = made.with_suffix(".zip")
             crate.write_zip(made)
@@ -109,7 +123,7 @@ def _parent(target: Path) -> Path:
 
 
 def _is_local(name: str) -> bool:
-    return ":" not in name and name not in ("./", "ro-crate-metadata.json")
+    return ":" not in name and name not in ("./", METADATA)
 
 
 # --- what is given away -------------------------------------------------------------------------------
@@ -120,9 +134,14 @@ def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: 
     names = set() if personal else _names(folder, facts)
     for name in COPIED:
         source = folder.path / name
-        if not source.is_file():
+        try:
+            with open_regular(source, follow=False) as file:
+                when = os.fstat(file.fileno())
+            text = read_bytes(source, follow=False).decode("utf-8", "replace")
+        except FileNotFoundError:
             continue
-        text = source.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{source}: {error.strerror}") from None
         if name == "run.json" and not personal:
             shown = dict(facts)
             shown["environment"] = {
@@ -132,7 +151,20 @@ def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: 
                 write_json(staged / name, shown)
                 text = (staged / name).read_text(encoding="utf-8")
         (staged / name).write_text(impersonal(text, names), encoding="utf-8")
-        shutil.copystat(source, staged / name)
+        os.utime(staged / name, ns=(when.st_atime_ns, when.st_mtime_ns))
+
+
+def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) -> Path | None:
+    """Copy a file to be packed, so that what is packed is what was looked at; None if that cannot or must not be."""
+    target = staged / source.name
+    with suppress(OSError), open_regular(source, follow=follow) as file:
+        about = os.fstat(file.fileno())
+        if about.st_size <= limit and target.name != METADATA:
+            with target.open("xb") as copy:  # two of one name would be one in the crate
+                shutil.copyfileobj(file, copy)
+            os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
+            return target
+    return None
 
 
 def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
@@ -177,8 +209,10 @@ class _Maker:
         limit: float,
         title: str,
         license: str,
+        program: Path | None,
     ) -> None:
         self.folder, self.facts, self.result, self.staged, self.limit = folder, facts, result, staged, limit
+        self.program = program
         self.crate_ = _empty()
         self._root(title, license)
 
@@ -301,10 +335,12 @@ class _Maker:
         listed = self.facts.get("outputs", {}).get("files", [])
         added = []
         for file in listed:
-            path = self.folder.path / file["name"]
             if file["name"] in COPIED:
                 continue
-            if path.is_file() and file.get("bytes", 0) <= self.limit:
+            path = None
+            with suppress(OSError):
+                path = _taken(inside(self.folder.path, file["name"]), self.staged, self.limit)
+            if path is not None:
                 added.append(self._copy(path, "written by the run"))
             else:
                 added.append(self._reference(file, "written by the run; not in this crate"))
@@ -327,16 +363,21 @@ class _Maker:
         ]
 
     def _program(self) -> list[Any]:
-        """Add a program of the user's own, if it is still what was run."""
+        """Add a program that does not come with mpips: itself if it was named, else by its hash."""
         program = self.facts.get("program", {})
-        path = Path(str(program.get("file", "")))
         if not str(program.get("name", "")).endswith(".py") or not program.get("sha256"):
             return []
         tree = self.facts.get("repository")
         text = "the program" + (f"; its tree: {state_line(tree)}" if tree else "")
-        if path.is_file() and fingerprint(path, float("inf")).get("sha256") == program["sha256"]:
-            return [self._copy(path, text, ["File", "SoftwareSourceCode"])]
-        return [self._reference({"path": str(path), "sha256": program["sha256"]}, text)]
+        if self.program is None:
+            known = {"path": str(program.get("file")), "sha256": program["sha256"]}
+            return [self._reference(known, f"{text}; not in this crate")]
+        path = _taken(self.program, self.staged, LIMIT, follow=True)
+        if path is None or fingerprint(path, float("inf")).get("sha256") != program["sha256"]:
+            raise InputError(
+                f"{self.program}: is not the program that ran, whose sha256 is {program['sha256']}"
+            )
+        return [self._copy(path, text, ["File", "SoftwareSourceCode"])]
 
     def _software(self) -> Any:
         """Add mpips, and what it stands on."""

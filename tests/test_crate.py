@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_a_failed_run_says_what_failed(run: RunFolder, tmp_path: Path) -> None:
     assert action["error"] == "rank 2: no"
 
 
-def test_a_program_of_ones_own_goes_with_it_while_it_is_the_one_that_ran(
+def test_a_program_of_ones_own_goes_with_it_if_it_is_named_and_is_the_one_that_ran(
     run: RunFolder, tmp_path: Path
 ) -> None:
     program = tmp_path / "mean.py"
@@ -230,13 +231,71 @@ def test_a_program_of_ones_own_goes_with_it_while_it_is_the_one_that_ran(
     assert facts is not None
     sha = hashlib.sha256(program.read_bytes()).hexdigest()
     provenance.amend(run, program={"name": "mean.py", "file": str(program), "sha256": sha})
-    crate.export(run.path, tmp_path / "one")
+    assert main(["crate", str(run.path), "-o", str(tmp_path / "one"), "--program", str(program)]) == 0
     assert graph_of(tmp_path / "one")["mean.py"]["@type"] == ["File", "SoftwareSourceCode"]
     assert (tmp_path / "one" / "mean.py").read_text() == "x = 1\n"
-    program.write_text("x = 2\n")
     crate.export(run.path, tmp_path / "two")
+    program.write_text("x = 2\n")
+    with pytest.raises(InputError, match="is not the program that ran"):
+        crate.export(run.path, tmp_path / "three", program=program)
     assert crate.reference({"sha256": sha}) in listed(action_of(graph_of(tmp_path / "two"))["object"])
     assert not (tmp_path / "two" / "mean.py").exists()
+
+
+def test_nothing_outside_of_the_run_is_packed(run: RunFolder, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.py"
+    secret.write_text("do not tell")
+    sha = hashlib.sha256(secret.read_bytes()).hexdigest()
+    (run.path / "link").symlink_to(secret)
+    (run.path / "folder").mkdir()
+    (run.path / "real").write_text("r" * 1000)
+    (run.path / "ro-crate-metadata.json").write_text("not ours")
+    os.mkfifo(run.path / "pipe")
+    names = [
+        "link", "../secret.py", str(secret), "/etc/passwd", "folder", "folder/../../secret.py", "pipe", ".", "", "real",
+        "real", "ro-crate-metadata.json", "gone", "a\0b",
+    ]  # fmt: skip
+    provenance.amend(
+        run,
+        program={"name": "secret.py", "file": str(secret), "sha256": sha},
+        outputs={"files": [{"name": name, "bytes": 1} for name in names], "checkpoints": []},
+        inputs=[{"role": "train", "path": str(secret), "bytes": 11}],
+    )
+    crate.export(run.path, tmp_path / "out", limit=500)
+    crate.export(run.path, tmp_path / "large")
+    own = {"job.toml", "metrics.jsonl", "result.json", "run.json", "ro-crate-metadata.json"}
+    assert {each.name for each in (tmp_path / "out").iterdir()} == own, (
+        "real has more bytes than run.json says"
+    )
+    assert {each.name for each in (tmp_path / "large").iterdir()} == own | {"real"}
+    assert "do not tell" not in "".join(path.read_text() for path in (tmp_path / "large").iterdir())
+
+
+@pytest.mark.parametrize("name", crate.COPIED)
+def test_a_link_in_place_of_a_runs_own_file_is_refused(run: RunFolder, tmp_path: Path, name: str) -> None:
+    if name in ("run.json", "result.json"):
+        (run.path / name).rename(tmp_path / name)
+    else:
+        (tmp_path / name).write_text("do not tell")
+        (run.path / name).unlink()
+    (run.path / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=name):
+        crate.export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"ranks": 3}, {"outputs": []}, {"outputs": {"files": [7]}}, {"inputs": [{}]}, {"environment": [1]},
+     {"program": "x"}, {"packages": 5}, {"mpi": 5}, {"inputs": [{"role": "x", "sha256": "no hash"}]}],
+)  # fmt: skip
+def test_a_run_json_that_no_run_writes_is_said_to_be_one(
+    run: RunFolder, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    provenance.amend(run, **facts)
+    with pytest.raises(InputError, match=r"run\.json: is not what a run writes"):
+        crate.export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

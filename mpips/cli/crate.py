@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.cli import own_program
+
 DESCRIPTION = """\
 Write a run that has ended as an RO-Crate (a Process Run Crate): what catalogues and archives read. It has the job, the
 provenance, the metrics, the result and the model; inputs, checkpoints and large outputs are named by their hashes.
@@ -11,6 +13,7 @@ Who ran it is said only if you say so; user names and home folders are taken out
 
   mpips crate latest                            writes NAME.crate.zip
   mpips crate runs/NAME -o NAME-crate           a folder
+  mpips crate latest --program mine.py          with the program, where it does not come with mpips
   mpips crate latest --agent "Ada Lovelace" --orcid 0000-0002-1825-0097 --license CC-BY-4.0
 """
 
@@ -41,6 +44,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--personal", action="store_true", help="leave user names and home folders in the run's files"
     )
+    own_program.add(
+        parser,
+        "put this program into the crate, if it is the one that ran: nothing outside of RUN is, unasked",
+    )
     parser.set_defaults(command=command)
 
 
@@ -68,6 +75,7 @@ def command(arguments: argparse.Namespace) -> int:
         title=arguments.title,
         limit=arguments.limit,
         personal=arguments.personal,
+        program=Path(arguments.program) if arguments.program else None,
     )
     print(f"{target}: an RO-Crate, files {count}")
     return 0
