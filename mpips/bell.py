@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.heartbeat import machine
+from mpips.host import machine
 
 if TYPE_CHECKING:
     from mpi4py import MPI

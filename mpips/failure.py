@@ -17,7 +17,6 @@ import os
 import re
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.folder import RunFolder
+from mpips.host import host_name
 
 LOOK = 0.25
 """Seconds between two looks whether ranks have started, or the run is over."""
@@ -189,7 +189,7 @@ class Watch(threading.Thread):
             with suppress(OSError, ValueError, KeyError):
                 if self._folder.run.stat().st_mtime >= began - 1:
                     ranks = json.loads(self._folder.run.read_text(encoding="utf-8"))["ranks"]
-                    host = socket.gethostname()
+                    host = host_name()
                     self._wait({int(r["rank"]): int(r["pid"]) for r in ranks if r["host"] == host})
                     return
 

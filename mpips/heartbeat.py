@@ -11,15 +11,27 @@ blame the others for what it has not heard: silence is measured on a clock that 
 converse remains: a rank that lets no other thread run (a call into C that keeps the interpreter's lock) is silent for
 as long as that lasts, so the patience of those who judge it must be longer.
 
-A datagram is its sender's token, rank and a count that only grows; the tokens are drawn by each rank and exchanged with
-the addresses, over MPI, so that nobody else's datagrams, nor those of an earlier run, count.
+Anybody can send datagrams to a port. A beat is
+
+    token   16 bytes    drawn by the rank that it is sent to
+    rank     4          who sends it
+    count    8          which only grows
+    seal    16          a hash of all this, keyed by 16 bytes that its sender has drawn
+
+Tokens and keys are exchanged with the addresses, over MPI. The kernel drops what has not the token of its receiver
+before it takes any room (a socket filter), so a flood of other datagrams costs its sender's time and no beat. The token
+goes in clear, to its owner only; whoever sees it nevertheless can neither forge a beat nor have an old one count. Where
+the kernel takes no filter, datagrams are read a bounded number at a time, and while others than beats may have pushed
+out beats the thread does not count as listening: under such a flood hangs are not found, and the log says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
-import os
+import hmac
+import logging
 import secrets
 import select
 import socket
@@ -27,43 +39,59 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mpips import log
+from mpips.host import LOOPBACK, machine
 
 ADDRESS_BYTES = 64
-_ADDRESS = struct.Struct("<16s8s4sH34x")  # token, machine, IPv4 address, port
-_BEAT = struct.Struct("<16sIQ")  # token, rank, count
+_ADDRESS = struct.Struct("<16s16s8s4sH18x")  # token, key, machine, IPv4 address, port
+_HEAD = struct.Struct("<16sIQ")  # token, rank, count
+_SEAL = 16
+_BEAT = _HEAD.size + _SEAL
 _NAP = 0.02  # seconds between two looks at the mail: less often woken, and a kernel's buffer holds 200 beats or more
+_MAILS = 512  # datagrams that are read at one look
 FIRST = 5.0
 """How much longer a first beat may take than any other: a rank that starts has much to do."""
 _LAPSE = 2.0  # periods for which a listener may be away and still call it listening
 
+_SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55  # asm-generic/socket.h
+_DROPS = struct.Struct("=32xI")  # of SO_MEMINFO: datagrams for which there was no room
+
+
+def _secret() -> bytes:
+    return secrets.token_bytes(16)
+
 
 @dataclass(frozen=True)
 class Address:
-    """Where a heart listens, and the token by which its own datagrams are known.
+    """Where a heart listens, the token of what is sent to it, and the key of what it sends.
 
     `host` is an IPv4 address; `machine` is the same for those who reach each other by loopback.
     `port` 0 is of a heart that could not get a socket.
     """
 
-    token: bytes
     machine: bytes
     host: str
     port: int
+    token: bytes = field(default_factory=_secret)
+    key: bytes = field(default_factory=_secret)
 
     def to_bytes(self) -> bytes:
         """Give the address as `ADDRESS_BYTES` bytes."""
-        return _ADDRESS.pack(self.token, self.machine, socket.inet_aton(self.host), self.port)
+        return _ADDRESS.pack(self.token, self.key, self.machine, socket.inet_aton(self.host), self.port)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Address:
         """Read what `to_bytes` gave."""
-        token, machine, host, port = _ADDRESS.unpack(raw)
-        return cls(token, machine, socket.inet_ntoa(host), port)
+        token, key, machine, host, port = _ADDRESS.unpack(raw)
+        return cls(machine, socket.inet_ntoa(host), port, token, key)
 
-    def seen_from(self, other: Address) -> tuple[str, int]:
-        """Give the address to send to, for a heart at `other`."""
-        return ("127.0.0.1" if self.machine == other.machine else self.host, self.port)
+
+def beat(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
+    """Write a beat of a rank to another one."""
+    head = _HEAD.pack(receiver.token, rank, count)
+    return head + hashlib.blake2b(head, digest_size=_SEAL, key=sender.key).digest()
 
 
 class Attention:
@@ -81,9 +109,9 @@ class Attention:
         self._heard: dict[int, float] = {}
         self._awaited: dict[int, float] = {}
 
-    def listen(self, now: float) -> None:
-        """Somebody listens, now."""
-        if self._last is not None:
+    def listen(self, now: float, missed: bool = False) -> None:
+        """Somebody listens, now; what has come since the last call may have been `missed`: that time does not count."""
+        if self._last is not None and not missed:
             self._time += min(max(now - self._last, 0.0), self._lapse)
         self._last = now
 
@@ -112,30 +140,36 @@ class Heart:
     """One rank's heart: beats for `targets` every `period` seconds, and listens; see the module.
 
     Give `address` to the others, then `start` it with theirs. `targets` may be set at any time, by the thread that
-    owns the heart.
+    owns the heart. It listens at `host`, an IPv4 address of this machine that all the others reach.
     """
 
-    def __init__(self, rank: int, period: float = 0.25, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        rank: int,
+        period: float = 0.25,
+        host: str = LOOPBACK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.targets: Sequence[int] = ()
         self._rank, self._period, self._clock = rank, period, clock
         self._nap = min(_NAP, period / 4)
         self._attention = Attention(_LAPSE * period)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._socket = _bound()
+        token = _secret()
+        self._socket, self._filters = _bound(host, token)
         port = self._socket.getsockname()[1] if self._socket is not None else 0
-        self.address = Address(secrets.token_bytes(16), machine(), host_address(), port)
+        self.address = Address(machine(), host, port, token)
         self._addresses: Sequence[Address] = ()
-        self._routes: list[tuple[str, int]] = []
         self._counts: dict[int, int] = {}
         self._beats = 0
+        self._dropped, self._flooded = 0, False
 
     def start(self, addresses: Sequence[Address]) -> None:
         """Begin to beat and to listen; `addresses` are those of all ranks, by rank."""
         if self._socket is None or self._thread is not None or self._closing.is_set():
             return
         self._addresses = addresses
-        self._routes = [address.seen_from(self.address) for address in addresses]
         self._attention.near = {
             rank
             for rank, address in enumerate(addresses)
@@ -159,8 +193,7 @@ class Heart:
         if self._socket is None:
             return
         if self._thread is not None:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(b"", ("127.0.0.1", self.address.port))  # wakes the thread
+            self._send(self._socket, self.address)  # wakes the thread
             self._thread.join()
         self._socket.close()
         self._socket = None
@@ -173,78 +206,119 @@ class Heart:
         while not self._closing.is_set():
             now = self._clock()
             if now >= due:
-                self._beat(mail)
+                self._beats += 1
+                for target in self.targets:
+                    self._send(mail, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
-            self._attention.listen(self._clock())
-            self._hear(mail)
+            heard, missed = self._hear(mail)
+            self._attention.listen(self._clock(), missed)
+            for rank in heard:
+                self._attention.hear(rank)
             self._closing.wait(self._nap)
 
-    def _beat(self, mail: socket.socket) -> None:
-        self._beats += 1
-        beat = _BEAT.pack(self.address.token, self._rank, self._beats)
-        for target in self.targets:
-            host, port = self._routes[target]
-            if port:
-                with contextlib.suppress(OSError):  # no route, a full buffer: the next one may come through
-                    mail.sendto(beat, (host, port))
+    def _send(self, mail: socket.socket, to: Address) -> None:
+        if to.port:
+            with contextlib.suppress(OSError):  # no route, a full buffer: the next one may come through
+                mail.sendto(beat(self.address, to, self._rank, self._beats), (to.host, to.port))
 
-    def _hear(self, mail: socket.socket) -> None:
-        """Take all that has come."""
-        while True:
+    def _hear(self, mail: socket.socket) -> tuple[set[int], bool]:
+        """Take what has come, so much at most: who has beaten, and whether beats may have been pushed out by others."""
+        heard, strangers, more = set(), 0, True
+        for _ in range(_MAILS + len(self._addresses)):
             try:
-                raw = mail.recv(_BEAT.size + 1)
+                raw = mail.recv(_BEAT + 1)
             except BlockingIOError:
-                return
+                more = False
+                break
             except OSError:  # the network's word on some datagram sent before
                 continue
-            if len(raw) != _BEAT.size:
-                continue
-            token, rank, count = _BEAT.unpack(raw)
-            genuine = rank < len(self._addresses) and token == self._addresses[rank].token
-            if genuine and count > self._counts.get(rank, 0):
-                self._counts[rank] = count
-                self._attention.hear(rank)
+            rank = self._read(raw)
+            if rank is None:
+                strangers += 1
+            else:
+                heard.add(rank)
+        if strangers:
+            self._filters = False
+        missed = more or (not self._filters and self._has_dropped(mail, strangers))
+        if missed and not self._flooded:
+            self._flooded = True
+            log.note(
+                "flooded",
+                logging.WARNING,
+                text="junk fills the buffer: hangs are not found meanwhile",
+            )
+        return heard, missed
+
+    def _read(self, raw: bytes) -> int | None:
+        """Give the rank whose beat this is; None if it is none, or no new one."""
+        if len(raw) != _BEAT:
+            return None
+        _, rank, count = _HEAD.unpack_from(raw)
+        if rank >= len(self._addresses) or count <= self._counts.get(rank, 0):
+            return None
+        if not hmac.compare_digest(raw, beat(self._addresses[rank], self.address, rank, count)):
+            return None
+        self._counts[rank] = count
+        return int(rank)
+
+    def _has_dropped(self, mail: socket.socket, strangers: int) -> bool:
+        """Tell whether the kernel has dropped datagrams since the last time; it counts what a filter drops, too."""
+        drops, before = _drops(mail), self._dropped
+        if drops is None:
+            return strangers > 0
+        self._dropped = drops
+        return drops != before
 
 
-def _bound() -> socket.socket | None:
-    """Give a socket on all interfaces, or None where there can be none."""
+def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
+    """Give a socket at an address, if there can be one, and whether the kernel drops what lacks the token."""
     try:
         mail = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError:
-        return None
+        return None, False
     try:
         mail.setblocking(False)
+        filters = _attach(mail, token)  # before it has a port: nothing else ever waits to be read
         with contextlib.suppress(OSError):
             mail.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)  # as much of it as the system gives
-        mail.bind(("", 0))
+        mail.bind((host, 0))
     except OSError:
         mail.close()
+        return None, False
+    return mail, filters
+
+
+def _attach(mail: socket.socket, token: bytes) -> bool:
+    """Let a socket take nothing but datagrams of a beat's length that begin with the token; give whether it does."""
+    code = b"".join(_INSTRUCTION.pack(*each) for each in _program(token))
+    kept = ctypes.create_string_buffer(code)
+    program = struct.pack("HP", len(code) // _INSTRUCTION.size, ctypes.addressof(kept))
+    try:
+        mail.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except OSError:
+        return False
+    return True
+
+
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, constant
+_UDP = 8  # bytes of the header before a datagram, which a filter sees too
+
+
+def _program(token: bytes) -> list[tuple[int, int, int, int]]:
+    """Write the filter (classic BPF): a comparison that fails jumps to the last instruction, which drops."""
+    length, load, equal, give = 0x80, 0x20, 0x15, 0x06
+    compared = [(length, 0, _UDP + _BEAT)]
+    compared += [(load, _UDP + 4 * at, word) for at, word in enumerate(struct.unpack(">4I", token))]
+    made = []
+    for number, (code, at, value) in enumerate(compared):
+        made += [(code, 0, 0, at), (equal, 0, 2 * (len(compared) - number) - 1, value)]
+    return [*made, (give, 0, 0, 0xFFFFFFFF), (give, 0, 0, 0)]
+
+
+def _drops(mail: socket.socket) -> int | None:
+    """Count the datagrams that came to a socket and were dropped; None where the kernel does not say."""
+    try:
+        return int(_DROPS.unpack_from(mail.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size))[0])
+    except (OSError, struct.error):
         return None
-    return mail
-
-
-def machine() -> bytes:
-    """Give eight bytes that are the same for processes which reach each other by loopback."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        parts.append(file.read())
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/net"))
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-
-
-def host_address() -> str:
-    """Give the IPv4 address by which other machines reach this one: what its name stands for, or else where it sends.
-
-    Loopback if there is neither.
-    """
-    with contextlib.suppress(OSError):
-        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET, socket.SOCK_DGRAM)
-        for *_, (host, *_) in found:
-            if not str(host).startswith("127."):
-                return str(host)
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which interface would
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"

@@ -9,6 +9,7 @@ warns of stands there beside mpips' own events, and goes to stderr as ever. Noth
     lost     it has noticed that another rank is gone       failed   an error ended it, with the traceback
     end      it leaves, with an exit code                   fenced   it was taken for dead, and leaves
     struck   an injected fault                              log      what a program or a library has said
+    flooded  strangers' datagrams keep hangs from being found
 
 Each line is in the file when the call returns. A thousand ranks of a healthy run need not make a thousand files on a
 shared file system: up to `FEW` ranks each has its file from the start on, of more only those to whom something happens

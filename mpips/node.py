@@ -10,7 +10,6 @@ says is gone is dropped. When a view changes who holds a shard, the node sends a
 
 from __future__ import annotations
 
-import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +38,7 @@ from mpips.errors import (
 from mpips.faults import Faults
 from mpips.filters.chain import Chain, Saved
 from mpips.filters.filter import About
+from mpips.host import host_name
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
 from mpips.log import note
@@ -130,7 +130,7 @@ class Node:
         self.replay: Player | None = None
         """Tells this rank what it was told in the run that is done again, if one is."""
         self.place = layout.places[van.rank]
-        self.rank, self.host = van.rank, socket.gethostname()
+        self.rank, self.host = van.rank, host_name()
         self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
         self.specs: dict[int, VectorSpec] = {}
         """By namespace: the vectors that this rank has handles on."""

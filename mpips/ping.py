@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpips.folder import write_json
+from mpips.host import NAME_BYTES, host_name
 from mpips.launchers import MARK
 
 ROUNDS, SMALL = 2000, 8
@@ -74,10 +74,10 @@ def survives(comm: MPI.Comm) -> bool:
 
 def hosts(comm: MPI.Comm) -> int:
     """Count the hosts that the ranks are on."""
-    mine = np.zeros(64, np.uint8)
-    name = np.frombuffer(socket.gethostname().encode()[:64], np.uint8)
+    mine = np.zeros(NAME_BYTES, np.uint8)
+    name = np.frombuffer(host_name().encode(), np.uint8)
     mine[: name.size] = name
-    everyone = np.empty((comm.size, 64), np.uint8)
+    everyone = np.empty((comm.size, NAME_BYTES), np.uint8)
     comm.Allgather(mine, everyone)
     return len({row.tobytes() for row in everyone})
 

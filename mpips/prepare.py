@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from mpips.config import Job, RecordSpec
 from mpips.errors import CheckpointError, InputError, JobError
 from mpips.faults import FaultsSpec
 from mpips.filters import named
+from mpips.host import host_name
 from mpips.program import Program, load_program
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
@@ -80,7 +80,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     try:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:
-        raise InputError(f"{socket.gethostname()}: {error}") from error
+        raise InputError(f"{host_name()}: {error}") from error
     return Prepared(options, job, program, facts, _checkpoint(options.resume, job), ends)
 
 

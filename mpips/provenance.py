@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mpips import source
 from mpips.errors import CheckpointError
 from mpips.folder import RunFolder, utc_now, write_json
+from mpips.host import host_name
 from mpips.inputs import fingerprint, outputs_of
 from mpips.manifest import complete, read_manifest
 from mpips.ranges import coalesce
@@ -170,7 +170,7 @@ def collect(
         started=utc_now().isoformat(),
         argv=list(sys.argv if argv is None else argv),
         working_directory=os.getcwd(),
-        host=socket.gethostname(),
+        host=host_name(),
         platform=platform.platform(),
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),

@@ -23,7 +23,6 @@ import faulthandler
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -43,7 +42,8 @@ from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.folder import Lines, RunFolder, write_json, write_text
-from mpips.heartbeat import ADDRESS_BYTES, Address, Heart
+from mpips.heartbeat import Address, Heart
+from mpips.host import LOOPBACK, host_address, host_name, machine
 from mpips.journal import Journal
 from mpips.layout import Layout, Place, Role, check_singleton, split
 from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
@@ -70,6 +70,8 @@ LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
 LONGER = 30.0
 """The same after success, when nobody waits for a verdict and a slow end is better than a harsh one."""
+_INTRODUCTION = 256
+"""Bytes by which ranks introduce themselves: a process id, what filters they have, and a host's name."""
 JUDGED = "MPIPS_JUDGED"
 """Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
 
@@ -141,7 +143,7 @@ def _thread_failed(problem: threading.ExceptHookArgs) -> None:
     """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
     text = "".join(traceback.format_exception(problem.exc_type, problem.exc_value, problem.exc_traceback))
     log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
-    _say(f"{text}mpips: error: a thread failed on {socket.gethostname()}: {problem.exc_value}")
+    _say(f"{text}mpips: error: a thread failed on {host_name()}: {problem.exc_value}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -248,24 +250,21 @@ class _Run:
 
     def _processes(self) -> list[tuple[int, str]]:
         """Gather process ids and hosts, by rank: collective."""
-        mine = np.zeros(256, np.uint8)
         filters = (
             "" if self.prepared is None else "-".join(fingerprint(each).hex() for each in self._filters())
         )
-        text = f"{os.getpid()} {filters} {socket.gethostname()}".encode()[:256]
-        mine[: len(text)] = np.frombuffer(text, np.uint8)
-        everyone = np.zeros((self.world.Get_size(), 256), np.uint8)
-        self.world.Allgather(mine, everyone)
-        said = [raw.tobytes().rstrip(b"\0").decode(errors="replace").split(" ", 2) for raw in everyone]
-        for rank, (_, theirs, host) in enumerate(said):
+        text = f"{os.getpid()} {filters} {host_name()}".encode()
+        everyone = self._everyone(text.ljust(_INTRODUCTION, b"\0"))
+        said = [raw.rstrip(b"\0").decode().split(" ", 2) for raw in everyone]
+        for rank, (_, theirs, where) in enumerate(said):
             if self.prepared is not None and theirs not in ("", said[0][1]):
                 chains = [entry for chain in self._filters() for entry in chain]
                 named = ", ".join(found.name for found, _ in map(parsed, chains))
                 self.problem = InputError(
-                    f"rank {rank} on {host} has other filters than rank 0 on {said[0][2]}: "
+                    f"rank {rank} on {where} has other filters than rank 0 on {said[0][2]}: "
                     f"{named} must be the same everywhere"
                 )
-        return [(int(pid), host) for pid, _, host in said]
+        return [(int(pid), where) for pid, _, where in said]
 
     def _filters(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         assert self.prepared is not None
@@ -330,7 +329,7 @@ class _Run:
         if error is not None:
             text = _in_a_line(error)
             if code == FAILED:
-                text = f"rank {rank} on {socket.gethostname()}: {text}"
+                text = f"rank {rank} on {host_name()}: {text}"
                 _say("".join(traceback.format_exception(error)).rstrip())
             raw = np.frombuffer(text.encode()[: letter.size], np.uint8)
             letter[: raw.size] = raw
@@ -374,11 +373,15 @@ class _Run:
             Recorder(node, folder.record)
 
     def _start_heart(self, period: float) -> None:
-        self.heart = Heart(self.rank, period)
-        mine = np.frombuffer(self.heart.address.to_bytes(), np.uint8)
-        everyone = np.empty((self.world.Get_size(), ADDRESS_BYTES), np.uint8)
-        self.world.Allgather(mine, everyone)
-        self.heart.start([Address.from_bytes(raw.tobytes()) for raw in everyone])
+        alone = len(set(self._everyone(machine()))) == 1
+        self.heart = Heart(self.rank, period, LOOPBACK if alone else host_address())
+        self.heart.start([Address.from_bytes(raw) for raw in self._everyone(self.heart.address.to_bytes())])
+
+    def _everyone(self, mine: bytes) -> list[bytes]:
+        """Gather so many bytes of each rank, by rank: collective."""
+        everyone = np.empty((self.world.Get_size(), len(mine)), np.uint8)
+        self.world.Allgather(np.frombuffer(mine, np.uint8), everyone)
+        return [raw.tobytes() for raw in everyone]
 
     def _strike(self, kind: signal.Signals) -> None:
         """Send an injected fault's signal to this process, and write down when: so recoveries can be timed."""
@@ -507,7 +510,7 @@ class _Run:
         """Kill hung ranks on this host: the launcher would wait for them."""
         for loss in node.view.losses:
             pid, host = processes[loss.rank]
-            if loss.cause == "hung" and host == socket.gethostname() and _is_stopped(pid):
+            if loss.cause == "hung" and host == host_name() and _is_stopped(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def _end(self, result: dict[str, Any]) -> int:
@@ -547,7 +550,7 @@ class _Run:
 
     def abort(self, error: BaseException) -> NoReturn:
         """End every rank, from one that failed outside all order."""
-        text = f"rank {self.rank} on {socket.gethostname()}: {_in_a_line(error)}"
+        text = f"rank {self.rank} on {host_name()}: {_in_a_line(error)}"
         trace = "".join(traceback.format_exception(error))
         follows = isinstance(error, self.mpi.Exception)
         log.note("failed", logging.ERROR, error=_in_a_line(error), trace=trace, follows=follows)

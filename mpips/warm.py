@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+
+from mpips.host import host_name
 
 PACKAGE = Path(__file__).parent
 
@@ -25,7 +26,7 @@ def mark_of(program: str, base: Path, filters: Iterable[object], package: Path =
     if program.endswith(".py"):
         folders.append((base / program).parent)
     digest = hashlib.blake2b(digest_size=16)
-    about = (sys.executable, platform.node(), version("numba"), version("numpy"), program, *map(str, filters))
+    about = (sys.executable, host_name(), version("numba"), version("numpy"), program, *map(str, filters))
     digest.update("\0".join(about).encode())
     for path in sorted({path for folder in folders for path in _files(folder, ".py")}):
         with suppress(OSError):

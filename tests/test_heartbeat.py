@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -137,13 +139,15 @@ def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
 
 def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heart]]) -> None:
     watcher, other, third = hearts(3)
-    token, where = other.address.token, ("127.0.0.1", watcher.address.port)
-    genuine = heartbeat._BEAT.pack(token, 1, 7)
+    to, where = watcher.address, ("127.0.0.1", watcher.address.port)
+    genuine = heartbeat.beat(other.address, to, 1, 7)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for raw in (
-            heartbeat._BEAT.pack(bytes(16), 1, 1),
-            heartbeat._BEAT.pack(third.address.token, 1, 1),
-            heartbeat._BEAT.pack(token, 99, 1),
+            heartbeat.beat(other.address, third.address, 1, 7),
+            heartbeat.beat(third.address, to, 1, 7),
+            heartbeat.beat(other.address, to, 2, 7)[:20] + genuine[20:],
+            heartbeat.beat(other.address, to, 99, 7),
+            heartbeat.beat(other.address, to, 1, 2**63)[:-16] + genuine[-16:],
             genuine[:-1],
             genuine + b"\0",
             b"",
@@ -154,6 +158,7 @@ def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., l
         assert not heard(watcher, 1)
         stranger.sendto(genuine, where)
         wait_for(lambda: heard(watcher, 1))
+        assert watcher._counts[1] == 7
         third.close()
         # The same one again and again is no sign of life, and the watcher does listen meanwhile.
         deadline = time.monotonic() + SOON
@@ -161,6 +166,131 @@ def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., l
             assert time.monotonic() < deadline
             stranger.sendto(genuine, where)
             time.sleep(0.01)
+
+
+# --- floods --------------------------------------------------------------------------------------
+
+FLOODER = """
+import os, socket, sys, time
+os.nice(10)
+end = time.monotonic() + float(sys.argv[1])
+places = [("127.0.0.1", int(port)) for port in sys.argv[2:]]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    while time.monotonic() < end and os.getppid() != 1:
+        for place in places:
+            for size in (0, 44, 44, 1400, 60000):
+                try:
+                    out.sendto(os.urandom(size), place)
+                except OSError:
+                    pass
+"""
+
+
+@pytest.fixture
+def flood() -> Iterator[Callable[..., None]]:
+    """Send junk to the ports of hearts, from four processes, for so many seconds at most."""
+    flooders: list[subprocess.Popen[bytes]] = []
+
+    def begin(*hearts: Heart, seconds: float = 60.0) -> None:
+        ports = [str(heart.address.port) for heart in hearts]
+        line = [sys.executable, "-c", FLOODER, str(seconds), *ports]
+        flooders.extend(subprocess.Popen(line) for _ in range(4))
+
+    yield begin
+    for flooder in flooders:
+        flooder.kill()
+        flooder.wait()
+
+
+def flooded(heart: Heart) -> Callable[[], bool]:
+    """Give a condition: many more datagrams were dropped than there were."""
+    assert heart._socket is not None
+    mail = heart._socket
+    return lambda: (heartbeat._drops(mail) or 0) > 1000 or heart._flooded
+
+
+def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
+    hearts: Callable[..., list[Heart]], flood: Callable[..., None]
+) -> None:
+    watcher, stopping, beating = made = hearts(3)
+    if not watcher._filters:
+        pytest.skip("the kernel takes no socket filter")
+    stopping.targets, beating.targets = [0], [0]
+    wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
+    flood(*made)
+    wait_for(flooded(watcher))
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert watcher.silent([1, 2], 1.5) == []
+        time.sleep(0.01)
+    assert watcher._filters, "no stranger's datagram was ever read"
+    stopping.close()
+    wait_for(lambda: watcher.silent([1, 2], 1.5) == [1])
+
+
+def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
+    hearts: Callable[..., list[Heart]], flood: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    monkeypatch.setattr(heartbeat, "_attach", lambda mail, token: False)
+    watcher, stopping, beating = hearts(3)
+    stopping.targets, beating.targets = [0], [0]
+    wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
+    assert watcher._socket is not None
+    watcher._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # so that it overflows for sure
+    flood(watcher)
+    wait_for(flooded(watcher))
+    stopping.close()
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert 2 not in watcher.silent([1, 2], 1.0)
+        time.sleep(0.01)
+    assert [record.message for record in caplog.records if record.message == "flooded"] == ["flooded"]
+
+
+def test_what_may_have_been_missed_is_no_silence() -> None:
+    attention = Attention(lapse=1.0)
+    attention.listen(0.0)
+    attention.hear(1)
+    for now in range(1, 100):
+        attention.listen(float(now), missed=True)
+    assert attention.silent([1], 1.5) == []
+    attention.listen(100.0)
+    assert attention.silent([1], 1.5) == []
+    attention.listen(101.0)
+    assert attention.silent([1], 1.5) == [1]
+
+
+def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    heart = Heart(0)
+
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return bytes(size)
+
+    assert heart._hear(Endless()) == (set(), True)  # type: ignore[arg-type]
+    assert not heart._filters, "what does not filter is not believed to"
+    heart.close()
+
+
+@pytest.mark.parametrize("drops", [None, 3])
+def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, drops: int | None
+) -> None:
+    monkeypatch.setattr(heartbeat, "_attach", lambda mail, token: False)
+    heart = Heart(0)
+    mail = heart._socket
+    assert mail is not None
+    monkeypatch.setattr(heartbeat, "_drops", lambda mail: drops)
+    heart._dropped = 3
+    assert heart._hear(mail) == (set(), False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"junk", ("127.0.0.1", heart.address.port))
+    assert heart._hear(mail) == (set(), drops is None)
+    heart._dropped = 2
+    assert heart._hear(mail) == (set(), drops is not None)
+    heart.close()
 
 
 def test_closing_twice_or_before_the_start_is_fine(hearts: Callable[..., list[Heart]]) -> None:
@@ -192,43 +322,22 @@ def test_without_sockets_nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> No
 
 @given(
     token=st.binary(min_size=16, max_size=16),
+    key=st.binary(min_size=16, max_size=16),
     machine=st.binary(min_size=8, max_size=8),
     host=st.ip_addresses(v=4),
     port=st.integers(0, 65535),
 )
-def test_an_address_survives_the_exchange(token: bytes, machine: bytes, host: object, port: int) -> None:
-    address = Address(token, machine, str(host), port)
+def test_an_address_survives_the_exchange(
+    token: bytes, key: bytes, machine: bytes, host: object, port: int
+) -> None:
+    address = Address(machine, str(host), port, token, key)
     raw = address.to_bytes()
     assert len(raw) == ADDRESS_BYTES
     assert Address.from_bytes(raw) == address
 
 
-def test_those_on_one_machine_use_loopback() -> None:
-    here, also = (
-        Address(bytes(16), b"machine1", "10.0.0.1", 7),
-        Address(bytes(16), b"machine1", "10.0.0.1", 8),
-    )
-    there = Address(bytes(16), b"machine2", "10.0.0.2", 9)
-    assert here.seen_from(also) == ("127.0.0.1", 7)
-    assert here.seen_from(there) == ("10.0.0.1", 7)
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [(["127.0.1.1", "10.1.2.3"], "10.1.2.3"), (["192.168.0.5", "10.1.2.3"], "192.168.0.5")],
-)
-def test_the_host_address_is_what_the_name_stands_for(
-    monkeypatch: pytest.MonkeyPatch, found: list[str], expected: str
-) -> None:
-    answer = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (host, 0)) for host in found]
-    monkeypatch.setattr(heartbeat.socket, "getaddrinfo", lambda *_: answer)
-    assert heartbeat.host_address() == expected
-
-
-def test_a_machine_without_a_name_or_a_route_has_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no network here")
-
-    monkeypatch.setattr(heartbeat.socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(heartbeat.socket.socket, "connect", refuse)
-    assert heartbeat.host_address() == "127.0.0.1"
+def test_no_two_hearts_have_the_same_secrets() -> None:
+    first, second = Heart(0), Heart(0)
+    assert len({first.address.token, first.address.key, second.address.token, second.address.key}) == 4
+    first.close()
+    second.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mpips.errors import InputError
+from mpips.host import host_name
 from mpips.node import Node
 from mpips.scheduler import Cluster
 from mpips.update import VectorSpec
@@ -86,7 +86,7 @@ def ranks_of(cluster: Cluster) -> list[dict[str, Any]]:
         InputError: some are on another host, and one cannot see how much processor time they take.
     """
     ranks: list[dict[str, Any]] = json.loads((cluster.folder.path / "run.json").read_text())["ranks"]
-    check_here(ranks, socket.gethostname())
+    check_here(ranks, host_name())
     return ranks
 
 

@@ -80,10 +80,10 @@ def command(arguments: argparse.Namespace) -> int:
 def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
     """Give each rank's host by the arguments, the allocation, or this machine; LayoutError if that cannot be."""
     import os
-    import socket
 
     from mpips import allocation
     from mpips.errors import LayoutError
+    from mpips.host import host_name
     from mpips.placement import deal
 
     if arguments.hosts is not None:
@@ -101,7 +101,7 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
     room = arguments.ntasks_per_node
     if arguments.nodes is None:
         told = allocation.facts(os.environ).get("slurm", {})
-        nodes = told.get("nodes") or [socket.gethostname()]
+        nodes = told.get("nodes") or [host_name()]
     else:
         nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]
     return deal(ranks, nodes, [room] * len(nodes) if room else None)
