@@ -8,8 +8,8 @@ the rank waits. To sleep, a rank sets its flag, looks again, and then waits: a m
 was seen is found by the look. A flag seen too late costs one sleep, and those are short (`mpips.backoff`).
 
 There are bells only where all ranks of a run can ring for each other, that is on one host: else a rank would have to
-look by itself for those who cannot. Nothing but time depends on them: a datagram from somebody else wakes a rank
-which then finds nothing.
+look by itself for those who cannot. Nothing but time depends on them. What rings is a token that stands at the end of
+the page, which nobody else can read: datagrams of others wake nobody (`mpips.gate`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import gate
 from mpips.host import machine
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_RINGS = 64  # that are taken at once
 _APART = 64
 """Bytes between two flags: whoever reads one is not slowed down by who writes the next."""
 _CORES = 1024  # of a host that are told apart
@@ -46,10 +48,10 @@ class Bell:
     `asleep` is for Python, which reads one of them in 20 ns; `flags`, u1[ranks], strided, is the same for kernels.
     """
 
-    def __init__(self, rank: int, flags: mmap.mmap, mail: socket.socket, name: str) -> None:
-        self.asleep = memoryview(flags)[::_APART]
+    def __init__(self, rank: int, flags: memoryview, mail: socket.socket, name: str, token: bytes) -> None:
+        self.asleep = flags[::_APART]
         self.flags: NDArray[np.uint8] = np.frombuffer(flags, np.uint8)[::_APART]
-        self._rank, self._mail, self._name = rank, mail, name
+        self._rank, self._mail, self._name, self._token = rank, mail, name, token
         self._poll = select.poll()
         self._poll.register(mail, select.POLLIN)
 
@@ -65,7 +67,7 @@ class Bell:
         """Sleep until somebody rings, or for so long, in whole milliseconds; still armed then."""
         if self._poll.poll(1e3 * seconds):
             with contextlib.suppress(OSError):
-                while True:
+                for _ in range(_RINGS):
                     self._mail.recv(1)
             self.arm()
 
@@ -73,7 +75,7 @@ class Bell:
         """Wake a rank that is asleep; whoever sends to it next need not do so again."""
         self.asleep[rank] = 0
         with contextlib.suppress(OSError):  # it has died, or hangs with its mail unread
-            self._mail.sendto(b"!", _place(self._name, rank))
+            self._mail.sendto(self._token, _place(self._name, rank))
 
     def close(self) -> None:
         """Neither ring nor be rung for any more; idempotent."""
@@ -135,7 +137,7 @@ def _page(size: int) -> str:
     try:
         handle, path = tempfile.mkstemp(prefix="mpips-bell-", dir=folder)
         with os.fdopen(handle, "wb") as file:
-            file.write(bytes(_APART * size))
+            file.write(bytes(_APART * size) + gate.token())
     except OSError:
         return ""
     return path if len(os.fsencode(path)) <= _LETTER - _PATH else ""
@@ -150,9 +152,12 @@ def _open(rank: int, size: int, path: str) -> Bell | None:
         return None
     try:
         mail.setblocking(False)
-        mail.bind(_place(name, rank))
         with open(path, "r+b") as file:
-            return Bell(rank, mmap.mmap(file.fileno(), _APART * size), mail, name)
+            page = memoryview(mmap.mmap(file.fileno(), _APART * size + gate.TOKEN_BYTES))
+        flags, token = page[: _APART * size], bytes(page[_APART * size :])
+        gate.put(mail, token, len(token))
+        mail.bind(_place(name, rank))
+        return Bell(rank, flags, mail, name, token)
     except (OSError, ValueError):
         mail.close()
         return None

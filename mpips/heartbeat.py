@@ -28,11 +28,9 @@ out beats the thread does not count as listening: under such a flood hangs are n
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import hmac
 import logging
-import secrets
 import select
 import socket
 import struct
@@ -41,7 +39,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mpips import log
+from mpips import gate, log
 from mpips.host import LOOPBACK, machine
 
 ADDRESS_BYTES = 64
@@ -55,12 +53,9 @@ FIRST = 5.0
 """How much longer a first beat may take than any other: a rank that starts has much to do."""
 _LAPSE = 2.0  # periods for which a listener may be away and still call it listening
 
-_SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55  # asm-generic/socket.h
+_SO_MEMINFO = 55  # asm-generic/socket.h
+_UDP = 8  # bytes of the header before a datagram, which a filter sees too
 _DROPS = struct.Struct("=32xI")  # of SO_MEMINFO: datagrams for which there was no room
-
-
-def _secret() -> bytes:
-    return secrets.token_bytes(16)
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,8 @@ class Address:
     machine: bytes
     host: str
     port: int
-    token: bytes = field(default_factory=_secret)
-    key: bytes = field(default_factory=_secret)
+    token: bytes = field(default_factory=gate.token)
+    key: bytes = field(default_factory=gate.token)
 
     def to_bytes(self) -> bytes:
         """Give the address as `ADDRESS_BYTES` bytes."""
@@ -156,7 +151,7 @@ class Heart:
         self._attention = Attention(_LAPSE * period)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        token = _secret()
+        token = gate.token()
         self._socket, self._filters = _bound(host, token)
         port = self._socket.getsockname()[1] if self._socket is not None else 0
         self.address = Address(machine(), host, port, token)
@@ -279,7 +274,9 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
         return None, False
     try:
         mail.setblocking(False)
-        filters = _attach(mail, token)  # before it has a port: nothing else ever waits to be read
+        filters = gate.put(
+            mail, token, _BEAT, _UDP
+        )  # before it has a port: nothing else ever waits to be read
         with contextlib.suppress(OSError):
             mail.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)  # as much of it as the system gives
         mail.bind((host, 0))
@@ -287,33 +284,6 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
         mail.close()
         return None, False
     return mail, filters
-
-
-def _attach(mail: socket.socket, token: bytes) -> bool:
-    """Let a socket take nothing but datagrams of a beat's length that begin with the token; give whether it does."""
-    code = b"".join(_INSTRUCTION.pack(*each) for each in _program(token))
-    kept = ctypes.create_string_buffer(code)
-    program = struct.pack("HP", len(code) // _INSTRUCTION.size, ctypes.addressof(kept))
-    try:
-        mail.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    except OSError:
-        return False
-    return True
-
-
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, constant
-_UDP = 8  # bytes of the header before a datagram, which a filter sees too
-
-
-def _program(token: bytes) -> list[tuple[int, int, int, int]]:
-    """Write the filter (classic BPF): a comparison that fails jumps to the last instruction, which drops."""
-    length, load, equal, give = 0x80, 0x20, 0x15, 0x06
-    compared = [(length, 0, _UDP + _BEAT)]
-    compared += [(load, _UDP + 4 * at, word) for at, word in enumerate(struct.unpack(">4I", token))]
-    made = []
-    for number, (code, at, value) in enumerate(compared):
-        made += [(code, 0, 0, at), (equal, 0, 2 * (len(compared) - number) - 1, value)]
-    return [*made, (give, 0, 0, 0xFFFFFFFF), (give, 0, 0, 0)]
 
 
 def _drops(mail: socket.socket) -> int | None:

@@ -217,9 +217,21 @@ def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Bell]) ->
     sleeper, sender = pair
     for _ in range(10_000):
         sender.ring(0)
+    sleeper.sleep(60.0)
     sleeper.close()
     sender.ring(0)
     assert sender.asleep[0] == 0
+
+
+def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Bell]) -> None:
+    sleeper, sender = pair
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.setblocking(False)
+        for junk in (b"", b"!", bytes(16), bytes(17)) * 100:
+            stranger.sendto(junk, bells._place(sleeper._name, 0))
+    assert not select.select([sleeper._mail], [], [], 0)[0]
+    sender.ring(0)
+    sleeper.sleep(60.0)
 
 
 def test_a_name_that_is_taken_gives_no_bell(pair: list[Bell]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips import heartbeat
+from mpips import gate, heartbeat
 from mpips.heartbeat import ADDRESS_BYTES, Address, Attention, Heart
 
 SOON = 20.0
@@ -233,7 +233,7 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO")
-    monkeypatch.setattr(heartbeat, "_attach", lambda mail, token: False)
+    monkeypatch.setattr(gate, "put", lambda *_: False)
     watcher, stopping, beating = hearts(3)
     stopping.targets, beating.targets = [0], [0]
     wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
@@ -278,7 +278,7 @@ def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     monkeypatch: pytest.MonkeyPatch, drops: int | None
 ) -> None:
-    monkeypatch.setattr(heartbeat, "_attach", lambda mail, token: False)
+    monkeypatch.setattr(gate, "put", lambda *_: False)
     heart = Heart(0)
     mail = heart._socket
     assert mail is not None
