@@ -11,15 +11,18 @@ crash at any instant leaves the one before as the latest.
     every worker:  entry = write_worker(folder, number, arrays, meta)        while training goes on)
     one rank:      commit(folder, entries, about); prune(directory, keep)
 
+`begin`, `commit` and `prune` are given the run's `Lineage`, and touch no other run's checkpoints.
+
 Remapping is reading: `load_range` takes from each shard the runs of rows that a new owner's ranges meet.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 
 from mpips.clock import RangedClock
 from mpips.errors import CheckpointError
+from mpips.lineage import MARK, Lineage, owner_of
 from mpips.manifest import (
     MANIFEST,
     NOTE,
@@ -37,12 +41,12 @@ from mpips.manifest import (
     cover_problems,
     entry_of,
     explained,
-    folders,
     order_of,
     runs_of,
     spec_of,
     step_folder,
     step_of,
+    step_paths,
     sync,
     text_of,
     vector_names,
@@ -66,6 +70,7 @@ from mpips.store import Rows, Segment
 from mpips.update import Setting, VectorSpec
 
 VIEW = "parameters.h5"
+NOBODY = Lineage()
 
 
 class Saved(NamedTuple):
@@ -118,20 +123,31 @@ def joined(parts: Sequence[Saved]) -> Saved:
 # Writing.
 
 
-def begin(directory: Path, step: int) -> Path:
-    """Make the empty folder of a step's checkpoint, before any rank writes; return it.
+def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:
+    """Make the folder of a step's checkpoint, before any rank writes; return it.
 
-    What a torn attempt at the same step left is removed. A complete checkpoint of that step stays until `prune`
-    finds a newer one: the new one's folder then has a suffix.
+    What a torn attempt of this run at the same step left is removed. All else of that step stays, complete checkpoints
+    and other runs' attempts: the new one's folder then has a suffix. No two runs are given the same folder.
     """
-    attempts = [order_of(path)[1] for path in complete(directory) if step_of(path) == step]
-    folder = step_folder(directory, step, max(attempts, default=0) + 1)
-    with explained("make", folder):
-        if folder.exists():
-            _remove(folder)
-        folder.mkdir(parents=True)
-        sync(folder.parent)
-        sync(folder.parent.parent)
+    directory = Path(directory)
+    sound = set(complete(directory))
+    taken = [0]
+    with explained("make", step_folder(directory, step)):
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in [each for each in step_paths(directory) if step_of(each) == step]:
+            if _torn(path, sound, lineage):
+                _remove(path)
+            else:
+                taken.append(order_of(path)[1])
+        for attempt in count(max(taken) + 1):
+            folder = step_folder(directory, step, attempt)
+            with suppress(FileExistsError):  # another run has just made it
+                folder.mkdir()
+                break
+        lineage.mark(folder)
+        sync(folder)
+        sync(directory)
+        sync(directory.parent)
     return folder
 
 
@@ -140,7 +156,7 @@ def abandon(folder: Path) -> None:
     folder = Path(folder)
     with suppress(OSError, ValueError):
         order_of(folder)
-        if not (folder / MANIFEST).exists():
+        if not folder.is_symlink() and not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -188,12 +204,13 @@ def commit(
     files: Iterable[Entry],
     about: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    run: str = "",
 ) -> Path:
     """Complete a checkpoint from the entries of all its files; return the manifest's path.
 
     `about` is JSON-able: the step, the job, versions, random states, whatever a resumed run needs; so is `provenance`,
-    a copy of the run's. Raises
-    CheckpointError when the shards do not hold every key of every vector exactly once.
+    a copy of the run's. `run` is the id of the run that it belongs to. Raises CheckpointError when the shards do not
+    hold every key of every vector exactly once.
     """
     folder = Path(folder)
     entries = sorted(files, key=lambda entry: str(entry["name"]))
@@ -202,30 +219,65 @@ def commit(
     with created(folder / VIEW, None) as file:
         _write_view(file, entries)
     entries.append(entry_of(folder / VIEW, "view", 0))
-    return write_manifest(folder, entries, about or {}, provenance)
+    made = write_manifest(folder, entries, about or {}, provenance, run)
+    with suppress(OSError):
+        (folder / MARK).unlink(missing_ok=True)  # the manifest says it now
+    return made
 
 
-def prune(directory: Path, keep: int) -> list[Path]:
-    """Remove all complete checkpoints but the newest `keep` (at least 1), and torn ones before the newest.
+def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable[Path] = ()) -> list[Path]:
+    """Remove the complete checkpoints of a run and its ancestry but the newest `keep` (at least 1).
 
-    Returns the folders that were removed.
+    Torn attempts of the run before the newest go, too, and symbolic links: these are removed, not what they lead to.
+    Other runs' checkpoints and attempts stay, and so does what is in `spare`. Returns what was removed.
+
+    Raises:
+        CheckpointError: some could not be removed; all others are.
     """
-    kept = complete(directory)[-max(keep, 1) :]
-    if not kept:
+    own = lineage.checkpoints(directory)
+    if not own:
         return []
-    newest = order_of(kept[-1])
-    old = [path for path in folders(directory) if path not in kept and order_of(path) < newest]
-    for path in old:
-        with explained("remove", path):
-            _remove(path)
-    return old
+    sound, newest = set(complete(directory)), order_of(own[-1])
+    old = set(own[: -max(keep, 1)])
+    old |= {
+        path
+        for path in step_paths(directory)
+        if order_of(path) < newest and (_torn(path, sound, lineage) or path.is_symlink())
+    }
+    kept = {each.absolute() for each in spare}
+    removed, problems = [], []
+    for path in sorted(old, key=order_of):
+        if path.absolute() not in kept:
+            try:
+                with explained("remove", path):
+                    _remove(path)
+                removed.append(path)
+            except CheckpointError as error:
+                problems.append(error)
+    if problems:
+        raise problems[0]
+    return removed
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, its manifest first: it is never complete with a file missing."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    sync(folder)
-    shutil.rmtree(folder)
+def _torn(path: Path, sound: Container[Path], lineage: Lineage) -> bool:
+    """Tell whether this is what an attempt left that is this lineage's to remove."""
+    if path in sound or path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        owner = owner_of(read_manifest(path))
+    except CheckpointError:
+        return lineage.left(path)
+    return lineage.generation(owner, order_of(path)) is not None  # files of it are missing
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, its manifest first: it is never complete with a file missing. A link is only unlinked."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    (path / MANIFEST).unlink(missing_ok=True)
+    sync(path)
+    shutil.rmtree(path)
 
 
 def _write_view(file: h5py.File, entries: list[Entry]) -> None:

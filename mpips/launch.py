@@ -348,9 +348,11 @@ def verdict(
         return COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
     if status == "stopped":
         why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
+        where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
+        again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
         return (
             STOPPED,
-            f"mpips: stopped with a checkpoint{why}; go on with: --resume latest; run folder: {folder}",
+            f"mpips: stopped with a checkpoint{why}; go on{where} with: {again}; run folder: {folder}",
         )
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else FAILED

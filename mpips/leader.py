@@ -27,6 +27,7 @@ from mpips.folder import RunFolder, write_json
 from mpips.inputs import Inputs
 from mpips.journal import Journal
 from mpips.layout import Role
+from mpips.lineage import of_run
 from mpips.log import note
 from mpips.membership import LOST, Membership
 from mpips.message import Command
@@ -76,6 +77,8 @@ class Leader:
                 node, prepared.job, self.folder, journal=self._journal, membership=self._membership
             ) as cluster:
                 cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
+                facts = provenance.read_run(self.folder)
+                cluster.lineage = of_run(self.folder.path, facts, prepared.resume)
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
                 self._ends = end
@@ -122,7 +125,7 @@ class Leader:
                     {
                         "status": "failed",
                         "exit_code": FAILED,
-                        "error": text + advice(self.prepared.job),
+                        "error": text + advice(self.prepared.job, self.folder),
                         **said,
                     },
                 )
@@ -268,7 +271,11 @@ class Leader:
             if cluster.vectors
             else "",
             "recoveries": self.recoveries(),
-            **({"stopped_by": cluster.stop} if code == REQUEUE else {}),
+            **(
+                {"stopped_by": cluster.stop, "checkpoint": cluster.last_checkpoint()}
+                if code == REQUEUE
+                else {}
+            ),
             **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
         }
         for line in described(result["traffic"]):

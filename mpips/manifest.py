@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,30 +63,41 @@ def step_of(path: Path) -> int:
 
 
 def folders(directory: Path) -> list[Path]:
-    """Return the step folders below a directory, complete or not, oldest first."""
+    """Return the step folders below a directory, complete or not, oldest first; symbolic links are passed over."""
+    return [path for path in step_paths(directory) if path.is_dir() and not path.is_symlink()]
+
+
+def step_paths(directory: Path) -> list[Path]:
+    """Return what is named as a step's folder below a directory, whatever it is, oldest first."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
-    found = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=order_of)
+    return sorted((path for path in directory.iterdir() if _STEP.fullmatch(path.name)), key=order_of)
+
+
+def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the complete checkpoints below a directory with their manifests, oldest first.
+
+    A checkpoint is complete if its manifest is sound and all files are there, of the right size.
+    """
+    found = []
+    for path in folders(directory):
+        with suppress(OSError, CheckpointError):
+            manifest = read_manifest(path)
+            if all((path / each["name"]).lstat().st_size == each["bytes"] for each in manifest["files"]):
+                found.append((path, manifest))
+    return found
 
 
 def complete(directory: Path) -> list[Path]:
-    """Return the step folders with a sound manifest whose files are all there, of the right size, oldest first."""
-    return [path for path in folders(directory) if _is_complete(path)]
+    """Return the complete checkpoints below a directory, oldest first; see `held`."""
+    return [path for path, _ in held(directory)]
 
 
 def latest(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint below a directory, None if there is none."""
+    """Return the newest complete checkpoint below a directory, of whatever run; None if there is none."""
     found = complete(directory)
     return found[-1] if found else None
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        return all((path / e["name"]).stat().st_size == e["bytes"] for e in read_manifest(path)["files"])
-    except (OSError, CheckpointError):
-        return False
 
 
 # The manifest itself.
@@ -97,9 +108,12 @@ def write_manifest(
     entries: list[Entry],
     about: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
+    run: str = "",
 ) -> Path:
     """Write the manifest, durably, under another name, and rename it: from now on the checkpoint exists."""
     manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
+    if run:
+        manifest["run"] = run
     if provenance is not None:
         manifest["provenance"] = dict(provenance)
     manifest["sha256"] = _own_hash(manifest)

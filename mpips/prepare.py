@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from mpips import allocation, config, provenance
-from mpips.checkpoint import latest
 from mpips.config import Job, RecordSpec
 from mpips.errors import CheckpointError, InputError, JobError
 from mpips.faults import FaultsSpec
 from mpips.filters import named
+from mpips.folder import RunFolder
 from mpips.host import host_name
+from mpips.lineage import newest_run
 from mpips.program import Program, load_program
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
@@ -81,7 +82,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:
         raise InputError(f"{host_name()}: {error}") from error
-    return Prepared(options, job, program, facts, _checkpoint(options.resume, job), ends)
+    return Prepared(options, job, program, facts, _checkpoint(options, job), ends)
 
 
 def untroubled(job: Job) -> Job:
@@ -94,15 +95,18 @@ def seems_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
-def _checkpoint(wanted: str, job: Job) -> Path | None:
-    if not wanted:
-        return None
-    if wanted != "latest":
-        return Path(wanted)
+def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
+    """Find the checkpoint to go on from; of `latest`, the run's whose folder is named, else the newest run's."""
+    if options.resume != "latest":
+        return Path(options.resume) if options.resume else None
     folder = checkpoints(job)
-    found = latest(folder)
+    run = RunFolder(options.run_dir) if options.run_dir else None
+    if run is not None and run.run.exists():
+        found, whose = provenance.latest(run, folder), f" of the run in {run.path}"
+    else:
+        found, whose = newest_run(folder), ""
     if found is None:
-        raise CheckpointError(f"--resume latest: there is no complete checkpoint in {folder}")
+        raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}")
     return found
 
 
@@ -113,7 +117,7 @@ def checkpoints(job: Job) -> Path:
     )
 
 
-def advice(job: Job) -> str:
-    """Say how to go on after a failure, where there is a checkpoint to go on from."""
-    found = latest(checkpoints(job))
-    return "" if found is None else f"; go on from {found} with: --resume latest"
+def advice(job: Job, folder: RunFolder) -> str:
+    """Say how to go on with a run that failed, where there is a checkpoint of its own to go on from."""
+    found = provenance.latest(folder, checkpoints(job))
+    return "" if found is None else f"; go on from {found} with: --run-dir {folder.path} --resume latest"

@@ -32,7 +32,8 @@ from mpips.errors import CheckpointError
 from mpips.folder import RunFolder, utc_now, write_json
 from mpips.host import host_name
 from mpips.inputs import fingerprint, outputs_of
-from mpips.manifest import complete, read_manifest
+from mpips.lineage import of_run, owner_of
+from mpips.manifest import held, read_manifest
 from mpips.ranges import coalesce
 from mpips.source import Asked
 
@@ -323,6 +324,8 @@ def ancestry(checkpoint: Path) -> list[Facts]:
         return []
     run = manifest.get("provenance") or {}
     known = {key: run[key] for key in ("id", "started", "job_digest", "folder") if key in run}
+    owner = owner_of(manifest)
+    known |= {"id": owner} if owner else {}
     commit = (run.get("source") or {}).get("commit")
     step = {
         "checkpoint": str(checkpoint.absolute()),
@@ -356,6 +359,25 @@ def read_run(folder: RunFolder) -> Facts | None:
     except (OSError, ValueError):
         return None
     return read if isinstance(read, dict) else None
+
+
+def latest(folder: RunFolder, directory: Path) -> Path | None:
+    """Return the newest checkpoint that a run can go on from: its own, or what it has itself gone on from.
+
+    Args:
+        folder: the run's folder.
+        directory: the folder that its checkpoints go to.
+    """
+    facts = read_run(folder)
+    if facts is None:
+        return None
+    found = of_run(folder.path, facts).latest(directory)
+    if found is None and facts.get("ancestry"):
+        before = facts["ancestry"][-1]
+        path = Path(before["checkpoint"])
+        with suppress(CheckpointError):
+            found = path if read_manifest(path)["sha256"] == before.get("manifest_sha256") else None
+    return found
 
 
 def amend(folder: RunFolder, **more: object) -> None:
@@ -400,9 +422,8 @@ def _exit(result: Mapping[str, Any]) -> Facts:
 def _written(checkpoints: Path, run: object) -> list[Facts]:
     """List the checkpoints that a run has written, those that are still there."""
     found = []
-    for path in complete(checkpoints):
-        manifest = read_manifest(path)
-        if (manifest.get("provenance") or {}).get("id") == run:
+    for path, manifest in held(checkpoints):
+        if owner_of(manifest) == run:
             step = manifest["about"].get("step")
             found.append(
                 {"folder": str(path.absolute()), "step": step, "manifest_sha256": manifest["sha256"]}

@@ -297,14 +297,19 @@ class _Run:
             ) from error
 
     def _share_folder(self) -> None:
-        """Let every rank know the run's folder: any may have to write the result."""
-        letter = np.zeros(4096, np.uint8)
+        """Let every rank know the run's folder, and what it goes on from: any may have to lead, or write the result.
+
+        Other runs write checkpoints meanwhile, so that each rank may have found another as the latest.
+        """
+        assert self.prepared is not None
+        letter = np.zeros(2 * 4096, np.uint8)
         if self.folder is not None:
-            raw = np.frombuffer(os.fsencode(self.folder.path.absolute()), np.uint8)
-            letter[: raw.size] = raw
+            raw = os.fsencode(self.folder.path) + b"\0" + os.fsencode(self.prepared.resume or "")
+            letter[: len(raw)] = np.frombuffer(raw, np.uint8)
         self.world.Bcast(letter, 0)
         if self.folder is None:
-            self.folder = RunFolder(Path(os.fsdecode(letter.tobytes().rstrip(b"\0"))))
+            folder, resume = map(os.fsdecode, letter.tobytes().split(b"\0")[:2])
+            self.folder, self.prepared.resume = RunFolder(folder), Path(resume) if resume else None
         self.recorded = True
 
     def _begin_log(self, place: Place, processes: list[tuple[int, str]]) -> None:

@@ -59,7 +59,7 @@ class Saver:
 
     def _make(self, directory: Path, step: int) -> str:
         try:
-            return str(checkpoint.begin(directory, step))
+            return str(checkpoint.begin(directory, step, self._cluster.lineage))
         except CheckpointError as error:
             self._give_up(None, str(error))
             return ""
@@ -112,14 +112,20 @@ class Saver:
 
     def _commit(self, pending: _Pending) -> None:
         entries = [reply.meta for task in pending.tasks for reply in task.result if reply.meta]
+        cluster = self._cluster
         try:
-            checkpoint.commit(pending.folder, entries, pending.about, self.provenance())
-            checkpoint.prune(pending.folder.parent, self._cluster.job.checkpoint.keep)
+            checkpoint.commit(pending.folder, entries, pending.about, self.provenance(), cluster.lineage.run)
         except (MpipsError, OSError) as error:
             self._give_up(pending.folder, str(error))
             return
-        self._cluster.pace.saved(self._cluster.node.van.now() - self._began)
-        self._cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
+        cluster.pace.saved(cluster.node.van.now() - self._began)
+        cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
+        # A recorded run can be done again from what it started from only.
+        spare = [pending.folder, *([cluster.resume] if cluster.resume and cluster.node.record else [])]
+        try:
+            checkpoint.prune(pending.folder.parent, cluster.job.checkpoint.keep, cluster.lineage, spare)
+        except (MpipsError, OSError) as error:
+            self._warn(f"warning: an old checkpoint was not removed ({error}); the run goes on")
 
     def _abandon(self, folder: Path) -> None:
         if self._cluster.node.replay is None:

@@ -32,6 +32,7 @@ from mpips.filters.chain import left_out, per_filter
 from mpips.folder import Lines, RunFolder
 from mpips.journal import Journal
 from mpips.layout import Role
+from mpips.lineage import Lineage, of_run
 from mpips.membership import Membership
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
@@ -185,6 +186,7 @@ class Cluster:
         self._last: tuple[dict[int, float], float] = ({}, node.van.now())
         self.checkpoints = Path("checkpoints")
         self.resume: Path | None = None
+        self._lineage: Lineage | None = None
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
         self._stop: str | None = None
@@ -356,6 +358,22 @@ class Cluster:
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
     @property
+    def lineage(self) -> Lineage:
+        """Return whose checkpoints this run's are; set from `run.json` where there is one."""
+        if self._lineage is None:
+            self._lineage = of_run(self.folder.path, None, self.resume)
+        return self._lineage
+
+    @lineage.setter
+    def lineage(self, lineage: Lineage) -> None:
+        self._lineage = lineage
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that this run can be resumed from, as an absolute path."""
+        found = self.lineage.latest(self.checkpoints) or self.resume
+        return None if found is None else found.absolute()
+
+    @property
     def stop(self) -> str | None:
         """Who asked the run to stop, as far as the program has been told; None if nobody has."""
         self._stop = self._stop or self.decide(lambda: self.asked)
@@ -381,7 +399,7 @@ class Cluster:
         if self.stop is None:
             return False
         self.saver.settle()
-        if self.saver.problem and checkpoint.latest(self.checkpoints) is None:
+        if self.saver.problem and self.last_checkpoint() is None:
             raise CheckpointError(f"the run cannot stop to be resumed: {self.saver.problem}")
         self.stopped_early = True
         return True
@@ -444,7 +462,8 @@ class Cluster:
             same = about["workers"] == len(self.workers)
             self.workers.call("restore" if same else "rebuild", {"folder": str(self.resume)} if same else {})
             self.workers.call("restore_filters", {"folder": str(self.resume), "workers": about["workers"]})
-        self.say(f"resumed from {self.resume}")
+        wrote = about.get("run")
+        self.say(f"resumed from {self.resume}" + (f", of run {wrote}" if wrote else ""))
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state
 
@@ -546,4 +565,5 @@ def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in checkpoint.vectors(resume).items()}
-    return checkpoint.read_manifest(resume)["about"], specs
+    manifest = checkpoint.read_manifest(resume)
+    return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs

@@ -87,20 +87,18 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
 
 
 def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
-    from mpips.checkpoint import latest
     from mpips.config import load
     from mpips.errors import InputError
     from mpips.folder import RunFolder
     from mpips.prepare import checkpoints
+    from mpips.provenance import latest
 
     job = load(folder / "job.toml", programs=programs)
     query = programs(job.program, job.base).function("query")
     result = RunFolder(folder).read_result()
     if result is not None and result.get("status") == "completed":
         return query, folder
-    found = latest(checkpoints(job))
+    found = latest(RunFolder(folder), checkpoints(job))
     if found is None:
-        raise InputError(
-            f"{folder}: the run has not completed, and there is no checkpoint in {checkpoints(job)}"
-        )
+        raise InputError(f"{folder}: the run has not completed, and has no checkpoint in {checkpoints(job)}")
     return query, found

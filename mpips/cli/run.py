@@ -17,7 +17,9 @@ as many ranks as the job's [layout] says, passes signals on, and judges the run 
   mpips run jobs/sparse_lr/job.toml
   mpips run JOB.toml --servers 2 --workers 4
   mpips run JOB.toml --set data.train=/data/mine.svm.xz --set sparse_lr.l1=0.5
-  mpips run JOB.toml --resume latest            go on from the last checkpoint
+  mpips run JOB.toml --resume latest            go on from the last checkpoint of the job's newest run
+  mpips run JOB.toml --run-dir RUN --resume latest
+                                                go on with that run
   mpips run JOB.toml --servers 3 --replicas 1 --spares 1
                                                 go on though a server dies (Open MPI 5)
   mpips run JOB.toml --dry-run                  show the launch line and stop
@@ -148,7 +150,7 @@ def command(arguments: argparse.Namespace) -> int:
     if failed:
         from mpips.prepare import advice
 
-        line += advice(job)
+        line += advice(job, folder)
     if failed or result is None:
         result = result or {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
         result = {**result, **({} if facts is None else {"first_failure": facts})}

@@ -114,6 +114,45 @@ def test_only_the_newest_are_kept(made: Made, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in complete(tmp_path)]
 
 
+def test_a_shorter_run_keeps_its_own_beside_a_longer_one(made: Made, tmp_path: Path) -> None:
+    run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
+    longer = complete(tmp_path)
+    stopped = run_twin(
+        made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 2}
+    )
+    told = [Path(event["folder"]) for event in stopped.log if event["event"] == "checkpoint"]
+    assert [step_of(path) for path in told] == [1, 2, 3]
+    assert set(complete(tmp_path)) == {*longer, *told[1:]}
+    assert not any(checkpoint.verify(path) for path in complete(tmp_path))
+
+
+def test_a_resumed_run_removes_what_it_went_on_from(
+    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
+    two, four, six = complete(tmp_path)
+    again = resumed(made, four, tmp_path, 2, checkpoint={"every": 1, "keep": 3})
+    assert again.sha == written[1].sha
+    last = again.metrics["passes"] - 1
+    assert not two.exists() and not four.exists()
+    assert [step_of(path) for path in complete(tmp_path)] == [6, last - 2, last - 1, last]
+    assert not checkpoint.verify(six), "it went on from an earlier one: this is another run's"
+
+
+def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("mpips.checkpoint._remove", refuse)
+    done = run_twin(
+        made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 1}
+    )
+    assert [event["step"] for event in done.log if event["event"] == "checkpoint"] == [1, 2, 3]
+    assert done.stopped and [step_of(path) for path in complete(tmp_path)] == [1, 2, 3]
+
+
 def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     path = complete(folder)[0]
