@@ -6,6 +6,10 @@ are gone when the answer is given: so all of it is over before MPI starts. A tre
 A clean tree is its commit. Of one that is not, `diff_sha256` names the difference: the SHA-256 of `git diff HEAD`
 under fixed options, and of name and contents of each `.py` file below the folder that git neither knows nor ignores
 (of names alone where there are more than 500: somebody's packages).
+
+A tree may be a stranger's, and what its own settings name is a program that git would run: filters, hooks, drivers of
+differences, monitors, ways to a server from which missing objects come. None of that is run; what the user has set for
+all trees is obeyed. Nor is a submodule looked into, beyond which commit it is at: it has settings of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from mpips.files import read_bytes
 
 PATIENCE = 2.0
 """Seconds that git may take, from the moment at which its answer is wanted."""
@@ -27,10 +33,19 @@ PATIENCE = 2.0
 MANY = 500
 """Files that git does not know, above which their contents are not looked at."""
 
-SAFE = ("-c", "core.fsmonitor=false", "-c", "core.quotePath=true")
+LARGEST = 1 << 24
+"""Bytes of a file that git does not know, above which its contents are not looked at."""
+
+SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=true")
+ALONE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+"""Environment of a git that reaches no other repository, whatever this one's settings are."""
+FILTERS = ("config", "-z", "--show-scope", "--get-regexp", r"^filter\..*\.(clean|process|required)$")
+USERS = ("system", "global", "command")
+"""Scopes of settings that the tree has no part in."""
 DIFF = (
     "diff", "HEAD", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
     "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-indent-heuristic", "--submodule=short",
+    "--ignore-submodules=dirty",
     "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
 QUESTIONS = {
@@ -51,6 +66,7 @@ class Asked:
 
     def __init__(self, root: Path, folder: Path, children: dict[str, _Child]) -> None:
         self.root, self.folder, self._children = root, folder, children
+        self._filtered = "diff" not in children
 
     def answer(self, patience: float = PATIENCE) -> dict[str, Any] | None:
         """Wait for the answers; whoever is not ready within `patience` seconds is killed. Call it once.
@@ -63,12 +79,16 @@ class Asked:
         deadline = time.monotonic() + patience
         children, self._children = self._children, {}
         said = {name: self._said(child, deadline) for name, child in children.items()}
+        if self._filtered:
+            said["diff"] = None
         commit = _text(said["commit"])
         if not commit:
             return None
         facts = {"path": str(self.root), "commit": commit, "remote": _impersonal(_text(said["remote"]))}
         if said["diff"] is None or said["untracked"] is None:
             problem = f"git did not say within {patience:g} s what has been changed"
+            if self._filtered:
+                problem = "the tree's settings name filters that git cannot be told to leave out"
             return facts | {"dirty": None, "diff_sha256": None, "problem": problem}
         untracked = [os.fsdecode(name) for name in said["untracked"].split(b"\0") if name]
         dirty = bool(said["diff"] or untracked)
@@ -98,7 +118,7 @@ class Asked:
             if len(untracked) > MANY:
                 continue
             with suppress(OSError):
-                sha.update(hashlib.sha256((self.folder / name).read_bytes()).digest())
+                sha.update(hashlib.sha256(_contents(self.folder / name)).digest())
         return sha.hexdigest()
 
 
@@ -119,27 +139,70 @@ def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked 
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_DIR")}
     for name in ("GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS"):
         environ.pop(name, None)
+    environ |= ALONE
+    git = ["git", "--no-optional-locks", *safe, "-C", str(folder)]
+    unfiltered = _unfiltered(git, environ)
     children: dict[str, _Child] = {}
     for name, question in QUESTIONS.items():
+        if name == "diff" and unfiltered is None:
+            continue
         try:
             output = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would make git wait for its reader)
         except OSError:
             Asked(root, folder, children).close()
             return None
-        command = ["git", "--no-optional-locks", *safe, "-C", str(folder), *question]
         try:
             child = subprocess.Popen(
-                command,
+                [*git, *(unfiltered or ()), *question],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.DEVNULL,
-                env={**environ, "LC_ALL": "C"},
+                env=environ,
             )
         except OSError:
             output.close()
             return None
         children[name] = _Child(child, output)
     return Asked(root, folder, children)
+
+
+def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
+    """Give the options by which git leaves out the filters that the tree has set; None if it cannot be told to."""
+    try:
+        done = subprocess.run(
+            [*git, *FILTERS],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode not in (0, 1):  # 1: there are none
+        return None
+    trees, users = set(), {}
+    words = os.fsdecode(done.stdout).split("\0")
+    for scope, entry in zip(words[0::2], words[1::2], strict=False):
+        key, given, value = entry.partition("\n")
+        if scope in USERS:
+            users[key] = value if given else "true"
+        else:
+            trees.add(key)
+    if any("=" in key for key in trees) or len(trees) > MANY:
+        return None
+    options = []
+    for key in sorted(trees):
+        none = "false" if key.endswith(".required") else ""
+        options += ["-c", f"{key}={users.get(key, none)}"]
+    return options
+
+
+def _contents(path: Path) -> bytes:
+    """Give the bytes of a file, or as git has it where a link leads to. OSError if it is something else, or large."""
+    return (
+        os.fsencode(os.readlink(path)) if path.is_symlink() else read_bytes(path, follow=False, most=LARGEST)
+    )
 
 
 def state_of(folder: Path, root: Path | None = None, trusted: bool = False) -> dict[str, Any] | None:

@@ -112,3 +112,148 @@ def test_who_does_not_answer_in_time_is_left(tree: Path, monkeypatch: pytest.Mon
 def test_without_git_nothing_is_known(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tree))
     assert source.state_of(tree) is None
+
+
+# --- a tree of a stranger's ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sprung(tmp_path: Path) -> Path:
+    """Give the file that a trap makes."""
+    return tmp_path / "sprung"
+
+
+@pytest.fixture
+def trap(tmp_path: Path, sprung: Path) -> Path:
+    """Give a program that must not be run."""
+    made = tmp_path / "trap"
+    made.write_text(f"#!/bin/sh\necho \"$0 $*\" >>'{sprung}'\ncat 2>/dev/null\n")
+    made.chmod(0o755)
+    return made
+
+
+TRAPS = {
+    "clean": {"filter.x.clean": "TRAP"},
+    "process": {"filter.x.process": "TRAP"},
+    "required": {"filter.x.clean": "TRAP", "filter.x.required": "true"},
+    "smudge": {"filter.x.smudge": "TRAP", "filter.x.clean": "TRAP"},
+    "odd name": {"filter.a=b.clean": "TRAP", "filter.x.y.clean": "TRAP", "filter.x.clean": "TRAP"},
+    "textconv": {"diff.x.textconv": "TRAP", "diff.x.binary": "true"},
+    "driver": {"diff.x.command": "TRAP"},
+    "external": {"diff.external": "TRAP"},
+    "fsmonitor": {"core.fsmonitor": "TRAP"},
+    "pager": {"core.pager": "TRAP", "pager.diff": "true"},
+    "editor": {"core.editor": "TRAP", "sequence.editor": "TRAP"},
+}
+
+
+@pytest.mark.parametrize("kind", TRAPS)
+def test_what_a_stranger_has_set_is_not_run(kind: str, tree: Path, trap: Path, sprung: Path) -> None:
+    settings = TRAPS[kind]
+    names = {key.split(".", 1)[1].rsplit(".", 1)[0] for key in settings if key.startswith("filter.")} or {"x"}
+    (tree / ".gitattributes").write_text("".join(f"* filter={name} diff={name}\n" for name in names))
+    git(tree, "add", ".gitattributes")
+    git(tree, "commit", "-qm", "attributes")
+    for key, value in settings.items():
+        git(tree, "config", key, value.replace("TRAP", str(trap)))
+    (tree / "x").write_text("2\n")
+    facts = source.state_of(tree / "inner")
+    assert not sprung.exists(), sprung.read_text()
+    assert facts is not None and facts["dirty"] is not False
+    assert (facts["diff_sha256"] is None) == ("=" in "".join(settings)), "git cannot be told of such a name"
+    git(tree, "diff", "HEAD")
+    git(tree, "status")
+    assert sprung.exists() or kind in ("pager", "editor"), "the trap is none"
+
+
+def test_a_filter_of_an_included_file_or_a_worktree_is_not_run(tree: Path, trap: Path, sprung: Path) -> None:
+    (tree / ".gitattributes").write_text("* filter=x\nx filter=y\n")
+    (tree / "more").write_text(f'[filter "x"]\n\tclean = {trap}\n')
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "attributes")
+    git(tree, "config", "include.path", "../more")
+    git(tree, "config", "extensions.worktreeConfig", "true")
+    git(tree, "config", "--worktree", "filter.y.clean", str(trap))
+    (tree / "x").write_text("2\n")
+    (tree / ".gitignore").write_text("2\n")
+    facts = source.state_of(tree)
+    assert not sprung.exists(), sprung.read_text()
+    assert facts is not None and facts["diff_sha256"]
+
+
+def test_the_users_own_filters_count(
+    tree: Path, tmp_path: Path, trap: Path, sprung: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings").write_text('[filter "own"]\n\tclean = sed s/2/1/\n\trequired\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "settings"))
+    (tree / ".gitattributes").write_text("* filter=own\n")
+    git(tree, "add", ".gitattributes")
+    git(tree, "commit", "-qm", "attributes")
+    git(tree, "config", "filter.own.clean", str(trap))
+    git(tree, "config", "filter.own.process", str(trap))
+    (tree / "x").write_text("2\n")
+    facts = source.state_of(tree)
+    assert not sprung.exists(), sprung.read_text()
+    git(tree, "config", "--unset", "filter.own.process")
+    git(tree, "config", "--unset", "filter.own.clean")
+    facts = source.state_of(tree)
+    assert facts is not None and facts["dirty"] is False
+
+
+def test_hooks_are_not_run(tree: Path, trap: Path, sprung: Path) -> None:
+    for name in ("post-index-change", "fsmonitor-watchman", "pre-commit", "post-checkout"):
+        (tree / ".git/hooks").mkdir(exist_ok=True)
+        (tree / ".git/hooks" / name).symlink_to(trap)
+    (tree / "x").write_text("2\n")
+    assert source.state_of(tree)
+    assert not sprung.exists(), sprung.read_text()
+
+
+def test_a_submodules_settings_are_not_looked_at(
+    tree: Path, tmp_path: Path, trap: Path, sprung: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    (other / "y").write_text("1\n")
+    git(other, "add", "y")
+    git(other, "commit", "-qm", "y")
+    git(tree, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "sub")
+    git(tree, "commit", "-qm", "sub")
+    git(tree / "sub", "config", "core.fsmonitor", str(trap))
+    git(tree / "sub", "config", "filter.x.clean", str(trap))
+    (tree / "sub/.gitattributes").write_text("* filter=x\n")
+    (tree / "sub/y").write_text("2\n")
+    assert source.state_of(tree)
+    assert not sprung.exists(), sprung.read_text()
+
+
+def test_what_is_missing_is_not_fetched(tree: Path, tmp_path: Path, trap: Path, sprung: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    git(tmp_path / "remote", "init", "-q", "--bare")
+    for key, value in {
+        "core.repositoryFormatVersion": "1", "extensions.partialClone": "origin", "remote.origin.promisor": "true",
+        "remote.origin.url": str(tmp_path / "remote"), "remote.origin.uploadpack": str(trap),
+        "protocol.allow": "always", "protocol.file.allow": "always", "core.sshCommand": str(trap),
+    }.items():  # fmt: skip
+        git(tree, "config", key, value)
+    blob = git(tree, "rev-parse", "HEAD:x").strip()
+    (tree / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    (tree / "x").write_text("2\n")
+    facts = source.state_of(tree)
+    assert not sprung.exists(), sprung.read_text()
+    assert facts is None or facts["diff_sha256"] is None
+
+
+def test_new_code_that_is_no_file_is_not_waited_for(tree: Path) -> None:
+    os.mkfifo(tree / "pipe")
+    (tree / "pipe.py").symlink_to("pipe")
+    (tree / "endless.py").symlink_to("/dev/zero")
+    with (tree / "sparse.py").open("wb") as file:
+        file.truncate(1 << 40)
+    first = source.state_of(tree)
+    assert first is not None and first["diff_sha256"]
+    (tree / "pipe.py").unlink()
+    (tree / "pipe.py").symlink_to("elsewhere")
+    second = source.state_of(tree)
+    assert second is not None and second["diff_sha256"] != first["diff_sha256"]
