@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -175,9 +176,9 @@ def adopt_orphans() -> None:
 
 
 def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
-    """Copy one file descriptor to another until the source ends; a sink that is gone takes nothing more.
+    """Copy one file descriptor to another until the source ends; a sink that is gone or full takes nothing more.
 
-    The last pieces are also `kept`.
+    The last pieces are also `kept`. A full one is told of on stderr: nobody else would miss what is lost.
     """
     gone = False
     while data := os.read(source, 1 << 16):
@@ -186,8 +187,11 @@ def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
         try:
             while data and not gone:
                 data = data[os.write(sink, data) :]
-        except OSError:
+        except OSError as error:
             gone = True
+            if error.errno != errno.EPIPE and sink != sys.stderr.fileno():
+                why = f"mpips: what the run shows cannot be written any more: {error.strerror}; it goes on"
+                print(why, file=sys.stderr, flush=True)
 
 
 def end_with_parent() -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from mpips.errors import ClosedError
 from mpips.folder import Lines
+from mpips.printable import printable
 
 FEW = 64
 """Ranks of a run of which each has a file from the start on."""
@@ -99,10 +100,18 @@ class RankLog(logging.Handler):
         super().close()
 
 
+class _Shown(logging.Formatter):
+    """Writes a record for a terminal: what was logged may quote anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def begin(rank: int) -> RankLog:
     """Let this process's log begin."""
     handler, shown = RankLog(rank), logging.StreamHandler(sys.stderr)
     shown.setLevel(logging.WARNING)
+    shown.setFormatter(_Shown())
     shown.addFilter(lambda record: not hasattr(record, "facts"))  # of these mpips speaks itself
     root = logging.getLogger()
     for each in (handler, *([] if root.handlers else [shown])):

@@ -6,11 +6,23 @@ on the screen, set the window's title, or paste into a shell; a right-to-left ov
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
 
 _KEPT = "\n\t"
 _BAD = ("Cc", "Cs", "Co", "Zl", "Zp")
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class Control(str):
+    """Text of our own that is to act on a terminal: streams that show control characters leave it as it is."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Give itself, so that it is still known by `print`."""
+        return self
 
 
 def printable(text: object, keep: str = _KEPT) -> str:
@@ -20,12 +32,21 @@ def printable(text: object, keep: str = _KEPT) -> str:
     'name\\x1b[2J.svm'
     """
     text = str(text)
-    if text.isascii() and text.isprintable():
+    if text.translate(dict.fromkeys(map(ord, keep))).isprintable():
         return text
     return "".join(
         each if each in keep or not _is_bad(each) else each.encode("unicode_escape").decode("ascii")
         for each in text
     )
+
+
+def json_text(value: Any) -> str:
+    r"""Write JSON for people and programs: it has no control characters, which JSON lets stand if they are not ASCII's.
+
+    >>> print(json_text("\x7f"))
+    "\u007f"
+    """
+    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
 
 
 def _is_bad(character: str) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from mpips.printable import Control, printable
+
 SI = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -154,7 +156,7 @@ class Table:
     def close(self) -> None:
         """Remove what is under way, if anything is."""
         if self._shown:
-            self._stream.write("\r" + " " * self._shown + "\r")
+            self._stream.write(Control("\r" + " " * self._shown + "\r"))
             self._shown = 0
         self._stream.flush()
 
@@ -164,8 +166,9 @@ class Table:
             self._stream.write(header(self._columns, self._width) + "\n")
 
     def _over(self, text: str) -> None:
+        text = printable(text)
         start = "\r" if self._shown else ""
-        self._stream.write(start + text + " " * (self._shown - len(text)))
+        self._stream.write(Control(start + text + " " * (self._shown - len(text))))
         self._shown = len(text)
 
     def _end_line(self) -> None:

@@ -51,6 +51,7 @@ from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
 from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
+from mpips.printable import printable
 from mpips.record import Recorder, write_about
 from mpips.replay import Player
 from mpips.server import Server
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         code = run.live(error)
     except BaseException as raised:
         run.abort(raised)
-    _close_stdout()
+    sys.stdout.flush()
     _alarm(LAST if code else LONGER)
     if not run.survives:
         MPI.Finalize()
@@ -135,8 +136,7 @@ def _load_van() -> None:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _thread_failed(problem: threading.ExceptHookArgs) -> None:
@@ -145,14 +145,6 @@ def _thread_failed(problem: threading.ExceptHookArgs) -> None:
     log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
     _say(f"{text}mpips: error: a thread failed on {host_name()}: {problem.exc_value}")
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _close_stdout() -> None:
-    """Write out what is left; whoever read it may have gone."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _alarm(seconds: float) -> None:
@@ -336,7 +328,7 @@ class _Run:
             if code == FAILED:
                 text = f"rank {rank} on {host_name()}: {text}"
                 _say("".join(traceback.format_exception(error)).rstrip())
-            raw = np.frombuffer(text.encode()[: letter.size], np.uint8)
+            raw = np.frombuffer(printable(text).encode()[: letter.size], np.uint8)
             letter[: raw.size] = raw
         world.Bcast(letter, rank)
         text = letter.tobytes().rstrip(b"\0").decode(errors="replace")
@@ -567,7 +559,7 @@ class _Run:
         _alarm(LAST)
         if why:
             _say(f"{trace}mpips: error: {why}")
-        _close_stdout()
+        sys.stdout.flush()
         self.world.Abort(code)
         os._exit(code)
 

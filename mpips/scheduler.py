@@ -36,6 +36,7 @@ from mpips.lineage import Lineage, of_run
 from mpips.membership import Membership
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
+from mpips.printable import printable
 from mpips.progress import Column, Table
 from mpips.saver import Saver
 from mpips.task import Task
@@ -486,7 +487,7 @@ class Cluster:
 
     def say(self, text: str) -> None:
         """Show a line to whoever watches the run."""
-        print(text, file=self._out, flush=True)
+        print(printable(text), file=self._out, flush=True)
 
     def traffic(self) -> dict[str, Any]:
         """Count bytes by role: on the wire, and had there been no filter; and what each filter has made of how many."""

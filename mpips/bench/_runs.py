@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips import interpreter
+from mpips.arguments import Parser
 from mpips.errors import InputError
 from mpips.progress import Column, fitting, header, row
 
@@ -105,7 +106,7 @@ def above_one(text: str) -> float:
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """Give a parser with the switches of every benchmark that runs whole jobs."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"mpips bench {name}",
         usage=f"mpips bench {name} [switches]",
         description=description,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.bench.pushpull import duration
@@ -70,7 +71,7 @@ CHAINS: tuple[tuple[str, list[Any]], ...] = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench coding",
         usage="mpips bench coding [switches]",
         description=DESCRIPTION,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.arguments import Parser
 from mpips.bench import _requesting, _runs
 from mpips.progress import Column, bytes_si, significant
 
@@ -45,7 +46,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench elastic",
         usage="mpips bench elastic [switches]",
         description=DESCRIPTION,

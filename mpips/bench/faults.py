@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpips import launch
+from mpips.arguments import Parser
 from mpips.bench import _processes, _runs, _trial
 from mpips.errors import InputError
 from mpips.progress import Column
@@ -34,7 +35,7 @@ SHOWN = 10
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench faults",
         usage="mpips bench faults [switches]",
         description=DESCRIPTION,

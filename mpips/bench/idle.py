@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mpips.arguments import Parser
 from mpips.bench import _idle, _runs
 from mpips.bench._runs import note, spread
 from mpips.errors import InputError
@@ -66,7 +67,7 @@ CROWD = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench idle",
         usage="mpips bench idle [switches]",
         description=DESCRIPTION,

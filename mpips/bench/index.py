@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.errors import InputError
@@ -56,7 +57,7 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench index",
         usage="mpips bench index [switches]",
         description=DESCRIPTION,

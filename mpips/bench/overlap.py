@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpips.arguments import Parser
 from mpips.bench import _overlap, _runs
 from mpips.bench.pushpull import duration
 from mpips.config import load
@@ -45,7 +46,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench overlap",
         usage="mpips bench overlap [switches]",
         description=DESCRIPTION,

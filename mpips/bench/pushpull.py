@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from mpips.arguments import Parser
 from mpips.bench import _pushpull, _runs
 from mpips.bench._pushpull import MODES, OPS
 from mpips.config import load
@@ -134,7 +135,7 @@ def one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench pushpull",
         usage="mpips bench pushpull [switches]",
         description=DESCRIPTION,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import Run, at_least, note, spread
 from mpips.config import load
@@ -48,7 +49,7 @@ COLUMNS = (
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
     shared = _runs.switches("replication", DESCRIPTION)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=shared.prog,
         usage=shared.usage,
         description=DESCRIPTION,

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mpips.arguments import Parser
 from mpips.bench import _killing, _runs
 from mpips.bench._killing import Campaign, Trial
 from mpips.config import load
@@ -40,7 +41,7 @@ MOST_SERVERS, MOST_WORKERS = 3, 3
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mpips bench restart",
         usage="mpips bench restart [switches]",
         description=DESCRIPTION,

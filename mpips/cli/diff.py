@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpips.printable import Control, json_text, printable
+
 if TYPE_CHECKING:
     from mpips.diff import Curve, Figure, Pair, Parameters, Side
     from mpips.differing import Difference
@@ -53,7 +55,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Compare; returns 0 if the parameters are the same bits, else 1."""
-    import json
     import os
     import shutil
     import sys
@@ -74,12 +75,13 @@ def command(arguments: argparse.Namespace) -> int:
         diff.parameters(a, b),
     )
     if arguments.json:
-        print(json.dumps(as_json(a, b, *found), indent=2))
+        print(json_text(as_json(a, b, *found)))
     else:
         paint = Paint(sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         fitting = (shutil.get_terminal_size((132, 24)).columns - 36) // 2
         limits = (10**9, 10**9) if arguments.all else (LIMIT, min(CELL, max(16, fitting)))
-        print("\n".join(report(a, b, *found, paint=paint, limit=limits[0], cell=limits[1])))
+        for line in report(a, b, *found, paint=paint, limit=limits[0], cell=limits[1]):
+            print(line)
     return 0 if found[-1].same else 1
 
 
@@ -91,7 +93,14 @@ class Paint:
 
     def __call__(self, text: str, *codes: str) -> str:
         """Colour a text."""
-        return f"\033[{';'.join(codes)}m{text}\033[0m" if self.on and codes else text
+        if not self.on or not codes:
+            return text
+        return Control(f"\033[{';'.join(codes)}m{printable(text)}\033[0m")
+
+    def beside(self, *parts: str) -> str:
+        """Put texts side by side, of which some may be coloured."""
+        shown = (part if isinstance(part, Control) else printable(part) for part in parts)
+        return Control("".join(shown)) if self.on else "".join(parts)
 
 
 # --- for programs -------------------------------------------------------------------------------------
@@ -150,7 +159,7 @@ def report(
 ) -> list[str]:
     """Give the lines of the comparison."""
     lines = [
-        f"{paint(name, BOLD)}  {each.path}  {each.status}, {_when(each)}"
+        paint.beside(paint(name, BOLD), f"  {each.path}  {each.status}, {_when(each)}")
         for name, each in (("A", a), ("B", b))
     ]
     lines += ["", paint("provenance", BOLD), *_provenance(a, b, provenance, paint, limit, cell)]
@@ -163,7 +172,7 @@ def report(
     verdict = {True: ("the same bits", GREEN), False: ("DIFFERENT", RED), None: ("not known", RED)}
     text, colour = verdict[parameters.same]
     by = f" by {parameters.compared}" if parameters.compared != "nothing" else ""
-    lines += ["", f"{paint('parameters', BOLD)}: {paint(text, colour)}{by}"]
+    lines += ["", paint.beside(paint("parameters", BOLD), ": ", paint(text, colour), by)]
     lines += _parameters(parameters, paint)
     return lines
 
@@ -242,9 +251,9 @@ def _parameters(parameters: Parameters, paint: Paint) -> list[str]:
             f"{each.keys[0]:,}" if each.keys[0] == each.keys[1] else f"{each.keys[0]:,} and {each.keys[1]:,}"
         )
         if each.same:
-            lines.append("  " + paint(f"{each.name}: {counts} keys, the same", GREEN))
+            lines.append(paint(f"  {each.name}: {counts} keys, the same", GREEN))
         else:
-            lines += ["  " + paint(line, RED) for line in _difference(each, counts)]
+            lines += [paint(f"  {line}", RED) for line in _difference(each, counts)]
     return [*lines, *([f"  {parameters.note}"] if parameters.note else [])]
 
 
@@ -283,6 +292,7 @@ def _brief(value: float | None) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]], right: bool = False) -> list[str]:
     """Align columns: all to the left, or all but the first to the right."""
+    rows = [[printable(text, keep="") for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

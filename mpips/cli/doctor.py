@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,10 +46,12 @@ def command(arguments: argparse.Namespace) -> int:
     """Examine the machine and say what was found."""
     import os
 
+    from mpips.printable import json_text
+
     alone(os.environ)
     findings = examine(arguments.launcher)
     findings["advice"] = advice(findings)
-    print(json.dumps(findings, indent=2) if arguments.json else describe(findings))
+    print(json_text(findings) if arguments.json else describe(findings))
     return 0 if findings["ping"].get("size") == 2 or _fitting(findings) else 1
 
 

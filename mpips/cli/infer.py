@@ -36,7 +36,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write; stdout unless given")
     own_program.add(parser)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, prints_data=True)
 
 
 def command(arguments: argparse.Namespace) -> int:

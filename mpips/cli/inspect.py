@@ -29,12 +29,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Describe the checkpoint."""
-    import json
     from pathlib import Path
 
     from mpips.checkpoint import describe
     from mpips.errors import CheckpointError
     from mpips.manifest import read_manifest
+    from mpips.printable import json_text
     from mpips.provenance import summary
 
     path = Path(arguments.checkpoint)
@@ -44,7 +44,7 @@ def command(arguments: argparse.Namespace) -> int:
             raise CheckpointError(
                 f"{path} has no provenance: an earlier version wrote it, or a program of one's own"
             )
-        print(json.dumps(facts, indent=2))
+        print(json_text(facts))
         return 0
     print(describe(path))
     for line in summary(facts) if facts else ["no provenance: an earlier version wrote it"]:

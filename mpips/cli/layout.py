@@ -42,13 +42,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
-    import json
     from pathlib import Path
 
     from mpips import placement
     from mpips.config import load
     from mpips.control import newest
     from mpips.errors import InputError
+    from mpips.printable import json_text
     from mpips.program import vouched
 
     run = newest(Path("runs")) if arguments.job == "latest" else Path(arguments.job)
@@ -64,7 +64,7 @@ def command(arguments: argparse.Namespace) -> int:
         hosts = chosen(arguments, job.layout.size())
     placed = placement.place(job, hosts)
     if arguments.json:
-        print(json.dumps(placement.summary(job, placed), indent=2))
+        print(json_text(placement.summary(job, placed)))
         return 0
     copies = (
         "no copies"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
+from mpips import streams
+from mpips.arguments import Parser
 from mpips.cli import (
     bench,
     convert,
@@ -31,6 +32,7 @@ from mpips.cli import (
 )
 from mpips.errors import InputError
 from mpips.interpreter import forget_working_folder
+from mpips.printable import printable
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
@@ -56,13 +58,13 @@ On a cluster the ranks can be started by hand just as well:
 
 EPILOG = """\
 exit codes: 0 completed, also when ranks died on the way; 85 stopped with a checkpoint, to be started again with
---resume latest; 2 the input is wrong (one line says what); anything else: failed.
+--resume latest; 2 the input is wrong (one line says what); 74 the output could not be written; anything else: failed.
 `mpips COMMAND --help` teaches each command."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="mpips",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -77,9 +79,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    if argv is None:
-        forget_working_folder()
+    """Run one command; returns the exit code. Without `argv`: the one that this process was started for."""
+    if argv is not None:
+        return _run(argv)
+    streams.prepare(clean=True, ends=True)
+    forget_working_folder()
+    try:
+        return streams.settled(_run(sys.argv[1:]))
+    except SystemExit as left:
+        if left.code:
+            raise
+        return streams.settled(0)
+    except OSError:
+        if not streams.lost():
+            raise
+        return streams.settled(1)
+
+
+def _run(argv: Sequence[str]) -> int:
     root = parser()
     arguments, rest = root.parse_known_args(argv)
     if arguments.version:
@@ -94,14 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
+    if getattr(arguments, "prints_data", False):
+        streams.as_data()
     try:
         return int(arguments.command(arguments))
     except InputError as error:
-        print(f"mpips: error: {error}", file=sys.stderr)
-        return 2
+        return _wrong(str(error))
+    except OSError as error:
+        if error.filename is None:  # of no file that somebody has named
+            raise
+        return _wrong(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read us has left, as in `mpips job sparse_lr | head`: let nothing be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+
+
+def _wrong(what: str) -> int:
+    print(f"mpips: error: {printable(what, keep='')}", file=sys.stderr)
+    return 2

@@ -45,7 +45,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("keys", nargs="*", metavar="KEY", help="what to ask for")
     own_program.add(parser)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, prints_data=True)
 
 
 def command(arguments: argparse.Namespace) -> int:

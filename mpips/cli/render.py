@@ -53,7 +53,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and leave"
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, prints_data=True)
 
 
 class SiteKeys(argparse.Action):
@@ -61,17 +61,11 @@ class SiteKeys(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Print them and leave."""
-        import os
-        import sys
-
         from mpips.site import Site
         from mpips.typed import documented
 
-        try:
-            for key in documented(Site):
-                print(f"{key.name} ({key.type}; default: {key.default})\n    {key.doc}", flush=True)
-        except BrokenPipeError:  # as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for key in documented(Site):
+            print(f"{key.name} ({key.type}; default: {key.default})\n    {key.doc}")
         parser.exit()
 
 

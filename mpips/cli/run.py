@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,6 +99,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.children import Children
     from mpips.config import load
     from mpips.folder import RunFolder, write_json
+    from mpips.printable import printable
     from mpips.provenance import conclude
     from mpips.warm import is_warm, mark_of, set_warm
 
@@ -158,11 +158,7 @@ def command(arguments: argparse.Namespace) -> int:
             write_json(folder.result, result)
     if begun:
         conclude(folder, result)  # unless the run itself has
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:  # whoever read us has gone: let nothing be flushed to it at exit
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    print(printable(line, keep=""), file=sys.stderr, flush=True)
     return code
 
 
