@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +194,7 @@ class Job:
 
     def resolve(self, path: str) -> Path:
         """Turn a path of the job file into one that holds from anywhere."""
-        return self.base / Path(path).expanduser()
+        return self.base / os.path.expanduser(path)
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Give every table as plain values, the defaults included."""

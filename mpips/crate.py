@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpips import homes
 from mpips.diff import FLEETING
 from mpips.errors import InputError
 from mpips.files import inside, open_regular, read_bytes
@@ -169,7 +170,8 @@ def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) ->
 
 def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
     """Give the users who may be named in a run's files: who ran it, and who exports it."""
-    names = {str(facts.get("environment", {}).get("SLURM_JOB_USER", "")), Path.home().name}
+    home = homes.home()
+    names = {str(facts.get("environment", {}).get("SLURM_JOB_USER", "")), "" if home is None else home.name}
     for uid in (os.getuid(), folder.run.stat().st_uid):
         with suppress(KeyError):
             names.add(pwd.getpwuid(uid).pw_name)

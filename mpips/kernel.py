@@ -1,7 +1,7 @@
 """Compiled kernels: one decorator, so that every kernel is built the same way.
 
-Kernels are compiled by numba for the signatures they name, at import, and cached on disk: the first import on
-a machine compiles, and no clock ever runs during a compilation. They release the GIL and never reorder
+Kernels are compiled by numba for the signatures they name, at import, and cached on disk (`mpips.kernel_cache`): the
+first import on a machine compiles, and no clock ever runs during a compilation. They release the GIL and never reorder
 floating-point operations, so that results do not depend on the machine's vector width.
 
 A rank calls a few of the kernels that it imports, and compiles none of them. So a kernel that is in the cache is
@@ -12,16 +12,24 @@ would import, scipy's among them, and of the time it takes to start.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import config as _config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime.nrt import rtsys
 
+from mpips import compiling, kernel_cache
+
+config: Any = _config
 F = TypeVar("F", bound=Callable[..., Any])
 _files: dict[str, set[str]] = {}  # by module: the files that its kernels are made of
+_DAMAGED = (EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError, ImportError)
+"""What reading a cached kernel ends with that is not whole."""
 
 
 def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
@@ -32,20 +40,41 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
     """
 
     def compile_it(function: F) -> F:
-        options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
         if inline:
             options["inline"] = "always"
-        jit = numba.njit(**options)(function)
+        file = function.__code__.co_filename
+        folder = kernel_cache.settle(os.path.dirname(file)).folder if os.path.isfile(file) else None
+        jit = _made(function, options, folder)
         _stamp(jit, function)
         if signatures:
             if _is_cached(jit, signatures):
-                jit._cache.load_overload = _loader(jit._cache)
                 _load_when_used(jit, signatures)
             else:
-                _load(jit, signatures)
+                with compiling.told(function.__module__, folder), compiling.alone(folder):
+                    if _is_cached(jit, signatures):  # another process was first
+                        _load_when_used(jit, signatures)
+                    else:
+                        _load(jit, signatures)
         return cast(F, jit)
 
     return compile_it
+
+
+def _made(function: Callable[..., Any], options: dict[str, Any], folder: Path | None) -> Any:
+    """Let numba make a dispatcher whose cache is in a folder, or which has none."""
+    with global_compiler_lock:
+        before = config.CACHE_DIR
+        # Numba appends a name of its own to this folder; without one it takes `__pycache__`.
+        config.CACHE_DIR = "" if folder is None or folder.name == "__pycache__" else str(folder)
+        try:
+            jit = numba.njit(**options, cache=folder is not None)(function)
+        finally:
+            config.CACHE_DIR = before
+    cache: Any = getattr(jit, "_cache", None)
+    if hasattr(cache, "_load_overload"):
+        cache.load_overload, cache.save_overload = _loader(cache), _saver(cache)
+    return jit
 
 
 def _load(jit: Any, signatures: Sequence[str]) -> None:
@@ -62,6 +91,9 @@ def _is_cached(jit: Any, signatures: Sequence[str]) -> bool:
         names = cache._cache_file._load_index()
         found = [names.get(cache._index_key(signature, codegen)) for signature in signatures]
         return all(name and os.path.isfile(cache._cache_file._data_path(name)) for name in found)
+    except _DAMAGED:
+        jit._cache.flush()
+        return False
     except (AttributeError, TypeError):
         return False
 
@@ -90,13 +122,33 @@ def _load_when_used(jit: Any, signatures: Sequence[str]) -> None:
 
 
 def _loader(cache: Any) -> Callable[[Any, Any], Any]:
-    """Load from a cache as numba does, but without the compiler: what is compiled needs numba's memory only."""
+    """Load from a cache as numba does, but without the compiler: what is compiled needs numba's memory only.
+
+    What was cut off, by a full disk or a crash, is compiled again.
+    """
 
     def load(signature: Any, target: Any) -> Any:
         rtsys.initialize(target)
-        return cache._load_overload(signature, target)
+        try:
+            return cache._load_overload(signature, target)
+        except _DAMAGED:
+            cache.flush()
+            return None
 
     return load
+
+
+def _saver(cache: Any) -> Callable[[Any, Any], None]:
+    """Save to a cache as numba does; a kernel that cannot be saved is as good for this process."""
+    saved = cache.save_overload
+
+    def save(signature: Any, data: Any) -> None:
+        try:
+            saved(signature, data)
+        except OSError as error:
+            kernel_cache.remark(f"compiled kernels cannot be kept: {error}")
+
+    return save
 
 
 def _stamp(jit: Any, function: Callable[..., Any]) -> None:

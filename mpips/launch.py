@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mpips import allocation, interpreter
+from mpips import allocation, homes, interpreter
 from mpips.errors import InputError
 from mpips.failure import sentence
 
@@ -185,6 +185,8 @@ def launch_environment(kind: str, environ: Mapping[str, str], *, root: bool) -> 
     added = {name: "1" for name in THREADS if name not in environ}
     if kind == "openmpi" and root:
         added |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if kind == "openmpi" and not environ.get("HOME") and homes.home(environ) is None:
+        added["HOME"] = homes.NONE  # Open MPI does not start for a user of whom no home is known
     return added
 
 

@@ -16,12 +16,11 @@ from mpips.config import Job, RecordSpec
 from mpips.errors import CheckpointError, InputError, JobError
 from mpips.faults import FaultsSpec
 from mpips.filters import named
+from mpips.first import seems_first
 from mpips.folder import RunFolder
 from mpips.host import host_name
 from mpips.lineage import newest_run
 from mpips.program import Program, load_program
-
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,11 +87,6 @@ def prepare(options: argparse.Namespace) -> Prepared:
 def untroubled(job: Job) -> Job:
     """Give the job of a run that is done again: nobody is struck, and so there is one copy of everything."""
     return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
-
-
-def seems_first() -> bool:
-    """Whether the launcher says that this is rank 0, or says nothing."""
-    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
 def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:

@@ -41,6 +41,7 @@ from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
+from mpips.first import seems_first
 from mpips.folder import Lines, RunFolder, write_json, write_text
 from mpips.heartbeat import Address, Heart
 from mpips.host import LOOPBACK, host_address, host_name, machine
@@ -50,7 +51,7 @@ from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
-from mpips.prepare import Prepared, checkpoints, parser, prepare, seems_first
+from mpips.prepare import Prepared, checkpoints, parser, prepare
 from mpips.printable import printable
 from mpips.record import Recorder, write_about
 from mpips.replay import Player
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
                 signal.signal(kind, lambda number, _: asked.append(number))
         if options is not None:
             prepared = prepare(options)
-        if warm_up and options is not None:
+        if options is not None:
             _load_van()
     except BaseException as raised:
         if warm_up and not isinstance(raised, InputError):
@@ -108,12 +109,14 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
 
     # A rank that ends before MPI has started is waited for in there, for ever where others' deaths are survived.
     faulthandler.dump_traceback_later(START, exit=True)
+    threading.excepthook = _thread_failed
     import mpi4py
 
-    mpi4py.rc.thread_level = "serialized"
-    threading.excepthook = _thread_failed
+    mpi4py.rc.initialize = False  # `_load_van` may not have come to it
     from mpi4py import MPI
 
+    if not MPI.Is_initialized():  # the program may have asked mpi4py for it
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
     run = _Run(MPI, options, prepared, asked, started)
     try:
         code = run.live(error)
@@ -128,7 +131,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
 
 
 def _load_van() -> None:
-    """Load what is loaded once MPI has started; its kernels are compiled without starting it."""
+    """Load what moves messages: its kernels are compiled before MPI starts, and so before any clock runs."""
     import mpi4py
 
     mpi4py.rc.initialize = False

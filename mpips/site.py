@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mpips import typed
+from mpips import homes, typed
 from mpips.config import line_of
 from mpips.errors import InputError
 
@@ -133,9 +133,9 @@ def find(named: str | None, environ: Mapping[str, str]) -> Path | None:
             if not Path(path).is_file():
                 raise InputError(f"{who} {path}: no such file")
             return Path(path)
-    config = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
-    path = str(Path(config, "mpips", "site.toml"))
-    return Path(path) if Path(path).is_file() else None
+    config = homes.config(environ)
+    file = None if config is None else config / "mpips" / "site.toml"
+    return file if file is not None and file.is_file() else None
 
 
 def load(path: Path | None) -> Site:

@@ -1,8 +1,7 @@
 """Whether the kernels that a job needs have been compiled on this machine: N ranks would each do it, at the same time.
 
-A mark in the user's cache folder says that they were, for these files, this Python and this machine. The compiled
-kernels stand beside the files (`__pycache__`); the mark holds how many there were, so that a cache that was cleared is
-seen.
+A mark beside the compiled kernels (`mpips.kernel_cache`) says that they were, for these files, this Python and this
+machine. It holds how many kernels there were, so that a cache that was cleared is seen.
 """
 
 from __future__ import annotations
@@ -15,49 +14,62 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from mpips.files import read_text, replacing
 from mpips.host import host_name
+from mpips.kernel_cache import settle
 
 PACKAGE = Path(__file__).parent
 
 
-def mark_of(program: str, base: Path, filters: Iterable[object], package: Path = PACKAGE) -> Path:
-    """Return the mark of a job: of its program, found from the folder `base`, and its filters."""
-    folders = [package, package / "jobs"]
-    if program.endswith(".py"):
-        folders.append((base / program).parent)
-    digest = hashlib.blake2b(digest_size=16)
-    about = (sys.executable, host_name(), version("numba"), version("numpy"), program, *map(str, filters))
-    digest.update("\0".join(about).encode())
-    for path in sorted({path for folder in folders for path in _files(folder, ".py")}):
-        with suppress(OSError):
-            stat = path.stat()
-            digest.update(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0".encode())
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache, "mpips", f"warm-{digest.hexdigest()}")
+class Mark:
+    """The mark of a job: of its program, found from the folder `base`, and its filters."""
 
+    def __init__(self, program: str, base: Path, filters: Iterable[object], package: Path = PACKAGE) -> None:
+        folders = [package, package / "jobs"]  # which may be a link
+        if program.endswith(".py"):
+            folders.append((base / program).parent)
+        digest = hashlib.blake2b(digest_size=16)
+        about = (
+            sys.executable,
+            host_name(),
+            version("numba"),
+            version("numpy"),
+            program,
+            *map(str, filters),
+        )
+        digest.update("\0".join(about).encode())
+        sources = sorted({path for folder in folders for path in _files(folder, ".py")})
+        for path in sources:
+            with suppress(OSError):
+                stat = path.stat()
+                digest.update(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0".encode())
+        places = {settle(str(path.parent)).folder for path in sources if package in path.parents}
+        self._folders = sorted({os.path.realpath(folder) for folder in places if folder is not None})
+        kept = settle(str(package)).folder
+        self.path = None if kept is None else kept / f"warm-{digest.hexdigest()}"
+        """The file; None where kernels cannot be kept."""
 
-def is_warm(mark: Path, package: Path = PACKAGE) -> bool:
-    """Tell whether the kernels were compiled, and are there still."""
-    try:
-        return _compiled(package) >= int(mark.read_text())
-    except (OSError, ValueError):
-        return False
+    @property
+    def is_set(self) -> bool:
+        """Whether the kernels were compiled, and are there still."""
+        if self.path is None:
+            return False
+        try:
+            return self._compiled() >= int(read_text(self.path, follow=False, most=100))
+        except (OSError, ValueError):
+            return False
 
+    def set(self) -> None:
+        """Note that the kernels are compiled; where that cannot be written, they are looked for again next time."""
+        if self.path is not None:
+            with suppress(OSError), replacing(self.path) as file:
+                file.write(str(self._compiled()).encode())
 
-def set_warm(mark: Path, package: Path = PACKAGE) -> None:
-    """Note that the kernels are compiled; where that cannot be written, they are looked for again next time."""
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(_compiled(package)))
-
-
-def _compiled(package: Path) -> int:
-    return len(
-        {os.path.realpath(path) for folder in (package, package / "jobs") for path in _files(folder, ".nbc")}
-    )
+    def _compiled(self) -> int:
+        return len({path for folder in self._folders for path in _files(Path(folder), ".nbc")})
 
 
 def _files(folder: Path, suffix: str) -> Iterable[Path]:
-    """List files below a folder; `jobs` may be a link to it."""
+    """List files below a folder."""
     for place, _, names in os.walk(folder):
         yield from (Path(place, name) for name in names if name.endswith(suffix))

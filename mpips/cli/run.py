@@ -101,7 +101,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.folder import RunFolder, write_json
     from mpips.printable import printable
     from mpips.provenance import conclude
-    from mpips.warm import is_warm, mark_of, set_warm
+    from mpips.warm import Mark
 
     settings = overrides(arguments)
     job = load(arguments.job, settings)
@@ -116,10 +116,10 @@ def command(arguments: argparse.Namespace) -> int:
         print(launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
         return 0
     # In an allocation this serves all nodes where the kernels are kept on a shared file system, and one elsewhere.
-    mark = mark_of(job.program, job.base, (job.filters, job.table))
-    if not is_warm(mark):
+    mark = Mark(job.program, job.base, (job.filters, job.table))
+    if mark.path is not None and not mark.is_set:
         _warm_up(arguments.job, settings)
-        set_warm(mark)
+        mark.set()
     named = arguments.run_dir
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
