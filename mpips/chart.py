@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import NamedTuple
 
-from mpips.progress import si
+from mpips.markup import MOST_ROWS, Html, element, joined, more
+from mpips.progress import real, si
 
 COLOURS = 6
 """Series are told apart by so many colours, and by their dashes from then on."""
@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 16, 40
 MOST_POINTS = 400
 """Points of a line that are drawn; of longer ones every so many-th."""
+LONGEST = 200
+"""Characters of a text that are shown."""
 
 Show = Callable[[float], str]
 
@@ -105,20 +107,39 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def _svg(width: float, height: float, label: str, body: Sequence[str], kind: str = "chart") -> str:
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">\n'
-        + "\n".join(body)
-        + "\n</svg>"
+def is_drawable(value: float) -> bool:
+    """Tell whether a number can be drawn: it is finite, and far enough from the ends of what floats can hold."""
+    size = abs(real(value))
+    return size == 0 or 1e-300 < size < 1e300
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[Html], kind: str = "chart") -> Html:
+    return element(
+        "svg",
+        Html("\n"),
+        joined(body, "\n"),
+        Html("\n"),
+        class_=kind,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=label[:LONGEST],
     )
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Html:
+    return element("text", text[:LONGEST], class_=kind, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str | None = None) -> Html:
+    return element("line", class_=kind, x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}")
+
+
+def _title(text: str) -> Html:
+    return element("title", text[:LONGEST])
+
+
+def _none() -> Html:
+    return element("p", "nothing to draw", class_="none")
 
 
 def lines(
@@ -131,11 +152,12 @@ def lines(
     show_x: Show = si,
     show_y: Show = si,
     marks: Sequence[Mark] = (),
-) -> str:
+) -> Html:
     """Draw lines over one pair of axes.
 
     Args:
-        series: what is drawn; with `log`, points whose y is not above 0 are left out.
+        series: what is drawn; points that are not `is_drawable` are left out, with `log` also those whose y is not
+            above 0.
         label: what the chart shows, for who cannot see it.
         x: the name of that axis.
         y: of the other one.
@@ -146,13 +168,14 @@ def lines(
     """
     drawn = [
         each._replace(
-            points=thinned([p for p in each.points if math.isfinite(p[1]) and (p[1] > 0 or not log)])
+            points=thinned([p for p in each.points if all(map(is_drawable, p)) and (p[1] > 0 or not log)])
         )
         for each in series
     ]
     points = [point for each in drawn for point in each.points]
+    marks = [mark for mark in marks if is_drawable(mark.x)][:MOST_ROWS]
     if not points:
-        return '<p class="none">nothing to draw</p>'
+        return _none()
     xs = [p[0] for p in points] + [mark.x for mark in marks]
     ys = [p[1] for p in points]
     left, right = min(0.0, *xs), max(xs)
@@ -184,82 +207,98 @@ def lines(
     for mark in marks:
         place = across(mark.x)
         stroke = _line(place, TOP, place, HEIGHT - BOTTOM, f"mark c{mark.colour % COLOURS}")
-        body.append(f"<g>{stroke}<title>{escape(mark.text)}</title></g>")
+        body.append(element("g", stroke, _title(mark.text)))
     for each in drawn:
         path = " ".join(f"{across(p[0]):.1f},{up(p[1]):.1f}" for p in each.points)
         dashes = " dashed" if each.colour >= COLOURS else ""
         colour = f"c{each.colour % COLOURS}{dashes}"
-        body.append(f'<polyline class="line {colour}" points="{path}"/>')
+        body.append(element("polyline", class_=f"line {colour}", points=path))
         for point in each.points if len(each.points) <= 60 else each.points[-1:]:
             told = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
-            dot = f'<circle class="dot {colour}" cx="{across(point[0]):.1f}" cy="{up(point[1]):.1f}" r="2.2">'
-            body.append(f"{dot}<title>{escape(told)}</title></circle>")
+            at_x, at_y = f"{across(point[0]):.1f}", f"{up(point[1]):.1f}"
+            body.append(element("circle", _title(told), class_=f"dot {colour}", cx=at_x, cy=at_y, r="2.2"))
     return _svg(WIDTH, HEIGHT, label, body)
 
 
-def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None = None) -> str:
-    """Draw bars lying below each other, from 0 to `most` (the longest unless given)."""
+def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None = None) -> Html:
+    """Draw bars lying below each other, from 0 to `most` (the longest unless given); of parts those above 0."""
     if not rows:
-        return '<p class="none">nothing to draw</p>'
+        return _none()
+    shown = [
+        bar._replace(parts=[part for part in bar.parts if part.value > 0 and is_drawable(part.value)])
+        for bar in rows[:MOST_ROWS]
+    ]
     row, names, notes = 24, 110, 150
-    longest = most or max(sum(part.value for part in bar.parts) for bar in rows) or 1.0
-    scale = _Scale(0.0, longest, names, WIDTH - notes)
+    longest = (
+        most if most and is_drawable(most) else max(sum(part.value for part in bar.parts) for bar in shown)
+    )
+    scale = _Scale(0.0, longest or 1.0, names, WIDTH - notes)
     body = []
-    for number, bar in enumerate(rows):
+    for number, bar in enumerate(shown):
         top, at = number * row + 3, 0.0
         body.append(_text(names - 8, top + 13, bar.name, "row", "end"))
-        body.append(f'<rect class="rail" x="{names}" y="{top}" width="{WIDTH - names - notes}" height="17"/>')
+        body.append(element("rect", class_="rail", x=names, y=top, width=WIDTH - names - notes, height=17))
         for part in bar.parts:
-            begin, end = scale(at), scale(min(at + part.value, longest))
+            begin, end = scale(min(at, longest)), scale(min(at + part.value, longest))
             at += part.value
             told = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
-            body.append(
-                f'<rect class="{part.kind}" x="{begin:.1f}" y="{top}" width="{max(end - begin, 0):.1f}" height="17">'
-                f"<title>{escape(told)}</title></rect>"
-            )
+            place = {"x": f"{begin:.1f}", "y": top, "width": f"{end - begin:.1f}", "height": 17}
+            body.append(element("rect", _title(told), class_=part.kind, **place))
         body.append(_text(WIDTH - notes + 8, top + 13, bar.note, "tick"))
-    return _svg(WIDTH, row * len(rows) + 4, label, body)
+    return joined([_svg(WIDTH, row * len(shown) + 4, label, body), more(len(rows) - len(shown))])
 
 
-def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> str:
-    """Draw what happened when: a row for each lane, from 0 to `end` (seconds)."""
+def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Html:
+    """Draw what happened when: a row for each lane, from 0 to `end` (seconds); what is outside is left out."""
     row, names, width = 22, 130, 2 * WIDTH
-    scale = _Scale(0.0, max(end, 1e-9), names, width - 20)
-    bottom = row * len(lanes) + 6
+    end = end if end > 0 and is_drawable(end) else 1e-9
+    scale = _Scale(0.0, end, names, width - 20)
+    shown = lanes[:MOST_ROWS]
+    bottom = row * len(shown) + 6
     body = []
     for tick in ticks(0.0, end, 10):
         body.append(_line(scale(tick), 0, scale(tick), bottom, "grid"))
         body.append(_text(scale(tick), bottom + 14, show(tick) if tick else "0", "tick", "middle"))
-    for number, lane in enumerate(lanes):
+    for number, lane in enumerate(shown):
         top = number * row + 4
         body.append(_text(names - 8, top + 12, lane.name, "row", "end"))
         for begin, until, kind, told in lane.spans:
+            if not 0 <= begin <= end or not begin <= until:
+                continue
             left, size = scale(begin), max(scale(min(until, end)) - scale(begin), 1.0)
-            body.append(
-                f'<rect class="{kind}" x="{left:.1f}" y="{top}" width="{size:.1f}" height="15" rx="2">'
-                f"<title>{escape(told)}</title></rect>"
-            )
+            place = {"x": f"{left:.1f}", "y": top, "width": f"{size:.1f}", "height": 15, "rx": 2}
+            body.append(element("rect", _title(told), class_=kind, **place))
         for x, kind, told in lane.moments:
-            place = scale(min(x, end))
-            body.append(
-                f'<g class="{kind}"><line x1="{place:.1f}" y1="{top - 3}" x2="{place:.1f}" y2="{top + 18}"/>'
-                f'<circle cx="{place:.1f}" cy="{top + 7.5}" r="4.5"/><title>{escape(told)}</title></g>'
-            )
-    return _svg(width, bottom + 20, label, body, "chart wide")
+            if not x >= 0:
+                continue
+            at = scale(min(x, end))
+            dot = element("circle", cx=f"{at:.1f}", cy=top + 7.5, r=4.5)
+            body.append(element("g", _line(at, top - 3, at, top + 18), dot, _title(told), class_=kind))
+    drawn = _svg(width, bottom + 20, label, body, "chart wide")
+    return joined([drawn, more(len(lanes) - len(shown))])
 
 
-def standalone(svg: str, legend: Sequence[tuple[str, str]], style: str) -> str:
+def standalone(svg: Html, legend: Sequence[tuple[str, str]], style: str) -> Html:
     """Give a chart as a picture of its own, with what its colours mean (class, text) below it, and the style sheet."""
     width, height = (float(size) for size in svg.partition('viewBox="0 0 ')[2].partition('"')[0].split())
     body, at = [], 12.0
     for kind, text in legend:
-        body.append(f'<rect class="{kind}" x="{at:.0f}" y="{height + 9:g}" width="14" height="8" rx="2"/>')
+        place = {"x": f"{at:.0f}", "y": f"{height + 9:g}", "width": 14, "height": 8, "rx": 2}
+        body.append(element("rect", class_=kind, **place))
         body.append(_text(at + 19, height + 17, text, "tick"))
         at += 36 + 6.2 * len(text)
     whole = height + (26 if legend else 0)
-    inner = svg.replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {whole:g}" width="{width:g}" '
-        f'height="{whole:g}">\n'
-        f"<style>\n{style}</style>\n{inner}\n" + "\n".join(body) + "\n</svg>\n"
+    inner = Html(svg.replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1))
+    made = element(
+        "svg",
+        Html("\n"),
+        element("style", Html(f"\n{style}")),
+        Html("\n"),
+        joined([inner, *body], "\n"),
+        Html("\n"),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {whole:g}",
+        width=f"{width:g}",
+        height=f"{whole:g}",
     )
+    return Html(f"{made}\n")

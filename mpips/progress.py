@@ -28,11 +28,23 @@ class Column:
     show: Callable[[Any], str] = str
 
 
+def real(value: float) -> float:
+    """Give a number as a float: an integer that none can hold is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def si(value: float, unit: str = "") -> str:
-    """Write a number in four characters or five, with an SI prefix: 1.23k, 45.6M, 789."""
+    """Write a number in four characters or five, with an SI prefix: 1.23k, 45.6M, 789; 1.2e+30 beyond them."""
+    if math.isinf(real(value)):
+        value = real(value)
     if not math.isfinite(value):
         return f"{value}{unit}"
     size, prefix = abs(float(value)), 0
+    if size >= 999.5 * 1000 ** (len(SI) - 1):
+        return f"{value:.3g}{unit}"
     # 999.5 and above would be rounded to four digits: it is 1.00 of the next prefix.
     while size >= 999.5 and prefix < len(SI) - 1:
         size, prefix = size / 1000, prefix + 1
@@ -51,6 +63,7 @@ def bytes_si(value: float) -> str:
 
 def share(value: float) -> str:
     """Write a share of one as a percentage: 12 %, or 0.4 % where it is small."""
+    value = real(value)
     if not math.isfinite(value):
         return "-"
     percent = 100 * value
@@ -67,7 +80,8 @@ def shares(values: Sequence[float]) -> str:
 
 def seconds(value: float) -> str:
     """Write a duration: 340ms, 12.3s, 4m05s, 2h03m."""
-    if not math.isfinite(value):
+    value = real(value)
+    if not abs(value) < 1e15:
         return "-"
     if value < 0.9995:
         return f"{value * 1000:.0f}ms"

@@ -9,43 +9,48 @@ the run's `metrics.jsonl` has. A run that is under way, or that failed, is repor
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
 from mpips import uses
-from mpips.chart import COLOURS, Bar, Lane, Mark, Part, Series, bars, lines, timeline
-from mpips.markup import ALL, card, figure, legend, pair, section, table
+from mpips.chart import COLOURS, Bar, Lane, Mark, Part, Series, bars, is_drawable, lines, timeline
+from mpips.layout import Role
+from mpips.markup import ALL, Html, card, element, figure, joined, legend, pair, section, table
 from mpips.outcome import Curve, Run
 from mpips.progress import bytes_si, seconds, share, si
 
 LOST = "lost"
 STYLES = ("chart.css", "report.css")
+ROLES = tuple(role.value for role in Role)
 
 # --- Sections --------------------------------------------------------------------------------------------------------
 
 
-def heading(runs: Sequence[Run]) -> str:
+def heading(runs: Sequence[Run]) -> Html:
     """Say which runs these are, and what they came to at a glance."""
     if len(runs) > 1:
-        return f"<h1>{len(runs)} runs side by side</h1>{summary(runs)}"
+        return joined([element("h1", f"{len(runs)} runs side by side"), summary(runs)])
     (run,) = runs
     kind = "good" if run.status in ("completed", "stopped") else "bad"
     layout = run.job["layout"]
-    workers = layout["workers"]
+    workers = layout.get("workers", "?")
     count = sum(workers.values()) if isinstance(workers, dict) else workers
-    roles = f"{layout['servers']} servers, {count} workers, {layout['spares']} spares"
-    about = f"{escape(run.job['job']['program'])} · {escape(str(run.about.get('started', '')))} · {roles}"
+    roles = f"{layout.get('servers', '?')} servers, {count} workers, {layout.get('spares', '?')} spares"
+    about = f"{run.job['job']['program']} · {run.about.get('started', '')} · {roles}"
     said = run.result.get("error", "")
-    error = f'<p class="bad">{escape(str(said))}</p>' if said else ""
-    return (
-        f'<h1>{escape(run.name)} <span class="status {kind}">{escape(run.status)}</span></h1>'
-        f'<p class="soft">{about}</p>{error}{tiles(run)}'
-    )
+    return joined([
+        element("h1", run.name, " ", element("span", run.status, class_=f"status {kind}")),
+        element("p", about, class_="soft"),
+        element("p", said, class_="bad") if said else "",
+        tiles(run),
+    ])  # fmt: skip
 
 
-def tiles(run: Run) -> str:
+def tiles(run: Run) -> Html:
     """Show the figures that one asks for first."""
     traffic = run.result.get("traffic", {})
     shown = [("training", seconds(run.seconds["train"]))] if "train" in run.seconds else []
@@ -61,12 +66,12 @@ def tiles(run: Run) -> str:
         worst = max(each["seconds"] for each in run.recoveries)
         shown.append((f"{len(run.recoveries)} recoveries, at most", seconds(worst)))
     cells = [
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in shown
+        element("div", element("b", value), element("span", name), class_="tile") for name, value in shown
     ]
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return element("div", *cells, class_="tiles")
 
 
-def summary(runs: Sequence[Run]) -> str:
+def summary(runs: Sequence[Run]) -> Html:
     """Compare what several runs came to."""
     keys = dict.fromkeys(
         key
@@ -77,7 +82,7 @@ def summary(runs: Sequence[Run]) -> str:
     rows, differs = [], []
 
     def row(name: str, cells: Sequence[str]) -> None:
-        rows.append([escape(name), *map(escape, cells)])
+        rows.append([name, *cells])
         differs.append(len(set(cells)) > 1)
 
     row("status", [run.status for run in runs])
@@ -95,26 +100,26 @@ def summary(runs: Sequence[Run]) -> str:
     row("recoveries", [str(len(run.recoveries)) for run in runs])
     row("parameters", [str(run.result.get("parameters_sha256", ""))[:16] for run in runs])
     names = [f"{run.name}" for run in runs]
-    return f'<div class="card">{table(["", *names], rows, differs)}</div>'
+    return element("div", table(["", *names], rows, differs), class_="card")
 
 
 def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
     """Give what is taken for the optimum of a curve, and how to call the excess."""
     told = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
-    if told and all(told):
+    if told and all(isinstance(each, int | float) and each and is_drawable(each) for each in told):
         return min(told), "F / F* − 1"
-    if curve.optimum:
-        least = min(value for run in runs for _, _, value in run.values(curve.key))
-        return least, "F / least F − 1"
+    seen = [value for run in runs for _, _, value in run.values(curve.key) if is_drawable(value)]
+    if curve.optimum and seen and min(seen):
+        return min(seen), "F / least F − 1"
     return None, curve.title
 
 
-def convergence(runs: Sequence[Run]) -> str:
+def convergence(runs: Sequence[Run]) -> Html:
     """Draw how far each run was, against time and against passes."""
     shown = [run for run in runs if run.curve is not None]
     curve = shown[0].curve if shown else None
     if curve is None:
-        return ""
+        return Html()
     shown = [run for run in shown if run.curve == curve]
     best, title = _excess(shown, curve)
     by_time, by_step = [], []
@@ -143,19 +148,21 @@ def convergence(runs: Sequence[Run]) -> str:
             if title.startswith("F / F*")
             else "the least that any run here has seen"
         )
-        intro = f"{escape(curve.title)} F beside {star}, {best:.10g}."
+        intro = f"{curve.title} F beside {star}, {best:.10g}."
     else:
-        intro = f"{escape(curve.title)} as the run went on."
+        intro = f"{curve.title} as the run went on."
     intro += " Dashed lines: a rank was lost." if marks else ""
     names = (
-        legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs)) if len(runs) > 1 else ""
+        legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs))
+        if len(runs) > 1
+        else Html()
     )
     return section(
         "Convergence", intro, names, pair(card("against time", drawn), card("against passes", steps))
     )
 
 
-def time_spent(runs: Sequence[Run]) -> str:
+def time_spent(runs: Sequence[Run]) -> Html:
     """Show what each rank's time went into (the paper's Fig. 10); of a traced run in detail, and what it waited for."""
     cards, several = [], len(runs) > 1
     traced = [uses.drawn(run.trace, run.name if several else "") for run in runs]
@@ -186,7 +193,7 @@ def time_spent(runs: Sequence[Run]) -> str:
     return section("Where the time went", intro, *counted, *traced)
 
 
-def traffic(runs: Sequence[Run]) -> str:
+def traffic(runs: Sequence[Run]) -> Html:
     """Show what was sent, and what each filter saved (the paper's Fig. 11)."""
     cards = []
     for run in runs:
@@ -205,20 +212,20 @@ def traffic(runs: Sequence[Run]) -> str:
             for role, each in by.items():
                 fewer = f"{each['raw'] / each['wire']:.3g}" if each["wire"] else ALL
                 sizes = bytes_si(each["raw"]), bytes_si(each["wire"])
-                cells.append([escape(name), role, *sizes, fewer, seconds(each["seconds"])])
+                cells.append([name, role, *sizes, fewer, seconds(each["seconds"])])
         heads = ["filter", "by", "given", "made of it", "times fewer", "time"]
         cards.append(
-            card(run.name if len(runs) > 1 else "bytes", drawn + (table(heads, cells) if cells else ""))
+            card(run.name if len(runs) > 1 else "bytes", drawn, table(heads, cells) if cells else "")
         )
     intro = "Bytes on the wire, and how many more they would have been without filters."
     return (
         section("Traffic", intro, legend([("busy", "sent"), ("waiting", "saved")]), pair(*cards))
         if cards
-        else ""
+        else Html()
     )
 
 
-def delay(runs: Sequence[Run]) -> str:
+def delay(runs: Sequence[Run]) -> Html:
     """Show what delay does: waiting as the run goes on, and over runs of other tau (the paper's Fig. 13)."""
     series = [
         Series(run.name, [(t, 100 * v) for t, _, v in run.values("waiting")], number)
@@ -237,34 +244,42 @@ def delay(runs: Sequence[Run]) -> str:
             ],
             f"{seconds(run.seconds['train'])}, {share(run.result['waiting'])}",
         )
-        for run in sorted(runs, key=lambda run: float(_tau(run).replace("infinite", "inf")))
+        for run in sorted(runs, key=_delays)
         if "waiting" in run.result and "train" in run.seconds
     ]
     several = (
         bars(rows, label="time of training by delay", show=seconds) if len(set(taus.values())) > 1 else ""
     )
-    intro = f"Tasks may run ahead by tau = {escape(', '.join(dict.fromkeys(taus.values())))}."
-    cards = pair(card("waiting, mean of the workers", drawn) if drawn else "",
-                 card("training by delay", several) if several else "")  # fmt: skip
+    intro = f"Tasks may run ahead by tau = {', '.join(dict.fromkeys(taus.values()))}."
+    cards = pair(card("waiting, mean of the workers", drawn) if drawn else Html(),
+                 card("training by delay", several) if several else Html())  # fmt: skip
     return section("Delay", intro, cards)
 
 
 def _tau(run: Run) -> str:
     told = run.job.get("consistency", {})
-    return {"sequential": "0", "eventual": "infinite"}.get(told.get("model", ""), str(told.get("tau", 0)))
+    return {"sequential": "0", "eventual": "infinite"}.get(str(told.get("model")), str(told.get("tau", 0)))
 
 
-def losses(runs: Sequence[Run]) -> str:
+def _delays(run: Run) -> float:
+    """Give how long a run's delay was, to sort by."""
+    try:
+        return float(_tau(run).replace("infinite", "inf"))
+    except ValueError:
+        return math.inf
+
+
+def losses(runs: Sequence[Run]) -> Html:
     """Show who was lost when, on a row for each rank, and what it cost."""
-    cards = [card(run.name, _timeline(run) + _lost(run)) for run in runs if run.recoveries]
+    cards = [card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
     intro = (
         "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
     )
     key = legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
-    return section("Recoveries", intro, key, *cards) if cards else ""
+    return section("Recoveries", intro, key, *cards) if cards else Html()
 
 
-def _timeline(run: Run) -> str:
+def _timeline(run: Run) -> Html:
     end = run.seconds.get("total", max(each.get("at", 0.0) for each in run.recoveries))
     lost, places = {each["rank"]: each for each in run.recoveries}, _places(run)
     lanes = []
@@ -277,11 +292,16 @@ def _timeline(run: Run) -> str:
             told = f"{gone['cause']} at {seconds(until)}; the others went on after {seconds(gone['seconds'])}"
             moments.append((until, LOST, told))
         since, role = places.get(rank["rank"], (until, ""))
-        spans = [(0.0, min(since, until), rank["role"], f"{name} on {rank['host']}")]
+        spans = [(0.0, min(since, until), _kind(rank["role"]), f"{name} on {rank['host']}")]
         if since < until:
-            spans.append((since, until, role, f"rank {rank['rank']} is a {role} from here on"))
+            spans.append((since, until, _kind(role), f"rank {rank['rank']} is a {role} from here on"))
         lanes.append(Lane(name, spans, moments))
     return timeline(lanes, end, label=f"who was there when in {run.name}", show=seconds)
+
+
+def _kind(role: str) -> str:
+    """Give the style sheet's class of a role."""
+    return role if role in ROLES else "other"
 
 
 def _places(run: Run) -> dict[int, tuple[float, str]]:
@@ -296,25 +316,25 @@ def _places(run: Run) -> dict[int, tuple[float, str]]:
     return taken
 
 
-def _lost(run: Run) -> str:
+def _lost(run: Run) -> Html:
     rows = [
-        [escape(each["role"]), str(each["rank"]), escape(each["cause"]), seconds(each["at"]) if "at" in each else "",
+        [each["role"], str(each["rank"]), each["cause"], seconds(each["at"]) if "at" in each else "",
          "" if each.get("noticed_after") is None else seconds(each["noticed_after"]), seconds(each["seconds"])]
         for each in run.recoveries
     ]  # fmt: skip
     return table(["lost", "rank", "cause", "at", "noticed after", "recovered after"], rows)
 
 
-def layout(runs: Sequence[Run]) -> str:
+def layout(runs: Sequence[Run]) -> Html:
     """Show which rank did what where."""
     cards = []
     for run in runs:
-        hosts: dict[str, list[str]] = {}
+        hosts: dict[str, list[Html]] = {}
         for rank in run.about.get("ranks", []):
-            told = f"<span class='hash'>{rank['rank']}</span> {escape(rank['role'])} {rank['index']}"
-            hosts.setdefault(rank["host"], []).append(told)
+            number = element("span", rank["rank"], class_="hash")
+            hosts.setdefault(rank["host"], []).append(joined([number, f" {rank['role']} {rank['index']}"]))
         if hosts:
-            rows = [[escape(host), ", ".join(ranks)] for host, ranks in hosts.items()]
+            rows = [[host, joined(ranks, ", ")] for host, ranks in hosts.items()]
             cards.append(card(run.name if len(runs) > 1 else "ranks by host", table(["host", "ranks"], rows)))
     return section("Layout", "Roles as they were at the start.", pair(*cards))
 
@@ -322,13 +342,13 @@ def layout(runs: Sequence[Run]) -> str:
 FACTS = ("started", "host", "platform", "cores", "python", "mpi", "working_directory", "job_digest")
 
 
-def provenance(runs: Sequence[Run]) -> str:
+def provenance(runs: Sequence[Run]) -> Html:
     """Say what exactly ran; of several runs, what differs stands out."""
     rows, differs = [], []
 
     def row(name: str, cells: Sequence[object]) -> None:
         told = ["" if cell is None else str(cell) for cell in cells]
-        rows.append([escape(name), *(f"<code>{escape(cell)}</code>" for cell in told)])
+        rows.append([name, *(element("code", cell) for cell in told)])
         differs.append(len(set(told)) > 1)
 
     row("parameters_sha256", [run.result.get("parameters_sha256") for run in runs])
@@ -339,7 +359,7 @@ def provenance(runs: Sequence[Run]) -> str:
         row(package, [run.about.get("packages", {}).get(package) for run in runs])
     row("command", [" ".join(run.about.get("argv", [])) for run in runs])
     heads = ["", *(run.name for run in runs)]
-    facts = f'<div class="card">{table(heads, rows, differs if len(runs) > 1 else ())}</div>'
+    facts = element("div", table(heads, rows, differs if len(runs) > 1 else ()), class_="card")
     return section("Provenance", "What ran, on what.", facts, _jobs(runs))
 
 
@@ -348,20 +368,20 @@ def _source(run: Run) -> str:
     return f"{source.get('commit', 'unknown')}{' and changes' if source.get('dirty') else ''}"
 
 
-def _jobs(runs: Sequence[Run]) -> str:
+def _jobs(runs: Sequence[Run]) -> Html:
     if len(runs) == 1:
         text = runs[0].folder.job.read_text(encoding="utf-8")
-        return f"<details><summary>the job, as resolved</summary><pre>{escape(text)}</pre></details>"
+        return element("details", element("summary", "the job, as resolved"), element("pre", text))
     keys = dict.fromkeys((table, key) for run in runs for table in run.job for key in run.job[table])
     rows = []
     for name, key in keys:
-        cells = [json.dumps(run.job.get(name, {}).get(key)) for run in runs]
+        cells = [json.dumps(run.job.get(name, {}).get(key), default=str) for run in runs]
         if len(set(cells)) > 1:
-            rows.append([f"{name}.{key}", *(f"<code>{escape(cell)}</code>" for cell in cells)])
+            rows.append([f"{name}.{key}", *(element("code", cell) for cell in cells)])
     if not rows:
-        return '<p class="none">All keys of the jobs are the same.</p>'
+        return element("p", "All keys of the jobs are the same.", class_="none")
     heads = ["job key that differs", *(run.name for run in runs)]
-    return f'<div class="card">{table(heads, rows)}</div>'
+    return element("div", table(heads, rows), class_="card")
 
 
 # --- The page --------------------------------------------------------------------------------------------------------
@@ -369,14 +389,22 @@ def _jobs(runs: Sequence[Run]) -> str:
 SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
 
 
-def page(runs: Sequence[Run]) -> str:
-    """Write the report of one run, or of several side by side."""
+def page(runs: Sequence[Run]) -> Html:
+    """Write the report of one run, or of several side by side; it allows itself no script, and loads nothing."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs of {runs[0].job['job']['program']}"
-    style = "".join(files("mpips").joinpath(name).read_text(encoding="utf-8") for name in STYLES)
-    parts = "\n".join(part for part in (each(runs) for each in SECTIONS) if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header>{heading(runs)}</header>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
+    style = "\n" + "".join(files("mpips").joinpath(name).read_text(encoding="utf-8") for name in STYLES)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    head = (
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Html(style)),
     )
+    parts = [part for part in (each(runs) for each in SECTIONS) if part]
+    body = element("header", heading(runs)), element("main", joined(parts, "\n"))
+    whole = element(
+        "html", element("head", joined(head, "\n")), element("body", joined(body, "\n")), lang="en"
+    )
+    return Html(f"<!DOCTYPE html>\n{whole}\n")

@@ -7,13 +7,12 @@ All else is pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from mpips.chart import COLOURS, Bar, Part, bars
 from mpips.folder import RunFolder
-from mpips.markup import card, legend, pair, table
+from mpips.markup import Html, card, element, joined, legend, pair, table
 from mpips.progress import seconds, share
 
 PHASE = "train"
@@ -71,25 +70,26 @@ def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def drawn(traced: Traced, name: str = "") -> str:
+def drawn(traced: Traced, name: str = "") -> Html:
     """Draw a traced run, `name` before the titles if there are several; what could not be read is said first."""
     title = f"{name}: " if name else ""
-    lines = [f'<p class="bad">{escape(title + problem)}</p>' for problem in traced.problems[:MOST_LINES]]
+    told = [title + problem for problem in traced.problems[:MOST_LINES]]
     if len(traced.problems) > MOST_LINES:
-        lines.append(f'<p class="bad">and {len(traced.problems) - MOST_LINES} more</p>')
+        told.append(f"and {len(traced.problems) - MOST_LINES} more")
+    lines = [element("p", each, class_="bad") for each in told]
     if traced.found is None:
-        return "".join(lines)
+        return joined(lines)
     ranks, whole = traced.found["ranks"], max(traced.found["seconds"], 0.0)
     when, dropped = "training" if traced.found["phase"] else "the run", traced.found["dropped"]
-    full = (
-        f"<p class='soft'>{dropped:,} records found no room in [trace] limit, and are in the sums only.</p>"
-    )
+    full = f"{dropped:,} records found no room in [trace] limit, and are in the sums only."
+    note = element("p", full, class_="soft") if dropped > 0 else ""
     drawing = pair(
-        card(f"{title}what {when} went into, by the trace", _uses(ranks, whole) + full * (dropped > 0)),
+        card(f"{title}what {when} went into, by the trace", _uses(ranks, whole), note),
         card(f"{title}what was waited for", _waits(ranks, whole)),
     )
     waits = _longest(traced.found["waits"], {rank["rank"]: _name(rank) for rank in ranks}, whole)
-    return "".join(lines) + drawing + pair(card(f"{title}the longest waits", waits) if waits else "")
+    longest = pair(card(f"{title}the longest waits", waits)) if waits else ""
+    return joined([*lines, drawing, longest])
 
 
 def _name(rank: Mapping[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _share(rank: Mapping[str, Any], key: str) -> str:
     return share(rank[key] / (rank["seconds"] or 1.0))
 
 
-def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> str:
+def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     """Draw what each rank's time went into."""
     rows, seen = [], set()
     for rank in ranks:
@@ -109,7 +109,7 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> str:
         seen |= {part.kind for part in parts}
         rows.append(Bar(_name(rank), parts, f"{_share(rank, 'busy')} busy"))
     key = legend((kind, text) for kind, text, _ in USES if kind in seen)
-    return key + bars(rows, label="what each rank's time went into", show=seconds, most=whole)
+    return joined([key, bars(rows, label="what each rank's time went into", show=seconds, most=whole)])
 
 
 def cause(wait: Mapping[str, Any]) -> str:
@@ -126,7 +126,7 @@ def causes(ranks: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted(total, key=lambda each: -total[each])
 
 
-def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> str:
+def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     """Draw what each rank waited for: for others by cause, and for work."""
     order = causes(ranks)
     kinds = {each: f"k{number}" if number < COLOURS else "waiting" for number, each in enumerate(order)}
@@ -144,7 +144,8 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> str:
     key = [(kinds[each], each) for each in order[:COLOURS]]
     key += [("waiting", "all else")] if len(order) > COLOURS else []
     key += [("idle", WORK)] if any(rank["uses"]["idle"] > 0 for rank in ranks) else []
-    return legend(key) + bars(rows, label="what each rank waited for", show=seconds, most=whole)
+    drawing = bars(rows, label="what each rank waited for", show=seconds, most=whole)
+    return joined([legend(key), drawing])
 
 
 def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[Part]:
@@ -158,12 +159,12 @@ def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[Par
     return [*shown, Part(rest, kind, f"for {name}, from others")]
 
 
-def _longest(waits: Sequence[Mapping[str, Any]], names: Mapping[int, str], whole: float) -> str:
+def _longest(waits: Sequence[Mapping[str, Any]], names: Mapping[int, str], whole: float) -> Html:
     """List the longest waits of all."""
     rows = [
-        [escape(names[wait["rank"]]), escape(cause(wait)),
-         "" if wait["from"] is None else escape(names.get(wait["from"], f"rank {wait['from']}")),
+        [names[wait["rank"]], cause(wait),
+         "" if wait["from"] is None else names.get(wait["from"], f"rank {wait['from']}"),
          seconds(wait["seconds"]), share(wait["seconds"] / (whole or 1.0))]
         for wait in waits[:MOST_WAITS] if wait["seconds"] > 0
     ]  # fmt: skip
-    return table(["who waited", "for", "last answer from", "time", "share"], rows) if rows else ""
+    return table(["who waited", "for", "last answer from", "time", "share"], rows) if rows else Html()

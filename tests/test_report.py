@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -20,7 +24,7 @@ from mpips.chart import Bar, Part, Series, bars, decades, lines, thinned, ticks
 from mpips.cli.main import main
 from mpips.folder import RunFolder
 from mpips.outcome import read, with_trace
-from mpips.report import page
+from mpips.report import STYLES, page
 from mpips.trace import HEADER, RECORD, Trace, What
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -376,3 +380,110 @@ def test_long_lines_keep_their_ends(count: int) -> None:
     kept = thinned(points)
     assert len(kept) <= 402 and kept[:1] == points[:1] and kept[-1:] == points[-1:]
     assert kept == sorted(set(kept))
+
+
+# --- Folders of others -----------------------------------------------------------------------------------------------
+
+EVIL = "\"'><script>alert(1)</script><img src=javascript:x onerror=x>\x1b[2J\x00\u202e\ud800\n"
+NUMBERS = (math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0, -1, 10**30)
+ELEMENTS = {
+    "html", "head", "meta", "title", "style", "body", "header", "main", "section", "h1", "h2", "h3", "p", "div", "span",
+    "b", "i", "code", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre",
+    "svg", "text", "line", "g", "polyline", "circle", "rect",
+}  # fmt: skip
+ATTRIBUTES = {
+    "lang", "charset", "http-equiv", "content", "name", "class", "viewbox", "role", "aria-label", "x", "y", "x1", "y1",
+    "x2", "y2", "cx", "cy", "r", "rx", "width", "height", "points", "text-anchor",
+}  # fmt: skip
+
+
+def harmless(html: str) -> Strict:
+    """See that a page has no element, attribute, class or number but its own."""
+    html.encode("utf-8")
+    assert not [each for each in html if each in "\x00\x1b\u202e"]
+    found = parsed(html)
+    styles = "".join(files("mpips").joinpath(name).read_text() for name in STYLES)
+    classes = set(re.findall(r"\.([a-z][a-z0-9]*)", styles)) | {"hash", "mark", "row", "name"}
+    for tag, attributes in found.tags:
+        assert tag in ELEMENTS and attributes.keys() <= ATTRIBUTES
+        assert set((attributes.get("class") or "").split()) <= classes, attributes
+        for name in attributes.keys() & {"x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "width", "height"}:
+            assert -1 <= float(attributes[name] or "") < 1e6, (tag, attributes)
+    (policy,) = [
+        each["content"] for tag, each in found.tags if each.get("http-equiv") == "Content-Security-Policy"
+    ]
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy is not None and policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
+    return found
+
+
+def spoilt(value: Any, texts: Callable[[str], Any], numbers: Callable[[float], Any], keys: str = "") -> Any:
+    """Give JSON with other texts and numbers in it, and `keys` after every key of a table with free keys."""
+    if isinstance(value, dict):
+        free = "zstd<&>" in value or "objective" in value or "numpy" in value
+        return {
+            key + keys * (free and key not in ("seconds", "objective")): spoilt(each, texts, numbers, keys)
+            for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [spoilt(each, texts, numbers, keys) for each in value]
+    if isinstance(value, str):
+        return texts(value)
+    return numbers(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def test_texts_of_others_are_never_markup(tmp_path: Path) -> None:
+    at = traced(folder(tmp_path / '"><script>alert(1)<'))
+    for name in ("run.json", "result.json"):
+        told = json.loads((at / name).read_text())
+        (at / name).write_text(json.dumps(spoilt(told, lambda each: each + EVIL, lambda each: each, EVIL)))
+    lines = [spoilt(each, lambda each: each + EVIL, lambda each: each, EVIL) for each in METRICS]
+    (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = JOB.format(tau=0, optimum=100.0).replace('"sparse_lr"', json.dumps(EVIL.replace("\ud800", "")))
+    (at / "job.toml").write_text(job + '"<script>" = "</pre><script>"\n')
+    found = harmless(page([with_trace(read(at))]))
+    assert "<script>alert(1)</script>" in "".join(found.texts), "it is shown as text"
+    harmless(page([with_trace(read(at)), read(folder(tmp_path / "b"))]))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_no_number_stops_the_report(tmp_path: Path, number: float) -> None:
+    def some(each: float) -> float:
+        return each if isinstance(each, int) and 0 <= each < 6 else number
+
+    a, b = folder(tmp_path / "a"), folder(tmp_path / "b", tau=4)
+    told = json.loads((a / "result.json").read_text())
+    (a / "result.json").write_text(json.dumps(spoilt(told, lambda each: each, some)))
+    (a / "metrics.jsonl").write_text(
+        "".join(json.dumps(spoilt(line, lambda each: each, lambda _: number)) + "\n" for line in METRICS)
+    )
+    harmless(page([read(a)]))
+    harmless(page([read(a), read(b)]))
+    (a / "job.toml").write_text(JOB.format(tau=0, optimum="0.0"))
+    harmless(page([read(a)]))
+
+
+@pytest.mark.parametrize(
+    ("tau", "optimum"), [('"x"', "nan"), ("nan", '"x"'), ("[1]", "inf"), ("-1", "true"), ("1e400", "{a=1}")]
+)
+def test_no_setting_stops_the_report(tmp_path: Path, tau: Any, optimum: Any) -> None:
+    runs = [read(folder(tmp_path / "a", tau=tau, optimum=optimum)), read(folder(tmp_path / "b"))]
+    harmless(page(runs))
+    harmless(page(runs[:1]))
+
+
+def test_the_page_of_a_huge_folder_is_bounded(tmp_path: Path) -> None:
+    ranks = [{"rank": n, "role": "worker", "index": n, "host": f"n{n}", "pid": 1} for n in range(5000)]
+    result = {**RESULT, "ranks": [{"rank": n, "role": "worker", **SPENT} for n in range(5000)]}
+    lines = (
+        {"event": "pass", "pass": n, "seconds": float(n), "objective": 1 + 1 / n} for n in range(1, 100_001)
+    )
+    at = folder(tmp_path / "a", result, metrics=lines)
+    about = json.loads((at / "run.json").read_text())
+    (at / "run.json").write_text(
+        json.dumps({**about, "ranks": ranks, "packages": dict.fromkeys(map(str, range(9999)), "1")})
+    )
+    html = page([read(at)])
+    harmless(html)
+    assert len(html) < 10e6 and "and 3,000 more" in html

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mpips.bench import _runs
 from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
+from mpips.markup import Html
+from mpips.printable import printable
 
 WORKERS, SLOWER = 4, 8.0
 """The workers of an experiment, and how many times slower than a core each is: they sleep for the rest, so that they
@@ -54,7 +56,7 @@ class Claim(NamedTuple):
 class Picture(NamedTuple):
     """A plot: an SVG, what it shows, and what its colours mean, (class, text)."""
 
-    svg: str
+    svg: Html
     caption: str
     legend: Sequence[tuple[str, str]] = ()
 
@@ -90,7 +92,10 @@ def machines(workers: int, stragglers: bool = True) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+    return "\n".join(
+        "| " + " | ".join(printable(cell, keep="").replace("|", "\\|") for cell in cells) + " |"
+        for cells in (head, ["---"] * len(head), *rows)
+    )
 
 
 def agreement(ours: float, claim: tuple[float, float], partly: tuple[float, float] = (1.0, 0.0)) -> str:

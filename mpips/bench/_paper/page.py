@@ -9,6 +9,8 @@ from typing import Any
 
 from mpips import chart
 from mpips.bench._paper.experiment import Picture, Section, table
+from mpips.markup import html
+from mpips.printable import printable
 
 WIDTH = 150
 """Columns of running text."""
@@ -49,7 +51,8 @@ def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: s
         parts += [each.table, _filled(why)]
         at = about[name]
         code = f"; {at['commit']}" if "commit" in at else ""
-        parts.append(f"<sub>{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}; `{at['command']}`</sub>")
+        where = html(f"{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}")
+        parts.append(f"<sub>{where}; `{printable(at['command'], keep='')}`</sub>")
     return "\n\n".join(parts) + "\n"
 
 
