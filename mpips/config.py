@@ -22,6 +22,7 @@ from mpips.consistency import ConsistencySpec
 from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.faults import FaultsSpec
+from mpips.files import read_text
 from mpips.filters.named import chain_of
 from mpips.inputs import ProvenanceSpec
 from mpips.layout import LayoutSpec
@@ -30,6 +31,9 @@ from mpips.typed import Misfit
 
 PERIODS = 3
 """Signs of life that must be missing before a rank counts as dead."""
+
+LARGEST = 1 << 24
+"""Bytes of a job file."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -285,8 +289,8 @@ def _inexact(job: Job, program: ProgramLike) -> str:
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_bytes().decode("utf-8")
-        return text, tomllib.loads(text)
+        text = read_text(path, follow=True, most=LARGEST)
+        return text, tomllib.loads(text.removeprefix("\ufeff"))
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except OSError as error:

@@ -16,8 +16,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a file that is read whole, unless told otherwise."""
@@ -31,7 +32,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | Path, *, follow: bool) -> BinaryIO:
+def open_regular(path: str | Path, *, follow: bool) -> BufferedReader:
     """Open a regular file to read its bytes; never blocks.
 
     Args:
@@ -55,7 +56,12 @@ def open_regular(path: str | Path, *, follow: bool) -> BinaryIO:
         if not stat.S_ISREG(kind):
             found = next((text for test, text in _KINDS if test(kind)), "is something else")
             number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-            raise OSError(number, f"{found}, not a regular file", str(path))
+            advice = (
+                "; it can be read only once, by one process: write it to a file"
+                if stat.S_ISFIFO(kind)
+                else ""
+            )
+            raise OSError(number, f"{found}, not a regular file{advice}", str(path))
         os.set_blocking(handle, True)
         return os.fdopen(handle, "rb")
     except BaseException:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import JobError
+from mpips.files import open_regular
 
 if TYPE_CHECKING:
     from mpips.config import Job
@@ -71,7 +72,7 @@ def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: Fal
     Nothing if `stop` says so before it is done; {`problem`} if the file cannot be read.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, follow=True) as file:
             size = os.fstat(file.fileno()).st_size
             if size <= whole:
                 done = _hash(file.readinto, stop)

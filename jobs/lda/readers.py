@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.kernels import NEWLINE
-from mpips.data.stream import BLOCK, line_blocks, unpacked_name
+from mpips.data.packed import unpacked_name
+from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.errors import DataError
 from mpips.jobs.lda import parse as p

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.data import note
 from mpips.errors import InputError, ProtocolError
 from mpips.jobs.lda import counts
 from mpips.jobs.lda.documents import Spread
@@ -66,6 +67,9 @@ class Training:
 
     def load(self) -> None:
         """Let the workers read the documents."""
+        job = self.cluster.job
+        if empty := self.cluster.decide(lambda: note(job.data, str(job.base))):
+            self.cluster.say(empty)
         facts = surely(self.cluster, self._load)
         self.collection = Collection(*(facts[0][name] for name in Collection._fields))
         seen = {tuple(each[name] for name in Collection._fields) for each in facts}

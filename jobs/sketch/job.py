@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.data import resolve
+from mpips.data import note, resolve
 from mpips.errors import InputError, JobError, WorkerLost
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
@@ -136,6 +136,8 @@ class Insertion:
     def run(self) -> dict[str, Any]:
         """Drive the run."""
         cluster = self.cluster
+        if self.text and (empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base)))):
+            cluster.say(empty)
         self._surely(self.begin)
         with cluster.phase("load"):
             self._surely(self._load)

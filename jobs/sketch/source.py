@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data import DataSpec
+from mpips.data.packed import open_data
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.errors import DataError, InputError, JobError
@@ -60,7 +61,11 @@ class Chunk(NamedTuple):
 
 def block_size(files: Sequence[str], parts: int) -> int:
     """Choose how many bytes are read at a time: small files are cut into some blocks for every part too."""
-    return min(max(sum(os.path.getsize(file) for file in files) // (16 * parts), 1 << 12), BLOCK)
+    sizes = []
+    for file in files:
+        with open_data(file) as opened:
+            sizes.append(os.fstat(opened.fileno()).st_size)
+    return min(max(sum(sizes) // (16 * parts), 1 << 12), BLOCK)
 
 
 def check(spec: DataSpec) -> None:
@@ -105,6 +110,10 @@ def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int
             return column
         if column and column not in names:
             raise DataError(f"{path}:1: has no column {column!r}; its columns are {', '.join(names)}"[:300])
+        if column and names.count(column) > 1:
+            raise DataError(
+                f"{path}:1: has {names.count(column)} columns {column!r}; rename them, or give a place"
+            )
         return names.index(column) if column else -1
 
     return (place(spec.column), place(spec.weight)), end if header else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpips import progress
 from mpips.consistency import ConsistencySpec
-from mpips.data import DataSpec, read
+from mpips.data import DataSpec, Tally, read
 from mpips.data.numbering import Numbering
 from mpips.errors import InputError
 from mpips.exact import ExactSum
@@ -60,11 +61,8 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
             f"worker {empty[0]} has no examples: {examples} examples in {cluster.job.data.train} "
             f"are too few for {len(facts)} workers; use fewer workers"
         )
-    skipped = sum(each["skipped"] for each in facts)
-    if skipped and first:
-        line = next(each["first"] for each in facts if each["first"])
-        cluster.say(f"skipped {skipped:,} bad lines, the first: {line}")
-        cluster.event("skipped", lines=skipped, first=line)
+    if first:
+        say(cluster, facts)
     if all("fingerprint" in each for each in facts):
         positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
         cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
@@ -75,6 +73,17 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         all(each["ones"] for each in facts),
         max(each.get("largest", 0.0) for each in facts),
     )
+
+
+def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> None:
+    """Say what workers have met in the "train" or "test" data that nobody may expect: of each a `Tally`, as a table."""
+    names = [each.name for each in fields(Tally)]
+    tally = Tally()
+    for each in facts:
+        tally.add(Tally(**{name: each[name] for name in names}))
+    for line, event, more in tally.said():
+        cluster.say(line if data == "train" else f"{data} data: {line}")
+        cluster.event(event, **more, data=data)
 
 
 def delay(spec: ConsistencySpec) -> int:
@@ -105,16 +114,16 @@ class Scorer:
     data: DataSpec
 
     def score(self, which: str, part: int, of: int) -> Answer:
-        """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]."""
-        rows = [np.empty((0, 2))]
-        for batch in self.node.breathe(read(getattr(self.data, which), self.data, part, of)):
+        """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]; and what was met there, a `Tally`."""
+        rows, tally = [np.empty((0, 2))], Tally()
+        for batch in self.node.breathe(read(getattr(self.data, which), self.data, part, of, tally)):
             keys, positions = distinct(batch.keys)
             weights = pull_weights(self.context, keys)
             scores = np.empty(len(batch))
             values = np.empty(0, np.float32) if batch.values is None else batch.values
             kernels.predict(batch.indptr, positions, values, weights, scores)
             rows.append(np.column_stack([scores, batch.labels]))
-        return Answer(values=np.concatenate(rows))
+        return Answer(asdict(tally), np.concatenate(rows))
 
     def training_loss(self, part: int, of: int) -> dict[str, float]:
         """Give the sum of the log-losses of one part of the training data."""
@@ -153,8 +162,12 @@ def test(cluster: Cluster) -> dict[str, Any]:
     """Score the test data; give auc, accuracy and logloss (None without test data)."""
     if not cluster.job.data.test:
         return {"auc": None, "accuracy": None, "logloss": None}
-    scored = cluster.workers.gather("score", {"which": "test"}, each=parts_of(cluster))
-    rows = np.concatenate([rows for _, rows in scored])
+    asking = cluster.workers.start("score", {"which": "test"}, each=parts_of(cluster))
+    scored = cluster.node.wait(asking)
+    rows = np.concatenate([each.values for each in scored])
+    if not len(rows):
+        raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")
+    say(cluster, [each.meta | {"header": ""} for each in scored], data="test")  # names were said at the start
     return judge(rows[:, 0], rows[:, 1] > 0.0)
 
 

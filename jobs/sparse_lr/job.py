@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.consistency import Bounded, push_pull, unmet
-from mpips.data import resolve
+from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.spread import Spread
@@ -84,6 +84,8 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     exact = cluster.job.layout.exact_sums
     cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1, "exact_sums": exact}
     spread = Spread(cluster)
+    if empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base))):
+        cluster.say(empty)
     with cluster.phase("load"):
         data = spread.load()
     block_wise = exact_darlin.train if exact else darlin.train

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -25,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.consistency import ConsistencySpec, PushPull, unmet
-from mpips.data import Examples, format_of, minibatches, read
+from mpips.data import Examples, Tally, format_of, minibatches, read
 from mpips.errors import WorkerLost
 from mpips.jobs.sparse_lr import kernels
-from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of
+from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Holder, Spread
 from mpips.message import NO_ROUND
@@ -76,6 +77,7 @@ class Online:
     def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: Data) -> None:
         self.cluster, self.settings, self.data = cluster, settings, data
         self.at, self.parts = Progress(), self._cut()
+        self._met = Tally()
         surely(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
@@ -91,6 +93,8 @@ class Online:
                 if cluster.renewed():
                     regroup(cluster)
                     self.parts.follow(cluster.workers.addresses)
+            if self.parts.finished and self.at.number == 1:
+                say(cluster, [asdict(self._met)])
             if self.parts.finished and cluster.node.pushes.drops:
                 self.flush()
             last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
@@ -150,6 +154,8 @@ class Online:
             return []
         for one in done:
             self._note(one)
+            if self.at.number == 1 and self.data.extent == HASHED:  # otherwise all was read, and said, before
+                self._met.add(Tally(skipped=one["skipped"], first_error=one["first_error"]))
         if cluster.job.layout.hand_over:
             self.parts.hand_over()
         return [one["account"] for one in done]
@@ -272,12 +278,15 @@ class Learner(Holder):
     consistency: PushPull
     _stream: Stream | None = None
     _learnt = Learnt(-1)
+    _met = Tally()
+    """What was met in the data while learning."""
 
     def look_over(self, batches: Iterator[Examples]) -> int:
         """Give the last key that there may be: hashed keys may be any; for others, read all and look."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
+            self._tally.skipped, self._tally.first_error = 0, ""  # they are met again while learning
             return HASHED - 1
         last = max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
         return HASHED - 1 if hashed else last
@@ -285,7 +294,7 @@ class Learner(Holder):
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
         keep = pace(self.context.job.consistency)
-        self._learnt, self._pushes = Learnt(first_round), dict[int, Task]()
+        self._learnt, self._pushes, self._met = Learnt(first_round), dict[int, Task](), Tally()
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.node.step(time)
@@ -302,7 +311,8 @@ class Learner(Holder):
         while ahead:
             self._push(ahead.popleft(), keep.aggregate)
         self.node.wait_all(list(self._pushes.values()))
-        return self._learnt.report() | {"account": self.node.account()}
+        met = {"skipped": self._met.skipped, "first_error": self._met.first_error}
+        return self._learnt.report() | met | {"account": self.node.account()}
 
     def flush(self, round: int) -> None:
         """Push what filters have held back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from mpips import checkpoint
@@ -119,12 +120,7 @@ class Holder(Scorer):
         self._reads = reads
         for parts in reads[len(had) :]:
             self._take(self._examples(parts, Cut(*cut)))
-        tally = self._tally
-        facts: dict[str, Any] = {
-            "examples": tally.examples,
-            "skipped": tally.skipped,
-            "first": tally.first_error,
-        }
+        facts = asdict(self._tally)
         if self.settings.algorithm != "darlin":
             return facts | {"features": 0, "ones": False, "last": self._last}
         if self.blocks is None or had != reads:

@@ -31,6 +31,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="KEY=VALUE",
         help="a key of [data], as in a job file; repeatable",
     )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there already")
     parser.set_defaults(command=command)
 
 
@@ -51,8 +52,8 @@ def command(arguments: argparse.Namespace) -> int:
         )
     except typed.Misfit as misfit:
         raise JobError(f"--set {typed.dotted(misfit.path[1:])}: {misfit}") from misfit
-    tally = convert(arguments.source, arguments.target, spec)
+    tally = convert(arguments.source, arguments.target, spec, arguments.force)
     print(f"{arguments.target}: {tally.examples} examples")
-    if tally.skipped:
-        print(f"mpips: {tally.skipped} bad lines skipped, the first: {tally.first_error}", file=sys.stderr)
+    for line, _, _ in tally.said():
+        print(f"mpips: {line}", file=sys.stderr)
     return 0

@@ -3,7 +3,7 @@
 from mpips.data.examples import Examples, Tally, concatenate, minibatches
 from mpips.data.matrix import Columns, load_columns
 from mpips.data.read import format_of, read
-from mpips.data.spec import DataSpec, expand, resolve
+from mpips.data.spec import DataSpec, expand, note, resolve
 
 __all__ = [
     "Columns",
@@ -15,6 +15,7 @@ __all__ = [
     "format_of",
     "load_columns",
     "minibatches",
+    "note",
     "read",
     "resolve",
 ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.csr import write_csr
 from mpips.data.examples import Examples, Tally
+from mpips.data.packed import MAGIC, packing_into
 from mpips.data.read import named_format, read
-from mpips.data.spec import DataSpec, expand
-from mpips.data.stream import MAGIC, open_packed
+from mpips.data.spec import DataSpec, find
 from mpips.errors import DataError, InputError
+from mpips.files import replacing
 from mpips.kernel import kernel
 
 NEWLINE, SPACE, HASH, COLON, MINUS, PLUS, DOT, ZERO = 10, 32, 35, 58, 45, 43, 46, 48
@@ -114,8 +115,9 @@ def svmlight_lines(batch: Examples) -> bytes:
 
 
 def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
-    """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or "")."""
-    with open_packed(path, kind, "wb") as file:
+    """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or ""); whole or not at all."""
+    with replacing(path) as whole:
+        file = packing_into(path, whole, kind) if kind else whole
         for batch in batches:
             begin = 0
             while begin < len(batch):
@@ -123,17 +125,37 @@ def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
                 end = min(max(end, begin + 1), begin + PIECE)
                 file.write(svmlight_lines(batch.rows(begin, end)))
                 begin = end
+        if kind:
+            file.close()
 
 
-def convert(source: str | Sequence[str], target: str, spec: DataSpec | None = None) -> Tally:
+def check_target(files: Sequence[str], target: str, force: bool) -> None:
+    """Raise `InputError` where writing `target` would lose something: an input, or a file that is there already.
+
+    A glob that matches the output of an earlier call, or a call without an output, makes the last input the target. An
+    empty file may be replaced, as `mktemp` makes it.
+    """
+    if not os.path.lexists(target):
+        return
+    if not os.path.isfile(target):
+        raise InputError(f"{target}: is there, and no regular file; name a file to write")
+    if any(os.path.samefile(file, target) for file in files):
+        raise InputError(f"{target}: is one of the files to read; name another one to write")
+    if os.path.getsize(target) and not force:
+        raise InputError(f"{target}: is there already; remove it, or give --force to replace it")
+
+
+def convert(
+    source: str | Sequence[str], target: str, spec: DataSpec | None = None, force: bool = False
+) -> Tally:
     """Convert files to one svmlight (.svm, also packed, as .svm.gz) or HDF5 file (.h5), by the target's name.
 
     `spec` says how to read the source: its format, header, separator, crosses. The target appears whole or
-    not at all. Returns how many examples were written and bad lines skipped. Raises `InputError`, also for
-    a delimited target: hashed keys cannot be turned back into columns.
+    not at all; one that is there is replaced only by `force`. Returns how many examples were written and bad lines
+    skipped. Raises `InputError`, also for a delimited target: hashed keys cannot be turned back into columns.
     """
     spec = DataSpec() if spec is None else spec
-    files = expand(source if isinstance(source, str) else list(source))
+    files, empty = find(source if isinstance(source, str) else list(source))
     kind = os.path.splitext(target)[1][1:].lower()
     kind = kind if kind in MAGIC else ""
     form = named_format(target)
@@ -147,19 +169,21 @@ def convert(source: str | Sequence[str], target: str, spec: DataSpec | None = No
         )
     if not files:
         raise InputError("nothing to convert: name at least one source file")
-    tally = Tally()
-    partial = f"{target}.{os.getpid()}.partial"
+    check_target([*files, *empty], target, force)
+    tally = Tally(empty=empty)
+    examples = counted(read(files, spec, tally=tally), tally, files)
     try:
         if form == "svmlight":
-            write_svmlight(partial, kind, read(files, spec, tally=tally))
+            write_svmlight(target, kind, examples)
         else:
-            write_csr(partial, read(files, spec, tally=tally))
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+            write_csr(target, examples)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
     return tally
+
+
+def counted(batches: Iterable[Examples], tally: Tally, files: Sequence[str]) -> Iterator[Examples]:
+    """Pass batches through; raise `DataError` if there were none at all."""
+    yield from batches
+    if tally.examples == 0:
+        raise DataError(f"{files[0]}: holds no examples{', nor do the others' if len(files) > 1 else ''}")

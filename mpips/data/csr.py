@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.errors import DataError
+from mpips.hdf5 import writing
 from mpips.kernel import kernel
 
 ROWS = 1 << 16
@@ -185,7 +186,7 @@ def checked(
 
 def write_csr(path: str, batches: Iterable[Examples]) -> None:
     """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1."""
-    with h5py.File(path, "w") as file:
+    with writing(path) as file:
 
         def growing(name: str, dtype: str) -> Any:
             # shuffling the bytes would hide repeated hashed keys: measured 3 times the size and the time

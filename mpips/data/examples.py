@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +41,52 @@ class Examples:
 
 @dataclass
 class Tally:
-    """Count what was read; `first_error` is the first bad line that was skipped, in words."""
+    """Count what was read, and note what was not."""
 
     examples: int = 0
     skipped: int = 0
+    """Bad lines or rows."""
     first_error: str = ""
+    """The first of them, in words."""
+    header: str = ""
+    """The first line that was taken for column names: its file and the names."""
+    empty: list[str] = field(default_factory=list)
+    """Files that hold no examples."""
 
     def skip(self, error: str) -> None:
         """Count one bad line or row."""
         self.skipped += 1
         self.first_error = self.first_error or error
+
+    def add(self, other: Tally) -> None:
+        """Add what was read of other files, or of another part."""
+        self.examples, self.skipped = self.examples + other.examples, self.skipped + other.skipped
+        self.first_error = self.first_error or other.first_error
+        self.header = self.header or other.header
+        self.empty += [file for file in other.empty if file not in self.empty]
+
+    def said(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Give a line for people for each thing that they may not expect, what to call it, and its facts."""
+        if self.header:
+            yield (
+                f"the first line of each file was taken for column names: {self.header}; "
+                "[data] header = false would read it as a row",
+                "header",
+                {"names": self.header},
+            )
+        if self.empty:
+            yield left_out(self.empty), "empty", {"files": len(self.empty), "first": self.empty[0]}
+        if self.skipped:
+            yield (
+                f"skipped {self.skipped:,} bad lines, the first: {self.first_error}",
+                "skipped",
+                {"lines": self.skipped, "first": self.first_error},
+            )
+
+
+def left_out(empty: list[str]) -> str:
+    """Say that files hold nothing."""
+    return f"left out {len(empty):,} empty file{'s' if len(empty) > 1 else ''}, the first: {empty[0]}"
 
 
 def concatenate(batches: Iterable[Examples]) -> Examples:

@@ -266,12 +266,15 @@ def sort_unique(keys: NDArray[np.uint64], begin: int, end: int) -> int:
     return kept
 
 
-@kernel("void(u1[::1], i8, i8, i8, u1[::1], i8[::1], i8[::1], u8[::1], f4[::1], i8[::1], u8[::1], i8[::1])")
+@kernel(
+    "void(u1[::1], i8, i8, i8, i8[::1], u1[::1], i8[::1], i8[::1], u8[::1], f4[::1], i8[::1], u8[::1], i8[::1])"
+)
 def parse_rows(
     text: NDArray[np.uint8],
     part: int,
     parts: int,
     separator: int,
+    places: NDArray[np.int64],
     bucketed: NDArray[np.uint8],
     cross_ptr: NDArray[np.int64],
     cross_columns: NDArray[np.int64],
@@ -283,9 +286,9 @@ def parse_rows(
 ) -> None:
     """Parse rows ``label<separator>field...`` of one part from state[POS] on.
 
-    `bucketed` (one per column) marks numbers to be put in buckets; cross i joins the columns
-    cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields` (one per column) is scratch space. A field whose
-    key is 0 counts as missing (so does one value in 2^64).
+    `places` says which column of the data set each one of the file is. By that, `bucketed` (one per column) marks
+    numbers to be put in buckets; cross i joins the columns cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields` (one
+    per column) is scratch space. A field whose key is 0 counts as missing (so does one value in 2^64).
     """
     end = text.shape[0]
     columns, crosses = fields.shape[0], cross_ptr.shape[0] - 1
@@ -317,7 +320,8 @@ def parse_rows(
                 code = BAD_COLUMNS
                 break
             start = pos
-            hashed = mix(np.uint64(column))
+            place = places[column]
+            hashed = mix(np.uint64(place))
             word = np.uint64(0)
             shift = np.uint64(0)
             while True:
@@ -334,18 +338,18 @@ def parse_rows(
             length = pos - start
             key = np.uint64(0)
             if length > 0:
-                if bucketed[column]:
+                if bucketed[place]:
                     value, stop, found = number(text, start)
                     if found in (NO_NUMBER, TOO_LARGE) or stop != pos:
                         code = BAD_NUMBER
                         begin = start
                         break
                     if value > 2.0:
-                        hashed = mix(np.uint64(column))
+                        hashed = mix(np.uint64(place))
                         word = np.uint64(math.floor(math.log(value) ** 2))
                         length = 255
                 key = mix(hashed ^ (word | (np.uint64(length & 255) << np.uint64(56))))
-            fields[column] = key
+            fields[place] = key
             if key != np.uint64(0):
                 keys[nnz] = key
                 nnz += 1

@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from mpips.data import csr, text
 from mpips.data.examples import Examples, Tally
-from mpips.data.spec import DataSpec
-from mpips.data.stream import HDF5_MAGIC, line_blocks, magic, unpacked_name
+from mpips.data.packed import HDF5_MAGIC, magic, unpacked_name
+from mpips.data.spec import DataSpec, listed
+from mpips.data.stream import line_blocks
 from mpips.errors import DataError
 
 Reader = Callable[[str, DataSpec, int, int, int, Tally], Generator[Examples, None, int]]
@@ -72,12 +73,30 @@ def read(
     """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
 
     A batch holds up to about 260,000 non-zeros; memory stays bounded whatever the files' size. An example's
-    index counts every line that is not blank or a comment, bad ones too. `tally` is counted up while
-    reading. Raises `DataError` with file and line.
+    index counts every line that is not blank or a comment, bad ones too. Columns with names are numbered as in the
+    first file of [data] train, or else of `files`. `tally` is counted up while reading. Raises `DataError` with file
+    and line.
     """
     tally = Tally() if tally is None else tally
     mine, part, parts = shard(files, part, parts)
+    whole = max(len(files), len(listed(spec.train)), len(listed(spec.test)))
+    first: text.Head | None = None
     index = 0
     for path in mine:
-        reader = READERS[format_of(path, spec)]
-        index = yield from reader(path, spec, index, part, parts, tally)
+        before, form = index, format_of(path, spec)
+        if form == "tsv":
+            first = first or first_head(files, spec)
+            index = yield from text.read_rows(path, spec, index, part, parts, tally, first=first)
+        else:
+            index = yield from READERS[form](path, spec, index, part, parts, tally)
+        if index == before:
+            if whole == 1 and spec.on_error == "stop":
+                raise DataError(f"{path}: holds no examples, only blank lines or comments")
+            tally.add(Tally(empty=[path]))
+
+
+def first_head(files: Sequence[str], spec: DataSpec) -> text.Head | None:
+    """Read the line by which columns are numbered: that of the first file of [data] train, or else of `files`."""
+    train = [each for each in listed(spec.train) if os.path.isfile(each)]
+    heads = (text.first_head(each, spec) for each in train or files if format_of(each, spec) == "tsv")
+    return next((found for found in heads if found is not None), None)

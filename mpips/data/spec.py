@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from mpips.data.examples import left_out
+from mpips.data.packed import open_data
+from mpips.data.stream import holds_nothing
 from mpips.errors import JobError
 
 
@@ -25,7 +28,8 @@ class DataSpec:
     on_error: Literal["stop", "skip"] = "stop"
     """"stop" at the first bad line, or "skip" bad lines and count them."""
     header: Literal["auto"] | bool = "auto"
-    """tsv: whether each file starts with a line of column names; "auto": if its first field is no number."""
+    """tsv: whether each file starts with a line of column names; "auto": if its first field is neither a number nor a
+    missing label (empty, NA, ?). Names decide which column is which."""
     separator: str = "\t"
     """tsv: the one character between fields; there is no quoting."""
     crosses: list[list[str | int]] = field(default_factory=list)
@@ -76,14 +80,30 @@ def listed(names: str | list[str]) -> list[str]:
     return ([names] if names else []) if isinstance(names, str) else list(names)
 
 
-def expand(names: str | list[str], base: str = "") -> list[str]:
-    """Return the files that names and globs stand for, in order; relative ones are taken from folder `base`.
+class Found(NamedTuple):
+    """The files that names stand for: those to read, and those that hold nothing."""
 
-    Raises `JobError` for a name or glob that no file answers to, and for a folder.
+    files: list[str]
+    empty: list[str]
+
+
+def expand(names: str | list[str], base: str = "") -> list[str]:
+    """Return the files that names and globs stand for, as `find` does: those to read."""
+    return find(names, base).files
+
+
+def find(names: str | list[str], base: str = "") -> Found:
+    """Find the files that names and globs stand for, in order; relative ones are taken from folder `base`.
+
+    Files that hold nothing are told apart, such as the empty parts and marks that other programs leave; where all do,
+    they are to be read, and the reader refuses them. Raises `JobError` for a name or glob that no file answers to, and
+    for what is no regular file.
     """
     files: list[str] = []
     for name in listed(names):
         path = os.path.join(base, os.path.expanduser(name))
+        if "\0" in path:
+            raise JobError(f"[data] {name!r} is no file name")
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not found:
             where = f" (looked for {path})" if path != name else ""
@@ -91,8 +111,19 @@ def expand(names: str | list[str], base: str = "") -> list[str]:
         for file in found:
             if os.path.isdir(file):
                 raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
+            if not os.path.isfile(file):
+                open_data(file).close()  # says what it is
         files += found
-    return files
+    empty = [file for file in files if holds_nothing(file)] if len(files) > 1 else []
+    if len(empty) == len(files):
+        return Found(files, [])
+    return Found([file for file in files if file not in empty], empty)
+
+
+def note(spec: DataSpec, base: str) -> str:
+    """Say which of a job's files hold nothing and so are not read; "" if all do hold something."""
+    empty = [*find(spec.train, base).empty, *find(spec.test, base).empty]
+    return left_out(empty) if empty else ""
 
 
 def resolve(spec: DataSpec, base: str) -> DataSpec:

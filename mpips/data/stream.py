@@ -1,178 +1,118 @@
-"""Streams of bytes out of plain and compressed files, cut into blocks of whole lines.
+"""Streams of bytes out of plain and compressed files (`packed`), cut into blocks of whole lines.
 
-What a file is packed with is told by its first bytes; a name that promises otherwise is an error. One block
-is read ahead in a thread: the decompressors release the GIL, so that unpacking overlaps with parsing.
+One block is read ahead in a thread: the decompressors release the GIL, so that unpacking overlaps with parsing.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import importlib
-import io
-import lzma
+import codecs
 import os
-import zlib
+import stat
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import IO, Any
 
+from mpips.data.packed import empty, explained, open_data, packing, unpacked
 from mpips.errors import DataError
 
-MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 BLOCK = 1 << 20
-LONGEST_LINE = 1 << 30
-
-
-def unpacked_name(path: str) -> str:
-    """Return the path without the ending that names its compression."""
-    root, ending = os.path.splitext(path)
-    return root if ending[1:].lower() in MAGIC else path
-
-
-def magic(path: str) -> bytes:
-    """Return a file's first eight bytes, or raise `DataError` if it cannot be read or is empty."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, not a data file; name its files, as in {path}/*.svm") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not head:
-        raise DataError(f"{path}: is empty; a data file holds at least one example")
-    return head
-
-
-def packing(path: str) -> str:
-    """Tell how a file is compressed: "gz", "xz", "zst", "bz2" or "" for plain."""
-    head = magic(path)
-    found = next((name for name, start in MAGIC.items() if head.startswith(start)), "")
-    promised = os.path.splitext(path)[1][1:].lower()
-    if promised in MAGIC and found != promised:
-        is_found = found or "not compressed, or damaged"
-        raise DataError(f"{path}: is named .{promised} but is {is_found}; check the file")
-    return found
-
-
-def zstd(path: str) -> Any:
-    """Return a module with `open` for Zstandard files: Python's own (3.14) or the `zstandard` package."""
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise DataError(f"{path}: reading and writing .zst needs a library; pip install zstandard")
-
-
-class ZstandardFrames(io.RawIOBase):
-    """Unpack a file by the `zstandard` package, frame by frame.
-
-    The package's own reader takes a file that was cut short for a shorter one; this one raises EOFError.
-    """
-
-    def __init__(self, path: str, library: Any) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115
-        self._library = library
-        self._frame: Any = None
-        self._packed = b""
-        self._held = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Tell that this can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill some of `buffer`; return how many bytes, 0 at the end of the last frame."""
-        while not self._held:
-            packed = self._packed or self._file.read(1 << 16)
-            if not packed and self._frame is None:
-                return 0
-            if not packed:
-                raise EOFError
-            if self._frame is None:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
-            self._held = memoryview(self._frame.decompress(packed))
-            self._packed = b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        size = min(len(buffer), len(self._held))
-        buffer[:size] = self._held[:size]
-        self._held = self._held[size:]
-        return size
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
-
-
-def open_packed(path: str, kind: str, mode: str) -> IO[bytes]:
-    """Open a file for reading or writing bytes through a compression named as by `packing`."""
-    if kind == "gz":
-        return gzip.open(path, mode, **({"compresslevel": 6} if "w" in mode else {}))  # type: ignore
-    if kind == "xz":
-        return lzma.open(path, mode)  # type: ignore[return-value]
-    if kind == "bz2":
-        return bz2.open(path, mode)  # type: ignore
-    if kind == "zst":
-        library = zstd(path)
-        if "r" in mode and library.__name__ == "zstandard":
-            return io.BufferedReader(ZstandardFrames(path, library), 1 << 16)
-        return library.open(path, mode)  # type: ignore[no-any-return]
-    return open(path, mode)
+LONGEST_LINE = 1 << 27
+"""Bytes of a line: a file without newlines must not fill the memory."""
+SMALL = 512
+"""Bytes up to which a packed file is looked into to see whether it holds anything: packers add a few dozen."""
+_FOREIGN = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
-    """Read a file's unpacked bytes in chunks of at most `size`, one ahead of the caller.
+    """Read a file's unpacked bytes in chunks of `size` (the last: what is left), one ahead of the caller.
 
-    Raises `DataError`, naming the file, when it is missing, truncated or damaged.
+    Raises `DataError`, naming the file, when it is missing, no regular file, truncated or damaged, or when its size
+    changes meanwhile.
     """
-    kind = packing(path)
-    pool = ThreadPoolExecutor(1, "mpips-read")
-    try:
-        with open_packed(path, kind, "rb") as file:
-            ahead = pool.submit(file.read, size)
-            try:
+    with closing(open_data(path)) as whole:
+        kind = packing(path, whole)
+        before = os.fstat(whole.fileno()).st_size
+        pool = ThreadPoolExecutor(1, "mpips-read")
+        try:
+            with explained(path, kind):
+                file = unpacked(path, whole, kind)
+                ahead = pool.submit(file.read, size)
                 while chunk := ahead.result():
                     ahead = pool.submit(file.read, size)
                     yield chunk
-            finally:
-                pool.shutdown(wait=True)
-    except EOFError:
-        raise DataError(f"{path}: is truncated: its {kind} data ends too early; copy it again") from None
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: cannot be unpacked or read: {error}") from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise DataError(f"{path}: is truncated or damaged: {error}") from None
-    finally:
-        pool.shutdown(wait=True)
+                after = os.fstat(whole.fileno()).st_size
+        finally:
+            pool.shutdown(wait=True)
+        if not before == after <= whole.tell():
+            raise DataError(
+                f"{path}: has changed while it was read, from {before:,} to {after:,} bytes; give a file that nobody "
+                "writes to"
+            )
+
+
+def holds_nothing(path: str) -> bool:
+    """Tell whether a file is empty, also once it is unpacked, but for a byte order mark; damaged ones are not."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
+            return False
+        if found.st_size == 0:
+            return True
+        with closing(chunks(path, SMALL)) as stream:
+            return next(stream, b"") in (b"", codecs.BOM_UTF8)
+    except (OSError, DataError):  # whoever reads it says so
+        return False
 
 
 def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None]:
-    """Cut a file's text into blocks of whole lines, each ending in a newline, of about `size` bytes."""
+    """Cut a file's text into blocks of whole lines, each ending in a newline, of about `size` bytes.
+
+    Gives at least one. Raises `DataError`, also for a file that holds nothing.
+    """
     held: list[bytes | memoryview] = []
-    length = 0
+    length = begin = mark = 0
     first = True
     with closing(chunks(path, size)) as stream:
         for chunk in stream:
             if first:
-                chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+                for start, name in _FOREIGN.items():
+                    if chunk.startswith(start):
+                        raise DataError(
+                            f"{path}:1: is {name} text; convert it, as by iconv -f {name} -t UTF-8"
+                        )
+                begin = mark = 3 * chunk.startswith(codecs.BOM_UTF8)
+                chunk = chunk[mark:]
                 first = False
             cut = chunk.rfind(b"\n") + 1
             view = memoryview(chunk)
             if cut:
                 yield bytearray().join([*held, view[:cut]])
-                held, length = [], 0
+                held, begin, length = [], begin + length + cut, 0
             held.append(view[cut:])
             length += len(chunk) - cut
             if length > LONGEST_LINE:
+                held = []
                 raise DataError(
-                    f"{path}: a line is longer than {LONGEST_LINE >> 20} MiB; is this a text file?"
+                    f"{path}:{_lines(path, begin) + 1}: is longer than {LONGEST_LINE >> 20} MiB; is this a text file?"
                 )
         if length:
             yield bytearray().join([*held, b"\n"])
+        elif begin == mark:
+            raise empty(path)
+
+
+def _lines(path: str, size: int) -> int:
+    """Count the newlines in the first bytes of a file; they are read again, since nobody counts them otherwise."""
+    with closing(chunks(path)) as stream:
+        lines = 0
+        for chunk in stream:
+            lines += chunk[: max(size, 0)].count(b"\n")
+            size -= len(chunk)
+            if size <= 0:
+                break
+        return lines

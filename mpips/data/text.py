@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +101,6 @@ def parsed(
 ) -> Generator[Examples, None, int]:
     """Drive a compiled parser over blocks of lines; yield batches, return the index after the last line."""
     state = batch.state
-    start = int(state[k.INDEX])
     for text in blocks:
         block = np.frombuffer(text, np.uint8)
         while True:
@@ -124,8 +125,6 @@ def parsed(
             if code == k.DONE:
                 break
         state[k.POS] = 0
-    if int(state[k.INDEX]) == start and on_error == "stop":
-        raise DataError(f"{path}: holds no examples, only blank lines or comments")
     return int(state[k.INDEX])
 
 
@@ -154,6 +153,7 @@ class Table:
     """Say which columns a delimited file has (the label not counted), in the form that the parser takes."""
 
     columns: int
+    places: NDArray[np.int64]
     bucketed: NDArray[np.uint8]
     cross_ptr: NDArray[np.int64]
     cross_columns: NDArray[np.int64]
@@ -161,8 +161,14 @@ class Table:
     """How many bytes of the first block the line of names takes, newline included; 0: there is none."""
 
 
+MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none", ".", "-"))
+"""What stands for a label that is missing, in lower case: a row that begins so is no line of names."""
+
+
 def is_label(field: str) -> bool:
-    """Tell whether a field can be read as a number, as every label can."""
+    """Tell whether a field can be read as a number, as every label can, or stands for a missing one."""
+    if field.strip().strip("\"'").lower() in MISSING:
+        return True
     try:
         float(field)
     except ValueError:
@@ -170,8 +176,58 @@ def is_label(field: str) -> bool:
     return True
 
 
-def table(path: str, spec: DataSpec, block: bytearray) -> Table:
-    """Learn a delimited file's columns from its first line."""
+class Head(NamedTuple):
+    """The first line of a delimited file."""
+
+    path: str
+    fields: list[str]
+    """The label's, then the columns'."""
+    size: int
+    """Its bytes if it holds names, newline included; 0: it is a row."""
+
+    def places(self, first: Head) -> list[int]:
+        """Say which column of a data set each of this file's is, by name if they have names.
+
+        `first` is the head of the file that the set's columns are numbered by. Raises `DataError` where the two do not
+        fit.
+        """
+        if bool(self.size) != bool(first.size):
+            has, lacks = (self, first) if self.size else (first, self)
+            raise DataError(
+                f"{self.path}:1: the first line of {has.path} is taken for column names ({_shown(has.fields)}), that "
+                f"of {lacks.path} for a row; give names to all files or to none, or set [data] header"
+            )
+        if len(self.fields) != len(first.fields) and not self.size:
+            raise DataError(
+                f"{self.path}:1: has {len(self.fields)} columns where {first.path} has {len(first.fields)}, the label "
+                "counted"
+            )
+        if not self.size:
+            return list(range(len(self.fields) - 1))
+        other = set(self.fields) ^ set(first.fields)
+        if other:
+            name = min(other, key=lambda each: (self.fields + first.fields).index(each))
+            has, lacks = (self, first) if name in self.fields else (first, self)
+            raise DataError(
+                f"{self.path}:1: column {name!r} of {has.path} is not in {lacks.path}; files that are read together "
+                "have the same columns"
+            )
+        if self.fields[0] != first.fields[0]:
+            raise DataError(
+                f"{self.path}:1: the first column, which is the label, is {self.fields[0]!r} here and "
+                f"{first.fields[0]!r} in {first.path}"
+            )
+        place = {name: at for at, name in enumerate(first.fields[1:])}
+        return [place[name] for name in self.fields[1:]]
+
+
+def _shown(names: Sequence[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def head(path: str, spec: DataSpec, block: bytearray) -> Head:
+    """Read a delimited file's first line."""
     end = block.find(b"\n") + 1
     line = bytes(block[:end]).decode("utf-8", "replace").rstrip("\r\n")
     fields = line.split(spec.separator)
@@ -183,7 +239,28 @@ def table(path: str, spec: DataSpec, block: bytearray) -> Table:
             f"{path}:1: found one column where a label and more were expected; is [data] separator = "
             f"{spec.separator!r} right?"
         )
-    names = fields[1:] if header else []
+    if header:
+        fields = [name.strip() for name in fields]
+        twice = next((name for name, times in Counter(fields).items() if times > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"{path}:1: is taken for column names, but {twice!r} is there twice; rename one, or set [data] header "
+                "= false if it is a row"
+            )
+    return Head(path, fields, end if header else 0)
+
+
+def first_head(path: str, spec: DataSpec) -> Head | None:
+    """Read the first line of another file; None where that has only blank ones."""
+    with closing(line_blocks(path, 1 << 16)) as blocks:
+        block = next(blocks)
+        return head(path, spec, block) if block.strip() else None
+
+
+def table(found: Head, first: Head, spec: DataSpec) -> Table:
+    """Find the columns that a file has, and those that `spec` names; they are numbered as in `first`."""
+    path, fields = first.path, first.fields
+    names = fields[1:] if first.size else []
 
     def place(column: str | int) -> int:
         if isinstance(column, int):
@@ -201,10 +278,11 @@ def table(path: str, spec: DataSpec, block: bytearray) -> Table:
     bucketed[[place(column) for column in spec.log_buckets]] = 1
     return Table(
         len(fields) - 1,
+        np.array(found.places(first), np.int64),
         bucketed,
         np.cumsum([0] + [len(cross) for cross in crosses], dtype=np.int64),
         np.array([column for cross in crosses for column in cross], np.int64),
-        end if header else 0,
+        found.size,
     )
 
 
@@ -220,18 +298,34 @@ def wrong_row(separator: bytes, columns: int, text: bytearray, code: int, begin:
 
 
 def read_rows(
-    path: str, spec: DataSpec, index: int, part: int, parts: int, tally: Tally, size: int = BLOCK
+    path: str,
+    spec: DataSpec,
+    index: int,
+    part: int,
+    parts: int,
+    tally: Tally,
+    size: int = BLOCK,
+    first: Head | None = None,
 ) -> Generator[Examples, None, int]:
     """Read part `part` of `parts` of a delimited file of categories, hashed to 64-bit keys.
 
     A row is a label and a fixed number of fields; an empty field is missing and gives no key. A key depends
     on the column's place and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
-    same in every file and run. The keys of one example are sorted; equal ones, which only a collision
-    makes, are merged. Yields, returns and raises as `read_svmlight`.
+    same in every file and run. `first` is the head of the file by which columns are numbered, unless it is this
+    one: where columns have names, they may stand in another order here. The keys of one example are sorted; equal
+    ones, which only a collision makes, are merged. Yields, returns and raises as `read_svmlight`.
     """
     with closing(line_blocks(path, size)) as blocks:
-        first = next(blocks, bytearray(b"\n"))
-        of = table(path, spec, first)
+        block = next(blocks)
+        if not block.strip():
+            more = next(blocks, None)
+            if more is None:
+                return index
+            block += more
+        found = head(path, spec, block)
+        of = table(found, first or found, spec)
+        if found.size:
+            tally.header = tally.header or f"{_shown(found.fields)} ({path})"
         separator = spec.separator.encode()
         batch = empty_batch(index, max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1))
         batch.state[k.POS], batch.state[k.LINE] = of.header, int(of.header > 0)
@@ -239,9 +333,9 @@ def read_rows(
 
         def parse(block: NDArray[np.uint8]) -> None:
             k.parse_rows(
-                block, part, parts, ord(separator), of.bucketed, of.cross_ptr, of.cross_columns, fields,
+                block, part, parts, ord(separator), of.places, of.bucketed, of.cross_ptr, of.cross_columns, fields,
                 batch.labels, batch.indptr, batch.keys, batch.state,
             )  # fmt: skip
 
         wrong = partial(wrong_row, separator, of.columns + 1)
-        return (yield from parsed(path, chain([first], blocks), batch, parse, wrong, spec.on_error, tally))
+        return (yield from parsed(path, chain([block], blocks), batch, parse, wrong, spec.on_error, tally))

@@ -210,7 +210,7 @@ def test_refusals_leave_the_target_alone(tmp_path: Path) -> None:
     target.write_text("old")
     source.write_text("1 1:1\n1 x\n")
     with pytest.raises(DataError, match=r"a\.svm:2"):
-        convert(str(source), str(target))
+        convert(str(source), str(target), force=True)
     assert target.read_text() == "old" and sorted(tmp_path.iterdir()) == [source, target]
 
 

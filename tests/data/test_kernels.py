@@ -99,7 +99,8 @@ def walk_rows(content: bytes, parts: int, rows: int, columns: int, bucketed: boo
     for part in range(parts):
         (state,) = guarded(np.zeros(kernels.STATE_SIZE, np.int64))
         room = columns + len(crosses) + more
-        marks, pointers, members, fields = guarded(
+        places, marks, pointers, members, fields = guarded(
+            np.arange(columns),
             np.full(columns, bucketed, np.uint8),
             np.cumsum([0] + [len(cross) for cross in crosses]),
             np.array([0, columns - 1] * len(crosses), np.int64),
@@ -108,7 +109,7 @@ def walk_rows(content: bytes, parts: int, rows: int, columns: int, bucketed: boo
         arrays = guarded(np.zeros(rows, np.float32), np.zeros(rows + 1, np.int64), np.zeros(room, np.uint64))
         for _ in range(200):
             kernels.parse_rows.py_func(  # type: ignore[attr-defined]
-                block, part, parts, 9, marks, pointers, members, fields, *arrays, state
+                block, part, parts, 9, places, marks, pointers, members, fields, *arrays, state
             )
             if state[kernels.CODE] == kernels.DONE:
                 break

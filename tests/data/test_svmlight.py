@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.data import DataSpec, Examples, Tally, concatenate, load_columns, minibatches, read, text
-from mpips.data.stream import MAGIC
+from mpips.data.packed import MAGIC
 from mpips.errors import DataError
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

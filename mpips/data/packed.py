@@ -1,0 +1,317 @@
+"""Opening data files, and unpacking compressed ones: bounded in memory, whatever they hold.
+
+What a file is packed with is told by its first bytes; a name that promises otherwise is an error. A packed file of some
+kB may unpack to terabytes, or ask for a window of gigabytes: bytes are unpacked only as they are asked for, and a
+window above `WINDOW` is refused. Several streams behind each other are one file, as their own tools take it; zero bytes
+between and after them are padding.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, Any, BinaryIO, Protocol
+
+from mpips.errors import DataError
+from mpips.files import open_regular
+
+MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+WINDOW = 1 << 28
+"""Bytes that unpacking may need: twice what `zstd --long` and four times what `xz -9` ask for."""
+_PIECE = 1 << 16
+_SKIPPABLE = b"\x2a\x4d\x18"
+"""What a frame of Zstandard that holds no data begins with, after a byte 0x50 to 0x5f."""
+_ZSTD_BLOCK = 1 << 17
+"""Bytes that a block of Zstandard unpacks to, at most."""
+
+
+def open_data(path: str) -> BinaryIO:
+    """Open a data file to read its bytes; raise `DataError` for what is missing, unreadable or no regular file."""
+    try:
+        return open_regular(path, follow=True)
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, not a data file; name its files, as in {path}/*.svm") from None
+    except (OSError, ValueError) as error:  # a name with a NUL byte
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def empty(path: str) -> DataError:
+    """Make the error for a file that holds nothing, also once it is unpacked."""
+    return DataError(f"{path}: is empty; a data file holds at least one example")
+
+
+def magic(path: str) -> bytes:
+    """Return a file's first eight bytes, or raise `DataError` if it cannot be read or is empty."""
+    with open_data(path) as file:
+        return _head(path, file)
+
+
+def _head(path: str, file: BinaryIO) -> bytes:
+    try:
+        head = file.read(8)
+        file.seek(0)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not head:
+        raise empty(path)
+    return head
+
+
+def unpacked_name(path: str) -> str:
+    """Return the path without the ending that names its compression."""
+    root, ending = os.path.splitext(path)
+    return root if ending[1:].lower() in MAGIC else path
+
+
+def packing(path: str, file: BinaryIO) -> str:
+    """Tell how an open file is compressed: "gz", "xz", "zst", "bz2" or "" for plain."""
+    head = _head(path, file)
+    found = next((name for name, start in MAGIC.items() if head.startswith(start)), "")
+    if _is_skippable(head):
+        found = "zst"
+    promised = os.path.splitext(path)[1][1:].lower()
+    if promised in MAGIC and found != promised:
+        is_found = found or "not compressed, or damaged"
+        raise DataError(f"{path}: is named .{promised} but is {is_found}; check the file")
+    return found
+
+
+def zstd(path: str) -> Any:
+    """Return a module for Zstandard: Python's own (3.14) or the `zstandard` package."""
+    for name in ("compression.zstd", "zstandard"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise DataError(f"{path}: reading and writing .zst needs a library; pip install zstandard")
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+class Unpacker(Protocol):
+    """One stream of a packed file, as the decompressors of `bz2` and `lzma` are."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether nothing more comes before it is given more."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came after the stream's end."""
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Take packed bytes, and give at most `max_length` unpacked ones."""
+
+
+class _Gzip:
+    """One member of a gzip file."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(31)
+        self._full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._full and not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        out = self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
+        self._full = len(out) == max_length
+        return out
+
+
+class _ZstandardFrame:
+    """One frame of Zstandard by the `zstandard` package, which can neither bound its output nor tell a torn frame.
+
+    So the frame is walked here, and given to the package block by block.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._error = library.ZstdError
+        self._frame = library.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
+        self._packed, self._at = b"", 0
+        self._held = memoryview(b"")
+        self._walk = self._parts()
+        self._wanted: int | None = next(self._walk)
+
+    @property
+    def eof(self) -> bool:
+        return self._wanted is None and not self._held
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._held and self._wanted is not None and self._at + self._wanted > len(self._packed)
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._packed[self._at :]
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        if data:
+            self._packed, self._at = self._packed[self._at :] + data, 0
+        while not self._held and self._wanted is not None and self._at + self._wanted <= len(self._packed):
+            part = self._packed[self._at : self._at + self._wanted]
+            self._at += self._wanted
+            self._wanted = next(self._sent(part), None)
+        out, self._held = bytes(self._held[:max_length]), self._held[max_length:]
+        return out
+
+    def _sent(self, part: bytes) -> Iterator[int]:
+        with suppress(StopIteration):
+            yield self._walk.send(part)
+
+    def _parts(self) -> Generator[int, bytes, None]:
+        """Ask for the frame's parts by their sizes, and pass them on."""
+        start = yield 4
+        if _is_skippable(start):
+            left = int.from_bytes((yield 4), "little")
+            while left:
+                left -= len((yield min(left, _PIECE)))
+            return
+        if start != MAGIC["zst"]:
+            raise self._error("what follows is no frame of Zstandard")
+        about = yield 1
+        whole, dictionary, size = about[0] >> 5 & 1, about[0] & 3, about[0] >> 6
+        rest = yield (1 - whole) + (0, 1, 2, 4)[dictionary] + (whole, 2, 4, 8)[size]
+        self._pass(start + about + rest)
+        last = 0
+        while not last:
+            head = yield 3
+            number = int.from_bytes(head, "little")
+            last, repeats, size = number & 1, number >> 1 & 3 == 1, number >> 3
+            if size > _ZSTD_BLOCK:
+                raise self._error("a block is larger than any can be")
+            self._pass(head + (yield 1 if repeats else size))
+        if about[0] & 4:
+            self._pass((yield 4))
+
+    def _pass(self, part: bytes) -> None:
+        self._held = memoryview(self._frame.decompress(part))
+
+
+def _is_skippable(head: bytes) -> bool:
+    return head[1:4] == _SKIPPABLE and head[0] >> 4 == 5
+
+
+class Unpacked(io.RawIOBase):
+    """The unpacked bytes of an open file; closing it leaves that open.
+
+    Raises EOFError for a file that was cut short, and what the decompressors raise.
+    """
+
+    def __init__(self, file: BinaryIO, make: Callable[[], Unpacker]) -> None:
+        self._file, self._make = file, make
+        self._stream: Unpacker | None = make()
+        self._packed = b""
+
+    def readable(self) -> bool:
+        """Tell that this can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill some of `buffer`; return how many bytes, 0 at the end of the last stream."""
+        while self._stream is not None or self._another():
+            stream, data = self._stream, b""
+            assert stream is not None
+            if stream.needs_input:
+                data, self._packed = self._packed or self._file.read(_PIECE), b""
+                if not data:
+                    raise EOFError
+            out = stream.decompress(data, len(buffer))
+            if stream.eof:
+                self._packed, self._stream = stream.unused_data, None
+            if out:
+                buffer[: len(out)] = out
+                return len(out)
+        return 0
+
+    def _another(self) -> bool:
+        """Begin another stream, if one follows."""
+        while not (packed := self._packed.lstrip(b"\0")):
+            self._packed = self._file.read(_PIECE)
+            if not self._packed:
+                return False
+        self._packed, self._stream = packed, self._make()
+        return True
+
+
+def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
+    """Give the unpacked bytes of an open file that is packed as `packing` told."""
+    make: Callable[[], Unpacker]
+    if kind == "":
+        return file
+    if kind == "gz":
+        make = _Gzip
+    elif kind == "bz2":
+        make = bz2.BZ2Decompressor
+    elif kind == "xz":
+        make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, WINDOW)
+    else:
+        library = zstd(path)
+        if library.__name__ == "zstandard":
+            make = partial(_ZstandardFrame, library)
+        else:
+            most = {library.DecompressionParameter.window_log_max: WINDOW.bit_length() - 1}
+            make = partial(library.ZstdDecompressor, options=most)
+    return io.BufferedReader(Unpacked(file, make), _PIECE)
+
+
+@contextmanager
+def explained(path: str, kind: str) -> Iterator[None]:
+    """Turn what goes wrong while a packed file is read into a `DataError` that names it."""
+    try:
+        yield
+    except EOFError:
+        raise DataError(f"{path}: is truncated: its {kind} data ends too early; copy it again") from None
+    except (OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be unpacked or read: {_why(error)}") from None
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise DataError(f"{path}: is truncated or damaged: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
+    if "memory" in text.lower() and not isinstance(error, MemoryError):
+        text += f" (more than {WINDOW >> 20} MiB; pack it with less, as by xz -9 or zstd -19)"
+    return text
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def packing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
+    """Give a file whose bytes go, compressed, into an open one; closing it ends the stream and leaves that open."""
+    if kind == "gz":
+        return gzip.GzipFile("", "wb", 6, file)  # type: ignore[return-value]
+    if kind == "xz":
+        return lzma.LZMAFile(file, "wb")
+    if kind == "bz2":
+        return bz2.BZ2File(file, "wb")
+    library = zstd(path)
+    if library.__name__ == "zstandard":
+        return library.ZstdCompressor().stream_writer(file, closefd=False)  # type: ignore[no-any-return]
+    return library.ZstdFile(file, "wb")  # type: ignore[no-any-return]

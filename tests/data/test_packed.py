@@ -1,0 +1,146 @@
+"""Unpacking: whole, or an error that names the file; bounded in memory, whatever a file unpacks to."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import random
+import tracemalloc
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from mpips.data import DataSpec, expand, note, read
+from mpips.data import stream as stream_module
+from mpips.data.stream import chunks, line_blocks
+from mpips.errors import DataError, JobError
+
+CONTENT = b"".join(b"1 %d:0.5 %d:2\n" % (key, key + 7) for key in range(400))
+REPEATED = 40_000
+BOMB = bytes.fromhex("28b52ffd0058") + REPEATED * bytes.fromhex("02001000") + bytes.fromhex("03001000")
+"""A frame of Zstandard: blocks of 4 bytes each that unpack to 128 KiB of zeros."""
+
+
+def zstd(data: bytes) -> bytes:
+    library = pytest.importorskip("zstandard", reason="the optional zstandard package is not installed")
+    return bytes(library.ZstdCompressor(write_checksum=True).compress(data))
+
+
+PACKERS = [gzip.compress, lzma.compress, bz2.compress, zstd]
+
+
+def load(path: Path, content: bytes) -> bytes:
+    path.write_bytes(content)
+    return b"".join(chunks(str(path), 100))
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_what_was_cut_short_is_never_taken_for_whole(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(CONTENT)
+    assert load(tmp_path / "a", packed) == CONTENT
+    assert load(tmp_path / "a", packed + packed) == CONTENT + CONTENT
+    for cut in (*range(8, 40), *range(len(packed) - 20, len(packed))):
+        with pytest.raises(DataError, match=f"{tmp_path}/a: is truncated"):
+            load(tmp_path / "a", packed[:cut])
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_damage_gives_an_error_or_whole_data(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    packed, rng, refused = pack(CONTENT), random.Random(1), 0
+    for _ in range(60):
+        damaged = bytearray(packed)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        try:
+            load(tmp_path / "a", bytes(damaged))
+        except DataError as error:
+            assert str(error).startswith(f"{tmp_path}/a: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 40  # a checksum covers nearly all
+
+
+@pytest.mark.parametrize(
+    "bomb", [gzip.compress(bytes(1 << 25)), bz2.compress(bytes(1 << 25)), lzma.compress(bytes(1 << 25)), BOMB]
+)
+def test_a_line_without_end_takes_little_memory(
+    tmp_path: Path, bomb: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bomb is BOMB:
+        zstd(b"")
+    monkeypatch.setattr(stream_module, "LONGEST_LINE", 1 << 22)
+    (tmp_path / "a").write_bytes(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a:1: is longer than 4 MiB; is this a text file\?"):
+            list(line_blocks(str(tmp_path / "a")))
+        assert tracemalloc.get_traced_memory()[1] < 25e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_line_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "LONGEST_LINE", 50)
+    for start in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a").write_bytes(start + b"1\n22\n333\n" + b"4" * 99 + b"\n")
+        for size in (5, 7, 20, 200):
+            found = b""
+            with pytest.raises(DataError, match="a:4: is longer") if size < 200 else nullcontext():
+                for block in line_blocks(str(tmp_path / "a"), size):
+                    found += block
+            assert found[:9] == b"1\n22\n333\n"
+
+
+@pytest.mark.parametrize("change", ["grow", "shrink"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.svm"
+    path.write_bytes(CONTENT * 500)
+    reading = read([str(path)], DataSpec())
+    next(reading)
+    os.truncate(path, 10 if change == "shrink" else 10**8)
+    with pytest.raises(DataError, match=r"a\.svm(: has changed while it was read|:\d+: )"):
+        list(reading)
+
+
+def test_a_file_that_is_deleted_or_replaced_while_it_is_read_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.svm"
+    path.write_bytes(CONTENT * 500)
+    reading = read([str(path)], DataSpec())
+    found = len(next(reading))
+    path.unlink()
+    path.write_text("other")
+    assert found + sum(map(len, reading)) == 400 * 500
+
+
+def test_files_that_hold_nothing_are_told_apart(tmp_path: Path) -> None:
+    for name, content in (
+        ("a", CONTENT), ("b", b""), ("c.gz", gzip.compress(b"")), ("d", b"\xef\xbb\xbf"), ("e", b"\n"),
+        ("f.gz", gzip.compress(b"\xef\xbb\xbf")), ("g.xz", b"damaged"), ("h", CONTENT),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    assert [Path(each).name for each in expand("*", str(tmp_path))] == ["a", "e", "g.xz", "h"]
+    said = note(DataSpec(train="*", test="b"), str(tmp_path))
+    assert said == f"left out 4 empty files, the first: {tmp_path}/b"
+    assert note(DataSpec(train="a"), str(tmp_path)) == ""
+    assert len(expand(["b", "d"], str(tmp_path))) == 2  # so that the reader refuses them
+
+
+def test_pipes_and_devices_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.svm")
+    for name, said in ((str(tmp_path / "pipe.svm"), "is a named pipe"), ("/dev/zero", "is a device")):
+        with pytest.raises(DataError, match=said):
+            expand(name)
+        with pytest.raises(DataError, match=said):
+            list(read([name], DataSpec()))
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(DataError, match="can be read only once, by one process: write it to a file"):
+            expand(f"/dev/fd/{read_end}")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    with pytest.raises(JobError, match="no file name"):
+        expand("a\0b")
