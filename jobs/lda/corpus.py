@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import DataError
-from mpips.jobs.lda.parse import CHUNK, MOST_ID
+from mpips.jobs.lda.parse import CHUNK, MOST_WORDS
 from mpips.jobs.lda.readers import (
-    Lexicon,
     Piece,
     Place,
     Reader,
@@ -30,6 +29,7 @@ from mpips.jobs.lda.readers import (
     read_uci,
     read_vocabulary,
 )
+from mpips.jobs.lda.words import SHORTEST, SHORTEST_EAST, Lexicon
 
 BLOCK_TOKENS = 4_000_000
 KINDS = {"uci": "a UCI bag of words", "ldac": "LDA-C", "text": "text"}
@@ -42,6 +42,24 @@ class Block(NamedTuple):
     """i8[docs+1], from 0 to the number of tokens."""
     words: NDArray[np.int32]
     """i4[tokens]: word ids from 0; in the order of occurrence, where the format tells it."""
+
+
+class LeftOut(NamedTuple):
+    """Words of text that are not counted."""
+
+    short: int = 0
+    """Of too few letters."""
+    unknown: int = 0
+    """Not in the vocabulary."""
+
+    def said(self, tokens: int) -> str:
+        """Say it in a line, beside how many are counted; "" if there are none."""
+        if not any(self):
+            return ""
+        return (
+            f"left out {sum(self):,} of {sum(self) + tokens:,} words: {self.short:,} of fewer than {SHORTEST} letters "
+            f"({SHORTEST_EAST} in Chinese, Japanese, Korean), {self.unknown:,} not in the vocabulary"
+        )
 
 
 class Span(NamedTuple):
@@ -86,6 +104,8 @@ class Corpus:
         self.vocabulary = 0
         self.words: Sequence[str] | None = None
         """The vocabulary's words, if they are known."""
+        self.left_out = LeftOut()
+        """Words of all parts together that are not counted."""
         self._part, self._parts, self._most = part, parts, block_tokens
         self._scratch = scratch
         self._spans: list[Span] = []
@@ -245,6 +265,8 @@ def open_corpus(
     Raises:
         DataError: one line with file and line number.
     """
+    if not files:
+        raise DataError("[data] train names no files")
     words, size, named = _known(vocab)
     formats = [(str(file), format_of(str(file))) for file in files]
     kind = formats[0][1]
@@ -261,7 +283,7 @@ def open_corpus(
             if lexicon is not None:
                 reader = read_text(path, place, lexicon)
             elif kind == "ldac":
-                reader = read_ldac(path, place, MOST_ID if size is None else size)
+                reader = read_ldac(path, place, MOST_WORDS if size is None else size)
             else:
                 reader = read_uci(path, place, size or 0, named)
             totals = _Totalled(reader)
@@ -280,6 +302,8 @@ def open_corpus(
         raise
     corpus.vocabulary = corpus.vocabulary if size is None else size
     corpus.words = lexicon.words if lexicon is not None else words
+    if lexicon is not None:
+        corpus.left_out = LeftOut(lexicon.short, lexicon.unknown)
     return corpus
 
 

@@ -185,6 +185,8 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         corpus = stack.enter_context(
             open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
         )
+        if left_out := corpus.left_out.said(corpus.all_tokens):
+            print(f"mpips: {left_out}", file=sys.stderr)
         if out is None:
             write_theta(sys.stdout, loaded, corpus)
             return

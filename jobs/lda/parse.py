@@ -19,6 +19,8 @@ CHUNK = 64
 MOST_COUNT = 1 << 24
 """The largest count of a word in a document: more is surely a mistake, and would not fit into memory."""
 MOST_ID = 2**31 - 1
+MOST_WORDS = 1 << 24
+"""Words that there are without a vocabulary: a larger number is a mistake, and counts of so many fill the memory."""
 
 POS, LINE, DOC, CODE, ERROR_BEGIN, FILLED, ENDED, KEPT, ALL, TOP, PAIRS, CLAIMED, STATE_SIZE = range(13)
 DONE, FULL, BAD_DOC, BAD_WORD, BAD_COUNT, BAD_ORDER, BAD_COLUMNS, TOO_MANY = range(8)

@@ -6,16 +6,16 @@ agree on the vocabulary and the totals, and fail alike, at the same line, if the
 
     UCI bag of words    lines D, W and NNZ, then NNZ lines `document word count`, numbered from 1, by document
     LDA-C               a line per document: `M word:count ...`, M pairs, words numbered from 0
-    text                a line per document; words are runs of at least three letters, in lower case
+    text                a line per document; `words` says what a word is
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from itertools import chain, repeat
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.errors import DataError
 from mpips.jobs.lda import parse as p
+from mpips.jobs.lda import words as w
+from mpips.jobs.lda.words import Lexicon
 
 
 class Piece(NamedTuple):
@@ -47,6 +49,9 @@ class Totals(NamedTuple):
 
 
 Reader = Generator[Piece, None, Totals]
+_MANY = f"{p.MOST_WORDS:,} words, each of which takes memory for every topic; number them from 0, or give [data] vocab"
+SPARSE = 1000
+"""Documents of a bag of words for each of its lines: more of them without words cannot be meant."""
 
 
 class Place(NamedTuple):
@@ -105,6 +110,8 @@ def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int 
         if code == p.WRONG_CLAIM:
             found, said = state[p.PAIRS], state[p.CLAIMED]
             return f"found {found} word:count pairs where the line's first number says {said}"
+        if code == p.BAD_WORD and limit == p.MOST_WORDS:
+            return f"word in {word} is beyond {_MANY}"
         if code == p.BAD_WORD:
             return f"word in {word} is beyond the vocabulary of {limit:,} words, which are numbered from 0"
         if code == p.BAD_COUNT:
@@ -116,7 +123,7 @@ def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int 
     return Totals(int(state[p.DOC]) - place.docs, int(state[p.ALL]), int(state[p.TOP]))
 
 
-def _uci_header(path: str, blocks: Iterator[bytearray]) -> tuple[list[int], bytearray]:
+def _uci_header(path: str, blocks: Iterator[bytearray], named: str) -> tuple[list[int], bytearray]:
     """Take D, W and NNZ off a UCI file; give them, and the rest of the blocks that they were in."""
     block = bytearray()
     while block.count(b"\n") < 3:
@@ -137,6 +144,11 @@ def _uci_header(path: str, blocks: Iterator[bytearray]) -> tuple[list[int], byte
             found = token(bytearray(line + b"\n"), 0, b"\n")
             raise DataError(f"{path}:{at + 1}: found {found} where a UCI bag of words says {name}")
         numbers.append(int(line))
+    docs, vocabulary, nnz = numbers
+    if docs > SPARSE * (nnz + SPARSE):
+        raise DataError(f"{path}:1: D, the number of documents, is {docs:,}, but only {nnz:,} lines follow")
+    if not named and vocabulary > p.MOST_WORDS:
+        raise DataError(f"{path}:2: W, the size of the vocabulary, is {vocabulary:,}, beyond {_MANY}")
     return numbers, rest
 
 
@@ -150,7 +162,7 @@ def read_uci(
     state = np.zeros(p.STATE_SIZE, np.int64)
     state[p.DOC], state[p.LINE], state[p.KEPT] = 1, 3, place.kept
     with closing(line_blocks(path, size)) as blocks:
-        (docs, vocabulary, nnz), rest = _uci_header(path, blocks)
+        (docs, vocabulary, nnz), rest = _uci_header(path, blocks, named)
         if named and vocabulary != limit:
             raise DataError(
                 f"{path}:2: W, the size of the vocabulary, is {vocabulary}, but {named} has {limit} words"
@@ -190,60 +202,6 @@ def read_uci(
     return Totals(docs, int(state[p.ALL]), vocabulary)
 
 
-SHORTEST = 3
-"""Letters that a word of text has at least."""
-_NEWLINE, _UNKNOWN = -1, -2
-_MARK = b"\0"
-_LOWER = bytes(
-    0 if byte == 10 else byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32
-    for byte in range(256)
-)
-"""ASCII to lower case; newlines to the mark, and what is no letter to blanks."""
-_NO_LETTER = re.compile(r"(?![\x00-\x7f])[\W\d]")
-
-
-class _Numbers(dict[bytes, int]):
-    """Number words as they come; those that are too short have no number."""
-
-    def __init__(self) -> None:
-        super().__init__({_MARK: _NEWLINE})
-        self.words: list[str] = []
-
-    def __missing__(self, word: bytes) -> int:
-        text = word.decode()
-        number = self[word] = len(self.words) if len(text) >= SHORTEST else _UNKNOWN
-        if number >= 0:
-            self.words.append(text)
-        return number
-
-
-class Lexicon:
-    """Number words of text: those given, others being left out, or all, in the order in which they are seen."""
-
-    def __init__(self, words: Sequence[str] | None = None) -> None:
-        self._index: dict[bytes, int]
-        if words is None:
-            self._index = numbers = _Numbers()
-            self.words: Sequence[str] = numbers.words
-            """The words in the order of their numbers."""
-        else:
-            self._index = {word.encode(): at for at, word in enumerate(words) if len(word) >= SHORTEST}
-            self._index[_MARK] = _NEWLINE
-            self.words = words
-
-    def encode(self, text: bytes | bytearray) -> NDArray[np.int32]:
-        """Give the numbers of a text's words, -1 for each end of a line; raises UnicodeDecodeError."""
-        if not text.isascii():
-            text = _NO_LETTER.sub(" ", text.decode().lower()).encode()
-        found = bytes(text).translate(_LOWER).replace(_MARK, b" \0 ").split()
-        if isinstance(self._index, _Numbers):
-            numbers = np.fromiter(map(self._index.__getitem__, found), np.int32, len(found))
-        else:
-            numbers = np.fromiter(map(self._index.get, found, repeat(_UNKNOWN)), np.int32, len(found))
-        known: NDArray[np.int32] = numbers[numbers != _UNKNOWN]
-        return known
-
-
 def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> Reader:
     """Read one part of a file of text, a document a line; new words join the lexicon, if it grows.
 
@@ -259,7 +217,7 @@ def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> R
                 raise DataError(
                     f"{path}:{line}: is not UTF-8 text; convert it, as by iconv -t UTF-8"
                 ) from None
-            newlines = np.flatnonzero(codes == _NEWLINE)
+            newlines = np.flatnonzero(codes == w.NEWLINE)
             mine = (docs + np.arange(len(newlines))) // p.CHUNK % place.parts == place.part
             lengths = np.diff(newlines, prepend=-1)
             words = codes[np.repeat(mine, lengths)]

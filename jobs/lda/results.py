@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError
 from mpips.jobs.lda import evaluate
-from mpips.jobs.lda.corpus import open_corpus
+from mpips.jobs.lda.corpus import LeftOut, open_corpus
 from mpips.jobs.lda.evaluate import Phi, completion, distinct
 from mpips.jobs.lda.model import CELLS, FILE, export_model
 from mpips.jobs.lda.sweeps import PIECE, Sweeper
@@ -66,6 +66,8 @@ def _perplexity(cluster: Cluster, training: Training) -> float | None:
     args = {"scratch": str(cluster.folder.path / "documents"), "of": count}
     each = [{"part": part} for part in range(count)]
     scored = cluster.workers.call("score", args, each=each, values=training.priors())
+    if left_out := LeftOut(*scored[0]["left_out"]).said(scored[0]["all"]):
+        cluster.say(f"test documents: {left_out}")
     return evaluate.perplexity(
         math.fsum(one["log_p"] for one in scored), sum(one["tokens"] for one in scored)
     )
@@ -126,7 +128,8 @@ class Judge(Sweeper):
                     scored, of_tokens = completion(block, corpus.documents(b), phi, self.context.job.seed)
                 log_p.append(scored)
                 tokens += of_tokens
-        return {"log_p": math.fsum(log_p), "tokens": tokens}
+            met = {"left_out": corpus.left_out, "all": corpus.all_tokens}
+        return {"log_p": math.fsum(log_p), "tokens": tokens, **met}
 
     def _rows_of(self, ids: NDArray[np.int32], topics: int) -> NDArray[np.int32]:
         """Pull n_wk of some words, i4[n, K]: range by range, since most words are among them."""

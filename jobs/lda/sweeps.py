@@ -127,6 +127,7 @@ class Sweeper:
             "documents": corpus.all_docs,
             "tokens": corpus.all_tokens,
             "vocabulary": corpus.vocabulary,
+            "left_out": corpus.left_out,
             "groups": len(self.documents.groups),
             "mine": self.documents.tokens,
             "lacking": self.documents.lacking,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mpips.data import note
 from mpips.errors import InputError, ProtocolError
 from mpips.jobs.lda import counts
+from mpips.jobs.lda.corpus import LeftOut
 from mpips.jobs.lda.documents import Spread
 from mpips.jobs.lda.evaluate import topic_norm
 from mpips.jobs.lda.sweeps import word_cuts
@@ -81,6 +82,10 @@ class Training:
             f"{self.collection.documents:,} documents, {self.collection.tokens:,} tokens, "
             f"{self.collection.vocabulary:,} words"
         )
+        left_out = LeftOut(*facts[0]["left_out"])
+        if line := left_out.said(self.collection.tokens):
+            self.cluster.say(line)
+            self.cluster.event("left_out", **left_out._asdict())
 
     def _load(self) -> list[dict[str, Any]]:
         facts = self.spread.load()

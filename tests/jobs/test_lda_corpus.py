@@ -6,6 +6,7 @@ import gzip
 import lzma
 import re
 import tracemalloc
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from mpips.errors import DataError
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.parse import CHUNK
 from mpips.jobs.lda.readers import (
-    Lexicon,
     Place,
     Reader,
     Totals,
@@ -29,6 +29,7 @@ from mpips.jobs.lda.readers import (
     read_uci,
     read_vocabulary,
 )
+from mpips.jobs.lda.words import Lexicon
 
 DATA = Path(__file__).parents[2] / "jobs" / "lda" / "data"
 Documents = list[list[tuple[int, int]]]
@@ -101,8 +102,16 @@ def test_parts_of_both_number_formats_are_the_whole(
     )
 
 
+def runs(line: str) -> list[str]:
+    """Cut a line into runs of letters and marks, in lower case."""
+    text = unicodedata.normalize("NFC", line.lower()).replace("\xad", "")
+    return "".join(each if unicodedata.category(each)[0] in "LM" else " " for each in text).split()
+
+
 @given(
-    st.lists(st.text(st.sampled_from("abcXYZ éÉßñΩ_-'’12²٣\t\x00\x85\xa0İ"), max_size=30), min_size=1),
+    st.lists(
+        st.text(st.sampled_from("abcXYZ éÉßñΩ_-'’12²٣\t\x00\x85\xa0İ\u0301\xad"), max_size=30), min_size=1
+    ),
     st.integers(1, 64),
 )
 def test_text_is_cut_into_runs_of_three_letters(
@@ -112,15 +121,84 @@ def test_text_is_cut_into_runs_of_three_letters(
     path.write_text("x\n" + "\n".join(lines) + "\n", newline="")
     lexicon = Lexicon()
     found, totals = gathered(read_text(str(path), Place(0, 1), lexicon, size))
-    wanted = [
-        [word for word in re.findall(r"[^\W\d_]+", line.lower()) if len(word) >= 3] for line in ["x", *lines]
-    ]
+    wanted = [[word for word in runs(line) if len(word) >= 3] for line in ["x", *lines]]
     assert [[lexicon.words[w] for w in doc] for doc in found] == wanted
     assert list(lexicon.words) == list(dict.fromkeys(word for doc in wanted for word in doc))
     assert totals == (len(lines) + 1, sum(map(len, wanted)), len(lexicon.words))
     known = Lexicon(["abc", "xyz"])
     some, _ = gathered(read_text(str(path), Place(0, 1), known, size))
     assert some == [[("abc", "xyz").index(w) for w in doc if w in ("abc", "xyz")] for doc in wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी की किताबें", ["हिन्दी", "किताबें"]),  # letters with vowel signs; a word of two is short
+        ("తెలుగు భాష", ["తెలుగు", "భాష"]),
+        ("中国 人 经济 发展", ["中国", "经济", "发展"]),
+        ("日本語 の ニュース 東京", ["日本語", "ニュース", "東京"]),
+        ("한국 경제 의", ["한국", "경제"]),
+        ("cafe\u0301 CAFÉ", ["café", "café"]),
+        ("soft\xadware می\u200cخواهم", ["software", "میخواهم"]),
+        ("m² x3y naïve_étude", ["naïve", "étude"]),
+    ],
+)
+def test_words_of_all_scripts_stay_whole(text: str, words: list[str]) -> None:
+    lexicon = Lexicon()
+    assert [lexicon.words[w] for w in lexicon.encode((text + "\n").encode()) if w >= 0] == words
+    given = Lexicon([unicodedata.normalize("NFD", word) for word in dict.fromkeys(words)])
+    assert [given.words[w] for w in given.encode((text + "\n").encode()) if w >= 0] == [
+        unicodedata.normalize("NFD", word) for word in words
+    ]
+    assert (lexicon.short, lexicon.unknown) == (given.short, given.unknown)
+
+
+def test_words_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not 中国 人\nknown or unknown, unknown\n")
+    for part in range(2):
+        with open_corpus([tmp_path / "a.txt"], ["known", "not"], part, 2, tmp_path) as corpus:
+            assert corpus.left_out == (5, 3) and corpus.all_tokens == 2
+            assert corpus.left_out.said(2).startswith("left out 8 of 10 words: 5 of fewer than 3 letters")
+    with open_corpus([tmp_path / "a.txt"], None, 0, 1, tmp_path) as corpus:
+        assert corpus.left_out == (5, 0) and corpus.all_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "a.ldac",
+            "1 0:1\n1 2000000000:1\n",
+            ":2: word in '2000000000:1' is beyond 16,777,216 words, each of",
+        ),
+        (
+            "docword.a",
+            "2\n2000000000\n1\n1 1 1\n",
+            ":2: W, the size of the vocabulary, is 2,000,000,000, bey",
+        ),
+        (
+            "docword.a",
+            "2000000000\n5\n1\n1 1 1\n",
+            ":1: D, the number of documents, is 2,000,000,000, but on",
+        ),
+        ("a.txt.gz", "", ": is empty"),
+        ("a.txt", "\ufeff", ": is empty"),
+        ("a", "\n\n", ": holds no words"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_memory_is_taken(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with pytest.raises(DataError) as caught:
+        open_corpus([path], None, 0, 1, tmp_path / "scratch")
+    assert str(caught.value).startswith(str(path) + said)
+
+
+def test_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="names no files"):
+        open_corpus([], None, 0, 1, tmp_path)
 
 
 @pytest.mark.parametrize("pack", [lambda text: text, gzip.compress, lzma.compress])
