@@ -13,14 +13,16 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
+from mpips.files import replacing
 from mpips.timeline import KINDS, RankTrace, Spans, spans, tied
 from mpips.trace import NOBODY, What
 
@@ -70,14 +72,17 @@ def write(
     start = within[0] if within is not None else min((trace.begin for trace in chosen), default=0.0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path, "wt", 6) if path.suffix == ".gz" else path.open("w") as file:
+        with ExitStack() as stack:
+            file = stack.enter_context(replacing(path, "wb" if path.suffix == ".gz" else "w"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(file, "wt", 6))
             return _write(file, traces, chosen, start, within)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _write(
-    file: TextIO,
+    file: IO[str],
     traces: Sequence[RankTrace],
     chosen: Sequence[RankTrace],
     start: float,

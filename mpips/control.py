@@ -15,7 +15,9 @@ speed: an order is met within the leader's period, or seconds later on a file sy
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.errors import InputError
+from mpips.files import inside, read_bytes, read_text, replacing
 from mpips.folder import RunFolder
 
 VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status")
@@ -43,7 +46,19 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.json")
 """Files that are orders: neither answers nor temporary files, which have another dot."""
 
 LONGEST = 65536
-"""Bytes that an order can have."""
+"""Bytes that an order, or an answer, can have."""
+
+MOST = 256
+"""Files that are looked into at a time: whoever may write into the folder may fill it."""
+
+SHARE = 0.05
+"""Of the leader's time at most, that looking at the folder takes, however many files are in it."""
+
+FARTHEST = 86400.0
+"""Seconds for which an order can be open: its giver waits no longer."""
+
+NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
+"""Errors of a file that is no order, and becomes none."""
 
 STALE = 60.0
 """Seconds past its time after which an open order is refused: whoever gave it was killed, and the run was resumed.
@@ -123,6 +138,8 @@ class Orders:
         if now < self._next:
             return []
         self._next = now + self._period
+        if self._folder.is_symlink():
+            return []
         if now >= self._refresh:
             self._refresh = now + REFRESH
             refresh(self._folder)
@@ -135,7 +152,10 @@ class Orders:
         orders = sorted(name.removesuffix(".json") for name in names if NAME.fullmatch(name))
         self._given.intersection_update(orders)
         new = [name for name in orders if name not in self._given and name + ANSWER not in names]
-        return [order for name in new if (order := self._open(name)) is not None]
+        found = [order for name in new[:MOST] if (order := self._open(name)) is not None]
+        after = self._now()
+        self._next = max(self._next, after + (after - now) / SHARE)
+        return found
 
     def answer(self, order: Order, ok: bool, text: str) -> None:
         """Tell whoever gave an order what became of it: whether it was carried out, and a text."""
@@ -144,13 +164,18 @@ class Orders:
     def _open(self, name: str) -> Order | None:
         """Read an order; what is no order is answered, what cannot be read now is left for the next time."""
         try:
-            with (self._folder / f"{name}.json").open("rb") as file:
-                text = file.read(LONGEST + 1)
-        except OSError:
+            text = read_bytes(self._folder / f"{name}.json", follow=False, most=LONGEST)
+        except OSError as error:
+            if error.errno in NEVER:
+                self._given.add(name)
+                if error.errno != errno.EISDIR:
+                    self._send(name, False, f"not an order: {error.strerror}")
             return None
         self._given.add(name)
         try:
             order, expires = parse(name, text)
+            if expires > self._wall() + FARTHEST:
+                raise InputError(f"not an order: open for more than {FARTHEST:g} s")
         except InputError as error:
             self._send(name, False, str(error))
             return None
@@ -162,7 +187,7 @@ class Orders:
     def _send(self, name: str, ok: bool, text: str) -> None:
         self._unsent[name] = (ok, text)
         try:
-            if (self._folder / f"{name}.json").exists():  # else nobody waits any more
+            if os.path.lexists(self._folder / f"{name}.json"):  # else nobody waits any more
                 put(self._folder / (name + ANSWER), {"ok": ok, "text": text})
         except OSError:
             return
@@ -176,10 +201,10 @@ def parse(name: str, text: bytes) -> tuple[Order, float]:
         InputError: it is no order.
     """
     try:
-        if len(text) > LONGEST:
-            raise ValueError(f"longer than {LONGEST} bytes")
         read = json.loads(text)
         verb, arguments, expires = read["verb"], read["arguments"], float(read["expires"])
+        if not math.isfinite(expires):
+            raise ValueError(f"it expires at {expires}")
         if not isinstance(verb, str) or not isinstance(arguments, dict):
             raise TypeError("its verb is no text or its arguments are no table")
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -214,9 +239,9 @@ def ask(
         return False, over
     folder = run.path / "orders"
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-    order = {"verb": verb, "arguments": arguments, "expires": time.time() + patience}
+    order = {"verb": verb, "arguments": arguments, "expires": time.time() + min(patience, FARTHEST)}
     try:
-        folder.mkdir(exist_ok=True)
+        inside(run.path, folder.name).mkdir(exist_ok=True)
         put(folder / f"{name}.json", order)
     except OSError as error:
         raise InputError(f"{folder}: the order cannot be written: {error.strerror or error}") from None
@@ -264,9 +289,9 @@ def _over(run: RunFolder) -> str:
 def read_answer(path: Path) -> tuple[bool, str] | None:
     """Read an answer; None while there is none."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_text(path, follow=False, most=LONGEST))
         return bool(read["ok"]), str(read["text"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -290,13 +315,8 @@ def newest(runs: Path) -> Path:
 
 def put(path: Path, value: Mapping[str, Any]) -> None:
     """Make a file of JSON appear, whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        remove(temporary)
-        raise
+    with replacing(path, "w", durable=False) as file:
+        json.dump(value, file)
 
 
 def remove(path: Path) -> None:

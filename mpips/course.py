@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import RecordError
+from mpips.files import open_regular, read_text, replacing
 from mpips.record import (
     ANSWER,
     ASIDE,
@@ -70,7 +71,7 @@ class ShardCourse:
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
-        with path.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, first=self.first, callers=self.callers, commands=self.commands, reads=self.reads)
 
     @classmethod
@@ -89,7 +90,8 @@ class LeaderCourse:
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
-        path.write_text(json.dumps({"decisions": self.decisions, "lost": sorted(self.lost)}), "utf-8")
+        with replacing(path, "w") as file:
+            json.dump({"decisions": self.decisions, "lost": sorted(self.lost)}, file)
 
     @classmethod
     def load(cls, path: Path) -> LeaderCourse:
@@ -133,7 +135,8 @@ class Course:
         for number, shard in self.shards.items():
             shard.save(folder / f"shard-{number:04d}.npz")
         for rank, cells in self.workers.items():
-            (folder / f"worker-{rank:04d}.bin").write_bytes(cells.tobytes())
+            with replacing(folder / f"worker-{rank:04d}.bin") as file:
+                file.write(cells.tobytes())
         self.leader.save(folder / "leader.json")
 
 
@@ -146,7 +149,11 @@ def read_cells(path: Path) -> Cells:
     Raises:
         RecordError: it is none, or it is cut short.
     """
-    raw = path.read_bytes()
+    try:
+        with open_regular(path, follow=False) as file:
+            raw = file.read()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
     if len(raw) < CELL_BYTES:
         raise RecordError(f"{path}: {len(raw)} bytes are no record of a run")
     kind, _, _, _, magic, version, count = CELL.unpack_from(raw)
@@ -156,7 +163,10 @@ def read_cells(path: Path) -> Cells:
         raise RecordError(f"{path}: is of version {version} of the format, and this mpips reads {VERSION}")
     if count < 1 or count * CELL_BYTES > len(raw):
         raise RecordError(f"{path}: cut short: {len(raw)} bytes where {count * CELL_BYTES} are due")
-    return np.frombuffer(raw, CELLS, count)[1:]
+    cells = np.frombuffer(raw, CELLS, count)[1:]
+    if (cells["value"][np.isin(cells["kind"], (ASIDE, CREW))] < 0).any():
+        raise RecordError(f"{path}: damaged: a text of less than no bytes")
+    return cells
 
 
 def told(cells: Cells) -> list[Told]:
@@ -360,8 +370,19 @@ def read_course(folder: Path, origin: int = 0) -> Course:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text("utf-8").split("\n")
+    found = []
     try:
-        return [json.loads(line) for line in lines[:-1]]  # what does not end was never acted upon
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}: line {error.lineno} is no decision") from None
+        lines = read_text(path, follow=False).split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
+    for number, line in enumerate(lines[:-1], 1):  # what does not end was never acted upon
+        try:
+            found.append(json.loads(line))
+            if (
+                not all(isinstance(found[-1][key], int) for key in ("number", "epoch"))
+                or "value" not in found[-1]
+            ):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RecordError(f"{path}:{number}: is no decision") from None
+    return found

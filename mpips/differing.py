@@ -18,7 +18,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import hdf5
 from mpips.errors import InputError
+from mpips.files import open_regular
 from mpips.manifest import explained, read_manifest, runs_of, spec_of, vector_names
 from mpips.shard_file import opened
 
@@ -200,15 +202,16 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     arrays: dict[str, Any] = {}
     try:
         if path.suffix == ".npz":
-            saved = closing.enter_context(np.load(path))
+            saved = closing.enter_context(np.load(closing.enter_context(open_regular(path, follow=False))))
             arrays = {name: saved[name] for name in saved.files}
         else:
-            file = closing.enter_context(h5py.File(path, "r", locking=False))
+            file = closing.enter_context(hdf5.reading(path, follow=False))
             file.visititems(
                 lambda name, data: arrays.update({name: data}) if isinstance(data, h5py.Dataset) else None
             )
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: is no model that can be read: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: is no model that can be read: {' '.join(why.split())}") from None
     arrays = {name: data for name, data in arrays.items() if data.dtype.kind in "biuf"}
     keys = arrays.get("keys")
     keyed = (

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a file that is read whole, unless told otherwise."""
@@ -52,16 +52,7 @@ def open_regular(path: str | Path, *, follow: bool) -> BufferedReader:
             raise OSError(errno.ENXIO, "is no regular file", str(path)) from None
         raise
     try:
-        kind = os.fstat(handle).st_mode
-        if not stat.S_ISREG(kind):
-            found = next((text for test, text in _KINDS if test(kind)), "is something else")
-            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-            advice = (
-                "; it can be read only once, by one process: write it to a file"
-                if stat.S_ISFIFO(kind)
-                else ""
-            )
-            raise OSError(number, f"{found}, not a regular file{advice}", str(path))
+        _check_regular(handle, path, "; it can be read only once, by one process: write it to a file")
         os.set_blocking(handle, True)
         return os.fdopen(handle, "rb")
     except BaseException:
@@ -105,31 +96,72 @@ def inside(folder: str | Path, name: str) -> Path:
     return path
 
 
+def open_own(path: str | Path, *, append: bool = False) -> int:
+    """Open a file of a run that grows, to read and write it; gives its descriptor. Its folder is made if need be.
+
+    Args:
+        path: the file; emptied if it is there, unless it is appended to.
+        append: write at its end, whoever else does.
+
+    Raises:
+        OSError: as `open_regular`; links are not followed.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        handle = os.open(path, flags | (os.O_APPEND if append else 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
+        raise
+    try:
+        _check_regular(handle, path)
+        os.set_blocking(handle, True)
+        if not append:
+            os.ftruncate(handle, 0)
+        return handle
+    except BaseException:
+        os.close(handle)
+        raise
+
+
 @contextmanager
-def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[bytes]]:
-    """Write a file that appears whole, or not at all, and survives a crash of the machine.
+def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """Write a file that appears whole, or not at all.
 
     The bytes go to a new file of an unpredictable name beside it, which takes the place of `path` when the block ends
     without an error. Where `path` is a symbolic link, the link is replaced, not what it leads to.
 
+    Args:
+        path: the file.
+        mode: how it is opened; text is UTF-8, with line ends as they are written.
+        durable: it survives a crash of the machine.
+
     Raises:
-        OSError: it cannot be written; names `path`.
+        OSError: it cannot be written, or it is a device; names `path`.
     """
     path = Path(path)
     temporary: str | None = None
     try:
+        with suppress(FileNotFoundError):
+            found = os.lstat(path).st_mode
+            if stat.S_ISCHR(found) or stat.S_ISBLK(found):  # which a privileged user could replace
+                raise OSError(errno.EINVAL, "is a device, not a regular file")
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         except OSError as error:
             raise OSError(error.errno, error.strerror) from error
-        with os.fdopen(handle, mode) as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with os.fdopen(handle, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         if error.filename in (None, temporary):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -138,6 +170,15 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[bytes]]:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def _check_regular(handle: int, path: str | Path, of_pipes: str = "") -> None:
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        found = next((text for test, text in _KINDS if test(kind)), "is something else")
+        number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        advice = of_pipes if stat.S_ISFIFO(kind) else ""
+        raise OSError(number, f"{found}, not a regular file{advice}", str(path))
 
 
 def sync(path: str | Path) -> None:

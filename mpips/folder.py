@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from mpips.errors import ClosedError, InputError
-from mpips.files import replacing
+from mpips.files import open_own, read_text, replacing
 
 
 def utc_now() -> datetime:
@@ -81,6 +81,9 @@ class RunFolder:
             raise InputError(f"{path}: the run folder cannot be made: {error.strerror or error}") from None
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
+        for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
+            if each.is_symlink():  # ranks would write where it leads to
+                raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
         if resume:
             try:
                 folder._set_aside()
@@ -98,7 +101,7 @@ class RunFolder:
         if self.result.exists():
             os.replace(self.result, self.path / "result.previous.json")
         if self.run.exists():  # it stays, too: without it the folder is no run's
-            write_text(self.path / "run.previous.json", self.run.read_text(encoding="utf-8"))
+            write_text(self.path / "run.previous.json", read_text(self.run, follow=False))
         for folder in (self.trace, self.record):
             if folder.exists():
                 before = folder.with_name(f"{folder.name}.previous")
@@ -200,9 +203,8 @@ class Lines:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file: FileIO | None = path.open("ab", buffering=0)
+        self._file: FileIO | None = FileIO(open_own(path, append=True), "a")
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Write one object as one line.

@@ -81,8 +81,8 @@ def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: Fal
             sha.update(os.pread(file.fileno(), SAMPLE, 0))
             sha.update(os.pread(file.fileno(), SAMPLE, max(0, size - SAMPLE)))
             return {"sample_sha256": sha.hexdigest()}
-    except OSError as error:
-        return {"problem": error.strerror or str(error)}
+    except (OSError, ValueError) as error:
+        return {"problem": getattr(error, "strerror", None) or str(error)}
 
 
 class Altered(NamedTuple):
@@ -190,11 +190,13 @@ class Inputs:
 
 
 def outputs_of(folder: Path, bookkeeping: Iterable[str]) -> list[Facts]:
-    """Describe the files that a run has left in its folder, by name: bytes, modified and a hash."""
+    """Describe the files that a run has left in its folder, by name: bytes, modified and a hash. Links are none."""
     kept = set(bookkeeping)
-    found = (each for each in sorted(folder.iterdir()) if each.name not in kept and each.is_file())
+    found = (
+        each for each in sorted(folder.iterdir()) if each.name not in kept and not each.name.startswith(".")
+    )
     return [
         {"name": path.name, **seen(path), **fingerprint(path, LARGE)}
         for path in found
-        if not path.name.startswith(".")
+        if path.is_file() and not path.is_symlink()
     ]

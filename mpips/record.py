@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpips.data.spec import resolve
 from mpips.errors import InputError
+from mpips.files import open_own
 from mpips.folder import write_json
 from mpips.message import NO_ROUND, Kind, Message
 
@@ -76,9 +77,8 @@ class Log:
     """One file of cells that grows; see the module."""
 
     def __init__(self, path: Path, rank: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.count = path, 1
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._file = open_own(path)
         self._size = 0
         self._map = self._grown()
         CELL.pack_into(self._map, 0, HEAD, 0, 0, rank, MAGIC, VERSION, 1)
@@ -258,9 +258,7 @@ class Recorder:
     def decision(self, number: int, value: Any) -> None:
         """Note what was decided."""
         if self._decisions is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"decisions-{self.rank:04d}.jsonl"
-            self._decisions = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._decisions = open_own(self.folder / f"decisions-{self.rank:04d}.jsonl", append=True)
         line = json.dumps({"number": number, "epoch": self.epoch, "value": value}).encode() + b"\n"
         while line:
             line = line[os.write(self._decisions, line) :]

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpips.files import open_own
 from mpips.message import Command, Message
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ class Trace:
         self._hidden = [0.0] * len(What)
         self._written: deque[tuple[float, float, str]] = deque()
         self._next_sample = self._next_note = self._sampled = self._ticked = now()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._file = open_own(path)
         text = json.dumps({**facts, "wall": _offset(now, wall), "limit": self._limit}).encode()
         os.pwrite(self._file, MAGIC + struct.pack("<q", len(text)) + text[: COUNTS - FACTS], 0)
         for command in Command:

@@ -182,8 +182,11 @@ def test_each_leader_is_given_exactly_what_is_open(events: list[str]) -> None:
         (b'{"verb": "join", "arguments": {"role": "king"}, "expires": 1e18}', "join 'king': a spare joins as"),
         (b'{"verb": "stop", "arguments": {"now": 1}, "expires": 1e18}', "stop takes no argument"),
         (b'{"verb": "stop", "arguments": {}, "expires": 1}', "the order is older"),
+        (b'{"verb": "stop", "arguments": {}, "expires": Infinity}', "not an order: ValueError: it expires at inf"),
+        (b'{"verb": "stop", "arguments": {}, "expires": NaN}', "not an order: ValueError: it expires at nan"),
+        (b'{"verb": "stop", "arguments": {}, "expires": 1e17}', "not an order: open for more than 86400 s"),
         (b"[" * 50_000, "not an order: RecursionError"),
-        (b" " * (control.LONGEST + 1), "not an order: ValueError: longer than"),
+        (b" " * (control.LONGEST + 1), "not an order: holds more than the 65,536 bytes"),
     ],
     ids=lambda value: value[:20].decode(errors="replace") if isinstance(value, bytes) else "",
 )  # fmt: skip
@@ -195,6 +198,64 @@ def test_what_is_no_order_is_answered_so(run: Path, clock: Clock, text: bytes, s
     assert answer is not None
     assert answer[0] is False
     assert answer[1].startswith(said)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "unreadable"])
+def test_an_order_that_is_no_file_is_answered_and_not_waited_for(run: Path, clock: Clock, kind: str) -> None:
+    if kind == "unreadable" and os.geteuid() == 0:
+        pytest.skip("root reads anything")
+    orders = Orders(run, clock)
+    path = run / "orders" / "1.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch(0o200)
+    assert fresh(orders, clock) == []
+    answer = answer_of(run, "1")
+    assert answer is not None and answer[1].startswith(
+        ("not an order: is a", "not an order: Permission denied")
+    )
+
+
+def test_orders_do_not_come_from_elsewhere(run: Path, clock: Clock, tmp_path: Path) -> None:
+    orders = Orders(run, clock)
+    (run / "orders").rename(tmp_path / "elsewhere")
+    (run / "orders").symlink_to(tmp_path / "elsewhere")
+    give(run, "1")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    assert fresh(orders, clock) == []
+    with pytest.raises(InputError, match="is a symbolic link"):
+        control.ask(run, "stop", patience=0.1)
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before
+
+
+def test_a_folder_full_of_files_takes_little_of_the_leaders_time(run: Path) -> None:
+    class Slow(Clock):
+        """Every look at it takes a second."""
+
+        def __call__(self) -> float:
+            self.time += 1.0
+            return self.time
+
+    clock = Slow()
+    orders = Orders(run, clock, period=0.2)
+    for number in range(2 * control.MOST):
+        give(run, f"{number:06d}")
+    assert len(orders.poll()) == control.MOST
+    began = clock.time
+    while not (more := orders.poll()):
+        pass
+    assert (len(more), clock.time - began >= 1.0 / control.SHARE) == (control.MOST, True)
+
+
+def test_an_answer_that_is_no_file_is_none(run: Path) -> None:
+    os.mkfifo(run / "pipe.answer.json")
+    (run / "link.answer.json").symlink_to("/dev/zero")
+    (run / "deep.answer.json").write_text("[" * 50_000)
+    for name in ("pipe", "link", "deep"):
+        assert control.read_answer(run / f"{name}.answer.json") is None
 
 
 def test_files_that_are_none_of_its_business_are_left_alone(run: Path, clock: Clock) -> None:

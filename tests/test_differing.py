@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,4 +137,23 @@ def test_what_is_no_model_is_bad_input(tmp_path: Path) -> None:
     for name in ("a.npz", "a.h5"):
         (tmp_path / name).write_text("nonsense")
         with ExitStack() as closing, pytest.raises(InputError, match="is no model that can be read"):
+            of_model(tmp_path / name, closing)
+
+
+def test_a_model_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"do not tell")
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.create_dataset("values", (11,), "u1", external=[("secret", 0, 11)])
+    np.savez(tmp_path / "real.npz", keys=[1], values=[2.0])
+    for suffix in (".npz", ".h5"):
+        (tmp_path / f"link{suffix}").symlink_to(f"real{suffix}")
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / "empty.npz").touch()
+    for name, said in (
+        ("model.h5", "'values' keeps its data in another file"),
+        ("link.npz", "is a symbolic link"), ("link.h5", "is a symbolic link"),
+        ("pipe.npz", "is a named pipe"), ("pipe.h5", "is a named pipe"),
+        ("empty.npz", "is no model that can be read"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said), ExitStack() as closing:
             of_model(tmp_path / name, closing)

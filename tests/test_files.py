@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpips.files import inside, open_regular, read_bytes, replacing
+from mpips.files import inside, open_own, open_regular, read_bytes, replacing
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -78,3 +78,37 @@ def test_what_cannot_be_written_names_the_file_that_was_meant(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "nowhere" / "a"):
         pass
     assert caught.value.filename == str(tmp_path / "nowhere" / "a")
+
+
+def test_a_file_that_grows_is_no_link_and_no_pipe(tmp_path: Path) -> None:
+    for _ in range(2):
+        handle = open_own(tmp_path / "new" / "a", append=True)
+        os.write(handle, b"ab")
+        os.close(handle)
+    assert (tmp_path / "new" / "a").read_bytes() == b"abab"
+    os.close(open_own(tmp_path / "new" / "a"))
+    assert (tmp_path / "new" / "a").read_bytes() == b""
+    os.close(open_own(os.path.relpath(tmp_path / "b")))
+    (tmp_path / "theirs").write_text("kept")
+    (tmp_path / "link").symlink_to("theirs")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for append in (True, False):
+        for name, said in (("link", "symbolic link"), ("dangling", "symbolic link"), ("pipe", "named pipe")):
+            with pytest.raises(OSError, match=said):
+                open_own(tmp_path / name, append=append)
+    assert (tmp_path / "theirs").read_text() == "kept" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(OSError, match="is a device") as caught, replacing("/dev/null"):
+        pass
+    assert caught.value.filename == "/dev/null"
+    assert Path("/dev/null").is_char_device()
+
+
+def test_text_is_written_as_it_stands(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a", "w", durable=False) as file:
+        file.write("é\n")
+    assert (tmp_path / "a").read_bytes() == "é\n".encode()
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~os.umask(os.umask(0o022))

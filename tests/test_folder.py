@@ -56,6 +56,27 @@ def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
     assert json.loads((folder.path / "result.previous.json").read_text()) == {"status": "stopped"}
 
 
+@pytest.mark.parametrize("name", ["logs", "trace", "record", "replay", "orders"])
+def test_a_folder_whose_parts_lead_elsewhere_is_not_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
+        RunFolder.claim(tmp_path / "run")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("kept")
+    folder = RunFolder.claim(tmp_path / "run")
+    for path in (folder.metrics, folder.log(0)):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(tmp_path / "theirs")
+        with pytest.raises(OSError, match="is a symbolic link"):
+            Lines(path)
+    folder.result.symlink_to(tmp_path / "theirs")
+    write_json(folder.result, {"a": 1})
+    assert (tmp_path / "theirs").read_text() == "kept" and not folder.result.is_symlink()
+
+
 def test_folders_that_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

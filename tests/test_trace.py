@@ -448,6 +448,15 @@ def test_the_events_are_what_viewers_read(run: Path) -> None:
     } <= names  # fmt: skip
 
 
+def test_the_events_are_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("kept")
+    for name in ("linked.json", "linked.json.gz"):
+        (run / name).symlink_to(tmp_path / "theirs")
+        chrome.write(read(run), run / name)
+        assert len(events(run / name)) > 100 and not (run / name).is_symlink()
+    assert (tmp_path / "theirs").read_text() == "kept"
+
+
 def test_a_part_of_the_events(run: Path) -> None:
     traces = read(run)
     low, high = phases(traces)["train"]

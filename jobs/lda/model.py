@@ -11,7 +11,6 @@ words         V strings, if they are known
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import hdf5
 from mpips.errors import InputError
+from mpips.files import replacing
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
 from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
@@ -76,7 +77,7 @@ def export_model(
     words: Sequence[str] | None,
     n: int = SHOWN,
 ) -> tuple[Top, NDArray[np.int64]]:
-    """Write `model.h5`, under another name until it is complete; give the topics' top words and n_k.
+    """Write `model.h5`, which appears whole; give the topics' top words and n_k.
 
     Args:
         path: the file.
@@ -90,28 +91,23 @@ def export_model(
     """
     topics = len(alpha)
     top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            file.attrs.update({"program": PROGRAM, "beta": beta, "vocabulary": vocabulary})
-            store = {"maxshape": (None,), "chunks": (1 << 16,), "compression": "gzip", "compression_opts": 1}
-            entries = [file.create_dataset(name, (0,), np.int32, **store) for name in ("topics", "counts")]
-            for keys, values in pieces:
-                ids, rows = keys.astype(np.int32), np.ascontiguousarray(values, np.int32)
-                offer(top, ids, rows)
-                n_k += rows.sum(axis=0, dtype=np.int64)
-                word, topic = np.nonzero(rows)
-                sizes[ids] = np.bincount(word, minlength=len(ids))
-                for data, part in zip(entries, (topic.astype(np.int32), rows[word, topic]), strict=True):
-                    data.resize(len(data) + len(part), axis=0)
-                    data[len(data) - len(part) :] = part
-            file["alpha"], file["n_k"] = np.asarray(alpha, np.float64), n_k
-            file["indptr"] = np.concatenate([[0], np.cumsum(sizes)])
-            if words is not None:
-                file.create_dataset("words", data=list(words), dtype=h5py.string_dtype())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with hdf5.writing(path) as file:
+        file.attrs.update({"program": PROGRAM, "beta": beta, "vocabulary": vocabulary})
+        store = {"maxshape": (None,), "chunks": (1 << 16,), "compression": "gzip", "compression_opts": 1}
+        entries = [file.create_dataset(name, (0,), np.int32, **store) for name in ("topics", "counts")]
+        for keys, values in pieces:
+            ids, rows = keys.astype(np.int32), np.ascontiguousarray(values, np.int32)
+            offer(top, ids, rows)
+            n_k += rows.sum(axis=0, dtype=np.int64)
+            word, topic = np.nonzero(rows)
+            sizes[ids] = np.bincount(word, minlength=len(ids))
+            for data, part in zip(entries, (topic.astype(np.int32), rows[word, topic]), strict=True):
+                data.resize(len(data) + len(part), axis=0)
+                data[len(data) - len(part) :] = part
+        file["alpha"], file["n_k"] = np.asarray(alpha, np.float64), n_k
+        file["indptr"] = np.concatenate([[0], np.cumsum(sizes)])
+        if words is not None:
+            file.create_dataset("words", data=list(words), dtype=h5py.string_dtype())
     return top, n_k
 
 
@@ -125,7 +121,7 @@ def load_model(path: Path) -> Model:
     if path.is_dir() and not file_name.exists():
         raise InputError(f"{path}: holds no {FILE}; a run writes it when it completes")
     try:
-        with h5py.File(file_name, "r") as file:
+        with hdf5.reading(file_name, follow=file_name == path) as file:
             alpha, n_k, indptr, topics, counts = (
                 file[name][:] for name in ("alpha", "n_k", "indptr", "topics", "counts")
             )
@@ -140,8 +136,9 @@ def load_model(path: Path) -> Model:
                 topics,
                 counts,
             )
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{file_name}: is no model of lda: {' '.join(str(error).split())}") from None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{file_name}: is no model of lda: {' '.join(why.split())}") from None
     fits = (
         len(n_k) == len(alpha)
         and len(indptr) == model.vocabulary + 1
@@ -190,15 +187,11 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         if out is None:
             write_theta(sys.stdout, loaded, corpus)
             return
-        partial = out.with_name(f".{out.name}.partial")
         try:
-            with partial.open("w", encoding="ascii") as file:
+            with replacing(out, "w") as file:
                 write_theta(file, loaded, corpus)
-            partial.replace(out)
         except OSError as error:
             raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
-        finally:
-            partial.unlink(missing_ok=True)
     print(f"{out}: {corpus.docs:,} documents")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
+from mpips.files import replacing
 from mpips.jobs.lda import evaluate
 from mpips.jobs.lda.corpus import LeftOut, open_corpus
 from mpips.jobs.lda.evaluate import Phi, completion, distinct
@@ -43,7 +44,8 @@ def write(cluster: Cluster, training: Training) -> dict[str, Any]:
     found = surely(cluster, lambda: _cooccurrence(cluster, top.ids), training.recover)
     coherence = umass(found)
     text = table(top, n_k, words, coherence)
-    (folder / "topics.txt").write_text(text + "\n", encoding="utf-8")
+    with replacing(folder / "topics.txt", "w") as file:
+        file.write(text + "\n")
     try:
         draw(folder / "topics.png", top, n_k, words)
     except InputError as error:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
+from mpips.files import replacing
 from mpips.jobs.lda.corpus import Block
 from mpips.kernel import kernel
 
@@ -132,9 +133,10 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
         axes.set_title(f"topic {k}, {100.0 * n_k[k] / tokens:.1f} % of tokens", fontsize=8)
         axes.set_xlabel("% of the topic", fontsize=6)
     try:
-        figure.savefig(path, dpi=130)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=130, format=path.suffix[1:] or None)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written: {error}") from None
+        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 # --- Coherence -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mpips.data import note, resolve
 from mpips.errors import InputError, JobError, WorkerLost
+from mpips.files import replacing
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.worker import Worker as Worker
@@ -307,7 +308,7 @@ class Insertion:
         sketch = results.assembled(cluster.export(cluster.vectors["table"]), cluster.facts)
         sketch.save(folder)
         heaviest = results.top(sketch, *self._export("heavy"), self.settings.top)
-        with (folder / "top.tsv").open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(folder / "top.tsv", "w") as file:
             file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
         keys, counts = self._export("exact")
         at, values = self._export("registers")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mpips import checkpoint
 from mpips.errors import InputError
+from mpips.files import open_regular, replacing
 from mpips.jobs.sketch import kernels, source
 from mpips.manifest import MANIFEST, explained
 from mpips.ranges import ALL
@@ -38,7 +39,7 @@ class Sketch(NamedTuple):
 
     def save(self, folder: Path) -> None:
         """Write it to a run's folder."""
-        with (folder / FILE).open("wb") as file:
+        with replacing(folder / FILE) as file:
             np.savez(file, **self._asdict())
 
 
@@ -67,9 +68,22 @@ def load(path: Path) -> Sketch:
         return assembled([(rows.keys, rows.values)], facts)
     if not (path / FILE).exists():
         raise InputError(f"{path}: has no {FILE}; name the folder of a run that has ended, or a checkpoint")
-    with explained("read", path / FILE), np.load(path / FILE) as saved:
+    with (
+        explained("read", path / FILE),
+        open_regular(path / FILE, follow=False) as file,
+        np.load(file) as saved,
+    ):
         whole = {name: saved[name] for name in Sketch._fields}
-    return Sketch(whole["table"], *(whole[name].item() for name in Sketch._fields[1:]))
+        sketch = Sketch(whole["table"], *(whole[name].item() for name in Sketch._fields[1:]))
+        numbers = [sketch.depth, sketch.width, sketch.seed]
+        if not all(isinstance(each, int) for each in numbers) or not 0 <= sketch.seed < 2**64:
+            raise ValueError("its depth, width or seed is no number of a sketch")
+        # Compiled code reads the table by these two.
+        if min(numbers[:2]) < 1 or sketch.table.shape != (sketch.depth * sketch.width,):
+            raise ValueError("its table is not of the depth and width that it names")
+        if sketch.table.dtype != np.int64:
+            raise ValueError(f"its table is of {sketch.table.dtype}, not int64")
+    return sketch
 
 
 def query(path: Path, keys: Sequence[str]) -> list[int]:

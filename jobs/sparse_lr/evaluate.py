@@ -14,6 +14,7 @@ from mpips.data import DataSpec, Tally, read
 from mpips.data.numbering import Numbering
 from mpips.errors import InputError
 from mpips.exact import ExactSum
+from mpips.files import replacing
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 from mpips.node import Node
@@ -216,9 +217,9 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
     values = np.concatenate([np.empty(0), *(rows[:, 0] for _, rows in pieces)])
     folder = cluster.folder.path
-    with (folder / "model.npz").open("wb") as file:
+    with replacing(folder / "model.npz") as file:
         np.savez_compressed(file, keys=keys, values=values)
     lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
-    with (folder / "model.txt").open("w") as text:
+    with replacing(folder / "model.txt", "w") as text:
         text.writelines(lines)
     return {"model": str(folder / "model.npz")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpips.store import Rows
@@ -37,9 +37,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Write the file, under another name until it is complete."""
+    """Write the file."""
     from mpips.checkpoint import load_range, vectors
     from mpips.errors import CheckpointError, InputError
+    from mpips.files import replacing
     from mpips.manifest import explained
     from mpips.ranges import ALL
 
@@ -52,26 +53,19 @@ def command(arguments: argparse.Namespace) -> int:
             f"{source}: say which vector, --vector NAME; it has: {', '.join(names) or 'none'}"
         )
     rows = load_range(source, arguments.vector or names[0], [ALL])
-    partial = target.with_name(f".{target.name}.partial")
-    with explained("write", target):
-        try:
-            _write(partial, target.suffix, rows)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+    with explained("write", target), replacing(target, "wb" if target.suffix == ".npz" else "w") as file:
+        _write(file, target.suffix, rows)
     print(f"{target}: {len(rows.keys):,} keys")
     return 0
 
 
-def _write(path: Path, kind: str, rows: Rows) -> None:
+def _write(file: IO[Any], kind: str, rows: Rows) -> None:
     import numpy as np
 
     if kind == ".npz":
-        with path.open("wb") as binary:
-            np.savez(binary, keys=rows.keys, values=rows.values)
+        np.savez(file, keys=rows.keys, values=rows.values)
     else:
-        with path.open("w", encoding="ascii") as text:
-            text.writelines(_lines(rows))
+        file.writelines(_lines(rows))
 
 
 def _lines(rows: Rows) -> Iterator[str]:

@@ -279,6 +279,12 @@ def test_a_model_shows_itself(model: Path, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "yeltsin pope" in said and said.endswith(f"picture: {model / 'topics.png'}\n")
     assert (model / "topics.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "theirs").write_text("kept")
+    (model / "topics.png").unlink()
+    (model / "topics.png").symlink_to(tmp_path / "theirs")
+    infer(model, [], None)
+    assert (model / "topics.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "theirs").read_text() == "kept"
     infer(model / "model.h5", [], tmp_path / "t.svg")
     assert "<svg" in (tmp_path / "t.svg").read_text()
     with pytest.raises(InputError, match=r"t\.xyz: cannot be written"):
@@ -337,7 +343,7 @@ def test_the_command_asks_the_program(
     run = tmp_path / "run"
     run.mkdir()
     (run / "job.toml").write_text(f'[job]\nprogram = "{name}"\nbase = "{tmp_path}"\n')
-    code = main(["infer", str(run), "a.txt", "b.txt", "--out", "c"])
+    code = main(["infer", str(run), "a.txt", "b.txt", "--out", "c", "--program", str(tmp_path / name)])
     said = capsys.readouterr()
     if answers:
         assert code == 0 and said.out == "asked run ['a.txt', 'b.txt'] c\n"

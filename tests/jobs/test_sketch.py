@@ -322,6 +322,34 @@ def test_the_query_command(
     assert "is neither a run's folder nor a checkpoint's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"depth": 5}, {"width": 2**40}, {"width": -64, "depth": -4}, {"table": np.zeros(256, np.int32)}, {"depth": 4.0},
+     {"table": np.zeros((4, 64), np.int64)}, {"seed": -1}, {"text": None}],
+)  # fmt: skip
+def test_a_table_that_is_not_of_its_size_is_not_read(tmp_path: Path, changed: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {
+        "table": np.ones(256, np.int64),
+        "depth": 4,
+        "width": 64,
+        "seed": 1,
+        "text": False,
+    }
+    np.savez(tmp_path / results.FILE, **whole)
+    assert results.query(tmp_path, ["7"]) == [1]
+    np.savez(
+        tmp_path / results.FILE,
+        **{name: value for name, value in (whole | changed).items() if value is not None},
+    )
+    with pytest.raises(InputError, match=r"cannot read .*sketch\.npz"):
+        results.query(tmp_path, ["7"])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / results.FILE).rename(tmp_path / "elsewhere" / "x")
+    (tmp_path / results.FILE).symlink_to(tmp_path / "elsewhere" / "x")
+    with pytest.raises(InputError, match="is a symbolic link"):
+        results.query(tmp_path, ["7"])
+
+
 def test_a_program_without_queries_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
     (tmp_path / "result.json").write_text('{"status": "completed"}')
