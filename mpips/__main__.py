@@ -3,11 +3,15 @@
 import signal
 import sys
 
+from mpips.wishes import ASKS
+
 
 def start() -> int:
-    """Run a rank; from its first moment it can be asked to stop: it loads for seconds, in which USR1 would kill it."""
+    """Run a rank; from its first moment it can be asked to stop: else a signal would kill it while it loads."""
     asked: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+    if "--warm-up" not in sys.argv:
+        for kind in ASKS:
+            signal.signal(kind, lambda number, _: asked.append(number))
     from mpips import streams
 
     streams.prepare()

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from mpips.wishes import Wishes
 
 if TYPE_CHECKING:
     from mpips.launch import Launch
@@ -32,28 +33,40 @@ A rank that was told to end writes that it failed before it tries to checkpoint,
 """
 LOOK = 1.0
 """Seconds between two looks for a result."""
+ASK_AGAIN, ASK_AT_LEAST = 1.0, 30.0
+"""Seconds after which ranks are asked to stop once more: the first, and the most."""
 
 
 class Children:
-    """The launcher as a child in a process group of its own, with signals passed on to it.
+    """The launcher as a child in a process group of its own, with wishes to stop passed on to it.
 
-    USR1 is passed on. The first INT, TERM or HUP is passed on as USR1, which asks the ranks to checkpoint and
-    stop: a launcher that gets TERM kills them within a second. A second one ends everything. Ranks whose
-    launcher has died are adopted, and ended too. So is a launcher that goes on waiting after the run is over, as one
-    does for a rank that was stopped (SIGSTOP) and that the others have left behind.
+    All are passed on as USR1, which asks the ranks to checkpoint and stop: a launcher that gets TERM kills them within
+    a second. That is not before the ranks are `ready`, since one that only starts would be killed by it, or a launcher
+    that has no ranks yet forget it; and it is done again, ever more rarely, until the run ends. A second INT, TERM or
+    HUP ends everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that goes on waiting
+    after the run is over, as one does for a rank that was stopped (SIGSTOP) and that the others have left behind.
 
     Args:
         launch: what to run.
         result: gives the run's result once there is one.
+        wishes: those of the command, which keeps them; unless given, those that come while the launcher runs.
+        ready: tells whether the ranks can be asked to stop.
     """
 
-    def __init__(self, launch: Launch, result: Callable[[], Mapping[str, Any] | None] = lambda: None) -> None:
-        self._launch = launch
-        self._result = result
+    def __init__(
+        self,
+        launch: Launch,
+        result: Callable[[], Mapping[str, Any] | None] = lambda: None,
+        wishes: Wishes | None = None,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._launch, self._result, self._ready = launch, result, ready
+        self._wishes = wishes
         self._look = 0.0
         self._over = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
-        self._asked = 0
+        self._promised = False  # that the run will stop
+        self._ask, self._pause = 0.0, ASK_AGAIN
         self._deadline: float | None = None
         self._copying: list[threading.Thread] = []
         self._said: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
@@ -75,10 +88,13 @@ class Children:
 
     def run(self) -> int:
         """Run the launch to its end; returns its exit code, negative for a signal."""
-        kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
-            kinds.append(signal.SIGHUP)
-        before = {kind: signal.signal(kind, self._on_signal) for kind in kinds}
+        if self._wishes is not None:
+            return self._run(self._wishes)
+        with Wishes() as wishes:
+            wishes.keep()
+            return self._run(wishes)
+
+    def _run(self, wishes: Wishes) -> int:
         adopt_orphans()
         try:
             self._process = subprocess.Popen(
@@ -100,6 +116,7 @@ class Children:
                         copying.join(1.0)
                     return code
                 except subprocess.TimeoutExpired:
+                    self._heed(self._process, wishes.kinds)
                     if self._lingers():
                         self._end()
                     if self._deadline is not None and time.monotonic() > self._deadline:
@@ -107,26 +124,21 @@ class Children:
         except BaseException:
             self._kill()
             raise
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._process is None or self._process.poll() is not None:
-            if number != signal.SIGUSR1:
-                raise KeyboardInterrupt
-            return
-        if number == signal.SIGUSR1:
-            self._process.send_signal(signal.SIGUSR1)
-            return
-        self._asked += 1
-        if self._asked == 1:
+    def _heed(self, process: subprocess.Popen[bytes], wishes: Sequence[int]) -> None:
+        """Pass wishes on; USR1, which batch systems send by themselves, kills nothing however often it comes."""
+        stops = sum(kind != signal.SIGUSR1 for kind in wishes)
+        if stops and not self._promised:
+            self._promised = True
             print(
                 "mpips: stopping after a checkpoint; once more to kill the run", file=sys.stderr, flush=True
             )
-            self._process.send_signal(signal.SIGUSR1)
-        else:
+        now = time.monotonic()
+        if stops > 1:
             self._end()
+        elif wishes and now >= self._ask and self._deadline is None and self._ready():
+            process.send_signal(signal.SIGUSR1)
+            self._ask, self._pause = now + self._pause, min(2 * self._pause, ASK_AT_LEAST)
 
     def _end(self) -> None:
         """Tell the launcher to end everything; what is left is killed at the deadline."""

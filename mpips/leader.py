@@ -35,20 +35,19 @@ from mpips.node import Fenced, Node
 from mpips.prepare import Prepared, advice, checkpoints
 from mpips.record import size
 from mpips.scheduler import Cluster
+from mpips.wishes import ASKS
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say all there is to say."""
 HASHES = 2.0
 """Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
-ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-"""Signals that ask the run to stop."""
 
 
 class Leader:
     """A run as its leader lives it; `started` is when the run's first process started (wall, s).
 
-    `miss` finds out which rank has ended without a word, when the launcher ends all for it.
+    `miss` finds out which rank has ended without a word, when the launcher ends all for it. `judged`: by `mpips run`.
     """
 
     def __init__(
@@ -60,10 +59,11 @@ class Leader:
         membership: Membership,
         started: float,
         miss: Callable[[], Failure | None] = lambda: None,
+        judged: bool = False,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership = journal, membership
-        self._miss = miss
+        self._miss, self._judged = miss, judged
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
@@ -111,29 +111,28 @@ class Leader:
         """Ask the cluster to stop whenever this process is asked to, or has been."""
 
         def ask(number: int, frame: FrameType | None = None) -> None:
-            cluster.asked = signal.Signals(number).name
-            note("asked", signal=cluster.asked)
-            if number == signal.SIGTERM and not self.node.van.survives:  # from a launcher that kills next
-                text = (
-                    "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
-                )
-                missed = self._miss()
-                said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
-                text = text if missed is None else missed.text
-                write_json(
-                    self.folder.result,
-                    {
-                        "status": "failed",
-                        "exit_code": FAILED,
-                        "error": text + advice(self.prepared.job, self.folder),
-                        **said,
-                    },
-                )
+            if cluster.asked is None:
+                cluster.asked = signal.Signals(number).name
+                note("asked", signal=cluster.asked)
+            if number == signal.SIGTERM:
+                self._expect_the_end()
 
         for kind in ASKS:
             signal.signal(kind, ask)
         if asked:
             ask(asked[0])
+
+    def _expect_the_end(self) -> None:
+        """Write a result, for a launcher that kills next; it is replaced if there is time to stop."""
+        if self.node.van.survives and self._judged:  # it kills nobody before `mpips run` has been asked twice
+            return
+        text = "ended by SIGTERM before it could stop"
+        if not self.node.van.survives:
+            text = "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
+        missed = self._miss()
+        said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
+        text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
+        write_json(self.folder.result, {"status": "failed", "exit_code": FAILED, "error": text, **said})
 
     def _obey(self, cluster: Cluster) -> None:
         """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""

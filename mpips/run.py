@@ -47,7 +47,7 @@ from mpips.heartbeat import Address, Heart
 from mpips.host import LOOPBACK, host_address, host_name, machine
 from mpips.journal import Journal
 from mpips.layout import Layout, Place, Role, check_singleton, split
-from mpips.leader import ASKS, BAD_INPUT, COMPLETED, FAILED, Leader
+from mpips.leader import BAD_INPUT, COMPLETED, FAILED, Leader
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
@@ -58,6 +58,7 @@ from mpips.replay import Player
 from mpips.server import Server
 from mpips.trace import What, during, trace_node
 from mpips.view import View, first_view
+from mpips.wishes import ASKS
 from mpips.worker import Workshop
 from mpips.writer import Writer
 
@@ -79,7 +80,7 @@ JUDGED = "MPIPS_JUDGED"
 
 
 def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
-    """Run one rank; give its exit code. `asked` has the signals that came before, and gets those that come."""
+    """Run one rank; give its exit code. `asked` has the signals that came, and gets those that come."""
     started = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None
@@ -91,9 +92,6 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     asked = [] if asked is None else asked
     warm_up = options.warm_up if options is not None else "--warm-up" in argv
     try:
-        if not warm_up:
-            for kind in ASKS:
-                signal.signal(kind, lambda number, _: asked.append(number))
         if options is not None:
             prepared = prepare(options)
         if options is not None:
@@ -139,7 +137,10 @@ def _load_van() -> None:
 
 
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except RuntimeError:  # from a signal's handler, in the midst of another line
+        os.write(sys.stderr.fileno(), f"\n{printable(text)}\n".encode())
 
 
 def _thread_failed(problem: threading.ExceptHookArgs) -> None:
@@ -442,7 +443,7 @@ class _Run:
 
     def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
         assert self.folder is not None
-        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss)
+        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss, self.judged)
         with during(node.trace, What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:
@@ -466,8 +467,9 @@ class _Run:
 
     def _hear(self, number: int, _: object = None) -> None:
         """Note that a signal asks the run to stop."""
+        if not self.asked:
+            log.note("asked", signal=signal.Signals(number).name)
         self.asked.append(number)
-        log.note("asked", signal=signal.Signals(number).name)
         if number == signal.SIGTERM:
             self._miss()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ settings.load_profile("mpips")
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "MPIPS_TEST_TAG"
 """An environment variable by which every process that a test started, however deep, is known."""
+
+
+def patience(seconds: float) -> float:
+    """Give how long to wait for what takes at most so many seconds on a machine with nothing else to do."""
+    return seconds * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 8.0)
+
 
 GONE_WITHIN = 5.0
 """Seconds after a command's end within which everything that it started must be gone."""
@@ -125,9 +132,9 @@ class Started:
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
         """Wait until something holds; fails the test if the command ends, or too much time passes, before."""
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if self.process.poll() is not None or time.monotonic() - began > patience(timeout):
                 state = "ended" if self.process.poll() is not None else "did not get there in time"
                 self.kill()
                 pytest.fail(f"the command {state}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
@@ -138,17 +145,19 @@ class Started:
 
         So does what it leaves behind.
         """
-        try:
-            code = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        began = time.monotonic()
+        while (code := self.process.poll()) is None and time.monotonic() - began < patience(timeout):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+        if code is None:
             send(self.pythons(), signal.SIGABRT)  # each Python writes its stacks as it goes
             time.sleep(1.0)
             self.kill()
             pytest.fail(f"no end after {timeout} s\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
         seconds = time.monotonic() - self._began
-        deadline = time.monotonic() + GONE_WITHIN
+        began = time.monotonic()
         while left := tagged(self.tag):
-            if time.monotonic() > deadline:
+            if time.monotonic() - began > patience(GONE_WITHIN):
                 names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]
                 self.kill()
                 pytest.fail(f"left behind after {GONE_WITHIN} s: {names}\n--- stderr\n{self.stderr}")

@@ -58,7 +58,8 @@ On a cluster the ranks can be started by hand just as well:
 
 EPILOG = """\
 exit codes: 0 completed, also when ranks died on the way; 85 stopped with a checkpoint, to be started again with
---resume latest; 2 the input is wrong (one line says what); 74 the output could not be written; anything else: failed.
+--resume latest; 2 the input is wrong (one line says what); 74 the output could not be written; 128 + a signal's
+number: it came before there was a run; anything else: failed.
 `mpips COMMAND --help` teaches each command."""
 
 

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpips.wishes import Wishes
 
 DESCRIPTION = """\
 Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
@@ -94,7 +98,22 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Run the job; returns 0 completed, 85 stopped, else failed."""
+    """Run the job; returns 0 completed, 85 stopped, 128 + the signal if that came before the run, else failed."""
+    from mpips.wishes import Interrupted, Wishes
+
+    with Wishes() as wishes:
+        try:
+            return _run(arguments, wishes)
+        except Interrupted as wish:
+            print(
+                f"mpips: stopped by {wish} before the run began: nothing was trained",
+                file=sys.stderr,
+                flush=True,
+            )
+            return wish.code
+
+
+def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     from mpips import failure, launch
     from mpips.children import Children
     from mpips.config import load
@@ -121,6 +140,7 @@ def command(arguments: argparse.Namespace) -> int:
         _warm_up(arguments.job, settings)
         mark.set()
     named = arguments.run_dir
+    wishes.keep()  # from here on there is a folder, and what becomes of the run will stand in it
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
     planned = launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
@@ -128,13 +148,18 @@ def command(arguments: argparse.Namespace) -> int:
     progress = launch.progress_environment(sys.stdout)
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
     ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
-    children = Children(ready, folder.read_result)
     stale = folder.run.read_bytes() if folder.run.exists() else None
+
+    def has_begun() -> bool:
+        """Tell whether the ranks are there: a run.json may be of the run before."""
+        with suppress(OSError):
+            return folder.run.read_bytes() != stale
+        return False
+
+    children = Children(ready, folder.read_result, wishes, has_begun)
     with failure.Watch(folder) as watch:
         ended = children.run()
-    begun = (
-        folder.run.exists() and folder.run.read_bytes() != stale
-    )  # else what is there is of the run before
+    begun = has_begun()
     result = folder.read_result()
     first = failure.first(folder, children.said, watch.seen) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
@@ -165,8 +190,11 @@ def command(arguments: argparse.Namespace) -> int:
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
     """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
     from mpips import interpreter
+    from mpips.children import end_with_parent
 
     passed = [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run([*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed], check=False)
+    line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed]
+    # In a group of its own: an interrupt of the terminal's comes to this process, which ends it.
+    done = subprocess.run(line, check=False, process_group=0, preexec_fn=end_with_parent)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else 1)

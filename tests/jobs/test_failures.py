@@ -338,5 +338,5 @@ def test_bare_ranks_that_are_asked_to_stop_pass_85_on(
     run.wait_for(up.exists)
     run.process.send_signal(signal.SIGUSR1)
     done = run.finish(SECONDS)
-    assert done.code == 85
+    assert ended_with(done, 85)
     assert result_of(tmp_path / "run")["status"] == "stopped"
