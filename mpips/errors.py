@@ -3,6 +3,7 @@
     MpipsError
     +-- InputError (ValueError)        what the user gave is wrong: one clear line, exit code 2
     |   +-- JobError                   the job file or an override
+    |   |   +-- UsageError             its program asks for what cannot be: unsorted keys, rows of another type
     |   +-- DataError                  a data file: names file and line
     |   +-- LayoutError                ranks and roles do not fit
     |   +-- CheckpointError            a checkpoint is missing, torn or of another job
@@ -22,6 +23,9 @@ Each is also the builtin that it is, so `except ValueError` works at the edges.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class MpipsError(Exception):
     """Root of the tree; never raised itself."""
@@ -33,6 +37,10 @@ class InputError(MpipsError, ValueError):
 
 class JobError(InputError):
     """The job file or an override of it is wrong."""
+
+
+class UsageError(JobError):
+    """A program asks for what cannot be. Who tells people adds the program's file and line, the rank, and its log."""
 
 
 class DataError(InputError):
@@ -90,17 +98,68 @@ class JournalLost(MpipsError, RuntimeError):
 class RemoteError(MpipsError, RuntimeError):
     """A task failed on another rank.
 
-    `text` is the remote error in one line, `trace` its traceback there; `is_input` tells whether it was
-    an `InputError`, that is the user's to mend.
+    `text` is the remote error in one line, `trace` its traceback there; `at` is the program's line where it arose, if
+    it did so in a program; `is_input` tells whether it was an `InputError`, that is the user's to mend, and `is_usage`
+    whether the program's author's. `asked` says who asked for it, and on which line of the program.
     """
 
     def __init__(
-        self, rank: int, role: str, host: str, text: str, trace: str = "", is_input: bool = False
+        self,
+        rank: int,
+        role: str,
+        host: str,
+        text: str,
+        trace: str = "",
+        is_input: bool = False,
+        is_usage: bool = False,
+        asked: str = "",
+        at: str = "",
     ) -> None:
-        super().__init__(f"rank {rank} ({role} on {host}): {text}")
+        super().__init__(rank, role, host, text)
         self.rank = rank
         self.role = role
         self.host = host
         self.text = text
         self.trace = trace
         self.is_input = is_input
+        self.is_usage = is_usage
+        self.asked = asked
+        self.at = at
+
+    def __str__(self) -> str:
+        """Say who failed, for whom, and why."""
+        return f"{self.where}: {self.text}"
+
+    @property
+    def where(self) -> str:
+        """Return who failed, and for whom."""
+        asked = f", for {self.asked}" if self.asked else ""
+        return f"rank {self.rank} ({self.role} on {self.host}{asked})"
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], sender: int) -> RemoteError:
+        """Return the error that `to_meta` was given, or that rank `sender` said less of."""
+        return cls(
+            int(meta.get("rank", sender)),
+            str(meta.get("role", "?")),
+            str(meta.get("host", "?")),
+            str(meta.get("text", "failed")),
+            str(meta.get("trace", "")),
+            bool(meta.get("is_input", False)),
+            bool(meta.get("is_usage", False)),
+            str(meta.get("asked", "")),
+            str(meta.get("at", "")),
+        )
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return it as JSON-able data, without what it does not say."""
+        more = {"is_usage": self.is_usage, "asked": self.asked, "at": self.at}
+        return {
+            "rank": self.rank,
+            "role": self.role,
+            "host": self.host,
+            "text": self.text,
+            "trace": self.trace,
+            "is_input": self.is_input,
+            **{name: value for name, value in more.items() if value},
+        }

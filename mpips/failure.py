@@ -34,13 +34,17 @@ SILENT = "it ended without a word: killed, crashed, or out of memory"
 
 
 class Failure(NamedTuple):
-    """A rank that failed: what it was, where, when that was noticed (wall, s), and what is known of why."""
+    """A rank that failed: what it was, where, when that was noticed (wall, s), and what is known of why.
+
+    `at` is the program's line, if it failed in a program.
+    """
 
     rank: int
     role: str
     host: str
     wall: float
     error: str
+    at: str = ""
 
     @property
     def text(self) -> str:
@@ -56,8 +60,9 @@ def sentence(facts: Mapping[str, Any], known: str = "") -> str:
     """Say in a line who failed first, when, why unless that is `known`, and where its log is."""
     when = datetime.fromtimestamp(float(facts["wall"]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     error = "" if str(facts["error"]) in known else f": {facts['error']}"
+    at = f" at {facts['at']}" if facts.get("at") and str(facts["at"]) not in known + error else ""
     log = f"; its log: {facts['log']}" if facts.get("log") else ""
-    return f"rank {facts['rank']} ({facts['role']} on {facts['host']}), {when}{error}{log}"
+    return f"rank {facts['rank']} ({facts['role']} on {facts['host']}), {when}{at}{error}{log}"
 
 
 def log_of(folder: RunFolder, rank: int) -> str | None:
@@ -83,20 +88,21 @@ def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failur
     found = [each for each in _failures(_lines(folder, since)) if each[1] in ranks]
     signals = {rank: words for rank, words in launcher_said(said, seen).items() if rank in ranks}
     causes = [each for each in found if not each[0]]
+    at = ""
     if causes:
-        _, rank, wall, error = min(causes, key=lambda each: each[2])
+        _, rank, wall, error, at = min(causes, key=lambda each: each[2])
     elif signals:
         rank = next(iter(signals))
-        wall = next((wall for _, lost, wall, _ in sorted(found) if lost == rank), None) or _last_sign(folder)
+        wall = next((wall for _, lost, wall, *_ in sorted(found) if lost == rank), None) or _last_sign(folder)
         error = ""
     elif found:
-        _, rank, wall, error = min(found, key=lambda each: each[2])
+        _, rank, wall, error, at = min(found, key=lambda each: each[2])
     else:
         return None
     if rank in signals and (not error or error.startswith(SILENT)):
         error = signals[rank]
     each = ranks[rank]
-    return Failure(rank, f"{each['role']} {each['index']}", str(each["host"]), wall, error or SILENT)
+    return Failure(rank, f"{each['role']} {each['index']}", str(each["host"]), wall, error or SILENT, at)
 
 
 def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
@@ -110,16 +116,15 @@ def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
                         yield line
 
 
-def _failures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[bool, int, float, str]]:
-    """Pick failures: (whether it only follows from another's, rank, wall time, error)."""
+def _failures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[bool, int, float, str, str]]:
+    """Pick failures: (whether it only follows from another's, rank, wall time, error, the program's line)."""
     found = []
     for line in lines:
+        error, wall = str(line.get("error")), float(line["wall"])
         if line["event"] == "failed":
-            found.append(
-                (bool(line.get("follows")), int(line["rank"]), float(line["wall"]), str(line["error"]))
-            )
+            found.append((bool(line.get("follows")), int(line["rank"]), wall, error, str(line.get("at", ""))))
         elif line["event"] == "lost" and line.get("fatal"):
-            found.append((False, int(line["lost"]), float(line["wall"]), str(line["error"])))
+            found.append((False, int(line["lost"]), wall, error, ""))
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from mpips.errors import ClosedError, InputError
 from mpips.files import open_own, read_text, replacing
+from mpips.plain import Nulls, plain
 
 
 def utc_now() -> datetime:
@@ -178,22 +179,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file by a JSON object; numpy scalars count as numbers, what is not finite as null."""
-    write_text(path, json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n")
+    """Replace a file by a JSON object; numpy's numbers and arrays count as such, what is not finite as null."""
+    write_text(path, json.dumps(plain(value, _null), indent=2, allow_nan=False) + "\n")
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, bytes)) and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
-        return None
-    return value
+def _null(key: str, value: Any, why: str) -> None:
+    """Let a number that is not finite be null; TypeError for what is no data."""
+    if not isinstance(value, float):
+        raise TypeError(f"{key} {why}")
 
 
 class Lines:
@@ -207,7 +200,7 @@ class Lines:
         self._file: FileIO | None = FileIO(open_own(path, append=True), "a")
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Write one object as one line.
+        """Write one object as one line; what is not finite, and what JSON cannot say, as null.
 
         Raises:
             ClosedError: after `close`.
@@ -215,7 +208,7 @@ class Lines:
         """
         if self._file is None:
             raise ClosedError(f"{self.path} was closed")
-        line = json.dumps(_jsonable(value), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
+        line = json.dumps(plain(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
         try:
             while line:
                 line = line[self._file.write(line) :]

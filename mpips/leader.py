@@ -12,7 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 from mpips import provenance
 from mpips.control import Order, Orders
 from mpips.deadline import end_of, watch
-from mpips.errors import InputError, JournalLost, NoWorkerLeft, ShardLost, WorkerLost
-from mpips.failure import Failure, first
+from mpips.errors import InputError, JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
+from mpips.failure import Failure, first, log_of
 from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
 from mpips.inputs import Inputs
@@ -32,6 +32,7 @@ from mpips.log import note
 from mpips.membership import LOST, Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node
+from mpips.plain import Nulls, plain
 from mpips.prepare import Prepared, advice, checkpoints
 from mpips.record import size
 from mpips.scheduler import Cluster
@@ -67,6 +68,7 @@ class Leader:
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
+        self._returned: dict[str, Any] = {}  # what the program has, and why some of it is null
         self._ends: float | None = None  # when its time is over (wall, s)
 
     def run(self, asked: list[int]) -> dict[str, Any]:
@@ -88,9 +90,9 @@ class Leader:
                     self._obey(cluster)
                     watch(cluster, self.started, end)
                 self._hash_inputs(cluster)
-                metrics = prepared.program.schedule(cluster, prepared.job.settings)
-                cluster.saver.settle()
-                result = self._success(cluster, metrics)
+                self._keep(cluster, prepared.program.schedule(cluster, prepared.job.settings))
+                cluster.settle()
+                result = self._success(cluster)
                 self._end_hashing(cluster)
                 return result
         except Fenced:
@@ -247,7 +249,16 @@ class Leader:
 
     # --- the result ----------------------------------------------------------------------------------
 
-    def _success(self, cluster: Cluster, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _keep(self, cluster: Cluster, metrics: object) -> None:
+        """Keep what the program has returned: it is in the result, whatever fails from now on."""
+        nulls = Nulls()
+        self._returned = {"metrics": plain(metrics, nulls, "metrics")}
+        if nulls:
+            self._returned["nulls"] = dict(nulls)
+            note("nulls", WARNING, **nulls)
+            cluster.say(f"warning: null in result.json: {nulls}")
+
+    def _success(self, cluster: Cluster) -> dict[str, Any]:
         layout = self.prepared.job.layout
         code = REQUEUE if cluster.stopped_early else COMPLETED
         result: dict[str, Any] = {
@@ -262,7 +273,7 @@ class Leader:
                 "spares": layout.spares,
             },
             "seconds": cluster.seconds,
-            "metrics": metrics,
+            **self._returned,
             "waiting": cluster.waiting,
             "traffic": cluster.traffic(),
             "ranks": cluster.spent,
@@ -308,18 +319,33 @@ class Leader:
     def _failure(self, error: BaseException) -> dict[str, Any]:
         facts = self.node.describe(error)
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
-        if facts["is_input"]:
-            return {"status": "failed", "exit_code": BAD_INPUT, "error": facts["text"], "failed_rank": where}
-        if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        told = RemoteError.from_meta(facts, self.node.rank)
+        usage = facts.get("is_usage", False)
+        if (usage or not facts["is_input"]) and not (isinstance(error, OSError) and error.errno in NO_ROOM):
             self.error = facts["trace"].rstrip()
-        text = f"{where}: {facts['text']}"
+        if facts["is_input"]:
+            log = log_of(self.folder, facts["rank"]) if usage else None
+            text = f"{told}" + (f"; its log: {log}" if log else "") if usage else told.text
+            return {
+                "status": "failed",
+                "exit_code": BAD_INPUT,
+                "error": text,
+                "failed_rank": where,
+                **self._returned,
+            }
+        first = self._first(facts)
+        text = str(told)
+        if first.rank != facts["rank"]:  # it led to this, or the ranks fail alike, and that one was the first
+            where = f"rank {first.rank} ({first.role} on {first.host})"
+            text = f"{first.text}; then {text}"
         return {
             "status": "failed",
             "exit_code": FAILED,
             "error": text,
             "failed_rank": where,
-            "first_failure": self._first(facts).facts(self.folder),
+            "first_failure": first.facts(self.folder),
             "recoveries": self.recoveries(),
+            **self._returned,
             **({"fault": "program"} if would_fail_again(error) else {}),
         }
 
@@ -328,7 +354,10 @@ class Leader:
         if facts.get("lost"):
             for loss in [each for each in self.node.view.losses if each.role == Role.WORKER][-1:]:
                 note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True, wall=loss.noticed)
-        seen = Failure(facts["rank"], facts["role"], facts["host"], self.node.van.wall(), facts["text"])
+        about = {name: str(facts[name]) for name in ("role", "host")}
+        seen = Failure(
+            facts["rank"], **about, wall=self.node.van.wall(), error=facts["text"], at=facts.get("at", "")
+        )
         return first(self.folder) or seen
 
 

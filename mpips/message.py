@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import ProtocolError
+from mpips.plain import keep, plain
 from mpips.ranges import ALL, KeyRange
 
 
@@ -165,7 +166,7 @@ def reply_to(
     reply = Message(Kind.REPLY, request.command, keys=keys, values=values)
     reply.origin, reply.shard, reply.time = request.origin, request.shard, request.time
     reply.namespace = request.namespace
-    if meta:
+    if meta is not None:
         reply.meta = meta
     return reply
 
@@ -225,7 +226,7 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
             raise ProtocolError(f"values of {values.ndim} dimensions cannot travel; use rows [n, width]")
         rows = values.shape[0]
         width = values.shape[1] if values.ndim == 2 else 1
-    meta = json.dumps(message.meta, separators=(",", ":")).encode() if message.meta else b""
+    meta = b"" if isinstance(message.meta, dict) and not message.meta else _written(message.meta)
     meta = meta.ljust(-(-len(meta) // 8) * 8)  # keeps keys and values aligned
     arrays: tuple[NDArray[Any] | None, ...] = (keys, values)
     buffers = [_raw(buffer) for buffer in arrays if buffer is not None and buffer.size]
@@ -243,6 +244,14 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     for buffer in buffers:
         frame += buffer
     return frame, ()
+
+
+def _written(meta: Any) -> bytes:
+    """Write metadata; UsageError naming the key of what JSON cannot say."""
+    try:
+        return json.dumps(meta, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(plain(meta, keep), separators=(",", ":")).encode()
 
 
 def _new(nbytes: int) -> NDArray[np.uint8]:

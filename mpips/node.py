@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import spot
 from mpips.errors import (
     FilterError,
     InputError,
@@ -33,6 +34,7 @@ from mpips.errors import (
     ProtocolError,
     RemoteError,
     ShardLost,
+    UsageError,
     WorkerLost,
 )
 from mpips.faults import Faults
@@ -175,6 +177,7 @@ class Node:
         self._next_tick = 0.0
         self._barrier: set[int] = set()
         self._working = _Working(self)
+        self._wait: tuple[float, Task | str] | None = None  # since when this rank waits, and for what
 
     def new_tasks(self, origin: int) -> Tasks:
         """Make the caller's half for a caller of that name."""
@@ -191,6 +194,11 @@ class Node:
         if self.trace is not None:
             self.trace.watch(tasks)
         return tasks
+
+    @property
+    def who(self) -> str:
+        """This rank's number and place."""
+        return f"rank {self.rank} ({self.place})"
 
     @property
     def role(self) -> Role | None:
@@ -319,29 +327,28 @@ class Node:
     def describe(self, error: BaseException) -> dict[str, Any]:
         """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
         if isinstance(error, RemoteError):
-            return {
-                "rank": error.rank,
-                "role": error.role,
-                "host": error.host,
-                "text": error.text,
-                "trace": error.trace,
-                "is_input": error.is_input,
-            }
+            return error.to_meta()
         text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+        usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
+        at = "" if is_input and not usage else spot.of(error)
+        if at and (usage or isinstance(error, ProtocolError)):  # a traceback says it of all others
+            text = f"{text} (at {at})"
         trace = "".join(traceback.format_exception(error))
         lost = isinstance(error, (WorkerLost, NoWorkerLeft))
         follows = lost or isinstance(error, ShardLost) or type(error).__module__.startswith("mpi4py")
         if follows:  # of one death there may be hundreds
             note("failed", error=" ".join(text.split()), follows=True)
         else:
-            note("failed", ERROR, error=" ".join(text.split()), trace=trace)
+            note("failed", ERROR, error=" ".join(text.split()), at=at, trace=trace)
         return {
             "rank": self.rank,
             "role": f"{self.place.role.name.lower()} {self.place.index}",
             "host": self.host,
             "text": " ".join(text.split()).removesuffix(":"),
             "trace": trace[-8000:],
-            "is_input": isinstance(error, InputError),
+            "is_input": is_input,
+            "is_usage": usage,
+            "at": at,
             **({"lost": True} if lost else {}),
         }
 
@@ -454,11 +461,7 @@ class Node:
         raise Stopped(int(message.meta["code"]), str(message.meta.get("reason", "")))
 
     def _failed(self, message: Message) -> None:
-        meta = message.meta
-        raise RemoteError(
-            int(meta["rank"]), str(meta["role"]), str(meta["host"]), str(meta["text"]),
-            str(meta["trace"]), bool(meta["is_input"]),
-        )  # fmt: skip
+        raise RemoteError.from_meta(message.meta, message.sender)
 
     # --- the view ------------------------------------------------------------------------------
 
@@ -518,17 +521,31 @@ class Node:
         """
         if task.received < task.expected:
             start, worked = self.van.now(), self.worked
-            while not task.settled:
-                if not self.poll():
-                    self.van.idle()
+            outer, self._wait = self._wait, (start, task)
+            try:
+                while not task.settled:
+                    if not self.poll():
+                        self.van.idle()
+            finally:
+                self._wait = outer
             now = self.van.now()
             own = now - start - (self.worked - worked)
             self.waited += own
             if self.trace is not None and (self.trace.open or own > LONG):
                 self.trace.waited(start, now, own, task.time)
         if task.error is not None:
+            task.heeded = True
+            self._say_who_asked(task)
             raise task.error
         return task.result
+
+    def _say_who_asked(self, task: Task) -> None:
+        """Let an error of another rank's tell what was asked for, and on which line of the program."""
+        error, at = task.error, spot.told(task.spot)
+        if isinstance(error, RemoteError) and at and not error.asked:
+            if error.at and min(task.under_way, default=-1) >= 0:
+                return  # a call of a worker's method, whose own line is known
+            error.asked = f"{self.who} at {at} ({task.what})"
 
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
         """Wait for each of `tasks`; give their results in order."""
@@ -540,9 +557,13 @@ class Node:
         A trace says that the wait was for the `cause`.
         """
         start, worked = self.van.now(), self.worked
-        while not done():
-            if not self.poll():
-                self.van.idle()
+        outer, self._wait = self._wait, (start, cause)
+        try:
+            while not done():
+                if not self.poll():
+                    self.van.idle()
+        finally:
+            self._wait = outer
         now = self.van.now()
         own = now - start - (self.worked - worked)
         self.waited += own
@@ -553,20 +574,33 @@ class Node:
         for shard, time in message.after:
             self.tasks.acknowledge(~shard, time)
 
-    def settle(self) -> None:
-        """Wait until whole chains have all pushes of this node that were answered ahead of that."""
+    def settle(self, since: int) -> None:
+        """Wait until what was asked for at time `since` or later is finished, and whole chains have its pushes.
+
+        That are all pushes of this node that were answered ahead. What somebody has waited for costs nothing again.
+
+        Raises:
+            RemoteError, WorkerLost: some of it has failed, and nobody was told.
+        """
+        while self.tasks.time > since and (tasks := self.tasks.unheeded(since)):
+            for task in tasks:
+                self.wait(task)
         patience = self.van.now() + PATIENCE
         while self.tasks.ahead:
             if self.van.now() > patience:  # the word may have gone astray with a reply
                 self.tasks.redirect(self.tasks.ahead_at())
                 patience = self.van.now() + PATIENCE
-            for dest in {self.view.rank_of(address) for address in self.tasks.ahead_at()}:
-                self.control(dest, Command.HASTEN, {})
+            self.hasten()
             until = self.van.now() + TICK
             self.wait_until(
                 lambda until=until: not self.tasks.ahead or self.van.now() > until,  # type: ignore[misc]
                 "copies of its pushes",
             )
+
+    def hasten(self) -> None:
+        """Ask for the word that whole chains have what was answered ahead."""
+        for dest in {self.view.rank_of(address) for address in self.tasks.ahead_at()}:
+            self.control(dest, Command.HASTEN, {})
 
     def working(self) -> _Working:
         """Count the time inside `with node.working():` as work; an injected straggler is slow there."""

@@ -55,6 +55,7 @@ from mpips.errors import InputError
 from mpips.files import open_own
 from mpips.folder import write_json
 from mpips.message import NO_ROUND, Kind, Message
+from mpips.plain import keep, plain
 
 if TYPE_CHECKING:
     from mpips.config import Job
@@ -259,6 +260,7 @@ class Recorder:
         """Note what was decided."""
         if self._decisions is None:
             self._decisions = open_own(self.folder / f"decisions-{self.rank:04d}.jsonl", append=True)
+        value = plain(value, keep, f"decision {number}")
         line = json.dumps({"number": number, "epoch": self.epoch, "value": value}).encode() + b"\n"
         while line:
             line = line[os.write(self._decisions, line) :]

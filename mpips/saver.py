@@ -83,7 +83,10 @@ class Saver:
             return False
         about = about | {"servers": len(held)}
         groups: list[Group] = [hosts, cluster.workers]
-        self._pending = _Pending(folder, about, [group.start("written") for group in groups])
+        writing = [group.start("written") for group in groups]
+        for task in writing:
+            task.heeded = True  # `_look` sees to its error
+        self._pending = _Pending(folder, about, writing)
         self.problem = ""
         return True
 

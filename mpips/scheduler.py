@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from logging import WARNING
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import checkpoint
+from mpips import checkpoint, log
 from mpips.deadline import Pace
-from mpips.errors import CheckpointError, InputError, NoWorkerLeft, WorkerLost
+from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.filters.chain import left_out, per_filter
 from mpips.folder import Lines, RunFolder
 from mpips.journal import Journal
@@ -39,10 +40,11 @@ from mpips.node import Node
 from mpips.printable import printable
 from mpips.progress import Column, Table
 from mpips.saver import Saver
+from mpips.spot import here
 from mpips.task import Task
 from mpips.trace import What, during
 from mpips.update import VectorSpec
-from mpips.vector import Vector
+from mpips.vector import Vector, Vectors
 
 Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
 T = TypeVar("T")
@@ -97,7 +99,7 @@ class Group:
             message.meta = {"call": function, "args": own, "crew": self.crew}
             parts.append((rank, message))
         task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
-        task.result = replies
+        task.result, task.what, task.spot = replies, f"call of {function!r}", here(sys._getframe(1))
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -135,11 +137,30 @@ class _Live:
     """What the program says, said only where it has not been said before by another rank."""
 
     def __init__(self, out: TextIO, journal: Journal) -> None:
-        self._out, self._journal = out, journal
+        self._out, self._journal, self._broken = out, journal, False
 
     def write(self, text: str) -> int:
-        """Write, unless the program is being taken over."""
-        return len(text) if self._journal.replaying else self._out.write(text)
+        """Write, unless the program is being taken over; what cannot be written is worth no run."""
+        if not self._journal.replaying and not self._broken:
+            try:
+                self._out.write(text)
+            except UnicodeEncodeError as error:  # a locale that has not all characters
+                self._out.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is left."""
+        if not self._broken:
+            try:
+                self._out.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        log.note("mute", WARNING, error=f"nothing more is shown: {error}")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._out, name)
@@ -167,7 +188,7 @@ class Cluster:
         self.journal.lead()
         self.servers = Group(node, [~shard for shard in range(len(node.view.chains))])
         self.workers = Group(node, node.layout.workers)
-        self.vectors: dict[str, Vector] = {}
+        self.vectors = Vectors()
         self.seconds = {"total": 0.0, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
         self.waiting = 0.0
         self.spent: list[dict[str, Any]] = []
@@ -190,6 +211,7 @@ class Cluster:
         self._lineage: Lineage | None = None
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
+        self._since = 0  # what was issued before, to workers who have changed since, does not count
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
@@ -217,6 +239,15 @@ class Cluster:
     def decide(self, make: Callable[[], T]) -> T:
         """Give `make()`, JSON-able, or what it gave when the program came here before, on another rank."""
         return self.journal.decide(make)
+
+    def settle(self) -> None:
+        """Wait for all that the program has asked for, and the last checkpoint.
+
+        Raises:
+            RemoteError, WorkerLost: something has failed, and nobody was told.
+        """
+        self.saver.settle()
+        self.node.settle(self._since)
 
     def close(self) -> None:
         """Close what it writes to; idempotent."""
@@ -322,6 +353,7 @@ class Cluster:
             if not now:
                 raise NoWorkerLeft("no worker is left, and no spare: go on with --resume latest")
             self.node.tasks.leap()
+            self._since = self.node.tasks.time
             self._informed &= set(stayed)  # whoever was no worker in between has forgotten all
             self.workers.addresses, self.workers.crew = tuple(now), crew
             newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
@@ -505,9 +537,9 @@ class Cluster:
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
         """Make a vector on all servers and workers, and give a handle on it; `expect` about so many keys in all."""
         if "." in spec.name:
-            raise InputError(f"vector {spec.name!r}: its name must not have a dot")
+            raise UsageError(f"vector {spec.name!r}: its name must not have a dot")
         if spec.name in self.vectors:
-            raise InputError(f"vector {spec.name!r} exists already")
+            raise UsageError(f"vector {spec.name!r} exists already")
         vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
         making = self._making(vector) | {"expect": expect // len(self.servers)}
         tasks = [group.start("create_vector", making) for group in (self.servers, self.workers)]

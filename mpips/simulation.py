@@ -177,7 +177,9 @@ class Simulation:
         ) as cluster:
             stage.cluster = cluster
             try:
-                results.append(schedule(cluster))
+                result = schedule(cluster)
+                cluster.settle()
+                results.append(result)
             except Fenced:
                 raise
             except BaseException:

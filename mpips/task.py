@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.message import Command, Kind, Message
+from mpips.spot import Spot
 
 Send = Callable[[int, Message], None]
 Deliver = Callable[[int, Message], None]
@@ -51,7 +52,8 @@ class Task:
     """What a caller holds of a task: a future.
 
     `time` orders the caller's tasks. `expected` and `received` count its parts. `result` is whatever its issuer
-    chose to put there (a pull: its values); `error` is set when a part failed.
+    chose to put there (a pull: its values); `error` is set when a part failed. `heeded` says that somebody is told of
+    that error, or sees to it; `what` and `spot` are what it asks for, and where in the program.
     """
 
     __slots__ = (
@@ -59,16 +61,22 @@ class Task:
         "_deliver",
         "error",
         "expected",
+        "heeded",
         "received",
         "result",
+        "spot",
         "time",
         "under_way",
+        "what",
     )
 
     def __init__(self, time: int, expected: int, deliver: Deliver | None = None) -> None:
         self.time, self.expected, self.received = time, expected, 0
         self.result: Any = None
         self.error: BaseException | None = None
+        self.heeded = False
+        self.what = ""
+        self.spot: Spot | None = None
         self.under_way: set[int] = set()  # the addresses of parts that are queued, sent or answered
         self._deliver = deliver
         self._callbacks: list[Callable[[Task], None]] = []
@@ -140,14 +148,7 @@ def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
         return WorkerLost(str(meta["text"]))
     if meta.get("journal") == "lost":
         return JournalLost(str(meta["text"]))
-    return RemoteError(
-        int(meta.get("rank", reply.sender)),
-        str(meta.get("role", "?")),
-        str(meta.get("host", "?")),
-        str(meta.get("text", "failed")),
-        str(meta.get("trace", "")),
-        bool(meta.get("is_input", False)),
-    )
+    return RemoteError.from_meta(meta, reply.sender)
 
 
 class _Peer:
@@ -264,6 +265,8 @@ class Tasks:
         self._peers: dict[int, _Peer] = {}
         self._time = 0
         self.unfinished: dict[int, Task] = {}
+        self.failed: list[Task] = []
+        """Those that have ended with an error of which nobody was told then; see `unheeded`."""
         self.now: Callable[[], float] = lambda: 0.0
         self.stamps = resend is not None
         """Whether it is noted when a part was sent last."""
@@ -401,6 +404,22 @@ class Tasks:
 
     def _forget(self, task: Task) -> None:
         self.unfinished.pop(task.time, None)
+        if task.error is not None and not task.heeded:
+            self.failed = [each for each in self.failed if not each.heeded]
+            self.failed.append(task)
+
+    def unheeded(self, since: int) -> list[Task]:
+        """List the tasks issued at `since` or later that are unfinished, or have failed, and that nobody sees to."""
+        return [
+            task
+            for task in (*self.failed, *self.unfinished.values())
+            if task.time >= since and not task.heeded
+        ]
+
+    @property
+    def time(self) -> int:
+        """The time of the next task."""
+        return self._time
 
     def _finish_after(self, task: Task, waits: list[Task]) -> None:
         task.expected = max(1, len(waits))

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import JobError
+from mpips.errors import UsageError
 from mpips.kernel import kernel
 
 DTYPES = ("float32", "float64", "int32", "int64")
@@ -41,7 +41,7 @@ Apply = Callable[[Array, State, NDArray[np.int32], Array, Settings], Array | Non
 class VectorSpec:
     """What a namespace is: the type of its rows, its keys, and what a push does.
 
-    Raises JobError when a field is out of range. `update` and its settings are looked up by `update_of`.
+    Raises UsageError when a field is out of range. `update` and its settings are looked up by `update_of`.
     """
 
     name: str
@@ -61,15 +61,15 @@ class VectorSpec:
     def __post_init__(self) -> None:
         where = f"vector {self.name!r}"
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise JobError(f"{where}: a name is letters, digits, _, - and dots")
+            raise UsageError(f"{where}: a name is letters, digits, _, - and dots")
         if self.dtype not in DTYPES:
-            raise JobError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise UsageError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if not 1 <= self.width <= 2**20:
-            raise JobError(f"{where}: width {self.width} is outside 1 .. {2**20}")
+            raise UsageError(f"{where}: width {self.width} is outside 1 .. {2**20}")
         if not 1 <= self.extent <= 2**64:
-            raise JobError(f"{where}: extent {self.extent} is outside 1 .. 2**64")
+            raise UsageError(f"{where}: extent {self.extent} is outside 1 .. 2**64")
         if self.dense and self.extent >= 2**40:
-            raise JobError(f"{where}: a dense vector of extent {self.extent} does not fit; leave dense out")
+            raise UsageError(f"{where}: a dense vector of extent {self.extent} does not fit; leave dense out")
 
 
 class Column(NamedTuple):
@@ -132,7 +132,7 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     `defaults`, the settings and their default values (without it any setting goes); `sums`, whether pushes are
     changes, of which two may as well come as one that is their sum (filters may then hold small ones back);
     `exact_replies`, whether workers must be told the values as they are, so that filters round none of them.
-    Raises JobError when another function has the name.
+    Raises UsageError when another function has the name.
     """
 
     def register(apply: Apply) -> Apply:
@@ -147,7 +147,7 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function(segment, args) -> dict for the scheduler to issue on every shard of a vector.
 
     `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
-    changes nothing should say that it `reads`. Raises JobError when another function has the name.
+    changes nothing should say that it `reads`. Raises UsageError when another function has the name.
     """
 
     def register(function: Function) -> Function:
@@ -161,7 +161,7 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 def claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
     """Refuse a second function of one name; the same one, loaded again, takes its own place."""
     if old is not None and _place(old) != _place(new):
-        raise JobError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
+        raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
 
 
 def _place(function: Callable[..., Any]) -> str:
@@ -171,26 +171,26 @@ def _place(function: Callable[..., Any]) -> str:
 
 
 def update_named(name: str) -> Update:
-    """Return the registered update; JobError lists the known ones."""
+    """Return the registered update; UsageError lists the known ones."""
     if name not in _updates:
-        raise JobError(f"unknown update {name!r}; known: {', '.join(sorted(_updates))}")
+        raise UsageError(f"unknown update {name!r}; known: {', '.join(sorted(_updates))}")
     return _updates[name]
 
 
 def call_named(name: str) -> Call:
-    """Return the registered call; JobError lists the known ones."""
+    """Return the registered call; UsageError lists the known ones."""
     if name not in _calls:
-        raise JobError(f"unknown call {name!r}; known: {', '.join(sorted(_calls))}")
+        raise UsageError(f"unknown call {name!r}; known: {', '.join(sorted(_calls))}")
     return _calls[name]
 
 
 def settings_of(spec: VectorSpec) -> Settings:
-    """Return the update's defaults overlaid with the vector's settings; JobError on an unknown one."""
+    """Return the update's defaults overlaid with the vector's settings; UsageError on an unknown one."""
     return dict(update_named(spec.update).defaults or {}) | checked_settings(spec, spec.settings)
 
 
 def checked_settings(spec: VectorSpec, settings: Mapping[str, Setting]) -> Settings:
-    """Return `settings`; JobError unless the vector's update has them, of the right kind."""
+    """Return `settings`; UsageError unless the vector's update has them, of the right kind."""
     defaults = update_named(spec.update).defaults
     where = f"vector {spec.name!r}, update {spec.update!r}"
     for key, value in settings.items():
@@ -198,10 +198,10 @@ def checked_settings(spec: VectorSpec, settings: Mapping[str, Setting]) -> Setti
             continue
         if key not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
-            raise JobError(f"{where}: unknown setting {key!r}; known: {known}")
+            raise UsageError(f"{where}: unknown setting {key!r}; known: {known}")
         number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
         if isinstance(defaults[key], float) and not number:
-            raise JobError(f"{where}: setting {key!r} must be a number, got {value!r}")
+            raise UsageError(f"{where}: setting {key!r} must be a number, got {value!r}")
     return dict(settings)
 
 
@@ -262,7 +262,7 @@ def _like_value(*names: str) -> Callable[[VectorSpec], dict[str, Column]]:
     def columns(spec: VectorSpec) -> dict[str, Column]:
         if not spec.dtype.startswith("float"):
             known = "float32 or float64"
-            raise JobError(f"vector {spec.name!r}: update {spec.update!r} needs {known}, not {spec.dtype}")
+            raise UsageError(f"vector {spec.name!r}: update {spec.update!r} needs {known}, not {spec.dtype}")
         return {name: Column(spec.dtype, spec.width) for name in names}
 
     return columns

@@ -7,20 +7,22 @@ shard, and every part is a view of the caller's arrays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError, WorkerLost
+from mpips.errors import UsageError, WorkerLost
 from mpips.kernel import kernel
 from mpips.keycache import sign
 from mpips.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
 from mpips.node import Node
 from mpips.ranges import KeyRange
+from mpips.spot import caller, here
 from mpips.task import Task
-from mpips.update import VectorSpec
+from mpips.update import VectorSpec, update_named
 
 Rows = NDArray[Any]
 MOST_TOLD = 1 << 16
@@ -132,6 +134,13 @@ class Vector:
         """The type of the values, as on the wire."""
         self.row_bytes = spec.width * self._dtype.itemsize
         self._reads_plainly = spec.update in ("add", "assign")  # others may answer in rows of their own
+        row = update_named(spec.update).push_row(spec)
+        self._takes, self._width, self._dims = np.dtype(row.dtype), row.width, int(row.width < 2)
+        """The type and width (0: any) of the rows that are pushed, and the dimensions of most that are."""
+        self._titles = {
+            command: f"{command.name.lower()} of vector {spec.name}"
+            for command in (Command.PUSH, Command.PULL, Command.PUSH_PULL)
+        }
         self._plans: dict[tuple[KeyRange, bool], _Plan] = {}
         self._samples: set[tuple[int, ...]] = set()  # of lists that came as they are
         self._told: set[tuple[int, bytes]] = set()  # shard and signature of lists that were sent there
@@ -140,7 +149,7 @@ class Vector:
         """Check, cut and sign keys once that will be named again and again; `within` as they will be named.
 
         Raises:
-            InputError: they are not sorted and unique, or not within `within`.
+            UsageError: they are not sorted and unique, or not within `within`.
         """
         listed = self._listed(keys).copy()
         _, within = self._check(listed, within)
@@ -163,7 +172,8 @@ class Vector:
         Keys and rows must not be written before the task is finished: they are sent from where they stand.
 
         Raises:
-            InputError: the keys are not sorted and unique, or there is not one row for each.
+            UsageError: the keys are not sorted and unique, there is not one row for each, the rows are not of the
+                type and width that the update takes, or an aggregating vector is given no round.
             WorkerLost: the round's other workers are not those any more with whom the call at hand began.
         """
         return self._submit(Command.PUSH, keys, rows, within, round, after, None)
@@ -215,7 +225,9 @@ class Vector:
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         for _, message in parts:
             message.flush = True
-        return self.node.tasks.submit(parts, None, after)
+        task = self.node.tasks.submit(parts, None, after)
+        task.what, task.spot = f"flush of vector {self.spec.name}", here(sys._getframe())
+        return task
 
     def _submit(
         self,
@@ -236,22 +248,30 @@ class Vector:
             self.node.key_bytes += 8 * plan.n
             if command is not Command.PUSH:
                 self.node.answered_keys += 8 * plan.n
-        if rows is not None and len(rows) != plan.n:
-            raise InputError(f"vector {self.spec.name}: {len(rows)} rows for {plan.n} keys")
+        if rows is not None:
+            if (
+                type(rows) is not np.ndarray
+                or rows.dtype is not self._takes
+                or rows.shape != (plan.n,) * self._dims
+            ):
+                rows = self._checked(rows, plan.n)
+            if together and round == NO_ROUND:
+                raise UsageError(f"vector {self.spec.name} aggregates: each push names its round")
         if out is not None:
             self._check_out(out, plan.n, command)
         request = _Request(self, command, plan, rows, round, out)
         tasks = self.node.tasks
         if self._is_direct(request) and not after and self.node.direct and tasks.direct:
             task = request.task = tasks.ask(request)
-            task.result = request.out
+            task.result, task.what, task.spot = request.out, self._titles[command], caller()
             return task
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         for _, message in parts:
             message.exact = exact
+        task = tasks.submit(parts, None if command is Command.PUSH else request, after)
+        task.what, task.spot = self._titles[command], caller()
         if command is Command.PUSH:
-            return tasks.submit(parts, None, after)
-        task = tasks.submit(parts, request, after)
+            return task
         request.task = task
         if not parts:
             request.allocate(self.spec.width, np.dtype(self.spec.dtype))
@@ -313,7 +333,7 @@ class Vector:
             return plan
         if isinstance(keys, KeyList):
             if keys.vector is not self or (within is not None and within != keys.within):
-                raise InputError(f"vector {self.spec.name}: the list of keys was made for something else")
+                raise UsageError(f"vector {self.spec.name}: the list of keys was made for something else")
             return keys.everywhere if together else keys.plan
         listed = self._listed(keys)
         n, within = self._check(listed, within)
@@ -360,19 +380,19 @@ class Vector:
         if isinstance(keys, KeyRange):
             n, within = keys.span, keys
             if keys.empty:
-                raise InputError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
+                raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
         else:
             if not ascending(keys):
-                raise InputError(f"vector {self.spec.name}: keys must be sorted and unique")
+                raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
             n = len(keys)
             within = within or whole
             if n and (int(keys[0]) < within.begin or int(keys[-1]) >= within.end):
-                raise InputError(
+                raise UsageError(
                     f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
                     f"[{within.begin}, {within.end})"
                 )
         if within.begin < whole.begin or within.end > whole.end:
-            raise InputError(f"vector {self.spec.name}: its keys end at {whole.end}, not {within.end}")
+            raise UsageError(f"vector {self.spec.name}: its keys end at {whole.end}, not {within.end}")
         return n, within
 
     def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
@@ -382,7 +402,7 @@ class Vector:
         array = np.asarray(keys)
         whole_numbers = array.dtype.kind in "ui" or not array.size
         if array.ndim != 1 or not whole_numbers or (array.dtype.kind == "i" and (array < 0).any()):
-            raise InputError(f"vector {self.spec.name}: keys must be one list of whole numbers from 0 on")
+            raise UsageError(f"vector {self.spec.name}: keys must be one list of whole numbers from 0 on")
         return array.astype(np.uint64)
 
     def _check_out(self, out: Rows, n: int, command: Command) -> None:
@@ -392,10 +412,27 @@ class Vector:
         if command is Command.PUSH_PULL:  # the update may answer in rows of its own
             fits = out.ndim in (1, 2) and len(out) == n
         if not fits or not out.flags.writeable:
-            raise InputError(
+            raise UsageError(
                 f"vector {self.spec.name}: out must be writable, {self.spec.dtype} of shape ({n}, {width}), "
                 f"not {out.dtype} of {out.shape}"
             )
+
+    def _checked(self, rows: Rows, n: int) -> Rows:
+        """Give rows as an array; UsageError unless they are `n`, as the update takes them."""
+        rows = np.asarray(rows)
+        dtype, width = self._takes, self._width
+        if rows.ndim and len(rows) != n:
+            raise UsageError(f"vector {self.spec.name}: {len(rows)} rows for {n} keys")
+        if rows.dtype != dtype:
+            raise UsageError(
+                f"vector {self.spec.name}: rows of {rows.dtype}, but its update {self.spec.update!r} takes {dtype}"
+            )
+        if rows.ndim not in (1, 2) or (width and rows.size != n * width):
+            raise UsageError(
+                f"vector {self.spec.name}: rows of shape {rows.shape}, but its update {self.spec.update!r} takes "
+                f"({n}, {width or 'any'})"
+            )
+        return rows
 
     def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[_Slice]:
         """Cut a request by shard; shards of `within` that hold none of the keys are left out unless `everywhere`."""
@@ -530,7 +567,7 @@ class _Request:
             place = self.places[part]
             if rows is not place:
                 if rows.shape != place.shape:
-                    raise InputError(
+                    raise UsageError(
                         f"rows of width {rows.shape[1]} do not fit into out of width {place.shape[1]}"
                     )
                 place[...] = rows
@@ -547,7 +584,7 @@ class _Request:
             return
         out = self.allocate(rows.shape[1], rows.dtype)
         if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
-            raise InputError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
+            raise UsageError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
         out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
 
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
@@ -560,3 +597,11 @@ class _Request:
                 self.out[...] = 0
         result: Rows = self.task.result
         return result
+
+
+class Vectors(dict[str, Vector]):
+    """The vectors that there are, by name."""
+
+    def __missing__(self, name: str) -> Vector:
+        """Say which there are."""
+        raise UsageError(f"there is no vector {name!r}; there are: {', '.join(sorted(self)) or 'none yet'}")

@@ -4,8 +4,10 @@ while not stopped:
     execute the next call of the scheduler: its pushes and pulls are tasks, which it waits for as it needs
     otherwise move messages, or rest
 
-Calls are executed one after the other, except those of methods marked `at_once`: these run as soon as they arrive,
-also while another call waits for messages, which is how a delay is raised or lowered in flight.
+A call has settled when it is answered: all that it has asked for is finished, and what of it has failed, and nobody was
+told, fails the call. Calls are executed one after the other, except those of methods marked `at_once`: these run as
+soon as they arrive, also while another call waits for messages, which is how a delay is raised or lowered in flight.
+They are answered when what they have asked for is finished, which nobody waits for.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from mpips.manifest import Entry
 from mpips.message import Command, Message
 from mpips.node import Node
 from mpips.server import answer_written, nothing_written
+from mpips.task import Task
 from mpips.trace import What
 from mpips.update import VectorSpec
-from mpips.vector import Vector
+from mpips.vector import Vector, Vectors
 from mpips.writer import AtOnce, Writes
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -48,6 +51,12 @@ class Answer(NamedTuple):
     keys: NDArray[np.uint64] | None = None
 
 
+def _raise(task: Task) -> None:
+    """Raise the error of a task that nobody waits for, where messages are moved."""
+    if task.error is not None:
+        raise task.error
+
+
 class Context:
     """What a program's worker is given: its node, its place among the workers, the job and its vectors.
 
@@ -57,7 +66,7 @@ class Context:
 
     def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
         self.node, self.job, self.communicator = node, job, communicator
-        self.vectors: dict[str, Vector] = {}
+        self.vectors = Vectors()
 
     @property
     def index(self) -> int:
@@ -92,6 +101,8 @@ class Workshop:
         self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
         self.calls: deque[Message] = deque()
+        self._settled = node.tasks.time  # what is issued from then on is the next call's
+        self._unanswered: list[tuple[Message, Answer, list[Task]]] = []  # calls that ran at once
         self._own = {
             "create_vector": self._create_vector,
             "account": node.account,
@@ -120,29 +131,50 @@ class Workshop:
         if self.node.record is not None:
             self.node.record.call(request)
         if getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
-            self._execute(request)
+            self._execute(request, at_once=True)
         else:
             self.calls.append(request)
 
     def _aside(self, message: Message) -> None:
         if self.node.record is not None:
             self.node.record.aside(message.meta)
+        since = self.node.tasks.time
         self._method(message.meta["call"])(**message.meta["args"])
+        for task in self._seen_to(since):
+            task.then(_raise)
 
-    def _execute(self, request: Message) -> None:
-        trace = self.node.trace
+    def _execute(self, request: Message, at_once: bool = False) -> None:
+        trace, tasks = self.node.trace, self.node.tasks
+        since = tasks.time if at_once else self._settled
         start = 0.0 if trace is None else trace.begin(What.CALL, request.meta["call"])
         try:
             answer = self._method(request.meta["call"])(**self._arguments(request))
             if not isinstance(answer, Answer):
                 answer = Answer(answer)
-            self.node.settle()  # what the scheduler is told of stays
-            self.node.reply(request, answer.values, answer.meta, answer.keys)
+            if at_once and (own := self._seen_to(since)):  # nobody may wait here: the call at hand goes on
+                self._unanswered.append((request, answer, own))
+                return
+            if not at_once:
+                self.node.settle(since)  # what the scheduler is told of is so, and stays
+            self._answer(request, answer)
         except Exception as error:
             self.node.fail(request, error)
         finally:
+            if not at_once:
+                self._settled = tasks.time
+                tasks.failed.clear()
             if trace is not None:
                 trace.called(start, request)
+
+    def _seen_to(self, since: int) -> list[Task]:
+        """Give the tasks issued at `since` or later, which the call at hand is not to wait for."""
+        tasks = self.node.tasks.unheeded(since)
+        for task in tasks:
+            task.heeded = True
+        return tasks
+
+    def _answer(self, request: Message, answer: Answer) -> None:
+        self.node.reply(request, answer.values, answer.meta, answer.keys)
 
     def _arguments(self, request: Message) -> dict[str, Any]:
         arguments = dict(request.meta["args"])
@@ -184,6 +216,22 @@ class Workshop:
     def _tick(self) -> None:
         if self._awaiting and self._file is not None and self._file.done():
             answer_written(self.node, self._awaiting, self._file)
+        for each in [each for each in self._unanswered if all(task.done for task in each[2])]:
+            self._answer_late(*each)
+
+    def _answer_late(self, request: Message, answer: Answer, tasks: list[Task]) -> None:
+        """Answer a call that ran at once, as soon as what it has pushed stays, or has failed."""
+        failed = next((task for task in tasks if task.error is not None), None)
+        if failed is None and self.node.tasks.ahead:
+            self.node.hasten()
+            return
+        self._unanswered.remove((request, answer, tasks))
+        try:
+            if failed is not None:
+                self.node.wait(failed)
+            self._answer(request, answer)
+        except Exception as error:
+            self.node.fail(request, error)
 
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)

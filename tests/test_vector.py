@@ -303,8 +303,11 @@ class Rounds(Quiet):
     def push(self, round: int, late: int = -1, bad: int = -1) -> dict[str, Any]:
         if self.context.index == late:
             pause(self.context, 1.0)
-        rows = np.ones(1, np.float32 if self.context.index == bad else np.float64)
-        return self._hear(self.context.vectors["v"].push(SEVEN, rows, round=round))
+        rows = np.ones((1, 1), np.float64)
+        vector, spec = self.context.vectors["v"], VectorSpec("v", "float32", 1, 100)
+        if self.context.index == bad:  # one that takes the vector for another: its server knows better
+            vector, rows = Vector(self.context.node, spec, vector.number), rows.astype(np.float32)
+        return self._hear(vector.push(SEVEN, rows, round=round))
 
     def mixed(self, round: int, late: int) -> dict[str, Any]:
         if self.context.index == late:
