@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
-from mpips.errors import JobError
+from mpips.errors import InputError
 from mpips.files import open_regular
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
     """Return (role, path) of every file that the job's [data] names: train, test, vocab; those that there are."""
     found: list[tuple[str, Path]] = []
     for role in ("train", "test", "vocab"):
-        with suppress(JobError):  # the program says what is wrong with it
+        with suppress(InputError):  # the program says what is wrong with it
             found += [(role, Path(name)) for name in expand(getattr(data, role), str(base))]
     return found
 

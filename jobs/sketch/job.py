@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.data import note, resolve
+from mpips.data import DataSpec, note, resolve
 from mpips.errors import InputError, JobError, WorkerLost
 from mpips.files import replacing
 from mpips.jobs.sketch import kernels, results, servers, source
@@ -139,6 +139,9 @@ class Insertion:
         cluster = self.cluster
         if self.text and (empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base)))):
             cluster.say(empty)
+        if self.text and (names := cluster.decide(lambda: source.header(self._files))):
+            cluster.say(f"the first line of each file was taken for column names: {names}")
+            cluster.event("header", names=names)
         self._surely(self.begin)
         with cluster.phase("load"):
             self._surely(self._load)
@@ -173,12 +176,16 @@ class Insertion:
         """Return what was counted of all parts."""
         return Totals(*(sum(each) for each in zip(*self.totals, strict=True)))
 
+    @property
+    def _files(self) -> DataSpec:
+        return resolve(self.cluster.job.data, str(self.cluster.job.base))
+
     def _items(self) -> Any:
         """Name what the parts are cut from, which must be the same when the run is resumed."""
         settings, data = self.settings, self.cluster.job.data
         if settings.zipf:
             return [settings.zipf, settings.items, settings.keys]
-        files = resolve(data, str(self.cluster.job.base)).train
+        files = self._files.train
         size = self.cluster.decide(lambda: source.block_size(files, len(self.parts.parts)))
         return [len(files), size, data.column, data.weight]
 

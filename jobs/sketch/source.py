@@ -96,6 +96,15 @@ def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
                 lines, number = lines + count, number + 1
 
 
+def header(spec: DataSpec) -> str:
+    """Give the names that the first file's columns have, and its name; "" if none are looked for."""
+    for text in line_blocks(spec.train[0], 1 << 12):
+        size = _columns(spec.train[0], spec, text)[1]
+        names = bytes(text[:size]).decode("utf-8", "replace").split(spec.separator)
+        return f"{', '.join(name.strip() for name in names)} ({spec.train[0]})" if size else ""
+    return ""
+
+
 def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int], int]:
     """Find the columns of keys and weights, from the first line if they have names; give the header's bytes too."""
     named = any(isinstance(column, str) and column for column in (spec.column, spec.weight))

@@ -102,8 +102,6 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
                 f"{path}: has no data set {name}; expected labels, indptr, keys, values; it has {have}"
             )
     n = len(labels)
-    if n == 0:
-        raise DataError(f"{path}: holds no examples")
     if len(indptr) != n + 1:
         raise DataError(f"{path}: indptr has {len(indptr)} entries, expected one more than the {n} labels")
     if indptr[0] != 0 or indptr[n] != len(keys):

@@ -91,12 +91,13 @@ def read(
             index = yield from READERS[form](path, spec, index, part, parts, tally)
         if index == before:
             if whole == 1 and spec.on_error == "stop":
-                raise DataError(f"{path}: holds no examples, only blank lines or comments")
+                only = "" if form == "hdf5" else ", only blank lines or comments"
+                raise DataError(f"{path}: holds no examples{only}")
             tally.add(Tally(empty=[path]))
 
 
 def first_head(files: Sequence[str], spec: DataSpec) -> text.Head | None:
     """Read the line by which columns are numbered: that of the first file of [data] train, or else of `files`."""
     train = [each for each in listed(spec.train) if os.path.isfile(each)]
-    heads = (text.first_head(each, spec) for each in train or files if format_of(each, spec) == "tsv")
+    heads = (text.first_head(each, spec) for each in [*train, *files] if format_of(each, spec) == "tsv")
     return next((found for found in heads if found is not None), None)

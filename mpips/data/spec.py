@@ -129,5 +129,9 @@ def note(spec: DataSpec, base: str) -> str:
 def resolve(spec: DataSpec, base: str) -> DataSpec:
     """Return the spec with globs expanded, files named from the root; `base` is the job file's folder."""
     folder = os.path.abspath(base)
-    vocab = "".join(expand(spec.vocab, folder)[:1])
-    return replace(spec, train=expand(spec.train, folder), test=expand(spec.test, folder), vocab=vocab)
+    vocab = expand(spec.vocab, folder)
+    if len(vocab) > 1:
+        raise JobError(f"[data] vocab = {spec.vocab!r} stands for {len(vocab)} files; name one")
+    return replace(
+        spec, train=expand(spec.train, folder), test=expand(spec.test, folder), vocab="".join(vocab)
+    )

@@ -97,7 +97,7 @@ def test_other_tools_names_and_types(tmp_path: Path, names: tuple[str, str], dty
         ({"indptr": [0, -5, 2, 4]}, "row 0: indptr falls"),
         ({"indptr": [0, 2, 2, 9]}, "indptr goes from 0 to 9"),
         ({"indptr": [1, 2, 2, 4]}, "indptr goes from 1 to 4"),
-        ({"labels": [], "indptr": [0], "keys": np.uint64([])}, "holds no examples"),
+        ({"labels": [], "indptr": [0], "keys": np.uint64([]), "values": []}, "holds no examples"),
         ({"labels": None}, "has no data set labels"),
         ({"keys": None}, "has no data set keys"),
         ({"keys": np.float32([1, 2, 3, 4])}, "keys must be a one-dimensional data set"),
