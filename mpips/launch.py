@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mpips import allocation, homes, interpreter
+from mpips import allocation, homes, interpreter, ucx
 from mpips.errors import InputError
 from mpips.failure import sentence
 
@@ -71,7 +71,12 @@ def find_mpi(python: str = sys.executable) -> Mpi:
         InputError: it loads none, or one that mpips has no launch line for.
     """
     done = subprocess.run(
-        [*interpreter.python(python), "-c", ASK], capture_output=True, text=True, check=False, timeout=120
+        [*interpreter.python(python), "-c", ASK],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=ucx.elsewhere(),
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -18,11 +18,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpips.folder import write_json
 from mpips.host import NAME_BYTES, host_name
 from mpips.launchers import MARK
+from mpips.ucx import away
+
+with away():
+    from mpi4py import MPI
 
 ROUNDS, SMALL = 2000, 8
 """How often the small message goes to and fro, and its size in bytes."""

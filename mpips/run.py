@@ -57,6 +57,7 @@ from mpips.record import Recorder, write_about
 from mpips.replay import Player
 from mpips.server import Server
 from mpips.trace import What, during, trace_node
+from mpips.ucx import away
 from mpips.view import View, first_view
 from mpips.wishes import ASKS
 from mpips.worker import Workshop
@@ -111,10 +112,12 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     import mpi4py
 
     mpi4py.rc.initialize = False  # `_load_van` may not have come to it
-    from mpi4py import MPI
 
-    if not MPI.Is_initialized():  # the program may have asked mpi4py for it
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    with away():
+        from mpi4py import MPI
+
+        if not MPI.Is_initialized():  # the program may have asked mpi4py for it
+            MPI.Init_thread(MPI.THREAD_SERIALIZED)
     run = _Run(MPI, options, prepared, asked, started)
     try:
         code = run.live(error)
@@ -133,7 +136,8 @@ def _load_van() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
-    import mpips.van  # noqa: F401
+    with away():
+        import mpips.van  # noqa: F401
 
 
 def _say(text: str) -> None:
