@@ -4,7 +4,8 @@ A program is a module with three names:
 
 * `Settings`, a frozen dataclass: its table in the job file;
 * `schedule(cluster, settings) -> dict`, the scheduler's part: it drives the passes and gives the metrics;
-* `Worker(context)`, the worker's part: the scheduler calls its public methods by name.
+* `Worker(context)`, the worker's part: the scheduler calls its public methods by name (`mpips.calls` lists the names
+  that they cannot have).
 
 It may have a fourth, `exact_sums(job) -> str`: why its result hangs on the number of workers even with [layout]
 exact_sums, "" if it does not. Without it that option is refused.
@@ -24,7 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mpips.errors import JobError, MpipsError
+from mpips.calls import check_worker
+from mpips.errors import JobError, MpipsError, UsageError
+from mpips.spot import register
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def load_program(name: str, base: Path) -> Program:
     """Load a program by name (`mpips.jobs.NAME.job`), as a `.py` file relative to `base`, or as a dotted module.
 
     Raises:
-        JobError: there is no such program, it does not load, or it lacks one of the three names.
+        JobError: there is no such program, it does not load, it lacks one of the three names, or its Worker has a
+            method whose name is mpips' own.
     """
     try:
         module = _module(name, base)
@@ -67,6 +71,11 @@ def load_program(name: str, base: Path) -> Program:
         raise JobError(f"program {name!r} ({module.__file__}) has no {' and no '.join(missing)}")
     if not is_dataclass(module.Settings):
         raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
+    try:
+        check_worker(module.Worker)
+    except UsageError as error:
+        raise JobError(f"program {name!r}: {error}") from None
+    register(module.__file__)
     settings: type = module.__dict__["Settings"]
     says = getattr(module, "exact_sums", None)
     return Program(table_name(name), settings, module.schedule, module.Worker, module, says)

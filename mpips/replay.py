@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.calls import Own
 from mpips.course import CELLS, LeaderCourse, ShardCourse, Told, told
 from mpips.errors import Diverged
 from mpips.layout import Role
@@ -106,7 +107,7 @@ class Player:
         node, crew = self.node, int(request.meta.get("crew", 0))
         last = max(since for since, _ in self._crews if since <= crew)
         if (
-            request.meta["call"] == "written"
+            request.meta["call"] == Own.WRITTEN
         ):  # nothing is, and whoever was asked may be something else by now
             node.reply(request, meta={})
         elif (last, True) in self._crews or request.time in self._called:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips import checkpoint
+from mpips.calls import Own
 from mpips.errors import CheckpointError, MpipsError, WorkerLost
 from mpips.manifest import MANIFEST
 from mpips.task import Task
@@ -73,8 +74,8 @@ class Saver:
         try:
             cluster.node.wait_all(
                 [
-                    hosts.start("snapshot", {"folder": str(folder)}, each=each),
-                    cluster.workers.start("snapshot", {"folder": str(folder)}),
+                    hosts.start(Own.SNAPSHOT, {"folder": str(folder)}, each=each),
+                    cluster.workers.start(Own.SNAPSHOT, {"folder": str(folder)}),
                 ]
             )
         except WorkerLost:
@@ -83,7 +84,7 @@ class Saver:
             return False
         about = about | {"servers": len(held)}
         groups: list[Group] = [hosts, cluster.workers]
-        writing = [group.start("written") for group in groups]
+        writing = [group.start(Own.WRITTEN) for group in groups]
         for task in writing:
             task.heeded = True  # `_look` sees to its error
         self._pending = _Pending(folder, about, writing)

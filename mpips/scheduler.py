@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import checkpoint, log
+from mpips.calls import Own
 from mpips.deadline import Pace
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.filters.chain import left_out, per_filter
@@ -99,7 +100,7 @@ class Group:
             message.meta = {"call": function, "args": own, "crew": self.crew}
             parts.append((rank, message))
         task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
-        task.result, task.what, task.spot = replies, f"call of {function!r}", here(sys._getframe(1))
+        task.result, task.what, task.spot = replies, f"call of {function}", here(sys._getframe(1))
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -291,7 +292,7 @@ class Cluster:
         ]
 
     def _accounts(self, group: Group) -> dict[int, dict[str, Any]]:
-        task = group.start("account")
+        task = group.start(Own.ACCOUNT)
         with suppress(WorkerLost):
             self.node.wait(task)
         replies = zip(group.addresses, task.result, strict=True)
@@ -359,7 +360,7 @@ class Cluster:
             newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
             try:
                 for vector in self.vectors.values() if len(newcomers) else ():
-                    newcomers.call("create_vector", self._making(vector))
+                    newcomers.call(Own.CREATE_VECTOR, self._making(vector))
             except WorkerLost:  # a newcomer, in its turn
                 continue
             changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
@@ -491,10 +492,12 @@ class Cluster:
             self._trained_before = about["trained"]
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))
-            self.servers.call("restore", {"folder": str(self.resume)})
+            self.servers.call(Own.RESTORE, {"folder": str(self.resume)})
             same = about["workers"] == len(self.workers)
-            self.workers.call("restore" if same else "rebuild", {"folder": str(self.resume)} if same else {})
-            self.workers.call("restore_filters", {"folder": str(self.resume), "workers": about["workers"]})
+            self.workers.call(
+                Own.RESTORE if same else Own.REBUILD, {"folder": str(self.resume)} if same else {}
+            )
+            self.workers.call(Own.RESTORE_FILTERS, {"folder": str(self.resume), "workers": about["workers"]})
         wrote = about.get("run")
         self.say(f"resumed from {self.resume}" + (f", of run {wrote}" if wrote else ""))
         state: dict[str, Any] = about["state"] | {"same_workers": same}
@@ -542,7 +545,7 @@ class Cluster:
             raise UsageError(f"vector {spec.name!r} exists already")
         vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
         making = self._making(vector) | {"expect": expect // len(self.servers)}
-        tasks = [group.start("create_vector", making) for group in (self.servers, self.workers)]
+        tasks = [group.start(Own.CREATE_VECTOR, making) for group in (self.servers, self.workers)]
         self.node.wait_all(tasks)
         return vector
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.aggregate import Aggregator, Summed
+from mpips.calls import Own
 from mpips.checkpoint import (
     Saved,
     joined,
@@ -77,7 +78,7 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
     return {}
 
 
-OWN: dict[str, Callable[..., dict[str, Any]]] = {"create_vector": create_vector, "restore": restore}
+OWN: dict[str, Callable[..., dict[str, Any]]] = {Own.CREATE_VECTOR: create_vector, Own.RESTORE: restore}
 """What the scheduler calls on shards beside the functions that programs register."""
 
 
@@ -114,8 +115,8 @@ class Server:
         self._pace = Pace(repair_bandwidth, node.van.now)
         self._held: dict[int, list[Message]] = {}  # requests to shards that are about to get another primary
         self._own: dict[str, Callable[..., dict[str, Any]]] = {
-            "account": self._account,
-            "snapshot": self._snapshot,
+            Own.ACCOUNT: self._account,
+            Own.SNAPSHOT: self._snapshot,
         }
         self._unanswered: deque[Message] = deque()  # pulls of callers that do not take what they were sent
         self._words: dict[
@@ -498,7 +499,7 @@ class Server:
     def _call_rank(self, request: Message) -> None:
         """Run a function that the scheduler names on this server as a whole."""
         name = request.meta["call"]
-        if name == "written":
+        if name == Own.WRITTEN:
             self._awaiting.append(request)
         elif name in self._own:
             trace = self.node.trace

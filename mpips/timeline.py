@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.calls import Own
 from mpips.errors import InputError
 from mpips.folder import RunFolder
 from mpips.kernel import kernel
@@ -58,7 +59,7 @@ USES = (
 )
 """What a rank's time goes to. program: the program's own Python outside `working()`; apply: requests executed; serve:
 those by compiled code; copies: what comes along chains; other: moving messages, and leaving."""
-CHECKPOINTING = frozenset(("checkpoint", "snapshot", "restore", "rebuild", "restore_filters"))
+CHECKPOINTING = frozenset(("checkpoint", Own.SNAPSHOT, Own.RESTORE, Own.REBUILD, Own.RESTORE_FILTERS))
 """Names of calls and phases that are about checkpoints."""
 FAR = 1e12
 """Seconds: no time of any clock is beyond."""

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.calls import check_function
 from mpips.errors import UsageError
 from mpips.kernel import kernel
 
@@ -147,10 +148,11 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function(segment, args) -> dict for the scheduler to issue on every shard of a vector.
 
     `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
-    changes nothing should say that it `reads`. Raises UsageError when another function has the name.
+    changes nothing should say that it `reads`. Raises UsageError when another function has the name, or mpips itself.
     """
 
     def register(function: Function) -> Function:
+        check_function(name)
         claim("call", name, function, _calls[name].function if name in _calls else None)
         _calls[name] = Call(function, reads)
         return function

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.calls import Own, check_worker
 from mpips.checkpoint import load_worker, load_worker_if_any, write_worker
 from mpips.errors import ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
@@ -100,16 +101,17 @@ class Workshop:
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
+        check_worker(self.worker)
         self.calls: deque[Message] = deque()
         self._settled = node.tasks.time  # what is issued from then on is the next call's
         self._unanswered: list[tuple[Message, Answer, list[Task]]] = []  # calls that ran at once
-        self._own = {
-            "create_vector": self._create_vector,
-            "account": node.account,
-            "snapshot": self._snapshot,
-            "restore": self._restore,
-            "rebuild": self._rebuild,
-            "restore_filters": self._restore_filters,
+        self._own: dict[str, Callable[..., Any]] = {
+            Own.CREATE_VECTOR: self._create_vector,
+            Own.ACCOUNT: node.account,
+            Own.SNAPSHOT: self._snapshot,
+            Own.RESTORE: self._restore,
+            Own.REBUILD: self._rebuild,
+            Own.RESTORE_FILTERS: self._restore_filters,
         }
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -125,7 +127,7 @@ class Workshop:
                 self._execute(request)
 
     def _receive(self, request: Message) -> None:
-        if request.meta["call"] == "written":
+        if request.meta["call"] == Own.WRITTEN:
             self._awaiting.append(request)
             return
         if self.node.record is not None:

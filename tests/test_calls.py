@@ -1,0 +1,77 @@
+"""The names of mpips' own calls are all listed, and refused for a program's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpips.calls import Own
+from mpips.errors import JobError
+from mpips.program import load_program
+from mpips.server import OWN as SHARDS
+from mpips.server import Server
+from mpips.simulation import simulate
+from mpips.update import call
+from mpips.worker import Context, Workshop
+
+PROGRAM = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Settings:
+    pass
+
+def schedule(cluster, settings):
+    return {}
+
+class Worker:
+    def __init__(self, context):
+        pass
+"""
+
+
+def load(folder: Path, methods: str) -> None:
+    (folder / "mine.py").write_text(PROGRAM + methods)
+    load_program("mine.py", folder)
+
+
+@pytest.mark.parametrize("name", list(Own))
+def test_a_worker_whose_method_mpips_would_not_call_does_not_load(tmp_path: Path, name: str) -> None:
+    with pytest.raises(JobError, match=rf"mine\.py.*Worker\.{name} \(.*mine\.py:15\).*{', '.join(Own)}"):
+        load(tmp_path, f"\n    def {name}(self, folder):\n        return 1\n")
+
+
+def test_the_methods_by_which_a_worker_takes_part_in_checkpoints_load(tmp_path: Path) -> None:
+    load(
+        tmp_path,
+        "    def state(self): return {}\n    def restore(self, **arrays): pass\n    def rebuild(self, n=3): pass\n",
+    )
+
+
+@pytest.mark.parametrize("name", [str(name) for name in Own])
+def test_a_function_for_shards_has_no_such_name(name: str) -> None:
+    with pytest.raises(JobError, match=f"'{name}': mpips serves"):
+        call(name)(lambda segment, args: {})
+
+
+def test_the_list_is_what_is_served_and_holds_for_all_workers() -> None:
+    served: set[str] = set(SHARDS)
+
+    def look(cluster: Any) -> None:
+        served.update(Server(cluster.node)._own)
+
+    class Mine:
+        def account(self) -> int:
+            return 1
+
+    class Looks:
+        def __init__(self, context: Context) -> None:
+            if type(self) is Looks:
+                served.update(Workshop(context.node, type("Other", (Looks,), {}), None)._own)
+                with pytest.raises(JobError, match=r"Worker\.account \(.*test_calls\.py:"):
+                    Workshop(context.node, lambda context: Mine(), None)  # made by a function
+
+    simulate(look, Looks)
+    assert served | {Own.WRITTEN} == set(Own)
