@@ -128,8 +128,8 @@ def find(named: str | None, environ: Mapping[str, str]) -> Path | None:
     Raises:
         InputError: the one that was named is not there.
     """
-    for who, path in (("--site", named), ("MPIPS_SITE", environ.get("MPIPS_SITE"))):
-        if path:
+    for who, path in (("--site", named), ("MPIPS_SITE", environ.get("MPIPS_SITE") or None)):
+        if path is not None:
             if not Path(path).is_file():
                 raise InputError(f"{who} {path}: no such file")
             return Path(path)

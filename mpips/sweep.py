@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mpips.errors import InputError
+from mpips.files import read_text
 
 MOST = 10000
 """Tasks of one array; Slurm's own bound (MaxArraySize) is often 1,001."""
@@ -63,7 +64,7 @@ def from_file(path: str | Path) -> tuple[tuple[str, ...], ...]:
         InputError: names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, follow=True).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--sweep-file {path}: {getattr(error, 'strerror', None) or error}") from None
     found = tuple(_tasks(path, lines))

@@ -57,6 +57,8 @@ def names() -> list[str]:
 def command(arguments: argparse.Namespace) -> int:
     """Run one benchmark with the arguments that follow its name, or list them all."""
     if arguments.name is None:
+        if unknown := [each for each in arguments.rest if each not in ("-h", "--help")]:
+            raise InputError(f"bench: unrecognized arguments: {' '.join(unknown)}")
         print(DESCRIPTION + "\nbenchmarks: " + ", ".join(names()))
         return 0
     if arguments.name not in names():

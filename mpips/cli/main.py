@@ -105,11 +105,11 @@ def _run(argv: Sequence[str]) -> int:
 
         print(f"mpips {version('mpips')}")
         return 0
+    if rest and not getattr(arguments, "passes_on", False):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
     if not hasattr(arguments, "command"):
         root.print_help()
         return 2
-    if rest and not getattr(arguments, "passes_on", False):
-        root.error(f"unrecognized arguments: {' '.join(rest)}")
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
     if getattr(arguments, "prints_data", False):

@@ -294,9 +294,9 @@ def tasks(
     from mpips.sweep import from_file, product
 
     sweeps = [*([f"job.seed={arguments.seeds}"] if arguments.seeds else []), *arguments.sweep]
-    if arguments.sweep_file and sweeps:
+    if arguments.sweep_file is not None and sweeps:
         raise InputError("--sweep-file: give that, or --seeds and --sweep")
-    found = from_file(arguments.sweep_file) if arguments.sweep_file else product(sweeps)
+    found = product(sweeps) if arguments.sweep_file is None else from_file(arguments.sweep_file)
     if found and arguments.server_nodes is not None:
         raise InputError("--server-nodes: Slurm has no arrays of heterogeneous jobs")
     if arguments.at_once < 0 or (arguments.at_once and not found):

@@ -32,16 +32,18 @@ def command(arguments: argparse.Namespace) -> int:
 
     from mpips.checkpoint import verify
     from mpips.manifest import folders, read_manifest
+    from mpips.printable import printable
 
     damaged = 0
     for given in map(Path, arguments.checkpoint):
         for path in folders(given) or [given]:
-            problems = verify(path)
+            problems, shown = verify(path), printable(path, keep="")
             damaged += bool(problems)
             if problems:
-                print(f"{path}: NOT sound, problems {len(problems)}", *problems, sep="\n  ")
+                lines = [printable(each, keep="") for each in problems]
+                print(f"{shown}: NOT sound, problems {len(problems)}", *lines, sep="\n  ")
             else:
                 entries = read_manifest(path)["files"]
                 size = sum(entry["bytes"] for entry in entries)
-                print(f"{path}: sound, files {len(entries)}, {size / 1e6:,.1f} MB")
+                print(f"{shown}: sound, files {len(entries)}, {size / 1e6:,.1f} MB")
     return 1 if damaged else 0
