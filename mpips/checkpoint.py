@@ -377,7 +377,12 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
                 if run.file == shard:
                     found += read_run(group, run, wanted)
     found.sort(key=lambda part: part[0])
-    return concatenated([rows for _, rows in found])
+    spec = spec_of(entries, name)
+    for _, rows in found:
+        if rows.values.dtype != spec["dtype"] or rows.values.shape[1] != spec["width"]:
+            raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
+    with explained("read", path):
+        return concatenated([rows for _, rows in found])
 
 
 def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import npz
 from mpips.errors import RecordError
 from mpips.files import open_regular, read_text, replacing
+from mpips.manifest import explained
 from mpips.record import (
     ANSWER,
     ASIDE,
@@ -77,7 +79,8 @@ class ShardCourse:
     @classmethod
     def load(cls, path: Path) -> ShardCourse:
         """Read it from a file."""
-        with np.load(path, allow_pickle=False) as kept:
+        with explained("read", path):
+            kept = npz.load(path, follow=False)
             return cls(kept["first"], kept["callers"], kept["commands"], kept["reads"])
 
 

@@ -8,7 +8,6 @@ rows of zeros are the same whichever signs the zeros have. Otherwise bits are co
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import hdf5
+from mpips import hdf5, npz
 from mpips.errors import InputError
-from mpips.files import open_regular
 from mpips.manifest import explained, read_manifest, runs_of, spec_of, vector_names
 from mpips.shard_file import opened
 
@@ -202,14 +200,13 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     arrays: dict[str, Any] = {}
     try:
         if path.suffix == ".npz":
-            saved = closing.enter_context(np.load(closing.enter_context(open_regular(path, follow=False))))
-            arrays = {name: saved[name] for name in saved.files}
+            arrays = dict(npz.load(path, follow=False))
         else:
             file = closing.enter_context(hdf5.reading(path, follow=False))
             file.visititems(
                 lambda name, data: arrays.update({name: data}) if isinstance(data, h5py.Dataset) else None
             )
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: is no model that can be read: {' '.join(why.split())}") from None
     arrays = {name: data for name, data in arrays.items() if data.dtype.kind in "biuf"}

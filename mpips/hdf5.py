@@ -2,11 +2,13 @@
 
 Without locks, since many shared file systems have none and HDF5 then refuses the file; nobody here reads a file while
 another writes it. An HDF5 file can make its reader open other files: by external links, by data kept in external files,
-by virtual datasets. So a file that is not one of our own views is refused when it has any of these.
+by virtual datasets. So a file that is not one of our own views is refused when it has any of these. It is refused too
+when a dataset declares much more than the file holds: that reads as zeros, at any length.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +17,11 @@ import h5py
 
 from mpips.files import open_regular, replacing
 from mpips.sink import Sink
+
+SPARE = 1 << 26
+"""Bytes of a dataset that need not have been written."""
+LARGEST_CHUNK = 1 << 30
+"""Bytes, unpacked."""
 
 
 @contextmanager
@@ -26,14 +33,14 @@ def reading(path: str | Path, *, follow: bool) -> Iterator[h5py.File]:
         follow: whether `path` may be a symbolic link, see `mpips.files`.
 
     Raises:
-        OSError: it is missing, no regular file, no HDF5 file, or it refers to other files.
+        OSError: it is missing, no regular file, no HDF5 file, refers to other files, or declares what it does not hold.
     """
     with open_regular(path, follow=follow):  # says what is wrong with a name in words, which HDF5 does not
         pass
     with h5py.File(path, "r", locking=False) as file:
-        found = _elsewhere(file)
+        found = _flaw(file)
         if found:
-            raise OSError(f"{path}: {found}, and so would read other files; it is refused")
+            raise OSError(f"{path}: {found}; it is refused")
         yield file
 
 
@@ -50,24 +57,62 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
         sink.close()
 
 
-def _elsewhere(file: h5py.File) -> str:
-    """Say what in a file refers to another file; "" if nothing does."""
+def _flaw(file: h5py.File) -> str:
+    """Say what in a file refers to another file, or is not in the file; "" if nothing is.
+
+    Raises:
+        OSError: it is damaged.
+    """
     found = ""
+    problem: Exception | None = None
 
     def look(name: bytes) -> bool | None:
-        nonlocal found
-        kind = file.id.links.get_info(name).type
-        if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-            found = f"{name.decode(errors='replace')!r} is an external link"
-        elif kind == h5py.h5l.TYPE_HARD:
-            item = h5py.h5o.open(file.id, name)
-            if isinstance(item, h5py.h5d.DatasetID):
-                creation = item.get_create_plist()
-                if creation.get_external_count():
-                    found = f"{name.decode(errors='replace')!r} keeps its data in another file"
-                elif creation.get_layout() == h5py.h5d.VIRTUAL:
-                    found = f"{name.decode(errors='replace')!r} is a virtual dataset"
+        nonlocal found, problem
+        try:
+            found = _flaw_of(file, name)
+        except Exception as error:  # HDF5 would lose it on the way through its own code
+            problem = error
+            return True
+        found = found and f"{name.decode(errors='replace')!r} {found}"
         return True if found else None
 
-    file.id.links.visit(look)
+    try:
+        file.id.links.visit(look)
+    except (RuntimeError, KeyError, ValueError, SystemError) as error:
+        problem = problem or error
+    if problem is not None:
+        raise OSError(str(problem)) from problem
     return found
+
+
+def _flaw_of(file: h5py.File, name: bytes) -> str:
+    """Say the same of one link."""
+    kind = file.id.links.get_info(name).type
+    if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+        return "is an external link, and so would read another file"
+    item = h5py.h5o.open(file.id, name) if kind == h5py.h5l.TYPE_HARD else None
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return ""
+    creation = item.get_create_plist()
+    if creation.get_external_count():
+        return "keeps its data in another file"
+    if creation.get_layout() == h5py.h5d.VIRTUAL:
+        return "is a virtual dataset, and so would read other files"
+    return _excess(item, creation)
+
+
+def _excess(data: h5py.h5d.DatasetID, creation: h5py.h5p.PropDCID) -> str:
+    """Say how much more a dataset declares than the file holds; "" if that is little."""
+    size = data.get_type().get_size()
+    declared = math.prod(data.shape or (0,)) * size
+    if declared <= SPARE:
+        return ""
+    held = data.get_storage_size()
+    if creation.get_layout() == h5py.h5d.CHUNKED:
+        chunk = math.prod(creation.get_chunk()) * size
+        if chunk > LARGEST_CHUNK:
+            return (
+                f"has chunks of {chunk:,} bytes, of which each is read whole; at most {LARGEST_CHUNK:,} are"
+            )
+        held = data.get_num_chunks() * chunk
+    return f"declares {declared:,} bytes and holds {held:,}" if declared > held + SPARE else ""

@@ -77,8 +77,18 @@ def meta_of(file: h5py.File) -> dict[str, Any]:
 
 
 def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
-    """Read what a run of rows has of the ranges; return (begin, rows) for each."""
+    """Read what a run of rows has of the ranges; return (begin, rows) for each.
+
+    Raises:
+        CheckpointError: the keys are not those of the run.
+    """
     keys = group["keys"][run.first : run.first + run.rows]
+    if keys.dtype != np.uint64 or keys.shape != (run.rows,) or np.any(keys[1:] <= keys[:-1]):
+        raise CheckpointError(
+            f"{group.file.filename}: the keys of {group.name} are not {run.rows} ascending ones"
+        )
+    if run.rows and not run.begin <= int(keys[0]) <= int(keys[-1]) < run.end:
+        raise CheckpointError(f"{group.file.filename}: the keys of {group.name} leave their range")
     parts = []
     for piece in wanted:
         common = meet(KeyRange(run.begin, run.end), piece)
@@ -91,9 +101,17 @@ def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[
 
 
 def read_rows(group: h5py.Group, rows: slice) -> Rows:
-    """Read some rows of a shard's vector."""
+    """Read some rows of a shard's vector.
+
+    Raises:
+        CheckpointError: keys, values and state are not as many, or no numbers.
+    """
     state = {column: data[rows] for column, data in group["state"].items()}
-    return Rows(group["keys"][rows], group["values"][rows], state)
+    found = Rows(group["keys"][rows], group["values"][rows], state)
+    for array in (found.values, *state.values()):
+        if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) != len(found.keys):
+            raise CheckpointError(f"{group.file.filename}: the rows of {group.name} do not fit their keys")
+    return found
 
 
 def concatenated(parts: list[Rows]) -> Rows:

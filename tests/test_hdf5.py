@@ -50,3 +50,34 @@ def test_a_file_that_refers_to_another_is_refused(tmp_path: Path, refer: object)
         reading(tmp_path / "a.h5", follow=True),
     ):
         pass
+
+
+def contiguous(file: h5py.File) -> None:
+    file.create_dataset("sub/there", (2**41,), "i8")
+
+
+def chunked(file: h5py.File) -> None:
+    data = file.create_dataset("sub/there", (2**41,), "i8", chunks=(1 << 16,))
+    data[:100] = 1
+
+
+def large_chunk(file: h5py.File) -> None:
+    file.create_dataset("sub/there", (2**29,), "i4", chunks=(2**29,), compression="gzip")
+
+
+@pytest.mark.parametrize("declare", [contiguous, chunked, large_chunk])
+def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path: Path, declare: object) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        declare(file)  # type: ignore[operator]
+    with (
+        pytest.raises(OSError, match=r"a\.h5: 'sub/there' (declares|has chunks of) .*it is refused"),
+        reading(tmp_path / "a.h5", follow=True),
+    ):
+        pass
+
+
+def test_a_little_that_was_never_written_reads_as_zeros(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (1000,), "i8")
+    with reading(tmp_path / "a.h5", follow=True) as file:
+        assert not file["data"][:].any()

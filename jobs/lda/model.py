@@ -11,6 +11,7 @@ words         V strings, if they are known
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from mpips.files import replacing
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
 from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
+from mpips.sound import rows_flaw
 
 PROGRAM = "lda"
 FILE = "model.h5"
@@ -123,7 +125,7 @@ def load_model(path: Path) -> Model:
     try:
         with hdf5.reading(file_name, follow=file_name == path) as file:
             alpha, n_k, indptr, topics, counts = (
-                file[name][:] for name in ("alpha", "n_k", "indptr", "topics", "counts")
+                file[name][()] for name in ("alpha", "n_k", "indptr", "topics", "counts")
             )
             words = file["words"].asstr()[:].tolist() if "words" in file else None
             model = Model(
@@ -136,17 +138,38 @@ def load_model(path: Path) -> Model:
                 topics,
                 counts,
             )
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except FileNotFoundError:
+        raise InputError(f"{file_name}: no such file") from None
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{file_name}: is no model of lda: {' '.join(why.split())}") from None
-    fits = (
-        len(n_k) == len(alpha)
-        and len(indptr) == model.vocabulary + 1
-        and indptr[-1] == len(topics) == len(counts)
+    flaw = _flaw(model)
+    if flaw:
+        raise InputError(f"{file_name}: is damaged: {flaw}; copy it again")
+    return model._replace(
+        alpha=np.ascontiguousarray(alpha, np.float64),
+        n_k=np.ascontiguousarray(n_k, np.int64),
+        indptr=np.ascontiguousarray(indptr, np.int64),
+        topics=np.ascontiguousarray(topics, np.int32),
+        counts=np.ascontiguousarray(counts, np.int32),
     )
-    if not fits:
-        raise InputError(f"{file_name}: is damaged: its arrays do not fit each other; copy it again")
-    return model
+
+
+def _flaw(model: Model) -> str:
+    """Say why no kernel is given a model from a file; "" if it is sound."""
+    alpha, beta, n_k, vocabulary, words, indptr, topics, counts = model
+    arrays = [np.asarray(each) for each in (alpha, n_k, indptr, topics, counts)]
+    if [each.ndim for each in arrays] != [1] * 5 or [each.dtype.kind for each in arrays] != list("fiiii"):
+        return "its arrays are not rows of numbers of their types"
+    if not (len(alpha) and len(n_k) == len(alpha) and len(counts) == len(topics)):
+        return "its arrays do not fit each other"
+    if not (np.isfinite(alpha).all() and alpha.min() > 0.0 and math.isfinite(beta) and beta > 0.0):
+        return "alpha and beta must be above 0"
+    if words is not None and len(words) != vocabulary:
+        return f"it has {len(words)} words, and a vocabulary of {vocabulary}"
+    if n_k.min() < 0 or (len(counts) and not 0 < counts.min() <= counts.max() < 2**31):
+        return "it has a count below 0"
+    return rows_flaw(indptr, topics, vocabulary, len(alpha))
 
 
 # --- mpips infer -----------------------------------------------------------------------------------------------------

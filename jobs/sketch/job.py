@@ -43,8 +43,6 @@ BATCHES = 4
 """Batches of each worker per call; of so many at most it counts again what a lost one had."""
 HANDED = 4
 """Parts for each worker where parts are handed over, unless the job says how many."""
-MOST_CELLS = 1 << 32
-"""Cells of a table: their numbers have 32 bits at the workers."""
 QUERY = "query"
 """The worker group that asks while the others insert."""
 
@@ -118,7 +116,7 @@ class Insertion:
         if self.text and not job.data.train:
             raise JobError("[data] train names no files, and [sketch] zipf asks for no generated stream")
         source.check(job.data)
-        if settings.depth * settings.width > MOST_CELLS:
+        if settings.depth * settings.width > results.MOST_CELLS:
             raise JobError(
                 f"[sketch] width: depth x width is {settings.depth * settings.width:,}; at most 2**32 will do"
             )

@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import checkpoint
+from mpips import checkpoint, npz
 from mpips.errors import InputError
-from mpips.files import open_regular, replacing
+from mpips.files import replacing
 from mpips.jobs.sketch import kernels, source
 from mpips.manifest import MANIFEST, explained
 from mpips.ranges import ALL
+from mpips.sound import cells_flaw
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 FILE = "sketch.npz"
+MOST_CELLS = 2**32
+"""Of a table: their numbers have 32 bits at the workers."""
 
 
 class Sketch(NamedTuple):
@@ -63,27 +66,33 @@ def load(path: Path) -> Sketch:
         InputError: there is none.
     """
     if (path / MANIFEST).exists():
-        facts = checkpoint.read_manifest(path)["about"]["facts"]
-        rows = checkpoint.load_range(path, "table", [ALL])
+        with explained("read", path):
+            facts = checkpoint.read_manifest(path)["about"]["facts"]
+            rows = checkpoint.load_range(path, "table", [ALL])
+            blocks = _blocks(facts["depth"], facts["width"], facts["seed"], rows.values.shape[1])
+            if len(rows.keys) and not rows.keys.max() < blocks:
+                raise ValueError(f"its table goes beyond {blocks} blocks")
         return assembled([(rows.keys, rows.values)], facts)
     if not (path / FILE).exists():
         raise InputError(f"{path}: has no {FILE}; name the folder of a run that has ended, or a checkpoint")
-    with (
-        explained("read", path / FILE),
-        open_regular(path / FILE, follow=False) as file,
-        np.load(file) as saved,
-    ):
-        whole = {name: saved[name] for name in Sketch._fields}
-        sketch = Sketch(whole["table"], *(whole[name].item() for name in Sketch._fields[1:]))
-        numbers = [sketch.depth, sketch.width, sketch.seed]
-        if not all(isinstance(each, int) for each in numbers) or not 0 <= sketch.seed < 2**64:
-            raise ValueError("its depth, width or seed is no number of a sketch")
-        # Compiled code reads the table by these two.
-        if min(numbers[:2]) < 1 or sketch.table.shape != (sketch.depth * sketch.width,):
-            raise ValueError("its table is not of the depth and width that it names")
-        if sketch.table.dtype != np.int64:
-            raise ValueError(f"its table is of {sketch.table.dtype}, not int64")
-    return sketch
+    with explained("read", path / FILE):
+        whole = npz.load(path / FILE, follow=False)
+        table = whole["table"]
+        depth, width, seed, text = (whole[name].item() for name in Sketch._fields[1:])
+        _blocks(depth, width, seed, 1)
+        flaw = cells_flaw(table, depth, width)
+        if flaw or table.dtype != np.int64:
+            raise ValueError(flaw or f"its table is of {table.dtype}, not int64")
+    return Sketch(np.ascontiguousarray(table), depth, width, seed, bool(text))
+
+
+def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
+    """Give how many blocks of so many cells a table has; ValueError if the numbers are those of none."""
+    if not all(isinstance(each, int) for each in (depth, width, seed)):
+        raise ValueError("its depth, width and seed must be whole numbers")
+    if not (depth >= 1 and width >= 1 and depth * width <= MOST_CELLS and 0 <= seed < 2**64):
+        raise ValueError(f"its depth {depth}, width {width} and seed {seed} are those of no table")
+    return -int(-depth * width // max(1, cells))
 
 
 def query(path: Path, keys: Sequence[str]) -> list[int]:

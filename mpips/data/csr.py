@@ -2,8 +2,7 @@
 
 The file has one-dimensional data sets ``labels`` [n], ``indptr`` [n+1], ``keys`` [nnz] (or ``indices``, as
 other tools call them) and, unless all values are 1, ``values`` [nnz] (or ``data``). Any integer and
-floating-point widths are read; i1, i8, u8 and f4 are written, in compressed chunks. Files are opened for
-reading without HDF5's locks, which many parallel file systems lack.
+floating-point widths are read; i1, i8, u8 and f4 are written, in compressed chunks.
 """
 
 from __future__ import annotations
@@ -15,13 +14,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import hdf5
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.errors import DataError
-from mpips.hdf5 import writing
 from mpips.kernel import kernel
+from mpips.sound import bad_row
 
 ROWS = 1 << 16
+MOST_KEYS = 2**31 - 1
+"""Of one row."""
 NONZEROS = 1 << 18
 GOOD, WRONG_LABEL, NOT_FINITE, NOT_ASCENDING = range(4)
 WRONG = {
@@ -136,17 +138,20 @@ def read_csr(
     with file and row (from 0).
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with hdf5.reading(path, follow=True) as file:
             sets = open_rows(path, file)
             n = len(sets[0])
             begin = 0
             while begin < n:
                 indptr = sets[1][begin : min(n, begin + ROWS) + 1].astype(np.int64)
-                steps = np.diff(indptr)
-                if (steps < 0).any() or indptr[0] < 0 or indptr[-1] > len(sets[2]):
-                    row = begin + int(np.argmax(steps < 0))
-                    raise DataError(f"{path}: row {row}: indptr falls; it must ascend")
+                wrong = bad_row(indptr, len(sets[2]))
+                if wrong >= 0:
+                    raise DataError(
+                        f"{path}: row {begin + wrong}: indptr falls, or goes beyond the {len(sets[2])} keys"
+                    )
                 rows = max(1, int(np.searchsorted(indptr, indptr[0] + nonzeros, side="right")) - 1)
+                if indptr[rows] - indptr[0] > MOST_KEYS:
+                    raise DataError(f"{path}: row {begin}: has more than {MOST_KEYS:,} keys")
                 batch = read_range(path, sets, begin, indptr[: rows + 1])
                 mine = np.arange((part - index - begin) % parts, len(batch), parts, dtype=np.int64)
                 batch = checked(path, batch, begin, mine, spec, tally)
@@ -158,6 +163,10 @@ def read_csr(
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         text = " ".join(str(error).split())
+        if text.startswith(f"{path}: "):  # refused, not damaged
+            raise DataError(text) from None
+        if isinstance(error, OSError) and error.filename == path:
+            raise DataError(f"{path}: {error.strerror}") from None
         raise DataError(f"{path}: cannot be read as HDF5, it may be truncated or damaged: {text}") from None
     return index + n
 
@@ -184,7 +193,7 @@ def checked(
 
 def write_csr(path: str, batches: Iterable[Examples]) -> None:
     """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1."""
-    with writing(path) as file:
+    with hdf5.writing(path) as file:
 
         def growing(name: str, dtype: str) -> Any:
             # shuffling the bytes would hide repeated hashed keys: measured 3 times the size and the time
