@@ -90,7 +90,13 @@ class Leader:
                     self._obey(cluster)
                     watch(cluster, self.started, end)
                 self._hash_inputs(cluster)
-                self._keep(cluster, prepared.program.schedule(cluster, prepared.job.settings))
+                try:
+                    metrics = prepared.program.schedule(cluster, prepared.job.settings)
+                except BaseException:
+                    if cluster.metrics:
+                        self._keep(cluster, cluster.metrics)
+                    raise
+                self._keep(cluster, metrics)
                 cluster.settle()
                 result = self._success(cluster)
                 self._end_hashing(cluster)

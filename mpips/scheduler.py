@@ -213,6 +213,8 @@ class Cluster:
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
         self._since = 0  # what was issued before, to workers who have changed since, does not count
+        self.metrics: dict[str, Any] = {}
+        """What the program knows already of what it will give: `result.json` has it when something fails then."""
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()

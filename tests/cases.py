@@ -15,6 +15,7 @@
     says = ["a.svm:1", "yes"]               # all stand in the last line of stderr
     prints = ["3 examples"]                 # all stand in stdout
     absent = ["a.h5"]                       # files that must not be there afterwards
+    makes = ["a.h5"]                        # files that must be there afterwards
     keeps = { "a.svm" = "yes 1:1\n" }       # files that must be there afterwards, as they were
     result = { "metrics.auc" = 0.5 }        # values in the run's result.json (--run-dir run), to 6 digits
     seconds = 20.0                          # the time limit
@@ -38,7 +39,7 @@ from conftest import Finished
 
 KEYS = {
     "name", "write", "hex", "copy", "fifo", "link", "sparse", "shell", "environ", "command", "code", "says", "prints",
-    "absent", "keeps", "result", "seconds",
+    "absent", "makes", "keeps", "result", "seconds",
 }  # fmt: skip
 
 
@@ -96,6 +97,8 @@ def check(case: dict[str, Any], beside: Path, folder: Path, run_mpips: Callable[
         assert said in done.stdout, f"{said!r} is not in stdout\n{told}"
     for name in case.get("absent", ()):
         assert not os.path.lexists(folder / name), f"{name} is there\n{told}"
+    for name in case.get("makes", ()):
+        assert (folder / name).is_file(), f"{name} is not there\n{told}"
     for name, text in case.get("keeps", {}).items():
         assert (folder / name).read_bytes() == text.encode(), f"{name} has changed\n{told}"
     if "result" in case:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from mpips.jobs.lda.readers import (
     read_text,
     read_uci,
     read_vocabulary,
+    uci_vocabulary,
 )
 from mpips.jobs.lda.words import SHORTEST, SHORTEST_EAST, Lexicon
 
@@ -280,13 +281,7 @@ def open_corpus(
     try:
         for path, _ in formats:
             place = Place(index, count, corpus.all_docs, corpus.tokens)
-            if lexicon is not None:
-                reader = read_text(path, place, lexicon)
-            elif kind == "ldac":
-                reader = read_ldac(path, place, MOST_WORDS if size is None else size)
-            else:
-                reader = read_uci(path, place, size or 0, named)
-            totals = _Totalled(reader)
+            totals = _Totalled(_reader(path, kind, place, lexicon, size, named))
             for piece in breathe(totals):
                 corpus.add(piece)
             corpus.all_docs += totals.total.docs
@@ -305,6 +300,40 @@ def open_corpus(
     if lexicon is not None:
         corpus.left_out = LeftOut(lexicon.short, lexicon.unknown)
     return corpus
+
+
+def _reader(
+    path: str, kind: str, place: Place, lexicon: Lexicon | None, size: int | None, named: str
+) -> Reader:
+    if lexicon is not None:
+        return read_text(path, place, lexicon)
+    if kind == "ldac":
+        return read_ldac(path, place, MOST_WORDS if size is None else size)
+    return read_uci(path, place, size or 0, named)
+
+
+def look_at(files: Sequence[Path], vocab: Path | None, like: Path) -> None:
+    """Read the beginnings of files of documents that are scored once training is over.
+
+    Args:
+        files: the files.
+        vocab: as for `open_corpus`.
+        like: a file that is trained on: without `vocab`, a bag of words says how many words there are.
+
+    Raises:
+        DataError: one line with file and line number.
+    """
+    words, size, named = _known(vocab)
+    trained = format_of(str(like)) if words is None else ""
+    if trained == "uci":
+        size, named = uci_vocabulary(str(like)), str(like)
+    for path in map(str, files):
+        kind = format_of(path)
+        if kind == "text" and trained in ("uci", "ldac"):
+            _lexicon(None, 0, str(like))
+        lexicon = _lexicon(words, None, named) if kind == "text" else None
+        with closing(_reader(path, kind, Place(0, 1), lexicon, size, named)) as pieces:
+            next(pieces, None)
 
 
 class _Totalled:

@@ -17,10 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mpips.finish import finish
 from mpips.jobs.lda import results
 from mpips.jobs.lda.corpus import BLOCK_TOKENS
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.training import Training
+from mpips.regroup import surely
 from mpips.scheduler import Cluster
 
 
@@ -64,10 +66,14 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Read the documents, sweep, evaluate; give the run's metrics."""
     training = Training(cluster, settings)
     with cluster.phase("load"):
+        if cluster.job.data.test:
+            surely(cluster, lambda: results.look(cluster))
         training.load()
     with cluster.phase("train"):
         metrics = training.run()
-    return metrics | results.write(cluster, training)
+    last = results.Results(cluster, training)
+    steps = last.model, last.perplexity, last.topics, last.summary
+    return finish(cluster, metrics, *steps, mend=training.recover)
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------

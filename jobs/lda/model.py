@@ -90,6 +90,9 @@ def export_model(
         vocabulary: V.
         words: the vocabulary's words, or None.
         n: how many top words to give.
+
+    Raises:
+        OSError: it cannot be written; names the file.
     """
     topics = len(alpha)
     top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
@@ -200,22 +203,23 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         return
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
-        corpus = stack.enter_context(
-            open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
-        )
-        if left_out := corpus.left_out.said(corpus.all_tokens):
-            print(f"mpips: {left_out}", file=sys.stderr)
+    try:
+        with ExitStack() as stack:
+            # first, so that a file that cannot be written is found wanting before the work
+            file = None if out is None else stack.enter_context(replacing(out, "w"))
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
+            corpus = stack.enter_context(
+                open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
+            )
+            if left_out := corpus.left_out.said(corpus.all_tokens):
+                print(f"mpips: {left_out}", file=sys.stderr)
+            write_theta(sys.stdout if file is None else file, loaded, corpus)
+    except OSError as error:
         if out is None:
-            write_theta(sys.stdout, loaded, corpus)
-            return
-        try:
-            with replacing(out, "w") as file:
-                write_theta(file, loaded, corpus)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
-    print(f"{out}: {corpus.docs:,} documents")
+            raise
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    if out is not None:
+        print(f"{out}: {corpus.docs:,} documents")
 
 
 def write_theta(file: IO[str], model: Model, corpus: Corpus) -> None:

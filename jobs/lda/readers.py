@@ -152,6 +152,12 @@ def _uci_header(path: str, blocks: Iterator[bytearray], named: str) -> tuple[lis
     return numbers, rest
 
 
+def uci_vocabulary(path: str) -> int:
+    """Give W, the size of the vocabulary of a UCI bag of words."""
+    with closing(line_blocks(path, 1 << 16)) as blocks:
+        return _uci_header(path, blocks, "")[0][1]
+
+
 def read_uci(
     path: str, place: Place, limit: int, named: str = "", size: int = BLOCK, room: int = 1 << 18
 ) -> Reader:

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from mpips.errors import InputError
 from mpips.files import replacing
 from mpips.jobs.lda import evaluate
-from mpips.jobs.lda.corpus import LeftOut, open_corpus
+from mpips.jobs.lda.corpus import LeftOut, look_at, open_corpus
 from mpips.jobs.lda.evaluate import Phi, completion, distinct
 from mpips.jobs.lda.model import CELLS, FILE, export_model
 from mpips.jobs.lda.sweeps import PIECE, Sweeper
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
 from mpips.ranges import KeyRange
-from mpips.regroup import surely
 from mpips.scheduler import Cluster
 from mpips.worker import Answer
 
@@ -30,44 +29,72 @@ SHOWN = 30
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
-def write(cluster: Cluster, training: Training) -> dict[str, Any]:
-    """Write the model and its topics into the run's folder; give the metrics: perplexity is None without test data."""
-    folder, topics, words = cluster.folder.path, training.settings.topics, training.words()
-    perplexity = surely(cluster, lambda: _perplexity(cluster, training), training.recover)
+def look(cluster: Cluster) -> None:
+    """Let the workers look at the test documents before anything is done with them."""
+    cluster.workers.call("look", each=_parts(cluster))
 
-    def export() -> tuple[Top, NDArray[np.int64]]:
-        vocabulary = training.collection.vocabulary
-        pieces = _rows(cluster, topics, vocabulary)
-        return export_model(folder / FILE, pieces, training.alpha, training.beta, vocabulary, words)
 
-    top, n_k = surely(cluster, export, training.recover)
-    found = surely(cluster, lambda: _cooccurrence(cluster, top.ids), training.recover)
-    coherence = umass(found)
-    text = table(top, n_k, words, coherence)
-    with replacing(folder / "topics.txt", "w") as file:
-        file.write(text + "\n")
-    try:
-        draw(folder / "topics.png", top, n_k, words)
-    except InputError as error:
-        cluster.say(f"no picture of the topics: {error}")
-    if topics <= SHOWN:
-        cluster.say(text)
-    per_token = training.likelihood / training.collection.tokens
-    cluster.say(
-        f"log likelihood {training.likelihood:,.0f}, {per_token:.4f} a token; mean coherence {coherence.mean():.2f}"
-        + (f"; perplexity of the test documents {perplexity:.1f}" if perplexity is not None else "")
-        + f"\ntopics: {folder / 'topics.txt'}"
-    )
-    return {"perplexity": perplexity, "coherence": float(coherence.mean()), "model": str(folder / FILE)}
+def _parts(cluster: Cluster) -> list[dict[str, int]]:
+    return [{"part": part, "of": len(cluster.workers)} for part in range(len(cluster.workers))]
+
+
+class Results:
+    """What is written and said of a trained run, step by step (`mpips.finish`); the model comes first."""
+
+    def __init__(self, cluster: Cluster, training: Training) -> None:
+        self.cluster, self.training = cluster, training
+        self.folder = cluster.folder.path
+        self.top: tuple[Top, NDArray[np.int64]] | None = None
+        self.words: list[str] | None = None
+
+    def model(self) -> dict[str, Any]:
+        """Write the model."""
+        training, vocabulary = self.training, self.training.collection.vocabulary
+        self.words = training.words()
+        pieces = _rows(self.cluster, training.settings.topics, vocabulary)
+        self.top = export_model(
+            self.folder / FILE, pieces, training.alpha, training.beta, vocabulary, self.words
+        )
+        return {"model": str(self.folder / FILE)}
+
+    def perplexity(self) -> dict[str, Any]:
+        """Give the perplexity of the test documents, None without any."""
+        return {"perplexity": _perplexity(self.cluster, self.training)}
+
+    def topics(self) -> dict[str, Any]:
+        """Write the topics as a table and a picture, and say what they are; give their coherence."""
+        if self.top is None:  # the model could not be written
+            return {}
+        cluster, (top, n_k) = self.cluster, self.top
+        coherence = umass(_cooccurrence(cluster, top.ids))
+        cluster.metrics["coherence"] = float(coherence.mean())
+        text = table(top, n_k, self.words, coherence)
+        if len(n_k) <= SHOWN:
+            cluster.say(text)
+        with replacing(self.folder / "topics.txt", "w") as file:
+            file.write(text + "\n")
+        try:
+            draw(self.folder / "topics.png", top, n_k, self.words)
+        except InputError as error:
+            cluster.say(f"no picture of the topics: {error}")
+        return {}
+
+    def summary(self) -> None:
+        """Say in a line or two what has come of it."""
+        metrics = self.cluster.metrics
+        text = f"log likelihood {metrics['log_likelihood']:,.0f}, {metrics['log_likelihood_per_token']:.4f} a token"
+        if "coherence" in metrics:
+            text += f"; mean coherence {metrics['coherence']:.2f}"
+        if metrics.get("perplexity") is not None:
+            text += f"; perplexity of the test documents {metrics['perplexity']:.1f}"
+        self.cluster.say(f"{text}\ntopics: {self.folder / 'topics.txt'}")
 
 
 def _perplexity(cluster: Cluster, training: Training) -> float | None:
     if not cluster.job.data.test:
         return None
-    count = len(cluster.workers)
-    args = {"scratch": str(cluster.folder.path / "documents"), "of": count}
-    each = [{"part": part} for part in range(count)]
-    scored = cluster.workers.call("score", args, each=each, values=training.priors())
+    args = {"scratch": str(cluster.folder.path / "documents")}
+    scored = cluster.workers.call("score", args, each=_parts(cluster), values=training.priors())
     if left_out := LeftOut(*scored[0]["left_out"]).said(scored[0]["all"]):
         cluster.say(f"test documents: {left_out}")
     return evaluate.perplexity(
@@ -97,6 +124,12 @@ def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDAr
 
 class Judge(Sweeper):
     """The part of a worker that measures what topics are worth."""
+
+    def look(self, part: int, of: int) -> None:
+        """Look at the first test documents of one part of the files, before anything is done with them."""
+        data, files = self.data, [Path(name) for name in self.data.test[part::of]]
+        if files:
+            look_at(files, Path(data.vocab) if data.vocab else None, Path(data.train[0]))
 
     def words(self) -> dict[str, Any]:
         """Give the vocabulary's words, if they are known."""

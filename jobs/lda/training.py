@@ -208,8 +208,7 @@ class Training:
 
     def words(self) -> list[str] | None:
         """Give the vocabulary's words, if they are known."""
-        told = surely(self.cluster, lambda: self.cluster.workers.call("words", only=[0]), self.recover)
-        words: list[str] | None = told[0]["words"]
+        words: list[str] | None = self.cluster.workers.call("words", only=[0])[0]["words"]
         return words
 
     def _round(self) -> dict[str, Any]:

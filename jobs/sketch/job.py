@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mpips.data import DataSpec, note, resolve
 from mpips.errors import InputError, JobError, WorkerLost
 from mpips.files import replacing
+from mpips.finish import finish
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.worker import Worker as Worker
@@ -140,6 +141,8 @@ class Insertion:
         if self.text and (names := cluster.decide(lambda: source.header(self._files))):
             cluster.say(f"the first line of each file was taken for column names: {names}")
             cluster.event("header", names=names)
+        if cluster.job.data.test:
+            self._surely(lambda: cluster.workers.call("look"))
         self._surely(self.begin)
         with cluster.phase("load"):
             self._surely(self._load)
@@ -149,10 +152,13 @@ class Insertion:
         rate = (self.total.items - before) / max(cluster.seconds["train"], 1e-9)
         if not self.total.items and self.parts.finished:
             raise InputError(f"[data] train holds no keys: {cluster.job.data.train}")
-        if not queries:
-            queries.append(self._surely(self._ask))
-        asked, spent = (sum(each) for each in zip(*queries, strict=True))
-        return self._results() | {"inserts_per_second": rate, "queries_per_second": asked / max(spent, 1e-9)}
+        total = {"inserts": self.total.items, "weight": self.total.weight, "inserts_per_second": rate}
+
+        def ask() -> dict[str, Any]:
+            asked, spent = (sum(each) for each in zip(*(queries or [self._ask()]), strict=True))
+            return {"queries_per_second": asked / max(spent, 1e-9)}
+
+        return finish(cluster, total, self._model, self._results, ask, mend=self._follow)
 
     def begin(self) -> None:
         """Make the vectors, or take up a checkpoint."""
@@ -307,32 +313,34 @@ class Insertion:
         trained, items = self.cluster.trained, self.total.items
         return {"seconds": trained, "inserts": items, "inserts/s": items / max(trained, 1e-9)}
 
+    def _model(self) -> dict[str, Any]:
+        """Read the table, and write `sketch.npz`."""
+        cluster = self.cluster
+        self.sketch = results.assembled(cluster.export(cluster.vectors["table"]), cluster.facts)
+        return {"model": str(self.sketch.save(cluster.folder.path))}
+
     def _results(self) -> dict[str, Any]:
-        """Read the servers' vectors; write `sketch.npz` and `top.tsv`, and give the metrics."""
-        cluster, folder = self.cluster, self.cluster.folder.path
-        sketch = results.assembled(cluster.export(cluster.vectors["table"]), cluster.facts)
-        sketch.save(folder)
+        """Read the servers' other vectors; write `top.tsv`, and give the metrics."""
+        cluster, sketch = self.cluster, self.sketch
         heaviest = results.top(sketch, *self._export("heavy"), self.settings.top)
-        with replacing(folder / "top.tsv", "w") as file:
-            file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
         keys, counts = self._export("exact")
         at, values = self._export("registers")
         registers = np.zeros(1 << kernels.REGISTERS, np.int32)
         registers[at.astype(np.int64)] = values[:, 0]
         sums = cluster.servers.call("sketch_total", vector=cluster.vectors["table"])
         metrics = {
-            "inserts": self.total.items,
-            "weight": self.total.weight,
             "counted": sum(each["total"] for each in sums) // sketch.depth,
             "distinct": round(results.distinct(registers)),
             **results.errors(sketch, keys, counts[:, 0], self.total.weight),
             "top": heaviest[:10],
-            "model": str(folder / results.FILE),
         }
+        cluster.metrics.update(metrics)  # the file may fail
         cluster.say(
-            f"{metrics['inserts']:,} inserts, about {metrics['distinct']:,} different keys; estimates are at most "
+            f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are at most "
             f"{metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound {metrics['bound']:.1f})"
         )
+        with replacing(cluster.folder.path / "top.tsv", "w") as file:
+            file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
         return metrics
 
     def _export(self, name: str) -> tuple[NDArray[np.uint64], NDArray[Any]]:

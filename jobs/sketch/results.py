@@ -40,10 +40,11 @@ class Sketch(NamedTuple):
         kernels.estimate(keys, self.table, self.depth, self.width, np.uint64(self.seed), out)
         return out
 
-    def save(self, folder: Path) -> None:
-        """Write it to a run's folder."""
+    def save(self, folder: Path) -> Path:
+        """Write it to a run's folder; give the file."""
         with replacing(folder / FILE) as file:
             np.savez(file, **self._asdict())
+        return folder / FILE
 
 
 def assembled(rows: Iterable[tuple[Keys, Counts]], facts: dict[str, Any]) -> Sketch:

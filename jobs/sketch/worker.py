@@ -52,6 +52,10 @@ class Worker:
         self._answers: Answers | None = None
         self._enough = -1
 
+    def look(self) -> None:
+        """Look at the keys that will be asked for, before anything is counted."""
+        self._sample()
+
     def load(self, parts: list[int], of: int) -> None:
         """Make ready; draw what is to be held."""
         self.deltas  # noqa: B018
@@ -175,8 +179,8 @@ class Worker:
             drawn = self.zipf._replace(items=SAMPLE, batch=SAMPLE).batches(self.context.index + 1, 1, 0)
             return np.concatenate([chunk.keys for chunk in next(drawn, iter([]))] or [np.ones(1, np.uint64)])
         spec = replace(self.data, train=self.data.test) if self.data.test else self.data
-        block = next(source.blocks(spec, 0, 1, source.block_size(spec.train, 1)))
-        return source.parsed(block, spec, []).keys[:SAMPLE]
+        block = next(source.blocks(spec, 0, 1, source.block_size(spec.train, 1)), None)
+        return np.empty(0, np.uint64) if block is None else source.parsed(block, spec, []).keys[:SAMPLE]
 
 
 class Answers:

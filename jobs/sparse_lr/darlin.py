@@ -72,7 +72,23 @@ class Darlin:
             "nonzeros": self.now["nonzeros"],
             "passes": self.passes,
             "gap": self.gap if math.isfinite(self.gap) else None,
+            "ended_by": (why := self.ended_by()),
+            "converged": why in ("gap", "settled", "target"),
         }
+
+    def ended_by(self) -> str:
+        """Say why no pass follows."""
+        if self.cluster.stopped_early:
+            return "request"
+        if self.control.objectives[-1] <= self.settings.target:
+            return "target"
+        if self.passes >= self.most_passes:
+            return "passes"
+        return "gap" if self.gap <= self.settings.epsilon else "settled"
+
+    def objective(self) -> dict[str, Any]:
+        """Give nothing: the objective is known."""
+        return {}
 
     def begin(self) -> None:
         """Make the weights, and find out which features start active; or take up a checkpoint."""
@@ -272,8 +288,3 @@ class Darlin:
             self.servers.call("begin_epoch", vector=self.w)
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("report"))
-
-
-def train(cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> dict[str, Any]:
-    """Train by the delayed block proximal method; give the metrics."""
-    return Darlin(cluster, settings, spread, data).run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
@@ -114,6 +116,11 @@ class Scorer:
     context: Context
     data: DataSpec
 
+    def look(self, part: int, of: int) -> None:
+        """Read the first examples of one part of the test files, before anything is done with those to train on."""
+        for path in self.data.test[part::of]:
+            next(read([path], self.data), None)
+
     def score(self, which: str, part: int, of: int) -> Answer:
         """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]; and what was met there, a `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
@@ -174,15 +181,17 @@ def test(cluster: Cluster) -> dict[str, Any]:
 
 def summary(metrics: dict[str, Any], optimum: float) -> str:
     """Say in a line or two what a run has achieved."""
-    text = (
-        f"objective {metrics['objective']:.6f}, {metrics['nonzeros']:,} non-zeros, {metrics['passes']} passes"
-    )
-    if optimum > 0.0:
+    text = f"{metrics['nonzeros']:,} non-zeros, {metrics['passes']} passes"
+    if metrics.get("objective") is not None:
+        text = f"objective {metrics['objective']:.6f}, {text}"
+    if metrics.get("converged") is False:
+        text += f": not converged, ended by {metrics['ended_by']}"
+    if optimum > 0.0 and metrics.get("objective") is not None:
         excess = metrics["objective"] / optimum - 1.0
         text += f"\nknown optimum {optimum:.6f}: reached to within {100.0 * excess:.4f} %"
-    if metrics["auc"] is not None:
-        text += "\ntest data: "
-        text += ", ".join(f"{name} {metrics[name]:.4f}" for name in ("auc", "accuracy", "logloss"))
+    scores = [name for name in ("auc", "accuracy", "logloss") if metrics.get(name) is not None]
+    if scores:
+        text += "\ntest data: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in scores)
     return text
 
 
@@ -217,9 +226,32 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
     values = np.concatenate([np.empty(0), *(rows[:, 0] for _, rows in pieces)])
     folder = cluster.folder.path
+    model = {"model": str(folder / "model.npz")}
     with replacing(folder / "model.npz") as file:
         np.savez_compressed(file, keys=keys, values=values)
+    cluster.metrics.update(model)  # it is there, whatever becomes of its text
     lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
     with replacing(folder / "model.txt", "w") as text:
         text.writelines(lines)
-    return {"model": str(folder / "model.npz")}
+    return model
+
+
+def judge_training(cluster: Cluster, data: Data) -> None:
+    """See that training has come to something.
+
+    Raises:
+        InputError: F is not finite, or above that of w = 0. The model is kept under another name.
+    """
+    objective, nothing = cluster.metrics.get("objective"), data.examples * math.log(2.0)
+    if objective is None or cluster.stopped_early or objective <= nothing * (1.0 + 1e-9):
+        return
+    for name in ("model.npz", "model.txt"):
+        path = cluster.folder.path / name
+        with suppress(FileNotFoundError):  # the disk was full, or the leader before this one has been here
+            path.replace(path.with_name(f"diverged.{name}"))
+    cluster.metrics["model"] = str(cluster.folder.path / "diverged.model.npz")
+    raise InputError(
+        f"training diverged: the objective is {objective:.6g}, and {nothing:.6g} with all weights 0; the model is kept "
+        f"as {cluster.metrics['model']}. Scale features to about 1, lower [sparse_lr] alpha, or use "
+        'algorithm = "darlin"'
+    )

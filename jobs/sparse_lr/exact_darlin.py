@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.exact import ExactSum, sums_of
-from mpips.jobs.sparse_lr import control, evaluate
+from mpips.jobs.sparse_lr import control
 from mpips.jobs.sparse_lr.darlin import Darlin
-from mpips.jobs.sparse_lr.spread import Spread
 from mpips.regroup import surely
-from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.update import Setting
 
@@ -110,8 +108,3 @@ def _added(parts: Iterable[list[int]]) -> float:
     for part in parts:
         total.merge(ExactSum.from_list(part))
     return total.value()
-
-
-def train(cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> dict[str, Any]:
-    """Train by the block proximal method with exact sums; give the metrics."""
-    return ExactDarlin(cluster, settings, spread, data).run()

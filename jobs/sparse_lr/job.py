@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mpips.consistency import Bounded, push_pull, unmet
 from mpips.data import note, resolve
+from mpips.finish import finish
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.spread import Spread
@@ -87,15 +88,24 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     if empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base))):
         cluster.say(empty)
     with cluster.phase("load"):
+        if cluster.job.data.test:
+            surely(cluster, lambda: cluster.workers.call("look", each=evaluate.parts_of(cluster)))
         data = spread.load()
-    block_wise = exact_darlin.train if exact else darlin.train
-    train = block_wise if settings.algorithm == "darlin" else online.train
+    block_wise = exact_darlin.ExactDarlin if exact else darlin.Darlin
+    method = block_wise if settings.algorithm == "darlin" else online.Online
     with cluster.phase("train"):
-        metrics = train(cluster, settings, spread, data)
+        training = method(cluster, settings, spread, data)
+        metrics = training.run()
     cluster.event("trained", traffic=cluster.traffic())
-    metrics |= surely(cluster, lambda: evaluate.test(cluster)) | evaluate.export_model(cluster)
-    cluster.say(evaluate.summary(metrics, settings.optimum))
-    return metrics
+    return finish(
+        cluster,
+        metrics,
+        lambda: evaluate.export_model(cluster),
+        training.objective,
+        lambda: evaluate.judge_training(cluster, data),
+        lambda: evaluate.test(cluster),
+        lambda: cluster.say(evaluate.summary(cluster.metrics, settings.optimum)),
+    )
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------

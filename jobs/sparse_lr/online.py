@@ -78,10 +78,12 @@ class Online:
         self.cluster, self.settings, self.data = cluster, settings, data
         self.at, self.parts = Progress(), self._cut()
         self._met = Tally()
+        self.size = 0.0
+        """|w|_1 after the last pass."""
         surely(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
-        """Drive the passes; give the metrics, the objective that of the final model on the training data."""
+        """Drive the passes; give the metrics."""
         cluster, settings = self.cluster, self.settings
         table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
         while not stop:
@@ -98,21 +100,26 @@ class Online:
             if self.parts.finished and cluster.node.pushes.drops:
                 self.flush()
             last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
-            nonzeros, size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
+            nonzeros, self.size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
             if self.parts.finished:
                 facts = self._shown() | {"nonzeros": nonzeros}
                 table.row(facts | fare)
                 del facts["examples/s"]
-                cluster.event("pass", **facts, objective=last.loss + settings.l1 * size, active=nonzeros)
+                cluster.event("pass", **facts, objective=last.loss + settings.l1 * self.size, active=nonzeros)
                 self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
             stop = self.at.number > passes
             if not stop and cluster.due(self.at.number - 1):
                 surely(cluster, lambda: cluster.checkpoint(self.at.rounds, self._state()), self._follow)
                 stop = cluster.stopping()
         table.close()
-        parts = surely(cluster, lambda: cluster.workers.call("training_loss", each=parts_of(cluster)))
-        objective = sum(each["loss"] for each in parts) + settings.l1 * size
-        return {"objective": objective, "nonzeros": nonzeros, "passes": last.number, "examples": last.seen}
+        why = "request" if cluster.stopped_early else "passes"
+        return {"nonzeros": nonzeros, "passes": last.number, "examples": last.seen, "ended_by": why}
+
+    def objective(self) -> dict[str, Any]:
+        """Give the objective of the final model on the training data."""
+        cluster = self.cluster
+        parts = cluster.workers.call("training_loss", each=parts_of(cluster))
+        return {"objective": sum(each["loss"] for each in parts) + self.settings.l1 * self.size}
 
     def begin(self) -> None:
         """Make the vector of weights, or take up a checkpoint."""
@@ -207,11 +214,6 @@ class Online:
             "mean loss": at.loss / max(at.seen, 1),
             "examples/s": at.seen * at.number / max(trained, 1e-9),
         }
-
-
-def train(cluster: Cluster, settings: Any, spread: Spread, data: Data) -> dict[str, Any]:
-    """Train by an online learner; give the metrics."""
-    return Online(cluster, settings, spread, data).run()
 
 
 class Step(NamedTuple):
