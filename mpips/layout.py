@@ -8,7 +8,8 @@ The paper's server group, worker groups, and task schedulers are its section 3.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,6 +170,20 @@ class Layout:
         if not ranks:
             raise KeyError(f"no worker group {name!r}; there are {', '.join(self.groups())}")
         return ranks
+
+    def members(self, workers: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Sort the workers that there are by group, in their order.
+
+        A spare that works belongs to the group that lacks most of its own: so it takes the place of one that was lost.
+        """
+        homes = {rank: self.places[rank].group for rank in workers}
+        lacks = Counter(self.places[rank].group for rank in self.workers)
+        lacks.subtract(Counter(homes.values()))
+        names = self.groups()
+        for rank in [rank for rank, home in homes.items() if home not in names]:
+            homes[rank] = max(names, key=lambda name: lacks[name])
+            lacks[homes[rank]] -= 1
+        return {name: tuple(rank for rank in workers if homes[rank] == name) for name in names}
 
     def groups(self) -> tuple[str, ...]:
         """Return the names of the worker groups, in the order of the job file."""

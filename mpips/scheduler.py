@@ -236,8 +236,8 @@ class Cluster:
 
     def group(self, name: str) -> Group:
         """Give one worker group of the job; `workers` is all of them. KeyError if there is none of that name."""
-        named = self.node.layout.group(name)
-        return Group(self.node, [rank for rank in self.workers.addresses if rank in named], self.workers.crew)
+        self.node.layout.group(name)
+        return self.some(self.node.layout.members(self.workers.addresses)[name])
 
     def decide(self, make: Callable[[], T]) -> T:
         """Give `make()`, JSON-able, or what it gave when the program came here before, on another rank."""

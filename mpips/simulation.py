@@ -209,7 +209,7 @@ def simulate(
     worker: Callable[[Context], Any],
     *,
     servers: int = 1,
-    workers: int = 1,
+    workers: int | dict[str, int] = 1,
     spares: int = 0,
     schedulers: int = 1,
     replicas: int = 0,

@@ -61,8 +61,11 @@ def _raise(task: Task) -> None:
 class Context:
     """What a program's worker is given: its node, its place among the workers, the job and its vectors.
 
-    `communicator` is the MPI communicator of its worker group (None on the twin), for collectives of a program's
-    own: while it loads, say, and never while tasks are under way.
+    `index` and `count` are of its worker group, such as `train`; a job without groups has one, of all workers. By them
+    data are shared out among those whom `cluster.group` gives. `index_of_all` and `count_of_all` are of all workers
+    together, whom `cluster.workers` gives: what is different for each of them, such as a seed, goes by these.
+    `communicator` is the MPI communicator of the group (None on the twin), for collectives of a program's own: while it
+    loads, say, and never while tasks are under way.
     """
 
     def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
@@ -70,14 +73,33 @@ class Context:
         self.vectors = Vectors()
 
     @property
+    def group(self) -> str:
+        """The name of this worker's group."""
+        found = (name for name, ranks in self._members().items() if self.node.rank in ranks)
+        return next(found, self.node.place.group)
+
+    @property
     def index(self) -> int:
-        """This worker's place among the workers that there are now."""
-        return self.node.view.workers.index(self.node.rank)
+        """This worker's place among those of its group that there are now."""
+        return self._members()[self.group].index(self.node.rank)
 
     @property
     def count(self) -> int:
-        """How many workers there are now."""
+        """How many workers of its group there are now."""
+        return len(self._members()[self.group])
+
+    @property
+    def index_of_all(self) -> int:
+        """This worker's place among the workers of all groups that there are now."""
+        return self.node.view.workers.index(self.node.rank)
+
+    @property
+    def count_of_all(self) -> int:
+        """How many workers of all groups there are now."""
         return len(self.node.view.workers)
+
+    def _members(self) -> dict[str, tuple[int, ...]]:
+        return self.node.layout.members(self.node.view.workers)
 
     @property
     def base(self) -> Path:
@@ -213,7 +235,7 @@ class Workshop:
             self._file = nothing_written()
             return
         write = write_worker if self.node.trace is None else self.node.trace.writing(write_worker)
-        self._file = self._writer.start(write, Path(folder), self.context.index, arrays)
+        self._file = self._writer.start(write, Path(folder), self.context.index_of_all, arrays)
 
     def _tick(self) -> None:
         if self._awaiting and self._file is not None and self._file.done():
@@ -238,14 +260,14 @@ class Workshop:
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)
         if restore is not None:
-            arrays, _ = load_worker(Path(folder), self.context.index)
+            arrays, _ = load_worker(Path(folder), self.context.index_of_all)
             restore(**{name: array for name, array in arrays.items() if not name.startswith(PREFIX)})
 
     def _restore_filters(self, folder: str, workers: int) -> None:
         """Take back what the filters of as many workers as there were have held: each worker that of some of them."""
         mine = [
             {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
-            for number in range(self.context.index, workers, self.context.count)
+            for number in range(self.context.index_of_all, workers, self.context.count_of_all)
             for arrays in [load_worker_if_any(Path(folder), number)]
         ]
         ring = self.node.view.ring

@@ -174,7 +174,9 @@ class Sweeper:
         prior = self._prior(values)
         slopes = np.zeros(prior.topics + 1 if learn else 0)
         likelihood = 0.0
-        mine = range(len(self.documents.groups)) if not planting or self.context.index == 0 else range(0)
+        mine = (
+            range(len(self.documents.groups)) if not planting or self.context.index_of_all == 0 else range(0)
+        )
         for step, words, rows, totals in self._steps(groups, cuts, prior.topics, round):
             group, place = divmod(step, len(cuts) - 1)
             changes, before = NO_CHANGES, totals.copy()
@@ -222,7 +224,7 @@ class Sweeper:
     def _plan(self, groups: int, cuts: list[int]) -> list[Words]:
         """List the ranges of words of all steps, each worker beginning elsewhere."""
         ranges = list(itertools.pairwise(cuts))
-        first = self.context.index * len(ranges) // self.context.count
+        first = self.context.index_of_all * len(ranges) // self.context.count_of_all
         return (ranges[first:] + ranges[:first]) * groups
 
     def _steps(

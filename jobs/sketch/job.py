@@ -210,7 +210,7 @@ class Insertion:
     def _inserters(self) -> Group:
         """Return the workers that insert: those that are not to ask, or all if there are no others."""
         cluster = self.cluster
-        named = cluster.node.layout.group(QUERY) if QUERY in cluster.node.layout.groups() else ()
+        named = cluster.group(QUERY).addresses if QUERY in cluster.node.layout.groups() else ()
         chosen = [rank for rank in cluster.workers.addresses if rank not in named]
         return cluster.some(chosen or cluster.workers.addresses)
 

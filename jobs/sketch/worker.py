@@ -176,7 +176,9 @@ class Worker:
     def _sample(self) -> NDArray[np.uint64]:
         """Draw keys to ask for: of the test data, or as those that are inserted."""
         if self.zipf is not None:
-            drawn = self.zipf._replace(items=SAMPLE, batch=SAMPLE).batches(self.context.index + 1, 1, 0)
+            drawn = self.zipf._replace(items=SAMPLE, batch=SAMPLE).batches(
+                self.context.index_of_all + 1, 1, 0
+            )
             return np.concatenate([chunk.keys for chunk in next(drawn, iter([]))] or [np.ones(1, np.uint64)])
         spec = replace(self.data, train=self.data.test) if self.data.test else self.data
         block = next(source.blocks(spec, 0, 1, source.block_size(spec.train, 1)), None)
