@@ -27,10 +27,7 @@ GRACE = 5.0
 ORPHAN_GRACE = 2.0
 """Seconds that ranks have to go after their launcher has."""
 LINGER, LINGER_FAILED = 5.0, 30.0
-"""Seconds that a launcher has to go once there is a result; longer if it says failed.
-
-A rank that was told to end writes that it failed before it tries to checkpoint, for a launcher that kills next.
-"""
+"""Seconds that a launcher has to go once there is a result; longer if it says failed."""
 LOOK = 1.0
 """Seconds between two looks for a result."""
 ASK_AGAIN, ASK_AT_LEAST = 1.0, 30.0
@@ -163,7 +160,11 @@ class Children:
             result = self._result()
         except (OSError, ValueError):
             return ""
-        return str(result.get("status") or "") if result is not None else ""
+        if result is None or result.get(
+            "provisional"
+        ):  # of a rank that was told to end, and may still stop in order
+            return ""
+        return str(result.get("status") or "")
 
     def _end_orphans(self) -> None:
         """Give ranks that outlived their launcher, as when it was killed, a moment; then kill them."""

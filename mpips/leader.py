@@ -48,7 +48,7 @@ HASHES = 2.0
 class Leader:
     """A run as its leader lives it; `started` is when the run's first process started (wall, s).
 
-    `miss` finds out which rank has ended without a word, when the launcher ends all for it. `judged`: by `mpips run`.
+    `miss` finds out which rank has ended without a word, when the launcher ends all for it.
     """
 
     def __init__(
@@ -60,11 +60,10 @@ class Leader:
         membership: Membership,
         started: float,
         miss: Callable[[], Failure | None] = lambda: None,
-        judged: bool = False,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership = journal, membership
-        self._miss, self._judged = miss, judged
+        self._miss = miss
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
@@ -132,15 +131,16 @@ class Leader:
 
     def _expect_the_end(self) -> None:
         """Write a result, for a launcher that kills next; it is replaced if there is time to stop."""
-        if self.node.van.survives and self._judged:  # it kills nobody before `mpips run` has been asked twice
-            return
         text = "ended by SIGTERM before it could stop"
         if not self.node.van.survives:
             text = "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
         missed = self._miss()
         said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
         text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
-        write_json(self.folder.result, {"status": "failed", "exit_code": FAILED, "error": text, **said})
+        write_json(
+            self.folder.result,
+            {"status": "failed", "exit_code": FAILED, "error": text, "provisional": True, **said},
+        )
 
     def _obey(self, cluster: Cluster) -> None:
         """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""

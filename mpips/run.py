@@ -13,7 +13,8 @@ signal, which needs neither Python nor MPI to work.
 Where MPI lets ranks live on when others die (ULFM), it is not finalized: that would wait for the dead. Only a rank
 that was killed counts as dead there; one that exits with a code of its own is noticed by nobody.
 
-A rank that fails before MPI has started still starts it: the others would wait for it there.
+A rank that fails before MPI has started still starts it: the others would wait for it there. One whose launcher has
+ended ends at once, from its first moment on: nobody is left who would end it (`mpips.parent`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpips import failure, log, provenance, reach
+from mpips import failure, log, parent, provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.errors import InputError, MpipsError, ShardLost
@@ -51,7 +52,7 @@ from mpips.leader import BAD_INPUT, COMPLETED, FAILED, Leader
 from mpips.membership import Membership
 from mpips.message import Command
 from mpips.node import Fenced, Node, Stopped
-from mpips.prepare import Prepared, checkpoints, parser, prepare
+from mpips.prepare import Prepared, advice, checkpoints, parser, prepare
 from mpips.printable import printable
 from mpips.record import Recorder, write_about
 from mpips.replay import Player
@@ -106,6 +107,8 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
             _say(f"mpips: error: {error}")
         return BAD_INPUT if error is not None else COMPLETED
 
+    runs: list[_Run] = []
+    parent.watch(lambda who: _orphaned(who, runs[0] if runs else None))
     # A rank that ends before MPI has started is waited for in there, for ever where others' deaths are survived.
     faulthandler.dump_traceback_later(START, exit=True)
     threading.excepthook = _thread_failed
@@ -119,6 +122,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         if not MPI.Is_initialized():  # the program may have asked mpi4py for it
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
     run = _Run(MPI, options, prepared, asked, started)
+    runs.append(run)
     try:
         code = run.live(error)
     except BaseException as raised:
@@ -152,6 +156,16 @@ def _thread_failed(problem: threading.ExceptHookArgs) -> None:
     text = "".join(traceback.format_exception(problem.exc_type, problem.exc_value, problem.exc_traceback))
     log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
     _say(f"{text}mpips: error: a thread failed on {host_name()}: {problem.exc_value}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _orphaned(daemon: str, run: _Run | None) -> None:
+    """End this rank, whatever it is doing: who started it has ended, so nobody else would."""
+    error = f"its launcher has ended ({daemon})"
+    log.note("failed", logging.ERROR, error=error, follows=True)
+    if run is not None:
+        run.leave_word(error)
+    _say(f"mpips: error: {error}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -447,7 +461,7 @@ class _Run:
 
     def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
         assert self.folder is not None
-        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss, self.judged)
+        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss)
         with during(node.trace, What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:
@@ -547,6 +561,15 @@ class _Run:
         if self.recorded and failed:
             self._conclude(result)
         return True
+
+    def leave_word(self, error: str) -> None:
+        """Write a result where there is none, if this rank leads."""
+        leads = self.membership.leading if self.membership is not None else self.rank == 0
+        if leads and self.folder is not None and not self.folder.result.exists():
+            text = f"rank {self.rank} on {host_name()}: {error}"
+            if self.prepared is not None:
+                text += advice(self.prepared.job, self.folder)
+            self._write({"status": "failed", "exit_code": FAILED, "error": text})
 
     def _conclude(self, result: dict[str, Any]) -> None:
         assert self.folder is not None

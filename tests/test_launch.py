@@ -15,7 +15,7 @@ import pytest
 from conftest import Finished, Started
 
 from mpips import launch
-from mpips.children import descendants
+from mpips.children import Children, descendants
 from mpips.errors import InputError
 from mpips.launch import Launch, Mpi, Starter
 
@@ -307,6 +307,13 @@ def test_a_launcher_that_waits_for_a_stopped_rank_is_ended_once_there_is_a_resul
     script.write_text(LEFT_BEHIND)
     done = start([sys.executable, "-c", LEFT_BEHIND_PARENT, script, tmp_path, how]).finish(30)
     assert done.code == code, done.stderr
+
+
+def test_a_result_that_a_launcher_may_have_asked_for_is_not_the_last_word() -> None:
+    launch = Launch("openmpi", ("true",), {})
+    result = {"status": "failed", "provisional": True}
+    assert Children(launch, lambda: result)._status() == ""
+    assert Children(launch, lambda: {"status": "failed"})._status() == "failed"
 
 
 def test_without_a_result_a_launcher_may_take_its_time(start: Callable[..., Started], tmp_path: Path) -> None:
