@@ -50,9 +50,9 @@ ANSWERED = 6
 """What `hear` ends with beside what `mpips.move` names: the request at a slot is answered."""
 FRAME_BYTES = HEADER_BYTES + INLINE
 
-WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST = range(7)
+WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)
 """Columns of `asked`: is an answer due; to which request, of which shard; where its values go, how many bytes of which
-type (as on the wire; 0 bytes: it has none); from which rank."""
+type (as on the wire; 0 bytes: it has none); from which rank; may that write the values there by itself."""
 SLOTS = 64
 DUE, COMING = 1, 2
 """In WAITS: an answer is due; its values are coming in, and it counts as a message."""
@@ -99,7 +99,7 @@ def ask(
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
-    asked = table(memory[ASKED], SLOTS, DEST + 1, _INT8)
+    asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     heads = table(memory[HEADS], SLOTS, 3, _INT8)
     tails = table(memory[TAILS], SLOTS, 3, _INT8)
     frames = table(memory[FRAMES], SLOTS, FRAME_BYTES, _BYTE1)
@@ -121,6 +121,7 @@ def ask(
     asked[slot, PLACE] = address
     asked[slot, BYTES] = 0 if pushes else nbytes
     asked[slot, DTYPE] = kind
+    asked[slot, OPEN] = 1 if reach else 0
     if reach:
         frame[6] |= REACH
         words[10] = address
@@ -164,7 +165,13 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
     if frame[88] != asked[slot, DTYPE]:
         return -1
     each = 4 if frame[88] == 0 or frame[88] == 2 else 8
-    return slot if words[10] * small[23] * each == wanted else -1
+    rows, width = words[10], np.int64(small[23])
+    if rows <= 0 or width <= 0 or rows > wanted or width > wanted or rows * width * each != wanted:
+        return -1
+    # The values are in the frame, follow it, or have been written where that was allowed.
+    if (frame[6] & REACHED) != 0:
+        return slot if asked[slot, OPEN] != 0 and size == HEADER_BYTES else -1
+    return slot if size == HEADER_BYTES + (0 if (frame[6] & DETACHED) != 0 else wanted) else -1
 
 
 @kernel("i8(i8[::1], i8)")
@@ -175,7 +182,7 @@ def hear(memory: Any, looks: int) -> Any:
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
-    asked = table(memory[ASKED], SLOTS, DEST + 1, _INT8)
+    asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     frame = at(memory[FRAME_AT], FRAME_ROOM, _BYTE1)
     found = NOTHING
     for turn in range(looks):
@@ -232,7 +239,7 @@ class Desk:
     """The requests that were asked and not answered, and what is being sent of them."""
 
     def __init__(self) -> None:
-        self.asked = np.zeros((SLOTS, DEST + 1), np.int64)
+        self.asked = np.zeros((SLOTS, OPEN + 1), np.int64)
         self.heads = np.zeros((SLOTS, 3), np.int64)
         self.tails = np.zeros((SLOTS, 3), np.int64)
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)

@@ -38,7 +38,7 @@ from mpips.desk import ANSWERED, BYTES, COMING, PLACE, WAITS, Desk, ask, hear, t
 from mpips.errors import ClosedError
 from mpips.lane import Lane
 from mpips.loop import serve
-from mpips.message import ANSWER, REACHED, ROUND_AT, Kind, Message, bodies, decode, encode
+from mpips.message import ANSWER, HEADER_BYTES, REACHED, ROUND_AT, Kind, Message, bodies, decode, encode
 from mpips.move import (
     BIG,
     BODY,
@@ -473,9 +473,9 @@ class MPIVan:
         self.received_bytes += len(frame)
         if source in self._deaf:
             return None
-        if frame[6] & REACHED:
+        if len(frame) >= HEADER_BYTES and frame[6] & REACHED:
             raw = np.frombuffer(frame, np.uint8)
-            self.slot = take_answer(raw, len(frame), source, self._desk.asked)
+            self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._desk.asked)
             self._answer = raw
             return ANSWER if self.slot >= 0 else None  # else it was withdrawn
         message, key_bytes, value_bytes = decode(frame, self.rooms)

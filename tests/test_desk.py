@@ -10,9 +10,24 @@ import pytest
 from mpi4py import MPI
 
 from mpips.desk import SLOTS
+from mpips.errors import ProtocolError
 from mpips.keycache import KeyCache
 from mpips.lane import Lane
-from mpips.message import ANSWER, CODES, DTYPES, NO_SIGNATURE, Command, Kind, Message, heading, reply_to
+from mpips.message import (
+    ANSWER,
+    CODES,
+    DETACHED,
+    DTYPES,
+    NO_SIGNATURE,
+    REACHED,
+    Command,
+    Kind,
+    Message,
+    encode,
+    heading,
+    reply_to,
+)
+from mpips.move import FRAME
 from mpips.ranges import KeyRange
 from mpips.van import MPIVan
 
@@ -214,3 +229,51 @@ def test_an_answer_of_another_epoch_is_one(asking: Asking, by: int) -> None:
     rows = np.full((10, 1), 3.0)
     assert asking.answer(request, rows, epoch=EPOCH + by) is ANSWER
     assert asking.van.slot == slot and (out == 3).all()
+
+
+def raw_answer(request: Message, rows: Any, flags: int = 0, cut: int = 0, n: int | None = None) -> bytearray:
+    """Write the answer to a request by hand: with other flags, cut off, or another number of rows in its header."""
+    reply = reply_to(request, rows)
+    reply.sender, reply.epoch = 0, EPOCH
+    frame, _ = encode(reply)
+    frame[6] |= flags
+    if n is not None:
+        frame[80:88] = np.int64(n).tobytes()
+    return frame[: len(frame) - cut]
+
+
+@pytest.mark.parametrize("n", [10, 20_000])
+@pytest.mark.parametrize(
+    ("of", "how"),
+    [
+        (10, {"cut": 8}),
+        (10, {"cut": 80}),
+        (10, {"flags": DETACHED}),
+        (10, {"flags": REACHED}),
+        (0, {"flags": REACHED, "n": 10}),
+        (0, {"flags": REACHED, "n": 20_000}),
+        (0, {"n": 10}),
+        (0, {"n": 20_000}),
+        (0, {"n": 2**61 + 10}),
+        (0, {"n": -10}),
+        (10, {"cut": 195}),
+    ],
+)
+def test_an_answer_that_is_not_of_its_size_is_not_copied(
+    asking: Asking, n: int, of: int, how: dict[str, Any]
+) -> None:
+    """Nothing beyond a frame is read, and nothing is written but what was asked for, whatever a header says."""
+    out = np.zeros(n)
+    slot = asking.ask(Command.PULL, out, n)
+    request = asking.receive()
+    frame = raw_answer(request, np.ones((of, 1)), **how)
+    sent = asking.van._comm.Isend((frame, MPI.BYTE), 0, FRAME)  # type: ignore[union-attr]
+    for _ in range(1000):
+        try:
+            assert asking.van.receive() is None
+        except ProtocolError:
+            break
+    sent.Wait()
+    assert not out.any()
+    assert asking.answer(request, np.ones((n, 1))) is ANSWER and asking.van.slot == slot, "it is still due"
+    assert out.all()
