@@ -41,6 +41,8 @@ COLUMNS = (
     Column("waiting", "waiting", 11, shares),
     Column("sent", "sent", 9, bytes_si),
 )
+LARGE = 1 << 26
+"""Counts whose memory is said before it is taken: 256 MiB."""
 BURN_IN = 10
 """Sweeps before priors are learned."""
 
@@ -83,6 +85,12 @@ class Training:
             f"{self.collection.vocabulary:,} words"
         )
         left_out = LeftOut(*facts[0]["left_out"])
+        if self.cluster.job.data.on_error == "skip":
+            self.cluster.say('lda reads right lines only: [data] on_error = "skip" changes nothing')
+        cells = self.collection.vocabulary * self.settings.topics
+        if cells >= LARGE:
+            servers = len(self.cluster.servers)
+            self.cluster.say(f"counts of words in topics take {bytes_si(4 * cells)}, over {servers} servers")
         if line := left_out.said(self.collection.tokens):
             self.cluster.say(line)
             self.cluster.event("left_out", **left_out._asdict())

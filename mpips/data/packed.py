@@ -78,6 +78,8 @@ def packing(path: str, file: BinaryIO) -> str:
     found = next((name for name, start in MAGIC.items() if head.startswith(start)), "")
     if _is_skippable(head):
         found = "zst"
+    if found == "bz2" and head[4:6] not in (b"1A", b"\x17r"):
+        found = ""  # a word that begins so
     promised = os.path.splitext(path)[1][1:].lower()
     if promised in MAGIC and found != promised:
         is_found = found or "not compressed, or damaged"

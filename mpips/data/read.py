@@ -40,7 +40,8 @@ def sniffed(path: str, spec: DataSpec) -> str:
     """Tell svmlight from delimited text by the first line that shows it."""
     blocks = line_blocks(path, 1 << 16)
     try:
-        block = next(blocks, bytearray())
+        block = next(blocks)
+        whole = next(blocks, None) is None
     finally:
         blocks.close()
     for line in bytes(block).decode("utf-8", "replace").split("\n"):
@@ -51,6 +52,8 @@ def sniffed(path: str, spec: DataSpec) -> str:
             return "tsv"
     if any(line.split(b"#")[0].split() for line in block.split(b"\n")):
         return "svmlight"
+    if whole:
+        return "svmlight"  # which holds no examples
     raise DataError(f"{path}: holds no examples that show its format; set [data] format")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -114,16 +115,24 @@ def find(names: str | list[str], base: str = "") -> Found:
             if not os.path.isfile(file):
                 open_data(file).close()  # says what it is
         files += found
-    empty = [file for file in files if holds_nothing(file)] if len(files) > 1 else []
-    if len(empty) == len(files):
+    empty = {file for file in files if holds_nothing(file)} if len(files) > 1 else set()
+    if len(empty) == len(set(files)):
         return Found(files, [])
-    return Found([file for file in files if file not in empty], empty)
+    return Found([file for file in files if file not in empty], sorted(empty))
 
 
 def note(spec: DataSpec, base: str) -> str:
-    """Say which of a job's files hold nothing and so are not read; "" if all do hold something."""
-    empty = [*find(spec.train, base).empty, *find(spec.test, base).empty]
-    return left_out(empty) if empty else ""
+    """Say which of a job's files are not read, for they hold nothing, and which are read more than once; "" if none."""
+    train, test = find(spec.train, base), find(spec.test, base)
+    empty = [*train.empty, *test.empty]
+    said = [left_out(empty)] if empty else []
+    for files in (train.files, test.files):
+        twice = [file for file, times in Counter(files).items() if times > 1]
+        if twice:
+            said.append(
+                f"{len(twice):,} files are named more than once and read so often, the first: {twice[0]}"
+            )
+    return "\n".join(said)
 
 
 def resolve(spec: DataSpec, base: str) -> DataSpec:

@@ -12,20 +12,33 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from mpips.data.packed import empty, explained, open_data, packing, unpacked
+from mpips.data.packed import HDF5_MAGIC, MAGIC, empty, explained, open_data, packing, unpacked
 from mpips.errors import DataError
 
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 27
 """Bytes of a line: a file without newlines must not fill the memory."""
 SMALL = 512
 """Bytes up to which a packed file is looked into to see whether it holds anything: packers add a few dozen."""
-_FOREIGN = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+FOREIGN = {
+    **dict.fromkeys(UTF32, "is UTF-32 text; convert it, as by iconv -f UTF-32 -t UTF-8"),
+    **dict.fromkeys(UTF16, "is UTF-16 text; convert it, as by iconv -f UTF-16 -t UTF-8"),
+    **{
+        start: f"is packed twice, inside as {kind}; unpack it once"
+        for kind, start in MAGIC.items()
+        if kind != "bz2"
+    },
+    b"BZh91AY&SY": "is packed twice, inside as bz2; unpack it once",
+    HDF5_MAGIC: "is an HDF5 file where text was expected",
+    b"PK\x03\x04": "is a zip archive; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
+    b"\x1f\x9d": "was packed by compress, which is not read; unpack it first",
+    b"\x04\x22\x4d\x18": "was packed by lz4, which is not read; unpack it first",
+    b"PAR1\x15": "is a Parquet file, which is not read; write it as text first",
 }
+"""What files that hold no text of ours begin with."""
 
 
 def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
@@ -80,11 +93,9 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
     with closing(chunks(path, size)) as stream:
         for chunk in stream:
             if first:
-                for start, name in _FOREIGN.items():
+                for start, what in FOREIGN.items():
                     if chunk.startswith(start):
-                        raise DataError(
-                            f"{path}:1: is {name} text; convert it, as by iconv -f {name} -t UTF-8"
-                        )
+                        raise DataError(f"{path}:1: {what}")
                 begin = mark = 3 * chunk.startswith(codecs.BOM_UTF8)
                 chunk = chunk[mark:]
                 first = False

@@ -109,6 +109,9 @@ def test_hdf5_is_known_by_its_magic(tmp_path: Path) -> None:
 
 def test_format_that_does_not_show(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("\n# nothing\n")
+    with pytest.raises(DataError, match="holds no examples, only blank lines or comments"):
+        list(read([str(tmp_path / "a")], DataSpec()))
+    (tmp_path / "a").write_text("# nothing\n" * 10_000)
     with pytest.raises(DataError, match=r"set \[data\] format"):
         format_of(str(tmp_path / "a"), DataSpec())
 

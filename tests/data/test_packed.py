@@ -115,6 +115,31 @@ def test_a_file_that_is_deleted_or_replaced_while_it_is_read_is_read_on(tmp_path
     assert found + sum(map(len, reading)) == 400 * 500
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe1\x00", "is UTF-16 text; convert it, as by iconv -f UTF-16"),
+        (b"\xff\xfe\x00\x001\x00\x00\x00", "is UTF-32 text"),
+        (b"\xfe\xff\x001", "is UTF-16 text"),
+        (gzip.compress(gzip.compress(CONTENT)), "is packed twice, inside as gz"),
+        (b"PK\x03\x04\x14\x00\x00", "is a zip archive; unpack it first"),
+        (gzip.compress(b"PAR1\x15\x04"), "is a Parquet file"),
+        (b"\x89HDF\r\n\x1a\n\x00", "is an HDF5 file where text was expected"),
+    ],
+)
+def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match=f"a:1: {said}"):
+        list(line_blocks(str(tmp_path / "a")))
+
+
+def test_files_that_are_named_twice_are_said(tmp_path: Path) -> None:
+    for name in ("a.svm", "b.svm"):
+        (tmp_path / name).write_bytes(CONTENT)
+    said = note(DataSpec(train=["a.svm", "*.svm"]), str(tmp_path))
+    assert said == f"1 files are named more than once and read so often, the first: {tmp_path}/a.svm"
+
+
 def test_files_that_hold_nothing_are_told_apart(tmp_path: Path) -> None:
     for name, content in (
         ("a", CONTENT), ("b", b""), ("c.gz", gzip.compress(b"")), ("d", b"\xef\xbb\xbf"), ("e", b"\n"),
