@@ -22,7 +22,7 @@ from mpips.consistency import ConsistencySpec
 from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.faults import FaultsSpec
-from mpips.files import read_text
+from mpips.files import AS_BYTES, read_text
 from mpips.filters.named import chain_of
 from mpips.inputs import ProvenanceSpec
 from mpips.layout import LayoutSpec
@@ -208,8 +208,9 @@ class Job:
         return {"job": job, **shared, self.table: typed.table_of(self.settings)}
 
     def to_toml(self) -> str:
-        """Write the job as resolved; loading the text gives the same job."""
-        return write_toml(self.tables())
+        """Write the job as resolved; loading the text gives the same job. Names of files may be of any bytes."""
+        text = write_toml(self.tables())
+        return AS_BYTES + text if re.search("[\udc80-\udcff]", text) else text
 
     def digest(self) -> str:
         """Name the job by its contents (SHA-256, hexadecimal): the same for the same job in any folder."""

@@ -23,6 +23,9 @@ from typing import IO, Any
 LARGEST_TEXT = 1 << 28
 """Bytes of a file that is read whole, unless told otherwise."""
 
+AS_BYTES = "# names of files that are not UTF-8 stand here as their bytes\n"
+"""The first line of a text of TOML where that is so."""
+
 _KINDS = (
     (stat.S_ISDIR, "is a folder"),
     (stat.S_ISFIFO, "is a named pipe"),
@@ -74,8 +77,12 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
 
 
 def read_text(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> str:
-    """Read a regular file of UTF-8 text whole; as `read_bytes`, and `UnicodeDecodeError` (a ValueError)."""
-    return read_bytes(path, follow=follow, most=most).decode("utf-8")
+    """Read a regular file of UTF-8 text whole; as `read_bytes`, and `UnicodeDecodeError` (a ValueError).
+
+    A text that begins with `AS_BYTES` may name files that are not UTF-8, as Python names them (surrogateescape).
+    """
+    found = read_bytes(path, follow=follow, most=most)
+    return found.decode("utf-8", "surrogateescape" if found.startswith(AS_BYTES.encode()) else "strict")
 
 
 def inside(folder: str | Path, name: str) -> Path:

@@ -172,10 +172,13 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text, whole or not at all, and durably: also the name survives a crash."""
+    """Replace a file by a text, whole or not at all, and durably: also the name survives a crash.
+
+    Names of files that are not UTF-8 stand in it as their bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from importlib.resources import files
 
 from mpips import uses
 from mpips.chart import COLOURS, Bar, Lane, Mark, Part, Series, bars, is_drawable, lines, timeline
+from mpips.files import read_text
 from mpips.layout import Role
 from mpips.markup import ALL, Html, card, element, figure, joined, legend, pair, section, table
 from mpips.outcome import Curve, Run
@@ -370,7 +371,7 @@ def _source(run: Run) -> str:
 
 def _jobs(runs: Sequence[Run]) -> Html:
     if len(runs) == 1:
-        text = runs[0].folder.job.read_text(encoding="utf-8")
+        text = read_text(runs[0].folder.job, follow=False)
         return element("details", element("summary", "the job, as resolved"), element("pre", text))
     keys = dict.fromkeys((table, key) for run in runs for table in run.job for key in run.job[table])
     rows = []

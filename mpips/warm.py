@@ -37,12 +37,12 @@ class Mark:
             program,
             *map(str, filters),
         )
-        digest.update("\0".join(about).encode())
+        digest.update(os.fsencode("\0".join(about)))
         sources = sorted({path for folder in folders for path in _files(folder, ".py")})
         for path in sources:
             with suppress(OSError):
                 stat = path.stat()
-                digest.update(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0".encode())
+                digest.update(os.fsencode(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0"))
         places = {settle(str(path.parent)).folder for path in sources if package in path.parents}
         self._folders = sorted({os.path.realpath(folder) for folder in places if folder is not None})
         kept = settle(str(package)).folder

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Finished, Started
 
+from mpips.config import load
+from mpips.errors import JobError
 from mpips.printable import Control
 from mpips.progress import Column, Table
 
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Settings:
     count: int = 1
+    where: str = ""
 
 def schedule(cluster, settings):
     for _ in range(300):
@@ -189,3 +192,23 @@ def test_ranks_go_on_without_their_streams(run_ranks: Callable[..., Finished], t
     done = run_ranks(3, "rank.py", cwd=toy)
     assert done.code == 0, done
     assert json.loads((toy / "run" / "result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_names_that_are_not_utf8_work_everywhere(shell: Callable[..., Finished], toy: Path) -> None:
+    there = Path(os.fsdecode(os.fsencode(toy) + b"/caf\xe9"))
+    there.mkdir()
+    for name in ("toy.py", "job.toml"):
+        (there / name).write_text((toy / name).read_text())
+    run = f"{MPIPS} run job.toml --run-dir $'r\\xff' --set toy.where=$'na\\xefve'"
+    run += f" && {MPIPS} layout $'r\\xff' --program toy.py"
+    done = shell(f"cd $'caf\\xe9' && {run} && {MPIPS} diff $'r\\xff' $'r\\xff'; echo $?")
+    assert done.stdout.endswith("\n1\n"), done  # a program without parameters: it cannot be told
+    folder = there / "r\udcff"
+    assert b'where = "na\xefve"' in (folder / "job.toml").read_bytes()
+    assert load(folder / "job.toml").settings.where == "na\udcefve"
+    assert json.loads((folder / "run.json").read_text())["working_directory"] == str(there)
+    (folder / "job.toml").write_bytes((folder / "job.toml").read_bytes().partition(b"\n")[2])
+    with pytest.raises(JobError, match="is not UTF-8"):
+        load(folder / "job.toml")
