@@ -93,7 +93,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\udcff")
+        write_text(path, "\ud800")
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["result.json"]
 
