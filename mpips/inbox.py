@@ -60,6 +60,39 @@ class Inbox:
         self._send, self.keep = send, keep
         self._callers: dict[int, _Caller] = {}
 
+    def knows(self, request: Message) -> bool:
+        """Tell whether a request has come before, and need not be read: `admit` answers it, or lets it be.
+
+        What answers the pushes of a round needs to know the keys that they name.
+        """
+        caller, time = self._callers.get(request.origin), request.time
+        if caller is None:
+            return False
+        if time in caller.running or time in caller.parked:
+            return True
+        if callable(caller.kept.get(time)):
+            return False
+        return (time < caller.acked or time in caller.finished) and request.command not in READS
+
+    def has_finished(self, origin: int, time: int) -> bool:
+        """Tell whether a request of that time has finished."""
+        caller = self._callers.get(origin)
+        return caller is not None and (time < caller.acked or time in caller.finished)
+
+    def repeat(self, origin: int, time: int) -> bool:
+        """Answer a request once more whose caller hears nothing; give whether it needs not come again.
+
+        It need not if it is under way, or if its reply is kept.
+        """
+        caller = self._callers.get(origin)
+        if caller is None:
+            return False
+        kept = caller.kept.get(time)
+        if kept is not None and not callable(kept):
+            self._send(origin, kept)
+            return True
+        return time in caller.running or time in caller.parked
+
     def admit(self, request: Message) -> list[Message]:
         """Take a request; give those that may start now (none: it is parked, or is a repetition)."""
         caller = self._caller(request.origin, request.acked)

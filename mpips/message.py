@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -34,6 +34,8 @@ class Kind(IntEnum):
     CONTROL = 4  # outside any task: stop, failed, a view; never lost on purpose
     CHAIN = 5  # a change of a shard, on its way down the chain, or the word that it was applied
     SEND_KEYS = 6  # the signature of that part's keys says nothing here: it is to come again, with its keys
+    PROBE = 7  # what of the parts (time, was it answered ahead) in `after` has come? Its sender hears nothing
+    MISSING = 8  # the parts in `after` have not come, and are to come again; perhaps none
 
 
 class Command(IntEnum):
@@ -60,10 +62,13 @@ class Command(IntEnum):
     ACKNOWLEDGED = (
         20  # control: whole chains have the pushes (shard, time) in `after`, which were answered ahead
     )
-    HASTEN = 21  # control: the sender waits for such words, and for nothing else
+    HASTEN = 21  # control: the origin waits for such words, up to those in `after`, and for nothing else
     ASIDE = 19  # control: a call of a worker's function that runs at once, and is not answered
     ASK_STATE = 22  # control: the leader of a run that is done again wants to know who waits for what
     STATE = 23  # control: that, and how many messages the sender has sent and taken
+    ASK_RECEIVED = 24  # chain: which changes have come? The sender hears nothing
+    RECEIVED = 25  # chain: all changes up to `time`, and the runs of changes in `after`
+    GONE = 26  # control: all have nothing left to do, and leave
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))
@@ -169,6 +174,13 @@ def reply_to(
     if meta is not None:
         reply.meta = meta
     return reply
+
+
+def missing_of(probe: Message, missing: Sequence[tuple[int, int]]) -> Message:
+    """Make the answer to a probe: the parts that it names and that have not come."""
+    answer = Message(Kind.MISSING, probe.command, origin=probe.origin, shard=probe.shard)
+    answer.after = tuple(missing)
+    return answer
 
 
 def _head(

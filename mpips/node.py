@@ -11,13 +11,14 @@ says is gone is dropped. When a view changes who holds a shard, the node sends a
 from __future__ import annotations
 
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
 from logging import ERROR
+from random import Random
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -44,11 +45,12 @@ from mpips.host import host_name
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
 from mpips.log import note
-from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, reply_to
+from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, missing_of, reply_to
+from mpips.retransmission import Timer
 from mpips.task import Task, Tasks
 from mpips.trace import LONG
 from mpips.update import VectorSpec, update_named
-from mpips.view import View
+from mpips.view import NOBODY, View
 
 if TYPE_CHECKING:
     from mpips.record import Recorder
@@ -59,13 +61,20 @@ if TYPE_CHECKING:
 Handler = Callable[[Message], None]
 T = TypeVar("T")
 URGENT = frozenset(
-    (Command.STOP, Command.FAILED, Command.BARRIER, Command.VIEW, Command.VIEW_SEEN, Command.ASK_VIEW)
+    (
+        Command.STOP,
+        Command.FAILED,
+        Command.BARRIER,
+        Command.GONE,
+        Command.VIEW,
+        Command.VIEW_SEEN,
+        Command.ASK_VIEW,
+    )
 )
 """Control messages that do not wait for the view under which they were sent."""
 _ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # what is answered with rows of a vector
 _REQUESTS = _ROWS | {Command.PUSH}
-PATIENCE = 0.25
-"""Seconds after which a word that was to follow is asked for by sending the push again."""
+_ASKING = frozenset((Kind.REQUEST, Kind.PROBE))
 TICK = 0.005
 """Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
 
@@ -107,9 +116,9 @@ class _Working:
 class Node:
     """One rank's part in the cluster.
 
-    `resend` is the time in seconds after which an unanswered request is sent again (None: never; MPI loses nothing).
-    Through `pushes` goes what workers ask shards, through `pulls` what shards answer; `signs`: lists of keys that come
-    again are named by a signature.
+    `resend` is the time in seconds after which a silent rank is first asked what has come of requests to it (None:
+    never; MPI loses nothing). Through `pushes` goes what workers ask shards, through `pulls` what shards answer;
+    `signs`: lists of keys that come again are named by a signature.
     """
 
     def __init__(
@@ -140,9 +149,12 @@ class Node:
         self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
         """Bytes of keys that requests of this rank named, that they took along, and that the answers were about."""
         self._window, self.resend = window, resend
+        self._chance = Random(van.rank).random
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move
         """Whether a request may come twice, so that replies are kept."""
+        self.again: Counter[str] = Counter()
+        """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
         self.tasks = self.new_tasks(self.rank)
         self.plain = faults is None and not self.pushes and not self.pulls
         """Whether messages are what they seem, and nothing is done to them on the way."""
@@ -156,6 +168,7 @@ class Node:
             Command.STOP: self._stop,
             Command.FAILED: self._failed,
             Command.BARRIER: lambda message: self._barrier.add(message.sender),
+            Command.GONE: self._all_gone,
             Command.ACKNOWLEDGED: self._acknowledged,
         }
         self.on_view: list[
@@ -175,7 +188,8 @@ class Node:
         self._delayed: list[tuple[float, int, int, Message]] = []
         self._order = count()
         self._next_tick = 0.0
-        self._barrier: set[int] = set()
+        self._barrier: set[int] = set()  # at the leader: who has nothing left to do, or is gone
+        self._gone_together = False
         self._working = _Working(self)
         self._wait: tuple[float, Task | str] | None = None  # since when this rank waits, and for what
 
@@ -184,16 +198,21 @@ class Node:
         tasks = Tasks(
             self.request,
             self._window,
-            self.resend,
             origin=origin,
             encode=self._encode,
             withdraw=self.van.withdraw,
+            timer=self.new_timer,
+            again=self.again,
         )
         tasks.now = self.van.now
         tasks.heard = None if self.record is None else self.record.heard
         if self.trace is not None:
             self.trace.watch(tasks)
         return tasks
+
+    def new_timer(self) -> Timer | None:
+        """Make what says when to ask again for what stays unanswered; None where nothing is lost."""
+        return None if self.resend is None else Timer(self.resend, self._chance)
 
     @property
     def who(self) -> str:
@@ -229,6 +248,8 @@ class Node:
     def request(self, address: int, message: Message) -> None:
         """Send a request to a rank, or to whoever holds shard ~address."""
         dest = self.view.rank_of(address)
+        if self.view.roles[dest] is None and message.kind is Kind.PROBE:
+            return
         if self.view.roles[dest] is None:
             self.tasks.echoes.append(self._gone(dest, message))
         else:
@@ -398,7 +419,7 @@ class Node:
                 _, _, dest, late = heappop(self._delayed)
                 self.van.send(dest, late)
         if self.resend is not None:
-            self.tasks.resend()
+            self.tasks.probe()
         for ticking in self.on_tick:
             ticking()
 
@@ -414,12 +435,16 @@ class Node:
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
                 self.controls[message.command](message)
+        elif kind is Kind.CHAIN or (shard >= 0 and kind in _ASKING):
+            self.shards(message)
         elif message.filtered and not self.decoded(message):
             return
-        elif kind is Kind.CHAIN or (kind is Kind.REQUEST and shard >= 0):
-            self.shards(message)
         elif kind is Kind.REQUEST:
             self.admit(message)
+        elif kind is Kind.PROBE:
+            self._probed(message)
+        elif kind is Kind.MISSING:
+            self.tasks.missing(message)
         elif kind is Kind.SEND_KEYS:
             self.sent_keys += self.tasks.send_keys(message)
         else:
@@ -428,6 +453,11 @@ class Node:
     def admit(self, request: Message) -> None:
         """Let a request to this rank start as soon as it may."""
         self._ready.extend(self.inbox.admit(request))
+
+    def _probed(self, probe: Message) -> None:
+        """Tell a caller that hears nothing which of its requests to this rank have not come."""
+        missing = [(time, time + 1) for time, _ in probe.after if not self.inbox.repeat(probe.origin, time)]
+        self.answer(probe.origin, missing_of(probe, missing))
 
     def _landing(self, message: Message) -> NDArray[Any] | None:
         """Say where the values of a message that is on its way are wanted."""
@@ -497,7 +527,7 @@ class Node:
         for told in self.on_view:
             told(before, view)
         self.van.land()
-        self.tasks.redirect(moved)
+        self.tasks.redirect(moved, "moved")
         early, self._early = self._early, []
         for message in early:
             self.take(message)
@@ -507,7 +537,7 @@ class Node:
         why = Message(Kind.FAILURE, Command.PUSH, meta={"lost": True, "text": "the workers have changed"})
         self.tasks.give_up(why, lambda address, request: address < 0 and request.round != NO_ROUND)
         # Others may wait at their shards for what was given up: they do not depend on it any more.
-        self.tasks.redirect([~shard for shard in range(len(self.view.chains))])
+        self.tasks.redirect([~shard for shard in range(len(self.view.chains))], "workers")
 
     # --- waiting and working -----------------------------------------------------------------
 
@@ -585,22 +615,23 @@ class Node:
         while self.tasks.time > since and (tasks := self.tasks.unheeded(since)):
             for task in tasks:
                 self.wait(task)
-        patience = self.van.now() + PATIENCE
-        while self.tasks.ahead:
-            if self.van.now() > patience:  # the word may have gone astray with a reply
-                self.tasks.redirect(self.tasks.ahead_at())
-                patience = self.van.now() + PATIENCE
-            self.hasten()
-            until = self.van.now() + TICK
-            self.wait_until(
-                lambda until=until: not self.tasks.ahead or self.van.now() > until,  # type: ignore[misc]
-                "copies of its pushes",
-            )
+        self.wait_until(self._is_settled, "copies of its pushes")
+
+    def _is_settled(self) -> bool:
+        self.hasten()
+        return not self.tasks.ahead
 
     def hasten(self) -> None:
-        """Ask for the word that whole chains have what was answered ahead."""
-        for dest in {self.view.rank_of(address) for address in self.tasks.ahead_at()}:
-            self.control(dest, Command.HASTEN, {})
+        """Tell servers that their words on what was answered ahead are waited for: each once, until there is more.
+
+        The words then come as soon as they are true.
+        """
+        named: dict[int, list[tuple[int, int]]] = {}
+        for address, time in self.tasks.newly_ahead():
+            named.setdefault(self.view.rank_of(address), []).append((~address, time))
+        for dest, pushes in named.items():
+            hasten = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
+            self.send(dest, hasten)
 
     def working(self) -> _Working:
         """Count the time inside `with node.working():` as work; an injected straggler is slow there."""
@@ -615,6 +646,7 @@ class Node:
             "waited": self.waited,
             "worked": self.worked,
             "cpu": process_time(),
+            "sent_again": dict(self.again),
             "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
             "filters": {
                 name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
@@ -672,13 +704,27 @@ class Node:
         """Note that a rank is gone, view or not: it is not waited for when all leave."""
         self._barrier.add(rank)
 
+    def _all_gone(self, message: Message) -> None:
+        self._gone_together = True
+
     def leave(self, patience: float = 3.0) -> bool:
-        """Leave together: wait until every rank has nothing left to do; give whether they all said so in time."""
-        others = set(self.view.alive) - {self.rank}
-        for dest in others:
-            self.control(dest, Command.BARRIER, {})
+        """Leave together: wait until every rank has nothing left to do; give whether all were so in time.
+
+        Each tells the leader, and the leader tells all: two messages a rank. A successor to the leader is told again.
+        """
         deadline = self.van.now() + patience
-        while self.van.pending() or not others <= self._barrier:
+        told = NOBODY
+        while not self._gone_together or self.van.pending():
+            leader = self.view.leader
+            if leader == self.rank:
+                others = set(self.view.alive) - {self.rank}
+                if not self._gone_together and others <= self._barrier:
+                    self._gone_together = True
+                    for dest in others:
+                        self.control(dest, Command.GONE, {})
+            elif told != leader:
+                told = leader
+                self.control(leader, Command.BARRIER, {})
             if self.van.now() > deadline:
                 return False
             self._barrier.update(self.van.failed())

@@ -19,7 +19,7 @@ gives its word for what it has received: that is applied once the copy is whole,
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mpips.message import Command, Kind, Message
 from mpips.parcel import pack
+from mpips.retransmission import Timer
 from mpips.shard import Shard
 from mpips.view import NOBODY, Chain
 
@@ -37,6 +38,8 @@ PIECE = 1 << 17
 """Words of 8 bytes in a piece of a copy: 1 MiB."""
 AHEAD = 4
 """Pieces on their way at once."""
+MOST_CHANGES, MOST_BYTES = 256, 1 << 26
+"""Changes, and bytes of them, on their way down a chain, from which on callers have to wait for them."""
 
 
 class Pace:
@@ -74,12 +77,24 @@ class Link:
     """One shard's place in its chain on this server; `shard` is None while its copy has not come."""
 
     def __init__(
-        self, number: int, me: int, chain: Chain, shard: Shard | None, send: Send, repeat: Repeat, pace: Pace
+        self,
+        number: int,
+        me: int,
+        chain: Chain,
+        shard: Shard | None,
+        send: Send,
+        repeat: Repeat,
+        pace: Pace,
+        timer: Timer | None = None,
+        again: Counter[str] | None = None,
     ) -> None:
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
-        self._send, self._repeat, self._pace = send, repeat, pace
+        self._send, self._repeat, self._pace, self._timer = send, repeat, pace, timer
         self.sent: dict[int, Message] = {}
         """Changes that were sent on, and whose word is not back."""
+        self._sent_bytes = 0
+        self._heard = False  # whether anything came back since the last look at the timer
+        self._again: Counter[str] = Counter() if again is None else again
         self.everywhere = 0
         """The last change that is with all from here on; at a learner, the last of all that it has received."""
         self.early: dict[int, Message] = {}
@@ -102,6 +117,11 @@ class Link:
     def still(self) -> bool:
         """Whether nothing is on its way down the chain."""
         return not self.sent
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is on its way down the chain that callers have to wait for it."""
+        return len(self.sent) >= MOST_CHANGES or self._sent_bytes >= MOST_BYTES
 
     def _beside(self, step: int) -> int:
         everyone = self.chain.everyone
@@ -146,6 +166,12 @@ class Link:
         if message.command is Command.APPLIED:
             if message.sender == self.next:
                 self._word(message.time)
+        elif message.command is Command.RECEIVED:
+            if message.sender == self.next:
+                self._send_missing(message)
+        elif message.command is Command.ASK_RECEIVED:
+            if message.sender == self.previous:
+                self._tell_received()
         elif message.sender == self.previous:
             self._change(message)
 
@@ -191,7 +217,8 @@ class Link:
         self.everywhere = max(self.everywhere, time)
         sent = self.sent
         while sent and next(iter(sent)) <= time:
-            del sent[next(iter(sent))]
+            self._sent_bytes -= _size(sent.pop(next(iter(sent))))
+            self._heard = True
         releases = self._releases
         while releases and releases[0].change <= self.everywhere:
             releases.popleft().action()
@@ -200,6 +227,7 @@ class Link:
 
     def _pass_on(self, change: Message, following: int) -> None:
         self.sent[change.time] = change
+        self._sent_bytes += _size(change)
         self._send(following, change)
 
     # --- when the chain changes ------------------------------------------------------------------
@@ -231,10 +259,44 @@ class Link:
             self._give_word()
 
     def send_again(self) -> None:
-        """Send what is on its way once more: it may have been lost, or someone else comes next now."""
+        """Send what is on its way once more: someone else comes next now."""
+        self._repeat_sent(list(self.sent.values()))
+
+    def _repeat_sent(self, changes: list[Message]) -> None:
         if (following := self.next) != NOBODY:
-            for change in list(self.sent.values()):
+            if changes:
+                self._again["chain"] += len(changes)
+            for change in changes:
                 self._send(following, change)
+
+    # --- where messages are lost -------------------------------------------------------------------
+
+    def probe(self, now: float) -> None:
+        """Ask whoever comes next what has come of the changes that were sent, if nothing was heard for too long."""
+        timer = self._timer
+        if timer is None:
+            return
+        if not self.sent or self.next == NOBODY:
+            timer.stop()
+        elif self._heard:
+            timer.heard(now)
+        elif timer.expired(now):
+            self._send(self.next, Message(Kind.CHAIN, Command.ASK_RECEIVED, shard=self.number))
+        self._heard = False
+
+    def _tell_received(self) -> None:
+        come = self.everywhere if self.learning or self.shard is None else self.shard.changes
+        received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=come)
+        received.after = tuple((time, time + 1) for time in self.early)
+        self._send(self.previous, received)
+        if not self.learning:
+            self._give_word()
+
+    def _send_missing(self, received: Message) -> None:
+        early = {begin for begin, _ in received.after}
+        self._repeat_sent(
+            [each for each in self.sent.values() if each.time > received.time and each.time not in early]
+        )
 
     # --- copies ------------------------------------------------------------------------------------
 
@@ -296,4 +358,10 @@ class Link:
         self.shard, self.everywhere = None, 0
         self.early.clear()
         self.sent.clear()
+        self._sent_bytes = 0
         self._pieces.clear()
+
+
+def _size(change: Message) -> int:
+    """Return the bytes of keys and values that a change carries."""
+    return sum(array.nbytes for array in (change.keys, change.values) if array is not None)

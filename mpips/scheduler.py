@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -536,6 +537,7 @@ class Cluster:
         return {
             **{f"{role}_sent": count for role, count in sent.items()},
             **{f"{role}_raw": count + left_out(filters, role) for role, count in sent.items()},
+            "sent_again": dict(sum((Counter(each["sent_again"]) for each in said), Counter())),
             "per_filter": filters,
         }
 

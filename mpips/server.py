@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from mpips.inbox import Inbox
 from mpips.keycache import KeyCache, Known
 from mpips.lane import VERSION, Lane
 from mpips.manifest import NOTE, Entry
-from mpips.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, reply_to
+from mpips.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, missing_of, reply_to
 from mpips.node import Node
 from mpips.parcel import unpack
 from mpips.ranges import KeyRange
@@ -83,7 +84,7 @@ OWN: dict[str, Callable[..., dict[str, Any]]] = {Own.CREATE_VECTOR: create_vecto
 
 
 MOST_BACKLOG = 64
-"""Messages along chains that may wait for leisure."""
+"""Changes of other primaries that may wait, one being applied after each request, and all when there is none."""
 MOST_UNSENT = 1 << 28
 """Bytes of answers on their way to one caller, from which on it has to wait for further ones until it takes some."""
 KEY_CACHE = 256e6
@@ -113,6 +114,9 @@ class Server:
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.links: dict[int, Link] = {}
         self._pace = Pace(repair_bandwidth, node.van.now)
+        self._drained: set[int] = (
+            set()
+        )  # shards of which the leader has heard under this view that they stand still
         self._held: dict[int, list[Message]] = {}  # requests to shards that are about to get another primary
         self._own: dict[str, Callable[..., dict[str, Any]]] = {
             Own.ACCOUNT: self._account,
@@ -126,7 +130,11 @@ class Server:
         self._backlog: deque[Message] = deque()  # what came along chains
         node.leisure = self._work_off
         node.spec_of = self._spec_of
-        self._hasty: set[int] = set()  # callers who wait for theirs
+        self._keyless: list[Message] = []  # requests that wait for the keys that they name by a signature
+        self._hasty: dict[
+            tuple[int, int], int
+        ] = {}  # (caller, shard): up to which of its pushes it waits for them
+        self._due: set[int] = set()  # callers to whom they are sent at once
         node.shards = self._to_shard
         node.controls[Command.HASTEN] = self._hasten
         node.controls[Command.FEED] = self._piece
@@ -172,7 +180,9 @@ class Server:
     def _link(self, number: int, shard: Shard | None) -> None:
         node = self.node
         chain = node.view.chains[number]
-        self.links[number] = Link(number, node.rank, chain, shard, node.send, self._repeat, self._pace)
+        self.links[number] = Link(
+            number, node.rank, chain, shard, node.send, self._repeat, self._pace, node.new_timer(), node.again
+        )
         self._open(self.links[number])
 
     @staticmethod
@@ -186,34 +196,62 @@ class Server:
         if link is None:
             return
         if message.kind is Kind.CHAIN:
-            self._backlog.append(message)
-            if len(self._backlog) > MOST_BACKLOG:
-                self._work_off()
+            self._to_chain(link, message)
         elif not link.primary:
             return  # its sender will hear of the view in which another is, and ask that one
+        elif message.kind is Kind.PROBE:
+            self._probed(link, message)
         elif self._gates is not None:
-            self._gates.admit(link, message)
+            if not message.filtered or self.node.decoded(message):
+                self._gates.admit(link, message)
         elif link.chain.closing:
             self._held.setdefault(message.shard, []).append(message)
         else:
             self._admit(link, message)
+            self._work_off()
+
+    def _to_chain(self, link: Link, message: Message) -> None:
+        """Take what came along a chain: words at once, since callers wait for them; changes one for each request.
+
+        So neither kind of work keeps the other waiting, however much there is of it.
+        """
+        if message.command is Command.APPLIED:
+            self._pass(link, message)
+            return
+        self._backlog.append(message)
+        if len(self._backlog) > MOST_BACKLOG:
+            self._work_off()
 
     def _work_off(self) -> bool:
-        """Do what came along a chain first of all that waits; give whether there was any.
-
-        Nobody waits for it as one waits for a request, so it is done when there are none.
-        """
+        """Apply the first change of another primary's that waits; give whether there was any."""
         if not self._backlog:
             return False
         message = self._backlog.popleft()
         link = self.links.get(message.shard)
+        if link is not None:
+            self._pass(link, message)
+        return True
+
+    def _pass(self, link: Link, message: Message) -> None:
         trace = self.node.trace
         start = 0.0 if trace is None else trace.began()
-        if link is not None:
-            link.take(message)
+        link.take(message)
         if trace is not None:
             trace.passed_on(start, message)
-        return True
+        self._send_due()
+
+    def _probed(self, link: Link, probe: Message) -> None:
+        """Tell a caller that hears nothing what of its requests has not come; answer once more what was answered."""
+        if link.shard is None or link.chain.closing:
+            return  # what is held is not known to the inbox yet
+        origin, number = probe.origin, link.number
+        missing = []
+        for time, ahead in probe.after:
+            if ahead and link.shard.inbox.has_finished(origin, time):
+                link.after_all(partial(self._acknowledge, [Caller(origin, time, 0, 0)], number))
+            elif not link.shard.inbox.repeat(origin, time):
+                missing.append((time, time + 1))
+        self.node.answer(origin, missing_of(probe, missing))
 
     def _admit(self, link: Link, message: Message) -> None:
         assert link.shard is not None
@@ -222,8 +260,11 @@ class Server:
         number, origin, inbox = message.shard, message.origin, link.shard.inbox
         if self._lane.has_news(number):
             self._catch_up(link.shard)
-        if message.signature != NO_SIGNATURE and message.error is None and not self._recall(message):
-            return
+        if not inbox.knows(message):  # one that came before costs nothing more
+            if message.filtered and not self.node.decoded(message):
+                return
+            if message.signature != NO_SIGNATURE and message.error is None and not self._recall(message):
+                return
         ready = deque(inbox.admit(message))
         if inbox.parks(origin):
             self._lane.forget(number, origin)  # what it waits for must not finish unseen
@@ -231,12 +272,25 @@ class Server:
             self._lane.admitted(number, origin, inbox.latest(origin))
         while ready:
             ready.extend(self._execute(link, link.shard, ready.popleft()))
+        if self._keyless and message.keys is not None:
+            self._admit_keyless()
+
+    def _admit_keyless(self) -> None:
+        """Take up requests whose keys may have come meanwhile."""
+        held, self._keyless = self._keyless, []
+        for message in held:
+            link = self.links.get(message.shard)
+            if link is not None and link.primary and link.shard is not None:
+                self._admit(link, message)
 
     def _recall(self, request: Message) -> bool:
         """Look up what a request means that comes with a signature; if nobody knows, ask for its keys."""
         if request.keys is not None:
             return True
         known = self.lists.find(request.shard, request.namespace, request.signature)
+        if known is None and self.node.van.arriving(request.sender):
+            self._keyless.append(request)  # it has overtaken the end of a longer one, which may bring them
+            return False
         if known is None:
             reply = reply_to(request)
             reply.kind = Kind.SEND_KEYS
@@ -435,18 +489,23 @@ class Server:
         segment = shard.hosted(first.namespace).segment
         wants = any(request.command is Command.PUSH_PULL for request in requests)
 
-        ahead = link.next >= 0
-        sums = summed.rows.copy() if ahead else summed.rows  # an update may use its argument up
+        follows, ahead = link.next >= 0, link.next >= 0 and not link.full
+        sums = summed.rows.copy() if follows else summed.rows  # an update may use its argument up
         kept = shard.sum_up(first, callers, summed.slots, summed.rows, wants)
         self._count(shard)
         ready = shard.finish(callers, kept)
-        for request in requests:
-            self._answer_one(shard, request, kept, summed, ahead)
         if ahead:
+            for request in requests:
+                self._answer_one(shard, request, kept, summed, ahead)
+        if follows:
             whole = segment.spec.dense and isinstance(summed.slots, slice)  # all keys of the range
             keys = None if whole else segment.keys_of(summed.slots)
             link.announce(lambda: _written_down(first, callers, keys, sums, wants))
+        if ahead:
             link.after_all(lambda: self._acknowledge(callers, shard.number))
+        else:
+            for request in requests:
+                link.after_all(partial(self._answer_one, shard, request, kept, summed, ahead))
         return ready
 
     def _answer_one(
@@ -470,8 +529,8 @@ class Server:
         """Note that the chain has a round that was answered ahead of that; the callers are told soon."""
         for caller in callers:
             self._words.setdefault(caller.origin, []).append((number, caller.time))
-            if caller.origin in self._hasty:
-                self._send_words(caller.origin)
+            if caller.time <= self._hasty.get((caller.origin, number), -1):
+                self._due.add(caller.origin)
 
     def _send_words(self, origin: int) -> None:
         """Send a caller the words that are due to it."""
@@ -480,10 +539,16 @@ class Server:
             word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=tuple(words))
             self.node.send(self.node.view.caller(origin), word)
 
+    def _send_due(self) -> None:
+        """Send the words of those who wait for nothing else, all that are there in one message."""
+        while self._due:
+            self._send_words(self._due.pop())
+
     def _hasten(self, message: Message) -> None:
-        """Tell a caller at once from now on, until the next tick: it waits for nothing else."""
-        self._hasty.add(message.sender)
-        self._send_words(message.sender)
+        """Tell a caller at once of the pushes that it names: it waits for nothing else."""
+        for shard, time in message.after:
+            self._hasty[message.origin, shard] = time
+        self._send_words(message.origin)
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -572,8 +637,14 @@ class Server:
                 del self._held[number]
                 for message in held if link.primary else ():
                     self._admit(link, message)
+        self._hasty = {
+            (origin, number): time
+            for (origin, number), time in self._hasty.items()
+            if number in self.links and self.links[number].primary
+        }
         for each in self.links.values():
             self._open(each)
+        self._drained.clear()
         self._report()
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
@@ -611,8 +682,13 @@ class Server:
         for link in self.links.values():
             if link.learning and link.shard is not None:
                 self._tell_leader(Command.WHOLE, link)
-            elif link.chain.closing and link.primary and link.still:
-                self._tell_leader(Command.DRAINED, link)
+            self._report_drained(link)
+
+    def _report_drained(self, link: Link) -> None:
+        """Tell the leader, once under each view, that a shard which another primary is to get stands still."""
+        if link.chain.closing and link.primary and link.still and link.number not in self._drained:
+            self._drained.add(link.number)
+            self._tell_leader(Command.DRAINED, link)
 
     def _tell_leader(self, command: Command, link: Link) -> None:
         self.node.control(self.node.view.leader, command, {"shard": link.number, "since": link.chain.since})
@@ -628,19 +704,19 @@ class Server:
             link.fed(message)
 
     def _tick(self) -> None:
+        now = self.node.van.now()
         for origin in list(self._words):
             self._send_words(origin)
-        self._hasty.clear()
         self._answer_late()
+        if self._keyless:
+            self._admit_keyless()
         if self._awaiting and self._file is not None and self._file.done():
             answer_written(self.node, self._awaiting, self._file)
         for link in self.links.values():
             if link.feed is not None:
                 link.send_pieces()
-            if link.chain.closing and link.primary and link.still:
-                self._tell_leader(Command.DRAINED, link)
-            if self.node.resend is not None and link.sent:
-                link.send_again()
+            self._report_drained(link)
+            link.probe(now)
 
 
 def nothing_written() -> Future[Entry]:

@@ -6,9 +6,9 @@ are in, finished at a callee when the call has returned there and all it waits f
 when the update was applied).
 
 `Tasks` is the caller's half (the callee's is `mpips.inbox`). It keeps at most `window` parts unanswered at each
-address, sends again what stays unanswered or whose address is another rank's now, and forgets a task once it is
-finished. A dependency on a task that has a part at the same address travels with the message, so that a push and the
-pull after it are both on their way at once; any other dependency is waited for before sending.
+address, sends again what was lost or whose address is another rank's now, and forgets a task once it is finished.
+A dependency on a task that has a part at the same address travels with the message, so that a push and the pull after
+it are both on their way at once; any other dependency is waited for before sending.
 
 A push into an aggregation may be answered ahead: its task is finished, so that its values can be used, but the part is
 kept, and sent again to another holder of the shard, until the word comes that the whole chain has it. What is sent
@@ -22,7 +22,7 @@ It is a plain state machine: it is given messages and a function that sends, and
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.message import Command, Kind, Message
+from mpips.retransmission import Budget, Timer
 from mpips.spot import Spot
 
 Send = Callable[[int, Message], None]
@@ -39,6 +40,8 @@ Filtered = Callable[[int, Message], Message]
 
 AHEAD = 1
 """In `acked` of a reply: the values are there, the word that they will stay (`acknowledge`) follows."""
+MOST_NAMED = 256
+"""Parts that a probe asks about at most, the oldest first."""
 JUMP = 1 << 40
 """By how much a caller's times leap when it turns to another plan: see `Tasks.leap`."""
 
@@ -154,9 +157,10 @@ def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
 class _Peer:
     """What a caller knows of one address that it sends to."""
 
-    __slots__ = ("ahead", "queue", "unanswered")
+    __slots__ = ("ahead", "queue", "timer", "unanswered")
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Timer | None) -> None:
+        self.timer = timer  # where messages are lost
         self.ahead: dict[int, _Part] = {}  # by time: those that were answered ahead
         self.unanswered: dict[int, _Part] = {}  # by time, in the order of sending
         self.queue: deque[_Part] = deque()
@@ -169,7 +173,18 @@ class _Peer:
 class _Part:
     """One part of a task, from its submission to its reply."""
 
-    __slots__ = ("_message", "_request", "address", "after", "number", "sent_at", "slot", "sure", "task")
+    __slots__ = (
+        "_message",
+        "_request",
+        "address",
+        "after",
+        "number",
+        "sent_at",
+        "slot",
+        "sure",
+        "task",
+        "tries",
+    )
 
     def __init__(
         self,
@@ -189,7 +204,7 @@ class _Part:
         )
         self._request = request
         self.slot = -1  # at the van's desk, if it was asked for there
-        self.sent_at = 0.0
+        self.sent_at, self.tries = 0.0, 0
         self.sure = False  # the word that the whole chain has it came before the answer
 
     @property
@@ -243,7 +258,7 @@ class Tasks:
     """The caller's half of every task of one node; see the module.
 
     `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
-    `resend` is the time in seconds after which an unanswered part is sent again (None: the van loses nothing). An
+    `timer` makes what says when to ask for unanswered parts (None: the van loses nothing, `mpips.retransmission`). An
     address is a rank, or ~shard. `encode` is the filters: each part passes them once, however often it is sent.
     `withdraw(slot)` says that what was asked at the desk is answered by a message.
     """
@@ -252,15 +267,16 @@ class Tasks:
         self,
         send: Send,
         window: int = 64,
-        resend: float | None = None,
         *,
         origin: int = -1,
         encode: Filtered = unfiltered,
         withdraw: Callable[[int], None] = lambda slot: None,
+        timer: Callable[[], Timer | None] = lambda: None,
+        again: Counter[str] | None = None,
     ) -> None:
-        self._withdraw = withdraw
+        self._withdraw, self._timer, self._budget = withdraw, timer, Budget()
         self._asked: dict[int, _Part] = {}  # by slot of the desk
-        self._send, self._window, self.resend_after, self.origin = send, window, resend, origin
+        self._send, self._window, self.origin = send, window, origin
         self._encode = encode
         self._peers: dict[int, _Peer] = {}
         self._time = 0
@@ -268,7 +284,8 @@ class Tasks:
         self.failed: list[Task] = []
         """Those that have ended with an error of which nobody was told then; see `unheeded`."""
         self.now: Callable[[], float] = lambda: 0.0
-        self.stamps = resend is not None
+        self.lossy = timer() is not None
+        self.stamps = self.lossy
         """Whether it is noted when a part was sent last."""
         self.watch: Callable[[_Part], None] | None = None
         """Is told each part that was answered."""
@@ -282,6 +299,9 @@ class Tasks:
         self.echoes: deque[Message] = deque()
         self.ahead = 0
         """How many parts were answered ahead, and not acknowledged yet."""
+        self._fresh_ahead: set[int] = set()  # addresses of parts that were answered ahead since `newly_ahead`
+        self.again: Counter[str] = Counter() if again is None else again
+        """How many parts were sent again, by cause: "lost", "moved", "workers" and "keys"."""
 
     def recall(self, replies: Mapping[tuple[int, int], Message]) -> None:
         """Take the replies, by (time, address), that this caller has had before, as another rank.
@@ -345,7 +365,7 @@ class Tasks:
     @property
     def direct(self) -> bool:
         """Whether parts may go by the desk: nothing is done with them on the way but to bring them."""
-        return self.resend_after is None and self.noted is None and not self.recalled
+        return not self.lossy and self.noted is None and not self.recalled
 
     def ask(self, request: Request) -> Task:
         """Send a task whose parts depend on nothing, each by the shortest way if it can be; see `direct`."""
@@ -358,7 +378,7 @@ class Tasks:
         for number, address in enumerate(addresses):
             peer = self._peers.get(address)
             if peer is None:
-                peer = self._peers[address] = _Peer()
+                peer = self._peers[address] = _Peer(self._timer())
             part = _Part(task, number, address, None, [], request)
             if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
                 self._enqueue(part)
@@ -459,7 +479,7 @@ class Tasks:
             return
         peer = self._peers.get(part.address)
         if peer is None:
-            peer = self._peers[part.address] = _Peer()
+            peer = self._peers[part.address] = _Peer(self._timer())
         if peer.queue or len(peer.unanswered) >= self._window:
             peer.queue.append(part)
         else:
@@ -490,6 +510,8 @@ class Tasks:
         part.message.acked = self.acked
         if self.stamps:
             part.sent_at = self.now()
+        part.tries += 1
+        self._budget.earn()
         self._send(part.address, part.message)
 
     def _drop(self, part: _Part) -> None:
@@ -511,6 +533,11 @@ class Tasks:
                 self._acknowledged(peer, reply.time)
             return
         self._leave_desk(part)
+        if peer.timer is not None:
+            now = self.now()
+            if part.tries == 1:
+                peer.timer.measured(now - part.sent_at)
+            peer.timer.heard(now)
         if self.watch is not None:
             self.watch(part)
         if self.heard is not None:
@@ -535,6 +562,7 @@ class Tasks:
             message.values = message.values.copy()
         peer.ahead[part.task.time] = part
         self.ahead += 1
+        self._fresh_ahead.add(part.address)
 
     def send_keys(self, reply: Message) -> int:
         """Send a part again with its keys, which the callee does not know by their signature; give their bytes."""
@@ -547,6 +575,7 @@ class Tasks:
             message.keys, message.withheld = message.withheld, None
             sent = message.keys.nbytes
         self._dispatch(part)
+        self.again["keys"] += 1
         return sent
 
     def place(self, reply: Message) -> NDArray[Any] | None:
@@ -576,9 +605,17 @@ class Tasks:
         if peer.ahead.pop(time, None) is not None:
             self.ahead -= 1
 
-    def ahead_at(self) -> list[int]:
-        """Return the addresses of parts that were answered ahead, and not acknowledged yet."""
-        return [address for address, peer in self._peers.items() if peer.ahead]
+    def newly_ahead(self) -> list[tuple[int, int]]:
+        """Return (address, latest time) of parts that were answered ahead, where there are more since the last call.
+
+        All are new where another rank answers now.
+        """
+        fresh, self._fresh_ahead = self._fresh_ahead, set()
+        return [
+            (address, max(self._peers[address].ahead))
+            for address in sorted(fresh)
+            if self._peers[address].ahead
+        ]
 
     def _refill(self, peer: _Peer) -> None:
         while peer.queue and len(peer.unanswered) < self._window:
@@ -588,21 +625,40 @@ class Tasks:
             else:
                 self._transmit(peer, waiting)
 
-    def resend(self) -> int:
-        """Send again every part that has been unanswered for too long; give how many."""
-        if self.resend_after is None:
-            return 0
-        late = self.now() - self.resend_after
-        return self._again(
-            part for peer in self._peers.values() for part in peer.waiting() if part.sent_at <= late
-        )
+    def probe(self) -> None:
+        """Ask each address that has been silent for too long what has come of the parts that it was sent."""
+        now = self.now()
+        for address, peer in self._peers.items():
+            if peer.timer is None:
+                return
+            if not peer.unanswered and not peer.ahead:
+                peer.timer.stop()
+            elif peer.timer.expired(now):
+                self._budget.earn(1.0)
+                times = [(time, 1) for time in peer.ahead] + [(time, 0) for time in peer.unanswered]
+                probe = Message(Kind.PROBE, Command.CALL, origin=self.origin, acked=self.acked)
+                probe.after = tuple(times[:MOST_NAMED])
+                stamp(probe, 0, address)
+                self._send(address, probe)
 
-    def redirect(self, addresses: Collection[int]) -> int:
+    def missing(self, told: Message) -> None:
+        """Take what a callee says has not come: send it again, as far as the budget goes."""
+        address = ~told.shard if told.shard >= 0 else told.sender
+        peer = self._peers.get(address)
+        if peer is None:
+            return
+        if peer.timer is not None:
+            peer.timer.heard(self.now())
+        parts = [peer.unanswered.get(time) or peer.ahead.get(time) for time, _ in told.after]
+        self._again((part for part in parts if part is not None and self._budget.spend()), "lost")
+
+    def redirect(self, addresses: Collection[int], cause: str) -> int:
         """Send again what is unanswered at addresses that are another rank's now; give how many parts."""
         peers = [self._peers[address] for address in addresses if address in self._peers]
-        return self._again(part for peer in peers for part in peer.waiting())
+        self._fresh_ahead.update(address for address in addresses if address in self._peers)
+        return self._again((part for peer in peers for part in peer.waiting()), cause)
 
-    def _again(self, parts: Iterable[_Part]) -> int:
+    def _again(self, parts: Iterable[_Part], cause: str) -> int:
         count = 0
         for part in list(parts):
             if part.message.after:  # what has finished since need not be known where the part goes now
@@ -612,6 +668,8 @@ class Tasks:
                 )
             self._dispatch(part)
             count += 1
+        if count:
+            self.again[cause] += count
         return count
 
     def give_up(self, why: Message, which: Callable[[int, Message], bool]) -> None:

@@ -320,7 +320,7 @@ class Trace:
     def watch(self, tasks: Tasks) -> None:
         """Let the answers to a caller's tasks be told, while the gate is open."""
         tasks.watch = self._answered if self.open else None
-        tasks.stamps = tasks.resend_after is not None or self.open
+        tasks.stamps = tasks.lossy or self.open
 
     def _behind(self) -> tuple[float, float, int]:
         """Say what the node has waited, worked and issued since the gate was shut."""

@@ -445,6 +445,9 @@ class TwinVan:
     def land(self) -> None:
         return
 
+    def arriving(self, source: int) -> bool:
+        return False
+
     def unsent(self, dest: int) -> int:
         return 0
 

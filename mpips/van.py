@@ -152,6 +152,9 @@ class Van(Protocol):
         What is asked of somebody else after that is not written over by the answer of whoever was asked before.
         """
 
+    def arriving(self, source: int) -> bool:
+        """Tell whether a message of a rank has begun to arrive and is not whole: later ones may overtake its end."""
+
     def unsent(self, dest: int) -> int:
         """Count the bytes of keys and values that `send` was given for a rank and that have not left yet."""
 
@@ -546,6 +549,11 @@ class MPIVan:
         if self.lane is not None:
             pairs.append((self.lane.slots, self.lane.buffers))
         return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
+
+    def arriving(self, source: int) -> bool:
+        return any(frame.source == source for frame in self._frames) or any(
+            each.source == source for each in self._incoming
+        )
 
     def unsent(self, dest: int) -> int:
         return sum(len(kept[0]) for _, to, kept in self._outbox if to == dest and isinstance(kept, tuple))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.inbox import Inbox
-from mpips.message import Command, Kind, Message
+from mpips.message import Command, Kind, Message, missing_of
+from mpips.retransmission import BURST, SHARE, Timer
 from mpips.task import JUMP, Task, Tasks, remote_error
 
 
@@ -22,7 +24,7 @@ class Wire:
         self.rng, self.loss = random.Random(seed), loss
         self.bag: list[tuple[int, Message]] = []
         self.now = 0.0
-        self.tasks = Tasks(self.to_callee, window, resend=1.0, origin=0)
+        self.tasks = Tasks(self.to_callee, window, origin=0, timer=lambda: Timer(1.0, self.rng.random))
         self.tasks.now = lambda: self.now
         self.inboxes = {rank: Inbox(self._replier(rank)) for rank in range(1, callees + 1)}
         self.started: dict[int, list[tuple[int, int]]] = {rank: [] for rank in self.inboxes}
@@ -55,8 +57,16 @@ class Wire:
         at = self.rng.randrange(choices)
         if at < len(self.bag):
             dest, message = self.bag.pop(at)
-            if dest == 0:
+            if dest == 0 and message.kind is Kind.MISSING:
+                self.tasks.missing(message)
+            elif dest == 0:
                 self.tasks.answer(message)
+            elif message.kind is Kind.PROBE:
+                inbox = self.inboxes[dest]
+                missing = [(time, time + 1) for time, _ in message.after if not inbox.repeat(0, time)]
+                answer = missing_of(message, missing)
+                answer.sender = dest
+                self._post(0, answer)
             else:
                 self._begin(dest, deque(self.inboxes[dest].admit(message)))
         else:
@@ -79,7 +89,7 @@ class Wire:
             if not self.tasks.unfinished:
                 return
             self.now += 2.0
-            self.tasks.resend()
+            self.tasks.probe()
         raise AssertionError("tasks never finish")
 
 
@@ -357,21 +367,64 @@ def test_parts_that_queue_behind_an_error_are_never_sent() -> None:
     assert task.done and later.done and later.error is None and tasks.unfinished == {}
 
 
-def test_an_unanswered_part_is_sent_again_once_per_period() -> None:
-    sent: list[int] = []
-    now = [0.0]
-    tasks = Tasks(lambda dest, message: sent.append(message.time), resend=1.0)
+def probing(now: list[float]) -> tuple[Tasks, list[Message]]:
+    """Make a caller on a clock, and the list of what it sends."""
+    sent: list[Message] = []
+    tasks = Tasks(lambda dest, message: sent.append(message), timer=lambda: Timer(1.0, lambda: 0.0))
     tasks.now = lambda: now[0]
+    return tasks, sent
+
+
+def test_a_silent_callee_is_probed_less_and_less_often_and_is_sent_no_data() -> None:
+    now = [0.0]
+    tasks, sent = probing(now)
     tasks.submit([(1, call())])
-    for tick in range(1, 101):
+    times = []
+    for tick in range(1, 1_000):
         now[0] = 0.1 * tick
-        if tick == 35:
-            tasks.submit([(1, call())])
-        if tick == 75:
-            tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=0))
-        tasks.resend()
-    assert 7 <= sent.count(0) <= 8 and 6 <= sent.count(1) <= 7
-    assert Tasks(lambda dest, message: None).resend() == 0
+        before = len(sent)
+        tasks.probe()
+        times += [now[0]] * (len(sent) - before)
+    assert [message.kind for message in sent] == [Kind.REQUEST] + [Kind.PROBE] * len(times)
+    assert sent[-1].after == ((0, 0),)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps[:4] == pytest.approx([2, 4, 8, 16], abs=0.11) and max(gaps) < 16.2
+
+
+def test_only_what_has_never_come_is_sent_again() -> None:
+    now = [0.0]
+    tasks, sent = probing(now)
+    for _ in range(3):
+        tasks.submit([(1, call())])
+    tasks.missing(Message(Kind.MISSING, Command.CALL, sender=1, after=((1, 2),)))
+    assert [message.time for message in sent] == [0, 1, 2, 1] and tasks.again == {"lost": 1}
+    tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=1))
+    tasks.missing(Message(Kind.MISSING, Command.CALL, sender=1, after=((1, 2),)))
+    assert len(sent) == 4, "it was answered meanwhile"
+
+
+def test_what_is_sent_again_is_bounded_by_what_is_sent() -> None:
+    now = [0.0]
+    tasks, sent = probing(now)
+    tasks.submit([(1, call())])
+    for _ in range(1_000):
+        tasks.missing(Message(Kind.MISSING, Command.CALL, sender=1, after=((0, 1),)))
+    assert len(sent) - 1 <= BURST / (1 - SHARE) + 1
+    now[0] = 100.0
+    tasks.probe()
+    now[0] = 200.0
+    tasks.probe()
+    tasks.missing(Message(Kind.MISSING, Command.CALL, sender=1, after=((0, 1),)))
+    assert sent[-1].kind is Kind.REQUEST, "but it always goes on"
+
+
+def test_where_nothing_is_lost_nobody_is_probed() -> None:
+    sent: list[Message] = []
+    tasks = Tasks(lambda dest, message: sent.append(message))
+    tasks.submit([(1, call())])
+    tasks.now = lambda: 1e9
+    tasks.probe()
+    assert len(sent) == 1
 
 
 def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
@@ -397,15 +450,12 @@ def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
 
 def test_only_what_was_answered_is_acknowledged() -> None:
     sent: list[int] = []
-    now = [0.0]
-    tasks = Tasks(lambda dest, message: sent.append(message.acked), resend=1.0)
-    tasks.now = lambda: now[0]
+    tasks = Tasks(lambda dest, message: sent.append(message.acked))
     for _ in range(4):
         tasks.submit([(1, call())])
     for time in (0, 2):
         tasks.answer(Message(Kind.REPLY, Command.CALL, sender=1, time=time))
-    now[0] = 2.0
-    assert tasks.resend() == 2
+    tasks.missing(Message(Kind.MISSING, Command.CALL, sender=1, after=((1, 2), (3, 4))))
     tasks.submit([(1, call())])
     assert sent == [0, 0, 0, 0, 1, 1, 1]
 
@@ -423,9 +473,11 @@ def test_what_is_unanswered_is_sent_again_where_its_address_is_another_rank_now(
     assert sent == [(~0, 0, ()), (~1, 0, ()), (~0, 1, ((0, 1),)), (~0, 2, ((0, 1), (1, 2)))]
     tasks.answer(Message(Kind.REPLY, Command.CALL, sender=5, shard=0, time=0))
     sent.clear()
-    assert tasks.redirect([~0]) == 3, "what was answered there is not sent again, nor is what nobody was sent"
+    assert tasks.redirect([~0], "moved") == 3, (
+        "what was answered there is not sent again, nor is what nobody was sent"
+    )
     assert sent == [(~0, 1, ()), (~0, 2, ((1, 2),)), (~0, 3, ((2, 3),))]
-    assert tasks.redirect([~7]) == 0
+    assert tasks.redirect([~7], "moved") == 0
 
 
 def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
