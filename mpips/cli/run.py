@@ -99,18 +99,10 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run the job; returns 0 completed, 85 stopped, 128 + the signal if that came before the run, else failed."""
-    from mpips.wishes import Interrupted, Wishes
+    from mpips.wishes import Wishes
 
     with Wishes() as wishes:
-        try:
-            return _run(arguments, wishes)
-        except Interrupted as wish:
-            print(
-                f"mpips: stopped by {wish} before the run began: nothing was trained",
-                file=sys.stderr,
-                flush=True,
-            )
-            return wish.code
+        return _run(arguments, wishes)
 
 
 def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
