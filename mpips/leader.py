@@ -36,6 +36,7 @@ from mpips.plain import Nulls, plain
 from mpips.prepare import Prepared, advice, checkpoints
 from mpips.record import size
 from mpips.scheduler import Cluster
+from mpips.waits import Waits
 from mpips.wishes import ASKS
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
@@ -58,11 +59,12 @@ class Leader:
         folder: RunFolder,
         journal: Journal,
         membership: Membership,
+        waits: Waits,
         started: float,
         miss: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
-        self._journal, self._membership = journal, membership
+        self._journal, self._membership, self._waits = journal, membership, waits
         self._miss = miss
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
@@ -218,6 +220,10 @@ class Leader:
         ]
         moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
         lines += [f"  shards that are being copied: {moving}"] if moving else []
+        lines += [f"  waiting: {each}" for each in self._waits.lines()]
+        for rank in self._membership.awaited:
+            place = self.node.layout.places[rank]
+            lines.append(f"  silent: rank {rank} ({place}), which the run waits for")
         lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
         return "\n".join(lines)
 

@@ -115,6 +115,11 @@ class Membership:
         """Whether this rank is the leader."""
         return self.node.view.leader == self.node.rank
 
+    @property
+    def awaited(self) -> list[int]:
+        """The ranks that hang and are waited for, since the run cannot go on without them."""
+        return sorted(self._awaited)
+
     # --- noticing --------------------------------------------------------------------------------
 
     def _watch(self) -> None:

@@ -69,6 +69,7 @@ class Command(IntEnum):
     ASK_RECEIVED = 24  # chain: which changes have come? The sender hears nothing
     RECEIVED = 25  # chain: all changes up to `time`, and the runs of changes in `after`
     GONE = 26  # control: all have nothing left to do, and leave
+    WAITS = 27  # control: what the sender has waited for, and how long
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

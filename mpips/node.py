@@ -75,6 +75,8 @@ URGENT = frozenset(
 _ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # what is answered with rows of a vector
 _REQUESTS = _ROWS | {Command.PUSH}
 _ASKING = frozenset((Kind.REQUEST, Kind.PROBE))
+IDLE = "the next call"
+"""What a worker waits for that has nothing to do."""
 TICK = 0.005
 """Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
 
@@ -599,6 +601,22 @@ class Node:
         self.waited += own
         if self.trace is not None and (self.trace.open or own > LONG):
             self.trace.waited(start, now, own, -1, cause)
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when this rank waits; None if it does not."""
+        return None if self._wait is None else self._wait[0]
+
+    def waits_for(self) -> str:
+        """Say what this rank waits for, and from whom; "" if for nothing that has a name."""
+        what = "" if self._wait is None else self._wait[1]
+        if isinstance(what, str):
+            return what
+        at = spot.told(what.spot)
+        whom = sorted(set(map(self.view.rank_of, self.tasks.unanswered(what))))
+        names = ", ".join(f"rank {rank} ({self.layout.places[rank]})" for rank in whom)
+        then = f"no answer from {names}" if whom else "not sent yet, since what it is to follow is unfinished"
+        return f"{what.what or 'an answer'}{f' at {at}' if at else ''}: {then}"
 
     def _acknowledged(self, message: Message) -> None:
         for shard, time in message.after:

@@ -60,6 +60,7 @@ from mpips.server import Server
 from mpips.trace import What, during, trace_node
 from mpips.ucx import away
 from mpips.view import View, first_view
+from mpips.waits import Waits
 from mpips.wishes import ASKS
 from mpips.worker import Workshop
 from mpips.writer import Writer
@@ -439,11 +440,13 @@ class _Run:
             node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}")
         )
         self.membership = membership
+        waits = Waits(node, lambda text: _say(f"mpips: {text}"))
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._see)
         server: Server | None = None
         if node.role is not Role.WORKER:
             server = Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
+            waits.rounds = server.unfinished_rounds
         if not membership.leading and node.replay is None:
             for kind in ASKS:  # the leader hears them too, and decides
                 signal.signal(kind, self._hear)
@@ -456,12 +459,15 @@ class _Run:
                 Workshop(node, prepared.program.worker, job, group, writer).run(until)
             else:
                 server = server or Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
+                waits.rounds = server.unfinished_rounds
                 server.run(until)
-        return self._lead(node, prepared, journal, membership)
+        return self._lead(node, prepared, journal, membership, waits)
 
-    def _lead(self, node: Node, prepared: Prepared, journal: Journal, membership: Membership) -> int:
+    def _lead(
+        self, node: Node, prepared: Prepared, journal: Journal, membership: Membership, waits: Waits
+    ) -> int:
         assert self.folder is not None
-        leader = Leader(node, prepared, self.folder, journal, membership, self.wall, self._miss)
+        leader = Leader(node, prepared, self.folder, journal, membership, waits, self.wall, self._miss)
         with during(node.trace, What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:

@@ -12,7 +12,7 @@ Any rank that is no worker can be one: a spare is a server of no shards until th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -549,6 +549,19 @@ class Server:
         for shard, time in message.after:
             self._hasty[message.origin, shard] = time
         self._send_words(message.origin)
+
+    def unfinished_rounds(self) -> dict[Hashable, str]:
+        """Say which rounds wait for pushes, and whose."""
+        found: dict[Hashable, str] = {}
+        for shard in self.shards:
+            for namespace, hosted in shard.vectors.items():
+                for round_, there in hosted.waiting.items():
+                    missing = [rank for rank in hosted.aggregator.workers if rank not in there]
+                    names = ", ".join(f"rank {rank} ({self.node.layout.places[rank]})" for rank in missing)
+                    found[shard.number, namespace, round_] = (
+                        f"round {round_[0]} of vector {hosted.segment.spec.name}: no push from {names}"
+                    )
+        return found
 
     # --- calls ---------------------------------------------------------------------------------
 

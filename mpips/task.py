@@ -436,6 +436,14 @@ class Tasks:
             if task.time >= since and not task.heeded
         ]
 
+    def unanswered(self, task: Task) -> list[int]:
+        """List the addresses that have not answered a part of a task that was sent, or is about to be."""
+        return [
+            address
+            for address, peer in self._peers.items()
+            if task.time in peer.unanswered or any(part.task is task for part in peer.queue)
+        ]
+
     @property
     def time(self) -> int:
         """The time of the next task."""

@@ -27,7 +27,7 @@ from mpips.errors import ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.manifest import Entry
 from mpips.message import Command, Message
-from mpips.node import Node
+from mpips.node import IDLE, Node
 from mpips.server import answer_written, nothing_written
 from mpips.task import Task
 from mpips.trace import What
@@ -142,7 +142,7 @@ class Workshop:
         self.node.on_tick.append(self._tick)
         self.node.controls[Command.ASIDE] = self._aside
         while not until():
-            self.node.wait_until(lambda: bool(self.calls) or until(), "the next call")
+            self.node.wait_until(lambda: bool(self.calls) or until(), IDLE)
             if self.calls:
                 request = self.calls.popleft()
                 self.node.crew = int(request.meta.get("crew", 0))
