@@ -24,7 +24,7 @@ from mpips.cli.main import main
 from mpips.errors import InputError, RemoteError
 from mpips.folder import RunFolder
 from mpips.jobs.sketch import results
-from mpips.manifest import complete
+from mpips.manifest import complete, read_manifest
 from mpips.program import load_program
 from mpips.scheduler import Cluster
 from mpips.twin import Strike, calm, rough
@@ -311,6 +311,7 @@ def test_the_query_command(
     assert main(["query", str(folder)]) == 0
     assert capsys.readouterr().out == expected
     (folder / "result.json").write_text('{"status": "stopped"}')
+    (folder / "run.json").write_text(json.dumps({"id": read_manifest(checkpoint)["run"]}))
     (folder / "sketch.npz").unlink()
     job = (folder / "job.toml").read_text()
     (folder / "job.toml").write_text(
