@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mpips.first import seems_first
+from mpips.printable import Control, printable
 
 PATIENCE = 120.0
 """Seconds to wait for somebody else's kernel; no single one takes that long, so that one has been stopped."""
@@ -77,16 +78,16 @@ def told(module: str, folder: Path | None) -> Iterator[None]:
             if folder is None
             else f"once for this machine, into {folder}"
         )
-        _say(f"mpips: compiling kernels, {kept}; this takes a minute or two\n")
+        _say(printable(f"mpips: compiling kernels, {kept}; this takes a minute or two\n"))
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     if live:
         # The cursor goes back to the line's beginning, so that whatever is said next stands there.
-        _say(f"mpips: compiling {module} ({len(_modules)} of about {_number()} modules)\r")
+        _say(Control(f"mpips: compiling {module} ({len(_modules)} of about {_number()} modules)\r"))
     try:
         yield
     finally:
         if live:
-            _say("\x1b[K")
+            _say(Control("\x1b[K"))
 
 
 def _number() -> int:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from mpips import homes
 from mpips.first import seems_first
+from mpips.printable import printable
 
 SETTLED = "MPIPS_KERNEL_CACHE"
 """Set to what was said by a process that has said it."""
@@ -88,7 +89,7 @@ def remark(text: str) -> None:
         os.environ[SETTLED] = text
         if seems_first():
             with suppress(OSError):
-                print(f"mpips: {text}", file=sys.stderr, flush=True)
+                print(f"mpips: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _remark(flaws: list[str], folder: Path) -> str:

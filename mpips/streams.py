@@ -80,7 +80,6 @@ def prepare(*, clean: bool = False, ends: bool = False) -> None:
         clean: show control characters as escapes on stdout and stderr.
         ends: a write to stdout that fails raises OSError.
     """
-    codecs.register_error(_ERRORS, _escaped)
     for number in range(3):
         _open(number)
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -140,3 +139,6 @@ def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
         else each.encode("ascii", "backslashreplace")
         for each in found
     ), error.end
+
+
+codecs.register_error(_ERRORS, _escaped)

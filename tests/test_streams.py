@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import pty
@@ -18,6 +21,7 @@ from mpips.config import load
 from mpips.errors import JobError
 from mpips.printable import Control
 from mpips.progress import Column, Table
+from mpips.streams import Stream
 
 MPIPS = f"{shlex.quote(sys.executable)} -m mpips.cli"
 TOY = """\
@@ -149,6 +153,34 @@ def test_an_error_is_one_line_whatever_it_quotes(shell: Callable[..., Finished])
         done = shell(f"{MPIPS} {command} $'no\\n\\x1b[2Jthing' $'\\x9b2J'")
         assert done.code == 2 and done.stderr.count("\n") == 1, done
         assert "\x1b" not in done.stderr
+
+
+def test_a_stream_shows_all_but_our_own_control_characters_as_escapes() -> None:
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "wb") as pipe:
+        text = io.TextIOWrapper(pipe, "ascii", "mpips", write_through=True)
+        stream = Stream(text, writes, clean=True, ends=False)
+        print("\x1b[1m", Control("\x1b[0m"), "é\x9b\udcff\r", file=stream, flush=True)
+        stream.clean = False
+        print("\x1b[1m\udcff", file=stream, flush=True)
+        stream.detach()
+        text.detach()
+    with os.fdopen(reads, "rb") as pipe:
+        assert pipe.read() == b"\\x1b[1m \x1b[0m \\xe9\\x9b\\udcff\\r\n\x1b[1m\xff\n"
+
+
+def test_what_is_lost_is_remembered_and_no_error_twice() -> None:
+    for ends in (False, True):
+        with open("/dev/full", "wb") as file:
+            text = io.TextIOWrapper(file)
+            stream = Stream(text, file.fileno(), clean=False, ends=ends)
+            stream.write("x")
+            with pytest.raises(OSError, match="No space") if ends else contextlib.nullcontext():
+                stream.flush()
+            assert stream.problem is not None and stream.problem.errno == errno.ENOSPC
+            print("more", file=stream, flush=True)
+            stream.detach()
+            text.detach()
 
 
 def test_a_live_table_acts_on_the_terminal_and_what_it_shows_does_not() -> None:
