@@ -139,6 +139,9 @@ class CheckpointSpec:
     before_end: float = field(default=60.0, metadata={"at_least": 0})
     """Seconds to have left when the run stops by itself before the end of its allocation or of job.time_limit, at most
     a quarter of the time; what steps and checkpoints have taken so far is added. 0: it does not look at the time."""
+    grace: float = field(default=0.0, metadata={"at_least": 0})
+    """Seconds within which a run that is asked to stop has to have stopped; then it ends as failed, and says what it
+    waits for. 0: as long as its allocation lasts, where that has an end."""
     directory: str = ""
     """The folder that holds them; checkpoints/NAME unless given."""
 

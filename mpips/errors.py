@@ -15,6 +15,7 @@
     +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare: no program can go on
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
     +-- JournalLost (RuntimeError)     all who knew what the scheduler's program was told have died
+    +-- StopOverdue (RuntimeError)     a run that was asked to stop has not stopped in time
     +-- Diverged (RuntimeError)        a run that is done again does something else than is recorded
     +-- ClosedError (RuntimeError)     used after close
 
@@ -89,6 +90,10 @@ class NoWorkerLeft(MpipsError, RuntimeError):
 
 class ShardLost(MpipsError, RuntimeError):
     """Every server that held a shard has died: its parameters are gone. Its text says what would help."""
+
+
+class StopOverdue(MpipsError, RuntimeError):
+    """A run that was asked to stop has not come to the end of its step in time. Its text says what it waits for."""
 
 
 class JournalLost(MpipsError, RuntimeError):

@@ -19,8 +19,16 @@ from typing import Any
 
 from mpips import provenance
 from mpips.control import Order, Orders
-from mpips.deadline import end_of, watch
-from mpips.errors import InputError, JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
+from mpips.deadline import end_of, enforce, watch
+from mpips.errors import (
+    InputError,
+    JournalLost,
+    NoWorkerLeft,
+    RemoteError,
+    ShardLost,
+    StopOverdue,
+    WorkerLost,
+)
 from mpips.failure import Failure, first, log_of
 from mpips.filters.chain import described
 from mpips.folder import RunFolder, write_json
@@ -90,6 +98,7 @@ class Leader:
                     self._hear(cluster, asked)
                     self._obey(cluster)
                     watch(cluster, self.started, end)
+                    enforce(cluster, prepared.ends)
                 self._hash_inputs(cluster)
                 try:
                     metrics = prepared.program.schedule(cluster, prepared.job.settings)
@@ -375,7 +384,7 @@ class Leader:
 
 def would_fail_again(error: BaseException) -> bool:
     """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
-    if isinstance(error, (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, OSError)):
+    if isinstance(error, (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue, OSError)):
         return False
     return "MPI_ERR" not in str(error) and "OSError" not in str(error)
 

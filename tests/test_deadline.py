@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from simulated import simulate
 
 from mpips.config import CheckpointSpec
-from mpips.deadline import MOST, Pace, end_of, reserve, watch
+from mpips.deadline import MOST, Pace, end_of, enforce, reserve, watch
+from mpips.errors import StopOverdue
 from mpips.scheduler import Cluster
 from mpips.twin import Strike
 from mpips.worker import Context
@@ -119,6 +120,38 @@ def test_a_successor_stops_as_its_predecessor_would_have() -> None:
     steps, at, why = run(end=40.0, step=3.0, schedulers=2, strikes=strikes)
     assert steps == 10 and 30 <= at < 31.5
     assert why is not None and why.startswith("the end of its time")
+
+
+@pytest.mark.parametrize(
+    ("grace", "end", "at"), [(5.0, None, 25.0), (0.0, 40.0, 35.0), (5.0, 24.0, 20.0), (0.0, None, 70.0)]
+)
+def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: float | None, at: float) -> None:
+    """It is asked at 20 s, in a step that takes until 70 s."""
+
+    def schedule(cluster: Cluster) -> tuple[float, str]:
+        van = cluster.node.van
+
+        def ask() -> None:
+            if van.wall() >= 20.0 and cluster.asked is None:
+                cluster.asked = "SIGUSR1"
+
+        cluster.node.on_tick.append(ask)
+        enforce(cluster, end)
+        said = ""
+        try:
+            cluster.workers.call("work", {"seconds": 70.0})
+        except StopOverdue as error:
+            said = str(error)
+        cluster.asked = None
+        return van.wall(), said
+
+    job = Job(checkpoint=CheckpointSpec(grace=grace))
+    ended, said = simulate(schedule, Worker, horizon=200.0, job=job)
+    assert ended == pytest.approx(at, abs=0.1)
+    if at < 70:
+        assert said.startswith("asked to stop by SIGUSR1") and "no answer from rank 2 (worker 0)" in said
+    else:
+        assert said == ""
 
 
 @pytest.mark.ranks
