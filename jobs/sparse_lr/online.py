@@ -161,8 +161,6 @@ class Online:
             return []
         for one in done:
             self._note(one)
-            if self.at.number == 1 and self.data.extent == HASHED:  # otherwise all was read, and said, before
-                self._met.add(Tally(skipped=one["skipped"], first_error=one["first_error"]))
         if cluster.job.layout.hand_over:
             self.parts.hand_over()
         return [one["account"] for one in done]
@@ -187,6 +185,9 @@ class Online:
     def _note(self, done: dict[str, Any]) -> None:
         for number, batches, finished in done["parts"]:
             self.parts.note(number, batches, finished)
+        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"  # see `look_over`
+        if self.at.number == 1 and unread:
+            self._met.add(Tally(skipped=done["skipped"], first_error=done["first_error"]))
         at = self.at
         self.at = at._replace(seen=at.seen + done["examples"], loss=at.loss + done["loss"])
 
@@ -234,18 +235,21 @@ class Step(NamedTuple):
 class Stream:
     """The mini-batches of one part of the data, of which `done` have been taken."""
 
-    def __init__(self, batches: Iterator[Examples], part: int, of: int, done: int) -> None:
-        self.part, self.of, self.done = part, of, done
+    def __init__(self, batches: Iterator[Examples], tally: Tally, part: int, of: int, done: int) -> None:
+        self.part, self.of, self.done, self._tally = part, of, done, tally
         self._batches = islice(batches, done, None)
 
     def is_at(self, part: int, of: int, done: int) -> bool:
         """Tell whether these are the mini-batches of a part, after so many of them."""
         return (self.part, self.of, self.done) == (part, of, done)
 
-    def take(self) -> Examples | None:
-        """Give the next one; None if there is none left."""
+    def take(self, learnt: Learnt) -> Examples | None:
+        """Give the next one; None if there is none left. What was skipped on the way is counted in `learnt`."""
+        before = self._tally.skipped
         batch = next(self._batches, None)
         self.done += batch is not None
+        learnt.skipped += self._tally.skipped - before
+        learnt.first_error = learnt.first_error or self._tally.first_error
         return batch
 
 
@@ -259,6 +263,7 @@ class Learnt:
             int, int
         ] = {}  # parts that came to their end, after so many mini-batches in this call
         self.examples, self.loss = 0, 0.0
+        self.skipped, self.first_error = 0, ""
 
     def count(self, part: int, examples: int, loss: float, push: Task) -> None:
         """Count a mini-batch once its push is done."""
@@ -271,7 +276,13 @@ class Learnt:
         parts = sorted(self.applied.keys() | self.ended.keys())
         done = [(part, self.applied.get(part, 0)) for part in parts]
         finished = [[part, count, self.ended.get(part) == count] for part, count in done]
-        return {"parts": finished, "examples": self.examples, "loss": self.loss}
+        return {
+            "parts": finished,
+            "examples": self.examples,
+            "loss": self.loss,
+            "skipped": self.skipped,
+            "first_error": self.first_error,
+        }
 
 
 class Learner(Holder):
@@ -280,8 +291,6 @@ class Learner(Holder):
     consistency: PushPull
     _stream: Stream | None = None
     _learnt = Learnt(-1)
-    _met = Tally()
-    """What was met in the data while learning."""
 
     def look_over(self, batches: Iterator[Examples]) -> int:
         """Give the last key that there may be: hashed keys may be any; for others, read all and look."""
@@ -296,7 +305,7 @@ class Learner(Holder):
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
         keep = pace(self.context.job.consistency)
-        self._learnt, self._pushes, self._met = Learnt(first_round), dict[int, Task](), Tally()
+        self._learnt, self._pushes = Learnt(first_round), dict[int, Task]()
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.node.step(time)
@@ -313,8 +322,7 @@ class Learner(Holder):
         while ahead:
             self._push(ahead.popleft(), keep.aggregate)
         self.node.wait_all(list(self._pushes.values()))
-        met = {"skipped": self._met.skipped, "first_error": self._met.first_error}
-        return self._learnt.report() | met | {"account": self.node.account()}
+        return self._learnt.report() | {"account": self.node.account()}
 
     def flush(self, round: int) -> None:
         """Push what filters have held back."""
@@ -329,9 +337,10 @@ class Learner(Holder):
         """Take mini-batches from one part after the other, with their part."""
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
-                examples = self.node.breathe(read(self.data.train, self.data, part, of))
-                self._stream = Stream(minibatches(examples, self.settings.batch), part, of, done)
-            while (batch := self._stream.take()) is not None:
+                tally = Tally()
+                examples = self.node.breathe(read(self.data.train, self.data, part, of, tally))
+                self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
+            while (batch := self._stream.take(self._learnt)) is not None:
                 yield part, batch
             self._learnt.ended[part] = self._stream.done - done
 

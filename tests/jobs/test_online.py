@@ -242,6 +242,29 @@ def test_bad_lines_are_skipped_and_counted(made: Made, tmp_path: Path, algorithm
     assert getattr(caught.value, "is_input", False)
 
 
+@pytest.mark.parametrize("algorithm", ["ftrl", "sgd", "darlin"])
+def test_what_is_met_in_columns_is_said_once(tmp_path: Path, algorithm: str) -> None:
+    train, test = tsv(tmp_path, "train.tsv", 300, 1), tsv(tmp_path, "test.tsv", 100, 2)
+    names, *rows = test.read_text().splitlines()
+    order = [0, *reversed(range(1, len(names.split("\t"))))]
+    turned = ["\t".join(line.split("\t")[at] for at in order) for line in (names, *rows)]
+    other = tmp_path / "other.tsv"
+    other.write_text("\n".join([*turned, "NA\tx\ty\tz"]) + "\n")
+    with train.open("a") as file:
+        file.write("?\tx\ty\tz\n1\tx\n")
+    settings = {"algorithm": algorithm, "batch": 7, "passes": 2, "l1": 0.1}
+    data = {"on_error": "skip", "crosses": [["a", "b"]]}
+    plain, outcome = (
+        run_twin(train, 2, 2, test=each, data=data, settings=settings) for each in (test, other)
+    )
+    said = [
+        (event["event"], event["data"]) for event in outcome.log if event["event"] in ("header", "skipped")
+    ]
+    assert said == [("header", "train"), ("skipped", "train"), ("skipped", "test")]
+    assert [event["lines"] for event in outcome.log if event["event"] == "skipped"] == [2, 1]
+    assert outcome.metrics["auc"] == plain.metrics["auc"]  # names decide, not places
+
+
 # --- Checkpoints -------------------------------------------------------------------------------------------
 
 
