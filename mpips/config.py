@@ -311,10 +311,7 @@ def _apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path,
     """Put the overrides into the tables; returns the `--set` that each of their paths came from."""
     origins: dict[typed.Path, str] = {}
     for override in overrides:
-        key, equals, value = override.partition("=")
-        parts = tuple(part.strip() for part in key.split("."))
-        if not equals or len(parts) < 2 or not all(parts):
-            raise JobError(f"--set {override}: write --set table.key=value, as in --set layout.servers=2")
+        parts, value = override_of(override)
         if parts[0] not in tables:
             origins[parts[:1]] = f"--set {override}"
         table = tables
@@ -323,9 +320,38 @@ def _apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path,
             if not isinstance(inner, dict):
                 raise JobError(f"--set {override}: {part} is a value, not a table")
             table = inner
-        table[parts[-1]] = override_value(value)
+        table[parts[-1]] = value
         origins[parts] = f"--set {override}"
     return origins
+
+
+def override_of(text: str) -> tuple[tuple[str, ...], Any]:
+    """Read an override: the path of its key, and its value. JobError if it is none."""
+    key, equals, value = text.partition("=")
+    parts = tuple(part.strip() for part in key.split("."))
+    if not equals or len(parts) < 2 or not all(parts):
+        raise JobError(f"--set {text}: write --set table.key=value, as in --set layout.servers=2")
+    return parts, override_value(value)
+
+
+def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """Add to overrides what switches of a command say: (switch, value) by key; those that are None were not given.
+
+    Raises:
+        JobError: an override says something else of the same key.
+    """
+    given = {key: each for key, each in switches.items() if each[1] is not None}
+    for override in overrides:
+        path, value = override_of(override)
+        for key, (switch, said) in given.items():
+            parts = tuple(key.split("."))
+            same = path[: len(parts)] == parts[: len(path)]
+            if same and not (path == parts and type(value) is type(said) and value == said):
+                shown = switch if said is True else f"{switch} {said}"
+                raise JobError(
+                    f"--set {override} and {shown} are both given, and differ: leave out one of them"
+                )
+    return [*overrides, *(f"{key}={json.dumps(said)}" for key, (_, said) in given.items())]
 
 
 def override_value(text: str) -> Any:

@@ -125,9 +125,18 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Learn the costs, and predict."""
     from mpips.bench import _runs
+    from mpips.config import override_of, with_switches
+    from mpips.errors import InputError
     from mpips.outcome import read
     from mpips.plan import fitted
 
+    with_switches(arguments.set, {"layout.servers": ("--servers", arguments.servers)})
+    for each in arguments.set:
+        table, key, *_ = override_of(each)[0]
+        if table == "layout" and (
+            key in ("workers", "spares") or (key == "servers" and not arguments.servers)
+        ):
+            raise InputError(f"--set {each}: a plan has the ranks that --nodes, --cores and --servers say")
     with _runs.folders(None) as folder:
         if arguments.runs:
             runs = [read(Path(run)) for run in arguments.runs]

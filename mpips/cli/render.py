@@ -154,7 +154,7 @@ def collect(arguments: argparse.Namespace) -> Batch:
     from mpips.errors import InputError
     from mpips.program import comes_with_mpips
 
-    settings = overrides(arguments) + (["record.on=true"] if arguments.reproduce else [])
+    settings = overrides(arguments)
     job = config.load(arguments.job, settings)
     site = site_of(arguments)
     launcher = arguments.launcher or ("srun" if arguments.server_nodes else site.launcher)

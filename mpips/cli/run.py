@@ -88,13 +88,14 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Collect what overrides the job file: `--set` first, then the switches."""
-    roles = ("servers", "workers", "spares", "schedulers")
-    switches = [
-        f"layout.{role}={getattr(arguments, role)}" for role in roles if getattr(arguments, role) is not None
-    ]
-    copies = [] if arguments.replicas is None else [f"ring.replicas={arguments.replicas}"]
-    return [*arguments.set, *switches, *copies]
+    """Collect what overrides the job file: `--set` and the switches. JobError if they contradict each other."""
+    from mpips.config import with_switches
+
+    keys = {f"layout.{role}": role for role in ("servers", "workers", "spares", "schedulers")}
+    keys["ring.replicas"] = "replicas"
+    switches = {key: (f"--{name}", getattr(arguments, name)) for key, name in keys.items()}
+    switches["record.on"] = "--reproduce", getattr(arguments, "reproduce", False) or None
+    return with_switches(arguments.set, switches)
 
 
 def command(arguments: argparse.Namespace) -> int:
