@@ -38,12 +38,10 @@ def real(value: float) -> float:
 
 def si(value: float, unit: str = "") -> str:
     """Write a number in four characters or five, with an SI prefix: 1.23k, 45.6M, 789; 1.2e+30 beyond them."""
-    if math.isinf(real(value)):
-        value = real(value)
-    if not math.isfinite(value):
-        return f"{value}{unit}"
+    if not math.isfinite(real(value)):
+        return f"{real(value)}{unit}"
     size, prefix = abs(float(value)), 0
-    if size >= 999.5 * 1000 ** (len(SI) - 1):
+    if size >= 1e24:
         return f"{value:.3g}{unit}"
     # 999.5 and above would be rounded to four digits: it is 1.00 of the next prefix.
     while size >= 999.5 and prefix < len(SI) - 1:
