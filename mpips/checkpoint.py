@@ -54,6 +54,7 @@ from mpips.manifest import (
 )
 from mpips.manifest import latest as latest
 from mpips.manifest import read_manifest as read_manifest
+from mpips.printable import printable
 from mpips.ranges import KeyRange, coalesce, meet
 from mpips.shard_file import (
     concatenated,
@@ -447,4 +448,4 @@ def describe(path: Path) -> str:
     for entry in entries:
         held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
         lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{held}")
-    return "\n".join(lines)
+    return "\n".join(printable(line, keep="") for line in lines)

@@ -17,6 +17,7 @@ from typing import Any
 from mpips.config import Job
 from mpips.errors import InputError, LayoutError
 from mpips.layout import Layout
+from mpips.printable import printable
 from mpips.ranges import END
 from mpips.view import first_view
 
@@ -132,7 +133,8 @@ def describe(placement: Placement) -> str:
             )
         )
     said = [f"warning: {line}" for line in warnings(placement)]
-    return "\n".join([*_table(rows), "", *_table(held), *([""] if said else []), *said])
+    lines = [*_table(rows), "", *_table(held), *([""] if said else []), *said]
+    return "\n".join(printable(line, keep="") for line in lines)
 
 
 def warnings(placement: Placement) -> list[str]:

@@ -34,7 +34,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.checkpoint import describe
     from mpips.errors import CheckpointError
     from mpips.manifest import read_manifest
-    from mpips.printable import json_text
+    from mpips.printable import json_text, printable
     from mpips.provenance import summary
 
     path = Path(arguments.checkpoint)
@@ -48,5 +48,5 @@ def command(arguments: argparse.Namespace) -> int:
         return 0
     print(describe(path))
     for line in summary(facts) if facts else ["no provenance: an earlier version wrote it"]:
-        print(f"  {line}")
+        print(f"  {printable(line, keep='')}")
     return 0

@@ -92,6 +92,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 def text(found: dict[str, Any], everyone: bool = True) -> str:
     """Write a summary (`mpips.timeline.summed`) as people read it."""
+    from mpips.printable import printable
     from mpips.progress import Column, header, row, seconds, share
 
     ranks = found["ranks"]
@@ -108,12 +109,12 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
             rows.append(_row(f"{len(alike)} {role}s", alike))
     what = f"in the phase {found['phase']}" if found["phase"] else "in the whole run"
     lines = [f"where the time went {what}, {seconds(found['seconds'])}:", header(columns, 1000)]
-    lines += [row(columns, each, 1000) for each in rows]
+    lines += [printable(row(columns, each, 1000), keep="") for each in rows]
     waits = [wait for wait in found["waits"] if wait["seconds"] > 0][:LONGEST]
     if waits:
         lines += ["", "longest waits:"]
         names = {rank["rank"]: f"{rank['role']} {rank['index']}" for rank in ranks}
-        lines += [_wait(wait, names, found["seconds"]) for wait in waits]
+        lines += [printable(_wait(wait, names, found["seconds"]), keep="") for wait in waits]
     unseen = sum(rank["unseen"] for rank in ranks)
     if unseen > 0:
         lines.append(
