@@ -151,11 +151,12 @@ def test_the_command_shows_a_run_as_it_was(
     (run / "run.json").write_text(
         json.dumps({"ranks": [{"rank": r, "host": h} for r, h in enumerate("aabb")]})
     )
-    assert main(["layout", str(run)]) == 0
+    trusted = ["--program", str(job_file.parent / "toy.py")]
+    assert main(["layout", str(run), *trusted]) == 0
     shown = lines(capsys)
     assert "1       2     b     50.0%        50.0%      a 100%" in shown
     monkeypatch.chdir(tmp_path)
-    assert main(["layout", "latest"]) == 0
+    assert main(["layout", "latest", *trusted]) == 0
     assert lines(capsys) == shown
 
 
