@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections import Counter
@@ -107,8 +108,7 @@ def find(names: str | list[str], base: str = "") -> Found:
             raise JobError(f"[data] {name!r} is no file name")
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not found:
-            where = f" (looked for {path})" if path != name else ""
-            raise JobError(f"[data] no such file: {name}{where}; names are relative to the job file's folder")
+            raise JobError(f"[data] {_lacking(name, path)}")
         for file in found:
             if os.path.isdir(file):
                 raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
@@ -119,6 +119,19 @@ def find(names: str | list[str], base: str = "") -> Found:
     if len(empty) == len(set(files)):
         return Found(files, [])
     return Found([file for file in files if file not in empty], sorted(empty))
+
+
+def _lacking(name: str, path: str) -> str:
+    """Say why no file answers to a name."""
+    if path.startswith(("/dev/fd/", "/proc/")):
+        return f"no such file: {name}; a pipe of the shell, as <(...), ends at the process it is given to: write a file"
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{path} cannot be reached: {error.strerror}"
+    where = f" (looked for {path})" if path != name else ""
+    return f"no such file: {name}{where}; names are relative to the job file's folder"
 
 
 def note(spec: DataSpec, base: str) -> str:

@@ -167,5 +167,12 @@ def test_pipes_and_devices_are_refused_before_anything_is_read(tmp_path: Path) -
     finally:
         os.close(read_end)
         os.close(write_end)
+    with pytest.raises(JobError, match=r"no such file: /dev/fd/987; a pipe of the shell, as <\(\.\.\.\)"):
+        expand("/dev/fd/987")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(DataError, match="link: cannot be read: No such file"):
+        expand(str(tmp_path / "link"))
+    with pytest.raises(JobError, match="cannot be reached: File name too long"):
+        expand("a" * 300)
     with pytest.raises(JobError, match="no file name"):
         expand("a\0b")
