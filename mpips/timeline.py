@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mpips.calls import Own
 from mpips.errors import InputError
+from mpips.files import open_regular
 from mpips.folder import RunFolder
 from mpips.kernel import kernel
 from mpips.trace import COUNTS, FACTS, HEADER, MAGIC, NAMES, NOBODY, What
@@ -208,11 +209,11 @@ def _set_forward(trace: RankTrace, seconds: float) -> None:
 def _read(path: Path) -> tuple[RankTrace, float]:
     """Read a trace as it was written, and by how much the time of day was ahead of its clock."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, follow=False) as file:
             head = file.read(HEADER)
-        if len(head) < HEADER or head[: len(MAGIC)] != MAGIC:
-            raise TraceError(f"{path}: is no trace, or was cut off")
-        records = np.fromfile(path, DTYPE, offset=HEADER)
+            if len(head) < HEADER or head[: len(MAGIC)] != MAGIC:
+                raise TraceError(f"{path}: is no trace, or was cut off")
+            records = np.fromfile(file, DTYPE)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
     blank = np.flatnonzero(records["what"] == What.NOTHING)

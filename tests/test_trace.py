@@ -457,6 +457,18 @@ def test_the_events_are_not_written_through_a_link(run: Path, tmp_path: Path) ->
     assert (tmp_path / "theirs").read_text() == "kept"
 
 
+def test_a_trace_that_is_no_file_is_not_waited_for(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace" / "rank-0001.bin"
+    path.parent.mkdir()
+    path.symlink_to(run / "trace" / path.name)
+    with pytest.raises(TraceError, match="is a symbolic link"):
+        read(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TraceError, match="is a named pipe"):
+        read(tmp_path)
+
+
 def test_a_part_of_the_events(run: Path) -> None:
     traces = read(run)
     low, high = phases(traces)["train"]

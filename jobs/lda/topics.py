@@ -112,31 +112,36 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
         InputError: there is no matplotlib, or the file cannot be written.
     """
     try:
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError(f"{path}: drawing needs matplotlib; pip install 'mpips[report]'") from None
-    shown = largest(n_k)[:DRAWN].tolist()
-    columns = min(5, len(shown))
-    lines = -(-len(shown) // columns)
-    height = 0.5 + 0.17 * top.ids.shape[1]
-    figure = Figure(figsize=(2.6 * columns, height * lines), layout="constrained")
-    tokens = max(int(n_k.sum()), 1)
-    for place, k in enumerate(shown):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        names = named(top.ids[k].tolist(), words)
-        shares = 100.0 * top.counts[k, : len(names)] / max(int(n_k[k]), 1)
-        axes.barh(range(len(names)), shares, color="tab:blue")
-        axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=7)
-        axes.invert_yaxis()
-        axes.tick_params(axis="x", labelsize=6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"topic {k}, {100.0 * n_k[k] / tokens:.1f} % of tokens", fontsize=8)
-        axes.set_xlabel("% of the topic", fontsize=6)
-    try:
-        with replacing(path) as file:
-            figure.savefig(file, dpi=130, format=path.suffix[1:] or None)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    # A matplotlibrc of the working folder may be anybody's, and may have LaTeX run.
+    with style.context("default"):
+        shown = largest(n_k)[:DRAWN].tolist()
+        columns = min(5, len(shown))
+        lines = -(-len(shown) // columns)
+        height = 0.5 + 0.17 * top.ids.shape[1]
+        figure = Figure(figsize=(2.6 * columns, height * lines), layout="constrained")
+        tokens = max(int(n_k.sum()), 1)
+        for place, k in enumerate(shown):
+            axes = figure.add_subplot(lines, columns, place + 1)
+            names = named(top.ids[k].tolist(), words)
+            shares = 100.0 * top.counts[k, : len(names)] / max(int(n_k[k]), 1)
+            axes.barh(range(len(names)), shares, color="tab:blue")
+            axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=7)
+            axes.invert_yaxis()
+            axes.tick_params(axis="x", labelsize=6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_title(f"topic {k}, {100.0 * n_k[k] / tokens:.1f} % of tokens", fontsize=8)
+            axes.set_xlabel("% of the topic", fontsize=6)
+        try:
+            with replacing(path) as file:
+                figure.savefig(file, dpi=130, format=path.suffix[1:] or None)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
+            ) from None
 
 
 # --- Coherence -------------------------------------------------------------------------------------------------------
