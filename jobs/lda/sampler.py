@@ -73,7 +73,11 @@ class Sampler(Protocol):
         """Give what goes on to the bit where this one is."""
 
     def take(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take it back, made for the same block."""
+        """Take it back, made for the same block.
+
+        Raises:
+            ValueError: it cannot be of this block.
+        """
 
 
 class _ByWord:
@@ -105,7 +109,7 @@ class Gibbs(_ByWord):
         self.heads = (block.ptr[:-1] + np.arange(docs)).astype(np.int32)[self.docs]
         slots = np.empty(len(z), np.int32)
         kernels.fill_pairs(block.ptr, z, topics, self.shift, self.pairs, slots)
-        self.slots, self.visits = slots[self.order], 0
+        self.slots, self.visits, self.most = slots[self.order], 0, topics
         del self.docs  # `heads` say the same
 
     def begin(self) -> None:
@@ -143,8 +147,29 @@ class Gibbs(_ByWord):
 
     def take(self, state: dict[str, NDArray[Any]]) -> None:
         """See `Sampler`."""
-        self.pairs[:], self.slots[:] = state["pairs"], state["slots"]
-        self.visits = int(state["visits"][0])
+        if any(state[name].dtype.kind not in "iu" for name in ("pairs", "slots", "visits")):
+            raise ValueError("its pairs and slots must be whole numbers")
+        pairs, slots = state["pairs"].astype(self.pairs.dtype), state["slots"].astype(np.int32)
+        if pairs.shape != self.pairs.shape or slots.shape != self.slots.shape:
+            raise ValueError("its tokens are not as many as those of the block")
+        self._check(pairs, slots)
+        self.pairs[:], self.slots[:], self.visits = pairs, slots, int(state["visits"][0])
+
+    def _check(self, pairs: Any, slots: I4) -> None:
+        """Raise ValueError unless each token has one of its document's pairs, and each pair counts its tokens."""
+        heads, rooms = self.block.ptr[:-1] + np.arange(len(self.block.ptr) - 1), np.diff(self.block.ptr)
+        sizes = np.zeros(len(pairs), np.int64)
+        sizes[heads] = np.minimum(pairs[heads], len(pairs))
+        placed = slots >= 0
+        if (sizes[heads] > rooms).any() or slots.min(initial=0) < -1 or (slots >= sizes[self.heads]).any():
+            raise ValueError("a token is in no pair of its document")
+        found = np.bincount(self.heads[placed] + 1 + slots[placed], minlength=len(pairs))
+        # A pair counts if it is among as many as its document's head says.
+        behind = np.arange(len(pairs)) - np.repeat(heads, rooms + 1)
+        live = (behind > 0) & (behind <= np.repeat(sizes[heads], rooms + 1))
+        counted = (pairs & pairs.dtype.type((1 << self.shift) - 1))[live]
+        if (counted != found[live]).any() or (pairs[live] >> pairs.dtype.type(self.shift) >= self.most).any():
+            raise ValueError("a pair counts other tokens, or those of no topic")
 
 
 class Metropolis(_ByWord):
@@ -159,7 +184,7 @@ class Metropolis(_ByWord):
             raise InputError(
                 f'[lda] topics = {topics}: sampler = "mh" takes at most {MOST_TOPICS}; use "gibbs"'
             )
-        self.z, self.steps = z.astype(np.uint16), steps
+        self.z, self.steps, self.most = z.astype(np.uint16), steps, topics
         self.first = Gibbs(block, z, topics, vocabulary) if len(z) and z.min() < 0 else None
 
     def begin(self) -> None:
@@ -204,7 +229,10 @@ class Metropolis(_ByWord):
 
     def take(self, state: dict[str, NDArray[Any]]) -> None:
         """See `Sampler`."""
-        self.z[:], self.first = state["z"], None
+        z = state["z"]
+        if z.shape != self.z.shape or z.min(initial=0) < 0 or z.max(initial=0) >= self.most:
+            raise ValueError("its topics are not those of the block's tokens")
+        self.z[:], self.first = z, None
 
 
 def counts_of(block: Block, z: I4, words: tuple[int, int], topics: int) -> Changes:

@@ -295,16 +295,27 @@ class Sweeper:
         """
         self._samplers.clear()
         kept: dict[int, dict[str, NDArray[Any]]] = {}
-        for name, array in arrays.items():
-            number, _, what = name.partition(".")
-            kept.setdefault(int(number), {})[what] = array
-        if sorted(kept) != list(range(len(self.documents.groups))):
-            raise CheckpointError(OTHERS)
-        for group, state in kept.items():
-            try:
+        try:
+            for name, array in arrays.items():
+                number, _, what = name.partition(".")
+                kept.setdefault(int(number), {})[what] = array
+            if sorted(kept) != list(range(len(self.documents.groups))):
+                raise CheckpointError(OTHERS)
+            for group, state in kept.items():
                 if "topics" in state:
-                    self.documents.keep(group, state["topics"])
+                    self.documents.keep(group, self._sound(state["topics"]))
                 else:
                     self._sampler(group).take(state)
-            except ValueError:
-                raise CheckpointError(OTHERS) from None
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise CheckpointError(OTHERS) from None
+
+    def _sound(self, z: NDArray[Any]) -> NDArray[np.int32]:
+        """Give the topics of tokens as they are read from a file; ValueError unless they are topics."""
+        if (
+            z.ndim != 1
+            or z.dtype.kind != "i"
+            or z.min(initial=0) < -1
+            or z.max(initial=0) >= self.settings.topics
+        ):
+            raise ValueError("they are not topics of tokens")
+        return z.astype(np.int32)

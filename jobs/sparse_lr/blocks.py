@@ -253,11 +253,24 @@ class Blocks:
         Raises:
             CheckpointError: it was of other examples.
         """
-        if arrays["checksum"][0] != self._checksum:
+        if "checksum" not in arrays or arrays["checksum"].reshape(-1).tolist() != [self._checksum]:
             raise CheckpointError("the checkpoint was written with other training data, or parts of them")
-        self.radius, self._epoch = arrays["radius"], arrays["epoch"]
-        self._noted, self._weights = len(arrays["margins"]), np.empty((MEMORY + 1, len(self._epoch)))
-        self._margins[: self._noted], self._weights[: self._noted] = arrays["margins"], arrays["weights"]
+        nothing = np.empty(0)
+        radius, epoch, margins, weights = (
+            arrays.get(name, nothing) for name in ("radius", "epoch", "margins", "weights")
+        )
+        sound = (
+            (radius.dtype, radius.shape) == (self.radius.dtype, self.radius.shape)
+            and epoch.ndim == 1 and epoch.dtype == np.int64
+            and epoch.min(initial=0) >= 0 and epoch.max(initial=-1) < len(radius)
+            and margins.ndim == 2 and 1 <= len(margins) <= MEMORY + 1
+            and margins.shape[1] == self._margins.shape[1] and weights.shape == (len(margins), len(epoch))
+        )  # fmt: skip
+        if not sound:
+            raise CheckpointError("the checkpoint is damaged: a worker's arrays do not fit each other")
+        self.radius, self._epoch = radius, epoch
+        self._noted, self._weights = len(margins), np.empty((MEMORY + 1, len(epoch)))
+        self._margins[: self._noted], self._weights[: self._noted] = margins, weights
         self.state[:, kernels.MARGIN] = self.history[-1]
         self.w[:] = 0.0
         self.w[self._epoch] = self._weights[self._noted - 1]
