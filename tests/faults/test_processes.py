@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Finished, Started
+from conftest import Finished, Started, patience
 
 from mpips import control
 from mpips.bench import _processes, _pushing, _runs
@@ -40,6 +40,11 @@ def ends(starter: Any) -> None:
     """Skip where ranks outlive each other."""
     if starter.mpi.ulfm:
         pytest.skip("under this MPI ranks outlive each other")
+
+
+def beats(seconds: float) -> str:
+    """Set how long a rank may be silent: longer on a busy machine, where a healthy one may be."""
+    return f"heartbeat.patience={patience(seconds):g}"
 
 
 class Run:
@@ -89,7 +94,7 @@ def pushing(start_mpips: Callable[..., Started], tmp_path: Path) -> Callable[...
         job.write_text('[job]\nprogram = "mpips.bench._pushing"\n')
         sets = [
             part
-            for each in ("_pushing.seconds=30", "layout.workers=2", *settings)
+            for each in ("_pushing.seconds=600", "layout.workers=2", beats(1.0), *settings)
             for part in ("--set", each)
         ]
         run = Run(start_mpips("run", job, "--run-dir", tmp_path / "run", *sets), tmp_path / "run")
@@ -136,7 +141,7 @@ def test_a_killed_rank_costs_no_update(
 def test_a_stopped_rank_is_given_up_and_leaves_when_it_wakes(
     survives: None, pushing: Callable[..., Run], role: str
 ) -> None:
-    run = pushing("layout.spares=1", "layout.servers=2", "ring.replicas=1", "heartbeat.patience=0.5")
+    run = pushing("layout.spares=1", "layout.servers=2", "ring.replicas=1", beats(0.5))
     pid = run.pid(role)
     os.kill(pid, signal.SIGSTOP)
     run.wait_for(noticed(run))
@@ -151,13 +156,14 @@ def test_a_stopped_rank_that_is_needed_ends_the_run(
 ) -> None:
     if role == "scheduler" and starter.mpi.ulfm:
         pytest.skip("under this MPI the scheduler is succeeded")
-    run = pushing("layout.servers=1", "layout.workers=1", "heartbeat.give_up=1.5")
+    give_up = patience(1.5)
+    run = pushing("layout.servers=1", "layout.workers=1", f"heartbeat.give_up={give_up:g}")
     rank = next(each["rank"] for each in run.ranks if each["role"] == role)
     os.kill(run.pid(role), signal.SIGSTOP)
     done = run.started.finish(SECONDS)
     assert done.code == 1
     result = json.loads((run.folder / "result.json").read_text())
-    assert f"rank {rank} ({role} 0): no sign of life for 1.5 s" in result["error"]
+    assert f"rank {rank} ({role} 0): no sign of life for {give_up:g} s" in result["error"]
     assert "--resume latest" in result["error"]
 
 
@@ -197,7 +203,7 @@ def training(start_mpips: Callable[..., Started], tmp_path: Path, examples: Path
 
     def begin(name: str, *more: str, workers: int = 2, spares: int = 1) -> Run:
         settings = [
-            f"data.train={examples}", "data.test=[]", "data.crosses=[]", "consistency.tau=0",
+            beats(1.0), f"data.train={examples}", "data.test=[]", "data.crosses=[]", "consistency.tau=0",
             "layout.servers=2", f"layout.workers={workers}", f"layout.spares={spares}",
             f"sparse_lr.passes={PASSES}", "sparse_lr.epsilon=1e-300", "checkpoint.every=1", "checkpoint.keep=100",
             f"checkpoint.directory={tmp_path / 'checkpoints'}",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import patience
 from made import Hooks, Made, Outcome, job_of, make, objective, optimum, run_twin, svmlight
 
 from mpips import checkpoint
@@ -392,6 +393,7 @@ def test_whole_runs(
     job.write_text(
         '[job]\nprogram = "sparse_lr"\n[layout]\nexact_sums = true\nservers = 2\nworkers = 3\n'
         f'[data]\ntrain = "{data.train}"\n[sparse_lr]\npasses = 5\n'
+        f"[heartbeat]\npatience = {patience(1.0):g}\n"
     )
     twin = run_twin(data.train, layout=EXACT, settings={"passes": 5})
     more: list[list[str]] = [[]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TinyData
+from conftest import TinyData, patience
 from made import job_of
 from simulated import simulate
 
@@ -91,6 +91,7 @@ def test_the_command_does_a_run_again(
     job.write_text(
         f'[job]\nprogram = "sparse_lr"\n[data]\ntrain = "{tiny_data.train}"\n[layout]\nservers = 2\nworkers = 2\n'
         '[sparse_lr]\nalgorithm = "ftrl"\nbatch = 4\n[consistency]\nmodel = "eventual"\n[record]\non = true\n'
+        f"[heartbeat]\npatience = {patience(1.0):g}\n"
         f'[checkpoint]\ndirectory = "{tmp_path}/kept"\n'
     )
     kill = 'faults.kill=[{role="server",index=0,at_step=15},{role="worker",index=1,at_step=9}]'
