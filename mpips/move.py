@@ -35,10 +35,12 @@ NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN = range(6)
 """What the loop ends with: no message; a frame for Python; one too big for the buffer; one, or the values of one, that
 is not here yet; an error of MPI's."""
 
-FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = range(13)
-"""Cells of the loop's memory, i8[17]: MPI writes into the first four; bytes that were moved and requests that were
-answered; where the search for a free place begins; the size of a body for which there was no memory (0: none); how
-many of those who were answered are asleep; and two pairs of address and size, for the system."""
+FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, POSTED, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = (
+    range(14)
+)
+"""Cells of the loop's memory, i8[18]: MPI writes into the first four; bytes and frames that were moved, and requests
+that were answered; where the search for a free place begins; the size of a body for which there was no memory (0:
+none); how many of those who were answered are asleep; and two pairs of address and size, for the system."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
@@ -147,6 +149,7 @@ def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, 
         handles[row, 0] = FREE
         cells[ERROR] = error
     cells[SENT] += size
+    cells[POSTED] += tag != BODY
 
 
 @kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1], i8[:,::1])")

@@ -586,14 +586,14 @@ class Cluster:
         return sha.hexdigest()
 
 
-SPENT = ("worked", "waited", "cpu", "sent", "received")
+SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
 
 
 def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say what each rank has done between two accounts; of one that has come in between, all that it has."""
     known = {each["rank"]: each for each in before}
     return [
-        {name: late[name] for name in ("rank", "role", "memory")}
+        {name: late.get(name) for name in ("rank", "role", "memory", "pss", "private")}
         | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
         for late in after
     ]

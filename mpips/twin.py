@@ -389,7 +389,7 @@ class TwinVan:
 
     def __init__(self, network: Network, rank: int) -> None:
         self.rank, self.size = rank, network.size
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = self.sent_messages = 0
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
         self.lane: Lane | None = None
         self.epoch = 0
@@ -406,6 +406,7 @@ class TwinVan:
     def send(self, dest: int, message: Message) -> None:
         network = self._open()
         self.sent_bytes += network.post(self.rank, dest, message)
+        self.sent_messages += 1
         network.touch(self.rank)
 
     def receive(self) -> Message | None:

@@ -57,6 +57,7 @@ from mpips.move import (
     MESSAGE,
     NEXT,
     NOTHING,
+    POSTED,
     RECEIVED,
     REQUEST,
     SENT,
@@ -90,6 +91,7 @@ class Van(Protocol):
     rank: int
     size: int
     sent_bytes: int
+    sent_messages: int
     received_bytes: int
     landing: Callable[[Message], NDArray[Any] | None]
     """Where the values of a message that comes in parts are to stand; None: in an array of their own."""
@@ -223,7 +225,7 @@ class MPIVan:
     def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Bell | None = None) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.survives = survives_deaths()
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = self.sent_messages = 0
         self._comm: MPI.Intracomm | None = comm
         self._status = MPI.Status()
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
@@ -277,6 +279,7 @@ class MPIVan:
         try:
             request = comm.Isend((frame, MPI.BYTE), dest, tag)
             self.sent_bytes += len(frame)
+            self.sent_messages += 1
             if buffers or not request.Test():
                 self._outbox.append((request, dest, frame))
             for buffer in buffers:
@@ -413,8 +416,9 @@ class MPIVan:
         """Count the bytes that compiled code has moved."""
         if cells[SENT] or cells[RECEIVED]:
             self.sent_bytes += int(cells[SENT])
+            self.sent_messages += int(cells[POSTED])
             self.received_bytes += int(cells[RECEIVED])
-            cells[SENT] = cells[RECEIVED] = 0
+            cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
 
     def _account(self, cells: NDArray[np.int64], lane: Lane) -> None:
         """Count what the loop has moved, and give it the memory that it has missed."""

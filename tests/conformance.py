@@ -74,6 +74,7 @@ def counts_bytes(van: Van) -> None:
     while van.receive() is None:
         van.idle()
     assert van.sent_bytes == van.received_bytes >= keys.nbytes + rows.nbytes
+    assert van.sent_messages == 1
 
 
 def nobody_fails(van: Van) -> None:
