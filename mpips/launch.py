@@ -364,8 +364,13 @@ def verdict(
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
-    blame = f"; first to fail: {sentence(first, reason)}" if first and code != BAD_INPUT else ""
-    return code, f"mpips: failed: {reason}{blame}; run folder: {folder}"
+    if first and code != BAD_INPUT:
+        if f"rank {first['rank']} " in reason:
+            reason += f"; first to fail: {sentence(first, reason)}"
+        else:  # another rank's error, which that one's failure led to
+            said = str(first["error"])
+            reason = f"{said}; first to fail: {sentence(first, said)}; then {reason}"
+    return code, f"mpips: failed: {reason}; run folder: {folder}"
 
 
 def after(recoveries: object) -> str:

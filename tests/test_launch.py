@@ -181,6 +181,17 @@ def test_the_verdict_is_the_results(
     assert "\n" not in line
 
 
+def test_a_verdict_does_not_blame_two_ranks() -> None:
+    first = {"rank": 3, "role": "worker 1", "host": "n1", "wall": 0.0, "error": "ended by SIGKILL"}
+    failed = {"status": "failed", "exit_code": 1}
+    theirs, own = "rank 2 (worker 0 on n1): gone", "rank 3 (worker 1 on n1): ended by SIGKILL"
+    where = "first to fail: rank 3 (worker 1 on n1), 1970-01-01 00:00:00 UTC"
+    _, line = launch.verdict({**failed, "error": theirs}, 1, Path("/runs/x"), first)
+    assert line == f"mpips: failed: ended by SIGKILL; {where}; then {theirs}; run folder: /runs/x"
+    _, line = launch.verdict({**failed, "error": own}, 1, Path("/runs/x"), first)
+    assert line == f"mpips: failed: {own}; {where}; run folder: /runs/x"
+
+
 @pytest.mark.ranks
 def test_ranks_form_one_world(run_ranks: Callable[..., Finished]) -> None:
     script = "import sys; from mpi4py import MPI; sys.stdout.write(f'size {MPI.COMM_WORLD.size}\\n')"
