@@ -188,8 +188,11 @@ def test_the_command(
 # --- Where the time went, by a trace -------------------------------------------------------------------------------
 
 
-def traced(run: Path) -> Path:
-    """Trace a run's ranks: training from 100 s to 108 s; worker 0 waits for server 1, and worker 1 for nobody."""
+def traced(run: Path, more: str = "") -> Path:
+    """Trace a run's ranks: training from 100 s to 108 s; worker 0 waits for server 1, and worker 1 for nobody.
+
+    `more` stands after the name of what is waited for, and after hosts.
+    """
     spans: dict[int, list[tuple[What, float, float, str, int]]] = {
         0: [(What.PHASE, 100.0, 108.0, "train", -1), (What.WAIT, 100.5, 107.5, "iterate", 4)],
         1: [(What.EXECUTE, 101.0, 103.0, "", -1), (What.IDLE, 103.0, 108.0, "", -1)],
@@ -202,9 +205,10 @@ def traced(run: Path) -> Path:
     }  # fmt: skip
     for number, rank in enumerate(RANKS):
         at = RunFolder(run).trace_of(number)
-        trace = Trace(at, {**rank, "clock": "c"}, now=lambda: 100.0, wall=lambda: 100.0)
+        facts = {**rank, "clock": "c", "host": rank["host"] + more}
+        trace = Trace(at, facts, now=lambda: 100.0, wall=lambda: 100.0)
         for what, begin, end, name, peer in spans[number]:
-            trace.add(what, begin, end, trace.name(name), peer)
+            trace.add(what, begin, end, trace.name(name + more * (what is What.WAIT)), peer)
         trace.close()
     return run
 
