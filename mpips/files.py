@@ -150,10 +150,8 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
     path = Path(path)
     temporary: str | None = None
     try:
-        with suppress(FileNotFoundError):
-            found = os.lstat(path).st_mode
-            if stat.S_ISCHR(found) or stat.S_ISBLK(found):  # which a privileged user could replace
-                raise OSError(errno.EINVAL, "is a device, not a regular file")
+        if _is_device(path):  # which a privileged user could replace
+            raise OSError(errno.EINVAL, "is a device, not a regular file")
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         except OSError as error:
@@ -177,6 +175,17 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def _is_device(path: Path) -> bool:
+    """Tell a device, and the links in the system's folder of devices, such as /dev/stdout."""
+    if os.path.realpath(path.parent) == "/dev":
+        return True
+    try:
+        kind = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(kind) or stat.S_ISBLK(kind)
 
 
 def _check_regular(handle: int, path: str | Path, of_pipes: str = "") -> None:

@@ -100,11 +100,13 @@ def test_a_file_that_grows_is_no_link_and_no_pipe(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "kept" and not (tmp_path / "nowhere").exists()
 
 
-def test_a_device_is_not_replaced() -> None:
-    with pytest.raises(OSError, match="is a device") as caught, replacing("/dev/null"):
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout"])
+def test_a_device_is_not_replaced(name: str) -> None:
+    before = os.lstat(name)
+    with pytest.raises(OSError, match="is a device") as caught, replacing(name):
         pass
-    assert caught.value.filename == "/dev/null"
-    assert Path("/dev/null").is_char_device()
+    assert caught.value.filename == name
+    assert os.path.samestat(os.lstat(name), before)
 
 
 def test_text_is_written_as_it_stands(tmp_path: Path) -> None:

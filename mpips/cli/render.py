@@ -123,17 +123,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the script."""
-    from pathlib import Path
-
     from mpips.batch import script
     from mpips.errors import InputError
+    from mpips.files import replacing
 
     text = script(collect(arguments))
     if not arguments.output:
         print(text, end="")
         return 0
     try:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        with replacing(arguments.output, "w") as file:
+            file.write(text)
     except OSError as error:
         raise InputError(f"--output {arguments.output}: {error.strerror or error}") from None
     return 0
