@@ -48,8 +48,14 @@ def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
 
 
 def _wait(pid: int, name: str, end: Callable[[str], None]) -> None:
-    while not is_gone(pid):
-        time.sleep(LOOK)
+    if pid == os.getppid():
+        while os.getppid() == pid:  # as every process is told, also where it sees no others (hidepid)
+            time.sleep(LOOK)
+    elif is_gone(pid):
+        return  # it cannot be seen
+    else:
+        while not is_gone(pid):
+            time.sleep(LOOK)
     end(f"{name}, process {pid}")
 
 

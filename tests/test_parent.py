@@ -73,6 +73,18 @@ def test_a_rank_on_its_own_is_not_watched() -> None:
     assert done.stdout == "1\n"
 
 
+def test_a_daemon_that_cannot_be_seen_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parent, "is_gone", lambda pid: True)  # as with hidepid
+    monkeypatch.setattr(parent, "LOOK", 0.0)
+    ended: list[str] = []
+    parent._wait(os.getppid() + 1, "wrapped", ended.append)
+    assert ended == []
+    mine, looks = os.getppid(), iter([True] * 3)
+    monkeypatch.setattr(parent.os, "getppid", lambda: mine if next(looks, False) else 1)
+    parent._wait(mine, "own", ended.append)
+    assert ended == [f"own, process {mine}"] and next(looks, None) is None
+
+
 @pytest.mark.ranks
 def test_ranks_end_when_their_launcher_was_killed(
     start_ranks: Callable[..., Started], starter: Any, tmp_path: Path
