@@ -166,7 +166,10 @@ def _mismatch(value: Any, hint: Any, path: Path, more: str = "") -> Misfit:
 
 def _convert_scalar(value: Any, hint: type, path: Path) -> Any:
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise Misfit(path, f"{key_of(path)} must be {expected(hint)} below 1.8e308") from None
     if type(value) is not hint:
         raise _mismatch(value, hint, path)
     return value

@@ -30,27 +30,27 @@ from mpips.scheduler import Cluster
 class Settings:
     """The job file's table [lda]."""
 
-    topics: int = field(default=100, metadata={"at_least": 1})
+    topics: int = field(default=100, metadata={"at_least": 1, "at_most": 1 << 20})
     """K, how many topics there are."""
-    alpha: float = field(default=0.1, metadata={"above": 0.0})
+    alpha: float = field(default=0.1, metadata={"at_least": 1e-30, "at_most": 1e6})
     """The Dirichlet prior of a document's topics, for each; where it starts from if it is learned."""
-    beta: float = field(default=0.01, metadata={"above": 0.0})
+    beta: float = field(default=0.01, metadata={"at_least": 1e-30, "at_most": 1e6})
     """The Dirichlet prior of a topic's words, for each; where it starts from if it is learned."""
     learn_alpha: Literal["fixed", "symmetric", "asymmetric"] = "fixed"
     """Learn alpha after the first sweeps: one number for all topics, or one for each."""
     learn_beta: bool = False
     """Learn beta after the first sweeps."""
-    sweeps: int = field(default=200, metadata={"at_least": 1})
+    sweeps: int = field(default=200, metadata={"at_least": 1, "at_most": 2**31 - 1})
     """How often a topic is drawn for each token."""
     sampler: Literal["gibbs", "mh"] = "gibbs"
     """gibbs: exact, the cost of a token grows with the number of topics in its document; mh: with nothing."""
-    mh_steps: int = field(default=2, metadata={"at_least": 1})
+    mh_steps: int = field(default=2, metadata={"at_least": 1, "at_most": 1000})
     """mh: pairs of proposals for each token in a sweep."""
-    block_tokens: int = field(default=BLOCK_TOKENS, metadata={"at_least": 1})
+    block_tokens: int = field(default=BLOCK_TOKENS, metadata={"at_least": 1, "at_most": 2**31 - 1})
     """Tokens that a worker samples at a time; documents are on disk in blocks of so many."""
-    held_tokens: int = field(default=1 << 26, metadata={"at_least": 0})
+    held_tokens: int = field(default=1 << 26, metadata={"at_least": 0, "at_most": 2**62})
     """Up to so many tokens a worker keeps them in memory between sweeps, 20 bytes each; with more, block by block."""
-    evaluate_every: int = field(default=1, metadata={"at_least": 1})
+    evaluate_every: int = field(default=1, metadata={"at_least": 1, "at_most": 2**31 - 1})
     """Sweeps between two evaluations of the likelihood."""
 
 

@@ -58,20 +58,27 @@ class Settings:
     """Columns of the table: that bound is e/width of all that was counted."""
     conservative: bool = False
     """Raise, within a batch, no cell further than needed: estimates are lower, never too low, and take longer."""
-    top: int = field(default=100, metadata={"at_least": 0})
+    top: int = field(default=100, metadata={"at_least": 0, "at_most": 2**31 - 1})
     """How many of the most frequent keys are listed in the end."""
-    exact: int = field(default=1024, metadata={"at_least": 0})
+    exact: int = field(default=1024, metadata={"at_least": 0, "at_most": 2**62})
     """Of so many keys one is counted exactly too, to measure errors; 1: every key, 0: none."""
     batch: int = field(default=1 << 24, metadata={"at_least": 1, "at_most": 2**30})
     """Items that a worker counts by itself before it pushes; of text at most 64 MB."""
     zipf: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 20.0})
     """Instead of data: generate keys, the k-th of which is drawn with probability proportional to k^-zipf."""
-    items: int = field(default=100_000_000, metadata={"at_least": 1})
+    items: int = field(default=100_000_000, metadata={"at_least": 1, "at_most": 2**62})
     """zipf: how many are drawn."""
     keys: int = field(default=100_000_000, metadata={"at_least": 1, "at_most": 2**48})
     """zipf: how many keys there are to be drawn."""
     hold: bool = False
     """zipf: draw all of it before the clock starts, and keep it in memory."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a table that is too large."""
+        if self.depth * self.width > results.MOST_CELLS:
+            raise ValueError(
+                f"width: depth x width is {self.depth * self.width:,}; at most {results.MOST_CELLS:,} cells will do"
+            )
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
@@ -117,10 +124,6 @@ class Insertion:
         if self.text and not job.data.train:
             raise JobError("[data] train names no files, and [sketch] zipf asks for no generated stream")
         source.check(job.data)
-        if settings.depth * settings.width > results.MOST_CELLS:
-            raise JobError(
-                f"[sketch] width: depth x width is {settings.depth * settings.width:,}; at most 2**32 will do"
-            )
         self.seed = servers.seed_for(job.seed)
         self.parts = self._cut(cluster.decide(lambda: self._kept_parts()))
         self.totals = [Totals() for _ in self.parts.parts]

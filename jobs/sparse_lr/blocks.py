@@ -47,7 +47,7 @@ class Blocks:
     """
 
     dtype: type[np.floating[Any]] = np.float32
-    """Of the rows that are pushed."""
+    """Of the rows that are pushed; float64 of wide data (`kernels.SMALL`)."""
 
     def __init__(self, columns: Columns) -> None:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
@@ -69,7 +69,7 @@ class Blocks:
 
     def sums(self, begin: int, end: int, ones: bool) -> F4:
         """Give the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
-        out = np.empty((end - begin, 4), np.float32)
+        out = np.empty((end - begin, 4), self.dtype)
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
 
@@ -81,6 +81,7 @@ class Blocks:
             "ones": len(self.values) == 0,
             "positive": int((self.state[:, kernels.LABEL] > 0.0).sum()),
             "fingerprint": self._fingerprint,
+            "extremes": kernels.extremes(self.colptr, self.values),
         }
 
     @cached_property
@@ -174,7 +175,7 @@ class Blocks:
     def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4]:
         """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
-        rows = np.empty((len(cols), 2), np.float32)
+        rows = np.empty((len(cols), 2), self.dtype)
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
         kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, rows)
         return cols, self.keys[cols], rows
@@ -217,7 +218,7 @@ class Blocks:
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4:
         """Give the exact gradient of some columns, at the margins of the last `refresh`."""
-        out = np.empty(len(cols), np.float32)
+        out = np.empty(len(cols), self.dtype)
         kernels.full_gradient(*self._matrix, cols, self.state, out)
         return out
 

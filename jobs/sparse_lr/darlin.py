@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.jobs.sparse_lr import control, evaluate
+from mpips.errors import InputError
+from mpips.jobs.sparse_lr import control, evaluate, kernels
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Spread
 from mpips.regroup import regroup, surely
@@ -92,18 +93,37 @@ class Darlin:
 
     def begin(self) -> None:
         """Make the weights, and find out which features start active; or take up a checkpoint."""
+        self._inform()
         if self._resume():
             return
         extent, kkt = self.data.extent, self.settings.kkt
-        settings = {"l1": self.settings.l1, "kkt": kkt, **self.more}
+        wide: dict[str, Setting] = {"wide": True} if self.data.wide else {}
+        settings = {"l1": self.settings.l1, "kkt": kkt, **self.more, **wide}
         spec = VectorSpec("w", extent=extent, update="block_proximal", settings=settings, aggregate=True)
         self.cluster.create_vector(spec, expect=self.data.features)
         pieces = self.pieces if kkt else self._first_blocks()
         self._phase("start")
         first = {"round": self._rounds(len(pieces)), "ones": self.data.ones}
         self._heard(self.workers.start("start", first, keys=pieces))
+        if self.data.wide:
+            self._refuse_faint()
         self.servers.call("begin_epoch", vector=self.w)
         self._phase("step")
+
+    def _inform(self) -> None:
+        """Tell the workers what their examples come to, where that matters."""
+        if self.data.wide:
+            self.workers.call("widen")
+
+    def _refuse_faint(self) -> None:
+        found = [each for each in self.servers.call("faint", vector=self.w) if each["count"]]
+        if found:
+            first, count = min(each["first"] for each in found), sum(each["count"] for each in found)
+            others = f" (and of {count - 1:,} others)" if count > 1 else ""
+            raise InputError(
+                f"the values of feature {first}{others} are below {1.0 / kernels.FAINT:g}, so that its weight may be "
+                f"beyond 32-bit floating point with [sparse_lr] l1 = {self.settings.l1:g}: scale it, or raise l1"
+            )
 
     def one_pass(self) -> bool:
         """Visit every block, search along the steps, choose the active features anew when due; give whether to stop."""
@@ -125,6 +145,7 @@ class Darlin:
     def recover(self) -> None:
         """Go on with other workers: those who have new parts read them, and all margins are computed anew."""
         self.spread.load()
+        self._inform()
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
         self.control = control.resumed(self.control, self._new_epoch(1.0)[0])

@@ -122,6 +122,10 @@ class Epochs(Learner):
         self.rebuild(round)
         return self.report()
 
+    def widen(self) -> None:
+        """Hear that the data is wide."""
+        self.blocks.dtype = np.float64
+
     # --- exact sums only
 
     def know(self, ones: bool, largest: float, examples: int) -> None:

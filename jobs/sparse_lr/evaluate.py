@@ -43,7 +43,8 @@ MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has n
 class Data(NamedTuple):
     """What all workers' parts come to.
 
-    The examples, the end of the keys, about how many features, all values one, max |x| (if sums are exact).
+    The examples, the end of the keys, about how many features, all values one, max |x| (if sums are exact), and the
+    smallest and the largest of the features' largest |x|, each as some worker has it.
     """
 
     examples: int
@@ -51,6 +52,13 @@ class Data(NamedTuple):
     features: int
     ones: bool
     largest: float = 0.0
+    least: float = 1.0
+    most: float = 1.0
+
+    @property
+    def wide(self) -> bool:
+        """Tell whether float32 could not hold what workers push."""
+        return self.least < kernels.SMALL or self.most > kernels.LARGE
 
 
 def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> Data:
@@ -69,12 +77,15 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
     if all("fingerprint" in each for each in facts):
         positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
         cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
+    extremes = [each["extremes"] for each in facts if "extremes" in each] or [(1.0, 1.0)]
     return Data(
         examples,
         max(each["last"] for each in facts) + 1,
         max(each["features"] for each in facts),
         all(each["ones"] for each in facts),
         max(each.get("largest", 0.0) for each in facts),
+        min(each[0] for each in extremes),
+        max(each[1] for each in extremes),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.errors import InputError
 from mpips.exact import ExactSum, sums_of
 from mpips.jobs.sparse_lr import control
 from mpips.jobs.sparse_lr.darlin import Darlin
@@ -20,6 +21,8 @@ from mpips.task import Task
 from mpips.update import Setting
 
 T = TypeVar("T")
+SPAN = 2.0**40
+"""The most by which features may differ in scale: what small ones sum to must not vanish beside large ones."""
 SAMPLE = 1 << 16
 """About so many active features are drawn, between which blocks are cut; all, if there are no more."""
 
@@ -28,11 +31,6 @@ class ExactDarlin(Darlin):
     """A training run whose result hangs on no number of workers; see the module."""
 
     more: Mapping[str, Setting] = {"exact": True}
-
-    def begin(self) -> None:
-        """Tell the workers what their examples come to, then begin."""
-        self._inform()
-        super().begin()
 
     def recover(self) -> None:
         """Go on with other workers from where the servers are."""
@@ -62,6 +60,11 @@ class ExactDarlin(Darlin):
 
     def _inform(self) -> None:
         data = self.data
+        if data.most > SPAN * data.least:
+            raise InputError(
+                f"[layout] exact_sums: the largest values of features go from {data.least:g} to {data.most:g}; sums "
+                "are exact for a factor of at most 2**40: scale the features, or leave exact_sums out"
+            )
         about = {"ones": data.ones, "largest": data.largest, "examples": data.examples}
         self.workers.call("know", about)
 

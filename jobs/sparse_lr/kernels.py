@@ -44,10 +44,14 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
-# What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`), and the server's (w, radius), see
-# `prox_step`. All that is computed is f8.
-HUGE = 1e36
-"""The most that a worker's share of a sum of squares can be: a thousand of them can be added in f4."""
+# What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`) or the data is wide, and the server's
+# (w, radius), see `prox_step`. All that is computed is f8.
+HUGE, HUGE_WIDE = 1e36, 1e300
+"""The most that a worker's share of a sum of squares can be: a thousand of them can be added in f4, and in f8."""
+SMALL, LARGE = 1e-12, 1e15
+"""Data is wide when a feature's largest |x| is outside of this: then f4 cannot hold its sums of squares, or U."""
+FAINT, TOO_FAINT = 1e30, 1e38
+"""A scale above the first is beyond what f4 holds of weights; the second stands for one that would matter."""
 
 
 def new_state(labels: NDArray[np.float32]) -> F8:
@@ -89,16 +93,19 @@ def add_reach(colptr: I8, rows: I4, values: F4, cols: I8, d: F4, state: F8) -> N
             state[rows[e], 3] += radius if ones else radius * abs(values[e])
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8, f8[:, ::1], f4[:, ::1])")
+@kernel(
+    *(f"void(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8, f8[:, ::1], {t}[:, ::1])" for t in ("f4", "f8"))
+)
 def block_gradient(
-    colptr: I8, rows: I4, values: F4, cols: I8, d: F4, theta: float, state: F8, out: F4
+    colptr: I8, rows: I4, values: F4, cols: I8, d: F4, theta: float, state: F8, out: F4 | F8
 ) -> None:
     """Fill out[k] = (g_j, U_j) for the columns j = cols[k]; `add_reach` of the same columns came before.
 
     g_j = -sum_i y_i p_i x_ij, U_j as in the module's head with H_i = min(h_i exp(min(theta, 1) c_i), 1/4) and
-    the others' part times theta. out: f4[k, 2].
+    the others' part times theta. out: f4[k, 2], or f8 of wide data.
     """
     ones = values.shape[0] == 0
+    most = HUGE if out.itemsize == 4 else HUGE_WIDE
     growth = min(theta, 1.0)
     for k in range(cols.shape[0]):
         j = cols[k]
@@ -120,7 +127,7 @@ def block_gradient(
             others = max(reach - size * radius, 0.0)
             u += grown_curvature(wrong * wrong * odds, growth * reach) * size * (size + share * others)
         out[k, 0] = g
-        out[k, 1] = min(u, HUGE)
+        out[k, 1] = min(u, most)
 
 
 @kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f4[::1], f8[:, ::1])")
@@ -181,8 +188,8 @@ def set_margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8) ->
                 state[i, 0] += state[i, 2] * (w[k] if ones else w[k] * values[e])
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], f4[::1])")
-def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4) -> None:
+@kernel(*(f"void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], {t}[::1])" for t in ("f4", "f8")))
+def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4 | F8) -> None:
     """Fill out[k] = g_j of the columns j = cols[k] and nothing else: for the certificate and the reset."""
     residual = np.empty(state.shape[0])
     for i in range(state.shape[0]):
@@ -196,13 +203,29 @@ def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4
         out[k] = g
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], f8[:, ::1], f4[:, ::1])")
-def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F4) -> None:
-    """Fill out[j] = (entries, sum of x^2, sum of |x| where y x > 0, sum of |x| where y x < 0): f4[m, 4].
+@kernel("UniTuple(f8, 2)(i8[::1], f4[::1])")
+def extremes(colptr: I8, values: F4) -> tuple[float, float]:
+    """Return the smallest and the largest of the columns' largest |x|; 1 without any."""
+    least, most = math.inf, 0.0
+    if values.shape[0] == 0:  # ones
+        return 1.0, 1.0
+    for j in range(colptr.shape[0] - 1):
+        largest = 0.0
+        for e in range(colptr[j], colptr[j + 1]):
+            largest = max(largest, np.float64(abs(values[e])))
+        if largest > 0.0:
+            least, most = min(least, largest), max(most, largest)
+    return (least, most) if most > 0.0 else (1.0, 1.0)
+
+
+@kernel(*(f"void(i8[::1], i4[::1], f4[::1], f8[:, ::1], {t}[:, ::1])" for t in ("f4", "f8")))
+def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F4 | F8) -> None:
+    """Fill out[j] = (entries, sum of x^2, sum of |x| where y x > 0, sum of |x| where y x < 0): f4 or f8[m, 4].
 
     The last two bound the gradient for every w, |g_j| <= max of both, and give it at w = 0.
     """
     ones = values.shape[0] == 0
+    most = HUGE if out.itemsize == 4 else HUGE_WIDE
     for j in range(colptr.shape[0] - 1):
         squares = 0.0
         along = 0.0
@@ -215,7 +238,7 @@ def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F4) -> None:
             else:
                 against += abs(x)
         out[j, 0] = colptr[j + 1] - colptr[j]
-        out[j, 1] = min(squares, HUGE)
+        out[j, 1] = min(squares, most)
         out[j, 2] = along
         out[j, 3] = against
 
@@ -337,7 +360,10 @@ def start_keys(
         s = slots[k]
         entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
         along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
-        scale[s] = math.sqrt(entries / squares) if squares > 0.0 else 1.0
+        unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
+        if unit > FAINT:  # what weighs nothing whatever comes has no need of one
+            unit = TOO_FAINT if max(along, against) > l1 else 1.0
+        scale[s] = unit
         d[s] = scale[s]
         active[s] = not kkt or 0.5 * abs(against - along) > l1  # the gradient at w = 0
         if active[s]:
@@ -363,7 +389,9 @@ def prox_step(
     for k in range(slots.shape[0]):
         s = slots[k]
         g = np.float64(sums[k, 0])
-        u = max(np.float64(sums[k, 1]), 1e-30)
+        unit = np.float64(scale[s])
+        least_u = 1e-30 if 1.0 / LARGE < unit < 1.0 / SMALL else 1e-30 / (unit * unit)
+        u = max(np.float64(sums[k, 1]), least_u)
         radius = np.float64(d[s])
         old = w[s]
         if old == 0.0:

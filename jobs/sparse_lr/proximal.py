@@ -55,7 +55,8 @@ def _columns(spec: VectorSpec) -> dict[str, Column]:
 
 
 def _pushed(spec: VectorSpec) -> Column:
-    return Column("float64" if spec.settings.get("exact") else "float32", 0)
+    wide = spec.settings.get("exact") or spec.settings.get("wide")
+    return Column("float64" if wide else "float32", 0)
 
 
 def _replied(spec: VectorSpec) -> Column:
@@ -242,6 +243,14 @@ def _recall(segment: Segment, at: int) -> dict[str, Any]:
     slots, rows = segment.notes[HISTORY]
     segment.values[slots, 0] = rows[:, at]
     return {"noted": rows.shape[1]}
+
+
+@call("faint", reads=True)
+def faint(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Give the features whose weights float32 does not hold, though they may matter: the first key, and how many."""
+    slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.TOO_FAINT)
+    keys = segment.keys_of(slots.astype(np.int32)).tolist()
+    return {"first": min(keys, default=None), "count": len(keys)}
 
 
 @call("count", reads=True)
