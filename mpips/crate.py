@@ -33,7 +33,7 @@ from mpips.errors import InputError
 from mpips.files import inside, open_regular, read_bytes
 from mpips.folder import RunFolder, write_json
 from mpips.inputs import fingerprint, seen
-from mpips.provenance import read_run, state_line
+from mpips.provenance import state_line
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 TERMS = "https://w3id.org/ro/terms/workflow-run/context"
@@ -89,9 +89,9 @@ def export(
             missing.
     """
     folder = RunFolder(run)
-    facts, result = read_run(folder), folder.read_result()
+    facts, result = folder.read_run(), folder.read_result()
     if facts is None:
-        raise InputError(f"{run}: is no run's folder: it has no readable run.json")
+        raise InputError(f"{run}: is no run's folder: it has no run.json")
     if result is None:
         raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
     if os.path.lexists(target):

@@ -10,10 +10,8 @@ What differs by nature between any two runs (times of day, process and job numbe
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +20,9 @@ from typing import Any, NamedTuple
 from mpips.differing import MODELS, Difference, of_checkpoint, of_model, tables_differ
 from mpips.errors import CheckpointError, InputError
 from mpips.folder import RunFolder
+from mpips.lines import passed_over
 from mpips.manifest import MANIFEST, read_manifest
-from mpips.provenance import read_run
+from mpips.shape import Each, is_number, misfit
 
 GROUPS = ("job", "command", "source", "versions", "inputs", "machine", "layout", "environment", "batch")
 """What provenance is grouped into, in the order in which it is shown."""
@@ -37,6 +36,13 @@ FLEETING = re.compile(
 
 TIMES = re.compile(r"seconds|.*_seconds|waiting|sent|unfiltered|wall|time|.*per_second|.*/s|traffic|busy")
 """Figures that are never the same twice."""
+
+
+COMPARED = {
+    "ranks?": Each({"rank": int, "role": str, "host": str}),
+    "inputs?": Each({"role": str, "path": str}),
+}
+"""What is compared of a provenance is at least this."""
 
 
 class Pair(NamedTuple):
@@ -92,6 +98,8 @@ class Side(NamedTuple):
     events: list[dict[str, Any]]
     step: int | None = None
     """The step of a checkpoint."""
+    warning: str = ""
+    """What could not be read of a run, in a line."""
 
     @property
     def status(self) -> str:
@@ -118,28 +126,25 @@ def side(path: Path) -> Side:
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         about, facts = manifest["about"], manifest.get("provenance") or {}
+        _check(path / MANIFEST, facts)
         return Side(path, "checkpoint", facts, about.get("job") or {}, {}, [], about.get("step"))
     folder = RunFolder(path)
     if not (folder.run.exists() or folder.result.exists()):
         what = f"is neither a run's folder nor a checkpoint: it has no run.json and no {MANIFEST}"
         raise InputError(f"{path}: {what if path.exists() else 'no such folder'}")
-    facts = read_run(folder) or {}
-    try:
-        result = folder.read_result() or {}
-        job = facts.get("job") or tomllib.loads(folder.job.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the run's folder is damaged: {error}") from None
-    return Side(path, "run", facts, job, result, _events(folder.metrics))
+    facts, result = folder.read_run() or {}, folder.read_result() or {}
+    _check(folder.run, facts)
+    job, metrics = facts.get("job") or folder.read_job(), folder.read_metrics()
+    return Side(
+        path, "run", facts, job, result, metrics.objects, warning=passed_over(folder.metrics, metrics.bad)
+    )
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    with suppress(OSError):
-        read = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):  # the last one of a run that was killed
-                read.append(json.loads(line))
-        return [each for each in read if isinstance(each, dict)]
-    return []
+def _check(path: Path, facts: Mapping[str, Any]) -> None:
+    """Make sure that a provenance says what is compared of it. InputError if it does not."""
+    problem = misfit(facts, COMPARED)
+    if problem:
+        raise InputError(f"{path}: cannot be compared: {problem}")
 
 
 # --- provenance ---------------------------------------------------------------------------------------
@@ -279,15 +284,11 @@ def costs(a: Side, b: Side) -> list[Figure]:
 
 
 def _figures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Figure]:
-    left, right = ({k: v for k, v in _flat(each) if _is_number(v)} for each in (a, b))
+    left, right = ({k: v for k, v in _flat(each) if is_number(v)} for each in (a, b))
     return [
         Figure(key, left.get(key), right.get(key))
         for key in [*left, *(key for key in right if key not in left)]
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def curves(a: Side, b: Side) -> list[Curve]:
@@ -318,7 +319,7 @@ def _rows(events: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
         event = str(each.get("event", ""))
         number = each.get(event)
         if isinstance(number, int) and not isinstance(number, bool):
-            figures = {key: value for key, value in each.items() if _is_number(value)}
+            figures = {key: value for key, value in each.items() if is_number(value)}
             found.setdefault(event, {})[number] = figures
     return found
 

@@ -12,7 +12,6 @@ Of all that is found the earliest counts; what only follows from another's death
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
@@ -25,8 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpips.errors import InputError
 from mpips.folder import RunFolder
 from mpips.host import host_name
+from mpips.lines import read_lines
+from mpips.shape import is_number
 
 LOOK = 0.25
 """Seconds between two looks whether ranks have started, or the run is over."""
@@ -80,10 +82,10 @@ def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failur
     Goes by its logs, by what its launcher `said` last, and by the ranks that were `seen` to end before all others.
     """
     try:
-        run = json.loads(folder.run.read_text(encoding="utf-8"))
+        run = folder.read_run() or {}
         since = datetime.fromisoformat(run["started"]).timestamp()
-        ranks = {int(each["rank"]): each for each in run["ranks"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        ranks = {each["rank"]: each for each in run["ranks"]}
+    except (InputError, ValueError, KeyError):
         return None
     found = [each for each in _failures(_lines(folder, since)) if each[1] in ranks]
     signals = {rank: words for rank, words in launcher_said(said, seen).items() if rank in ranks}
@@ -109,22 +111,20 @@ def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
     """Give the lines of all logs since then."""
     for path in sorted(folder.logs.glob("rank-*.jsonl")):
         with suppress(OSError):
-            for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(text)
-                    if line["wall"] >= since:
-                        yield line
+            for line in read_lines(path).objects:
+                if is_number(line.get("wall")) and line["wall"] >= since:
+                    yield line
 
 
 def _failures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[bool, int, float, str, str]]:
     """Pick failures: (whether it only follows from another's, rank, wall time, error, the program's line)."""
     found = []
     for line in lines:
-        error, wall = str(line.get("error")), float(line["wall"])
-        if line["event"] == "failed":
-            found.append((bool(line.get("follows")), int(line["rank"]), wall, error, str(line.get("at", ""))))
-        elif line["event"] == "lost" and line.get("fatal"):
-            found.append((False, int(line["lost"]), wall, error, ""))
+        event, error, wall = line.get("event"), str(line.get("error")), float(line["wall"])
+        if event == "failed" and isinstance(line.get("rank"), int):
+            found.append((bool(line.get("follows")), line["rank"], wall, error, str(line.get("at", ""))))
+        elif event == "lost" and line.get("fatal") and isinstance(line.get("lost"), int):
+            found.append((False, line["lost"], wall, error, ""))
     return found
 
 
@@ -191,11 +191,11 @@ class Watch(threading.Thread):
         """Wait until there are ranks, and then for the first end."""
         began = time.time()
         while not self._over.wait(LOOK):
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, InputError, KeyError):
                 if self._folder.run.stat().st_mtime >= began - 1:
-                    ranks = json.loads(self._folder.run.read_text(encoding="utf-8"))["ranks"]
+                    ranks = (self._folder.read_run() or {})["ranks"]
                     host = host_name()
-                    self._wait({int(r["rank"]): int(r["pid"]) for r in ranks if r["host"] == host})
+                    self._wait({r["rank"]: r["pid"] for r in ranks if r["host"] == host})
                     return
 
     def _wait(self, pids: Mapping[int, int]) -> None:

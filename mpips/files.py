@@ -70,8 +70,13 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         OSError: as `open_regular`; or it holds more than `most` bytes.
     """
     with open_regular(path, follow=follow) as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+        size = os.fstat(
+            file.fileno()
+        ).st_size  # what it is to hold is allocated at once: never `most` for its sake
+        found = file.read(size + 1) if size <= most else b""
+        if size < len(found) <= most:  # it has grown, or is one of those that say 0
+            found += file.read(most + 1 - len(found))
+    if max(size, len(found)) > most:
         raise OSError(errno.EFBIG, f"holds more than the {most:,} bytes that can be meant", str(path))
     return found
 

@@ -11,16 +11,91 @@ import json
 import os
 import re
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from mpips.errors import ClosedError, InputError
-from mpips.files import open_own, read_text, replacing
-from mpips.plain import Nulls, plain
+from mpips.errors import InputError
+from mpips.files import read_text, replacing
+from mpips.lines import Lines as Lines
+from mpips.lines import Read, read_lines
+from mpips.plain import plain
+from mpips.shape import ANY, LARGEST, NUMBER, Each, Table, misfit, read_json
+
+_STATE = {
+    "dirty?": (bool, None),
+    **{f"{name}?": (str, None) for name in ("commit", "diff_sha256", "record_sha256", "remote", "problem")},
+}
+_FILE = {"bytes?": int, "sha256?": str, "sample_sha256?": str, "modified?": str}
+_TEXTS = (
+    "id", "folder", "started", "ended", "working_directory", "host", "platform", "cpu", "python", "executable", "hdf5",
+    "blas", "job_digest", "job_file", "mpi",
+)  # fmt: skip
+
+RUN = {
+    **{f"{name}?": str for name in _TEXTS},
+    "cores?": int,
+    "argv?": Each(str),
+    "packages?": Table(str),
+    "environment?": Table(str),
+    "modules?": Each({"name": str}),
+    "batch?": Table(ANY),
+    "source?": (_STATE, None),
+    "repository?": (_STATE, None),
+    "job?": Table(Table(ANY)),
+    "program?": {"name?": str, "file?": str, "sha256?": (str, None)},
+    "ranks?": Each(
+        {
+            "rank?": int,
+            "role?": str,
+            "host?": str,
+            "index?": int,
+            "pid?": int,
+            "group?": str,
+            "ranges?": Each(str),
+        }
+    ),
+    "inputs?": Each({"role?": str, "path?": str, **_FILE}),
+    "ancestry?": Each(
+        {"checkpoint": str, "step?": (int, None), "id?": str, "manifest_sha256?": str, "commit?": str}
+    ),
+    "exit?": {"status?": str, "reason?": str},
+    "outputs?": {
+        "files?": Each({"name": str, **_FILE}),
+        "checkpoints?": Each({"folder": str, "step?": (int, None), "manifest_sha256": str}),
+        "parameters_sha256?": str,
+    },
+}
+"""What `run.json` is, and the provenance in a checkpoint, as far as it says anything."""
+
+RESULT = {
+    "status?": str,
+    "exit_code?": (int, None),
+    "error?": str,
+    "stopped_by?": (str, None),
+    "seconds?": Table((*NUMBER, None)),
+    "metrics?": (Table(ANY), None),
+    "waiting?": NUMBER,
+    "traffic?": Table(ANY),
+    "layout?": Table(ANY),
+    "parameters_sha256?": str,
+    "ranks?": Each({"rank?": int, "role?": str}),
+    "recoveries?": Each({"rank?": int, "role?": str, "cause?": str, "seconds?": NUMBER}),
+    "first_failure?": {
+        "rank": int,
+        "role": str,
+        "host": str,
+        "wall": NUMBER,
+        "error": str,
+        "log?": (str, None),
+    },
+}
+"""What `result.json` is, as far as it says anything."""
+
+JOB = Table(Table(ANY))
+"""What `job.toml` is."""
 
 
 def utc_now() -> datetime:
@@ -105,9 +180,9 @@ class RunFolder:
             write_text(self.path / "run.previous.json", read_text(self.run, follow=False))
         for folder in (self.trace, self.record):
             if folder.exists():
-                before = folder.with_name(f"{folder.name}.previous")
-                shutil.rmtree(before, ignore_errors=True)
-                os.replace(folder, before)
+                previous = folder.with_name(f"{folder.name}.previous")
+                shutil.rmtree(previous, ignore_errors=True)
+                os.replace(folder, previous)
 
     @property
     def job(self) -> Path:
@@ -163,12 +238,43 @@ class RunFolder:
         return self.path / "report.html"
 
     def read_result(self) -> dict[str, Any] | None:
-        """Read `result.json`; None when the run did not get to write one."""
+        """Read `result.json`; None when the run did not get to write one.
+
+        Raises:
+            InputError: it is damaged, or not what a run writes.
+        """
+        return self._read(self.result, RESULT)
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Read `run.json`; None if there is none. InputError as `read_result`."""
+        return self._read(self.run, RUN)
+
+    def read_job(self) -> dict[str, Any]:
+        """Read the tables of `job.toml`. InputError if there is none, or as `read_result`."""
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+            job: dict[str, Any] = tomllib.loads(read_text(self.job, follow=False, most=LARGEST))
+        except OSError as error:
+            raise InputError(f"{self.job}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.job}: is damaged: no TOML: {' '.join(str(error).split())}") from None
+        problem = misfit(job, JOB)
+        if problem:
+            raise InputError(f"{self.job}: is not what a run writes: {problem}")
+        return job
+
+    def read_metrics(self) -> Read:
+        """Read `metrics.jsonl`, as far as there is one. InputError if it is no regular file, or too large."""
+        try:
+            return read_lines(self.metrics)
+        except OSError as error:
+            raise InputError(f"{self.metrics}: {error.strerror or error}") from None
+
+    def _read(self, path: Path, form: Any) -> dict[str, Any] | None:
+        try:
+            read: dict[str, Any] = read_json(path, form)
+        except FileNotFoundError:
             return None
-        return result if isinstance(result, dict) else None
+        return read
 
 
 def write_text(path: Path, text: str) -> None:
@@ -190,46 +296,3 @@ def _null(key: str, value: Any, why: str) -> None:
     """Let a number that is not finite be null; TypeError for what is no data."""
     if not isinstance(value, float):
         raise TypeError(f"{key} {why}")
-
-
-class Lines:
-    """A file of JSON lines that grows: each line is in the file, whole, when `append` returns.
-
-    Use it with `with`, or call `close`, any number of times.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: FileIO | None = FileIO(open_own(path, append=True), "a")
-
-    def append(self, value: Mapping[str, Any]) -> None:
-        """Write one object as one line; what is not finite, and what JSON cannot say, as null.
-
-        Raises:
-            ClosedError: after `close`.
-            OSError: it cannot be written; names the file.
-        """
-        if self._file is None:
-            raise ClosedError(f"{self.path} was closed")
-        line = json.dumps(plain(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> Lines:
-        """Give itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
-        self.close()

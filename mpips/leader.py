@@ -8,7 +8,6 @@ tell everyone to stop
 from __future__ import annotations
 
 import errno
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from mpips.inputs import Inputs
 from mpips.journal import Journal
 from mpips.layout import Role
 from mpips.lineage import of_run
+from mpips.lines import read_lines
 from mpips.log import note
 from mpips.membership import LOST, Membership
 from mpips.message import Command
@@ -44,6 +44,7 @@ from mpips.plain import Nulls, plain
 from mpips.prepare import Prepared, advice, checkpoints
 from mpips.record import size
 from mpips.scheduler import Cluster
+from mpips.shape import is_number
 from mpips.waits import Waits
 from mpips.wishes import ASKS
 
@@ -392,11 +393,11 @@ def would_fail_again(error: BaseException) -> bool:
 def strikes(folder: Path) -> dict[int, float]:
     """Read when injected faults struck which rank (wall, s): each writes that down first."""
     try:
-        lines = (folder / "strikes.jsonl").read_text().splitlines()
+        lines = read_lines(folder / "strikes.jsonl").objects
     except OSError:
         return {}
-    found = {}
-    for line in lines:
-        each = json.loads(line)
-        found[int(each["rank"])] = float(each["wall"])
-    return found
+    return {
+        each["rank"]: float(each["wall"])
+        for each in lines
+        if isinstance(each.get("rank"), int) and is_number(each.get("wall"))
+    }

@@ -6,8 +6,6 @@ from it.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,9 @@ from typing import Any, NamedTuple
 
 from mpips.errors import InputError
 from mpips.folder import RunFolder
+from mpips.lines import passed_over
 from mpips.program import table_name
+from mpips.shape import ANY, NUMBER, Each, Table, is_number, misfit
 from mpips.uses import UNTRACED, Traced, look
 
 
@@ -35,6 +35,29 @@ CURVES = (
     Curve("logloss", "log-loss"),
     Curve("loss", "loss"),
 )
+_N = NUMBER
+DRAWN = {
+    "job.toml": {
+        "job": {"program": str},
+        "layout": {"servers": int, "workers": (int, Table(int)), "spares": int},
+        "consistency?": {"model?": str, "tau?": int},
+    },
+    "run.json": {"ranks?": Each({"rank": int, "role": str, "host": str, "index": int})},
+    "result.json": {
+        "seconds?": Table(_N),
+        "metrics?": Table(ANY),
+        "traffic?": {
+            **{f"{role}_{kind}": _N for role in ("worker", "server") for kind in ("sent", "raw")},
+            "per_filter": Table(Table({"raw": _N, "wire": _N, "seconds": _N})),
+        },
+        "ranks?": Each({"rank": int, "role": str, "worked": _N, "waited": _N, "cpu": _N}),
+        "recoveries?": Each(
+            {"rank": int, "role": str, "cause": str, "seconds": _N, "at?": _N, "noticed_after?": (*_N, None)}
+        ),
+    },
+}
+"""What a report needs of a run."""
+
 STEPS = ("pass", "sweep", "round", "step")
 """What a step of an algorithm is called in its lines."""
 
@@ -48,6 +71,8 @@ class Run:
     about: Mapping[str, Any]
     job: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
+    warning: str = ""
+    """What could not be read of it, in a line."""
     trace: Traced = UNTRACED
     """Where its ranks' time went, if that was traced and `with_trace` has read it."""
 
@@ -76,7 +101,7 @@ class Run:
     @property
     def curve(self) -> Curve | None:
         """Return what its curve shows."""
-        return next((curve for curve in CURVES if any(curve.key in each for each in self.events)), None)
+        return next((curve for curve in CURVES if self.values(curve.key)), None)
 
     @property
     def recoveries(self) -> list[Mapping[str, Any]]:
@@ -87,27 +112,44 @@ class Run:
         """Return (seconds, step, value) of the lines that have a key."""
         found: list[tuple[float, float, float]] = []
         for each in self.events:
-            if key in each and "seconds" in each:
-                step = next((each[name] for name in STEPS if name in each), len(found) + 1)
+            if is_number(each.get(key)) and is_number(each.get("seconds")):
+                step = next((each[name] for name in STEPS if is_number(each.get(name))), len(found) + 1)
                 found.append((float(each["seconds"]), float(step), float(each[key])))
         return found
 
 
 def read(path: Path) -> Run:
-    """Read a run's folder. InputError if it is none."""
+    """Read a run's folder.
+
+    Raises:
+        InputError: it is none, or a file in it is damaged; one line, with the file's name.
+    """
     folder = RunFolder(path)
     if not folder.job.is_file():
         raise InputError(f"{path}: is no run's folder: it has no {folder.job.name}")
-    try:
-        about = json.loads(folder.run.read_text(encoding="utf-8")) if folder.run.is_file() else {}
-        job = tomllib.loads(folder.job.read_text(encoding="utf-8"))
-        text = folder.metrics.read_text(encoding="utf-8") if folder.metrics.is_file() else ""
-        events = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a run's folder: {error}") from None
-    if not isinstance(about, dict) or not {"job", "layout"} <= job.keys():
-        raise InputError(f"{path}: cannot be read as a run's folder: it is not what a run writes")
-    return Run(folder, folder.read_result() or {}, about, job, events)
+    job, about, result, metrics = (
+        folder.read_job(), folder.read_run() or {}, folder.read_result() or {}, folder.read_metrics(),
+    )  # fmt: skip
+    return Run(folder, result, about, job, metrics.objects, passed_over(folder.metrics, metrics.bad))
+
+
+def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
+    """Make sure that a run says what is needed of it; give the run.
+
+    Args:
+        run: what `read` gives.
+        form: the forms of `job.toml`, `run.json` and `result.json` (`mpips.shape`).
+        purpose: what it is for.
+
+    Raises:
+        InputError: it does not.
+    """
+    files = {"job.toml": run.job, "run.json": run.about, "result.json": run.result}
+    for name, value in files.items():
+        problem = misfit(value, form[name])
+        if problem:
+            raise InputError(f"{run.folder.path / name}: no {purpose} can be made of it: {problem}")
+    return run
 
 
 def with_trace(run: Run) -> Run:

@@ -6,7 +6,6 @@ deal ranks to nodes in turn (`deal`). What a run makes of its ranks' hosts is in
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from mpips.config import Job
 from mpips.errors import InputError, LayoutError
+from mpips.folder import RunFolder
 from mpips.layout import Layout
 from mpips.printable import printable
 from mpips.ranges import END
@@ -99,11 +99,10 @@ def hosts_of(run: Path) -> tuple[str, ...]:
     Raises:
         InputError: the folder holds no run that has begun.
     """
-    try:
-        ranks = json.loads((run / "run.json").read_text(encoding="utf-8"))["ranks"]
-        return tuple(str(rank["host"]) for rank in ranks)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{run}: holds no run: there is no run.json that tells of its ranks") from None
+    facts = RunFolder(run).read_run() or {}
+    if not facts.get("ranks") or not all("host" in rank for rank in facts["ranks"]):
+        raise InputError(f"{run}: holds no run: there is no run.json that tells of its ranks")
+    return tuple(printable(rank["host"], keep="") for rank in facts["ranks"])
 
 
 # --- for people --------------------------------------------------------------------------------------

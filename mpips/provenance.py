@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips import source
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, InputError
 from mpips.folder import RunFolder, utc_now, write_json
 from mpips.host import host_name
 from mpips.inputs import fingerprint, outputs_of
@@ -353,12 +353,11 @@ def write_run(
 
 
 def read_run(folder: RunFolder) -> Facts | None:
-    """Read `run.json`; None if it is not there, or no JSON."""
+    """Read `run.json`; None if it is not there, or damaged. `RunFolder.read_run` says what is wrong with it."""
     try:
-        read = json.loads(folder.run.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return folder.read_run()
+    except InputError:
         return None
-    return read if isinstance(read, dict) else None
 
 
 def latest(folder: RunFolder, directory: Path) -> Path | None:

@@ -67,6 +67,8 @@ def command(arguments: argparse.Namespace) -> int:
         diff.side(newest(Path("runs")) if name == "latest" else Path(name))
         for name in (arguments.a, arguments.b)
     )
+    for each in filter(None, (a.warning, b.warning)):
+        print(f"mpips: {each}", file=sys.stderr)
     found = (
         diff.provenance(a, b),
         diff.metrics(a, b),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,8 @@ def command(arguments: argparse.Namespace) -> int:
             runs = [read(Path(run)) for run in arguments.runs]
         else:
             runs = [_short(arguments, folder, layout) for layout in CALIBRATE]
+        for each in filter(None, (run.warning for run in runs)):
+            print(f"mpips: {each}", file=sys.stderr)
         costs = fitted([measured(run) for run in runs])
         print(told(costs))
         if arguments.validate:
@@ -175,12 +178,21 @@ def measured(run: Run) -> Measured:
     """Take from a finished run what a plan is made of. InputError if it does not tell."""
     from mpips.errors import InputError
     from mpips.outcome import STEPS as NAMES
+    from mpips.outcome import check
     from mpips.plan import Layout, Measured
+    from mpips.shape import is_number
 
-    steps = [line for line in run.events if "seconds" in line and any(name in line for name in NAMES)]
+    steps = [
+        line
+        for line in run.events
+        if is_number(line.get("seconds")) and any(is_number(line.get(name)) for name in NAMES)
+    ]
     ranks = run.result.get("ranks", [])
     if len(steps) < 3 or not ranks:
         raise InputError(f"{run.folder.path}: no plan can be made of a run with fewer than 3 steps")
+    check(run, _needed(), "plan")
+    if not {"server", "worker"} <= {each["role"] for each in ranks}:
+        raise InputError(f"{run.folder.path}: no plan can be made of a run without servers or workers")
     layout, tau = run.result["layout"], run.job["consistency"].get("tau", 0)
 
     def all_of(role: str, key: str) -> list[float]:
@@ -189,13 +201,28 @@ def measured(run: Run) -> Measured:
     return Measured(
         layout=Layout(layout["servers"], layout["workers"], run.job["ring"]["replicas"], tau),
         cores=int(run.about["cores"]),
-        rounds=sum(line.get("blocks", 1) for line in steps) / len(steps),
+        rounds=sum(line["blocks"] if is_number(line.get("blocks")) else 1 for line in steps) / len(steps),
         seconds=(steps[-1]["seconds"] - steps[0]["seconds"]) / (len(steps) - 1),
         worker_bytes=sum(all_of("worker", "sent")) / len(steps),
         server_bytes=sum(all_of("server", "sent")) / len(steps),
         server_memory=max(all_of("server", "memory")),
         load=float(run.result["seconds"]["load"]),
     )
+
+
+def _needed() -> dict[str, Any]:
+    """Give the form of what a plan is made of, by file."""
+    from mpips.shape import NUMBER, Each
+
+    return {
+        "job.toml": {"consistency": {"tau?": int}, "ring": {"replicas": int}},
+        "run.json": {"cores": int},
+        "result.json": {
+            "layout": {"servers": int, "workers": int},
+            "seconds": {"load": NUMBER},
+            "ranks": Each({"role": str, "sent": NUMBER, "memory": NUMBER}),
+        },
+    }
 
 
 def told(costs: Costs) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 DESCRIPTION = """\
@@ -37,11 +38,13 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.control import newest
     from mpips.errors import InputError
     from mpips.folder import write_text
-    from mpips.outcome import read, with_trace
+    from mpips.outcome import check, read, with_trace
     from mpips.report import page
 
     named = [newest(Path("runs")) if each == "latest" else Path(each) for each in arguments.runs]
-    runs = [with_trace(read(path)) for path in named]
+    runs = [with_trace(check(read(path))) for path in named]
+    for each in filter(None, (run.warning for run in runs)):
+        print(f"mpips: {each}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     try:
         write_text(out, page(runs))
