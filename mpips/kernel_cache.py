@@ -55,6 +55,7 @@ def place(sources: str) -> Place:
     """Decide where the kernels of the files in a folder are kept; that folder is there then."""
     named, flaws = os.environ.get(NAMED, ""), []
     if named:
+        named = os.path.abspath(named)
         found = _flaw(Path(named), _leaf(sources))
         if not found:
             return Place(Path(named, _leaf(sources)), False, (), "")
