@@ -294,7 +294,7 @@ def _inexact(job: Job, program: ProgramLike) -> str:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = read_text(path, follow=True, most=LARGEST)
-        return text, tomllib.loads(text.removeprefix("\ufeff"))
+        return text, typed.toml(text.removeprefix("\ufeff"))
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except OSError as error:
@@ -357,7 +357,7 @@ def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, An
 def override_value(text: str) -> Any:
     """Read an override's value: TOML, or else a string as it stands."""
     try:
-        read = tomllib.loads(f"value = {text}")
+        read = typed.toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     return read["value"] if len(read) == 1 else text

@@ -148,7 +148,7 @@ def load(path: Path | None) -> Site:
         return Site()
     try:
         text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        table = typed.toml(text)
     except OSError as error:
         raise InputError(f"{path}: the site file cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -17,6 +17,7 @@ import inspect
 import itertools
 import re
 import textwrap
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,18 @@ class KeyDoc(NamedTuple):
     type: str
     default: str
     doc: str
+
+
+def toml(text: str) -> dict[str, Any]:
+    """Read a text of TOML; TOMLDecodeError, whose text is one line, for all that is none."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # of an integer with more digits than Python reads
+        raise tomllib.TOMLDecodeError("a number has too many digits") from None
 
 
 def dotted(path: Path) -> str:
