@@ -26,6 +26,9 @@ from numba.core.runtime.nrt import rtsys
 from mpips import compiling, kernel_cache
 
 config: Any = _config
+# numba reads a file of the working folder, which may be anybody's, and may say from where cached code is loaded.
+config._config_fname = os.devnull
+config.reload_config()
 F = TypeVar("F", bound=Callable[..., Any])
 _files: dict[str, set[str]] = {}  # by module: the files that its kernels are made of
 _DAMAGED = (EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError, ImportError)

@@ -129,3 +129,24 @@ from mpi4py import MPI
 print("mpips.loop" in before, MPI.Is_initialized())
 """
     assert python(tmp_path, code) == ["True", "False"]
+
+
+def test_settings_of_numba_in_the_working_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "yaml.py").write_text(
+        "def safe_load(file):\n    return {'cache_dir': file.read()}\n"
+    )
+    (tmp_path / ".numba_config.yaml").write_text("/elsewhere")
+    shown = "import numba; print(numba.config.CACHE_DIR or 'none')"
+    for code, said in ((shown, "/elsewhere"), (f"import mpips.kernel; {shown}", "none")):
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+        environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "modules"), str(ROOT)])
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == said + "\n"
