@@ -283,7 +283,9 @@ def _over(run: RunFolder) -> str:
         result = run.read_result()
     except (OSError, ValueError):
         return ""
-    return f"the run is over ({result.get('status', 'failed')}): {run.path}" if result is not None else ""
+    if result is None or result.get("provisional"):  # it was told to end, and may still stop in order
+        return ""
+    return f"the run is over ({result.get('status', 'failed')}): {run.path}"
 
 
 def read_answer(path: Path) -> tuple[bool, str] | None:

@@ -320,6 +320,11 @@ def test_a_run_that_is_over_takes_no_orders(run: Path) -> None:
     assert not (run / "orders").exists()
 
 
+def test_a_run_that_was_told_to_end_takes_orders_until_it_has(run: Path) -> None:
+    (run / "result.json").write_text(json.dumps({"status": "failed", "provisional": True}))
+    assert ask(run, "stop", patience=0.05)[1].startswith("nobody answered within")
+
+
 def test_a_run_that_ends_meanwhile_is_not_waited_for(run: Path) -> None:
     def end() -> None:
         while not list((run / "orders").glob("*.json")):
