@@ -146,8 +146,6 @@ class _Live:
         if not self._journal.replaying and not self._broken:
             try:
                 self._out.write(text)
-            except UnicodeEncodeError as error:  # a locale that has not all characters
-                self._out.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             except (OSError, ValueError) as error:
                 self._give_up(error)
         return len(text)

@@ -81,12 +81,12 @@ class Wanderer:
             flying[step + 10**6] = summed.push_pull(
                 KeyRange(0, EXTENT), np.full(EXTENT, 1.0 + found.sum()), round=step
             )
-        self.node.wait_all(flying.values())
-        return {"finished": finished, "workers": self.context.count}
+        return {"finished": finished, "workers": self.context.count}  # what is under way, the call waits for
 
     def nudge(self, by: int) -> dict[str, Any]:
-        """Change what is pushed from now on, whatever is under way."""
+        """Change what is pushed from now on, whatever is under way; and push something, too."""
         self.told += by
+        self.context.vectors["hard"].push(np.array([by], np.uint64), np.full(1, 1.0 + self.told))
         return {}
 
     nudge.at_once = True  # type: ignore[attr-defined]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpips import Cluster, Context, KeyRange, VectorSpec
-from mpips.errors import RemoteError, UsageError
+from mpips.errors import RemoteError, ShardLost, UsageError
 from mpips.simulation import simulate
 from mpips.task import Task
-from mpips.twin import rough
+from mpips.twin import Strike, rough
 from mpips.update import update
 from mpips.worker import at_once
 
@@ -233,3 +233,26 @@ def test_the_scheduler_is_told_so_as_well() -> None:
         run(lambda cluster: cluster.create_vector(VectorSpec("v")))
     with pytest.raises(UsageError, match="dtype 'float16' is none of"):
         run(lambda cluster: cluster.create_vector(VectorSpec("x", dtype="float16")))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), after=st.integers(20, 400))
+def test_a_server_that_dies_meanwhile_loses_no_push_that_nobody_waits_for(seed: int, after: int) -> None:
+    def do(cluster: Cluster) -> float:
+        for _ in range(3):
+            cluster.workers.call("push", {"value": 1.0, "times": 10})
+        return float(cluster.node.wait(cluster.vectors["v"].pull(KEYS)).sum())
+
+    strikes = [Strike("kill", 2, after_messages=after)]
+    fate = rough(seed, delay=0.002)
+    assert run(do, servers=3, replicas=1, seed=seed, fate=fate, strikes=strikes) == 2 * 3 * 10 * 100
+
+
+def test_a_server_that_nobody_replaces_ends_what_waits_for_it() -> None:
+    with pytest.raises(ShardLost):
+        run(
+            lambda cluster: cluster.workers.call("push", {"value": 1.0, "times": 200}),
+            servers=2,
+            fate=rough(1, delay=0.01),
+            strikes=[Strike("kill", 2, after_messages=60)],
+        )
