@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from made import Hooks, Made, make, run_twin
 
+from mpips import finish as finish_module
+from mpips import hdf5
 from mpips.errors import DataError, InputError, ShardLost, WorkerLost
+from mpips.files import replacing
 from mpips.finish import finish
-from mpips.jobs.lda import corpus
+from mpips.jobs.lda import corpus, model
+from mpips.jobs.sketch import results
 from mpips.jobs.sparse_lr import evaluate, spread
 
 
@@ -139,3 +146,40 @@ def test_a_full_disk_is_said_with_the_file_and_costs_no_metrics(
         run_twin(made, 1, 2)
     assert known["auc"] > 0.5 and known["objective"] > 0.0 and known["converged"]
     assert ("model" in known) == (name == "model.txt")
+
+
+@pytest.mark.parametrize(("program", "name"), [("lda", "model.h5"), ("sketch", "sketch.npz")])
+def test_training_ends_with_its_metrics_when_the_model_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, name: str
+) -> None:
+    (tmp_path / "a.txt").write_text("some words here\nother words there\n")
+    settings = {"topics": 2, "sweeps": 3} if program == "lda" else {"width": 100}
+    known, step = dict[str, Any](), finish_module._given
+
+    def full(path: Path, mode: str = "wb", **how: Any) -> Any:
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return replacing(path, mode, **how)
+
+    def watched(each: Any) -> Any:
+        found = step(each)
+        known.update(found)
+        return found
+
+    monkeypatch.setattr(finish_module, "_given", watched)
+    for module in (hdf5, results):
+        monkeypatch.setattr(module, "replacing", full)
+    with pytest.raises(OSError, match=rf"No space left.*{name}"):
+        run_twin(tmp_path / "a.txt", 1, 2, program=program, settings=settings)
+    assert "model" not in known
+    assert known["perplexity"] is None if program == "lda" else known["counted"] == 2
+
+
+def test_models_need_no_locks(tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    pieces = [(np.arange(3), np.array([[1, 0], [0, 2], [3, 0]]))]
+    with ExitStack() as held:
+        for _ in range(2):  # once more, while somebody holds a lock on the file that is replaced
+            model.export_model(path, pieces, np.array([0.1, 0.1]), 0.01, 3, None)
+            fcntl.flock(held.enter_context(path.open("rb")), fcntl.LOCK_EX)
+            assert model.load_model(path).n_k.tolist() == [4, 2]

@@ -86,6 +86,12 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
     return _of_run(named, programs)
 
 
+def _has_model(result: dict[str, Any]) -> bool:
+    """Tell whether a run that did not complete has written its model all the same: something after it has failed."""
+    metrics = result.get("metrics")
+    return isinstance(metrics, dict) and bool(metrics.get("model"))
+
+
 def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     from mpips.config import load
     from mpips.errors import InputError
@@ -96,7 +102,7 @@ def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     job = load(folder / "job.toml", programs=programs)
     query = programs(job.program, job.base).function("query")
     result = RunFolder(folder).read_result()
-    if result is not None and result.get("status") == "completed":
+    if result is not None and (result.get("status") == "completed" or _has_model(result)):
         return query, folder
     found = latest(RunFolder(folder), checkpoints(job))
     if found is None:
