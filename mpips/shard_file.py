@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import hdf5
 from mpips.errors import CheckpointError
 from mpips.manifest import FORMAT, VERSION, Run, explained, sync
 from mpips.ranges import KeyRange, coalesce, meet
@@ -64,8 +65,8 @@ def within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file of a checkpoint to read it; what HDF5 says of a damaged one becomes one line."""
-    with explained("read", path), h5py.File(path, "r", locking=False) as file:
+    """Open a server's or a worker's file to read it, and nothing but it; what is wrong with it becomes one line."""
+    with explained("read", path), hdf5.reading(path, follow=False) as file:
         if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
             raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
         yield file

@@ -415,3 +415,14 @@ def test_describe(sound: Path) -> None:
     settings_text = "alpha = 0.1, beta = 1.0, l1 = 0.1, l2 = 0.0"
     assert f"  vector w: {len(KEYS)} keys, float32, sparse, update ftrl, {settings_text}" in lines
     assert "  vector counts: 50 keys, int64 x 3, dense, update add" in lines
+
+
+def test_a_shard_that_refers_to_another_file_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["keys"] = np.arange(3, dtype=np.uint64)
+    with h5py.File(folder / "server-0000.h5", "r+") as file:
+        del file["vectors/w/keys"]
+        file["vectors/w/keys"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "keys")
+    with pytest.raises(CheckpointError, match=r"'vectors/w/keys' is an external link.*refused"):
+        load_range(folder, "w", [ALL])
