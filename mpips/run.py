@@ -31,7 +31,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,9 +85,6 @@ JUDGED = "MPIPS_JUDGED"
 def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
     """Run one rank; give its exit code. `asked` has the signals that came, and gets those that come."""
     started = time.perf_counter()
-    for stream in (sys.stdout, sys.stderr):  # a program's text that a locale lacks is no reason to end
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None
     error: BaseException | None = None

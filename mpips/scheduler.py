@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from logging import WARNING
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import checkpoint, log
+from mpips import checkpoint
 from mpips.calls import Own
 from mpips.deadline import Pace
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
@@ -139,28 +138,11 @@ class _Live:
     """What the program says, said only where it has not been said before by another rank."""
 
     def __init__(self, out: TextIO, journal: Journal) -> None:
-        self._out, self._journal, self._broken = out, journal, False
+        self._out, self._journal = out, journal
 
     def write(self, text: str) -> int:
-        """Write, unless the program is being taken over; what cannot be written is worth no run."""
-        if not self._journal.replaying and not self._broken:
-            try:
-                self._out.write(text)
-            except (OSError, ValueError) as error:
-                self._give_up(error)
-        return len(text)
-
-    def flush(self) -> None:
-        """Write out what is left."""
-        if not self._broken:
-            try:
-                self._out.flush()
-            except (OSError, ValueError) as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._broken = True
-        log.note("mute", WARNING, error=f"nothing more is shown: {error}")
+        """Write, unless the program is being taken over."""
+        return len(text) if self._journal.replaying else self._out.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._out, name)

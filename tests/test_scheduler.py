@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from mpips import checkpoint, scheduler
 from mpips.clock import NOTHING, RangedClock
 from mpips.errors import InputError, RemoteError, UsageError
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster, _Live
+from mpips.scheduler import Cluster
 from mpips.shard import AGGREGATE
 from mpips.twin import Deadlock, rough
 from mpips.update import VectorSpec
@@ -310,27 +308,3 @@ def test_rounds_of_different_ranges_do_not_meet() -> None:
         return found
 
     assert simulate(schedule, Blocks, servers=1, workers=2) == [3.0, 3.0]
-
-
-class Stuck(io.StringIO):
-    """A stream that fails in some way."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error, self.tries = error, 0
-
-    def write(self, text: str) -> int:
-        self.tries += 1
-        raise self.error
-
-
-def test_what_cannot_be_shown_costs_no_run() -> None:
-    def shown(error: Exception) -> Stuck:
-        out = Stuck(error)
-        live = _Live(out, SimpleNamespace(replaying=False))  # type: ignore[arg-type]
-        for _ in range(3):
-            print("10 \N{MICRO SIGN}s", file=live, flush=True)  # type: ignore[call-overload]
-        return out
-
-    for error in (OSError(28, "No space left on device"), BrokenPipeError(), ValueError("closed file")):
-        assert shown(error).tries == 1
