@@ -115,10 +115,10 @@ def find(names: str | list[str], base: str = "") -> Found:
             if not os.path.isfile(file):
                 open_data(file).close()  # says what it is
         files += found
-    empty = {file for file in files if holds_nothing(file)} if len(files) > 1 else set()
+    empty = dict.fromkeys(file for file in files if len(files) > 1 and holds_nothing(file))
     if len(empty) == len(set(files)):
         return Found(files, [])
-    return Found([file for file in files if file not in empty], sorted(empty))
+    return Found([file for file in files if file not in empty], list(empty))
 
 
 def _lacking(name: str, path: str) -> str:
