@@ -7,6 +7,9 @@ Another rank may go on with the program when this one dies (`mpips.journal`), by
 program must do the same whenever it is told the same: what it learns by other ways than replies, such as the time or a
 signal, it gets by `decide`; and what it writes and says, it does through the cluster, which does nothing twice.
 
+What the program has started and not waited for, pushes and calls, is waited for when it has returned; what of it has
+failed, and nobody was told, fails the run.
+
 When a worker dies, the call that was under way raises `WorkerLost` once all others have ended theirs. A program that
 knows what to do then calls `regroup`, gives the lost work to those who are there now, and goes on.
 """

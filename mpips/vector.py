@@ -168,7 +168,8 @@ class Vector:
 
         In an aggregating vector each worker of the group pushes once per `round` and `within`, with the keys that
         it has there, if any; the update sees the sum, in worker order, and all these pushes finish together.
-        All of them must issue the rounds in one order, and name them alike: by keys, or by range.
+        All of them must issue the rounds in one order, and name them alike: by keys, or by range; and in calls that are
+        under way together, since a call ends when its pushes have been applied.
         Keys and rows must not be written before the task is finished: they are sent from where they stand.
 
         Raises:

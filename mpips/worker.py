@@ -249,7 +249,7 @@ class Workshop:
         if failed is None and self.node.tasks.ahead:
             self.node.hasten()
             return
-        self._unanswered.remove((request, answer, tasks))
+        self._unanswered = [each for each in self._unanswered if each[0] is not request]
         try:
             if failed is not None:
                 self.node.wait(failed)
