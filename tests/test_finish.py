@@ -175,6 +175,14 @@ def test_training_ends_with_its_metrics_when_the_model_finds_no_room(
     assert known["perplexity"] is None if program == "lda" else known["counted"] == 2
 
 
+def test_lda_says_what_another_sweep_would_bring(tmp_path: Path) -> None:
+    lines = ["one two three\n", "four five six\n"] * 30
+    (tmp_path / "a.txt").write_text("".join(lines))
+    outcome = run_twin(tmp_path / "a.txt", 1, 2, program="lda", settings={"topics": 2, "sweeps": 30})
+    each = [event["log_likelihood_per_token"] for event in outcome.log if event["event"] == "sweep"]
+    assert outcome.metrics["gain_per_sweep"] == pytest.approx((each[29] - each[26]) / 3)
+
+
 def test_models_need_no_locks(tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     pieces = [(np.arange(3), np.array([[1, 0], [0, 2], [3, 0]]))]

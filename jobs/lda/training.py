@@ -66,6 +66,8 @@ class Training:
         self.sweeps = self.round = 0
         self.groups, self.cuts = 0, [0]
         self.likelihood = math.nan
+        self.seen: dict[int, float] = {}
+        """The likelihood after sweeps of this start at which it was evaluated."""
         self.now: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -126,7 +128,18 @@ class Training:
             "tokens": tokens,
             "tokens_per_second": tokens * (self.sweeps - before) / trained,
             "sweeps": self.sweeps,
+            "gain_per_sweep": self.gain(),
         }
+
+    def gain(self) -> float | None:
+        """Give by how much a sweep has raised the likelihood of a token, over the last tenth of them; None if unknown.
+
+        About 0: more sweeps would hardly help.
+        """
+        late = sorted(sweep for sweep in self.seen if sweep >= 0.9 * self.sweeps)
+        if len(late) < 2:
+            return None
+        return (self.seen[late[-1]] - self.seen[late[0]]) / (late[-1] - late[0]) / self.collection.tokens
 
     def begin(self) -> None:
         """Make the vectors, or take up a checkpoint."""
@@ -165,6 +178,7 @@ class Training:
                 + counts.words_term(cells, self.beta)
                 + topic_norm(totals, self.beta, self.collection.vocabulary)
             )
+            self.seen[self.sweeps + 1] = self.likelihood
         self.sweeps += 1
         if learn:
             slopes = workers.total(task)[:, 0]
