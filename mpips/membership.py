@@ -74,7 +74,7 @@ class Membership:
 
     `replicas` is how many copies each shard is to have beside the primary's, `heart` notices hung ranks (None: nobody
     does) after `patience` seconds. One that cannot be done without ends the run after `give_up` seconds (0: never);
-    `say` tells people that it is waited for.
+    `say` tells people that it is waited for. `crowding` gives by how much longer patience is now.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class Membership:
         patience: float = 1.0,
         give_up: float = 0.0,
         say: Callable[[str], None] = lambda text: None,
+        crowding: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        self._crowding = crowding
         self.node, self.replicas, self.heart, self.patience = node, replicas, heart, patience
         self._give_up, self._say = give_up, say
         self._awaited: set[int] = set()  # hung ranks that people were told of
@@ -150,7 +152,7 @@ class Membership:
             self._watch()
         if self.heart is not None:
             needed = []
-            for rank in self.heart.silent(self._watched(), self.patience):
+            for rank in self._silent(self.heart):
                 if rank not in self._dead and self._bearable(rank):
                     self._dead[rank] = "hung"
                 elif rank not in self._dead:
@@ -159,6 +161,11 @@ class Membership:
                 self._await(self.heart, needed)
         for rank in self._dead:
             self.node.absent(rank)
+
+    def _silent(self, heart: Heart) -> list[int]:
+        """List the watched ranks that hang, as far as one can tell: on a crowded machine healthy ones are slow."""
+        suspects = heart.silent(self._watched(), self.patience)
+        return suspects and heart.silent(suspects, self.patience * self._crowding())
 
     def _await(self, heart: Heart, needed: Collection[int]) -> None:
         """Wait for hung ranks that cannot be done without, and let people know; but not for ever.

@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -39,6 +40,7 @@ import numpy as np
 from mpips import failure, log, parent, provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
+from mpips.crowding import crowding
 from mpips.errors import InputError, MpipsError, ShardLost
 from mpips.faults import Faults
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
@@ -207,6 +209,7 @@ class _Run:
         self.recorded = False  # run.json is there, and this run's
         self.judged = bool(os.environ.get(JUDGED))
         self.survives, self.replicas = False, 0
+        self.fullest = 1  # ranks on the host that has most
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
         self.membership: Membership | None = None
@@ -218,6 +221,7 @@ class _Run:
         """Start, take the role's loop, leave."""
         layout: Layout | None = None
         processes = self._processes()
+        self.fullest = max(Counter(host for _, host in processes).values())
         try:
             check_singleton(self.world.Get_size(), os.environ)
             if self.problem is not None:
@@ -437,8 +441,9 @@ class _Run:
         job, writer = prepared.job, Writer()
         beat = job.heartbeat
         membership = Membership(
-            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}")
-        )
+            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}"),
+            crowding(self.fullest),
+        )  # fmt: skip
         self.membership = membership
         waits = Waits(node, lambda text: _say(f"mpips: {text}"))
         journal = Journal(node, self.replicas + 1)

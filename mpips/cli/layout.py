@@ -44,10 +44,11 @@ def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
     from pathlib import Path
 
-    from mpips import placement
+    from mpips import crowding, placement
     from mpips.config import load
     from mpips.control import newest
     from mpips.errors import InputError
+    from mpips.host import host_name
     from mpips.printable import json_text
     from mpips.program import vouched
 
@@ -74,6 +75,10 @@ def command(arguments: argparse.Namespace) -> int:
     count = f"{len(hosts)} ranks on {len(placed.nodes)} node{'s' if len(placed.nodes) > 1 else ''}"
     print(f"{job.name}: {count}, {copies} of each server's keys\n")
     print(placement.describe(placed))
+    if set(hosts) == {host_name()}:
+        crowded = crowding.warning(len(hosts), 1, crowding.cores(), job.heartbeat.patience)
+        if crowded:
+            print(f"\n{crowded}")
     return 0
 
 

@@ -107,7 +107,10 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
-    from mpips import failure, launch
+    import os
+
+    from mpips import crowding, failure, launch
+    from mpips.allocation import node_count
     from mpips.children import Children
     from mpips.config import load
     from mpips.folder import RunFolder, write_json
@@ -138,6 +141,8 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
     planned = launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
+    if crowded := crowding.warning(size, node_count(os.environ), crowding.cores(), job.heartbeat.patience):
+        print(f"mpips: {crowded}", file=sys.stderr, flush=True)
     progress = launch.progress_environment(sys.stdout)
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
     ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
