@@ -33,6 +33,7 @@ from mpips.errors import InputError
 from mpips.files import inside, open_regular, read_bytes
 from mpips.folder import RunFolder, write_json
 from mpips.inputs import fingerprint, seen
+from mpips.printable import printable, printable_in
 from mpips.provenance import state_line
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -101,7 +102,10 @@ def export(
         staged.mkdir()
         try:
             _stage(folder, facts, staged, personal)
-            crate = _Maker(folder, facts, result, staged, limit, title, license, program).crate(agent)
+            shown, came = printable_in(facts), printable_in(result)  # JSON-LD is UTF-8, and read by people
+            words = printable(title), printable(license)
+            who = agent and Agent(*map(printable, agent))
+            crate = _Maker(folder, shown, came, staged, limit, *words, program).crate(who)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -253,7 +257,7 @@ class _Maker:
     def _root(self, title: str, license: str) -> None:
         root, facts = self.crate_.root_dataset, self.facts
         what = facts.get("program", {}).get("name", "mpips")
-        root["name"] = title or f"{self.folder.path.name}: a run of {what}"
+        root["name"] = title or f"{printable(self.folder.path.name)}: a run of {what}"
         metrics = self.result.get("metrics") or {}
         said = ", ".join(
             f"{key} {value:.6g}" for key, value in metrics.items() if isinstance(value, int | float)

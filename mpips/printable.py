@@ -40,6 +40,15 @@ def printable(text: object, keep: str = _KEPT) -> str:
     )
 
 
+def printable_in(value: Any) -> Any:
+    """Give what JSON can hold with all texts in it, keys too, `printable`."""
+    if isinstance(value, dict):
+        return {printable(key): printable_in(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [printable_in(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def json_text(value: Any) -> str:
     r"""Write JSON for people and programs: it has no control characters, which JSON lets stand if they are not ASCII's.
 

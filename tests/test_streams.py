@@ -233,11 +233,17 @@ def test_names_that_are_not_utf8_work_everywhere(shell: Callable[..., Finished],
     there.mkdir()
     for name in ("toy.py", "job.toml"):
         (there / name).write_text((toy / name).read_text())
-    run = f"{MPIPS} run job.toml --run-dir $'r\\xff' --set toy.where=$'na\\xefve'"
-    run += f" && {MPIPS} layout $'r\\xff' --program toy.py"
-    done = shell(f"cd $'caf\\xe9' && {run} && {MPIPS} diff $'r\\xff' $'r\\xff'; echo $?")
+    commands = (
+        "run job.toml --run-dir $'r\\xff' --set toy.where=$'na\\xefve'",
+        "layout $'r\\xff' --program toy.py",
+        "report $'r\\xff'",
+        "crate $'r\\xff' -o c",
+        "diff $'r\\xff' $'r\\xff'",
+    )
+    done = shell(" && ".join(["cd $'caf\\xe9'", *(f"{MPIPS} {each}" for each in commands)]) + "; echo $?")
     assert done.stdout.endswith("\n1\n"), done  # a program without parameters: it cannot be told
     folder = there / "r\udcff"
+    assert (folder / "report.html").is_file() and (there / "c" / "ro-crate-metadata.json").read_text("utf-8")
     assert b'where = "na\xefve"' in (folder / "job.toml").read_bytes()
     assert load(folder / "job.toml").settings.where == "na\udcefve"
     assert json.loads((folder / "run.json").read_text())["working_directory"] == str(there)
