@@ -31,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.clock import RangedClock
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, UsageError
+from mpips.files import read_bytes
 from mpips.lineage import MARK, Lineage, owner_of
 from mpips.manifest import (
     MANIFEST,
@@ -323,11 +324,12 @@ def verify(path: Path) -> list[str]:
     try:
         manifest = read_manifest(path)
         entries = manifest["files"]
+        shards = {entry["name"] for entry in entries if entry["kind"] == "server"}
         problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
-        if (path / MANIFEST).read_bytes() != text_of(manifest).encode():
+        if read_bytes(path / MANIFEST, follow=False) != text_of(manifest).encode():
             problems.append(f"{path / MANIFEST}: damaged: it is not written as it was")
         for entry in entries:
-            problems += _file_problems(path / entry["name"], entry)
+            problems += _file_problems(path / entry["name"], entry, shards if entry["kind"] == "view" else ())
     except CheckpointError as error:
         return [str(error)]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -335,17 +337,15 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
-def _file_problems(file: Path, entry: Entry) -> list[str]:
-    """Say what is wrong with one file of a checkpoint, by its entry in the manifest."""
+def _file_problems(file: Path, entry: Entry, beside: Container[str]) -> list[str]:
+    """Say what is wrong with one file of a checkpoint, by its entry; a view shows files `beside` it, and no others."""
     try:
         found = entry_of(file, entry["kind"], entry["number"])
         if found["bytes"] != entry["bytes"]:
             return [f"{file}: {found['bytes']} bytes, the manifest says {entry['bytes']}"]
         if found["sha256"] != entry["sha256"]:
             return [f"{file}: damaged: its sha256 is not the manifest's"]
-        if entry["kind"] == "view":  # it shows the other files, which are checked by themselves
-            return []
-        with opened(file) as held:
+        with opened(file, beside) as held:
             parts = entry.get("vectors", {}).items()
             return [f"{file}: {problem}" for name, part in parts for problem in misfits(held, name, part)]
     except CheckpointError as error:
@@ -355,7 +355,10 @@ def _file_problems(file: Path, entry: Entry) -> list[str]:
 def vectors(path: Path) -> dict[str, VectorSpec]:
     """Return the vectors of a checkpoint by name; their settings are those at the time of saving."""
     entries = read_manifest(path)["files"]
-    return {name: VectorSpec(**spec_of(entries, name)) for name in vector_names(entries)}
+    try:
+        return {name: VectorSpec(**spec_of(entries, name)) for name in vector_names(entries)}
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(f"{Path(path) / MANIFEST} is damaged: {error}") from None
 
 
 def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:

@@ -9,7 +9,7 @@ when a dataset declares much more than the file holds: that reads as zeros, at a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,12 +25,13 @@ LARGEST_CHUNK = 1 << 30
 
 
 @contextmanager
-def reading(path: str | Path, *, follow: bool) -> Iterator[h5py.File]:
+def reading(path: str | Path, *, follow: bool, beside: Container[str] = ()) -> Iterator[h5py.File]:
     """Open an HDF5 file to read it; nothing but this file is read through it.
 
     Args:
         path: the file.
         follow: whether `path` may be a symbolic link, see `mpips.files`.
+        beside: files that virtual datasets may show: those of a view of ours, which the caller answers for.
 
     Raises:
         OSError: it is missing, no regular file, no HDF5 file, refers to other files, or declares what it does not hold.
@@ -38,7 +39,7 @@ def reading(path: str | Path, *, follow: bool) -> Iterator[h5py.File]:
     with open_regular(path, follow=follow):  # says what is wrong with a name in words, which HDF5 does not
         pass
     with h5py.File(path, "r", locking=False) as file:
-        found = _flaw(file)
+        found = _flaw(file, beside)
         if found:
             raise OSError(f"{path}: {found}; it is refused")
         yield file
@@ -57,7 +58,7 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
         sink.close()
 
 
-def _flaw(file: h5py.File) -> str:
+def _flaw(file: h5py.File, beside: Container[str]) -> str:
     """Say what in a file refers to another file, or is not in the file; "" if nothing is.
 
     Raises:
@@ -69,7 +70,7 @@ def _flaw(file: h5py.File) -> str:
     def look(name: bytes) -> bool | None:
         nonlocal found, problem
         try:
-            found = _flaw_of(file, name)
+            found = _flaw_of(file, name, beside)
         except Exception as error:  # HDF5 would lose it on the way through its own code
             problem = error
             return True
@@ -85,7 +86,7 @@ def _flaw(file: h5py.File) -> str:
     return found
 
 
-def _flaw_of(file: h5py.File, name: bytes) -> str:
+def _flaw_of(file: h5py.File, name: bytes, beside: Container[str]) -> str:
     """Say the same of one link."""
     kind = file.id.links.get_info(name).type
     if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
@@ -97,6 +98,9 @@ def _flaw_of(file: h5py.File, name: bytes) -> str:
     if creation.get_external_count():
         return "keeps its data in another file"
     if creation.get_layout() == h5py.h5d.VIRTUAL:
+        shown = {creation.get_virtual_filename(at) for at in range(creation.get_virtual_count())}
+        if all(each in beside for each in shown):
+            return ""
         return "is a virtual dataset, and so would read other files"
     return _excess(item, creation)
 

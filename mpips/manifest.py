@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import CheckpointError
+from mpips.files import inside, open_regular, read_bytes
 from mpips.files import sync as sync
+from mpips.folder import RUN
+from mpips.shape import ANY, NUMBER, Each, Table, misfit, parsed
 
 FORMAT = "mpips checkpoint"
 VERSION = 1
@@ -26,6 +30,36 @@ NOTE = "."
 
 _STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 _PIECE = 2**24
+
+FORM = {
+    "about": {
+        "step?": int, "program?": str, "workers?": int, "servers?": int, "trained?": NUMBER, "job?": Table(Table(ANY)),
+        "state?": Table(ANY), "facts?": Table(ANY), "vectors?": Each(Each((str, int))),
+    },
+    "files": Each(
+        {
+            "name": str,
+            "kind": str,
+            "number": int,
+            "bytes": int,
+            "sha256": str,
+            "vectors?": Table(
+                {
+                    "spec": {
+                        "name": str, "dtype": str, "width": int, "extent": int, "update": str,
+                        "settings": Table((str, int, float, bool)), "dense": bool, "aggregate": bool,
+                    },
+                    "rows": int,
+                    "ranges": Each(Each(int)),
+                }
+            ),
+        }
+    ),
+    "provenance?": (RUN, None),
+    "run?": str,
+    "sha256": str,
+}  # fmt: skip
+"""What a manifest is, see `mpips.shape`."""
 
 Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
@@ -84,7 +118,8 @@ def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     for path in folders(directory):
         with suppress(OSError, CheckpointError):
             manifest = read_manifest(path)
-            if all((path / each["name"]).lstat().st_size == each["bytes"] for each in manifest["files"]):
+            files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
+            if all(stat.S_ISREG(file.st_mode) and file.st_size == size for file, size in files):
                 found.append((path, manifest))
     return found
 
@@ -131,7 +166,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint folder; CheckpointError if it is missing or damaged."""
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = parsed(read_bytes(path / MANIFEST, follow=False))
     except OSError as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}") from None
     except ValueError:
@@ -143,7 +178,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
     if manifest.get("sha256") != _own_hash(manifest):
         raise CheckpointError(f"{path / MANIFEST} is damaged: its sha256 differs")
+    problem = misfit(manifest, FORM) or _unfit(manifest)
+    if problem:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
     return manifest
+
+
+def _unfit(manifest: Mapping[str, Any]) -> str:
+    """Say what in a manifest cannot be, though it is of the right type; "" if there is nothing."""
+    for vector in manifest["about"].get("vectors", []):
+        if [type(each) for each in vector] != [str, int]:
+            return f"about.vectors: {vector} is not a name and a number"
+    for at, entry in enumerate(manifest["files"]):
+        where = f"files[{at}]"
+        if entry["name"] in ("", ".", "..") or "/" in entry["name"] or "\0" in entry["name"]:
+            return f"{where}: {entry['name']!r} is no plain file name"
+        if min(entry["bytes"], entry["number"]) < 0:
+            return f"{where}: bytes and number are at least 0"
+        for name, part in entry.get("vectors", {}).items():
+            for run in part["ranges"]:
+                if len(run) != 4 or not 0 <= run[0] <= run[1] <= 2**64 or min(run[2:]) < 0:
+                    return f"{where}: vector {name!r}: {run} is no range"
+                if run[2] + run[3] > part["rows"]:
+                    return f"{where}: vector {name!r}: {run} lies beyond its {part['rows']} rows"
+    return ""
 
 
 def text_of(manifest: Mapping[str, Any]) -> str:
@@ -207,7 +265,7 @@ def entry_of(path: Path, kind: str, number: int) -> Entry:
     """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
     # In large pieces: between two of them a thread may wait long for the interpreter's lock, if another computes.
     hashed, size, piece = hashlib.sha256(), 0, memoryview(bytearray(_PIECE))
-    with explained("read", path), path.open("rb", buffering=0) as file:
+    with explained("read", path), open_regular(path, follow=False) as file:
         while count := file.readinto(piece):
             hashed.update(piece[:count])
             size += count

@@ -41,9 +41,12 @@ from mpips.lineage import Lineage, of_run
 from mpips.membership import Membership
 from mpips.message import Command, Kind, Message
 from mpips.node import Node
+from mpips.plain import keep, plain
 from mpips.printable import printable
 from mpips.progress import Column, Table
 from mpips.saver import Saver
+from mpips.shape import ANY, NUMBER, Each, misfit
+from mpips.shape import Table as Form
 from mpips.spot import here
 from mpips.task import Task
 from mpips.trace import What, during
@@ -460,7 +463,8 @@ class Cluster:
         state back when there are as many as there were, else they build it anew from the vectors (`rebuild`).
 
         Raises:
-            CheckpointError: the checkpoint is damaged, of another program, or written under other `facts`.
+            CheckpointError: the checkpoint is damaged, of another program, or written under other `facts` or with other
+                settings of a vector's update.
         """
         if self.resume is None:
             return None
@@ -475,6 +479,7 @@ class Cluster:
                     raise CheckpointError(
                         f"checkpoint {self.resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
                     )
+            changed = self._changed(about, specs)
             self._trained_before = about["trained"]
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))
@@ -486,8 +491,29 @@ class Cluster:
             self.workers.call(Own.RESTORE_FILTERS, {"folder": str(self.resume), "workers": about["workers"]})
         wrote = about.get("run")
         self.say(f"resumed from {self.resume}" + (f", of run {wrote}" if wrote else ""))
+        if changed:
+            self.say(f"changed since then: {', '.join(changed)}")
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state
+
+    def _changed(self, about: dict[str, Any], specs: dict[str, Any]) -> list[str]:
+        """List the program's settings that are others than when the checkpoint was written.
+
+        A vector comes back with the settings of its update; one that the job file says otherwise would be ignored.
+        """
+        table, found = self.job.table, []
+        before = about.get("job", {}).get(table, {})
+        for key, value in self.job.tables()[table].items():
+            was = before.get(key, value)
+            if plain(was, keep) == plain(value, keep):
+                continue
+            if any(key in spec["settings"] and spec["settings"][key] == was for spec in specs.values()):
+                raise CheckpointError(
+                    f"checkpoint {self.resume} was written with [{table}] {key} = {was}, which its vectors keep, "
+                    f"not {value}"
+                )
+            found.append(f"[{table}] {key} = {value}, was {was}")
+        return found
 
     # --- what people and files are told --------------------------------------------------------
 
@@ -582,6 +608,13 @@ def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any
     ]
 
 
+_RESUMED = {
+    "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
+    "vectors": Each(Each(ANY)),
+}  # fmt: skip
+"""What a checkpoint says of itself if a run can go on from it."""
+
+
 def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what a checkpoint says of itself, and of its vectors; CheckpointError if it is damaged."""
     problems = checkpoint.verify(resume)
@@ -589,4 +622,10 @@ def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in checkpoint.vectors(resume).items()}
     manifest = checkpoint.read_manifest(resume)
+    problem = misfit(manifest["about"], _RESUMED)
+    unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
+    if problem or unknown:
+        raise CheckpointError(
+            f"checkpoint {resume} cannot be resumed: {problem or f'it has no vector {unknown[0]!r}'}"
+        )
     return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs

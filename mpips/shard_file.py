@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import hdf5
 from mpips.errors import CheckpointError
+from mpips.files import inside
+from mpips.hdf5 import reading
 from mpips.manifest import FORMAT, VERSION, Run, explained, sync
 from mpips.ranges import KeyRange, coalesce, meet
 from mpips.sink import Sink
@@ -64,12 +65,20 @@ def within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a server's or a worker's file to read it, and nothing but it; what is wrong with it becomes one line."""
-    with explained("read", path), hdf5.reading(path, follow=False) as file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-            raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
-        yield file
+def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
+    """Open a file of a checkpoint to read it; whatever is wrong with a damaged one becomes one line.
+
+    `beside`: what a view may show, see `mpips.hdf5.reading`.
+    """
+    path = Path(path)
+    with explained("read", path):
+        try:
+            with reading(inside(path.parent, path.name), follow=False, beside=beside) as file:
+                if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+                    raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
+                yield file
+        except (TypeError, AttributeError, IndexError, RecursionError, SystemError) as error:
+            raise CheckpointError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
 
 
 def meta_of(file: h5py.File) -> dict[str, Any]:

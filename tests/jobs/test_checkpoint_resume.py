@@ -15,6 +15,7 @@ from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmli
 from mpips import checkpoint
 from mpips.errors import CheckpointError, MpipsError, RemoteError
 from mpips.manifest import complete, step_of
+from mpips.scheduler import Cluster
 from mpips.twin import rough
 
 EVERY = {"every": 2, "keep": 50}
@@ -241,6 +242,36 @@ def test_another_penalty_is_refused(made: Made, written: tuple[Path, Outcome], t
     path = complete(written[0])[0]
     assert "written with l1 = 1.0, not 0.5" in refusal(made, path, tmp_path, settings={"l1": 0.5})
     assert "algorithm = darlin, not ftrl" in refusal(made, path, tmp_path, settings={"algorithm": "ftrl"})
+
+
+def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
+    made: Made, tmp_path: Path
+) -> None:
+
+    run_twin(made, 1, 1, hooks=Hooks(checkpoints=tmp_path, stop_after=2))
+    (path,) = complete(tmp_path)
+    about = checkpoint.read_manifest(path)["about"]
+    about["facts"] = {}
+    cluster = object.__new__(Cluster)
+
+    class Job:
+        table = "sparse_lr"
+
+        def __init__(self, **settings: Any) -> None:
+            self.settings = settings
+
+        def tables(self) -> dict[str, Any]:
+            return {"sparse_lr": about["job"]["sparse_lr"] | self.settings}
+
+    cluster.resume = path
+    specs = {"w": {"settings": {"alpha": about["job"]["sparse_lr"]["alpha"], "passes": 77}}}
+    cluster.job = Job(alpha=0.5)
+    with pytest.raises(CheckpointError, match=r"written with \[sparse_lr\] alpha = 0\.1, .* not 0\.5"):
+        cluster._changed(about, specs)
+    cluster.job = Job(passes=5)
+    assert cluster._changed(about, specs) == ["[sparse_lr] passes = 5, was 0"]
+    cluster.job = Job()
+    assert cluster._changed(about, specs) == []
 
 
 def test_another_program_is_refused(written: tuple[Path, Outcome], made: Made, tmp_path: Path) -> None:
