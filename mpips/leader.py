@@ -360,15 +360,16 @@ class Leader:
         if first.rank != facts["rank"]:  # it led to this, or the ranks fail alike, and that one was the first
             where = f"rank {first.rank} ({first.role} on {first.host})"
             text = f"{first.text}; then {text}"
+        again = not would_fail_again(error)
         return {
             "status": "failed",
             "exit_code": FAILED,
-            "error": text,
+            "error": text + (advice(self.prepared.job, self.folder) if again else ""),
             "failed_rank": where,
             "first_failure": first.facts(self.folder),
             "recoveries": self.recoveries(),
             **self._returned,
-            **({"fault": "program"} if would_fail_again(error) else {}),
+            **({} if again else {"fault": "program"}),
         }
 
     def _first(self, facts: dict[str, Any]) -> Failure:

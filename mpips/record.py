@@ -258,12 +258,16 @@ class Recorder:
 
     def decision(self, number: int, value: Any) -> None:
         """Note what was decided."""
+        path = self.folder / f"decisions-{self.rank:04d}.jsonl"
         if self._decisions is None:
-            self._decisions = open_own(self.folder / f"decisions-{self.rank:04d}.jsonl", append=True)
+            self._decisions = open_own(path, append=True)
         value = plain(value, keep, f"decision {number}")
         line = json.dumps({"number": number, "epoch": self.epoch, "value": value}).encode() + b"\n"
-        while line:
-            line = line[os.write(self._decisions, line) :]
+        try:
+            while line:
+                line = line[os.write(self._decisions, line) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def size(folder: Path) -> dict[str, int]:

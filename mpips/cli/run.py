@@ -173,7 +173,8 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     if failed:
         from mpips.prepare import advice
 
-        line += advice(job, folder)
+        how = advice(job, folder)
+        line += "" if how in line else how
     if failed or result is None:
         result = result or {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
         result = {**result, **({} if facts is None else {"first_failure": facts})}
