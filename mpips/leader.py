@@ -43,6 +43,7 @@ from mpips.node import Fenced, Node
 from mpips.plain import Nulls, plain
 from mpips.prepare import Prepared, advice, checkpoints
 from mpips.record import size
+from mpips.repeats import Repeats
 from mpips.scheduler import Cluster
 from mpips.shape import is_number
 from mpips.waits import Waits
@@ -69,11 +70,12 @@ class Leader:
         journal: Journal,
         membership: Membership,
         waits: Waits,
+        repeats: Repeats,
         started: float,
         miss: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
-        self._journal, self._membership, self._waits = journal, membership, waits
+        self._journal, self._membership, self._waits, self._repeats = journal, membership, waits, repeats
         self._miss = miss
         self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
         self._inputs, self._hashed = Inputs.of(prepared.job), False
@@ -230,6 +232,8 @@ class Leader:
         ]
         moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
         lines += [f"  shards that are being copied: {moving}"] if moving else []
+        again = ", ".join(f"{n} ({cause})" for cause, n in sorted(self._repeats.total().items()))
+        lines += [f"  messages sent again: {again or 'none'}"]
         lines += [f"  waiting: {each}" for each in self._waits.lines()]
         for rank in self._membership.awaited:
             place = self.node.layout.places[rank]

@@ -70,6 +70,7 @@ class Command(IntEnum):
     RECEIVED = 25  # chain: all changes up to `time`, and the runs of changes in `after`
     GONE = 26  # control: all have nothing left to do, and leave
     WAITS = 27  # control: what the sender has waited for, and how long
+    SENT_AGAIN = 28  # control: how many messages the sender has sent again, by cause
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

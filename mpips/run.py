@@ -57,6 +57,7 @@ from mpips.node import Fenced, Node, Stopped
 from mpips.prepare import Prepared, advice, checkpoints, parser, prepare
 from mpips.printable import printable
 from mpips.record import Recorder, write_about
+from mpips.repeats import Repeats
 from mpips.replay import Player
 from mpips.server import Server
 from mpips.trace import What, during, trace_node
@@ -445,7 +446,7 @@ class _Run:
             crowding(self.fullest),
         )  # fmt: skip
         self.membership = membership
-        waits = Waits(node, lambda text: _say(f"mpips: {text}"))
+        waits, repeats = Waits(node, lambda text: _say(f"mpips: {text}")), Repeats(node)
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._see)
         server: Server | None = None
@@ -466,13 +467,21 @@ class _Run:
                 server = server or Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
                 waits.rounds = server.unfinished_rounds
                 server.run(until)
-        return self._lead(node, prepared, journal, membership, waits)
+        return self._lead(node, prepared, journal, membership, waits, repeats)
 
     def _lead(
-        self, node: Node, prepared: Prepared, journal: Journal, membership: Membership, waits: Waits
+        self,
+        node: Node,
+        prepared: Prepared,
+        journal: Journal,
+        membership: Membership,
+        waits: Waits,
+        repeats: Repeats,
     ) -> int:
         assert self.folder is not None
-        leader = Leader(node, prepared, self.folder, journal, membership, waits, self.wall, self._miss)
+        leader = Leader(
+            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
+        )
         with during(node.trace, What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:
