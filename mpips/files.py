@@ -70,9 +70,8 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         OSError: as `open_regular`; or it holds more than `most` bytes.
     """
     with open_regular(path, follow=follow) as file:
-        size = os.fstat(
-            file.fileno()
-        ).st_size  # what it is to hold is allocated at once: never `most` for its sake
+        # What is asked for is allocated at once, so never `most` of it.
+        size = os.fstat(file.fileno()).st_size
         found = file.read(size + 1) if size <= most else b""
         if size < len(found) <= most:  # it has grown, or is one of those that say 0
             found += file.read(most + 1 - len(found))
