@@ -2,9 +2,10 @@
 
 MPI loses nothing, so timers run only where messages can be lost (injected faults). A timer that expires sends no data:
 it sends a probe, which names what the sender waits for, and the receiver says which of that has never come. Only this
-is sent again, within a budget. The timeout is measured (smoothed round trip plus four deviations), doubles with
-each probe that stays unanswered, and is spread at random, so that many senders do not ask in step. A receiver that
-is slow is asked less and less often, and costs nobody more than a small message now and then.
+is sent again, within a budget. The timeout is measured on probes, which are answered at once (smoothed round trip plus
+four deviations): the answer to a request may wait for whatever the request waits for. It doubles with each probe that
+shows no progress, and is spread at random, so that many senders do not ask in step. A receiver that is slow is asked
+less and less often, and costs nobody more than a small message now and then.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class Timer:
         chance: gives a number from [0, 1), for the spread.
     """
 
-    __slots__ = ("_chance", "_deviation", "_due", "_first", "_mean", "_tries")
+    __slots__ = ("_asked_at", "_chance", "_deviation", "_due", "_first", "_mean", "_tries")
 
     def __init__(self, first: float, chance: Callable[[], float]) -> None:
         self._first, self._chance = first, chance
         self._mean: float | None = None
         self._deviation = 0.0
         self._tries = 0
-        self._due = math.inf
+        self._due = self._asked_at = math.inf
 
     @property
     def base(self) -> float:
@@ -46,12 +47,14 @@ class Timer:
         return max(self._first, measured)
 
     def _timeout(self) -> float:
-        # Bounded: a round trip may be long because something else was lost that it waits for.
         grown = min(self.base * 2.0**self._tries, MOST * self._first)
         return grown * (1 + SPREAD * self._chance())
 
-    def measured(self, seconds: float) -> None:
-        """Take the round trip of something that was sent once only (Karn's rule)."""
+    def answered(self, now: float) -> None:
+        """Take the answer to a probe: a round trip, unless it may be that of another one (Karn's rule)."""
+        seconds, self._asked_at = now - self._asked_at, math.inf
+        if seconds < 0 or self._tries != 1:
+            return
         if self._mean is None:
             self._mean, self._deviation = seconds, seconds / 2
         else:
@@ -74,6 +77,7 @@ class Timer:
         if now < self._due:
             return False
         self._tries += 1
+        self._asked_at = now
         self._due = now + self._timeout()
         return True
 

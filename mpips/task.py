@@ -183,7 +183,6 @@ class _Part:
         "slot",
         "sure",
         "task",
-        "tries",
     )
 
     def __init__(
@@ -204,7 +203,7 @@ class _Part:
         )
         self._request = request
         self.slot = -1  # at the van's desk, if it was asked for there
-        self.sent_at, self.tries = 0.0, 0
+        self.sent_at = 0.0
         self.sure = False  # the word that the whole chain has it came before the answer
 
     @property
@@ -518,7 +517,6 @@ class Tasks:
         part.message.acked = self.acked
         if self.stamps:
             part.sent_at = self.now()
-        part.tries += 1
         self._budget.earn()
         self._send(part.address, part.message)
 
@@ -542,10 +540,7 @@ class Tasks:
             return
         self._leave_desk(part)
         if peer.timer is not None:
-            now = self.now()
-            if part.tries == 1:
-                peer.timer.measured(now - part.sent_at)
-            peer.timer.heard(now)
+            peer.timer.heard(self.now())
         if self.watch is not None:
             self.watch(part)
         if self.heard is not None:
@@ -656,7 +651,9 @@ class Tasks:
         if peer is None:
             return
         if peer.timer is not None:
-            peer.timer.heard(self.now())
+            peer.timer.answered(self.now())
+            if told.after:
+                peer.timer.heard(self.now())
         parts = [peer.unanswered.get(time) or peer.ahead.get(time) for time, _ in told.after]
         self._again((part for part in parts if part is not None and self._budget.spend()), "lost")
 
