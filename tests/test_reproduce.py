@@ -97,11 +97,11 @@ def test_a_file_of_the_same_size_with_other_contents_is_refused(
 def test_a_file_of_another_size_or_one_more_is_refused(
     recorded: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (data / "c.svm").write_text("")
+    (data / "c.svm").write_text("+1 1:1\n")
     assert "c.svm: was not there when the run was recorded" in refused(recorded, capsys)
     (data / "c.svm").unlink()
     (data / "a.svm").write_text("")
-    assert "a.svm: had 70 bytes when the run was recorded, and has 0" in refused(recorded, capsys)
+    assert "a.svm: had 70 bytes when the run was recorded, and has none" in refused(recorded, capsys)
 
 
 def test_what_was_not_hashed_is_not_asked_for(tmp_path: Path, data: Path, recorded: RunFolder) -> None:
