@@ -95,6 +95,8 @@ class Link:
         self._sent_bytes = 0
         self._heard = False  # whether anything came back since the last look at the timer
         self._again: Counter[str] = Counter() if again is None else again
+        self._asked: dict[int, int] = {}  # question -> the last change that was sent before it
+        self._questions = 0
         self.everywhere = 0
         """The last change that is with all from here on; at a learner, the last of all that it has received."""
         self.early: dict[int, Message] = {}
@@ -171,7 +173,7 @@ class Link:
                 self._send_missing(message)
         elif message.command is Command.ASK_RECEIVED:
             if message.sender == self.previous:
-                self._tell_received()
+                self._tell_received(message.round)
         elif message.sender == self.previous:
             self._change(message)
 
@@ -278,25 +280,37 @@ class Link:
             return
         if not self.sent or self.next == NOBODY:
             timer.stop()
+            self._asked.clear()
         elif self._heard:
             timer.heard(now)
+            self._asked.clear()
         elif timer.expired(now):
-            self._send(self.next, Message(Kind.CHAIN, Command.ASK_RECEIVED, shard=self.number))
+            self._questions += 1
+            self._asked[self._questions] = next(reversed(self.sent))
+            ask = Message(Kind.CHAIN, Command.ASK_RECEIVED, shard=self.number, round=self._questions)
+            self._send(self.next, ask)
         self._heard = False
 
-    def _tell_received(self) -> None:
+    def _tell_received(self, question: int) -> None:
         come = self.everywhere if self.learning or self.shard is None else self.shard.changes
-        received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=come)
+        received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=come, round=question)
         received.after = tuple((time, time + 1) for time in self.early)
         self._send(self.previous, received)
         if not self.learning:
             self._give_word()
 
     def _send_missing(self, received: Message) -> None:
+        """Send again what had not come: of what was sent before the question, since the answer knows no more."""
+        last = self._asked.pop(received.round, 0)
         early = {begin for begin, _ in received.after}
-        self._repeat_sent(
-            [each for each in self.sent.values() if each.time > received.time and each.time not in early]
-        )
+        missing = [
+            each
+            for each in self.sent.values()
+            if received.time < each.time <= last and each.time not in early
+        ]
+        if missing:
+            self._asked.clear()  # the answers to these know nothing of what is sent again now
+            self._repeat_sent(missing)
 
     # --- copies ------------------------------------------------------------------------------------
 

@@ -1,0 +1,30 @@
+"""How soon a run is itself again after a disturbance: rounds answered in windows of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+WINDOW = 0.25
+"""Seconds in which rounds are counted."""
+SHARE = 0.9
+"""Of the rate before, at which a run is itself again."""
+
+
+def rates(done: Sequence[float], begin: float, end: float) -> list[float]:
+    """Give rounds per second in each whole window from `begin` to `end`; `done` is when each was answered (s)."""
+    windows = max(0, math.floor((end - begin) / WINDOW + 1e-9))
+    edges = begin + WINDOW * np.arange(windows + 1)
+    return (np.histogram(np.asarray(done, np.float64), edges)[0] / WINDOW).tolist() if windows else []
+
+
+def recovered(done: Sequence[float], pulse: tuple[float, float]) -> float:
+    """Give the seconds from a pulse's end to the first window as fast as those before it (median); inf if none is."""
+    before = rates(done, min(done, default=0.0), pulse[0])
+    if not before:
+        return math.inf
+    target = SHARE * float(np.median(before))
+    after = rates(done, pulse[1], max(done, default=0.0))
+    return next((WINDOW * number for number, rate in enumerate(after) if rate >= target), math.inf)
