@@ -26,6 +26,8 @@ class Settings:
     """How many keys there are."""
     summed: bool = True
     """Whether the servers sum a round's pushes, and update (and replicate) once."""
+    pulled: bool = False
+    """Whether a push also brings back what became of the keys."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
@@ -34,8 +36,11 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         VectorSpec(VECTOR, extent=settings.keys, dense=True, aggregate=settings.summed), expect=settings.keys
     )
     with cluster.phase("train"):
-        cluster.workers.call("push", {"rounds": settings.rounds, "summed": settings.summed})
-    return {"pushes": settings.rounds * len(cluster.workers), "keys": settings.keys}
+        cluster.event("begun")
+        how = {"rounds": settings.rounds, "summed": settings.summed, "pulled": settings.pulled}
+        cluster.workers.call("push", how)
+    pushes = settings.rounds * len(cluster.workers)
+    return {"pushes": pushes, "rounds": settings.rounds, "keys": settings.keys}
 
 
 class Worker:
@@ -44,10 +49,11 @@ class Worker:
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    def push(self, rounds: int, summed: bool) -> None:
+    def push(self, rounds: int, summed: bool, pulled: bool) -> None:
         """Push all keys so many times, each when the last push is finished."""
         vector, node = self.context.vectors[VECTOR], self.context.node
         rows = np.arange(vector.spec.extent, dtype=np.float64) + self.context.index
+        push = vector.push_pull if pulled else vector.push
         for number in range(rounds):
             keys = KeyRange(0, vector.spec.extent)
-            node.wait(vector.push(keys, rows, round=number if summed else NO_ROUND))
+            node.wait(push(keys, rows, round=number if summed else NO_ROUND))

@@ -1,0 +1,42 @@
+"""How a cost grows with the number of ranks: a power law through what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FLAT, LINEAR = 0.2, 0.8
+"""Exponents below the first are called constant, and those from the second on linear, up to `STEEP`."""
+STEEP = 1.3
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The law a * N ** b."""
+
+    a: float
+    b: float
+
+    def at(self, ranks: float) -> float:
+        """Give what the law says of so many ranks."""
+        return float(self.a * ranks**self.b)
+
+    @property
+    def kind(self) -> str:
+        """Say how the cost grows, in a word or two."""
+        if self.b < FLAT:
+            return "constant" if self.b > -FLAT else "falls"
+        if self.b < LINEAR:
+            return "less than N"
+        return "as N" if self.b < STEEP else "more than N"
+
+
+def fitted(points: Sequence[tuple[float, float]]) -> Growth | None:
+    """Fit the law to (ranks, cost) by least squares in logarithms; None without two sizes of a cost above 0."""
+    logs = [(math.log(ranks), math.log(cost)) for ranks, cost in points if cost > 0]
+    if len({x for x, _ in logs}) < 2:
+        return None
+    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    b = sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
+    return Growth(math.exp(mean_y - b * mean_x), b)

@@ -1,0 +1,92 @@
+"""Many workers on the in-memory twin, each of which pushes and pulls keys of few shards: see `scale`.
+
+All ranks are threads of one process, so processor time and memory are not told apart by rank. Messages are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from mpips.layout import Role
+from mpips.scheduler import Cluster
+from mpips.simulation import Stage, simulate
+from mpips.update import VectorSpec
+from mpips.worker import Context
+
+WORKERS_PER_SERVER = 16
+PLACES, RUN = 4, 16
+"""Each worker's keys: so many runs of so many keys, evenly over all."""
+ROUNDS = 4
+"""Rounds of a pass."""
+VECTOR, EXTENT = "wide", 1 << 20
+TICK = 0.005
+"""Steps of fake time (s)."""
+
+
+class Worker:
+    """Pushes and pulls the same keys, which overlap with nobody else's."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def go(self, rounds: int) -> None:
+        """Do so many rounds, each when the last one is finished."""
+        vector, node = self.context.vectors[VECTOR], self.context.node
+        index, count = self.context.index, self.context.count
+        begins = sorted(
+            (index + count * place // PLACES) % count * (EXTENT // count) for place in range(PLACES)
+        )
+        keys = np.unique(np.concatenate([np.arange(begin, begin + RUN, dtype=np.uint64) for begin in begins]))
+        for _ in range(rounds):
+            node.wait(vector.push_pull(keys, np.ones(len(keys))))
+
+
+def measured(workers: int, replicas: int) -> dict[str, Any]:
+    """Run a pass after a first one with so many workers; give messages and bytes of a rank, by role."""
+    servers, stage = max(2, workers // WORKERS_PER_SERVER), Stage()
+    began = time.perf_counter()
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        cluster.create_vector(VectorSpec(VECTOR, extent=EXTENT, dense=True))
+        cluster.workers.call("go", {"rounds": 1})
+        before = sent(stage)
+        cluster.workers.call("go", {"rounds": ROUNDS})
+        return by_role(stage, before, sent(stage)) | {"sent_again": cluster.traffic()["sent_again"]}
+
+    found = simulate(
+        schedule, Worker, servers=servers, workers=workers, replicas=replicas, tick=TICK, stage=stage
+    )
+    return {
+        "program": "twin",
+        "ranks": 1 + servers + workers,
+        "servers": servers,
+        "workers": workers,
+        "replicas": replicas,
+        "seconds": time.perf_counter() - began,
+        **found,
+    }
+
+
+def sent(stage: Stage) -> dict[int, tuple[int, int]]:
+    """Give the messages and bytes that each rank has sent so far."""
+    return {rank: (node.van.sent_messages, node.van.sent_bytes) for rank, node in stage.nodes.items()}
+
+
+def by_role(
+    stage: Stage, before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
+) -> dict[str, float]:
+    """Give the means of a role's ranks, and the most that one of the servers has sent."""
+    found: dict[str, float] = {}
+    for role in (Role.SCHEDULER, Role.SERVER, Role.WORKER):
+        ranks = [rank for rank, node in stage.nodes.items() if node.place.role is role]
+        for at, what in enumerate(("messages", "bytes")):
+            each = [after[rank][at] - before[rank][at] for rank in ranks]
+            found[f"{what}_{role.value}"] = fmean(each)
+            if role is Role.SERVER and what == "messages":
+                found["messages_server_most"] = max(each)
+    return found
