@@ -264,8 +264,9 @@ def cover_problems(entries: list[Entry]) -> list[str]:
 def entry_of(path: Path, kind: str, number: int) -> Entry:
     """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
     # In large pieces: between two of them a thread may wait long for the interpreter's lock, if another computes.
-    hashed, size, piece = hashlib.sha256(), 0, memoryview(bytearray(_PIECE))
+    hashed, size = hashlib.sha256(), 0
     with explained("read", path), open_regular(path, follow=False) as file:
+        piece = memoryview(bytearray(min(_PIECE, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(piece):
             hashed.update(piece[:count])
             size += count

@@ -73,7 +73,8 @@ def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
     path = Path(path)
     with explained("read", path):
         try:
-            with reading(inside(path.parent, path.name), follow=False, beside=beside) as file:
+            # mpips compresses none of them
+            with reading(inside(path.parent, path.name), follow=False, beside=beside, packed=False) as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                     raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
                 yield file

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from test_damaged_runs import changed, judge, places, some
 
 from mpips.checkpoint import latest, verify
 from mpips.errors import CheckpointError
-from mpips.manifest import _own_hash, read_manifest, text_of
+from mpips.manifest import _own_hash, entry_of, read_manifest, text_of
 
 COMMANDS = (
     ("verify", "bad"),
@@ -112,3 +114,35 @@ def test_a_view_shows_the_shards_beside_it_and_nothing_else(bad: Path, tmp_path:
         rewrite(bad, manifest)
     problems = verify(bad)
     assert len(problems) == 2 and all("virtual dataset" in each for each in problems), json.dumps(problems)
+
+
+def test_data_of_a_view_that_shows_a_pipe_are_not_read(bad: Path) -> None:
+    """HDF5 would wait for it for ever."""
+    manifest = read_manifest(bad)
+    shard, view = (next(e for e in manifest["files"] if e["kind"] == kind) for kind in ("server", "view"))
+    (name, part), *_ = shard["vectors"].items()
+    with h5py.File(bad / view["name"], "r+") as file:
+        layout = h5py.VirtualLayout((part["rows"],), "u8")
+        layout[:] = h5py.VirtualSource(shard["name"], f"vectors/{name}/keys", (part["rows"],))
+        file.create_virtual_dataset(f"vectors/{name}/keys", layout)
+    (bad / shard["name"]).unlink()
+    os.mkfifo(bad / shard["name"])
+    first = {**view, **entry_of(bad / view["name"], "view", 0), "vectors": {name: part}}
+    rewrite(bad, {**manifest, "files": [first, *(e for e in manifest["files"] if e is not view)]})
+    done = subprocess.run(
+        [sys.executable, "-m", "mpips.cli", "verify", str(bad)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1 and f"{shard['name']}: is a named pipe" in done.stdout + done.stderr
+
+
+def test_a_shard_that_unpacks_to_more_than_it_is_is_refused(bad: Path) -> None:
+    manifest = read_manifest(bad)
+    shard = next(e for e in manifest["files"] if e["kind"] == "server")
+    with h5py.File(bad / shard["name"], "r+") as file:
+        for name in "ab":  # each alone would do
+            data = file.create_dataset(name, (6_000_000,), "u8", chunks=(1 << 20,), compression="gzip")
+            data[:] = 0
+    found = entry_of(bad / shard["name"], "server", shard["number"])
+    rewrite(bad, {**manifest, "files": [{**e, **found} if e is shard else e for e in manifest["files"]]})
+    assert [problem for problem in verify(bad) if "'b' and those before it declare 96," in problem]
