@@ -67,3 +67,19 @@ def test_a_directory_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match="claims to hold more"):
         load(tmp_path / "a.npz", follow=False)
+
+
+def test_little_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", keys=np.zeros(6_000_000), values=np.zeros(6_000_000))
+    with pytest.raises(ValueError, match=r"values\.npy claims to hold more than the file can"):
+        load(tmp_path / "a.npz", follow=False)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    content = member(header("{'descr': '|u1', 'fortran_order': False, 'shape': (999,)}\n") + bytes(999))
+    at, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    many, size = content[at:end] * 9, (9 * (end - at)).to_bytes(4, "little")
+    tail = content[end : end + 8] + 2 * (9).to_bytes(2, "little") + size + content[end + 16 :]
+    (tmp_path / "a.npz").write_bytes(content[:at] + many + tail)
+    with pytest.raises(ValueError, match=r"claim to hold more|[Oo]verlapped"):
+        load(tmp_path / "a.npz", follow=False)
