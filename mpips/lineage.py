@@ -47,9 +47,14 @@ class Lineage(NamedTuple):
     """The oldest first."""
 
     def generation(self, owner: str, order: Order) -> int | None:
-        """Say how young a checkpoint is among this lineage's; None if it is another's."""
+        """Say how young a checkpoint is among this lineage's; None if it is another's.
+
+        One that does not say whose it is, is no ancestor's: it may be of any run.
+        """
         if owner == self.run:
             return len(self.before)
+        if not owner:
+            return None
         return max(
             (at for at, each in enumerate(self.before) if each.run == owner and order <= each.order),
             default=None,

@@ -47,6 +47,14 @@ def test_a_run_removes_its_own_only(tmp_path: Path) -> None:
     assert len(B.checkpoints(tmp_path)) == 2
 
 
+def test_checkpoints_of_nobody_stay_when_a_run_goes_on_from_one(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, Lineage(), step)  # of an earlier version, and of any run
+    ours = descendant("c" * 32, (Lineage(), 3, 1))
+    write(tmp_path, ours, 4)
+    assert prune(tmp_path, 1, ours) == [] and len(complete(tmp_path)) == 4
+
+
 def test_two_runs_at_once_leave_each_others_attempts_alone(tmp_path: Path) -> None:
     theirs = begin(tmp_path, 5, A)
     (theirs / "server-0000.h5").write_bytes(b"half of it")
