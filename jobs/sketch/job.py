@@ -338,9 +338,10 @@ class Insertion:
             "top": heaviest[:10],
         }
         cluster.metrics.update(metrics)  # the file may fail
+        most = f"at most {metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound"
         cluster.say(
-            f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are at most "
-            f"{metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound {metrics['bound']:.1f})"
+            f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are "
+            f"{most if metrics['checked'] else 'not compared with exact counts (bound'} {metrics['bound']:.1f})"
         )
         with replacing(cluster.folder.path / "top.tsv", "w") as file:
             file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
