@@ -190,8 +190,9 @@ def launch_environment(kind: str, environ: Mapping[str, str], *, root: bool) -> 
     added = {name: "1" for name in THREADS if name not in environ}
     if kind == "openmpi" and root:
         added |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    if kind == "openmpi" and not environ.get("HOME") and homes.home(environ) is None:
-        added["HOME"] = homes.NONE  # Open MPI does not start for a user of whom no home is known
+    if kind == "openmpi" and not environ.get("HOME"):
+        # Its launcher does not start without one, though its ranks look in the system's table.
+        added["HOME"] = str(homes.home(environ) or homes.NONE)
     return added
 
 

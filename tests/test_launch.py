@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Finished, Started
@@ -82,6 +83,17 @@ def test_only_open_mpi_as_root_needs_leave() -> None:
     leave = {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}
     assert leave <= set(launch.launch_environment("openmpi", {}, root=True))
     assert not leave & set(launch.launch_environment("openmpi", {}, root=False))
+
+
+def test_open_mpi_gets_a_home_where_the_environment_names_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = SimpleNamespace(pw_dir=str(tmp_path))
+    monkeypatch.setattr(launch.homes.pwd, "getpwuid", lambda uid: entry)
+    assert launch.launch_environment("openmpi", {}, root=False)["HOME"] == str(tmp_path)
+    entry.pw_dir = "/nowhere"
+    assert launch.launch_environment("openmpi", {"HOME": ""}, root=False)["HOME"] == "/nonexistent"
+    assert "HOME" not in launch.launch_environment("openmpi", {"HOME": "/x"}, root=False)
 
 
 def test_a_launch_can_be_typed() -> None:
