@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mpips.errors import UsageError
 
 DEEPEST = 60
 """Tables in tables, at most: one that holds itself has no end."""
+SAID = 10
+"""Values that a line names, at most: an array may hold millions that are not finite."""
 Otherwise = Callable[[str, Any, str], Any]
 """Gives what stands for a value: of which key, the value, and why it cannot be said."""
 
@@ -36,8 +39,9 @@ class Nulls(dict[str, str]):
         self[key] = why
 
     def __str__(self) -> str:
-        """Say it in a line."""
-        return "; ".join(f"{key} {why}" for key, why in self.items())
+        """Say it in a line, of the first ten."""
+        more = [f"{len(self) - SAID:,} more"] if len(self) > SAID else []
+        return "; ".join([*(f"{key} {why}" for key, why in islice(self.items(), SAID)), *more])
 
 
 def plain(value: Any, otherwise: Otherwise = refuse, key: str = "") -> Any:
