@@ -96,6 +96,8 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
                 for start, what in FOREIGN.items():
                     if chunk.startswith(start):
                         raise DataError(f"{path}:1: {what}")
+                if chunk[257:262] == b"ustar":
+                    raise DataError(f"{path}:1: is a tar archive; unpack it first")
                 begin = mark = 3 * chunk.startswith(codecs.BOM_UTF8)
                 chunk = chunk[mark:]
                 first = False
@@ -112,7 +114,10 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
                     f"{path}:{_lines(path, begin) + 1}: is longer than {LONGEST_LINE >> 20} MiB; is this a text file?"
                 )
         if length:
-            yield bytearray().join([*held, b"\n"])
+            last = bytearray().join([*held, b"\n"])
+            if begin == mark and b"\r" in last.rstrip():
+                raise DataError(f"{path}:1: has lines that end in CR alone; convert it, as by tr '\\r' '\\n'")
+            yield last
         elif begin == mark:
             raise empty(path)
 

@@ -125,6 +125,9 @@ def test_a_file_that_is_deleted_or_replaced_while_it_is_read_is_read_on(tmp_path
         (b"PK\x03\x04\x14\x00\x00", "is a zip archive; unpack it first"),
         (gzip.compress(b"PAR1\x15\x04"), "is a Parquet file"),
         (b"\x89HDF\r\n\x1a\n\x00", "is an HDF5 file where text was expected"),
+        (b"a" + 256 * b"\0" + b"ustar\0" + 250 * b"\0", "is a tar archive; unpack it first"),
+        (b"1,x\r0,y\r", "has lines that end in CR alone; convert it, as by tr"),
+        (b"1,x\r0,y", "has lines that end in CR alone"),
     ],
 )
 def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, content: bytes, said: str) -> None:

@@ -363,6 +363,8 @@ def test_garbage_parses_as_python_would_or_is_skipped(svm: Path, content: bytes,
         (*MAGIC.values(), *FOREIGN, *skippable)
     ):
         return
+    if b"\n" not in content and b"\r" in content.rstrip():  # lines end in CR alone
+        return
     found = concatenate(text.read_svmlight(str(svm), SKIP, 0, 0, 1, tally, size))
     assert (len(found), tally.skipped) == (len(good), bad)
     assert found.labels.tolist() == [label for label, _, _ in good]
