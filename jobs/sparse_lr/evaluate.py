@@ -37,6 +37,8 @@ COLUMNS = (
     Column("sent", "sent", 9, bytes_si),
     Column("unfiltered", "instead of", 10, bytes_si),
 )
+UNPROVEN = 0.1
+"""A gap to the dual bound above which a run that has settled says that this proves nothing."""
 MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
 
 
@@ -197,6 +199,11 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
         text = f"objective {metrics['objective']:.6f}, {text}"
     if metrics.get("converged") is False:
         text += f": not converged, ended by {metrics['ended_by']}"
+    if metrics.get("ended_by") == "settled" and (metrics.get("gap") or 0.0) > UNPROVEN:
+        text += (
+            f"\nwarning: F settled, but nothing proves that it is near the optimum: gap {metrics['gap']:.2g}. "
+            "Features with a few values far beyond their others slow it down: clip those, or scale"
+        )
     if optimum > 0.0 and metrics.get("objective") is not None:
         excess = metrics["objective"] / optimum - 1.0
         text += f"\nknown optimum {optimum:.6f}: reached to within {100.0 * excess:.4f} %"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made import F8, Made, Outcome, objective, run_twin, svmlight
 
-from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr import evaluate, kernels
 
 KEYS = np.arange(1, 7, dtype=np.uint64)
 
@@ -162,3 +162,24 @@ def test_more_workers_than_examples_are_refused(tmp_path: Path) -> None:
     path.write_text("+1 1:1\n-1 2:1\n")
     with pytest.raises(Exception, match=r"2 examples in .* are too few for 3 workers; use fewer workers"):
         run_twin(path, 1, 3)
+
+
+# --- What is not proven ----------------------------------------------------------------------------------------------
+
+
+def test_a_feature_with_one_value_far_beyond_its_others_is_solved_or_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6))
+    y = np.where(x @ rng.normal(size=6) + 0.5 * rng.normal(size=200) > 0, 1.0, -1.0)
+    for outlier in (1.0, 1e3, 1e8):
+        x[3, 0] = -outlier * y[3]
+        path = tmp_path / f"{outlier:g}.svm"
+        path.write_text(svmlight(x, y, KEYS))
+        data = Made(path, path, x, y, x, y, KEYS)
+        metrics = run_twin(data, 1, 1, settings={"l1": 0.1}).metrics
+        said = evaluate.summary(metrics, 0.0)
+        assert ("nothing proves that it is near the optimum" in said) == (outlier == 1e8), said
+        if outlier <= 1e3:
+            with np.errstate(over="ignore"):
+                best = optimum(data, np.array([outlier, 1, 1, 1, 1, 1]), 0.1)
+            assert metrics["objective"] == pytest.approx(best, rel=1e-3)
