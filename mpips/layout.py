@@ -31,6 +31,10 @@ class Role(enum.StrEnum):
     SPARE = "spare"
 
 
+MOST = 1 << 20
+"""Ranks of a role: more than any machine has room for."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayoutSpec:
     """The job file's table [layout]: how many ranks take each role.
@@ -98,6 +102,8 @@ def _check(spec: LayoutSpec) -> None:
         if count < least:
             what = f"a job needs at least {least}" if least else "it cannot be negative"
             raise LayoutError(f"{key} is {count}; {what}: use --set layout.{key}={least}")
+        if count > MOST:
+            raise LayoutError(f"{key} is {count}; a job has at most {MOST:,} of them")
 
 
 def assign(size: int, spec: LayoutSpec) -> tuple[Place, ...]:
