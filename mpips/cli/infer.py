@@ -10,8 +10,8 @@ from typing import Any
 from mpips.cli import own_program
 
 DESCRIPTION = """\
-Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, or a model file
-that names its program, such as the model.h5 of lda. What is written is the program's matter:
+Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, `latest`, or a
+model file that names its program, such as the model.h5 of lda. What is written is the program's matter:
 
   mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
   mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
@@ -30,7 +30,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a model file")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, latest, or a model file")
     parser.add_argument(
         "files", metavar="FILE", nargs="*", help="new data, in any form that the program trains on"
     )
@@ -41,7 +41,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Let the program answer."""
-    run = Path(arguments.run)
+    from mpips.control import newest
+
+    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
     ask = _asked(run, arguments.program)
     ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
     return 0
