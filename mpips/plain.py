@@ -23,7 +23,7 @@ Otherwise = Callable[[str, Any, str], Any]
 
 def refuse(key: str, value: Any, why: str) -> Any:
     """Raise UsageError, which names the key."""
-    raise UsageError(f"{key} {why}")
+    raise UsageError(f"{key or 'the value'} {why}")
 
 
 def keep(key: str, value: Any, why: str) -> Any:

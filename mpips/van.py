@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from mpips.backoff import Backoff, sharpen_sleep
 from mpips.bell import Bell
 from mpips.desk import ANSWERED, BYTES, COMING, PLACE, WAITS, Desk, ask, hear, take_answer
-from mpips.errors import ClosedError
+from mpips.errors import ClosedError, UsageError
 from mpips.lane import Lane
 from mpips.loop import serve
 from mpips.message import ANSWER, HEADER_BYTES, REACHED, ROUND_AT, Kind, Message, bodies, decode, encode
@@ -224,6 +225,7 @@ class MPIVan:
 
     def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Bell | None = None) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._owner = get_ident()
         self.survives = survives_deaths()
         self.sent_bytes = self.received_bytes = self.sent_messages = 0
         self._comm: MPI.Intracomm | None = comm
@@ -268,7 +270,16 @@ class MPIVan:
     def _open(self) -> MPI.Intracomm:
         if self._comm is None:
             raise ClosedError("this van is closed")
+        self._check_thread()
         return self._comm
+
+    def _check_thread(self) -> None:
+        """Raise UsageError in a thread that does not own the van: MPI would end the run without a word of why."""
+        if get_ident() != self._owner:
+            raise UsageError(
+                "push, pull, call and wait belong in the thread that mpips calls the program in, not in one that the "
+                "program starts"
+            )
 
     def send(self, dest: int, message: Message) -> None:
         comm = self._open()
@@ -394,6 +405,7 @@ class MPIVan:
     ) -> int:
         if self._library is None or self.lane is not None or dest in self._lost or nbytes > _PIECE:
             return -1
+        self._check_thread()
         reach = fresh and nbytes >= LEAST and self.reach.has(dest)
         slot: int = ask(
             self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach

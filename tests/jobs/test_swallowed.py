@@ -11,7 +11,7 @@ from conftest import Finished
 
 PROGRAM = """\
 from dataclasses import dataclass
-import numpy as np
+import threading; import numpy as np
 from mpips import Cluster, Context, VectorSpec
 from mpips.update import update
 
@@ -51,6 +51,14 @@ class Worker:
 
     def unsorted(self) -> None:
         self.context.vectors["m"].push(KEYS[::-1], np.ones(10, np.float32))  # line 41
+
+    def threads(self) -> None:
+        vector, wait = self.context.vectors["m"], self.context.node.wait
+        thread = threading.Thread(target=lambda: wait(vector.pull(KEYS)))
+        thread.start()
+        for _ in range(100):
+            wait(vector.pull(KEYS))
+        thread.join()
 """
 
 pytestmark = [pytest.mark.ranks, pytest.mark.once]
@@ -95,3 +103,10 @@ def test_a_program_that_is_wrong_is_told_where(run: Callable[..., tuple], tmp_pa
     assert f"vector m: keys must be sorted and unique (at {tmp_path}/mine.py:41)" in done.last_line
     assert f"its log: {tmp_path}/run/logs/rank-000" in done.last_line
     assert done.stderr.count("Traceback (most recent call last)") == 1
+
+
+def test_a_program_that_pushes_in_a_thread_of_its_own_is_told_so(run: Callable[..., tuple]) -> None:
+    done, result = run("threads")
+    assert done.code == 1 and result["status"] == "failed"
+    assert "belong in the thread that mpips calls the program in" in done.last_line
+    assert "MPI_ERR" not in done.stderr
