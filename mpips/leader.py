@@ -278,7 +278,10 @@ class Leader:
     def _keep(self, cluster: Cluster, metrics: object) -> None:
         """Keep what the program has returned: it is in the result, whatever fails from now on."""
         nulls = Nulls()
-        self._returned = {"metrics": plain(metrics, nulls, "metrics")}
+        found = plain(metrics, nulls, "metrics")
+        self._returned = {
+            "metrics": found if found is None or isinstance(found, dict) else {"returned": found}
+        }
         if nulls:
             self._returned["nulls"] = dict(nulls)
             note("nulls", WARNING, **nulls)

@@ -105,6 +105,17 @@ def test_millions_of_values_that_are_not_finite_are_said_in_a_line(leader: Leade
     assert leader._returned["metrics"]["x"] == [None] * 20_000
 
 
+def test_what_a_program_returns_is_kept_whatever_it_is(leader: Leader) -> None:
+    for returned, kept in (
+        ([1, np.int64(2)], {"returned": [1, 2]}),
+        (3.0, {"returned": 3.0}),
+        ({}, {}),
+        (None, None),
+    ):
+        leader._keep(SimpleNamespace(say=str), returned)  # type: ignore[arg-type]
+        assert leader._returned == {"metrics": kept}
+
+
 def test_metrics_that_hold_themselves_have_an_end(leader: Leader) -> None:
     metrics: dict[str, Any] = {"sum": 1.0}
     metrics["self"] = metrics
