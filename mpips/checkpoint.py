@@ -410,19 +410,29 @@ def load_server(path: Path, server: int) -> dict[str, Any]:
 
 
 def load_clocks(path: Path, name: str) -> list[RangedClock]:
-    """Return the clock of one vector on every server that wrote the checkpoint."""
+    """Return the clock of one vector on every server that wrote the checkpoint; CheckpointError if one is none."""
     path = Path(path)
-    shards = [entry for entry in read_manifest(path)["files"] if entry["kind"] == "server"]
-    saved = [load_server(path, entry["number"]).get("clocks", {}).get(name) for entry in shards]
-    return [
-        RangedClock.from_arrays(
-            np.array(nodes, np.int64),
-            np.array(firsts, np.uint64),
-            np.array(lasts, np.uint64),
-            np.array(times, np.int64),
-        )
-        for nodes, firsts, lasts, times in filter(None, saved)
-    ]
+    clocks = []
+    for entry in read_manifest(path)["files"]:
+        if entry["kind"] == "server":
+            try:
+                saved = load_server(path, entry["number"]).get("clocks", {}).get(name)
+                if saved:
+                    nodes, firsts, lasts, times = saved
+                    clocks.append(
+                        RangedClock.from_arrays(
+                            np.array(nodes, np.int64),
+                            np.array(firsts, np.uint64),
+                            np.array(lasts, np.uint64),
+                            np.array(times, np.int64),
+                        )
+                    )
+            except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+                said = " ".join(str(error).split())
+                raise CheckpointError(
+                    f"{path / entry['name']}: is damaged: the clock of vector {name!r}: {said}"
+                ) from None
+    return clocks
 
 
 def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

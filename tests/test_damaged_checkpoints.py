@@ -15,7 +15,7 @@ import pytest
 from test_checkpoint import write
 from test_damaged_runs import changed, judge, places, some
 
-from mpips.checkpoint import latest, verify
+from mpips.checkpoint import latest, load_clocks, verify
 from mpips.errors import CheckpointError
 from mpips.manifest import _own_hash, entry_of, read_manifest, text_of
 
@@ -146,3 +146,20 @@ def test_a_shard_that_unpacks_to_more_than_it_is_is_refused(bad: Path) -> None:
     found = entry_of(bad / shard["name"], "server", shard["number"])
     rewrite(bad, {**manifest, "files": [{**e, **found} if e is shard else e for e in manifest["files"]]})
     assert [problem for problem in verify(bad) if "'b' and those before it declare 96," in problem]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        [1], {"clocks": None}, {"clocks": [1]}, {"clocks": {"w": True}}, {"clocks": {"w": [[0]]}},
+        {"clocks": {"w": [[0], [0], [-1], [1]]}}, {"clocks": {"w": [[0], [2], [1], [1]]}},
+        {"clocks": {"w": [["x"], [0], [1], [1]]}}, {"clocks": {"w": [[0], [0], [None], [2**64]]}},
+    ],
+)  # fmt: skip
+def test_clocks_that_are_none_are_refused_in_a_line(bad: Path, meta: object) -> None:
+    shard = next(e for e in read_manifest(bad)["files"] if e["kind"] == "server")
+    with h5py.File(bad / shard["name"], "r+") as file:
+        del file["meta"]
+        file["meta"] = json.dumps(meta)
+    with pytest.raises(CheckpointError, match=f"{shard['name']}.*damaged|cannot read .*{shard['name']}"):
+        load_clocks(bad, "w")
