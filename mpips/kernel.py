@@ -5,8 +5,9 @@ first import on a machine compiles, and no clock ever runs during a compilation.
 floating-point operations, so that results do not depend on the machine's vector width.
 
 A rank calls a few of the kernels that it imports, and compiles none of them. So a kernel that is in the cache is
-loaded at its first call, in a millisecond or two, and numba's compiler is not: that is most of the modules that a rank
-would import, scipy's among them, and of the time it takes to start.
+loaded at its first call, and numba's compiler is not: that is most of the modules that a rank would import, scipy's
+among them, and of the time it takes to start. Of a cached kernel only the machine code is loaded. What LLVM would need
+to build it into another kernel, which takes several times the memory and the time, is read when one is compiled.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import llvmlite.binding as llvm
 import numba
 from numba.core import config as _config
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.environment import Environment
+from numba.core.funcdesc import FunctionDescriptor
 from numba.core.runtime.nrt import rtsys
 
 from mpips import compiling, kernel_cache
@@ -133,7 +137,7 @@ def _loader(cache: Any) -> Callable[[Any, Any], Any]:
     def load(signature: Any, target: Any) -> Any:
         rtsys.initialize(target)
         try:
-            return cache._load_overload(signature, target)
+            return _load_overload(cache, signature, target)
         except _DAMAGED:
             cache.flush()
             return None
@@ -141,9 +145,61 @@ def _loader(cache: Any) -> Callable[[Any, Any], Any]:
     return load
 
 
+def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
+    """Load what was compiled for one signature; None if it is not in the cache."""
+    if not hasattr(cache, "_impl"):
+        return cache._load_overload(signature, target)
+    key = cache._index_key(signature, target.codegen())
+    entry = cache._cache_file.load(key)
+    if entry is None:
+        return None
+    match entry:
+        case (str(name), "object", (bytes(code), bytes())), FunctionDescriptor() as function, *others:
+            made = cache._impl.rebuild(
+                target, ((name, "object", (code, _outline(function))), function, *others)
+            )
+        case _:  # this numba keeps another thing
+            return cache._impl.rebuild(target, entry)
+
+    def linked() -> Any:
+        found = cache._cache_file.load(key)
+        if found is None:
+            raise RuntimeError(
+                f"{function.qualname}: its compiled code has gone from the cache since it was loaded"
+            )
+        made.library._shared_module = llvm.parse_bitcode(found[0][2][1])
+        del made.library._get_module_for_linking
+        return made.library._shared_module
+
+    made.library._get_module_for_linking = linked
+    return made
+
+
+def _outline(function: Any) -> bytes:
+    """Give a module in LLVM's bitcode that has a function's names and no code: numba looks for them in it."""
+    names = (function.llvm_func_name, function.llvm_cpython_wrapper_name, function.llvm_cfunc_wrapper_name)
+    text = "\n".join(f'define void @"{name}"() {{ ret void }}' for name in names)
+    with llvm.parse_assembly(text) as module:
+        return cast(bytes, module.as_bitcode())
+
+
 def _saver(cache: Any) -> Callable[[Any, Any], None]:
-    """Save to a cache as numba does; a kernel that cannot be saved is as good for this process."""
+    """Save to a cache as numba does; a kernel that cannot be saved is as good for this process.
+
+    Numba saves an environment of Python objects for each function that a kernel is made of, and imports that function's
+    module when it loads the kernel: of its own functions, modules of the compiler. One without objects is not needed.
+    """
     saved = cache.save_overload
+    if hasattr(cache, "_impl"):
+        reduced = cache._impl.reduce
+
+        def reduce(data: Any) -> Any:
+            *parts, last = reduced(data)
+            if isinstance(last, tuple) and all(isinstance(each, Environment) for each in last):
+                last = tuple(each for each in last if each.consts)
+            return *parts, last
+
+        cache._impl.reduce = reduce
 
     def save(signature: Any, data: Any) -> None:
         try:

@@ -12,11 +12,12 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 
 def _address(typing: Any, array: Any) -> Any:
     """Give the address of an array's first number: what is indexed through it is not checked, nor kept alive."""
+    # What compiles arrays comes with it: 3 MB of modules that ranks do not need which find their kernels compiled.
+    from numba.np.arrayobj import make_array
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind: Any = make_array

@@ -87,6 +87,25 @@ def test_who_compiles_a_caller_of_a_cached_kernel_gets_what_was_declared(folder:
     assert said == ["True", "2", "0", "6.0"]
 
 
+def test_a_kernel_that_has_been_loaded_can_be_built_into_another(folder: Path) -> None:
+    code = f"print(made_kernels.double(1.5)); import made_caller{LOADED}print(made_caller.fourfold(1.5))"
+    assert python(folder, f"import made_kernels\n{code}") == ["3.0", "True", "2", "0", "6.0"]
+
+
+def test_of_a_cached_kernel_the_machine_code_is_loaded_and_nothing_to_build_upon(folder: Path) -> None:
+    code = """
+import made_kernels
+import llvmlite.binding as llvm
+read, real = [], llvm.parse_bitcode
+llvm.parse_bitcode = lambda code: read.append(real(code)) or read[-1]
+made_kernels.ones(3)
+print(len(read), sum(not block.is_declaration and len(list(block.blocks)) for block in read[0].functions))
+print(*(name for name in sys.modules if name.startswith("numba.np.arrayobj")))
+"""
+    # One module with three names, and nothing in them but the end.
+    assert python(folder, code) == ["1", "3"]
+
+
 def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> None:
     refused = "made_kernels.double('a')"
     said = python(folder, f"import made_kernels\ntry: {refused}\nexcept TypeError: print('refused'){LOADED}")
