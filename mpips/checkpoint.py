@@ -24,9 +24,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,6 +69,9 @@ from mpips.shard_file import (
 )
 from mpips.store import Rows, Segment
 from mpips.update import Setting, VectorSpec
+
+if TYPE_CHECKING:
+    import h5py
 
 VIEW = "parameters.h5"
 NOBODY = Lineage()
@@ -284,6 +286,8 @@ def _remove(path: Path) -> None:
 
 def _write_view(file: h5py.File, entries: list[Entry]) -> None:
     """Write virtual datasets that show the shards of each vector as one, in key order."""
+    import h5py
+
     held = {entry["name"]: entry.get("vectors", {}) for entry in entries}
     for name in vector_names(entries):
         runs, spec = runs_of(entries, name), spec_of(entries, name)
@@ -310,6 +314,8 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
 
 def _rows_of(shape: tuple[int, ...], first: int, rows: int) -> h5py.h5s.SpaceID:
     """Select some rows of a dataset of that shape."""
+    import h5py
+
     space = h5py.h5s.create_simple(shape)
     space.select_hyperslab((first, *(0 for _ in shape[1:])), (rows, *shape[1:]))
     return space

@@ -6,19 +6,20 @@ import json
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import CheckpointError
 from mpips.files import inside
-from mpips.hdf5 import reading
 from mpips.manifest import FORMAT, VERSION, Run, explained, sync
 from mpips.ranges import KeyRange, coalesce, meet
 from mpips.sink import Sink
 from mpips.store import Rows
+
+if TYPE_CHECKING:
+    import h5py
 
 _CHUNK_BYTES = 2**20
 
@@ -26,6 +27,8 @@ _CHUNK_BYTES = 2**20
 @contextmanager
 def created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
     """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
+    import h5py
+
     with explained("write", path), closing(Sink(path)) as sink:
         with h5py.File(sink, "w", locking=False) as file:
             file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
@@ -70,6 +73,8 @@ def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
 
     `beside`: what a view may show, see `mpips.hdf5.reading`.
     """
+    from mpips.hdf5 import reading
+
     path = Path(path)
     with explained("read", path):
         try:

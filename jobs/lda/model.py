@@ -19,11 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import hdf5
 from mpips.errors import InputError
 from mpips.files import replacing
 from mpips.jobs.lda.corpus import Corpus, open_corpus
@@ -94,6 +92,10 @@ def export_model(
     Raises:
         OSError: it cannot be written; names the file.
     """
+    import h5py
+
+    from mpips import hdf5
+
     topics = len(alpha)
     top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
     with hdf5.writing(path) as file:
@@ -122,6 +124,8 @@ def load_model(path: Path) -> Model:
     Raises:
         InputError: there is none, or it is no model.
     """
+    from mpips import hdf5
+
     file_name = path / FILE if path.is_dir() else path
     if path.is_dir() and not file_name.exists():
         raise InputError(f"{path}: holds no {FILE}; a run writes it when it completes")

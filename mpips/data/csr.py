@@ -8,18 +8,19 @@ floating-point widths are read; i1, i8, u8 and f4 are written, in compressed chu
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import hdf5
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.errors import DataError
 from mpips.kernel import kernel
 from mpips.sound import bad_row
+
+if TYPE_CHECKING:
+    import h5py
 
 ROWS = 1 << 16
 MOST_KEYS = 2**31 - 1
@@ -86,6 +87,7 @@ def select(batch: Examples, rows: NDArray[np.int64]) -> Examples:
 
 def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
     """Return the data sets labels, indptr, keys, values (or None), once they are seen to fit together."""
+    import h5py
 
     def dataset(*names: str, kinds: str) -> Any:
         found = next((file[name] for name in names if name in file), None)
@@ -137,6 +139,8 @@ def read_csr(
     Yields batches of about `nonzeros` in order; returns the index after the last row. Raises `DataError`
     with file and row (from 0).
     """
+    from mpips import hdf5
+
     try:
         with hdf5.reading(path, follow=True) as file:
             sets = open_rows(path, file)
@@ -193,6 +197,8 @@ def checked(
 
 def write_csr(path: str, batches: Iterable[Examples]) -> None:
     """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1."""
+    from mpips import hdf5
+
     with hdf5.writing(path) as file:
 
         def growing(name: str, dtype: str) -> Any:
