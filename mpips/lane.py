@@ -65,9 +65,10 @@ class Lane:
     def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:
         self.cache = cache
         self.parts = np.zeros((shards, 4, VERSION + 1), np.int64)
-        self.rows_of = np.full((shards, ranks), -1, np.int32)
-        self.callers = np.zeros((0, TIMES + WINDOW), np.int64)
-        self._count = 0
+        # Zeros, of which a shard that is elsewhere takes no memory: row 0 of the callers is nobody's.
+        self.rows_of = np.zeros((shards, ranks), np.int32)
+        self.callers = np.zeros((1, TIMES + WINDOW), np.int64)
+        self._count = 1
         self.slots = np.zeros((SLOTS_OUT, 3), np.int64)
         self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
@@ -93,22 +94,23 @@ class Lane:
     def close(self, shard: int) -> None:
         """Let the loop serve nothing of a shard any more, and forget its callers; `finished` is to be asked before."""
         self.parts[shard] = 0
-        self.rows_of[shard] = -1
+        self.rows_of[shard] = 0
 
     def admitted(self, shard: int, origin: int, time: int) -> None:
         """Note that a request was admitted outside the loop, which so gets to know the caller."""
         row = self.rows_of[shard, origin]
-        if row < 0:
+        if row == 0:
             row = self.rows_of[shard, origin] = self._new_row()
         self.callers[row, HIGHEST] = max(self.callers[row, HIGHEST], time)
 
     def _new_row(self) -> int:
         if self._count == len(self.callers):
-            used = np.unique(self.rows_of[self.rows_of >= 0])
-            grown = np.zeros((max(16, 2 * len(used)), TIMES + WINDOW), np.int64)
-            grown[: len(used)] = self.callers[used]
-            self.rows_of[self.rows_of >= 0] = np.searchsorted(used, self.rows_of[self.rows_of >= 0])
-            self.callers, self._count = grown, len(used)
+            known = self.rows_of > 0
+            used = np.unique(self.rows_of[known])
+            grown = np.zeros((max(16, 2 * (1 + len(used))), TIMES + WINDOW), np.int64)
+            grown[1 : 1 + len(used)] = self.callers[used]
+            self.rows_of[known] = 1 + np.searchsorted(used, self.rows_of[known])
+            self.callers, self._count = grown, 1 + len(used)
         self.callers[self._count] = 0
         self.callers[self._count, HIGHEST] = -1
         self._count += 1
@@ -116,7 +118,7 @@ class Lane:
 
     def forget(self, shard: int, origin: int) -> None:
         """Let the loop serve that caller nothing there until it is `admitted` again."""
-        self.rows_of[shard, origin] = -1
+        self.rows_of[shard, origin] = 0
 
     # What it has done.
 
@@ -127,7 +129,7 @@ class Lane:
     def finished(self, shard: int) -> Iterable[Finished]:
         """Take over what the loop has finished at a shard since this was last asked."""
         self.parts[shard, 0, NEWS] = 0
-        for origin in np.flatnonzero(self.rows_of[shard] >= 0).tolist():
+        for origin in np.flatnonzero(self.rows_of[shard]).tolist():
             caller = self.callers[self.rows_of[shard, origin]]
             if caller[NOTED]:
                 noted = caller[TIMES : TIMES + caller[NOTED]].tolist()

@@ -286,7 +286,7 @@ def serve(
     """Receive, and answer what is simple, until there is something for Python, or nothing for `tries` looks.
 
     `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
-    -1: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, room]: answers on their way;
+    0: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, room]: answers on their way;
     `buffers` i8[n, 5]: busy, request, address, size and receiver of what large answers go out from; `landing`: where
     large pushes come in; `asleep` u1[ranks]: who is, of whom those that were answered go into `sleepers` i4[256];
     `pids` i8[ranks]: into whose memory answers may be written (`mpips.reach`), 0: not; `trail` i8[0 or 257, 3]: where
@@ -314,7 +314,7 @@ def serve(
             return TAKEN
         row = rows_of[shard, origin]
         part = parts[shard, namespace]
-        if row < 0 or part[OPEN] == 0:
+        if row <= 0 or part[OPEN] == 0:
             return TAKEN
         caller = callers[row]
         time, acked = words[5], words[4]

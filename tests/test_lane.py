@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -366,12 +368,24 @@ def test_tables_grow_and_keep_what_they_hold() -> None:
         else:
             lane.close(name[0])
             highest = {each: time for each, time in highest.items() if each[0] != name[0]}
-        known = np.argwhere(lane.rows_of >= 0)
+        known = np.argwhere(lane.rows_of)
         assert {(int(s), int(o)) for s, o in known} == set(highest)
         rows = [int(lane.rows_of[each]) for each in highest]
         assert len(set(rows)) == len(rows), "each has a row of its own"
         assert [int(lane.callers[row, 0]) for row in rows] == list(highest.values())
     assert len(lane.callers) <= 4 * shards * ranks
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system tells no memory of processes")
+def test_shards_that_are_elsewhere_take_no_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before, lane = resident(), Lane(2000, 8000, KeyCache(0))
+    for shard, origin in ((3, 7999), (3, 0), (1500, 20)):
+        lane.admitted(shard, origin, 5)
+    assert resident() - before < 16e6 < lane.rows_of.nbytes / 3
+    assert [lane.callers[lane.rows_of[each], 0] for each in ((3, 7999), (3, 0), (1500, 20))] == [5, 5, 5]
 
 
 def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
