@@ -1,0 +1,91 @@
+"""What ranks have imported when they begin to work, by their roles: it is most of their memory, and of their start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpips.update import VectorSpec, call
+from mpips.worker import Answer
+
+
+@dataclass(frozen=True)
+class Settings:
+    pass
+
+
+@call("loaded", reads=True)
+def loaded(segment, args):
+    return {"modules": sorted(sys.modules)}
+
+
+def schedule(cluster, settings):
+    modules = {"scheduler": sorted(sys.modules)}
+    w = cluster.create_vector(VectorSpec("w", extent=100, dense=True))
+    (modules["worker"],) = [each["modules"] for each in cluster.workers.call("work")]
+    (modules["server"],) = [each["modules"] for each in cluster.servers.call("loaded", {}, vector=w)]
+    return modules
+
+
+class Worker:
+    def __init__(self, context):
+        self.context = context
+
+    def work(self):
+        w, node = self.context.vectors["w"], self.context.node
+        keys = np.arange(100, dtype=np.uint64)
+        node.wait(w.push(keys, np.ones(100)))
+        node.wait(w.pull(keys))
+        return Answer({"modules": sorted(sys.modules)})
+"""
+
+NEEDED = {
+    "numpy",
+    "numba",
+    "mpi4py.MPI",
+    "mpips.loop",
+    "mpips.desk",
+    "mpips.server",
+    "mpips.worker",
+    "mpips.leader",
+}
+"""By every rank: any may take any role."""
+COMPILER = {
+    "numba.np.arrayobj", "numba.np.arraymath", "numba.np.linalg", "numba.cpython.builtins_impl",
+    "numba.cpython.unicode", "numba.cpython.hashing", "numba.cpython.randomimpl", "numba.cpython.listobj",
+    "scipy.linalg", "scipy.special",
+}  # fmt: skip
+"""What numba compiles by, and no rank whose kernels are in the cache."""
+FORMATS = {"h5py", "mpips.data.convert", "lz4", "zstandard"}
+"""What only who opens such a file needs; the scheduler asks h5py for its version."""
+COMMANDS = {
+    "mpips.cli", "mpips.bench", "mpips.report", "mpips.chart", "mpips.crate", "mpips.diff", "mpips.plan",
+    "mpips.launch", "mpips.twin", "mpips.simulation", "matplotlib", "unittest", "asyncio", "multiprocessing", "http",
+}  # fmt: skip
+"""What runs no rank."""
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_what_each_role_imports_and_what_none_needs(tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
+    (tmp_path / "loaded.py").write_text(PROGRAM)
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "loaded.py"\n[layout]\nservers = 1\nworkers = 1\n')
+    run = ["run", tmp_path / "job.toml", "--replicas", "0", "--run-dir"]
+    done = run_mpips(*run, tmp_path / "run")
+    assert done.code == 0, done.stderr
+    modules = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    for role in ("scheduler", "server", "worker"):
+        have = set(modules[role])
+        assert have >= NEEDED, role
+        assert not have & (COMPILER | COMMANDS), role
+        assert not have & (FORMATS - ({"h5py"} if role == "scheduler" else set())), role
