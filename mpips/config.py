@@ -77,7 +77,7 @@ class JobSpec:
 class RingSpec:
     """How keys are spread over servers (paper, section 4.3)."""
 
-    virtual_servers: int = field(default=0, metadata={"at_least": 0})
+    virtual_servers: int = field(default=0, metadata={"at_least": 0, "at_most": 1 << 16})
     """Points of each server on the ring; 0 leaves it to the ring."""
     replicas: int = field(default=1, metadata={"at_least": 0})
     """Copies that other servers hold of each server's keys: a run survives the loss of so many servers at once.
