@@ -316,6 +316,7 @@ class Leader:
                 else {}
             ),
             **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
+            **({"checkpoints_given_up": cluster.saver.given_up} if cluster.saver.given_up else {}),
         }
         for line in described(result["traffic"]):
             cluster.say(line)

@@ -42,6 +42,8 @@ class Saver:
         self._began = 0.0
         self.problem = ""
         """Why the last one was given up; empty if it was not."""
+        self.given_up = 0
+        """How many were."""
         self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
         """Says where the run comes from, for the manifests."""
         cluster.node.on_tick.append(self._look)
@@ -137,6 +139,8 @@ class Saver:
 
     def _give_up(self, folder: Path | None, why: str) -> None:
         self.problem = why
+        self.given_up += 1
         if folder is not None:
             self._abandon(folder)
+        self._cluster.note("no checkpoint", why=why)
         self._warn(f"warning: no checkpoint was written ({why}); the run goes on")

@@ -49,6 +49,14 @@ def test_writing_checkpoints_changes_nothing(made: Made, written: tuple[Path, Ou
     assert told == steps
 
 
+def test_checkpoints_that_cannot_be_written_are_said(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path / "file" / "in"), checkpoint=EVERY)
+    told = [event for event in outcome.log if event["event"] == "no checkpoint"]
+    assert len(told) == len(range(2, outcome.metrics["passes"], 2))
+    assert all("Not a directory" in event["why"] for event in told)
+
+
 @pytest.mark.parametrize("servers", [1, 2, 3, 5])
 def test_resume_gives_the_same_bits_on_any_number_of_servers(
     made: Made, written: tuple[Path, Outcome], tmp_path: Path, servers: int
