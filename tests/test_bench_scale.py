@@ -61,6 +61,7 @@ def test_undisturbed_runs_that_are_the_same_are_good() -> None:
     ("rows", "told"),
     [
         ([a_row(8, 0), a_row(8, 1, sent_again={"chain": 2})], "sent again: {'chain': 2}"),
+        ([a_row(8, 0), a_row(8, 1, lost=2)], "healthy ranks taken for dead: 2"),
         ([a_row(8, 0), a_row(8, 1, "other")], "other bits"),
         ([a_row(8, 1), a_death(8, "other")], "a server killed: other bits"),
         ([a_row(8, 1), a_death(8, survived=None)], "no death was noticed"),

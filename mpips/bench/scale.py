@@ -216,6 +216,7 @@ def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
         file = folder / "rounds.toml"
         file.write_text('[job]\nprogram = "mpips.bench._rounds"\n')
         size = [f"_rounds.rounds={asked.passes}", f"_rounds.keys={asked.keys}", "_rounds.pulled=true"]
+        size += [each for each in asked.set if not each.startswith("sparse_lr.")]
         yield Work("rounds", file, size, max(1, asked.passes // 2))
 
 
@@ -280,6 +281,7 @@ def measured(program: str, replicas: int, killed: bool, run: Run, watch: Watch) 
         "train": result["seconds"]["train"],
         "parameters_sha256": result["parameters_sha256"],
         "sent_again": result["traffic"]["sent_again"],
+        "lost": len(result["recoveries"]),
     }
     if killed:
         first: Mapping[str, Any] = next(iter(result["recoveries"]), {})
@@ -313,7 +315,7 @@ def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
 
 
 def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what must not be: something sent twice where nobody died, other bits, a death that nobody noticed."""
+    """Say what must not be: where nobody died, a thing sent twice or a rank lost; other bits; a death not noticed."""
     found = []
     bits: dict[tuple[str, int], str] = {}
     for row in rows:
@@ -321,6 +323,8 @@ def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         which += ", a server killed" if row.get("killed") else ""
         if row["sent_again"] and not row.get("killed"):
             found.append(f"{which}: sent again: {row['sent_again']}")
+        if row.get("lost") and not row.get("killed"):
+            found.append(f"{which}: healthy ranks taken for dead: {row['lost']}")
         if row.get("killed") and row.get("survived") is None:
             found.append(f"{which}: no death was noticed")
         sha = row.get("parameters_sha256")

@@ -18,6 +18,7 @@ Run a benchmark; each says what it compares and has its own --help.
   mpips bench faults                            updates lost or doubled while ranks die, hang, come and go
   mpips bench replication                       what copies of all keys cost
   mpips bench scale                             what each cost becomes as ranks grow in number
+  mpips bench overload                          slow servers, a flood and a crowd, and how soon they are over
   mpips bench elastic                           requests while a server joins, and another leaves
   mpips bench restart                           runs that are killed as a whole, and resumed elsewhere
   mpips bench pushpull                          pushes and pulls beside bare MPI, which is their limit

@@ -1,0 +1,76 @@
+"""A program whose workers push and pull until a moment, and note when each round was answered: see `overload`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpips.ranges import KeyRange
+from mpips.scheduler import Cluster
+from mpips.task import Task
+from mpips.update import VectorSpec
+from mpips.worker import Answer, Context
+
+VECTOR, KEYS = "counts", 1000
+OUTSTANDING = 1000
+"""Pushes of which a worker that floods hears nothing yet: many times what it may have under way."""
+DONE = "done.npy"
+"""In the run's folder: f8[n], when each round was answered, of all workers (wall, s)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The program's table; times are seconds from the beginning."""
+
+    seconds: float = field(default=30.0, metadata={"above": 0.0})
+    """How long it goes on."""
+    flood_begin: float = field(default=20.0, metadata={"at_least": 0.0})
+    """When the last worker begins to push without waiting."""
+    flood_end: float = field(default=25.0, metadata={"at_least": 0.0})
+    """When it ends."""
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Let the workers go on; give how many pushes there were, and whether each is there once."""
+    vector = cluster.create_vector(VectorSpec(VECTOR, "float64", extent=KEYS, dense=True), KEYS)
+    begun = cluster.decide(time.time)
+    cluster.event("begun")
+    with cluster.phase("train"):
+        flood = [begun + settings.flood_begin, begun + settings.flood_end]
+        work = cluster.workers.start("work", {"until": begun + settings.seconds, "flood": flood})
+        replies = cluster.node.wait(work)
+    done = [reply.values.reshape(-1) for reply in replies if reply.values is not None]
+    np.save(cluster.folder.path / DONE, np.sort(np.concatenate(done)))
+    pushes = sum(reply.meta["pushes"] for reply in replies)
+    rows = cluster.node.wait(vector.pull(KeyRange(0, KEYS)))
+    return {"begun": begun, "pushes": pushes, "lost": int(np.abs(rows - pushes).max())}
+
+
+class Worker:
+    """Adds one to all keys, again and again."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def work(self, until: float, flood: list[float]) -> Answer:
+        """Push and pull, each round when the last one is answered; while the last worker floods, it hardly waits."""
+        vector, node, keys = self.context.vectors[VECTOR], self.context.node, KeyRange(0, KEYS)
+        ones, done, pushes = np.ones(KEYS), list[float](), 0
+        flooding: deque[Task] = deque()
+        floods = self.context.index == self.context.count - 1
+        while (now := time.time()) < until:
+            pushes += 1
+            if floods and flood[0] <= now < flood[1]:
+                flooding.append(vector.push(keys, ones))
+                if len(flooding) > OUTSTANDING:
+                    node.wait(flooding.popleft())
+                continue
+            node.wait_all(flooding)
+            flooding.clear()
+            node.wait(vector.push_pull(keys, ones))
+            done.append(time.time())
+        return Answer({"pushes": pushes}, np.array(done, np.float64)[:, None])
