@@ -271,7 +271,7 @@ def _torn(path: Path, sound: Container[Path], lineage: Lineage) -> bool:
         owner = owner_of(read_manifest(path))
     except CheckpointError:
         return lineage.left(path)
-    return lineage.generation(owner, order_of(path)) is not None  # files of it are missing
+    return lineage.generation(owner, path) is not None  # files of it are missing
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,8 @@
 Every start of a job is a run with an id of its own (`run.json`). The manifest of a checkpoint says which run wrote it.
 A run that resumes goes on from one checkpoint; that one and those of the same run before it are the run's, too, and
 so on back to the first. Only these count for it: as the latest, and where old ones are removed. Checkpoints of other
-runs may lie in the same folder.
+runs may lie in the same folder. A checkpoint that was copied from elsewhere may name any run as its own: it and those
+before it count only in the folder that it lies in.
 
 An attempt has no manifest yet. Its folder is made exclusively, and bears a mark, `.run.json`, until the manifest is
 there: the run's id and folder. One run at a time has a folder, so what a former start of the same folder left torn is
@@ -45,16 +46,19 @@ class Lineage(NamedTuple):
     """The run's."""
     before: tuple[Ancestor, ...] = ()
     """The oldest first."""
+    origin: str = ""
+    """The folder that holds the last of them, without symbolic links."""
 
-    def generation(self, owner: str, order: Order) -> int | None:
+    def generation(self, owner: str, path: Path) -> int | None:
         """Say how young a checkpoint is among this lineage's; None if it is another's.
 
         One that does not say whose it is, is no ancestor's: it may be of any run.
         """
         if owner == self.run:
             return len(self.before)
-        if not owner:
+        if not owner or os.path.realpath(path.parent) != self.origin:
             return None
+        order = order_of(path)
         return max(
             (at for at, each in enumerate(self.before) if each.run == owner and order <= each.order),
             default=None,
@@ -64,10 +68,9 @@ class Lineage(NamedTuple):
         """Return this lineage's complete checkpoints in a directory, oldest first."""
         found = []
         for path, manifest in held(directory):
-            order = order_of(path)
-            generation = self.generation(owner_of(manifest), order)
+            generation = self.generation(owner_of(manifest), path)
             if generation is not None:
-                found.append((generation, order, path))
+                found.append((generation, order_of(path), path))
         return [path for _, _, path in sorted(found)]
 
     def latest(self, directory: Path) -> Path | None:
@@ -97,20 +100,23 @@ def of_run(folder: Path, facts: Mapping[str, Any] | None, resume: Path | None = 
     """
     place = str(Path(folder).absolute())
     if facts is None:
-        return Lineage(hashlib.sha256(os.fsencode(place)).hexdigest()[:32], place, _before(resume))
-    return Lineage(str(facts.get("id", "")), place, tuple(map(_ancestor, facts.get("ancestry", []))))
+        run, ancestry = hashlib.sha256(os.fsencode(place)).hexdigest()[:32], _before(resume)
+    else:
+        run, ancestry = str(facts.get("id", "")), facts.get("ancestry", [])
+    origin = os.path.dirname(os.path.realpath(ancestry[-1]["checkpoint"])) if ancestry else ""
+    return Lineage(run, place, tuple(map(_ancestor, ancestry)), origin)
 
 
-def _before(resume: Path | None) -> tuple[Ancestor, ...]:
+def _before(resume: Path | None) -> list[dict[str, Any]]:
     if resume is None:
-        return ()
+        return []
     try:
         manifest = read_manifest(resume)
     except CheckpointError:  # whoever wants to read the rest will say so
-        return ()
+        return []
     facts = manifest.get("provenance") or {}
     last = {"id": owner_of(manifest), "checkpoint": str(resume), "step": manifest["about"].get("step", 0)}
-    return tuple(map(_ancestor, [*facts.get("ancestry", []), last]))
+    return [*facts.get("ancestry", []), last]
 
 
 def _ancestor(entry: Mapping[str, Any]) -> Ancestor:

@@ -30,8 +30,9 @@ def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
-def descendant(run: str, *before: tuple[Lineage, int, int], folder: str = "/runs/z") -> Lineage:
-    return Lineage(run, folder, tuple(Ancestor(each.run, (step, attempt)) for each, step, attempt in before))
+def descendant(origin: Path, run: str, *before: tuple[Lineage, int, int], folder: str = "/runs/z") -> Lineage:
+    ancestors = tuple(Ancestor(each.run, (step, attempt)) for each, step, attempt in before)
+    return Lineage(run, folder, ancestors, str(origin.resolve()))
 
 
 def test_a_run_removes_its_own_only(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_run_removes_its_own_only(tmp_path: Path) -> None:
 def test_checkpoints_of_nobody_stay_when_a_run_goes_on_from_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, Lineage(), step)  # of an earlier version, and of any run
-    ours = descendant("c" * 32, (Lineage(), 3, 1))
+    ours = descendant(tmp_path, "c" * 32, (Lineage(), 3, 1))
     write(tmp_path, ours, 4)
     assert prune(tmp_path, 1, ours) == [] and len(complete(tmp_path)) == 4
 
@@ -91,7 +92,7 @@ def test_no_two_runs_get_the_same_folder(tmp_path: Path) -> None:
         (A, True),
         (Lineage("c" * 32, A.folder), True),  # the next start in the same folder
         (B, False),
-        (descendant("c" * 32, (A, 1, 1)), False),  # it may go on from a run that goes on itself
+        (descendant(Path("/"), "c" * 32, (A, 1, 1)), False),  # it may go on from a run that goes on itself
         (Lineage(), False),
     ],
 )
@@ -119,10 +120,10 @@ def test_what_was_killed_before_it_was_marked_is_passed_over(tmp_path: Path) -> 
 def test_a_descendant_has_what_it_goes_on_from_and_no_more(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, A, step)
-    child = descendant("c" * 32, (A, 2, 1))
+    child = descendant(tmp_path, "c" * 32, (A, 2, 1))
     assert names(child.checkpoints(tmp_path)) == ["step-000001", "step-000002"]
     write(tmp_path, child, 3)
-    grandchild = descendant("d" * 32, (A, 2, 1), (child, 3, 2))
+    grandchild = descendant(tmp_path, "d" * 32, (A, 2, 1), (child, 3, 2))
     assert child.latest(tmp_path) == grandchild.latest(tmp_path) == tmp_path / "step-000003-2"
     write(tmp_path, child, 4)
     assert grandchild.latest(tmp_path) == tmp_path / "step-000003-2"
@@ -196,6 +197,25 @@ def test_who_wrote_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
     assert A.latest(tmp_path) == folder and prune(tmp_path, 1, A) == []
 
 
+@pytest.mark.parametrize("way", ["resumed", "recorded", "linked"])
+def test_a_checkpoint_from_elsewhere_makes_no_other_run_an_ancestor(tmp_path: Path, way: str) -> None:
+    """Whoever made it may have written down any run as its own, and the checkpoints before it as of any folder."""
+    ours = tmp_path / "ck"
+    for step in (1, 2):
+        write(ours, A, step)
+    claimed = [{"checkpoint": str(ours / "step-000002"), "step": 2, "id": A.run}]
+    theirs = write(tmp_path / "theirs", A, 9, ancestry=claimed)
+    if way == "linked":
+        (ours / "step-000009").symlink_to(theirs)
+        theirs = ours / "step-000009"
+    facts = {"id": B.run, "ancestry": provenance.ancestry(theirs)} if way == "recorded" else None
+    lineage = of_run(tmp_path / "run", facts, theirs)
+    write(ours, lineage, 10)
+    assert names(lineage.checkpoints(ours)) == ["step-000010"]
+    prune(ours, 1, lineage)
+    assert names(A.checkpoints(ours)) == ["step-000001", "step-000002"]
+
+
 def test_a_runs_lineage_comes_from_its_folder(tmp_path: Path) -> None:
     first = write(tmp_path / "ck", A, 3, ancestry=[])
     renamed = first.rename(tmp_path / "best")
@@ -204,7 +224,7 @@ def test_a_runs_lineage_comes_from_its_folder(tmp_path: Path) -> None:
     assert provenance.latest(folder, tmp_path / "ck") is None
     folder.run.write_text(json.dumps({"id": B.run, "ancestry": provenance.ancestry(renamed)}))
     lineage = of_run(folder.path, provenance.read_run(folder))
-    assert lineage == Lineage(B.run, str(folder.path), (Ancestor(A.run, (3, 1)),))
+    assert lineage == Lineage(B.run, str(folder.path), (Ancestor(A.run, (3, 1)),), str(tmp_path.resolve()))
     assert provenance.latest(folder, tmp_path / "ck") == renamed, "where it went on from, wherever that is"
     write(tmp_path / "ck", A, 9)
     own = write(tmp_path / "ck", B, 4)
