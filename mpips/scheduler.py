@@ -456,15 +456,17 @@ class Cluster:
         """Tell whether a worker that the program counts on is gone, at this moment."""
         return any(self.node.view.roles[rank] is not Role.WORKER for rank in self.workers.addresses)
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self, unfit: Callable[[dict[str, Any]], str] | None = None) -> dict[str, Any] | None:
         """Bring back the checkpoint that the run resumes from, if any; give the state it was written with.
 
         Vectors are made and filled, each server reading the ranges that are its own now. Workers take their
         state back when there are as many as there were, else they build it anew from the vectors (`rebuild`).
+        `unfit` is given what the manifest says about the checkpoint, and says what the program cannot go on from in its
+        state; "" if there is nothing.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, of another program, or written under other `facts` or with other
-                settings of a vector's update.
+            CheckpointError: the checkpoint is damaged, of another program, has an unfit state, or was written under
+                other `facts` or with other settings of a vector's update.
         """
         if self.resume is None:
             return None
@@ -480,6 +482,8 @@ class Cluster:
                         f"checkpoint {self.resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
                     )
             changed = self._changed(about, specs)
+            if unfit is not None and (problem := unfit(about)):
+                raise CheckpointError(f"checkpoint {self.resume} cannot be resumed: {problem}")
             self._trained_before = about["trained"]
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))

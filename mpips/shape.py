@@ -4,7 +4,9 @@ A form is
 
     a type, or None                 one of these; a boolean is no number, and integers are at most 2**1000
     ANY                             whatever it is
+    a range                         an integer of it
     (form, form ...)                one of them
+    [form, form ...]                a list of as many items, each of its form
     Each(form)                      a list, every item of the form
     Table(form)                     a table with any keys, every value of the form
     {"key": form, "other?": form}   a table with these keys; `?`: it may be missing. Further keys are free
@@ -24,6 +26,8 @@ ANY = object
 NUMBER = (int, float)
 MOST = 1 << 1000
 """Integers above do not become floating-point numbers."""
+COUNT = range(1 << 63)
+"""Integers that count something."""
 LARGEST = 1 << 26
 """Bytes of a file of JSON, unless told otherwise."""
 
@@ -58,13 +62,17 @@ def misfit(value: Any, form: Any, where: str = "") -> str:
         if "" in said:
             return ""
         return said[0] if isinstance(value, dict | list) else _told(value, form, where)
-    if form is None or isinstance(form, type):
+    if form is None or isinstance(form, type | range):
         return "" if _is(value, form) else _told(value, form, where)
     parts: Iterable[tuple[str, Any, Any]]
     if isinstance(form, Each):
         if not isinstance(value, list):
             return _told(value, form, where)
         parts = ((f"{where}[{at}]", item, form.form) for at, item in enumerate(value))
+    elif isinstance(form, list):
+        if not isinstance(value, list) or len(value) != len(form):
+            return _told(value, form, where)
+        parts = ((f"{where}[{at}]", *both) for at, both in enumerate(zip(value, form, strict=True)))
     elif not isinstance(value, dict):
         return _told(value, form, where)
     elif isinstance(form, Table):
@@ -78,7 +86,9 @@ def misfit(value: Any, form: Any, where: str = "") -> str:
     return next((found for name, item, each in parts if (found := misfit(item, each, name))), "")
 
 
-def _is(value: Any, kind: type | None) -> bool:
+def _is(value: Any, kind: type | range | None) -> bool:
+    if isinstance(kind, range):
+        return type(value) is int and value in kind
     if kind is None or value is None or kind is bool or isinstance(value, bool):
         return type(value) is (type(None) if kind is None else kind)
     return isinstance(value, kind) and (not isinstance(value, int) or -MOST <= value <= MOST)
@@ -91,12 +101,19 @@ def is_number(value: Any) -> bool:
 
 def _told(value: Any, form: Any, where: str) -> str:
     forms = form if isinstance(form, tuple) and not isinstance(form, Each | Table) else (form,)
-    wanted = [_name(list if isinstance(each, Each) else each if each is None or isinstance(each, type) else dict)
-              for each in forms]  # fmt: skip
+    wanted = [_name(_kind(each)) for each in forms]
     found = _name(type(value))
     if found in wanted:
         found = f"{found} out of bounds" if isinstance(value, NUMBER) else f"{found} of another form"
     return f"{where or 'it'} is {found}, and should be {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _kind(form: Any) -> type | None:
+    if form is None or isinstance(form, type):
+        return form
+    if isinstance(form, range):
+        return int
+    return list if isinstance(form, Each | list) else dict
 
 
 def _name(kind: type | None) -> str:

@@ -29,6 +29,7 @@ from mpips.jobs.lda.sweeps import word_cuts
 from mpips.progress import Column, bytes_si, seconds, shares, si, significant
 from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
+from mpips.shape import COUNT, NUMBER, Each, misfit
 from mpips.task import Task
 from mpips.update import VectorSpec
 
@@ -45,6 +46,9 @@ LARGE = 1 << 26
 """Counts whose memory is said before it is taken: 256 MiB."""
 BURN_IN = 10
 """Sweeps before priors are learned."""
+
+FORM = {"sweeps": COUNT, "round": COUNT, "alpha": Each(NUMBER), "beta": NUMBER, "likelihood": NUMBER}
+"""What a checkpoint keeps."""
 
 
 class Collection(NamedTuple):
@@ -145,7 +149,7 @@ class Training:
         """Make the vectors, or take up a checkpoint."""
         cluster, topics = self.cluster, self.settings.topics
         cluster.vectors.clear()  # those of an attempt that a worker was lost in
-        state = cluster.restore()
+        state = cluster.restore(self._unfit)
         if state is None:
             together = cluster.job.consistency.is_sequential
             extent = self.collection.vocabulary * topics
@@ -253,6 +257,17 @@ class Training:
         waiting = sum(self.now["waiting"]) / len(self.now["waiting"])
         self.cluster.event("sweep", **facts, **learned, waiting=waiting)
         table.row(self.now | facts | {"tokens/s": tokens * self.sweeps / max(trained, 1e-9)})
+
+    def _unfit(self, about: dict[str, Any]) -> str:
+        """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+        if problem := misfit(about["state"], FORM, "about.state"):
+            return problem
+        alpha, beta, topics = about["state"]["alpha"], about["state"]["beta"], self.settings.topics
+        if len(alpha) != topics:
+            return f"about.state.alpha is of {len(alpha)} topics, and there are {topics}"
+        if not all(0 < each < math.inf for each in (*alpha, beta)):
+            return "about.state: alpha and beta are finite, and above 0"
+        return ""
 
     def _state(self) -> dict[str, Any]:
         return {

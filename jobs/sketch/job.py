@@ -30,6 +30,7 @@ from mpips.manifest import read_manifest
 from mpips.progress import Column, bytes_si, seconds, shares, si
 from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster, Group
+from mpips.shape import COUNT, Each, misfit
 from mpips.workload import Workload
 
 T = TypeVar("T")
@@ -114,6 +115,19 @@ def _together(replies: list[dict[str, Any]]) -> Asked:
     return Asked(sum(each["keys"] for each in replies), max(each["seconds"] for each in replies))
 
 
+FORM = {"rounds": COUNT, "parts": Each([COUNT, bool]), "totals": Each([COUNT, COUNT])}
+"""What a checkpoint keeps; of a part how many batches are done, and whether it is finished."""
+
+
+def unfit(about: dict[str, Any]) -> str:
+    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    state, where = about["state"], "about.state"
+    if problem := misfit(state, FORM, where):
+        return problem
+    parts, totals = len(state["parts"]), len(state["totals"])
+    return "" if parts == totals > 0 else f"{where}.totals is of {totals} parts, and {where}.parts of {parts}"
+
+
 class Insertion:
     """A run: which worker has which part, and how far (`parts`), and what they come to (`totals`)."""
 
@@ -167,7 +181,7 @@ class Insertion:
         """Make the vectors, or take up a checkpoint."""
         cluster, settings = self.cluster, self.settings
         cluster.vectors.clear()  # those of an attempt that a worker was lost in
-        state = cluster.restore()
+        state = cluster.restore(unfit)
         if state is None:
             shape = servers.shape_for(settings.depth, settings.width, self.seed, len(self.parts.parts))
             for spec in servers.specs(shape, cluster.job.data.weight != "", self.text):

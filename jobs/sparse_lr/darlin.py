@@ -4,23 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
-from mpips.jobs.sparse_lr import control, evaluate, kernels
+from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Spread
 from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
+from mpips.shape import ANY, COUNT, NUMBER, Each, misfit
 from mpips.task import Task
 from mpips.update import Setting, VectorSpec
 
 T = TypeVar("T")
 MOST_PASSES = 1000
+GENERATOR = "PCG64"  # of numpy's, the one that draws
 PIECE = 1 << 17  # features, about, in one message of a start or reset
+
+
+_NUMBERS = ("theta", "threshold", "reset_below", "noise")
+_COUNTS = ("since_reset", "settled", "resets", "since", "exact", "patience")
+FORM = {
+    "control": {
+        "objectives": Each(NUMBER),
+        **{f"{name}?": NUMBER for name in _NUMBERS},
+        **{f"{name}?": COUNT for name in _COUNTS},
+    },
+    "random": {
+        "bit_generator": str,
+        "state": {"state": range(1 << 128), "inc": range(1 << 128)},
+        "has_uint32": range(2),
+        "uinteger": range(1 << 32),
+    },
+    "round": COUNT,
+    "gap": NUMBER,
+    "blocks": {"begins": Each(range(1 << 64)), "cut_at": range(-1, 1 << 63)},
+    "spread?": ANY,
+}
+"""What a checkpoint keeps."""
+
+
+def unfit(about: dict[str, Any]) -> str:
+    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    state, where = about["state"], "about.state"
+    if problem := misfit(state, FORM, where):
+        return problem
+    if not state["control"]["objectives"]:
+        return f"{where}.control.objectives is empty"
+    if state["random"]["bit_generator"] != GENERATOR:
+        return f"{where}.random.bit_generator is not {GENERATOR}"
+    begins = state["blocks"]["begins"]
+    if begins[:1] != [0] or any(end <= begin for begin, end in pairwise(begins)):
+        return f"{where}.blocks.begins does not rise from 0"
+    return spread.unfit(about)
 
 
 class Darlin:
@@ -289,7 +329,7 @@ class Darlin:
 
     def _resume(self) -> bool:
         self.cluster.vectors.clear()  # those of an attempt that a worker was lost in
-        state = self.cluster.restore()
+        state = self.cluster.restore(unfit)
         if state is None:
             return False
         self._take_state(state)
@@ -297,7 +337,7 @@ class Darlin:
         return True
 
     def _take_state(self, state: dict[str, Any]) -> None:
-        kept = state["control"]
+        kept = {name: state["control"][name] for name in control.Control._fields if name in state["control"]}
         self.control = control.Control(**{**kept, "objectives": tuple(kept["objectives"])})
         self.rng.bit_generator.state = state["random"]
         self.round, self.gap = state["round"], state["gap"]

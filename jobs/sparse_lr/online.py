@@ -36,6 +36,7 @@ from mpips.message import NO_ROUND
 from mpips.progress import Column, bytes_si, seconds, shares, si, significant
 from mpips.regroup import regroup, surely
 from mpips.scheduler import Cluster
+from mpips.shape import COUNT, NUMBER, Each, misfit
 from mpips.task import Task
 from mpips.update import VectorSpec
 from mpips.workload import Workload
@@ -69,6 +70,20 @@ class Progress(NamedTuple):
     seen: int = 0
     """Examples of this pass, and the sum of their losses as they came."""
     loss: float = 0.0
+
+
+FORM = {
+    **dict.fromkeys(("number", "rounds", "seen"), COUNT),
+    "loss": NUMBER,
+    "parts": Each([COUNT, COUNT, bool]),
+}
+"""What a checkpoint keeps; a part is its worker's place, how many mini-batches are done, and whether it is finished."""
+
+
+def unfit(about: dict[str, Any]) -> str:
+    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    problem = misfit(about["state"], FORM, "about.state")
+    return problem or ("" if about["state"]["parts"] else "about.state.parts is empty")
 
 
 class Online:
@@ -133,7 +148,7 @@ class Online:
         else:
             numbers |= {"alpha": settings.alpha, "beta": settings.beta}
         cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
-        state = cluster.restore()
+        state = cluster.restore(unfit)
         if state is None:
             extent, kind = self.data.extent, settings.algorithm
             spec = VectorSpec("w", extent=extent, update=kind, settings=numbers, aggregate=aggregate)

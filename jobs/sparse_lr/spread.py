@@ -20,6 +20,7 @@ from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.regroup import surely
 from mpips.scheduler import Cluster
+from mpips.shape import COUNT, Each, misfit
 from mpips.workload import Cut, Workload
 
 FINE = 4, 16
@@ -27,6 +28,24 @@ FINE = 4, 16
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
+
+
+FORM = {"cut": [range(1, 1 << 20), range(1, FINE[1] + 1)], "reads": Each(Each(Each(COUNT)))}
+"""What a checkpoint keeps."""
+
+
+def unfit(about: dict[str, Any]) -> str:
+    """Say what keeps workers from reading what they did when a checkpoint was written; "" if nothing does."""
+    where, kept = "about.state.spread", about["state"].get("spread")
+    if kept is None:
+        return ""
+    if problem := misfit(kept, FORM, where):
+        return problem
+    if len(kept["reads"]) != about["workers"]:
+        return f"{where}.reads is of {len(kept['reads'])} workers, and about.workers is {about['workers']}"
+    parts = Cut(*kept["cut"]).parts
+    beyond = [part for reads in kept["reads"] for read in reads for part in read if part >= parts]
+    return f"{where}.reads has part {beyond[0]}, and cut says {parts} parts" if beyond else ""
 
 
 class Spread:
@@ -97,7 +116,9 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
     except CheckpointError:
         return None  # `cluster.restore` says what is wrong with it
     same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
-    kept: dict[str, Any] | None = about["state"].get("spread") if same else None
+    if not same or "state" not in about or unfit(about):  # here, too
+        return None
+    kept: dict[str, Any] | None = about["state"].get("spread")
     return kept
 
 
