@@ -15,7 +15,11 @@ if sys.argv[:1] == ["-m"]:
     interpreter.forget_working_folder(by_module=True)
 
 import importlib
+import warnings
 from typing import Any
+
+# What numba says of settings in the working folder that it cannot read: they do not count (`mpips.kernel`).
+warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"
 

@@ -169,3 +169,19 @@ def test_settings_of_numba_in_the_working_folder_are_not_read(tmp_path: Path) ->
             check=True,
         )
         assert done.stdout == said + "\n"
+
+
+@pytest.mark.parametrize("first", ["mpips.kernel", "mpips.pointers"])
+def test_settings_that_numba_cannot_read_are_not_spoken_of(tmp_path: Path, first: str) -> None:
+    """Numba reads them by PyYAML, which may be missing; whichever module loads numba."""
+    (tmp_path / ".numba_config.yaml").touch()
+    code = f"import sys; sys.modules['yaml'] = None; import {first}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
