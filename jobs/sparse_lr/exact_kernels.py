@@ -97,7 +97,8 @@ def block_gradient(
             g -= snap(slope, anchor)
             reach = min(state[i, 3], REACH)
             others = max(reach - size * radius, 0.0)
-            h = grown_curvature(wrong * wrong * odds, growth * reach)
+            margin = state[i, 0] if state[i, 3] <= REACH else 0.0
+            h = grown_curvature(wrong * wrong * odds, growth * reach, margin)
             u += snap(h * size * (size + share * others), anchor_u)
         out[k, 0] = g
         out[k, 1] = u
