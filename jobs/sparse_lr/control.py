@@ -100,10 +100,8 @@ def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) 
         promised = -0.5 * float(newton @ slopes)
         if np.isfinite(newton).all() and promised > WORTH * (before - objective):
             for length in (1.0, 0.5):
-                with np.errstate(over="ignore", invalid="ignore"):  # beyond floating point is too loud
-                    mixture = np.append(-length * newton, 1.0 + length * newton.sum())
-                    loud = noise * np.abs(mixture).sum()
-                if loud <= LOUD:
+                mixture = np.append(-length * newton, 1.0 + length * newton.sum())
+                if noise * np.abs(mixture).sum() <= LOUD:
                     mixtures.append(mixture)
     return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
 
@@ -165,8 +163,6 @@ class PassReport(NamedTuple):
     violation: float
     """The largest that any server saw."""
     examples: int
-    missed: float = 0.0
-    """The most by which the radius of a feature kept F from falling, see `kernels.prox_step`."""
 
 
 class Decision(NamedTuple):
@@ -198,8 +194,7 @@ def next_pass(
     """Learn from a pass; decide whether to go on, reset the active set, or stop.
 
     The run has settled when F fell by no more than `epsilon` F during the last half of its passes (at least
-    ten): where steps are tiny, hence many, that asks for as much patience. It has not while the radius of a feature
-    keeps F from falling by more than that. Then comes a reset and three more
+    ten): where steps are tiny, hence many, that asks for as much patience. Then comes a reset and three more
     passes (none if the reset brought nothing back, see `after_reset`), and the end if it still holds.
     Without the filter (`kkt`) there is nothing to bring back: a reset only computes the margins anew, and the gap.
     F <= `target` is the end at once.
@@ -219,8 +214,7 @@ def next_pass(
     )
     if len(objectives) > passes or objective <= target:
         return control, Decision(reset=False, stop=True)
-    held = report.missed > epsilon * abs(objective)
-    if not held and has_settled(objectives[control.since :], epsilon):
+    if has_settled(objectives[control.since :], epsilon):
         if control.settled > 3:
             return control, Decision(reset=False, stop=True)
         if control.settled > 0:

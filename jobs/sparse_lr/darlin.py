@@ -254,8 +254,8 @@ class Darlin:
             sizes = exact_total(self.servers.call("mixed_sizes", mixtures, vector=self.w))
             objectives = (self._losses(losses) + l1 * sizes).tolist()
         choice = control.choose(proposal, before, objectives)
-        violation, missed = (max(float(each[name]) for each in seen) for name in ("violation", "missed"))
-        return control.PassReport(proposal, choice, violation, self.examples, missed)
+        violation = max(float(each["violation"]) for each in seen)
+        return control.PassReport(proposal, choice, violation, self.examples)
 
     def _losses(self, task: Task) -> NDArray[np.float64]:
         """Give the losses of every mixture."""

@@ -97,8 +97,7 @@ def block_gradient(
             g -= snap(slope, anchor)
             reach = min(state[i, 3], REACH)
             others = max(reach - size * radius, 0.0)
-            margin = state[i, 0] if state[i, 3] <= REACH else 0.0
-            h = grown_curvature(wrong * wrong * odds, growth * reach, margin)
+            h = grown_curvature(wrong * wrong * odds, growth * reach)
             u += snap(h * size * (size + share * others), anchor_u)
         out[k, 0] = g
         out[k, 1] = u

@@ -44,9 +44,6 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
-CLEAR = 40.0
-"""By how much a margin must exceed what it may move by, for its example to count as decided."""
-
 # What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`) or the data is wide, and the server's
 # (w, radius), see `prox_step`. All that is computed is f8.
 HUGE, HUGE_WIDE = 1e36, 1e300
@@ -68,16 +65,14 @@ def new_state(labels: NDArray[np.float32]) -> F8:
 # --- Worker: one block -----------------------------------------------------------------------------------
 
 
-@kernel("f8(f8, f8, f8)", inline=True)
-def grown_curvature(curvature: float, reach: float, margin: float) -> float:
-    """Return min(curvature * exp(reach), 1/4), or more.
+@kernel("f8(f8, f8)", inline=True)
+def grown_curvature(curvature: float, reach: float) -> float:
+    """Return min(curvature * exp(reach), 1/4), or a little more.
 
-    exp(x) <= 1 + x + 0.72 x^2 for 0 <= x <= 1, here at x = reach / 4: no call of exp for every non-zero. Beyond, it
-    is 1/4 but for an outlier, whose margin is farther than its reach by `CLEAR`: curvature <= exp(-|margin|).
+    exp(x) <= 1 + x + 0.72 x^2 for 0 <= x <= 1, here at x = reach / 4: no call of exp for every non-zero.
     """
     if reach > 4.0:
-        clear = abs(margin) - reach
-        return math.exp(-clear) if clear > CLEAR else 0.25
+        return 0.25
     x = 0.25 * reach
     root = 1.0 + x + 0.72 * x * x
     root *= root
@@ -130,11 +125,7 @@ def block_gradient(
                 g -= state[i, 2] * wrong * values[e]
             reach = state[i, 3]
             others = max(reach - size * radius, 0.0)
-            u += (
-                grown_curvature(wrong * wrong * odds, growth * reach, state[i, 0])
-                * size
-                * (size + share * others)
-            )
+            u += grown_curvature(wrong * wrong * odds, growth * reach) * size * (size + share * others)
         out[k, 0] = g
         out[k, 1] = min(u, most)
 
@@ -381,27 +372,20 @@ def start_keys(
             reply[k] = NEAR if max(along, against) > l1 else NEVER
 
 
-@kernel(
-    *(
-        f"UniTuple(f8, 2)(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])"
-        for t in _SUMS
-    )
-)
+@kernel(*(f"f8(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])" for t in _SUMS))
 def prox_step(
     slots: I4, sums: F4 | F8, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
-) -> tuple[float, float]:
-    """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation, and `missed`.
+) -> float:
+    """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
 
     w' = S(U w - g, l1) / U, clipped to w +- d, as f4; then d = 2 |step|, but at least d / 2 and scale / 1000,
-    and at most 5 scale or |w| / 2: the weight of a feature with outliers, whose scale is theirs, can grow as a power.
-    `missed` is the most by which a radius keeps F from falling, as the feature's own g and U have it. A feature
-    with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its slot, and comes back by `reset_keys`.
-    reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
+    and at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
+    slot, and comes back by `reset_keys`. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
 
     The reply is the weight, not the step: so it is exact in f4 where a step, of any weight to 0 say, is not, and the
     workers' margins belong to just these weights.
     """
-    worst, missed = 0.0, 0.0
+    worst = 0.0
     for k in range(slots.shape[0]):
         s = slots[k]
         g = np.float64(sums[k, 0])
@@ -423,12 +407,11 @@ def prox_step(
         target = math.copysign(abs(z) - l1, z) / u if abs(z) > l1 else 0.0
         reply[k, 0] = min(max(target, old - radius), old + radius)
         w[s] = reply[k, 0]
-        missed = max(missed, 0.5 * u * (target - w[s]) ** 2 if abs(target - old) > radius else 0.0)
-        least, most = 1e-3 * np.float64(scale[s]), max(5.0 * np.float64(scale[s]), 0.5 * abs(w[s]))
+        least, most = 1e-3 * np.float64(scale[s]), 5.0 * np.float64(scale[s])
         d[s] = min(max(2.0 * abs(w[s] - old), 0.5 * radius, least), most)
         active[s] = True
         reply[k, 1] = d[s]
-    return worst, missed
+    return worst
 
 
 @kernel(

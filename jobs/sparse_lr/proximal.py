@@ -74,9 +74,8 @@ def block_proximal(
     threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2), np.float32)
-        worst, missed = kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
+        worst = kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
-        settings["missed"] = max(float(settings["missed"]), missed)
         return reply
     radius = np.empty(len(slots), np.float32)
     if rows.shape[1] == 0:
@@ -109,14 +108,14 @@ def block_proximal(
 def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Set the phase of the pushes that follow, with its threshold."""
     segment.settings.update(args)
-    segment.settings.update(violation=0.0, missed=0.0, largest=0.0, returned=0.0)
+    segment.settings.update(violation=0.0, largest=0.0, returned=0.0)
     return {}
 
 
 @call("end_phase", reads=True)
 def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Report what the pushes of the phase came to."""
-    return {name: segment.settings[name] for name in ("violation", "missed", "largest", "returned")}
+    return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
 
 
 # What is noted is kept pass by pass, so that the kernels find each pass's weights in one run; the segment is given the

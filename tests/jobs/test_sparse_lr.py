@@ -357,14 +357,14 @@ def test_a_feature_dropped_during_the_passes_comes_back(
 
     def harsh(slots: Any, rows: Any, l1: float, threshold: float, w: Any, *rest: Any) -> Any:
         *middle, active, reply = rest
-        found = prox_step(slots, rows, l1, threshold, w, *middle, active, reply)
+        worst = prox_step(slots, rows, l1, threshold, w, *middle, active, reply)
         if threshold == 0.0:  # the first pass
             gone = slots[slots >= 10]
             victims.update(gone.tolist())
             at = np.isin(slots, gone)
             w[gone], active[gone] = 0.0, False
             reply[at] = 0.0
-        return found
+        return worst
 
     monkeypatch.setattr(proximal.kernels, "prox_step", harsh)
     outcome = run_twin(data, 1, 2)

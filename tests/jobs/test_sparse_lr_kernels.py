@@ -99,17 +99,9 @@ def test_gradient_and_curvature_are_the_formulas(binary: bool) -> None:
     np.testing.assert_allclose(state[:, kernels.REACH], 0.0, atol=1e-12)
 
 
-@given(st.floats(-400.0, 400.0), st.floats(0.0, 500.0))
-def test_grown_curvature_is_an_upper_bound(margin: float, reach: float) -> None:
-    small = math.exp(-abs(margin))
-    curvature = small / (1.0 + small) ** 2
-    bound = kernels.grown_curvature(curvature, reach, margin)
-    nearest = math.exp(-max(abs(margin) - reach, 0.0))
-    assert bound >= nearest / (1.0 + nearest) ** 2 * (1 - 1e-12)
-    if abs(margin) <= reach + kernels.CLEAR:
-        assert bound >= min(curvature * math.exp(reach), 0.25) * (1 - 1e-12)
-    else:
-        assert bound <= math.exp(-kernels.CLEAR) * 2.0
+@given(st.floats(0.0, 0.25), st.floats(0.0, 50.0))
+def test_grown_curvature_is_an_upper_bound(curvature: float, reach: float) -> None:
+    assert kernels.grown_curvature(curvature, reach) >= min(curvature * math.exp(reach), 0.25) * (1 - 1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,35 +143,12 @@ def test_prox_step_by_hand() -> None:
     d, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25], np.float32), np.ones(5, np.float32)
     active, reply = np.ones(5, np.bool_), np.empty((5, 2), np.float32)
     sums = np.stack([g, u], axis=1).astype(np.float32)
-    worst, missed = kernels.prox_step(
-        np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply
-    )
+    worst = kernels.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply)
     np.testing.assert_allclose(w, [0.5, 0.0, 0.0, 0.2, -0.75])  # moved, dropped, to zero, at rest, clipped
     assert np.array_equal(w, reply[:, 0]), "the weights that travel are those that stay"
     assert active.tolist() == [True, False, True, True, True]
     np.testing.assert_allclose(reply[:, 1], [1.0, 0.0, 1.0, 0.5, 0.5])
     assert worst == pytest.approx(2.0)
-    assert missed > 0.0
-
-
-def test_a_weight_beyond_its_scale_may_grow_by_half_and_says_what_its_radius_cost() -> None:
-    w, d, scale = np.array([0.5, 0.5]), np.array([0.25, 0.25], np.float32), np.full(2, 1e-8, np.float32)
-    active, reply = np.ones(2, np.bool_), np.empty((2, 2), np.float32)
-    sums = np.array([[-9.0, 8.0], [-1.0, 8.0]], np.float32)
-    slots = np.arange(2, dtype=np.int32)
-    _, missed = kernels.prox_step(slots, sums, 1.0, 0.1, w, d, scale, active, reply)
-    np.testing.assert_allclose(w, [0.75, 0.5])
-    np.testing.assert_allclose(d, [0.375, 0.125])
-    assert missed == pytest.approx(0.5 * 8.0 * 0.75**2)
-
-
-def test_a_run_has_not_settled_while_a_radius_keeps_it_from_falling() -> None:
-    still = control.Control((100.0,) * 12)
-    proposal = control.Proposal(100.0, 0.0, np.empty((0, 2)))
-    choice = control.Choice(100.0, None, "kept")
-    for missed, settled in ((0.0, 1), (0.009, 1), (0.011, 0)):
-        report = control.PassReport(proposal, choice, 1.0, 100, missed)
-        assert control.next_pass(still, report, 1e-4, 500)[0].settled == settled
 
 
 def test_a_dropped_feature_comes_back_at_the_reset() -> None:
@@ -324,7 +293,7 @@ def train(
                 kernels.add_reach(*part[:3], block, radius, state)
                 kernels.block_gradient(*part[:3], block, radius, steering.theta, state, out)
                 args = (l1, steering.threshold, w, d, scale, active, reply)
-                worst = max(worst, kernels.prox_step(slots[block], out, *args)[0])
+                worst = max(worst, kernels.prox_step(slots[block], out, *args))
                 flight.append((block, reply))
             if flight and (b < 0 or len(flight) > tau):
                 apply(*flight.pop(0))
