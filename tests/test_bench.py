@@ -96,7 +96,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert names() == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
-        "paper", "pushpull", "record", "replication", "restart", "sketch", "sparse_lr", "trace",
+        "overload", "paper", "pushpull", "record", "replication", "restart", "scale", "sketch", "sparse_lr", "trace",
     ]  # fmt: skip
     for name in names():
         with pytest.raises(SystemExit) as caught:
