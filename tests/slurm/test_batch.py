@@ -120,12 +120,13 @@ def plans(warm: Cluster, write: Callable[..., Path]) -> dict[str, Callable[[], J
     many = ("--seeds", "3,5,7,11", "--at-once", "2")
     submit = warm.submit
     return {
+        # First, since nothing else is looked after until the inner job is known.
+        "inside": lambda: submit_from_inside_another(warm, write("inside", 6.0)),
         "limit": lambda: submit(write("limit", 42.0), *short),
         "loss": lambda: submit(write("loss", 10.0), *vary),
         "undisturbed": lambda: submit(named, *ON_TWO, cwd=hostile),
         "requeue": lambda: submit(write("requeue", 10.0), *ON_TWO, "--requeue"),
         "usr1": lambda: submit(write("usr1", 10.0), *ON_TWO, "--requeue", "--launcher", "srun"),
-        "inside": lambda: submit_from_inside_another(warm, write("inside", 6.0)),
         "dying": lambda: submit(write("dying", 10.0, servers=2, replicas=1), *ON_TWO, "--requeue"),
         "cancelled": lambda: submit(write("cancelled", 60.0, workers=1), *ON_ONE, "--requeue"),
         "mixed": lambda: submit(write("mixed"), *ON_ONE, "--server-nodes", "1"),
