@@ -35,7 +35,7 @@ def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
 
     Those between are scripts that the rank was wrapped in.
     """
-    told = {f"{name}={environ[name]}".encode() for name in TOLD if name in environ}
+    told = {os.fsencode(f"{name}={environ[name]}") for name in TOLD if name in environ}
     pid = os.getppid()
     while told and pid > 0:
         try:
