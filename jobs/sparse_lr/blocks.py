@@ -82,6 +82,7 @@ class Blocks:
             "positive": int((self.state[:, kernels.LABEL] > 0.0).sum()),
             "fingerprint": self._fingerprint,
             "extremes": kernels.extremes(self.colptr, self.values),
+            "outlying": kernels.outlying(self.colptr, self.values),
         }
 
     @cached_property

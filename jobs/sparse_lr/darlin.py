@@ -108,13 +108,19 @@ class Darlin:
                 regroup(self.cluster)
                 self._surely(self.recover, changes=False)
         table.close()
+        why = self.ended_by()
+        # A weight that must grow step by step changes F as little as one that has arrived.
+        unproven = (
+            why == "settled" and self.gap > evaluate.UNPROVEN and self.data.outlying > evaluate.OUTLYING
+        )
         return {
             "objective": self.control.objectives[-1],
             "nonzeros": self.now["nonzeros"],
             "passes": self.passes,
             "gap": self.gap if math.isfinite(self.gap) else None,
-            "ended_by": (why := self.ended_by()),
-            "converged": why in ("gap", "settled", "target"),
+            "ended_by": why,
+            "converged": why in ("gap", "settled", "target") and not unproven,
+            **({"unproven": True} if unproven else {}),
         }
 
     def ended_by(self) -> str:

@@ -38,7 +38,9 @@ COLUMNS = (
     Column("unfiltered", "instead of", 10, bytes_si),
 )
 UNPROVEN = 0.1
-"""A gap to the dual bound above which a run that has settled says that this proves nothing."""
+"""A gap to the dual bound that proves nothing."""
+OUTLYING = 1e4
+"""How far a feature's largest |x| may be beyond the mean of its others: its weight moves too slowly beyond that."""
 MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
 
 
@@ -46,7 +48,8 @@ class Data(NamedTuple):
     """What all workers' parts come to.
 
     The examples, the end of the keys, about how many features, all values one, max |x| (if sums are exact), and the
-    smallest and the largest of the features' largest |x|, each as some worker has it.
+    smallest and the largest of the features' largest |x|, each as some worker has it; and how far a feature's largest
+    |x| is beyond the mean of its others.
     """
 
     examples: int
@@ -56,6 +59,7 @@ class Data(NamedTuple):
     largest: float = 0.0
     least: float = 1.0
     most: float = 1.0
+    outlying: float = 1.0
 
     @property
     def wide(self) -> bool:
@@ -88,6 +92,7 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         max(each.get("largest", 0.0) for each in facts),
         min(each[0] for each in extremes),
         max(each[1] for each in extremes),
+        max(each.get("outlying", 1.0) for each in facts),
     )
 
 
@@ -199,7 +204,7 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
         text = f"objective {metrics['objective']:.6f}, {text}"
     if metrics.get("converged") is False:
         text += f": not converged, ended by {metrics['ended_by']}"
-    if metrics.get("ended_by") == "settled" and (metrics.get("gap") or 0.0) > UNPROVEN:
+    if metrics.get("unproven"):
         text += (
             f"\nwarning: F settled, but nothing proves that it is near the optimum: gap {metrics['gap']:.2g}. "
             "Features with a few values far beyond their others slow it down: clip those, or scale"

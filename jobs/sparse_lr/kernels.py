@@ -203,6 +203,24 @@ def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4
         out[k] = g
 
 
+@kernel("f8(i8[::1], f4[::1])")
+def outlying(colptr: I8, values: F4) -> float:
+    """Return the most that a column's largest |x| is beyond the mean of its other ones; 1 where nothing is."""
+    most = 1.0
+    if values.shape[0] == 0:  # ones
+        return most
+    for j in range(colptr.shape[0] - 1):
+        largest, total, count = 0.0, 0.0, colptr[j + 1] - colptr[j]
+        for e in range(colptr[j], colptr[j + 1]):
+            size = np.float64(abs(values[e]))
+            largest = max(largest, size)
+            total += size
+        if count > 1 and largest > 0.0:
+            others = max((total - largest) / (count - 1), 1e-16 * largest)
+            most = max(most, largest / others)
+    return most
+
+
 @kernel("UniTuple(f8, 2)(i8[::1], f4[::1])")
 def extremes(colptr: I8, values: F4) -> tuple[float, float]:
     """Return the smallest and the largest of the columns' largest |x|; 1 without any."""

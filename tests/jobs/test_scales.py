@@ -179,6 +179,7 @@ def test_a_feature_with_one_value_far_beyond_its_others_is_solved_or_said(tmp_pa
         metrics = run_twin(data, 1, 1, settings={"l1": 0.1}).metrics
         said = evaluate.summary(metrics, 0.0)
         assert ("nothing proves that it is near the optimum" in said) == (outlier == 1e8), said
+        assert metrics["converged"] == (outlier != 1e8)
         if outlier <= 1e3:
             with np.errstate(over="ignore"):
                 best = optimum(data, np.array([outlier, 1, 1, 1, 1, 1]), 0.1)
