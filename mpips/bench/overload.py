@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from mpips.arguments import Parser
 from mpips.bench import _runs, _unceasing, scale
 from mpips.bench._pulse import rates, recovered
 from mpips.bench._runs import at_least, note
@@ -61,13 +60,7 @@ CROWD = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench overload",
-        usage="mpips bench overload [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _runs.parser("overload", DESCRIPTION)
     parser.add_argument("--servers", type=at_least(2), default=2, metavar="S", help="at least 2; default 2")
     parser.add_argument("--workers", type=at_least(2), default=4, metavar="W", help="at least 2; default 4")
     parser.add_argument(
@@ -77,11 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "--train", action="append", metavar="FILE", help="the crowd trains on this; repeatable"
     )
     parser.add_argument("--passes", type=at_least(1), default=10, help="of the crowd; default 10")
-    parser.add_argument("--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto",
-                        help="as of mpips run")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser
 

@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mpips import chart, launch
-from mpips.arguments import Parser
 from mpips.bench import _killing, _runs, _wide
 from mpips.bench._growth import fitted
 from mpips.bench._runs import Run, at_least, listed, note, one_of
@@ -100,13 +99,7 @@ DRAWN = {
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench scale",
-        usage="mpips bench scale [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _runs.parser("scale", DESCRIPTION)
     parser.add_argument("--ranks", type=sizes(4), default=[4, 8, 16, 32], metavar="N,...",
                         help="real ranks; default 4,8,16,32; 0: none")  # fmt: skip
     parser.add_argument("--twin", type=sizes(1), default=[64, 256], metavar="W,...",
@@ -119,11 +112,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--passes", type=at_least(1), default=10, help="default 10")
     parser.add_argument("--keys", type=at_least(1), default=50_000, help="of a round; default 50,000")
     parser.add_argument("--no-deaths", action="store_true", help="kill no server")
-    parser.add_argument("--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto",
-                        help="as of mpips run")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw it")
     return parser
