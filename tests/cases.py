@@ -80,12 +80,8 @@ def lay(folder: Path, case: dict[str, Any], beside: Path) -> None:
 def check(case: dict[str, Any], beside: Path, folder: Path, run_mpips: Callable[..., Finished]) -> None:
     """Run a case in an empty folder, and compare."""
     lay(folder, case, beside)
-    done = run_mpips(
-        *case["command"],
-        cwd=folder,
-        environ=case.get("environ", {}),
-        timeout=float(case.get("seconds", 20.0)),
-    )
+    how = {"environ": case["environ"]} if "environ" in case else {}
+    done = run_mpips(*case["command"], cwd=folder, timeout=float(case.get("seconds", 20.0)), **how)
     told = f"exit code {done.code}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
     assert done.code == case["code"], told
     assert "Traceback" not in done.stdout + done.stderr, told

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forking import Fork, Forker
 from hypothesis import settings
 
 from mpips.children import clear_session
@@ -93,10 +94,15 @@ def send(pids: Sequence[int], kind: signal.Signals) -> None:
 
 
 class Started:
-    """A command that runs in a process group of its own."""
+    """A command that runs in a process group of its own; with a `forker`, one of mpips."""
 
     def __init__(
-        self, command: Sequence[str | Path], cwd: Path, environ: Mapping[str, str], folder: Path
+        self,
+        command: Sequence[str | Path],
+        cwd: Path,
+        environ: Mapping[str, str],
+        folder: Path,
+        forker: Forker | None = None,
     ) -> None:
         self.tag = secrets.token_hex(8)
         self._out, self._err = folder / f"{self.tag}.out", folder / f"{self.tag}.err"
@@ -106,11 +112,17 @@ class Started:
             for name, value in os.environ.items()
             if not name.startswith(("OMPI_COMM", "PMI", "PRTE_", "MPIPS_"))
         }
+        env = {**inherited, "PYTHONFAULTHANDLER": "1", TAG: self.tag, **environ}
+        words = [str(part) for part in command]
+        self.process: subprocess.Popen[bytes] | Fork
         with self._out.open("wb") as out, self._err.open("wb") as err:
+            if forker is not None:
+                self.process = forker.begin(words, cwd, env, self._out, self._err)
+                return
             self.process = subprocess.Popen(
-                [str(part) for part in command],
+                words,
                 cwd=cwd,
-                env={**inherited, "PYTHONFAULTHANDLER": "1", TAG: self.tag, **environ},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -166,11 +178,16 @@ class Started:
 
     def pythons(self) -> list[int]:
         """List its Python processes."""
-        return [pid for pid in tagged(self.tag) if "python" in Path(os.readlink(f"/proc/{pid}/exe")).name]
+        return [pid for pid in self.living() if "python" in Path(os.readlink(f"/proc/{pid}/exe")).name]
+
+    def living(self) -> list[int]:
+        """List its processes; a fork is known by its number, and only what it starts by the tag."""
+        own = [self.process.pid] if self.process.poll() is None else []
+        return [*own, *(pid for pid in tagged(self.tag) if pid not in own)]
 
     def kill(self) -> None:
         """Kill all of it, and nothing else."""
-        send(tagged(self.tag), signal.SIGKILL)
+        send(self.living(), signal.SIGKILL)
         self.process.wait(10)
 
 
@@ -181,10 +198,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
     running: list[Started] = []
 
     def start_it(
-        command: Sequence[str | Path], cwd: Path = folder, environ: Mapping[str, str] | None = None
+        command: Sequence[str | Path],
+        cwd: Path = folder,
+        environ: Mapping[str, str] | None = None,
+        forker: Forker | None = None,
     ) -> Started:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        running.append(Started(command, cwd, {"PYTHONPATH": path, **(environ or {})}, folder))
+        running.append(Started(command, cwd, {"PYTHONPATH": path, **(environ or {})}, folder, forker))
         return running[-1]
 
     yield start_it
@@ -198,10 +218,29 @@ def start_mpips(start: Callable[..., Started]) -> Callable[..., Started]:
     return lambda *arguments, **how: start([*python(), "-m", "mpips.cli", *arguments], **how)
 
 
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Give the process that has loaded mpips."""
+    forker = Forker(python(), ROOT)
+    yield forker
+    forker.close()
+
+
 @pytest.fixture
-def run_mpips(start_mpips: Callable[..., Started]) -> Callable[..., Finished]:
-    """Run `mpips ARGUMENTS` to its end, within `timeout` seconds."""
-    return lambda *arguments, timeout=60.0, **how: start_mpips(*arguments, **how).finish(timeout)
+def run_mpips(
+    start: Callable[..., Started], start_mpips: Callable[..., Started], forker: Forker
+) -> Callable[..., Finished]:
+    """Run `mpips ARGUMENTS` to its end, within `timeout` seconds.
+
+    Without an `environ` it is a fork: loading mpips takes longer than most commands.
+    """
+
+    def run(*arguments: str | Path, timeout: float = 60.0, **how: Any) -> Finished:
+        if "environ" in how:
+            return start_mpips(*arguments, **how).finish(timeout)
+        return start(arguments, forker=forker, **how).finish(timeout)
+
+    return run
 
 
 @pytest.fixture(scope="session")
