@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from forking import Fork, Forker
 from hypothesis import settings
 
 from mpips.children import clear_session
+from mpips.cli.main import parser
 from mpips.interpreter import python
 
 settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
@@ -241,6 +243,12 @@ def run_mpips(
         return start(arguments, forker=forker, **how).finish(timeout)
 
     return run
+
+
+@pytest.fixture
+def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the command line's parser built once: that takes longer than most commands on what they refuse."""
+    monkeypatch.setattr(sys.modules[parser.__module__], "parser", cache(parser))
 
 
 @pytest.fixture(scope="session")

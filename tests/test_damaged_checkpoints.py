@@ -33,7 +33,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bad(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bad(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(sound, tmp_path / sound.name)
     shutil.copytree(sound, tmp_path / "bad")

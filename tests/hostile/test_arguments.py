@@ -49,7 +49,7 @@ ANSWERS = {"verify": 1, "diff": 1}
 
 
 @pytest.fixture
-def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("job.toml").write_text(JOB)
     Path("toy.py").write_text(TOY)
