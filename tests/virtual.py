@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "slurm" / "testing" / "cluster.sh"
 SKIP = 77
 NODES, CPUS = 4, 8
-PATIENCE = 300.0
-"""Seconds within which whatever is waited for must be there; a job takes some ten of them."""
+PATIENCE = 500.0
+"""Seconds within which whatever is waited for must be there; a job takes some ten of them, and a start that comes to
+nothing two minutes."""
 LOOK = 0.25
 REST = 3
 """Seconds that a job stays in the queue before it is started again."""
@@ -157,14 +158,22 @@ class Cluster:
             time.sleep(1.0)
         return done.stdout
 
+    def jobs(self) -> list[dict[str, str]]:
+        """Give what Slurm knows about each job now."""
+        told = self.ask("scontrol", "--oneliner", "show", "job")
+        return [read_facts(line) for line in told.splitlines() if line.startswith("JobId=")]
+
+    def over(self) -> set[str]:
+        """Give the numbers of the jobs that are over."""
+        return {job["JobId"] for job in self.jobs() if job["JobState"] in OVER}
+
     def hasten(self) -> None:
         """Spare jobs that were put back into the queue most of the two minutes that Slurm has them wait.
 
         Not all: nodes refuse a job that starts again in the second in which it was ended there.
         """
-        for line in self.ask("scontrol", "--oneliner", "show", "job").splitlines():
-            job = read_facts(line)
-            if job.get("JobState") != "PENDING" or job.get("Reason") != "BeginTime":
+        for job in self.jobs():
+            if job["JobState"] != "PENDING" or job["Reason"] != "BeginTime":
                 continue
             eligible = datetime.fromisoformat(job["EligibleTime"]).timestamp()  # Slurm writes local time
             if eligible - time.time() > 2 * REST:

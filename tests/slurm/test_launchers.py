@@ -15,8 +15,13 @@ AT = ("--nodes", "2", "--time", "5")
 
 @pytest.fixture(scope="module")
 def jobs(warm: Cluster, write: Callable[..., Path]) -> dict[str, Job]:
-    """Submit what needs no hand while it runs, all at once."""
-    two, slow = write("two"), write("dying", 6.0)
+    """Submit what needs no hand while it runs, all at once.
+
+    Slurm's pmi2 takes the first 1024 bytes of a request for all of it, and those of MPICH are longer at times
+    (github.com/pmodels/mpich/issues/6924). Such a start ends after two minutes, and the job starts again: hence
+    `--requeue` for all of srun's jobs, and how often they start is not asserted.
+    """
+    two, slow = write("two"), write("dying", 12.0)
     alone = write("alone")
     program = f"{sys.executable} -m mpips {alone} --run-dir {warm.home / 'runs' / 'alone'}"
     number = warm.tell(
@@ -24,7 +29,7 @@ def jobs(warm: Cluster, write: Callable[..., Path]) -> dict[str, Job]:
     ).strip()
     return {
         "mpirun": warm.submit(two, *AT),
-        "srun": warm.submit(two, *AT, "--launcher", "srun"),
+        "srun": warm.submit(two, *AT, "--launcher", "srun", "--requeue"),
         "dying": warm.submit(slow, *AT, "--launcher", "srun", "--requeue"),
         "alone": Job(warm, number, warm.home / "runs" / "alone", warm.home / "alone.out"),
     }
@@ -37,7 +42,9 @@ def test_a_rank_that_dies_under_srun_has_the_job_start_again(jobs: dict[str, Job
     job.kill(worker)
     result = job.finish()
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
-    assert job.restarts() == 1
+    text = job.text()
+    if "ended by Killed" not in text or text.count("back into the queue") != max(job.restarts(), 1):
+        job.fail(f"started again {job.restarts()} times, which is not what it says")
     assert result["parameters_sha256"] == jobs["mpirun"].finish()["parameters_sha256"]
 
 
