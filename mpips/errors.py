@@ -24,8 +24,12 @@ Each is also the builtin that it is, so `except ValueError` works at the edges.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that say enough without a file."""
 
 
 class MpipsError(Exception):
@@ -168,3 +172,14 @@ class RemoteError(MpipsError, RuntimeError):
             "is_input": self.is_input,
             **{name: value for name, value in more.items() if value},
         }
+
+
+def in_a_line(error: BaseException) -> str:
+    """Say what an error says, in a line; of one that is not of mpips, its kind first."""
+    text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).removesuffix(":")
+
+
+def says_all(error: BaseException) -> bool:
+    """Tell whether it is an error of the file system that a traceback would add nothing to."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM)

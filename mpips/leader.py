@@ -7,7 +7,6 @@ tell everyone to stop
 
 from __future__ import annotations
 
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -50,8 +49,6 @@ from mpips.waits import Waits
 from mpips.wishes import ASKS
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a disk that say all there is to say."""
 HASHES = 2.0
 """Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
 
@@ -351,11 +348,13 @@ class Leader:
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
         told = RemoteError.from_meta(facts, self.node.rank)
         usage = facts.get("is_usage", False)
-        if (usage or not facts["is_input"]) and not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        if usage or not facts["is_input"]:
             self.error = facts["trace"].rstrip()
         if facts["is_input"]:
             log = log_of(self.folder, facts["rank"]) if usage else None
             text = f"{told}" + (f"; its log: {log}" if log else "") if usage else told.text
+            if usage and self.prepared.resume is not None:  # the program may be right, and that another's
+                text += f"; the run goes on from {self.prepared.resume}"
             return {
                 "status": "failed",
                 "exit_code": BAD_INPUT,

@@ -38,6 +38,8 @@ from mpips.errors import (
     ShardLost,
     UsageError,
     WorkerLost,
+    in_a_line,
+    says_all,
 )
 from mpips.faults import Faults
 from mpips.filters.chain import Chain, Saved
@@ -369,24 +371,26 @@ class Node:
         """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
         if isinstance(error, RemoteError):
             return error.to_meta()
-        text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+        text = in_a_line(error)
         usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
         at = "" if is_input and not usage else spot.of(error)
-        if at and (usage or isinstance(error, ProtocolError)):  # a traceback says it of all others
+        if at and (
+            usage or says_all(error) or isinstance(error, ProtocolError)
+        ):  # a traceback says it of all others
             text = f"{text} (at {at})"
         trace = "".join(traceback.format_exception(error))
         lost = isinstance(error, (WorkerLost, NoWorkerLeft))
         follows = lost or isinstance(error, ShardLost) or type(error).__module__.startswith("mpi4py")
         if follows:  # of one death there may be hundreds
-            note("failed", error=" ".join(text.split()), follows=True)
+            note("failed", error=text, follows=True)
         else:
-            note("failed", ERROR, error=" ".join(text.split()), at=at, trace=trace)
+            note("failed", ERROR, error=text, at=at, trace=trace)
         return {
             "rank": self.rank,
             "role": f"{self.place.role.name.lower()} {self.place.index}",
             "host": self.host,
-            "text": " ".join(text.split()).removesuffix(":"),
-            "trace": trace[-8000:],
+            "text": text,
+            "trace": "" if says_all(error) else trace[-8000:],
             "is_input": is_input,
             "is_usage": usage,
             "at": at,

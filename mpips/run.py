@@ -41,7 +41,7 @@ from mpips import failure, log, parent, provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.crowding import crowding
-from mpips.errors import InputError, MpipsError, ShardLost
+from mpips.errors import InputError, ShardLost, in_a_line
 from mpips.faults import Faults
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.first import seems_first
@@ -177,11 +177,6 @@ def _alarm(seconds: float) -> None:
     """End this process then, whatever it is doing: MPI, a thread or an exit function may never return."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def _in_a_line(error: BaseException) -> str:
-    text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split()).removesuffix(":")
 
 
 class _Run:
@@ -352,7 +347,7 @@ class _Run:
         rank, code = int(first[0]) // 2, FAILED if first[0] % 2 else BAD_INPUT
         letter = np.zeros(8192, np.uint8)
         if error is not None:
-            text = _in_a_line(error)
+            text = in_a_line(error)
             if code == FAILED:
                 text = f"rank {rank} on {host_name()}: {text}"
                 _say("".join(traceback.format_exception(error)).rstrip())
@@ -576,7 +571,7 @@ class _Run:
             write_json(self.folder.result, result)
         except (OSError, TypeError, ValueError) as error:
             if not failed:
-                _say(f"mpips: error: {self.folder.result}: cannot be written: {_in_a_line(error)}")
+                _say(f"mpips: error: {self.folder.result}: cannot be written: {in_a_line(error)}")
             return False
         if self.recorded and failed:
             self._conclude(result)
@@ -599,10 +594,10 @@ class _Run:
 
     def abort(self, error: BaseException) -> NoReturn:
         """End every rank, from one that failed outside all order."""
-        text = f"rank {self.rank} on {host_name()}: {_in_a_line(error)}"
+        text = f"rank {self.rank} on {host_name()}: {in_a_line(error)}"
         trace = "".join(traceback.format_exception(error))
         follows = isinstance(error, self.mpi.Exception)
-        log.note("failed", logging.ERROR, error=_in_a_line(error), trace=trace, follows=follows)
+        log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
         self._write({"status": "failed", "exit_code": FAILED, "error": text})
         self._quit(FAILED, text, trace)
 

@@ -43,6 +43,7 @@ def leader(tmp_path: Path) -> Leader:
     view, van = SimpleNamespace(losses=()), SimpleNamespace(wall=lambda: 2e9)
     made.node = SimpleNamespace(describe=lambda error: error.to_meta(), view=view, van=van, rank=0)
     made.folder, made.error, made._returned = folder, "", {}
+    made.prepared = SimpleNamespace(resume=None)
     return made
 
 
@@ -71,6 +72,8 @@ def test_what_a_program_does_that_cannot_be_names_rank_and_log(leader: Leader) -
     where = "rank 2 (worker 0 on n1)"
     assert result["error"] == f"{where}: keys must be sorted; its log: {leader.folder.log(2)}"
     assert result["exit_code"] == 2 and leader.error == "its trace"
+    leader.prepared.resume = Path("checkpoints/step-000003")
+    assert leader._failure(wrong)["error"].endswith("; the run goes on from checkpoints/step-000003")
     leader.error = ""
     bad_data = leader._failure(RemoteError(2, "worker 0", "n1", "a.svm:1: no number", "its trace", True))
     assert bad_data["error"] == "a.svm:1: no number" and not leader.error

@@ -166,6 +166,23 @@ def test_an_error_from_elsewhere_keeps_its_rank_when_it_is_passed_on() -> None:
     }  # fmt: skip
 
 
+def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace() -> None:
+    node = nodes(Network(3))[WORKER]
+    told = []
+    for error in (
+        OSError(5, "Input/output error", "/scratch/a"),
+        OSError(28, "No space left"),
+        OSError(5, "Input/output error"),
+    ):
+        try:
+            raise error
+        except OSError as raised:
+            told.append(node.describe(raised))
+    assert told[0]["text"].startswith("OSError: [Errno 5] Input/output error: '/scratch/a' (at ")
+    assert [bool(each["trace"]) for each in told] == [False, False, True]
+    assert node.describe(KeyboardInterrupt())["text"] == "KeyboardInterrupt"
+
+
 # Waiting and working.
 
 
