@@ -350,15 +350,31 @@ def test_an_order_that_cannot_be_written_is_an_input_error(run: Path) -> None:
         ask(run, "stop")
 
 
-def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
-    for at, name in enumerate(("zebra", "ant", "bee")):
+@pytest.mark.parametrize(
+    "started",
+    [
+        ("2026-01-02T03:04:05+00:00", "2026-01-02T03:04:04+00:00", "2026-01-02T03:04:05+00:00"),
+        ("2026-01-02T03:04:05+00:00", "2026-01-02T05:04:05+02:00", "2026-01-02T03:04:05.5+00:00"),
+        (None, "", "yesterday"),  # of an earlier version, or no time at all: the file's own counts
+        (None, "0001-01-01T00:00:00+23:00", None),
+    ],
+)
+def test_the_newest_run_is_the_one_started_last(tmp_path: Path, started: tuple[str | None, ...]) -> None:
+    for at, (name, when) in enumerate(zip(("zebra", "ant", "bee"), started, strict=True)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "run.json").write_text("{}" if when is None else json.dumps({"started": when}))
         os.utime(tmp_path / name / "run.json", (at, at))
     (tmp_path / "none").mkdir()
     assert newest(tmp_path) == tmp_path / "bee"
     with pytest.raises(InputError, match="there is no run under"):
         newest(tmp_path / "none")
+
+
+def test_a_run_that_was_copied_is_no_newer_for_it(tmp_path: Path) -> None:
+    for day, name in ((2, "new"), (1, "copied")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(f'{{"started": "2026-01-0{day}T00:00:00+00:00"}}')
+    assert newest(tmp_path) == tmp_path / "new"
 
 
 @pytest.mark.parametrize(
