@@ -210,7 +210,7 @@ def _flat(table: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any
 
 def _command(facts: Mapping[str, Any]) -> dict[str, Any]:
     argv = list(facts.get("argv", []))
-    for switch in ("--run-dir", "--resume", "--set"):  # the job says what was set
+    for switch in ("--run-dir", "--claim", "--resume", "--set"):  # the job says what was set
         while switch in argv:
             del argv[argv.index(switch) : argv.index(switch) + 2]
     resumed = facts.get("ancestry") or [{}]

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from mpips.errors import InputError
 from mpips.folder import RunFolder
-from mpips.host import host_name
+from mpips.host import host_name, is_gone
 from mpips.lines import read_lines
 from mpips.shape import is_number
 
@@ -251,16 +251,6 @@ class Peers:
         if now is not None and self._kills is not None and now > self._kills:
             return f"{SILENT}; the kernel has killed a process here for want of memory"
         return SILENT
-
-
-def is_gone(pid: int) -> bool:
-    """Tell whether a process of this host has ended, or only waits for its parent to ask how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return os.path.isdir("/proc/self")
-    except (OSError, IndexError):
-        return False
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:

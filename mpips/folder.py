@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mpips.claim import Claim, release, take
 from mpips.errors import InputError
 from mpips.files import read_text, replacing
 from mpips.lines import Lines as Lines
@@ -112,6 +113,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self.held: Claim | None = None
+        """The claim by which the folder is this process's, if it is."""
 
     def __repr__(self) -> str:
         """Show the path."""
@@ -130,23 +133,31 @@ class RunFolder:
             path = Path(runs) / (stem if number == 1 else f"{stem}-{number}")
             try:
                 path.mkdir(parents=True)
-                return cls(path)
+                break
             except FileExistsError:
                 number += 1
             except OSError as error:
                 raise InputError(
                     f"{path}: the run folder cannot be made: {error.strerror or error}"
                 ) from None
+        folder = cls(path)
+        folder.held = take(folder.path)
+        return folder
 
     @classmethod
-    def claim(cls, path: str | Path, resume: bool = False) -> RunFolder:
+    def claim(cls, path: str | Path, resume: bool = False, handed: str = "") -> RunFolder:
         """Take a folder that the user named.
 
         A folder that holds a run already is taken only to resume; its `result.json` is then set aside, so
         that nobody reads an old verdict as the new one, and its trace likewise.
 
+        Args:
+            path: the folder; made if need be.
+            resume: whether the run goes on from a checkpoint.
+            handed: the id of the claim of the launcher that has started this process, see `mpips.claim`.
+
         Raises:
-            InputError: it holds a run already, or it is no folder, or it cannot be made.
+            InputError: it holds a run already, or another start has it, or it is no folder, or it cannot be made.
         """
         folder = cls(path)
         try:
@@ -160,18 +171,33 @@ class RunFolder:
         for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
             if each.is_symlink():  # ranks would write where it leads to
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
-        if resume:
-            try:
+        if not resume:
+            folder._check_new(path)
+        folder.held = take(folder.path, handed, folder.result)
+        try:
+            if resume:
                 folder._set_aside()
-            except OSError as error:
-                raise InputError(
-                    f"{path}: the run before cannot be set aside: {error.strerror or error}"
-                ) from None
-        elif folder.run.exists() or folder.result.exists():
+            else:
+                folder._check_new(path)  # since it was looked at, another start may have come and gone
+        except OSError as error:
+            release(folder.path)
+            raise InputError(
+                f"{path}: the run before cannot be set aside: {error.strerror or error}"
+            ) from None
+        except InputError:
+            release(folder.path)
+            raise
+        return folder
+
+    def handed_on(self) -> list[str]:
+        """Give the arguments by which ranks that this process starts take the folder over."""
+        return ["--run-dir", str(self.path), *([] if self.held is None else ["--claim", self.held.id])]
+
+    def _check_new(self, path: str | Path) -> None:
+        if self.run.exists() or self.result.exists():
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
             )
-        return folder
 
     def _set_aside(self) -> None:
         if self.result.exists():

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import socket
+from pathlib import Path
 
 from mpips.printable import printable
 
@@ -40,6 +41,16 @@ def machine() -> bytes:
     with contextlib.suppress(OSError):
         parts.append(os.readlink(b"/proc/self/ns/net"))
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process of this host has ended, or only waits for its parent to ask how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return os.path.isdir("/proc/self")
+    except (OSError, IndexError):
+        return False
 
 
 def host_address() -> str:

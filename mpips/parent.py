@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mpips.failure import is_gone
+from mpips.host import is_gone
 
 LOOK = 0.25
 """Seconds between two looks whether the daemon is there."""

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="go on from a checkpoint")
     made.add_argument("--replay", default="", metavar="COURSE",
                       help="do a recorded run again; `mpips reproduce` says how")  # fmt: skip
+    made.add_argument(
+        "--claim", default="", metavar="ID", help="the claim of --run-dir that `mpips run` hands on"
+    )
     made.add_argument("--warm-up", action="store_true",
                       help="load the program, which compiles its kernels, and leave without starting MPI")  # fmt: skip
     return made

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpips import failure, log, parent, provenance, reach
+from mpips import claim, failure, log, parent, provenance, reach
 from mpips.backoff import Backoff
 from mpips.bell import meet
 from mpips.crowding import crowding
@@ -289,11 +289,11 @@ class _Run:
         """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""
         prepared, named = self.prepared, self.options.run_dir if self.options is not None else ""
         if layout is None or prepared is None:
-            if named and Path(named).is_dir():
-                self.folder = RunFolder.claim(named, resume=bool(self.options and self.options.resume))
+            if self.options is not None and named and Path(named).is_dir():
+                self.folder = RunFolder.claim(named, bool(self.options.resume), self.options.claim)
             return
         if named:
-            self.folder = RunFolder.claim(named, resume=prepared.resume is not None)
+            self.folder = RunFolder.claim(named, prepared.resume is not None, prepared.options.claim)
         else:
             self.folder = RunFolder.create(prepared.job.name)
         ranks = provenance.placed(layout, processes, first_view(layout, prepared.job.ring.virtual_servers))
@@ -474,6 +474,7 @@ class _Run:
         repeats: Repeats,
     ) -> int:
         assert self.folder is not None
+        self.folder.held = self.folder.held or claim.succeed(self.folder.path)
         leader = Leader(
             node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
         )

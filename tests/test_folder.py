@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpips.claim import release
 from mpips.errors import ClosedError, InputError
 from mpips.folder import Lines, RunFolder, write_json, write_text
 
@@ -51,6 +52,7 @@ def test_a_named_folder_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
 def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
     folder = RunFolder.claim(tmp_path / "new" / "run")
     write_json(folder.result, {"status": "stopped"})
+    release(folder.path)
     again = RunFolder.claim(folder.path, resume=True)
     assert again.read_result() is None
     assert json.loads((folder.path / "result.previous.json").read_text()) == {"status": "stopped"}

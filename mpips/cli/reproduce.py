@@ -65,6 +65,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Do the run again; returns 0 if it gives the same bits."""
     from mpips import launch
     from mpips.children import Children
+    from mpips.claim import release
     from mpips.config import load
     from mpips.control import newest
     from mpips.course import read_course
@@ -101,10 +102,11 @@ def command(arguments: argparse.Namespace) -> int:
     job = load(recorded.job, sets, programs=vouched(arguments.program))
     write_text(folder.replay / "job.toml", job.to_toml())
     resume = ["--resume", str(about["resume"])] if about["resume"] else []
-    passed = [*resume, "--replay", str(folder.replay), "--run-dir", str(folder.path)]
+    passed = [*resume, "--replay", str(folder.replay), *folder.handed_on()]
     planned = launch.plan(starter, job.layout.size(), launch.rank_command(folder.replay / "job.toml", passed))
     added = {**planned.added, **launch.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
     ended = Children(launch.Launch(planned.kind, planned.line, added), folder.read_result).run()
+    release(folder.path)
     code, line = judged(recorded, result, folder, ended)
     print(line, file=sys.stderr, flush=True)
     return code

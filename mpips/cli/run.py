@@ -109,7 +109,7 @@ def command(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     import os
 
-    from mpips import crowding, failure, launch
+    from mpips import claim, crowding, failure, launch
     from mpips.allocation import node_count
     from mpips.children import Children
     from mpips.config import load
@@ -138,7 +138,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     named = arguments.run_dir
     wishes.keep()  # from here on there is a folder, and what becomes of the run will stand in it
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
-    ranks = launch.rank_command(arguments.job, [*passed, "--run-dir", str(folder.path)])
+    ranks = launch.rank_command(arguments.job, [*passed, *folder.handed_on()])
     planned = launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
     if crowded := crowding.warning(size, node_count(os.environ), crowding.cores(), job.heartbeat.patience):
@@ -182,6 +182,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
             write_json(folder.result, result)
     if begun:
         conclude(folder, result)  # unless the run itself has
+    claim.release(folder.path)
     print(printable(line, keep=""), file=sys.stderr, flush=True)
     return code
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Finished, ended_with
+from conftest import Finished, Started, ended_with
 
 PROGRAMS = Path(__file__).parent / "programs"
 JOB = PROGRAMS / "job.toml"
@@ -130,6 +130,23 @@ def test_a_job_that_cannot_start_says_so_in_its_folder(
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("failed", 2)
     assert result["error"] in complaints(done)[0]
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+@pytest.mark.parametrize("by", ["mpips run", "the MPI's launcher"])
+def test_of_two_starts_at_once_in_one_folder_one_runs(
+    start_mpips: Callable[..., Started], start_ranks: Callable[..., Started], tmp_path: Path, by: str
+) -> None:
+    arguments = [JOB, "--run-dir", tmp_path / "run"]
+    both = [
+        start_mpips("run", *arguments) if by == "mpips run" else start_ranks(3, "-m", "mpips", *arguments)
+        for _ in range(2)
+    ]
+    done = sorted((each.finish(2 * SECONDS) for each in both), key=lambda each: each.code)
+    assert [each.code for each in done] == [0, 2], [each.stderr for each in done]
+    assert len(complaints(done[1])) == 1 and "run: " in complaints(done[1])[0]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
 
 
 @pytest.mark.ranks
