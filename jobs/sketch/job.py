@@ -158,6 +158,10 @@ class Insertion:
         if self.text and (names := cluster.decide(lambda: source.header(self._files))):
             cluster.say(f"the first line of each file was taken for column names: {names}")
             cluster.event("header", names=names)
+        elif self.text and (row := cluster.decide(lambda: source.first_row(self._files))):
+            cluster.say(
+                f"the first line of each file is counted: {row}; [data] header = true would leave it out"
+            )
         if cluster.job.data.test:
             self._surely(lambda: cluster.workers.call("look"))
         self._surely(self.begin)

@@ -20,7 +20,7 @@ DONE, BAD_COLUMNS, BAD_WEIGHT = range(3)
 
 _S32, _SPREAD = U8(32), U8(0x9E3779B97F4A7C15)
 _FOLD, _LENGTH = U8(0xA0761D6478BD642F), U8(0xE7037ED1A0B428DB)
-_NEWLINE, _RETURN, _ZERO, _NINE = 10, 13, 48, 57
+_TAB, _NEWLINE, _RETURN, _SPACE, _ZERO, _NINE = 9, 10, 13, 32, 48, 57
 
 
 @kernel("f8(f8, f8)", inline=True)
@@ -93,7 +93,7 @@ def parse(
     ends: Counts,
     weights: Counts,
 ) -> None:
-    """Find the keys of a block of whole lines, with their weights; what is empty is no key.
+    """Find the keys of a block of whole lines, with their weights; what is empty is no key, and a line of blanks none.
 
     column -1: a line is a key; weight -1: none. `state` says where to begin, and, when it returns, where and why it
     stopped: after a bad line, whose wrong field is AT. There must be room for as many keys as there are lines.
@@ -126,7 +126,11 @@ def parse(
                     if byte == _NEWLINE:
                         break
                 pos += 1
-        blank = pos == first or (pos == first + 1 and text[first] == _RETURN)
+        blank = True
+        for at in range(first, pos):
+            if text[at] != _SPACE and text[at] != _TAB and text[at] != _RETURN:
+                blank = False
+                break
         pos += 1
         if blank:
             continue

@@ -105,14 +105,40 @@ def header(spec: DataSpec) -> str:
     return ""
 
 
+def first_row(spec: DataSpec) -> str:
+    """Give the first line of the first file, where nothing says whether it is a row, and it counts as one; else ""."""
+    if spec.header != "auto" or not isinstance(spec.column, int) or spec.weight != "":
+        return ""
+    return f"{spec.separator.join(_first_fields(spec))[:100]!r} ({spec.train[0]})"
+
+
+def _first_fields(spec: DataSpec) -> list[str]:
+    """Give the first line of the first file: whether it has names decides whether later ones may."""
+    text = next(line_blocks(spec.train[0], 1 << 12), bytearray())
+    return bytes(text[: text.find(b"\n")]).decode("utf-8", "replace").rstrip("\r").split(spec.separator)
+
+
+def _weighs_nothing(fields: Sequence[str], spec: DataSpec) -> bool:
+    """Tell whether a line has no number at all where it should have a weight, as a line of names has not."""
+    if not isinstance(spec.weight, int) or spec.weight >= len(fields):
+        return False
+    try:
+        float(fields[spec.weight])
+    except ValueError:
+        return True
+    return False
+
+
 def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int], int]:
     """Find the columns of keys and weights, from the first line if they have names; give the header's bytes too."""
     named = any(isinstance(column, str) and column for column in (spec.column, spec.weight))
-    header = named if spec.header == "auto" else spec.header
-    if named and not header:
-        raise JobError("[data] header = false: then columns are named by their places from 0")
     end = text.find(b"\n") + 1
     names = bytes(text[:end]).decode("utf-8", "replace").rstrip("\r\n").split(spec.separator)
+    header = spec.header
+    if header == "auto":
+        header = named or (_weighs_nothing(names, spec) and _weighs_nothing(_first_fields(spec), spec))
+    if named and not header:
+        raise JobError("[data] header = false: then columns are named by their places from 0")
 
     def place(column: str | int) -> int:
         if isinstance(column, int):

@@ -343,6 +343,35 @@ def test_columns_that_cannot_be_are_refused(tmp_path: Path, spec: Any, error: An
         list(source.blocks(made, 0, 1, 4096))
 
 
+@pytest.mark.parametrize(
+    ("spec", "texts", "keys"),
+    [
+        ({}, ["a b\n\n  \n \t\r\nc\n"], ["a b", "c"]),
+        ({"column": 0, "weight": 1}, ["a\t1\n \t \n\t\nb\t2\n"], ["a", "b"]),
+        ({"column": 0, "weight": 1}, ["key\tn\na\t1\n", "key\tn\nb\t2\n", "c\t3\n"], ["a", "b", "c"]),
+        ({"column": 0}, ["key\na\n"], ["key", "a"]),
+        ({"column": 0, "header": True}, ["key\na\n"], ["a"]),
+    ],
+)
+def test_what_is_no_key(tmp_path: Path, spec: Any, texts: list[str], keys: list[str]) -> None:
+    names = [str(tmp_path / f"{at}.tsv") for at in range(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        Path(name).write_bytes(text.encode())
+    made = DataSpec(train=names, **spec)
+    chunks = [source.parsed(block, made, []) for block in source.blocks(made, 0, 1, 4096)]
+    assert [each.name(at).decode() for each in chunks for at in range(len(each.keys))] == keys
+    assert bool(source.first_row(made)) is (keys[0] == "key")
+    assert bool(source.header(made)) is (spec != {} and keys[0] == "a" and not texts[0].startswith("a"))
+
+
+def test_a_bad_weight_in_the_first_line_of_a_later_file_is_no_name(tmp_path: Path) -> None:
+    for name, text in (("a", "x\t1\n"), ("b", "y\tmany\n")):
+        (tmp_path / name).write_text(text)
+    made = DataSpec(train=[str(tmp_path / "a"), str(tmp_path / "b")], column=0, weight=1)
+    with pytest.raises(DataError, match="b:1: weight 'many' is not a whole number"):
+        [source.parsed(block, made, []) for block in source.blocks(made, 0, 1, 4096)]
+
+
 @given(st.lists(st.integers(0, 50), max_size=60), st.lists(st.integers(0, 80), max_size=40, unique=True))
 def test_locate_finds_the_first(keys: list[int], wanted: list[int]) -> None:
     found = np.empty(len(wanted), np.int64)
