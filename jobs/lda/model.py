@@ -22,6 +22,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.data.examples import left_out
+from mpips.data.stream import holds_nothing
 from mpips.errors import InputError
 from mpips.files import replacing
 from mpips.jobs.lda.corpus import Corpus, open_corpus
@@ -205,6 +207,10 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
                 raise
             print(f"no picture: {error}")  # nobody asked for one
         return
+    empty = [str(file) for file in files if len(files) > 1 and holds_nothing(str(file))]
+    if 0 < len(empty) < len(files):  # as in training; where all hold nothing, the reader refuses them
+        print(f"mpips: {left_out(empty)}", file=sys.stderr)
+        files = [file for file in files if str(file) not in empty]
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words
     try:
@@ -215,8 +221,8 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
             corpus = stack.enter_context(
                 open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
             )
-            if left_out := corpus.left_out.said(corpus.all_tokens):
-                print(f"mpips: {left_out}", file=sys.stderr)
+            if words := corpus.left_out.said(corpus.all_tokens):
+                print(f"mpips: {words}", file=sys.stderr)
             write_theta(sys.stdout if file is None else file, loaded, corpus)
     except OSError as error:
         if out is None:

@@ -261,8 +261,11 @@ def test_a_model_comes_back(model: Path) -> None:
 def test_shares_of_new_documents(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "new.txt").write_text("The church, the Pope\n\nYeltsin yeltsin strangers\n")
     (tmp_path / "new.ldac").write_text("2 0:1 1:1\n0\n1 3:2\n")
-    infer(model, [tmp_path / "new.txt"], tmp_path / "theta.tsv")
-    assert capsys.readouterr().out == f"{tmp_path / 'theta.tsv'}: 3 documents\n"
+    (tmp_path / "empty.txt").write_text("")
+    infer(model, [tmp_path / "empty.txt", tmp_path / "new.txt"], tmp_path / "theta.tsv")
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'theta.tsv'}: 3 documents\n"
+    assert said.err.startswith(f"mpips: left out 1 empty file, the first: {tmp_path / 'empty.txt'}\n")
     infer(model / "model.h5", [tmp_path / "new.ldac"], None)
     text = capsys.readouterr().out
     assert text == (tmp_path / "theta.tsv").read_text()
