@@ -59,13 +59,13 @@ def job(run_ranks: Callable[..., Finished], tmp_path: Path) -> Callable[..., Fin
 @pytest.mark.parametrize(
     ("at", "where"),
     [
-        ("constructor", "rank 2 (worker 0 on "),
+        pytest.param("constructor", "rank 2 (worker 0 on ", marks=ONCE),
         ("load", "rank 2 (worker 0 on "),
-        ("callback", "rank 2 (worker 0 on "),
-        ("late_callback", "rank 2 (worker 0 on "),
+        pytest.param("callback", "rank 2 (worker 0 on ", marks=ONCE),
+        pytest.param("late_callback", "rank 2 (worker 0 on ", marks=ONCE),
         ("shutdown", "rank 2 (worker 0 on "),
         ("update", "rank 1 (server 0 on "),
-        ("server_call", "rank 1 (server 0 on "),
+        pytest.param("server_call", "rank 1 (server 0 on ", marks=ONCE),
         ("schedule", "rank 0 (scheduler 0 on "),
     ],
 )

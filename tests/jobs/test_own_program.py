@@ -83,6 +83,7 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_whole_run_from_anywhere(
     job: Path, tmp_path_factory: pytest.TempPathFactory, run_mpips: Callable[..., Any]
 ) -> None:

@@ -405,7 +405,10 @@ def test_whole_runs(made: Callable[[str], Made], tmp_path: Path, run_mpips: Call
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("consistency", ["consistency.tau=4", 'consistency.model="eventual"'])
+@pytest.mark.parametrize(
+    "consistency",
+    ["consistency.tau=4", pytest.param('consistency.model="eventual"', marks=pytest.mark.once)],
+)
 def test_a_whole_run_with_delay(
     made: Callable[[str], Made], tmp_path: Path, run_mpips: Callable[..., Any], consistency: str
 ) -> None:
