@@ -71,6 +71,7 @@ class Command(IntEnum):
     GONE = 26  # control: all have nothing left to do, and leave
     WAITS = 27  # control: what the sender has waited for, and how long
     SENT_AGAIN = 28  # control: how many messages the sender has sent again, by cause
+    TOGETHER = 29  # several messages of that kind; `values` are their frames
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))
@@ -354,6 +355,30 @@ def decode(
             rows, width
         )
     return message, 0, 0
+
+
+def bundle(messages: Sequence[Message]) -> Message:
+    """Put small messages of one kind and epoch to the same rank into one, each frame at a multiple of 8 bytes."""
+    together = Message(messages[0].kind, Command.TOGETHER, messages[0].sender, epoch=messages[0].epoch)
+    frames = [encode(each)[0] for each in messages]
+    raw = b"".join(frame.ljust(_padded(len(frame)), b"\0") for frame in frames)
+    together.values = np.frombuffer(raw, "<i8")
+    together.after = tuple((len(frame), 0) for frame in frames)
+    return together
+
+
+def unbundle(together: Message) -> list[Message]:
+    """Take the messages out of one that was made by `bundle`."""
+    assert together.values is not None
+    raw, at, messages = memoryview(together.values).cast("B"), 0, []
+    for size, _ in together.after:
+        messages.append(decode(raw[at : at + size])[0])
+        at += _padded(size)
+    return messages
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 def to_bytes(message: Message) -> bytes:

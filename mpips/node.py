@@ -48,7 +48,18 @@ from mpips.host import host_name
 from mpips.inbox import Inbox
 from mpips.layout import Layout, Role
 from mpips.log import note
-from mpips.message import ANSWER, NO_ROUND, Command, Kind, Message, missing_of, reply_to
+from mpips.message import (
+    ANSWER,
+    HEADER_BYTES,
+    NO_ROUND,
+    Command,
+    Kind,
+    Message,
+    bundle,
+    missing_of,
+    reply_to,
+    unbundle,
+)
 from mpips.retransmission import Timer
 from mpips.task import Task, Tasks
 from mpips.trace import LONG
@@ -82,6 +93,14 @@ IDLE = "the next call"
 """What a worker waits for that has nothing to do."""
 TICK = 0.005
 """Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
+TURN = 16
+"""Messages that a rank takes before it sends what it has gathered, if there are always more."""
+MOST_GATHERED = 16 * 1024
+"""Bytes that travel together at most."""
+LARGE = 4096
+"""Bytes of a message from which on it travels by itself."""
+LAG = 8
+"""Tasks by which the oldest push whose copies are not acknowledged may be behind before a rank asks about it."""
 
 
 def memory_of_its_own() -> dict[str, int]:
@@ -210,6 +229,9 @@ class Node:
         self._delayed: list[tuple[float, int, int, Message]] = []
         self._order = count()
         self._next_tick = 0.0
+        self._gathered: dict[tuple[int, Kind], list[Message]] = {}  # what is sent at the end of this turn
+        self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
+        self._turn = 0  # messages taken in it
         self._barrier: set[int] = set()  # at the leader: who has nothing left to do, or is gone
         self._gone_together = False
         self._working = _Working(self)
@@ -266,6 +288,35 @@ class Node:
                 heappush(self._delayed, (self.van.now() + delay, next(self._order), dest, message))
             else:
                 self.van.send(dest, message)
+
+    def send_soon(self, dest: int, message: Message) -> None:
+        """Send one message at the end of this turn, together with others of its kind to the same rank.
+
+        A turn is over when no message waits here, or a few were taken: so nothing is late that somebody idle waits for.
+        """
+        size = HEADER_BYTES + message.payload_bytes + 16 * len(message.after)
+        if self.faults is not None or size > LARGE:
+            self.send(dest, message)
+            return
+        message.sender, message.epoch = self.rank, self.view.epoch
+        if self.replay is not None:
+            self.replay.send(message)
+        key = dest, message.kind
+        self._gathered.setdefault(key, []).append(message)
+        self._gathered_bytes[key] += size
+        if self._gathered_bytes[key] > MOST_GATHERED:
+            self._send_gathered(key)
+
+    def _send_gathered(self, key: tuple[int, Kind]) -> None:
+        messages = self._gathered.pop(key)
+        del self._gathered_bytes[key]
+        self.van.send(key[0], messages[0] if len(messages) == 1 else bundle(messages))
+
+    def flush(self) -> None:
+        """End the turn: send what was gathered in it."""
+        self._turn = 0
+        for key in list(self._gathered):
+            self._send_gathered(key)
 
     def request(self, address: int, message: Message) -> None:
         """Send a request to a rank, or to whoever holds shard ~address."""
@@ -420,9 +471,13 @@ class Node:
             self.take(message)
         elif self.replay is not None and self.replay.tell():
             pass
-        elif not self.tasks.echoes and not (self._ready and self.handlers):
-            return self.leisure()
+        elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.leisure():
+            self.flush()
+            return False
         self.act()
+        self._turn += 1
+        if self._turn >= TURN:
+            self.flush()
         return True
 
     def act(self) -> None:
@@ -444,6 +499,8 @@ class Node:
                 self.van.send(dest, late)
         if self.resend is not None:
             self.tasks.probe()
+        if self.tasks.ahead and self.tasks.time - self.tasks.acked > LAG:
+            self.hasten()
         for ticking in self.on_tick:
             ticking()
 
@@ -452,7 +509,10 @@ class Node:
         view, kind, shard = self.view, message.kind, message.shard
         if view.roles[message.sender] is None:
             return
-        if self.replay is not None:
+        if message.command is Command.TOGETHER:
+            for each in unbundle(message):
+                self.take(each)
+        elif self.replay is not None:
             self.replay.take(message)
         elif message.epoch > view.epoch and message.command not in URGENT:
             self._early.append(message)
@@ -528,6 +588,7 @@ class Node:
         before = self.view
         if view.epoch <= before.epoch:
             return
+        self.flush()  # under the view by which it was meant
         self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
@@ -582,6 +643,7 @@ class Node:
                         self.van.idle()
             finally:
                 self._wait = outer
+            self.flush()
             now = self.van.now()
             own = now - start - (self.worked - worked)
             self.waited += own
@@ -618,6 +680,7 @@ class Node:
                     self.van.idle()
         finally:
             self._wait = outer
+        self.flush()
         now = self.van.now()
         own = now - start - (self.worked - worked)
         self.waited += own
@@ -738,6 +801,7 @@ class Node:
                 self.poll()
         else:
             self.poll()
+        self.flush()
 
     # --- leaving -----------------------------------------------------------------------------
 

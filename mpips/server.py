@@ -123,18 +123,16 @@ class Server:
             Own.SNAPSHOT: self._snapshot,
         }
         self._unanswered: deque[Message] = deque()  # pulls of callers that do not take what they were sent
-        self._words: dict[
-            int, list[tuple[int, int]]
-        ] = {}  # acknowledgements that are due, (shard, time) by caller
+        self._words: dict[int, list[tuple[int, int]]] = {}
+        """Acknowledgements of what was answered ahead, (shard, time) by caller; they go with the next answer."""
+        self._coming: dict[int, set[tuple[int, int]]] = {}  # those that are not true yet
         self._steps = 0
         self._backlog: deque[Message] = deque()  # what came along chains
         node.leisure = self._work_off
         node.spec_of = self._spec_of
         self._keyless: list[Message] = []  # requests that wait for the keys that they name by a signature
-        self._hasty: dict[
-            tuple[int, int], int
-        ] = {}  # (caller, shard): up to which of its pushes it waits for them
-        self._due: set[int] = set()  # callers to whom they are sent at once
+        self._hasty: dict[int, dict[int, int]] = {}
+        """By caller and shard: up to which of its pushes a caller waits for acknowledgements, and for nothing else."""
         node.shards = self._to_shard
         node.controls[Command.HASTEN] = self._hasten
         node.controls[Command.FEED] = self._piece
@@ -181,8 +179,9 @@ class Server:
         node = self.node
         chain = node.view.chains[number]
         self.links[number] = Link(
-            number, node.rank, chain, shard, node.send, self._repeat, self._pace, node.new_timer(), node.again
-        )
+            number, node.rank, chain, shard, node.send_soon, self._repeat, self._pace, node.new_timer(),
+            node.again,
+        )  # fmt: skip
         self._open(self.links[number])
 
     @staticmethod
@@ -238,7 +237,7 @@ class Server:
         link.take(message)
         if trace is not None:
             trace.passed_on(start, message)
-        self._send_due()
+        self._answer_hasty()
 
     def _probed(self, link: Link, probe: Message) -> None:
         """Tell a caller that hears nothing what of its requests has not come; answer once more what was answered."""
@@ -248,7 +247,7 @@ class Server:
         missing = []
         for time, ahead in probe.after:
             if ahead and link.shard.inbox.has_finished(origin, time):
-                link.after_all(partial(self._acknowledge, [Caller(origin, time, 0, 0)], number))
+                link.after_all(partial(self._acknowledge_again, origin, number, time))
             elif not link.shard.inbox.repeat(origin, time):
                 missing.append((time, time + 1))
         self.node.answer(origin, missing_of(probe, missing))
@@ -497,6 +496,7 @@ class Server:
         if ahead:
             for request in requests:
                 self._answer_one(shard, request, kept, summed, ahead)
+                self._coming.setdefault(request.origin, set()).add((shard.number, request.time))
         if follows:
             whole = segment.spec.dense and isinstance(summed.slots, slice)  # all keys of the range
             keys = None if whole else segment.keys_of(summed.slots)
@@ -526,29 +526,34 @@ class Server:
             self.node.answer(request.origin, shard.failure(request, error))
 
     def _acknowledge(self, callers: Sequence[Caller], number: int) -> None:
-        """Note that the chain has a round that was answered ahead of that; the callers are told soon."""
+        """Note that the chain has a round that was answered ahead of that; the callers are told with what follows."""
         for caller in callers:
             self._words.setdefault(caller.origin, []).append((number, caller.time))
-            if caller.time <= self._hasty.get((caller.origin, number), -1):
-                self._due.add(caller.origin)
+            self._coming.get(caller.origin, set()).discard((number, caller.time))
+
+    def _acknowledge_again(self, origin: int, number: int, time: int) -> None:
+        """Tell a caller once more, who has not heard it, that the chain has one of its pushes."""
+        self._words.setdefault(origin, []).append((number, time))
+        self._send_words(origin)
 
     def _send_words(self, origin: int) -> None:
-        """Send a caller the words that are due to it."""
+        """Send a caller the acknowledgements that are there for it."""
         words = self._words.pop(origin, None)
         if words:
             word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=tuple(words))
             self.node.send(self.node.view.caller(origin), word)
 
-    def _send_due(self) -> None:
-        """Send the words of those who wait for nothing else, all that are there in one message."""
-        while self._due:
-            self._send_words(self._due.pop())
-
     def _hasten(self, message: Message) -> None:
-        """Tell a caller at once of the pushes that it names: it waits for nothing else."""
-        for shard, time in message.after:
-            self._hasty[message.origin, shard] = time
-        self._send_words(message.origin)
+        """Take note that a caller waits for the acknowledgement of the pushes that it names, and for nothing else."""
+        self._hasty.setdefault(message.origin, {}).update(message.after)
+        self._answer_hasty()
+
+    def _answer_hasty(self) -> None:
+        """Tell those who wait for nothing else, in one message, once all that they wait for is true."""
+        for origin, named in list(self._hasty.items()):
+            if not any(time <= named.get(number, -1) for number, time in self._coming.get(origin, ())):
+                del self._hasty[origin]
+                self._send_words(origin)
 
     def unfinished_rounds(self) -> dict[Hashable, str]:
         """Say which rounds wait for pushes, and whose."""
@@ -650,15 +655,22 @@ class Server:
                 del self._held[number]
                 for message in held if link.primary else ():
                     self._admit(link, message)
-        self._hasty = {
-            (origin, number): time
-            for (origin, number), time in self._hasty.items()
-            if number in self.links and self.links[number].primary
-        }
+        self._leave_to_others()
         for each in self.links.values():
             self._open(each)
         self._drained.clear()
         self._report()
+
+    def _leave_to_others(self) -> None:
+        """Give no acknowledgement for shards that others answer for now, nor to callers that are gone."""
+        mine = {link.number for link in self.links.values() if link.primary}
+        self._coming = {
+            origin: {each for each in coming if each[0] in mine}
+            for origin, coming in self._coming.items()
+            if self.node.view.roles[self.node.view.caller(origin)] is not None
+        }
+        self._words = {origin: words for origin, words in self._words.items() if origin in self._coming}
+        self._answer_hasty()
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
         """Execute what was executed as one when the run was recorded: a request, or those of a round `together`."""
@@ -718,8 +730,6 @@ class Server:
 
     def _tick(self) -> None:
         now = self.node.van.now()
-        for origin in list(self._words):
-            self._send_words(origin)
         self._answer_late()
         if self._keyless:
             self._admit_keyless()

@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.errors import ProtocolError
-from mpips.message import DTYPES, INLINE, Command, Kind, Message, bodies, decode, encode, frame_bytes
+from mpips.message import (
+    DTYPES,
+    INLINE,
+    Command,
+    Kind,
+    Message,
+    bodies,
+    bundle,
+    decode,
+    encode,
+    frame_bytes,
+    unbundle,
+)
 from mpips.ranges import KeyRange
 
 times = st.integers(-(2**63), 2**63 - 1)
@@ -141,3 +153,11 @@ def test_arrays_with_gaps_between_their_rows_arrive_without() -> None:
     )
     assert got.keys is not None and got.keys.tolist() == [0, 2, 4, 6, 8]
     assert got.values is not None and np.array_equal(got.values, wide[::2, ::3])
+
+
+@given(st.lists(messages().filter(lambda message: message.payload_bytes <= 800), min_size=1, max_size=4))
+def test_messages_that_travel_together_arrive_as_they_were_sent(sent: list[Message]) -> None:
+    got = unbundle(arrive(bundle(sent)))
+    assert [encode(each) for each in got] == [encode(each) for each in sent]
+    for each in got:
+        assert all(array.flags.aligned for array in (each.keys, each.values) if array is not None)

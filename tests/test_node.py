@@ -13,7 +13,7 @@ from mpips.errors import InputError, RemoteError, WorkerLost
 from mpips.faults import Chance, Faults, FaultsSpec, Slow
 from mpips.layout import Layout, LayoutSpec
 from mpips.message import Command, Kind, Message
-from mpips.node import TICK, Fenced, Node, Stopped
+from mpips.node import LARGE, TICK, TURN, Fenced, Node, Stopped
 from mpips.twin import Network, TwinVan
 from mpips.view import Loss, View, first_view, without
 
@@ -372,3 +372,40 @@ def test_what_is_still_being_sent_is_waited_for_and_a_late_stop_changes_nothing(
     network.vans[WORKER].pending = lambda: (asked.append(n := next(left, 0)), n)[1]  # type: ignore[method-assign]
     assert worker.leave(1.0)
     assert asked[:4] == [2, 1, 1, 0]
+
+
+def test_small_messages_travel_together_at_the_end_of_a_turn() -> None:
+    """A turn is over when nothing waits, or after so many messages; a view that is adopted ends it too."""
+    network = Network(3)
+    sender, receiver, _ = nodes(network)
+    heard: list[tuple[int, int]] = []
+    receiver.controls[Command.LOG] = lambda message: heard.append((message.time, message.epoch))
+
+    def gather(*times: int) -> None:
+        for time in times:
+            sender.send_soon(1, Message(Kind.CONTROL, Command.LOG, time=time))
+
+    def hear() -> list[tuple[int, int]]:
+        while receiver.poll():
+            pass
+        got = heard.copy()
+        heard.clear()
+        return got
+
+    gather(1, 2, 3)
+    assert hear() == []
+    assert not sender.poll() and sender.van.sent_messages == 1
+    assert hear() == [(1, 0), (2, 0), (3, 0)]
+    for _ in range(TURN):
+        network.vans[2].send(0, Message(Kind.CONTROL, Command.LOGGED, sender=2))
+    gather(4)
+    for _ in range(TURN):
+        assert hear() == [] and sender.poll()
+    assert hear() == [(4, 0)]
+    gather(5)
+    sender.adopt(later(1))
+    assert hear() == [(5, 0)]
+    receiver.adopt(later(1))
+    large = Message(Kind.CONTROL, Command.LOG, values=np.zeros(LARGE))
+    sender.send_soon(1, large)
+    assert len(hear()) == 1, "by itself, and at once"
