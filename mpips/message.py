@@ -370,7 +370,7 @@ def bundle(messages: Sequence[Message]) -> Message:
 def unbundle(together: Message) -> list[Message]:
     """Take the messages out of one that was made by `bundle`."""
     assert together.values is not None
-    raw, at, messages = memoryview(together.values).cast("B"), 0, []
+    raw, at, messages = _raw(together.values), 0, []
     for size, _ in together.after:
         messages.append(decode(raw[at : at + size])[0])
         at += _padded(size)

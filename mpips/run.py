@@ -204,7 +204,7 @@ class _Run:
         self.folder: RunFolder | None = None
         self.recorded = False  # run.json is there, and this run's
         self.judged = bool(os.environ.get(JUDGED))
-        self.survives, self.replicas = False, 0
+        self.survives, self.crowded, self.replicas = False, False, 0
         self.fullest = 1  # ranks on the host that has most
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heart | None = None
@@ -364,8 +364,8 @@ class _Run:
 
         job = prepared.job
         place = layout.places[self.rank]
-        bell, crowded = meet(self.world)
-        van = MPIVan(self.world.Dup(), Backoff(crowded=crowded, bell=bell), bell)
+        bell, self.crowded = meet(self.world)
+        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, bell=bell), bell)
         van.reach = reach.meet(self.world)
         self.survives = van.survives
         if van.survives:
@@ -444,9 +444,12 @@ class _Run:
         waits, repeats = Waits(node, lambda text: _say(f"mpips: {text}")), Repeats(node)
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._see)
+        serve = partial(
+            Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
+        )
         server: Server | None = None
         if node.role is not Role.WORKER:
-            server = Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
+            server = serve()
             waits.rounds = server.unfinished_rounds
         if not membership.leading and node.replay is None:
             for kind in ASKS:  # the leader hears them too, and decides
@@ -459,7 +462,7 @@ class _Run:
                 group = self.communicators.group if self.communicators.group else None
                 Workshop(node, prepared.program.worker, job, group, writer).run(until)
             else:
-                server = server or Server(node, job.ring.repair_bandwidth, writer, job.ring.key_cache)
+                server = server or serve()
                 waits.rounds = server.unfinished_rounds
                 server.run(until)
         return self._lead(node, prepared, journal, membership, waits, repeats)

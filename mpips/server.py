@@ -100,7 +100,14 @@ class Server:
         repair_bandwidth: float = 0.0,
         writer: Writes | None = None,
         key_cache: float = KEY_CACHE,
+        ahead: bool = True,
     ) -> None:
+        """Serve; `ahead`: pushes of a round are answered before copies have them, which is told later.
+
+        That hides how long copies take where ranks have a core each. Where ranks outnumber cores it hides nothing: what
+        is told later wakes each worker once more.
+        """
+        self._ahead = ahead
         self.node, self._writer = node, writer or AtOnce()
         self.lists = KeyCache(key_cache)
         self._lane = Lane(len(node.view.chains), len(node.layout.places), self.lists)
@@ -488,7 +495,8 @@ class Server:
         segment = shard.hosted(first.namespace).segment
         wants = any(request.command is Command.PUSH_PULL for request in requests)
 
-        follows, ahead = link.next >= 0, link.next >= 0 and not link.full
+        follows = link.next >= 0
+        ahead = self._ahead and follows and not link.full
         sums = summed.rows.copy() if follows else summed.rows  # an update may use its argument up
         kept = shard.sum_up(first, callers, summed.slots, summed.rows, wants)
         self._count(shard)
