@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,17 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    # Beside the command line itself, what most commands load.
     from mpips import cli
     from mpips.children import clear_session
     from mpips.cli.main import main
 
+    for module in (
+        "mpips.checkpoint",
+        "mpips.data.convert",
+        "mpips.launch",
+        "mpips.program",
+    ):  # most commands do
+        import_module(module)
     gc.freeze()  # or each fork looks through all of it as it ends, and so copies it
     serve()
     clear_session(os.getpid())
