@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data import DataSpec, note, resolve
-from mpips.errors import InputError, JobError, WorkerLost
+from mpips.errors import DataError, InputError, JobError, WorkerLost
 from mpips.files import replacing
 from mpips.finish import finish
 from mpips.jobs.sketch import kernels, results, servers, source
@@ -158,10 +158,11 @@ class Insertion:
         if self.text and (names := cluster.decide(lambda: source.header(self._files))):
             cluster.say(f"the first line of each file was taken for column names: {names}")
             cluster.event("header", names=names)
-        elif self.text and (row := cluster.decide(lambda: source.first_row(self._files))):
-            cluster.say(
-                f"the first line of each file is counted: {row}; [data] header = true would leave it out"
-            )
+        elif self.text:
+            with suppress(DataError):  # no decision hangs on it, and whoever has to read the file says so
+                if row := source.first_row(self._files):
+                    more = "[data] header = true would leave it out"
+                    cluster.say(f"the first line of each file is counted: {row}; {more}")
         if cluster.job.data.test:
             self._surely(lambda: cluster.workers.call("look"))
         self._surely(self.begin)
