@@ -27,6 +27,7 @@ from mpips import npz
 from mpips.errors import RecordError
 from mpips.files import open_regular, read_text, replacing
 from mpips.manifest import explained
+from mpips.message import Command
 from mpips.record import (
     ANSWER,
     ASIDE,
@@ -41,6 +42,7 @@ from mpips.record import (
     MARK,
     VERSION,
 )
+from mpips.shape import ANY, Each, Table, misfit
 
 CELLS = np.dtype(
     [("kind", "<u2"), ("flags", "<u2"), ("epoch", "<u4"), ("rank", "<i4"), ("more", "<u4"), ("time", "<i8"),
@@ -49,6 +51,8 @@ CELLS = np.dtype(
 """Cells as numpy sees them."""
 CALLERS = np.dtype([("rank", "<i4"), ("time", "<i8")])
 READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
+_TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, CREW: Each(range(1 << 31))}
+_COMMANDS = list(Command)
 Cells = NDArray[Any]
 Key = tuple[int, int]
 """A request to a shard: (origin, time)."""
@@ -166,9 +170,21 @@ def read_cells(path: Path) -> Cells:
         raise RecordError(f"{path}: is of version {version} of the format, and this mpips reads {VERSION}")
     if count < 1 or count * CELL_BYTES > len(raw):
         raise RecordError(f"{path}: cut short: {len(raw)} bytes where {count * CELL_BYTES} are due")
-    cells = np.frombuffer(raw, CELLS, count)[1:]
-    if (cells["value"][np.isin(cells["kind"], (ASIDE, CREW))] < 0).any():
-        raise RecordError(f"{path}: damaged: a text of less than no bytes")
+    return np.frombuffer(raw, CELLS, count)[1:]
+
+
+def read_told(path: Path) -> Cells:
+    """Read what a rank was told; as `read_cells`, and the texts in it must be what is meant."""
+    cells = read_cells(path)
+    texts = np.isin(cells["kind"], (ASIDE, CREW))
+    try:
+        if (cells["value"][texts] < 0).any():
+            raise ValueError
+        for each in told(cells) if texts.any() else ():
+            if each.kind in _TEXTS and misfit(each.text, _TEXTS[each.kind]):
+                raise ValueError
+    except (ValueError, RecursionError):
+        raise RecordError(f"{path}: damaged: a text in it is none that a rank is told") from None
     return cells
 
 
@@ -313,6 +329,8 @@ def course(
     for number in sorted({*copies, *shards.tolist()}):
         name = f"shard {number}"
         first, callers, commands = merged(name, copies.get(number, []))
+        if (odd := np.flatnonzero(~np.isin(commands, _COMMANDS))).size:
+            raise RecordError(f"{name}: change {odd[0] + 1} is of no kind that there is")
         mine = reads[shards == number]
         _check_answers(name, mine[mine["version"] < 0], callers, copies.get(number, []))
         asked = np.sort(mine[mine["version"] >= 0], order=["version", "rank", "time"])
@@ -359,9 +377,9 @@ def read_course(folder: Path, origin: int = 0) -> Course:
         if matched[1]:
             copies.setdefault(int(matched[2]), []).append(read_cells(path))
         elif matched[3] == "worker":
-            workers[int(matched[4])] = read_cells(path)
+            workers[int(matched[4])] = read_told(path)
         elif matched[3] == "leader":
-            leaders.append(read_cells(path))
+            leaders.append(read_told(path))
         else:
             decisions += _lines(path)
     if not leaders:

@@ -348,7 +348,7 @@ class Leader:
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
         told = RemoteError.from_meta(facts, self.node.rank)
         usage = facts.get("is_usage", False)
-        if usage or not facts["is_input"]:
+        if self.node.replay is None and (usage or not facts["is_input"]):
             self.error = facts["trace"].rstrip()
         if facts["is_input"]:
             log = log_of(self.folder, facts["rank"]) if usage else None
@@ -368,6 +368,8 @@ class Leader:
             where = f"rank {first.rank} ({first.role} on {first.host})"
             text = f"{first.text}; then {text}"
         again = not would_fail_again(error)
+        if self.node.replay is not None and not facts.get("lost"):  # it did not fail when it was recorded
+            text += "; is the record damaged, or of another program? The log says more"
         return {
             "status": "failed",
             "exit_code": FAILED,

@@ -41,7 +41,9 @@ def leader(tmp_path: Path) -> Leader:
     folder.run.write_text(json.dumps({"started": "2026-01-01T00:00:00+00:00", "ranks": ranks}))
     made: Any = object.__new__(Leader)
     view, van = SimpleNamespace(losses=()), SimpleNamespace(wall=lambda: 2e9)
-    made.node = SimpleNamespace(describe=lambda error: error.to_meta(), view=view, van=van, rank=0)
+    made.node = SimpleNamespace(
+        describe=lambda error: error.to_meta(), view=view, van=van, rank=0, replay=None
+    )
     made.folder, made.error, made._returned = folder, "", {}
     made.prepared = SimpleNamespace(resume=None)
     return made
@@ -63,6 +65,13 @@ def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
     assert result["first_failure"]["at"] == "mean.py:7" and leader.error == "its trace"
     result = leader._failure(RemoteError(3, "worker 1", "n1", "KeyError: 3"))
     assert result["error"] == first
+
+
+def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
+    leader.node.replay = object()  # type: ignore[assignment]
+    result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
+    assert "TypeError: no; is the record damaged, or of another program?" in result["error"]
+    assert leader.error == ""
 
 
 def test_what_a_program_does_that_cannot_be_names_rank_and_log(leader: Leader) -> None:

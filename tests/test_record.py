@@ -32,7 +32,7 @@ from mpips.filters.chain import Chain
 from mpips.filters.named import chain_of
 from mpips.message import Command, Message
 from mpips.ranges import KeyRange
-from mpips.record import ANSWER, CHANGE, MARK, Log, size
+from mpips.record import ANSWER, ASIDE, CHANGE, CREW, MARK, Log, size
 from mpips.scheduler import Cluster
 from mpips.task import Task
 from mpips.twin import Fate, Strike, rough
@@ -431,6 +431,28 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-5])
         with pytest.raises(RecordError, match=f"{torn}.*: cut short"):
             read_course(place)
+
+
+@pytest.mark.parametrize("kind", [ASIDE, CREW])
+@pytest.mark.parametrize("text", [b"{", b"7", b'[-1, "a"]', b'{"call": 1}', b"\xff", b"[" * 100_000])
+def test_a_text_that_nobody_is_told_is_refused(
+    recorded: Path, tmp_path: Path, kind: int, text: bytes
+) -> None:
+    log = Log(tmp_path / "worker-0002.bin", 2)
+    log.add(kind, 0, 0, 0, 0, 0, len(text), text)
+    log.close()
+    with pytest.raises(RecordError, match=r"worker-0002\.bin: damaged: a text in it"):
+        read_course(tmp_path)
+
+
+def test_a_change_of_an_unknown_kind_is_refused(recorded: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(recorded, tmp_path / "record")
+    for path in place.glob("shard-0000*"):
+        raw = np.frombuffer(path.read_bytes(), CELLS).copy()
+        raw["flags"][raw["kind"] == CHANGE] = 999
+        path.write_bytes(raw.tobytes())
+    with pytest.raises(RecordError, match="shard 0: change 1 is of no kind that there is"):
+        read_course(place)
 
 
 def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
