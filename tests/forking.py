@@ -100,13 +100,9 @@ if __name__ == "__main__":
     from mpips.children import clear_session
     from mpips.cli.main import main
 
-    for module in (
-        "mpips.checkpoint",
-        "mpips.data.convert",
-        "mpips.launch",
-        "mpips.program",
-    ):  # most commands do
-        import_module(module)
+    # What most commands load.
+    for module in ("checkpoint", "data.convert", "launch", "program"):
+        import_module(f"mpips.{module}")
     gc.freeze()  # or each fork looks through all of it as it ends, and so copies it
     serve()
     clear_session(os.getpid())
