@@ -1,14 +1,15 @@
 """mpips: the parameter server (Li et al., OSDI 2014) as an MPI job toolkit.
 
-These are the names that a program needs (see `mpips.program`), besides the decorators `mpips.update.update` and
-`mpips.kernel.kernel`, which have the names of their modules; each is loaded when it is first used.
+These are the names that a program needs (see `mpips.config.program`), besides the decorators
+`mpips.storage.updates.update` and `mpips.jit.kernel.kernel`, which have the names of their modules; each is loaded
+when it is first used.
 """
 
 from __future__ import annotations
 
 import sys
 
-from mpips import interpreter
+from mpips.process import interpreter
 
 # Python is looking for a module of ours that it was told to run: nothing may come from the working folder before it.
 if sys.argv[:1] == ["-m"]:
@@ -18,25 +19,25 @@ import importlib
 import warnings
 from typing import Any
 
-# What numba says of settings in the working folder that it cannot read: they do not count (`mpips.kernel`).
+# What numba says of settings in the working folder that it cannot read: they do not count (`mpips.jit.kernel`).
 warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Answer": "mpips.worker",
-    "Cluster": "mpips.scheduler",
-    "Column": "mpips.update",
-    "Context": "mpips.worker",
+    "Answer": "mpips.worker.worker",
+    "Cluster": "mpips.scheduler.scheduler",
+    "Column": "mpips.storage.updates",
+    "Context": "mpips.worker.worker",
     "InputError": "mpips.errors",
     "KeyRange": "mpips.ranges",
     "RemoteError": "mpips.errors",
-    "Segment": "mpips.store",
-    "Task": "mpips.task",
-    "Vector": "mpips.vector",
-    "VectorSpec": "mpips.update",
+    "Segment": "mpips.storage.segment",
+    "Task": "mpips.tasks.task",
+    "Vector": "mpips.worker.vector",
+    "VectorSpec": "mpips.storage.updates",
     "bounded": "mpips.consistency",
-    "call": "mpips.update",
+    "call": "mpips.storage.updates",
     "eventual": "mpips.consistency",
     "sequential": "mpips.consistency",
 }

@@ -1,9 +1,9 @@
-"""`python -P -m mpips JOB.toml`: one rank of a job; see `mpips.run`."""
+"""`python -P -m mpips JOB.toml`: one rank of a job; see `mpips.rank.main`."""
 
 import signal
 import sys
 
-from mpips.wishes import ASKS
+from mpips.process.stop_signals import ASKS
 
 
 def start() -> int:
@@ -12,10 +12,10 @@ def start() -> int:
     if "--warm-up" not in sys.argv:
         for kind in ASKS:
             signal.signal(kind, lambda number, _: asked.append(number))
-    from mpips import streams
+    from mpips.process import standard_streams
 
-    streams.prepare()
-    from mpips.run import main
+    standard_streams.prepare()
+    from mpips.rank.main import main
 
     return main(asked=asked)
 

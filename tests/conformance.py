@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mpips.errors import ClosedError
-from mpips.message import INLINE, Command, Kind, Message
 from mpips.ranges import KeyRange
-from mpips.van import Van
+from mpips.transport.message import INLINE, Command, Kind, Message
+from mpips.transport.van import Van
 
 SIZES = (0, 1, 7, 1000, INLINE // 8, INLINE // 8 + 1, 100_000)
 

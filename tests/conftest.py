@@ -20,9 +20,9 @@ import pytest
 from forking import Fork, Forker
 from hypothesis import settings
 
-from mpips.children import clear_session
 from mpips.cli.main import parser
-from mpips.interpreter import python
+from mpips.launch.processes import clear_session
+from mpips.process.interpreter import python
 
 settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
 settings.load_profile("mpips")
@@ -254,20 +254,20 @@ def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def starter() -> Any:
     """Give the launcher of this interpreter's MPI."""
-    from mpips import launch
+    from mpips.launch import mpi_launcher
 
-    return launch.find_starter()
+    return mpi_launcher.find_starter()
 
 
 @pytest.fixture
 def start_ranks(start: Callable[..., Started], starter: Any) -> Callable[..., Started]:
     """Start `python ARGUMENTS` on so many ranks."""
-    from mpips import launch
+    from mpips.launch import mpi_launcher
 
     def start_them(
         ranks: int, *arguments: str | Path, environ: Mapping[str, str] | None = None, **how: Any
     ) -> Started:
-        planned = launch.plan(starter, ranks, [sys.executable, *map(str, arguments)])
+        planned = mpi_launcher.plan(starter, ranks, [sys.executable, *map(str, arguments)])
         return start(planned.line, environ={**planned.added, **(environ or {})}, **how)
 
     return start_them

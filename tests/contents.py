@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content
-from mpips.message import DTYPES, Command
 from mpips.ranges import ALL
+from mpips.transport.message import DTYPES, Command
 
 KINDS = ("bits", "normal", "few", "zeros", "constant", "special")
 SPECIAL = (0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 5e-324, 1.0, 1.7e308)

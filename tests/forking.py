@@ -97,8 +97,8 @@ def serve() -> None:
 
 if __name__ == "__main__":
     from mpips import cli
-    from mpips.children import clear_session
     from mpips.cli.main import main
+    from mpips.launch.processes import clear_session
 
     # What most commands load.
     for module in ("checkpoint", "data.convert", "launch", "program"):

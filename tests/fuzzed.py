@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mpips.checkpoint import begin, commit, load_range, restore, write_shard
+from mpips.checkpoint.checkpoint import begin, commit, load_range, restore, write_shard
 from mpips.data import DataSpec, read
 from mpips.data.examples import Examples, concatenate
 from mpips.data.matrix import load_columns
@@ -30,8 +30,8 @@ from mpips.jobs.lda.sampler import Gibbs, Metropolis, Prior
 from mpips.jobs.sketch import results
 from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.ranges import ALL, KeyRange
-from mpips.store import Segment
-from mpips.update import VectorSpec
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 Arrays = dict[str, NDArray[Any]]
 HARD = [0, 1, -1, 2, 7, 2**31 - 1, 2**31, -(2**31), 2**62 + 1, 3 * 2**62 - 2**64, 2**63 - 1, -(2**63)]

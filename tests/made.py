@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from simulated import simulate
 
-from mpips.config import Job, load, write_toml
+from mpips.config.job_file import Job, load, write_toml
+from mpips.config.program import load_program, table_name
 from mpips.filters.named import chain_of
-from mpips.folder import RunFolder
-from mpips.program import load_program, table_name
-from mpips.scheduler import Cluster
-from mpips.twin import Fate, calm
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Fate, calm
 
 F8 = NDArray[np.float64]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mpips import simulation
-from mpips.scheduler import Cluster
-from mpips.simulation import Stage
-from mpips.worker import Context
+from mpips.rank import simulation
+from mpips.rank.simulation import Stage
+from mpips.scheduler.scheduler import Cluster
+from mpips.worker.worker import Context
 
 
 def simulate(
@@ -18,7 +18,7 @@ def simulate(
     told: dict[str, Any] | None = None,
     **how: Any,
 ) -> Any:
-    """Run `mpips.simulation.simulate`; the last leader's view, cluster and network are left in `told`."""
+    """Run `mpips.rank.simulation.simulate`; the last leader's view, cluster and network are left in `told`."""
     stage = Stage()
 
     def begin(cluster: Cluster) -> Any:

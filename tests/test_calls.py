@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from mpips.calls import Own
+from mpips.config.program import load_program
 from mpips.errors import JobError
-from mpips.program import load_program
-from mpips.server import OWN as SHARDS
-from mpips.server import Server
-from mpips.simulation import simulate
-from mpips.update import call
-from mpips.worker import Context, Workshop
+from mpips.rank.simulation import simulate
+from mpips.server.server import OWN as SHARDS
+from mpips.server.server import Server
+from mpips.storage.updates import call
+from mpips.worker.worker import Context, Workshop
 
 PROGRAM = """
 from dataclasses import dataclass

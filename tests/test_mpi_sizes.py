@@ -9,14 +9,14 @@ from collections.abc import Callable
 import pytest
 from conftest import ROOT, Started
 
-from mpips import launch
+from mpips.launch import mpi_launcher
 
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--with-mpi"]
 
 
 def pytest_on_ranks(start: Callable[..., Started], ranks: int, where: str) -> tuple[int, str]:
     """Run pytest on so many ranks; returns the exit code and all that was written."""
-    planned = launch.plan(launch.find_starter(), ranks, [sys.executable, *PYTEST, where])
+    planned = mpi_launcher.plan(mpi_launcher.find_starter(), ranks, [sys.executable, *PYTEST, where])
     environ = {**planned.added, "RANKS_ASKED_FOR": str(ranks)}
     finished = start(planned.line, cwd=ROOT, environ=environ).finish(timeout=180)
     return finished.code, finished.stdout + finished.stderr

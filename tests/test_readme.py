@@ -12,17 +12,19 @@ import pytest
 from simulated import simulate
 
 import mpips
-from mpips import update
 from mpips.cli.main import main
-from mpips.program import load_program
-from mpips.scheduler import Cluster
+from mpips.config.program import load_program
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage import updates
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_its_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpips.update._updates", dict(update._updates))  # what it registers goes with it
+    monkeypatch.setattr(
+        "mpips.storage.updates._updates", dict(updates._updates)
+    )  # what it registers goes with it
     (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
     (tmp_path / "mean.py").write_text(source)
     program = load_program("mean.py", tmp_path)

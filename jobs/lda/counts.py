@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jobs.lda import terms
-from mpips.update import call
+from mpips.storage.updates import call
 
 SMALL = 4096
 """Counts below which cells are counted in a table."""

@@ -1,8 +1,9 @@
 """The documents over the workers: who has which, also when workers are lost, join or leave.
 
 Chunks of 64 documents go round robin to the coarse parts, one for each worker, and of these to fine ones
-(`mpips.workload.Cut`). A worker reads its coarse part at once; whoever is lost leaves fine ones, which many can share.
-Topics go along with documents that stay with a worker, whichever parts it holds; documents new to it have none.
+(`mpips.scheduler.data_assignment.Cut`). A worker reads its coarse part at once; whoever is lost leaves fine ones,
+which many can share. Topics go along with documents that stay with a worker, whichever parts it holds; documents new
+to it have none.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.cluster.node import Node
 from mpips.data import DataSpec
 from mpips.errors import InputError
 from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
-from mpips.node import Node
-from mpips.scheduler import Cluster
-from mpips.workload import Cut, Workload
+from mpips.scheduler.data_assignment import Cut, Workload
+from mpips.scheduler.scheduler import Cluster
 
 FINE = 8
 """Fine parts of a coarse one."""

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.kernels import mix
+from mpips.jit.kernel import kernel
 from mpips.jobs.lda.corpus import Block
-from mpips.kernel import kernel
 
 TABLE = 4096
 """Counts below which lgG(n + b) - lgG(b) is looked up."""

@@ -17,13 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mpips.finish import finish
 from mpips.jobs.lda import results
 from mpips.jobs.lda.corpus import BLOCK_TOKENS
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.training import Training
-from mpips.regroup import surely
-from mpips.scheduler import Cluster
+from mpips.scheduler.finishing import finish
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import surely
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from mpips.data.examples import left_out
 from mpips.data.stream import holds_nothing
 from mpips.errors import InputError
-from mpips.files import replacing
+from mpips.files.safe_open import replacing
+from mpips.jit.array_checks import rows_flaw
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
 from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
-from mpips.sound import rows_flaw
 
 PROGRAM = "lda"
 FILE = "model.h5"
@@ -96,7 +96,7 @@ def export_model(
     """
     import h5py
 
-    from mpips import hdf5
+    from mpips.files import hdf5
 
     topics = len(alpha)
     top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
@@ -126,7 +126,7 @@ def load_model(path: Path) -> Model:
     Raises:
         InputError: there is none, or it is no model.
     """
-    from mpips import hdf5
+    from mpips.files import hdf5
 
     file_name = path / FILE if path.is_dir() else path
     if path.is_dir() and not file_name.exists():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.kernels import COLON, NEWLINE, NINE, ZERO, is_space
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 CHUNK = 64
 """Documents that go together to one part."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
-from mpips.files import replacing
+from mpips.files.safe_open import replacing
 from mpips.jobs.lda import evaluate
 from mpips.jobs.lda.corpus import LeftOut, look_at, open_corpus
 from mpips.jobs.lda.evaluate import Phi, completion, distinct
@@ -20,8 +20,8 @@ from mpips.jobs.lda.sweeps import PIECE, Sweeper
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.worker import Answer
+from mpips.scheduler.scheduler import Cluster
+from mpips.worker.worker import Answer
 
 SHOWN = 30
 """Topics of which the table is shown; a file has all."""
@@ -39,7 +39,7 @@ def _parts(cluster: Cluster) -> list[dict[str, int]]:
 
 
 class Results:
-    """What is written and said of a trained run, step by step (`mpips.finish`); the model comes first."""
+    """What is written and said of a trained run, step by step (`mpips.scheduler.finishing`); the model comes first."""
 
     def __init__(self, cluster: Cluster, training: Training) -> None:
         self.cluster, self.training = cluster, training

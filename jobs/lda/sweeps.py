@@ -40,11 +40,11 @@ from mpips.jobs.lda.sampler import (
     counts_of,
     random_state,
 )
-from mpips.message import NO_ROUND
 from mpips.ranges import KeyRange
-from mpips.task import Task
-from mpips.vector import Vector
-from mpips.worker import Answer, Context
+from mpips.tasks.task import Task
+from mpips.transport.message import NO_ROUND
+from mpips.worker.vector import Vector
+from mpips.worker.worker import Answer, Context
 
 PIECE = 1 << 21
 """Counts n_wk that are pulled at a time, about."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 STRIDE = 32
 """Counts that are looked at together."""

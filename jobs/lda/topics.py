@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
-from mpips.files import replacing
+from mpips.files.safe_open import replacing
+from mpips.jit.kernel import kernel
 from mpips.jobs.lda.corpus import Block
-from mpips.kernel import kernel
 
 DRAWN = 20
 """Topics that are drawn, the largest."""

@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 from mpips.data import note
 from mpips.errors import InputError, ProtocolError
+from mpips.files.json_shape import COUNT, NUMBER, Each, misfit
 from mpips.jobs.lda import counts
 from mpips.jobs.lda.corpus import LeftOut
 from mpips.jobs.lda.documents import Spread
 from mpips.jobs.lda.evaluate import topic_norm
 from mpips.jobs.lda.sweeps import word_cuts
-from mpips.progress import Column, bytes_si, seconds, shares, si, significant
-from mpips.regroup import regroup, surely
-from mpips.scheduler import Cluster
-from mpips.shape import COUNT, NUMBER, Each, misfit
-from mpips.task import Task
-from mpips.update import VectorSpec
+from mpips.rundir.progress import Column, bytes_si, seconds, shares, si, significant
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import regroup, surely
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
 
 COLUMNS = (
     Column("sweep", "sweep", 6),

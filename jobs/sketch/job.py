@@ -19,19 +19,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.checkpoint.manifest import read_manifest
 from mpips.data import DataSpec, note, resolve
 from mpips.errors import DataError, InputError, JobError, WorkerLost
-from mpips.files import replacing
-from mpips.finish import finish
+from mpips.files.json_shape import COUNT, Each, misfit
+from mpips.files.safe_open import replacing
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.worker import Worker as Worker
-from mpips.manifest import read_manifest
-from mpips.progress import Column, bytes_si, seconds, shares, si
-from mpips.regroup import regroup, surely
-from mpips.scheduler import Cluster, Group
-from mpips.shape import COUNT, Each, misfit
-from mpips.workload import Workload
+from mpips.rundir.progress import Column, bytes_si, seconds, shares, si
+from mpips.scheduler.data_assignment import Workload
+from mpips.scheduler.finishing import finish
+from mpips.scheduler.scheduler import Cluster, Group
+from mpips.scheduler.worker_recovery import regroup, surely
 
 T = TypeVar("T")
 COLUMNS = (

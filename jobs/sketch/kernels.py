@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.numbering import mix
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 U8 = np.uint64
 Keys = NDArray[np.uint64]

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import checkpoint, npz
+from mpips.checkpoint import checkpoint
+from mpips.checkpoint.manifest import MANIFEST, explained
 from mpips.errors import InputError
-from mpips.files import replacing
+from mpips.files import npz
+from mpips.files.safe_open import replacing
+from mpips.jit.array_checks import cells_flaw
 from mpips.jobs.sketch import kernels, source
-from mpips.manifest import MANIFEST, explained
 from mpips.ranges import ALL
-from mpips.sound import cells_flaw
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]

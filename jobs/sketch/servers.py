@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jobs.sketch import kernels
-from mpips.update import Column, Settings, State, VectorSpec, call, update
+from mpips.storage.updates import Column, Settings, State, VectorSpec, call, update
 
 Array = NDArray[Any]
 BLOCK = 16

@@ -20,7 +20,7 @@ from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.errors import DataError, InputError, JobError
 from mpips.jobs.sketch import scan
-from mpips.workload import Cut
+from mpips.scheduler.data_assignment import Cut
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]

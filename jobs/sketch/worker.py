@@ -15,8 +15,8 @@ from mpips.jobs.sketch.deltas import Batch, Deltas
 from mpips.jobs.sketch.servers import Shape
 from mpips.jobs.sketch.source import Chunk
 from mpips.ranges import KeyRange
-from mpips.task import Task
-from mpips.worker import Context, at_once
+from mpips.tasks.task import Task
+from mpips.worker.worker import Context, at_once
 
 ASKED = 1 << 13
 """Keys that are asked for at a time."""

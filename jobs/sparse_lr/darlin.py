@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
+from mpips.files.json_shape import ANY, COUNT, NUMBER, Each, misfit
 from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Spread
-from mpips.regroup import regroup, surely
-from mpips.scheduler import Cluster
-from mpips.shape import ANY, COUNT, NUMBER, Each, misfit
-from mpips.task import Task
-from mpips.update import Setting, VectorSpec
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import regroup, surely
+from mpips.storage.updates import Setting, VectorSpec
+from mpips.tasks.task import Task
 
 T = TypeVar("T")
 MOST_PASSES = 1000

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from mpips.jobs.sparse_lr.online import Learner
 from mpips.ranges import KeyRange
-from mpips.task import Task
-from mpips.vector import KeyList, Vector
-from mpips.worker import Answer
+from mpips.tasks.task import Task
+from mpips.worker.vector import KeyList, Vector
+from mpips.worker.worker import Answer
 
 REBUILD = 2**62  # a round that no pass reaches
 

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import progress
+from mpips.cluster.node import Node
 from mpips.consistency import ConsistencySpec
 from mpips.data import DataSpec, Tally, read
 from mpips.data.numbering import Numbering
 from mpips.errors import InputError
-from mpips.exact import ExactSum
-from mpips.files import replacing
+from mpips.files.safe_open import replacing
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
-from mpips.node import Node
-from mpips.progress import Column, Table, bytes_si, shares, si, significant
-from mpips.scheduler import Cluster
-from mpips.worker import Answer, Context
+from mpips.rundir import progress
+from mpips.rundir.progress import Column, Table, bytes_si, shares, si, significant
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.exact_sums import ExactSum
+from mpips.worker.worker import Answer, Context
 
 COLUMNS = (
     Column("pass", "pass", 5),

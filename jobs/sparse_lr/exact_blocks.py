@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data import Columns
-from mpips.exact import SIZE, anchors
 from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.blocks import F4, F8, Blocks
 from mpips.jobs.sparse_lr.control import MEMORY
+from mpips.storage.exact_sums import SIZE, anchors
 
 
 class ExactBlocks(Blocks):

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import InputError
-from mpips.exact import ExactSum, sums_of
 from mpips.jobs.sparse_lr import control
 from mpips.jobs.sparse_lr.darlin import Darlin
-from mpips.regroup import surely
-from mpips.task import Task
-from mpips.update import Setting
+from mpips.scheduler.worker_recovery import surely
+from mpips.storage.exact_sums import ExactSum, sums_of
+from mpips.storage.updates import Setting
+from mpips.tasks.task import Task
 
 T = TypeVar("T")
 SPAN = 2.0**40

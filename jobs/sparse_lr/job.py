@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from mpips.consistency import Bounded, push_pull, unmet
 from mpips.data import note, resolve
-from mpips.finish import finish
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.spread import Spread
-from mpips.regroup import surely
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.worker import Answer, Context, at_once
+from mpips.scheduler.finishing import finish
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import surely
+from mpips.tasks.task import Task
+from mpips.worker.worker import Answer, Context, at_once
 
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Of a key, and of the row that comes back: (w, radius)."""

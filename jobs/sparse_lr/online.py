@@ -28,18 +28,18 @@ from numpy.typing import NDArray
 from mpips.consistency import ConsistencySpec, PushPull, unmet
 from mpips.data import Examples, Tally, format_of, minibatches, read
 from mpips.errors import WorkerLost
+from mpips.files.json_shape import COUNT, NUMBER, Each, misfit
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Holder, Spread
-from mpips.message import NO_ROUND
-from mpips.progress import Column, bytes_si, seconds, shares, si, significant
-from mpips.regroup import regroup, surely
-from mpips.scheduler import Cluster
-from mpips.shape import COUNT, NUMBER, Each, misfit
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.workload import Workload
+from mpips.rundir.progress import Column, bytes_si, seconds, shares, si, significant
+from mpips.scheduler.data_assignment import Workload
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import regroup, surely
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport.message import NO_ROUND
 
 COLUMNS = (
     Column("pass", "pass", 5),

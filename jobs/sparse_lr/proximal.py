@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.exact import ExactSum
 from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.control import MEMORY
-from mpips.store import Segment
-from mpips.update import Column, VectorSpec, call, update
+from mpips.storage.exact_sums import ExactSum
+from mpips.storage.segment import Segment
+from mpips.storage.updates import Column, VectorSpec, call, update
 
 Array = NDArray[Any]
 HISTORY = "history"

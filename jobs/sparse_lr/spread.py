@@ -1,8 +1,8 @@
 """The training data over the workers: who reads which parts, also when workers are lost, join or leave.
 
-The data is cut twice (`mpips.workload.Cut`): at the start each worker reads a coarse part, in one go; whoever is lost
-leaves fine ones, which many can share. A worker reads what it has not read before and joins it to what it has; one that
-gives parts to a newcomer reads those that it keeps anew, while the newcomer reads its own.
+The data is cut twice (`mpips.scheduler.data_assignment.Cut`): at the start each worker reads a coarse part, in one
+go; whoever is lost leaves fine ones, which many can share. A worker reads what it has not read before and joins it
+to what it has; one that gives parts to a newcomer reads those that it keeps anew, while the newcomer reads its own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from mpips import checkpoint
+from mpips.checkpoint import checkpoint
 from mpips.data import Columns, Examples, Tally, load_columns, read
 from mpips.errors import CheckpointError, InputError
+from mpips.files.json_shape import COUNT, Each, misfit
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
-from mpips.regroup import surely
-from mpips.scheduler import Cluster
-from mpips.shape import COUNT, Each, misfit
-from mpips.workload import Cut, Workload
+from mpips.scheduler.data_assignment import Cut, Workload
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.worker_recovery import surely
 
 FINE = 4, 16
 """The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""

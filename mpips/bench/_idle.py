@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mpips.cluster.node import Node
 from mpips.errors import InputError
-from mpips.host import host_name
-from mpips.node import Node
-from mpips.scheduler import Cluster
-from mpips.update import VectorSpec
-from mpips.worker import Answer, Context, at_once
+from mpips.process.host import host_name
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.worker.worker import Answer, Context, at_once
 
 VECTOR = "counts"
 EXTENT = 1 << 20

@@ -22,12 +22,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mpips import launch
 from mpips.bench import _runs
-from mpips.checkpoint import verify
-from mpips.children import end_with_parent
-from mpips.config import load
-from mpips.manifest import MANIFEST, complete, folders, latest, read_manifest, step_of
+from mpips.checkpoint.checkpoint import verify
+from mpips.checkpoint.manifest import MANIFEST, complete, folders, latest, read_manifest, step_of
+from mpips.config.job_file import load
+from mpips.launch import mpi_launcher
+from mpips.launch.processes import end_with_parent
 
 LONGEST = 300.0
 """Seconds after which a run that has not ended is taken for hung."""
@@ -102,7 +102,7 @@ class Campaign:
 
     def __init__(self, job: Path, folder: Path, settings: Sequence[str], launcher: str = "auto") -> None:
         self._job, self._folder, self._settings, self._launcher = job, folder, list(settings), launcher
-        self._starter = launch.find_starter(launcher)
+        self._starter = mpi_launcher.find_starter(launcher)
         mpi = self._starter.mpi
         self.mpi = f"{mpi.vendor} {mpi.version}"
         self.undisturbed: list[dict[str, Any]] = []
@@ -230,9 +230,9 @@ class Campaign:
         job = load(self._job, settings)
         arguments = [part for setting in settings for part in ("--set", setting)] + ["--run-dir", str(at)]
         arguments += ["--resume", "latest"] if resume else []
-        survive = launch.survival("auto", self._starter)
-        planned = launch.plan(
-            self._starter, job.layout.size(), launch.rank_command(self._job, arguments), survive=survive
+        survive = mpi_launcher.survival("auto", self._starter)
+        planned = mpi_launcher.plan(
+            self._starter, job.layout.size(), mpi_launcher.rank_command(self._job, arguments), survive=survive
         )
         at.mkdir(parents=True)
         scratch = at / "tmp"  # the launcher's own files, which nobody else would remove

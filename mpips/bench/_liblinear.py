@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from mpips import homes, interpreter
 from mpips.bench._runs import RunFailed
 from mpips.data import DataSpec, read, resolve
 from mpips.data.examples import concatenate
 from mpips.errors import InputError
-from mpips.folder import write_json
-from mpips.launch import THREADS
+from mpips.launch.mpi_launcher import THREADS
+from mpips.process import interpreter, user_folders
+from mpips.rundir.folder import write_json
 
 OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS = 1e-6, 1_000_000
 LOOSEST, TIGHTEST = 1.0, 1e-7
@@ -131,7 +131,7 @@ def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, st
 
 def cache_file() -> Path | None:
     """Name the file that remembers optima; None where the user has no folder for it."""
-    folder = homes.cache()
+    folder = user_folders.cache()
     return None if folder is None else folder / "mpips" / "optimum.json"
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.bench._pushpull import BOARD, DTYPE, MODES, OPS, Mode, Op, random_keys
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.vector import Keys
-from mpips.worker import Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.vector import Keys
+from mpips.worker.worker import Context
 
 CELLS = "cells.json"
 """In the run's folder: [{mode, op, keys, and seconds by KINDS}]."""

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import control
 from mpips.bench import _pushing, _runs
-from mpips.folder import Lines
+from mpips.rundir import order_files
+from mpips.rundir.folder import Lines
 
 SERVERS, WORKERS, SPARES, REPLICAS = 4, 2, 4, 1
 PER_LAUNCH = 7
@@ -155,7 +155,7 @@ class _Attack:
             return
         if not _begun(folder):
             return
-        ok, text = control.ask(folder, "status", patience=2.0)
+        ok, text = order_files.ask(folder, "status", patience=2.0)
         if ok and "copied" not in text and self._noticed(text, now):
             self._strike(text)
         else:

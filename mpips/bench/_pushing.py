@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import WorkerLost
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.worker import Answer, Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.worker import Answer, Context
 
 EXTENT = 1 << 40
 VECTOR = "counts"

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from mpips.bench import _bare
 from mpips.errors import InputError
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec, call
-from mpips.vector import Keys, Vector
-from mpips.worker import Answer, Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.worker.vector import Keys, Vector
+from mpips.worker.worker import Answer, Context
 
 Mode = Literal["dense", "sparse", "cached"]
 Op = Literal["push", "pull"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 
-from mpips.message import Message
-from mpips.simulation import Stage
+from mpips.rank.simulation import Stage
+from mpips.transport.message import Message
 
 SERVICE = 2e-3
 """Seconds (fake) for each message."""

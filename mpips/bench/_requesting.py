@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.cluster.hash_ring import moved
+from mpips.cluster.view import NOBODY, View
 from mpips.errors import MpipsError
 from mpips.ranges import KeyRange
-from mpips.ring import moved
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.view import NOBODY, View
-from mpips.worker import Answer, Context, at_once
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.worker import Answer, Context, at_once
 
 VECTOR = "counts"
 NOTES = "requests.npy"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mpips.message import NO_ROUND
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.update import VectorSpec
-from mpips.worker import Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.transport.message import NO_ROUND
+from mpips.worker.worker import Context
 
 VECTOR = "sums"
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpips import interpreter
-from mpips.arguments import Parser
 from mpips.errors import InputError
-from mpips.progress import Column, fitting, header, row
+from mpips.process import interpreter
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, fitting, header, row
 
 POLL = 0.01
 """Seconds between two looks at a run that is under way."""

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from mpips.cluster.layout import Role
+from mpips.cluster.node import Node
+from mpips.cluster.view import View
 from mpips.errors import InputError
-from mpips.layout import Role
-from mpips.message import Kind, Message
-from mpips.node import Node
-from mpips.simulation import Stage, Watched
-from mpips.twin import Fate, Network, Strike
-from mpips.view import View
+from mpips.rank.simulation import Stage, Watched
+from mpips.transport.in_memory import Fate, Network, Strike
+from mpips.transport.message import Kind, Message
 
 EVERY = 4
 """Messages between two looks at whether a strike that waits may be made."""

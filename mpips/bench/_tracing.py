@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.worker import Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.worker import Context
 
 CELLS = "cells.json"
 """In the run's folder: seconds of a request in each block, by what is asked for."""

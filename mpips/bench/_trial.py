@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from mpips.bench._ledger import EXTENT, HOT, HOT_KEYS, ROUNDS, SINGLES, Ledger, key, push_keys, round_keys
 from mpips.bench._striker import Event, Striker
 from mpips.errors import WorkerLost
-from mpips.scheduler import Cluster
-from mpips.simulation import Stage, simulate
-from mpips.store import Segment
-from mpips.task import Task
-from mpips.twin import rough, torn
-from mpips.update import VectorSpec, call
-from mpips.worker import Context
+from mpips.rank.simulation import Stage, simulate
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.transport.in_memory import rough, torn
+from mpips.worker.worker import Context
 
 HORIZON = 10.0
 """Seconds of fake time after which a trial counts as hung."""

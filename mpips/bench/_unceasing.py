@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.worker import Answer, Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.worker import Answer, Context
 
 VECTOR, KEYS = "counts", 1000
 OUTSTANDING = 1000

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mpips.layout import Role
-from mpips.scheduler import Cluster
-from mpips.simulation import Stage, simulate
-from mpips.update import VectorSpec
-from mpips.worker import Context
+from mpips.cluster.layout import Role
+from mpips.rank.simulation import Stage, simulate
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.worker.worker import Context
 
 WORKERS_PER_SERVER = 16
 PLACES, RUN = 4, 16

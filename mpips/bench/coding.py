@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.bench.pushpull import duration
-from mpips.config import override_value
+from mpips.config.job_file import override_value
 from mpips.errors import InputError
 from mpips.filters import named
 from mpips.filters.chain import Chain
 from mpips.filters.filter import About
-from mpips.message import Command, Kind, Message, from_bytes, to_bytes
-from mpips.progress import Column, si, significant
+from mpips.process.argument_parser import Parser
 from mpips.ranges import ALL
+from mpips.rundir.progress import Column, si, significant
+from mpips.transport.message import Command, Kind, Message, from_bytes, to_bytes
 
 DESCRIPTION = """\
 A chain of filters encodes and decodes one message again and again, in this process. The messages:

@@ -10,9 +10,9 @@ from typing import Any
 
 from mpips.bench import _liblinear, _runs, sparse_lr
 from mpips.bench._runs import Run, at_least, note, spread
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.errors import InputError
-from mpips.progress import Column, bytes_si, seconds, share, significant
+from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
 Bounded delay with a straggler (the paper's figure 13): for every tau, how long training takes to 0.5 % above the

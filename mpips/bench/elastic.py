@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.arguments import Parser
 from mpips.bench import _requesting, _runs
-from mpips.progress import Column, bytes_si, significant
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
 A server joins a running job, and later another one leaves. All the while the workers push and pull a few random keys

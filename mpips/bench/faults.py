@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mpips import launch
-from mpips.arguments import Parser
 from mpips.bench import _processes, _runs, _trial
 from mpips.errors import InputError
-from mpips.progress import Column
+from mpips.launch import mpi_launcher
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column
 
 DESCRIPTION = """\
 Disturb runs at random and count what was lost.
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(argv)
     if asked.only is not None:
         return repeat(asked.only)
-    if asked.processes and not launch.find_starter(asked.launcher).mpi.ulfm:
+    if asked.processes and not mpi_launcher.find_starter(asked.launcher).mpi.ulfm:
         raise InputError(
             f"--processes {asked.processes}: this MPI ends all ranks when one dies; it takes Open MPI 5 with ULFM"
         )

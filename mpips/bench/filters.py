@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from mpips.bench import _liblinear, _runs, coding, delay, sparse_lr
 from mpips.bench._runs import Run, at_least, note, spread
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.filters import named
-from mpips.progress import Column, bytes_si, seconds, share, significant
+from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
 The bytes that workers and servers send until training has come to 0.1 % above the optimum, for one combination of

@@ -13,12 +13,12 @@ import numpy as np
 from mpips.bench import _runs
 from mpips.bench._runs import Run, at_least, note, spread
 from mpips.bench.memory import count_lines, write_lines
-from mpips.config import Job, load
+from mpips.config.job_file import Job, load
 from mpips.data import Examples, format_of, minibatches, read, resolve
 from mpips.data.stream import line_blocks
-from mpips.progress import Column, seconds, share, si, significant
-from mpips.store import Segment
-from mpips.update import VectorSpec
+from mpips.rundir.progress import Column, seconds, share, si, significant
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 DESCRIPTION = """\
 Examples per second of FTRL on mini-batches, streamed from disk by all workers, and what bounds the speed: each stage is

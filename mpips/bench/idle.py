@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mpips.arguments import Parser
 from mpips.bench import _idle, _runs
 from mpips.bench._runs import note, spread
 from mpips.errors import InputError
-from mpips.progress import Column, share
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
 Three things that a rank which waits must get right, in turn:

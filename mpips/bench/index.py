@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.errors import InputError
-from mpips.index import MAX_KEYS, KeyIndex
-from mpips.progress import Column, seconds, si, significant
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, seconds, si, significant
+from mpips.storage.key_index import MAX_KEYS, KeyIndex
 
 DESCRIPTION = """\
 The index from keys to slots of one server, on one core, in this process: random 64-bit keys, in lists as requests

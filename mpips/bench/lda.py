@@ -16,7 +16,7 @@ import numpy as np
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.errors import InputError
-from mpips.progress import Column, seconds, si, significant
+from mpips.rundir.progress import Column, seconds, si, significant
 
 DESCRIPTION = """\
 Topics of the same documents, by tomotopy (collapsed Gibbs, one thread) and by the job `lda`: first tomotopy does its

@@ -12,12 +12,12 @@ from typing import Any
 
 from mpips.bench import _runs
 from mpips.bench._runs import note, spread
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.data import DataSpec, format_of, load_columns, read, resolve
 from mpips.data.spec import listed
 from mpips.data.stream import line_blocks
 from mpips.errors import InputError
-from mpips.progress import Column, bytes_si, seconds, si, significant
+from mpips.rundir.progress import Column, bytes_si, seconds, si, significant
 
 DESCRIPTION = """\
 Memory and time of the block proximal method on growing parts of the data. Memory: the highest resident set of each

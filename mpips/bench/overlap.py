@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mpips.arguments import Parser
 from mpips.bench import _overlap, _runs
 from mpips.bench.pushpull import duration
-from mpips.config import load
-from mpips.progress import Column, share
+from mpips.config.job_file import load
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
 One worker, one server. The worker waits for a push or a pull (sync); it computes, several times as long, without any

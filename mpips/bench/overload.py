@@ -17,7 +17,7 @@ import numpy as np
 from mpips.bench import _runs, _unceasing, scale
 from mpips.bench._pulse import rates, recovered
 from mpips.bench._runs import at_least, note
-from mpips.progress import Column, seconds, significant
+from mpips.rundir.progress import Column, seconds, significant
 
 DESCRIPTION = """\
 Disturb real ranks, and see how soon they are themselves again. Workers push and pull all the time, while

@@ -14,7 +14,7 @@ from mpips.bench._paper.experiment import Experiment, Lab, Section
 from mpips.bench._runs import at_least, note
 from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.errors import InputError
-from mpips.source import state_of
+from mpips.provenance.git_state import state_of
 
 DESCRIPTION = """\
 The experiments of the paper's evaluation, at this machine's scale, on real data and with stragglers injected: the

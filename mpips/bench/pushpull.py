@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from mpips.arguments import Parser
 from mpips.bench import _pushpull, _runs
 from mpips.bench._pushpull import MODES, OPS
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.errors import InputError
-from mpips.progress import Column, bytes_si, si, significant
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, bytes_si, si, significant
 
 DESCRIPTION = """\
 Push and pull float32 values, each request when the last is finished, and set what it takes beside the limit: the same

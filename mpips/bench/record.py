@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpips import interpreter
 from mpips.bench import _runs
 from mpips.bench._runs import at_least, note
 from mpips.bench.pushpull import duration
-from mpips.progress import Column, bytes_si, significant
+from mpips.process import interpreter
+from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
 What it costs that a run writes down in which order messages took effect: the training of the jobs that come with mpips,

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpips.arguments import Parser
 from mpips.bench import _runs
 from mpips.bench._runs import Run, at_least, note, spread
-from mpips.config import load
-from mpips.progress import Column, bytes_si, seconds, significant
+from mpips.config.job_file import load
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
 What replication costs (paper, section 4.3): sparse_lr in sequential mode with k = 0, 1 (and, from 3 servers on, 2)

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpips.arguments import Parser
 from mpips.bench import _killing, _runs
 from mpips.bench._killing import Campaign, Trial
-from mpips.config import load
-from mpips.progress import bytes_si
+from mpips.config.job_file import load
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import bytes_si
 
 DESCRIPTION = """\
 Kill runs, and see what is left. Each trial trains sparse_lr with a checkpoint after every pass, sends SIGKILL to all

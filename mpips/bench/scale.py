@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from mpips import chart, launch
 from mpips.bench import _killing, _runs, _wide
 from mpips.bench._growth import fitted
 from mpips.bench._runs import Run, at_least, listed, note, one_of
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.errors import InputError
-from mpips.progress import Column, bytes_si, seconds, significant
+from mpips.launch import mpi_launcher
+from mpips.report import charts
+from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
 The same work by more and more ranks on this machine, a quarter of them servers, with and without copies of all keys:
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 1 if anything was sent twice where nobody died, or the bits are not the same."""
     asked = parser().parse_args(arguments)
     check_plot(asked.plot)
-    dies = not asked.no_deaths and bool(asked.ranks) and launch.find_starter(asked.launcher).mpi.ulfm
+    dies = not asked.no_deaths and bool(asked.ranks) and mpi_launcher.find_starter(asked.launcher).mpi.ulfm
     conditions = _runs.conditions()
     rows: list[dict[str, Any]] = []
     with _runs.folders(asked.keep) as folder:
@@ -394,9 +395,9 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
         points = [(line["ranks"], line[cost]) for line in mine if line.get(cost)]
         if points:
             least = points[0][1]
-            series.append(chart.Series(name, [(ranks, value / least) for ranks, value in points], number))
+            series.append(charts.Series(name, [(ranks, value / least) for ranks, value in points], number))
     label = f"{first['program']}, k = {first['replicas']}: costs of a rank, beside those with {mine[0]['ranks']} ranks"
-    svg = chart.lines(series, label=label, x="ranks", y=label, log=True)
+    svg = charts.lines(series, label=label, x="ranks", y=label, log=True)
     legend = [(f"k{each.colour}", each.name) for each in series]
-    style = files("mpips").joinpath("chart.css").read_text(encoding="utf-8")
-    return chart.standalone(svg, legend, style)
+    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
+    return charts.standalone(svg, legend, style)

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from mpips.bench import _runs
 from mpips.bench._runs import note, spread
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.data import DataSpec, resolve
 from mpips.data.stream import line_blocks
 from mpips.errors import InputError
+from mpips.jit.kernel import kernel
 from mpips.jobs.sketch import job as sketch_job
 from mpips.jobs.sketch import results, scan, source
 from mpips.jobs.sketch.deltas import Deltas
 from mpips.jobs.sketch.servers import shape_for
 from mpips.jobs.sketch.source import Zipf
-from mpips.kernel import kernel
-from mpips.progress import Column, share, si, significant
+from mpips.rundir.progress import Column, share, si, significant
 
 DESCRIPTION = """\
 Inserts a second into a sketch of depth 4 and width 2^20, the stream being generated and in memory before the clock

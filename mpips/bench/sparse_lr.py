@@ -8,8 +8,8 @@ from typing import Any
 
 from mpips.bench import _liblinear, _runs
 from mpips.bench._runs import Run, at_least, note, spread
-from mpips.config import Job, load
-from mpips.progress import Column, bytes_si, seconds, share, significant
+from mpips.config.job_file import Job, load
+from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
 Training time of the block proximal method to 0.1 % above the optimum, beside scikit-learn's liblinear

@@ -13,8 +13,8 @@ import numpy as np
 from mpips.bench import _runs, _tracing
 from mpips.bench._runs import at_least, note
 from mpips.bench.pushpull import duration
-from mpips.config import load
-from mpips.progress import Column, bytes_si, significant
+from mpips.config.job_file import load
+from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
 What it costs that each rank writes down where its time goes: training by sparse_lr, and loops in which a worker waits

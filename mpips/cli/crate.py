@@ -56,9 +56,9 @@ def command(arguments: argparse.Namespace) -> int:
     import re
     from pathlib import Path
 
-    from mpips.control import newest
-    from mpips.crate import Agent, export
     from mpips.errors import InputError
+    from mpips.report.ro_crate import Agent, export
+    from mpips.rundir.order_files import newest
 
     orcid = arguments.orcid.removeprefix("https://orcid.org/")
     if orcid and not re.fullmatch(r"(\d{4}-){3}\d{3}[\dX]", orcid):

@@ -49,8 +49,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
     """Read the arguments of an order; InputError, whose text is one line, if they do not fit."""
-    from mpips.control import WANTED, check
     from mpips.errors import InputError
+    from mpips.rundir.order_files import WANTED, check
 
     wanted = WANTED.get(verb, "")
     read: dict[str, str | int] = {
@@ -70,8 +70,8 @@ def command(arguments: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
-    from mpips.control import ask, newest
     from mpips.errors import InputError
+    from mpips.rundir.order_files import ask, newest
 
     wanted = order(arguments.verb, arguments.arguments)
     if not arguments.patience > 0:

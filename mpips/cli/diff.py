@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpips.printable import Control, json_text, printable
+from mpips.process.printable import Control, json_text, printable
 
 if TYPE_CHECKING:
-    from mpips.diff import Curve, Figure, Pair, Parameters, Side
-    from mpips.differing import Difference
+    from mpips.report.diff import Curve, Figure, Pair, Parameters, Side
+    from mpips.report.table_diff import Difference
 
 DESCRIPTION = """\
 Say what differs between two runs, or two checkpoints: where they came from (job, sources, versions, inputs, machine,
@@ -60,8 +60,8 @@ def command(arguments: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
-    from mpips import diff
-    from mpips.control import newest
+    from mpips.report import diff
+    from mpips.rundir.order_files import newest
 
     a, b = (
         diff.side(newest(Path("runs")) if name == "latest" else Path(name))

@@ -46,7 +46,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Examine the machine and say what was found."""
     import os
 
-    from mpips.printable import json_text
+    from mpips.process.printable import json_text
 
     alone(os.environ)
     findings = examine(arguments.launcher)
@@ -79,9 +79,9 @@ def examine(launcher: str) -> dict[str, Any]:
     import platform
     import time
 
-    from mpips import allocation, launch, launchers
     from mpips.errors import InputError
-    from mpips.provenance import versions
+    from mpips.launch import launcher_probe, mpi_launcher, slurm_env
+    from mpips.provenance.provenance import versions
 
     findings: dict[str, Any] = {
         "python": platform.python_version(),
@@ -93,19 +93,19 @@ def examine(launcher: str) -> dict[str, Any]:
         "launcher": {},
         "ping": {},
     }
-    findings |= allocation.facts(os.environ, allocation.end_time(os.environ, time.time()))
+    findings |= slurm_env.facts(os.environ, slurm_env.end_time(os.environ, time.time()))
     try:
-        mpi = launch.find_mpi()
+        mpi = mpi_launcher.find_mpi()
     except InputError as error:
         findings["ping"] = {"error": str(error)}
         return findings
     if "slurm" in findings:
-        findings["slurm"] |= launchers.try_all(mpi.kind)
+        findings["slurm"] |= launcher_probe.try_all(mpi.kind)
     name = " ".join(mpi.text.split("\n")[0].split(",")[0].split())
     findings["mpi"] = {"vendor": mpi.vendor, "version": mpi.version, "standard": mpi.standard}
     findings["mpi"] |= {"library": mpi.library, "name": name}
     try:
-        starter = launch.find_starter(launcher)
+        starter = mpi_launcher.find_starter(launcher)
         findings["launcher"] = {"kind": starter.kind, "path": starter.path}
         findings["ping"] = ping(starter)
     except InputError as error:
@@ -113,7 +113,7 @@ def examine(launcher: str) -> dict[str, Any]:
     if "slurm" in findings:
         works, trials = findings["ping"].get("size") == 2, findings["slurm"].get("trials", [])
         by_mpirun = works and findings["launcher"]["kind"] != "srun"
-        findings["use"] = launchers.lines_to_use(
+        findings["use"] = launcher_probe.lines_to_use(
             mpi.kind, by_mpirun, trials, bool(findings["ping"].get("ulfm"))
         )
     return findings
@@ -127,8 +127,8 @@ def _hdf5() -> str:
 
 def kernel_cache() -> dict[str, Any]:
     """Find the folder that compiled kernels are kept in, what is odd about it, and who else can write there."""
-    from mpips.kernel_cache import place, shared_with
-    from mpips.warm import PACKAGE
+    from mpips.jit.kernel_cache import place, shared_with
+    from mpips.jit.warm_up import PACKAGE
 
     found = place(str(PACKAGE))
     shared = "" if found.folder is None else shared_with(found.folder)
@@ -138,13 +138,14 @@ def kernel_cache() -> dict[str, Any]:
 
 def ping(starter: Any) -> dict[str, Any]:
     """Let two ranks talk; with ULFM switched on where the launcher knows the switch."""
-    from mpips import interpreter, launch, launchers
+    from mpips.launch import launcher_probe, mpi_launcher
+    from mpips.process import interpreter
 
     failure = ""
     for survive in (True, False) if starter.kind == "openmpi" else (False,):
-        program = [*interpreter.python(), "-m", "mpips.ping", "-", *(["--may-die"] if survive else [])]
-        planned = launch.plan(starter, 2, program, survive=survive)
-        trial = launchers.start(str(planned), planned.line, planned.environment(), PATIENCE)
+        program = [*interpreter.python(), "-m", "mpips.launch.ping", "-", *(["--may-die"] if survive else [])]
+        planned = mpi_launcher.plan(starter, 2, program, survive=survive)
+        trial = launcher_probe.start(str(planned), planned.line, planned.environment(), PATIENCE)
         if trial.found:
             return dict(trial.found)
         failure = f"{planned}: {trial.said}"
@@ -211,7 +212,7 @@ def live_recovery(findings: Mapping[str, Any]) -> str:
 
 def describe(findings: Mapping[str, Any]) -> str:
     """Write the findings for people."""
-    from mpips.progress import bytes_si
+    from mpips.rundir.progress import bytes_si
 
     mpi, ping, cache = findings["mpi"], findings["ping"], findings["kernel_cache"]
     rows = [

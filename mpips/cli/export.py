@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpips.store import Rows
+    from mpips.storage.segment import Rows
 
 DESCRIPTION = """\
 Write the keys and rows of one vector of a checkpoint, in key order, to a file. Its name says how:
@@ -38,10 +38,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the file."""
-    from mpips.checkpoint import load_range, vectors
+    from mpips.checkpoint.checkpoint import load_range, vectors
+    from mpips.checkpoint.manifest import explained
     from mpips.errors import CheckpointError, InputError
-    from mpips.files import replacing
-    from mpips.manifest import explained
+    from mpips.files.safe_open import replacing
     from mpips.ranges import ALL
 
     source, target = Path(arguments.checkpoint), Path(arguments.out)

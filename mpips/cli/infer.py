@@ -41,7 +41,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Let the program answer."""
-    from mpips.control import newest
+    from mpips.rundir.order_files import newest
 
     run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
     ask = _asked(run, arguments.program)
@@ -51,10 +51,10 @@ def command(arguments: argparse.Namespace) -> int:
 
 def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path | None], Any]:
     """Find the `infer` of the program that made a run or a model file."""
-    from mpips.config import load
+    from mpips.config.job_file import load
+    from mpips.config.program import vouched
     from mpips.errors import InputError
-    from mpips.folder import RunFolder
-    from mpips.program import vouched
+    from mpips.rundir.folder import RunFolder
 
     if run.is_dir():
         file = RunFolder(run).job
@@ -69,8 +69,8 @@ def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path
 
 def _program_of(path: Path) -> str:
     """Read a model file's program."""
-    from mpips import hdf5
     from mpips.errors import InputError
+    from mpips.files import hdf5
 
     try:
         with hdf5.reading(path, follow=True) as file:

@@ -31,11 +31,11 @@ def command(arguments: argparse.Namespace) -> int:
     """Describe the checkpoint."""
     from pathlib import Path
 
-    from mpips.checkpoint import describe
+    from mpips.checkpoint.checkpoint import describe
+    from mpips.checkpoint.manifest import read_manifest
     from mpips.errors import CheckpointError
-    from mpips.manifest import read_manifest
-    from mpips.printable import json_text, printable
-    from mpips.provenance import summary
+    from mpips.process.printable import json_text, printable
+    from mpips.provenance.provenance import summary
 
     path = Path(arguments.checkpoint)
     facts = read_manifest(path).get("provenance")

@@ -49,8 +49,8 @@ def command(arguments: argparse.Namespace) -> int:
     """Show the tables."""
     from pathlib import Path
 
-    from mpips.config import TABLES
-    from mpips.program import load_program
+    from mpips.config.job_file import TABLES
+    from mpips.config.program import load_program
 
     tables = dict(TABLES)
     if arguments.program:

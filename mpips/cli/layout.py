@@ -44,13 +44,14 @@ def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
     from pathlib import Path
 
-    from mpips import crowding, placement
-    from mpips.config import load
-    from mpips.control import newest
+    from mpips.cluster import crowding
+    from mpips.config.job_file import load
+    from mpips.config.program import vouched
     from mpips.errors import InputError
-    from mpips.host import host_name
-    from mpips.printable import json_text
-    from mpips.program import vouched
+    from mpips.launch import placement
+    from mpips.process.host import host_name
+    from mpips.process.printable import json_text
+    from mpips.rundir.order_files import newest
 
     run = newest(Path("runs")) if arguments.job == "latest" else Path(arguments.job)
     if run.is_dir():
@@ -86,10 +87,10 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
     """Give each rank's host by the arguments, the allocation, or this machine; LayoutError if that cannot be."""
     import os
 
-    from mpips import allocation
     from mpips.errors import LayoutError
-    from mpips.host import host_name
-    from mpips.placement import deal
+    from mpips.launch import slurm_env
+    from mpips.launch.placement import deal
+    from mpips.process.host import host_name
 
     if arguments.hosts is not None:
         if arguments.nodes or arguments.ntasks_per_node:
@@ -105,7 +106,7 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
             raise LayoutError(f"{name} {value}: there must be at least 1")
     room = arguments.ntasks_per_node
     if arguments.nodes is None:
-        told = allocation.facts(os.environ).get("slurm", {})
+        told = slurm_env.facts(os.environ).get("slurm", {})
         nodes = told.get("nodes") or [host_name()]
     else:
         nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]

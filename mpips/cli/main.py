@@ -6,8 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mpips import streams
-from mpips.arguments import Parser
 from mpips.cli import (
     bench,
     convert,
@@ -31,8 +29,10 @@ from mpips.cli import (
     verify,
 )
 from mpips.errors import InputError
-from mpips.interpreter import forget_working_folder
-from mpips.printable import printable
+from mpips.process import standard_streams
+from mpips.process.argument_parser import Parser
+from mpips.process.interpreter import forget_working_folder
+from mpips.process.printable import printable
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
@@ -83,18 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Without `argv`: the one that this process was started for."""
     if argv is not None:
         return _run(argv)
-    streams.prepare(clean=True, ends=True)
+    standard_streams.prepare(clean=True, ends=True)
     forget_working_folder()
     try:
-        return streams.settled(_run(sys.argv[1:]))
+        return standard_streams.settled(_run(sys.argv[1:]))
     except SystemExit as left:
         if left.code:
             raise
-        return streams.settled(0)
+        return standard_streams.settled(0)
     except OSError:
-        if not streams.lost():
+        if not standard_streams.lost():
             raise
-        return streams.settled(1)
+        return standard_streams.settled(1)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -113,7 +113,7 @@ def _run(argv: Sequence[str]) -> int:
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
     if getattr(arguments, "prints_data", False):
-        streams.as_data()
+        standard_streams.as_data()
     try:
         return int(arguments.command(arguments))
     except InputError as error:

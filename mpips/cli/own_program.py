@@ -12,7 +12,7 @@ NEEDED = (
 
 
 def add(parser: argparse.ArgumentParser, meaning: str = NEEDED) -> None:
-    """Add the switch to a command; `mpips.program.vouched` takes what it gives."""
+    """Add the switch to a command; `mpips.config.program.vouched` takes what it gives."""
     parser.add_argument(
         "--program",
         type=lambda named: os.path.abspath(named) if named.endswith(".py") else named,

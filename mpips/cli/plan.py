@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpips.lifetime import Lifetime
-    from mpips.outcome import Run
-    from mpips.plan import Costs, Measured, Prediction
+    from mpips.planning.failures import Lifetime
+    from mpips.planning.model import Costs, Measured, Prediction
+    from mpips.report.run_data import Run
 
 DESCRIPTION = """\
 Predict what a job will take on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of
 a server, recovery, the best split of the ranks into servers and workers. Short runs here on a few layouts tell what the
-job's work, messages and bytes cost; a model in mpips/plan.py says what that comes to elsewhere.
+job's work, messages and bytes cost; a model in mpips/planning/model.py says what that comes to elsewhere.
 
   mpips plan jobs/sparse_lr/job.toml --nodes 16 --cores 32 --bandwidth 100Gbit
   mpips plan JOB.toml --nodes 1000 --cores 64 --bandwidth 10Gbit --latency 20us --data 5000 --keys 300 --mtbf 50000
@@ -126,10 +126,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Learn the costs, and predict."""
     from mpips.bench import _runs
-    from mpips.config import override_of, with_switches
+    from mpips.config.job_file import override_of, with_switches
     from mpips.errors import InputError
-    from mpips.outcome import read
-    from mpips.plan import fitted
+    from mpips.planning.model import fitted
+    from mpips.report.run_data import read
 
     with_switches(arguments.set, {"layout.servers": ("--servers", arguments.servers)})
     for each in arguments.set:
@@ -156,9 +156,9 @@ def command(arguments: argparse.Namespace) -> int:
 def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int]) -> Run:
     """Run a few steps of the job here."""
     from mpips.bench import _runs
-    from mpips.config import load
+    from mpips.config.job_file import load
     from mpips.errors import InputError
-    from mpips.outcome import read
+    from mpips.report.run_data import read
 
     job = load(arguments.job, arguments.set)
     key = next((key for key in ("passes", "sweeps") if hasattr(job.settings, key)), None)
@@ -177,10 +177,10 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
 def measured(run: Run) -> Measured:
     """Take from a finished run what a plan is made of. InputError if it does not tell."""
     from mpips.errors import InputError
-    from mpips.outcome import STEPS as NAMES
-    from mpips.outcome import check
-    from mpips.plan import Layout, Measured
-    from mpips.shape import is_number
+    from mpips.files.json_shape import is_number
+    from mpips.planning.model import Layout, Measured
+    from mpips.report.run_data import STEPS as NAMES
+    from mpips.report.run_data import check
 
     steps = [
         line
@@ -212,7 +212,7 @@ def measured(run: Run) -> Measured:
 
 def _needed() -> dict[str, Any]:
     """Give the form of what a plan is made of, by file."""
-    from mpips.shape import NUMBER, Each
+    from mpips.files.json_shape import NUMBER, Each
 
     return {
         "job.toml": {"consistency": {"tau?": int}, "ring": {"replicas": int}},
@@ -227,7 +227,7 @@ def _needed() -> dict[str, Any]:
 
 def told(costs: Costs) -> str:
     """Say what was learned."""
-    from mpips.progress import bytes_si, si
+    from mpips.rundir.progress import bytes_si, si
 
     return (
         f"a step: {si(costs.compute, 's')} of one core; {costs.message * 1e6:.3g} us a message, "
@@ -240,11 +240,11 @@ def told(costs: Costs) -> str:
 def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     """Write the plan for the machine that was asked for."""
     from mpips.bench._runs import table
-    from mpips.config import load
-    from mpips.lifetime import Run as Running
-    from mpips.lifetime import lifetime, young
-    from mpips.plan import Layout, Machine, best, predict, straggling
-    from mpips.progress import seconds, share
+    from mpips.config.job_file import load
+    from mpips.planning.failures import Run as Running
+    from mpips.planning.failures import lifetime, young
+    from mpips.planning.model import Layout, Machine, best, predict, straggling
+    from mpips.rundir.progress import seconds, share
 
     job = load(arguments.job, arguments.set)
     tau = 0 if job.consistency.is_sequential else job.consistency.tau
@@ -283,7 +283,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
 
 def _lived(found: Lifetime) -> str:
     """Say what failures do to a run."""
-    from mpips.progress import seconds
+    from mpips.rundir.progress import seconds
 
     if found.seconds == float("inf"):
         return "nodes fail so often that it gets nowhere"
@@ -292,7 +292,7 @@ def _lived(found: Lifetime) -> str:
 
 
 def _columns() -> Sequence[Any]:
-    from mpips.progress import Column, bytes_si, seconds
+    from mpips.rundir.progress import Column, bytes_si, seconds
 
     return (
         Column("servers", "servers", 7),
@@ -329,8 +329,8 @@ def _row(each: Prediction) -> dict[str, Any]:
 def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
     """Compare predictions with runs here; 1 if any is off by more than a quarter."""
     from mpips.bench._runs import table
-    from mpips.plan import Layout, Machine, predict
-    from mpips.progress import Column, bytes_si, seconds
+    from mpips.planning.model import Layout, Machine, predict
+    from mpips.rundir.progress import Column, bytes_si, seconds
 
     rows, worst = [], 0.0
     for servers, workers in VALIDATE:

@@ -26,7 +26,7 @@ only if you name it, by --program FILE.py: what RUN names is not run without.
 Query = Callable[[Path, Sequence[str]], Sequence[object]]
 
 if TYPE_CHECKING:
-    from mpips.program import Program
+    from mpips.config.program import Program
 
     Programs = Callable[[str, Path], Program]
 
@@ -50,8 +50,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the answers."""
-    from mpips.control import newest
-    from mpips.program import vouched
+    from mpips.config.program import vouched
+    from mpips.rundir.order_files import newest
 
     named = newest(Path("runs")) if arguments.source == "latest" else Path(arguments.source)
     query, source = find(named, vouched(arguments.program))
@@ -66,13 +66,14 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
 
     Args:
         named: that folder.
-        programs: loads a program by its name and the folder that this is relative to; see `mpips.program.vouched`.
+        programs: loads a program by its name and the folder that this is relative to; see
+        `mpips.config.program.vouched`.
 
     Raises:
         InputError: it is neither, or its program answers no queries.
     """
+    from mpips.checkpoint.manifest import MANIFEST, read_manifest
     from mpips.errors import InputError
-    from mpips.manifest import MANIFEST, read_manifest
 
     if (named / MANIFEST).is_file():
         about: dict[str, Any] = read_manifest(named)["about"]
@@ -93,11 +94,11 @@ def _has_model(result: dict[str, Any]) -> bool:
 
 
 def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
-    from mpips.config import load
+    from mpips.config.job_file import load
     from mpips.errors import InputError
-    from mpips.folder import RunFolder
-    from mpips.prepare import checkpoints
-    from mpips.provenance import latest
+    from mpips.provenance.provenance import latest
+    from mpips.rank.prepare import checkpoints
+    from mpips.rundir.folder import RunFolder
 
     job = load(folder / "job.toml", programs=programs)
     query = programs(job.program, job.base).function("query")

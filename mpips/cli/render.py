@@ -6,10 +6,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mpips.batch import Batch
-    from mpips.layout import LayoutSpec
-    from mpips.parts import Part
-    from mpips.site import Site
+    from mpips.cluster.layout import LayoutSpec
+    from mpips.launch.sbatch import Batch
+    from mpips.launch.slurm_parts import Part
+    from mpips.launch.slurm_site import Site
 
 DESCRIPTION = """\
 Write the batch script of a job for Slurm. `mpips submit` takes the same options, and submits it.
@@ -61,7 +61,7 @@ class SiteKeys(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Print them and leave."""
-        from mpips.site import Site
+        from mpips.launch.slurm_site import Site
         from mpips.typed import documented
 
         for key in documented(Site):
@@ -123,9 +123,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the script."""
-    from mpips.batch import script
     from mpips.errors import InputError
-    from mpips.files import replacing
+    from mpips.files.safe_open import replacing
+    from mpips.launch.sbatch import script
 
     text = script(collect(arguments))
     if not arguments.output:
@@ -148,14 +148,15 @@ def collect(arguments: argparse.Namespace) -> Batch:
     import sys
     from pathlib import Path
 
-    from mpips import __version__, config
-    from mpips.batch import Batch, grace_before
+    from mpips import __version__
     from mpips.cli.run import overrides
+    from mpips.config import job_file
+    from mpips.config.program import comes_with_mpips
     from mpips.errors import InputError
-    from mpips.program import comes_with_mpips
+    from mpips.launch.sbatch import Batch, grace_before
 
     settings = overrides(arguments)
-    job = config.load(arguments.job, settings)
+    job = job_file.load(arguments.job, settings)
     site = site_of(arguments)
     launcher = arguments.launcher or ("srun" if arguments.server_nodes else site.launcher)
     check_launcher(launcher, job.layout, arguments)
@@ -200,8 +201,8 @@ def site_of(arguments: argparse.Namespace) -> Site:
     import os
     from dataclasses import replace
 
-    from mpips import site as sites
     from mpips.errors import InputError
+    from mpips.launch import slurm_site as sites
 
     found = sites.load(sites.find(arguments.site, os.environ))
     given = {name: getattr(arguments, name) for name in ("partition", "account", "qos")}
@@ -223,7 +224,7 @@ def checkpoint(named: str | None) -> str:
     """Give the absolute path of the checkpoint to go on from; empty if there is none."""
     from pathlib import Path
 
-    from mpips.checkpoint import read_manifest
+    from mpips.checkpoint.checkpoint import read_manifest
     from mpips.errors import InputError
 
     if not named:
@@ -242,10 +243,10 @@ def places(arguments: argparse.Namespace, layout: LayoutSpec, site: Site) -> tup
     Raises:
         InputError: the ranks do not fit the nodes.
     """
-    from mpips import parts
     from mpips.errors import InputError
+    from mpips.launch import slurm_parts
 
-    least, most = parts.nodes_of(arguments.nodes)
+    least, most = slurm_parts.nodes_of(arguments.nodes)
     if arguments.cpus_per_task < 1 or (arguments.ntasks_per_node or 1) < 1:
         raise InputError("--cpus-per-task and --ntasks-per-node: at least 1")
     each = (arguments.ntasks_per_node or site.ntasks_per_node, arguments.cpus_per_task)
@@ -254,17 +255,17 @@ def places(arguments: argparse.Namespace, layout: LayoutSpec, site: Site) -> tup
         if arguments.server_sbatch or arguments.worker_sbatch:
             raise InputError("--server-sbatch and --worker-sbatch go with --server-nodes")
         if most == least:
-            return (parts.uniform(layout, least, *each, common),), 0
+            return (slurm_parts.uniform(layout, least, *each, common),), 0
         if arguments.workers is not None:
             raise InputError(
                 f"--nodes {arguments.nodes}: all ranks to spare will be workers: without --workers"
             )
-        part, fixed = parts.elastic(layout, least, most, *each, common)
+        part, fixed = slurm_parts.elastic(layout, least, most, *each, common)
         return (part,), fixed
     if most > least:
         raise InputError(f"--nodes {arguments.nodes}: a heterogeneous job needs one number of nodes")
     special = (*common, *arguments.server_sbatch), (*common, *arguments.worker_sbatch)
-    return parts.split(layout, arguments.server_nodes, least, *each, *special), 0
+    return slurm_parts.split(layout, arguments.server_nodes, least, *each, *special), 0
 
 
 def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namespace) -> None:
@@ -289,9 +290,9 @@ def tasks(
     Raises:
         InputError: what cannot be read, or a task that is no job, or one of another size.
     """
-    from mpips import config
+    from mpips.config import job_file
     from mpips.errors import InputError
-    from mpips.sweep import from_file, product
+    from mpips.launch.job_array import from_file, product
 
     sweeps = [*([f"job.seed={arguments.seeds}"] if arguments.seeds else []), *arguments.sweep]
     if arguments.sweep_file is not None and sweeps:
@@ -302,7 +303,7 @@ def tasks(
     if arguments.at_once < 0 or (arguments.at_once and not found):
         raise InputError("--at-once N: goes with --seeds or --sweep, and N is at least 1")
     for task in found:
-        job = config.load(arguments.job, [*settings, *task])
+        job = job_file.load(arguments.job, [*settings, *task])
         if job.layout.size() != layout.size():
             raise InputError(
                 f"{' '.join(task)}: this task has {job.layout.size()} ranks, the job file {layout.size()}"

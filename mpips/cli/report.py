@@ -35,11 +35,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and say where."""
-    from mpips.control import newest
     from mpips.errors import InputError
-    from mpips.folder import write_text
-    from mpips.outcome import check, read, with_trace
-    from mpips.report import page
+    from mpips.report.report import page
+    from mpips.report.run_data import check, read, with_trace
+    from mpips.rundir.folder import write_text
+    from mpips.rundir.order_files import newest
 
     named = [newest(Path("runs")) if each == "latest" else Path(each) for each in arguments.runs]
     runs = [with_trace(check(read(path))) for path in named]

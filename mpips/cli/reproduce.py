@@ -14,9 +14,9 @@ from mpips.cli import own_program
 from mpips.cli.run import add_launcher
 
 if TYPE_CHECKING:
-    from mpips.config import Job
-    from mpips.differing import Difference
-    from mpips.folder import RunFolder
+    from mpips.config.job_file import Job
+    from mpips.report.table_diff import Difference
+    from mpips.rundir.folder import RunFolder
 
 DESCRIPTION = """\
 Do a run again that was recorded, and compare the parameters that come of it, to the bit: also a run in which nobody
@@ -63,14 +63,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Do the run again; returns 0 if it gives the same bits."""
-    from mpips import launch
-    from mpips.children import Children
-    from mpips.claim import release
-    from mpips.config import load
-    from mpips.control import newest
-    from mpips.course import read_course
-    from mpips.folder import RunFolder, write_text
-    from mpips.program import vouched
+    from mpips.config.job_file import load
+    from mpips.config.program import vouched
+    from mpips.launch import mpi_launcher
+    from mpips.launch.processes import Children
+    from mpips.replay.history import read_course
+    from mpips.rundir.claim import release
+    from mpips.rundir.folder import RunFolder, write_text
+    from mpips.rundir.order_files import newest
 
     recorded = RunFolder(newest(Path("runs")) if arguments.run == "latest" else arguments.run)
     if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
@@ -79,7 +79,7 @@ def command(arguments: argparse.Namespace) -> int:
     job = load(recorded.job, programs=vouched(arguments.program))
     about = started_from(recorded, job)
     course = read_course(recorded.record)
-    starter = launch.find_starter(arguments.launcher)
+    starter = mpi_launcher.find_starter(arguments.launcher)
     print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
     print(
         f"mpips: the program {arguments.program or job.program} is run once more, with what {recorded.job} says",
@@ -103,9 +103,11 @@ def command(arguments: argparse.Namespace) -> int:
     write_text(folder.replay / "job.toml", job.to_toml())
     resume = ["--resume", str(about["resume"])] if about["resume"] else []
     passed = [*resume, "--replay", str(folder.replay), *folder.handed_on()]
-    planned = launch.plan(starter, job.layout.size(), launch.rank_command(folder.replay / "job.toml", passed))
-    added = {**planned.added, **launch.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
-    ended = Children(launch.Launch(planned.kind, planned.line, added), folder.read_result).run()
+    planned = mpi_launcher.plan(
+        starter, job.layout.size(), mpi_launcher.rank_command(folder.replay / "job.toml", passed)
+    )
+    added = {**planned.added, **mpi_launcher.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
+    ended = Children(mpi_launcher.Launch(planned.kind, planned.line, added), folder.read_result).run()
     release(folder.path)
     code, line = judged(recorded, result, folder, ended)
     print(line, file=sys.stderr, flush=True)
@@ -114,8 +116,8 @@ def command(arguments: argparse.Namespace) -> int:
 
 def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
     """Become the same command under another Python. InputError if there is none."""
-    from mpips import interpreter
     from mpips.errors import InputError
+    from mpips.process import interpreter
 
     more = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
     more += ["--program", arguments.program] if arguments.program else []
@@ -144,12 +146,12 @@ def result_of(recorded: RunFolder) -> dict[str, Any]:
 
 def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
     """Read what the recorded run started from. InputError if that is not there any more, or not the same."""
-    from mpips import files
     from mpips.errors import RecordError
-    from mpips.record import ABOUT, inputs
+    from mpips.files import safe_open
+    from mpips.replay.recorder import ABOUT, inputs
 
     try:
-        about: dict[str, Any] = json.loads(files.read_text(recorded.record / ABOUT, follow=False))
+        about: dict[str, Any] = json.loads(safe_open.read_text(recorded.record / ABOUT, follow=False))
         if not isinstance(about["inputs"], dict) or not isinstance(about["resume"], str | None):
             raise TypeError
     except FileNotFoundError:
@@ -176,8 +178,8 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
 def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     """Hash the inputs as the recorded run did (`provenance`); say what is known of them. InputError if one differs."""
     from mpips.errors import RecordError
-    from mpips.inputs import HASHES, altered, hashed
-    from mpips.provenance import read_run
+    from mpips.provenance.input_hashes import HASHES, altered, hashed
+    from mpips.provenance.provenance import read_run
 
     told = (read_run(recorded) or {}).get("inputs")
     listed = [each for each in told if isinstance(each, Mapping)] if isinstance(told, list) else []
@@ -197,11 +199,11 @@ def judged(
     before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
 ) -> tuple[int, str]:
     """Compare a run's `recorded` result with what came of it `now`; give the exit code and the line to end with."""
-    from mpips import launch
+    from mpips.launch import mpi_launcher
 
     result = now.read_result()
     if result is None or result.get("status") == "failed":
-        _, line = launch.verdict(result, launcher_code, now.path)
+        _, line = mpi_launcher.verdict(result, launcher_code, now.path)
         return 1, line
     was, is_now = recorded["parameters_sha256"], result.get("parameters_sha256")
     if was == is_now:
@@ -212,8 +214,8 @@ def judged(
 
 def difference(before: RunFolder, now: RunFolder) -> str:
     """Say where the parameters of two runs differ first, and by how much, as far as they are on the disk."""
-    from mpips.diff import parameters, side
     from mpips.errors import InputError
+    from mpips.report.diff import parameters, side
 
     try:
         found = parameters(side(before.path), side(now.path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mpips.wishes import Wishes
+    from mpips.process.stop_signals import Wishes
 
 DESCRIPTION = """\
 Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
@@ -89,7 +89,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
     """Collect what overrides the job file: `--set` and the switches. JobError if they contradict each other."""
-    from mpips.config import with_switches
+    from mpips.config.job_file import with_switches
 
     keys = {f"layout.{role}": role for role in ("servers", "workers", "spares", "schedulers")}
     keys["ring.replicas"] = "replicas"
@@ -100,7 +100,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run the job; returns 0 completed, 85 stopped, 128 + the signal if that came before the run, else failed."""
-    from mpips.wishes import Wishes
+    from mpips.process.stop_signals import Wishes
 
     with Wishes() as wishes:
         return _run(arguments, wishes)
@@ -109,26 +109,29 @@ def command(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     import os
 
-    from mpips import claim, crowding, failure, launch
-    from mpips.allocation import node_count
-    from mpips.children import Children
-    from mpips.config import load
-    from mpips.folder import RunFolder, write_json
-    from mpips.printable import printable
-    from mpips.provenance import conclude
-    from mpips.warm import Mark
+    from mpips.cluster import crowding
+    from mpips.config.job_file import load
+    from mpips.jit.warm_up import Mark
+    from mpips.launch import mpi_launcher
+    from mpips.launch.processes import Children
+    from mpips.launch.slurm_env import node_count
+    from mpips.process.printable import printable
+    from mpips.provenance import first_failure
+    from mpips.provenance.provenance import conclude
+    from mpips.rundir import claim
+    from mpips.rundir.folder import RunFolder, write_json
 
     settings = overrides(arguments)
     job = load(arguments.job, settings)
     passed = [part for setting in settings for part in ("--set", setting)]
     if arguments.resume is not None:
         passed += ["--resume", arguments.resume]
-    starter, size = launch.find_starter(arguments.launcher), job.layout.size()
-    survive = launch.survival(arguments.survive, starter)
+    starter, size = mpi_launcher.find_starter(arguments.launcher), job.layout.size()
+    survive = mpi_launcher.survival(arguments.survive, starter)
     if arguments.dry_run:
         where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
-        ranks = launch.rank_command(arguments.job, passed + where)
-        print(launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
+        ranks = mpi_launcher.rank_command(arguments.job, passed + where)
+        print(mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
         return 0
     # In an allocation this serves all nodes where the kernels are kept on a shared file system, and one elsewhere.
     mark = Mark(job.program, job.base, (job.filters, job.table))
@@ -138,14 +141,14 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     named = arguments.run_dir
     wishes.keep()  # from here on there is a folder, and what becomes of the run will stand in it
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
-    ranks = launch.rank_command(arguments.job, [*passed, *folder.handed_on()])
-    planned = launch.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
+    ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.handed_on()])
+    planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
     if crowded := crowding.warning(size, node_count(os.environ), crowding.cores(), job.heartbeat.patience):
         print(f"mpips: {crowded}", file=sys.stderr, flush=True)
-    progress = launch.progress_environment(sys.stdout)
+    progress = mpi_launcher.progress_environment(sys.stdout)
     judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
-    ready = launch.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
+    ready = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
     stale = folder.run.read_bytes() if folder.run.exists() else None
 
     def has_begun() -> bool:
@@ -155,28 +158,28 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         return False
 
     children = Children(ready, folder.read_result, wishes, has_begun)
-    with failure.Watch(folder) as watch:
+    with first_failure.Watch(folder) as watch:
         ended = children.run()
     begun = has_begun()
     result = folder.read_result()
-    first = failure.first(folder, children.said, watch.seen) if begun else None
+    first = first_failure.first(folder, children.said, watch.seen) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
         result = {"status": "failed", "exit_code": 1, "error": first.text}
-    elif first is not None and failure.SILENT in str((result or {}).get("error")):
+    elif first is not None and first_failure.SILENT in str((result or {}).get("error")):
         result = {
             **(result or {}),
-            "error": str((result or {})["error"]).replace(failure.SILENT, first.error),
+            "error": str((result or {})["error"]).replace(first_failure.SILENT, first.error),
         }
-    code, line = launch.verdict(result, ended, folder.path, facts)
+    code, line = mpi_launcher.verdict(result, ended, folder.path, facts)
     failed = code not in (0, 2, 85)
     if failed:
-        from mpips.prepare import advice
+        from mpips.rank.prepare import advice
 
         how = advice(job, folder)
         line += "" if how in line else how
     if failed or result is None:
-        result = result or {"status": "failed", "exit_code": code, "error": launch.no_result(ended)}
+        result = result or {"status": "failed", "exit_code": code, "error": mpi_launcher.no_result(ended)}
         result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):
             write_json(folder.result, result)
@@ -189,8 +192,8 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
     """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
-    from mpips import interpreter
-    from mpips.children import end_with_parent
+    from mpips.launch.processes import end_with_parent
+    from mpips.process import interpreter
 
     passed = [part for setting in settings for part in ("--set", setting)]
     line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed]

@@ -35,9 +35,9 @@ def command(arguments: argparse.Namespace) -> int:
     from contextlib import suppress
     from pathlib import Path
 
-    from mpips.batch import script
     from mpips.cli.render import collect
-    from mpips.folder import write_text
+    from mpips.launch.sbatch import script
+    from mpips.rundir.folder import write_text
 
     batch = collect(arguments)
     text = script(batch)
@@ -75,8 +75,8 @@ def submit(text: str) -> str:
     import re
     import subprocess
 
-    from mpips.allocation import without
     from mpips.errors import InputError
+    from mpips.launch.slurm_env import without
 
     try:
         done = subprocess.run(

@@ -53,12 +53,12 @@ def command(arguments: argparse.Namespace) -> int:
     """Show the table, and write the events."""
     from pathlib import Path
 
-    from mpips import chrome
-    from mpips.control import newest
     from mpips.errors import InputError
-    from mpips.folder import RunFolder
-    from mpips.progress import si
-    from mpips.timeline import read, summed
+    from mpips.rundir.folder import RunFolder
+    from mpips.rundir.order_files import newest
+    from mpips.rundir.progress import si
+    from mpips.tracing import chrome
+    from mpips.tracing.analysis import read, summed
 
     run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
     try:
@@ -91,9 +91,9 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def text(found: dict[str, Any], everyone: bool = True) -> str:
-    """Write a summary (`mpips.timeline.summed`) as people read it."""
-    from mpips.printable import printable
-    from mpips.progress import Column, header, row, seconds, share
+    """Write a summary (`mpips.tracing.analysis.summed`) as people read it."""
+    from mpips.process.printable import printable
+    from mpips.rundir.progress import Column, header, row, seconds, share
 
     ranks = found["ranks"]
     columns = [
@@ -151,7 +151,7 @@ def _row(who: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _wait(wait: dict[str, Any], names: dict[int, str], total: float) -> str:
-    from mpips.progress import seconds, share
+    from mpips.rundir.progress import seconds, share
 
     last = "" if wait["from"] is None else f", last answer from {names.get(wait['from'], wait['from'])}"
     often = f", {wait['count']:,} times" if wait["count"] else ""

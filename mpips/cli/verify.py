@@ -30,9 +30,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Check the checkpoints, a line each, and a line more for each problem."""
     from pathlib import Path
 
-    from mpips.checkpoint import verify
-    from mpips.manifest import folders, read_manifest
-    from mpips.printable import printable
+    from mpips.checkpoint.checkpoint import verify
+    from mpips.checkpoint.manifest import folders, read_manifest
+    from mpips.process.printable import printable
 
     damaged = 0
     for given in map(Path, arguments.checkpoint):

@@ -14,8 +14,8 @@ from mpips.data.packed import MAGIC, packing_into
 from mpips.data.read import named_format, read
 from mpips.data.spec import DataSpec, find
 from mpips.errors import DataError, InputError
-from mpips.files import replacing
-from mpips.kernel import kernel
+from mpips.files.safe_open import replacing
+from mpips.jit.kernel import kernel
 
 NEWLINE, SPACE, HASH, COLON, MINUS, PLUS, DOT, ZERO = 10, 32, 35, 58, 45, 43, 46, 48
 POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.errors import DataError
-from mpips.kernel import kernel
-from mpips.sound import bad_row
+from mpips.jit.array_checks import bad_row
+from mpips.jit.kernel import kernel
 
 if TYPE_CHECKING:
     import h5py
@@ -139,7 +139,7 @@ def read_csr(
     Yields batches of about `nonzeros` in order; returns the index after the last row. Raises `DataError`
     with file and row (from 0).
     """
-    from mpips import hdf5
+    from mpips.files import hdf5
 
     try:
         with hdf5.reading(path, follow=True) as file:
@@ -197,7 +197,7 @@ def checked(
 
 def write_csr(path: str, batches: Iterable[Examples]) -> None:
     """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1."""
-    from mpips import hdf5
+    from mpips.files import hdf5
 
     with hdf5.writing(path) as file:
 

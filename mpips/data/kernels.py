@@ -30,7 +30,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 POS, LINE, INDEX, EXAMPLES, NONZEROS, HARD, ONES, CODE, ERROR_BEGIN, STATE_SIZE = range(10)
 DONE, FULL, BAD_LABEL, BAD_PAIR, BAD_ID, BAD_VALUE, NOT_FINITE, BAD_ORDER, QID = range(9)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mpips.data.examples import Examples
 from mpips.data.numbering import Numbering
 from mpips.errors import DataError
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 
 @dataclass(frozen=True)

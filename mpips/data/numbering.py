@@ -1,11 +1,11 @@
 """Number the keys that data brings: in any order, and each many times over.
 
-A server's index (mpips/index.py) is ordered, since requests are; the keys of examples are not, and most of them are
-known. So this is a hash table: open addressing with linear probing over one array of 64-bit entries. An entry packs
-the high half of the key's hash with slot + 1; 0 is an empty place, so that every 64-bit key is legal, 0 and 2**64 - 1
-too. The keys themselves stand once, in slot order, and are read only where the half hash agrees. It grows without
-hashing again: a home is the hash's high bits, which the entry holds, so a new table is filled by one sweep through
-the old one, in memory order on both sides.
+A server's index (mpips/storage/key_index.py) is ordered, since requests are; the keys of examples are not, and most
+of them are known. So this is a hash table: open addressing with linear probing over one array of 64-bit entries. An
+entry packs the high half of the key's hash with slot + 1; 0 is an empty place, so that every 64-bit key is legal, 0
+and 2**64 - 1 too. The keys themselves stand once, in slot order, and are read only where the half hash agrees. It
+grows without hashing again: a home is the hash's high bits, which the entry holds, so a new table is filled by one
+sweep through the old one, in memory order on both sides.
 
 Lookups of a large table wait for memory. The kernels therefore take the keys in small batches: they first
 hash a batch and touch its homes, loads that the processor overlaps, and only then probe.
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import LayoutError
-from mpips.index import MAX_KEYS
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
+from mpips.storage.key_index import MAX_KEYS
 
 _BATCH = 64
 _MIN_BITS = 4

@@ -21,7 +21,7 @@ from functools import partial
 from typing import IO, Any, BinaryIO, Protocol
 
 from mpips.errors import DataError
-from mpips.files import open_regular
+from mpips.files.safe_open import open_regular
 
 MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State
-from mpips.keycache import sign
-from mpips.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
-from mpips.progress import bytes_si
+from mpips.rundir.progress import bytes_si
+from mpips.transport.key_cache import sign
+from mpips.transport.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
 
 # hash, filters, type of the values, are there any, 0, width, rows, keys (-1: none)
 _HEAD = struct.Struct("<16sBBHIqqq")

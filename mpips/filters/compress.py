@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.planes import Bytes, Offsets, bytes_of, deltas, join, read_only, split, sums, words_of
-from mpips.message import CODES, DTYPES
+from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.82
 """What a content must shrink to: less is not worth that all of it is sorted."""

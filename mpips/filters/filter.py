@@ -31,9 +31,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.message import Command
 from mpips.ranges import KeyRange
-from mpips.update import claim
+from mpips.storage.updates import claim
+from mpips.transport.message import Command
 
 State = dict[str, NDArray[Any]]
 """What a filter remembers: arrays by name, none at first. If there is one named "keys", u64[n], sorted, then all whose

@@ -30,8 +30,8 @@ from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.held import applies, keys_of
 from mpips.filters.planes import BLOCK, Bytes, bytes_of, read_only, words_of
 from mpips.filters.random_skip import stream_of
-from mpips.kernel import kernel
-from mpips.message import CODES, DTYPES
+from mpips.jit.kernel import kernel
+from mpips.transport.message import CODES, DTYPES
 
 Rows = NDArray[Any]
 Bounds = NDArray[np.float64]

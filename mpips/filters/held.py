@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Content
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 Keys = NDArray[np.uint64]
 Rows = NDArray[Any]

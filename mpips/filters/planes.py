@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.kernel import kernel
+from mpips.jit.kernel import kernel
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[Any]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.planes import Words, bytes_of, join, read_only, split, words_of
-from mpips.kernel import kernel
-from mpips.message import CODES, DTYPES
+from mpips.jit.kernel import kernel
+from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.9
 """What a content's values must shrink to."""

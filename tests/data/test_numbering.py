@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mpips.data.numbering import Numbering, mix
 from mpips.errors import LayoutError
-from mpips.index import MAX_KEYS
+from mpips.storage.key_index import MAX_KEYS
 
 EDGES = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
 key = st.one_of(st.sampled_from(EDGES), st.integers(0, 200), st.integers(0, 2**64 - 1))

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from conftest import Finished, Started, patience
 
-from mpips import control
 from mpips.bench import _processes, _pushing, _runs
-from mpips.checkpoint import verify
-from mpips.manifest import complete
+from mpips.checkpoint.checkpoint import verify
+from mpips.checkpoint.manifest import complete
+from mpips.rundir import order_files
 
 pytestmark = pytest.mark.ranks
 
@@ -73,7 +73,7 @@ class Run:
             return False
 
     def status(self) -> str:
-        return control.ask(self.folder, "status")[1]
+        return order_files.ask(self.folder, "status")[1]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         self.started.wait_for(condition, SECONDS)
@@ -177,7 +177,7 @@ def test_two_servers_at_once_with_two_copies(survives: None, pushing: Callable[.
 
 def test_a_server_that_dies_while_another_joins(survives: None, pushing: Callable[..., Run]) -> None:
     run = pushing("layout.spares=1", "layout.servers=2", "ring.replicas=1")
-    ok, text = control.ask(run.folder, "join", {"role": "server"})
+    ok, text = order_files.ask(run.folder, "join", {"role": "server"})
     os.kill(run.pid("server", 1), signal.SIGKILL)
     assert ok, text
     run.wait_for(noticed(run))

@@ -17,7 +17,7 @@ from mpips.filters import compress
 from mpips.filters.compress import LONGEST, Codec, Lz4, Zstd, coder_of, lz4, zstd
 from mpips.filters.filter import Coder, Content, State, known
 from mpips.filters.planes import join, read_only, split, words_of
-from mpips.message import DTYPES
+from mpips.transport.message import DTYPES
 
 CODERS = {
     "zstd": zstd(Zstd(least=128)),

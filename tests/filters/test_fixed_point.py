@@ -20,8 +20,8 @@ from mpips.errors import FilterError, InputError
 from mpips.filters import fixed_point as module
 from mpips.filters.filter import About, Coder, Content, State, known
 from mpips.filters.fixed_point import FixedPoint, fixed_point
-from mpips.message import DTYPES
 from mpips.ranges import KeyRange
+from mpips.transport.message import DTYPES
 
 SIGMAS = 6.1
 FLOATS = DTYPES[:2]

@@ -18,8 +18,8 @@ from mpips import typed
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Content, State, known
 from mpips.filters.random_skip import RandomSkip, random_skip
-from mpips.message import Command
 from mpips.ranges import ALL, KeyRange
+from mpips.transport.message import Command
 
 SIGMAS = 5.0
 KEYS = {

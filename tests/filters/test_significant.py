@@ -15,8 +15,8 @@ from mpips.errors import FilterError, InputError
 from mpips.filters.filter import About, Coder, Content, State, known
 from mpips.filters.random_skip import RandomSkip, random_skip
 from mpips.filters.significant import Significant, significant
-from mpips.message import Command
 from mpips.ranges import ALL, KeyRange
+from mpips.transport.message import Command
 
 DTYPES = ["<f4", "<f8", "<i4", "<i8"]
 EDGES = [0, 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]

@@ -15,8 +15,8 @@ from mpips import typed
 from mpips.errors import FilterError, InputError
 from mpips.filters.filter import About, Content, State, known
 from mpips.filters.tail import Tail, tail
-from mpips.message import Command
 from mpips.ranges import ALL, KeyRange
+from mpips.transport.message import Command
 
 EDGES = [0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 2, 2**64 - 1]
 key = st.one_of(st.sampled_from(EDGES), st.integers(0, 30))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpips.errors import FilterError
 from mpips.filters import zeros as module
 from mpips.filters.filter import Content
-from mpips.message import DTYPES
+from mpips.transport.message import DTYPES
 
 CODER = module.zeros(module.Zeros(least=0))
 KEYS = np.arange(100, dtype=np.uint64)

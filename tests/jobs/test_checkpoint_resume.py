@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmlight
 
-from mpips import checkpoint
+from mpips.checkpoint import checkpoint
+from mpips.checkpoint.manifest import complete, step_of
 from mpips.errors import CheckpointError, MpipsError, RemoteError
-from mpips.manifest import complete, step_of
-from mpips.scheduler import Cluster
-from mpips.twin import rough
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import rough
 
 EVERY = {"every": 2, "keep": 50}
 
@@ -154,7 +154,7 @@ def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mpips.checkpoint._remove", refuse)
+    monkeypatch.setattr("mpips.checkpoint.checkpoint._remove", refuse)
     done = run_twin(
         made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 1}
     )

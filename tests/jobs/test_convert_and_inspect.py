@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from made import Hooks, Made, make, run_twin
 
+from mpips.checkpoint.manifest import complete, step_of
 from mpips.cli.main import main
-from mpips.manifest import complete, step_of
 
 
 @pytest.fixture(scope="module", params=["binary", "real"])

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint.test_damaged_checkpoints import rewrite
 from made import Hooks, make, run_twin
-from test_damaged_checkpoints import rewrite
 
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.errors import CheckpointError
-from mpips.manifest import complete, read_manifest
 
 Resume = Callable[[Path | None, Path], Any]
 MISSING = object()

@@ -15,16 +15,16 @@ import pytest
 from made import F8, Made, job_of, make, objective, optimum, svmlight
 from simulated import simulate
 
+from mpips.checkpoint.manifest import complete
+from mpips.config.program import load_program
 from mpips.data import Columns, Examples, load_columns
 from mpips.errors import MpipsError, NoWorkerLeft
-from mpips.folder import RunFolder
 from mpips.jobs.sparse_lr.blocks import joined
 from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.spread import Holder
-from mpips.manifest import complete
-from mpips.program import load_program
-from mpips.scheduler import Cluster
-from mpips.twin import Strike, calm, rough
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Strike, calm, rough
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}

@@ -14,15 +14,15 @@ import pytest
 from conftest import patience
 from made import Hooks, Made, Outcome, job_of, make, objective, optimum, run_twin, svmlight
 
-from mpips import checkpoint
+from mpips.checkpoint import checkpoint
+from mpips.checkpoint.manifest import complete
 from mpips.data import Examples, load_columns
 from mpips.errors import CheckpointError, InputError, JobError
 from mpips.jobs.sparse_lr import exact_darlin, exact_kernels, kernels
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.job import Worker
-from mpips.manifest import complete
-from mpips.scheduler import Cluster
-from mpips.twin import Strike, rough
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Strike, rough
 
 EXACT = {"exact_sums": True}
 LAYOUTS = [(1, 1), (2, 1), (3, 2), (1, 3), (3, 3), (2, 5)]

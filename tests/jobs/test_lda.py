@@ -17,13 +17,13 @@ from made import job_of
 from scipy.special import gammaln
 from simulated import simulate
 
+from mpips.checkpoint.manifest import complete
+from mpips.config.program import load_program
 from mpips.errors import MpipsError
-from mpips.folder import RunFolder
 from mpips.jobs.lda import results, sweeps, training
-from mpips.manifest import complete
-from mpips.program import load_program
-from mpips.scheduler import Cluster
-from mpips.twin import Strike, calm, rough
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Strike, calm, rough
 
 TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
 

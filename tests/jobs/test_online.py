@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from made import F8, Hooks, Made, Outcome, make, objective, run_twin, svmlight
 
+from mpips.checkpoint.manifest import complete
 from mpips.data import DataSpec, read
 from mpips.data.convert import convert
-from mpips.manifest import complete
-from mpips.twin import rough
-from mpips.vector import Vector
+from mpips.transport.in_memory import rough
+from mpips.worker.vector import Vector
 
 ALGORITHMS = ["ftrl", "adagrad", "sgd"]
 SETTINGS: dict[str, Any] = {"batch": 13, "passes": 2, "alpha": 0.3, "beta": 0.7, "l1": 0.4, "l2": 0.05}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from made import run_twin
 
-from mpips.config import load
+from mpips.config.job_file import load
 from mpips.errors import JobError, RemoteError
-from mpips.twin import rough
+from mpips.transport.in_memory import rough
 
 PROGRAM = Path(__file__).parent / "programs" / "own.py"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpips.manifest import complete, read_manifest
+from mpips.checkpoint.manifest import complete, read_manifest
 
 PROGRAM = """
 from dataclasses import dataclass

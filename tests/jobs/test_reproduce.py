@@ -14,10 +14,10 @@ from conftest import TinyData, patience
 from made import job_of
 from simulated import simulate
 
-from mpips.course import read_course
-from mpips.program import load_program
-from mpips.scheduler import Cluster
-from mpips.twin import Strike, rough
+from mpips.config.program import load_program
+from mpips.replay.history import read_course
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Strike, rough
 
 EVENTUAL, BOUNDED = {"model": "eventual"}, {"model": "bounded", "tau": 4}
 JOBS: dict[str, dict[str, Any]] = {

@@ -72,8 +72,8 @@ def test_the_optimum_at_any_scale(tmp_path: Path, scale: Any, l1: float) -> None
 def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: Path) -> None:
     from made import Hooks
 
-    from mpips.manifest import complete
-    from mpips.twin import Strike
+    from mpips.checkpoint.manifest import complete
+    from mpips.transport.in_memory import Strike
 
     data, _ = scaled(tmp_path, MIXED)
     settings = {"l1": 1.0, "epsilon": 1e-5}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpips.config import load
+from mpips.config.job_file import load
+from mpips.config.program import load_program
 from mpips.errors import JobError
-from mpips.program import load_program
 
 BAD = {
     "sparse_lr": {

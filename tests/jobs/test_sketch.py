@@ -20,14 +20,14 @@ from conftest import Finished
 from made import job_of
 from simulated import simulate
 
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.cli.main import main
+from mpips.config.program import load_program
 from mpips.errors import InputError, RemoteError
-from mpips.folder import RunFolder
 from mpips.jobs.sketch import results
-from mpips.manifest import complete, read_manifest
-from mpips.program import load_program
-from mpips.scheduler import Cluster
-from mpips.twin import Strike, calm, rough
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.transport.in_memory import Strike, calm, rough
 
 ROOT = Path(__file__).parent.parent.parent
 SKETCH = {"depth": 4, "width": 200, "exact": 1, "top": 10}

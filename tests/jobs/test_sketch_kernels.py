@@ -19,7 +19,7 @@ from mpips.jobs.sketch import kernels, results, scan, servers, source
 from mpips.jobs.sketch.deltas import SHARE, Deltas
 from mpips.jobs.sketch.source import Block, Zipf
 from mpips.ranges import KeyRange
-from mpips.store import Segment
+from mpips.storage.segment import Segment
 
 SEED = 12345
 WORD = 2**64

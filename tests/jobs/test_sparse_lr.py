@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
 
+from mpips.cluster.node import Node
 from mpips.jobs.sparse_lr import control, proximal
-from mpips.node import Node
-from mpips.twin import rough
-from mpips.vector import KeyList, Vector
+from mpips.transport.in_memory import rough
+from mpips.worker.vector import KeyList, Vector
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}

@@ -13,7 +13,7 @@ PROGRAM = """\
 from dataclasses import dataclass
 import threading; import numpy as np
 from mpips import Cluster, Context, VectorSpec
-from mpips.update import update
+from mpips.storage.updates import update
 
 KEYS = np.arange(10, dtype=np.uint64)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import TinyData
 
-from mpips.timeline import read, summary
-from mpips.trace import What
+from mpips.tracing.analysis import read, summary
+from mpips.tracing.recorder import What
 
 
 @pytest.mark.ranks

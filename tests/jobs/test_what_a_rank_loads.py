@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpips.update import VectorSpec, call
-from mpips.worker import Answer
+from mpips.storage.updates import VectorSpec, call
+from mpips.worker.worker import Answer
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ NEEDED = {
     "numpy",
     "numba",
     "mpi4py.MPI",
-    "mpips.loop",
-    "mpips.desk",
-    "mpips.server",
-    "mpips.worker",
-    "mpips.leader",
+    "mpips.transport.fastpath_server",
+    "mpips.transport.fastpath_client",
+    "mpips.server.server",
+    "mpips.worker.worker",
+    "mpips.rank.leader",
 }
 """By every rank: any may take any role."""
 COMPILER = {
@@ -69,9 +69,9 @@ COMPILER = {
 FORMATS = {"h5py", "mpips.data.convert", "lz4", "zstandard"}
 """What only who opens such a file needs; the scheduler asks h5py for its version."""
 COMMANDS = {
-    "mpips.cli", "mpips.bench", "mpips.report", "mpips.chart", "mpips.crate", "mpips.diff", "mpips.plan",
-    "mpips.launch", "mpips.twin", "mpips.simulation", "matplotlib", "unittest", "asyncio", "multiprocessing", "http",
-}  # fmt: skip
+    "mpips.cli", "mpips.bench", "mpips.report.report", "mpips.report.charts", "mpips.report.ro_crate",
+    "mpips.report.diff", "mpips.planning.model", "mpips.launch.mpi_launcher", "mpips.transport.in_memory",
+"mpips.rank.simulation", "matplotlib", "unittest", "asyncio", "multiprocessing", "http", }  # fmt: skip
 """What runs no rank."""
 
 

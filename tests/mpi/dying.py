@@ -14,9 +14,9 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from mpips.heartbeat import ADDRESS_BYTES, Address, Heart
-from mpips.message import Command, Kind, Message
-from mpips.van import MPIVan
+from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heart
+from mpips.transport.message import Command, Kind, Message
+from mpips.transport.van import MPIVan
 
 ROWS = 300_000
 END = 10.0

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpips.cluster.layout import Layout, LayoutSpec, Role
+from mpips.cluster.node import Node, Stopped
+from mpips.cluster.view import first_view
 from mpips.errors import RemoteError
-from mpips.folder import RunFolder
-from mpips.layout import Layout, LayoutSpec, Role
-from mpips.message import Command
-from mpips.node import Node, Stopped
-from mpips.scheduler import Cluster
-from mpips.server import Server
-from mpips.update import VectorSpec
-from mpips.van import MPIVan
-from mpips.view import first_view
-from mpips.worker import Context, Workshop
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.server.server import Server
+from mpips.storage.updates import VectorSpec
+from mpips.transport.message import Command
+from mpips.transport.van import MPIVan
+from mpips.worker.worker import Context, Workshop
 
 KEYS = np.arange(0, 10_000, 7, dtype=np.uint64)
 

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpips import lane as lane_module
-from mpips import van as van_module
-from mpips import vector as vector_module
-from mpips.layout import Layout, Place, Role
-from mpips.message import Message
-from mpips.node import Node
+from mpips.cluster.layout import Layout, Place, Role
+from mpips.cluster.node import Node
+from mpips.cluster.view import View, first_view
 from mpips.ranges import KeyRange
-from mpips.reach import meet
-from mpips.server import KEY_CACHE, Server
-from mpips.task import Task
-from mpips.update import VectorSpec
-from mpips.van import MPIVan
-from mpips.vector import Vector
-from mpips.view import View, first_view
+from mpips.server.server import KEY_CACHE, Server
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport import fastpath_table as lane_module
+from mpips.transport import van as van_module
+from mpips.transport.message import Message
+from mpips.transport.process_memory import meet
+from mpips.transport.van import MPIVan
+from mpips.worker import vector as vector_module
+from mpips.worker.vector import Vector
 
 MOST = 3
 """Ranks that take part: the server is rank 1, the others ask."""

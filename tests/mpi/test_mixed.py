@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpips.folder import RunFolder
-from mpips.layout import Layout, LayoutSpec, Role
-from mpips.message import Command
-from mpips.node import Node, Stopped
+from mpips.cluster.layout import Layout, LayoutSpec, Role
+from mpips.cluster.node import Node, Stopped
+from mpips.cluster.view import first_view
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.server import Server
-from mpips.task import Task
-from mpips.update import VectorSpec, call
-from mpips.van import MPIVan
-from mpips.view import first_view
-from mpips.worker import Context, Workshop
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.scheduler import Cluster
+from mpips.server.server import Server
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.transport.message import Command
+from mpips.transport.van import MPIVan
+from mpips.worker.worker import Context, Workshop
 
 EXTENT = 40_000
 LISTED = np.arange(0, EXTENT, 3, dtype=np.uint64)

@@ -9,8 +9,8 @@ import pytest
 from conformance import FOR_TWO, PROGRAMS
 from mpi4py import MPI
 
-from mpips.message import Command, Kind, Message
-from mpips.van import _MANY, MPIVan, Van
+from mpips.transport.message import Command, Kind, Message
+from mpips.transport.van import _MANY, MPIVan, Van
 
 
 @pytest.mark.mpi

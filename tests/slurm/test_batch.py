@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from virtual import LOOK, PASSES, PATIENCE, ROOT, Cluster, Job, read_facts
 
-from mpips import launch
+from mpips.launch import mpi_launcher
 
 pytestmark = pytest.mark.slurm
 
@@ -222,7 +222,7 @@ def test_a_job_that_was_submitted_from_inside_another_leaves_that_one_alone(
 def test_a_rank_that_dies_under_mpirun_stops_nobody(jobs: Jobs, acts: Acts, bits: Callable[[], str]) -> None:
     job, victim = jobs["dying"], acts["dying"]
     result = job.finish()
-    if launch.find_mpi().ulfm:
+    if mpi_launcher.find_mpi().ulfm:
         assert [(each["rank"], each["cause"]) for each in result["recoveries"]] == [(victim["rank"], "died")]
         assert job.restarts() == 0
     else:

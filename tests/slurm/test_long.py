@@ -91,9 +91,9 @@ def test_interrupted_at_random_moments_to_the_same_bits(
 def test_whoever_is_lost_under_mpirun_the_others_go_on(
     warm: Cluster, write: Callable[..., Path], bits: str, role: str, kind: str, cause: str
 ) -> None:
-    from mpips import launch
+    from mpips.launch import mpi_launcher
 
-    if not launch.find_mpi().ulfm:
+    if not mpi_launcher.find_mpi().ulfm:
         pytest.skip("this MPI has no ULFM")
     job = warm.submit(
         write(f"{kind.lower()}-{role}", 12.0, servers=2, replicas=1, patience=6.0), *TWO, "--spares", "1"

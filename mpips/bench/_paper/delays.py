@@ -19,9 +19,9 @@ from mpips.bench._paper.experiment import (
     agreement,
     table,
 )
-from mpips.chart import Bar, Part, bars
 from mpips.errors import InputError
-from mpips.progress import seconds, share
+from mpips.report.charts import Bar, Part, bars
+from mpips.rundir.progress import seconds, share
 
 ITEM = "Figure 13"
 PAPERS = 8

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mpips.bench import _runs
 from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
-from mpips.markup import Html
-from mpips.printable import printable
+from mpips.process.printable import printable
+from mpips.report.html import Html
 
 WORKERS, SLOWER = 4, 8.0
 """The workers of an experiment, and how many times slower than a core each is: they sleep for the rest, so that they

@@ -24,9 +24,9 @@ from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.blocks import NO_VALUES
 from mpips.jobs.sparse_lr.evaluate import log_losses
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.update import VectorSpec
-from mpips.worker import Answer, Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.worker.worker import Answer, Context
 
 F8 = NDArray[np.float64]
 MEMORY = 10

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from mpips import chart
 from mpips.bench._paper.experiment import Picture, Section, table
-from mpips.markup import html
-from mpips.printable import printable
+from mpips.process.printable import printable
+from mpips.report import charts
+from mpips.report.html import html
 
 WIDTH = 150
 """Columns of running text."""
@@ -20,8 +20,8 @@ TEXT = "page.md"
 
 def drawn(picture: Picture) -> str:
     """Give a plot as an SVG file, for light and dark."""
-    style = files("mpips").joinpath("chart.css").read_text(encoding="utf-8")
-    return chart.standalone(picture.svg, picture.legend, style)
+    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
+    return charts.standalone(picture.svg, picture.legend, style)
 
 
 def texts() -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mpips.bench import _runs, sketch
 from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
-from mpips.progress import seconds, si
+from mpips.rundir.progress import seconds, si
 
 ITEM = "Table 5"
 MACHINE, CORES = 1.1e9 / 15, 64

@@ -26,11 +26,11 @@ from mpips.bench._paper.experiment import (
     machines,
     table,
 )
-from mpips.chart import Bar, Part, Series, bars, lines
-from mpips.config import Job, load
+from mpips.config.job_file import Job, load
 from mpips.data import resolve
 from mpips.errors import InputError
-from mpips.progress import bytes_si, seconds, share
+from mpips.report.charts import Bar, Part, Series, bars, lines
+from mpips.rundir.progress import bytes_si, seconds, share
 
 ITEM = "Figures 9 and 10"
 SYSTEMS = {"A": "A: L-BFGS", "B": "B: block proximal gradient", "PS": "parameter server"}

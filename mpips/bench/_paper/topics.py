@@ -9,8 +9,8 @@ from typing import Any
 
 from mpips.bench import _runs
 from mpips.bench._paper.experiment import SLOWER, Claim, Lab, Picture, Section, agreement, machines, table
-from mpips.chart import Series, lines
-from mpips.progress import seconds, share, si
+from mpips.report.charts import Series, lines
+from mpips.rundir.progress import seconds, share, si
 
 ITEM = "Figure 14"
 WORKERS = (1, 2, 3, 6)

@@ -8,8 +8,8 @@ from typing import Any
 
 from mpips.bench import filters
 from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
-from mpips.chart import Bar, Part, Series, bars, lines
-from mpips.progress import bytes_si, share, si
+from mpips.report.charts import Bar, Part, Series, bars, lines
+from mpips.rundir.progress import bytes_si, share, si
 
 ITEM = "Figures 11 and 12"
 CACHING, KKT, ALL = "key caching", "KKT, key caching", "+ zstd"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mpips.errors import DataError
-from mpips.update import VectorSpec, call, update
+from mpips.storage.updates import VectorSpec, call, update
 
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.scheduler import Cluster
-from mpips.update import VectorSpec
-from mpips.worker import Context
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.worker.worker import Context
 
 KEYS, PARTS = 2000, 6
 

@@ -9,8 +9,8 @@ import numpy as np
 from own_kernels import blend
 
 from mpips.consistency import bounded
-from mpips.update import Column, VectorSpec, call, update
-from mpips.worker import Answer, at_once
+from mpips.storage.updates import Column, VectorSpec, call, update
+from mpips.worker.worker import Answer, at_once
 
 KEYS = np.arange(0, 100, 3, dtype=np.uint64)
 

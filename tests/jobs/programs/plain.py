@@ -12,10 +12,10 @@ import numpy as np
 
 from mpips.bench._requesting import settled
 from mpips.ranges import KeyRange
-from mpips.scheduler import Cluster
-from mpips.task import Task
-from mpips.update import VectorSpec, call
-from mpips.worker import Context, at_once
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.worker.worker import Context, at_once
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,285 @@
+"""The manifest of a checkpoint: what is in the folder, and that it is complete (checkpoints/README.md).
+
+It lists every file with its size and SHA-256 and, for a shard, which key ranges lie in which of its rows.
+Being written last, it is what makes a folder a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.errors import CheckpointError
+from mpips.files.json_shape import ANY, NUMBER, Each, Table, misfit, parsed
+from mpips.files.safe_open import inside, open_regular, read_bytes
+from mpips.files.safe_open import sync as sync
+from mpips.rundir.folder import RUN
+
+FORMAT = "mpips checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+NOTE = "."
+"""Stands between a vector's name and that of what a server function noted of some of its keys."""
+
+_STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
+_PIECE = 2**24
+
+FORM = {
+    "about": {
+        "step?": int, "program?": str, "workers?": int, "servers?": int, "trained?": NUMBER, "job?": Table(Table(ANY)),
+        "state?": Table(ANY), "facts?": Table(ANY), "vectors?": Each(Each((str, int))),
+    },
+    "files": Each(
+        {
+            "name": str,
+            "kind": str,
+            "number": int,
+            "bytes": int,
+            "sha256": str,
+            "vectors?": Table(
+                {
+                    "spec": {
+                        "name": str, "dtype": str, "width": int, "extent": int, "update": str,
+                        "settings": Table((str, int, float, bool)), "dense": bool, "aggregate": bool,
+                    },
+                    "rows": int,
+                    "ranges": Each(Each(int)),
+                }
+            ),
+        }
+    ),
+    "provenance?": (RUN, None),
+    "run?": str,
+    "sha256": str,
+}  # fmt: skip
+"""What a manifest is, see `mpips.files.json_shape`."""
+
+Entry = dict[str, Any]
+"""One file of a checkpoint as its manifest lists it."""
+
+
+class Run(NamedTuple):
+    """Where a range of a vector lies: `rows` rows of `file`, from row `first` on, in key order."""
+
+    begin: int
+    end: int
+    first: int
+    rows: int
+    file: str
+
+
+# Folders.
+
+
+def step_folder(directory: Path, step: int, attempt: int = 1) -> Path:
+    """Return the folder of a step's checkpoint; a second one of the same step has a suffix."""
+    return Path(directory) / (f"step-{step:06d}" + (f"-{attempt}" if attempt > 1 else ""))
+
+
+def order_of(path: Path) -> tuple[int, int]:
+    """Return (step, attempt) of a checkpoint's folder: the larger, the newer. ValueError if it is no such name."""
+    named = _STEP.fullmatch(path.name)
+    if named is None:
+        raise ValueError(f"{path} is not named as a checkpoint's folder")
+    return int(named[1]), int(named[2] or 1)
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return order_of(path)[0]
+
+
+def folders(directory: Path) -> list[Path]:
+    """Return the step folders below a directory, complete or not, oldest first; symbolic links are passed over."""
+    return [path for path in step_paths(directory) if path.is_dir() and not path.is_symlink()]
+
+
+def step_paths(directory: Path) -> list[Path]:
+    """Return what is named as a step's folder below a directory, whatever it is, oldest first."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if _STEP.fullmatch(path.name)), key=order_of)
+
+
+def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the complete checkpoints below a directory with their manifests, oldest first.
+
+    A checkpoint is complete if its manifest is sound and all files are there, of the right size.
+    """
+    found = []
+    for path in folders(directory):
+        with suppress(OSError, CheckpointError):
+            manifest = read_manifest(path)
+            files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
+            if all(stat.S_ISREG(file.st_mode) and file.st_size == size for file, size in files):
+                found.append((path, manifest))
+    return found
+
+
+def complete(directory: Path) -> list[Path]:
+    """Return the complete checkpoints below a directory, oldest first; see `held`."""
+    return [path for path, _ in held(directory)]
+
+
+def latest(directory: Path) -> Path | None:
+    """Return the newest complete checkpoint below a directory, of whatever run; None if there is none."""
+    found = complete(directory)
+    return found[-1] if found else None
+
+
+# The manifest itself.
+
+
+def write_manifest(
+    folder: Path,
+    entries: list[Entry],
+    about: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    run: str = "",
+) -> Path:
+    """Write the manifest, durably, under another name, and rename it: from now on the checkpoint exists."""
+    manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
+    if run:
+        manifest["run"] = run
+    if provenance is not None:
+        manifest["provenance"] = dict(provenance)
+    manifest["sha256"] = _own_hash(manifest)
+    target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
+    with explained("write", target):
+        sync(folder)
+        temporary.write_text(text_of(manifest), encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(folder)
+    return target
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint folder; CheckpointError if it is missing or damaged."""
+    path = Path(path)
+    try:
+        manifest = parsed(read_bytes(path / MANIFEST, follow=False))
+    except OSError as error:
+        raise CheckpointError(f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}") from None
+    except ValueError:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it is no JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MANIFEST} is no manifest of an {FORMAT}")
+    if manifest.get("version") != VERSION:
+        have = manifest.get("version")
+        raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
+    if manifest.get("sha256") != _own_hash(manifest):
+        raise CheckpointError(f"{path / MANIFEST} is damaged: its sha256 differs")
+    problem = misfit(manifest, FORM) or _unfit(manifest)
+    if problem:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
+    return manifest
+
+
+def _unfit(manifest: Mapping[str, Any]) -> str:
+    """Say what in a manifest cannot be, though it is of the right type; "" if there is nothing."""
+    for vector in manifest["about"].get("vectors", []):
+        if [type(each) for each in vector] != [str, int]:
+            return f"about.vectors: {vector} is not a name and a number"
+    for at, entry in enumerate(manifest["files"]):
+        where = f"files[{at}]"
+        if entry["name"] in ("", ".", "..") or "/" in entry["name"] or "\0" in entry["name"]:
+            return f"{where}: {entry['name']!r} is no plain file name"
+        if min(entry["bytes"], entry["number"]) < 0:
+            return f"{where}: bytes and number are at least 0"
+        for name, part in entry.get("vectors", {}).items():
+            for run in part["ranges"]:
+                if len(run) != 4 or not 0 <= run[0] <= run[1] <= 2**64 or min(run[2:]) < 0:
+                    return f"{where}: vector {name!r}: {run} is no range"
+                if run[2] + run[3] > part["rows"]:
+                    return f"{where}: vector {name!r}: {run} lies beyond its {part['rows']} rows"
+    return ""
+
+
+def text_of(manifest: Mapping[str, Any]) -> str:
+    """Return the one text that a manifest is written as: JSON with one line per file."""
+    lines = []
+    for key, value in manifest.items():
+        text = json.dumps(value)
+        if key == "files":
+            text = "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash a manifest but for the hash itself, in a canonical form."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# What its entries say.
+
+
+def vector_names(entries: list[Entry]) -> list[str]:
+    """Return the names of all vectors, sorted."""
+    return sorted({name for entry in entries for name in entry.get("vectors", {})})
+
+
+def spec_of(entries: list[Entry], name: str) -> dict[str, Any]:
+    """Return the fields of a vector's specification, as the first of its shards has them."""
+    return dict(next(e["vectors"][name]["spec"] for e in entries if name in e.get("vectors", {})))
+
+
+def runs_of(entries: list[Entry], name: str) -> list[Run]:
+    """Return where the ranges of a vector lie, in key order."""
+    holders = [entry for entry in entries if name in entry.get("vectors", {})]
+    parts = [(part, entry["name"]) for entry in holders for part in entry["vectors"][name]["ranges"]]
+    return sorted(Run(begin, end, first, rows, file) for (begin, end, first, rows), file in parts)
+
+
+def cover_problems(entries: list[Entry]) -> list[str]:
+    """Say what keeps the shards from holding every key of every vector exactly once: one line each."""
+    problems = []
+    for name in vector_names(entries):
+        specs = [dict(e["vectors"][name]["spec"]) for e in entries if name in e.get("vectors", {})]
+        if any(spec | {"settings": {}} != specs[0] | {"settings": {}} for spec in specs):
+            problems.append(f"the shards of vector {name!r} differ in its specification")
+        at = 0
+        for run in [*runs_of(entries, name), Run(int(specs[0]["extent"]), 0, 0, 0, "")]:
+            if run.begin > at and NOTE not in name:  # a shard may have nothing noted
+                problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
+            if run.begin < at:
+                problems.append(f"more than one shard holds the keys of vector {name!r} at {run.begin}")
+            at = max(at, run.end)
+    return problems
+
+
+# Files.
+
+
+def entry_of(path: Path, kind: str, number: int) -> Entry:
+    """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
+    # In large pieces: between two of them a thread may wait long for the interpreter's lock, if another computes.
+    hashed, size = hashlib.sha256(), 0
+    with explained("read", path), open_regular(path, follow=False) as file:
+        piece = memoryview(bytearray(min(_PIECE, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(piece):
+            hashed.update(piece[:count])
+            size += count
+    return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed.hexdigest()}
+
+
+@contextmanager
+def explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system or HDF5 raises into one line that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"cannot {verb} {path}: {reason}") from error

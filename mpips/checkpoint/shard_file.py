@@ -1,0 +1,155 @@
+"""One HDF5 file of a checkpoint: its header, its arrays, its rows (checkpoints/README.md: the format)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.checkpoint.manifest import FORMAT, VERSION, Run, explained, sync
+from mpips.errors import CheckpointError
+from mpips.files.error_latching_file import Sink
+from mpips.files.safe_open import inside
+from mpips.ranges import KeyRange, coalesce, meet
+from mpips.storage.segment import Rows
+
+if TYPE_CHECKING:
+    import h5py
+
+_CHUNK_BYTES = 2**20
+
+
+@contextmanager
+def created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
+    """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
+    import h5py
+
+    with explained("write", path), closing(Sink(path)) as sink:
+        with h5py.File(sink, "w", locking=False) as file:
+            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+            if meta is not None:
+                file["meta"] = json.dumps(meta)
+            yield file
+        sink.close()
+        sync(path.parent)
+
+
+def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
+    """Write an array little-endian, in checksummed chunks of about 1 MiB."""
+    if array.dtype.kind not in "biuf" or "/" in name:
+        raise CheckpointError(f"array {name!r} of {array.dtype} cannot be saved: numbers, and no / in names")
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.size == 0 or array.ndim == 0:  # HDF5 has no chunks of nothing
+        group.create_dataset(name, data=array)
+        return
+    row = array.nbytes // len(array)
+    chunk = (min(len(array), max(1, _CHUNK_BYTES // row)), *array.shape[1:])
+    group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
+
+
+def located(ranges: Iterable[KeyRange], keys: NDArray[np.uint64]) -> list[list[int]]:
+    """Return [begin, end, first row, rows] for each range of a shard."""
+    out = []
+    for piece in coalesce(ranges):
+        rows = within(keys, piece)
+        out.append([piece.begin, piece.end, rows.start, rows.stop - rows.start])
+    return out
+
+
+def within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
+    """Return where the sorted `keys` lie in a range, which is not empty."""
+    low = int(np.searchsorted(keys, np.uint64(wanted.begin), "left"))
+    return slice(low, int(np.searchsorted(keys, np.uint64(wanted.end - 1), "right")))
+
+
+@contextmanager
+def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
+    """Open a file of a checkpoint to read it; whatever is wrong with a damaged one becomes one line.
+
+    `beside`: what a view may show, see `mpips.files.hdf5.reading`.
+    """
+    from mpips.files.hdf5 import reading
+
+    path = Path(path)
+    with explained("read", path):
+        try:
+            # mpips compresses none of them
+            with reading(inside(path.parent, path.name), follow=False, beside=beside, packed=False) as file:
+                if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+                    raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
+                yield file
+        except (TypeError, AttributeError, IndexError, RecursionError, SystemError) as error:
+            raise CheckpointError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
+
+
+def meta_of(file: h5py.File) -> dict[str, Any]:
+    """Return the dict that a file was written with, {} if there was none."""
+    return dict(json.loads(file["meta"][()])) if "meta" in file else {}
+
+
+def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
+    """Read what a run of rows has of the ranges; return (begin, rows) for each.
+
+    Raises:
+        CheckpointError: the keys are not those of the run.
+    """
+    keys = group["keys"][run.first : run.first + run.rows]
+    if keys.dtype != np.uint64 or keys.shape != (run.rows,) or np.any(keys[1:] <= keys[:-1]):
+        raise CheckpointError(
+            f"{group.file.filename}: the keys of {group.name} are not {run.rows} ascending ones"
+        )
+    if run.rows and not run.begin <= int(keys[0]) <= int(keys[-1]) < run.end:
+        raise CheckpointError(f"{group.file.filename}: the keys of {group.name} leave their range")
+    parts = []
+    for piece in wanted:
+        common = meet(KeyRange(run.begin, run.end), piece)
+        if common is not None:
+            rows = within(keys, common)
+            parts.append(
+                (common.begin, read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
+            )
+    return parts
+
+
+def read_rows(group: h5py.Group, rows: slice) -> Rows:
+    """Read some rows of a shard's vector.
+
+    Raises:
+        CheckpointError: keys, values and state are not as many, or no numbers.
+    """
+    state = {column: data[rows] for column, data in group["state"].items()}
+    found = Rows(group["keys"][rows], group["values"][rows], state)
+    for array in (found.values, *state.values()):
+        if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) != len(found.keys):
+            raise CheckpointError(f"{group.file.filename}: the rows of {group.name} do not fit their keys")
+    return found
+
+
+def concatenated(parts: list[Rows]) -> Rows:
+    """Return rows one after the other."""
+    return Rows(
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        {name: np.concatenate([part.state[name] for part in parts]) for name in parts[0].state},
+    )
+
+
+def misfits(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
+    """Say where a shard's rows of one vector are not what its entry in the manifest says: one line each."""
+    group = file[f"vectors/{name}"]
+    keys = group["keys"][()]
+    shapes = {data.shape[0] for data in (group["values"], *group["state"].values())}
+    problems = []
+    if shapes | {len(keys)} != {part["rows"]}:
+        problems.append(f"vector {name!r} has {len(keys)} keys, the manifest says {part['rows']}")
+    if np.any(keys[1:] <= keys[:-1]):
+        problems.append(f"the keys of vector {name!r} do not ascend")
+    ranges = [KeyRange(begin, end) for begin, end, _, _ in part["ranges"]]
+    if located(ranges, keys) != part["ranges"] or sum(run[3] for run in part["ranges"]) != len(keys):
+        problems.append(f"the rows of vector {name!r} are not in the ranges that the manifest says")
+    return problems

@@ -1,0 +1,847 @@
+"""A node: one rank at work (the paper's node; ps-lite's postoffice).
+
+It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` moves one message and
+`wait` polls until a task is finished; everything that a rank does goes on inside one of the two, in one thread.
+What a request means is a policy: the role registers a handler for each command.
+
+A message of a later epoch than the node's waits until the node has adopted that view; one from a rank that the view
+says is gone is dropped. When a view changes who holds a shard, the node sends again what is unanswered there.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import asdict
+from heapq import heappop, heappush
+from itertools import count
+from logging import ERROR
+from pathlib import Path
+from random import Random
+from resource import RUSAGE_SELF, getrusage
+from time import process_time
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.cluster.faults import Faults
+from mpips.cluster.layout import Layout, Role
+from mpips.cluster.view import NOBODY, View
+from mpips.errors import (
+    FilterError,
+    InputError,
+    MpipsError,
+    NoWorkerLeft,
+    ProtocolError,
+    RemoteError,
+    ShardLost,
+    UsageError,
+    WorkerLost,
+    in_a_line,
+    says_all,
+)
+from mpips.filters.chain import Chain, Saved
+from mpips.filters.filter import About
+from mpips.process import program_line
+from mpips.process.host import host_name
+from mpips.rundir.log import note
+from mpips.storage.updates import VectorSpec, update_named
+from mpips.tasks.request_dedup import Inbox
+from mpips.tasks.retransmission import Timer
+from mpips.tasks.task import Task, Tasks
+from mpips.tracing.recorder import LONG
+from mpips.transport.message import (
+    ANSWER,
+    HEADER_BYTES,
+    NO_ROUND,
+    Command,
+    Kind,
+    Message,
+    bundle,
+    missing_of,
+    reply_to,
+    unbundle,
+)
+
+if TYPE_CHECKING:
+    from mpips.replay.player import Player
+    from mpips.replay.recorder import Recorder
+    from mpips.tracing.recorder import Trace
+    from mpips.transport.van import Van  # whose import starts MPI
+
+Handler = Callable[[Message], None]
+T = TypeVar("T")
+URGENT = frozenset(
+    (
+        Command.STOP,
+        Command.FAILED,
+        Command.BARRIER,
+        Command.GONE,
+        Command.VIEW,
+        Command.VIEW_SEEN,
+        Command.ASK_VIEW,
+    )
+)
+"""Control messages that do not wait for the view under which they were sent."""
+_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # what is answered with rows of a vector
+_REQUESTS = _ROWS | {Command.PUSH}
+_ASKING = frozenset((Kind.REQUEST, Kind.PROBE))
+IDLE = "the next call"
+"""What a worker waits for that has nothing to do."""
+TICK = 0.005
+"""Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
+TURN = 16
+"""Messages that a rank takes before it sends what it has gathered, if there are always more."""
+MOST_GATHERED = 16 * 1024
+"""Bytes that travel together at most."""
+LARGE = 4096
+"""Bytes of a message from which on it travels by itself."""
+LAG = 8
+"""Tasks by which the oldest push whose copies are not acknowledged may be behind before a rank asks about it."""
+
+
+def memory_of_its_own() -> dict[str, int]:
+    """Give this process' proportional and private memory in bytes; nothing where the system does not say."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return {}
+    sizes = {
+        name: int(words[0]) * 1024
+        for name, _, rest in (line.partition(":") for line in lines[1:])
+        if (words := rest.split())
+    }
+    return {
+        "pss": sizes.get("Pss", 0),
+        "private": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
+    }
+
+
+class Stopped(BaseException):
+    """The scheduler asks this rank to leave with an exit code; unwinds whatever the rank was doing."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class Fenced(BaseException):
+    """The others have taken this rank for dead and gone on without it: it leaves."""
+
+
+class _Working:
+    """The context of `Node.working`; not nested, and cheap enough to stand around tens of microseconds."""
+
+    __slots__ = ("_node", "_start")
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._start = node, 0.0
+
+    def __enter__(self) -> None:
+        self._start = self._node.van.now()
+
+    def __exit__(self, *_: object) -> None:
+        node, start = self._node, self._start
+        seconds = node.van.now() - start
+        if node.faults is not None:
+            node.faults.worked(seconds)
+            seconds = node.van.now() - start
+        node.worked += seconds
+        if node.trace is not None:
+            node.trace.computed(start, seconds)
+
+
+class Node:
+    """One rank's part in the cluster.
+
+    `resend` is the time in seconds after which a silent rank is first asked what has come of requests to it (None:
+    never; MPI loses nothing). Through `pushes` goes what workers ask shards, through `pulls` what shards answer;
+    `signs`: lists of keys that come again are named by a signature.
+    """
+
+    def __init__(
+        self,
+        van: Van,
+        layout: Layout,
+        view: View,
+        *,
+        faults: Faults | None = None,
+        window: int = 64,
+        resend: float | None = None,
+        pushes: Chain | None = None,
+        pulls: Chain | None = None,
+        signs: bool = True,
+    ) -> None:
+        self.van, self.layout, self.view = van, layout, view
+        self.trace: Trace | None = None
+        self.record: Recorder | None = None
+        """Writes down what this rank is told, if the run is recorded."""
+        self.replay: Player | None = None
+        """Tells this rank what it was told in the run that is done again, if one is."""
+        self.place = layout.places[van.rank]
+        self.rank, self.host = van.rank, host_name()
+        self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
+        self.specs: dict[int, VectorSpec] = {}
+        """By namespace: the vectors that this rank has handles on."""
+        self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
+        self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
+        """Bytes of keys that requests of this rank named, that they took along, and that the answers were about."""
+        self._window, self.resend = window, resend
+        self._chance = Random(van.rank).random
+        shards_move = len(layout.servers) + len(layout.spares) > 1
+        self.keeps = resend is not None or van.survives or shards_move
+        """Whether a request may come twice, so that replies are kept."""
+        self.again: Counter[str] = Counter()
+        """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
+        self.tasks = self.new_tasks(self.rank)
+        self.plain = faults is None and not self.pushes and not self.pulls
+        """Whether messages are what they seem, and nothing is done to them on the way."""
+        self.direct = self.plain and resend is None
+        """Whether requests may go by the van's desk."""
+        van.epoch, van.landing = view.epoch, self._landing
+        self.inbox = Inbox(self.answer, self.keeps)
+        self.handlers: dict[Command, Handler] = {}
+        self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
+        self.controls: dict[Command, Handler] = {
+            Command.STOP: self._stop,
+            Command.FAILED: self._failed,
+            Command.BARRIER: lambda message: self._barrier.add(message.sender),
+            Command.GONE: self._all_gone,
+            Command.ACKNOWLEDGED: self._acknowledged,
+        }
+        self.on_view: list[
+            Callable[[View, View], None]
+        ] = []  # told of every change of the view: before, after
+        self.on_tick: list[Callable[[], None]] = []
+        self.leisure: Callable[[], bool] = lambda: (
+            False
+        )  # does a piece of what has no hurry; gives whether there was any
+        self.crew = 0  # the epoch of the workers with whom the call at hand is done
+        self.waited = 0.0  # seconds in `wait`, all told
+        self.worked = 0.0  # seconds in `working`
+        self._left_out: dict[str, dict[str, Saved]] = {}  # by filters of programs
+        self.faults = faults
+        self._ready: deque[Message] = deque()
+        self._early: list[Message] = []  # of later epochs
+        self._delayed: list[tuple[float, int, int, Message]] = []
+        self._order = count()
+        self._next_tick = 0.0
+        self._gathered: dict[tuple[int, Kind], list[Message]] = {}  # what is sent at the end of this turn
+        self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
+        self._turn = 0  # messages taken in it
+        self._barrier: set[int] = set()  # at the leader: who has nothing left to do, or is gone
+        self._gone_together = False
+        self._working = _Working(self)
+        self._wait: tuple[float, Task | str] | None = None  # since when this rank waits, and for what
+
+    def new_tasks(self, origin: int) -> Tasks:
+        """Make the caller's half for a caller of that name."""
+        tasks = Tasks(
+            self.request,
+            self._window,
+            origin=origin,
+            encode=self._encode,
+            withdraw=self.van.withdraw,
+            timer=self.new_timer,
+            again=self.again,
+        )
+        tasks.now = self.van.now
+        tasks.heard = None if self.record is None else self.record.heard
+        if self.trace is not None:
+            self.trace.watch(tasks)
+        return tasks
+
+    def new_timer(self) -> Timer | None:
+        """Make what says when to ask again for what stays unanswered; None where nothing is lost."""
+        return None if self.resend is None else Timer(self.resend, self._chance)
+
+    @property
+    def who(self) -> str:
+        """This rank's number and place."""
+        return f"rank {self.rank} ({self.place})"
+
+    @property
+    def role(self) -> Role | None:
+        """This rank's role now; None if the others take it for dead."""
+        return self.view.roles[self.rank]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are requests to this rank that may start, and have not."""
+        return bool(self._ready)
+
+    # --- sending -----------------------------------------------------------------------------
+
+    def send(self, dest: int, message: Message) -> None:
+        """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
+        message.sender, message.epoch = self.rank, self.view.epoch
+        if self.replay is not None:
+            self.replay.send(message)
+        if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
+            self.van.send(dest, message)
+            return
+        for delay in self.faults.message():
+            if delay > 0:
+                heappush(self._delayed, (self.van.now() + delay, next(self._order), dest, message))
+            else:
+                self.van.send(dest, message)
+
+    def send_soon(self, dest: int, message: Message) -> None:
+        """Send one message at the end of this turn, together with others of its kind to the same rank.
+
+        A turn is over when no message waits here, or a few were taken: so nothing is late that somebody idle waits for.
+        """
+        size = HEADER_BYTES + message.payload_bytes + 16 * len(message.after)
+        if self.faults is not None or size > LARGE:
+            self.send(dest, message)
+            return
+        message.sender, message.epoch = self.rank, self.view.epoch
+        if self.replay is not None:
+            self.replay.send(message)
+        key = dest, message.kind
+        self._gathered.setdefault(key, []).append(message)
+        self._gathered_bytes[key] += size
+        if self._gathered_bytes[key] > MOST_GATHERED:
+            self._send_gathered(key)
+
+    def _send_gathered(self, key: tuple[int, Kind]) -> None:
+        messages = self._gathered.pop(key)
+        del self._gathered_bytes[key]
+        self.van.send(key[0], messages[0] if len(messages) == 1 else bundle(messages))
+
+    def flush(self) -> None:
+        """End the turn: send what was gathered in it."""
+        self._turn = 0
+        for key in list(self._gathered):
+            self._send_gathered(key)
+
+    def request(self, address: int, message: Message) -> None:
+        """Send a request to a rank, or to whoever holds shard ~address."""
+        dest = self.view.rank_of(address)
+        if self.view.roles[dest] is None and message.kind is Kind.PROBE:
+            return
+        if self.view.roles[dest] is None:
+            self.tasks.echoes.append(self._gone(dest, message))
+        else:
+            if self.replay is not None and self.replay.lost(address, message.time):
+                self.tasks.echoes.append(self._gone(dest, message))
+            self.send(dest, message)
+
+    def _gone(self, rank: int, request: Message) -> Message:
+        """Make the reply that a dead rank would give."""
+        text = f"rank {rank} ({self.layout.places[rank]}) is gone"
+        reply = Message(Kind.FAILURE, request.command, rank, meta={"lost": True, "text": text})
+        reply.time, reply.epoch = request.time, self.view.epoch
+        return reply
+
+    def _encode(self, address: int, message: Message) -> Message:
+        """Pass a worker's request to a shard through the filters."""
+        if address >= 0 or not self.pushes or self.role is not Role.WORKER:
+            return message
+        spec = self.spec_of(message.namespace)
+        if spec is None or message.command not in _REQUESTS:
+            return message
+        about = self._about(spec, message, update_named(spec.update).sums, message.exact)
+        if self.trace is None:
+            return self.pushes.encode(address, message, about)
+        start = self.trace.now()
+        encoded = self.pushes.encode(address, message, about)
+        self.trace.encoded(start, self.view.rank_of(address), encoded)
+        return encoded
+
+    def answer(self, origin: int, reply: Message) -> None:
+        """Send a reply to a task's caller; what a shard answers goes through the filters."""
+        if self.pulls and reply.values is not None and reply.command in _ROWS:
+            spec = self.spec_of(reply.namespace)
+            assert spec is not None
+            about = self._about(spec, reply, False, update_named(spec.update).exact_replies)
+            start = 0.0 if self.trace is None else self.trace.now()
+            reply = self.pulls.encode(origin, copy(reply), about)
+            if self.trace is not None:
+                self.trace.encoded(start, self.view.caller(origin), reply)
+        self.send(self.view.caller(origin), reply)
+
+    @staticmethod
+    def _about(spec: VectorSpec, message: Message, sums: bool, exact: bool) -> About:
+        keys = message.keys if message.keys is not None else message.withheld
+        return About(
+            spec.name, message.command, message.range, sums, 0, message.origin, message.shard, message.time,
+            message.flush, keys, exact,
+        )  # fmt: skip
+
+    def decoded(self, message: Message) -> bool:
+        """Undo what filters did with a message; give whether to go on.
+
+        What they cannot read is a request that will be refused, or a reply that says so.
+        """
+        chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
+        start = 0.0 if self.trace is None else self.trace.now()
+        try:
+            chain.decode(message)
+            if self.trace is not None:
+                self.trace.decoded(start, message)
+        except FilterError as error:
+            if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
+                message.error, message.filtered = error, False
+                return True
+            failure = self.failure(message, error)
+            failure.sender, failure.epoch, failure.acked = message.sender, message.epoch, message.acked
+            failure.after = message.after
+            self._take_reply(failure)
+            return False
+        return True
+
+    def reply(
+        self,
+        request: Message,
+        values: NDArray[Any] | None = None,
+        meta: dict[str, Any] | None = None,
+        keys: NDArray[np.uint64] | None = None,
+    ) -> None:
+        """Finish a request to this rank, with rows of values, with metadata, with keys, or with nothing."""
+        self._finish(request, reply_to(request, values, meta, keys))
+
+    def fail(self, request: Message, error: BaseException) -> None:
+        """Finish a request to this rank with an error, which is raised where its caller waits for it."""
+        self._finish(request, self.failure(request, error))
+
+    def _finish(self, request: Message, reply: Message) -> None:
+        self._ready.extend(self.inbox.finish(request.origin, request.time, reply))
+        self.answer(request.origin, reply)
+
+    def failure(self, request: Message, error: BaseException) -> Message:
+        """Make the reply that says why a request failed."""
+        reply = reply_to(request, meta=self.describe(error))
+        reply.kind = Kind.FAILURE
+        return reply
+
+    def describe(self, error: BaseException) -> dict[str, Any]:
+        """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
+        if isinstance(error, RemoteError):
+            return error.to_meta()
+        text = in_a_line(error)
+        usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
+        at = "" if is_input and not usage else program_line.of(error)
+        if at and (
+            usage or says_all(error) or isinstance(error, ProtocolError)
+        ):  # a traceback says it of all others
+            text = f"{text} (at {at})"
+        trace = "".join(traceback.format_exception(error))
+        lost = isinstance(error, (WorkerLost, NoWorkerLeft))
+        follows = lost or isinstance(error, ShardLost) or type(error).__module__.startswith("mpi4py")
+        if follows:  # of one death there may be hundreds
+            note("failed", error=text, follows=True)
+        else:
+            note("failed", ERROR, error=text, at=at, trace=trace)
+        return {
+            "rank": self.rank,
+            "role": f"{self.place.role.name.lower()} {self.place.index}",
+            "host": self.host,
+            "text": text,
+            "trace": "" if says_all(error) else trace[-8000:],
+            "is_input": is_input,
+            "is_usage": usage,
+            "at": at,
+            **({"lost": True} if lost else {}),
+        }
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    def poll(self) -> bool:
+        """Move at most one message, or use the leisure; give whether there was anything to do."""
+        if self.view.roles[self.rank] is None:
+            raise Fenced
+        now = self.van.now()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self._tick(now)
+        if self.record is not None:
+            self.record.turn()
+        message = self.van.receive()
+        if message is ANSWER:
+            if self.record is not None:
+                self.record.answered(*self.tasks.asked_at(self.van.slot), self.van.version())
+            self.tasks.answered(self.van.slot)
+        elif message is not None:
+            if self.trace is not None:
+                self.trace.heard()
+            self.take(message)
+        elif self.replay is not None and self.replay.tell():
+            pass
+        elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.leisure():
+            self.flush()
+            return False
+        self.act()
+        self._turn += 1
+        if self._turn >= TURN:
+            self.flush()
+        return True
+
+    def act(self) -> None:
+        """Do what follows from what has been taken."""
+        while self.tasks.echoes:
+            self.tasks.answer(self.tasks.echoes.popleft())
+        while self._ready and self.handlers:  # without any, this rank is about to take another role
+            if self.record is None:
+                self._start(self._ready.popleft())
+                continue
+            with self.record.one_go():  # a call that runs at once may wait for copies
+                self._start(self._ready.popleft())
+
+    def _tick(self, now: float) -> None:
+        if self.faults is not None:
+            self.faults.poll()
+            while self._delayed and self._delayed[0][0] <= now:
+                _, _, dest, late = heappop(self._delayed)
+                self.van.send(dest, late)
+        if self.resend is not None:
+            self.tasks.probe()
+        if self.tasks.ahead and self.tasks.time - self.tasks.acked > LAG:
+            self.hasten()
+        for ticking in self.on_tick:
+            ticking()
+
+    def take(self, message: Message) -> None:
+        """Take a message that has arrived."""
+        view, kind, shard = self.view, message.kind, message.shard
+        if view.roles[message.sender] is None:
+            return
+        if message.command is Command.TOGETHER:
+            for each in unbundle(message):
+                self.take(each)
+        elif self.replay is not None:
+            self.replay.take(message)
+        elif message.epoch > view.epoch and message.command not in URGENT:
+            self._early.append(message)
+        elif kind is Kind.CONTROL:
+            if message.command in self.controls:
+                self.controls[message.command](message)
+        elif kind is Kind.CHAIN or (shard >= 0 and kind in _ASKING):
+            self.shards(message)
+        elif message.filtered and not self.decoded(message):
+            return
+        elif kind is Kind.REQUEST:
+            self.admit(message)
+        elif kind is Kind.PROBE:
+            self._probed(message)
+        elif kind is Kind.MISSING:
+            self.tasks.missing(message)
+        elif kind is Kind.SEND_KEYS:
+            self.sent_keys += self.tasks.send_keys(message)
+        else:
+            self._take_reply(message)
+
+    def admit(self, request: Message) -> None:
+        """Let a request to this rank start as soon as it may."""
+        self._ready.extend(self.inbox.admit(request))
+
+    def _probed(self, probe: Message) -> None:
+        """Tell a caller that hears nothing which of its requests to this rank have not come."""
+        missing = [(time, time + 1) for time, _ in probe.after if not self.inbox.repeat(probe.origin, time)]
+        self.answer(probe.origin, missing_of(probe, missing))
+
+    def _landing(self, message: Message) -> NDArray[Any] | None:
+        """Say where the values of a message that is on its way are wanted."""
+        if not self.direct or message.kind is not Kind.REPLY or message.command is not Command.PULL:
+            return None  # an answer that came twice would be written twice, the second time perhaps too late
+        if message.shard < 0 or message.sender != self.view.chains[message.shard].members[0]:
+            return None
+        return self.tasks.place(message)
+
+    def _take_reply(self, message: Message) -> None:
+        shard = message.shard
+        if message.after:
+            self._acknowledged(message)
+        if shard < 0 or message.sender == self.view.chains[shard].members[0]:
+            # What a former primary read may be older than what its successor has told others since.
+            self.tasks.answer(message)
+
+    def _no_shards(self, message: Message) -> None:
+        """Take a request to a shard where there are none: its sender will hear of the view in which that is so."""
+
+    def _start(self, request: Message) -> None:
+        try:
+            handler = self.handlers.get(request.command)
+            if handler is None:
+                raise ProtocolError(f"no {request.command.name} is served here")
+            handler(request)
+        except Exception as error:
+            self.fail(request, error)
+
+    def _stop(self, message: Message) -> None:
+        raise Stopped(int(message.meta["code"]), str(message.meta.get("reason", "")))
+
+    def _failed(self, message: Message) -> None:
+        raise RemoteError.from_meta(message.meta, message.sender)
+
+    # --- the view ------------------------------------------------------------------------------
+
+    def adopt(self, view: View) -> None:
+        """Go over to a later view; what waits for ranks that are gone, or is another rank's to answer, is seen to.
+
+        Raises:
+            Fenced: this rank is not in it.
+        """
+        before = self.view
+        if view.epoch <= before.epoch:
+            return
+        self.flush()  # under the view by which it was meant
+        self.view, self.van.epoch = view, view.epoch
+        if view.roles[self.rank] is None:
+            raise Fenced
+        works = Role.WORKER in (before.roles[self.rank], view.roles[self.rank])
+        if self.record is not None and works and view.crew != before.crew:
+            self.record.crew(view)
+        for rank in set(before.alive) - set(view.alive):
+            self.van.bury(rank)
+            self._barrier.add(rank)
+            lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
+            self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
+        if view.roles[self.rank] is not before.roles[self.rank]:
+            self.handlers.clear()
+        if view.crew != before.crew:
+            self._break_rounds()
+        moved = [
+            ~shard
+            for shard, (old, new) in enumerate(zip(before.chains, view.chains, strict=True))
+            if old.members[0] != new.members[0]
+        ]
+        for told in self.on_view:
+            told(before, view)
+        self.van.land()
+        self.tasks.redirect(moved, "moved")
+        early, self._early = self._early, []
+        for message in early:
+            self.take(message)
+
+    def _break_rounds(self) -> None:
+        """Fail what was to be summed with contributions of workers that are not the same any more."""
+        why = Message(Kind.FAILURE, Command.PUSH, meta={"lost": True, "text": "the workers have changed"})
+        self.tasks.give_up(why, lambda address, request: address < 0 and request.round != NO_ROUND)
+        # Others may wait at their shards for what was given up: they do not depend on it any more.
+        self.tasks.redirect([~shard for shard in range(len(self.view.chains))], "workers")
+
+    # --- waiting and working -----------------------------------------------------------------
+
+    def wait(self, task: Task) -> Any:
+        """Poll until `task` is finished; give its result.
+
+        Raises:
+            RemoteError: a part of the task failed on another rank. It is raised at once: the other parts may
+                be waiting for what will never come.
+            WorkerLost: a worker has died that had part in it, and all others have ended theirs.
+        """
+        if task.received < task.expected:
+            start, worked = self.van.now(), self.worked
+            outer, self._wait = self._wait, (start, task)
+            try:
+                while not task.settled:
+                    if not self.poll():
+                        self.van.idle()
+            finally:
+                self._wait = outer
+            self.flush()
+            now = self.van.now()
+            own = now - start - (self.worked - worked)
+            self.waited += own
+            if self.trace is not None and (self.trace.open or own > LONG):
+                self.trace.waited(start, now, own, task.time)
+        if task.error is not None:
+            task.heeded = True
+            self._say_who_asked(task)
+            raise task.error
+        return task.result
+
+    def _say_who_asked(self, task: Task) -> None:
+        """Let an error of another rank's tell what was asked for, and on which line of the program."""
+        error, at = task.error, program_line.told(task.spot)
+        if isinstance(error, RemoteError) and at and not error.asked:
+            if error.at and min(task.under_way, default=-1) >= 0:
+                return  # a call of a worker's method, whose own line is known
+            error.asked = f"{self.who} at {at} ({task.what})"
+
+    def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
+        """Wait for each of `tasks`; give their results in order."""
+        return [self.wait(task) for task in list(tasks)]
+
+    def wait_until(self, done: Callable[[], bool], cause: str = "") -> None:
+        """Poll until `done()`; the time counts as waiting, but for what callbacks spend `working`.
+
+        A trace says that the wait was for the `cause`.
+        """
+        start, worked = self.van.now(), self.worked
+        outer, self._wait = self._wait, (start, cause)
+        try:
+            while not done():
+                if not self.poll():
+                    self.van.idle()
+        finally:
+            self._wait = outer
+        self.flush()
+        now = self.van.now()
+        own = now - start - (self.worked - worked)
+        self.waited += own
+        if self.trace is not None and (self.trace.open or own > LONG):
+            self.trace.waited(start, now, own, -1, cause)
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when this rank waits; None if it does not."""
+        return None if self._wait is None else self._wait[0]
+
+    def waits_for(self) -> str:
+        """Say what this rank waits for, and from whom; "" if for nothing that has a name."""
+        what = "" if self._wait is None else self._wait[1]
+        if isinstance(what, str):
+            return what
+        at = program_line.told(what.spot)
+        whom = sorted(set(map(self.view.rank_of, self.tasks.unanswered(what))))
+        names = ", ".join(f"rank {rank} ({self.layout.places[rank]})" for rank in whom)
+        then = f"no answer from {names}" if whom else "not sent yet, since what it is to follow is unfinished"
+        return f"{what.what or 'an answer'}{f' at {at}' if at else ''}: {then}"
+
+    def _acknowledged(self, message: Message) -> None:
+        for shard, time in message.after:
+            self.tasks.acknowledge(~shard, time)
+
+    def settle(self, since: int) -> None:
+        """Wait until what was asked for at time `since` or later is finished, and whole chains have its pushes.
+
+        That are all pushes of this node that were answered ahead. What somebody has waited for costs nothing again.
+
+        Raises:
+            RemoteError, WorkerLost: some of it has failed, and nobody was told.
+        """
+        while self.tasks.time > since and (tasks := self.tasks.unheeded(since)):
+            for task in tasks:
+                self.wait(task)
+        self.wait_until(self._is_settled, "copies of its pushes")
+
+    def _is_settled(self) -> bool:
+        self.hasten()
+        return not self.tasks.ahead
+
+    def hasten(self) -> None:
+        """Tell servers that their words on what was answered ahead are waited for: each once, until there is more.
+
+        The words then come as soon as they are true.
+        """
+        named: dict[int, list[tuple[int, int]]] = {}
+        for address, time in self.tasks.newly_ahead():
+            named.setdefault(self.view.rank_of(address), []).append((~address, time))
+        for dest, pushes in named.items():
+            hasten = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
+            self.send(dest, hasten)
+
+    def working(self) -> _Working:
+        """Count the time inside `with node.working():` as work; an injected straggler is slow there."""
+        return self._working
+
+    def account(self) -> dict[str, Any]:
+        """Say what this node has sent and done so far: bytes, seconds, its process' `cpu` time and peak `memory`.
+
+        Of the memory now, `pss` is its share, and `private` what it shares with nobody (bytes, on Linux).
+        """
+        filters = self._filters()
+        return {
+            "sent": self.van.sent_bytes,
+            "messages": self.van.sent_messages,
+            "received": self.van.received_bytes,
+            "waited": self.waited,
+            "worked": self.worked,
+            "cpu": process_time(),
+            "sent_again": dict(self.again),
+            "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+            **memory_of_its_own(),
+            "filters": {
+                name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
+            },
+        }
+
+    def saved(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
+        """Count what a filter of the program's own has left out, of what workers or servers send: bytes.
+
+        A worker may speak for the servers, as far as they answer it.
+        """
+        each = self._left_out.setdefault(name, {}).setdefault(role, Saved())
+        each.raw += raw
+        each.wire += wire
+
+    def _filters(self) -> dict[str, dict[str, Saved]]:
+        """Say what each filter was given and has made of it: by its name, and by whose messages those are."""
+        found = {name: dict(by) for name, by in self._left_out.items()}
+        if self.key_bytes:
+            caching = found.setdefault("key_caching", {})
+            caching["worker"] = Saved(self.key_bytes, self.sent_keys)
+            caching["server"] = Saved(self.answered_keys, 0)
+        for role, chain in (("worker", self.pushes), ("server", self.pulls)):
+            for name, each in chain.saved.items():
+                found.setdefault(name, {})[role] = each
+        return found
+
+    def step(self, step: int) -> None:
+        """Say that a step of the algorithm begins; injected faults may be due."""
+        if self.faults is not None:
+            self.faults.step(step)
+
+    def breathe(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items through, moving messages between them, so that a long loop still hears a stop."""
+        for item in items:
+            self._breathe()
+            yield item
+
+    def _breathe(self) -> None:
+        if self.replay is not None:
+            self.replay.breathe()
+        elif self.record is not None:
+            with self.record.breath():
+                self.poll()
+        else:
+            self.poll()
+        self.flush()
+
+    # --- leaving -----------------------------------------------------------------------------
+
+    def control(self, dest: int, command: Command, meta: dict[str, Any]) -> None:
+        """Send a control message."""
+        self.send(dest, Message(Kind.CONTROL, command, meta=meta))
+
+    def absent(self, rank: int) -> None:
+        """Note that a rank is gone, view or not: it is not waited for when all leave."""
+        self._barrier.add(rank)
+
+    def _all_gone(self, message: Message) -> None:
+        self._gone_together = True
+
+    def leave(self, patience: float = 3.0) -> bool:
+        """Leave together: wait until every rank has nothing left to do; give whether all were so in time.
+
+        Each tells the leader, and the leader tells all: two messages a rank. A successor to the leader is told again.
+        """
+        deadline = self.van.now() + patience
+        told = NOBODY
+        while not self._gone_together or self.van.pending():
+            leader = self.view.leader
+            if leader == self.rank:
+                others = set(self.view.alive) - {self.rank}
+                if not self._gone_together and others <= self._barrier:
+                    self._gone_together = True
+                    for dest in others:
+                        self.control(dest, Command.GONE, {})
+            elif told != leader:
+                told = leader
+                self.control(leader, Command.BARRIER, {})
+            if self.van.now() > deadline:
+                return False
+            self._barrier.update(self.van.failed())
+            try:
+                if not self.poll():
+                    self.van.idle()
+            except (Stopped, MpipsError):
+                continue  # it leaves already
+            except Fenced:
+                return True
+        return True

@@ -1,0 +1,148 @@
+"""Programs: an application of the parameter server, in a file of its own.
+
+A program is a module with three names:
+
+* `Settings`, a frozen dataclass: its table in the job file;
+* `schedule(cluster, settings) -> dict`, the scheduler's part: it drives the passes and gives the metrics;
+* `Worker(context)`, the worker's part: the scheduler calls its public methods by name (`mpips.calls` lists the names
+  that they cannot have).
+
+It may have a fourth, `exact_sums(job) -> str`: why its result hangs on the number of workers even with [layout]
+exact_sums, "" if it does not. Without it that option is refused.
+
+It may register server functions with `mpips.storage.updates.update` and `mpips.storage.updates.call`: the module is
+loaded on every rank.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mpips.calls import check_worker
+from mpips.errors import JobError, MpipsError, UsageError
+from mpips.process.program_line import register
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program; see the module."""
+
+    name: str
+    settings: type
+    schedule: Callable[..., dict[str, Any]]
+    worker: Callable[..., Any]
+    module: ModuleType
+    exact_sums: Callable[..., str] | None = None
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """Give a function beside those three, such as `query`, by which a command asks what a run has made.
+
+        Raises:
+            JobError: the program has none of that name.
+        """
+        found = getattr(self.module, name, None)
+        if not callable(found):
+            raise JobError(f"program {self.name!r} ({self.module.__file__}) has no function `{name}`")
+        return found  # type: ignore[no-any-return]
+
+
+def load_program(name: str, base: Path) -> Program:
+    """Load a program by name (`mpips.jobs.NAME.job`), as a `.py` file relative to `base`, or as a dotted module.
+
+    Raises:
+        JobError: there is no such program, it does not load, it lacks one of the three names, or its Worker has a
+            method whose name is mpips' own.
+    """
+    try:
+        module = _module(name, base)
+    except MpipsError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise JobError(f"program {name!r} does not load: {type(error).__name__}: {error}") from error
+    missing = [part for part in ("Settings", "schedule", "Worker") if not hasattr(module, part)]
+    if missing:
+        raise JobError(f"program {name!r} ({module.__file__}) has no {' and no '.join(missing)}")
+    if not is_dataclass(module.Settings):
+        raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
+    try:
+        check_worker(module.Worker)
+    except UsageError as error:
+        raise JobError(f"program {name!r}: {error}") from None
+    register(module.__file__)
+    settings: type = module.__dict__["Settings"]
+    says = getattr(module, "exact_sums", None)
+    return Program(table_name(name), settings, module.schedule, module.Worker, module, says)
+
+
+def vouched(named: str | None) -> Callable[[str, Path], Program]:
+    """Give a loader for what a run, a model or a checkpoint names, which may be anybody's; for
+    `mpips.config.job_file.load`.
+
+    It loads the programs that come with mpips. Another one, which is code that this process would run, it loads only if
+    the user has named it: that one, whatever the file says.
+
+    Args:
+        named: the `.py` file, relative to the working folder, or dotted module that the user has named, if any.
+    """
+
+    def load(name: str, base: Path) -> Program:
+        if named is not None:
+            return load_program(named, Path.cwd())
+        if comes_with_mpips(name):
+            return load_program(name, base)
+        file = str((base / name).resolve()) if name.endswith(".py") else name
+        raise JobError(
+            f"the program {file!r} does not come with mpips, and is run only if you trust and name it: "
+            f"--program {shlex.quote(file) if file.isprintable() else 'FILE.py'}"
+        )
+
+    return load
+
+
+def table_name(name: str) -> str:
+    """Give the job file's table for a program: its own name, without folder, `.py` or package."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
+def _module(name: str, base: Path) -> ModuleType:
+    if name.endswith(".py"):
+        path = (base / name).resolve()
+        if not path.is_file():
+            raise JobError(f"program {name!r}: there is no file {path}")
+        alias = f"mpips_program_{path.stem}"
+        spec = importlib.util.spec_from_file_location(alias, path)
+        if spec is None or spec.loader is None:
+            raise JobError(f"program {name!r}: {path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[alias] = module
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # the program's own kernels stand beside it
+        spec.loader.exec_module(module)
+        return module
+    target = name if "." in name else f"mpips.jobs.{name}.job"
+    if (
+        importlib.util.find_spec(target.rpartition(".")[0]) is None
+        or importlib.util.find_spec(target) is None
+    ):
+        raise JobError(f"there is no program {name!r}; built in: {', '.join(built_in())}; or name a .py file")
+    return importlib.import_module(target)
+
+
+def comes_with_mpips(name: str) -> bool:
+    """Whether a program's name in a job file means one that comes with mpips."""
+    return name in built_in() or name in [f"mpips.jobs.{each}.job" for each in built_in()]
+
+
+def built_in() -> list[str]:
+    """List the programs that come with mpips."""
+    jobs = importlib.util.find_spec("mpips.jobs")
+    folders = (jobs.submodule_search_locations or []) if jobs else []
+    return sorted({path.parent.name for folder in folders for path in Path(folder).glob("*/job.py")})

@@ -1,0 +1,131 @@
+"""Files of JSON lines: metrics, logs, records of what happened. Each line is an object, appended whole.
+
+A disk that is full, or a node that dies, leaves a last line that is torn. The next who appends would glue a line of
+theirs to it, and lose both. So a torn end is cut off when a file is opened to append, and whoever reads skips what is
+no object, and counts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from mpips.errors import ClosedError
+from mpips.files.json_shape import parsed
+from mpips.files.json_values import Nulls, plain
+from mpips.files.safe_open import LARGEST_TEXT, open_own, read_bytes
+
+_PIECE = 1 << 16
+
+
+class Read(NamedTuple):
+    """What a file of lines holds: its objects, and how many lines are none."""
+
+    objects: list[dict[str, Any]]
+    bad: int
+
+
+def passed_over(path: Path, bad: int) -> str:
+    """Say that lines were passed over, in a line; "" if there are none."""
+    if not bad:
+        return ""
+    return f"warning: {path}: passed over {bad} {'line that is' if bad == 1 else 'lines that are'} no JSON object"
+
+
+def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:
+    """Read a file of JSON lines; empty if there is none.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or holds more than `most` bytes; see `mpips.files.safe_open`.
+    """
+    try:
+        raw = read_bytes(path, follow=False, most=most)
+    except FileNotFoundError:
+        return Read([], 0)
+    objects, bad = [], 0
+    for line in raw.split(b"\n"):
+        if line.strip():
+            value = None
+            with suppress(ValueError):
+                value = parsed(line)
+            if isinstance(value, dict):
+                objects.append(value)
+            else:
+                bad += 1
+    return Read(objects, bad)
+
+
+class Lines:
+    """A file of JSON lines that grows: each line is in the file, whole, when `append` returns.
+
+    Use it with `with`, or call `close`, any number of times.
+
+    Raises:
+        OSError: the file cannot be written, or is no regular file; names it. A symbolic link is not followed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = open_own(path, append=True)
+        try:
+            self._cut(os.fstat(self._handle).st_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Write one object as one line; what is not finite, and what JSON cannot say, as null.
+
+        What of it was written when that failed is taken back.
+
+        Raises:
+            ClosedError: after `close`.
+            OSError: it cannot be written; names the file.
+        """
+        if self._handle is None:
+            raise ClosedError(f"{self.path} was closed")
+        line = json.dumps(plain(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
+        whole = line
+        try:
+            while line:
+                line = line[os.write(self._handle, line) :]
+        except OSError as error:
+            with suppress(OSError):
+                if len(line) < len(whole):
+                    self._cut(os.fstat(self._handle).st_size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def _cut(self, size: int) -> None:
+        """Cut off a last line that does not end."""
+        assert self._handle is not None
+        end = size
+        while end:
+            begin = max(0, end - _PIECE)
+            at = os.pread(self._handle, end - begin, begin).rfind(b"\n")
+            if at >= 0:
+                end = begin + at + 1
+                break
+            end = begin
+        if end < size:
+            os.ftruncate(self._handle, end)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Lines:
+        """Give itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()

@@ -1,0 +1,74 @@
+"""Reading numpy's archives of arrays (.npz): numbers only, and no more of them than the file holds.
+
+An archive's directory and its arrays' headers may promise any size, which numpy would reserve before it reads.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from mpips.files.safe_open import open_regular
+
+_RATIO = 100
+"""Times that arrays may have been compressed, if they are large: keys and values are by far less."""
+_SPARE = 1 << 26
+"""Bytes of an archive that may have been compressed more."""
+
+
+def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an archive, by name.
+
+    Args:
+        path: the file.
+        follow: whether `path` may be a symbolic link, see `mpips.files.safe_open`.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: it is no archive of arrays of numbers and texts, or damaged.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    with open_regular(path, follow=follow) as raw:
+        size = raw.seek(0, 2)
+        try:
+            with zipfile.ZipFile(raw) as archive:
+                members = archive.infolist()
+                if sum(member.compress_size for member in members) > size:  # some share their bytes
+                    raise ValueError("its arrays claim to hold more than the file does")
+                spare = _SPARE
+                for member in members:
+                    spare -= max(0, member.file_size - _RATIO * member.compress_size)
+                    if spare < 0:
+                        raise ValueError(f"{member.filename} claims to hold more than the file can")
+                    with archive.open(member) as file:
+                        name = member.filename.removesuffix(".npy")
+                        found[name] = _array(file, name, member.file_size)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+            raise ValueError(f"is no archive of arrays, or damaged: {error}") from None
+    return found
+
+
+def _array(file: Any, name: str, size: int) -> NDArray[Any]:
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} is an array of another format version, {version}")
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if dtype.hasobject or dtype.itemsize == 0 or any(length < 0 for length in shape):
+        raise ValueError(f"{name} is an array of {dtype} of the shape {shape}; numbers and texts are read")
+    count = 1
+    for length in shape:
+        count *= length  # of Python's, which has no bounds
+    if count * dtype.itemsize > size:
+        raise ValueError(f"{name} claims {count:,} numbers, and has {size:,} bytes")
+    content = file.read(count * dtype.itemsize)
+    if len(content) != count * dtype.itemsize:
+        raise ValueError(f"{name} is cut off")
+    array = np.frombuffer(bytearray(content), dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

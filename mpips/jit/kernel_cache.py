@@ -1,0 +1,171 @@
+"""Where compiled kernels are kept: the one place that decides it.
+
+Whoever can write to that folder has code run by whoever loads kernels from it. So it must belong to this user or to
+root, and nobody else may write to it. Taken is the first of these that is so, and that this user can write to:
+
+- the folder that NUMBA_CACHE_DIR names
+- `__pycache__` beside the files that kernels are made of
+- `mpips/kernels` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)
+- `mpips-kernels-UID` in the system's folder for temporary files, made for this user alone; another number follows if
+  somebody else has taken that name
+
+Ranks of a host come to the same answer, since it is a matter of the file system and the environment only. What is out
+of the ordinary is said in a line by the first process that meets it, which tells those that it starts by the
+environment (`SETTLED`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from mpips.process import user_folders
+from mpips.process.first_rank import seems_first
+from mpips.process.printable import printable
+
+SETTLED = "MPIPS_KERNEL_CACHE"
+"""Set to what was said by a process that has said it."""
+NAMED = "NUMBA_CACHE_DIR"
+_NAMES = 16  # of folders for temporary files that are tried
+
+
+class Place(NamedTuple):
+    """Where the kernels of a folder of sources are kept."""
+
+    folder: Path | None
+    """None: nowhere, and each process compiles them."""
+    beside: bool
+    """It is the sources' own `__pycache__`."""
+    flaws: tuple[str, ...]
+    """What is wrong with the folders that were looked at before."""
+    remark: str
+    """What the user should know; empty if all is as usual."""
+
+
+@cache
+def place(sources: str) -> Place:
+    """Decide where the kernels of the files in a folder are kept; that folder is there then."""
+    named, flaws = os.environ.get(NAMED, ""), []
+    if named:
+        named = os.path.abspath(named)
+        found = _flaw(Path(named), _leaf(sources))
+        if not found:
+            return Place(Path(named, _leaf(sources)), False, (), "")
+        flaws.append(f"{NAMED}={named} is not used: {found}")
+    beside = Path(sources, "__pycache__")
+    found = _flaw(beside)
+    if not found:
+        return Place(beside, True, tuple(flaws), _remark(flaws, beside))
+    flaws.append(found)
+    for base in _bases():
+        found = _flaw(base, _leaf(sources))
+        if not found:
+            temporary = base.parent == Path(tempfile.gettempdir())
+            said = flaws if temporary else flaws[: bool(named)]
+            return Place(base / _leaf(sources), False, tuple(flaws), _remark(said, base))
+        flaws.append(found)
+    nowhere = "compiled kernels cannot be kept, so that each process compiles them, for a minute or more"
+    return Place(None, False, tuple(flaws), f"{nowhere}: {'; '.join(flaws)}")
+
+
+def settle(sources: str) -> Place:
+    """Decide as `place` does, and say what is out of the ordinary, unless somebody has."""
+    found = place(sources)
+    if found.remark:
+        remark(found.remark)
+    return found
+
+
+def remark(text: str) -> None:
+    """Say something about the cache, unless this process or one that has started it has said anything."""
+    if not os.environ.get(SETTLED):
+        os.environ[SETTLED] = text
+        if seems_first():
+            with suppress(OSError):
+                print(f"mpips: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _remark(flaws: list[str], folder: Path) -> str:
+    return f"compiled kernels are kept in {folder}: {'; '.join(flaws)}" if flaws else ""
+
+
+def _leaf(sources: str) -> str:
+    """Name the folder for a folder of sources, within one for all."""
+    path = os.path.realpath(sources)
+    return f"{os.path.basename(path)}-{hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
+
+
+def _bases() -> Iterator[Path]:
+    """List the folders for all kernels, as the module says."""
+    own = user_folders.cache()
+    if own is not None:
+        yield own / "mpips" / "kernels"
+    with suppress(OSError):  # there is nowhere to write at all
+        folder = Path(tempfile.gettempdir())
+        yield from (
+            folder / f"mpips-kernels-{os.geteuid()}{f'-{number}' if number else ''}"
+            for number in range(_NAMES)
+        )
+
+
+def _flaw(base: Path, leaf: str = "") -> str:
+    """Make a folder; say why no code is kept there, or loaded from it, or give "" if that can be."""
+    folder = base / leaf
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for each in (base, folder):
+            # What Python keeps beside the sources is for everybody to read.
+            each.mkdir(mode=0o700 if leaf else 0o777, exist_ok=True)
+        for each in (base, folder):
+            found = exposed(each)
+            if found:
+                return found
+    except OSError as error:
+        return f"{error.filename or base}: {error.strerror or error}"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+
+def exposed(folder: Path) -> str:
+    """Say who else can change what is in a folder; "" if nobody but this user and root can.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    path = Path(os.path.realpath(folder))
+    for each in (path, *path.parents):  # who can rename a folder above can put another one in its place
+        about = each.stat()
+        if about.st_uid != os.geteuid() and about.st_uid not in _roots():
+            return f"{each} belongs to another user (uid {about.st_uid})"
+        if each == path and about.st_mode & stat.S_IWGRP and about.st_uid != os.geteuid():
+            return f"the group of {each} can write to it"
+        # In a folder such as /tmp, only its owner can rename or remove what is there.
+        if about.st_mode & stat.S_IWOTH and (each == path or not about.st_mode & stat.S_ISVTX):
+            return f"anybody can write to {each}"
+    return ""
+
+
+@cache
+def _roots() -> tuple[int, ...]:
+    """Give the users that count as root: in a container whose users are mapped, the real one has another number."""
+    with suppress(OSError, ValueError):
+        begin, _, count = Path("/proc/self/uid_map").read_text().split()[:3]
+        if int(begin) > 0 or int(count) < 2**32 - 1:
+            return 0, int(Path("/proc/sys/kernel/overflowuid").read_text())
+    return (0,)
+
+
+def shared_with(folder: Path) -> str:
+    """Say which group can change what is in a folder of this user's; "" if none but the user's own can."""
+    with suppress(OSError):
+        about = folder.stat()
+        if about.st_mode & stat.S_IWGRP and about.st_gid != os.getegid():
+            return f"group {about.st_gid}"
+    return ""

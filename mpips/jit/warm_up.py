@@ -1,0 +1,75 @@
+"""Whether the kernels that a job needs have been compiled on this machine: N ranks would each do it, at the same time.
+
+A mark beside the compiled kernels (`mpips.jit.kernel_cache`) says that they were, for these files, this Python and this
+machine. It holds how many kernels there were, so that a cache that was cleared is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from mpips.files.safe_open import read_text, replacing
+from mpips.jit.kernel_cache import settle
+from mpips.process.host import host_name
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Mark:
+    """The mark of a job: of its program, found from the folder `base`, and its filters."""
+
+    def __init__(self, program: str, base: Path, filters: Iterable[object], package: Path = PACKAGE) -> None:
+        folders = [package, package / "jobs"]  # which may be a link
+        if program.endswith(".py"):
+            folders.append((base / program).parent)
+        digest = hashlib.blake2b(digest_size=16)
+        about = (
+            sys.executable,
+            host_name(),
+            version("numba"),
+            version("numpy"),
+            program,
+            *map(str, filters),
+        )
+        digest.update(os.fsencode("\0".join(about)))
+        sources = sorted({path for folder in folders for path in _files(folder, ".py")})
+        for path in sources:
+            with suppress(OSError):
+                stat = path.stat()
+                digest.update(os.fsencode(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0"))
+        places = {settle(str(path.parent)).folder for path in sources if package in path.parents}
+        self._folders = sorted({os.path.realpath(folder) for folder in places if folder is not None})
+        kept = settle(str(package)).folder
+        self.path = None if kept is None else kept / f"warm-{digest.hexdigest()}"
+        """The file; None where kernels cannot be kept."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the kernels were compiled, and are there still."""
+        if self.path is None:
+            return False
+        try:
+            return self._compiled() >= int(read_text(self.path, follow=False, most=100))
+        except (OSError, ValueError):
+            return False
+
+    def set(self) -> None:
+        """Note that the kernels are compiled; where that cannot be written, they are looked for again next time."""
+        if self.path is not None:
+            with suppress(OSError), replacing(self.path) as file:
+                file.write(str(self._compiled()).encode())
+
+    def _compiled(self) -> int:
+        return len({path for folder in self._folders for path in _files(Path(folder), ".nbc")})
+
+
+def _files(folder: Path, suffix: str) -> Iterable[Path]:
+    """List files below a folder."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names if name.endswith(suffix))

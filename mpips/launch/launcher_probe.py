@@ -1,0 +1,171 @@
+"""Which launcher fits the MPI that mpi4py loads, in the allocation that we are in: tried with two ranks each.
+
+A launcher and an MPI that do not speak the same PMI mostly end well, as N worlds of one rank each that all do the same
+work, and neither of the two says so. So each is asked to start `mpips.launch.ping`, and what its ranks say is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpips.launch import slurm_env
+from mpips.process import interpreter
+
+PATIENCE = 30.0
+"""Seconds for two ranks to start, talk and end."""
+MARK = "mpips-ping "
+"""What begins the line by which each first rank of a world tells what it has found."""
+FITS = {"openmpi": ("pmix", "pmi2"), "mpich": ("pmi2", "cray_shasta", "pmix")}
+"""Plugins of srun worth trying with an MPI, the likeliest first; others are for other MPIs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of starting two ranks."""
+
+    launcher: str
+    """As one would write it: mpirun, "srun --mpi=pmix"."""
+    fits: bool
+    """Whether they were one world."""
+    said: str
+    """What they were, or why there was nothing."""
+    found: Mapping[str, Any]
+    """What the ping found; empty if it did not come to that."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self)
+
+
+def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> Trial:
+    """Judge a start of two ranks by what they wrote.
+
+    Args:
+        launcher: how they were started.
+        output: what they and the launcher wrote to stdout.
+        code: the launcher's exit code; None if it did not end in time.
+        complaint: what was written to stderr.
+    """
+    worlds = []
+    for line in output.splitlines():
+        if MARK in line:
+            with suppress(ValueError):
+                worlds.append(json.loads(line.split(MARK, 1)[1]))
+    last = worlds[-1] if worlds else {}
+    if last.get("size") == 2:
+        hosts = last.get("hosts", 1)
+        where = f"on {hosts} nodes" if hosts > 1 else "on one node"
+        return Trial(launcher, True, f"one world of 2 ranks {where}", last)
+    if worlds:
+        return Trial(launcher, False, f"{len(worlds)} worlds of one rank each", last)
+    if code is None:
+        return Trial(launcher, False, "no end in time", {})
+    lines = [line.strip(" -*=\t") for line in complaint.splitlines()]
+    said = " ".join(dict.fromkeys(line for line in lines if line))
+    return Trial(launcher, False, f"exit code {code}: {said[:300] or 'nothing was said'}", {})
+
+
+def start(
+    launcher: str, line: Sequence[str], environ: Mapping[str, str], patience: float = PATIENCE
+) -> Trial:
+    """Start two ranks by a command line, and judge what comes of it within `patience` seconds."""
+    try:
+        process = subprocess.Popen(
+            line, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", process_group=0,
+        )  # fmt: skip
+    except OSError as error:
+        return Trial(launcher, False, f"cannot be started: {error.strerror}", {})
+    code: int | None = None
+    with process:
+        try:
+            output, complaint = process.communicate(timeout=patience)
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            process.terminate()  # srun then ends its step, and mpirun its ranks
+            try:
+                output, complaint = process.communicate(timeout=5.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, complaint = process.communicate()
+    return judge(launcher, output, code, complaint)
+
+
+def plugins(srun: str) -> list[str]:
+    """List the plugins that srun has for connecting ranks (`srun --mpi=list`); none if it does not say."""
+    try:
+        done = subprocess.run([srun, "--mpi=list"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    words = re.findall(
+        r"[a-z][a-z0-9_]+", re.sub(r"(?m)^.*(types are|available):?", "", done.stdout + done.stderr)
+    )
+    return list(dict.fromkeys(words))
+
+
+def worth_trying(kind: str, known: Sequence[str]) -> list[str]:
+    """Choose the plugins to try with an MPI, where srun has these; "" is srun's own choice, which the site can set."""
+    likely = [name for name in FITS.get(kind, ()) if name in known or not known]
+    return ["", *likely]
+
+
+def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Try srun with each plugin that may fit an MPI of that kind; {} outside an allocation, or without srun.
+
+    Returns the `plugins` that there are, and the `trials`.
+    """
+    environ = os.environ if environ is None else environ
+    srun = shutil.which("srun", path=environ.get("PATH"))
+    if srun is None or not environ.get("SLURM_JOB_ID"):
+        return {}
+    known = plugins(srun)
+    nodes = min(2, slurm_env.node_count(environ))
+    trials = []
+    for name in worth_trying(kind, known):
+        chosen = [f"--mpi={name}"] if name else []
+        line = [
+            srun,
+            *chosen,
+            f"--nodes={nodes}",
+            "--ntasks=2",
+            "--overlap",
+            "--kill-on-bad-exit=1",
+            "--quiet",
+        ]
+        program = [*interpreter.python(), "-m", "mpips.launch.ping", "-"]
+        trials.append(start(" ".join(["srun", *chosen]), [*line, *program], environ).facts())
+    return {"plugins": known, "trials": trials}
+
+
+def lines_to_use(
+    kind: str, mpirun_fits: bool, trials: Sequence[Mapping[str, Any]], survives: bool
+) -> list[str]:
+    """Write the lines that start a job here, the best first.
+
+    Args:
+        kind: that of the MPI, which has a plugin that `mpips run` takes unless told otherwise.
+        mpirun_fits: whether the MPI's own launcher gave one world.
+        trials: what srun gave.
+        survives: whether ranks live on under mpirun when one dies.
+    """
+    lines = []
+    named = [str(trial["launcher"]) for trial in trials if trial["fits"]]
+    plugin = next((name.partition("--mpi=")[2] for name in named if "--mpi=" in name), "")
+    by_srun = next((name for name in named if "--mpi=" in name), named[0] if named else "")
+    if mpirun_fits:
+        lines.append("mpips run JOB.toml" + ("    # goes on when a rank dies" if survives else ""))
+    if by_srun:
+        pmi = f" --pmi {plugin}" if plugin and plugin != FITS[kind][0] else ""
+        lines.append(f"mpips run JOB.toml --launcher srun{pmi}")
+        lines.append(
+            f"{by_srun} --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -P -m mpips JOB.toml"
+        )
+    return lines

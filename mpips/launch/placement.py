@@ -1,0 +1,212 @@
+"""Where ranks sit: which node has which roles, whose keys each server holds, and where the copies of them are.
+
+Roles follow from ranks, and the launcher decides which node a rank is on; `mpips run` and the batch scripts have it
+deal ranks to nodes in turn (`deal`). What a run makes of its ranks' hosts is in `mpips.cluster.hash_ring`; this
+shows it, to people.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from mpips.cluster.layout import Layout
+from mpips.cluster.view import first_view
+from mpips.config.job_file import Job
+from mpips.errors import InputError, LayoutError
+from mpips.process.printable import printable
+from mpips.ranges import END
+from mpips.rundir.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one server holds at the start: parts of the whole key space, in [0, 1]."""
+
+    rank: int
+    own: float
+    """Of the keys whose primary it is."""
+    copies: float
+    """Of those that it has copies of."""
+    at: dict[str, float]
+    """By node: how much of its own keys has a copy there."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A job's ranks on nodes."""
+
+    layout: Layout
+    hosts: tuple[str, ...]
+    """By rank."""
+    replicas: int
+    """Copies that there are of each server's keys."""
+    holdings: tuple[Holding, ...]
+    """By server, in the order of rank."""
+
+    @property
+    def nodes(self) -> list[str]:
+        """Return the nodes in the order in which ranks come to them."""
+        return list(dict.fromkeys(self.hosts))
+
+
+def deal(ranks: int, nodes: Sequence[str], room: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Return the node of each rank when they are dealt to nodes in turn; `room` is for how many each node is good.
+
+    Raises:
+        LayoutError: there is not room for all.
+    """
+    if room is not None and sum(room) < ranks:
+        raise LayoutError(f"{ranks} ranks do not fit on {len(nodes)} nodes, which take {sum(room)}")
+    left = dict.fromkeys(nodes, ranks) if room is None else dict(zip(nodes, room, strict=True))
+    found: list[str] = []
+    turns = cycle(nodes)
+    while len(found) < ranks:
+        node = next(turns)
+        if left[node] > 0:
+            left[node] -= 1
+            found.append(node)
+    return tuple(found)
+
+
+def place(job: Job, hosts: Sequence[str]) -> Placement:
+    """Return what a job's run makes of ranks that are on these hosts, one for each rank.
+
+    Raises:
+        LayoutError: it needs another number of ranks.
+    """
+    layout = Layout.of(len(hosts), job.layout)
+    ring = first_view(layout, job.ring.virtual_servers, job.ring.replicas, hosts).ring
+    own, copies = dict.fromkeys(layout.servers, 0.0), dict.fromkeys(layout.servers, 0.0)
+    at: dict[int, dict[str, float]] = {rank: {} for rank in layout.servers}
+    for shard, (owner, *others) in enumerate(ring.chains(job.ring.replicas)):
+        part = ring.range(shard).span / END
+        own[owner] += part
+        for other in others:
+            copies[other] += part
+        for node in {hosts[other] for other in others}:
+            at[owner][node] = at[owner].get(node, 0.0) + part
+    holdings = tuple(Holding(rank, own[rank], copies[rank], at[rank]) for rank in layout.servers)
+    return Placement(layout, tuple(hosts), min(job.ring.replicas, len(layout.servers) - 1), holdings)
+
+
+def hosts_of(run: Path) -> tuple[str, ...]:
+    """Return the host of each rank of a run, from its `run.json`.
+
+    Raises:
+        InputError: the folder holds no run that has begun.
+    """
+    facts = RunFolder(run).read_run() or {}
+    if not facts.get("ranks") or not all("host" in rank for rank in facts["ranks"]):
+        raise InputError(f"{run}: holds no run: there is no run.json that tells of its ranks")
+    return tuple(printable(rank["host"], keep="") for rank in facts["ranks"])
+
+
+# --- for people --------------------------------------------------------------------------------------
+
+
+def describe(placement: Placement) -> str:
+    """Write the placement as two tables, and what is wrong with it."""
+    layout, hosts = placement.layout, placement.hosts
+    rows = [("node", "ranks", "roles")]
+    for node in placement.nodes:
+        ranks = [rank for rank, host in enumerate(hosts) if host == node]
+        roles = [str(layout.places[rank]) for rank in ranks]
+        rows.append((node, _shortened(ranks), _gathered(roles)))
+    held = [("server", "rank", "node", "of all keys", "copies of", "its copies are on")]
+    for index, holding in enumerate(placement.holdings):
+        at = sorted(holding.at.items(), key=lambda item: (-item[1], item[0]))
+        parts = ", ".join(f"{node} {share / holding.own:.0%}" for node, share in islice(at, 4))
+        more = f", {len(at) - 4} more" if len(at) > 4 else ""
+        held.append(
+            (
+                str(index),
+                str(holding.rank),
+                hosts[holding.rank],
+                f"{holding.own:.1%}",
+                f"{holding.copies:.1%}",
+                parts + more or "-",
+            )
+        )
+    said = [f"warning: {line}" for line in warnings(placement)]
+    lines = [*_table(rows), "", *_table(held), *([""] if said else []), *said]
+    return "\n".join(printable(line, keep="") for line in lines)
+
+
+def warnings(placement: Placement) -> list[str]:
+    """Say where copies share a node with their primary, and where one node has more servers than it need have."""
+    hosts, said, copies = placement.hosts, [], placement.replicas
+    servers = Counter(hosts[holding.rank] for holding in placement.holdings)
+    nodes = len(placement.nodes)
+    if copies and len(servers) == 1:
+        where = f"on {next(iter(servers))}" if nodes > 1 else "on this one node"
+        said.append(f"all servers are {where}: their copies outlive a server that dies, not the node")
+    elif copies >= len(servers) and copies:
+        said.append(
+            f"ring.replicas = {copies}, but only {len(servers)} nodes have servers: some copies share a node"
+        )
+    most = -(-len(placement.holdings) // nodes)
+    for node, count in servers.items():
+        if count > most:
+            said.append(
+                f"{node} has {count} of {len(placement.holdings)} servers, {most} would do: let the launcher deal "
+                "ranks to nodes in turn (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
+            )
+    if len(placement.holdings) == 1:
+        said.append("one server: there is nobody to hold copies, and its death ends the run")
+    return said
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _shortened(ranks: Sequence[int]) -> str:
+    if len(ranks) <= 8:
+        return " ".join(map(str, ranks))
+    return " ".join(map(str, ranks[:6])) + f" ... {ranks[-1]} ({len(ranks)})"
+
+
+def _gathered(roles: Sequence[str]) -> str:
+    """Write "worker 0", "worker 3" as "workers 0 3", many of them as a number."""
+    by: dict[str, list[str]] = {}
+    for role in roles:
+        name, _, index = role.partition(" ")
+        by.setdefault(name, []).append(index)
+    return ", ".join(
+        f"{name} {indices[0]}"
+        if len(indices) == 1
+        else f"{name}s {' '.join(indices)}"
+        if len(indices) <= 6
+        else f"{len(indices)} {name}s"
+        for name, indices in by.items()
+    )
+
+
+def summary(job: Job, placement: Placement) -> dict[str, Any]:
+    """Return the placement as JSON-able data."""
+    return {
+        "name": job.name,
+        "replicas": placement.replicas,
+        "ranks": [
+            {
+                "rank": each.rank,
+                "role": each.role.value,
+                "index": each.index,
+                "host": placement.hosts[each.rank],
+            }
+            for each in placement.layout.places
+        ],
+        "servers": [
+            {"rank": each.rank, "own": each.own, "copies": each.copies, "copies_on": each.at}
+            for each in placement.holdings
+        ],
+        "warnings": warnings(placement),
+    }

@@ -1,0 +1,252 @@
+"""The launcher and its ranks as child processes: signals go to them, what they write comes from them, none is left."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpips.process.stop_signals import Wishes
+
+if TYPE_CHECKING:
+    from mpips.launch.mpi_launcher import Launch
+
+GRACE = 5.0
+"""Seconds that ranks have to go after they were told to, before they are killed."""
+ORPHAN_GRACE = 2.0
+"""Seconds that ranks have to go after their launcher has."""
+LINGER, LINGER_FAILED = 5.0, 30.0
+"""Seconds that a launcher has to go once there is a result; longer if it says failed."""
+LOOK = 1.0
+"""Seconds between two looks for a result."""
+ASK_AGAIN, ASK_AT_LEAST = 1.0, 30.0
+"""Seconds after which ranks are asked to stop once more: the first, and the most."""
+
+
+class Children:
+    """The launcher as a child in a process group of its own, with wishes to stop passed on to it.
+
+    All are passed on as USR1, which asks the ranks to checkpoint and stop: a launcher that gets TERM kills them within
+    a second. That is not before the ranks are `ready`, since one that only starts would be killed by it, or a launcher
+    that has no ranks yet forget it; and it is done again, ever more rarely, until the run ends. A second INT, TERM or
+    HUP ends everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that goes on waiting
+    after the run is over, as one does for a rank that was stopped (SIGSTOP) and that the others have left behind.
+
+    Args:
+        launch: what to run.
+        result: gives the run's result once there is one.
+        wishes: those of the command, which keeps them; unless given, those that come while the launcher runs.
+        ready: tells whether the ranks can be asked to stop.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        result: Callable[[], Mapping[str, Any] | None] = lambda: None,
+        wishes: Wishes | None = None,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._launch, self._result, self._ready = launch, result, ready
+        self._wishes = wishes
+        self._look = 0.0
+        self._over = ("", 0.0)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._promised = False  # that the run will stop
+        self._ask, self._pause = 0.0, ASK_AGAIN
+        self._deadline: float | None = None
+        self._copying: list[threading.Thread] = []
+        self._said: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
+
+    @property
+    def said(self) -> str:
+        """What the launcher and the ranks have written last, to stdout and then to stderr."""
+        return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._said)
+
+    def _pass_on(self) -> None:
+        """Copy what the ranks write: a launcher whose reader has gone, as in `| head`, would kill them."""
+        assert self._process is not None
+        pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
+        for pipe, out, kept in zip(pipes, outs, self._said, strict=True):
+            assert pipe is not None
+            copying = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno(), kept), daemon=True)
+            copying.start()
+            self._copying.append(copying)
+
+    def run(self) -> int:
+        """Run the launch to its end; returns its exit code, negative for a signal."""
+        if self._wishes is not None:
+            return self._run(self._wishes)
+        with Wishes() as wishes:
+            wishes.keep()
+            return self._run(wishes)
+
+    def _run(self, wishes: Wishes) -> int:
+        adopt_orphans()
+        try:
+            self._process = subprocess.Popen(
+                self._launch.line,
+                env=self._launch.environment(),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                preexec_fn=_begin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            self._pass_on()
+            while True:
+                try:
+                    code = self._process.wait(timeout=0.2)
+                    self._end_orphans()
+                    clear_session(self._process.pid)
+                    for copying in self._copying:
+                        copying.join(1.0)
+                    return code
+                except subprocess.TimeoutExpired:
+                    self._heed(self._process, wishes.kinds)
+                    if self._lingers():
+                        self._end()
+                    if self._deadline is not None and time.monotonic() > self._deadline:
+                        self._kill()
+        except BaseException:
+            self._kill()
+            raise
+
+    def _heed(self, process: subprocess.Popen[bytes], wishes: Sequence[int]) -> None:
+        """Pass wishes on; USR1, which batch systems send by themselves, kills nothing however often it comes."""
+        stops = sum(kind != signal.SIGUSR1 for kind in wishes)
+        if stops and not self._promised:
+            self._promised = True
+            print(
+                "mpips: stopping after a checkpoint; once more to kill the run", file=sys.stderr, flush=True
+            )
+        now = time.monotonic()
+        if stops > 1:
+            self._end()
+        elif wishes and now >= self._ask and self._deadline is None and self._ready():
+            process.send_signal(signal.SIGUSR1)
+            self._ask, self._pause = now + self._pause, min(2 * self._pause, ASK_AT_LEAST)
+
+    def _end(self) -> None:
+        """Tell the launcher to end everything; what is left is killed at the deadline."""
+        if self._process is not None and self._deadline is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._deadline = time.monotonic() + GRACE
+
+    def _lingers(self) -> bool:
+        """Tell whether the run has been over for so long that its launcher will not end by itself."""
+        now = time.monotonic()
+        if now >= self._look:
+            self._look = now + LOOK
+            status = self._status()
+            if status != self._over[0]:
+                self._over = (status, now)
+        status, since = self._over
+        return bool(status) and now - since > (LINGER_FAILED if status == "failed" else LINGER)
+
+    def _status(self) -> str:
+        """Give the status that the result tells; empty while there is none."""
+        try:
+            result = self._result()
+        except (OSError, ValueError):
+            return ""
+        if result is None or result.get(
+            "provisional"
+        ):  # of a rank that was told to end, and may still stop in order
+            return ""
+        return str(result.get("status") or "")
+
+    def _end_orphans(self) -> None:
+        """Give ranks that outlived their launcher, as when it was killed, a moment; then kill them."""
+        deadline = time.monotonic() + ORPHAN_GRACE
+        while left := descendants(os.getpid()):
+            if time.monotonic() > deadline:
+                kill(left)
+            time.sleep(0.02)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            kill([*descendants(self._process.pid), self._process.pid])
+
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends; where the system cannot, nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
+    """Copy one file descriptor to another until the source ends; a sink that is gone or full takes nothing more.
+
+    The last pieces are also `kept`. A full one is told of on stderr: nobody else would miss what is lost.
+    """
+    gone = False
+    while data := os.read(source, 1 << 16):
+        if kept is not None:
+            kept.append(data)
+        try:
+            while data and not gone:
+                data = data[os.write(sink, data) :]
+        except OSError as error:
+            gone = True
+            if error.errno != errno.EPIPE and sink != sys.stderr.fileno():
+                why = f"mpips: what the run shows cannot be written any more: {error.strerror}; it goes on"
+                print(why, file=sys.stderr, flush=True)
+
+
+def end_with_parent() -> None:
+    """Ask for TERM when the parent ends, even by KILL; where the system cannot, nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def clear_session(pid: int) -> None:
+    """Remove what an Open MPI launcher that was killed has left behind: one that gets its number again would fail."""
+    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
+    shutil.rmtree(Path(folder, f"ompi.{pid}"), ignore_errors=True)
+
+
+def _begin() -> None:
+    """Prepare the process that is about to become the launcher."""
+    end_with_parent()
+    clear_session(os.getpid())
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes, those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """List the processes below one that have not ended: a launcher puts ranks into process groups of their own."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue
+            if state in "ZX":
+                continue
+            below.setdefault(int(parent), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        children = below.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found

@@ -1,0 +1,234 @@
+"""Batch scripts: from the facts of a job to the text that sbatch takes. Pure: nothing is looked up here.
+
+A script has three parts. The header, `#SBATCH` lines, is read by Slurm, which quotes as it likes: so all that stands
+there fits a strict pattern, or is refused. The preamble assigns everything else that varies to variables of bash,
+quoted. The body, slurm/job.sbatch, is the same text in every script: it reads these variables and evaluates none. So
+no value can become a command, and the body can be read, checked and tested once and for all.
+
+The idea of one pure function whose arguments are the legal options is submitit's (`_make_sbatch_string`).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpips.errors import InputError
+from mpips.launch.slurm_parts import Part
+from mpips.launch.slurm_site import Site, check_option, check_text, check_word
+
+BODY = Path(__file__).parents[1] / "slurm" / "job.sbatch"
+CUT = "# --- the same in every job from here on"
+"""Begins the line of the body above which stands what a rendered script replaces."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+GRACE, LEAST_GRACE = 120, 15
+"""Seconds before the time limit at which Slurm asks a job to stop, at most and at least."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A job as the batch system sees it."""
+
+    name: str
+    job: str
+    """The job file's absolute path."""
+    directory: str
+    """The absolute path of the folder to run in."""
+    python: str
+    parts: tuple[Part, ...]
+    site: Site = field(default_factory=Site)
+    arguments: tuple[str, ...] = ()
+    """Further arguments of `mpips run`."""
+    time: str = ""
+    """The time limit as Slurm takes it; the partition's own unless given."""
+    grace: int = GRACE
+    """Seconds before the time limit at which the job is asked to stop."""
+    requeue: bool = False
+    restarts: int = 50
+    launcher: str = "mpirun"
+    sweep: tuple[tuple[str, ...], ...] = ()
+    """A job array: for each task, what it sets, `table.key=value` each."""
+    at_once: int = 0
+    """How many tasks may run at once; 0: no limit."""
+    fixed: int = 0
+    """With nodes that may vary: ranks that are no workers; all others will be."""
+    run_dir: str = ""
+    checkpoints: str = ""
+    resume: str = ""
+    exports: tuple[tuple[str, str], ...] = ()
+    """Variables that the script exports besides the site's, and before them."""
+    reproduce: bool = False
+    program: str = ""
+    """To reproduce a program that does not come with mpips: which it is."""
+    note: str = ""
+    """A line of comment on where the script came from."""
+
+
+def body() -> str:
+    """Read the part of the script that never varies."""
+    text = BODY.read_text(encoding="utf-8")
+    return text[text.index(CUT) :]
+
+
+def script(batch: Batch, fixed_part: str | None = None) -> str:
+    """Write the batch script of a job.
+
+    Args:
+        batch: the facts.
+        fixed_part: the body, as `body` reads it.
+
+    Raises:
+        InputError: a value that cannot be passed on literally; names it.
+    """
+    try:
+        lines = ["#!/bin/bash", *header(batch), *preamble(batch)]
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(str(error)) from None
+    return "\n".join(lines) + "\n\n" + (body() if fixed_part is None else fixed_part)
+
+
+def header(batch: Batch) -> list[str]:
+    """Write the lines that Slurm reads; ValueError for a value that does not fit."""
+    if not NAME.fullmatch(batch.name):
+        raise ValueError(f"the job's name must be letters, digits and ._+-, got {batch.name!r}")
+    if batch.note:
+        check_text("the note", batch.note)
+    options = _shared(batch, batch.parts[0]) + _own(batch, batch.parts[0])
+    lines = [f"# {batch.note}"] if batch.note else []
+    lines += [f"#SBATCH {option}" for option in options]
+    for part in batch.parts[1:]:
+        lines += ["#SBATCH hetjob"]
+        lines += [f"#SBATCH {option}" for option in _places(batch) + _own(batch, part)]
+    return lines
+
+
+def _shared(batch: Batch, first: Part) -> list[str]:
+    """Give the options of the whole job; the batch script runs in its first part."""
+    number = "%A_%a" if batch.sweep else "%j"
+    options = [f"--job-name={batch.name}", *_places(batch), f"--output={batch.name}-{number}.out"]
+    options += ["--open-mode=append", "--requeue" if batch.requeue else "--no-requeue"]
+    options += [f"--signal=B:USR1@{batch.grace}"]
+    if batch.sweep:
+        limit = f"%{batch.at_once}" if batch.at_once else ""
+        options += [f"--array=0-{len(batch.sweep) - 1}{limit}"]
+    return options
+
+
+def _places(batch: Batch) -> list[str]:
+    """Give the options on where and how long; Slurm does not pass all of them on to a second part."""
+    site = batch.site
+    options = []
+    for name, value in (("partition", site.partition), ("account", site.account), ("qos", site.qos)):
+        if value:
+            check_word(name, value)
+            options.append(f"--{name}={value}")
+    seconds(batch.time)
+    return [*options, f"--time={batch.time}"] if batch.time else options
+
+
+def _own(batch: Batch, part: Part) -> list[str]:
+    """Give the options of one part: its nodes and what runs on them."""
+    options = [f"--nodes={part.nodes}-{part.most}" if part.most > part.nodes else f"--nodes={part.nodes}"]
+    options += [f"--ntasks={part.ranks}"] if part.ranks else []
+    # A requeued job keeps the number of tasks that it first had, which fewer nodes would have no room for: so where
+    # nodes may vary, Slurm is told of processors only.
+    varies = part.most > part.nodes
+    each = part.per_node * part.cpus_per_task
+    options += [f"--mincpus={each}" if varies else f"--ntasks-per-node={part.per_node}"]
+    options += [f"--cpus-per-task={part.cpus_per_task}"] if part.cpus_per_task > 1 else []
+    for option in (*batch.site.options, *part.options):
+        check_option("an option of sbatch", option)
+        options.append(option)
+    return options
+
+
+def preamble(batch: Batch) -> list[str]:
+    """Write the assignments of all variables that the body reads; ValueError for control characters."""
+    site, width = batch.site, len(batch.sweep[0]) if batch.sweep else 0
+    varies = batch.parts[0].ranks == 0
+    values = {
+        "NAME": batch.name,
+        "DIRECTORY": batch.directory,
+        "PYTHON": batch.python,
+        "LAUNCHER": {"mpirun": "auto", "srun": "srun"}[batch.launcher],
+        "PMI": site.pmi if batch.launcher == "srun" else "",
+        "MODULE_PATHS": " ".join(site.module_paths),
+        "MODULES": " ".join(site.modules),
+        "SETUP": site.setup,
+        "RUN_DIR": batch.run_dir,
+        "CHECKPOINTS": batch.checkpoints,
+        "RESUME": batch.resume,
+        "PER_NODE": str(batch.parts[0].per_node) if varies else "",
+        "FIXED": str(batch.fixed) if varies else "",
+        "SWEEP_WIDTH": str(width or ""),
+        "REQUEUE": "1" if batch.requeue else "0",
+        "RESTARTS": str(batch.restarts),
+        "REPRODUCE": "1" if batch.reproduce else "0",
+        "PROGRAM": batch.program,
+    }
+    lines = ["# shellcheck disable=SC2016,SC2054,SC2088 # values, which stand for nothing else"]
+    lines += [f"MPIPS_{name}={quoted(name.lower(), value)}" for name, value in values.items() if value]
+    exports = [f"{name}={value}" for name, value in (*batch.exports, *site.environment.items())]
+    lines += _array("MPIPS_EXPORTS", exports)
+    lines += _array("MPIPS_SWEEP", [setting for task in batch.sweep for setting in task])
+    named = [f"MPIPS_{name}" for name, value in values.items() if not value]
+    named += [] if exports else ["MPIPS_EXPORTS"]
+    named += [] if batch.sweep else ["MPIPS_SWEEP"]
+    lines += [f"unset {' '.join(named)}"]  # or else the environment that sbatch passes on would decide
+    arguments = [quoted("the job file's path", batch.job)]
+    arguments += [quoted("an argument", argument) for argument in batch.arguments]
+    return [*lines, f"set -- {' '.join(arguments)}"]
+
+
+def _array(name: str, values: Sequence[str]) -> list[str]:
+    return [f"{name}=(", *(f"    {quoted(name, value)}" for value in values), ")"] if values else []
+
+
+def quoted(name: str, value: str) -> str:
+    """Quote a value for bash; ValueError if it has control characters, which nobody would see in a script."""
+    check_text(name, value)
+    return shlex.quote(value)
+
+
+def seconds(limit: str) -> int | None:
+    """Read a time limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None if there is none.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not limit or limit in ("UNLIMITED", "INFINITE"):
+        return None
+    found = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,4}))?(?::(\d{1,4}))?", limit, re.ASCII)
+    if found is None:
+        raise ValueError(
+            f"--time {limit!r}: write minutes, H:M:S or D-H:M:S, as in 90, 02:00:00 or 1-12:00:00"
+        )
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is None:  # M, M:S or H:M:S
+        numbers = [0, *numbers] if len(numbers) < 3 else numbers
+    hours, minutes, last = [*numbers, 0, 0][:3]
+    total = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + last
+    if total == 0:
+        raise ValueError(f"--time {limit!r}: a job needs some time")
+    return total
+
+
+def grace_before(limit: str, wanted: int | None = None) -> int:
+    """Choose how many seconds before the time limit a job is asked to stop: enough to write a checkpoint.
+
+    Raises:
+        ValueError: so many as were wanted leave nothing to run in, or are not what sbatch takes.
+    """
+    whole = seconds(limit)
+    if wanted is None:
+        return GRACE if whole is None else max(LEAST_GRACE, min(GRACE, whole // 4))
+    if not 1 <= wanted <= 65535:
+        raise ValueError(f"--grace {wanted}: give seconds, from 1 to 65535")
+    if whole is not None and wanted >= whole:
+        raise ValueError(f"--grace {wanted}: the time limit is {whole} s, which leaves nothing to run in")
+    return wanted

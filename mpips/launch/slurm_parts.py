@@ -1,0 +1,120 @@
+"""How a job's ranks fit on nodes: the parts of a batch job, from its layout and the nodes that were asked for.
+
+Ranks are dealt to nodes in turn, so what counts is how many there are on a node at most. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mpips.cluster.layout import LayoutSpec
+from mpips.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The nodes of one kind: a whole job has one part, a heterogeneous one has two."""
+
+    nodes: int
+    """How many; at least so many where `most` is more."""
+    per_node: int
+    """Ranks on a node, at most."""
+    ranks: int = 0
+    """How many ranks; 0 where that follows from the nodes that Slurm gives."""
+    most: int = 0
+    """How many nodes at most, where that may vary."""
+    cpus_per_task: int = 1
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, as in `mpips.launch.slurm_site.Site`."""
+
+
+def nodes_of(text: str) -> tuple[int, int]:
+    """Read N or MIN-MAX; gives least and most, which are the same for N.
+
+    Raises:
+        InputError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text, re.ASCII)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise InputError(f"--nodes {text}: give a number, or MIN-MAX")
+    return least, most
+
+
+def uniform(layout: LayoutSpec, nodes: int, per_node: int, cpus: int, options: tuple[str, ...] = ()) -> Part:
+    """Give the one part of a job on so many nodes; `per_node` 0 is as many as it takes.
+
+    Raises:
+        InputError: the ranks do not fit.
+    """
+    room = fit("the job", nodes, per_node, layout.size(), "--nodes")
+    return Part(nodes, room, layout.size(), 0, cpus, options)
+
+
+def elastic(
+    layout: LayoutSpec, least: int, most: int, per_node: int, cpus: int, options: tuple[str, ...] = ()
+) -> tuple[Part, int]:
+    """Give the part of a job whose nodes may vary, and how many ranks are no workers: all others will be.
+
+    Raises:
+        InputError: this cannot work on the fewest nodes.
+    """
+    nodes = f"--nodes {least}-{most}"
+    if not per_node or isinstance(layout.workers, dict):
+        raise InputError(
+            f"{nodes}: all ranks to spare will be workers: give --ntasks-per-node, and no groups of workers"
+        )
+    fixed = layout.size() - layout.workers
+    if least * per_node <= fixed:
+        raise InputError(
+            f"{nodes}: {least} x {per_node} ranks leave no worker beside {fixed} others: "
+            f"use --ntasks-per-node {fixed // least + 1}"
+        )
+    return Part(least, per_node, 0, most, cpus, options), fixed
+
+
+def split(
+    layout: LayoutSpec,
+    server_nodes: int,
+    nodes: int,
+    per_node: int,
+    cpus: int,
+    server_options: tuple[str, ...] = (),
+    worker_options: tuple[str, ...] = (),
+) -> tuple[Part, Part]:
+    """Give the two parts of a heterogeneous job: schedulers and servers, then workers and spares, as by rank.
+
+    Raises:
+        InputError: the ranks do not fit.
+    """
+    first = layout.schedulers + layout.servers
+    rest = layout.size() - first
+    servers = fit("scheduler and servers", server_nodes, per_node, first, "--server-nodes")
+    workers = fit("workers and spares", nodes, per_node, rest, "--nodes")
+    return (
+        Part(server_nodes, servers, first, 0, cpus, server_options),
+        Part(nodes, workers, rest, 0, cpus, worker_options),
+    )
+
+
+def fit(what: str, nodes: int, per_node: int, ranks: int, option: str) -> int:
+    """Give the ranks on a node: `per_node`, or as many as it takes if that is 0.
+
+    Raises:
+        InputError: so many ranks do not fit on so many nodes, or leave some empty.
+    """
+    if nodes < 1 or per_node < 0:
+        raise InputError(f"{option} and --ntasks-per-node: at least 1")
+    needed = -(-ranks // nodes)
+    if per_node and per_node < needed:
+        raise InputError(
+            f"{what}: {ranks} ranks, but {nodes} x {per_node} have room for {nodes * per_node}: "
+            f"use {option} {-(-ranks // per_node)}, or --ntasks-per-node {needed}, or fewer ranks (--workers)"
+        )
+    if ranks < nodes:
+        raise InputError(
+            f"{what}: {ranks} ranks are too few for {nodes} nodes: "
+            f"use {option} {ranks}, or more ranks (--workers)"
+        )
+    return per_node or needed

@@ -1,0 +1,162 @@
+"""The site file: what is the same for all jobs on one cluster, in one small TOML.
+
+It is found as `--site FILE`, else `$MPIPS_SITE`, else `~/.config/mpips/site.toml`; none is needed. Its values go into
+batch scripts: those that Slurm reads must fit a strict pattern, since Slurm knows no quoting there that one can rely
+on; those that the script itself uses are quoted (`mpips.launch.sbatch`), and anything without control characters
+will do.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mpips import typed
+from mpips.config.job_file import line_of
+from mpips.errors import InputError
+from mpips.process import user_folders
+
+WORD = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_.,:+@/-]*")
+"""A partition, an account, a module: no blank, no quote, nothing that a shell or Slurm reads as more than a letter."""
+
+OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:+@%/&|*()\[\]=-]+)?")
+"""A further option of sbatch: --NAME or --NAME=VALUE, in one word."""
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+DECIDED = {
+    "job-name": "the job file's [job] name",
+    "nodes": "--nodes",
+    "ntasks": "the job file's [layout]",
+    "ntasks-per-node": "--ntasks-per-node",
+    "cpus-per-task": "--cpus-per-task",
+    "mincpus": "--ntasks-per-node",
+    "time": "--time",
+    "array": "--seeds or --sweep",
+    "signal": "--grace",
+    "requeue": "--requeue",
+    "no-requeue": "--requeue",
+    "open-mode": "mpips, which appends",
+    "wrap": "mpips",
+    "parsable": "mpips",
+    "chdir": "the folder that mpips is called in",
+    "distribution": "mpips, which deals ranks to nodes in turn",
+    "partition": "--partition",
+    "account": "--account",
+    "qos": "--qos",
+}
+"""Options of sbatch that are not free, and what decides them instead."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is the same for all jobs on a cluster. `mpips render --help` names the file."""
+
+    partition: str = ""
+    """sbatch --partition."""
+    account: str = ""
+    """sbatch --account."""
+    qos: str = ""
+    """sbatch --qos."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, such as "--constraint=ib" or "--mail-type=END"; --NAME or --NAME=VALUE each."""
+    ntasks_per_node: int = field(default=0, metadata={"at_least": 0})
+    """Ranks on a node unless --ntasks-per-node is given; 0: as many as the job needs on its nodes."""
+    launcher: Literal["mpirun", "srun"] = "mpirun"
+    """What starts the ranks: the launcher of the MPI that mpi4py loads (needed for live recovery), or srun."""
+    pmi: str = ""
+    """srun --mpi, where it is not pmix (Open MPI) or pmi2 (MPICH and Intel MPI): "cray_shasta", "pmix_v4"."""
+    module_paths: tuple[str, ...] = ()
+    """Folders for `module use`."""
+    modules: tuple[str, ...] = ()
+    """What to `module load`, in this order."""
+    setup: str = ""
+    """A file that the job sources after loading the modules; it is yours, and runs as it is."""
+    python: str = ""
+    """The Python that has mpips; the one that renders the script unless given."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables to export after all that, as they stand: nothing in them is expanded."""
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "pmi"):
+            if value := getattr(self, name):
+                check_word(name, value)
+        for name in ("modules", "module_paths"):
+            for value in getattr(self, name):
+                check_word(name, value)
+        for option in self.options:
+            check_option("options", option)
+        for name in ("setup", "python"):
+            if (value := getattr(self, name)) and not value.startswith("/"):
+                raise ValueError(f"{name} must be an absolute path, got {value!r}")
+            check_text(name, value)
+        for name, value in self.environment.items():
+            if not VARIABLE.fullmatch(name):
+                raise ValueError(f"environment: {name!r} is no name of a variable")
+            check_text(f"environment.{name}", value)
+
+
+def check_word(name: str, value: str) -> None:
+    """Refuse what Slurm or a shell might read as more than one plain word; ValueError."""
+    if not WORD.fullmatch(value):
+        raise ValueError(f"{name} must be one word of letters, digits and _.,:+@/-, got {value!r}")
+
+
+def check_option(name: str, option: str) -> None:
+    """Refuse an option of sbatch that is not in the form --NAME or --NAME=VALUE, or not free; ValueError."""
+    found = OPTION.fullmatch(option)
+    if found is None:
+        raise ValueError(
+            f"{name}: write --NAME or --NAME=VALUE, in letters, digits and _.,:+@%/&|*()[]=-, got {option!r}"
+        )
+    if found[1] in DECIDED:
+        raise ValueError(f"{name}: --{found[1]} is decided by {DECIDED[found[1]]}")
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse control characters, newlines among them, and what is no text; ValueError."""
+    if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in value):
+        raise ValueError(f"{name} must have no newline or other control character, got {value!r}")
+
+
+def find(named: str | None, environ: Mapping[str, str]) -> Path | None:
+    """Find the site file; None if there is none.
+
+    Raises:
+        InputError: the one that was named is not there.
+    """
+    for who, path in (("--site", named), ("MPIPS_SITE", environ.get("MPIPS_SITE") or None)):
+        if path is not None:
+            if not Path(path).is_file():
+                raise InputError(f"{who} {path}: no such file")
+            return Path(path)
+    config = user_folders.config(environ)
+    file = None if config is None else config / "mpips" / "site.toml"
+    return file if file is not None and file.is_file() else None
+
+
+def load(path: Path | None) -> Site:
+    """Read a site file; the defaults where there is none.
+
+    Raises:
+        InputError: one line that says what is wrong, on which line, and what would be right.
+    """
+    if path is None:
+        return Site()
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = typed.toml(text)
+    except OSError as error:
+        raise InputError(f"{path}: the site file cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    try:
+        return typed.build(Site, table)
+    except typed.Misfit as misfit:
+        line = line_of(text, misfit.path)
+        raise InputError(f"{path}{f':{line}' if line else ''}: {misfit}") from misfit

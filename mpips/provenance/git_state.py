@@ -1,0 +1,225 @@
+"""The state of a source tree: which commit, and by what it differs from it.
+
+git is asked by child processes that work while the caller does something else (`ask`, then `Asked.answer`), and that
+are gone when the answer is given: so all of it is over before MPI starts. A tree too large for them is given up.
+
+A clean tree is its commit. Of one that is not, `diff_sha256` names the difference: the SHA-256 of `git diff HEAD`
+under fixed options, and of name and contents of each `.py` file below the folder that git neither knows nor ignores
+(of names alone where there are more than 500: somebody's packages).
+
+A tree may be a stranger's, and what its own settings name is a program that git would run: filters, hooks, drivers of
+differences, monitors, ways to a server from which missing objects come. None of that is run; what the user has set for
+all trees is obeyed. Nor is a submodule looked into, beyond which commit it is at: it has settings of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from mpips.files.safe_open import read_bytes
+
+PATIENCE = 2.0
+"""Seconds that git may take, from the moment at which its answer is wanted."""
+
+MANY = 500
+"""Files that git does not know, above which their contents are not looked at."""
+
+LARGEST = 1 << 24
+"""Bytes of a file that git does not know, above which its contents are not looked at."""
+
+SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=true")
+ALONE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+"""Environment of a git that reaches no other repository, whatever this one's settings are."""
+FILTERS = ("config", "-z", "--show-scope", "--get-regexp", r"^filter\..*\.(clean|process|required)$")
+USERS = ("system", "global", "command")
+"""Scopes of settings that the tree has no part in."""
+DIFF = (
+    "diff", "HEAD", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
+    "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-indent-heuristic", "--submodule=short",
+    "--ignore-submodules=dirty",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+QUESTIONS = {
+    "commit": ("rev-parse", "--verify", "HEAD"),
+    "diff": DIFF,
+    "untracked": ("ls-files", "-z", "--others", "--exclude-standard", "--", "*.py"),
+    "remote": ("config", "--get", "remote.origin.url"),
+}
+
+
+class _Child(NamedTuple):
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+
+class Asked:
+    """Questions that git is working on, about one folder of a tree."""
+
+    def __init__(self, root: Path, folder: Path, children: dict[str, _Child]) -> None:
+        self.root, self.folder, self._children = root, folder, children
+        self._filtered = "diff" not in children
+
+    def answer(self, patience: float = PATIENCE) -> dict[str, Any] | None:
+        """Wait for the answers; whoever is not ready within `patience` seconds is killed. Call it once.
+
+        Returns:
+            `path` (the tree's root), `commit`, `remote` (without user and password, or None), `dirty` and
+            `diff_sha256` (None if clean); both are None beside a `problem` if git did not say in time. None where
+            git has no commit to name, or refuses.
+        """
+        deadline = time.monotonic() + patience
+        children, self._children = self._children, {}
+        said = {name: self._said(child, deadline) for name, child in children.items()}
+        if self._filtered:
+            said["diff"] = None
+        commit = _text(said["commit"])
+        if not commit:
+            return None
+        facts = {"path": str(self.root), "commit": commit, "remote": _impersonal(_text(said["remote"]))}
+        if said["diff"] is None or said["untracked"] is None:
+            problem = f"git did not say within {patience:g} s what has been changed"
+            if self._filtered:
+                problem = "the tree's settings name filters that git cannot be told to leave out"
+            return facts | {"dirty": None, "diff_sha256": None, "problem": problem}
+        untracked = [os.fsdecode(name) for name in said["untracked"].split(b"\0") if name]
+        dirty = bool(said["diff"] or untracked)
+        return facts | {"dirty": dirty, "diff_sha256": self._hash(said["diff"], untracked) if dirty else None}
+
+    def close(self) -> None:
+        """Let nobody go on with what was not answered; idempotent."""
+        children, self._children = self._children, {}
+        for child in children.values():
+            self._said(child, 0.0)
+
+    def _said(self, child: _Child, deadline: float) -> bytes | None:
+        with child.output:
+            try:
+                code = child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+                return None
+            child.output.seek(0)
+            return child.output.read() if code == 0 else None
+
+    def _hash(self, diff: bytes, untracked: Sequence[str]) -> str:
+        sha = hashlib.sha256(diff)
+        for name in sorted(untracked):
+            sha.update(f"\0{name}\0".encode(errors="surrogateescape"))
+            if len(untracked) > MANY:
+                continue
+            with suppress(OSError):
+                sha.update(hashlib.sha256(_contents(self.folder / name)).digest())
+        return sha.hexdigest()
+
+
+def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked | None:
+    """Ask git about the tree that a folder is in; None where there is none, or no git.
+
+    Args:
+        folder: untracked files below it count.
+        root: the tree's root; looked for from `folder` upwards unless given.
+        trusted: ask although the tree is another user's (a container's mount): its git settings may name programs to
+            run. Right for a tree whose own code is run anyhow.
+    """
+    folder = folder.absolute()
+    root = root or root_of(folder)
+    if root is None:
+        return None
+    safe = [*SAFE, *(("-c", f"safe.directory={root}") if trusted else ())]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_DIR")}
+    for name in ("GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS"):
+        environ.pop(name, None)
+    environ |= ALONE
+    git = ["git", "--no-optional-locks", *safe, "-C", str(folder)]
+    unfiltered = _unfiltered(git, environ)
+    children: dict[str, _Child] = {}
+    for name, question in QUESTIONS.items():
+        if name == "diff" and unfiltered is None:
+            continue
+        try:
+            output = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would make git wait for its reader)
+        except OSError:
+            Asked(root, folder, children).close()
+            return None
+        try:
+            child = subprocess.Popen(
+                [*git, *(unfiltered or ()), *question],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                env=environ,
+            )
+        except OSError:
+            output.close()
+            return None
+        children[name] = _Child(child, output)
+    return Asked(root, folder, children)
+
+
+def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
+    """Give the options by which git leaves out the filters that the tree has set; None if it cannot be told to."""
+    try:
+        done = subprocess.run(
+            [*git, *FILTERS],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode not in (0, 1):  # 1: there are none
+        return None
+    trees, users = set(), {}
+    words = os.fsdecode(done.stdout).split("\0")
+    for scope, entry in zip(words[0::2], words[1::2], strict=False):
+        key, given, value = entry.partition("\n")
+        if scope in USERS:
+            users[key] = value if given else "true"
+        else:
+            trees.add(key)
+    if any("=" in key for key in trees) or len(trees) > MANY:
+        return None
+    options = []
+    for key in sorted(trees):
+        none = "false" if key.endswith(".required") else ""
+        options += ["-c", f"{key}={users.get(key, none)}"]
+    return options
+
+
+def _contents(path: Path) -> bytes:
+    """Give the bytes of a file, or as git has it where a link leads to. OSError if it is something else, or large."""
+    return (
+        os.fsencode(os.readlink(path)) if path.is_symlink() else read_bytes(path, follow=False, most=LARGEST)
+    )
+
+
+def state_of(folder: Path, root: Path | None = None, trusted: bool = False) -> dict[str, Any] | None:
+    """Ask, and wait for the answer; see `ask` and `Asked.answer`."""
+    asked = ask(folder, root, trusted)
+    return None if asked is None else asked.answer()
+
+
+def root_of(folder: Path) -> Path | None:
+    """Return the root of the git tree that a folder is in, None if it is in none."""
+    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), None)
+
+
+def _text(said: bytes | None) -> str:
+    return "" if said is None else said.decode(errors="replace").strip()
+
+
+def _impersonal(remote: str) -> str | None:
+    """Return a remote's address without user and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", remote) or None

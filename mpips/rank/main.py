@@ -1,0 +1,630 @@
+"""A run, as one rank lives it: from the command line to the exit code.
+
+    read the job file; start MPI; agree with all ranks that this can work
+    scheduler: run the program's schedule, write the result, tell everyone to stop
+    others: serve until told to stop, or to take another role; the leader's successor goes on with the schedule
+    leave together
+
+Whatever goes wrong ends the run on every rank: bad input with exit code 2 and one line from rank 0, anything else with
+exit code 1 and the name of the rank that failed. A rank that fails tells the scheduler, which writes the result and
+stops everyone. A rank that cannot be told is ended by MPI abort, and one that does not end in time by an alarm
+signal, which needs neither Python nor MPI to work.
+
+Where MPI lets ranks live on when others die (ULFM), it is not finalized: that would wait for the dead. Only a rank
+that was killed counts as dead there; one that exits with a code of its own is noticed by nobody.
+
+A rank that fails before MPI has started still starts it: the others would wait for it there. One whose launcher has
+ended ends at once, from its first moment on: nobody is left who would end it (`mpips.rank.parent_daemon`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from mpips.checkpoint.background_writer import Writer
+from mpips.cluster.crowding import crowding
+from mpips.cluster.faults import Faults
+from mpips.cluster.heartbeat import Address, Heart
+from mpips.cluster.layout import Layout, Place, Role, check_singleton, split
+from mpips.cluster.long_waits import Waits
+from mpips.cluster.membership import Membership
+from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.retransmission_counts import Repeats
+from mpips.cluster.view import View, first_view
+from mpips.errors import InputError, ShardLost, in_a_line
+from mpips.filters.named import Entry, chain_of, fingerprint, parsed
+from mpips.process.first_rank import seems_first
+from mpips.process.host import LOOPBACK, host_address, host_name, machine
+from mpips.process.printable import printable
+from mpips.process.stop_signals import ASKS
+from mpips.process.ucx import away
+from mpips.provenance import first_failure, provenance
+from mpips.rank import parent_daemon
+from mpips.rank.leader import BAD_INPUT, COMPLETED, FAILED, Leader
+from mpips.rank.prepare import Prepared, advice, checkpoints, parser, prepare
+from mpips.replay.player import Player
+from mpips.replay.recorder import Recorder, write_about
+from mpips.rundir import claim, log
+from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
+from mpips.scheduler.journal import Journal
+from mpips.server.server import Server
+from mpips.tracing.recorder import What, during, trace_node
+from mpips.transport import process_memory
+from mpips.transport.backoff import Backoff
+from mpips.transport.message import Command
+from mpips.transport.wakeup import meet
+from mpips.worker.worker import Workshop
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PATIENCE = 3.0
+"""Seconds for the scheduler to answer a rank that failed (it writes the result first), and for all to leave."""
+START = 120.0
+"""Seconds for all ranks to have started; then the stacks are shown, and this one ends."""
+LAST = 4.0
+"""Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
+LONGER = 30.0
+"""The same after success, when nobody waits for a verdict and a slow end is better than a harsh one."""
+_INTRODUCTION = 256
+"""Bytes by which ranks introduce themselves: a process id, what filters they have, and a host's name."""
+JUDGED = "MPIPS_JUDGED"
+"""Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
+
+
+def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
+    """Run one rank; give its exit code. `asked` has the signals that came, and gets those that come."""
+    started = time.perf_counter()
+    argv = sys.argv[1:] if argv is None else argv
+    options, prepared = None, None
+    error: BaseException | None = None
+    try:
+        options = parser().parse_args(argv)
+    except InputError as raised:
+        error = raised
+    asked = [] if asked is None else asked
+    warm_up = options.warm_up if options is not None else "--warm-up" in argv
+    try:
+        if options is not None:
+            prepared = prepare(options)
+        if options is not None:
+            _load_van()
+    except BaseException as raised:
+        if warm_up and not isinstance(raised, InputError):
+            raise
+        error = raised
+    if warm_up:
+        if error is not None:
+            _say(f"mpips: error: {error}")
+        return BAD_INPUT if error is not None else COMPLETED
+
+    runs: list[_Run] = []
+    parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
+    # A rank that ends before MPI has started is waited for in there, for ever where others' deaths are survived.
+    faulthandler.dump_traceback_later(START, exit=True)
+    threading.excepthook = _thread_failed
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # `_load_van` may not have come to it
+
+    with away():
+        from mpi4py import MPI
+
+        if not MPI.Is_initialized():  # the program may have asked mpi4py for it
+            MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    run = _Run(MPI, options, prepared, asked, started)
+    runs.append(run)
+    try:
+        code = run.live(error)
+    except BaseException as raised:
+        run.abort(raised)
+    sys.stdout.flush()
+    _alarm(LAST if code else LONGER)
+    if not run.survives:
+        MPI.Finalize()
+    # Everything is durable. Threads that never end, and libraries that take seconds to unload, are not waited for.
+    os._exit(code)
+
+
+def _load_van() -> None:
+    """Load what moves messages: its kernels are compiled before MPI starts, and so before any clock runs."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    with away():
+        import mpips.transport.van  # noqa: F401
+
+
+def _say(text: str) -> None:
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except RuntimeError:  # from a signal's handler, in the midst of another line
+        os.write(sys.stderr.fileno(), f"\n{printable(text)}\n".encode())
+
+
+def _thread_failed(problem: threading.ExceptHookArgs) -> None:
+    """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
+    text = "".join(traceback.format_exception(problem.exc_type, problem.exc_value, problem.exc_traceback))
+    log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
+    _say(f"{text}mpips: error: a thread failed on {host_name()}: {problem.exc_value}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _orphaned(daemon: str, run: _Run | None) -> None:
+    """End this rank, whatever it is doing: who started it has ended, so nobody else would."""
+    error = f"its launcher has ended ({daemon})"
+    log.note("failed", logging.ERROR, error=error, follows=True)
+    if run is not None:
+        run.leave_word(error)
+    _say(f"mpips: error: {error}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _alarm(seconds: float) -> None:
+    """End this process then, whatever it is doing: MPI, a thread or an exit function may never return."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+class _Run:
+    """One rank's run; see the module."""
+
+    def __init__(
+        self,
+        mpi: Any,
+        options: argparse.Namespace | None,
+        prepared: Prepared | None,
+        asked: list[int],
+        started: float,
+    ) -> None:
+        self.mpi, self.options, self.prepared, self.asked, self.started = (
+            mpi,
+            options,
+            prepared,
+            asked,
+            started,
+        )
+        self.world: MPI.Intracomm = mpi.COMM_WORLD
+        self.world.Set_errhandler(mpi.ERRORS_RETURN)
+        self.rank = self.world.Get_rank()
+        self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
+        self.folder: RunFolder | None = None
+        self.recorded = False  # run.json is there, and this run's
+        self.judged = bool(os.environ.get(JUDGED))
+        self.survives, self.crowded, self.replicas = False, False, 0
+        self.fullest = 1  # ranks on the host that has most
+        self.wall = time.time() - (time.perf_counter() - started)
+        self.heart: Heart | None = None
+        self.membership: Membership | None = None
+        self.problem: InputError | None = None
+        self.log = log.begin(self.rank)
+        self.peers: first_failure.Peers | None = None
+
+    def live(self, error: BaseException | None) -> int:
+        """Start, take the role's loop, leave."""
+        layout: Layout | None = None
+        processes = self._processes()
+        self.fullest = max(Counter(host for _, host in processes).values())
+        try:
+            check_singleton(self.world.Get_size(), os.environ)
+            if self.problem is not None:
+                raise self.problem
+            if error is None and self.prepared is not None:
+                layout = Layout.of(self.world.Get_size(), self.prepared.job.layout)
+        except InputError as raised:
+            error = error or raised
+        try:
+            if self.speaks:
+                self._make_folder(layout, processes)
+        except InputError as raised:
+            error = error or raised
+        code = self._agree(error)
+        if code is not None or layout is None or self.prepared is None:
+            return code or FAILED
+        self._share_folder()
+        self._begin_log(layout.places[self.rank], processes)
+        self.communicators = split(self.world, layout)
+        node, van = self._node(layout, self.prepared, [host for _, host in processes])
+        faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
+        assert self.folder is not None
+        self._follow(node, self.prepared, self.folder)
+        trace = trace_node(node, self.prepared.job.trace, self.folder.trace_of(self.rank), self.started, _say)
+        try:
+            code = self._serve(node, self.prepared)
+            log.note("end", code=code)
+            with during(trace, What.LEAVE):
+                left = node.leave(PATIENCE)
+            if self.membership is not None and self.membership.gave_up:
+                self._quit(code or FAILED)  # its launcher ends what hangs, wherever that is
+            elif self.survives:
+                self._end_hung(node, processes)
+            elif not left:
+                self._quit(code or FAILED)
+            return code
+        finally:
+            if trace is not None:
+                trace.close()
+            if node.record is not None:
+                node.record.close()
+            van.close()
+
+    # --- the start ---------------------------------------------------------------------------
+
+    def _processes(self) -> list[tuple[int, str]]:
+        """Gather process ids and hosts, by rank: collective."""
+        filters = (
+            "" if self.prepared is None else "-".join(fingerprint(each).hex() for each in self._filters())
+        )
+        text = f"{os.getpid()} {filters} {host_name()}".encode()
+        everyone = self._everyone(text.ljust(_INTRODUCTION, b"\0"))
+        said = [raw.rstrip(b"\0").decode().split(" ", 2) for raw in everyone]
+        for rank, (_, theirs, where) in enumerate(said):
+            if self.prepared is not None and theirs not in ("", said[0][1]):
+                chains = [entry for chain in self._filters() for entry in chain]
+                named = ", ".join(found.name for found, _ in map(parsed, chains))
+                self.problem = InputError(
+                    f"rank {rank} on {where} has other filters than rank 0 on {said[0][2]}: "
+                    f"{named} must be the same everywhere"
+                )
+        return [(int(pid), where) for pid, _, where in said]
+
+    def _filters(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+        assert self.prepared is not None
+        return self.prepared.job.filters.push, self.prepared.job.filters.pull
+
+    def _make_folder(self, layout: Layout | None, processes: list[tuple[int, str]]) -> None:
+        """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""
+        prepared, named = self.prepared, self.options.run_dir if self.options is not None else ""
+        if layout is None or prepared is None:
+            if self.options is not None and named and Path(named).is_dir():
+                self.folder = RunFolder.claim(named, bool(self.options.resume), self.options.claim)
+            return
+        if named:
+            self.folder = RunFolder.claim(named, prepared.resume is not None, prepared.options.claim)
+        else:
+            self.folder = RunFolder.create(prepared.job.name)
+        ranks = provenance.placed(layout, processes, first_view(layout, prepared.job.ring.virtual_servers))
+        before = provenance.ancestry(prepared.resume) if prepared.resume is not None else []
+        facts = prepared.facts or provenance.collect(prepared.job, children=False)
+        library = self.mpi.Get_library_version().split("\n")[0].strip("\0 ")
+        try:
+            write_text(self.folder.job, prepared.job.to_toml())
+            provenance.write_run(self.folder, facts, ranks, mpi=library, ancestry=before)
+            self.recorded = True
+            if prepared.job.record.on:
+                write_about(self.folder.record, prepared.job, prepared.resume)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder.path}: the run folder cannot be written: {error.strerror}"
+            ) from error
+
+    def _share_folder(self) -> None:
+        """Let every rank know the run's folder, and what it goes on from: any may have to lead, or write the result.
+
+        Other runs write checkpoints meanwhile, so that each rank may have found another as the latest.
+        """
+        assert self.prepared is not None
+        letter = np.zeros(2 * 4096, np.uint8)
+        if self.folder is not None:
+            raw = os.fsencode(self.folder.path) + b"\0" + os.fsencode(self.prepared.resume or "")
+            letter[: len(raw)] = np.frombuffer(raw, np.uint8)
+        self.world.Bcast(letter, 0)
+        if self.folder is None:
+            folder, resume = map(os.fsdecode, letter.tobytes().split(b"\0")[:2])
+            self.folder, self.prepared.resume = RunFolder(folder), Path(resume) if resume else None
+        self.recorded = True
+
+    def _begin_log(self, place: Place, processes: list[tuple[int, str]]) -> None:
+        assert self.folder is not None
+        (pid, host), ranks = processes[self.rank], len(processes)
+        log.note("start", role=str(place), group=place.group, host=host, pid=pid, ranks=ranks)
+        self.log.place(self.folder.log(self.rank), ranks)
+        self.peers = first_failure.Peers(self.rank, processes)
+
+    def _agree(self, error: BaseException | None) -> int | None:
+        """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
+        world, none = self.world, 2 * self.world.Get_size()
+        mine = np.array(
+            [none if error is None else 2 * self.rank + (not isinstance(error, InputError))], np.int64
+        )
+        first = np.empty(1, np.int64)
+        world.Allreduce(mine, first, self.mpi.MIN)
+        if first[0] == none:
+            return None
+        rank, code = int(first[0]) // 2, FAILED if first[0] % 2 else BAD_INPUT
+        letter = np.zeros(8192, np.uint8)
+        if error is not None:
+            text = in_a_line(error)
+            if code == FAILED:
+                text = f"rank {rank} on {host_name()}: {text}"
+                _say("".join(traceback.format_exception(error)).rstrip())
+            raw = np.frombuffer(printable(text).encode()[: letter.size], np.uint8)
+            letter[: raw.size] = raw
+        world.Bcast(letter, rank)
+        text = letter.tobytes().rstrip(b"\0").decode(errors="replace")
+        if self.speaks:
+            return self._end({"status": "failed", "exit_code": code, "error": text})
+        return code
+
+    def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
+        from mpips.transport.van import MPIVan
+
+        job = prepared.job
+        place = layout.places[self.rank]
+        bell, self.crowded = meet(self.world)
+        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, bell=bell), bell)
+        van.reach = process_memory.meet(self.world)
+        self.survives = van.survives
+        if van.survives:
+            self.replicas = job.ring.replicas
+        self._start_heart(job.heartbeat.period)
+        spec = job.faults
+        faults = None
+        if spec != type(spec)():
+            faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
+        lossy = spec.drop is not None
+        view = first_view(layout, job.ring.virtual_servers, self.replicas, hosts)
+        pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))
+        return Node(
+            van, layout, view, faults=faults, resend=0.25 if lossy else None,
+            pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
+        ), van  # fmt: skip
+
+    def _follow(self, node: Node, prepared: Prepared, folder: RunFolder) -> None:
+        """Write down what takes effect in which order, or do again what another run wrote down."""
+        if prepared.options.replay:
+            Player(node, Path(prepared.options.replay))
+            for kind in ASKS:  # nobody asks it to stop who did not ask then
+                signal.signal(kind, signal.SIG_DFL)
+        elif prepared.job.record.on:
+            Recorder(node, folder.record)
+
+    def _start_heart(self, period: float) -> None:
+        alone = len(set(self._everyone(machine()))) == 1
+        self.heart = Heart(self.rank, period, LOOPBACK if alone else host_address())
+        self.heart.start([Address.from_bytes(raw) for raw in self._everyone(self.heart.address.to_bytes())])
+
+    def _everyone(self, mine: bytes) -> list[bytes]:
+        """Gather so many bytes of each rank, by rank: collective."""
+        everyone = np.empty((self.world.Get_size(), len(mine)), np.uint8)
+        self.world.Allgather(np.frombuffer(mine, np.uint8), everyone)
+        return [raw.tobytes() for raw in everyone]
+
+    def _strike(self, kind: signal.Signals) -> None:
+        """Send an injected fault's signal to this process, and write down when: so recoveries can be timed."""
+        assert self.folder is not None
+        line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
+        log.note("struck", logging.WARNING, signal=kind.name)
+        with Lines(self.folder.path / "strikes.jsonl") as lines:
+            lines.append(line)
+        os.kill(os.getpid(), kind)
+
+    # --- the roles ---------------------------------------------------------------------------
+
+    def _serve(self, node: Node, prepared: Prepared) -> int:
+        """Take whatever role the view gives this rank, until it is told to stop; give the exit code.
+
+        An error is the leader's to know.
+        """
+        try:
+            try:
+                return self._roles(node, prepared)
+            except (Stopped, Fenced):
+                raise
+            except BaseException as error:
+                self._report(node, error)
+        except Stopped as stopped:
+            return stopped.code
+        except Fenced:
+            log.note("fenced", logging.WARNING)
+            _say(f"mpips: rank {self.rank} was taken for dead, and leaves")
+            os._exit(COMPLETED)
+
+    def _roles(self, node: Node, prepared: Prepared) -> int:
+        job, writer = prepared.job, Writer()
+        beat = job.heartbeat
+        membership = Membership(
+            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}"),
+            crowding(self.fullest),
+        )  # fmt: skip
+        self.membership = membership
+        waits, repeats = Waits(node, lambda text: _say(f"mpips: {text}")), Repeats(node)
+        journal = Journal(node, self.replicas + 1)
+        node.on_view.append(self._see)
+        serve = partial(
+            Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
+        )
+        server: Server | None = None
+        if node.role is not Role.WORKER:
+            server = serve()
+            waits.rounds = server.unfinished_rounds
+        if not membership.leading and node.replay is None:
+            for kind in ASKS:  # the leader hears them too, and decides
+                signal.signal(kind, self._hear)
+        while not membership.leading:
+            role = node.role
+            log.note("role", role=role and role.value)
+            until = partial(_other_role, node, membership, role)
+            if role is Role.WORKER:
+                group = self.communicators.group if self.communicators.group else None
+                Workshop(node, prepared.program.worker, job, group, writer).run(until)
+            else:
+                server = server or serve()
+                waits.rounds = server.unfinished_rounds
+                server.run(until)
+        return self._lead(node, prepared, journal, membership, waits, repeats)
+
+    def _lead(
+        self,
+        node: Node,
+        prepared: Prepared,
+        journal: Journal,
+        membership: Membership,
+        waits: Waits,
+        repeats: Repeats,
+    ) -> int:
+        assert self.folder is not None
+        self.folder.held = self.folder.held or claim.succeed(self.folder.path)
+        leader = Leader(
+            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
+        )
+        with during(node.trace, What.PROGRAM):
+            result = leader.run(self.asked)
+        for kind in ASKS:
+            signal.signal(kind, signal.SIG_IGN)
+        if leader.error:
+            _say(leader.error)
+        code = self._end(result)
+        leader.stop_all(code)
+        return code
+
+    def _see(self, before: View, view: View) -> None:
+        """Log who is there now, if that has changed."""
+        if before.roles != view.roles or before.leader != view.leader:
+            changed = {
+                rank: role and role.value
+                for rank, (was, role) in enumerate(zip(before.roles, view.roles, strict=True))
+                if was != role
+            }
+            lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
+            log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
+
+    def _hear(self, number: int, _: object = None) -> None:
+        """Note that a signal asks the run to stop."""
+        if not self.asked:
+            log.note("asked", signal=signal.Signals(number).name)
+        self.asked.append(number)
+        if number == signal.SIGTERM:
+            self._miss()
+
+    def _miss(self) -> first_failure.Failure | None:
+        """Look who has ended without a word, when a launcher ends all for it; the first one left of a host says it."""
+        if self.peers is None or self.folder is None or self.survives:
+            return None
+        missing = self.peers.missing()
+        for rank in missing:
+            log.note("lost", logging.ERROR, lost=rank, error=self.peers.why(), fatal=True)
+        first = first_failure.first(self.folder) if missing and self.peers.speaks(missing) else None
+        if first is None:
+            return None
+        facts = first.facts(self.folder)
+        if 0 in missing and not self.folder.result.exists():  # nobody else is left to write it
+            result = {"status": "failed", "exit_code": FAILED, "error": first.text, "first_failure": facts}
+            self._write(result)
+        if not self.judged:
+            _say(f"mpips: first to fail: {first_failure.sentence(facts)}")
+        return first
+
+    def _report(self, node: Node, error: BaseException) -> NoReturn:
+        """Tell the scheduler that this rank failed, and wait for its word (`Stopped`)."""
+        facts = node.describe(error)
+        if not isinstance(error, self.mpi.Exception):
+            node.control(node.view.leader, Command.FAILED, facts)
+            if isinstance(error, ShardLost):  # the leader is among the dead
+                self._write({"status": "failed", "exit_code": FAILED, "error": facts["text"]})
+            deadline = node.van.now() + PATIENCE
+            while node.van.now() < deadline:
+                with suppress(Exception):  # it fails already; a second error adds nothing
+                    node.wait_until(lambda: node.van.now() > deadline)
+        self._quit(
+            FAILED, f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}", facts["trace"]
+        )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def _end_hung(self, node: Node, processes: list[tuple[int, str]]) -> None:
+        """Kill hung ranks on this host: the launcher would wait for them."""
+        for loss in node.view.losses:
+            pid, host = processes[loss.rank]
+            if loss.cause == "hung" and host == host_name() and _is_stopped(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    def _end(self, result: dict[str, Any]) -> int:
+        """Write the result and say what failed; give the exit code of every rank."""
+        code, written = int(result["exit_code"]), self._write(result)
+        if written and self.judged:
+            return COMPLETED
+        if "error" in result:
+            _say(f"mpips: error: {result['error']}")
+        if "first_failure" in result:
+            known = str(result.get("error", ""))
+            _say(f"mpips: first to fail: {first_failure.sentence(result['first_failure'], known)}")
+        return code if written or "error" in result else FAILED
+
+    def _write(self, result: dict[str, Any]) -> bool:
+        """Write the result, after run.json's end where there is time for it; give whether it is there."""
+        if self.folder is None:
+            return False
+        failed = "error" in result
+        if self.recorded and not failed:
+            self._conclude(result)
+        try:
+            write_json(self.folder.result, result)
+        except (OSError, TypeError, ValueError) as error:
+            if not failed:
+                _say(f"mpips: error: {self.folder.result}: cannot be written: {in_a_line(error)}")
+            return False
+        if self.recorded and failed:
+            self._conclude(result)
+        return True
+
+    def leave_word(self, error: str) -> None:
+        """Write a result where there is none, if this rank leads."""
+        leads = self.membership.leading if self.membership is not None else self.rank == 0
+        if leads and self.folder is not None and not self.folder.result.exists():
+            text = f"rank {self.rank} on {host_name()}: {error}"
+            if self.prepared is not None:
+                text += advice(self.prepared.job, self.folder)
+            self._write({"status": "failed", "exit_code": FAILED, "error": text})
+
+    def _conclude(self, result: dict[str, Any]) -> None:
+        assert self.folder is not None
+        with suppress(Exception):  # a run is not worth less for what cannot be written about it
+            where = None if self.prepared is None else checkpoints(self.prepared.job)
+            provenance.conclude(self.folder, result, where)
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """End every rank, from one that failed outside all order."""
+        text = f"rank {self.rank} on {host_name()}: {in_a_line(error)}"
+        trace = "".join(traceback.format_exception(error))
+        follows = isinstance(error, self.mpi.Exception)
+        log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
+        self._write({"status": "failed", "exit_code": FAILED, "error": text})
+        self._quit(FAILED, text, trace)
+
+    def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
+        """End every rank now; this one by force if MPI itself does not return."""
+        _alarm(LAST)
+        if why:
+            _say(f"{trace}mpips: error: {why}")
+        sys.stdout.flush()
+        self.world.Abort(code)
+        os._exit(code)
+
+
+def _other_role(node: Node, membership: Membership, role: Role | None) -> bool:
+    """Tell whether this rank is to do something else than `role`."""
+    return membership.leading or node.role is not role
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False

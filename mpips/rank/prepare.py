@@ -1,0 +1,122 @@
+"""What a rank does before MPI starts: read the command line and the job file, load the program, look where it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from mpips.checkpoint.lineage import newest_run
+from mpips.cluster.faults import FaultsSpec
+from mpips.config import job_file
+from mpips.config.job_file import Job, RecordSpec
+from mpips.config.program import Program, load_program
+from mpips.errors import CheckpointError, InputError, JobError
+from mpips.filters import named
+from mpips.launch import slurm_env
+from mpips.process.first_rank import seems_first
+from mpips.process.host import host_name
+from mpips.provenance import provenance
+from mpips.rundir.folder import RunFolder
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise JobError(f"{message}; see python -P -m mpips --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the rank side's command line."""
+    made = _Parser(
+        prog="python -P -m mpips",
+        description="One rank of a parameter server job. Start it on every rank: "
+        "mpirun -n 4 python -P -m mpips JOB.toml. On a workstation, `mpips run JOB.toml` does so by itself.",
+    )
+    made.add_argument("job", help="the job file (TOML)")
+    made.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", dest="overrides",
+                      help="override one key of the job file; may be repeated")  # fmt: skip
+    made.add_argument("--run-dir", default="", help="the run's folder (default: runs/NAME-UTC)")
+    made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="go on from a checkpoint")
+    made.add_argument("--replay", default="", metavar="COURSE",
+                      help="do a recorded run again; `mpips reproduce` says how")  # fmt: skip
+    made.add_argument(
+        "--claim", default="", metavar="ID", help="the claim of --run-dir that `mpips run` hands on"
+    )
+    made.add_argument("--warm-up", action="store_true",
+                      help="load the program, which compiles its kernels, and leave without starting MPI")  # fmt: skip
+    return made
+
+
+@dataclass
+class Prepared:
+    """What a rank knows before MPI starts."""
+
+    options: argparse.Namespace
+    job: Job
+    program: Program
+    facts: provenance.Provenance | None
+    resume: Path | None
+    ends: float | None = None
+    """When the allocation ends (wall, s), where that is known."""
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Read the job file and load the program; provenance too on what seems to be rank 0."""
+    first = seems_first()
+    with ExitStack() as stack:
+        asking = None
+        if first and not options.warm_up:  # answered while the program loads
+            asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
+        ends = (slurm_env.ask_end_time if first else slurm_env.end_time)(os.environ, time.time())
+        job = job_file.load(options.job, options.overrides)
+        if options.replay:
+            job = untroubled(job)
+        program = load_program(job.program, job.base)
+        module = program.schedule.__module__
+        facts = None
+        if asking is not None:
+            batch = partial(slurm_env.facts, end=ends)
+            facts = provenance.collect(job, asking=asking, batch=batch, module=module)
+    try:
+        named.check((*job.filters.push, *job.filters.pull))
+    except InputError as error:
+        raise InputError(f"{host_name()}: {error}") from error
+    return Prepared(options, job, program, facts, _checkpoint(options, job), ends)
+
+
+def untroubled(job: Job) -> Job:
+    """Give the job of a run that is done again: nobody is struck, and so there is one copy of everything."""
+    return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
+
+
+def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
+    """Find the checkpoint to go on from; of `latest`, the run's whose folder is named, else the newest run's."""
+    if options.resume != "latest":
+        return Path(options.resume) if options.resume else None
+    folder = checkpoints(job)
+    run = RunFolder(options.run_dir) if options.run_dir else None
+    if run is not None and run.run.exists():
+        found, whose = provenance.latest(run, folder), f" of the run in {run.path}"
+    else:
+        found, whose = newest_run(folder), ""
+    if found is None:
+        raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}")
+    return found
+
+
+def checkpoints(job: Job) -> Path:
+    """Give the folder that holds a job's checkpoints."""
+    return (
+        job.resolve(job.checkpoint.directory) if job.checkpoint.directory else Path("checkpoints") / job.name
+    )
+
+
+def advice(job: Job, folder: RunFolder) -> str:
+    """Say how to go on with a run that failed, where there is a checkpoint of its own to go on from."""
+    found = provenance.latest(folder, checkpoints(job))
+    return "" if found is None else f"; go on from {found} with: --run-dir {folder.path} --resume latest"

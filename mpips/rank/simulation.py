@@ -1,0 +1,258 @@
+"""A whole cluster on the in-memory twin: the real scheduler, servers and workers, in one process and fake time."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mpips.cluster.layout import Layout, LayoutSpec, Role
+from mpips.cluster.membership import Membership
+from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.view import View, first_view
+from mpips.config.job_file import CheckpointSpec
+from mpips.filters.chain import Chain
+from mpips.replay.player import Player
+from mpips.replay.recorder import Recorder
+from mpips.rundir.folder import RunFolder
+from mpips.scheduler.journal import Journal
+from mpips.scheduler.scheduler import Cluster
+from mpips.server.server import Server
+from mpips.transport.in_memory import Deadlock, Fate, Network, Remains, Strike, TwinVan, arrives, calm
+from mpips.transport.message import Command
+from mpips.worker.worker import Context, Workshop
+
+T = TypeVar("T")
+Filters = Callable[[], tuple[Chain, Chain]]
+RESEND = 0.05
+"""Seconds (fake) after which an unanswered request is sent again where messages are lost."""
+
+
+class _NoJob:
+    checkpoint = CheckpointSpec()
+
+
+class Watched(Journal):
+    """A journal that tells what its successor must know."""
+
+    returned = 0
+    """How many decisions the program was told."""
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """Give the next decision; see `Journal`."""
+        value = super().decide(make)
+        self.returned += 1
+        return value
+
+    @property
+    def stable(self) -> int:
+        """The time below which callees have forgotten their replies."""
+        return self._stable
+
+
+@dataclass
+class Stage:
+    """What a simulation shows to whoever watches or disturbs it while it runs; by rank where not said otherwise."""
+
+    network: Network | None = None
+    nodes: dict[int, Node] = field(default_factory=dict)
+    journals: dict[int, Watched] = field(default_factory=dict)
+    memberships: dict[int, Membership] = field(default_factory=dict)
+    cluster: Cluster | None = None
+    """That of the present leader, once it has begun with the program."""
+    view: View | None = None
+    """The last leader's, in the end."""
+    left: set[int] = field(default_factory=set)
+    """Ranks whose program has ended by itself."""
+    failed: bool = False
+    """Whether the program has failed: then it may be that not all can leave."""
+    stranded: list[int] = field(default_factory=list)
+    """Ranks that were given up by the others, and did not come to know of it."""
+
+
+class Simulation:
+    """One run of a cluster; `simulate` says what the arguments are."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        view: View,
+        replicas: int,
+        worker: Callable[[Context], Any],
+        *,
+        job: Any = None,
+        window: int = 64,
+        resend: float | None = None,
+        bandwidth: float = 0.0,
+        patience: float = 0.75,
+        give_up: float = 5.0,
+        stage: Stage | None = None,
+        filters: Filters = lambda: (Chain(), Chain()),
+        record: Path | None = None,
+        replay: Path | None = None,
+    ) -> None:
+        self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
+        self.stage = stage or Stage()
+        self._job, self._window, self._resend = job, window, resend
+        self._bandwidth, self._patience, self._give_up = bandwidth, patience, give_up
+        self._filters = filters
+        self._record, self._replay = record, replay
+
+    def run(
+        self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
+    ) -> Any:
+        """Run the program on a network until all have left; give the result of whoever leads in the end, or None."""
+        self.stage.network = network
+        results: list[Any] = []
+        live = partial(self._live, network=network, schedule=schedule, place=place, results=results)
+        try:
+            network.run([live] * self.layout.size, horizon)
+        except Deadlock:
+            view, left = self.stage.view, self.stage.left
+            if not results or view is None or not left.issuperset(view.alive):
+                raise
+            self.stage.stranded = [r for r in range(self.layout.size) if r not in left and network.lives(r)]
+        return results[-1] if results else None
+
+    def _live(
+        self,
+        van: TwinVan,
+        network: Network,
+        schedule: Callable[[Cluster], Any],
+        place: Path,
+        results: list[Any],
+    ) -> None:
+        """Take whatever role the view gives this rank, as `mpips.rank.main` does."""
+        pushes, pulls = self._filters()
+        me = Node(
+            van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls
+        )
+        if self._record is not None:
+            Recorder(me, self._record)
+        if self._replay is not None:
+            Player(me, self._replay)
+        membership = Membership(me, self.replicas, network.heart(van.rank), self._patience, self._give_up)
+        journal = Watched(me, self.replicas + 1)
+        stage, rank = self.stage, van.rank
+        stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
+        server = Server(me, self._bandwidth) if me.role is not Role.WORKER else None
+        with ExitStack() as opened, suppress(Fenced):
+            if me.record is not None:
+                opened.callback(me.record.close)
+            try:
+                while not membership.leading:
+                    role = me.role
+
+                    def other(role: Role | None = role) -> bool:
+                        return membership.leading or me.role is not role
+
+                    if role is Role.WORKER:
+                        Workshop(me, self.worker, self._job).run(other)
+                    else:
+                        server = server or Server(me, self._bandwidth)
+                        server.run(other)
+                self._lead(me, journal, membership, schedule, place, results)
+            except Stopped:
+                left = me.leave()
+                assert left or self._is_disturbed(me)
+        stage.left.add(rank)
+
+    def _lead(
+        self,
+        me: Node,
+        journal: Journal,
+        membership: Membership,
+        schedule: Callable[[Cluster], Any],
+        place: Path,
+        results: list[Any],
+    ) -> None:
+        stage = self.stage
+        with Cluster(
+            me, self._job or _NoJob(), RunFolder(place), io.StringIO(), journal, membership
+        ) as cluster:
+            stage.cluster = cluster
+            try:
+                result = schedule(cluster)
+                cluster.settle()
+                results.append(result)
+            except Fenced:
+                raise
+            except BaseException:
+                stage.failed = True
+                self._stop(me)
+                raise
+            left = self._stop(me)
+            assert left or self._is_disturbed(me)
+
+    def _is_disturbed(self, me: Node) -> bool:
+        """Tell whether it may be that not all leave together: a rank is struck at the very end, or the run fails."""
+        network = self.stage.network
+        assert network is not None
+        return self.stage.failed or any(network.silence(me.rank, rank) > 0 for rank in me.view.alive)
+
+    def _stop(self, me: Node) -> bool:
+        for rank in me.view.alive:
+            if rank != me.rank:
+                me.control(rank, Command.STOP, {"code": 0})
+        left = me.leave()
+        self.stage.view = me.view
+        return left
+
+
+def simulate(
+    schedule: Callable[[Cluster], Any],
+    worker: Callable[[Context], Any],
+    *,
+    servers: int = 1,
+    workers: int | dict[str, int] = 1,
+    spares: int = 0,
+    schedulers: int = 1,
+    replicas: int = 0,
+    virtual_servers: int = 0,
+    fate: Fate = calm,
+    seed: int = 0,
+    job: Any = None,
+    window: int = 64,
+    resend: float | None = None,
+    horizon: float = 60.0,
+    folder: Path | None = None,
+    strikes: Sequence[Strike] = (),
+    bandwidth: float = 0.0,
+    patience: float = 0.75,
+    give_up: float = 5.0,
+    detection: float = 0.03,
+    tick: float = 1e-3,
+    remains: Remains = arrives,
+    stage: Stage | None = None,
+    filters: Filters = lambda: (Chain(), Chain()),
+    hosts: Sequence[str] = (),
+    record: Path | None = None,
+    replay: Path | None = None,
+) -> Any:
+    """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
+
+    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate`
+    is a `rough` one that loses messages. Fake time ends at `horizon`, and passes in steps of
+    `tick` where nothing else happens. `strikes` befall the ranks; the result is that of
+    whoever leads in the end. `stage` shows what goes on meanwhile, and the end. `filters` makes a rank's chains: of
+    what goes to the servers, and of what comes back. `hosts` names each rank's host; all are on one unless given.
+    What takes effect in which order is written to the folder `record`, or read from `replay` (`mpips.replay.history`).
+    """
+    if resend is None and getattr(fate, "loses", False):
+        resend = RESEND
+    spec = LayoutSpec(servers=servers, workers=workers, spares=spares, schedulers=schedulers)
+    layout = Layout.of(spec.size(), spec)
+    view = first_view(layout, virtual_servers, replicas, hosts)
+    network = Network(layout.size, fate, seed, tick, strikes=strikes, detection=detection, remains=remains)
+    simulation = Simulation(
+        layout, view, replicas, worker,
+        job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up, stage=stage,
+        filters=filters, record=record, replay=replay,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:
+        return simulation.run(network, schedule, folder or Path(temporary), horizon)

@@ -1,0 +1,409 @@
+"""The course of a recorded run: what its ranks wrote down (`mpips.replay.recorder`), put together.
+
+Several servers have noted what became of a shard, each of the copy that it had, and some of them may have begun what
+was never so: a primary that applied a change and died, or was given up, before anybody else had it. Whoever answered
+for the shard next has noted since which epoch, and after how many changes (MARK): what others noted under earlier
+epochs beyond that has not happened. All the rest agrees, for it went down the chain.
+
+Of what leaders were told, the last one's word counts, for it has run the program from its start.
+
+All of it is checked here, before any rank is started: each change must be there, and each answer that somebody was
+given by a change must be among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.checkpoint.manifest import explained
+from mpips.errors import RecordError
+from mpips.files import npz
+from mpips.files.json_shape import ANY, Each, Table, misfit
+from mpips.files.safe_open import open_regular, read_text, replacing
+from mpips.replay.recorder import (
+    ANSWER,
+    ASIDE,
+    CALLER,
+    CELL,
+    CELL_BYTES,
+    CHANGE,
+    CREW,
+    HEAD,
+    LOST,
+    MAGIC,
+    MARK,
+    VERSION,
+)
+from mpips.transport.message import Command
+
+CELLS = np.dtype(
+    [("kind", "<u2"), ("flags", "<u2"), ("epoch", "<u4"), ("rank", "<i4"), ("more", "<u4"), ("time", "<i8"),
+     ("value", "<i8")]
+)  # fmt: skip
+"""Cells as numpy sees them."""
+CALLERS = np.dtype([("rank", "<i4"), ("time", "<i8")])
+READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
+_TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, CREW: Each(range(1 << 31))}
+_COMMANDS = list(Command)
+Cells = NDArray[Any]
+Key = tuple[int, int]
+"""A request to a shard: (origin, time)."""
+
+
+@dataclass
+class ShardCourse:
+    """What became of a shard: change n was that of `callers[first[n - 1]:first[n]]`, by `commands[n - 1]`.
+
+    `reads` are sorted by `version`, after how many changes they were done.
+    """
+
+    first: NDArray[np.int64]
+    callers: NDArray[Any]
+    commands: NDArray[np.int64]
+    reads: NDArray[Any]
+
+    @property
+    def changes(self) -> int:
+        """How many changes there are."""
+        return len(self.commands)
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        with replacing(path) as file:
+            np.savez(file, first=self.first, callers=self.callers, commands=self.commands, reads=self.reads)
+
+    @classmethod
+    def load(cls, path: Path) -> ShardCourse:
+        """Read it from a file."""
+        with explained("read", path):
+            kept = npz.load(path, follow=False)
+            return cls(kept["first"], kept["callers"], kept["commands"], kept["reads"])
+
+
+@dataclass
+class LeaderCourse:
+    """What the leader's program was told: its decisions, and which parts (address, time) told of a loss."""
+
+    decisions: list[Any] = field(default_factory=list)
+    lost: set[tuple[int, int]] = field(default_factory=set)
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        with replacing(path, "w") as file:
+            json.dump({"decisions": self.decisions, "lost": sorted(self.lost)}, file)
+
+    @classmethod
+    def load(cls, path: Path) -> LeaderCourse:
+        """Read it from a file."""
+        kept = json.loads(path.read_text("utf-8"))
+        return cls(kept["decisions"], {(address, time) for address, time in kept["lost"]})
+
+
+class Crew(NamedTuple):
+    """Workers since some epoch, as a worker came to know of them."""
+
+    epoch: int
+    since: int
+    workers: tuple[int, ...]
+
+
+class Told(NamedTuple):
+    """Something that a worker was told; see `mpips.replay.recorder`."""
+
+    kind: int
+    flags: int
+    rank: int
+    breath: int
+    time: int
+    value: int
+    text: Any = None
+
+
+@dataclass
+class Course:
+    """The course of a run, by shard and by worker."""
+
+    shards: dict[int, ShardCourse]
+    workers: dict[int, Cells]
+    """By rank: what it was told, as cells."""
+    leader: LeaderCourse
+
+    def save(self, folder: Path) -> None:
+        """Write it to a folder, for the ranks that are to do it again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, shard in self.shards.items():
+            shard.save(folder / f"shard-{number:04d}.npz")
+        for rank, cells in self.workers.items():
+            with replacing(folder / f"worker-{rank:04d}.bin") as file:
+                file.write(cells.tobytes())
+        self.leader.save(folder / "leader.json")
+
+
+# --- reading what ranks have written down ------------------------------------------------------------------------
+
+
+def read_cells(path: Path) -> Cells:
+    """Read a file of a record: the cells that count, without the first.
+
+    Raises:
+        RecordError: it is none, or it is cut short.
+    """
+    try:
+        with open_regular(path, follow=False) as file:
+            raw = file.read()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
+    if len(raw) < CELL_BYTES:
+        raise RecordError(f"{path}: {len(raw)} bytes are no record of a run")
+    kind, _, _, _, magic, version, count = CELL.unpack_from(raw)
+    if (kind, magic) != (HEAD, MAGIC):
+        raise RecordError(f"{path}: is no record of a run")
+    if version != VERSION:
+        raise RecordError(f"{path}: is of version {version} of the format, and this mpips reads {VERSION}")
+    if count < 1 or count * CELL_BYTES > len(raw):
+        raise RecordError(f"{path}: cut short: {len(raw)} bytes where {count * CELL_BYTES} are due")
+    return np.frombuffer(raw, CELLS, count)[1:]
+
+
+def read_told(path: Path) -> Cells:
+    """Read what a rank was told; as `read_cells`, and the texts in it must be what is meant."""
+    cells = read_cells(path)
+    texts = np.isin(cells["kind"], (ASIDE, CREW))
+    try:
+        if (cells["value"][texts] < 0).any():
+            raise ValueError
+        for each in told(cells) if texts.any() else ():
+            if each.kind in _TEXTS and misfit(each.text, _TEXTS[each.kind]):
+                raise ValueError
+    except (ValueError, RecursionError):
+        raise RecordError(f"{path}: damaged: a text in it is none that a rank is told") from None
+    return cells
+
+
+def told(cells: Cells) -> list[Told]:
+    """List what a worker was told."""
+    found, at, raw = [], 0, cells.tobytes()
+    while at < len(cells):
+        kind, flags, _, rank, breath, time, value = cells[at].item()
+        text, at = None, at + 1
+        if kind in (ASIDE, CREW):
+            text = json.loads(raw[at * CELL_BYTES : at * CELL_BYTES + value])
+            at += -(-value // CELL_BYTES)
+        found.append(Told(kind, flags, rank, breath, time, value, text))
+    return found
+
+
+def heads(cells: Cells) -> Cells:
+    """Return the cells of what a rank was told, without texts."""
+    if not (np.isin(cells["kind"], (ASIDE, CREW))).any():
+        return cells
+    chosen, at = [], 0
+    while at < len(cells):
+        chosen.append(at)
+        text = int(cells["value"][at]) if cells["kind"][at] in (ASIDE, CREW) else 0
+        at += 1 + -(-text // CELL_BYTES)
+    return cells[chosen]
+
+
+# --- putting it together ---------------------------------------------------------------------------------------
+
+
+def _is_true(heads: Cells, marks: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Tell which of the changes that a copy went through have happened.
+
+    `marks` are (epoch, changes so far) of those who came to answer for the shard.
+    """
+    kept = np.ones(len(heads), np.bool_)
+    for epoch, number in marks:
+        kept &= (heads["epoch"] >= epoch) | (heads["value"] <= number)
+    return kept
+
+
+def merged(name: str, copies: Iterable[Cells]) -> tuple[NDArray[np.int64], Cells, NDArray[np.int64]]:
+    """Put together what servers have noted of their copies of a shard; give `first`, callers and commands.
+
+    Raises:
+        RecordError: a change is missing, or they do not agree.
+    """
+    copies = list(copies)
+    marks = [
+        (int(each["epoch"]), int(each["value"])) for cells in copies for each in cells[cells["kind"] == MARK]
+    ]
+    known: dict[int, tuple[bytes, int, Cells]] = {}
+    for cells in copies:
+        at = np.flatnonzero(cells["kind"] == CHANGE)
+        for place in at[_is_true(cells[at], marks)].tolist():
+            whole = cells[place : place + int(cells["more"][place])]
+            if len(whole) < cells["more"][place] or (whole["kind"][1:] != CALLER).any():
+                raise RecordError(f"{name}: change {cells['value'][place]} is cut short")
+            callers = np.empty(len(whole), CALLERS)
+            callers["rank"], callers["time"] = whole["rank"], whole["time"]
+            number, same = int(cells["value"][place]), callers.tobytes()
+            if known.setdefault(number, (same, int(cells["flags"][place]), callers))[0] != same:
+                raise RecordError(f"{name}: servers do not agree on what change {number} was")
+    missing = next((number for number in range(1, len(known) + 1) if number not in known), 0)
+    if missing:
+        raise RecordError(f"{name}: change {missing} of {max(known)} is missing")
+    ordered = [known[number] for number in range(1, len(known) + 1)]
+    callers = np.concatenate([np.empty(0, CALLERS), *(each[2] for each in ordered)])
+    first = np.cumsum([0, *(len(each[2]) for each in ordered)]).astype(np.int64)
+    return first, callers, np.array([each[1] for each in ordered], np.int64)
+
+
+def last_word(logs: Iterable[Cells]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Give (flags, version) of what the program was told last by (address, time), of all leaders' answers."""
+    found: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for cells in logs:
+        for _, flags, epoch, address, _, time, value in cells[cells["kind"] == ANSWER].tolist():
+            if found.get((address, time), (0, 0, -1))[2] <= epoch:
+                found[address, time] = (flags, value, epoch)
+    return {key: (flags, version) for key, (flags, version, _) in found.items()}
+
+
+def last_decisions(lines: Iterable[dict[str, Any]]) -> list[Any]:
+    """Give what was decided, by number: of several, what the last leader did."""
+    found: dict[int, tuple[int, Any]] = {}
+    for line in lines:
+        number, epoch = line["number"], line["epoch"]
+        if number not in found or found[number][0] <= epoch:
+            found[number] = (epoch, line["value"])
+    if sorted(found) != list(range(len(found))):
+        missing = next(number for number in range(len(found)) if number not in found)
+        raise RecordError(f"decision {missing} of the program is missing")
+    return [found[number][1] for number in range(len(found))]
+
+
+class _Answers(NamedTuple):
+    """What callers were answered by shards: u4 shard, then as READS; version -1: by a change."""
+
+    shard: NDArray[np.int64]
+    reads: NDArray[Any]
+
+
+def _answers(rank: int, cells: Cells) -> _Answers:
+    mine = cells[(cells["kind"] == ANSWER) & (cells["rank"] < 0)]
+    reads = np.empty(len(mine), READS)
+    reads["version"], reads["rank"], reads["time"] = mine["value"], rank, mine["time"]
+    return _Answers(~mine["rank"].astype(np.int64), reads)
+
+
+def course(
+    copies: dict[int, list[Cells]],
+    workers: dict[int, Cells],
+    leaders: Sequence[Cells],
+    decisions: Iterable[dict[str, Any]],
+    origin: int,
+) -> Course:
+    """Put together a run's course.
+
+    Args:
+        copies: by shard, what servers have noted of the copies that they had.
+        workers: by rank, what it was told as a worker.
+        leaders: what each leader was told.
+        decisions: what each of them decided.
+        origin: the name of the scheduler as a caller.
+
+    Raises:
+        RecordError: something is missing, or does not agree.
+    """
+    told_last = last_word(leaders)
+    answers = [_answers(rank, heads(cells)) for rank, cells in workers.items()]
+    by_shard = [
+        (~address, version, origin, time)
+        for (address, time), (flags, version) in told_last.items()
+        if address < 0 and not flags & LOST
+    ]
+    reads = np.array([each[1:] for each in by_shard], READS)
+    answers.append(_Answers(np.array([each[0] for each in by_shard], np.int64), reads))
+    shards = np.concatenate([each.shard for each in answers])
+    reads = np.concatenate([each.reads for each in answers])
+    found = {}
+    for number in sorted({*copies, *shards.tolist()}):
+        name = f"shard {number}"
+        first, callers, commands = merged(name, copies.get(number, []))
+        if (odd := np.flatnonzero(~np.isin(commands, _COMMANDS))).size:
+            raise RecordError(f"{name}: change {odd[0] + 1} is of no kind that there is")
+        mine = reads[shards == number]
+        _check_answers(name, mine[mine["version"] < 0], callers, copies.get(number, []))
+        asked = np.sort(mine[mine["version"] >= 0], order=["version", "rank", "time"])
+        if len(asked) and asked["version"][-1] > len(commands):
+            raise RecordError(
+                f"{name}: somebody has read it after {asked['version'][-1]} changes, and {len(commands)} are recorded"
+            )
+        found[number] = ShardCourse(first, callers, commands, asked)
+    lost = {key for key, (flags, _) in told_last.items() if flags & LOST}
+    return Course(found, workers, LeaderCourse(last_decisions(decisions), lost))
+
+
+def _check_answers(name: str, answers: NDArray[Any], callers: Cells, copies: Iterable[Cells]) -> None:
+    """See that what somebody was answered by a change is among the changes."""
+    changed = set(zip(callers["rank"].tolist(), callers["time"].tolist(), strict=True))
+    for _, rank, time in answers.tolist():
+        if (rank, time) in changed:
+            continue
+        if any(((cells["rank"] == rank) & (cells["time"] == time)).any() for cells in copies):
+            raise RecordError(
+                f"{name}: rank {rank} was answered request {time}, of a round, by a server that was lost before any "
+                "other had it, and when a worker was lost too the round was given up: such a run cannot be done again"
+            )
+        raise RecordError(f"{name}: rank {rank} was answered by a change ({time}) that is not recorded")
+
+
+NAMES = re.compile(r"(shard)-(\d+)\.rank-\d+\.bin|(worker|leader)-(\d+)\.bin|(decisions)-\d+\.jsonl")
+
+
+def read_course(folder: Path, origin: int = 0) -> Course:
+    """Read a run's record, and put its course together.
+
+    Raises:
+        RecordError: there is none, or it is torn.
+    """
+    copies: dict[int, list[Cells]] = {}
+    workers: dict[int, Cells] = {}
+    leaders: list[Cells] = []
+    decisions: list[dict[str, Any]] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        matched = NAMES.fullmatch(path.name)
+        if matched is None:
+            continue
+        if matched[1]:
+            copies.setdefault(int(matched[2]), []).append(read_cells(path))
+        elif matched[3] == "worker":
+            workers[int(matched[4])] = read_told(path)
+        elif matched[3] == "leader":
+            leaders.append(read_told(path))
+        else:
+            decisions += _lines(path)
+    if not leaders:
+        raise RecordError(f"{folder}: there is no record; a run writes one with [record] on = true")
+    try:
+        return course(copies, workers, leaders, decisions, origin)
+    except RecordError as error:
+        raise RecordError(f"{folder}: {error}") from None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    try:
+        lines = read_text(path, follow=False).split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
+    for number, line in enumerate(lines[:-1], 1):  # what does not end was never acted upon
+        try:
+            found.append(json.loads(line))
+            if (
+                not all(isinstance(found[-1][key], int) for key in ("number", "epoch"))
+                or "value" not in found[-1]
+            ):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RecordError(f"{path}:{number}: is no decision") from None
+    return found

@@ -1,0 +1,401 @@
+"""A run done again, as it was recorded (`mpips.replay.recorder`, `mpips.replay.history`), on ranks of which none dies.
+
+    worker    is told what it was told, in that order, and nothing else; what comes early waits. One that died waits for
+              ever after the last thing that it was told.
+    shard     executes what it executed, in that order, and each read after as many changes as then; what took no
+              effect is not executed.
+    leader    runs the program, is told the decisions that were made, and of each part that told of a loss that loss.
+
+Each worker, shard and leader so goes through the same states: what each does next follows from its program and from
+what it was told so far. And it cannot come to a stop: in the run that was recorded, each thing came after what led to
+it, so there is always one that may happen next. When the ranks stand still all the same, the program has done
+something else than then. That is found out by counting (Mattern 1987): the leader asks all ranks twice who waits, and
+how many messages each has sent and taken; if all wait, and all that was sent was taken, and nothing has moved between
+the two times, nothing will. Then the run ends, and says who waited for what.
+
+Views are not sent: a worker goes over to other workers where it did, and who holds what never changes. So a server that
+gave up its shards and became a worker is both now: it works as soon as it is first called to, and answers for its
+shards beside. What it is called to do as a server, before and after, it does when it is no worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.calls import Own
+from mpips.cluster.layout import Role
+from mpips.cluster.view import View
+from mpips.errors import Diverged
+from mpips.replay.history import CELLS, LeaderCourse, ShardCourse, Told, told
+from mpips.replay.recorder import ANSWER, ASIDE, CALL, CREW, JOINED
+from mpips.transport.message import NO_ROUND, Command, Kind, Message
+
+if TYPE_CHECKING:
+    from mpips.cluster.node import Node
+    from mpips.server.replication import Link
+    from mpips.server.server import Server
+
+Key = tuple[int, int]
+QUIET = 1.0
+"""Seconds for which the leader has had nothing to do before it asks the others whether they have."""
+MOST_NAMED = 4
+"""How many of those who wait are named."""
+DEAF = frozenset((Command.VIEW, Command.ASIDE, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
+"""Control messages that mean nothing here."""
+
+
+class Player:
+    """One rank's part in a run that is done again, from the course in a folder; see the module."""
+
+    def __init__(self, node: Node, folder: Path) -> None:
+        self.node, self._folder = node, folder
+        path = folder / f"worker-{node.rank:04d}.bin"
+        self._events = deque(told(np.fromfile(path, CELLS))) if path.exists() else None
+        """What this rank was told as a worker; None if it never was one."""
+        self._crews = [(node.view.crew, node.place.role is Role.WORKER)]
+        """Since which epochs of the workers it was one of them, and was not."""
+        for event in self._events or ():
+            if event.kind == CREW:
+                self._crews.append((event.time, node.rank in event.text))
+        self._called = {event.time for event in self._events or () if event.kind == CALL}
+        self._replies: dict[Key, Message] = {}
+        self._calls: dict[int, Message] = {}
+        self._others: list[Message] = []  # calls to this rank as a server, which it is not yet
+        self._breaths = 0
+        self._working = self._telling = False
+        self._leader = LeaderCourse.load(folder / "leader.json") if node.rank == node.view.leader else None
+        self._lost = set(self._leader.lost) if self._leader is not None else set()
+        self.watch = Watch(node, self)
+        self._gates: Gates | None = None
+        node.replay = self
+        node.plain = node.direct = node.keeps = False
+        node.controls[Command.ASK_STATE] = self.watch.asked
+        node.controls[Command.STATE] = self.watch.told
+        node.on_tick.append(self.watch.tick)
+
+    # --- at every rank -----------------------------------------------------------------------------
+
+    def take(self, message: Message) -> None:
+        """Take a message that has arrived: most wait until their turn has come."""
+        node, kind = self.node, message.kind
+        if kind is Kind.CONTROL:
+            if message.command in node.controls and message.command not in DEAF:
+                node.controls[message.command](message)
+            return
+        self.watch.taken += 1
+        if message.filtered and not node.decoded(message):
+            return
+        if kind is Kind.REQUEST and message.shard >= 0:
+            node.shards(message)
+        elif kind is Kind.REQUEST:
+            self._call(message)
+        elif kind is Kind.SEND_KEYS:
+            node.sent_keys += node.tasks.send_keys(message)
+        elif self._events is None:
+            node.tasks.answer(message)
+        else:
+            self._replies[_address(message), message.time] = message
+
+    def _call(self, request: Message) -> None:
+        """Take a call: to a worker, where it waits for its turn, or to a server."""
+        node, crew = self.node, int(request.meta.get("crew", 0))
+        last = max(since for since, _ in self._crews if since <= crew)
+        if (
+            request.meta["call"] == Own.WRITTEN
+        ):  # nothing is, and whoever was asked may be something else by now
+            node.reply(request, meta={})
+        elif (last, True) in self._crews or request.time in self._called:
+            self._calls[request.time] = request
+        elif node.role is Role.WORKER:
+            self._others.append(request)
+        else:
+            node.admit(request)
+
+    def lost(self, address: int, time: int) -> bool:
+        """Tell whether the leader was told that who is asked so is lost."""
+        return (address, time) in self._lost
+
+    def send(self, message: Message) -> None:
+        """Count a message that is about to be sent."""
+        self.watch.sent += message.kind is not Kind.CONTROL
+
+    # --- at the leader -----------------------------------------------------------------------------
+
+    def decision(self, number: int) -> Any:
+        """Give what was decided then."""
+        assert self._leader is not None
+        if number >= len(self._leader.decisions):
+            raise Diverged(
+                f"the program asks for decision {number}, and only {len(self._leader.decisions)} are recorded"
+            )
+        return self._leader.decisions[number]
+
+    # --- at a worker -------------------------------------------------------------------------------
+
+    def tell(self) -> bool:
+        """Tell this rank what comes next, if it waits for that and it is here, and what came in one go with it."""
+        return self._tell(0)
+
+    def breathe(self) -> None:
+        """Tell what was told when the program looked up from its work at this place, if anything."""
+        self._breaths += 1
+        node, events = self.node, self._events
+        if events and events[0].breath == self._breaths:
+            node.wait_until(lambda: self._tell(self._breaths))
+        else:
+            self._working = True
+            message = node.van.receive()
+            if message is not None:
+                node.take(message)
+            self._working = False
+
+    def _tell(self, breath: int) -> bool:
+        events = self._events
+        if self._telling or not events or events[0].breath != breath or not self._is_here(events[0]):
+            return False
+        self._telling = True
+        try:
+            self._do(events.popleft())
+            while events and events[0].flags & JOINED:
+                self.node.wait_until(lambda: self._is_here(events[0]))
+                self._do(events.popleft())
+        finally:
+            self._telling = False
+        return True
+
+    def _is_here(self, event: Told) -> bool:
+        if event.kind == ANSWER:
+            return (event.rank, event.time) in self._replies
+        if event.kind == CALL:
+            return event.time in self._calls and bool(self.node.handlers)
+        if (
+            event.kind == CREW and self.node.role is not Role.WORKER
+        ):  # it may have to do something else before
+            called = next((each.time for each in self._events or () if each.kind == CALL), None)
+            return called in self._calls and not self.node.waiting
+        return True
+
+    def _do(self, event: Told) -> None:
+        node = self.node
+        if event.kind == ANSWER:
+            node.tasks.answer(self._replies.pop((event.rank, event.time)))
+        elif event.kind == CALL:
+            node.admit(self._calls.pop(event.time))
+            node.act()
+        elif event.kind == ASIDE:
+            node.controls[Command.ASIDE](Message(Kind.CONTROL, Command.ASIDE, meta=event.text))
+        elif event.kind == CREW:
+            node.adopt(with_crew(node.view, event.time, tuple(event.text)))
+            if node.role is not Role.WORKER:
+                others, self._others = self._others, []
+                for request in others:
+                    node.admit(request)
+
+    # --- at a server -------------------------------------------------------------------------------
+
+    def gates(self, server: Server) -> Gates:
+        """Give what lets requests into a server's shards."""
+        self._gates = Gates(server, self._folder)
+        return self._gates
+
+    # --- when nothing moves ------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether this rank will do nothing unless a message comes."""
+        events = self._events
+        if self._working or not events or not self._is_here(events[0]):
+            return not self._working
+        return not self._telling and events[0].breath not in (0, self._breaths)
+
+    def waits_for(self) -> str:
+        """Say what this rank waits for, "" if for nothing that was recorded."""
+        if self._events:
+            return f"{self._name()} waits for {self._named(self._events[0])}"
+        return "" if self._gates is None else self._gates.waits_for()
+
+    def _name(self) -> str:
+        return f"worker {self.node.place.index} (rank {self.node.rank})"
+
+    def _named(self, event: Told) -> str:
+        missing = {
+            ANSWER: f"the answer of shard {~event.rank} to its request {event.time}",
+            CALL: f"call {event.time}",
+        }
+        if event.breath and event.breath != self._breaths:
+            return f"nothing, where it was told something in its breath {event.breath}, after {self._breaths}"
+        return missing.get(event.kind, "other workers")
+
+
+def _address(reply: Message) -> int:
+    return ~reply.shard if reply.shard >= 0 else reply.sender
+
+
+def with_crew(view: View, since: int, workers: tuple[int, ...]) -> View:
+    """Return a view with these workers since an epoch; all others that were some are spares."""
+    roles = [
+        Role.WORKER if rank in workers else Role.SPARE if role is Role.WORKER else role
+        for rank, role in enumerate(view.roles)
+    ]
+    return replace(view, epoch=max(since, view.epoch + 1), crew=since, workers=workers, roles=tuple(roles))
+
+
+class Gate:
+    """Lets requests into one shard in the order in which they took effect; see the module."""
+
+    def __init__(self, server: Server, link: Link, course: ShardCourse) -> None:
+        self._server, self._link, self._course = server, link, course
+        self._held: dict[Key, Message] = {}
+        self._changes = 0
+        self._reads_done = 0
+        self._next: list[Key] = []
+        self._due: set[Key] = set()
+        self._turn()
+
+    def _turn(self) -> None:
+        """See what is due after so many changes: reads, and then the next change."""
+        course, at = self._course, self._reads_done
+        end = int(np.searchsorted(course.reads["version"], self._changes, "right"))
+        self._due = {(rank, time) for _, rank, time in course.reads[at:end].tolist()}
+        self._reads_done = end
+        self._next = []
+        if self._changes < course.changes:
+            first, last = course.first[self._changes], course.first[self._changes + 1]
+            self._next = course.callers[first:last].tolist()  # as tuples
+
+    def admit(self, request: Message) -> None:
+        """Take a request; execute what can be, now."""
+        self._held[request.origin, request.time] = request
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        held = self._held
+        for key in sorted(self._due & held.keys()):
+            self._due.remove(key)
+            self._server.perform(self._link, [held.pop(key)], together=False)
+        if self._due or not self._next or not all(key in held for key in self._next):
+            return False
+        shard = self._link.shard
+        assert shard is not None
+        requests = [held.pop(key) for key in self._next]
+        first, command = requests[0], Command(int(self._course.commands[self._changes]))
+        which = f"shard {self._link.number}: change {self._changes + 1}, request {first.time} of rank {first.origin},"
+        if command not in [each.command for each in requests]:
+            raise Diverged(f"{which} was a {command.name}, and is a {first.command.name} now")
+        self._server.perform(self._link, requests, together=first.round != NO_ROUND)
+        self._changes += 1
+        if shard.changes != self._changes:
+            raise Diverged(f"{which} changes nothing now")
+        self._turn()
+        return True
+
+    def waits_for(self) -> str:
+        """Say what this shard waits for; "" if for nothing."""
+        missing = [key for key in (*sorted(self._due), *self._next) if key not in self._held]
+        if not missing:
+            return ""
+        rank, time = missing[0]
+        what = (
+            f"read after change {self._changes}" if missing[0] in self._due else f"change {self._changes + 1}"
+        )
+        return f"shard {self._link.number} waits for its {what}, request {time} of rank {rank}"
+
+
+class Gates:
+    """The gates of a server's shards."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        self._gates: dict[int, Gate] = {}
+
+    def admit(self, link: Link, request: Message) -> None:
+        """Take a request to a shard."""
+        if not self._server.recall(request):
+            return
+        gate = self._gates.get(link.number)
+        if gate is None:
+            path = self._folder / f"shard-{link.number:04d}.npz"
+            course = ShardCourse.load(path) if path.exists() else NOTHING
+            gate = self._gates[link.number] = Gate(self._server, link, course)
+        gate.admit(request)
+
+    def waits_for(self) -> str:
+        """Say what a shard waits for; "" if none does."""
+        return next((text for gate in self._gates.values() if (text := gate.waits_for())), "")
+
+
+def _none(dtype: Any) -> NDArray[Any]:
+    return np.empty(0, dtype)
+
+
+NOTHING = ShardCourse(
+    np.zeros(1, np.int64),
+    _none([("rank", "<i4"), ("time", "<i8")]),
+    _none(np.int64),
+    _none([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")]),
+)
+"""The course of a shard that nothing was asked of."""
+
+
+class Watch:
+    """Finds out that nothing will move any more: one rank's part, and at the leader the whole; see the module."""
+
+    def __init__(self, node: Node, player: Player) -> None:
+        self._node, self._player = node, player
+        self.sent = self.taken = 0
+        self._moved = (-1, 0.0)  # how many messages had been sent and taken, since when
+        self._wave: dict[int, tuple[int, int, str]] | None = None
+        self._before: tuple[int, int] | None = None
+
+    def tick(self) -> None:
+        """Ask everybody, at the leader, when it has had nothing to do for a while."""
+        node = self._node
+        if node.view.leader != node.rank:
+            return
+        now, count = node.van.now(), self.sent + self.taken
+        if count != self._moved[0]:
+            self._moved, self._before, self._wave = (count, now), None, None
+        elif now - self._moved[1] > QUIET and self._wave is None:
+            self._wave = {node.rank: (self.sent, self.taken, self._player.waits_for())}
+            for rank in node.view.alive:
+                if rank != node.rank:
+                    node.control(rank, Command.ASK_STATE, {})
+
+    def asked(self, message: Message) -> None:
+        """Answer the leader, if this rank waits: else it will ask again."""
+        player = self._player
+        meta = {"waits": player.waits, "sent": self.sent, "taken": self.taken, "text": player.waits_for()}
+        self._node.control(message.sender, Command.STATE, meta)
+
+    def told(self, message: Message) -> None:
+        """Take somebody's answer."""
+        meta = message.meta
+        if self._wave is None:
+            return
+        if not meta["waits"]:
+            self._wave = self._before = None
+            self._moved = (self._moved[0], self._node.van.now())
+            return
+        self._wave[message.sender] = (meta["sent"], meta["taken"], meta["text"])
+        if len(self._wave) == len(self._node.view.alive):
+            self._judge(self._wave)
+
+    def _judge(self, wave: dict[int, tuple[int, int, str]]) -> None:
+        sums = sum(each[0] for each in wave.values()), sum(each[1] for each in wave.values())
+        self._wave = None
+        if sums[0] == sums[1] and sums == self._before:
+            texts = [text for _, (_, _, text) in sorted(wave.items()) if text]
+            more = f"; and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
+            raise Diverged(
+                "the run cannot go on as it is recorded: "
+                + ("; ".join(texts[:MOST_NAMED]) + more if texts else "all that is recorded was done")
+            )
+        self._before = sums if sums[0] == sums[1] else None
+        self._moved = (self._moved[0], self._node.van.now())

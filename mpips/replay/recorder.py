@@ -1,0 +1,304 @@
+"""The record of a run: what took effect in which order, so that the run can be done again to the bit.
+
+What a rank does follows from its program, from what it is told, and from the order in which it is told. So it is enough
+to write down, of
+
+    a shard    each change, in order: its number, and whose request it was (of a round: whose, in worker order)
+    a worker   what it was told, in order: replies, and of each that read a shard, after how many of its changes;
+               calls; asides; other workers
+    the leader the same replies, without an order: its program depends on none (`mpips.scheduler.journal`); which of
+               them said that a worker was lost; every decision
+
+Nothing of that is about places: who held a shard, who died, what was sent twice leaves no trace. So a run in which
+servers and schedulers died is done again (`mpips.replay.player`) on ranks of which none does, under any MPI. A
+worker that died is one whose record ends. Each server that has a copy of a shard writes down what that copy went
+through, and each leader what it was told; which of it is the truth is seen afterwards (`mpips.replay.history`).
+
+The files, in the run's folder `record`; all numbers little-endian:
+
+    shard-0003.rank-0001.bin   the copy of shard 3 on rank 1
+    worker-0004.bin            what rank 4 was told as a worker
+    leader-0000.bin            what rank 0 was told as the leader
+    decisions-0000.jsonl       {"number", "epoch", "value"}: the decisions that were made on rank 0
+
+A .bin file is cells of 32 bytes: u2 kind, u2 flags, u4 epoch, i4 rank, u4 more, i8 time, i8 value. The first one, of
+kind HEAD, has in `value` how many cells count, itself included, in `time` VERSION, in `more` the magic. Then:
+
+    CHANGE  value: number of the change; more: how many callers; rank, time: the first one; flags: its command;
+            in the cells after it CALLER (rank, time), the others
+    MARK    value: changes of the shard when, as of `epoch`, the server came to answer for it: what others note of
+            earlier epochs beyond that has not happened
+    ANSWER  rank: the address, a rank or ~shard; time: of the task; value: after how many changes, -1: it was one;
+    CALL    rank, time: of whom, which; when it is begun, or, unless it runs at once, put in the line
+    ASIDE   value: bytes of text (JSON) in the cells after it: what to call, with what
+    CREW    time: the workers' epoch; value: bytes of text: who they are
+
+Of what a worker was told flags has JOINED: in one go with what is before it; `more` is in which breath, see
+`Node.breathe` (0: it waited).
+
+The files are mapped into memory: what was written before a process was killed, by whatever signal, is there.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpips.data.spec import resolve
+from mpips.errors import InputError
+from mpips.files.json_values import keep, plain
+from mpips.files.safe_open import open_own
+from mpips.rundir.folder import write_json
+from mpips.transport.message import NO_ROUND, Kind, Message
+
+if TYPE_CHECKING:
+    from mpips.cluster.node import Node
+    from mpips.cluster.view import View
+    from mpips.config.job_file import Job
+
+CELL = struct.Struct("<HHIiIqq")
+CELL_BYTES = CELL.size
+HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, ASIDE, CREW = range(1, 9)
+JOINED, FAILED, LOST = 1, 2, 4
+"""Flags: told in one go with what is before; an error; the loss of a worker."""
+MAGIC, VERSION = 0x7370696D, 1
+FIRST, MOST = 1 << 16, 1 << 22
+"""Bytes by which a file grows: at first, and at most."""
+_COUNT = struct.Struct("<q")
+_COUNT_AT = CELL_BYTES - _COUNT.size
+
+
+class Log:
+    """One file of cells that grows; see the module."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self.path, self.count = path, 1
+        self._file = open_own(path)
+        self._size = 0
+        self._map = self._grown()
+        CELL.pack_into(self._map, 0, HEAD, 0, 0, rank, MAGIC, VERSION, 1)
+
+    def _grown(self) -> mmap.mmap:
+        """Make the file larger. OSError if there is no room: a mapped file without any would end the process."""
+        more = min(max(FIRST, self._size), MOST)
+        try:
+            os.posix_fallocate(self._file, self._size, more)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._size += more
+        return mmap.mmap(self._file, self._size)
+
+    def add(
+        self,
+        kind: int,
+        flags: int,
+        epoch: int,
+        rank: int,
+        more: int,
+        time: int,
+        value: int,
+        text: bytes = b"",
+    ) -> None:
+        """Append a cell, and a text behind it."""
+        self.extend([CELL.pack(kind, flags, epoch, rank, more, time, value)], text)
+
+    def extend(self, cells: Sequence[bytes], text: bytes = b"") -> None:
+        """Append cells; they count once all of them are there."""
+        raw = b"".join(cells) + text
+        at, end = self.count * CELL_BYTES, self.count * CELL_BYTES + len(raw)
+        while end > self._size:
+            self._map.close()
+            self._map = self._grown()
+        self._map[at:end] = raw
+        self.count += -(-len(raw) // CELL_BYTES)
+        _COUNT.pack_into(self._map, _COUNT_AT, self.count)
+
+    def close(self) -> None:
+        """Give back what the file has too much; idempotent."""
+        if self._file >= 0:
+            self._map.close()
+            os.ftruncate(self._file, self.count * CELL_BYTES)
+            os.close(self._file)
+            self._file = -1
+
+
+class Order:
+    """The order of the changes of one copy of a shard."""
+
+    def __init__(self, recorder: Recorder, number: int) -> None:
+        self._recorder, self._number = recorder, number
+        self._log: Log | None = None
+        self.count = 0
+        """The number of the last change."""
+
+    @property
+    def log(self) -> Log:
+        """The file, made when there is something to write."""
+        if self._log is None:
+            self._log = self._recorder.open(f"shard-{self._number:04d}.rank-{self._recorder.rank:04d}.bin")
+        return self._log
+
+    def change(self, number: int, command: int, callers: Sequence[tuple[int, int]]) -> None:
+        """Note that this is change `number`, and whose requests (origin, time) it was."""
+        epoch, self.count = self._recorder.epoch, number
+        origin, time = callers[0]
+        cells = [CELL.pack(CHANGE, command, epoch, origin, len(callers), time, number)]
+        cells += [CELL.pack(CALLER, 0, epoch, origin, 0, time, 0) for origin, time in callers[1:]]
+        self.log.extend(cells)
+
+    def mark(self, number: int) -> None:
+        """Note that this server answers for the shard since the present epoch, after so many changes."""
+        self.log.add(MARK, 0, self._recorder.epoch, self._recorder.rank, 0, 0, number)
+
+
+class Recorder:
+    """What one rank writes down."""
+
+    def __init__(self, node: Node, folder: Path) -> None:
+        self._node, self.folder, self.rank = node, folder, node.rank
+        self._logs: list[Log] = []
+        self._told: dict[str, Log] = {}
+        self._orders: dict[int, Order] = {}
+        self._decisions: int | None = None
+        self._flags = self._breath = self._breaths = self._nested = 0
+        node.record = self
+        node.tasks.heard = self.heard
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is written down now."""
+        return self._node.view.epoch
+
+    def open(self, name: str) -> Log:
+        """Begin a file."""
+        log = Log(self.folder / name, self.rank)
+        self._logs.append(log)
+        return log
+
+    def order(self, shard: int) -> Order:
+        """Give what notes the changes of a shard's copies here, of which there may be several in turn."""
+        return self._orders.setdefault(shard, Order(self, shard))
+
+    def close(self) -> None:
+        """Close all files; idempotent."""
+        for log in self._logs:
+            log.close()
+        if self._decisions is not None:
+            os.close(self._decisions)
+            self._decisions = None
+
+    # --- what a rank is told -----------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Note that a message is about to be moved: what follows from it is told in one go."""
+        if not self._nested:
+            self._flags = 0
+
+    @contextmanager
+    def one_go(self) -> Iterator[None]:
+        """Note that what is told inside is told in one go with what is before, whatever is waited for."""
+        self._nested += 1
+        try:
+            yield
+        finally:
+            self._nested -= 1
+
+    @contextmanager
+    def breath(self) -> Iterator[None]:
+        """Note that the program looks up from its work for once."""
+        self._breaths += 1
+        self._breath = self._breaths
+        try:
+            yield
+        finally:
+            self._breath = 0
+
+    def _tell(self, kind: int, flags: int, rank: int, time: int, value: int, text: bytes = b"") -> None:
+        leads = self._node.view.leader == self.rank
+        role = "leader" if leads else "worker"
+        log = self._told.get(role)
+        if log is None:
+            log = self._told[role] = self.open(f"{role}-{self.rank:04d}.bin")
+        log.add(kind, flags | self._flags, self.epoch, rank, self._breath, time, value, text)
+        self._flags = JOINED
+
+    def heard(self, address: int, time: int, reply: Message, given_up: bool) -> None:
+        """Note that a reply counts; one that was `given_up` for other workers follows from these, at a worker."""
+        if given_up and self._node.view.leader != self.rank:
+            return
+        failed = reply.kind is Kind.FAILURE
+        flags = (FAILED if failed else 0) | (LOST if failed and reply.meta.get("lost") else 0)
+        self._tell(ANSWER, flags, address, time, NO_ROUND if given_up else reply.round)
+
+    def answered(self, address: int, time: int, version: int) -> None:
+        """Note that what was asked at the van's desk is answered."""
+        self._tell(ANSWER, 0, address, time, version)
+
+    def call(self, request: Message) -> None:
+        """Note that a call has come."""
+        self._tell(CALL, 0, request.origin, request.time, 0)
+
+    def aside(self, meta: dict[str, Any]) -> None:
+        """Note that something is to be done beside the program."""
+        text = json.dumps({"call": meta["call"], "args": meta["args"]}).encode()
+        self._tell(ASIDE, 0, 0, 0, len(text), text)
+
+    def crew(self, view: View) -> None:
+        """Note that the workers are others now."""
+        text = json.dumps(view.workers).encode()
+        self._tell(CREW, 0, self.rank, view.crew, len(text), text)
+
+    # --- what the leader decides ---------------------------------------------------------------------
+
+    def decision(self, number: int, value: Any) -> None:
+        """Note what was decided."""
+        path = self.folder / f"decisions-{self.rank:04d}.jsonl"
+        if self._decisions is None:
+            self._decisions = open_own(path, append=True)
+        value = plain(value, keep, f"decision {number}")
+        line = json.dumps({"number": number, "epoch": self.epoch, "value": value}).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._decisions, line) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def size(folder: Path) -> dict[str, int]:
+    """Count what a record has in it: `bytes`, and `changes` of all copies of shards, replies and calls: `entries`."""
+    total = entries = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix == ".jsonl":
+            total += path.stat().st_size
+        elif path.suffix == ".bin":
+            with path.open("rb") as file:
+                head = file.read(CELL_BYTES)
+            count = CELL.unpack(head)[-1] if len(head) == CELL_BYTES else 0
+            total, entries = total + count * CELL_BYTES, entries + count
+    return {"bytes": total, "cells": entries}
+
+
+ABOUT = "about.json"
+"""What a recorded run started from: {"resume": a checkpoint or null, "inputs": {file: bytes}}."""
+
+
+def write_about(folder: Path, job: Job, resume: Path | None) -> None:
+    """Write down what a run starts from, beside its job."""
+    about = {"resume": None if resume is None else str(resume.absolute()), "inputs": inputs(job)}
+    write_json(folder / ABOUT, about)
+
+
+def inputs(job: Job) -> dict[str, int]:
+    """Give the sizes of a job's data files, in bytes."""
+    try:
+        data = resolve(job.data, str(job.base))
+    except InputError:  # the program says what is wrong with it
+        return {}
+    named = (*data.train, *data.test, *([data.vocab] if data.vocab else []))
+    return {path: os.path.getsize(path) for path in named if os.path.isfile(path)}

@@ -1,0 +1,304 @@
+"""Charts as SVG text, drawn by the page's own colours: no library, no script, the same on screen and on paper.
+
+A chart is a pure function from numbers to text. Colours are classes (`c0` to `c5` for series, `axis`, `grid`, ...) that
+the page's style sheet defines, so that one chart serves light, dark and print. Hovering over a point tells its values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mpips.report.html import MOST_ROWS, Html, element, joined, more
+from mpips.rundir.progress import real, si
+
+COLOURS = 6
+"""Series are told apart by so many colours, and by their dashes from then on."""
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 16, 40
+MOST_POINTS = 400
+"""Points of a line that are drawn; of longer ones every so many-th."""
+LONGEST = 200
+"""Characters of a text that are shown."""
+
+Show = Callable[[float], str]
+
+
+class Series(NamedTuple):
+    """A line: points (x, y) in the order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+
+
+class Mark(NamedTuple):
+    """A moment on the x axis."""
+
+    x: float
+    text: str
+    colour: int = 0
+
+
+class Part(NamedTuple):
+    """A piece of a bar; `kind` is a class of the style sheet."""
+
+    value: float
+    kind: str
+    text: str = ""
+
+
+class Bar(NamedTuple):
+    """A bar of pieces, one after the other, with its name at the left and a note at the right."""
+
+    name: str
+    parts: Sequence[Part]
+    note: str = ""
+
+
+class Lane(NamedTuple):
+    """A row of a timeline: spans (begin, end, kind, text), and moments (x, kind, text) on top of them."""
+
+    name: str
+    spans: Sequence[tuple[float, float, str, str]]
+    moments: Sequence[tuple[float, str, str]] = ()
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Give round numbers from `low` to `high`, about so many."""
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
+        return [low]
+    step = 10 ** math.floor(math.log10((high - low) / about))
+    step *= next(by for by in (1, 2, 5, 10) if (high - low) / (step * by) <= about + 1)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [round((first + each) * step, 12) for each in range(count)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Give the powers of ten from `low` to `high`, both above 0, not more than about six."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    step = max(1, -(-(last - first) // 6))
+    return [10.0**each for each in range(first, last + 1, step)]
+
+
+class _Scale(NamedTuple):
+    """From values to pixels; a logarithmic one for values above 0."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.begin + share * (self.end - self.begin)
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Leave out points of a long line, never the first nor the last."""
+    step = max(1, -(-len(points) // MOST_POINTS))
+    kept = list(points[::step])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def is_drawable(value: float) -> bool:
+    """Tell whether a number can be drawn: it is finite, and far enough from the ends of what floats can hold."""
+    size = abs(real(value))
+    return size == 0 or 1e-300 < size < 1e300
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[Html], kind: str = "chart") -> Html:
+    return element(
+        "svg",
+        Html("\n"),
+        joined(body, "\n"),
+        Html("\n"),
+        class_=kind,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=label[:LONGEST],
+    )
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Html:
+    return element("text", text[:LONGEST], class_=kind, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str | None = None) -> Html:
+    return element("line", class_=kind, x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}")
+
+
+def _title(text: str) -> Html:
+    return element("title", text[:LONGEST])
+
+
+def _none() -> Html:
+    return element("p", "nothing to draw", class_="none")
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x: str,
+    y: str,
+    log: bool = False,
+    show_x: Show = si,
+    show_y: Show = si,
+    marks: Sequence[Mark] = (),
+) -> Html:
+    """Draw lines over one pair of axes.
+
+    Args:
+        series: what is drawn; points that are not `is_drawable` are left out, with `log` also those whose y is not
+            above 0.
+        label: what the chart shows, for who cannot see it.
+        x: the name of that axis.
+        y: of the other one.
+        log: whether y is logarithmic.
+        show_x: writes a number on the x axis.
+        show_y: writes one on the other.
+        marks: moments on the x axis, as upright lines.
+    """
+    drawn = [
+        each._replace(
+            points=thinned([p for p in each.points if all(map(is_drawable, p)) and (p[1] > 0 or not log)])
+        )
+        for each in series
+    ]
+    points = [point for each in drawn for point in each.points]
+    marks = [mark for mark in marks if is_drawable(mark.x)][:MOST_ROWS]
+    if not points:
+        return _none()
+    xs = [p[0] for p in points] + [mark.x for mark in marks]
+    ys = [p[1] for p in points]
+    left, right = min(0.0, *xs), max(xs)
+    if log:
+        at = decades(min(ys), max(ys))
+        low, high = min(at[0], *ys), max(at[-1], *ys)
+        if high == low:
+            low, high = low / 10, high * 10
+    else:
+        pad = 0.05 * (max(ys) - min(ys)) or abs(max(ys)) * 0.05 or 1.0
+        low, high = min(ys) - pad, max(ys) + pad
+        if 0 <= min(ys) < 0.8 * max(ys):
+            low = 0.0
+        at = ticks(low, high)
+    across = _Scale(left, right, LEFT, WIDTH - RIGHT)
+    up = _Scale(low, high, HEIGHT - BOTTOM, TOP, log)
+    body = []
+    for tick in at:
+        body.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "grid"))
+        body.append(_text(LEFT - 6, up(tick) + 4, show_y(tick), "tick", "end"))
+    for tick in ticks(left, right, 6):
+        body.append(_line(across(tick), HEIGHT - BOTTOM, across(tick), HEIGHT - BOTTOM + 4, "axis"))
+        body.append(
+            _text(across(tick), HEIGHT - BOTTOM + 17, show_x(tick) if tick else "0", "tick", "middle")
+        )
+    body.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "axis"))
+    body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "name", "middle"))
+    body.append(_text(LEFT, TOP - 5, y, "name", "start"))
+    for mark in marks:
+        place = across(mark.x)
+        stroke = _line(place, TOP, place, HEIGHT - BOTTOM, f"mark c{mark.colour % COLOURS}")
+        body.append(element("g", stroke, _title(mark.text)))
+    for each in drawn:
+        path = " ".join(f"{across(p[0]):.1f},{up(p[1]):.1f}" for p in each.points)
+        dashes = " dashed" if each.colour >= COLOURS else ""
+        colour = f"c{each.colour % COLOURS}{dashes}"
+        body.append(element("polyline", class_=f"line {colour}", points=path))
+        for point in each.points if len(each.points) <= 60 else each.points[-1:]:
+            told = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
+            at_x, at_y = f"{across(point[0]):.1f}", f"{up(point[1]):.1f}"
+            body.append(element("circle", _title(told), class_=f"dot {colour}", cx=at_x, cy=at_y, r="2.2"))
+    return _svg(WIDTH, HEIGHT, label, body)
+
+
+def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None = None) -> Html:
+    """Draw bars lying below each other, from 0 to `most` (the longest unless given); of parts those above 0."""
+    if not rows:
+        return _none()
+    shown = [
+        bar._replace(parts=[part for part in bar.parts if part.value > 0 and is_drawable(part.value)])
+        for bar in rows[:MOST_ROWS]
+    ]
+    row, names, notes = 24, 110, 150
+    longest = (
+        most if most and is_drawable(most) else max(sum(part.value for part in bar.parts) for bar in shown)
+    )
+    scale = _Scale(0.0, longest or 1.0, names, WIDTH - notes)
+    body = []
+    for number, bar in enumerate(shown):
+        top, at = number * row + 3, 0.0
+        body.append(_text(names - 8, top + 13, bar.name, "row", "end"))
+        body.append(element("rect", class_="rail", x=names, y=top, width=WIDTH - names - notes, height=17))
+        for part in bar.parts:
+            begin, end = scale(min(at, longest)), scale(min(at + part.value, longest))
+            at += part.value
+            told = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
+            place = {"x": f"{begin:.1f}", "y": top, "width": f"{end - begin:.1f}", "height": 17}
+            body.append(element("rect", _title(told), class_=part.kind, **place))
+        body.append(_text(WIDTH - notes + 8, top + 13, bar.note, "tick"))
+    return joined([_svg(WIDTH, row * len(shown) + 4, label, body), more(len(rows) - len(shown))])
+
+
+def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Html:
+    """Draw what happened when: a row for each lane, from 0 to `end` (seconds); what is outside is left out."""
+    row, names, width = 22, 130, 2 * WIDTH
+    end = end if end > 0 and is_drawable(end) else 1e-9
+    scale = _Scale(0.0, end, names, width - 20)
+    shown = lanes[:MOST_ROWS]
+    bottom = row * len(shown) + 6
+    body = []
+    for tick in ticks(0.0, end, 10):
+        body.append(_line(scale(tick), 0, scale(tick), bottom, "grid"))
+        body.append(_text(scale(tick), bottom + 14, show(tick) if tick else "0", "tick", "middle"))
+    for number, lane in enumerate(shown):
+        top = number * row + 4
+        body.append(_text(names - 8, top + 12, lane.name, "row", "end"))
+        for begin, until, kind, told in lane.spans:
+            if not 0 <= begin <= end or not begin <= until:
+                continue
+            left, size = scale(begin), max(scale(min(until, end)) - scale(begin), 1.0)
+            place = {"x": f"{left:.1f}", "y": top, "width": f"{size:.1f}", "height": 15, "rx": 2}
+            body.append(element("rect", _title(told), class_=kind, **place))
+        for x, kind, told in lane.moments:
+            if not x >= 0:
+                continue
+            at = scale(min(x, end))
+            dot = element("circle", cx=f"{at:.1f}", cy=top + 7.5, r=4.5)
+            body.append(element("g", _line(at, top - 3, at, top + 18), dot, _title(told), class_=kind))
+    drawn = _svg(width, bottom + 20, label, body, "chart wide")
+    return joined([drawn, more(len(lanes) - len(shown))])
+
+
+def standalone(svg: Html, legend: Sequence[tuple[str, str]], style: str) -> Html:
+    """Give a chart as a picture of its own, with what its colours mean (class, text) below it, and the style sheet."""
+    width, height = (float(size) for size in svg.partition('viewBox="0 0 ')[2].partition('"')[0].split())
+    body, at = [], 12.0
+    for kind, text in legend:
+        place = {"x": f"{at:.0f}", "y": f"{height + 9:g}", "width": 14, "height": 8, "rx": 2}
+        body.append(element("rect", class_=kind, **place))
+        body.append(_text(at + 19, height + 17, text, "tick"))
+        at += 36 + 6.2 * len(text)
+    whole = height + (26 if legend else 0)
+    inner = Html(svg.replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1))
+    made = element(
+        "svg",
+        Html("\n"),
+        element("style", Html(f"\n{style}")),
+        Html("\n"),
+        joined([inner, *body], "\n"),
+        Html("\n"),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {whole:g}",
+        width=f"{width:g}",
+        height=f"{whole:g}",
+    )
+    return Html(f"{made}\n")

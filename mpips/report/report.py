@@ -1,0 +1,413 @@
+"""The report: what became of a run, or of several side by side, as one HTML page that needs nothing else.
+
+    what it came to; how it converged; where the time went (the paper's Fig. 10); what was sent, and what filters saved
+    (Fig. 11); what delay did (Fig. 13); who was lost, and what it cost; who did what where; what exactly ran
+
+It is made from a run's folder alone (`mpips.report.run_data`), whatever the program: curves are of the first of
+`CURVES` that the run's `metrics.jsonl` has. A run that is under way, or that failed, is reported as far as it is known.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+
+from mpips.cluster.layout import Role
+from mpips.files.safe_open import read_text
+from mpips.report import time_breakdown
+from mpips.report.charts import COLOURS, Bar, Lane, Mark, Part, Series, bars, is_drawable, lines, timeline
+from mpips.report.html import ALL, Html, card, element, figure, joined, legend, pair, section, table
+from mpips.report.run_data import Curve, Run
+from mpips.rundir.progress import bytes_si, seconds, share, si
+
+LOST = "lost"
+STYLES = ("charts.css", "report.css")
+ROLES = tuple(role.value for role in Role)
+
+# --- Sections --------------------------------------------------------------------------------------------------------
+
+
+def heading(runs: Sequence[Run]) -> Html:
+    """Say which runs these are, and what they came to at a glance."""
+    if len(runs) > 1:
+        return joined([element("h1", f"{len(runs)} runs side by side"), summary(runs)])
+    (run,) = runs
+    kind = "good" if run.status in ("completed", "stopped") else "bad"
+    layout = run.job["layout"]
+    workers = layout.get("workers", "?")
+    count = sum(workers.values()) if isinstance(workers, dict) else workers
+    roles = f"{layout.get('servers', '?')} servers, {count} workers, {layout.get('spares', '?')} spares"
+    about = f"{run.job['job']['program']} · {run.about.get('started', '')} · {roles}"
+    said = run.result.get("error", "")
+    return joined([
+        element("h1", run.name, " ", element("span", run.status, class_=f"status {kind}")),
+        element("p", about, class_="soft"),
+        element("p", said, class_="bad") if said else "",
+        tiles(run),
+    ])  # fmt: skip
+
+
+def tiles(run: Run) -> Html:
+    """Show the figures that one asks for first."""
+    traffic = run.result.get("traffic", {})
+    shown = [("training", seconds(run.seconds["train"]))] if "train" in run.seconds else []
+    shown += [("in all", seconds(run.seconds["total"]))] if "total" in run.seconds else []
+    for name, value in run.result.get("metrics", {}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and len(shown) < 7:
+            shown.append((name.replace("_", " "), figure(value)))
+    if "waiting" in run.result:
+        shown.append(("workers waited", share(run.result["waiting"])))
+    if traffic:
+        shown.append(("sent", bytes_si(traffic["worker_sent"] + traffic["server_sent"])))
+    if run.recoveries:
+        worst = max(each["seconds"] for each in run.recoveries)
+        shown.append((f"{len(run.recoveries)} recoveries, at most", seconds(worst)))
+    cells = [
+        element("div", element("b", value), element("span", name), class_="tile") for name, value in shown
+    ]
+    return element("div", *cells, class_="tiles")
+
+
+def summary(runs: Sequence[Run]) -> Html:
+    """Compare what several runs came to."""
+    keys = dict.fromkeys(
+        key
+        for run in runs
+        for key, value in run.result.get("metrics", {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+    rows, differs = [], []
+
+    def row(name: str, cells: Sequence[str]) -> None:
+        rows.append([name, *cells])
+        differs.append(len(set(cells)) > 1)
+
+    row("status", [run.status for run in runs])
+    for phase in ("train", "total"):
+        row(
+            f"seconds, {phase}", [f"{run.seconds[phase]:.2f}" if phase in run.seconds else "" for run in runs]
+        )
+    for key in keys:
+        cells = [run.result.get("metrics", {}).get(key) for run in runs]
+        row(key.replace("_", " "), ["" if cell is None else figure(cell) for cell in cells])
+    row("workers waited", [share(run.result["waiting"]) if "waiting" in run.result else "" for run in runs])
+    for role in ("worker", "server"):
+        sent = [run.result.get("traffic", {}).get(f"{role}_sent") for run in runs]
+        row(f"sent by {role}s", ["" if each is None else bytes_si(each) for each in sent])
+    row("recoveries", [str(len(run.recoveries)) for run in runs])
+    row("parameters", [str(run.result.get("parameters_sha256", ""))[:16] for run in runs])
+    names = [f"{run.name}" for run in runs]
+    return element("div", table(["", *names], rows, differs), class_="card")
+
+
+def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
+    """Give what is taken for the optimum of a curve, and how to call the excess."""
+    told = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
+    if told and all(isinstance(each, int | float) and each and is_drawable(each) for each in told):
+        return min(told), "F / F* − 1"
+    seen = [value for run in runs for _, _, value in run.values(curve.key) if is_drawable(value)]
+    if curve.optimum and seen and min(seen):
+        return min(seen), "F / least F − 1"
+    return None, curve.title
+
+
+def convergence(runs: Sequence[Run]) -> Html:
+    """Draw how far each run was, against time and against passes."""
+    shown = [run for run in runs if run.curve is not None]
+    curve = shown[0].curve if shown else None
+    if curve is None:
+        return Html()
+    shown = [run for run in shown if run.curve == curve]
+    best, title = _excess(shown, curve)
+    by_time, by_step = [], []
+    for number, run in enumerate(runs):
+        if run in shown:
+            points = [(t, s, v if best is None else v / best - 1) for t, s, v in run.values(curve.key)]
+            by_time.append(Series(run.name, [(t, v) for t, _, v in points], number))
+            by_step.append(Series(run.name, [(s, v) for _, s, v in points], number))
+    marks = [
+        Mark(each["at"], f"{each['role']}, rank {each['rank']}, {each['cause']}", number)
+        for number, run in enumerate(runs)
+        for each in run.recoveries
+        if "at" in each
+    ]
+    log, label = best is not None, f"{title} over"
+
+    def show_y(value: float) -> str:
+        return f"{value:.0e}" if log else f"{value:.5g}" if abs(value) < 1e4 else si(value)
+
+    drawn = lines(by_time, label=f"{label} time", x="seconds of training", y=title, log=log,
+                  show_x=seconds, show_y=show_y, marks=marks)  # fmt: skip
+    steps = lines(by_step, label=f"{label} passes", x="passes", y=title, log=log, show_y=show_y)
+    if best is not None:
+        star = (
+            "the optimum that the job names"
+            if title.startswith("F / F*")
+            else "the least that any run here has seen"
+        )
+        intro = f"{curve.title} F beside {star}, {best:.10g}."
+    else:
+        intro = f"{curve.title} as the run went on."
+    intro += " Dashed lines: a rank was lost." if marks else ""
+    names = (
+        legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs))
+        if len(runs) > 1
+        else Html()
+    )
+    return section(
+        "Convergence", intro, names, pair(card("against time", drawn), card("against passes", steps))
+    )
+
+
+def time_spent(runs: Sequence[Run]) -> Html:
+    """Show what each rank's time went into (the paper's Fig. 10); of a traced run in detail, and what it waited for."""
+    cards, several = [], len(runs) > 1
+    traced = [time_breakdown.drawn(run.trace, run.name if several else "") for run in runs]
+    for run in runs:
+        whole, rows = max(run.seconds.get("train", 0.0), 1e-9), []
+        for each in run.result.get("ranks", []):
+            name = f"{each['role']}, rank {each['rank']}"
+            if each["role"] == "worker":
+                worked, waited = each["worked"], each["waited"]
+                rest = max(whole - worked - waited, 0.0)
+                parts = [
+                    Part(worked, "busy", "computing"),
+                    Part(waited, "waiting"),
+                    Part(rest, "other", "else"),
+                ]
+                note = f"{share(worked / whole)} computing"
+            else:
+                cpu = min(each["cpu"], whole)
+                parts = [Part(cpu, "busy", "processor time"), Part(whole - cpu, "waiting", "idle")]
+                note = f"{share(cpu / whole)} busy"
+            rows.append(Bar(name, parts, note))
+        if rows:
+            drawn = bars(rows, label=f"time of each rank of {run.name}", show=seconds)
+            cards.append(card(run.name if several else "seconds of training", drawn))
+    intro = "Workers: computing, waiting for messages, and all else (sending, checkpoints). Others: processor time."
+    key = legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
+    counted = [key, pair(*cards)] if cards else []
+    return section("Where the time went", intro, *counted, *traced)
+
+
+def traffic(runs: Sequence[Run]) -> Html:
+    """Show what was sent, and what each filter saved (the paper's Fig. 11)."""
+    cards = []
+    for run in runs:
+        told = run.result.get("traffic")
+        if not told:
+            continue
+        rows = []
+        most = max(told["worker_raw"], told["server_raw"], 1)
+        for role in ("worker", "server"):
+            raw, sent = told[f"{role}_raw"], told[f"{role}_sent"]
+            parts = [Part(sent, "busy", "sent"), Part(max(raw - sent, 0), "waiting", "saved by filters")]
+            rows.append(Bar(f"{role}s", parts, f"{bytes_si(sent)}, {raw / max(sent, 1):.2g} times less"))
+        drawn = bars(rows, label=f"bytes sent in {run.name}", show=bytes_si, most=most)
+        cells = []
+        for name, by in told["per_filter"].items():
+            for role, each in by.items():
+                fewer = f"{each['raw'] / each['wire']:.3g}" if each["wire"] else ALL
+                sizes = bytes_si(each["raw"]), bytes_si(each["wire"])
+                cells.append([name, role, *sizes, fewer, seconds(each["seconds"])])
+        heads = ["filter", "by", "given", "made of it", "times fewer", "time"]
+        cards.append(
+            card(run.name if len(runs) > 1 else "bytes", drawn, table(heads, cells) if cells else "")
+        )
+    intro = "Bytes on the wire, and how many more they would have been without filters."
+    return (
+        section("Traffic", intro, legend([("busy", "sent"), ("waiting", "saved")]), pair(*cards))
+        if cards
+        else Html()
+    )
+
+
+def delay(runs: Sequence[Run]) -> Html:
+    """Show what delay does: waiting as the run goes on, and over runs of other tau (the paper's Fig. 13)."""
+    series = [
+        Series(run.name, [(t, 100 * v) for t, _, v in run.values("waiting")], number)
+        for number, run in enumerate(runs)
+    ]
+    waited = [each for each in series if each.points]
+    drawn = lines(waited, label="share of time that workers waited", x="seconds of training", y="waiting, %",
+                  show_x=seconds) if waited else ""  # fmt: skip
+    taus = {run.name: _tau(run) for run in runs}
+    rows = [
+        Bar(
+            f"tau {taus[run.name]}",
+            [
+                Part(run.seconds["train"] * (1 - run.result["waiting"]), "busy", "computing"),
+                Part(run.seconds["train"] * run.result["waiting"], "waiting"),
+            ],
+            f"{seconds(run.seconds['train'])}, {share(run.result['waiting'])}",
+        )
+        for run in sorted(runs, key=_delays)
+        if "waiting" in run.result and "train" in run.seconds
+    ]
+    several = (
+        bars(rows, label="time of training by delay", show=seconds) if len(set(taus.values())) > 1 else ""
+    )
+    intro = f"Tasks may run ahead by tau = {', '.join(dict.fromkeys(taus.values()))}."
+    cards = pair(card("waiting, mean of the workers", drawn) if drawn else Html(),
+                 card("training by delay", several) if several else Html())  # fmt: skip
+    return section("Delay", intro, cards)
+
+
+def _tau(run: Run) -> str:
+    told = run.job.get("consistency", {})
+    return {"sequential": "0", "eventual": "infinite"}.get(str(told.get("model")), str(told.get("tau", 0)))
+
+
+def _delays(run: Run) -> float:
+    """Give how long a run's delay was, to sort by."""
+    try:
+        return float(_tau(run).replace("infinite", "inf"))
+    except ValueError:
+        return math.inf
+
+
+def losses(runs: Sequence[Run]) -> Html:
+    """Show who was lost when, on a row for each rank, and what it cost."""
+    cards = [card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
+    intro = (
+        "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
+    )
+    key = legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
+    return section("Recoveries", intro, key, *cards) if cards else Html()
+
+
+def _timeline(run: Run) -> Html:
+    end = run.seconds.get("total", max(each.get("at", 0.0) for each in run.recoveries))
+    lost, places = {each["rank"]: each for each in run.recoveries}, _places(run)
+    lanes = []
+    for rank in run.about.get("ranks", []):
+        gone = lost.get(rank["rank"])
+        until = gone.get("at", end) if gone else end
+        name = f"{rank['role']} {rank['index']}, rank {rank['rank']}"
+        moments = []
+        if gone:
+            told = f"{gone['cause']} at {seconds(until)}; the others went on after {seconds(gone['seconds'])}"
+            moments.append((until, LOST, told))
+        since, role = places.get(rank["rank"], (until, ""))
+        spans = [(0.0, min(since, until), _kind(rank["role"]), f"{name} on {rank['host']}")]
+        if since < until:
+            spans.append((since, until, _kind(role), f"rank {rank['rank']} is a {role} from here on"))
+        lanes.append(Lane(name, spans, moments))
+    return timeline(lanes, end, label=f"who was there when in {run.name}", show=seconds)
+
+
+def _kind(role: str) -> str:
+    """Give the style sheet's class of a role."""
+    return role if role in ROLES else "other"
+
+
+def _places(run: Run) -> dict[int, tuple[float, str]]:
+    """Tell which spare took a lost one's place, when, and as what: those that are of its role in the end, in order."""
+    roles = {each["rank"]: each["role"] for each in run.result.get("ranks", [])}
+    spares = [each["rank"] for each in run.about.get("ranks", []) if each["role"] == "spare"]
+    taken: dict[int, tuple[float, str]] = {}
+    for loss in run.recoveries:
+        heir = next((r for r in spares if roles.get(r) == loss["role"] and r not in taken), None)
+        if heir is not None and "at" in loss:
+            taken[heir] = (loss["at"] + loss["seconds"], loss["role"])
+    return taken
+
+
+def _lost(run: Run) -> Html:
+    rows = [
+        [each["role"], str(each["rank"]), each["cause"], seconds(each["at"]) if "at" in each else "",
+         "" if each.get("noticed_after") is None else seconds(each["noticed_after"]), seconds(each["seconds"])]
+        for each in run.recoveries
+    ]  # fmt: skip
+    return table(["lost", "rank", "cause", "at", "noticed after", "recovered after"], rows)
+
+
+def layout(runs: Sequence[Run]) -> Html:
+    """Show which rank did what where."""
+    cards = []
+    for run in runs:
+        hosts: dict[str, list[Html]] = {}
+        for rank in run.about.get("ranks", []):
+            number = element("span", rank["rank"], class_="hash")
+            hosts.setdefault(rank["host"], []).append(joined([number, f" {rank['role']} {rank['index']}"]))
+        if hosts:
+            rows = [[host, joined(ranks, ", ")] for host, ranks in hosts.items()]
+            cards.append(card(run.name if len(runs) > 1 else "ranks by host", table(["host", "ranks"], rows)))
+    return section("Layout", "Roles as they were at the start.", pair(*cards))
+
+
+FACTS = ("started", "host", "platform", "cores", "python", "mpi", "working_directory", "job_digest")
+
+
+def provenance(runs: Sequence[Run]) -> Html:
+    """Say what exactly ran; of several runs, what differs stands out."""
+    rows, differs = [], []
+
+    def row(name: str, cells: Sequence[object]) -> None:
+        told = ["" if cell is None else str(cell) for cell in cells]
+        rows.append([name, *(element("code", cell) for cell in told)])
+        differs.append(len(set(told)) > 1)
+
+    row("parameters_sha256", [run.result.get("parameters_sha256") for run in runs])
+    for fact in FACTS:
+        row(fact, [run.about.get(fact) for run in runs])
+    row("source", [_source(run) for run in runs])
+    for package in dict.fromkeys(name for run in runs for name in run.about.get("packages", {})):
+        row(package, [run.about.get("packages", {}).get(package) for run in runs])
+    row("command", [" ".join(run.about.get("argv", [])) for run in runs])
+    heads = ["", *(run.name for run in runs)]
+    facts = element("div", table(heads, rows, differs if len(runs) > 1 else ()), class_="card")
+    return section("Provenance", "What ran, on what.", facts, _jobs(runs))
+
+
+def _source(run: Run) -> str:
+    source = run.about.get("source") or {}
+    return f"{source.get('commit', 'unknown')}{' and changes' if source.get('dirty') else ''}"
+
+
+def _jobs(runs: Sequence[Run]) -> Html:
+    if len(runs) == 1:
+        text = read_text(runs[0].folder.job, follow=False)
+        return element("details", element("summary", "the job, as resolved"), element("pre", text))
+    keys = dict.fromkeys((table, key) for run in runs for table in run.job for key in run.job[table])
+    rows = []
+    for name, key in keys:
+        cells = [json.dumps(run.job.get(name, {}).get(key), default=str) for run in runs]
+        if len(set(cells)) > 1:
+            rows.append([f"{name}.{key}", *(element("code", cell) for cell in cells)])
+    if not rows:
+        return element("p", "All keys of the jobs are the same.", class_="none")
+    heads = ["job key that differs", *(run.name for run in runs)]
+    return element("div", table(heads, rows), class_="card")
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+
+SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
+
+
+def page(runs: Sequence[Run]) -> Html:
+    """Write the report of one run, or of several side by side; it allows itself no script, and loads nothing."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs of {runs[0].job['job']['program']}"
+    style = "\n" + "".join(
+        files("mpips.report").joinpath(name).read_text(encoding="utf-8") for name in STYLES
+    )
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    head = (
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Html(style)),
+    )
+    parts = [part for part in (each(runs) for each in SECTIONS) if part]
+    body = element("header", heading(runs)), element("main", joined(parts, "\n"))
+    whole = element(
+        "html", element("head", joined(head, "\n")), element("body", joined(body, "\n")), lang="en"
+    )
+    return Html(f"<!DOCTYPE html>\n{whole}\n")

@@ -1,0 +1,455 @@
+"""A run as an RO-Crate: a folder or archive that says, as catalogues read it, what ran, on what, with which result.
+
+It follows RO-Crate 1.1 and the Process Run Crate profile 0.5 (https://w3id.org/ro/wfrun/process/0.5): the run is a
+CreateAction, whose `instrument` is mpips at its commit, whose `object`s are the job file, the program and the inputs,
+and whose `result`s are what it has left behind. Inputs, checkpoints and large outputs are named, not copied: by their
+SHA-256 (RFC 6920, ``ni:///sha-256;...``) where it is known.
+
+Nothing outside of the run's folder is packed, whatever its files name: neither other paths nor what a link leads to.
+A program of one's own goes along if whoever makes the crate names it, and it is the one that ran.
+
+A crate is made to be given away. Who ran it is said only by option, and user names and home folders are taken out of
+the run's own files as well as possible, unless they are to be kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pwd
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.errors import InputError
+from mpips.files.safe_open import inside, open_regular, read_bytes
+from mpips.process import user_folders
+from mpips.process.printable import printable, printable_in
+from mpips.provenance.input_hashes import fingerprint, seen
+from mpips.provenance.provenance import state_line
+from mpips.report.diff import FLEETING
+from mpips.rundir.folder import RunFolder, write_json
+
+PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+TERMS = "https://w3id.org/ro/terms/workflow-run/context"
+LIMIT = 100e6
+"""Bytes of an output above which it is named and not copied."""
+COPIED = ("job.toml", "run.json", "result.json", "metrics.jsonl")
+"""A run's own files, texts all of them."""
+TYPES = {
+    ".toml": "application/toml", ".json": "application/json", ".jsonl": "application/jsonl", ".txt": "text/plain",
+    ".tsv": "text/tab-separated-values", ".h5": "application/x-hdf5", ".npz": "application/zip", ".png": "image/png",
+    ".py": "text/x-python", ".html": "text/html", ".svm": "text/plain", ".gz": "application/gzip",
+    ".xz": "application/x-xz", ".zst": "application/zstd", ".bz2": "application/x-bzip2", ".hdf5": "application/x-hdf5",
+}  # fmt: skip
+METADATA = "ro-crate-metadata.json"
+UNLICENSED = "None is stated: ask whoever made this crate what it may be used for."
+PERSONAL = re.compile(r"(^|_)(USER|UID|GID|ACCOUNT|GROUP)(_|$)")
+"""Environment variables that say who somebody is."""
+
+
+class Agent(NamedTuple):
+    """Who ran it, as far as they want to be named."""
+
+    name: str
+    orcid: str = ""
+    affiliation: str = ""
+
+
+def export(
+    run: Path,
+    target: Path,
+    *,
+    agent: Agent | None = None,
+    license: str = "",
+    title: str = "",
+    limit: float = LIMIT,
+    personal: bool = False,
+    program: Path | None = None,
+) -> int:
+    """Write a run's crate: an archive if `target` ends in .zip, else a folder. Returns how many files are in it.
+
+    Args:
+        run: the run's folder; the run must have ended.
+        target: what to make; it must not be there.
+        agent: who ran it.
+        license: what the crate may be used for, as a URL or SPDX name.
+        title: the crate's name.
+        limit: bytes above which an output is named and not copied.
+        personal: leave user names and home folders as they are.
+        program: the file of a program that does not come with mpips; without it only its hash is named.
+
+    Raises:
+        InputError: no run, no result yet, the target is there, the program is not the one that ran, or the library is
+            missing.
+    """
+    folder = RunFolder(run)
+    facts, result = folder.read_run(), folder.read_result()
+    if facts is None:
+        raise InputError(f"{run}: is no run's folder: it has no run.json")
+    if result is None:
+        raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
+    if os.path.lexists(target):
+        raise InputError(f"{target}: is there already; name another with -o")
+    with tempfile.TemporaryDirectory(prefix=".crate-", dir=_parent(target)) as room:
+        made, staged = Path(room) / "crate", Path(room) / "files"
+        staged.mkdir()
+        try:
+            _stage(folder, facts, staged, personal)
+            shown, came = printable_in(facts), printable_in(result)  # JSON-LD is UTF-8, and read by people
+            words = printable(title), printable(license)
+            who = agent and Agent(*map(printable, agent))
+            crate = _Maker(folder, shown, came, staged, limit, *words, program).crate(who)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(f"{folder.run}: is not what a run writes ({what})") from error
+        if target.suffix == ".zip":
+            made = made.with_suffix(".zip")
+            crate.write_zip(made)
+        else:
+            crate.write(made)
+        os.replace(made, target)
+    return sum(1 for each in crate.data_entities if _is_local(each.id))
+
+
+def _parent(target: Path) -> Path:
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{target}: there is no folder {parent}")
+    return parent
+
+
+def _is_local(name: str) -> bool:
+    return ":" not in name and name not in ("./", METADATA)
+
+
+# --- what is given away -------------------------------------------------------------------------------
+
+
+def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: bool) -> None:
+    """Copy the run's own files, without what is personal."""
+    names = set() if personal else _names(folder, facts)
+    for name in COPIED:
+        source = folder.path / name
+        try:
+            with open_regular(source, follow=False) as file:
+                when = os.fstat(file.fileno())
+            text = read_bytes(source, follow=False).decode("utf-8", "replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(f"{source}: {error.strerror}") from None
+        if name == "run.json" and not personal:
+            shown = dict(facts)
+            shown["environment"] = {
+                key: value for key, value in facts.get("environment", {}).items() if not PERSONAL.search(key)
+            }
+            if shown["environment"] != facts.get("environment", {}):
+                write_json(staged / name, shown)
+                text = (staged / name).read_text(encoding="utf-8")
+        (staged / name).write_text(impersonal(text, names), encoding="utf-8")
+        os.utime(staged / name, ns=(when.st_atime_ns, when.st_mtime_ns))
+
+
+def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) -> Path | None:
+    """Copy a file to be packed, so that what is packed is what was looked at; None if that cannot or must not be."""
+    target = staged / source.name
+    with suppress(OSError), open_regular(source, follow=follow) as file:
+        about = os.fstat(file.fileno())
+        if about.st_size <= limit and target.name != METADATA:
+            with target.open("xb") as copy:  # two of one name would be one in the crate
+                shutil.copyfileobj(file, copy)
+            os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
+            return target
+    return None
+
+
+def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
+    """Give the users who may be named in a run's files: who ran it, and who exports it."""
+    home = user_folders.home()
+    names = {str(facts.get("environment", {}).get("SLURM_JOB_USER", "")), "" if home is None else home.name}
+    for uid in (os.getuid(), folder.run.stat().st_uid):
+        with suppress(KeyError):
+            names.add(pwd.getpwuid(uid).pw_name)
+    return names - {"", "root", "home"}
+
+
+def impersonal(text: str, names: Iterable[str]) -> str:
+    """Take users' names out of the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/data/NAME`` ``/data/user``."""
+    for name in names:
+        one = re.escape(name)
+        text = re.sub(rf"/(?:home|users|Users|u)/{one}(?![\w.-])", "~", text)
+        text = re.sub(rf"(?<=/){one}(?![\w.-])", "user", text)
+    return text
+
+
+# --- the crate ----------------------------------------------------------------------------------------
+
+
+def reference(file: Mapping[str, Any]) -> str:
+    """Return the URI of a file by its contents, or by what else is known of it."""
+    if sha := file.get("sha256"):
+        digest = base64.urlsafe_b64encode(bytes.fromhex(sha)).decode().rstrip("=")
+        return f"ni:///sha-256;{digest}"
+    known = [file.get(key) for key in ("sample_sha256", "bytes", "modified", "path", "name")]
+    return uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(known)).urn
+
+
+class _Maker:
+    """Puts a crate together."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        facts: dict[str, Any],
+        result: dict[str, Any],
+        staged: Path,
+        limit: float,
+        title: str,
+        license: str,
+        program: Path | None,
+    ) -> None:
+        self.folder, self.facts, self.result, self.staged, self.limit = folder, facts, result, staged, limit
+        self.program = program
+        self.crate_ = _empty()
+        self._root(title, license)
+
+    def crate(self, agent: Agent | None) -> Any:
+        """Return the whole crate."""
+        crate, facts = self.crate_, self.facts
+        made = [*self._own(("metrics.jsonl", "result.json")), *self._outputs(), *self._checkpoints()]
+        used = [*self._own(("job.toml",)), *self._program(), *self._inputs()]
+        described = [*self._own(("run.json",))]
+        completed = self.result.get("status") != "failed"
+        action = self._add(
+            f"#{facts.get('id', 'run')}",
+            "CreateAction",
+            name=f"{facts['program']['name']} on {len(facts['ranks'])} ranks"
+            if "program" in facts
+            else "run",
+            description=f"{self.result.get('status')}: {facts.get('exit', {}).get('reason', '')}".rstrip(
+                ": "
+            ),
+            startTime=facts.get("started"),
+            endTime=facts.get("ended"),
+            actionStatus=f"http://schema.org/{'Completed' if completed else 'Failed'}ActionStatus",
+            error=None if completed else self.result.get("error"),
+            instrument=self._software(),
+            object=used,
+            result=made,
+            subjectOf=described,
+            environment=[self._value("environment", k, v) for k, v in self._environment().items()],
+            resourceUsage=self._resources(),
+        )
+        if agent is not None:
+            action["agent"] = crate.root_dataset["author"] = self._agent(agent)
+        crate.root_dataset["mentions"] = action
+        return crate
+
+    def _root(self, title: str, license: str) -> None:
+        root, facts = self.crate_.root_dataset, self.facts
+        what = facts.get("program", {}).get("name", "mpips")
+        root["name"] = title or f"{printable(self.folder.path.name)}: a run of {what}"
+        metrics = self.result.get("metrics") or {}
+        said = ", ".join(
+            f"{key} {value:.6g}" for key, value in metrics.items() if isinstance(value, int | float)
+        )
+        root["description"] = (
+            f"A run of {what} by mpips, a parameter server on MPI, started {facts.get('started')}: "
+            f"{self.result.get('status')}." + (f" {said}." if said else "")
+        )
+        root["datePublished"] = facts.get("ended") or facts.get("started")
+        root["license"] = self._license(license) if license else UNLICENSED
+        self._add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
+        root["conformsTo"] = {"@id": PROFILE}
+
+    def _license(self, name: str) -> Any:
+        where = name if "://" in name else f"https://spdx.org/licenses/{name}"
+        return self._add(where, "CreativeWork", name=name, description="what this crate may be used for")
+
+    def _add(self, name: str, kind: str | list[str], /, **properties: Any) -> Any:
+        from rocrate.model.contextentity import ContextEntity
+
+        given = {
+            key: value
+            for key, value in properties.items()
+            if value is not None and value != [] and value != ""
+        }
+        entity = ContextEntity(self.crate_, name, properties={"@type": kind})
+        for key, value in given.items():
+            entity[key] = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return self.crate_.add(entity)
+
+    def _value(self, kind: str, name: str, value: object) -> Any:
+        return self._add(
+            f"#{kind}-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}", "PropertyValue", name=name, value=value
+        )
+
+    def _own(self, names: Iterable[str]) -> list[Any]:
+        """Add the run's own files that there are."""
+        about = {
+            "job.toml": "the job, as resolved",
+            "run.json": "provenance: sources, versions, ranks, inputs, outputs, exit",
+            "result.json": "the result: status, metrics, traffic, recoveries",
+            "metrics.jsonl": "a line per pass",
+        }
+        return [
+            self._copy(self.staged / name, about[name]) for name in names if (self.staged / name).is_file()
+        ]
+
+    def _copy(self, path: Path, description: str = "", kind: str | list[str] = "File") -> Any:
+        known = seen(path) | fingerprint(path, float("inf"))
+        properties = {
+            "@type": kind,
+            "name": path.name,
+            "contentSize": str(known["bytes"]),
+            "sha256": known["sha256"],
+            "dateModified": known["modified"],
+        }
+        if description:
+            properties["description"] = description
+        if path.suffix in TYPES:
+            properties["encodingFormat"] = TYPES[path.suffix]
+        return self.crate_.add_file(str(path), path.name, properties=properties)
+
+    def _reference(self, file: Mapping[str, Any], description: str, kind: str = "File") -> Any:
+        """Add a file that is not in the crate, by what is known of it."""
+        sample = file.get("sample_sha256")
+        changed = "; it was changed while the run was under way" if file.get("changed") else ""
+        properties: dict[str, Any] = {
+            "@type": kind,
+            "name": Path(str(file.get("path") or file.get("name"))).name,
+            "description": description + changed + (f"; sample_sha256 {sample}" if sample else ""),
+            "contentSize": str(file["bytes"]) if "bytes" in file else None,
+            "sha256": file.get("sha256"),
+            "dateModified": file.get("modified"),
+        }
+        suffix = Path(properties["name"]).suffix
+        given = {key: value for key, value in properties.items() if value is not None}
+        given |= {"encodingFormat": TYPES[suffix]} if suffix in TYPES else {}
+        return self.crate_.add_file(reference(file), properties=given)
+
+    def _outputs(self) -> list[Any]:
+        listed = self.facts.get("outputs", {}).get("files", [])
+        added = []
+        for file in listed:
+            if file["name"] in COPIED:
+                continue
+            path = None
+            with suppress(OSError):
+                path = _taken(inside(self.folder.path, file["name"]), self.staged, self.limit)
+            if path is not None:
+                added.append(self._copy(path, "written by the run"))
+            else:
+                added.append(self._reference(file, "written by the run; not in this crate"))
+        return added
+
+    def _checkpoints(self) -> list[Any]:
+        added = []
+        for each in self.facts.get("outputs", {}).get("checkpoints", []):
+            name = uuid.uuid5(uuid.NAMESPACE_URL, each["manifest_sha256"]).urn  # it is no hash of a file
+            text = f"a checkpoint; the sha256 in its manifest is {each['manifest_sha256']}; not in this crate"
+            added.append(self._add(name, "CreativeWork", name=Path(each["folder"]).name, description=text))
+        if sha := self.facts.get("outputs", {}).get("parameters_sha256"):
+            added.append(self._value("result", "parameters_sha256", sha))
+        return added
+
+    def _inputs(self) -> list[Any]:
+        return [
+            self._reference(each, f"input: {each['role']}; not in this crate")
+            for each in self.facts.get("inputs", [])
+        ]
+
+    def _program(self) -> list[Any]:
+        """Add a program that does not come with mpips: itself if it was named, else by its hash."""
+        program = self.facts.get("program", {})
+        if not str(program.get("name", "")).endswith(".py") or not program.get("sha256"):
+            return []
+        tree = self.facts.get("repository")
+        text = "the program" + (f"; its tree: {state_line(tree)}" if tree else "")
+        if self.program is None:
+            known = {"path": str(program.get("file")), "sha256": program["sha256"]}
+            return [self._reference(known, f"{text}; not in this crate")]
+        path = _taken(self.program, self.staged, LIMIT, follow=True)
+        if path is None or fingerprint(path, float("inf")).get("sha256") != program["sha256"]:
+            raise InputError(
+                f"{self.program}: is not the program that ran, whose sha256 is {program['sha256']}"
+            )
+        return [self._copy(path, text, ["File", "SoftwareSourceCode"])]
+
+    def _software(self) -> Any:
+        """Add mpips, and what it stands on."""
+        facts = self.facts
+        state = facts.get("source") or {}
+        versions = {**facts.get("packages", {})}
+        version = versions.pop("mpips", "")
+        needed = [self._package(f"pkg:pypi/{name}@{each}", name, each) for name, each in versions.items()]
+        for name in ("python", "hdf5"):
+            if facts.get(name):
+                needed.append(self._package(f"pkg:generic/{name}@{facts[name]}", name, facts[name]))
+        if facts.get("mpi"):
+            found = re.search(r"\d+(\.\d+)+", facts["mpi"])
+            number, name = (
+                found[0] if found else "",
+                re.split(r"[\s:]*(?:v|[Vv]ersion)?:?\s*\d", facts["mpi"])[0],
+            )
+            needed.append(self._package(f"pkg:generic/mpi@{number}", name, number, description=facts["mpi"]))
+        commit = state.get("commit")
+        return self._package(
+            f"swh:1:rev:{commit}" if commit else uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(state)).urn,
+            "mpips",
+            f"{version} {commit or ''}".strip() or "unknown",
+            description=state_line(state) if state else None,
+            url=state.get("remote"),
+            softwareRequirements=needed,
+        )
+
+    def _package(self, name: str, title: str, version: str, **more: Any) -> Any:
+        return self._add(name, "SoftwareApplication", name=title, softwareVersion=version, **more)
+
+    def _environment(self) -> dict[str, str]:
+        """Give the variables that bear on the numbers: threads, and what the modules are."""
+        kept = ("_NUM_THREADS", "NUMBA_", "PYTHONHASHSEED", "OMPI_MCA_", "UCX_", "FI_", "MPICH_")
+        found = {
+            key: value
+            for key, value in self.facts.get("environment", {}).items()
+            if any(each in key for each in kept) and "/" not in value and not FLEETING.match(key)
+        }
+        loaded = [each["name"] for each in self.facts.get("modules", [])]
+        return found | ({"LOADEDMODULES": ":".join(loaded)} if loaded else {})
+
+    def _resources(self) -> list[Any]:
+        ranks = self.facts.get("ranks", [])
+        roles = [rank["role"] for rank in ranks]
+        added = [self._value("ranks", role, roles.count(role)) for role in dict.fromkeys(roles)]
+        hosts = [rank["host"] for rank in ranks]
+        added += [self._value("host", host, f"{hosts.count(host)} ranks") for host in dict.fromkeys(hosts)]
+        if self.facts.get("cpu"):
+            added.append(self._value("machine", "cpu", self.facts["cpu"]))
+        seconds = self.result.get("seconds") or {}
+        return added + [self._value("seconds", key, value) for key, value in seconds.items()]
+
+    def _agent(self, agent: Agent) -> Any:
+        name = f"https://orcid.org/{agent.orcid}" if agent.orcid else "#agent"
+        where = None
+        if agent.affiliation:
+            where = self._add("#affiliation", "Organization", name=agent.affiliation)
+        return self._add(name, "Person", name=agent.name, affiliation=where)
+
+
+def _empty() -> Any:
+    try:
+        from rocrate.rocrate import ROCrate
+    except ImportError as error:
+        raise InputError(f"crates need rocrate ({error}): pip install 'mpips[crate]'") from None
+    crate = ROCrate(version="1.1")
+    crate.metadata.extra_contexts.append(TERMS)
+    return crate

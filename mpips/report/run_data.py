@@ -1,0 +1,157 @@
+"""What became of a run, as its folder tells: its job, provenance, result and metrics.
+
+A run that is under way, or that failed, is told of as far as it is known. `mpips report` draws it, `mpips plan` learns
+from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.config.program import table_name
+from mpips.errors import InputError
+from mpips.files.json_lines import passed_over
+from mpips.files.json_shape import ANY, NUMBER, Each, Table, is_number, misfit
+from mpips.report.time_breakdown import UNTRACED, Traced, look
+from mpips.rundir.folder import RunFolder
+
+
+class Curve(NamedTuple):
+    """What of a run's metrics shows how far it is."""
+
+    key: str
+    title: str
+    optimum: str = ""
+    """A setting that tells the least value there is: then the excess over it is drawn."""
+
+
+CURVES = (
+    Curve("objective", "objective", "optimum"),
+    Curve("log_likelihood_per_token", "log-likelihood a token"),
+    Curve("inserts", "inserts"),
+    Curve("logloss", "log-loss"),
+    Curve("loss", "loss"),
+)
+_N = NUMBER
+DRAWN = {
+    "job.toml": {
+        "job": {"program": str},
+        "layout": {"servers": int, "workers": (int, Table(int)), "spares": int},
+        "consistency?": {"model?": str, "tau?": int},
+    },
+    "run.json": {"ranks?": Each({"rank": int, "role": str, "host": str, "index": int})},
+    "result.json": {
+        "seconds?": Table(_N),
+        "metrics?": Table(ANY),
+        "traffic?": {
+            **{f"{role}_{kind}": _N for role in ("worker", "server") for kind in ("sent", "raw")},
+            "per_filter": Table(Table({"raw": _N, "wire": _N, "seconds": _N})),
+        },
+        "ranks?": Each({"rank": int, "role": str, "worked": _N, "waited": _N, "cpu": _N}),
+        "recoveries?": Each(
+            {"rank": int, "role": str, "cause": str, "seconds": _N, "at?": _N, "noticed_after?": (*_N, None)}
+        ),
+    },
+}
+"""What a report needs of a run."""
+
+STEPS = ("pass", "sweep", "round", "step")
+"""What a step of an algorithm is called in its lines."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells."""
+
+    folder: RunFolder
+    result: Mapping[str, Any]
+    about: Mapping[str, Any]
+    job: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+    warning: str = ""
+    """What could not be read of it, in a line."""
+    trace: Traced = UNTRACED
+    """Where its ranks' time went, if that was traced and `with_trace` has read it."""
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name, by which runs are told apart."""
+        return self.folder.path.name
+
+    @property
+    def status(self) -> str:
+        """Return what the result says; a run without one is under way, or was killed."""
+        return str(self.result.get("status", "no result"))
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Return the seconds of its phases."""
+        told: Mapping[str, float] = self.result.get("seconds", {})
+        return told
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return the program's own table of the job file."""
+        told: Mapping[str, Any] = self.job.get(table_name(self.job["job"]["program"]), {})
+        return told
+
+    @property
+    def curve(self) -> Curve | None:
+        """Return what its curve shows."""
+        return next((curve for curve in CURVES if self.values(curve.key)), None)
+
+    @property
+    def recoveries(self) -> list[Mapping[str, Any]]:
+        """Return whom it lost."""
+        return list(self.result.get("recoveries", []))
+
+    def values(self, key: str) -> list[tuple[float, float, float]]:
+        """Return (seconds, step, value) of the lines that have a key."""
+        found: list[tuple[float, float, float]] = []
+        for each in self.events:
+            if is_number(each.get(key)) and is_number(each.get("seconds")):
+                step = next((each[name] for name in STEPS if is_number(each.get(name))), len(found) + 1)
+                found.append((float(each["seconds"]), float(step), float(each[key])))
+        return found
+
+
+def read(path: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        InputError: it is none, or a file in it is damaged; one line, with the file's name.
+    """
+    folder = RunFolder(path)
+    if not folder.job.is_file():
+        raise InputError(f"{path}: is no run's folder: it has no {folder.job.name}")
+    job, about, result, metrics = (
+        folder.read_job(), folder.read_run() or {}, folder.read_result() or {}, folder.read_metrics(),
+    )  # fmt: skip
+    return Run(folder, result, about, job, metrics.objects, passed_over(folder.metrics, metrics.bad))
+
+
+def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
+    """Make sure that a run says what is needed of it; give the run.
+
+    Args:
+        run: what `read` gives.
+        form: the forms of `job.toml`, `run.json` and `result.json` (`mpips.files.json_shape`).
+        purpose: what it is for.
+
+    Raises:
+        InputError: it does not.
+    """
+    files = {"job.toml": run.job, "run.json": run.about, "result.json": run.result}
+    for name, value in files.items():
+        problem = misfit(value, form[name])
+        if problem:
+            raise InputError(f"{run.folder.path / name}: no {purpose} can be made of it: {problem}")
+    return run
+
+
+def with_trace(run: Run) -> Run:
+    """Read a run's trace, too, as far as there is one and it can be read."""
+    return replace(run, trace=look(run.folder, [rank["rank"] for rank in run.about.get("ranks", [])]))

@@ -1,0 +1,170 @@
+"""What the ranks of a traced run used their time for, and what they waited for: bars of the report (Fig. 10).
+
+`look` reads the trace as far as that is possible: what is damaged or missing is told in a line, and the rest is shown.
+All else is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from mpips.report.charts import COLOURS, Bar, Part, bars
+from mpips.report.html import Html, card, element, joined, legend, pair, table
+from mpips.rundir.folder import RunFolder
+from mpips.rundir.progress import seconds, share
+
+PHASE = "train"
+USES = (
+    ("compute", "computing", ("compute",)),
+    ("program", "the program's own code", ("program",)),
+    ("apply", "executing requests", ("apply", "serve")),
+    ("copies", "copies along chains", ("copies",)),
+    ("encode", "filters", ("encode",)),
+    ("checkpoint", "checkpoints", ("checkpoint",)),
+    ("start", "starting", ("start",)),
+    ("moving", "moving messages", ("other",)),
+    ("waiting", "waiting", ("wait",)),
+    ("idle", "nothing to do", ("idle",)),
+)
+"""What is shown, in this order: the style sheet's class, how it is called, and which of `timeline.USES` it is."""
+KINDS = {"answers": "answers: {}", "calls": "the call {}", "others": "{}"}
+"""How causes are called, by the kind of wait (`timeline.summary`)."""
+WORK, LONGEST_NOTE = "work", 24
+MOST_PARTS, MOST_WAITS, MOST_LINES = 4, 8, 4
+"""How many waits for one cause a bar shows each for itself, how many are listed, and how many problems are."""
+
+
+class Traced(NamedTuple):
+    """A run's trace, summed up as far as it can be read (None: not at all), and what could not be, a line each."""
+
+    found: Mapping[str, Any] | None = None
+    problems: tuple[str, ...] = ()
+
+
+UNTRACED = Traced()
+
+
+def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
+    """Read where the time of a run went while it trained; nothing if it has no trace. `ranks` should have one each."""
+    if not any(folder.trace.glob("rank-*.bin")):
+        return UNTRACED
+    from mpips.tracing.analysis import TraceError, phases, readable, summed
+
+    try:
+        traces, damaged = readable(folder.path)
+    except TraceError as error:  # it has gone meanwhile
+        return Traced(None, (str(error),))
+    missing = [rank for rank in ranks if not folder.trace_of(rank).is_file()]
+    problems = list(map(str, damaged))
+    problems += [f"{folder.trace}: there is no trace of rank {rank}" for rank in missing]
+    if not traces:
+        return Traced(None, tuple(problems))
+    trained = PHASE in phases(traces)
+    if not trained:
+        problems.append("what was traced does not say when the training was: this is all of the run")
+    return Traced(summed(traces, PHASE if trained else ""), tuple(problems))
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def drawn(traced: Traced, name: str = "") -> Html:
+    """Draw a traced run, `name` before the titles if there are several; what could not be read is said first."""
+    title = f"{name}: " if name else ""
+    told = [title + problem for problem in traced.problems[:MOST_LINES]]
+    if len(traced.problems) > MOST_LINES:
+        told.append(f"and {len(traced.problems) - MOST_LINES} more")
+    lines = [element("p", each, class_="bad") for each in told]
+    if traced.found is None:
+        return joined(lines)
+    ranks, whole = traced.found["ranks"], max(traced.found["seconds"], 0.0)
+    when, dropped = "training" if traced.found["phase"] else "the run", traced.found["dropped"]
+    full = f"{dropped:,} records found no room in [trace] limit, and are in the sums only."
+    note = element("p", full, class_="soft") if dropped > 0 else ""
+    drawing = pair(
+        card(f"{title}what {when} went into, by the trace", _uses(ranks, whole), note),
+        card(f"{title}what was waited for", _waits(ranks, whole)),
+    )
+    waits = _longest(traced.found["waits"], {rank["rank"]: _name(rank) for rank in ranks}, whole)
+    longest = pair(card(f"{title}the longest waits", waits)) if waits else ""
+    return joined([*lines, drawing, longest])
+
+
+def _name(rank: Mapping[str, Any]) -> str:
+    return f"{rank['role']}, rank {rank['rank']}"
+
+
+def _share(rank: Mapping[str, Any], key: str) -> str:
+    return share(rank[key] / (rank["seconds"] or 1.0))
+
+
+def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
+    """Draw what each rank's time went into."""
+    rows, seen = [], set()
+    for rank in ranks:
+        spent = [(kind, text, sum(rank["uses"][use] for use in uses)) for kind, text, uses in USES]
+        parts = [Part(value, kind, text) for kind, text, value in spent if value > 0]
+        seen |= {part.kind for part in parts}
+        rows.append(Bar(_name(rank), parts, f"{_share(rank, 'busy')} busy"))
+    key = legend((kind, text) for kind, text, _ in USES if kind in seen)
+    return joined([key, bars(rows, label="what each rank's time went into", show=seconds, most=whole)])
+
+
+def cause(wait: Mapping[str, Any]) -> str:
+    """Call the cause of a wait (`timeline.summary`) by a name."""
+    called = wait["kind"] == "calls" and wait["from"] is not None
+    return KINDS[wait["kind"] if called or wait["kind"] == "answers" else "others"].format(wait["for"])
+
+
+def causes(ranks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """List what ranks waited for, what took them longest first."""
+    total: dict[str, float] = {}
+    for wait in (wait for rank in ranks for wait in rank["waits"]):
+        total[cause(wait)] = total.get(cause(wait), 0.0) + wait["seconds"]
+    return sorted(total, key=lambda each: -total[each])
+
+
+def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
+    """Draw what each rank waited for: for others by cause, and for work."""
+    order = causes(ranks)
+    kinds = {each: f"k{number}" if number < COLOURS else "waiting" for number, each in enumerate(order)}
+    rows = []
+    for rank in ranks:
+        waits = sorted(rank["waits"], key=lambda wait: (order.index(cause(wait)), -wait["seconds"]))
+        parts = []
+        for each, some in groupby(waits, cause):
+            parts += _parts(each, kinds[each], list(some))
+        idle = rank["uses"]["idle"]
+        most = max([(wait["seconds"], wait["for"]) for wait in waits] + [(idle, WORK)])
+        parts += [Part(idle, "idle", f"for {WORK}")] if idle > 0 else []
+        note = f"{_share(rank, 'waiting')}: {most[1]}"[:LONGEST_NOTE] if most[0] > 0 else ""
+        rows.append(Bar(_name(rank), [part for part in parts if part.value > 0], note))
+    key = [(kinds[each], each) for each in order[:COLOURS]]
+    key += [("waiting", "all else")] if len(order) > COLOURS else []
+    key += [("idle", WORK)] if any(rank["uses"]["idle"] > 0 for rank in ranks) else []
+    drawing = bars(rows, label="what each rank waited for", show=seconds, most=whole)
+    return joined([legend(key), drawing])
+
+
+def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Draw the waits for one cause: the longest by whose answer came last, the others together."""
+    shown = []
+    for wait in waits[:MOST_PARTS]:
+        last = "" if wait["from"] is None else f", the last one from rank {wait['from']}"
+        often = {0: "", 1: ", once"}.get(wait["count"], f", {wait['count']:,} times")
+        shown.append(Part(wait["seconds"], kind, f"for {name}{last}{often}"))
+    rest = sum(wait["seconds"] for wait in waits[MOST_PARTS:])
+    return [*shown, Part(rest, kind, f"for {name}, from others")]
+
+
+def _longest(waits: Sequence[Mapping[str, Any]], names: Mapping[int, str], whole: float) -> Html:
+    """List the longest waits of all."""
+    rows = [
+        [names[wait["rank"]], cause(wait),
+         "" if wait["from"] is None else names.get(wait["from"], f"rank {wait['from']}"),
+         seconds(wait["seconds"]), share(wait["seconds"] / (whole or 1.0))]
+        for wait in waits[:MOST_WAITS] if wait["seconds"] > 0
+    ]  # fmt: skip
+    return table(["who waited", "for", "last answer from", "time", "share"], rows) if rows else Html()

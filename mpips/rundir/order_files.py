@@ -1,0 +1,342 @@
+"""Orders to a running job: how a login node reaches the leader when all they share is the run's folder.
+
+An order is a small JSON file RUN/orders/NAME.json. The leader looks for new ones now and then and answers each by a
+file beside it, NAME.answer.json; whoever asked reads the answer and removes both. Every file appears whole, by rename.
+Names begin with the time, so orders are met in the order in which they were given.
+
+An order without an answer is open, and a new leader finds it open still: so an order may be given twice, when its
+first leader died between carrying it out and answering. Every verb must therefore be idempotent. To checkpoint, to
+stop, to leave, to set tau, and to tell the status are so by nature; a join is told from an earlier one by the order's
+name, which must be kept with what became of it.
+
+Nothing is made durable here: an order that a crash wipes out is asked for again by a person. Given up in return is
+speed: an order is met within the leader's period, or seconds later on a file system whose clients cache listings.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mpips.errors import InputError
+from mpips.files.safe_open import inside, read_bytes, read_text, replacing
+from mpips.rundir.folder import RunFolder
+
+VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status")
+"""What can be ordered; `check` says which arguments each takes."""
+
+WANTED = {"join": "role", "leave": "rank", "tau": "tau"}
+"""The one argument of the verbs that take any."""
+
+ROLES = ("server", "worker")
+"""The roles that a spare can join as."""
+
+ANSWER = ".answer.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.json")
+"""Files that are orders: neither answers nor temporary files, which have another dot."""
+
+LONGEST = 65536
+"""Bytes that an order, or an answer, can have."""
+
+MOST = 256
+"""Files that are looked into at a time: whoever may write into the folder may fill it."""
+
+SHARE = 0.05
+"""Of the leader's time at most, that looking at the folder takes, however many files are in it."""
+
+FARTHEST = 86400.0
+"""Seconds for which an order can be open: its giver waits no longer."""
+
+NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
+"""Errors of a file that is no order, and becomes none."""
+
+STALE = 60.0
+"""Seconds past its time after which an open order is refused: whoever gave it was killed, and the run was resumed.
+
+So many, since the two clocks may differ.
+"""
+
+REFRESH = 2.0
+"""Seconds after which a listing is asked for anew where a client of the file system may have kept an old one."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What somebody wants of the run: a verb with its arguments, under a name that no other order has."""
+
+    name: str
+    verb: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(verb: str, arguments: Mapping[str, Any]) -> None:
+    """Make sure that a verb can be carried out with these arguments.
+
+    ``checkpoint``, ``stop`` and ``status`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank`
+    and ``tau`` a `tau`, both integers from 0.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if verb not in VERBS:
+        raise InputError(f"no order is called {verb!r}; valid: {', '.join(VERBS)}")
+    wanted = WANTED.get(verb)
+    if set(arguments) != ({wanted} if wanted else set()):
+        raise InputError(f"{verb} takes {f'one argument, its {wanted}' if wanted else 'no argument'}")
+    if wanted == "role":
+        if arguments["role"] not in ROLES:
+            raise InputError(f"join {arguments['role']!r}: a spare joins as {' or '.join(ROLES)}")
+    elif wanted:
+        value = arguments[wanted]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{verb} {value!r}: {wanted} must be an integer, at least 0")
+
+
+# --- the leader's side -----------------------------------------------------------------------
+
+
+class Orders:
+    """The leader's side: finds orders in a run's folder, each once, and answers them.
+
+    Neither looking nor answering ever raises because of the disk: what cannot be read is looked at again, an answer
+    that cannot be written is tried again at the next `poll`.
+
+    Args:
+        folder: the run's folder.
+        now: seconds that only grow.
+        period: seconds between two looks at the folder.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        now: Callable[[], float],
+        period: float = 0.2,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._now, self._period, self._wall = folder / "orders", now, period, wall
+        self._next = self._refresh = now()
+        self._given: set[str] = set()
+        self._unsent: dict[str, tuple[bool, str]] = {}
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def poll(self) -> list[Order]:
+        """Give the orders that are new, oldest first; looks at the folder at most every `period` seconds."""
+        now = self._now()
+        if now < self._next:
+            return []
+        self._next = now + self._period
+        if self._folder.is_symlink():
+            return []
+        if now >= self._refresh:
+            self._refresh = now + REFRESH
+            refresh(self._folder)
+        for name, (ok, text) in list(self._unsent.items()):
+            self._send(name, ok, text)
+        try:
+            names = set(os.listdir(self._folder))
+        except OSError:
+            return []
+        orders = sorted(name.removesuffix(".json") for name in names if NAME.fullmatch(name))
+        self._given.intersection_update(orders)
+        new = [name for name in orders if name not in self._given and name + ANSWER not in names]
+        found = [order for name in new[:MOST] if (order := self._open(name)) is not None]
+        after = self._now()
+        self._next = max(self._next, after + (after - now) / SHARE)
+        return found
+
+    def answer(self, order: Order, ok: bool, text: str) -> None:
+        """Tell whoever gave an order what became of it: whether it was carried out, and a text."""
+        self._send(order.name, ok, text)
+
+    def _open(self, name: str) -> Order | None:
+        """Read an order; what is no order is answered, what cannot be read now is left for the next time."""
+        try:
+            text = read_bytes(self._folder / f"{name}.json", follow=False, most=LONGEST)
+        except OSError as error:
+            if error.errno in NEVER:
+                self._given.add(name)
+                if error.errno != errno.EISDIR:
+                    self._send(name, False, f"not an order: {error.strerror}")
+            return None
+        self._given.add(name)
+        try:
+            order, expires = parse(name, text)
+            if expires > self._wall() + FARTHEST:
+                raise InputError(f"not an order: open for more than {FARTHEST:g} s")
+        except InputError as error:
+            self._send(name, False, str(error))
+            return None
+        if self._wall() > expires + STALE:
+            self._send(name, False, "the order is older than the time for which its giver would have waited")
+            return None
+        return order
+
+    def _send(self, name: str, ok: bool, text: str) -> None:
+        self._unsent[name] = (ok, text)
+        try:
+            if os.path.lexists(self._folder / f"{name}.json"):  # else nobody waits any more
+                put(self._folder / (name + ANSWER), {"ok": ok, "text": text})
+        except OSError:
+            return
+        del self._unsent[name]
+
+
+def parse(name: str, text: bytes) -> tuple[Order, float]:
+    """Read an order's file; gives the order, and until when (seconds since the epoch) its giver waits.
+
+    Raises:
+        InputError: it is no order.
+    """
+    try:
+        read = json.loads(text)
+        verb, arguments, expires = read["verb"], read["arguments"], float(read["expires"])
+        if not math.isfinite(expires):
+            raise ValueError(f"it expires at {expires}")
+        if not isinstance(verb, str) or not isinstance(arguments, dict):
+            raise TypeError("its verb is no text or its arguments are no table")
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise InputError(f"not an order: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    check(verb, arguments)
+    return Order(name, verb, arguments), expires
+
+
+# --- the login node's side -------------------------------------------------------------------
+
+
+def ask(
+    run_folder: Path,
+    verb: str,
+    arguments: Mapping[str, Any] | None = None,
+    patience: float = 10.0,
+) -> tuple[bool, str]:
+    """Give an order to a running job and wait for the answer.
+
+    Returns whether it was carried out, and the leader's text; False and one line if the run is over already or ends
+    before it answers, or if nobody answers within `patience` seconds: the order is then withdrawn.
+
+    Raises:
+        InputError: the folder is no run's, cannot be written, or the order makes no sense.
+    """
+    arguments = dict(arguments or {})
+    check(verb, arguments)
+    run = RunFolder(run_folder)
+    if not (run.run.exists() or run.result.exists()):
+        raise InputError(f"{run_folder}: not a run folder (there is no run.json in it)")
+    if over := _over(run):
+        return False, over
+    folder = run.path / "orders"
+    name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+    order = {"verb": verb, "arguments": arguments, "expires": time.time() + min(patience, FARTHEST)}
+    try:
+        inside(run.path, folder.name).mkdir(exist_ok=True)
+        put(folder / f"{name}.json", order)
+    except OSError as error:
+        raise InputError(f"{folder}: the order cannot be written: {error.strerror or error}") from None
+    try:
+        said = _await(run, folder / (name + ANSWER), patience)
+    finally:
+        remove(folder / f"{name}.json")  # before its answer: without one it would be open again
+    said = said or read_answer(folder / (name + ANSWER))  # it may have come at the last moment
+    remove(folder / (name + ANSWER))
+    return said or (
+        False,
+        f"nobody answered within {patience:g} s, and the order was withdrawn; is the run alive? {run.path}",
+    )
+
+
+def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | None:
+    """Wait for an answer or the run's end; None when patience ends before."""
+    began = refreshed = time.monotonic()
+    pause = 0.01
+    while True:
+        now = time.monotonic()
+        if now - refreshed >= REFRESH:
+            refreshed = now
+            refresh(answer.parent)
+        over = _over(run)  # before the answer is looked for, since a run answers first and then ends
+        if said := read_answer(answer):
+            return said
+        if over:
+            return False, over
+        if now - began >= patience:
+            return None
+        time.sleep(min(pause, max(0.0, began + patience - now)))
+        pause = min(2 * pause, 0.2)
+
+
+def _over(run: RunFolder) -> str:
+    """Say that a run is over; empty if it is not."""
+    try:
+        result = run.read_result()
+    except (OSError, ValueError):
+        return ""
+    if result is None or result.get("provisional"):  # it was told to end, and may still stop in order
+        return ""
+    return f"the run is over ({result.get('status', 'failed')}): {run.path}"
+
+
+def read_answer(path: Path) -> tuple[bool, str] | None:
+    """Read an answer; None while there is none."""
+    try:
+        read = json.loads(read_text(path, follow=False, most=LONGEST))
+        return bool(read["ok"]), str(read["text"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def newest(runs: Path) -> Path:
+    """Find the run that was started last under a folder, as its run.json says.
+
+    Where that does not say it, the file's own time counts, which also tells apart the runs of one second.
+
+    Raises:
+        InputError: there is none.
+    """
+    started = []
+    for path in runs.glob("*/run.json"):
+        with suppress(OSError):
+            written = path.lstat().st_mtime
+            try:
+                said = (RunFolder(path.parent).read_run() or {}).get("started", "")
+                began = datetime.fromisoformat(said).timestamp()
+            except (ValueError, OverflowError):  # damaged, or of an earlier version
+                began = written
+            started.append((began, written, path.parent))
+    if not started:
+        raise InputError(f"there is no run under {runs}: name a run folder")
+    return max(started)[2]
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def put(path: Path, value: Mapping[str, Any]) -> None:
+    """Make a file of JSON appear, whole."""
+    with replacing(path, "w", durable=False) as file:
+        json.dump(value, file)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there and can be."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def refresh(folder: Path) -> None:
+    """Set a folder's time, so that an NFS client sees that its listing of it is old."""
+    with suppress(OSError):
+        os.utime(folder)

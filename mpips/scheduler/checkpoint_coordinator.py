@@ -1,0 +1,146 @@
+"""The scheduler's part in checkpoints: everyone copies what is to be kept, goes on, and writes meanwhile.
+
+    checkpoint(step):  wait for the one before; make its folder
+                       snapshot: every server and worker copies its state; the program goes on
+                       written:  each answers when its file is on the disk
+    when all have:     write the manifest; remove what is too old
+
+A checkpoint that cannot be written, for want of room or because a rank dies, is given up with a warning: the one
+before it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpips.calls import Own
+from mpips.checkpoint import checkpoint
+from mpips.checkpoint.manifest import MANIFEST
+from mpips.errors import CheckpointError, MpipsError, WorkerLost
+from mpips.tasks.task import Task
+
+if TYPE_CHECKING:
+    from mpips.scheduler.scheduler import Cluster, Group
+
+
+class _Pending(NamedTuple):
+    """A checkpoint that is being written."""
+
+    folder: Path
+    about: dict[str, Any]
+    tasks: list[Task]
+
+
+class Saver:
+    """Writes the checkpoints of a cluster, one at a time; see the module."""
+
+    def __init__(self, cluster: Cluster, warn: Callable[[str], None]) -> None:
+        self._cluster, self._warn = cluster, warn
+        self._pending: _Pending | None = None
+        self._began = 0.0
+        self.problem = ""
+        """Why the last one was given up; empty if it was not."""
+        self.given_up = 0
+        """How many were."""
+        self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
+        """Says where the run comes from, for the manifests."""
+        cluster.node.on_tick.append(self._look)
+
+    def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
+        """Let everyone copy their state, and begin to write it; give the folder, or "" if it cannot be made."""
+        self.settle()
+        self._began = self._cluster.node.van.now()
+        for _ in range(5):
+            folder = self._cluster.decide(lambda: self._make(directory, step))
+            if not folder or self._snapshot(Path(folder), about):
+                return folder
+            self._abandon(Path(folder))
+        self._give_up(None, "servers died each time that it was tried")
+        return ""
+
+    def _make(self, directory: Path, step: int) -> str:
+        try:
+            return str(checkpoint.begin(directory, step, self._cluster.lineage))
+        except CheckpointError as error:
+            self._give_up(None, str(error))
+            return ""
+
+    def _snapshot(self, folder: Path, about: dict[str, Any]) -> bool:
+        """Give whether all have copied their state: a server may have died, or given shards away, meanwhile."""
+        cluster = self._cluster
+        held = cluster.decide(cluster.shards_by_host)
+        hosts = cluster.some([rank for rank, _ in held])
+        each = [{"shards": shards, "number": number} for number, (_, shards) in enumerate(held)]
+        try:
+            cluster.node.wait_all(
+                [
+                    hosts.start(Own.SNAPSHOT, {"folder": str(folder)}, each=each),
+                    cluster.workers.start(Own.SNAPSHOT, {"folder": str(folder)}),
+                ]
+            )
+        except WorkerLost:
+            if cluster.decide(cluster.worker_is_lost):
+                raise
+            return False
+        about = about | {"servers": len(held)}
+        groups: list[Group] = [hosts, cluster.workers]
+        writing = [group.start(Own.WRITTEN) for group in groups]
+        for task in writing:
+            task.heeded = True  # `_look` sees to its error
+        self._pending = _Pending(folder, about, writing)
+        self.problem = ""
+        return True
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is there, or given up."""
+        if self._pending is not None:
+            for task in self._pending.tasks:
+                self._cluster.node.wait_until(lambda task=task: task.settled, "a checkpoint's files")  # type: ignore[misc]
+            self._look()
+
+    def _look(self) -> None:
+        """Complete the checkpoint if all files are there."""
+        pending = self._pending
+        if pending is None or not all(task.settled for task in pending.tasks):
+            return
+        self._pending = None
+        if self._cluster.node.replay is not None:  # that of the run that is done again is there, or not
+            return
+        errors = [task.error for task in pending.tasks if task.error is not None]
+        if errors:
+            self._give_up(pending.folder, str(errors[0]))
+        elif (
+            pending.folder.is_dir() and not (pending.folder / MANIFEST).exists()
+        ):  # else another leader did it
+            self._commit(pending)
+
+    def _commit(self, pending: _Pending) -> None:
+        entries = [reply.meta for task in pending.tasks for reply in task.result if reply.meta]
+        cluster = self._cluster
+        try:
+            checkpoint.commit(pending.folder, entries, pending.about, self.provenance(), cluster.lineage.run)
+        except (MpipsError, OSError) as error:
+            self._give_up(pending.folder, str(error))
+            return
+        cluster.pace.saved(cluster.node.van.now() - self._began)
+        cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
+        # A recorded run can be done again from what it started from only.
+        spare = [pending.folder, *([cluster.resume] if cluster.resume and cluster.node.record else [])]
+        try:
+            checkpoint.prune(pending.folder.parent, cluster.job.checkpoint.keep, cluster.lineage, spare)
+        except (MpipsError, OSError) as error:
+            self._warn(f"warning: an old checkpoint was not removed ({error}); the run goes on")
+
+    def _abandon(self, folder: Path) -> None:
+        if self._cluster.node.replay is None:
+            checkpoint.abandon(folder)
+
+    def _give_up(self, folder: Path | None, why: str) -> None:
+        self.problem = why
+        self.given_up += 1
+        if folder is not None:
+            self._abandon(folder)
+        self._cluster.note("no checkpoint", why=why)
+        self._warn(f"warning: no checkpoint was written ({why}); the run goes on")

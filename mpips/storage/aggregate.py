@@ -1,0 +1,160 @@
+"""Aggregation: the pushes of all workers, summed round by round before one update (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import ProtocolError
+from mpips.jit.kernel import kernel
+from mpips.storage.segment import Array, Segment, Slots, one_by_one
+
+_TYPES = ("f4", "f8", "i4", "i8")
+
+
+@kernel(*(f"i8(i8[::1], i8, i8, i4[::1], {t}[:,::1], i4[::1], {t}[:,::1], i4[::1])" for t in _TYPES))
+def _sum_into(
+    stamps: NDArray[np.int64],
+    epoch: int,
+    count: int,
+    slots: NDArray[np.int32],
+    rows: Array,
+    touched: NDArray[np.int32],
+    sums: Array,
+    places: NDArray[np.int32],
+) -> int:
+    """Add one worker's rows to the union of the round; places[i] is where row i went. Return its new length.
+
+    stamps[slot] = epoch << 32 | place tells that a slot is already in this round's union, and where.
+    """
+    width = sums.shape[1]
+    if width == 1:  # by far the most frequent, and worth a loop without an inner one
+        total, mine = sums[:, 0], rows[:, 0]
+        for i in range(len(slots)):
+            s = np.uint32(slots[i])
+            stamp = stamps[s]
+            if stamp >> 32 == epoch:
+                places[i] = stamp & 0xFFFFFFFF
+                total[np.uint32(places[i])] += mine[i]
+            else:
+                stamps[s] = (epoch << 32) | count
+                touched[count] = slots[i]
+                total[count] = mine[i]
+                places[i] = count
+                count += 1
+        return count
+    for i in range(len(slots)):
+        s = slots[i]
+        stamp = stamps[s]
+        if stamp >> 32 == epoch:
+            place = stamp & 0xFFFFFFFF
+            for j in range(width):
+                sums[place, j] += rows[i, j]
+        else:
+            place = count
+            stamps[s] = (epoch << 32) | count
+            touched[count] = s
+            for j in range(width):
+                sums[count, j] = rows[i, j]
+            count += 1
+        places[i] = place
+    return count
+
+
+class Summed(NamedTuple):
+    """A complete round: the sums of the rows that were pushed, and where each worker's are among them."""
+
+    slots: Slots
+    """Of all keys that anyone pushed, each once."""
+    rows: Array
+    """[n, push width], one for each of `slots`."""
+    places: dict[int, NDArray[np.int32] | slice]
+    """By worker: the positions of its keys, in its order, among `slots`."""
+
+
+class Aggregator:
+    """Sums the pushes of all workers to one segment, round by round (paper section 3.2).
+
+    The sum of a key runs over the workers in the order of `workers`, never in that of arrival, so the result
+    is the same bits whenever the messages come. Rounds may overlap; each is complete as soon as its last push
+    is in.
+    """
+
+    def __init__(self, segment: Segment, workers: Sequence[int]) -> None:
+        self.segment = segment
+        self.workers = tuple(workers)
+        self._pending: dict[Hashable, dict[int, tuple[Slots, Array]]] = {}
+        self._stamps = np.full(0, -1, np.int64)
+        self._epoch = 0
+
+    def pending(self) -> dict[Hashable, list[int]]:
+        """Return, for every round that waits, the workers whose pushes are in."""
+        return {round_: list(parts) for round_, parts in self._pending.items()}
+
+    def add(self, round_: Hashable, worker: int, slots: Slots, rows: Array) -> Summed | None:
+        """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows).
+
+        Returns None while others are missing, then the sum. `rows` is kept, not copied, until then. Raises
+        ProtocolError on an unknown worker, a second part, or rows of another width.
+        """
+        parts = self._pending.get(round_, {})
+        if worker not in self.workers or worker in parts:
+            what = "has pushed twice" if worker in parts else f"is none of {self.workers}"
+            raise ProtocolError(f"vector {self.segment.spec.name!r}, round {round_}: worker {worker} {what}")
+        parts[worker] = (slots, self.segment.shaped(slots, rows))
+        self._pending[round_] = parts
+        if len(parts) < len(self.workers):
+            return None
+        del self._pending[round_]
+        return self._sum([parts[each] for each in self.workers])
+
+    def drop(self, round_: Hashable) -> None:
+        """Forget a round that cannot be completed, if it is there."""
+        self._pending.pop(round_, None)
+
+    def _sum(self, parts: list[tuple[Slots, Array]]) -> Summed:
+        same = _common_run([slots for slots, _ in parts])
+        if same is not None:
+            return self._sum_run(same, [rows for _, rows in parts])
+        segment = self.segment
+        total = sum(len(rows) for _, rows in parts)
+        touched = np.empty(total, np.int32)
+        widths = {rows.shape[1] for _, rows in parts}
+        if len(widths) > 1:
+            raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
+        sums = np.empty((total, widths.pop()), segment.push_row.dtype)
+        self._next_epoch()
+        count = 0
+        everyone: dict[int, NDArray[np.int32] | slice] = {}
+        for worker, (part, rows) in zip(self.workers, parts, strict=True):
+            slots = one_by_one(part)
+            places = np.empty(len(slots), np.int32)
+            count = _sum_into(self._stamps, self._epoch, count, slots, rows, touched, sums, places)
+            everyone[worker] = places
+        return Summed(touched[:count], sums[:count], everyone)
+
+    def _sum_run(self, run: slice, parts: list[Array]) -> Summed:
+        """Sum rows of one and the same run of slots: plain vector adds."""
+        sums = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        for rows in parts[2:]:
+            sums += rows
+        return Summed(run, sums, dict.fromkeys(self.workers, slice(None)))
+
+    def _next_epoch(self) -> None:
+        missing = self.segment.capacity - len(self._stamps)
+        if missing > 0:
+            self._stamps = np.concatenate([self._stamps, np.full(missing, -1, np.int64)])
+        self._epoch += 1
+        if self._epoch == 2**31:
+            self._stamps.fill(-1)
+            self._epoch = 0
+
+
+def _common_run(parts: list[Slots]) -> slice | None:
+    first = parts[0]
+    if isinstance(first, slice) and all(isinstance(part, slice) and part == first for part in parts):
+        return first
+    return None

@@ -1,0 +1,479 @@
+"""The leaves of a key index, as compiled kernels work on them: see mpips/storage/key_index.py for the idea.
+
+All memory of an index is four arrays. `known` u64[room] has the keys by slot. `arena` u64[pages * PAGE] is cut into
+pages, which the kernels see as i32 as well, as `arena32`. A page is either
+
+- an explicit leaf: LEAF keys in order, then their slots (i32, in the second part), or
+- a node: FAN lows, then FAN references: what leaves there are from a low on, in order.
+
+`top` u64[room, 2], flat, has of each node, in order, its low and page << 8 | leaves in it. The first low of all is 0:
+every key belongs to the last leaf whose low it reaches. A reference is where << 10 | implicit << 9 | keys; an
+implicit leaf is the keys known[where : where + keys], whose slots are their places; an explicit one lies in page
+`where`.
+`head` i64[5] has the counts, and how far a call has come when it needs more room.
+
+The kernels take arrays; the functions they are made of take pointers (mpips/jit/numba_pointers.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpips.jit.kernel import kernel
+from mpips.jit.numba_pointers import address, halves, prefetch
+
+U64 = Any
+I32 = Any
+I64 = Any
+"""An array of these in what Python calls, a pointer to them in the rest."""
+
+LEAF = 128
+"""Keys that a leaf holds at most."""
+FAN = 96
+"""Leaves that a node refers to at most."""
+PAGE = 192
+"""Words of a page."""
+BITS, IMPLICIT, COUNTS = 10, 512, 511
+"""The parts of a reference."""
+COUNT, PAGES, TOPS, DONE, FIRST = range(5)
+"""Places in `head`: keys, pages and nodes in use; keys done of a call, the slot of its first key."""
+LISTED, UNSET, ROOM = -1, -2, -3
+"""Instead of the first slot of one run: slots are listed in `out`; not known yet; more room is needed."""
+RUN = 3000
+"""Keys that one step of an insertion may add."""
+
+AHEAD = 64
+MANY = 16
+_TOP = float(2**64)
+U8: Any = np.uint64
+I8: Any = np.int64
+
+
+@kernel()
+def keys_below(array: U64, begin: int, count: int, key: Any) -> int:
+    """Count the keys below `key` among the `count` sorted ones from `begin` on.
+
+    Comparisons are counted, of every eighth key and then of eight: unlike a binary search's, no branch depends on them.
+    """
+    found = 0
+    if count < 8:
+        for x in range(count):
+            found += array[begin + x] < key
+        return found
+    for x in range(count >> 3):
+        found += array[begin + 8 * x + 7] < key
+    low = min(8 * found, count - 8)
+    found = low
+    for x in range(8):
+        found += array[begin + low + x] < key
+    return found
+
+
+@kernel()
+def last_low(array: U64, begin: int, count: int, key: Any) -> int:
+    """Find the last of `count` sorted lows from `begin` on that `key` reaches; it reaches the first."""
+    rank = keys_below(array, begin, count, key)
+    return rank if rank < count and array[begin + rank] == key else rank - 1
+
+
+@kernel()
+def node_of(head: I64, top: U64, t: int, key: Any) -> int:
+    """Find the node of a key, looking at node t and some after it first."""
+    tops = head[TOPS]
+    if t < tops and top[2 * t] <= key:
+        for _ in range(8):
+            if t + 1 == tops or key < top[2 * t + 2]:
+                return t
+            t += 1
+    low, high = 0, tops
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if top[2 * middle] <= key:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@kernel()
+def node(top: U64, t: int) -> tuple[int, int]:
+    """Give the first word of node t, and how many leaves it has."""
+    entry = I8(top[2 * t + 1])
+    return (entry >> 8) * PAGE, entry & 255
+
+
+@kernel()
+def upper(head: I64, arena: U64, top: U64, t: int, p: int) -> tuple[Any, bool]:
+    """Give the low of the leaf after leaf p of node t, and whether there is one."""
+    at, size = node(top, t)
+    if p + 1 < size:
+        return arena[at + p + 1], True
+    if t + 1 < head[TOPS]:
+        return top[2 * t + 2], True
+    return U8(0), False
+
+
+@kernel()
+def inside(head: I64, arena: U64, top: U64, t: int, p: int, key: Any) -> Any:
+    """Tell whether a key belongs to leaf p of node t, should there be one."""
+    if t >= head[TOPS]:
+        return False
+    at, size = node(top, t)
+    if p >= size or key < arena[at + p]:
+        return False
+    high, bounded = upper(head, arena, top, t, p)
+    return not bounded or key < high
+
+
+@kernel()
+def locate(head: I64, arena: U64, top: U64, t: int, p: int, key: Any) -> tuple[int, int]:
+    """Find the node and the leaf of a key: perhaps leaf p of node t, or the one after it."""
+    if inside(head, arena, top, t, p, key):
+        return t, p
+    if inside(head, arena, top, t, p + 1, key):
+        return t, p + 1
+    t = node_of(head, top, t, key)
+    at, size = node(top, t)
+    return t, last_low(arena, at, size, key)
+
+
+@kernel()
+def end_below(keys: U64, i: int, limit: int, high: Any) -> int:
+    """Find the end of the rising keys from i on that are below `high`, as the first is: gallop, then halve."""
+    if keys[limit - 1] < high:
+        return limit
+    j, step = i + 1, 8
+    while j + step <= limit and keys[j + step - 1] < high:
+        j += step
+        step *= 2
+    while step > 0:
+        if j + step <= limit and keys[j + step - 1] < high:
+            j += step
+        step >>= 1
+    return j
+
+
+@kernel()
+def stretch(keys: U64, i: int, limit: int, high: Any, bounded: bool) -> int:
+    """Find where the keys from i on are no longer rising, or reach `high` if `bounded`, but `limit` at most."""
+    j = end_below(keys, i, limit, high) if bounded else limit
+    falls = False
+    for k in range(i + 1, j):
+        falls |= keys[k] <= keys[k - 1]
+    if falls:
+        k = i + 1
+        while keys[k] > keys[k - 1]:
+            k += 1
+        j = end_below(keys, i, k, high) if bounded else k
+    return j
+
+
+@kernel()
+def agreeing(known: U64, count: int, slot: int, keys: U64, i: int, total: int) -> int:
+    """Count how many keys from i on are just those of the slots from `slot` on."""
+    size = min(total - i, count - slot)
+    k = 0
+    while k + 32 <= size:
+        differ = U8(0)
+        for x in range(32):
+            differ |= known[slot + k + x] ^ keys[i + k + x]
+        if differ != 0:
+            break
+        k += 32
+    while k < size and known[slot + k] == keys[i + k]:
+        k += 1
+    return k
+
+
+@kernel()
+def listed(out: I32, first: int, i: int) -> int:
+    """Write down the slots of keys[:i], which were one run so far."""
+    for k in range(i):
+        out[k] = first + k
+    return LISTED
+
+
+@kernel()
+def note_run(out: I32, first: int, i: int, j: int, slot: int) -> int:
+    """Note that keys[i:j] have the slots from `slot` on; give what `first` is now."""
+    if first == UNSET:
+        return slot
+    if first >= 0:
+        if slot == first + i:
+            return first
+        first = listed(out, first, i)
+    for k in range(j - i):
+        out[i + k] = slot + k
+    return first
+
+
+@kernel()
+def note_listed(out: I32, first: int, i: int, j: int) -> int:
+    """Note that out[i:j] has been written; give what `first` is now."""
+    if first == LISTED:
+        return LISTED
+    if first == UNSET:
+        first = I8(out[0])
+        if first < 0:
+            return LISTED
+    breaks = False
+    for k in range(i, j):
+        breaks |= I8(out[k]) != first + k
+    return listed(out, first, i) if breaks else first
+
+
+@kernel()
+def far_apart(head: I64, arena: U64, top: U64, t: int, p: int, keys: U64, i: int, total: int) -> Any:
+    """Tell whether the keys from i on have so many leaves between them that their loads had better overlap."""
+    if total - i < MANY:
+        return False
+    last = keys[min(i + AHEAD, total) - 1]
+    at, size = node(top, t)
+    if p + 24 < size:
+        return last >= arena[at + p + 24]
+    return t + 1 < head[TOPS] and last >= top[2 * t + 2]
+
+
+@kernel()
+def window(guess: int, count: int) -> int:
+    """Give where to look, among `count` keys, for what is guessed to be at `guess`: from there on, at 16 keys."""
+    return max(min(max(guess - 4, 0) & -8, count - 16), 0)
+
+
+@kernel()
+def near(array: U64, begin: int, count: int, guess: int, key: Any) -> int:
+    """Count as `keys_below`, near a guess at first."""
+    low = window(guess, count)
+    if count >= 16:
+        for _ in range(2):
+            found = 0
+            for x in range(16):
+                found += array[begin + low + x] < key
+            if found == 0 and low > 0:
+                low = max(low - 15, 0)
+            elif found == 16 and low + 16 < count:
+                low = min(low + 15, count - 16)
+            else:
+                return low + found
+    return keys_below(array, begin, count, key)
+
+
+@kernel()
+def scale_of(low: Any, high: Any, bounded: bool, count: int) -> float:
+    """Give the factor by which the distance of a key from `low` tells its place among `count` keys in [low, high)."""
+    return float(count) / (float(high - low) if bounded else _TOP - float(low))
+
+
+@kernel()
+def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, size: int, marks: I64) -> None:
+    """Find the leaves of some keys, guess where in them they are, and touch what is there.
+
+    marks[4 * q : 4 * q + 4] = node, leaf in it, reference, guess: the loads of different keys wait for memory together.
+    """
+    t = 0
+    for q in range(size):
+        key = keys[i + q]
+        t = node_of(head, top, t, key)
+        at, leaves = node(top, t)
+        bounded = t + 1 < head[TOPS]
+        low = top[2 * t]
+        scale = scale_of(low, top[2 * t + 2] if bounded else U8(0), bounded, leaves)
+        guess = min(int(float(key - low) * scale), leaves - 1)
+        look = window(guess, leaves)
+        prefetch(arena, at + look)
+        prefetch(arena, at + look + 8)
+        prefetch(arena, at + look + 15)
+        prefetch(arena, at + FAN + guess)
+        marks[4 * q] = t
+        marks[4 * q + 3] = guess
+    for q in range(size):
+        key = keys[i + q]
+        t = marks[4 * q]
+        at, leaves = node(top, t)
+        rank = near(arena, at, leaves, marks[4 * q + 3], key)
+        p = rank if rank < leaves and arena[at + rank] == key else rank - 1
+        ref = I8(arena[at + FAN + p])
+        high, bounded = upper(head, arena, top, t, p)
+        where, count = ref >> BITS, ref & COUNTS
+        low = arena[at + p]
+        guess = min(int(float(key - low) * scale_of(low, high, bounded, count)), count - 1)
+        if ref & IMPLICIT:
+            prefetch(known, where + guess)
+        else:
+            begin = where * PAGE
+            look = window(guess, count)
+            prefetch(arena, begin + look)
+            prefetch(arena, begin + look + 8)
+            prefetch(arena, begin + look + 15)
+            prefetch(arena, begin + LEAF + (guess >> 1))
+        marks[4 * q + 1] = p
+        marks[4 * q + 2] = ref
+        marks[4 * q + 3] = guess
+
+
+@kernel()
+def equal(array: U64, begin: int, keys: U64, i: int, j: int) -> Any:
+    """Tell whether keys[i:j] are those from `begin` on."""
+    differ = U8(0)
+    for x in range(j - i):
+        differ |= array[begin + x] ^ keys[i + x]
+    return differ == 0
+
+
+@kernel()
+def _find(
+    head: I64, known: U64, arena: U64, arena32: I32, top: U64, keys: U64, total: int, out: I32, marks: I64
+) -> int:
+    count = head[COUNT]
+    i, t, p, first, tries, rest = 0, 0, 0, UNSET, 1, 0
+    while i < total:
+        t, p = locate(head, arena, top, t, p, keys[i])
+        if far_apart(head, arena, top, t, p, keys, i, total):
+            size = min(AHEAD, total - i)
+            look_ahead(head, known, arena, top, keys, i, size, marks)
+            for q in range(size):
+                key = keys[i + q]
+                ref, guess = marks[4 * q + 2], marks[4 * q + 3]
+                where, held = ref >> BITS, ref & COUNTS
+                slot = -1
+                if ref & IMPLICIT:
+                    at = near(known, where, held, guess, key)
+                    if at < held and known[where + at] == key:
+                        slot = where + at
+                else:
+                    at = near(arena, where * PAGE, held, guess, key)
+                    if at < held and arena[where * PAGE + at] == key:
+                        slot = I8(arena32[2 * (where * PAGE + LEAF) + at])
+                out[i + q] = slot
+            first = note_listed(out, first, i, i + size)
+            i += size
+            continue
+        at, _ = node(top, t)
+        ref = I8(arena[at + FAN + p])
+        where, implicit, held = ref >> BITS, (ref & IMPLICIT) != 0, ref & COUNTS
+        from_, begin = (known, where) if implicit else (arena, where * PAGE)
+        theirs = 2 * (where * PAGE + LEAF)
+        high, bounded = upper(head, arena, top, t, p)
+        low = arena[at + p]
+        scale = scale_of(low, high, bounded, held)
+        rank = near(from_, begin, held, int(float(keys[i] - low) * scale), keys[i])
+        if rest > 0:
+            rest -= 1
+        elif rank < held:  # keys of an earlier list are often all of it, or a long part: one run of slots
+            slot = where + rank if implicit else I8(arena32[theirs + rank])
+            same = agreeing(known, count, slot, keys, i, total)
+            if same >= 16 or same == total - i:
+                first = note_run(out, first, i, i + same, slot)
+                i += same
+                tries = 1
+                continue
+            tries = min(2 * tries, 64)
+            rest = tries
+        j = stretch(keys, i, min(i + RUN, total), high, bounded)
+        if j - i == held - rank and equal(from_, begin + rank, keys, i, j):
+            for x in range(j - i):
+                out[i + x] = where + rank + x if implicit else arena32[theirs + rank + x]
+        elif implicit:
+            for k in range(i, j):
+                rank = near(known, where, held, int(float(keys[k] - low) * scale), keys[k])
+                hit = rank < held and known[where + min(rank, held - 1)] == keys[k]
+                out[k] = where + rank if hit else -1
+        else:
+            for k in range(i, j):
+                rank = near(arena, begin, held, int(float(keys[k] - low) * scale), keys[k])
+                least = min(rank, held - 1)
+                hit = rank < held and arena[begin + least] == keys[k]
+                out[k] = arena32[theirs + least] if hit else np.int32(-1)
+        first = note_listed(out, first, i, j)
+        i = j
+    return first
+
+
+@kernel("i8(i8[::1], u8[::1], u8[::1], u8[::1], u8[::1], i4[::1])")
+def find(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> int:
+    """Find the slots of keys: return the first if they are one run, else LISTED and out[:] (-1: unknown)."""
+    if head[TOPS] == 0:
+        for k in range(len(keys)):
+            out[k] = -1
+        return LISTED
+    marks = np.empty(4 * AHEAD if len(keys) >= MANY else 1, np.int64)
+    first = _find(
+        address(head),
+        address(known),
+        address(arena),
+        halves(address(arena)),
+        address(top),
+        address(keys),
+        len(keys),
+        address(out),
+        address(marks),
+    )
+    marks[0] = 0  # lives until here
+    return first
+
+
+# --- In order of keys -----------------------------------------------------------------------------------
+
+
+@kernel("i8(i8[::1], u8[::1], u8[::1], u8[::1], u8)")
+def rank_of(head_: I64, known_: U64, arena_: U64, top_: U64, key: Any) -> int:
+    """Count the keys below a key."""
+    head, known, arena, top = address(head_), address(known_), address(arena_), address(top_)
+    if head[TOPS] == 0:
+        return 0
+    t = node_of(head, top, 0, key)
+    at, size = node(top, t)
+    p = last_low(arena, at, size, key)
+    ref = I8(arena[at + FAN + p])
+    where, held = ref >> BITS, ref & COUNTS
+    below = (
+        keys_below(known, where, held, key) if ref & IMPLICIT else keys_below(arena, where * PAGE, held, key)
+    )
+    for x in range(t + 1):
+        at, size = node(top, x)
+        for q in range(p if x == t else size):
+            below += I8(arena[at + FAN + q] & U8(COUNTS))
+    return below
+
+
+@kernel("i8(i8[::1], u8[::1], u8[::1], u8[::1], i8, u8[::1], i4[::1])")
+def take(head_: I64, known_: U64, arena_: U64, top_: U64, skip: int, keys_: U64, slots_: I32) -> int:
+    """Write the keys and slots from rank `skip` on, in key order; return the first slot of one run, else LISTED."""
+    head, known, arena, arena32, top = (
+        address(head_),
+        address(known_),
+        address(arena_),
+        halves(address(arena_)),
+        address(top_),
+    )
+    keys, slots, done, want = address(keys_), address(slots_), 0, len(keys_)
+    for t in range(head[TOPS]):
+        at, size = node(top, t)
+        for p in range(size):
+            ref = I8(arena[at + FAN + p])
+            where, held = ref >> BITS, ref & COUNTS
+            if skip >= held:
+                skip -= held
+                continue
+            n = min(held - skip, want - done)
+            if ref & IMPLICIT:
+                for x in range(n):
+                    keys[done + x] = known[where + skip + x]
+                    slots[done + x] = where + skip + x
+            else:
+                begin = where * PAGE + skip
+                theirs = 2 * (where * PAGE + LEAF) + skip
+                for x in range(n):
+                    keys[done + x] = arena[begin + x]
+                    slots[done + x] = arena32[theirs + x]
+            skip = 0
+            done += n
+            if done == want:
+                break
+        if done == want:
+            break
+    if want == 0:
+        return LISTED
+    return note_listed(slots, UNSET, 0, want)

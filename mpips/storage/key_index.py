@@ -1,0 +1,150 @@
+"""The key index: which slot of a segment's arrays holds a key (paper section 3.4: sparse, hashed keys).
+
+Requests bring their keys sorted. So the index is ordered too, and a request walks through it as one merges two sorted
+lists. It is a tree of three levels, top, nodes and leaves (mpips/storage/index_lookup.py), like a B+ tree's, with
+these turns:
+
+- The keys stand in slot order in `known`, and the new keys of a request get slots one after the other: `known` is made
+  of sorted runs. A leaf may be implicit, a stretch of `known` that costs its entry in a node and nothing else. Keys
+  that come where no others are, as the first request's do, are copied, and that is all. A leaf becomes explicit,
+  with a list of keys and slots of its own, when later keys fall between its keys.
+- A request often repeats what one earlier request brought. Where its keys are found to go on as `known` does, they
+  are compared with it at the speed of memory.
+- Slots that are one run are given as a slice, for which the work on values is plain array arithmetic.
+- Where few keys fall into a leaf, lookups wait for memory. Such keys are taken in small batches, which first find their
+  leaves, guess their places by interpolation and prefetch them, and only then search.
+- Nothing is ever rebuilt: leaves and nodes split one by one, and arrays grow in place
+  (mpips/storage/growable_array.py). So no request waits for the index to grow.
+
+Keys that are not sorted are right as well, and slower. Given up: deletion (a server drops whole ranges by building a
+new segment), and speed where lists of few keys, all over the range, meet a large index: a hash table reads two or three
+places in memory for a key, this reads five.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import LayoutError
+from mpips.storage import index_insert, index_lookup
+from mpips.storage.growable_array import Pages
+
+MAX_KEYS = 2**31 - 2
+"""Slots are int32."""
+
+Keys = NDArray[np.uint64]
+Slots = NDArray[np.int32] | slice
+"""Slots one by one (-1: a key without a slot), or one run of them."""
+
+
+class KeyIndex:
+    """Map uint64 keys to dense int32 slots, numbered from 0 in order of first appearance.
+
+    `capacity_hint` keys fit before the index first grows; their memory is there from the start. The same calls give
+    the same slots, always.
+    """
+
+    def __init__(self, capacity_hint: int = 0) -> None:
+        if capacity_hint > MAX_KEYS:
+            raise LayoutError(_full(capacity_hint))
+        self._head = np.zeros(5, np.int64)
+        self._head[index_lookup.FIRST] = index_lookup.UNSET
+        self._known = Pages(np.uint64, rows=capacity_hint, touch=True)
+        # Should all leaves become explicit, they are two thirds full.
+        pages = capacity_hint and capacity_hint * 3 // (2 * index_lookup.LEAF) + index_insert.SPARE_PAGES + 2
+        self._arena = Pages(np.uint64, (index_lookup.PAGE,), rows=pages, touch=True)
+        self._top = np.empty(2 * (pages // index_lookup.FAN + index_insert.SPARE_TOPS), np.uint64)
+        self._publish()
+
+    def _publish(self) -> None:
+        arena = self._arena.array.reshape(-1)
+        self._arrays = (self._head, self._known.array[:MAX_KEYS], arena, self._top)
+
+    def __len__(self) -> int:
+        return int(self._head.item(index_lookup.COUNT))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the index, in bytes."""
+        return self._head.nbytes + self._known.nbytes + self._arena.nbytes + self._top.nbytes
+
+    def keys(self) -> Keys:
+        """View the known keys in slot order, u64[len]: read it only until the next insert."""
+        view: Keys = self._known.array[: len(self)]
+        view.flags.writeable = False
+        return view
+
+    def find(self, keys: Keys) -> Slots:
+        """Return the slots of keys u64[n]: a slice if they are one run, else i32[n], -1 for one never inserted."""
+        keys = _ready(keys)
+        out = np.empty(len(keys), np.int32)
+        first = index_lookup.find(*self._arrays, keys, out)
+        return slice(first, first + len(keys)) if first >= 0 else out
+
+    def insert(self, keys: Keys) -> Slots:
+        """Return the slots of keys u64[n] as `find`; new keys get the next free slots in order of appearance.
+
+        Raises LayoutError when a slot would no longer fit an int32.
+        """
+        keys = _ready(keys)
+        out = np.empty(len(keys), np.int32)
+        first = index_insert.insert(*self._arrays, keys, out)
+        while first == index_lookup.ROOM:
+            self._grow(len(keys))
+            first = index_insert.insert(*self._arrays, keys, out)
+        return slice(first, first + len(keys)) if first >= 0 else out
+
+    def select(self, begin: int = 0, last: int = 2**64 - 1, most: int = MAX_KEYS) -> tuple[Keys, Slots]:
+        """Return the first `most` keys from `begin` to `last`, both included, in order, and their slots as `find`."""
+        head, known, arena, top = self._arrays
+        low = index_lookup.rank_of(head, known, arena, top, np.uint64(begin))
+        high = len(self)
+        if last < 2**64 - 1:
+            high = index_lookup.rank_of(head, known, arena, top, np.uint64(last + 1))
+        count = max(min(high - low, most), 0)
+        keys, slots = np.empty(count, np.uint64), np.empty(count, np.int32)
+        first = index_lookup.take(head, known, arena, top, low, keys, slots)
+        return keys, slice(first, first + len(keys)) if first >= 0 else slots
+
+    def _grow(self, wanted: int) -> None:
+        """Make room for the next steps of an insertion of `wanted` keys, part of which may be done."""
+        head = self._head
+        count, pages, tops, done = (
+            int(head[at])
+            for at in (index_lookup.COUNT, index_lookup.PAGES, index_lookup.TOPS, index_lookup.DONE)
+        )
+        del self._arrays  # views, which would keep the arrays where they are
+        try:
+            step = min(wanted - done, index_lookup.RUN)
+            if count + step > MAX_KEYS:
+                raise LayoutError(_full(count + step))
+            if len(self._known) < count + step:
+                self._known.reserve(min(self._known.room(count + step if count else wanted), MAX_KEYS))
+            if len(self._arena) < pages + index_insert.SPARE_PAGES:
+                self._arena.reserve(self._arena.room(pages + index_insert.SPARE_PAGES))
+            if len(self._top) // 2 < tops + index_insert.SPARE_TOPS:
+                top = np.empty(4 * (tops + index_insert.SPARE_TOPS), np.uint64)
+                top[: len(self._top)] = self._top
+                self._top = top
+        except BaseException:
+            head[index_lookup.DONE], head[index_lookup.FIRST] = 0, index_lookup.UNSET
+            raise
+        finally:
+            self._publish()
+
+
+def one_by_one(slots: Slots) -> NDArray[np.int32]:
+    """Return slots listed, i32[n]."""
+    return np.arange(slots.start, slots.stop, dtype=np.int32) if isinstance(slots, slice) else slots
+
+
+def _ready(keys: Keys) -> Keys:
+    """Return keys as the kernels take them: a copy if they are a read-only or unaligned view of a message."""
+    if keys.dtype == np.uint64 and keys.flags.carray:
+        return keys
+    return np.array(keys, np.uint64)
+
+
+def _full(keys: int) -> str:
+    return f"one server's index holds at most {MAX_KEYS:,} keys, this one needs {keys:,}: use more servers"

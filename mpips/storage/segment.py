@@ -1,0 +1,393 @@
+"""A server's part of the vectors: segments, and the summing of a round of pushes (paper sections 3.2, 3.4).
+
+A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
+state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a
+slot to a key when it is first pushed; a key without one reads as 0. In a dense segment every owned key has a slot
+from the start, slots lie in key order, and therefore every key range is one run of slots. Wherever slots are one run,
+in a sparse segment too, their rows are worked on as plain array views.
+
+Slots are what the work is done by: `resolve` turns keys into slots once, and a server that caches a worker's
+key list keeps them. They stay valid as long as the segment lives.
+
+When an update raises, the error goes to whoever asked and the segment goes on serving: keys that were new
+keep their slots with the rows they start with, rows that the function had already changed stay changed
+(there is no roll-back), the round is dropped, and clocks are not moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.errors import LayoutError, ProtocolError
+from mpips.jit.kernel import kernel
+from mpips.ranges import ALL, KeyRange, coalesce, meet
+from mpips.storage.growable_array import Pages
+from mpips.storage.key_index import MAX_KEYS, KeyIndex
+from mpips.storage.key_index import Slots as Slots
+from mpips.storage.key_index import one_by_one as one_by_one
+from mpips.storage.updates import DTYPES, Column, Update, VectorSpec, settings_of, update_named
+
+Array = NDArray[Any]
+Keys = NDArray[np.uint64]
+_TYPES = ("f4", "f8", "i4", "i8")
+
+
+@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
+def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
+    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+        column, target = values[:, 0], out[:, 0]
+        for i in range(len(slots)):
+            s = slots[i]
+            target[i] = column[np.uint32(s)] if s >= 0 else 0
+        return
+    for i in range(len(slots)):
+        s = slots[i]
+        if s < 0:
+            out[i, :] = 0
+        else:
+            for j in range(values.shape[1]):
+                out[i, j] = values[s, j]
+
+
+@kernel("void(u8[::1], u8[::1], i8[::1], u8[::1], i4[::1])")
+def _dense_slots(
+    begins: Keys, lasts: Keys, offsets: NDArray[np.int64], keys: Keys, out: NDArray[np.int32]
+) -> None:
+    """Find each key's offset in the concatenation of the ranges begins[i] .. lasts[i]; -1 outside them."""
+    at = 0
+    for i in range(len(keys)):
+        key = keys[i]
+        if key < begins[at] or key > lasts[at]:  # sorted keys mostly stay in the same range
+            at = max(np.searchsorted(begins, key, "right") - 1, 0)
+        if begins[at] <= key <= lasts[at]:
+            out[i] = offsets[at] + np.int64(key - begins[at])
+        else:
+            out[i] = -1
+
+
+class Clock(Protocol):
+    """What a segment needs of a ranged vector clock (mpips/storage/vector_clock.py)."""
+
+    def set(self, key_range: KeyRange, node: int, time: int, /) -> Any:
+        """Note that `node` has reached `time` on every key of the range."""
+
+
+class Rows(NamedTuple):
+    """Rows of a segment in key order: keys u64[n], values [n, width], state columns name -> [n, width]."""
+
+    keys: Keys
+    values: Array
+    state: dict[str, Array]
+
+
+class Segment:
+    """The rows of one vector on one server.
+
+    `ranges` are what the server owns; keys beyond the vector's extent are left out. `update` is looked up by
+    the vector's specification unless one is given. `settings` may be changed at any time. `expect` keys fit
+    before a sparse segment first grows.
+    """
+
+    def __init__(
+        self,
+        spec: VectorSpec,
+        ranges: Iterable[KeyRange] = (ALL,),
+        update: Update | None = None,
+        expect: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.update = update_named(spec.update) if update is None else update
+        self.settings = settings_of(spec) if update is None else dict(spec.settings)
+        self.push_row = self.update.push_row(spec)
+        self.reply_row = self.update.reply_row(spec)
+        self.clock: Clock | None = None
+        self.notes: dict[str, tuple[NDArray[np.int32], Array]] = {}
+        """What server functions note of some keys beside the columns: name -> (slots, rows); saved with the rest."""
+        owned = [meet(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
+        self.ranges = [piece for piece in owned if piece is not None]
+        self._dtype, self._push_dtype = np.dtype(spec.dtype), np.dtype(self.push_row.dtype)
+        self._push_width = self.push_row.width
+        columns = {"": Column(spec.dtype, spec.width), **self.update.columns(spec)}
+        for column in (*columns.values(), self.push_row, self.reply_row):
+            if column.dtype not in (*DTYPES, "int8"):
+                raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
+        expect = 0 if spec.dense else min(expect, MAX_KEYS)
+        self._index = KeyIndex(expect)
+        spans = [piece.span for piece in self.ranges]
+        self._count = sum(spans) if spec.dense else 0
+        if self._count > MAX_KEYS:
+            raise LayoutError(
+                f"vector {spec.name!r}: {self._count:,} dense keys on one server: use more servers"
+            )
+        self._begins = np.array([piece.begin for piece in self.ranges] or [1], np.uint64)
+        self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
+        # The one owned range, if there is one only: what most checks compare with.
+        self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
+        self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
+        self._pages = {
+            name: Pages(
+                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
+            )
+            for name, column in columns.items()
+        }
+        self._publish()
+
+    def _publish(self) -> None:
+        arrays = {name: pages.array for name, pages in self._pages.items()}
+        self.values: Array = arrays.pop("")
+        """[capacity, width]: only the first len(self) rows mean anything."""
+        self.state = arrays
+        """State columns by name, [capacity, their width]."""
+        self.capacity = min(len(pages) for pages in self._pages.values())
+        """Rows that all arrays have room for."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    # Keys to slots.
+
+    def resolve(self, keys: Keys | KeyRange, create: bool = False) -> Slots:
+        """Return the slots of keys u64[n] (sorted, unique) as i32[n], or those of a dense range as a slice.
+
+        With `create` every key gets a slot; without, -1 stands for a key that has none. A range means the
+        keys of it that this server owns; in a sparse segment it is listed key by key.
+        Raises ProtocolError when a key to create lies outside the owned ranges.
+        """
+        dense = self.spec.dense
+        if isinstance(keys, KeyRange):
+            if dense:
+                return self._run(keys)
+            keys = self.listed(keys)
+        if not dense:
+            if not create:
+                return self._index.find(keys)
+            self._check_owned(keys)
+            return self._insert(keys)
+        if not keys.flags.carray or keys.dtype != np.uint64:
+            keys = np.array(keys, np.uint64)
+        slots = np.empty(len(keys), np.int32)
+        _dense_slots(self._begins, self._lasts, self._offsets, keys, slots)
+        if create and len(slots) and slots.min() < 0:
+            stray = int(keys[slots.argmin()])
+            raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
+        return slots
+
+    def slots_of(self, keys: Keys) -> NDArray[np.int32]:
+        """Return the slots of keys in any order, as i32[n], making those that there are not.
+
+        For what another copy of this segment has checked already.
+        """
+        if self.spec.dense:
+            return one_by_one(self.resolve(keys, create=True))
+        return one_by_one(self._insert(keys))
+
+    def _insert(self, keys: Keys) -> Slots:
+        """Give keys slots, and the slots rows."""
+        slots = self._index.insert(keys)
+        self._count = count = len(self._index)
+        if count > self.capacity:
+            self._grow()
+        return slots
+
+    def _check_owned(self, keys: Keys) -> None:
+        """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
+        if not len(keys):
+            return
+        first, last = keys.item(0), keys.item(-1)
+        if self._first <= first and last <= self._last:
+            return
+        inside = np.searchsorted(keys, self._lasts, "right") - np.searchsorted(keys, self._begins, "left")
+        if inside.sum() != len(keys):
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: keys {first} to {last} are not all owned by this server"
+            )
+
+    def listed(self, wanted: KeyRange) -> Keys:
+        """Return every owned key of a range, in order: for ranges that fit in memory."""
+        pieces = [piece for owned in self.ranges if (piece := meet(owned, wanted))]
+        if sum(piece.span for piece in pieces) > MAX_KEYS:
+            raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
+        parts = [np.arange(piece.span, dtype=np.uint64) + np.uint64(piece.begin) for piece in pieces]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+    def _run(self, wanted: KeyRange) -> slice:
+        """Return the slots of a dense range: owned ranges are sorted, so they are one run."""
+        first = sum(max(0, min(owned.end, wanted.begin) - owned.begin) for owned in self.ranges)
+        size = sum(piece.span for owned in self.ranges if (piece := meet(owned, wanted)))
+        return slice(first, first + size)
+
+    def _grow(self) -> None:
+        """Make room for as many rows as there are keys, in place: nobody's request waits for rows to be copied."""
+        del self.values, self.state  # views, which would keep the arrays where they are
+        try:
+            for pages in self._pages.values():
+                pages.reserve(pages.room(self._count))
+        finally:
+            self._publish()
+
+    # Pull and push.
+
+    def pull(self, keys: Keys | KeyRange, out: Array | None = None) -> Array:
+        """Return one row [n, width] per key (see `resolve`); a key that nobody pushed reads as 0.
+
+        `out`, contiguous and of the vector's dtype, receives the rows if given. They are always a copy, so
+        that they can be sent while the segment is being updated.
+        """
+        return self.pull_slots(self.resolve(keys), out)
+
+    def pull_slots(self, slots: Slots, out: Array | None = None) -> Array:
+        """Return the rows of slots that were resolved before, as `pull` does."""
+        if self.update.read is not None:
+            rows = self._read(slots)
+            if out is None:
+                return rows if rows.base is None else rows.copy()
+            out.reshape(rows.shape)[...] = rows
+            return out.reshape(rows.shape)
+        size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        width = self.spec.width
+        if out is None:
+            target = np.empty((size, width), self._dtype)
+        elif out.dtype == self._dtype and out.flags.carray and out.size == size * width:
+            target = out.reshape(size, width)
+        else:
+            raise TypeError(f"out must be {size} x {width} {self._dtype}, contiguous")
+        if isinstance(slots, slice):
+            target[...] = self.values[slots]
+        else:
+            _gather(self.values, slots, target)
+        return target
+
+    def _read(self, slots: Slots) -> Array:
+        assert self.update.read is not None
+        slots = one_by_one(slots)
+        known = slots >= 0
+        rows = self.update.read(self.values, self.state, slots[known])
+        out = np.zeros((len(slots), *rows.shape[1:]), rows.dtype)
+        out[known] = rows
+        return out
+
+    def push(self, keys: Keys | KeyRange, rows: Array, reply: bool = False) -> Array | None:
+        """Update the keys (see `resolve`) by rows [n, push width]; return the reply rows if asked for."""
+        return self.push_slots(self.resolve(keys, create=True), rows, reply)
+
+    def push_slots(self, slots: Slots, rows: Array, reply: bool = False) -> Array | None:
+        """Update slots that were resolved before (none -1), as `push` does.
+
+        The reply is what the update returned, perhaps `rows` itself, or else the new values as a copy.
+        """
+        answer = self.apply(slots, self.shaped(slots, rows))
+        if not reply:
+            return None
+        if answer is None:
+            return self.pull_slots(slots)
+        mine = (self.values, *self.state.values())  # what the next push changes while the reply is being sent
+        return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
+
+    def shaped(self, slots: Slots, rows: Array) -> Array:
+        """Return rows as updates take them: [n, push width], of the pushed dtype, writable and aligned."""
+        size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        width = self._push_width or (rows.shape[1] if rows.ndim == 2 else 1)
+        if rows.size != size * width or rows.dtype != self._push_dtype:
+            want = f"{size} x {width} {self.push_row.dtype}"
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: push of {rows.shape} {rows.dtype} where {want} is due"
+            )
+        if not rows.flags.carray:
+            rows = rows.copy()
+        return rows if rows.ndim == 2 else rows.reshape(size, width)
+
+    def apply(self, slots: Slots, rows: Array) -> Array | None:
+        """Run the update on shaped rows; return what it returned."""
+        if not self.spec.dense and self.update.apply_range is None:
+            slots = one_by_one(slots)  # what it does may hang on which rows of the segment these are
+        if not isinstance(slots, slice):
+            return self.update.apply(self.values, self.state, slots, rows, self.settings)
+        values = self.values[slots]
+        state = {name: column[slots] for name, column in self.state.items()} if self.state else {}
+        if self.update.apply_range is not None:
+            return self.update.apply_range(values, state, rows, self.settings)
+        return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
+
+    def advance(self, keys: KeyRange, node: int, time: int) -> None:
+        """Note in the clock, if there is one, that `node`'s pushes up to `time` are applied on a range."""
+        if self.clock is not None:
+            for owned in self.ranges:
+                piece = meet(owned, keys)
+                if piece is not None:
+                    self.clock.set(piece, node, time)
+
+    # Rows in key order.
+
+    def select(self, wanted: KeyRange = ALL) -> tuple[Keys, Slots]:
+        """Return the keys of a range that have a slot, in order, and their slots."""
+        if self.spec.dense:
+            return self.listed(wanted), self._run(wanted)
+        if wanted.empty:
+            return np.empty(0, np.uint64), np.empty(0, np.int32)
+        return self._index.select(wanted.begin, wanted.end - 1)
+
+    def cut(self, wanted: KeyRange, count: int) -> int:
+        """Return where to cut a range so that its first part has at most `count` slots: its end if it has no more."""
+        if self.spec.dense:
+            for piece in (piece for owned in self.ranges if (piece := meet(owned, wanted))):
+                if piece.span > count:
+                    return piece.begin + count
+                count -= piece.span
+            return wanted.end
+        if wanted.empty:
+            return wanted.end
+        keys, _ = self._index.select(wanted.begin, wanted.end - 1, count + 1)
+        return int(keys[count]) if len(keys) > count else wanted.end
+
+    def keys_of(self, slots: Slots) -> Keys:
+        """Return the keys u64[n] of slots, as a copy."""
+        if self.spec.dense:
+            return self.listed(ALL)[slots]
+        keys = self._index.keys()[slots]
+        return keys.copy() if isinstance(slots, slice) else keys
+
+    def listed_slots(self, keys: Keys) -> NDArray[np.int32]:
+        """Return the slots of keys one by one, as i32[n], making those that there are not."""
+        return one_by_one(self.resolve(keys, create=True))
+
+    def items(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+        """Return the keys of a range that have a slot and their rows, in key order, as a range pull does."""
+        keys, slots = self.select(wanted)
+        return keys, self.pull_slots(slots)
+
+    def export(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+        """Return keys and values of a range in key order, without the rows that are all zero.
+
+        A key that nobody pushed reads as 0, so a zero row says no more than a missing one; without them the
+        result does not depend on which keys a layout happened to touch.
+        """
+        keys, slots = self.select(wanted)
+        values = self.values[slots]
+        kept = (values != 0).any(axis=1)
+        return keys[kept], values[kept]
+
+    def export_state(self, wanted: KeyRange = ALL) -> Rows:
+        """Return copies of all rows of a range, zero or not, with the update's state: for a checkpoint."""
+        keys, slots = self.select(wanted)
+        state = {name: column[slots].copy() for name, column in self.state.items()}
+        return Rows(keys, self.values[slots].copy(), state)
+
+    def in_slot_order(self) -> Rows:
+        """Return all rows as `export_state` does, but in the order of their slots: for a copy with the same slots."""
+        n = len(self)
+        state = {name: column[:n].copy() for name, column in self.state.items()}
+        return Rows(self.keys_of(slice(0, n)), self.values[:n].copy(), state)
+
+    def import_state(self, rows: Rows) -> None:
+        """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`."""
+        if set(rows.state) != set(self.state):
+            have, want = sorted(rows.state), sorted(self.state)
+            raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")
+        slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
+        self.values[slots] = rows.values
+        for name, column in rows.state.items():
+            self.state[name][slots] = column

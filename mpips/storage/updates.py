@@ -1,0 +1,370 @@
+"""Server functions: what a push does to the values (paper section 3.3), and calls that the scheduler issues.
+
+An update is a named tuple of functions without hidden state: the values and the state columns beside them
+are arrays handed in, so that they are saved, replicated and moved like any other rows. The user's own stand
+in the job's file:
+
+    @update("average", columns=lambda spec: {"pushes": Column("int64", 1, 0)})
+    def average(values, state, slots, rows, settings):
+        state["pushes"][slots] += 1
+        values[slots] += (rows - values[slots]) / state["pushes"][slots]
+
+`values` is [slots, width], a state column [slots, its width]; `slots` i32[n] names n different rows of them
+and `rows` [n, push width] is what the workers pushed there, already summed when the vector aggregates. The
+function changes values and state in place; it may return rows [n, reply width] as the answer of a push_pull,
+else the answer is the values. `settings` are the vector's, and the scheduler can change them between tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.calls import check_function
+from mpips.errors import UsageError
+from mpips.jit.kernel import kernel
+
+DTYPES = ("float32", "float64", "int32", "int64")
+
+Array = NDArray[Any]
+State = dict[str, Array]
+Setting = float | int | str | bool
+Settings = dict[str, Setting]
+Apply = Callable[[Array, State, NDArray[np.int32], Array, Settings], Array | None]
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """What a namespace is: the type of its rows, its keys, and what a push does.
+
+    Raises UsageError when a field is out of range. `update` and its settings are looked up by `update_of`.
+    """
+
+    name: str
+    dtype: str = "float64"
+    """One of DTYPES."""
+    width: int = 1
+    """Values per key."""
+    extent: int = 2**64
+    """Keys lie in [0, extent)."""
+    update: str = "add"
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    dense: bool = False
+    """Every key has a slot from the start, in key order; otherwise only keys that were pushed."""
+    aggregate: bool = False
+    """Sum the pushes of all workers, in worker order, and update once; otherwise update by each push."""
+
+    def __post_init__(self) -> None:
+        where = f"vector {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise UsageError(f"{where}: a name is letters, digits, _, - and dots")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if not 1 <= self.width <= 2**20:
+            raise UsageError(f"{where}: width {self.width} is outside 1 .. {2**20}")
+        if not 1 <= self.extent <= 2**64:
+            raise UsageError(f"{where}: extent {self.extent} is outside 1 .. 2**64")
+        if self.dense and self.extent >= 2**40:
+            raise UsageError(f"{where}: a dense vector of extent {self.extent} does not fit; leave dense out")
+
+
+class Column(NamedTuple):
+    """One array of rows: its dtype (of DTYPES, or "int8" for state), values per row, what a new key starts with."""
+
+    dtype: str
+    width: int = 1
+    fill: float = 0
+
+
+def value_row(spec: VectorSpec) -> Column:
+    """Return rows shaped like the vector's own."""
+    return Column(spec.dtype, spec.width)
+
+
+def no_columns(spec: VectorSpec) -> dict[str, Column]:
+    """Return no state."""
+    return {}
+
+
+class Update(NamedTuple):
+    """A server function: see the module's text for `apply`, `update` for the other fields."""
+
+    name: str
+    apply: Apply
+    columns: Callable[[VectorSpec], dict[str, Column]] = no_columns
+    push_row: Callable[[VectorSpec], Column] = value_row
+    reply_row: Callable[[VectorSpec], Column] = value_row
+    apply_range: Callable[[Array, State, Array, Settings], Array | None] | None = None
+    read: Callable[[Array, State, NDArray[np.int32]], Array] | None = None
+    defaults: Mapping[str, Setting] | None = None
+    sums: bool = False
+    exact_replies: bool = False
+
+
+Function = Callable[
+    [Any, dict[str, Any]], dict[str, Any]
+]  # the first is a `mpips.storage.segment.Segment`, which knows this module
+
+
+class Call(NamedTuple):
+    """A function for the scheduler to issue; `reads` says that it changes nothing, so one copy need run it."""
+
+    function: Function
+    reads: bool = False
+
+
+_updates: dict[str, Update] = {}
+_calls: dict[str, Call] = {}
+A = TypeVar("A", bound=Callable[..., Any])
+
+
+def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
+    """Register the decorated function as what a push does to vectors with `update = "name"`.
+
+    Fields, all optional: `columns(spec)`, the state beside the values, name -> Column; `push_row(spec)`, the
+    Column of rows that workers push (default: like the values; width 0: any); `reply_row(spec)`, that of what
+    `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are
+    contiguous, given as views; `read(values, state, slots)`, what a pull returns instead of the values;
+    `defaults`, the settings and their default values (without it any setting goes); `sums`, whether pushes are
+    changes, of which two may as well come as one that is their sum (filters may then hold small ones back);
+    `exact_replies`, whether workers must be told the values as they are, so that filters round none of them.
+    Raises UsageError when another function has the name.
+    """
+
+    def register(apply: Apply) -> Apply:
+        claim("update", name, apply, _updates[name].apply if name in _updates else None)
+        _updates[name] = Update(name, apply, **fields)
+        return apply
+
+    return register
+
+
+def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
+    """Register the decorated function(segment, args) -> dict for the scheduler to issue on every shard of a vector.
+
+    `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
+    changes nothing should say that it `reads`. Raises UsageError when another function has the name, or mpips itself.
+    """
+
+    def register(function: Function) -> Function:
+        check_function(name)
+        claim("call", name, function, _calls[name].function if name in _calls else None)
+        _calls[name] = Call(function, reads)
+        return function
+
+    return register
+
+
+def claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
+    """Refuse a second function of one name; the same one, loaded again, takes its own place."""
+    if old is not None and _place(old) != _place(new):
+        raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Return the file and line where a function, plain or compiled, is defined."""
+    code = getattr(getattr(function, "py_func", function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def update_named(name: str) -> Update:
+    """Return the registered update; UsageError lists the known ones."""
+    if name not in _updates:
+        raise UsageError(f"unknown update {name!r}; known: {', '.join(sorted(_updates))}")
+    return _updates[name]
+
+
+def call_named(name: str) -> Call:
+    """Return the registered call; UsageError lists the known ones."""
+    if name not in _calls:
+        raise UsageError(f"unknown call {name!r}; known: {', '.join(sorted(_calls))}")
+    return _calls[name]
+
+
+def settings_of(spec: VectorSpec) -> Settings:
+    """Return the update's defaults overlaid with the vector's settings; UsageError on an unknown one."""
+    return dict(update_named(spec.update).defaults or {}) | checked_settings(spec, spec.settings)
+
+
+def checked_settings(spec: VectorSpec, settings: Mapping[str, Setting]) -> Settings:
+    """Return `settings`; UsageError unless the vector's update has them, of the right kind."""
+    defaults = update_named(spec.update).defaults
+    where = f"vector {spec.name!r}, update {spec.update!r}"
+    for key, value in settings.items():
+        if defaults is None:
+            continue
+        if key not in defaults:
+            known = ", ".join(sorted(defaults)) or "none"
+            raise UsageError(f"{where}: unknown setting {key!r}; known: {known}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        if isinstance(defaults[key], float) and not number:
+            raise UsageError(f"{where}: setting {key!r} must be a number, got {value!r}")
+    return dict(settings)
+
+
+@call("settings")
+def change_settings(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Change settings of the vector's update, e.g. a step size per pass; return all of them."""
+    segment.settings.update(checked_settings(segment.spec, args))
+    return dict(segment.settings)
+
+
+# The built-in updates.
+
+_VALUES = ("f4", "f8", "i4", "i8")
+
+
+@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
+def _assign(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
+    for i in range(len(slots)):
+        for j in range(values.shape[1]):
+            values[slots[i], j] = rows[i, j]
+
+
+@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
+def _add(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
+    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+        column, added = values[:, 0], rows[:, 0]
+        for i in range(len(slots)):
+            column[np.uint32(slots[i])] += added[i]
+        return
+    for i in range(len(slots)):
+        for j in range(values.shape[1]):
+            values[slots[i], j] += rows[i, j]
+
+
+def _assign_range(values: Array, state: State, rows: Array, settings: Settings) -> None:
+    values[...] = rows
+
+
+def _add_range(values: Array, state: State, rows: Array, settings: Settings) -> None:
+    values += rows
+
+
+@update("assign", apply_range=_assign_range, defaults={})
+def assign(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Set w = row: the last push wins."""
+    _assign(values, slots, rows)
+
+
+@update("add", apply_range=_add_range, defaults={}, sums=True)
+def add(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Add the row: w += row."""
+    _add(values, slots, rows)
+
+
+def _like_value(*names: str) -> Callable[[VectorSpec], dict[str, Column]]:
+    """Return the state of a gradient update: columns shaped like the value, which must be floating point."""
+
+    def columns(spec: VectorSpec) -> dict[str, Column]:
+        if not spec.dtype.startswith("float"):
+            known = "float32 or float64"
+            raise UsageError(f"vector {spec.name!r}: update {spec.update!r} needs {known}, not {spec.dtype}")
+        return {name: Column(spec.dtype, spec.width) for name in names}
+
+    return columns
+
+
+@kernel("f8(f8, f8)", inline=True)
+def shrink(z: float, by: float) -> float:
+    """Soft threshold: sign(z) max(|z| - by, 0)."""
+    if z > by:
+        return z - by
+    if z < -by:
+        return z + by
+    return 0.0
+
+
+@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8)" for t in ("f4", "f8")))
+def _sgd(values: Array, slots: NDArray[np.int32], rows: Array, rate: float, l1: float, l2: float) -> None:
+    for i in range(len(slots)):
+        for j in range(values.shape[1]):
+            w = float(values[slots[i], j]) - rate * float(rows[i, j])
+            values[slots[i], j] = shrink(w, rate * l1) / (1.0 + rate * l2)
+
+
+@update("sgd", columns=_like_value(), defaults={"rate": 0.1, "l1": 0.0, "l2": 0.0}, sums=True)
+def sgd(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Step along a pushed gradient g, then the proximal step of l1 |w| + l2/2 w^2.
+
+    w = S(w - rate g, rate l1) / (1 + rate l2), S the soft threshold.
+    """
+    _sgd(values, slots, rows, *_numbers(settings, "rate", "l1", "l2"))
+
+
+@kernel(*(f"void({t}[:,::1], {t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8, f8)" for t in ("f4", "f8")))
+def _adagrad(
+    values: Array,
+    norms: Array,
+    slots: NDArray[np.int32],
+    rows: Array,
+    alpha: float,
+    beta: float,
+    l1: float,
+    l2: float,
+) -> None:
+    for i in range(len(slots)):
+        s = slots[i]
+        for j in range(values.shape[1]):
+            g = float(rows[i, j])
+            n = float(norms[s, j])
+            n = np.sqrt(n * n + g * g)
+            norms[s, j] = n
+            e = (n + beta) / alpha
+            values[s, j] = shrink(e * float(values[s, j]) - g, l1) / (e + l2)
+
+
+_ADAPTIVE: dict[str, Setting] = {"alpha": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0}
+
+
+@update("adagrad", columns=_like_value("n"), defaults=_ADAPTIVE, sums=True)
+def adagrad(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Step along a pushed gradient g by AdaGrad with a proximal step (Duchi, Hazan, Singer 2011).
+
+    n = sqrt(n^2 + g^2), e = (n + beta)/alpha, w = S(e w - g, l1)/(e + l2). State: n.
+    """
+    _adagrad(values, state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
+
+
+@kernel(
+    *(f"void({t}[:,::1], {t}[:,::1], {t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8, f8)" for t in ("f4", "f8"))
+)
+def _ftrl(
+    values: Array,
+    duals: Array,
+    norms: Array,
+    slots: NDArray[np.int32],
+    rows: Array,
+    alpha: float,
+    beta: float,
+    l1: float,
+    l2: float,
+) -> None:
+    for i in range(len(slots)):
+        s = slots[i]
+        for j in range(values.shape[1]):
+            g = float(rows[i, j])
+            before = float(norms[s, j])
+            n = np.sqrt(before * before + g * g)
+            z = float(duals[s, j]) + g - (n - before) / alpha * float(values[s, j])
+            norms[s, j] = n
+            duals[s, j] = z
+            values[s, j] = shrink(-z, l1) / ((beta + n) / alpha + l2)
+
+
+@update("ftrl", columns=_like_value("z", "n"), defaults=_ADAPTIVE, sums=True)
+def ftrl(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Follow the proximally regularised leader by a pushed gradient g (McMahan et al. 2013, algorithm 1).
+
+    n' = sqrt(n^2 + g^2), z += g - (n' - n)/alpha w, w = S(-z, l1)/((beta + n')/alpha + l2). State: z, n.
+    """
+    _ftrl(values, state["z"], state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
+
+
+def _numbers(settings: Settings, *names: str) -> list[float]:
+    return [float(settings[name]) for name in names]

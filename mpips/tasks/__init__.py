@@ -1,0 +1,1 @@
+"""Asynchronous tasks with execute-after-finished dependencies, and exactly-once requests (paper, section 3.2)."""

@@ -1,0 +1,710 @@
+"""Tasks: asynchronous requests with execute-after-finished dependencies (paper, section 3.2).
+
+A task is a push, a pull, or a user function that its caller sends in one or several parts, each to one address: a
+shard, whoever holds it, or a rank. It is `(expected, received)`: finished for its caller when the replies to all parts
+are in, finished at a callee when the call has returned there and all it waits for is done (a push into an aggregation:
+when the update was applied).
+
+`Tasks` is the caller's half (the callee's is `mpips.tasks.request_dedup`). It keeps at most `window` parts
+unanswered at each address, sends again what was lost or whose address is another rank's now, and forgets a task once
+it is finished. A dependency on a task that has a part at the same address travels with the message, so that a push
+and the pull after it are both on their way at once; any other dependency is waited for before sending.
+
+A push into an aggregation may be answered ahead: its task is finished, so that its values can be used, but the part is
+kept, and sent again to another holder of the shard, until the word comes that the whole chain has it. What is sent
+to that shard meanwhile is declared to depend on it.
+
+A part is known by its task's caller and time there: a caller that dies can be taken up by another rank, which
+issues the same tasks at the same times (`recall`).
+
+It is a plain state machine: it is given messages and a function that sends, and never waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mpips.errors import JournalLost, RemoteError, WorkerLost
+from mpips.process.program_line import Spot
+from mpips.tasks.retransmission import Budget, Timer
+from mpips.transport.message import Command, Kind, Message
+
+Send = Callable[[int, Message], None]
+Deliver = Callable[[int, Message], None]
+Filtered = Callable[[int, Message], Message]
+
+AHEAD = 1
+"""In `acked` of a reply: the values are there, the word that they will stay (`acknowledge`) follows."""
+MOST_NAMED = 256
+"""Parts that a probe asks about at most, the oldest first."""
+JUMP = 1 << 40
+"""By how much a caller's times leap when it turns to another plan: see `Tasks.leap`."""
+
+
+def unfiltered(peer: int, message: Message) -> Message:
+    """Give the message as it is: what happens to it on its way to `peer` where there are no filters."""
+    return message
+
+
+class Task:
+    """What a caller holds of a task: a future.
+
+    `time` orders the caller's tasks. `expected` and `received` count its parts. `result` is whatever its issuer
+    chose to put there (a pull: its values); `error` is set when a part failed. `heeded` says that somebody is told of
+    that error, or sees to it; `what` and `spot` are what it asks for, and where in the program.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_deliver",
+        "error",
+        "expected",
+        "heeded",
+        "received",
+        "result",
+        "spot",
+        "time",
+        "under_way",
+        "what",
+    )
+
+    def __init__(self, time: int, expected: int, deliver: Deliver | None = None) -> None:
+        self.time, self.expected, self.received = time, expected, 0
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.heeded = False
+        self.what = ""
+        self.spot: Spot | None = None
+        self.under_way: set[int] = set()  # the addresses of parts that are queued, sent or answered
+        self._deliver = deliver
+        self._callbacks: list[Callable[[Task], None]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether every part was answered."""
+        return self.received >= self.expected
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to wait for: it is done, or has failed by more than the loss of a worker.
+
+        After such a loss the other parts will be answered, and the program should go on only then.
+        """
+        return self.received >= self.expected or (
+            self.error is not None and not isinstance(self.error, WorkerLost)
+        )
+
+    def then(self, callback: Callable[[Task], None]) -> Task:
+        """Call `callback(task)` once when the task is finished, at once if it is; give the task.
+
+        What it raises is raised where messages are moved, and becomes the task's error, unless that has one.
+        """
+        if self.done:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+        return self
+
+    def answer(self, part: int, reply: Message) -> None:
+        """Take the reply to one part."""
+        if reply.kind is Kind.FAILURE:
+            error = remote_error(reply)
+            if self.error is None or isinstance(self.error, WorkerLost):
+                self.error = error
+        elif self._deliver is not None and self.error is None:
+            try:
+                self._deliver(part, reply)
+            except (
+                Exception
+            ) as error:  # a caller's own callback failed: it is raised where the task is waited for
+                self.error = error
+        self.received += 1
+        if self.received == self.expected:
+            self.finish()
+
+    def finish(self) -> None:
+        """Run all callbacks, then raise what the first failed with: the task may have no one to wait for it.
+
+        A task without parts is finished by its issuer.
+        """
+        callbacks, self._callbacks, self._deliver = self._callbacks, [], None
+        failed: Exception | None = None
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            self.error = self.error or failed
+            raise failed
+
+
+def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
+    """Return the error that a failure message tells of."""
+    meta = reply.meta
+    if meta.get("lost"):
+        return WorkerLost(str(meta["text"]))
+    if meta.get("journal") == "lost":
+        return JournalLost(str(meta["text"]))
+    return RemoteError.from_meta(meta, reply.sender)
+
+
+class _Peer:
+    """What a caller knows of one address that it sends to."""
+
+    __slots__ = ("ahead", "queue", "timer", "unanswered")
+
+    def __init__(self, timer: Timer | None) -> None:
+        self.timer = timer  # where messages are lost
+        self.ahead: dict[int, _Part] = {}  # by time: those that were answered ahead
+        self.unanswered: dict[int, _Part] = {}  # by time, in the order of sending
+        self.queue: deque[_Part] = deque()
+
+    def waiting(self) -> list[_Part]:
+        """Return what has no final answer, in the order of sending."""
+        return [*self.ahead.values(), *self.unanswered.values()]
+
+
+class _Part:
+    """One part of a task, from its submission to its reply."""
+
+    __slots__ = (
+        "_message",
+        "_request",
+        "address",
+        "after",
+        "number",
+        "sent_at",
+        "slot",
+        "sure",
+        "task",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        number: int,
+        address: int,
+        message: Message | None,
+        after: list[Task],
+        request: Request | None = None,
+    ) -> None:
+        self.task, self.number, self.address, self._message, self.after = (
+            task,
+            number,
+            address,
+            message,
+            after,
+        )
+        self._request = request
+        self.slot = -1  # at the van's desk, if it was asked for there
+        self.sent_at = 0.0
+        self.sure = False  # the word that the whole chain has it came before the answer
+
+    @property
+    def command(self) -> Command:
+        """What is asked for."""
+        return self._message.command if self._request is None else self._request.command  # type: ignore[union-attr]
+
+    @property
+    def message(self) -> Message:
+        """The request as a message, which one that was asked for at the desk is only made into if need be."""
+        if self._message is None:
+            assert self._request is not None
+            self._message = self._request.make(self.number)
+            stamp(self._message, self.task.time, self.address)
+        return self._message
+
+    @message.setter
+    def message(self, message: Message) -> None:
+        self._message = message
+
+
+def stamp(message: Message, time: int, address: int) -> None:
+    """Write into a request which part it is."""
+    message.time = time
+    if address < 0:
+        message.shard = ~address
+
+
+class Request(Protocol):
+    """A task whose parts may be asked for at the van's desk."""
+
+    @property
+    def command(self) -> Command:
+        """What it asks for."""
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Whom the parts go to."""
+
+    def send(self, number: int, time: int, acked: int) -> int:
+        """Send a part by the shortest way; give the slot of the desk where its answer is due, or -1: not sent."""
+
+    def make(self, number: int) -> Message:
+        """Make a message of a part."""
+
+    def __call__(self, number: int, reply: Message, /) -> None:
+        """Take the reply to a part, if it came as a message."""
+
+
+class Tasks:
+    """The caller's half of every task of one node; see the module.
+
+    `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
+    `timer` makes what says when to ask for unanswered parts (None: the van loses nothing,
+    `mpips.tasks.retransmission`). An address is a rank, or ~shard. `encode` is the filters: each part passes them
+    once, however often it is sent. `withdraw(slot)` says that what was asked at the desk is answered by a message.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        window: int = 64,
+        *,
+        origin: int = -1,
+        encode: Filtered = unfiltered,
+        withdraw: Callable[[int], None] = lambda slot: None,
+        timer: Callable[[], Timer | None] = lambda: None,
+        again: Counter[str] | None = None,
+    ) -> None:
+        self._withdraw, self._timer, self._budget = withdraw, timer, Budget()
+        self._asked: dict[int, _Part] = {}  # by slot of the desk
+        self._send, self._window, self.origin = send, window, origin
+        self._encode = encode
+        self._peers: dict[int, _Peer] = {}
+        self._time = 0
+        self.unfinished: dict[int, Task] = {}
+        self.failed: list[Task] = []
+        """Those that have ended with an error of which nobody was told then; see `unheeded`."""
+        self.now: Callable[[], float] = lambda: 0.0
+        self.lossy = timer() is not None
+        self.stamps = self.lossy
+        """Whether it is noted when a part was sent last."""
+        self.watch: Callable[[_Part], None] | None = None
+        """Is told each part that was answered."""
+        self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
+        self.noted: Callable[[int, Message], None] | None = (
+            None  # is told each reply that counts, and its address
+        )
+        self.heard: Callable[[int, int, Message, bool], None] | None = None
+        """Is told each reply that counts: its address and time, itself, and whether the part was given up."""
+        self.recalled: dict[tuple[int, int], Message] = {}
+        self.echoes: deque[Message] = deque()
+        self.ahead = 0
+        """How many parts were answered ahead, and not acknowledged yet."""
+        self._fresh_ahead: set[int] = set()  # addresses of parts that were answered ahead since `newly_ahead`
+        self.again: Counter[str] = Counter() if again is None else again
+        """How many parts were sent again, by cause: "lost", "moved", "workers" and "keys"."""
+
+    def recall(self, replies: Mapping[tuple[int, int], Message]) -> None:
+        """Take the replies, by (time, address), that this caller has had before, as another rank.
+
+        The parts that they answer will not be sent: their replies are among `echoes`, to be given to `answer`.
+        """
+        self.recalled = dict(replies)
+
+    def leap(self) -> None:
+        """Go on at times that were never used: what the caller did before, unseen, cannot be taken for what follows."""
+        self._time = (self._time // JUMP + 1) * JUMP
+
+    @property
+    def issued(self) -> int:
+        """Count the tasks so far; leaps are none."""
+        return self._time % JUMP
+
+    @property
+    def acked(self) -> int:
+        """Return the time below which this caller has all replies, and needs none of them again."""
+        low = next(iter(self.unfinished), self._time)
+        if self.ahead:
+            low = min(low, *(min(peer.ahead) for peer in self._peers.values() if peer.ahead))
+        return low if self.stable is None else min(low, self.stable())
+
+    def submit(
+        self,
+        parts: Sequence[tuple[int, Message]],
+        deliver: Deliver | None = None,
+        after: Iterable[Task] = (),
+        *,
+        whole: bool = False,
+    ) -> Task:
+        """Send a task of `parts`, each an (address, request), that starts after every task of `after` is finished.
+
+        No two parts have one address. A part starts there when the parts of `after` are finished there: what a push
+        and a pull need, since every key is at one address. With `whole` no part starts before all of `after` is
+        finished everywhere. `deliver(part number, reply)` gets each reply as it comes in. A task without parts
+        finishes when all of `after` has.
+        """
+        task = Task(self._time, len(parts), deliver)
+        self._time += 1
+        waits = [earlier for earlier in after if not earlier.done]
+        if not parts:
+            self._finish_after(task, waits)
+            return task
+        self.unfinished[task.time] = task
+        task.then(self._forget)
+        for number, (address, message) in enumerate(parts):
+            message.origin = self.origin
+            stamp(message, task.time, address)
+            part = _Part(task, number, address, message, waits)
+            if waits and whole:
+                self._hold_whole(part)
+            elif waits:
+                self._hold(part)
+            else:
+                self._enqueue(part)
+        return task
+
+    @property
+    def direct(self) -> bool:
+        """Whether parts may go by the desk: nothing is done with them on the way but to bring them."""
+        return not self.lossy and self.noted is None and not self.recalled
+
+    def ask(self, request: Request) -> Task:
+        """Send a task whose parts depend on nothing, each by the shortest way if it can be; see `direct`."""
+        addresses = request.addresses
+        task = Task(self._time, len(addresses), request)
+        time, acked = self._time, self.acked
+        self._time += 1
+        self.unfinished[time] = task
+        task.then(self._forget)
+        for number, address in enumerate(addresses):
+            peer = self._peers.get(address)
+            if peer is None:
+                peer = self._peers[address] = _Peer(self._timer())
+            part = _Part(task, number, address, None, [], request)
+            if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
+                self._enqueue(part)
+                continue
+            task.under_way.add(address)
+            slot = request.send(number, time, acked)
+            if slot < 0:
+                self._transmit(peer, part)
+            else:
+                part.slot = slot
+                self._asked[slot] = peer.unanswered[time] = part
+                if self.stamps:
+                    part.sent_at = self.now()
+        return task
+
+    def asked_at(self, slot: int) -> tuple[int, int]:
+        """Give the address and time of what was asked at the desk."""
+        part = self._asked[slot]
+        return part.address, part.task.time
+
+    def answered(self, slot: int) -> None:
+        """Take the answer to what was asked at the desk; its values are in their place."""
+        part = self._asked.pop(slot)
+        peer, task = self._peers[part.address], part.task
+        del peer.unanswered[task.time]
+        part.slot = -1
+        if self.watch is not None:
+            self.watch(part)
+        task.received += 1
+        try:
+            if task.received == task.expected:
+                task.finish()
+        finally:
+            if peer.queue:
+                self._refill(peer)
+
+    def _leave_desk(self, part: _Part) -> None:
+        """Let a part be answered by a message, whatever was asked at the desk."""
+        if part.slot >= 0:
+            del self._asked[part.slot]
+            self._withdraw(part.slot)
+            part.slot = -1
+
+    def _forget(self, task: Task) -> None:
+        self.unfinished.pop(task.time, None)
+        if task.error is not None and not task.heeded:
+            self.failed = [each for each in self.failed if not each.heeded]
+            self.failed.append(task)
+
+    def unheeded(self, since: int) -> list[Task]:
+        """List the tasks issued at `since` or later that are unfinished, or have failed, and that nobody sees to."""
+        return [
+            task
+            for task in (*self.failed, *self.unfinished.values())
+            if task.time >= since and not task.heeded
+        ]
+
+    def unanswered(self, task: Task) -> list[int]:
+        """List the addresses that have not answered a part of a task that was sent, or is about to be."""
+        return [
+            address
+            for address, peer in self._peers.items()
+            if task.time in peer.unanswered or any(part.task is task for part in peer.queue)
+        ]
+
+    @property
+    def time(self) -> int:
+        """The time of the next task."""
+        return self._time
+
+    def _finish_after(self, task: Task, waits: list[Task]) -> None:
+        task.expected = max(1, len(waits))
+
+        def one(_: Task) -> None:
+            task.received += 1
+            if task.done:
+                task.finish()
+
+        for earlier in waits:
+            earlier.then(one)
+        if not waits:
+            one(task)
+
+    def _hold(self, part: _Part) -> None:
+        """Enqueue `part` when each task it waits for is finished, or has its part to this address under way.
+
+        One that has none there is waited for: where it is finished, nobody here could say.
+        """
+        blocking = [t for t in part.after if not t.done and part.address not in t.under_way]
+        if not blocking:
+            self._enqueue(part)
+            return
+        blocking[0].then(lambda _: self._hold(part))
+
+    def _hold_whole(self, part: _Part) -> None:
+        unfinished = next((task for task in part.after if not task.done), None)
+        if unfinished is None:
+            self._enqueue(part)
+        else:
+            unfinished.then(lambda _: self._hold_whole(part))
+
+    def _enqueue(self, part: _Part) -> None:
+        part.task.under_way.add(part.address)  # the queue keeps its order, so who is in it may be depended on
+        if part.task.error is not None:
+            self._drop(part)
+            return
+        peer = self._peers.get(part.address)
+        if peer is None:
+            peer = self._peers[part.address] = _Peer(self._timer())
+        if peer.queue or len(peer.unanswered) >= self._window:
+            peer.queue.append(part)
+        else:
+            self._transmit(peer, part)
+
+    def _transmit(self, peer: _Peer, part: _Part) -> None:
+        message, time = part.message, part.task.time
+        if part.after or peer.ahead:
+            before = [t.time for t in part.after if t.time in peer.unanswered]
+            message.after = tuple((each, each + 1) for each in (*before, *peer.ahead))
+            part.after = []
+        peer.unanswered[time] = part
+        if self.recalled:
+            known = self.recalled.pop((time, part.address), None)
+            if known is not None:
+                self.echoes.append(known)
+                return
+        try:
+            part.message = self._encode(part.address, message)
+            self._dispatch(part)
+        except Exception as error:  # it cannot travel: that is raised where the task is waited for
+            del peer.unanswered[time]
+            part.task.error = part.task.error or error
+            self._drop(part)
+
+    def _dispatch(self, part: _Part) -> None:
+        self._leave_desk(part)
+        part.message.acked = self.acked
+        if self.stamps:
+            part.sent_at = self.now()
+        self._budget.earn()
+        self._send(part.address, part.message)
+
+    def _drop(self, part: _Part) -> None:
+        """Count a part that will not be sent, its task having failed, as answered."""
+        task = part.task
+        task.received += 1
+        if task.done:
+            task.finish()
+
+    def answer(self, reply: Message) -> None:
+        """Take a reply; one that was already taken is ignored."""
+        address = ~reply.shard if reply.shard >= 0 else reply.sender
+        peer = self._peers.get(address)
+        if peer is None:
+            return
+        part = peer.unanswered.pop(reply.time, None)
+        if part is None:
+            if reply.acked != AHEAD:
+                self._acknowledged(peer, reply.time)
+            return
+        self._leave_desk(part)
+        if peer.timer is not None:
+            peer.timer.heard(self.now())
+        if self.watch is not None:
+            self.watch(part)
+        if self.heard is not None:
+            self.heard(address, reply.time, reply, False)
+        if reply.acked == AHEAD and not part.sure:
+            self._keep_ahead(peer, part)
+        try:
+            if self.noted is not None:
+                self.noted(address, reply)
+            part.task.answer(part.number, reply)
+        finally:  # a callback's error must not keep back what waits for the window
+            self._refill(peer)
+
+    def _keep_ahead(self, peer: _Peer, part: _Part) -> None:
+        """Keep a part that was answered ahead, with copies of its arrays: its caller may use them again."""
+        message = part.message
+        if message.keys is not None and message.keys.flags.writeable:
+            message.keys = message.keys.copy()
+        if message.withheld is not None and message.withheld.flags.writeable:
+            message.withheld = message.withheld.copy()
+        if message.values is not None:
+            message.values = message.values.copy()
+        peer.ahead[part.task.time] = part
+        self.ahead += 1
+        self._fresh_ahead.add(part.address)
+
+    def send_keys(self, reply: Message) -> int:
+        """Send a part again with its keys, which the callee does not know by their signature; give their bytes."""
+        peer = self._peers.get(~reply.shard)
+        part = peer and (peer.unanswered.get(reply.time) or peer.ahead.get(reply.time))
+        if not part:
+            return 0
+        message, sent = part.message, 0
+        if message.withheld is not None:
+            message.keys, message.withheld = message.withheld, None
+            sent = message.keys.nbytes
+        self._dispatch(part)
+        self.again["keys"] += 1
+        return sent
+
+    def place(self, reply: Message) -> NDArray[Any] | None:
+        """Return where the values of a reply are wanted, once; None if nowhere, or if they are not of that kind."""
+        peer = self._peers.get(~reply.shard)
+        part = peer.unanswered.get(reply.time) if peer else None
+        if part is None or (place := part.message.place) is None:
+            return None
+        part.message.place = None
+        values = reply.values
+        return (
+            place
+            if values is not None and (place.shape, place.dtype) == (values.shape, values.dtype)
+            else None
+        )
+
+    def acknowledge(self, address: int, time: int) -> None:
+        """Take the word that the whole chain has a part that was answered ahead."""
+        peer = self._peers.get(address)
+        if peer is None:
+            return
+        if time in peer.unanswered:
+            peer.unanswered[time].sure = True
+        self._acknowledged(peer, time)
+
+    def _acknowledged(self, peer: _Peer, time: int) -> None:
+        if peer.ahead.pop(time, None) is not None:
+            self.ahead -= 1
+
+    def newly_ahead(self) -> list[tuple[int, int]]:
+        """Return (address, latest time) of parts that were answered ahead, where there are more since the last call.
+
+        All are new where another rank answers now.
+        """
+        fresh, self._fresh_ahead = self._fresh_ahead, set()
+        return [
+            (address, max(self._peers[address].ahead))
+            for address in sorted(fresh)
+            if self._peers[address].ahead
+        ]
+
+    def _refill(self, peer: _Peer) -> None:
+        while peer.queue and len(peer.unanswered) < self._window:
+            waiting = peer.queue.popleft()
+            if waiting.task.error is not None:  # its caller has been told, and may use the arrays again
+                self._drop(waiting)
+            else:
+                self._transmit(peer, waiting)
+
+    def probe(self) -> None:
+        """Ask each address that has been silent for too long what has come of the parts that it was sent."""
+        now = self.now()
+        for address, peer in self._peers.items():
+            if peer.timer is None:
+                return
+            if not peer.unanswered and not peer.ahead:
+                peer.timer.stop()
+            elif peer.timer.expired(now):
+                self._budget.earn(1.0)
+                times = [(time, 1) for time in peer.ahead] + [(time, 0) for time in peer.unanswered]
+                probe = Message(Kind.PROBE, Command.CALL, origin=self.origin, acked=self.acked)
+                probe.after = tuple(times[:MOST_NAMED])
+                stamp(probe, 0, address)
+                self._send(address, probe)
+
+    def missing(self, told: Message) -> None:
+        """Take what a callee says has not come: send it again, as far as the budget goes."""
+        address = ~told.shard if told.shard >= 0 else told.sender
+        peer = self._peers.get(address)
+        if peer is None:
+            return
+        if peer.timer is not None:
+            peer.timer.answered(self.now())
+            if told.after:
+                peer.timer.heard(self.now())
+        parts = [peer.unanswered.get(time) or peer.ahead.get(time) for time, _ in told.after]
+        self._again((part for part in parts if part is not None and self._budget.spend()), "lost")
+
+    def redirect(self, addresses: Collection[int], cause: str) -> int:
+        """Send again what is unanswered at addresses that are another rank's now; give how many parts."""
+        peers = [self._peers[address] for address in addresses if address in self._peers]
+        self._fresh_ahead.update(address for address in addresses if address in self._peers)
+        return self._again((part for peer in peers for part in peer.waiting()), cause)
+
+    def _again(self, parts: Iterable[_Part], cause: str) -> int:
+        count = 0
+        for part in list(parts):
+            if part.message.after:  # what has finished since need not be known where the part goes now
+                peer = self._peers[part.address]
+                part.message.after = tuple(
+                    pair for pair in part.message.after if pair[0] in peer.unanswered or pair[0] in peer.ahead
+                )
+            self._dispatch(part)
+            count += 1
+        if count:
+            self.again[cause] += count
+        return count
+
+    def give_up(self, why: Message, which: Callable[[int, Message], bool]) -> None:
+        """Take `why`, a failure, as the reply to each unanswered or waiting part `which(address, request)` names."""
+        for address, peer in self._peers.items():
+            for part in [each for each in peer.queue if which(address, each.message)]:
+                peer.queue.remove(part)
+                self._fail(address, part, why)
+            for part in [each for each in reversed(peer.unanswered.values()) if which(address, each.message)]:
+                if part.message.restore is not None:
+                    part.message.restore()
+            for time, part in list(peer.unanswered.items()):
+                if which(address, part.message) and peer.unanswered.pop(time, None) is not None:
+                    self._fail(address, part, why)
+            for time, part in list(peer.ahead.items()):
+                if which(address, part.message):
+                    self._acknowledged(peer, time)
+            self._refill(peer)
+
+    def _fail(self, address: int, part: _Part, why: Message) -> None:
+        self._leave_desk(part)
+        if self.heard is not None:
+            self.heard(address, part.task.time, why, True)
+        if self.noted is not None:
+            reply = copy(why)
+            reply.time = part.task.time
+            self.noted(address, reply)
+        part.task.answer(part.number, why)
+
+    def outstanding(self, address: int) -> int:
+        """Count the unanswered parts at `address`."""
+        peer = self._peers.get(address)
+        return len(peer.unanswered) if peer else 0

@@ -1,0 +1,1 @@
+"""Where a rank's time goes: recorded while it runs, analysed afterwards."""

@@ -1,0 +1,255 @@
+"""The desk: where this rank's own plain requests are written, and their answers taken, by compiled code.
+
+A push or pull that depends on nothing and names its keys by a range or a signature is a header that was written before,
+with a few numbers changed, and rows that are sent from where they stand. `ask` sends it and notes where the answer's
+values are wanted; `hear` receives, and what answers such a request goes to its place at once. Everything else `hear`
+gives to Python, so that a task is what it always is: the desk only spares it the message objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.jit.kernel import kernel
+from mpips.transport.message import DETACHED, HEADER_BYTES, INLINE, MAGIC, NO_VALUES, REACH, REACHED, Kind
+from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, STATUS_BYTES, at, call, table
+from mpips.transport.mpi_kernels import (
+    ASKED,
+    BODY,
+    BROKEN,
+    CELLS,
+    EAGER,
+    ERROR,
+    FRAME,
+    FRAME_AT,
+    FRAME_ROOM,
+    FRAMES,
+    FROM,
+    HEADS,
+    LATE_BODY,
+    MEMORY,
+    NEXT,
+    NOTHING,
+    OFTEN,
+    RECEIVED,
+    REQUEST,
+    SIZE,
+    STATUS,
+    TAILS,
+    TAKEN,
+    complete,
+    is_free,
+    look,
+    post,
+)
+
+ANSWERED = 6
+"""What `hear` ends with beside what `mpips.transport.mpi_kernels` names: the request at a slot is answered."""
+FRAME_BYTES = HEADER_BYTES + INLINE
+
+WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)
+"""Columns of `asked`: is an answer due; to which request, of which shard; where its values go, how many bytes of which
+type (as on the wire; 0 bytes: it has none); from which rank; may that write the values there by itself."""
+SLOTS = 64
+DUE, COMING = 1, 2
+"""In WAITS: an answer is due; its values are coming in, and it counts as a message."""
+
+_MAGIC = int.from_bytes(MAGIC, "little")
+_REPLY = int(Kind.REPLY)
+_BYTE1, _INT8 = np.uint8(0), np.int64(0)
+
+
+@kernel()
+def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, tails: Any) -> Any:
+    """Find a slot where nothing is due and nothing on its way; -1 if there is none."""
+    slot = cells[NEXT]
+    for _ in range(SLOTS):
+        slot = (slot + 1) % SLOTS
+        if (
+            asked[slot, WAITS] == 0
+            and is_free(lib, cells, status, heads, slot)
+            and is_free(lib, cells, status, tails, slot)
+        ):
+            return slot
+    return -1
+
+
+@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1, b1)")
+def ask(
+    memory: Any,
+    head: int,
+    time: int,
+    acked: int,
+    epoch: int,
+    dest: int,
+    raw: Any,
+    first: int,
+    nbytes: int,
+    kind: int,
+    pushes: bool,
+    reach: bool,
+) -> Any:
+    """Send a request with `nbytes` of `raw` from byte `first` on, or that wants its answer there; give its slot, or -1.
+
+    With `reach` the server may write the answer there. `kind` is what numbers these are, as on the wire. At `head`, an
+    address, stands the request as far as it is always the same.
+    """
+    lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
+    status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
+    asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
+    heads = table(memory[HEADS], SLOTS, 3, _INT8)
+    tails = table(memory[TAILS], SLOTS, 3, _INT8)
+    frames = table(memory[FRAMES], SLOTS, FRAME_BYTES, _BYTE1)
+    slot = _find(lib, cells, status, asked, heads, tails)
+    if slot < 0:
+        return -1
+    cells[NEXT] = slot
+    frame = frames[slot]
+    call(lib[MEMCPY], (frame.ctypes.data, head, HEADER_BYTES))
+    frame.view(np.int32)[5] = epoch
+    words = frame.view(np.int64)
+    words[4] = acked
+    words[5] = time
+    address: Any = np.int64(raw.ctypes.data) + first
+    asked[slot, WAITS] = DUE
+    asked[slot, TIME] = time
+    asked[slot, SHARD] = frame.view(np.int32)[4]
+    asked[slot, DEST] = dest
+    asked[slot, PLACE] = address
+    asked[slot, BYTES] = 0 if pushes else nbytes
+    asked[slot, DTYPE] = kind
+    asked[slot, OPEN] = 1 if reach else 0
+    if reach:
+        frame[6] |= REACH
+        words[10] = address
+    size = HEADER_BYTES
+    apart = pushes and nbytes > INLINE
+    if pushes and not apart:
+        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES, address, nbytes))
+        size += nbytes
+    post(lib, cells, heads, slot, frame.ctypes.data, size, dest, FRAME)
+    if apart:
+        post(lib, cells, tails, slot, address, nbytes, dest, BODY)
+    return slot
+
+
+@kernel()
+def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
+    """Find the slot of the request that a frame answers with no more than its values; -1 if there is none."""
+    small = frame.view(np.int32)
+    words = frame.view(np.int64)
+    if (
+        size < HEADER_BYTES
+        or small[0] != _MAGIC
+        or frame[4] != _REPLY
+        or small[4] < 0
+        or small[7] != 0
+        or small[24] != 0
+        or words[4] != 0
+        or words[9] != 0
+    ):
+        return -1
+    for slot in range(SLOTS):
+        if asked[slot, WAITS] == DUE and asked[slot, TIME] == words[5] and asked[slot, SHARD] == small[4]:
+            break
+    else:
+        return -1
+    if asked[slot, DEST] != source:
+        return -1
+    wanted = asked[slot, BYTES]
+    if wanted == 0:
+        return slot if frame[88] == NO_VALUES and size == HEADER_BYTES else -1
+    if frame[88] != asked[slot, DTYPE]:
+        return -1
+    each = 4 if frame[88] == 0 or frame[88] == 2 else 8
+    rows, width = words[10], np.int64(small[23])
+    if rows <= 0 or width <= 0 or rows > wanted or width > wanted or rows * width * each != wanted:
+        return -1
+    # The values are in the frame, follow it, or have been written where that was allowed.
+    if (frame[6] & REACHED) != 0:
+        return slot if asked[slot, OPEN] != 0 and size == HEADER_BYTES else -1
+    return slot if size == HEADER_BYTES + (0 if (frame[6] & DETACHED) != 0 else wanted) else -1
+
+
+@kernel("i8(i8[::1], i8)")
+def hear(memory: Any, looks: int) -> Any:
+    """Receive one message, looking `looks` times; take it if it answers what was asked here.
+
+    Gives how that ended, and if ANSWERED 256 times the slot besides.
+    """
+    lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
+    status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
+    asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
+    frame = at(memory[FRAME_AT], FRAME_ROOM, _BYTE1)
+    found = NOTHING
+    for turn in range(looks):
+        found = look(lib, cells, status, frame, turn % OFTEN == 0, turn >= EAGER)
+        if found != NOTHING:
+            break
+    if found != TAKEN:
+        return found
+    slot = _matches(frame, cells[SIZE], cells[FROM], asked)
+    if slot < 0:
+        return TAKEN
+    cells[NEXT] = slot
+    nbytes = asked[slot, BYTES]
+    if (frame[6] & REACHED) != 0:
+        cells[RECEIVED] += nbytes
+    elif nbytes > 0 and (frame[6] & DETACHED) != 0:
+        cells[REQUEST] = 0
+        error = call(
+            lib[IRECV],
+            (
+                asked[slot, PLACE],
+                nbytes,
+                lib[BYTE],
+                cells[FROM],
+                BODY,
+                lib[COMM],
+                cells.ctypes.data + 8 * REQUEST,
+            ),
+        )
+        if error != 0:
+            cells[ERROR] = error
+            return BROKEN
+        done = complete(lib, cells, status)
+        if done <= 0:
+            return LATE_BODY if done == 0 else BROKEN
+        cells[RECEIVED] += nbytes
+    elif nbytes > 0:
+        call(lib[MEMCPY], (asked[slot, PLACE], frame.ctypes.data + HEADER_BYTES, nbytes))
+    cells[RECEIVED] += cells[SIZE]
+    asked[slot, WAITS] = 0
+    return ANSWERED + 256 * slot
+
+
+@kernel("i8(u1[::1], i8, i8, i8[:,::1])")
+def take_answer(frame: Any, size: int, source: int, asked: Any) -> Any:
+    """Give the slot of the request that a frame answers whose values are in their place, and free it; -1 if none."""
+    slot = _matches(frame, size, source, asked)
+    if slot >= 0:
+        asked[slot, WAITS] = 0
+    return slot
+
+
+class Desk:
+    """The requests that were asked and not answered, and what is being sent of them."""
+
+    def __init__(self) -> None:
+        self.asked = np.zeros((SLOTS, OPEN + 1), np.int64)
+        self.heads = np.zeros((SLOTS, 3), np.int64)
+        self.tails = np.zeros((SLOTS, 3), np.int64)
+        self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
+        self.kept: list[NDArray[Any] | None] = [None] * SLOTS
+        """What is sent, or wanted, where it stands; by slot, until that is used again."""
+        self.reached = [False] * SLOTS
+        self._lost: list[NDArray[Any] | None] = []
+
+    def withdraw(self, slot: int) -> None:
+        """Let the answer to a request be a message like any other."""
+        due, self.asked[slot, WAITS] = self.asked[slot, WAITS] == DUE, 0
+        if due and self.reached[slot]:  # the server may still write there, whatever becomes of it
+            self._lost.append(self.kept[slot])

@@ -1,0 +1,424 @@
+"""The loop: receives, and at a server answers by itself the requests that need no thought (see
+`mpips.transport.fastpath_table`).
+
+    while a message is there: if it is simple: do it; answer; note it; else: give it to Python
+
+Nothing here waits long: what is still on its way after a while is handed over unfinished, and the van waits for it as
+it does for everything that comes slowly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpips.jit.kernel import kernel
+from mpips.transport.fastpath_table import (
+    ACKED,
+    ADD,
+    ASSIGN,
+    BEGIN,
+    CHANGES,
+    DTYPE,
+    HIGHEST,
+    NEWS,
+    NO_PUSH,
+    NOTED,
+    OPEN,
+    PULL,
+    PUSH,
+    ROWS,
+    SLOTS_OUT,
+    TIMES,
+    VALUES,
+    VERSION,
+    WIDTH,
+    WINDOW,
+)
+from mpips.transport.key_cache import COUNT as LIST_COUNT
+from mpips.transport.key_cache import FIRST as LIST_FIRST
+from mpips.transport.key_cache import SLOTS as LIST_SLOTS
+from mpips.transport.key_cache import USED, look_up
+from mpips.transport.message import (
+    DETACHED,
+    HEADER_BYTES,
+    INLINE,
+    LISTED,
+    MAGIC,
+    NO_ROUND,
+    NO_VALUES,
+    REACH,
+    REACHED,
+    Command,
+    Kind,
+)
+from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
+from mpips.transport.mpi_kernels import (
+    BODY,
+    BROKEN,
+    EAGER,
+    ERROR,
+    FRAME,
+    FROM,
+    LATE_BODY,
+    NEXT,
+    NOTHING,
+    OFTEN,
+    RECEIVED,
+    REQUEST,
+    SENT,
+    SERVED,
+    SIZE,
+    SLEEPERS,
+    TAKEN,
+    VECTORS,
+    WANTED,
+    complete,
+    is_free,
+    look,
+    post,
+)
+
+_MAGIC = int.from_bytes(MAGIC, "little")
+_REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
+_PUSH, _PULL = int(Command.PUSH), int(Command.PULL)
+COPY = 0
+"""What a pull does, beside what pushes do (`mpips.transport.fastpath_table`)."""
+EVERYWHERE = 1 << 40  # rows: slots are not checked again
+_ALL = -1  # the last key there is, as int64
+_INT4, _FLOAT4, _FLOAT8, _INT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0)
+
+
+# --- what a simple request does ------------------------------------------------------------------------
+
+
+@kernel()
+def _add(mine: Any, rows: Any) -> None:
+    """Add `rows` to a run of values."""
+    for i in range(len(rows)):
+        mine[i] += rows[i]
+
+
+@kernel()
+def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
+    """Do the same with the values of slots."""
+    if width == 1:
+        for i in range(len(slots)):
+            s = np.uint32(slots[i])
+            if act == ADD:
+                values[s] += rows[i]
+            elif act == ASSIGN:
+                values[s] = rows[i]
+            else:
+                rows[i] = values[s]
+        return
+    for i in range(len(slots)):
+        mine, row = np.int64(slots[i]) * width, i * width
+        for j in range(width):
+            if act == ADD:
+                values[mine + j] += rows[row + j]
+            elif act == ASSIGN:
+                values[mine + j] = rows[row + j]
+            else:
+                rows[row + j] = values[mine + j]
+
+
+@kernel()
+def _do(
+    lib: Any,
+    values: int,
+    rows: int,
+    count: int,
+    first: int,
+    slots: int,
+    width: int,
+    act: int,
+    like: Any,
+    size: int,
+) -> None:
+    total, run = count * width, values + first * width * size
+    if slots != 0:
+        _each(at(values, EVERYWHERE, like), at(rows, total, like), at(slots, count, _INT4), width, act)
+    elif act == ADD:
+        _add(at(run, total, like), at(rows, total, like))
+    elif act == ASSIGN:
+        call(lib[MEMCPY], (run, rows, total * size))
+    else:
+        call(lib[MEMCPY], (rows, run, total * size))
+
+
+@kernel()
+def _move(
+    lib: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
+) -> None:
+    """Do `act` (COPY: out) with `count` rows between two addresses, of a type as on the wire.
+
+    The values are those of a run from `first` on, or of the slots at an address.
+    """
+    if kind == 0:
+        _do(lib, values, rows, count, first, slots, width, act, _FLOAT4, 4)
+    elif kind == 1:
+        _do(lib, values, rows, count, first, slots, width, act, _FLOAT8, 8)
+    elif kind == 2:
+        _do(lib, values, rows, count, first, slots, width, act, _INT4, 4)
+    else:
+        _do(lib, values, rows, count, first, slots, width, act, _INT8, 8)
+
+
+@kernel()
+def _reply(
+    head: Any, request: Any, kind: int, rows: int, width: int, me: int, epoch: int, apart: bool
+) -> None:
+    """Write the header of the answer to a request, as `mpips.transport.message.encode` would."""
+    small = head.view(np.int32)
+    words = head.view(np.int64)
+    asked = request.view(np.int64)
+    for i in range(len(words)):
+        words[i] = 0
+    small[0] = _MAGIC
+    head[4] = _REPLY
+    head[5] = request[5]
+    head[6] = DETACHED if apart else 0
+    small[2] = me
+    small[3] = request.view(np.int32)[3]
+    small[4] = request.view(np.int32)[4]
+    small[5] = epoch
+    small[6] = request.view(np.int32)[6]
+    words[5] = asked[5]
+    words[6] = NO_ROUND
+    words[8] = _ALL
+    head[88] = NO_VALUES
+    if rows >= 0:
+        words[10] = rows
+        head[88] = kind
+        small[23] = width
+
+
+@kernel()
+def _is_simple(frame: Any, epoch: int) -> Any:
+    """Tell whether the loop may know what to do with a frame: a request to push or pull that waits for nothing."""
+    small = frame.view(np.int32)
+    words = frame.view(np.int64)
+    return (
+        small[0] == _MAGIC
+        and frame[4] == _REQUEST
+        and (frame[5] == _PUSH or frame[5] == _PULL)
+        and (frame[6] & LISTED) == 0
+        and small[4] >= 0
+        and small[5] == epoch
+        and small[7] == 0
+        and words[6] == NO_ROUND
+        and words[9] == 0
+        and small[24] == 0
+    )
+
+
+@kernel()
+def _note(caller: Any, time: int, acked: int, pushed: bool) -> None:
+    """Note that a request is finished; what its caller has acknowledged need not be remembered when room is short."""
+    if acked > caller[ACKED]:
+        caller[ACKED] = acked
+    noted = caller[NOTED]
+    if noted == WINDOW:
+        kept = 0
+        for i in range(WINDOW):
+            if caller[TIMES + i] >> 1 >= caller[ACKED]:
+                caller[TIMES + kept] = caller[TIMES + i]
+                kept += 1
+        noted = kept
+    caller[TIMES + noted] = 2 * time + (1 if pushed else 0)
+    caller[NOTED] = noted + 1
+    caller[HIGHEST] = time
+
+
+@kernel()
+def _has_room(caller: Any, acked: int) -> bool:
+    """Tell whether one more time can be noted."""
+    if caller[NOTED] < WINDOW:
+        return True
+    acked = max(acked, caller[ACKED])
+    for i in range(WINDOW):  # noqa: SIM110 (a kernel)
+        if caller[TIMES + i] >> 1 < acked:
+            return True
+    return False
+
+
+@kernel()
+def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int) -> bool:
+    """Write into another process's memory; tell whether all of it is there."""
+    if lib[WRITE] == 0 or nbytes >= 1 << 30:
+        return False
+    cells[VECTORS], cells[VECTORS + 1], cells[VECTORS + 2], cells[VECTORS + 3] = (
+        source,
+        nbytes,
+        target,
+        nbytes,
+    )
+    here: Any = np.int64(cells.ctypes.data) + 8 * VECTORS
+    return call(lib[WRITE], (pid, here, 1, here + 16, 1, 0)) == nbytes  # type: ignore[no-any-return]
+
+
+@kernel(
+    "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
+    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1])"
+)
+def serve(
+    lib: Any,
+    cells: Any,
+    status: Any,
+    frame: Any,
+    tries: int,
+    me: int,
+    epoch: int,
+    parts: Any,
+    rows_of: Any,
+    callers: Any,
+    lists: Any,
+    slots: Any,
+    frames: Any,
+    buffers: Any,
+    landing: Any,
+    asleep: Any,
+    sleepers: Any,
+    pids: Any,
+    trail: Any,
+) -> int:
+    """Receive, and answer what is simple, until there is something for Python, or nothing for `tries` looks.
+
+    `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
+    0: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, room]: answers on their way;
+    `buffers` i8[n, 5]: busy, request, address, size and receiver of what large answers go out from; `landing`: where
+    large pushes come in; `asleep` u1[ranks]: who is, of whom those that were answered go into `sleepers` i4[256];
+    `pids` i8[ranks]: into whose memory answers may be written (`mpips.transport.process_memory`), 0: not; `trail`
+    i8[0 or 257, 3]: where pushes are noted, if they are.
+    """
+    small = frame.view(np.int32)
+    words = frame.view(np.int64)
+    left, most, turn = tries, len(sleepers), -1
+    while left > 0 and most > 0:
+        turn += 1
+        found = look(lib, cells, status, frame, turn % OFTEN == 0, tries - left >= EAGER)
+        if found == NOTHING:
+            left -= 1
+            continue
+        if found != TAKEN:
+            return found
+        size = cells[SIZE]
+        if size < HEADER_BYTES or not _is_simple(frame, epoch):
+            return TAKEN
+        # Whose request, and to what?
+        shard, namespace, origin = small[4], small[6], small[3]
+        if shard >= parts.shape[0] or namespace < 0 or namespace >= parts.shape[1]:
+            return TAKEN
+        if origin < 0 or origin >= rows_of.shape[1] or origin != cells[FROM]:
+            return TAKEN
+        row = rows_of[shard, origin]
+        part = parts[shard, namespace]
+        if row <= 0 or part[OPEN] == 0:
+            return TAKEN
+        caller = callers[row]
+        time, acked = words[5], words[4]
+        if time <= caller[HIGHEST] or not _has_room(caller, acked):
+            return TAKEN
+        # Which rows?
+        count, first, where = 0, 0, 0
+        if words[13] != 0 or words[14] != 0:
+            known = look_up(lists, words[13], words[14], shard, namespace)
+            if known < 0:
+                return TAKEN
+            lists[known, USED] = 1
+            count, first, where = lists[known, LIST_COUNT], lists[known, LIST_FIRST], lists[known, LIST_SLOTS]
+        else:
+            first = words[7] - part[BEGIN]
+            count = words[8] - words[7] + 1
+            if first < 0 or first >= part[ROWS] or count < 1 or count > part[ROWS] - first:
+                return TAKEN
+        width = part[WIDTH]
+        nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
+        apart = nbytes > INLINE
+        push = frame[5] == _PUSH
+        # Is there room for the answer, and for what comes?
+        out = -1
+        for _ in range(SLOTS_OUT):
+            cells[NEXT] = (cells[NEXT] + 1) % SLOTS_OUT
+            if is_free(lib, cells, status, slots, cells[NEXT]):
+                out = cells[NEXT]
+                break
+        if out < 0:
+            return TAKEN
+        buffer = -1
+        if push:
+            if part[PUSH] == NO_PUSH or words[10] != count or frame[88] != part[DTYPE] or small[23] != width:
+                return TAKEN
+            if apart != ((frame[6] & DETACHED) != 0) or (not apart and size != HEADER_BYTES + nbytes):
+                return TAKEN
+            if apart and nbytes > len(landing):
+                cells[WANTED] = nbytes
+                return TAKEN
+        else:
+            if part[PULL] == 0 or size != HEADER_BYTES or frame[88] != NO_VALUES:
+                return TAKEN
+            reached = False
+            if apart and where == 0 and (frame[6] & REACH) != 0 and pids[origin] != 0:
+                each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
+                values = part[VALUES] + first * width * each
+                reached = _write(lib, cells, pids[origin], values, words[10], nbytes)
+                if not reached:
+                    pids[origin] = 0
+            if apart and not reached:
+                for each in range(len(buffers)):
+                    if buffers[each, 3] >= nbytes and is_free(lib, cells, status, buffers, each):
+                        buffer = each
+                        break
+                if buffer < 0:
+                    cells[WANTED] = nbytes
+                    return TAKEN
+        # Nothing stands in the way any more.
+        head = frames[out]
+        if push:
+            source: Any = np.int64(frame.ctypes.data) + HEADER_BYTES
+            if apart:
+                source = np.int64(landing.ctypes.data)
+                cells[REQUEST] = 0
+                place = cells.ctypes.data + 8 * REQUEST
+                error = call(lib[IRECV], (source, nbytes, lib[BYTE], cells[FROM], BODY, lib[COMM], place))
+                if error != 0:
+                    cells[ERROR] = error
+                    return BROKEN
+                done = complete(lib, cells, status)
+                if done <= 0:
+                    return LATE_BODY if done == 0 else BROKEN
+            _move(lib, part[DTYPE], part[VALUES], source, count, first, where, width, part[PUSH])
+            part[CHANGES] += 1
+            parts[shard, 0, VERSION] += 1
+            if len(trail) > 0:
+                trail[0, 0] += 1
+                trail[trail[0, 0], 0], trail[trail[0, 0], 1], trail[trail[0, 0], 2] = shard, origin, time
+            _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
+            post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
+            cells[RECEIVED] += nbytes if apart else 0
+        else:
+            target: Any = np.int64(head.ctypes.data) + HEADER_BYTES
+            if buffer >= 0:
+                target = buffers[buffer, 2]
+            if not reached:
+                _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
+            _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
+            head[:HEADER_BYTES].view(np.int64)[6] = parts[shard, 0, VERSION]
+            if reached:
+                head[6] = REACHED
+                cells[SENT] += nbytes
+            total = HEADER_BYTES + (0 if apart else nbytes)
+            post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)
+            if buffer >= 0:
+                post(lib, cells, buffers, buffer, target, nbytes, cells[FROM], BODY)
+        cells[RECEIVED] += size
+        cells[SERVED] += 1
+        if asleep[cells[FROM]] != 0:
+            sleepers[cells[SLEEPERS]] = cells[FROM]
+            cells[SLEEPERS] += 1
+        _note(caller, time, acked, push)
+        parts[shard, 0, NEWS] = 1
+        left, most = tries, most - 1
+    return NOTHING

@@ -1,0 +1,190 @@
+"""The lane: which requests a compiled loop may answer by itself, and which it has answered.
+
+A push or pull of a dense range, or of a list of keys that the server remembers, at a shard that has one copy, in a
+vector whose update is `add` or `assign`, waits for nothing and is told to nobody: the loop
+(`mpips.transport.fastpath_server`) does it where it has received it. Everything else it hands over. So it holds no
+state of its own that matters: `Lane` tells it which shards and vectors it may serve (`parts`), and takes over from
+it what it has finished (`finished`) before anything else looks at the shard, so that each push is applied once and
+is known to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.transport.key_cache import KeyCache
+from mpips.transport.message import HEADER_BYTES, INLINE
+
+OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS, VERSION = range(11)
+"""Columns of `parts`, by shard and namespace: may it be served; the address, type (as on the wire) and width of its
+rows; the key of row 0 and their number (0: sparse); what a push does; may it be pulled; pushes since this was last
+looked at; and, for namespace 0, whether anything was done at the shard since then, and all changes of the shard, as far
+as a run is recorded."""
+NO_PUSH, ADD, ASSIGN = range(3)
+"""What a push does: something that is not for the loop, addition, or assignment."""
+
+HIGHEST, ACKED, NOTED, TIMES = range(4)
+"""Columns of `callers`: the highest time that was ever admitted; what the caller has acknowledged; how many times stand
+from TIMES on, each twice the time, and 1 if it was a push."""
+WINDOW = 64
+SLOTS_OUT = 64
+BUFFERS = 8
+MOST_AT_ONCE = 256
+"""Requests that the loop answers before Python has a look."""
+MOST_BYTES = 1 << 28
+"""Of the landing, and of all buffers for answers together: more waits for memory of its own, outside the loop."""
+
+
+class Finished(NamedTuple):
+    """What the loop has finished of one caller's requests to one shard: times, and whether each was a push."""
+
+    origin: int
+    acked: int
+    times: list[tuple[int, bool]]
+
+
+class Simple(NamedTuple):
+    """A vector's rows at one shard, as the loop needs them: see `parts`."""
+
+    address: int
+    dtype: int
+    """As on the wire."""
+    width: int
+    begin: int
+    rows: int
+    push: int
+    pull: bool
+
+
+class Lane:
+    """What the loop may serve, and what it has done; of `ranks` ranks, with the lists of `cache`."""
+
+    def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:
+        self.cache = cache
+        self.parts = np.zeros((shards, 4, VERSION + 1), np.int64)
+        # Zeros, of which a shard that is elsewhere takes no memory: row 0 of the callers is nobody's.
+        self.rows_of = np.zeros((shards, ranks), np.int32)
+        self.callers = np.zeros((1, TIMES + WINDOW), np.int64)
+        self._count = 1
+        self.slots = np.zeros((SLOTS_OUT, 3), np.int64)
+        self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
+        self.buffers = np.zeros((BUFFERS, 5), np.int64)
+        self.landing = np.empty(0, np.uint8)
+        self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
+        self.trail = np.zeros((0, 3), np.int64)
+        """Pushes in their order, (shard, origin, time) each, after how many there are: if the run is recorded."""
+        self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
+        self.served: Callable[[int], None] | None = None
+        """Is told how many requests the loop has answered, each time that it has."""
+        self._kept: list[Any] = [None] * BUFFERS
+
+    # What may be served.
+
+    def open(self, shard: int, namespace: int, simple: Simple) -> None:
+        """Let the loop serve a vector's rows at a shard, or tell it where they are now."""
+        if namespace >= self.parts.shape[1]:
+            grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
+            grown[:, : self.parts.shape[1]] = self.parts
+            self.parts = grown
+        self.parts[shard, namespace, :CHANGES] = (1, *simple)
+
+    def close(self, shard: int) -> None:
+        """Let the loop serve nothing of a shard any more, and forget its callers; `finished` is to be asked before."""
+        self.parts[shard] = 0
+        self.rows_of[shard] = 0
+
+    def admitted(self, shard: int, origin: int, time: int) -> None:
+        """Note that a request was admitted outside the loop, which so gets to know the caller."""
+        row = self.rows_of[shard, origin]
+        if row == 0:
+            row = self.rows_of[shard, origin] = self._new_row()
+        self.callers[row, HIGHEST] = max(self.callers[row, HIGHEST], time)
+
+    def _new_row(self) -> int:
+        if self._count == len(self.callers):
+            known = self.rows_of > 0
+            used = np.unique(self.rows_of[known])
+            grown = np.zeros((max(16, 2 * (1 + len(used))), TIMES + WINDOW), np.int64)
+            grown[1 : 1 + len(used)] = self.callers[used]
+            self.rows_of[known] = 1 + np.searchsorted(used, self.rows_of[known])
+            self.callers, self._count = grown, 1 + len(used)
+        self.callers[self._count] = 0
+        self.callers[self._count, HIGHEST] = -1
+        self._count += 1
+        return self._count - 1
+
+    def forget(self, shard: int, origin: int) -> None:
+        """Let the loop serve that caller nothing there until it is `admitted` again."""
+        self.rows_of[shard, origin] = 0
+
+    # What it has done.
+
+    def has_news(self, shard: int) -> bool:
+        """Tell whether the loop has finished anything at a shard since that was last taken over."""
+        return bool(self.parts[shard, 0, NEWS])
+
+    def finished(self, shard: int) -> Iterable[Finished]:
+        """Take over what the loop has finished at a shard since this was last asked."""
+        self.parts[shard, 0, NEWS] = 0
+        for origin in np.flatnonzero(self.rows_of[shard]).tolist():
+            caller = self.callers[self.rows_of[shard, origin]]
+            if caller[NOTED]:
+                noted = caller[TIMES : TIMES + caller[NOTED]].tolist()
+                caller[NOTED] = 0
+                yield Finished(origin, int(caller[ACKED]), [(each >> 1, bool(each & 1)) for each in noted])
+
+    def changes(self, shard: int) -> int:
+        """Take over how many pushes the loop has applied to a shard."""
+        count = int(self.parts[shard, :, CHANGES].sum())
+        if count:
+            self.parts[shard, :, CHANGES] = 0
+        return count
+
+    # What is recorded.
+
+    def follow(self, noted: Callable[[int, int, int], None]) -> None:
+        """Tell of each push in its order: shard, origin and time."""
+        self.trail, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
+
+    def tell(self) -> None:
+        """Tell of the pushes since the last time."""
+        count = int(self.trail[0, 0])
+        self.trail[0, 0] = 0
+        for shard, origin, time in self.trail[1 : 1 + count].tolist():
+            self._noted(shard, origin, time)
+
+    # Where large values go in and out.
+
+    def provide(self, size: int) -> bool:
+        """Make a landing, or a buffer for answers, of that many bytes; give whether one was made."""
+        if size > MOST_BYTES:
+            return False
+        room = 1 << (size - 1).bit_length()
+        if len(self.landing) < size:
+            self.landing = _touched(room)
+            return True
+        for row in range(BUFFERS):
+            if not self.buffers[row, 0] and self.buffers[row, 3] < size:
+                total = sum(int(each) for each in self.buffers[:, 3]) - int(self.buffers[row, 3]) + room
+                if total > MOST_BYTES:
+                    return False
+                self._kept[row] = _touched(room)
+                self.buffers[row, 2:4] = self._kept[row].ctypes.data, room
+                return True
+        return False
+
+    def give_up_landing(self) -> NDArray[np.uint8]:
+        """Give the landing away, with what is still to come into it."""
+        landing, self.landing = self.landing, np.empty(0, np.uint8)
+        return landing
+
+
+def _touched(size: int) -> NDArray[np.uint8]:
+    """Make memory whose pages are there."""
+    made = np.empty(size, np.uint8)
+    made.fill(0)
+    return made

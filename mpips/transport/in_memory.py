@@ -1,0 +1,488 @@
+"""The van's in-memory twin: a whole cluster in one process, with fake time, under a seed.
+
+A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so nothing is shared by
+accident. What it does to them is a policy, `fate`: for each message the list of delays of its copies ([] loses it,
+two entries repeat it); `rough(seed, ...)` draws such fates.
+
+`Network.run` executes one ordinary blocking function per rank, each in a thread of its own of which exactly one
+runs at a time: a rank keeps the baton until it is idle, then the next one, chosen under the seed, gets it. Time
+moves only when all are idle, to the next delivery. So every run is deterministic, takes milliseconds, and runs the
+very code that runs under MPI. A rank that waits for what cannot come is a deadlock, and is reported as one.
+
+Ranks die and hang as well: `Strike`s say who, how and at which instant, by fake time or by the number of messages
+posted so far, so that a campaign can strike between any two steps of a protocol. A killed rank never comes back
+from the van call in which it was struck: its thread unwinds through an exception that no program catches, and each
+other van's `failed()` tells of it after `detection` seconds. A stopped rank keeps everything and does not run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from mpips.errors import ClosedError
+from mpips.transport.buffer_pool import Rooms
+from mpips.transport.fastpath_table import Lane
+from mpips.transport.message import Message, from_bytes, to_bytes
+
+Fate = Callable[[int, int, Message], Sequence[float]]
+Remains = Callable[[int, int], bool]
+"""(killed rank, destination) -> whether a message that is on its way still arrives."""
+
+
+class Deadlock(RuntimeError):
+    """Every rank of the network waits and no message is on its way."""
+
+
+class _Ended(BaseException):
+    """Unwinds a rank that was killed, or whose network ended without it."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Kill, stop or resume a rank at fake time `at`, or as soon as `after_messages` messages have been posted.
+
+    A stop may be `lasting` some seconds and then ends by itself. The message that makes the count complete is on
+    its way when its sender is struck. Striking a rank whose program has ended does nothing.
+    """
+
+    act: Literal["kill", "stop", "resume"]
+    rank: int
+    at: float | None = None
+    after_messages: int | None = None
+    lasting: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is exactly one instant."""
+        if (self.at is None) == (self.after_messages is None):
+            raise ValueError(f"a strike is either at a time or after a number of messages: {self}")
+
+
+def calm(source: int, dest: int, message: Message) -> Sequence[float]:
+    """Deliver every message once, without delay."""
+    return (0.0,)
+
+
+def rough(
+    seed: int, *, delay: float = 0.0, drop: float = 0.0, duplicate: float = 0.0, spare_control: bool = True
+) -> Fate:
+    """Give a fate that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
+
+    `drop` and `duplicate` are probabilities. Control messages are delayed only, if `spare_control`.
+    """
+    rng = random.Random(seed)
+
+    def fate(source: int, dest: int, message: Message) -> Sequence[float]:
+        first = rng.random() * delay
+        luck = rng.random()
+        if spare_control and message.kind == 4:
+            return (first,)
+        if luck < drop:
+            return ()
+        if luck < drop + duplicate:
+            return (first, rng.random() * delay)
+        return (first,)
+
+    fate.loses = drop > 0  # type: ignore[attr-defined]  # then requests must be sent again
+    return fate
+
+
+def arrives(killed: int, dest: int) -> bool:
+    """Deliver all that a killed rank had posted."""
+    return True
+
+
+def torn(seed: int, loss: float) -> Remains:
+    """Give a policy that loses each message of a killed rank that nobody has taken yet, with probability `loss`."""
+    rng = random.Random(seed)
+    return lambda killed, dest: rng.random() >= loss
+
+
+class Network:
+    """Connects `size` twin vans; see the module. One `run` each.
+
+    `fate` is what happens to messages, `strikes` what happens to ranks. `detection` is how many seconds after its
+    death the others know of a killed rank; each knows it at a moment of its own, up to half as much later. `remains`
+    decides on what a killed rank had posted and nobody taken. `posted` counts messages, `time` is in seconds.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        fate: Fate = calm,
+        seed: int = 0,
+        tick: float = 1e-3,
+        strikes: Iterable[Strike] = (),
+        detection: float = 0.03,
+        remains: Remains = arrives,
+    ) -> None:
+        self.size, self.time, self.posted = size, 0.0, 0
+        self._fate, self._remains, self._rng = fate, remains, random.Random(seed)
+        self._tick, self._detection, self._horizon = tick, detection, float("inf")
+        self._order = itertools.count()
+        self._wires: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
+        self._news: list[list[tuple[float, int]]] = [[] for _ in range(size)]
+        self._buried: list[set[int]] = [set() for _ in range(size)]
+        self._timed: list[tuple[float, int, Strike]] = []
+        self._counted: list[tuple[int, int, Strike]] = []
+        for strike in strikes:
+            self.plan(strike)
+        self.vans = [TwinVan(self, rank) for rank in range(size)]
+        self._batons: list[threading.Lock] | None = None
+        self._threads: list[threading.Thread] = []
+        self._idle: set[int] = set()
+        self._alive: set[int] = set(range(size))  # whose programs have not ended
+        self._dead: dict[int, float] = {}  # since when they have done nothing
+        self._stopped: dict[int, float] = {}
+        self._absences: list[list[tuple[float, float]]] = [[] for _ in range(size)]
+        self._ended = False
+        self._failure: Deadlock | None = None
+
+    # What vans do.
+
+    def post(self, source: int, dest: int, message: Message) -> int:
+        """Put a message on the wire to `dest`; give its size in bytes."""
+        raw = to_bytes(message)
+        if dest in self._buried[source]:
+            return 0
+        for delay in self._fate(source, dest, message):
+            if dest not in self._dead and source not in self._buried[dest]:
+                heapq.heappush(self._wires[dest], (self.time + delay, next(self._order), source, raw))
+        self.posted += 1
+        self._strike()
+        return len(raw)
+
+    def take(self, rank: int) -> tuple[Message, int] | None:
+        """Take the next message that has arrived at `rank`, and its size in bytes."""
+        wire = self._wires[rank]
+        if not wire or wire[0][0] > self.time:
+            return None
+        raw = bytearray(heapq.heappop(wire)[3])
+        return from_bytes(raw), len(raw)
+
+    def told(self, rank: int) -> list[int]:
+        """Give the ranks of whose death `rank` learns now, each once."""
+        news, out = self._news[rank], []
+        while news and news[0][0] <= self.time:
+            out.append(heapq.heappop(news)[1])
+        return [dead for dead in out if dead not in self._buried[rank]]
+
+    def bury(self, rank: int, buried: int) -> None:
+        """Let nothing pass between two ranks any more, nor the news of the death of the second to the first."""
+        self._buried[rank].add(buried)
+        self._sift(rank, lambda source, _: source != buried)
+
+    def touch(self, rank: int) -> None:
+        """Begin a van call of `rank`: whoever was killed ends here, whoever was stopped waits here."""
+        if self._batons is None:
+            return
+        if self._ended or rank in self._dead:
+            raise _Ended
+        if rank in self._stopped:
+            self._hand(self._next(), rank)
+
+    def rest(self, rank: int) -> None:
+        """`rank` has nothing to do: let others run, or time pass."""
+        self._idle.add(rank)
+        if self._batons is None:
+            self._advance()
+        else:
+            self._hand(self._next(), rank)
+
+    # What happens to ranks.
+
+    def kill(self, rank: int) -> None:
+        """End a rank: it does nothing after its current or next van call, and gets no message any more."""
+        if rank not in self._alive or rank in self._dead:
+            return
+        self._dead[rank] = self._stopped.get(rank, self.time)
+        self._wires[rank].clear()
+        for other in range(self.size):
+            if other != rank:
+                self._sift(other, lambda source, dest: source != rank or self._remains(rank, dest))
+                delay = self._detection * (1 + self._rng.random() / 2)
+                heapq.heappush(self._news[other], (self.time + delay, rank))
+
+    def stop(self, rank: int) -> None:
+        """Let a rank not run from its next van call on; what is sent to it waits."""
+        if rank in self._alive:
+            self._stopped.setdefault(rank, self.time)
+
+    def resume(self, rank: int) -> None:
+        """Let a stopped rank go on."""
+        if rank in self._stopped:
+            self._absences[rank].append((self._stopped.pop(rank), self.time))
+            self._idle.discard(rank)
+
+    def runs(self, rank: int) -> bool:
+        """Tell whether a rank's program is under way, and neither killed nor stopped."""
+        return rank in self._alive and rank not in self._dead and rank not in self._stopped
+
+    def lives(self, rank: int) -> bool:
+        """Tell whether a rank was not killed."""
+        return rank not in self._dead
+
+    def heart(self, rank: int) -> TwinHeart:
+        """Give the heart of `rank`."""
+        return TwinHeart(self, rank)
+
+    def silence(self, listener: int, rank: int) -> float:
+        """Give for how many seconds a rank has been dead or stopped, but for those for which `listener` was stopped."""
+        since = self._dead.get(rank, self._stopped.get(rank, self.time))
+        absent = (max(end - max(begin, since), 0.0) for begin, end in self._absences[listener])
+        return self.time - since - sum(absent)
+
+    def run(self, programs: Sequence[Callable[[TwinVan], Any]], horizon: float = 60.0) -> list[Any]:
+        """Run one program per rank to the end; give their results.
+
+        The result of a rank that was killed, or was stopped when all others had ended, is None. Raises what the first
+        failing program raised, or `Deadlock` when fake time passes `horizon`.
+        """
+        self._batons = [threading.Lock() for _ in range(self.size)]
+        for baton in self._batons:
+            baton.acquire()
+        self._horizon = horizon
+        results: list[Any] = [None] * self.size
+        errors: list[BaseException] = []
+        done = threading.Event()
+
+        def body(rank: int) -> None:
+            assert self._batons is not None
+            self._batons[rank].acquire()
+            try:
+                self.touch(rank)
+                result = programs[rank](self.vans[rank])
+                if rank not in self._dead:
+                    results[rank] = result
+            except _Ended:
+                pass
+            except BaseException as error:
+                if rank not in self._dead:
+                    errors.append(error)
+                    self._ended = True
+            self._alive.discard(rank)
+            self._idle.discard(rank)
+            if self._alive:
+                self._batons[self._next()].release()
+            else:
+                done.set()
+
+        self._threads = [
+            threading.Thread(target=body, args=(rank,), daemon=True) for rank in range(self.size)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._strike()
+        self._batons[0 if 0 not in self._stopped else self._next()].release()
+        done.wait()
+        for thread in self._threads:
+            thread.join()
+        self._batons, self._horizon = None, float("inf")
+        # A program may have hidden its error behind one of its own.
+        for error in (*errors, self._failure):
+            if error is not None:
+                raise error
+        return results
+
+    def plan(self, strike: Strike) -> None:
+        """Let a strike befall its rank when its instant comes."""
+        if strike.at is not None:
+            heapq.heappush(self._timed, (strike.at, next(self._order), strike))
+        elif strike.after_messages is not None:
+            heapq.heappush(self._counted, (strike.after_messages, next(self._order), strike))
+
+    def _strike(self) -> None:
+        """Do what is planned for this instant."""
+        while strike := self._due():
+            {"kill": self.kill, "stop": self.stop, "resume": self.resume}[strike.act](strike.rank)
+            if strike.lasting is not None:
+                self.plan(Strike("resume", strike.rank, at=self.time + strike.lasting))
+
+    def _due(self) -> Strike | None:
+        if self._timed and self._timed[0][0] <= self.time:
+            return heapq.heappop(self._timed)[2]
+        if self._counted and self._counted[0][0] <= self.posted:
+            return heapq.heappop(self._counted)[2]
+        return None
+
+    def _sift(self, dest: int, keeps: Callable[[int, int], bool]) -> None:
+        """Lose those of the messages to `dest` that are not to be kept, by source and destination."""
+        self._wires[dest] = [item for item in sorted(self._wires[dest]) if keeps(item[2], dest)]
+
+    def _next(self) -> int:
+        """Choose who runs now. While nobody can, time passes; the killed unwind first."""
+        while not self._ended:
+            if leaving := self._alive & self._dead.keys():
+                return min(leaving)
+            if self._alive <= self._stopped.keys():
+                if not self._timed or self._timed[0][0] > self._horizon:
+                    self._ended = True  # nobody is left who could wake them
+                else:
+                    self._move(self._timed[0][0])
+            elif ready := self._ready():
+                return self._rng.choice(ready)
+            else:
+                self._advance()
+                self._idle.clear()
+        return self._rng.choice(sorted(self._alive))
+
+    def _ready(self) -> list[int]:
+        now = self.time
+        return [
+            rank
+            for rank in sorted(self._alive - self._stopped.keys())
+            if rank not in self._idle or (self._wires[rank] and self._wires[rank][0][0] <= now)
+        ]
+
+    def _advance(self) -> None:
+        """Let time pass up to the next delivery, else for a tick; but not beyond a strike or a detection."""
+        awake = self._alive - self._stopped.keys()
+        later = min((self._wires[rank][0][0] for rank in awake if self._wires[rank]), default=self.time)
+        steps = [later if later > self.time else self.time + self._tick]
+        steps += [self._timed[0][0]] if self._timed else []
+        steps += [self._news[rank][0][0] for rank in awake if self._news[rank]]
+        self._move(min(step for step in steps if step > self.time))
+
+    def _move(self, time: float) -> None:
+        self.time = max(time, self.time)
+        if self.time <= self._horizon:
+            self._strike()
+            return
+        self._ended = True
+        where = ", ".join(f"rank {rank} {self._waits(rank)}" for rank in sorted(self._alive))
+        self._failure = Deadlock(f"at {self.time:.3f} s every rank waits and nothing is on its way: {where}")
+
+    def _waits(self, rank: int) -> str:
+        """Say where the program of a rank waits."""
+        if rank in self._stopped:
+            return "is stopped"
+        frame = sys._current_frames().get(self._threads[rank].ident or 0)
+        while frame is not None and frame.f_code.co_filename in (__file__, threading.__file__):
+            frame = frame.f_back
+        if frame is None:
+            return "waits"
+        code = frame.f_code
+        return f"waits in {code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})"
+
+    def _hand(self, heir: int, mine: int) -> None:
+        assert self._batons is not None
+        if heir != mine:
+            self._batons[heir].release()
+            self._batons[mine].acquire()
+        if self._ended or mine in self._dead:
+            raise _Ended
+
+
+class TwinVan:
+    """One rank's van on a `Network`; see `mpips.transport.van.Van`."""
+
+    survives = True
+
+    def __init__(self, network: Network, rank: int) -> None:
+        self.rank, self.size = rank, network.size
+        self.sent_bytes = self.received_bytes = self.sent_messages = 0
+        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.lane: Lane | None = None
+        self.epoch = 0
+        self.slot = -1
+        self.rooms = Rooms()
+        self._network: Network | None = network
+
+    def _open(self) -> Network:
+        if self._network is None:
+            raise ClosedError("this van is closed")
+        self._network.touch(self.rank)
+        return self._network
+
+    def send(self, dest: int, message: Message) -> None:
+        network = self._open()
+        self.sent_bytes += network.post(self.rank, dest, message)
+        self.sent_messages += 1
+        network.touch(self.rank)
+
+    def receive(self) -> Message | None:
+        network = self._open()
+        taken = network.take(self.rank)
+        if taken is None:
+            return None
+        network._idle.discard(self.rank)
+        message, size = taken
+        self.received_bytes += size
+        return message
+
+    def ask(
+        self,
+        dest: int,
+        head: int,
+        time: int,
+        acked: int,
+        raw: NDArray[Any],
+        first: int,
+        nbytes: int,
+        kind: int,
+        pushes: bool,
+        fresh: bool,
+    ) -> int:
+        return -1
+
+    def version(self) -> int:
+        return -1
+
+    def withdraw(self, slot: int) -> None:
+        return
+
+    def idle(self) -> None:
+        self._open().rest(self.rank)
+
+    def land(self) -> None:
+        return
+
+    def arriving(self, source: int) -> bool:
+        return False
+
+    def unsent(self, dest: int) -> int:
+        return 0
+
+    def pending(self) -> int:
+        return 0
+
+    def now(self) -> float:
+        return self._open().time
+
+    def wall(self) -> float:
+        return self._open().time
+
+    def failed(self) -> list[int]:
+        return self._open().told(self.rank)
+
+    def bury(self, rank: int) -> None:
+        self._open().bury(self.rank, rank)
+
+    def close(self) -> None:
+        self._network = None
+
+
+class TwinHeart:
+    """One rank's heart on a `Network`; see `mpips.cluster.heartbeat.Heart`. All of a network's hearts hear each
+    other.
+    """
+
+    def __init__(self, network: Network, rank: int) -> None:
+        self.targets: Sequence[int] = ()
+        self._network, self._rank = network, rank
+
+    def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Give those of `ranks` that have been stopped or dead for `patience` seconds, while this rank listened."""
+        return [rank for rank in ranks if 0 < patience <= self._network.silence(self._rank, rank)]
+
+    def close(self) -> None:
+        """Stop listening; idempotent."""

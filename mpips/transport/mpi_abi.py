@@ -1,0 +1,106 @@
+"""MPI's own functions, called from compiled kernels: a message costs the kernel no Python at all.
+
+mpi4py has loaded an MPI; its functions are found by name in that library, and `call` calls one at its address with
+64-bit arguments. So kernels need no compiler and no MPI at the time they are compiled, and the cached ones serve every
+MPI. What differs between MPIs is in the table of a `library`: the values of the handles (numbers with some, pointers
+with others), and where a status holds the source.
+
+Arguments that C declares as 32-bit ints are passed as 64-bit ones: every calling convention that numba supports on
+64-bit machines passes either in a register of its own, of which the callee reads the half that it wants. Requests and
+messages stand in eight zeroed bytes each, which holds a handle of either size on a little-endian machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from mpi4py import MPI
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from mpips.jit.kernel import kernel
+
+NAMES = (
+    "MPI_Improbe",
+    "MPI_Imrecv",
+    "MPI_Isend",
+    "MPI_Irecv",
+    "MPI_Test",
+    "MPI_Get_count",
+)
+IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
+"""Where a library's table holds the functions' addresses (the last three are the system's, 0 if it has none), the
+handles, MPI_ANY_SOURCE, and where in a status the source stands (bytes)."""
+LIBRARY = 13
+STATUS_BYTES = 64
+_MARK = 0x1234567
+
+
+def _call(typing_context: Any, function: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        word = ir.IntType(64)
+        count = len(arguments)
+        kind = ir.FunctionType(ir.IntType(32), [word] * count)
+        target = builder.inttoptr(given[0], kind.as_pointer())
+        values = [builder.extract_value(given[1], position) for position in range(count)]
+        return builder.call(target, values)
+
+    return types.int32(types.int64, arguments), generate
+
+
+call: Any = intrinsic(_call)
+"""Call the C function at an address with a tuple of int64; give the int that it returns."""
+
+
+def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
+
+    kind: Any = types.CPointer
+    return kind(like)(types.int64, like), generate
+
+
+_pointer: Any = intrinsic(_to_pointer)  # to whatever `like` is a number of
+_view: Any = numba.carray  # type: ignore[attr-defined]
+
+
+@kernel()
+def at(address: int, count: int, like: Any) -> Any:
+    """View `count` numbers of the type of `like` at an address, as an array."""
+    return _view(_pointer(address, like), (count,))
+
+
+@kernel()
+def table(address: int, rows: int, columns: int, like: Any) -> Any:
+    """View rows of numbers of the type of `like` at an address, as an array."""
+    return _view(_pointer(address, like), (rows, columns))
+
+
+def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
+    """Return the table for kernels that speak through `comm`, i8[13]; None where this MPI's functions are not found."""
+    if sys.byteorder != "little" or sys.maxsize < 2**32 or not isinstance(comm, MPI.Comm):
+        return None
+    try:
+        loaded = ctypes.CDLL(MPI.__file__)
+        addresses = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value for name in NAMES]
+    except (OSError, AttributeError):
+        return None
+    system = ctypes.CDLL(None)
+    for name in ("sched_yield", "memcpy", "process_vm_writev"):
+        function = getattr(system, name, None)
+        addresses.append(0 if function is None else ctypes.cast(function, ctypes.c_void_p).value)
+    status = MPI.Status()
+    status.Set_source(_MARK)
+    size = MPI._sizeof(MPI.Status)
+    raw = (ctypes.c_char * size).from_address(MPI._addressof(status)).raw
+    place = raw.find(_MARK.to_bytes(4, "little"))
+    if size > STATUS_BYTES or place < 0 or place % 4:
+        return None
+    words = [*addresses, comm.handle, MPI.BYTE.handle, MPI.ANY_SOURCE % 2**64, place]
+    return np.array(words, np.uint64).view(np.int64)  # a handle may be a number above 2**63

@@ -1,0 +1,165 @@
+"""How kernels move messages: frames are taken, buffers are posted, and nothing is waited for long.
+
+What is still on its way after a while is handed over unfinished, and the van waits for it as it does for everything
+that comes slowly. Requests of MPI's stand in tables of rows [FREE, BUSY or LOST, handle, ..., for whom].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpips.jit.kernel import kernel
+from mpips.transport.message import HEADER_BYTES, INLINE
+from mpips.transport.mpi_abi import (
+    ANY,
+    BYTE,
+    COMM,
+    GET_COUNT,
+    IMPROBE,
+    IMRECV,
+    ISEND,
+    LIBRARY,
+    SOURCE,
+    TEST,
+    YIELD,
+    at,
+    call,
+)
+
+FRAME, BODY, URGENT = 1, 2, 3
+"""Tags: a frame; keys and values that follow one; a frame that overtakes others, with nothing to follow."""
+
+NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN = range(6)
+"""What the loop ends with: no message; a frame for Python; one too big for the buffer; one, or the values of one, that
+is not here yet; an error of MPI's."""
+
+FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, POSTED, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = (
+    range(14)
+)
+"""Cells of the loop's memory, i8[18]: MPI writes into the first four; bytes and frames that were moved, and requests
+that were answered; where the search for a free place begins; the size of a body for which there was no memory (0:
+none); how many of those who were answered are asleep; and two pairs of address and size, for the system."""
+CELLS = VECTORS + 4
+
+MEMORY = LIBRARY + CELLS
+STATUS, FRAME_AT, ASKED, HEADS, TAILS, FRAMES = range(MEMORY, MEMORY + 6)
+"""What kernels of the desk are given, i8[36]: a library's table, the cells, and the addresses of a status, of where
+frames come in, and of the desk's tables."""
+
+EAGER = 4
+"""Looks after which a rank offers its core before each further one."""
+OFTEN = 8
+"""Every so many looks are for what is urgent too."""
+FREE, BUSY, LOST = range(3)
+"""What a place is from which something is sent; LOST: to a rank that has been given up, and is not waited for."""
+TRIES = 20_000
+"""How often a transfer is looked at before it is handed over as late: some milliseconds."""
+FRAME_ROOM = HEADER_BYTES + INLINE + 4096
+_INT4 = np.int32(0)
+
+
+# --- receiving ---------------------------------------------------------------------------------------
+
+
+@kernel()
+def complete(lib: Any, cells: Any, status: Any) -> int:
+    """Look at the request in its cell until it is complete: 1, or 0 if that takes too long, or -1 on an error."""
+    base = cells.ctypes.data
+    for _ in range(TRIES):
+        cells[FLAG] = 0
+        error = call(lib[TEST], (base + 8 * REQUEST, base + 8 * FLAG, status.ctypes.data))
+        if error != 0:
+            cells[ERROR] = error
+            return -1
+        if cells[FLAG] != 0:
+            return 1
+    return 0
+
+
+@kernel()
+def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
+    """Receive the next frame of a tag from anybody, if there is one."""
+    base = cells.ctypes.data
+    cells[FLAG] = 0
+    cells[MESSAGE] = 0
+    where = status.ctypes.data
+    error = call(lib[IMPROBE], (lib[ANY], tag, lib[COMM], base + 8 * FLAG, base + 8 * MESSAGE, where))
+    if error != 0:
+        cells[ERROR] = error
+        cells[FROM] = -1
+        return BROKEN
+    if cells[FLAG] == 0:
+        return NOTHING
+    cells[SIZE] = 0
+    call(lib[GET_COUNT], (where, lib[BYTE], base + 8 * SIZE))
+    cells[FROM] = at(where + lib[SOURCE], 1, _INT4)[0]
+    size = cells[SIZE]
+    if size > len(frame):
+        return BIG
+    cells[REQUEST] = 0
+    error = call(lib[IMRECV], (frame.ctypes.data, size, lib[BYTE], base + 8 * MESSAGE, base + 8 * REQUEST))
+    if error != 0:
+        cells[ERROR] = error
+        return BROKEN
+    done = complete(lib, cells, status)
+    return TAKEN if done > 0 else LATE if done == 0 else BROKEN
+
+
+@kernel()
+def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: bool) -> int:
+    """Receive the next frame from anybody, if there is one, else offer the core; what is `urgent` first."""
+    found = NOTHING
+    if urgent:
+        found = take(lib, cells, status, frame, URGENT)
+    if found == NOTHING:
+        found = take(lib, cells, status, frame, FRAME)
+    if found == NOTHING and offer:
+        call(lib[YIELD], ())
+    return found
+
+
+# --- sending -----------------------------------------------------------------------------------------
+
+
+@kernel()
+def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
+    """Tell whether nothing is being sent from a place any more. See the module for `handles`."""
+    if handles[row, 0] == FREE:
+        return True
+    cells[FLAG] = 0
+    place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
+    error = call(lib[TEST], (place, cells.ctypes.data + 8 * FLAG, status.ctypes.data))
+    if error != 0 or cells[FLAG] != 0:
+        handles[row, 0] = FREE
+        return True
+    return False
+
+
+@kernel()
+def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, dest: int, tag: int) -> None:
+    """Begin to send bytes from an address that nobody will touch before `is_free` says so."""
+    place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
+    handles[row, 0] = BUSY
+    handles[row, 1] = 0
+    handles[row, handles.shape[1] - 1] = dest
+    error = call(lib[ISEND], (address, size, lib[BYTE], dest, tag, lib[COMM], place))
+    if error != 0:
+        handles[row, 0] = FREE
+        cells[ERROR] = error
+    cells[SENT] += size
+    cells[POSTED] += tag != BODY
+
+
+@kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1], i8[:,::1])")
+def unsent(lib: Any, cells: Any, status: Any, slots: Any, buffers: Any) -> int:
+    """Count what is still being sent, but to ranks that are lost."""
+    count = 0
+    for row in range(len(slots)):
+        if not is_free(lib, cells, status, slots, row) and slots[row, 0] == BUSY:
+            count += 1
+    for row in range(len(buffers)):
+        if not is_free(lib, cells, status, buffers, row) and buffers[row, 0] == BUSY:
+            count += 1
+    return count

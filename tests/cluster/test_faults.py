@@ -1,0 +1,158 @@
+"""Faults strike the rank they are meant for, when they are due, once; chances follow the seed."""
+
+from __future__ import annotations
+
+import signal
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, Slow, Strike
+
+
+class Clock:
+    """A clock that only sleeping moves, or the test."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time += seconds
+
+
+def make(
+    spec: FaultsSpec, role: str = "server", index: int = 0
+) -> tuple[Faults, Clock, list[signal.Signals]]:
+    clock, struck = Clock(), []
+    return Faults(spec, role, index, clock.now, clock.sleep, struck.append), clock, struck
+
+
+def test_a_step_strikes_once_and_also_when_it_was_jumped_over() -> None:
+    faults, _, struck = make(
+        FaultsSpec(kill=(Strike("server", 0, at_step=5),), stop=(Strike("server", 0, at_step=2),))
+    )
+    for step in (0, 1):
+        faults.step(step)
+    assert struck == []
+    faults.step(3)
+    faults.step(4)
+    assert struck == [signal.SIGSTOP]
+    faults.step(5)
+    faults.step(6)
+    assert struck == [signal.SIGSTOP, signal.SIGKILL]
+
+
+def test_a_time_strikes_once() -> None:
+    faults, clock, struck = make(FaultsSpec(kill=(Strike("server", 0, at_seconds=1.5),)))
+    clock.time += 1.4
+    faults.poll()
+    assert struck == []
+    clock.time += 0.2
+    faults.poll()
+    faults.poll()
+    assert struck == [signal.SIGKILL]
+
+
+@pytest.mark.parametrize(("role", "index"), [("worker", 0), ("server", 1)])
+def test_other_ranks_are_left_alone(role: str, index: int) -> None:
+    spec = FaultsSpec(kill=(Strike("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
+    faults, clock, struck = make(spec, role, index)
+    faults.step(10)
+    faults.worked(1.0)
+    assert (struck, clock.slept) == ([], [])
+
+
+@given(st.lists(st.floats(0, 1e-4), max_size=50), st.floats(1, 10))
+def test_slow_work_takes_factor_times_as_long(pieces: list[float], factor: float) -> None:
+    faults, clock, _ = make(FaultsSpec(slow=(Slow("server", 0, factor),)))
+    for piece in pieces:
+        faults.worked(piece)
+    owed = (factor - 1) * sum(pieces)
+    assert owed - 60e-6 <= sum(clock.slept) <= owed + 1e-9
+    assert all(seconds >= 50e-6 for seconds in clock.slept)
+
+
+def test_oversleeping_is_paid_back() -> None:
+    clock, slept = Clock(), []
+
+    def oversleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.time += seconds + 0.010
+
+    faults = Faults(FaultsSpec(slow=(Slow("worker", 0, 2.0),)), "worker", 0, clock.now, oversleep)
+    for _ in range(100):
+        faults.worked(0.001)
+    assert clock.time - 100.0 == pytest.approx(0.100, abs=0.012)
+    assert len(slept) < 12
+
+
+def slept(spec: Slow, pieces: int, between: float) -> list[bool]:
+    """Say of pieces of work of 1 ms, so many seconds after each other, which of them were slow."""
+    faults, clock, _ = make(FaultsSpec(slow=(spec,)))
+    out = []
+    for _ in range(pieces):
+        clock.slept.clear()
+        faults.worked(0.001)
+        out.append(bool(clock.slept))
+        clock.time += between
+    return out
+
+
+def test_now_and_then_a_straggler_is_slow_as_often_as_was_said_under_the_seed() -> None:
+    spec = Slow("server", 0, 3.0, probability=0.25)
+    found = slept(spec, 4000, 0.0)
+    assert sum(found) == pytest.approx(1000, abs=4 * 27.4)  # four standard deviations
+    assert found == slept(spec, 4000, 0.0)
+    alike = sum(a == b for a, b in pairwise(found))
+    assert alike == pytest.approx(3999 * (0.25**2 + 0.75**2), abs=150)  # each piece is drawn anew
+
+
+def test_a_straggler_stays_slow_for_its_spell() -> None:
+    found = slept(Slow("server", 0, 1.5, probability=0.5, spell=0.1), 4000, 0.01)
+    changes = sum(a != b for a, b in pairwise(found))
+    assert sum(found) == pytest.approx(2000, abs=400)
+    assert 120 <= changes <= 280  # some 10 pieces a spell, and every other spell is like the one before it
+
+
+def test_messages_are_normal_unless_meddled_with() -> None:
+    faults, _, _ = make(FaultsSpec())
+    assert not faults.meddles
+    assert faults.message() is NORMAL
+    assert not make(FaultsSpec(drop=Chance(0.0)))[0].meddles
+
+
+def test_certain_chances() -> None:
+    assert make(FaultsSpec(drop=Chance(1.0)))[0].message() == ()
+    assert make(FaultsSpec(delay=Chance(1.0, 0.5)))[0].message() == (0.5,)
+    assert make(FaultsSpec(duplicate=Chance(1.0, 0.25)))[0].message() == (0.0, 0.25)
+    both = FaultsSpec(delay=Chance(1.0, 0.5), duplicate=Chance(1.0, 0.25))
+    assert make(both)[0].message() == (0.5, 0.75)
+
+
+def fates(seed: int, role: str, index: int) -> list[tuple[float, ...]]:
+    spec = FaultsSpec(seed=seed, drop=Chance(0.2), delay=Chance(0.3, 1.0), duplicate=Chance(0.1, 2.0))
+    faults, _, _ = make(spec, role, index)
+    return [faults.message() for _ in range(2000)]
+
+
+def test_chances_follow_seed_and_rank() -> None:
+    assert fates(1, "server", 0) == fates(1, "server", 0)
+    assert fates(1, "server", 0) != fates(2, "server", 0)
+    assert fates(1, "server", 0) != fates(1, "server", 1)
+    assert fates(1, "server", 0) != fates(1, "worker", 0)
+    dropped = sum(not fate for fate in fates(1, "server", 0))
+    assert 320 < dropped < 480
+
+
+def test_a_strike_has_one_time() -> None:
+    with pytest.raises(ValueError, match="at_step or at_seconds"):
+        Strike("server", 0)
+    with pytest.raises(ValueError, match="at_step or at_seconds"):
+        Strike("server", 0, at_step=1, at_seconds=1.0)

@@ -1,0 +1,344 @@
+"""Who falls silent is found, and nobody else."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.cluster import heartbeat
+from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Attention, Heart
+from mpips.transport import socket_filter
+
+SOON = 20.0
+"""Seconds within which what must come has come, on the busiest of machines."""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def hearts() -> Iterator[Callable[..., list[Heart]]]:
+    """Make hearts that know each other and have no targets yet."""
+    made: list[Heart] = []
+
+    def make(count: int, period: float = 0.02) -> list[Heart]:
+        made.extend(Heart(rank, period) for rank in range(count))
+        for heart in made:
+            heart.start([other.address for other in made])
+        return made
+
+    yield make
+    for heart in made:
+        heart.close()
+
+
+def heard(heart: Heart, rank: int) -> bool:
+    return rank in heart._counts
+
+
+# --- when somebody is silent ---------------------------------------------------------------------
+
+
+def test_a_rank_never_heard_is_never_silent() -> None:
+    attention = Attention(lapse=1.0)
+    for now in range(100):
+        attention.listen(float(now))
+    assert attention.silent([0, 1, 2], 5.0) == []
+
+
+def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
+    attention = Attention(lapse=1.0, near={1, 2})
+    silent = []
+    for now in range(40):
+        attention.listen(float(now))
+        if now == 30:
+            attention.hear(2)
+        silent.append(attention.silent([0, 1, 2] if now >= 10 else [], 3.0))
+    first = 10 + int(heartbeat.FIRST * 3.0)
+    assert silent[:first] == [[]] * first, "not before it was asked for, and then longer than others have"
+    assert silent[first:30] == [[1, 2]] * (30 - first)
+    assert silent[30:33] == [[1]] * 3 and silent[33:] == [[1, 2]] * 7
+
+
+def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
+    attention = Attention(lapse=1.0)
+    attention.listen(0.0)
+    attention.hear(1)
+    attention.hear(2)
+    for now in range(1, 5):
+        attention.listen(float(now))
+        attention.hear(2)
+    assert attention.silent([1, 2], 5.0) == []
+    attention.listen(5.0)
+    assert attention.silent([2, 1], 5.0) == [1]
+    assert attention.silent([2], 5.0) == []
+    attention.hear(1)
+    assert attention.silent([1, 2], 5.0) == []
+
+
+def test_a_listener_that_slept_blames_nobody() -> None:
+    attention = Attention(lapse=1.0)
+    attention.listen(0.0)
+    attention.hear(1)
+    attention.listen(3600.0)
+    assert attention.silent([1], 1.5) == []
+    attention.listen(3600.6)
+    assert attention.silent([1], 1.5) == [1]
+
+
+@given(
+    gaps=st.lists(st.floats(0.0, 100.0), max_size=50),
+    lapse=st.floats(0.1, 2.0),
+    patience=st.floats(0.1, 50.0),
+)
+def test_silence_is_never_longer_than_the_turns_that_were_listened(
+    gaps: list[float], lapse: float, patience: float
+) -> None:
+    attention, now = Attention(lapse), 0.0
+    attention.listen(now)
+    attention.hear(0)
+    for gap in gaps:
+        now += gap
+        attention.listen(now)
+    listened = sum(min(gap, lapse) for gap in gaps)
+    assert bool(attention.silent([0], patience)) <= (listened >= patience - 1e-6)
+    assert bool(attention.silent([0], patience)) >= (listened >= patience + 1e-6)
+
+
+# --- hearts --------------------------------------------------------------------------------------
+
+
+def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Heart]]) -> None:
+    first, second, third = hearts(3)
+    first.targets, second.targets = [1], [0, 2]
+    wait_for(lambda: heard(first, 1) and heard(second, 0) and heard(third, 1))
+    assert not heard(third, 0)
+    assert not heard(first, 2)
+
+
+def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
+    hearts: Callable[..., list[Heart]],
+) -> None:
+    watcher, stopping, beating = hearts(3)
+    stopping.targets = beating.targets = [0]
+    wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
+    stopping.close()
+    wait_for(lambda: watcher.silent([1], 0.5) == [1])
+    wait_for(lambda: watcher.silent([1, 2], 0.5) == [1])
+
+
+def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heart]]) -> None:
+    watcher, other, third = hearts(3)
+    to, where = watcher.address, ("127.0.0.1", watcher.address.port)
+    genuine = heartbeat.beat(other.address, to, 1, 7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for raw in (
+            heartbeat.beat(other.address, third.address, 1, 7),
+            heartbeat.beat(third.address, to, 1, 7),
+            heartbeat.beat(other.address, to, 2, 7)[:20] + genuine[20:],
+            heartbeat.beat(other.address, to, 99, 7),
+            heartbeat.beat(other.address, to, 1, 2**63)[:-16] + genuine[-16:],
+            genuine[:-1],
+            genuine + b"\0",
+            b"",
+        ):
+            stranger.sendto(raw, where)
+        third.targets = [0]
+        wait_for(lambda: heard(watcher, 2))
+        assert not heard(watcher, 1)
+        stranger.sendto(genuine, where)
+        wait_for(lambda: heard(watcher, 1))
+        assert watcher._counts[1] == 7
+        third.close()
+        # The same one again and again is no sign of life, and the watcher does listen meanwhile.
+        deadline = time.monotonic() + SOON
+        while watcher.silent([1, 2], 0.5) != [1, 2]:
+            assert time.monotonic() < deadline
+            stranger.sendto(genuine, where)
+            time.sleep(0.01)
+
+
+# --- floods --------------------------------------------------------------------------------------
+
+FLOODER = """
+import os, socket, sys, time
+os.nice(10)
+end = time.monotonic() + float(sys.argv[1])
+places = [("127.0.0.1", int(port)) for port in sys.argv[2:]]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    while time.monotonic() < end and os.getppid() != 1:
+        for place in places:
+            for size in (0, 44, 44, 1400, 60000):
+                try:
+                    out.sendto(os.urandom(size), place)
+                except OSError:
+                    pass
+"""
+
+
+@pytest.fixture
+def flood() -> Iterator[Callable[..., None]]:
+    """Send junk to the ports of hearts, from four processes, for so many seconds at most."""
+    flooders: list[subprocess.Popen[bytes]] = []
+
+    def begin(*hearts: Heart, seconds: float = 60.0) -> None:
+        ports = [str(heart.address.port) for heart in hearts]
+        line = [sys.executable, "-c", FLOODER, str(seconds), *ports]
+        flooders.extend(subprocess.Popen(line) for _ in range(4))
+
+    yield begin
+    for flooder in flooders:
+        flooder.kill()
+        flooder.wait()
+
+
+def flooded(heart: Heart) -> Callable[[], bool]:
+    """Give a condition: many more datagrams were dropped than there were."""
+    assert heart._socket is not None
+    mail = heart._socket
+    return lambda: (heartbeat._drops(mail) or 0) > 1000 or heart._flooded
+
+
+def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
+    hearts: Callable[..., list[Heart]], flood: Callable[..., None]
+) -> None:
+    watcher, stopping, beating = made = hearts(3)
+    if not watcher._filters:
+        pytest.skip("the kernel takes no socket filter")
+    stopping.targets, beating.targets = [0], [0]
+    wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
+    flood(*made)
+    wait_for(flooded(watcher))
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert watcher.silent([1, 2], 1.5) == []
+        time.sleep(0.01)
+    assert watcher._filters, "no stranger's datagram was ever read"
+    stopping.close()
+    wait_for(lambda: watcher.silent([1, 2], 1.5) == [1])
+
+
+def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
+    hearts: Callable[..., list[Heart]], flood: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    monkeypatch.setattr(socket_filter, "put", lambda *_: False)
+    watcher, stopping, beating = hearts(3)
+    stopping.targets, beating.targets = [0], [0]
+    wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
+    assert watcher._socket is not None
+    watcher._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # so that it overflows for sure
+    flood(watcher)
+    wait_for(flooded(watcher))
+    stopping.close()
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert 2 not in watcher.silent([1, 2], 1.0)
+        time.sleep(0.01)
+    assert [record.message for record in caplog.records if record.message == "flooded"] == ["flooded"]
+
+
+def test_what_may_have_been_missed_is_no_silence() -> None:
+    attention = Attention(lapse=1.0)
+    attention.listen(0.0)
+    attention.hear(1)
+    for now in range(1, 100):
+        attention.listen(float(now), missed=True)
+    assert attention.silent([1], 1.5) == []
+    attention.listen(100.0)
+    assert attention.silent([1], 1.5) == []
+    attention.listen(101.0)
+    assert attention.silent([1], 1.5) == [1]
+
+
+def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    heart = Heart(0)
+
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return bytes(size)
+
+    assert heart._hear(Endless()) == (set(), True)  # type: ignore[arg-type]
+    assert not heart._filters, "what does not filter is not believed to"
+    heart.close()
+
+
+@pytest.mark.parametrize("drops", [None, 3])
+def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, drops: int | None
+) -> None:
+    monkeypatch.setattr(socket_filter, "put", lambda *_: False)
+    heart = Heart(0)
+    mail = heart._socket
+    assert mail is not None
+    monkeypatch.setattr(heartbeat, "_drops", lambda mail: drops)
+    heart._dropped = 3
+    assert heart._hear(mail) == (set(), False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"junk", ("127.0.0.1", heart.address.port))
+    assert heart._hear(mail) == (set(), drops is None)
+    heart._dropped = 2
+    assert heart._hear(mail) == (set(), drops is not None)
+    heart.close()
+
+
+def test_closing_twice_or_before_the_start_is_fine(hearts: Callable[..., list[Heart]]) -> None:
+    lone = Heart(0)
+    lone.close()
+    lone.close()
+    lone.start([lone.address])
+    assert lone.silent([0], 1.0) == []
+    first, second = hearts(2)
+    first.close()
+    first.close()
+    second.targets = [0]  # whose socket is gone
+
+
+def test_without_sockets_nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no sockets here")
+
+    monkeypatch.setattr(heartbeat.socket, "socket", refuse)
+    mute = Heart(0)
+    assert mute.address.port == 0
+    mute.start([mute.address])
+    assert mute.silent([0], 0.0) == []
+    mute.close()
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@given(
+    token=st.binary(min_size=16, max_size=16),
+    key=st.binary(min_size=16, max_size=16),
+    machine=st.binary(min_size=8, max_size=8),
+    host=st.ip_addresses(v=4),
+    port=st.integers(0, 65535),
+)
+def test_an_address_survives_the_exchange(
+    token: bytes, key: bytes, machine: bytes, host: object, port: int
+) -> None:
+    address = Address(machine, str(host), port, token, key)
+    raw = address.to_bytes()
+    assert len(raw) == ADDRESS_BYTES
+    assert Address.from_bytes(raw) == address
+
+
+def test_no_two_hearts_have_the_same_secrets() -> None:
+    first, second = Heart(0), Heart(0)
+    assert len({first.address.token, first.address.key, second.address.token, second.address.key}) == 4
+    first.close()
+    second.close()

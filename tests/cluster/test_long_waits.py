@@ -1,0 +1,102 @@
+"""A wait that does not end is told: who waits, for what, asked for where, and from whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpips import Cluster, Context, VectorSpec
+from mpips.cluster.long_waits import Waits
+from mpips.errors import RemoteError
+from mpips.rank.simulation import Stage, simulate
+from mpips.server.server import Server
+
+KEYS = np.arange(10, dtype=np.uint64)
+SAID: list[str] = []
+
+
+def line(text: str) -> str:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return f"{__file__}:{next(number for number, each in enumerate(lines, 1) if text in each)}"
+
+
+class Worker:
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        Waits(self.node, SAID.append)
+
+    def push(self, alone: bool) -> None:
+        """Push in a round that the others do not take part in, for 35 s."""
+        if self.context.index == 0 or not alone:
+            self.context.vectors["sums"].push(KEYS, np.ones(10), round=0)
+
+    def rest(self, seconds: float) -> None:
+        until = self.node.van.now() + seconds
+        self.node.wait_until(lambda: self.node.van.now() >= until)
+
+
+def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerned() -> None:
+    SAID.clear()
+    seen: list[list[str]] = []
+    stage = Stage()
+
+    def schedule(cluster: Cluster) -> None:
+        node, waits = cluster.node, Waits(cluster.node, SAID.append)
+        server = stage.nodes[cluster.servers.ranks[0]]
+        (mine,) = [
+            each.__self__ for each in server.on_tick if isinstance(getattr(each, "__self__", None), Server)
+        ]
+        Waits(server, SAID.append).rounds = mine.unfinished_rounds
+        cluster.create_vector(VectorSpec("sums", extent=10, aggregate=True))
+        task = cluster.workers.start("push", {"alone": True})
+        until = node.van.now() + 25.0
+        node.wait_until(lambda: node.van.now() >= until)
+        seen.append(waits.lines())
+        cluster.workers.call("push", {"alone": False}, only=[1])
+        node.wait(task)
+        until = node.van.now() + 3.0
+        node.wait_until(lambda: node.van.now() >= until)
+        seen.append(waits.lines())
+
+    simulate(schedule, Worker, workers=2, stage=stage, tick=0.05, horizon=90.0)
+    asked = f"push of vector sums at {line('round=0)')}"
+    assert f"rank 2 (worker 0) has waited 10 s for {asked}: no answer from rank 1 (server 0)" in SAID
+    assert (
+        "rank 1 (server 0) has waited 10 s for round 0 of vector sums: no push from rank 3 (worker 1)" in SAID
+    )
+    during, after = seen
+    assert [each.split(" has ")[0] for each in during] == [
+        "rank 1 (server 0)",
+        "rank 2 (worker 0)",
+    ]
+    assert after == []
+
+
+def test_a_run_of_long_calls_is_not_talked_over() -> None:
+    SAID.clear()
+
+    def schedule(cluster: Cluster) -> None:
+        Waits(cluster.node, SAID.append)
+        for _ in range(5):
+            cluster.workers.call("rest", {"seconds": 15.0})
+
+    simulate(schedule, Worker, tick=0.05, horizon=200.0)
+    (said,) = SAID
+    assert said.startswith("rank 0 (scheduler 0) has waited 10 s for call of rest at ")
+    assert said.endswith(": no answer from rank 2 (worker 0)") and line('call("rest"') in said
+
+
+def test_what_is_over_or_idle_is_no_wait() -> None:
+    SAID.clear()
+
+    def schedule(cluster: Cluster) -> list[str]:
+        waits = Waits(cluster.node, SAID.append)
+        until = cluster.node.van.now() + 30.0
+        cluster.node.wait_until(lambda: cluster.node.van.now() >= until)
+        with pytest.raises(RemoteError):
+            cluster.workers.call("nothing of that name")
+        return waits.lines()
+
+    assert simulate(schedule, Worker, tick=0.05, horizon=60.0) == [] and not SAID

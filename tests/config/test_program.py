@@ -1,0 +1,108 @@
+"""Which programs are loaded for a run, a model or a checkpoint that may be anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import pytest
+
+from mpips.cli.main import main
+from mpips.config.program import vouched
+from mpips.errors import JobError
+from mpips.rundir.folder import RunFolder
+
+OWN = """
+from dataclasses import dataclass
+from pathlib import Path
+import beside
+
+(Path(__file__).parent / "ran").touch()
+
+
+@dataclass(frozen=True)
+class Settings:
+    colour: str = "red"
+
+
+def schedule(cluster, settings):
+    return {}
+
+
+class Worker:
+    pass
+
+
+def query(source, keys):
+    return [f"{beside.WORD} {key}" for key in keys]
+
+
+def infer(model, files, out):
+    print(beside.WORD, model.name)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Give a program that tells when it is run, with a module beside it."""
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs/beside.py").write_text("WORD = 'found'\n")
+    (tmp_path / "programs/own.py").write_text(OWN)
+    return tmp_path / "programs/own.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Give the folder of a run that names it."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.job.write_text(
+        f'[job]\nprogram = "own.py"\nbase = "{tmp_path}/programs"\n[own]\ncolour = "blue"\n'
+    )
+    folder.result.write_text('{"status": "completed"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["own.py", "own", "os.path", "mpips.launch.ping", "mpips.cli.main", "../own.py", "\x1b[2J"]
+)
+def test_what_does_not_come_with_mpips_is_not_loaded(name: str, own: Path) -> None:
+    with pytest.raises(JobError, match="--program"):
+        vouched(None)(name, own.parent)
+    assert not (own.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["sketch", "mpips.jobs.sketch.job"])
+def test_what_comes_with_it_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sketch.py").write_text("raise AssertionError")
+    assert vouched(None)(name, tmp_path).module.__name__ == "mpips.jobs.sketch.job"
+
+
+def test_what_the_user_names_is_loaded_whatever_the_file_says(own: Path, tmp_path: Path) -> None:
+    assert vouched(str(own))("/a/stranger's.py", tmp_path).name == "own"
+    assert (own.parent / "ran").exists()
+
+
+def test_a_program_of_ones_own_answers_once_it_is_named(
+    own: Path,
+    folder: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tmp_path / "model.h5"
+    with h5py.File(model, "w") as file:
+        file.attrs["program"] = str(own)
+    monkeypatch.chdir(tmp_path)
+    for command in (["query", str(folder.path), "a"], ["infer", str(folder.path)], ["infer", str(model)]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"--program {own}" in said and said.count("\n") == 1
+        assert not (own.parent / "ran").exists()
+    for command, said in (
+        (["query", str(folder.path), "a"], "a\tfound a\n"),
+        (["infer", str(folder.path)], "found run\n"),
+        (["infer", str(model)], "found model.h5\n"),
+    ):
+        assert main([*command, "--program", "programs/own.py"]) == 0
+        assert capsys.readouterr().out == said

@@ -1,0 +1,83 @@
+"""HDF5 files that refer to others are refused; what is written appears whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mpips.files.hdf5 import reading, writing
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    with writing(tmp_path / "a.h5") as file:
+        file["group/data"] = np.arange(5)
+    with reading(tmp_path / "a.h5", follow=False) as file:
+        assert file["group/data"][:].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_bytes(b"before")
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "a.h5") as file:
+        file["data"] = np.arange(5)
+        raise ZeroDivisionError
+    assert (tmp_path / "a.h5").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def external_link(file: h5py.File) -> None:
+    file["sub/there"] = h5py.ExternalLink("secret.h5", "data")
+
+
+def external_data(file: h5py.File) -> None:
+    file.create_dataset("sub/there", (4,), "u1", external=[("secret.txt", 0, 4)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((5,), "i8")
+    layout[:] = h5py.VirtualSource("secret.h5", "data", (5,))
+    file.create_virtual_dataset("sub/there", layout)
+
+
+@pytest.mark.parametrize("refer", [external_link, external_data, virtual])
+def test_a_file_that_refers_to_another_is_refused(tmp_path: Path, refer: object) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["fine"] = 1
+        refer(file)  # type: ignore[operator]
+    with (
+        pytest.raises(OSError, match=r"a\.h5: 'sub/there' .*it is refused"),
+        reading(tmp_path / "a.h5", follow=True),
+    ):
+        pass
+
+
+def contiguous(file: h5py.File) -> None:
+    file.create_dataset("sub/there", (2**41,), "i8")
+
+
+def chunked(file: h5py.File) -> None:
+    data = file.create_dataset("sub/there", (2**41,), "i8", chunks=(1 << 16,))
+    data[:100] = 1
+
+
+def large_chunk(file: h5py.File) -> None:
+    file.create_dataset("sub/there", (2**29,), "i4", chunks=(2**29,), compression="gzip")
+
+
+@pytest.mark.parametrize("declare", [contiguous, chunked, large_chunk])
+def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path: Path, declare: object) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        declare(file)  # type: ignore[operator]
+    with (
+        pytest.raises(OSError, match=r"a\.h5: 'sub/there' (declares|has chunks of) .*it is refused"),
+        reading(tmp_path / "a.h5", follow=True),
+    ):
+        pass
+
+
+def test_a_little_that_was_never_written_reads_as_zeros(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (1000,), "i8")
+    with reading(tmp_path / "a.h5", follow=True) as file:
+        assert not file["data"][:].any()

@@ -1,0 +1,81 @@
+"""Files of JSON lines: a torn end costs one line, and never the next one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpips.files.json_lines import Lines, Read, passed_over, read_lines
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        (b"", b""),
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": ', b'{"a": 1}\n'),
+        (b'{"b": ', b""),
+        (b'{"a": 1}\n' + b"x" * 200_000, b'{"a": 1}\n'),
+        (b'{"a": 1}\n\0\0\0\0', b'{"a": 1}\n'),
+    ],
+)
+def test_a_torn_end_is_cut_off(tmp_path: Path, before: bytes, kept: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(before)
+    with Lines(path) as lines:
+        lines.append({"c": 2})
+    assert path.read_bytes() == kept + b'{"c": 2}\n'
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "x.jsonl", os.write
+    room = 20
+
+    def until_full(handle: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(handle, data[:room])
+        room -= done
+        return done
+
+    monkeypatch.setattr(os, "write", until_full)
+    with Lines(path) as lines:
+        lines.append({"a": 1})
+        with pytest.raises(OSError, match=r"No space left on device: .*x\.jsonl"):
+            lines.append({"text": "longer than what is left"})
+        room = 1000
+        lines.append({"b": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": 2}]
+
+
+def test_what_is_no_object_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    deep = b"[" * 100_000
+    path.write_bytes(
+        b'{"a": 1}\n{"a": {"b": 1}{"a": 2}\n\n7\n\xff\n' + deep + b'\n{"a": "\xe2\x80\xa8"}\n{"a": 3'
+    )
+    assert read_lines(path) == Read([{"a": 1}, {"a": "\u2028"}], 5)
+    assert read_lines(tmp_path / "none") == Read([], 0)
+    assert passed_over(path, 0) == ""
+    assert passed_over(path, 1).endswith("x.jsonl: passed over 1 line that is no JSON object")
+
+
+def test_only_regular_files_are_read_and_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    makers: list[Any] = [read_lines, Lines]
+    for make in makers:
+        for name in ("pipe", "link"):
+            with pytest.raises(OSError, match=name):
+                make(tmp_path / name)
+    assert not (tmp_path / "elsewhere").exists()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="holds more than"):
+        read_lines(tmp_path / "large")

@@ -1,0 +1,116 @@
+"""Opening and replacing files that may be anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from mpips.files.safe_open import inside, open_own, open_regular, read_bytes, replacing
+
+
+def test_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    with open_regular(tmp_path / "a", follow=False) as file:
+        assert file.read() == b"abc"
+    assert read_bytes(tmp_path / "a", follow=False, most=3) == b"abc"
+    with pytest.raises(OSError, match="more than the 2 bytes"):
+        read_bytes(tmp_path / "a", follow=False, most=2)
+
+
+def test_what_is_no_regular_file_is_said_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name, said in (
+            ("pipe", "is a named pipe"),
+            ("folder", "is a folder"),
+            ("socket", "is no regular file"),
+        ):
+            with pytest.raises(OSError, match=said) as caught:
+                open_regular(tmp_path / name, follow=True)
+            assert caught.value.filename == str(tmp_path / name)
+    with pytest.raises(OSError, match="is a device"):
+        open_regular("/dev/zero", follow=True)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing", follow=True)
+
+
+def test_a_link_is_followed_only_where_that_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bytes(tmp_path / "link", follow=True) == b"abc"
+    with pytest.raises(OSError, match="symbolic link") as caught:
+        read_bytes(tmp_path / "link", follow=False)
+    assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../a", "a\0b"])
+def test_only_plain_names_lead_into_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match="no plain file name"):
+        inside(tmp_path, name)
+    assert inside(tmp_path, "a.h5") == tmp_path / "a.h5"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("precious")
+    path = tmp_path / "a"
+    path.symlink_to(other)
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.is_symlink() and sorted(os.listdir(tmp_path)) == ["a", "other"]
+    with replacing(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole" and not path.is_symlink() and other.read_text() == "precious"
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_what_cannot_be_written_names_the_file_that_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "nowhere" / "a"):
+        pass
+    assert caught.value.filename == str(tmp_path / "nowhere" / "a")
+
+
+def test_a_file_that_grows_is_no_link_and_no_pipe(tmp_path: Path) -> None:
+    for _ in range(2):
+        handle = open_own(tmp_path / "new" / "a", append=True)
+        os.write(handle, b"ab")
+        os.close(handle)
+    assert (tmp_path / "new" / "a").read_bytes() == b"abab"
+    os.close(open_own(tmp_path / "new" / "a"))
+    assert (tmp_path / "new" / "a").read_bytes() == b""
+    os.close(open_own(os.path.relpath(tmp_path / "b")))
+    (tmp_path / "theirs").write_text("kept")
+    (tmp_path / "link").symlink_to("theirs")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for append in (True, False):
+        for name, said in (("link", "symbolic link"), ("dangling", "symbolic link"), ("pipe", "named pipe")):
+            with pytest.raises(OSError, match=said):
+                open_own(tmp_path / name, append=append)
+    assert (tmp_path / "theirs").read_text() == "kept" and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout"])
+def test_a_device_is_not_replaced(name: str) -> None:
+    before = os.lstat(name)
+    with pytest.raises(OSError, match="is a device") as caught, replacing(name):
+        pass
+    assert caught.value.filename == name
+    assert os.path.samestat(os.lstat(name), before)
+
+
+def test_text_is_written_as_it_stands(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a", "w", durable=False) as file:
+        file.write("é\n")
+    assert (tmp_path / "a").read_bytes() == "é\n".encode()
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~os.umask(os.umask(0o022))

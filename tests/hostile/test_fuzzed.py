@@ -1,0 +1,25 @@
+"""No file makes a kernel read or write out of bounds: see `fuzzed.py`, each of whose functions is run apart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = 150
+
+
+@pytest.mark.parametrize("what", ["examples", "model", "sketch", "checkpoint", "sampler", "blocks"])
+def test_whatever_a_file_says_is_an_error_or_a_sound_answer(what: str, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, root / "tests" / "fuzzed.py", what, str(EXAMPLES)],
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONFAULTHANDLER": "1", "TMPDIR": str(tmp_path)},
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    assert done.returncode == 0, done.stderr[-5000:]

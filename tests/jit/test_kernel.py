@@ -1,0 +1,187 @@
+"""Kernels are compiled once; who finds them in the cache loads those that it calls, and no compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mpips.jit.kernel import _is_cached
+
+ROOT = Path(__file__).parents[2]
+
+KERNELS = """
+import numpy as np
+from mpips.jit.kernel import kernel
+
+@kernel("i8(i8)", "f8(f8)")
+def double(x):
+    return x + x
+
+@kernel("f8[::1](i8)")
+def ones(n):
+    return np.ones(n)
+"""
+
+CALLER = """
+from made_kernels import double
+from mpips.jit.kernel import kernel
+
+@kernel("f8(f8)")
+def fourfold(x):
+    return double(double(x))
+"""
+
+COMPILER = "numba.np.arraymath"  # which the compiler registers, and scipy comes with
+
+
+LOADED = f"""
+print({COMPILER!r} in sys.modules, len(made_kernels.double.overloads), len(made_kernels.ones.overloads))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of modules whose kernels are in the cache."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "made_kernels.py").write_text(KERNELS)
+    (folder / "made_caller.py").write_text(CALLER)
+    assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "1"]
+    return folder
+
+
+@pytest.fixture
+def folder(compiled: Path, tmp_path: Path) -> Path:
+    """Give a copy of that folder."""
+    return Path(shutil.copytree(compiled, tmp_path / "folder"))
+
+
+def python(folder: Path, code: str) -> list[str]:
+    """Run code in a process of its own, where modules in a folder are found; give the words that it prints."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_cached_kernel_is_loaded_when_it_is_called_and_the_compiler_is_not(folder: Path) -> None:
+    calls = "print(made_kernels.double(2), made_kernels.double(1.5), made_kernels.double(x=3))"
+    said = python(
+        folder, f"import made_kernels{LOADED}{calls}{LOADED}print(made_kernels.ones(3).sum()){LOADED}"
+    )
+    assert said == ["False", "0", "0", "4", "3.0", "6", "False", "2", "0", "3.0", "False", "2", "1"]
+
+
+def test_who_compiles_a_caller_of_a_cached_kernel_gets_what_was_declared(folder: Path) -> None:
+    said = python(folder, f"import made_kernels, made_caller{LOADED}print(made_caller.fourfold(1.5))")
+    assert said == ["True", "2", "0", "6.0"]
+
+
+def test_a_kernel_that_has_been_loaded_can_be_built_into_another(folder: Path) -> None:
+    code = f"print(made_kernels.double(1.5)); import made_caller{LOADED}print(made_caller.fourfold(1.5))"
+    assert python(folder, f"import made_kernels\n{code}") == ["3.0", "True", "2", "0", "6.0"]
+
+
+def test_of_a_cached_kernel_the_machine_code_is_loaded_and_nothing_to_build_upon(folder: Path) -> None:
+    code = """
+import made_kernels
+import llvmlite.binding as llvm
+read, real = [], llvm.parse_bitcode
+llvm.parse_bitcode = lambda code: read.append(real(code)) or read[-1]
+made_kernels.ones(3)
+print(len(read), sum(not block.is_declaration and len(list(block.blocks)) for block in read[0].functions))
+print(*(name for name in sys.modules if name.startswith("numba.np.arrayobj")))
+"""
+    # One module with three names, and nothing in them but the end.
+    assert python(folder, code) == ["1", "3"]
+
+
+def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> None:
+    refused = "made_kernels.double('a')"
+    said = python(folder, f"import made_kernels\ntry: {refused}\nexcept TypeError: print('refused'){LOADED}")
+    assert said == ["refused", "False", "2", "0"]
+
+
+def test_a_numba_that_keeps_its_cache_another_way_is_let_do_it() -> None:
+    assert not _is_cached(SimpleNamespace(), ["f8(f8)"])  # it has none of the parts that are looked at
+
+
+def test_threads_may_be_first_together(folder: Path) -> None:
+    code = """
+import made_kernels, threading
+together, found = threading.Barrier(8), []
+def first(number):
+    together.wait()
+    found.append(made_kernels.double(number))
+threads = [threading.Thread(target=first, args=(number,)) for number in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(sorted(found) == list(range(0, 16, 2)))
+"""
+    assert python(folder, code) == ["True"]
+
+
+def test_what_has_changed_or_is_gone_is_compiled_again(folder: Path) -> None:
+    for data in folder.rglob("*double*.nbc"):
+        data.unlink()
+    assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "0"]
+    (folder / "made_kernels.py").write_text(KERNELS.replace("x + x", "x + x + x"))
+    assert python(folder, "import made_kernels\nprint(made_kernels.double(2))") == ["6"]
+
+
+def test_a_warm_up_compiles_what_ranks_load_later_too(tmp_path: Path) -> None:
+    code = f"""
+from mpips.rank.main import main
+assert main(["--warm-up", {str(ROOT / "tests" / "jobs" / "programs" / "job.toml")!r}]) == 0
+before = {{name for name in sys.modules if name.startswith("mpips.")}}
+from mpi4py import MPI
+print("mpips.transport.fastpath_server" in before, MPI.Is_initialized())
+"""
+    assert python(tmp_path, code) == ["True", "False"]
+
+
+def test_settings_of_numba_in_the_working_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "yaml.py").write_text(
+        "def safe_load(file):\n    return {'cache_dir': file.read()}\n"
+    )
+    (tmp_path / ".numba_config.yaml").write_text("/elsewhere")
+    shown = "import numba; print(numba.config.CACHE_DIR or 'none')"
+    for code, said in ((shown, "/elsewhere"), (f"import mpips.jit.kernel; {shown}", "none")):
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+        environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "modules"), str(ROOT)])
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == said + "\n"
+
+
+@pytest.mark.parametrize("first", ["mpips.jit.kernel", "mpips.jit.numba_pointers"])
+def test_settings_that_numba_cannot_read_are_not_spoken_of(tmp_path: Path, first: str) -> None:
+    """Numba reads them by PyYAML, which may be missing; whichever module loads numba."""
+    (tmp_path / ".numba_config.yaml").touch()
+    code = f"import sys; sys.modules['yaml'] = None; import {first}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""

@@ -1,0 +1,135 @@
+"""What a failure says about another start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
+from mpips.rank.leader import Leader, would_fail_again
+from mpips.rundir.folder import Lines, RunFolder, write_json
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ZeroDivisionError("division by zero"), True),
+        (RemoteError(3, "worker 1", "n2", "KeyError: 'x'"), True),
+        (WorkerLost("rank 3 died"), False),
+        (NoWorkerLeft("no worker is left"), False),
+        (JournalLost("its journal is lost"), False),
+        (ShardLost("no copy is left"), False),
+        (OSError(5, "Input/output error"), False),
+        (RemoteError(3, "worker 1", "n2", "OSError: [Errno 116] Stale file handle"), False),
+        (RemoteError(3, "worker 1", "n2", "Exception: MPI_ERR_PROC_FAILED: Process Failure"), False),
+    ],
+)
+def test_a_program_fails_again_but_lost_ranks_and_files_may_not(error: Exception, again: bool) -> None:
+    assert would_fail_again(error) is again
+
+
+@pytest.fixture
+def leader(tmp_path: Path) -> Leader:
+    """Give a leader of a run of four ranks, as far as it judges errors."""
+    folder = RunFolder(tmp_path)
+    ranks = [{"rank": rank, "role": "worker", "index": rank - 2, "host": "n1"} for rank in range(4)]
+    folder.run.write_text(json.dumps({"started": "2026-01-01T00:00:00+00:00", "ranks": ranks}))
+    made: Any = object.__new__(Leader)
+    view, van = SimpleNamespace(losses=()), SimpleNamespace(wall=lambda: 2e9)
+    made.node = SimpleNamespace(
+        describe=lambda error: error.to_meta(), view=view, van=van, rank=0, replay=None
+    )
+    made.folder, made.error, made._returned = folder, "", {}
+    made.prepared = SimpleNamespace(resume=None)
+    return made
+
+
+def log(leader: Leader, rank: int, after: float, error: str) -> None:
+    with Lines(leader.folder.log(rank)) as lines:
+        lines.append(
+            {"wall": 1.9e9 + after, "rank": rank, "event": "failed", "error": error, "at": "mean.py:7"}
+        )
+
+
+def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
+    log(leader, 3, 1.0, "KeyError: 3")
+    log(leader, 2, 2.0, "KeyError: 2")
+    result = leader._failure(RemoteError(2, "worker 0", "n1", "KeyError: 2", "its trace"))
+    first, then = "rank 3 (worker 1 on n1): KeyError: 3", "rank 2 (worker 0 on n1): KeyError: 2"
+    assert result["error"] == f"{first}; then {then}" and result["failed_rank"] == "rank 3 (worker 1 on n1)"
+    assert result["first_failure"]["at"] == "mean.py:7" and leader.error == "its trace"
+    result = leader._failure(RemoteError(3, "worker 1", "n1", "KeyError: 3"))
+    assert result["error"] == first
+
+
+def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
+    leader.node.replay = object()  # type: ignore[assignment]
+    result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
+    assert "TypeError: no; is the record damaged, or of another program?" in result["error"]
+    assert leader.error == ""
+
+
+def test_what_a_program_does_that_cannot_be_names_rank_and_log(leader: Leader) -> None:
+    log(leader, 2, 1.0, "keys must be sorted")
+    wrong = RemoteError(2, "worker 0", "n1", "keys must be sorted", "its trace", True, is_usage=True)
+    result = leader._failure(wrong)
+    where = "rank 2 (worker 0 on n1)"
+    assert result["error"] == f"{where}: keys must be sorted; its log: {leader.folder.log(2)}"
+    assert result["exit_code"] == 2 and leader.error == "its trace"
+    leader.prepared.resume = Path("checkpoints/step-000003")
+    assert leader._failure(wrong)["error"].endswith("; the run goes on from checkpoints/step-000003")
+    leader.error = ""
+    bad_data = leader._failure(RemoteError(2, "worker 0", "n1", "a.svm:1: no number", "its trace", True))
+    assert bad_data["error"] == "a.svm:1: no number" and not leader.error
+
+
+def test_what_the_program_returned_is_kept_whatever_fails_afterwards(leader: Leader, tmp_path: Path) -> None:
+    said: list[str] = []
+    metrics = {
+        "loss": np.float32(0.5), "curve": np.arange(3), "inf": [1.0, float("inf")], "odd": {"it": object()},
+        np.int64(3): np.bool_(True), "nan": np.array([[1.0, np.nan]]),
+    }  # fmt: skip
+    leader._keep(SimpleNamespace(say=said.append), metrics)  # type: ignore[arg-type]
+    result = leader._failure(RemoteError(2, "worker 0", "n1", "the disk is full"))
+    write_json(tmp_path / "result.json", result)
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["status"] == "failed"
+    assert kept["metrics"] == {
+        "loss": 0.5, "curve": [0, 1, 2], "inf": [1.0, None], "odd": {"it": None}, "3": True, "nan": [[1.0, None]],
+    }  # fmt: skip
+    assert kept["nulls"] == {
+        "metrics.inf[1]": "is inf",
+        "metrics.odd.it": "is a object, which JSON cannot say",
+        "metrics.nan[0][1]": "is nan",
+    }
+    assert "metrics.odd.it is a object" in said[0]
+
+
+def test_millions_of_values_that_are_not_finite_are_said_in_a_line(leader: Leader) -> None:
+    said: list[str] = []
+    leader._keep(SimpleNamespace(say=said.append), {"x": np.full(20_000, np.nan)})  # type: ignore[arg-type]
+    assert "metrics.x[9] is nan; 19,990 more" in said[0] and len(said[0]) < 300
+    assert leader._returned["metrics"]["x"] == [None] * 20_000
+
+
+def test_what_a_program_returns_is_kept_whatever_it_is(leader: Leader) -> None:
+    for returned, kept in (
+        ([1, np.int64(2)], {"returned": [1, 2]}),
+        (3.0, {"returned": 3.0}),
+        ({}, {}),
+        (None, None),
+    ):
+        leader._keep(SimpleNamespace(say=str), returned)  # type: ignore[arg-type]
+        assert leader._returned == {"metrics": kept}
+
+
+def test_metrics_that_hold_themselves_have_an_end(leader: Leader) -> None:
+    metrics: dict[str, Any] = {"sum": 1.0}
+    metrics["self"] = metrics
+    leader._keep(SimpleNamespace(say=str), metrics)  # type: ignore[arg-type]
+    assert leader._returned["metrics"]["sum"] == 1.0 and "has no end" in str(leader._returned["nulls"])

@@ -1,0 +1,125 @@
+"""Load slows a cluster down, and never brings it down: pulses, floods and deaths under load, in fake time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.bench._pulse import rates, recovered
+from mpips.bench._queueing import Queueing
+from mpips.cluster.hash_ring import Ring
+from mpips.rank.simulation import Stage, simulate
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.transport.in_memory import Strike
+from mpips.worker.worker import Context
+
+SERVERS, WORKERS = 3, 6
+END = 4.5
+PULSE = (1.0, 2.0)
+WINDOW = 16
+FLOOD = 400
+KEYS = np.arange(48, dtype=np.uint64)
+ONES = np.ones(len(KEYS), np.int64)
+
+
+class Pushing:
+    """Pushes and pulls until a moment, and notes when each round was answered; one may push without waiting."""
+
+    def __init__(self, context: Context, done: list[float], floods: bool = False) -> None:
+        self.context, self.done, self.floods = context, done, floods
+
+    def go(self, until: float) -> int:
+        """Push ones as long as there is time; give how often."""
+        vector, node = self.context.vectors["w"], self.context.node
+        count = 0
+        if self.floods and self.context.index == 0:
+            node.wait_all([vector.push(KEYS, ONES) for _ in range(FLOOD)])
+            return FLOOD
+        while node.van.now() < until:
+            node.wait(vector.push_pull(KEYS, ONES))
+            self.done.append(node.van.now())
+            count += 1
+        return count
+
+
+def run(
+    *, pulse: tuple[float, float] = (0.0, 0.0), floods: bool = False, until: float = END, **how: Any
+) -> tuple[dict[str, Any], list[float], Queueing]:
+    """Run the program under load; give what came of it, when rounds were answered, and the servers' queues."""
+    stage, done = Stage(), list[float]()
+    fate = Queueing(stage, range(1, 1 + SERVERS), pulse)
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        cluster.create_vector(VectorSpec("w", dtype="int64", extent=48, dense=True))
+        pushes = sum(cluster.workers.call("go", {"until": until}))
+        rows = cluster.node.wait(cluster.vectors["w"].pull(KEYS))
+        return {
+            "pushes": pushes,
+            "rows": rows.tolist(),
+            "traffic": cluster.traffic(),
+            "losses": [loss.rank for loss in cluster.node.view.losses],
+        }
+
+    found = simulate(
+        schedule, lambda context: Pushing(context, done, floods),
+        servers=SERVERS, workers=WORKERS, fate=fate, stage=stage, window=WINDOW, **how,
+    )  # fmt: skip
+    return found, done, fate
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+@pytest.mark.parametrize("resend", [None, 0.05])
+def test_a_pulse_of_slowness_is_over_when_it_is_over(replicas: int, resend: float | None) -> None:
+    """Also where timers run, as if messages could be lost, no data are sent twice."""
+    found, done, _ = run(pulse=PULSE, replicas=replicas, resend=resend)
+    assert found["rows"] == [found["pushes"]] * len(KEYS)
+    assert found["traffic"]["sent_again"] == {}
+    before, meanwhile = (np.mean(rates(done, *span)) for span in ((0.25, PULSE[0]), PULSE))
+    assert meanwhile < before / 5
+    assert recovered(done, PULSE) <= 2.0
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_server_that_stands_still_below_the_patience_costs_that_time_only(replicas: int) -> None:
+    strike = Strike("stop", 1, at=PULSE[0], lasting=0.6)
+    found, done, _ = run(replicas=replicas, resend=0.05, strikes=[strike], patience=0.75)
+    assert found["rows"] == [found["pushes"]] * len(KEYS)
+    assert found["traffic"]["sent_again"] == {}
+    assert found["losses"] == []
+    assert recovered(done, (PULSE[0], PULSE[0] + 0.6)) <= 2.0
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_flood_is_held_back_at_its_source(replicas: int) -> None:
+    """What waits for a server is bounded by the windows, and by as many probes, however much is asked for."""
+    found, _, fate = run(pulse=PULSE, floods=True, replicas=replicas, resend=0.05)
+    assert found["rows"] == [found["pushes"]] * len(KEYS)
+    assert found["traffic"]["sent_again"] == {}
+    assert fate.most <= 2 * Ring.of(range(SERVERS)).shards * (WINDOW + WORKERS) * (1 + replicas) < FLOOD
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_or_doubled_when_servers_die_under_load(seed: int) -> None:
+    rng = random.Random(f"overload/{seed}")
+    begin = rng.uniform(0.2, 0.5)
+    pulse = (begin, begin + rng.uniform(0.2, 0.5))
+    victim, at = rng.randint(1, SERVERS), begin + rng.uniform(-0.1, 0.6)
+    found, _, _ = run(
+        pulse=pulse, until=1.2, floods=rng.random() < 0.5, replicas=1, seed=seed,
+        resend=rng.choice((None, 0.05)), strikes=[Strike("kill", victim, at=at)],
+    )  # fmt: skip
+    assert found["rows"] == [found["pushes"]] * len(KEYS)
+    assert found["losses"] == [victim]
+
+
+def test_the_windows_of_a_pulse_are_counted() -> None:
+    steady = np.arange(0.005, 3.0, 0.01)
+    assert recovered(steady, (1.0, 1.0)) == 0.0
+    held = [at for at in steady if not 1.0 <= at < 2.0]
+    assert rates(held, 0.5, 2.5) == [100.0] * 2 + [0.0] * 4 + [100.0] * 2
+    assert recovered(held, (1.0, 1.5)) == 0.5
+    assert recovered(held, (1.0, 4.0)) == recovered([], (1.0, 2.0)) == float("inf")

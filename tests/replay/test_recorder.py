@@ -1,0 +1,538 @@
+"""Runs that are recorded, and done again under other schedules: the same bits."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import simulate
+
+from mpips.cluster.view import View, mended
+from mpips.errors import (
+    Diverged,
+    InputError,
+    NoWorkerLeft,
+    RecordError,
+    RemoteError,
+    ShardLost,
+    WorkerLost,
+)
+from mpips.filters.chain import Chain
+from mpips.filters.named import chain_of
+from mpips.ranges import KeyRange
+from mpips.replay.history import CELLS, Cells, Course, last_decisions, merged, read_cells, read_course
+from mpips.replay.recorder import ANSWER, ASIDE, CHANGE, CREW, MARK, Log, size
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport.in_memory import Fate, Strike, rough
+from mpips.transport.message import Command, Message
+from mpips.worker.worker import Context
+
+EXTENT = 40
+
+
+def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Fate:
+    """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some.
+
+    Some are `lost`, with that probability, and as many doubled.
+    """
+    fate = rough(seed, delay=delay, drop=lost, duplicate=lost)
+
+    def rounded(source: int, dest: int, message: Message) -> list[float]:
+        return [round(each, 3) for each in fate(source, dest, message)]
+
+    rounded.loses = lost > 0  # type: ignore[attr-defined]
+    return rounded
+
+
+class Wanderer:
+    """A worker whose every step hangs on all that it was told, and when: what it pulled, and what was done already."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self.tau, self.told = 2, 0
+
+    def walk(self, first: int, steps: int) -> dict[str, Any]:
+        """Pull, and push what follows from it, some steps ahead; look up meanwhile."""
+        rng = random.Random(1000 * self.node.rank + first)
+        soft, hard, summed = (self.context.vectors[name] for name in ("soft", "hard", "summed"))
+        flying: dict[int, Task] = {}
+        finished = 0
+        for step in self.node.breathe(range(first, first + steps)):
+            self.node.wait_all(task for time, task in list(flying.items()) if time < step - self.tau)
+            finished += sum(task.done for task in flying.values())
+            flying = {time: task for time, task in flying.items() if not task.done}
+            keys = np.array(sorted(rng.sample(range(EXTENT), 5)), np.uint64)
+            found = self.node.wait(soft.pull(keys))
+            rows = found / 3 + finished + self.told + len(flying)
+            flying[step] = (hard if rng.random() < 0.5 else soft).push(keys, rows)
+            flying[step + 10**6] = summed.push_pull(
+                KeyRange(0, EXTENT), np.full(EXTENT, 1.0 + found.sum()), round=step
+            )
+        return {"finished": finished, "workers": self.context.count}  # what is under way, the call waits for
+
+    def nudge(self, by: int) -> dict[str, Any]:
+        """Change what is pushed from now on, whatever is under way; and push something, too."""
+        self.told += by
+        self.context.vectors["hard"].push(np.array([by], np.uint64), np.full(1, 1.0 + self.told))
+        return {}
+
+    nudge.at_once = True  # type: ignore[attr-defined]
+
+
+def schedule(cluster: Cluster, calls: int = 3, steps: int = 4) -> dict[str, Any]:
+    """Let the workers walk; give what came of it. Whoever is lost is replaced, or gone without."""
+    surely(cluster, lambda: begin(cluster))
+    said: list[Any] = []
+    rounds = count(0, steps)  # those that were broken off do not come again
+
+    def call() -> None:
+        task = cluster.workers.start("walk", {"first": next(rounds), "steps": steps})
+        hint = cluster.decide(lambda: int(cluster.node.van.now() * 1e6) % 7)
+        cluster.node.wait_all([task, cluster.workers.start("nudge", {"by": hint})])
+        said.append([reply.meta for reply in task.result])
+
+    while len(said) < calls:
+        surely(cluster, call)
+    return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+
+def begin(cluster: Cluster) -> None:
+    """Make the vectors, perhaps once more."""
+    cluster.vectors.clear()
+    for name, update, aggregate in (
+        ("soft", "assign", False),
+        ("hard", "add", False),
+        ("summed", "add", True),
+    ):
+        spec = VectorSpec(name, "float64", extent=EXTENT, dense=aggregate, update=update, aggregate=aggregate)
+        cluster.create_vector(spec)
+
+
+def surely(cluster: Cluster, step: Callable[[], None]) -> None:
+    """Do a step with the workers that there are, again and again."""
+    while True:
+        try:
+            return step()
+        except WorkerLost:
+            cluster.regroup()
+
+
+def again(
+    folder: Path, recorded: Callable[..., Any], seed: int, delay: float = 0.004, **layout: Any
+) -> tuple[Any, Any]:
+    """Do a recorded run again, under another schedule."""
+    course = read_course(folder / "record")
+    course.save(folder / "replay")
+    return simulate(
+        recorded, Wanderer, seed=seed, fate=jerky(seed, delay=delay), replay=folder / "replay", **layout
+    )
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.floats(0.0, 0.01))
+def test_a_run_is_done_again_to_the_bit(seed: int, servers: int, workers: int, delay: float) -> None:
+    layout = {"servers": servers, "workers": workers}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fate = jerky(seed, delay=delay)
+        first = simulate(schedule, Wanderer, seed=seed, fate=fate, record=place / "record", **layout)
+        assert again(place, schedule, seed + 1, **layout) == first
+
+
+def test_other_schedules_give_other_bits() -> None:
+    found = {
+        str(simulate(schedule, Wanderer, seed=seed, fate=jerky(seed, delay=0.004), workers=3))
+        for seed in range(4)
+    }
+    assert len(found) == 4
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.DataObject) -> None:
+    """Scheduler, servers and workers die at any instant; spares take the places of workers."""
+    seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 2))
+    layout = {"servers": 3, "workers": 3, "spares": spares, "schedulers": 2}
+    victims = data.draw(st.lists(st.sampled_from([0, 2, 3, 5, 6, 7]), min_size=1, max_size=2, unique=True))
+    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 900))) for rank in victims]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fate = jerky(seed, delay=0.004)
+        first = simulate(
+            schedule,
+            Wanderer,
+            seed=seed,
+            fate=fate,
+            record=place / "record",
+            replicas=2,
+            strikes=strikes,
+            **layout,
+        )
+        assert again(place, schedule, seed + 1, **layout) == first
+
+
+# Ranks that change their roles: in the run that is done again nobody gives up shards, so a rank may have some and work.
+
+ORDERS = ("join server", "join worker", "leave server", "leave worker")
+
+
+def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
+    """Do what `mpips ctl` asks for, if `least` of each role stay, and wait until the shards have come to rest."""
+    if cluster.node.replay is not None:  # nobody asks then
+        return
+    view, membership = cluster.node.view, cluster.membership
+    with suppress(InputError):
+        if order == "join server":
+            membership.join_server()
+        elif order == "leave server" and len(view.ring.servers) > least:
+            membership.leave_server(view.servers[pick % len(view.servers)])
+        elif order == "join worker" and len(view.spares) > cluster.joining:
+            cluster.joining += 1
+        elif order == "leave worker" and len(set(view.workers) - cluster.leaving) > least:
+            cluster.leaving.add(view.workers[pick % len(view.workers)])
+    membership.tick()
+    cluster.node.wait_until(lambda: at_rest(cluster.node.view, membership.replicas))
+
+
+def at_rest(view: View, replicas: int) -> bool:
+    """Tell whether all shards are where they are to be."""
+    return mended(view, replicas) == view and not any(
+        chain.closing or chain.learner >= 0 for chain in view.chains
+    )
+
+
+def mobile(
+    orders: Sequence[tuple[str, int]], folder: Path, least: int = 1
+) -> Callable[[Cluster], dict[str, Any]]:
+    """Give a program that is told of orders between its calls, and counts and saves what everybody has."""
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        surely(cluster, lambda: begin(cluster))
+        said: list[Any] = []
+        rounds = count(0, 2)
+
+        def turn() -> None:
+            if cluster.renewed():
+                cluster.regroup()
+            task = cluster.workers.start("walk", {"first": next(rounds), "steps": 2})
+            said.append([reply.meta for reply in cluster.node.wait(task)])
+            cluster.saver.begin(folder, next(rounds), {"step": len(said)})
+            cluster.accounts()
+            said.append(cluster.workers.addresses)
+
+        for order, pick in orders:
+            follow(cluster, order, pick, least)
+            surely(cluster, turn)
+        surely(cluster, cluster.saver.settle)
+        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+    return schedule
+
+
+def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so_again(
+    tmp_path: Path,
+) -> None:
+    """Rank 1 gives up its shards, works, has some again; in the end all servers work, and a worker is the server."""
+    orders = [
+        ("leave server", 0), ("join worker", 0), ("leave worker", 2), ("join server", 0), ("leave worker", 1),
+        ("leave server", 0), ("join server", 0), ("join worker", 0), ("leave server", 0), ("join worker", 0),
+    ]  # fmt: skip
+    program = mobile(orders, tmp_path / "checkpoints")
+    layout = {"servers": 2, "workers": 2}
+    told: dict[str, Any] = {}
+    first = simulate(
+        program, Wanderer, seed=3, fate=jerky(3), record=tmp_path / "record", told=told, **layout
+    )
+    assert first["said"][1::2] == [
+        (3, 4), (3, 4, 1), (3, 4), (3, 4), (3,), (3,), (3,), (3, 1), (3, 1), (3, 1, 2),
+    ]  # fmt: skip
+    assert told["view"].servers == (4,)
+    assert again(tmp_path, program, 4, **layout) == first
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_a_run_in_which_ranks_change_their_roles_is_done_again(data: st.DataObject) -> None:
+    """Servers and workers come, go and die at any instant; a rank may be the one now and the other then."""
+    seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 1))
+    orders = data.draw(
+        st.lists(st.tuples(st.sampled_from(ORDERS), st.integers(0, 3)), min_size=2, max_size=8)
+    )
+    layout = {"servers": 3, "workers": 3, "spares": spares}
+    victims = data.draw(st.lists(st.sampled_from([0, 1, 3, 4]), max_size=1))
+    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 1500))) for rank in victims]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        program = mobile(orders, place / "checkpoints", least=2)
+        first = simulate(
+            program, Wanderer, seed=seed, fate=jerky(seed), record=place / "record", replicas=1, strikes=strikes,
+            **layout,
+        )  # fmt: skip
+        assert again(place, program, seed + 1, **layout) == first
+
+
+MOVES = ("server joins", "server leaves", "worker joins", "worker leaves", "aside")
+
+
+def move(cluster: Cluster, what: str | None, number: int) -> None:
+    """Let someone join or leave, or tell the workers something, as orders from outside do; or not, if none can."""
+    membership, view = cluster.membership, cluster.node.view
+    with suppress(InputError):
+        if what == "server joins":
+            membership.join_server()
+        elif what == "server leaves":
+            membership.leave_server(view.ring.servers[number % len(view.ring.servers)])
+        elif what == "worker joins":
+            cluster.joining += 1
+        elif what == "worker leaves" and len(view.workers) > 1:
+            cluster.leaving.add(view.workers[number % len(view.workers)])
+        elif what == "aside":
+            cluster.aside("nudge", {"by": number})
+
+
+def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
+    """Give a schedule with a call of the workers for each move, which comes while that is under way."""
+
+    def schedule(cluster: Cluster) -> dict[str, Any]:
+        surely(cluster, lambda: begin(cluster))
+        said: list[Any] = []
+        rounds = count(0, 4)
+
+        def call() -> None:
+            task = cluster.workers.start("walk", {"first": next(rounds), "steps": 4})
+            if cluster.node.replay is None:  # there nobody gives orders
+                move(cluster, *moves[len(said)])
+            cluster.node.wait(task)
+            said.append([reply.meta for reply in task.result])
+
+        while len(said) < len(moves):
+            surely(cluster, call)
+            if cluster.renewed():
+                cluster.regroup()
+        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+
+    return schedule
+
+
+def filters() -> tuple[Chain, Chain]:
+    """Make filters that hold things back, round at random, and lose bits."""
+    held = [{"name": "significant", "threshold": 0.5}, {"name": "fixed_point", "bytes": 2}]
+    return chain_of(held, 3), chain_of(held[1:], 3)
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.DataObject) -> None:
+    """Ranks die, hang for a while or for ever, join and leave; messages are lost and doubled; filters are there."""
+    draw = data.draw
+    layout = {
+        "servers": draw(st.integers(2, 3)), "workers": draw(st.integers(2, 3)), "spares": draw(st.integers(0, 2)),
+        "schedulers": draw(st.integers(1, 2)),
+    }  # fmt: skip
+    strike = st.builds(
+        Strike,
+        st.sampled_from(["kill", "stop"]),
+        st.integers(0, sum(layout.values()) - 1),
+        after_messages=st.integers(20, 700),
+        lasting=st.sampled_from([None, 0.2, 2.0]),
+    )
+    strikes = [replace(each, lasting=None if each.act == "kill" else each.lasting) for each in
+               draw(st.lists(strike, max_size=2, unique_by=lambda each: each.rank))]  # fmt: skip
+    moves = draw(
+        st.lists(st.tuples(st.sampled_from([None, *MOVES]), st.integers(0, 9)), min_size=3, max_size=4)
+    )
+    seed, lost = draw(st.integers(0, 10**6)), draw(st.sampled_from([0.0, 0.0, 0.02]))
+    chains: dict[str, Any] = {"filters": filters} if draw(st.booleans()) else {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        try:
+            first = simulate(
+                moving(moves), Wanderer, seed=seed, fate=jerky(seed, 0.004, lost), record=place / "record",
+                replicas=2, strikes=strikes, **chains, **layout,
+            )  # fmt: skip
+        except (ShardLost, NoWorkerLeft):
+            return  # too much has happened
+        assert first is not None
+        try:
+            assert again(place, moving(moves), seed + 1, **chains, **layout) == first
+        except RecordError as error:
+            assert "such a run cannot be done again" in str(error)
+
+
+# What does not go on as it is recorded, is said, and by nobody waited for.
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a small recorded run."""
+    place = tmp_path_factory.mktemp("recorded")
+    simulate(schedule, Wanderer, seed=5, fate=jerky(5, delay=0.004), record=place / "record", workers=2)
+    return place / "record"
+
+
+def diverge(course: Course, folder: Path) -> str:
+    """Do a course again that cannot be gone; give what is said about it."""
+    course.save(folder)
+    with pytest.raises((Diverged, RemoteError)) as raised:
+        simulate(schedule, Wanderer, replay=folder, workers=2)
+    return str(raised.value)
+
+
+def test_a_shard_says_which_change_does_not_come(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    shard = course.shards[0]
+    shard.callers["time"][shard.first[8]] += 1000
+    assert "shard 0 waits for its change 9, request" in diverge(course, tmp_path)
+
+
+def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    cells = course.workers[2] = course.workers[2].copy()
+    at = np.flatnonzero(cells["kind"] == ANSWER)[3]
+    cells["time"][at] += 1000
+    told = diverge(course, tmp_path)
+    assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in told
+
+
+def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    shard = course.shards[0]
+    pushes = np.flatnonzero(shard.commands == Command.PUSH)
+    shard.commands[pushes[0]] = Command.PUSH_PULL
+    assert f"change {pushes[0] + 1}, request" in diverge(course, tmp_path)
+
+
+def test_a_program_that_decides_more_is_noticed(recorded: Path, tmp_path: Path) -> None:
+    course = read_course(recorded)
+    course.leader.decisions.pop()
+    assert "asks for decision" in diverge(course, tmp_path)
+
+
+# Putting together what several ranks have noted.
+
+
+def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
+    for torn in ("shard-0000", "worker-0002"):
+        place = shutil.copytree(recorded, tmp_path / torn)
+        file = next(place.glob(f"{torn}*"))
+        file.write_bytes(file.read_bytes()[:-5])
+        with pytest.raises(RecordError, match=f"{torn}.*: cut short"):
+            read_course(place)
+
+
+@pytest.mark.parametrize("kind", [ASIDE, CREW])
+@pytest.mark.parametrize("text", [b"{", b"7", b'[-1, "a"]', b'{"call": 1}', b"\xff", b"[" * 100_000])
+def test_a_text_that_nobody_is_told_is_refused(
+    recorded: Path, tmp_path: Path, kind: int, text: bytes
+) -> None:
+    log = Log(tmp_path / "worker-0002.bin", 2)
+    log.add(kind, 0, 0, 0, 0, 0, len(text), text)
+    log.close()
+    with pytest.raises(RecordError, match=r"worker-0002\.bin: damaged: a text in it"):
+        read_course(tmp_path)
+
+
+def test_a_change_of_an_unknown_kind_is_refused(recorded: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(recorded, tmp_path / "record")
+    for path in place.glob("shard-0000*"):
+        raw = np.frombuffer(path.read_bytes(), CELLS).copy()
+        raw["flags"][raw["kind"] == CHANGE] = 999
+        path.write_bytes(raw.tobytes())
+    with pytest.raises(RecordError, match="shard 0: change 1 is of no kind that there is"):
+        read_course(place)
+
+
+def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(recorded, tmp_path / "record")
+    next(place.glob("shard-0000*")).unlink()
+    with pytest.raises(RecordError, match=r"shard 0: rank \d was answered by a change"):
+        read_course(place)
+    with pytest.raises(RecordError, match="there is no record"):
+        read_course(tmp_path / "nowhere")
+
+
+def copies(*logs: list[tuple[int, int, int, int]]) -> list[Cells]:
+    """Make what servers noted: (kind, epoch, number, time) each."""
+    made = []
+    for log in logs:
+        cells = np.zeros(len(log), CELLS)
+        for cell, (kind, epoch, number, time) in zip(cells, log, strict=True):
+            cell["kind"], cell["epoch"], cell["value"], cell["time"], cell["more"] = (
+                kind,
+                epoch,
+                number,
+                time,
+                1,
+            )
+        made.append(cells)
+    return made
+
+
+def test_what_a_lost_primary_alone_had_has_not_happened() -> None:
+    lost = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (CHANGE, 0, 3, 66), (CHANGE, 0, 4, 67)]
+    heir = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (MARK, 1, 2, 0), (CHANGE, 1, 3, 30)]
+    _, callers, _ = merged("shard 0", copies(lost, heir))
+    assert callers["time"].tolist() == [10, 20, 30]
+
+
+def test_servers_that_do_not_agree_are_found_out() -> None:
+    one, other = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20)], [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 21)]
+    with pytest.raises(RecordError, match="do not agree on what change 2 was"):
+        merged("shard 0", copies(one, other))
+    with pytest.raises(RecordError, match="change 1 of 2 is missing"):
+        merged("shard 0", copies(one[1:]))
+
+
+@given(st.data())
+def test_any_history_of_primaries_is_put_together(data: st.DataObject) -> None:
+    """Each primary has what is true so far, and notes more, of which its heir has had some when it takes over."""
+    truth: list[int] = []
+    logs: list[list[tuple[int, int, int, int]]] = []
+    times = count(1)
+    for epoch in range(data.draw(st.integers(1, 5))):
+        log = [(CHANGE, 0 if not epoch else epoch - 1, at + 1, time) for at, time in enumerate(truth)]
+        from_copy = data.draw(st.integers(0, len(log)))  # what came as a copy is noted by others
+        log = [*log[from_copy:], (MARK, epoch, len(truth), 0)]
+        more = [next(times) for _ in range(data.draw(st.integers(0, 5)))]
+        log += [(CHANGE, epoch, len(truth) + 1 + at, time) for at, time in enumerate(more)]
+        logs.append(log)
+        truth += more[: data.draw(st.integers(0, len(more)))] if data.draw(st.booleans()) else more
+    kept = len(truth)
+    logs.append(
+        [(CHANGE, len(logs), at + 1, time) for at, time in enumerate(truth)]
+        + [(MARK, len(logs) + 1, kept, 0)]
+    )
+    _, callers, _ = merged("shard 0", copies(*data.draw(st.permutations(logs))))
+    assert callers["time"].tolist() == truth
+
+
+def test_the_last_leader_has_the_last_word() -> None:
+    lines = [(0, 0, "a"), (1, 0, "b"), (1, 9, "c"), (2, 9, "d")]
+    assert last_decisions({"number": n, "epoch": e, "value": v} for n, e, v in lines) == ["a", "c", "d"]
+    with pytest.raises(RecordError, match="decision 1 of the program is missing"):
+        last_decisions({"number": n, "epoch": 0, "value": 0} for n in (0, 2))
+
+
+def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "worker-0003.bin"
+    log = Log(path, 3)
+    for number in range(5000):
+        log.add(CHANGE, 1, 2, 3, 1, 10 * number, number, b"text" if number % 7 == 0 else b"")
+    before = read_cells(path)  # as if the process had been killed now
+    log.close()
+    assert (read_cells(path) == before).all()
+    assert before[before["kind"] == CHANGE]["value"][-1] == 4999
+    assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}

@@ -1,0 +1,129 @@
+"""A run's folder: unique, never mistaken for another run's, its files whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpips.errors import ClosedError, InputError
+from mpips.rundir.claim import release
+from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
+
+
+def noon() -> datetime:
+    return datetime(2025, 3, 1, 12, 0, 5, tzinfo=UTC)
+
+
+def test_folders_of_one_second_differ(tmp_path: Path) -> None:
+    names = [RunFolder.create("toy", tmp_path / "runs", noon).path.name for _ in range(3)]
+    assert names == ["toy-20250301T120005Z", "toy-20250301T120005Z-2", "toy-20250301T120005Z-3"]
+
+
+def test_paths(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    named = [
+        folder.job,
+        folder.run,
+        folder.result,
+        folder.metrics,
+        folder.logs,
+        folder.trace,
+        folder.report,
+        folder.log(7),
+    ]
+    assert [str(path.relative_to(tmp_path)) for path in named] == [
+        "job.toml", "run.json", "result.json", "metrics.jsonl", "logs", "trace", "report.html", "logs/rank-0007.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_named_folder_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    folder = RunFolder.claim(tmp_path)
+    write_json(folder.run, {})
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder.claim(tmp_path)
+
+
+def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
+    folder = RunFolder.claim(tmp_path / "new" / "run")
+    write_json(folder.result, {"status": "stopped"})
+    release(folder.path)
+    again = RunFolder.claim(folder.path, resume=True)
+    assert again.read_result() is None
+    assert json.loads((folder.path / "result.previous.json").read_text()) == {"status": "stopped"}
+
+
+@pytest.mark.parametrize("name", ["logs", "trace", "record", "replay", "orders"])
+def test_a_folder_whose_parts_lead_elsewhere_is_not_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
+        RunFolder.claim(tmp_path / "run")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("kept")
+    folder = RunFolder.claim(tmp_path / "run")
+    for path in (folder.metrics, folder.log(0)):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(tmp_path / "theirs")
+        with pytest.raises(OSError, match="is a symbolic link"):
+            Lines(path)
+    folder.result.symlink_to(tmp_path / "theirs")
+    write_json(folder.result, {"a": 1})
+    assert (tmp_path / "theirs").read_text() == "kept" and not folder.result.is_symlink()
+
+
+def test_folders_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        with pytest.raises(InputError, match="run folder"):
+            RunFolder.claim(path)
+    with pytest.raises(InputError, match="cannot be made"):
+        RunFolder.create("toy", file)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_numpy_and_infinite_numbers_become_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(
+        path,
+        {"n": np.int64(3), "x": np.float32(0.5), "inf": np.inf, "nan": [np.float64("nan")], "p": tmp_path},
+    )
+    assert json.loads(path.read_text()) == {"n": 3, "x": 0.5, "inf": None, "nan": [None], "p": str(tmp_path)}
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "x.jsonl"
+    with Lines(path) as lines:
+        lines.append({"pass": 1, "objective": np.float64(2.5)})
+        lines.append({"pass": 2, "text": "two\nlines"})
+        assert [json.loads(line)["pass"] for line in path.read_text().splitlines()] == [1, 2]
+    lines.close()
+    with pytest.raises(ClosedError):
+        lines.append({})

@@ -1,0 +1,87 @@
+"""Worker groups: each shares out its own data, whoever is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips import Cluster, Context
+from mpips.cluster.layout import Layout, LayoutSpec
+from mpips.errors import WorkerLost
+from mpips.rank.simulation import simulate
+from mpips.transport.in_memory import Strike
+
+GROUPS = {"train": 2, "query": 3}
+
+
+class Worker:
+    """Says who it is, and takes its part of 12 pieces of data."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def who(self) -> list[Any]:
+        context = self.context
+        return [context.group, context.index, context.count, context.index_of_all, context.count_of_all]
+
+    def part(self) -> list[int]:
+        return list(range(12))[self.context.index :: self.context.count]
+
+
+def test_each_group_has_places_of_its_own() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        return {name: cluster.group(name).call("who") for name in GROUPS}, cluster.workers.call("who")
+
+    groups, everyone = simulate(schedule, Worker, workers=GROUPS, servers=2)
+    assert groups["train"] == [["train", 0, 2, 0, 5], ["train", 1, 2, 1, 5]]
+    assert groups["query"] == [["query", each, 3, 2 + each, 5] for each in range(3)]
+    assert everyone == groups["train"] + groups["query"]
+
+
+def test_without_groups_there_is_one() -> None:
+    assert simulate(lambda cluster: cluster.workers.call("who"), Worker, workers=2) == [
+        ["workers", 0, 2, 0, 2],
+        ["workers", 1, 2, 1, 2],
+    ]
+
+
+def test_a_spare_takes_the_place_of_who_was_lost_in_its_group_and_all_data_are_taken_once() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        def taken(name: str) -> list[int]:
+            return sorted(piece for part in cluster.group(name).call("part") for piece in part)
+
+        assert taken("train") == taken("query") == list(range(12))
+        cluster.node.wait_until(lambda: cluster.node.van.now() > 2.0)
+        with pytest.raises(WorkerLost):
+            cluster.workers.call("part")
+        cluster.regroup()
+        assert taken("train") == taken("query") == list(range(12))
+        return {name: [each[:3] for each in cluster.group(name).call("who")] for name in GROUPS}
+
+    layout = Layout.of(8, LayoutSpec(workers=GROUPS, spares=1))
+    strikes = [Strike("kill", layout.group("query")[1], at=1.0)]
+    assert simulate(schedule, Worker, workers=GROUPS, spares=1, strikes=strikes) == {
+        "train": [["train", 0, 2], ["train", 1, 2]],
+        "query": [["query", 0, 3], ["query", 1, 3], ["query", 2, 3]],
+    }
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_every_worker_is_in_one_group_and_who_stays_stays(sizes: list[int], spares: int, chance: Any) -> None:
+    groups = {f"g{number}": size for number, size in enumerate(sizes)}
+    spec = LayoutSpec(workers=groups, spares=spares)
+    layout = Layout.of(spec.size(), spec)
+    workers = [rank for rank in (*layout.workers, *layout.spares) if chance.random() < 0.7]
+    chance.shuffle(workers)
+    members = layout.members(workers)
+    assert sorted(sum(members.values(), ())) == sorted(workers)
+    for name, ranks in members.items():
+        assert set(layout.group(name)) & set(workers) <= set(ranks)
+        assert [rank for rank in workers if rank in ranks] == list(ranks)

@@ -1,0 +1,168 @@
+"""The end of a run's time: when to stop, as a calculation, on whole twin clusters, and once on ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Finished
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated import simulate
+
+from mpips.config.job_file import CheckpointSpec
+from mpips.errors import StopOverdue
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.time_limit import MOST, Pace, end_of, enforce, reserve, watch
+from mpips.transport.in_memory import Strike
+from mpips.worker.worker import Context
+
+seconds = st.floats(0, 1e6)
+
+
+@dataclass(frozen=True)
+class Job:
+    """As much of a job as the deadline looks at."""
+
+    time_limit: float = 0.0
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+
+
+@pytest.mark.parametrize(
+    ("limit", "allocation", "end"),
+    [(0, None, None), (50, None, 150), (0, 400, 400), (50, 400, 150), (500, 400, 400)],
+)
+def test_what_comes_first_is_the_end(limit: float, allocation: float | None, end: float | None) -> None:
+    assert end_of(Job(limit), 100, allocation) == end  # type: ignore[arg-type]
+    assert end_of(Job(limit, CheckpointSpec(before_end=0)), 100, allocation) is None  # type: ignore[arg-type]
+
+
+def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None:
+    pace = Pace()
+    assert (pace.step, pace.checkpoint) == (0, 0)
+    for now in (100, 130, 132, 135):
+        pace.stepped(now)
+    assert pace.step == 30, "what was before the first step's end is no step"
+    for now in range(136, 144):
+        pace.stepped(now)
+    assert pace.step == 1, "the slow one is long ago"
+    pace.saved(4)
+    pace.saved(2)
+    assert pace.checkpoint == 4
+    assert reserve(60, 3600, pace) == 60 + 1 + 8
+    assert reserve(60, 100, pace) == 25 + 1 + 8
+
+
+@given(seconds, seconds, st.lists(seconds, max_size=12), st.lists(seconds, max_size=3))
+def test_there_is_always_time_for_a_step_and_two_checkpoints(
+    before_end: float, whole: float, steps: list[float], checkpoints: list[float]
+) -> None:
+    pace, now = Pace(), 0.0
+    pace.stepped(now)
+    for step in steps:
+        now += step
+        pace.stepped(now)
+    for each in checkpoints:
+        pace.saved(each)
+    left = reserve(before_end, whole, pace)
+    assert left == pytest.approx(
+        min(before_end, MOST * whole) + max(steps[-8:], default=0) + 2 * max(checkpoints, default=0)
+    )
+
+
+class Worker:
+    """Takes its time, in fake seconds."""
+
+    def __init__(self, context: Context) -> None:
+        self.node = context.node
+
+    def work(self, seconds: float) -> None:
+        end = self.node.van.now() + seconds
+        self.node.wait_until(lambda: self.node.van.now() >= end)
+
+
+def run(end: float, step: float, **how: Any) -> tuple[int, float, str | None]:
+    """Run steps until it is told to stop; give how many they were, when, and why."""
+    how.setdefault("job", Job(checkpoint=CheckpointSpec(before_end=8.0)))
+
+    def schedule(cluster: Cluster) -> tuple[int, float, str | None]:
+        started = cluster.decide(lambda: 0.0)
+        watch(cluster, started, cluster.decide(lambda: end))
+        for number in range(1, 100):
+            cluster.workers.call("work", {"seconds": step})
+            if cluster.due(number):
+                break
+        return number, cluster.node.van.wall(), cluster.stop
+
+    found: tuple[int, float, str | None] = simulate(schedule, Worker, horizon=200.0, **how)
+    return found
+
+
+def test_a_run_stops_before_its_end_with_time_for_one_more_step() -> None:
+    steps, at, why = run(end=40.0, step=3.0)
+    assert (steps, why) == (10, "the end of its time, 11 s before it")  # asked at 29, in the tenth step
+    assert 30 <= at < 31
+    slow, at, _ = run(end=40.0, step=6.0)
+    assert slow == 5 and 30 <= at < 31
+
+
+def test_a_short_time_is_not_all_margin() -> None:
+    steps, at, _ = run(end=8.0, step=1.0)
+    assert steps == 5 and at < 6, "of 8 s a quarter is kept, and a step"
+
+
+def test_a_successor_stops_as_its_predecessor_would_have() -> None:
+    strikes = [Strike("kill", 0, at=10.0)]
+    steps, at, why = run(end=40.0, step=3.0, schedulers=2, strikes=strikes)
+    assert steps == 10 and 30 <= at < 31.5
+    assert why is not None and why.startswith("the end of its time")
+
+
+@pytest.mark.parametrize(
+    ("grace", "end", "at"), [(5.0, None, 25.0), (0.0, 40.0, 35.0), (5.0, 24.0, 20.0), (0.0, None, 70.0)]
+)
+def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: float | None, at: float) -> None:
+    """It is asked at 20 s, in a step that takes until 70 s."""
+
+    def schedule(cluster: Cluster) -> tuple[float, str]:
+        van = cluster.node.van
+
+        def ask() -> None:
+            if van.wall() >= 20.0 and cluster.asked is None:
+                cluster.asked = "SIGUSR1"
+
+        cluster.node.on_tick.append(ask)
+        enforce(cluster, end)
+        said = ""
+        try:
+            cluster.workers.call("work", {"seconds": 70.0})
+        except StopOverdue as error:
+            said = str(error)
+        cluster.asked = None
+        return van.wall(), said
+
+    job = Job(checkpoint=CheckpointSpec(grace=grace))
+    ended, said = simulate(schedule, Worker, horizon=200.0, job=job)
+    assert ended == pytest.approx(at, abs=0.1)
+    if at < 70:
+        assert said.startswith("asked to stop by SIGUSR1") and "no answer from rank 2 (worker 0)" in said
+    else:
+        assert said == ""
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_a_run_with_a_limit_ends_as_stopped_and_goes_on(
+    run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    job = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"
+    limit = ("--set", "job.time_limit=3", "--set", "failing.rounds=0", "--run-dir", tmp_path / "run")
+    done = run_mpips("run", job, *limit, cwd=tmp_path)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert done.code == 85, done.stderr
+    assert (result["status"], result["exit_code"]) == ("stopped", 85)
+    assert result["stopped_by"].startswith("the end of its time")

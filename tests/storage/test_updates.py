@@ -1,0 +1,211 @@
+"""The built-in updates against the formulas written out in NumPy, and the registries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.errors import JobError
+from mpips.storage import updates as module
+from mpips.storage.segment import Segment
+from mpips.storage.updates import (
+    Column,
+    VectorSpec,
+    call,
+    call_named,
+    change_settings,
+    settings_of,
+    update,
+    update_named,
+)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "_updates", dict(module._updates))
+    monkeypatch.setattr(module, "_calls", dict(module._calls))
+    return
+
+
+def pushes(rng: np.random.Generator, steps: int, keys: int, width: int) -> list[tuple[Any, Any]]:
+    out = []
+    for _ in range(steps):
+        chosen = np.sort(rng.choice(50, keys, replace=False)).astype(np.uint64)
+        out.append((chosen, rng.normal(size=(keys, width))))
+    return out
+
+
+def soft(z: float, by: float) -> float:
+    return math.copysign(max(abs(z) - by, 0.0), z)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("name", ["add", "assign"])
+def test_add_and_assign(name: str, dense: bool, width: int, dtype: str) -> None:
+    segment = Segment(VectorSpec("w", dtype, width, extent=50, update=name, dense=dense))
+    expected = np.zeros((50, width), dtype)
+    for keys, rows in pushes(np.random.default_rng(1), 5, 20, width):
+        whole = (rows * 8).astype(dtype)
+        segment.push(keys, whole)
+        at = keys.astype(int)
+        expected[at] = whole if name == "assign" else expected[at] + whole
+    assert np.array_equal(segment.pull(np.arange(50, dtype=np.uint64)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sgd_by_hand(dtype: str) -> None:
+    rate, l1, l2 = 0.3, 0.2, 0.5
+    spec = VectorSpec("w", dtype, 2, 50, "sgd", {"rate": rate, "l1": l1, "l2": l2})
+    segment, w = Segment(spec), np.zeros((50, 2), dtype)
+    for keys, rows in pushes(np.random.default_rng(2), 6, 30, 2):
+        rows = rows.astype(dtype)
+        segment.push(keys, rows)
+        for k, row in zip(keys.tolist(), rows, strict=True):
+            for j in range(2):
+                w[k, j] = soft(float(w[k, j]) - rate * float(row[j]), rate * l1) / (1 + rate * l2)
+    assert np.array_equal(segment.pull(np.arange(50, dtype=np.uint64)), w)
+    assert (w == 0).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_adagrad_by_hand(dtype: str) -> None:
+    alpha, beta, l1, l2 = 0.5, 0.7, 0.1, 0.3
+    settings = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2}
+    segment = Segment(VectorSpec("w", dtype, 1, 50, "adagrad", settings))
+    w, squares = np.zeros(50), np.zeros(50)
+    for keys, rows in pushes(np.random.default_rng(3), 6, 30, 1):
+        rows = rows.astype(dtype)
+        segment.push(keys, rows)
+        for k, (g,) in zip(keys.tolist(), rows.astype(float), strict=True):
+            squares[k] += g * g
+            e = (math.sqrt(squares[k]) + beta) / alpha
+            w[k] = soft(e * w[k] - g, l1) / (e + l2)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    assert np.allclose(segment.pull(np.arange(50, dtype=np.uint64))[:, 0], w, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ftrl_is_algorithm_1_of_mcmahan(dtype: str) -> None:
+    """The reference is in the paper's own form: n sums squares, w is derived from z before each step."""
+    alpha, beta, l1, l2 = 0.4, 0.9, 0.3, 0.2
+    settings = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2}
+    segment = Segment(VectorSpec("w", dtype, 1, 50, "ftrl", settings))
+    z, n = np.zeros(50), np.zeros(50)
+
+    def weight(k: int) -> float:
+        if abs(z[k]) <= l1:
+            return 0.0
+        return -(z[k] - math.copysign(l1, z[k])) / ((beta + math.sqrt(n[k])) / alpha + l2)
+
+    for keys, rows in pushes(np.random.default_rng(4), 20, 30, 1):
+        rows = rows.astype(dtype)
+        segment.push(keys, rows)
+        for k, (g,) in zip(keys.tolist(), rows.astype(float), strict=True):
+            sigma = (math.sqrt(n[k] + g * g) - math.sqrt(n[k])) / alpha
+            z[k], n[k] = z[k] + g - sigma * weight(k), n[k] + g * g
+    tolerance = 1e-11 if dtype == "float64" else 2e-5
+    w = segment.pull(np.arange(50, dtype=np.uint64))[:, 0]
+    assert np.allclose(w, [weight(k) for k in range(50)], rtol=tolerance, atol=tolerance)
+    assert np.count_nonzero(w) > 20
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20))
+def test_ftrl_with_a_large_l1_stays_zero(gradients: list[float]) -> None:
+    segment = Segment(VectorSpec("w", update="ftrl", settings={"l1": 1e4}))
+    for g in gradients:
+        segment.push(np.array([7], np.uint64), np.array([[g]]))
+    assert segment.pull(np.array([7], np.uint64)).tolist() == [[0.0]]
+    assert segment.state["z"][0, 0] == pytest.approx(sum(gradients))
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
+    @update(
+        "mean",
+        columns=lambda spec: {"pushes": Column("int64", 1, 2)},
+        push_row=lambda spec: Column("float32", 3),
+        reply_row=lambda spec: Column("int64", 1),
+        read=lambda values, state, slots: values[slots] * 10,
+    )
+    def mean(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+        state["pushes"][slots] += 1
+        values[slots] += rows.sum(axis=1, keepdims=True) * settings["scale"]
+        return state["pushes"][slots]
+
+    segment = Segment(VectorSpec("w", update="mean", settings={"scale": 0.5, "mode": "any"}))
+    keys = np.array([3, 2**63, 2**64 - 1], np.uint64)
+    assert segment.push(keys, np.ones((3, 3), np.float32)) is None
+    reply = segment.push(keys[1:], np.ones((2, 3), np.float32), reply=True)
+    assert reply is not None
+    assert reply.tolist() == [[4], [4]]
+    assert segment.pull(np.array([1, 3, 2**63], np.uint64)).tolist() == [[0], [15], [30]]
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(JobError, match=r"unknown update 'ad'; known: adagrad, add, .*assign, .*ftrl.*sgd"):
+        update_named("ad")
+    with pytest.raises(JobError, match=r"unknown call 'x'; known: .*settings"):
+        call_named("x")
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_second_function_of_one_name_is_refused_and_a_reload_is_not() -> None:
+    with pytest.raises(JobError, match=r"update 'add' is already defined at .*update\.py:\d+"):
+        update("add")(lambda values, state, slots, rows, settings: None)
+
+    def load(at: int) -> Any:
+        def mine(segment: Any, args: Any) -> Any:
+            return {"at": at}
+
+        return mine
+
+    call("mine")(load(1))
+    call("mine")(load(2))
+    assert call_named("mine").function(None, {}) == {"at": 2} and not call_named("mine").reads
+    call("mine", reads=True)(load(3))
+    assert call_named("mine").function(None, {}) == {"at": 3} and call_named("mine").reads
+    with pytest.raises(JobError, match="call 'mine' is already defined"):
+        call("mine")(lambda segment, args: {})
+
+
+def test_settings_are_checked_and_can_be_changed_by_a_call() -> None:
+    spec = VectorSpec("w", update="ftrl", settings={"l1": 3})
+    assert settings_of(spec) == {"alpha": 0.1, "beta": 1.0, "l1": 3, "l2": 0.0}
+    segment = Segment(spec)
+    assert change_settings(segment, {"alpha": 0.5})["alpha"] == 0.5
+    assert segment.settings["alpha"] == 0.5
+    with pytest.raises(JobError, match="unknown setting 'rate'; known: alpha, beta, l1, l2"):
+        Segment(VectorSpec("w", update="ftrl", settings={"rate": 1}))
+    for wrong in ("0.1", True, math.nan):
+        with pytest.raises(JobError, match="'alpha' must be a number"):
+            change_settings(segment, {"alpha": wrong})
+    assert segment.settings["alpha"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "float16"}, "float32, float64, int32, int64"),
+        ({"width": 0}, "width 0 is outside"),
+        ({"extent": 0}, "extent 0 is outside"),
+        ({"dense": True}, "leave dense out"),
+    ],
+)
+def test_a_bad_specification_is_a_clear_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message) as caught:
+        VectorSpec("w", **fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_gradient_updates_refuse_integers() -> None:
+    for name in ("sgd", "adagrad", "ftrl"):
+        with pytest.raises(JobError, match=f"update '{name}' needs float32 or float64, not int32"):
+            Segment(VectorSpec("w", "int32", update=name))

@@ -1,0 +1,263 @@
+"""How a rank waits: looked at on a clock of its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.transport import wakeup as bells
+from mpips.transport.backoff import BRIEF, LOOKS, Backoff
+from mpips.transport.wakeup import Bell
+
+LOOK = 1e-6
+"""Seconds that a look takes here."""
+PATIENCE, CAP, DEEP = 1e-3, 0.9e-3, 5e-3
+
+
+class Clock:
+    """Time that goes on only when somebody looks, yields, or sleeps; notes what was done, and since when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.done: list[tuple[str, float]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def yields(self) -> None:
+        self.done.append(("yield", self.now))
+
+    def sleep(self, seconds: float) -> None:
+        self.done.append(("sleep", seconds))
+        self.now += seconds
+
+
+class Ringer:
+    """A bell at which somebody rings at `rings` (s), if anybody does."""
+
+    def __init__(self, clock: Clock, rings: float = float("inf")) -> None:
+        self.clock, self.rings, self.armed = clock, rings, False
+        self.done: list[str] = []
+
+    def arm(self) -> None:
+        self.armed = True
+        self.done.append("arm")
+
+    def disarm(self) -> None:
+        self.armed = False
+        self.done.append("disarm")
+
+    def sleep(self, seconds: float) -> None:
+        assert self.armed
+        self.done.append("sleep")
+        self.clock.sleep(max(min(seconds, self.rings - self.clock.now), 0.0))
+
+
+def made(clock: Clock, bell: Ringer | None = None, *, crowded: bool = False) -> Backoff:
+    return Backoff(
+        PATIENCE, CAP, clock.sleep, deep=DEEP, bell=bell, crowded=crowded, clock=clock, offer=clock.yields
+    )
+
+
+def wait(backoff: Backoff, clock: Clock, until: float, *, moving: bool = False) -> int:
+    """Look again and again until some time; give how many looks that took."""
+    looks = 0
+    while clock.now < until:
+        backoff.wait(moving)
+        clock.now += LOOK
+        looks += 1
+    return looks
+
+
+def kinds(clock: Clock) -> set[str]:
+    return {kind for kind, _ in clock.done}
+
+
+def test_with_a_core_of_its_own_a_short_wait_makes_no_system_call() -> None:
+    clock = Clock()
+    backoff = made(clock, Ringer(clock))
+    for _ in range(50):
+        wait(backoff, clock, clock.now + 0.9 * BRIEF)
+        backoff.reset()
+    assert clock.done == []
+    wait(backoff, clock, clock.now + 0.9 * PATIENCE)
+    assert kinds(clock) == {"yield"}
+
+
+def test_in_a_crowd_the_core_is_offered_before_the_first_look_already() -> None:
+    clock = Clock()
+    made(clock, crowded=True).wait()
+    assert clock.done == [("yield", 0.0)]
+
+
+@given(st.floats(2e-3, 5.0))
+def test_what_comes_late_is_heard_a_sixteenth_later_at_most(comes: float) -> None:
+    clock = Clock()
+    wait(made(clock), clock, comes)
+    sleeps = [seconds for kind, seconds in clock.done if kind == "sleep"]
+    assert sleeps and max(sleeps) <= CAP
+    assert clock.now - comes <= min(comes / 16, CAP) + LOOK
+
+
+def test_between_two_sleeps_it_looks_several_times() -> None:
+    clock = Clock()
+    looks = wait(made(clock), clock, 1.0)
+    sleeps = sum(kind == "sleep" for kind, _ in clock.done)
+    before = PATIENCE / LOOK
+    assert looks - before == pytest.approx(LOOKS * sleeps, abs=LOOKS)
+
+
+def test_a_bell_lets_it_sleep_deeply_and_be_woken_at_once() -> None:
+    clock = Clock()
+    bell = Ringer(clock, rings=0.5)
+    backoff = made(clock, bell)
+    looks = wait(backoff, clock, 0.4)
+    assert bell.armed and bell.done.count("arm") == 1
+    assert looks - PATIENCE / LOOK < (LOOKS + 1) * (0.4 / DEEP + 3)
+    wait(backoff, clock, 0.5)
+    assert clock.now == pytest.approx(0.5, abs=2 * LOOK)
+    backoff.reset()
+    assert not bell.armed and not backoff.waiting
+
+
+@given(st.floats(2e-3, 5.0))
+def test_a_ring_that_is_lost_costs_no_more_than_the_wait_so_far(comes: float) -> None:
+    clock = Clock()
+    wait(made(clock, Ringer(clock)), clock, comes)
+    assert clock.now - comes <= min(comes, DEEP) + LOOK
+
+
+def test_it_looks_between_arming_the_bell_and_sleeping() -> None:
+    clock = Clock()
+    bell = Ringer(clock)
+    backoff = made(clock, bell)
+    wait(backoff, clock, PATIENCE)
+    while "arm" not in bell.done:
+        backoff.wait()
+    assert (
+        "sleep" not in bell.done
+    )  # a message that came before others saw the flag is found by the next look
+
+
+def test_while_something_moves_it_sleeps_briefly_and_nobody_need_ring() -> None:
+    clock = Clock()
+    bell = Ringer(clock)
+    backoff = made(clock, bell)
+    wait(backoff, clock, 0.2, moving=True)
+    assert bell.done == [] and max(seconds for kind, seconds in clock.done if kind == "sleep") <= CAP
+    wait(backoff, clock, 0.4)
+    assert bell.armed
+    wait(backoff, clock, 0.6, moving=True)
+    assert not bell.armed
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 0.1), st.booleans(), st.booleans()), max_size=30))
+def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]]) -> None:
+    clock = Clock()
+    bell = Ringer(clock)
+    backoff = made(clock, bell)
+    for seconds, moving, progress in waits:
+        wait(backoff, clock, clock.now + seconds, moving=moving)
+        assert backoff.waiting
+        if progress:
+            backoff.reset()
+            assert not bell.armed and not backoff.waiting
+            before = len(clock.done)
+            backoff.wait()
+            assert clock.done[before:] == []
+
+
+# --- the bell ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[list[Bell]]:
+    """Give the bells of two ranks."""
+    path = bells._page(2)
+    made = [bells._open(rank, 2, path) for rank in range(2)]
+    os.unlink(path)
+    assert made[0] is not None and made[1] is not None
+    yield [each for each in made if each is not None]
+    for each in made:
+        assert each is not None
+        each.close()
+        each.close()
+
+
+def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Bell]) -> None:
+    sleeper, sender = pair
+    sleeper.arm()
+    assert sender.asleep[0] == 1 and sender.asleep[1] == 0 and sender.flags.tolist() == [1, 0]
+    sender.ring(0)
+    assert sender.asleep[0] == 0
+    sleeper.sleep(60.0)  # would time the test out
+    assert sender.asleep[0] == 1
+    sleeper.disarm()
+    assert sender.asleep[0] == 0
+
+
+def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Bell]) -> None:
+    sleeper, sender = pair
+    for _ in range(3):
+        sender.ring(0)
+    sleeper.sleep(60.0)
+    assert not select.select([sleeper._mail], [], [], 0)[0]
+    sleeper.sleep(0.001)
+
+
+def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Bell]) -> None:
+    sleeper, sender = pair
+    for _ in range(10_000):
+        sender.ring(0)
+    sleeper.sleep(60.0)
+    sleeper.close()
+    sender.ring(0)
+    assert sender.asleep[0] == 0
+
+
+def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Bell]) -> None:
+    sleeper, sender = pair
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.setblocking(False)
+        for junk in (b"", b"!", bytes(16), bytes(17)) * 100:
+            stranger.sendto(junk, bells._place(sleeper._name, 0))
+    assert not select.select([sleeper._mail], [], [], 0)[0]
+    sender.ring(0)
+    sleeper.sleep(60.0)
+
+
+def test_a_name_that_is_taken_gives_no_bell(pair: list[Bell]) -> None:
+    path = bells._page(2)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.bind(bells._place(os.path.basename(path), 1))
+            assert bells._open(1, 2, path) is None
+    finally:
+        os.unlink(path)
+    assert bells._open(1, 2, path) is None
+
+
+def letters(*ranks: tuple[bytes, list[int]]) -> Any:
+    return np.stack([bells._letter(host, cores, "/dev/shm/page") for host, cores in ranks])
+
+
+def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:
+    here, there = b"a" * 8, b"b" * 8
+    two = [(here, [0, 1])] * 2
+    assert not bells.outnumbered(letters(*two), 0)
+    assert bells.outnumbered(letters(*two, (here, [1])), 2)
+    assert not bells.outnumbered(letters(*two, (there, [0]), (there, [900])), 3)
+    assert not bells.outnumbered(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
+
+
+def test_bells_are_for_one_host() -> None:
+    assert bells._shared(letters((b"a" * 8, [0]), (b"a" * 8, [0]))) == ("/dev/shm/page", True)
+    assert not bells._shared(letters((b"a" * 8, [0]), (b"b" * 8, [0])))[1]

@@ -1,0 +1,279 @@
+"""The desk: requests that compiled code sends, and the answers that it takes; one rank that asks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpips.errors import ProtocolError
+from mpips.ranges import KeyRange
+from mpips.transport.fastpath_client import SLOTS
+from mpips.transport.fastpath_table import Lane
+from mpips.transport.key_cache import KeyCache
+from mpips.transport.message import (
+    ANSWER,
+    CODES,
+    DETACHED,
+    DTYPES,
+    NO_SIGNATURE,
+    REACHED,
+    Command,
+    Kind,
+    Message,
+    encode,
+    heading,
+    reply_to,
+)
+from mpips.transport.mpi_kernels import FRAME
+from mpips.transport.van import MPIVan
+
+EPOCH, SHARD, NAMESPACE = 4, 2, 9
+
+
+class Asking:
+    """A rank that asks at its desk, receives what it asked, and answers itself."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.van = MPIVan(comm)
+        self.van.epoch = EPOCH
+        self.heads: list[Any] = []
+
+    def model(self, command: Command, rows: Any, time: int, acked: int = 0) -> Message:
+        """Make the message that a request would be if it were made by Python."""
+        made = Message(Kind.REQUEST, command, 0, 0, SHARD, EPOCH, NAMESPACE, acked, time)
+        made.range, made.signature = KeyRange(5, 99), bytes(range(16))
+        made.values = rows
+        return made
+
+    def ask(
+        self, command: Command, numbers: Any, n: int, first: int = 0, time: int = 1, acked: int = 0
+    ) -> int:
+        """Ask with, or for, `n` rows of one number each, from the first one on."""
+        without = self.model(command, None, 0)
+        pushes = command is Command.PUSH
+        head = heading(without, n, numbers.dtype, 1) if pushes else heading(without)
+        self.heads.append(head)
+        kind, size = CODES[numbers.dtype], numbers.itemsize
+        raw = numbers.view(np.uint8)
+        return self.van.ask(
+            0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False
+        )
+
+    def receive(self) -> Message:
+        for _ in range(10_000):
+            message = self.van.receive()
+            if message is not None:
+                return message
+        raise AssertionError("nothing came")
+
+    def answer(self, request: Message, rows: Any = None, **fields: Any) -> Message:
+        """Send an answer, as it is or with a few changes; give what comes."""
+        reply = reply_to(request, rows)
+        reply.sender, reply.epoch = 0, EPOCH
+        for name, value in fields.items():
+            setattr(reply, name, value)
+        self.van.send(0, reply)
+        return self.receive()
+
+
+@pytest.fixture
+def asking() -> Iterator[Asking]:
+    comm = MPI.COMM_SELF.Dup()
+    yield Asking(comm)
+    comm.Free()
+
+
+def same(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other)
+
+
+SIZES = (1, 100, 8192, 8193, 100_000)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_push_arrives_as_if_python_had_sent_it(asking: Asking, dtype: Any) -> None:
+    for time, n in enumerate(SIZES):
+        numbers = np.arange(n + 10).astype(dtype)
+        slot = asking.ask(Command.PUSH, numbers, n, first=7, time=time, acked=time // 2)
+        arrived, model = asking.receive(), asking.model(Command.PUSH, None, time, time // 2)
+        assert same(arrived.values, numbers[7 : 7 + n].reshape(n, 1))
+        arrived.values = None
+        assert arrived == model
+        assert asking.answer(arrived) is ANSWER and asking.van.slot == slot
+    assert asking.van.pending() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_answer_to_a_pull_goes_to_its_place(asking: Asking, dtype: Any) -> None:
+    for time, n in enumerate(SIZES):
+        out, rows = np.full(n + 10, 99).astype(dtype), np.arange(n).astype(dtype)
+        slot = asking.ask(Command.PULL, out, n, first=3, time=time)
+        arrived = asking.receive()
+        assert arrived == asking.model(Command.PULL, None, time)
+        assert asking.answer(arrived, rows.reshape(n, 1)) is ANSWER and asking.van.slot == slot
+        expected = np.full(n + 10, 99).astype(dtype)
+        expected[3 : 3 + n] = rows
+        assert same(out, expected)
+
+
+@pytest.mark.parametrize("n", [10, 20_000])
+def test_answers_find_their_requests_in_any_order(asking: Asking, n: int) -> None:
+    outs = [np.zeros(n) for _ in range(8)]
+    slots = [asking.ask(Command.PULL, out, n, time=time) for time, out in enumerate(outs)]
+    assert len(set(slots)) == 8
+    asked = [asking.receive() for _ in outs]
+    assert [each.time for each in asked] == list(range(8))
+    for number in np.random.default_rng(0).permutation(8).tolist():
+        assert asking.answer(asked[number], np.full((n, 1), float(number))) is ANSWER
+        assert asking.van.slot == slots[number]
+    assert [set(out.tolist()) for out in outs] == [{float(number)} for number in range(8)]
+
+
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "another time": (np.ones((10, 1)), {"time": 2}),
+    "another shard": (np.ones((10, 1)), {"shard": SHARD + 1}),
+    "a failure": (None, {"kind": Kind.FAILURE, "meta": {"text": "no"}}),
+    "that the keys are to be sent": (None, {"kind": Kind.SEND_KEYS}),
+    "ahead of a word": (np.ones((10, 1)), {"acked": 1}),
+    "words for others": (np.ones((10, 1)), {"after": ((1, 1),)}),
+    "metadata": (np.ones((10, 1)), {"meta": {"a": 1}}),
+    "keys": (np.ones((10, 1)), {"keys": np.arange(10, dtype=np.uint64)}),
+    "no rows": (None, {}),
+    "rows of another type": (np.ones((10, 1), np.int64), {}),
+    "fewer rows": (np.ones((9, 1)), {}),
+    "more rows": (np.ones((11, 1)), {}),
+    "many more rows": (np.ones((20_000, 1)), {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_answers_are_for_python(asking: Asking, name: str) -> None:
+    rows, fields = OTHERS[name]
+    out = np.zeros(10)
+    slot = asking.ask(Command.PULL, out, 10)
+    request = asking.receive()
+    reply = asking.answer(request, rows, **fields)
+    assert reply is not ANSWER and same(reply.values, rows) and not out.any()
+    for field, value in fields.items():
+        assert same(reply.keys, value) if field == "keys" else getattr(reply, field) == value
+    assert asking.answer(request, np.ones((10, 1))) is ANSWER and asking.van.slot == slot, "it is still due"
+    assert out.all()
+
+
+def test_a_push_is_not_answered_with_rows(asking: Asking) -> None:
+    asking.ask(Command.PUSH, np.ones(10), 10)
+    request = asking.receive()
+    rows = np.full((10, 1), 2.0)
+    assert same(asking.answer(request, rows).values, rows)
+    assert asking.answer(request) is ANSWER
+
+
+def test_an_answer_comes_once_and_not_when_it_is_withdrawn(asking: Asking) -> None:
+    out = np.zeros(10)
+    first = asking.ask(Command.PULL, out, 10, time=1)
+    request = asking.receive()
+    assert asking.answer(request, np.ones((10, 1))) is ANSWER
+    assert same(asking.answer(request, np.full((10, 1), 2.0)).values, np.full((10, 1), 2.0))
+    slot = asking.ask(Command.PULL, out, 10, time=2)
+    request = asking.receive()
+    asking.van.withdraw(slot)
+    assert asking.answer(request, np.full((10, 1), 3.0)) is not ANSWER
+    assert first >= 0 and set(out.tolist()) == {1.0}
+
+
+def test_no_more_is_asked_than_there_are_slots(asking: Asking) -> None:
+    numbers = np.ones(10)
+    slots = [asking.ask(Command.PUSH, numbers, 10, time=time) for time in range(SLOTS)]
+    assert sorted(slots) == list(range(SLOTS))
+    asked = [asking.receive() for _ in slots]
+    assert asking.ask(Command.PUSH, numbers, 10, time=99) == -1
+    assert asking.answer(asked[17]) is ANSWER and asking.van.slot == slots[17]
+    assert asking.ask(Command.PUSH, numbers, 10, time=99) == slots[17]
+    assert asking.receive().time == 99
+    assert asking.ask(Command.PUSH, numbers, 10, time=100) == -1
+
+
+def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) -> None:
+    asking.van.lane = Lane(1, 1, KeyCache(0))
+    assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
+    asking.van.lane = None
+    assert asking.ask(Command.PUSH, np.ones(1), 1) >= 0
+    assert asking.receive().signature != NO_SIGNATURE
+    asking.van.bury(0)
+    assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
+    assert all(asking.van.receive() is None for _ in range(20))
+
+
+def test_what_stands_at_the_desk_is_kept_until_it_is_sent(asking: Asking) -> None:
+    """The caller may drop its array: what MPI still reads, or writes into, is kept."""
+    for time in range(3 * SLOTS):
+        asking.ask(Command.PUSH, np.full(20_000, float(time)), 20_000, time=time)
+        request = asking.receive()
+        assert request.values is not None and set(request.values.ravel().tolist()) == {float(time)}
+        assert asking.answer(request) is ANSWER
+    assert asking.van.pending() == 0
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_an_answer_of_another_epoch_is_one(asking: Asking, by: int) -> None:
+    """The view may have changed on either side meanwhile; whoever was asked answers."""
+    out = np.zeros(10)
+    slot = asking.ask(Command.PULL, out, 10)
+    request = asking.receive()
+    rows = np.full((10, 1), 3.0)
+    assert asking.answer(request, rows, epoch=EPOCH + by) is ANSWER
+    assert asking.van.slot == slot and (out == 3).all()
+
+
+def raw_answer(request: Message, rows: Any, flags: int = 0, cut: int = 0, n: int | None = None) -> bytearray:
+    """Write the answer to a request by hand: with other flags, cut off, or another number of rows in its header."""
+    reply = reply_to(request, rows)
+    reply.sender, reply.epoch = 0, EPOCH
+    frame, _ = encode(reply)
+    frame[6] |= flags
+    if n is not None:
+        frame[80:88] = np.int64(n).tobytes()
+    return frame[: len(frame) - cut]
+
+
+@pytest.mark.parametrize("n", [10, 20_000])
+@pytest.mark.parametrize(
+    ("of", "how"),
+    [
+        (10, {"cut": 8}),
+        (10, {"cut": 80}),
+        (10, {"flags": DETACHED}),
+        (10, {"flags": REACHED}),
+        (0, {"flags": REACHED, "n": 10}),
+        (0, {"flags": REACHED, "n": 20_000}),
+        (0, {"n": 10}),
+        (0, {"n": 20_000}),
+        (0, {"n": 2**61 + 10}),
+        (0, {"n": -10}),
+        (10, {"cut": 195}),
+    ],
+)
+def test_an_answer_that_is_not_of_its_size_is_not_copied(
+    asking: Asking, n: int, of: int, how: dict[str, Any]
+) -> None:
+    """Nothing beyond a frame is read, and nothing is written but what was asked for, whatever a header says."""
+    out = np.zeros(n)
+    slot = asking.ask(Command.PULL, out, n)
+    request = asking.receive()
+    frame = raw_answer(request, np.ones((of, 1)), **how)
+    sent = asking.van._comm.Isend((frame, MPI.BYTE), 0, FRAME)  # type: ignore[union-attr]
+    for _ in range(1000):
+        try:
+            assert asking.van.receive() is None
+        except ProtocolError:
+            break
+    sent.Wait()
+    assert not out.any()
+    assert asking.answer(request, np.ones((n, 1))) is ANSWER and asking.van.slot == slot, "it is still due"
+    assert out.all()

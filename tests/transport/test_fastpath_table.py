@@ -1,0 +1,417 @@
+"""The lane: what the compiled loop answers, as Python would, and what it leaves; one rank that asks itself."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpips.ranges import KeyRange
+from mpips.transport.fastpath_table import (
+    ADD,
+    ASSIGN,
+    BUFFERS,
+    CHANGES,
+    MOST_BYTES,
+    NEWS,
+    NO_PUSH,
+    WINDOW,
+    Finished,
+    Lane,
+    Simple,
+)
+from mpips.transport.key_cache import KeyCache, Known, sign
+from mpips.transport.message import CODES, INLINE, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
+from mpips.transport.van import MPIVan
+
+EPOCH = 3
+BEGIN = 100
+"""The key of row 0."""
+FIELDS = (
+    "kind",
+    "command",
+    "sender",
+    "origin",
+    "shard",
+    "epoch",
+    "namespace",
+    "time",
+    "round",
+    "range",
+    "meta",
+)
+SHARD, NAMESPACE, ROWS = 1, 2, 12_000
+
+
+class Alone:
+    """A rank that sends itself requests and lets its lane, which has rows of a vector, answer them."""
+
+    def __init__(self, comm: MPI.Intracomm, dtype: str, width: int, push: int, pull: bool = True) -> None:
+        self.van = MPIVan(comm)
+        self.van.epoch = EPOCH
+        self.lists = KeyCache(1e6)
+        self.lane = Lane(3, 2, self.lists)
+        rng = np.random.default_rng(5)
+        self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
+        address, code = self.values.ctypes.data, CODES[self.values.dtype]
+        self.simple = Simple(address, code, width, BEGIN, ROWS, push, pull)
+        self.lane.open(SHARD, NAMESPACE, self.simple)
+        self.lane.admitted(SHARD, 0, -1)
+        self.time = 0
+        self._answers: list[Message] = []
+
+    def request(self, command: Command, named: KeyRange | bytes, rows: Any = None, **fields: Any) -> Message:
+        """Make a request, of a time of its own."""
+        made = Message(Kind.REQUEST, command, 0, 0, SHARD, EPOCH, NAMESPACE, values=rows)
+        made.time = self.time = self.time + 1
+        if isinstance(named, KeyRange):
+            made.range = named
+        else:
+            made.signature = named
+        for name, value in fields.items():
+            setattr(made, name, value)
+        return made
+
+    def serve(self, request: Message) -> Message | None:
+        """Let the lane have a request; give it if it was handed over, None if it was answered."""
+        news = self.lane.parts[:, 0, NEWS]
+        news[:] = 0
+        self.van.send(0, request)
+        self.van.lane = self.lane
+        message = self._next(lambda: bool(news.any()))
+        self.van.lane = None
+        if not news.any():
+            return message
+        self._answers += [message] if message is not None else []
+        return None
+
+    def _next(self, enough: Callable[[], bool] = lambda: False) -> Message | None:
+        for _ in range(10_000):
+            message = self.van.receive()
+            if message is not None or enough():
+                return message
+        raise AssertionError("nothing came")
+
+    def answer(self) -> Message:
+        """Receive what the lane has answered."""
+        message = self._answers.pop() if self._answers else self._next()
+        assert message is not None
+        return message
+
+    def is_silent(self) -> bool:
+        """Tell whether nothing more comes."""
+        return all(self.van.receive() is None for _ in range(50))
+
+
+@pytest.fixture
+def comm() -> Iterator[MPI.Intracomm]:
+    mine = MPI.COMM_SELF.Dup()
+    yield mine
+    mine.Free()
+
+
+def slots_of(kind: str, n: int, rng: np.random.Generator) -> Any:
+    first = int(rng.integers(0, ROWS - n + 1))
+    if kind == "slots":
+        return rng.permutation(ROWS)[:n].astype(np.int32)
+    return slice(first, first + n)
+
+
+# --- what it answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["range", "run", "slots"])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, width: int, kind: str) -> None:
+    for push in (ADD, ASSIGN):
+        alone = Alone(comm, dtype, width, push)
+        rng, model = np.random.default_rng(1), alone.values.copy()
+        for changes, n in enumerate((1, 7, 1000, ROWS), 1):
+            slots = slots_of(kind, n, rng)
+            named: Any = KeyRange(BEGIN + slots.start, BEGIN + slots.stop) if kind == "range" else b""
+            if kind != "range":
+                named = sign(np.arange(n, dtype=np.uint64))
+                alone.lists.keep(SHARD, NAMESPACE, named, Known(slots))
+            rows = rng.integers(-99, 99, (n, width)).astype(dtype)
+            answers = []
+            for request in (
+                alone.request(Command.PUSH, named, rows),
+                alone.request(Command.PULL, named),
+            ):
+                handed = alone.serve(request)
+                while handed is not None:  # for want of memory, which there is the next time
+                    assert n * width * rows.itemsize > INLINE
+                    assert np.array_equal(alone.values, model)
+                    request = alone.request(request.command, named, request.values)
+                    handed = alone.serve(request)
+                if request.command is Command.PUSH:
+                    model[slots] = rows if push == ASSIGN else model[slots] + rows
+                assert np.array_equal(alone.values, model)
+                (done,) = alone.lane.finished(SHARD)
+                assert done == Finished(0, 0, [(request.time, request.command is Command.PUSH)])
+                answers.append((request, alone.answer()))
+            for request, answer in answers:
+                like = Message(Kind.REPLY, request.command, 0, 0, SHARD, EPOCH, NAMESPACE, time=request.time)
+                if request.command is Command.PULL:
+                    like.round = changes  # after how many it was read
+                assert [getattr(answer, each) for each in FIELDS] == [getattr(like, each) for each in FIELDS]
+                assert answer.keys is None and answer.acked == 0 and answer.after == ()
+                assert answer.signature == NO_SIGNATURE
+            assert answers[0][1].values is None
+            pulled = answers[1][1].values
+            assert pulled is not None and pulled.dtype == dtype and np.array_equal(pulled, model[slots])
+        assert alone.lane.changes(SHARD) == 4 and alone.lane.changes(SHARD) == 0
+        assert alone.is_silent() and alone.van.pending() == 0
+
+
+def test_bytes_are_counted_as_python_counts_them(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float64", 1, ADD)
+    for n in (10, ROWS, ROWS, ROWS):
+        for command in (Command.PUSH, Command.PULL):
+            rows = np.ones((n, 1)) if command is Command.PUSH else None
+            if alone.serve(alone.request(command, KeyRange(BEGIN, BEGIN + n), rows)) is None:
+                alone.answer()
+    assert alone.van.sent_bytes == alone.van.received_bytes > 4 * ROWS * 8
+
+
+def test_a_list_that_was_used_is_marked(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+    names = [sign(np.array([number], np.uint64)) for number in range(16)]
+    alone.lists.bound = 16 * 512
+    for number, name in enumerate(names):
+        alone.lists.keep(SHARD, NAMESPACE, name, Known(slice(number, number + 1)))
+    assert alone.serve(alone.request(Command.PULL, names[2])) is None
+    alone.lists.keep(SHARD, NAMESPACE, sign(np.array([99], np.uint64)), Known(slice(0, 1)))
+    assert alone.lists.find(SHARD, NAMESPACE, names[2]) is not None
+    assert alone.lists.find(SHARD, NAMESPACE, names[3]) is None
+    alone.answer()
+
+
+# --- what it leaves to Python ------------------------------------------------------------------------------
+
+TEN = KeyRange(BEGIN, BEGIN + 10)
+ONES = np.ones((10, 1), np.float32)
+KNOWN = sign(np.arange(10, dtype=np.uint64))
+OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
+    "an earlier epoch": (Command.PUSH, TEN, ONES, {"epoch": EPOCH - 1}),
+    "a later epoch": (Command.PULL, TEN, None, {"epoch": EPOCH + 1}),
+    "a push that waits": (Command.PUSH, TEN, ONES, {"after": ((0, 1),)}),
+    "a pull that waits": (Command.PULL, TEN, None, {"after": ((0, 1),)}),
+    "a push with metadata": (Command.PUSH, TEN, ONES, {"meta": {"a": 1}}),
+    "a round": (Command.PUSH, TEN, ONES, {"round": 0}),
+    "push and pull": (Command.PUSH_PULL, TEN, ONES, {}),
+    "a call": (Command.CALL, TEN, None, {}),
+    "a reply": (Command.PULL, TEN, ONES, {"kind": Kind.REPLY}),
+    "keys": (Command.PUSH, TEN, ONES, {"keys": np.arange(BEGIN, BEGIN + 10, dtype=np.uint64)}),
+    "no keys": (Command.PULL, TEN, None, {"keys": np.zeros(0, np.uint64)}),
+    "another shard": (Command.PULL, TEN, None, {"shard": 0}),
+    "no such shard": (Command.PULL, TEN, None, {"shard": 3}),
+    "a rank": (Command.PULL, TEN, None, {"shard": -1}),
+    "another vector": (Command.PULL, TEN, None, {"namespace": 1}),
+    "no such vector": (Command.PULL, TEN, None, {"namespace": 1000}),
+    "a vector numbered backwards": (Command.PULL, TEN, None, {"namespace": 2**32 - 2}),
+    "an unknown caller": (Command.PULL, TEN, None, {"origin": 1}),
+    "no such caller": (Command.PULL, TEN, None, {"origin": 2}),
+    "nobody": (Command.PULL, TEN, None, {"origin": -1}),
+    "a time that was": (Command.PUSH, TEN, ONES, {"time": 0}),
+    "before the first row": (Command.PULL, KeyRange(BEGIN - 1, BEGIN + 9), None, {}),
+    "beyond the last row": (Command.PULL, KeyRange(BEGIN + ROWS - 9, BEGIN + ROWS + 1), None, {}),
+    "far beyond": (Command.PULL, KeyRange(BEGIN + 1, 2**63), None, {}),
+    "very far beyond": (Command.PULL, KeyRange(BEGIN, 2**64), None, {}),
+    "as far as can be": (Command.PULL, KeyRange(1, 2**63), None, {"namespace": 0}),
+    "only beyond": (Command.PULL, KeyRange(2**63, 2**63 + 9), None, {}),
+    "no range": (Command.PULL, KeyRange(BEGIN, BEGIN), None, {}),
+    "an unknown list": (Command.PULL, sign(np.arange(11, dtype=np.uint64)), None, {}),
+    "a list of another vector": (Command.PULL, KNOWN, None, {"namespace": 0}),
+    "rows of a width": (Command.PUSH, TEN, np.ones((10, 2), np.float32), {}),
+    "rows of a type": (Command.PUSH, TEN, np.ones((10, 1), np.int32), {}),
+    "rows of another size": (Command.PUSH, TEN, np.ones((10, 1), np.float64), {}),
+    "too few rows": (Command.PUSH, TEN, ONES[:9], {}),
+    "too many rows": (Command.PUSH, TEN, np.ones((11, 1), np.float32), {}),
+    "no rows": (Command.PUSH, TEN, None, {}),
+    "rows to pull": (Command.PULL, TEN, ONES, {}),
+    "too few rows for a list": (Command.PUSH, KNOWN, ONES[:9], {}),
+    "many rows of a type": (Command.PUSH, KeyRange(BEGIN, BEGIN + 9000), np.ones((9000, 1), np.int32), {}),
+    "too many rows at once": (Command.PUSH, TEN, np.ones((9000, 1), np.float32), {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_left_to_python(comm: MPI.Intracomm, name: str) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+    alone.lane.provide(1 << 20)
+    before = alone.values.copy()
+    alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
+    alone.lane.open(SHARD, 0, alone.simple._replace(begin=0))
+    assert alone.serve(alone.request(Command.PULL, TEN, time=0)) is None
+    list(alone.lane.finished(SHARD))
+    alone.answer()
+    command, keys, rows, fields = OTHERS[name]
+    request = alone.request(command, keys, rows, **fields)
+    handed = alone.serve(request)
+    assert handed is not None
+    assert [getattr(handed, each) for each in FIELDS] == [getattr(request, each) for each in FIELDS]
+    assert (handed.after, handed.signature) == (request.after, request.signature)
+    for one, other in ((handed.keys, request.keys), (handed.values, request.values)):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or (one.dtype == other.dtype and np.array_equal(one, other))
+    assert not alone.lane.has_news(SHARD) and not alone.lane.changes(SHARD)
+    assert np.array_equal(alone.values, before) and alone.is_silent()
+    # And it goes on as before.
+    assert alone.serve(alone.request(Command.PUSH, TEN, ONES, time=7)) is None
+    assert np.array_equal(alone.values[:10], before[:10] + 1)
+    assert alone.answer().time == 7
+
+
+def test_a_vector_may_be_open_for_some_things_only(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, NO_PUSH)
+    assert alone.serve(alone.request(Command.PUSH, TEN, ONES)) is not None
+    assert alone.serve(alone.request(Command.PULL, TEN)) is None
+    list(alone.lane.finished(SHARD))
+    alone.answer()
+    alone.lane.open(SHARD, NAMESPACE, alone.simple._replace(push=ADD, pull=False))
+    assert alone.serve(alone.request(Command.PULL, TEN)) is not None
+    assert alone.serve(alone.request(Command.PUSH, TEN, ONES)) is None
+    list(alone.lane.finished(SHARD))
+    alone.answer()
+    alone.lane.open(SHARD, NAMESPACE, alone.simple._replace(begin=0, rows=0, push=ADD))  # a sparse one
+    alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
+    assert alone.serve(alone.request(Command.PULL, TEN)) is not None
+    assert alone.serve(alone.request(Command.PULL, KNOWN)) is None
+    alone.answer()
+
+
+def test_nothing_of_a_closed_shard_nor_of_a_forgotten_caller_is_answered(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+
+    def served() -> bool:
+        if alone.serve(alone.request(Command.PULL, TEN)) is not None:
+            return False
+        list(alone.lane.finished(SHARD))
+        return alone.answer().time == alone.time
+
+    assert served()
+    alone.lane.forget(SHARD, 0)
+    assert not served()
+    alone.lane.admitted(SHARD, 0, alone.time)
+    assert served()
+    alone.lane.close(SHARD)
+    assert not served()
+    alone.lane.admitted(SHARD, 0, alone.time)
+    assert not served()
+    alone.lane.open(SHARD, NAMESPACE, alone.simple)
+    assert served()
+
+
+def test_no_more_is_noted_than_there_is_room_for(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+    before = alone.values[0, 0]
+
+    def push(**fields: Any) -> Message | None:
+        rows = np.ones((1, 1), np.float32)
+        handed = alone.serve(alone.request(Command.PUSH, KeyRange(BEGIN, BEGIN + 1), rows, **fields))
+        if handed is None:
+            alone.answer()
+        return handed
+
+    assert [push() for _ in range(WINDOW)] == [None] * WINDOW
+    assert push() is not None, "nobody knows yet of those that are finished"
+    assert push(acked=WINDOW - 2) is None, "what the caller has heard of need not be noted"
+    (done,) = alone.lane.finished(SHARD)
+    assert done.acked == WINDOW - 2
+    assert done.times == [(time, True) for time in (WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 2)]
+    assert push() is None
+    assert alone.values[0, 0] == before + WINDOW + 2 == before + alone.lane.changes(SHARD)
+
+
+# --- its tables ------------------------------------------------------------------------------------------
+
+
+def test_memory_is_provided_once_and_within_bounds() -> None:
+    lane = Lane(1, 1, KeyCache(0))
+    assert lane.provide(1000) and len(lane.landing) >= 1000
+    for _ in range(BUFFERS):
+        assert lane.provide(1000)
+    sizes = lane.buffers[:, 3].tolist()
+    assert min(sizes) >= 1000 and not lane.provide(1000), "all are large enough"
+    lane.buffers[1:, 0] = 1
+    landing = lane.landing
+    assert lane.provide(5000) and len(lane.landing) >= 5000 and lane.landing is not landing
+    assert lane.provide(5000) and lane.buffers[0, 3] >= 5000 and lane.buffers[1:, 3].tolist() == sizes[1:]
+    assert not lane.provide(5000), "all that are large enough are busy, and none that is not is free"
+    assert not lane.provide(MOST_BYTES + 1)
+    given = lane.give_up_landing()
+    assert len(given) >= 5000 and not len(lane.landing)
+
+
+def test_tables_grow_and_keep_what_they_hold() -> None:
+    """Callers come and go at random; a dictionary knows their highest times."""
+    shards, ranks = 3, 40
+    lane, rng = Lane(shards, ranks, KeyCache(0)), np.random.default_rng(0)
+    highest: dict[tuple[int, int], int] = {}
+    for _ in range(2000):
+        name = (int(rng.integers(0, shards)), int(rng.integers(0, ranks)))
+        draw = rng.random()
+        if draw < 0.6:
+            time = int(rng.integers(0, 1000))
+            lane.admitted(*name, time)
+            highest[name] = max(time, highest.get(name, -1))
+        elif draw < 0.99:
+            lane.forget(*name)
+            highest.pop(name, None)
+        else:
+            lane.close(name[0])
+            highest = {each: time for each, time in highest.items() if each[0] != name[0]}
+        known = np.argwhere(lane.rows_of)
+        assert {(int(s), int(o)) for s, o in known} == set(highest)
+        rows = [int(lane.rows_of[each]) for each in highest]
+        assert len(set(rows)) == len(rows), "each has a row of its own"
+        assert [int(lane.callers[row, 0]) for row in rows] == list(highest.values())
+    assert len(lane.callers) <= 4 * shards * ranks
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system tells no memory of processes")
+def test_shards_that_are_elsewhere_take_no_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before, lane = resident(), Lane(2000, 8000, KeyCache(0))
+    for shard, origin in ((3, 7999), (3, 0), (1500, 20)):
+        lane.admitted(shard, origin, 5)
+    assert resident() - before < 16e6 < lane.rows_of.nbytes / 3
+    assert [lane.callers[lane.rows_of[each], 0] for each in ((3, 7999), (3, 0), (1500, 20))] == [5, 5, 5]
+
+
+def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
+    lane = Lane(2, 1, KeyCache(0))
+    simples = {number: Simple(number, 0, 1, number, 10, ADD, True) for number in (0, 3, 4, 500, 7)}
+    for number, simple in simples.items():
+        lane.open(1, number, simple)
+        lane.parts[1, number, CHANGES] = number
+    for number, simple in simples.items():
+        assert lane.parts[1, number, :CHANGES].tolist() == [1, *simple]
+    assert not lane.parts[0].any()
+    lane.open(1, 4, simples[4]._replace(address=77))
+    assert lane.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
+    lane.close(1)
+    assert not lane.parts.any()
+
+
+def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intracomm) -> None:
+    alone = Alone(comm, "float32", 1, ADD)
+    told: list[tuple[int, int, int]] = []
+    alone.lane.follow(lambda *push: told.append(push))
+    times = []
+    for command in (Command.PUSH, Command.PULL, Command.PUSH):
+        rows = None if command is Command.PULL else ONES
+        assert alone.serve(alone.request(command, TEN, rows)) is None
+        times.append(alone.time)
+        answer = alone.answer()
+        assert answer.round == (1 if command is Command.PULL else NO_ROUND)
+    assert told == [(SHARD, 0, times[0]), (SHARD, 0, times[2])]
