@@ -30,7 +30,8 @@ from mpips.jobs.sketch.worker import Worker as Worker
 from mpips.rundir.progress import Column, bytes_si, seconds, shares, si
 from mpips.scheduler.data_assignment import Workload
 from mpips.scheduler.finishing import finish
-from mpips.scheduler.scheduler import Cluster, Group
+from mpips.scheduler.group import Group
+from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.worker_recovery import regroup, surely
 
 T = TypeVar("T")

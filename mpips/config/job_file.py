@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mpips import typed
 from mpips.cluster.faults import FaultsSpec
@@ -25,7 +25,6 @@ from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.files.safe_open import AS_BYTES, read_text
 from mpips.filters.named import chain_of
-from mpips.provenance.input_hashes import ProvenanceSpec
 from mpips.tracing.recorder import TraceSpec
 from mpips.typed import Misfit
 
@@ -71,6 +70,15 @@ class JobSpec:
             raise ValueError("program must not be empty")
         if self.name and not SAFE_NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits and ._+- (it names a folder), got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class ProvenanceSpec:
+    """What a run writes down of where it came from (run.json, and every checkpoint's manifest)."""
+
+    hash_inputs: Literal["full", "quick", "none"] = "quick"
+    """Of the files in [data]: "full" hashes every byte, in the background, and the end of the run waits for it; "quick"
+    does so for files up to 16 MiB, and of larger ones hashes size, first and last MiB; "none": size and time only."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import InputError
@@ -36,15 +35,6 @@ _PIECE = 2**22
 _NICE = 10
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ProvenanceSpec:
-    """What a run writes down of where it came from (run.json, and every checkpoint's manifest)."""
-
-    hash_inputs: Literal["full", "quick", "none"] = "quick"
-    """Of the files in [data]: "full" hashes every byte, in the background, and the end of the run waits for it; "quick"
-    does so for files up to 16 MiB, and of larger ones hashes size, first and last MiB; "none": size and time only."""
 
 
 def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:

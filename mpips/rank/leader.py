@@ -45,7 +45,8 @@ from mpips.rundir.log import note
 from mpips.rundir.order_files import Order, Orders
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.time_limit import end_of, enforce, watch
+from mpips.scheduler.stopping import enforce, watch
+from mpips.scheduler.time_limit import end_of
 from mpips.transport.message import Command
 
 COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85

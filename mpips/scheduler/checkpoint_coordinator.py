@@ -11,18 +11,50 @@ before it stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mpips.calls import Own
 from mpips.checkpoint import checkpoint
+from mpips.checkpoint.lineage import Lineage
 from mpips.checkpoint.manifest import MANIFEST
+from mpips.cluster.node import Node
 from mpips.errors import CheckpointError, MpipsError, WorkerLost
+from mpips.scheduler.group import Group
+from mpips.scheduler.time_limit import Pace
 from mpips.tasks.task import Task
 
-if TYPE_CHECKING:
-    from mpips.scheduler.scheduler import Cluster, Group
+T = TypeVar("T")
+
+
+class Checkpointed(Protocol):
+    """What is saved: what of `Cluster` a checkpoint needs."""
+
+    node: Node
+    job: Any
+    workers: Group
+    resume: Path | None
+    pace: Pace
+
+    @property
+    def lineage(self) -> Lineage:
+        """Whose the checkpoints are."""
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """Give `make()`, or what it gave on the rank before this one."""
+
+    def some(self, ranks: Sequence[int]) -> Group:
+        """Return some ranks as a group."""
+
+    def shards_by_host(self) -> list[tuple[int, list[int]]]:
+        """Return the shards that each server is the primary of."""
+
+    def worker_is_lost(self) -> bool:
+        """Tell whether a worker that the program counts on is gone."""
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append a line to the run's metrics."""
 
 
 class _Pending(NamedTuple):
@@ -36,7 +68,7 @@ class _Pending(NamedTuple):
 class Saver:
     """Writes the checkpoints of a cluster, one at a time; see the module."""
 
-    def __init__(self, cluster: Cluster, warn: Callable[[str], None]) -> None:
+    def __init__(self, cluster: Checkpointed, warn: Callable[[str], None]) -> None:
         self._cluster, self._warn = cluster, warn
         self._pending: _Pending | None = None
         self._began = 0.0

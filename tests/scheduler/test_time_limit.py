@@ -17,7 +17,8 @@ from simulated import simulate
 from mpips.config.job_file import CheckpointSpec
 from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.time_limit import MOST, Pace, end_of, enforce, reserve, watch
+from mpips.scheduler.stopping import enforce, watch
+from mpips.scheduler.time_limit import MOST, Pace, end_of, reserve
 from mpips.transport.in_memory import Strike
 from mpips.worker.worker import Context
 

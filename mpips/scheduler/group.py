@@ -1,0 +1,87 @@
+"""Groups: whom a call of the scheduler goes to, and what comes back (paper, section 3.2: the task scheduler)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.cluster.node import Node
+from mpips.process.program_line import here
+from mpips.tasks.task import Task
+from mpips.transport.message import Command, Kind, Message
+from mpips.worker.vector import Vector
+
+Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
+
+
+class Group:
+    """Whom a call goes to: the workers, in worker order, or the shards, in key order.
+
+    `addresses` are ranks, or ~shard for shards; `crew` is the epoch of the workers whom the caller knows.
+    """
+
+    def __init__(self, node: Node, addresses: Sequence[int], crew: int = 0) -> None:
+        self.node, self.addresses, self.crew = node, tuple(addresses), crew
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that answer to the addresses now."""
+        return tuple(self.node.view.rank_of(address) for address in self.addresses)
+
+    def start(
+        self,
+        function: str,
+        args: dict[str, Any] | None = None,
+        *,
+        each: Sequence[dict[str, Any]] | None = None,
+        only: Sequence[int] | None = None,
+        vector: Vector | None = None,
+        keys: NDArray[np.uint64] | None = None,
+        values: NDArray[Any] | None = None,
+        after: Iterable[Task] = (),
+    ) -> Task:
+        """Call a function on every one of the group, or on those at the indices `only`.
+
+        `args` go to all, `each[i]` to the i-th of them besides; `keys` and `values` travel as arrays. On shards
+        the function concerns one `vector`. The call starts nowhere before every task of `after` is finished
+        everywhere. The task's result is the list of replies (`Message`), in the group's order.
+        """
+        self.node.step(self.node.tasks.issued)
+        ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
+        replies: list[Message | None] = [None] * len(ranks)
+        parts = []
+        for position, rank in enumerate(ranks):
+            own = dict(args or {})
+            if each is not None:
+                own.update(each[position])
+            message = Message(Kind.REQUEST, Command.CALL, keys=keys, values=values)
+            message.namespace = vector.number if vector is not None else 0
+            message.meta = {"call": function, "args": own, "crew": self.crew}
+            parts.append((rank, message))
+        task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
+        task.result, task.what, task.spot = replies, f"call of {function}", here(sys._getframe(1))
+        return task
+
+    def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
+        """Call and wait; give what each returned."""
+        return [reply.meta for reply in self.node.wait(self.start(function, args, **options))]
+
+    def gather(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[Arrays]:
+        """Call and wait; give the (keys, rows) that each returned."""
+        replies = self.node.wait(self.start(function, args, **options))
+        return [(reply.keys, reply.values) for reply in replies]
+
+    def total(self, task: Task) -> NDArray[Any]:
+        """Wait for a call; give the sum of the rows that they returned, added in their order."""
+        rows = [reply.values for reply in self.node.wait(task)]
+        result: NDArray[Any] = rows[0].copy()
+        for more in rows[1:]:
+            result += more
+        return result

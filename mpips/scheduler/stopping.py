@@ -1,0 +1,51 @@
+"""Stopping in time: the leader asks the run to stop before its time is over, and ends one that does not heed it."""
+
+from __future__ import annotations
+
+import math
+
+from mpips.errors import StopOverdue
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.time_limit import reserve
+
+LAST = 5.0
+"""Seconds before the end of its allocation at which a run that has not stopped yet ends by itself."""
+
+
+def enforce(cluster: Cluster, end: float | None) -> None:
+    """End a run that does not stop in time though it was asked to; its allocation is over at `end` (wall, s), if ever.
+
+    Its batch system would kill it without a word.
+    """
+    van, grace = cluster.node.van, cluster.job.checkpoint.grace
+    asked_at: float | None = None
+    over = False
+
+    def look() -> None:
+        nonlocal asked_at, over
+        if cluster.asked is None or over:
+            return
+        asked_at = van.now() if asked_at is None else asked_at
+        waited, left = van.now() - asked_at, math.inf if end is None else end - van.wall()
+        over = 0 < grace <= waited or left <= LAST
+        if over:
+            raise StopOverdue(
+                f"asked to stop by {cluster.asked} {waited:.0f} s ago, and the step at hand has not ended; "
+                f"the scheduler waits for {cluster.node.waits_for() or 'nothing'}"
+            )
+
+    cluster.node.on_tick.append(look)
+
+
+def watch(cluster: Cluster, started: float, end: float | None) -> None:
+    """Ask the cluster to stop in time, unless it never ends; `started` and `end` are wall time."""
+    if end is None:
+        return
+    wall, before_end = cluster.node.van.wall, cluster.job.checkpoint.before_end
+
+    def look() -> None:
+        left = end - wall()
+        if cluster.asked is None and left <= reserve(before_end, end - started, cluster.pace):
+            cluster.asked = f"the end of its time, {max(left, 0.0):.0f} s before it"
+
+    cluster.node.on_tick.append(look)
