@@ -126,12 +126,19 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Learn the costs, and predict."""
     from mpips.bench import _runs
+    from mpips.cluster.layout import MOST
     from mpips.config.job_file import override_of, with_switches
     from mpips.errors import InputError
     from mpips.planning.model import fitted
     from mpips.report.run_data import read
 
     with_switches(arguments.set, {"layout.servers": ("--servers", arguments.servers)})
+    for what, count in (
+        ("--nodes times --cores", arguments.nodes * arguments.cores),
+        ("--servers", arguments.servers or 0),
+    ):
+        if count > MOST:
+            raise InputError(f"{what} is {count}; a job has at most {MOST:,} ranks of a role")
     for each in arguments.set:
         table, key, *_ = override_of(each)[0]
         if table == "layout" and (

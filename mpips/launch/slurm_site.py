@@ -19,6 +19,7 @@ from typing import Literal
 from mpips import typed
 from mpips.config.job_file import line_of
 from mpips.errors import InputError
+from mpips.files.safe_open import read_text
 from mpips.process import user_folders
 
 WORD = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_.,:+@/-]*")
@@ -28,6 +29,8 @@ OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:+@%/&|*()\[\]=-]+)?")
 """A further option of sbatch: --NAME or --NAME=VALUE, in one word."""
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_LARGEST = 1 << 20
 
 DECIDED = {
     "job-name": "the job file's [job] name",
@@ -149,7 +152,7 @@ def load(path: Path | None) -> Site:
     if path is None:
         return Site()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, follow=True, most=_LARGEST)
         table = typed.toml(text)
     except OSError as error:
         raise InputError(f"{path}: the site file cannot be read: {error.strerror or error}") from None
