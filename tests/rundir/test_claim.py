@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -79,19 +78,22 @@ def test_a_run_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
 def test_another_machines_claim_counts_while_it_is_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "PATIENCE", 0.5)
+    monkeypatch.setattr(claim, "PATIENCE", 1.0)
     first = RunFolder.claim(tmp_path / "run")
     assert first.held is not None
     rewrite(first.held.path, machine="elsewhere", host="no\x1bde")
 
+    over = threading.Event()
+
     def renew() -> None:
-        time.sleep(0.1)
-        os.utime(tmp_path / "run" / ".claim-1")
+        while not over.wait(0.05):
+            os.utime(tmp_path / "run" / ".claim-1")
 
     renewing = threading.Thread(target=renew)
     renewing.start()
     with pytest.raises(InputError, match=r"on no\\x1bde"):
         RunFolder.claim(first.path)
+    over.set()
     renewing.join()
     assert RunFolder.claim(first.path).held is not None
     monkeypatch.setattr(claim, "PATIENCE", 60.0)
