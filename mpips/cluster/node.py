@@ -232,6 +232,8 @@ class Node:
         self._gathered: dict[tuple[int, Kind], list[Message]] = {}  # what is sent at the end of this turn
         self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
         self._turn = 0  # messages taken in it
+        self.moving = False
+        """Whether it moves messages just now: what is called then, as a task's callback, must not wait."""
         self._barrier: set[int] = set()  # at the leader: who has nothing left to do, or is gone
         self._gone_together = False
         self._working = _Working(self)
@@ -452,6 +454,13 @@ class Node:
 
     def poll(self) -> bool:
         """Move at most one message, or use the leisure; give whether there was anything to do."""
+        outer, self.moving = self.moving, True
+        try:
+            return self._poll()
+        finally:
+            self.moving = outer
+
+    def _poll(self) -> bool:
         if self.view.roles[self.rank] is None:
             raise Fenced
         now = self.van.now()

@@ -159,14 +159,14 @@ class Player:
         events = self._events
         if self._telling or not events or events[0].breath != breath or not self._is_here(events[0]):
             return False
-        self._telling = True
+        self._telling, outer, self.node.moving = True, self.node.moving, True
         try:
             self._do(events.popleft())
             while events and events[0].flags & JOINED:
                 self.node.wait_until(lambda: self._is_here(events[0]))
                 self._do(events.popleft())
         finally:
-            self._telling = False
+            self._telling, self.node.moving = False, outer
         return True
 
     def _is_here(self, event: Told) -> bool:

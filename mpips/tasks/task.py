@@ -65,6 +65,7 @@ class Task:
         "error",
         "expected",
         "heeded",
+        "nbytes",
         "received",
         "result",
         "spot",
@@ -78,6 +79,7 @@ class Task:
         self.result: Any = None
         self.error: BaseException | None = None
         self.heeded = False
+        self.nbytes = 0  # of rows that it sends
         self.what = ""
         self.spot: Spot | None = None
         self.under_way: set[int] = set()  # the addresses of parts that are queued, sent or answered
@@ -280,6 +282,8 @@ class Tasks:
         self._peers: dict[int, _Peer] = {}
         self._time = 0
         self.unfinished: dict[int, Task] = {}
+        self.nbytes = 0
+        """Bytes of rows that unfinished tasks send."""
         self.failed: list[Task] = []
         """Those that have ended with an error of which nobody was told then; see `unheeded`."""
         self.now: Callable[[], float] = lambda: 0.0
@@ -421,8 +425,15 @@ class Tasks:
             self._withdraw(part.slot)
             part.slot = -1
 
+    def weigh(self, task: Task, nbytes: int) -> None:
+        """Note how many bytes of rows a task sends that was just issued."""
+        if not task.done:
+            task.nbytes = nbytes
+            self.nbytes += nbytes
+
     def _forget(self, task: Task) -> None:
         self.unfinished.pop(task.time, None)
+        self.nbytes -= task.nbytes
         if task.error is not None and not task.heeded:
             self.failed = [each for each in self.failed if not each.heeded]
             self.failed.append(task)
@@ -434,6 +445,13 @@ class Tasks:
             for task in (*self.failed, *self.unfinished.values())
             if task.time >= since and not task.heeded
         ]
+
+    @property
+    def queued(self) -> int:
+        """Count the parts that are sent once others have been answered."""
+        if len(self.unfinished) <= self._window:  # a task has one part at an address
+            return 0
+        return sum(len(peer.queue) for peer in self._peers.values())
 
     def unanswered(self, task: Task) -> list[int]:
         """List the addresses that have not answered a part of a task that was sent, or is about to be."""

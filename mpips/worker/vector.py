@@ -27,6 +27,8 @@ from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind
 Rows = NDArray[Any]
 MOST_TOLD = 1 << 16
 """Signatures that a vector believes known at the servers; then it begins anew."""
+MOST_QUEUED, MOST_BYTES = 1 << 10, 1 << 30
+"""Parts that may wait until others are answered, and bytes of rows of unfinished tasks; then a program has to wait."""
 MOST_PLANS = 1 << 10
 """Ranges and samples of lists that a vector keeps in mind; then it begins anew."""
 
@@ -170,6 +172,7 @@ class Vector:
         it has there, if any; the update sees the sum, in worker order, and all these pushes finish together.
         All of them must issue the rounds in one order, and name them alike: by keys, or by range; and in calls that are
         under way together, since a call ends when its pushes have been applied.
+        As every request, it waits while very many others, or 1 GiB of their rows, are under way; not in a callback.
         Keys and rows must not be written before the task is finished: they are sent from where they stand.
 
         Raises:
@@ -241,6 +244,9 @@ class Vector:
         out: Rows | None,
         exact: bool = False,
     ) -> Task:
+        tasks = self.node.tasks
+        if self._is_much() and not self.node.moving:
+            self.node.wait_until(lambda: not self._is_much(), "room for more requests")
         together = self.spec.aggregate and command is not Command.PULL
         if together and self.node.crew < self.node.view.crew:
             raise WorkerLost("the workers have changed")
@@ -261,16 +267,19 @@ class Vector:
         if out is not None:
             self._check_out(out, plan.n, command)
         request = _Request(self, command, plan, rows, round, out)
-        tasks = self.node.tasks
         if self._is_direct(request) and not after and self.node.direct and tasks.direct:
             task = request.task = tasks.ask(request)
             task.result, task.what, task.spot = request.out, self._titles[command], caller()
+            if rows is not None:
+                tasks.weigh(task, rows.nbytes)
             return task
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         for _, message in parts:
             message.exact = exact
         task = tasks.submit(parts, None if command is Command.PUSH else request, after)
         task.what, task.spot = self._titles[command], caller()
+        if rows is not None:
+            tasks.weigh(task, rows.nbytes)
         if command is Command.PUSH:
             return task
         request.task = task
@@ -279,6 +288,11 @@ class Vector:
         elif request.places is not None:
             task.result = request.out
         return task
+
+    def _is_much(self) -> bool:
+        """Tell whether so much is under way that a program should wait before it asks for more."""
+        tasks = self.node.tasks
+        return tasks.nbytes > MOST_BYTES or tasks.queued > MOST_QUEUED
 
     def _is_direct(self, request: _Request) -> bool:
         """Tell whether a request may go by the van's desk, and make it ready for that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from mpips.bench._pulse import rates, recovered
 from mpips.bench._queueing import Queueing
 from mpips.cluster.hash_ring import Ring
 from mpips.rank.simulation import Stage, simulate
+from mpips.replay.history import read_course
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
 from mpips.transport.in_memory import Strike
+from mpips.worker import vector
 from mpips.worker.worker import Context
 
 SERVERS, WORKERS = 3, 6
@@ -100,6 +104,78 @@ def test_a_flood_is_held_back_at_its_source(replicas: int) -> None:
     assert found["rows"] == [found["pushes"]] * len(KEYS)
     assert found["traffic"]["sent_again"] == {}
     assert fate.most <= 2 * Ring.of(range(SERVERS)).shards * (WINDOW + WORKERS) * (1 + replicas) < FLOOD
+
+
+class Hurrying:
+    """Pushes without ever waiting, also from callbacks; notes how much was waiting to be sent."""
+
+    def __init__(self, context: Context, most: list[int]) -> None:
+        self.context, self.most = context, most
+
+    def go(self) -> int:
+        vector, tasks = self.context.vectors["w"], self.context.node.tasks
+        again: list[Task] = []
+        for number in range(FLOOD):
+            task = vector.push(KEYS, ONES)
+            self.most.append(tasks.queued)
+            if number % 8 == 0:
+                task.then(lambda _: again.append(vector.push(KEYS, ONES)))
+        return FLOOD + FLOOD // 8
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
+    replicas: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vector, "MOST_QUEUED", 50)
+    most: list[int] = []
+
+    def schedule(cluster: Cluster) -> tuple[int, list[int]]:
+        cluster.create_vector(VectorSpec("w", dtype="int64", extent=48, dense=True))
+        pushes = sum(cluster.workers.call("go"))
+        return pushes, cluster.node.wait(cluster.vectors["w"].pull(KEYS)).tolist()
+
+    def run(replicas: int, **how: Any) -> list[int]:
+        stage = Stage()
+        fate = Queueing(stage, range(1, 1 + SERVERS), (0.0, 0.0))
+        most.clear()
+        pushes, rows = simulate(
+            schedule, lambda context: Hurrying(context, most), servers=SERVERS, workers=2,
+            fate=fate, stage=stage, window=WINDOW, replicas=replicas, **how,
+        )  # fmt: skip
+        assert rows == [pushes] * len(KEYS)
+        assert 50 < max(most) <= 50 + 3 * Ring.of(range(SERVERS)).shards, (
+            "a callback adds a push for each answer"
+        )
+        return sorted(most)
+
+    queued = run(replicas, record=tmp_path)
+    read_course(tmp_path).save(tmp_path / "replay")
+    assert run(0, replay=tmp_path / "replay") == queued
+    if replicas:
+        run(replicas, strikes=[Strike("kill", 1, at=0.1)])
+
+
+def test_rows_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector, "MOST_BYTES", 3 * ONES.nbytes)
+    most: list[int] = []
+
+    class Heavy:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def go(self) -> None:
+            for _ in range(20):
+                self.context.vectors["w"].push(KEYS, ONES)
+                most.append(self.context.node.tasks.nbytes)
+
+    def schedule(cluster: Cluster) -> list[int]:
+        cluster.create_vector(VectorSpec("w", dtype="int64", extent=48, dense=True))
+        cluster.workers.call("go")
+        return cluster.node.wait(cluster.vectors["w"].pull(KEYS)).tolist()
+
+    assert simulate(schedule, Heavy, servers=2, workers=1) == [20] * len(KEYS)
+    assert max(most) == 4 * ONES.nbytes
 
 
 @pytest.mark.parametrize("seed", range(20))
