@@ -12,7 +12,7 @@ from mpips.bench import _runs
 from mpips.bench._paper import code_lines, delays, page, sketches, solvers, topics, traffic
 from mpips.bench._paper.experiment import Experiment, Lab, Section
 from mpips.bench._runs import at_least, note
-from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
+from mpips.bench.applications.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.errors import InputError
 from mpips.provenance.git_state import state_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import pkgutil
+from pathlib import Path
 
 from mpips.errors import InputError
 
@@ -49,20 +49,24 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.set_defaults(command=command, passes_on=True)
 
 
-def names() -> list[str]:
-    """List the benchmarks."""
+def modules() -> dict[str, str]:
+    """Find the benchmarks, without importing them: the dotted module of each name."""
     package = importlib.util.find_spec("mpips.bench")
-    places = (package.submodule_search_locations or []) if package else []
-    return sorted(found.name for found in pkgutil.iter_modules(places) if not found.name.startswith("_"))
+    found = {}
+    for place in (package.submodule_search_locations or []) if package else []:
+        for file in (*Path(place).glob("[!_]*.py"), *Path(place).glob("[!_]*/[!_]*.py")):
+            found[file.stem] = ".".join(("mpips.bench", *file.relative_to(place).with_suffix("").parts))
+    return dict(sorted(found.items()))
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Run one benchmark with the arguments that follow its name, or list them all."""
+    found = modules()
     if arguments.name is None:
         if unknown := [each for each in arguments.rest if each not in ("-h", "--help")]:
             raise InputError(f"bench: unrecognized arguments: {' '.join(unknown)}")
-        print(DESCRIPTION + "\nbenchmarks: " + ", ".join(names()))
+        print(DESCRIPTION + "\nbenchmarks: " + ", ".join(found))
         return 0
-    if arguments.name not in names():
-        raise InputError(f"there is no benchmark {arguments.name!r}; valid: {', '.join(names())}")
-    return int(importlib.import_module(f"mpips.bench.{arguments.name}").main(arguments.rest) or 0)
+    if arguments.name not in found:
+        raise InputError(f"there is no benchmark {arguments.name!r}; valid: {', '.join(found)}")
+    return int(importlib.import_module(found[arguments.name]).main(arguments.rest) or 0)

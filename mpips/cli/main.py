@@ -6,28 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mpips.cli import (
-    bench,
-    convert,
-    crate,
-    ctl,
-    diff,
-    doctor,
-    export,
-    infer,
-    inspect,
-    job,
-    layout,
-    plan,
-    query,
-    render,
-    report,
-    reproduce,
-    run,
-    submit,
-    trace,
-    verify,
-)
+from mpips.cli import bench
+from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
+from mpips.cli.models import convert, export, infer, inspect, query, verify
+from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
 from mpips.errors import InputError
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser

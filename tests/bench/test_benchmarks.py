@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import Finished, TinyData
 
-from mpips.bench import _liblinear, _runs, delay, ftrl, memory, sparse_lr
+from mpips.bench import _runs
 from mpips.bench._runs import Run
+from mpips.bench.applications import _liblinear, delay, ftrl, memory, sparse_lr
 from mpips.cli import main
-from mpips.cli.bench import names
+from mpips.cli.bench import modules
 from mpips.config.job_file import load
 from mpips.data import DataSpec
 from mpips.errors import InputError
@@ -94,13 +95,13 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 
 
 def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert names() == [
+    assert list(modules()) == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
         "overload", "paper", "pushpull", "record", "replication", "restart", "scale", "sketch", "sparse_lr", "trace",
     ]  # fmt: skip
-    for name in names():
+    for name, module in modules().items():
         with pytest.raises(SystemExit) as caught:
-            importlib.import_module(f"mpips.bench.{name}").main(["--help"])
+            importlib.import_module(module).main(["--help"])
         assert caught.value.code == 0
         assert f"\n  mpips bench {name}" in capsys.readouterr().out
 

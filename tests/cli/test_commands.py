@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpips.cli import doctor
+    from mpips.cli.launching import doctor
 
     def broken(launcher: str) -> dict[str, object]:
         raise RuntimeError("ours")
@@ -202,7 +202,7 @@ def test_doctor_lets_two_ranks_talk(run_mpips: Callable[..., Finished]) -> None:
 
 
 def test_doctor_gives_advice() -> None:
-    from mpips.cli.doctor import advice
+    from mpips.cli.launching.doctor import advice
 
     well = {
         "ping": {"size": 2, "latency_seconds": 1e-6, "ulfm": True},
@@ -236,7 +236,7 @@ def test_doctor_gives_advice() -> None:
 def test_doctor_says_whether_a_run_outlives_a_death(
     kind: str, mpi: tuple[str, str], ulfm: bool | None, said: str
 ) -> None:
-    from mpips.cli.doctor import describe
+    from mpips.cli.launching.doctor import describe
 
     found = {
         "mpi": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpips.bench import _trial, faults
+from mpips.bench.failures import _trial, faults
 
 SEEDS = 100
 SLICE = 20

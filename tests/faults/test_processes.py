@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from conftest import Finished, Started, patience
 
-from mpips.bench import _processes, _pushing, _runs
+from mpips.bench import _runs
+from mpips.bench.failures import _processes, _pushing
 from mpips.checkpoint.checkpoint import verify
 from mpips.checkpoint.manifest import complete
 from mpips.rundir import order_files
@@ -91,7 +92,7 @@ def pushing(start_mpips: Callable[..., Started], tmp_path: Path) -> Callable[...
 
     def begin(*settings: str) -> Run:
         job = tmp_path / "pushing.toml"
-        job.write_text('[job]\nprogram = "mpips.bench._pushing"\n')
+        job.write_text('[job]\nprogram = "mpips.bench.failures._pushing"\n')
         sets = [
             part
             for each in ("_pushing.seconds=600", "layout.workers=2", beats(1.0), *settings)

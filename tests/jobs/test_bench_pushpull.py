@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Finished
 
-from mpips.bench import _overlap, overlap
+from mpips.bench.requests import _overlap, overlap
 
 pytestmark = [pytest.mark.ranks, pytest.mark.once]
 

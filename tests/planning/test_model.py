@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.cli import plan as command
+from mpips.cli.launching import plan as command
 from mpips.cli.main import main
 from mpips.errors import InputError
 from mpips.planning.model import Costs, Layout, Machine, Measured, best, fitted, predict, straggling

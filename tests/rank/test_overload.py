@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queueing import Queueing
 
-from mpips.bench._pulse import rates, recovered
-from mpips.bench._queueing import Queueing
+from mpips.bench.scaling._pulse import rates, recovered
 from mpips.cluster.hash_ring import Ring
 from mpips.rank.simulation import Stage, simulate
 from mpips.replay.history import read_course

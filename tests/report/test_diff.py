@@ -11,7 +11,7 @@ import pytest
 
 from mpips.checkpoint.checkpoint import Saved, commit, write_shard
 from mpips.cli import main
-from mpips.cli.diff import Paint, report
+from mpips.cli.runs.diff import Paint, report
 from mpips.ranges import ALL
 from mpips.report import diff
 from mpips.rundir.folder import RunFolder, write_json, write_text

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mpips.bench import delay
 from mpips.bench._paper.experiment import (
     CHANCE,
     SLOW,
@@ -19,6 +18,7 @@ from mpips.bench._paper.experiment import (
     agreement,
     table,
 )
+from mpips.bench.applications import delay
 from mpips.errors import InputError
 from mpips.report.charts import Bar, Part, bars
 from mpips.rundir.progress import seconds, share

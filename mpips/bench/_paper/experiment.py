@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpips.bench import _runs
-from mpips.bench.sparse_lr import FLIGHTS_OPTIMUM
+from mpips.bench.applications.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.process.printable import printable
 from mpips.report.html import Html
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from mpips.bench import _runs, sketch
+from mpips.bench import _runs
 from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
+from mpips.bench.applications import sketch
 from mpips.rundir.progress import seconds, si
 
 ITEM = "Table 5"

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mpips.bench import filters
 from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
+from mpips.bench.applications import filters
 from mpips.report.charts import Bar, Part, Series, bars, lines
 from mpips.rundir.progress import bytes_si, share, si
 

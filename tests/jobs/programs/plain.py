@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpips.bench._requesting import settled
+from mpips.bench.scaling._requesting import settled
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call

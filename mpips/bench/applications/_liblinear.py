@@ -1,0 +1,196 @@
+"""LIBLINEAR, as scikit-learn has it, in a process of its own: fits of one data set on one thread.
+
+`python -P -m mpips.bench.applications._liblinear DATA.npz L1` answers every line of its input, a JSON object with
+`tolerance` and `iterations`, by a line with `seconds` (of the fit alone), `objective` and `nonzeros`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpips.bench._runs import RunFailed
+from mpips.data import DataSpec, read, resolve
+from mpips.data.examples import concatenate
+from mpips.errors import InputError
+from mpips.launch.mpi_launcher import THREADS
+from mpips.process import interpreter, user_folders
+from mpips.rundir.folder import write_json
+
+OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS = 1e-6, 1_000_000
+LOOSEST, TIGHTEST = 1.0, 1e-7
+NARROWED = 3
+"""Halvings, in the logarithm, of the bracket around the loosest tolerance that reaches the target."""
+
+Fit = Callable[..., dict[str, Any]]
+
+
+def check_installed() -> None:
+    """Raise InputError unless scikit-learn is here."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError("this compares with scikit-learn's liblinear; pip install 'mpips[bench]'")
+
+
+def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
+    """Write the training data as CSR over its distinct keys, f8; give examples, features and nonzeros."""
+    examples = concatenate(read(resolve(spec, str(base)).train, spec))
+    keys, indices = np.unique(examples.keys, return_inverse=True)
+    values = np.ones(len(indices)) if examples.values is None else examples.values.astype(np.float64)
+    np.savez(
+        path,
+        labels=examples.labels.astype(np.float64),
+        indptr=examples.indptr.astype(np.int32),
+        indices=indices.astype(np.int32),
+        values=values,
+    )
+    return {"examples": len(examples), "features": len(keys), "nonzeros": len(indices)}
+
+
+@contextmanager
+def fits(data: Path, l1: float) -> Iterator[Fit]:
+    """Start the process, with the data loaded and warm; give `fit(tolerance, iterations)`."""
+    environment = os.environ | dict.fromkeys(THREADS, "1")
+    command = [*interpreter.python(), "-m", "mpips.bench.applications._liblinear", str(data), repr(l1)]
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+
+    def fit(tolerance: float, iterations: int = 10_000) -> dict[str, Any]:
+        try:
+            print(
+                json.dumps({"tolerance": tolerance, "iterations": iterations}), file=process.stdin, flush=True
+            )
+            line = process.stdout.readline() if process.stdout else ""
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RunFailed(f"liblinear's process ended with exit code {process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    try:
+        yield fit
+    finally:
+        process.stdin.close()
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def loosest(fit: Fit, objective: float) -> float:
+    """Find about the loosest tolerance whose fit comes down to `objective`: the fastest way there.
+
+    Raises:
+        InputError: none does, so the objective is below the optimum.
+    """
+    tolerance, missed = LOOSEST, math.inf
+    while (found := fit(tolerance)["objective"]) > objective:
+        missed, tolerance = tolerance, tolerance / 10.0
+        if tolerance < TIGHTEST:
+            raise InputError(
+                f"liblinear came to {found:.7g} at best, not to {objective:.7g}: is --optimum too low?"
+            )
+    if missed < math.inf:
+        for _ in range(NARROWED):
+            middle = math.sqrt(tolerance * missed)
+            if fit(middle)["objective"] <= objective:
+                tolerance = middle
+            else:
+                missed = middle
+    return tolerance
+
+
+def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, str]:
+    """Give LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and where it is from."""
+    cache = cache_file() if cache is None else cache
+    name = f"{digest(data)} l1={l1!r}"
+    known = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
+    if name in known:
+        return float(known[name]), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}, computed before"
+    with fits(data, l1) as fit:
+        found = fit(OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS)["objective"]
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, {**known, name: found})
+    return float(found), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}"
+
+
+def cache_file() -> Path | None:
+    """Name the file that remembers optima; None where the user has no folder for it."""
+    folder = user_folders.cache()
+    return None if folder is None else folder / "mpips" / "optimum.json"
+
+
+def digest(data: Path) -> str:
+    """Give the SHA-256 of the arrays of a data set."""
+    sha = hashlib.sha256()
+    with np.load(data) as arrays:
+        for name in sorted(arrays.files):
+            sha.update(arrays[name].tobytes())
+    return sha.hexdigest()
+
+
+# --- The process -----------------------------------------------------------------------------------------
+
+
+def objective(x: Any, y: Any, w: Any, l1: float) -> float:
+    """Give sum_i log(1 + exp(-y_i x_i.w)) + l1 |w|_1."""
+    return float(np.logaddexp(0.0, -y * (x @ w)).sum() + l1 * np.abs(w).sum())
+
+
+def model(l1: float, tolerance: float, iterations: int) -> Any:
+    """Make scikit-learn's model: L1 logistic regression by liblinear, without an intercept."""
+    import sklearn
+    from sklearn.linear_model import LogisticRegression
+
+    version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
+    penalty = {"l1_ratio": 1.0} if version >= (1, 8) else {"penalty": "l1"}
+    return LogisticRegression(
+        solver="liblinear", C=1.0 / l1, fit_intercept=False, tol=tolerance, max_iter=iterations,
+        random_state=0, **penalty,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Answer the fits that are asked for."""
+    from scipy.sparse import csr_matrix
+
+    l1 = float(sys.argv[2])
+    with np.load(sys.argv[1]) as arrays:
+        y = arrays["labels"]
+        shape = (len(y), int(arrays["indices"].max(initial=0)) + 1)
+        x = csr_matrix((arrays["values"], arrays["indices"], arrays["indptr"]), shape=shape)
+    warnings.simplefilter("ignore")  # that a loose fit has not converged is the point
+    model(1.0, 0.1, 10).fit(csr_matrix(np.eye(2)), [-1.0, 1.0])
+    for line in sys.stdin:
+        asked = json.loads(line)
+        fitted = model(l1, asked["tolerance"], asked["iterations"])
+        start = time.perf_counter()
+        fitted.fit(x, y)
+        elapsed = time.perf_counter() - start
+        w = fitted.coef_[0] * (1.0 if fitted.classes_[1] > 0 else -1.0)
+        answer = {
+            "seconds": elapsed,
+            "objective": objective(x, y, w, l1),
+            "nonzeros": int(np.count_nonzero(w)),
+            "iterations": int(np.max(fitted.n_iter_)),
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""`mpips bench delay`: does bounded delay pay when one worker is slow? The paper's figure 13."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpips.bench import _runs
+from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench.applications import _liblinear, sparse_lr
+from mpips.config.job_file import load
+from mpips.errors import InputError
+from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
+
+DESCRIPTION = """\
+Bounded delay with a straggler (the paper's figure 13): for every tau, how long training takes to 0.5 % above the
+optimum, in how many passes, and which share of their time the workers wait, while worker 0 takes three times as
+long for its work as the others, or, with --chance, all of them do now and then, as on machines that others use too.
+All tau are run in turns, so that a drift of the machine meets them alike.
+
+  mpips bench delay                                   tau = 0, 1, 2, 4, 8, 16 on the project's own data
+  mpips bench delay --tau 0,4,16 --slow 1             nobody is slow
+  mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
+  mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     as on four small machines
+  mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.png
+  mpips bench delay --blocks 0                        the job's own rule: more blocks for a greater tau
+
+What a delay saves is the way of each block to the servers and back, while the next ones are under way; so it is
+the more, the smaller the blocks. All tau have the same number of them here (as in the paper). The job's own rule
+takes the fewest that keep the steps long, and (tau + 1) times as many with a delay, so that as much is in flight at
+once for every tau: then the many small messages may cost what the delay saves.
+A slow worker sleeps for what it takes longer, so its core is free meanwhile.
+"""
+
+COLUMNS = (
+    Column("tau", "tau", 4),
+    Column("seconds", "to target", 9, seconds),
+    Column("range", "least - most", 15),
+    Column("busy", "busy", 8, seconds),
+    Column("waited", "waiting", 8, seconds),
+    Column("waiting", "share", 6, share),
+    Column("passes", "passes", 6, "{:g}".format),
+    Column("pass_seconds", "s/pass", 8, significant(3)),
+    Column("blocks", "blocks", 6, "{:g}".format),
+    Column("train", "to its stop", 11, seconds),
+    Column("sent", "sent", 8, bytes_si),
+)
+
+
+def taus(text: str) -> list[int]:
+    """Read the delays: 0,1,2,4."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1]
+    if min(values) < 0 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"must be different whole numbers from 0, as in 0,1,2,4; got {text}")
+    return values
+
+
+def share_of(text: str) -> float:
+    """Read a probability above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a probability above 0, as in 0.2; got {text}")
+    return value
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the switches."""
+    parser = _runs.switches("delay", DESCRIPTION)
+    parser.add_argument("--tau", type=taus, default=[0, 1, 2, 4, 8, 16], help="default 0,1,2,4,8,16")
+    parser.add_argument(
+        "--slow", type=at_least(1.0, float), default=3.0, help="the straggler's factor; default 3"
+    )
+    parser.add_argument("--chance", type=share_of, default=1.0, metavar="P",
+                        help="every worker is slow with this probability, instead of worker 0 always")  # fmt: skip
+    parser.add_argument("--spell", type=at_least(0.0, float), default=0.0, metavar="SECONDS",
+                        help="with --chance: it stays so for so long; default 0: each piece of work")  # fmt: skip
+    parser.add_argument("--slower", type=at_least(1.0, float), default=1.0, metavar="F",
+                        help="every worker is so many times slower than a core besides, so that they "
+                        "can share few cores like machines of their own; default 1")  # fmt: skip
+    parser.add_argument(
+        "--blocks",
+        type=at_least(0),
+        default=128,
+        metavar="B",
+        help="per pass; default 128; 0: the job's own rule",
+    )
+    parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
+    parser.add_argument(
+        "--target", type=_runs.above_one, default=1.005, help="times the optimum; default 1.005"
+    )
+    parser.add_argument(
+        "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw it (pip install 'mpips[report]')")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 when a run did not come to the target."""
+    asked = parsed(arguments)
+    if asked.plot is not None:
+        check_plot(asked.plot)
+    settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
+    job_file, conditions = _runs.job_file(), _runs.conditions()
+    job = load(job_file, settings)
+    runs: dict[int, list[Run]] = {tau: [] for tau in asked.tau}
+    with _runs.folders(asked.keep) as folder:
+        data = folder / "data.npz"
+        known = asked.optimum is not None or (job.settings.l1 == 1.0 and not (asked.train or asked.set))
+        if not known:
+            _liblinear.check_installed()
+            _liblinear.write_data(job.data, job.base, data)
+        best, source = sparse_lr.known_optimum(asked.optimum, job, bool(asked.train or asked.set), data)
+        data.unlink(missing_ok=True)
+        for number in range(asked.repeat):
+            note(f"round {number + 1} of {asked.repeat}: tau = {', '.join(map(str, asked.tau))}")
+            for tau in asked.tau[:: 1 if number % 2 == 0 else -1]:
+                at = folder / f"tau-{tau}-{number}"
+                runs[tau].append(
+                    _runs.run(job_file, at, [*settings, *straggling(asked, tau)], asked.launcher)
+                )
+    target = asked.target * best
+    report = {
+        "benchmark": "delay",
+        "conditions": conditions,
+        "slow": asked.slow,
+        "chance": asked.chance,
+        "spell": asked.spell,
+        "slower": asked.slower,
+        "l1": job.settings.l1,
+        "optimum": best,
+        "optimum_from": source,
+        "target": target,
+        "layout": runs[asked.tau[0]][0].result["layout"],
+        "runs": [measured(tau, run, target) for tau in asked.tau for run in runs[tau]],
+    }
+    report["table"] = [summary(tau, report["runs"]) for tau in asked.tau]
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    if asked.plot is not None:
+        plot(report, asked.plot)
+    return 0 if all(each["seconds"] is not None for each in report["runs"]) else 1
+
+
+def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
+    """Give what makes workers slow, and a run of one tau end soon after the target."""
+    who = range(asked.workers if asked.chance < 1.0 else 1)
+    slow = _runs.slowed(who, asked.slow, asked.chance, asked.spell)
+    if asked.slower > 1.0:
+        slow += _runs.slowed(range(asked.workers), asked.slower)
+    delay = ['consistency.model="bounded"', f"consistency.tau={tau}"]
+    return [
+        _runs.straggling(slow),
+        *delay,
+        f"sparse_lr.blocks={asked.blocks}",
+        f"sparse_lr.epsilon={(asked.target - 1.0) / 2.0!r}",
+    ]
+
+
+def measured(tau: int, run: Run, target: float) -> dict[str, Any]:
+    """Give what was measured of a run; None for what it did not come to."""
+    reached = run.reached(target)
+    return {
+        "tau": tau,
+        "seconds": reached["seconds"] if reached else None,
+        "passes": reached["pass"] if reached else None,
+        "waiting": _runs.waiting(run, reached),
+        "blocks": max(line["blocks"] for line in run.passes),
+        "train": run.result["seconds"]["train"],
+        "passes_train": run.result["metrics"]["passes"],
+        "objective": run.result["metrics"]["objective"],
+        "sent": run.sent,
+    }
+
+
+def summary(tau: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the medians over the runs of one tau; no time if one of them did not come to the target."""
+    mine = [each for each in runs if each["tau"] == tau]
+    keys = ("waiting", "blocks", "train", "sent")
+    row = {"tau": tau} | {key: spread(each[key] for each in mine)["median"] for key in keys}
+    if any(each["seconds"] is None for each in mine):
+        return row
+    times = spread(each["seconds"] for each in mine)
+    passes = spread(each["passes"] for each in mine)["median"]
+    return row | {
+        "seconds": times["median"],
+        "range": f"{seconds(times['min'])} - {seconds(times['max'])}",
+        "passes": passes,
+        "pass_seconds": times["median"] / passes,
+        "busy": times["median"] * (1.0 - row["waiting"]),
+        "waited": times["median"] * row["waiting"],
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """Write the report for people."""
+    layout, rows = report["layout"], report["table"]
+    lines = [
+        _runs.described(report["conditions"]),
+        f"servers {layout['servers']}, workers {layout['workers']}, {straggler(report)}; l1 = {report['l1']:g}",
+        f"optimum {report['optimum']:.8g} ({report['optimum_from']}); target {report['target']:.8g} = "
+        f"{report['target'] / report['optimum']:.6g} times it",
+        f"medians of {len(report['runs']) // len(rows)} rounds; waiting: the workers' mean share",
+        "",
+        _runs.table(COLUMNS, rows),
+        "",
+    ]
+    first = next((row for row in rows if row["tau"] == 0), None)
+    later = [row for row in rows if row["tau"] > 0 and "seconds" in row]
+    if first is None or "seconds" not in first or not later:
+        missed = sorted({row["tau"] for row in rows if "seconds" not in row})
+        return "\n".join([*lines, f"not every run came to the target: tau = {missed}"] if missed else lines)
+    best = min(later, key=lambda row: row["seconds"])
+    gain = first["seconds"] / best["seconds"]
+    verdict = "faster than" if gain > 1.0 else "the best with a delay, but no faster than"
+    lines.append(
+        f"tau = {best['tau']} is {verdict} tau = 0: {gain:.2f} times; "
+        f"waiting {share(first['waiting'])} there, {share(best['waiting'])} here"
+    )
+    return "\n".join(lines)
+
+
+def straggler(report: dict[str, Any]) -> str:
+    """Say who is slow, and when."""
+    machines = f"each {report['slower']:g} times slower than a core, " if report["slower"] > 1.0 else ""
+    if report["chance"] == 1.0:
+        return f"{machines}worker 0 slowed down {report['slow']:g} times"
+    anew = f"for spells of {seconds(report['spell'])}" if report["spell"] else "drawn for each piece of it"
+    return f"{machines}each slowed down {report['slow']:g} times for {share(report['chance'])} of its work, {anew}"
+
+
+def check_plot(path: str) -> None:
+    """Raise InputError before anything is run if nothing can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError("--plot needs matplotlib; pip install 'mpips[report]'") from None
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf") or not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--plot {path}: must be a .png, .svg or .pdf in a folder that exists")
+
+
+def plot(report: dict[str, Any], path: str) -> None:
+    """Draw bars of busy and waiting time to the target, as in the paper's figure 13."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = report["table"]
+    names = [str(row["tau"]) for row in rows]
+    busy = [row.get("busy", math.nan) for row in rows]
+    waited = [row.get("waited", math.nan) for row in rows]
+    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.bar(names, busy, label="busy", color="#3b6ea5")
+    axes.bar(names, waited, bottom=busy, label="waiting", color="#d9a441")
+    axes.set_xlabel("maximal delay tau")
+    axes.set_ylabel(f"seconds to {report['target'] / report['optimum']:.4g} times the optimum")
+    axes.set_title(f"{report['layout']['workers']} workers, {straggler(report)}", fontsize=9)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

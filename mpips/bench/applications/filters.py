@@ -1,0 +1,365 @@
+"""`mpips bench filters`: what filters save of sparse_lr's traffic, and their cost: the paper's figures 11 and 12."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.bench import _runs
+from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench.applications import _liblinear, delay, sparse_lr
+from mpips.bench.requests import coding
+from mpips.config.job_file import load
+from mpips.filters import named
+from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
+
+DESCRIPTION = """\
+The bytes that workers and servers send until training has come to 0.1 % above the optimum, for one combination of
+filters after another (the paper's figure 11), and the share of features that the KKT filter leaves out in each pass
+(figure 12). Each line of the table is a whole run:
+
+  none             keys and values of all features in each pass
+  key caching      lists of keys that come again are named by a hash
+  KKT              features that weigh 0, and by their gradient will, are left out
+  + lz4, + zstd    KKT, key caching, and compression of pushes and answers
+  + fixed_point    KKT, key caching, rows of the passes rounded at random to 2 bytes or 1, and compression
+
+  mpips bench filters                            the project's own data: flights, 205,119 features
+  mpips bench filters --quick
+  mpips bench filters --train news20.train.svm.xz --optimum 1056.5146 --json filters.json
+  mpips bench filters --filter '["zeros", {name = "zstd", level = 3}]' --filter '["lz4"]'
+  mpips bench filters --settle                   not to the target: to the optimum that each combination finds
+
+`fewer` is how many times fewer bytes were sent than without filters; for servers also as the paper counts, where
+answers without filters hold keys beside the values, as pushes do: here they never do. `KKT` is the mean share of
+features that it leaves out in a pass. `ms/MB` is the processor time of encoding and decoding for each megabyte that
+the chain behind KKT and key caching saves; on 1 Gbit/s a megabyte takes 8 ms. Bytes are those of the training alone,
+headers and all. This job lets only the rows of its passes be rounded: answers, starts and resets come as they are.
+The figure goes beside the JSON file, or into the folder that is kept, with the table.
+"""
+
+COLUMNS = (
+    Column("name", "filters", 26, lambda text: str(text).ljust(26)),
+    Column("worker", "workers", 8, bytes_si),
+    Column("worker_fewer", "fewer", 6, significant(3)),
+    Column("server", "servers", 8, bytes_si),
+    Column("server_fewer", "fewer", 6, significant(3)),
+    Column("server_counted", "(paper)", 7, significant(3)),
+    Column("seconds", "to target", 9, seconds),
+    Column("passes", "passes", 6, "{:g}".format),
+    Column("excess", "F/F* - 1", 9, "{:.1e}".format),
+    Column("filtered", "KKT", 6, share),
+    Column("cost", "ms/MB", 6, significant(2)),
+)
+
+
+class Combination(NamedTuple):
+    """A combination of filters: the job's own KKT filter, the key cache, and a chain for pushes and answers."""
+
+    name: str
+    kkt: bool
+    caching: bool
+    chain: tuple[Any, ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """Give what makes a job run with these."""
+        chain = toml(self.chain)
+        cache = [] if self.caching else ["ring.key_cache=0"]
+        return [
+            f"sparse_lr.kkt={'true' if self.kkt else 'false'}",
+            f"filters.push={chain}",
+            f"filters.pull={chain}",
+            *cache,
+        ]
+
+
+NONE = Combination("none", False, False)
+BARE = (
+    NONE,
+    Combination("key caching", False, True),
+    Combination("KKT", True, False),
+    Combination("KKT, key caching", True, True),
+)
+QUICK = BARE[0], BARE[1], BARE[3]
+CHAINS: tuple[tuple[Any, ...], ...] = (
+    ("lz4",),
+    ("zstd",),
+    ({"name": "fixed_point", "bytes": 2}, "zstd"),
+    ({"name": "fixed_point", "bytes": 1}, "zstd"),
+)
+QUICK_CHAINS = CHAINS[1:2]
+
+
+def toml(chain: Sequence[Any]) -> str:
+    """Write a chain as it stands in a job file."""
+
+    def entry(each: Any) -> str:
+        if isinstance(each, str):
+            return json.dumps(each)
+        return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in each.items()) + "}"
+
+    return "[" + ", ".join(map(entry, chain)) + "]"
+
+
+def combinations(chains: Sequence[Sequence[Any]], quick: bool = False) -> list[Combination]:
+    """Give the combinations to compare, none first.
+
+    Raises:
+        InputError: a chain needs a library that is not here.
+    """
+    more: dict[str, Combination] = {}  # what is asked for twice is run once
+    for chain in chains:
+        named.check(list(chain))
+        more[toml(chain)] = Combination(f"+ {coding.written(chain)}", True, True, tuple(chain))
+    return [*(QUICK if quick else BARE), *more.values()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 when a run without rounding did not come to the target."""
+    asked = parsed(arguments)
+    chains = [*(QUICK_CHAINS if asked.quick else CHAINS), *map(coding.chain, asked.filter)]
+    combos = combinations(chains, asked.quick)
+    figure = figure_path(asked)
+    common = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
+    job_file, conditions = _runs.job_file(), _runs.conditions()
+    job = load(job_file, common)
+    runs: list[dict[str, Any]] = []
+    with _runs.folders(asked.keep) as folder:
+        best, source = optimum(asked, job, folder)
+        target = asked.target * best
+        common += until(asked, target)
+        for number in range(asked.repeat):
+            for turn, combo in enumerate(combos):
+                note(f"round {number + 1} of {asked.repeat}: {combo.name}")
+                at = folder / f"{turn}-{number}"
+                run = _runs.run(job_file, at, [*common, *combo.settings], asked.launcher)
+                runs.append(measured(combo, run, best, target))
+                layout = run.result["layout"]
+    report = {
+        "benchmark": "filters",
+        "conditions": conditions,
+        "layout": layout,
+        "l1": job.settings.l1,
+        "optimum": best,
+        "optimum_from": source,
+        "target": target,
+        "settle": asked.settle,
+        "runs": runs,
+        "table": table(runs),
+        "filtered": filtered(runs),
+    }
+    written = text(report)
+    print(written)
+    _runs.write_report(asked.json, report)
+    if figure is not None:
+        draw(report, figure)
+        figure.with_suffix(".txt").write_text(written + "\n")
+    exact = [each for each in runs if "fixed_point" not in each["name"]]
+    return 0 if all(each["seconds"] is not None for each in exact) else 1
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the switches."""
+    parser = _runs.switches("filters", DESCRIPTION, repeat=1)
+    parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
+    parser.add_argument(
+        "--target", type=_runs.above_one, default=1.001, help="times the optimum; default 1.001"
+    )
+    parser.add_argument(
+        "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
+    )
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="LIST", help="a chain of your own, too; repeatable"
+    )
+    parser.add_argument("--settle", action="store_true", help="let each run go on to its own end")
+    parser.add_argument("--quick", action="store_true", help="only none, key caching, KKT with it, and zstd")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw it there (pip install 'mpips[report]')")
+    return parser.parse_args(arguments)
+
+
+def figure_path(asked: argparse.Namespace) -> Path | None:
+    """Say where the figure goes: where it was asked for, else beside the JSON file, else into the kept folder.
+
+    Raises:
+        InputError: it was asked for, and cannot be drawn there.
+    """
+    if asked.plot is not None:
+        delay.check_plot(asked.plot)
+        return Path(asked.plot)
+    path = None
+    if asked.json is not None:
+        path = Path(asked.json).with_suffix(".png")
+    elif asked.keep is not None:
+        path = Path(asked.keep) / "filters.png"
+    if path is not None and find_spec("matplotlib") is None:
+        note("no figure: it needs matplotlib; pip install 'mpips[report]'")
+        return None
+    return path
+
+
+def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, str]:
+    """Give the optimum, and where it is from; it is computed if it is not known."""
+    own = bool(asked.train or asked.set)
+    data = folder / "data.npz"
+    if asked.optimum is None and (own or job.settings.l1 != 1.0):
+        _liblinear.check_installed()
+        _liblinear.write_data(job.data, job.base, data)
+    found = sparse_lr.known_optimum(asked.optimum, job, own, data)
+    data.unlink(missing_ok=True)
+    return found
+
+
+def until(asked: argparse.Namespace, target: float) -> list[str]:
+    """Give what ends a run: the target; or, `--settle`, that it has settled, which it must not do before either way."""
+    epsilon = min(2e-4, (asked.target - 1.0) / 5.0)
+    return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if asked.settle else [f"sparse_lr.target={target!r}"])
+
+
+def measured(combo: Combination, run: Run, best: float, target: float) -> dict[str, Any]:
+    """Give what was measured of a run; None for what it did not come to."""
+    reached = run.reached(target)
+    traffic = trained(run)
+    mine = [
+        traffic["per_filter"].get(each if isinstance(each, str) else each["name"]) for each in combo.chain
+    ]
+    parts = [part for by in mine if by is not None for part in by.values()]
+    saved = sum(part["raw"] - part["wire"] for part in parts)
+    spent = sum(part["seconds"] for part in parts)
+    return {
+        "name": combo.name,
+        "kkt": combo.kkt,
+        "caching": combo.caching,
+        "chain": list(combo.chain),
+        "seconds": reached["seconds"] if reached else None,
+        "passes": run.result["metrics"]["passes"],
+        "objective": run.result["metrics"]["objective"],
+        "excess": run.result["metrics"]["objective"] / best - 1.0,
+        "worker": traffic["worker_sent"],
+        "server": traffic["server_sent"],
+        "traffic": traffic,
+        "filtered": [line["filtered"] for line in run.passes],
+        "saved": saved,
+        "filter_seconds": spent,
+        "cost": 1e9 * spent / saved if saved > 0 else None,
+    }
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """Give the traffic of a run's training, without that of its evaluation."""
+    traffic: dict[str, Any] = _runs.events(run.folder, "trained")[0]["traffic"]
+    return traffic
+
+
+def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give a row for each combination, none first: medians over its runs, and how many times fewer bytes there were."""
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(each["name"] for each in runs):
+        mine = [each for each in runs if each["name"] == name]
+        keys = ("worker", "server", "seconds", "passes", "excess", "cost")
+        row: dict[str, Any] = {"name": name}
+        for key in keys:
+            values = [each[key] for each in mine]
+            row[key] = None if None in values else spread(values)["median"]
+        if mine[0]["kkt"]:
+            row["filtered"] = mean(mine[0]["filtered"])
+        row["counted"] = spread(each["traffic"]["server_raw"] for each in mine)["median"]
+        base = (rows or [row])[0]
+        if rows:
+            row["worker_fewer"] = base["worker"] / row["worker"]
+            row["server_fewer"] = base["server"] / row["server"]
+            row["server_counted"] = base["counted"] / row["server"]
+        rows.append(row)
+    return rows
+
+
+def filtered(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Give the share of features that KKT left out in each pass, by combination; the same shares are named once."""
+    found: dict[str, list[float]] = {}
+    for each in runs:
+        if each["kkt"] and each["filtered"] not in found.values():
+            found[each["name"]] = each["filtered"]
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Give the mean of some values; 0 of none."""
+    return sum(values) / max(len(values), 1)
+
+
+def text(report: dict[str, Any]) -> str:
+    """Write the report for people."""
+    layout, rows = report["layout"], report["table"]
+    base, best, runs = rows[0], report["optimum"], report["runs"]
+    end = "the end of each run" if report["settle"] else "the target"
+    repeats = len(runs) // len(rows)
+    lines = [
+        _runs.described(report["conditions"]),
+        f"servers {layout['servers']}, workers {layout['workers']}; l1 = {report['l1']:g}; "
+        + ("one run each" if repeats == 1 else f"medians of {repeats} runs each"),
+        f"optimum {best:.8g} ({report['optimum_from']}); target {report['target']:.8g} = "
+        f"{report['target'] / best:.6g} times it; bytes up to {end}",
+        "",
+        _runs.table(COLUMNS, rows),
+        "",
+        f"none: servers sent {bytes_si(base['server'])}; as the paper counts, with keys, {bytes_si(base['counted'])}",
+    ]
+    for name, shares in report["filtered"].items():
+        each = [f"{100.0 * value:.1f}" for value in shares]
+        shown = each if len(each) <= 12 else [*each[:8], "...", *each[-2:]]
+        lines.append(f"filtered by KKT, % of the features in each pass, {name}: {' '.join(shown)}")
+    missed = [row["name"] for row in rows if row["seconds"] is None]
+    if missed:
+        lines.append(f"not every run came to the target: {', '.join(missed)}")
+    return "\n".join(lines)
+
+
+# --- The figure ----------------------------------------------------------------------------------------
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Draw the bytes of each combination (the paper's figure 11), and what KKT leaves out by pass (figure 12)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1.0))
+    _draw_bytes(left, report)
+    _draw_filtered(right, report)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_bytes(axes: Any, report: dict[str, Any]) -> None:
+    rows = report["table"]
+    roles = (("worker", "workers", "#3b6ea5", -0.2), ("server", "servers", "#d9a441", 0.2))
+    for role, label, color, shift in roles:
+        for place, row in enumerate(rows):
+            first = place == 0
+            size = row["counted"] if role == "server" and first else row[role]
+            fewer = row.get("worker_fewer" if role == "worker" else "server_counted")
+            axes.bar(place + shift, size / 1e6, 0.4, color=color, label=label if first else None)
+            said = f"{fewer:.3g}x" if fewer is not None else "1"
+            axes.text(place + shift, size / 1e6, said, ha="center", va="bottom", fontsize=7)
+    axes.set_yscale("log")
+    names = [row["name"].replace(", ", ",\n").replace("fixed_point", "fixed\npoint") for row in rows]
+    axes.set_xticks(range(len(rows)), names, fontsize=7)
+    axes.set_ylabel("MB sent")
+    axes.set_title("bytes by filters, and how many times fewer\n(servers: as the paper counts)", fontsize=9)
+    axes.margins(y=0.15)
+    axes.legend(frameon=False)
+
+
+def _draw_filtered(axes: Any, report: dict[str, Any]) -> None:
+    for name, shares in report["filtered"].items():
+        axes.plot(range(1, len(shares) + 1), [100.0 * value for value in shares], label=name, lw=1.2)
+    axes.set_xlabel("pass")
+    axes.set_ylabel("features filtered by KKT, %")
+    axes.set_ylim(0.0, 102.0)
+    axes.set_title("what the KKT filter leaves out", fontsize=9)
+    if report["filtered"]:
+        axes.legend(frameon=False, fontsize=7)

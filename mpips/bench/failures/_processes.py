@@ -1,0 +1,335 @@
+"""Faults that befall real processes: ranks are killed and stopped from outside while pushes go on, and it is timed.
+
+One launch has many faults, one after the other, each at a random instant once all copies are whole again. The
+workers of `_pushing` note when each push was answered and by which primary, so it is known when the shards of a struck
+server were answered for again; and when each call of the scheduler came, which tells the same of a scheduler or worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.bench import _runs
+from mpips.bench.failures import _pushing
+from mpips.rundir import order_files
+from mpips.rundir.folder import Lines
+
+SERVERS, WORKERS, SPARES, REPLICAS = 4, 2, 4, 1
+PER_LAUNCH = 7
+"""Strikes of one launch."""
+PAUSE = (0.2, 0.7)
+"""Seconds between the recovery from one strike and the next."""
+WAKES = 1.0
+"""Seconds after which a stopped rank is woken up."""
+PATIENCE, LONG = 0.4, 3.0
+"""Seconds of silence after which a rank counts as hung: in launches whose ranks are stopped, and in the others."""
+ROLES = ("server", "server", "server", "scheduler", "worker")
+LOSSY = ("faults.drop={probability=0.01}", "faults.duplicate={probability=0.01, seconds=0.01}")
+RANK = re.compile(r"rank (\d+)")
+
+
+@dataclass
+class Struck:
+    """One strike and what it cost; times in seconds."""
+
+    launch: int
+    role: str
+    act: str
+    """kill or stop."""
+    rank: int
+    at: float
+    """Wall."""
+    recovery: float | None = None
+    """Until all that the rank answered for is answered again; None if it answered for nothing."""
+    detection: float | None = None
+    takeover: float | None = None
+
+
+@dataclass
+class Launched:
+    """One launch with its strikes."""
+
+    number: int
+    lossy: bool
+    """Messages are lost and doubled."""
+    stops: bool
+    """Ranks are stopped; else they are killed."""
+    struck: list[Struck] = field(default_factory=list)
+    updates: int = 0
+    lost: int = 0
+    doubled: int = 0
+    survivors: int = 0
+    left_behind: int = 0
+    """Ranks that were woken up and did not leave."""
+    error: str = ""
+
+
+def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> list[Launched]:
+    """Strike `count` times, in as many launches as that takes."""
+    launches: list[Launched] = []
+    left = count
+    while left > 0:
+        number = len(launches)
+        launched = strike(min(left, PER_LAUNCH), seed, number, folder / f"launch-{number}", launcher)
+        launches.append(launched)
+        left -= len(launched.struck)
+        _runs.note(
+            f"launch {number}: {len(launched.struck)} ranks struck, "
+            f"{launched.error or 'all updates there' if not launched.lost + launched.doubled else 'WRONG'}"
+        )
+        if launched.error:
+            break
+    return launches
+
+
+def strike(count: int, seed: int, number: int, folder: Path, launcher: str = "auto") -> Launched:
+    """Launch once and strike so many ranks."""
+    rng = random.Random(f"processes/{seed}/{number}")
+    launched = Launched(number, lossy=number % 2 == 1, stops=number % 4 == 2)
+    job = folder.parent / "pushing.toml"
+    job.parent.mkdir(parents=True, exist_ok=True)
+    job.write_text('[job]\nprogram = "mpips.bench.failures._pushing"\n')
+    patience = PATIENCE if launched.stops else LONG
+    settings = [
+        f"layout.servers={SERVERS}", f"layout.workers={WORKERS}", f"layout.spares={SPARES}",
+        f"ring.replicas={REPLICAS}", "ring.virtual_servers=1", f"heartbeat.patience={patience}",
+        f"_pushing.seconds={10.0 + 6.0 * count}", *(LOSSY if launched.lossy else ()),
+    ]  # fmt: skip
+    attack = _Attack(folder, launched, count, rng)
+    try:
+        run = _runs.run(job, folder, settings, launcher, watch=attack)
+    except _runs.RunFailed as failed:
+        launched.error = failed.text
+        return launched
+    finally:
+        attack.wake_all()
+    metrics = run.result["metrics"]
+    launched.updates, launched.lost, launched.doubled = (
+        metrics["updates"],
+        metrics["lost"],
+        metrics["doubled"],
+    )
+    launched.survivors = len(attack.pids) - len(run.result["recoveries"])
+    launched.left_behind = sum(is_running(attack.pids[each.rank]) for each in launched.struck)
+    measure(launched.struck, run.result["recoveries"], np.load(folder / _pushing.ANSWERS))
+    return launched
+
+
+class _Attack:
+    """Strikes ranks of a run while it is watched."""
+
+    def __init__(self, folder: Path, launched: Launched, count: int, rng: random.Random) -> None:
+        self._folder, self._launched, self._left, self._rng = folder, launched, count, rng
+        self.pids: dict[int, int] = {}
+        self._next = 0.0
+        self._wake: list[tuple[float, int]] = []
+
+    def __call__(self, folder: Path) -> None:
+        """Do what is due."""
+        now = time.time()
+        for at, pid in [each for each in self._wake if each[0] <= now]:
+            self._wake.remove((at, pid))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        if now < self._next or (folder / "result.json").exists():
+            return
+        if not self._left:
+            (folder / _pushing.ENOUGH).touch()
+            return
+        if not self.pids:
+            with suppress(OSError, ValueError, KeyError):
+                ranks = json.loads((folder / "run.json").read_text())["ranks"]
+                self.pids = {each["rank"]: each["pid"] for each in ranks}
+            return
+        if not _begun(folder):
+            return
+        ok, text = order_files.ask(folder, "status", patience=2.0)
+        if ok and "copied" not in text and self._noticed(text, now):
+            self._strike(text)
+        else:
+            self._next = now + 0.05
+
+    def _noticed(self, status: str, now: float) -> bool:
+        """Tell whether the last strike is over: the rank is out, or has been woken up in time."""
+        if not self._launched.struck:
+            return True
+        last = self._launched.struck[-1]
+        lost = any(line.strip().startswith(f"lost: rank {last.rank} ") for line in status.splitlines())
+        return lost or (last.act == "stop" and now > last.at + 2 * WAKES)
+
+    def wake_all(self) -> None:
+        """Let no process be stopped for ever."""
+        for _, pid in self._wake:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _strike(self, status: str) -> None:
+        found = choose(status, self._rng)
+        if found is None:
+            return
+        role, rank = found
+        act, pid = "stop" if self._launched.stops else "kill", self.pids[rank]
+        time.sleep(self._rng.uniform(0, 0.05))
+        kind = signal.SIGSTOP if act == "stop" else signal.SIGKILL
+        at = time.time()
+        os.kill(pid, kind)
+        with Lines(self._folder / "strikes.jsonl") as lines:
+            lines.append({"rank": rank, "signal": kind.name, "wall": at})
+        if act == "stop":
+            self._wake.append((at + WAKES, pid))
+        self._launched.struck.append(Struck(self._launched.number, role, act, rank, at))
+        self._left -= 1
+        self._next = at + self._rng.uniform(*PAUSE) + (WAKES if act == "stop" else 0.5)
+
+
+def choose(status: str, rng: random.Random) -> tuple[str, int] | None:
+    """Choose whom to strike, given what `mpips ctl RUN status` says: (role, rank); None if that one must live.
+
+    Two servers must be left, with spares counted, and the first worker, who remembers all answers.
+    """
+    here = {
+        name.strip(): [int(rank) for rank in RANK.findall(rest)]
+        for name, _, rest in (line.partition(":") for line in status.splitlines()[1:])
+    }
+    role, leader = rng.choice(ROLES), here["leader"][0]
+    servers, workers = here["servers"], here["workers"]
+    others = {"server": servers, "worker": workers[1:]}.get(role, [])
+    victims = [leader] if role == "scheduler" else [rank for rank in others if rank != leader]
+    if not victims:
+        return None
+    rank = rng.choice(victims)
+    spares = [each for each in here["spares"] if each != rank]
+    if rank not in workers and len({*servers, *spares} - {rank}) < 2:
+        return None
+    return role, rank
+
+
+def measure(struck: Sequence[Struck], recoveries: Sequence[dict[str, Any]], answers: NDArray[Any]) -> None:
+    """Find out how long each strike was felt.
+
+    `recoveries` are the result's; `answers` f8[n, 4] what the workers noted: (shard, primary, issued, answered).
+    """
+    noticed = {each["rank"]: each["noticed_after"] for each in recoveries}
+    answers = answers[np.argsort(answers[:, 3])]
+    shard, primary, answered = answers[:, 0], answers[:, 1], answers[:, 3]
+    for each in struck:
+        each.detection = noticed.get(each.rank)
+        if each.role == "server":
+            firsts = []
+            for of in np.unique(shard[shard >= 0]):
+                mine = shard == of
+                last = np.flatnonzero(mine & (answered < each.at))
+                if len(last) and primary[last[-1]] == each.rank:
+                    firsts += answered[mine & (answered > each.at) & (primary != each.rank)][:1].tolist()
+            each.recovery = max(firsts) - each.at if firsts else None
+        elif each.detection is not None:
+            later = answered[(shard == _pushing.CALLS) & (answered > each.at + each.detection)]
+            each.recovery = float(later[0]) - each.at if len(later) else None
+        if each.recovery is not None and each.detection is not None:
+            each.takeover = each.recovery - each.detection
+
+
+def _begun(folder: Path) -> bool:
+    try:
+        return '"begun"' in (folder / "metrics.jsonl").read_text()
+    except OSError:
+        return False
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """A training run and which rank was killed in it."""
+
+    killed: str
+    seconds: float
+    sha: str
+    recoveries: int
+    same: bool = True
+    error: str = ""
+
+
+def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
+    """Train sparse_lr with nobody killed, then with a server, then with the scheduler killed: the same bits."""
+    rng = random.Random(f"train/{seed}")
+    data = folder / "examples.svm"
+    write_examples(data, seed)
+    runs: list[Trained] = []
+    for role in ("nobody", "server", "scheduler"):
+        where = folder / f"train-{role}"
+        killer = _killer(role, rng.uniform(0.0, 0.3))
+        settings = [
+            f"data.train={json.dumps(str(data))}", "data.test=[]", "data.crosses=[]",
+            "layout.servers=2", "layout.workers=2", "layout.spares=1", "ring.replicas=1",
+            "consistency.tau=0", "sparse_lr.passes=60", "sparse_lr.epsilon=1e-300",
+        ]  # fmt: skip
+        try:
+            result = _runs.run(_runs.job_file(), where, settings, launcher, watch=killer).result
+        except _runs.RunFailed as failed:
+            runs.append(Trained(role, 0.0, "", 0, False, failed.text))
+            continue
+        runs.append(
+            Trained(role, result["seconds"]["train"], result["parameters_sha256"], len(result["recoveries"]))
+        )
+        runs[-1].same = runs[-1].sha == runs[0].sha
+        if role != "nobody" and not runs[-1].recoveries:
+            runs[-1].error = "the training was over before"
+    return runs
+
+
+def write_examples(path: Path, seed: int) -> None:
+    """Write 4,000 examples of 20 features each, of 500 in all, some of which matter."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = rng.normal(size=500) * (rng.random(500) < 0.2)
+    with path.open("w") as file:
+        for _ in range(4000):
+            keys = np.sort(rng.choice(500, 20, replace=False))
+            label = 1 if weights[keys].sum() + rng.normal() > 0 else -1
+            file.write(f"{label:+d} " + " ".join(f"{key + 1}:1" for key in keys) + "\n")
+
+
+def _killer(role: str, after: float) -> Callable[[Path], None]:
+    """Kill the first rank of a role, so many seconds after the first pass."""
+    due: list[float] = []
+
+    def watch(folder: Path) -> None:
+        if role == "nobody" or (due and due[0] < 0):
+            return
+        with suppress(OSError, ValueError, StopIteration):
+            if not due and '"pass"' in (folder / "metrics.jsonl").read_text():
+                due.append(time.time() + after)
+            if due and time.time() >= due[0]:
+                ranks = json.loads((folder / "run.json").read_text())["ranks"]
+                due[0] = -1.0
+                os.kill(next(each["pid"] for each in ranks if each["role"] == role), signal.SIGKILL)
+
+    return watch
+
+
+def to_json(launches: Sequence[Launched], trained: Sequence[Trained]) -> dict[str, Any]:
+    """Give all that was measured as JSON-able data."""
+    return {"launches": [asdict(each) for each in launches], "training": [asdict(each) for each in trained]}

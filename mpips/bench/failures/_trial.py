@@ -1,0 +1,369 @@
+"""One trial of the fault campaign on the twin: a random cluster, a random program, and what must come of it.
+
+The program's workers push ones, so every key of a vector counts its updates.
+
+All ranks of a twin are threads of one process that run one at a time, so what was issued and what was acknowledged is
+noted in one `Ledger` as it happens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.bench.failures._ledger import (
+    EXTENT,
+    HOT,
+    HOT_KEYS,
+    ROUNDS,
+    SINGLES,
+    Ledger,
+    key,
+    push_keys,
+    round_keys,
+)
+from mpips.bench.failures._striker import Event, Striker
+from mpips.errors import WorkerLost
+from mpips.rank.simulation import Stage, simulate
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.transport.in_memory import rough, torn
+from mpips.worker.worker import Context
+
+HORIZON = 10.0
+"""Seconds of fake time after which a trial counts as hung."""
+TICK = 0.004
+"""Steps of fake time when nothing else happens (s); a node looks about itself every 5 ms."""
+PATIENCE, DETECTION = 0.12, 0.01
+"""Seconds of fake time until a stopped rank, and a killed one, is noticed."""
+
+
+class Wrong(AssertionError):
+    """The parameters, or what a rank was told of them, are not what was pushed."""
+
+
+@call("faults_bump")
+def bump(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Count the calls of this function, on each shard."""
+    segment.settings["bumps"] = int(segment.settings.get("bumps", 0)) + 1
+    return {"bumps": segment.settings["bumps"]}
+
+
+@call("faults_bumps", reads=True)
+def bumps(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Give how often `bump` was called."""
+    return {"bumps": int(segment.settings.get("bumps", 0))}
+
+
+class Step(NamedTuple):
+    """A step of the program: a call of all workers with so many rounds, a call of all shards, or a rest (s)."""
+
+    kind: str
+    amount: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial, as drawn from its seed."""
+
+    seed: int
+    servers: int
+    workers: int
+    spares: int
+    schedulers: int
+    replicas: int
+    virtual_servers: int
+    delay: float
+    drop: float
+    duplicate: float
+    loss: float
+    """The chance that a message which a killed rank has sent, and nobody taken, is lost with it.
+
+    Where ranks wake up again there is none: one that the others gave up meanwhile must be told."""
+    steps: tuple[Step, ...]
+    events: tuple[Event, ...]
+
+    def text(self) -> str:
+        """Say in a line what the cluster is and what befalls it."""
+        shape = f"{self.schedulers}+{self.servers}+{self.workers}+{self.spares} ranks"
+        events = "; ".join(f"{event.what} at message {event.after}" for event in self.events)
+        return f"{shape} (scheduler, server, worker, spare), replicas {self.replicas}: {events or 'nothing'}"
+
+
+def plan(seed: int) -> Plan:
+    """Draw a trial."""
+    rng = random.Random(f"faults/{seed}")
+    servers, workers, spares = rng.randint(1, 4), rng.randint(1, 4), rng.randint(0, 2)
+    lossy, slow = rng.random() < 0.3, rng.random() < 0.4
+    steps = [
+        Step(kind, rng.randint(1, 5) if kind == "work" else rng.choice((0.004, 0.04)))
+        for kind in rng.choices(("work", "bump", "rest"), (5, 2, 1), k=rng.randint(3, 6))
+    ]
+    events = tuple(_events(rng))
+    return Plan(
+        seed, servers, workers, spares, rng.randint(1, 2), rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
+        rng.choice((0.0005, 0.003)) if slow else 0.0,
+        rng.uniform(0, 0.05) if lossy else 0.0, rng.uniform(0, 0.1) if lossy else 0.0,
+        0.0 if any(each.lasting for each in events) else rng.choice((0.0, 0.5, 1.0)),
+        (Step("work", 2), *steps), events,
+    )  # fmt: skip
+
+
+def _events(rng: random.Random) -> Iterable[Event]:
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+        role = rng.choice(("server", "server", "server", "scheduler", "worker", "worker", "spare"))
+        act = rng.choice(("kill", "kill", "kill", "stop"))
+        lasting = None
+        if act == "stop":
+            lasting = rng.choice((None, PATIENCE / 3, 2 * PATIENCE, 2 * PATIENCE))
+        count = rng.choice((1, 1, 1, 2))
+        yield Event(f"{act} {role}", rng.randrange(20, 700), act, role, count, lasting, rng.random())
+    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+        act, role = rng.choice(("join", "leave")), rng.choice(("server", "worker"))
+        yield Event(f"{act} {role}", rng.randrange(20, 600), act, role, 1, None, rng.random())
+
+
+class Client:
+    """The worker: random pushes, pulls and rounds, and checks of what it reads."""
+
+    def __init__(self, context: Context, seed: int, ledger: Ledger) -> None:
+        self.context, self.node, self.seed, self.ledger = context, context.node, seed, ledger
+        self._floor: NDArray[np.int64] = np.zeros(HOT, np.int64)  # what it was told of the hot keys at least
+        self._own: dict[int, bool] = {}  # key -> whether its push was acknowledged
+        self._last: tuple[int, Task] | None = None
+        self._wrong: list[str] = []
+
+    def go(self, rounds: list[int], attempt: int, crew: int, floor: list[int]) -> dict[str, Any]:
+        """Push these rounds, and whatever comes to mind between them; return what it knows of the hot keys."""
+        rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
+        self._floor = np.maximum(self._floor, np.array(floor, np.int64))
+        together: list[Task] = []
+        alone: list[Task] = []
+        try:
+            for number in rounds:
+                together.append(self._round(number, crew, rng.random() < 0.6))
+                for _ in range(rng.randrange(4)):
+                    alone.append(rng.choice((self._push, self._push, self._push_pull, self._pull))(rng))
+                if rng.random() < 0.3:
+                    self.node.wait(rng.choice(together + alone))
+            self.node.wait_all(together)
+        except WorkerLost:
+            self.node.wait_all(alone)
+            raise
+        self.node.wait_all(alone)
+        if self._wrong:
+            raise Wrong("; ".join(self._wrong[:3]))
+        return {"floor": self._floor.tolist()}
+
+    def _round(self, number: int, crew: int, wants: bool) -> Task:
+        vector = self.context.vectors[ROUNDS]
+        keys = np.array(sorted({*HOT_KEYS, *round_keys(number)}), np.uint64)
+        ones = np.ones(len(keys), np.int64)
+        mine = np.isin(keys, np.array(round_keys(number), np.uint64))
+
+        def done(task: Task) -> None:
+            if task.error is not None:
+                return
+            if wants and (task.result[mine] != crew).any():
+                self._wrong.append(f"round {number} answered {task.result[mine].tolist()}, not {crew}")
+
+        push = vector.push_pull if wants else vector.push
+        return push(keys, ones, round=number).then(done)
+
+    def _keys(self, rng: random.Random) -> tuple[int, int, NDArray[np.uint64]]:
+        """Draw the keys of the next push: its number, the place of its hot key among all hot ones, all in order."""
+        number, hot = len(self.ledger.pushes), rng.randrange(HOT)
+        self.ledger.pushes.append(False)
+        return number, hot, np.array(sorted((key(hot + 1), *push_keys(number))), np.uint64)
+
+    def _push(self, rng: random.Random) -> Task:
+        number, _, keys = self._keys(rng)
+        task = self.context.vectors[SINGLES].push(keys, np.ones(3, np.int64))
+        return self._note(number, task)
+
+    def _push_pull(self, rng: random.Random) -> Task:
+        number, hot, keys = self._keys(rng)
+        at = int(np.flatnonzero(keys == key(hot + 1))[0])
+        floor = int(self._floor[hot])
+
+        def done(task: Task) -> None:
+            if task.error is None:
+                row = task.result
+                self._told(hot, int(row[at]), floor + 1)
+                if np.delete(row, at).tolist() != [1, 1]:
+                    self._wrong.append(f"push {number} answered {row.tolist()}")
+
+        task = self.context.vectors[SINGLES].push_pull(keys, np.ones(3, np.int64))
+        return self._note(number, task).then(done)
+
+    def _note(self, number: int, task: Task) -> Task:
+        self._last = (number, task)
+
+        def done(task: Task) -> None:
+            if task.error is None:
+                self.ledger.pushes[number] = True
+
+        return task.then(done)
+
+    def _pull(self, rng: random.Random) -> Task:
+        """Read all hot keys, and those of the last own push: with a dependency on it they are there."""
+        number, last = self._last or (-1, None)
+        after = [last] if last is not None and rng.random() < 0.5 else []
+        own = sorted(push_keys(number)) if last is not None else []
+        sure = last is not None and last.error is None and (bool(after) or last.done)
+        keys = np.array(sorted({*HOT_KEYS, *own}), np.uint64)
+        places = {int(k): at for at, k in enumerate(keys)}
+        floor = self._floor.copy()
+
+        def done(task: Task) -> None:
+            if task.error is not None:
+                return
+            for hot in range(HOT):
+                self._told(hot, int(task.result[places[key(hot + 1)]]), int(floor[hot]))
+            found = [int(task.result[places[each]]) for each in own]
+            if any(n > 1 or (sure and n != 1) for n in found):
+                self._wrong.append(f"a pull after push {number} reads {found}")
+
+        return self.context.vectors[SINGLES].pull(keys, after=after).then(done)
+
+    def _told(self, hot: int, value: int, least: int) -> None:
+        if value < least:
+            self._wrong.append(f"key {key(hot + 1)} went back: {value} after {least}")
+        self._floor[hot] = max(self._floor[hot], value)
+
+
+class Course:
+    """The scheduler's part of a trial as one rank runs it; another may run it again from its start."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, cluster: Cluster) -> None:
+        self.plan, self.ledger, self.cluster = plan, ledger, cluster
+        self._attempt, self._round, self._bumps, self._floor = 0, 0, 0, [0] * HOT
+        self._lost = False
+
+    def run(self) -> dict[str, dict[int, int]]:
+        """Do all steps; give every vector as it is in the end."""
+        for name in (ROUNDS, SINGLES):
+            self._insist(partial(self._create, name))
+        for step in self.plan.steps:
+            if step.kind == "work":
+                self._insist(partial(self._work, int(step.amount)))
+            elif step.kind == "bump":
+                self._bump()
+            else:
+                self._rest(step.amount)
+        counted = self.cluster.servers.call("faults_bumps", vector=self.cluster.vectors[SINGLES])
+        if any(each["bumps"] != self._bumps for each in counted):
+            raise Wrong(f"server calls: {self._bumps} were made, {counted} were counted")
+        return {name: _read(self.cluster, name) for name in (ROUNDS, SINGLES)}
+
+    def _insist(self, do: Callable[[], None]) -> None:
+        """Do something with the workers, again with other workers as long as some die meanwhile."""
+        while True:
+            try:
+                if self._lost or self.cluster.renewed():
+                    self.cluster.regroup()
+                    self._lost = False
+                return do()
+            except WorkerLost:
+                self._lost = True
+
+    def _rest(self, seconds: float) -> None:
+        van = self.cluster.node.van
+        until = van.now() + seconds
+        self.cluster.node.wait_until(lambda: van.now() >= until)
+
+    def _create(self, name: str) -> None:
+        if name not in self.cluster.vectors:
+            spec = VectorSpec(name, dtype="int64", extent=EXTENT, aggregate=name == ROUNDS)
+            self.cluster.create_vector(spec)
+
+    def _work(self, count: int) -> None:
+        rounds = list(range(self._round, self._round + count))
+        self._round += count
+        self._attempt += 1
+        crew = len(self.cluster.workers)
+        self.ledger.rounds.update(dict.fromkeys(rounds, crew))
+        args = {"rounds": rounds, "attempt": self._attempt, "crew": crew, "floor": self._floor}
+        told_all = self.cluster.workers.call("go", args)
+        self.ledger.completed.update(rounds)
+        for told in told_all:
+            self._floor = [max(pair) for pair in zip(self._floor, told["floor"], strict=True)]
+
+    def _bump(self) -> None:
+        self._bumps += 1
+        for told in self.cluster.servers.call("faults_bump", vector=self.cluster.vectors[SINGLES]):
+            if told["bumps"] != self._bumps:
+                raise Wrong(f"server call {self._bumps} was told that it is number {told['bumps']}")
+
+
+def _read(cluster: Cluster, name: str) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for keys, rows in cluster.export(cluster.vectors[name]):
+        found.update(zip(keys.tolist(), rows[:, 0].tolist(), strict=True))
+    return found
+
+
+@dataclass
+class Outcome:
+    """What came of a trial."""
+
+    seed: int
+    error: str = ""
+    faults: Counter[str] = field(default_factory=Counter)
+    """How often each kind of fault did befall the cluster."""
+    lost: int = 0
+    doubled: int = 0
+    updates: int = 0
+    """Keys of pushes and rounds that were acknowledged."""
+    survivors: int = 0
+    stranded: int = 0
+    """Ranks that woke up after all who knew that they are out had died, and wait for ever."""
+    ranks: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run ended, and every update is there as often as it was made."""
+        return not self.error
+
+
+def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
+    """Run one trial; `say` is told what happens to the cluster."""
+    drawn, ledger, stage = plan(seed), Ledger(), Stage()
+    fate = rough(seed, delay=drawn.delay, drop=drawn.drop, duplicate=drawn.duplicate)
+    striker = Striker(drawn.events, fate, stage, say)
+    outcome = Outcome(seed, ranks=drawn.servers + drawn.workers + drawn.spares + drawn.schedulers)
+    try:
+        counts = simulate(
+            striker.ending(lambda cluster: Course(drawn, ledger, cluster).run()),
+            lambda context: Client(context, seed, ledger),
+            servers=drawn.servers, workers=drawn.workers, spares=drawn.spares, schedulers=drawn.schedulers,
+            replicas=drawn.replicas, virtual_servers=drawn.virtual_servers, seed=seed, fate=striker,
+            horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
+            remains=torn(seed, drawn.loss), stage=stage,
+        )  # fmt: skip
+        if counts is None:
+            raise Wrong("nobody finished the program")
+        ledger.judge(counts)
+        if not striker.worker_struck and not all(ledger.pushes):
+            raise Wrong(f"{ledger.pushes.count(False)} pushes of living workers were never answered")
+        if ledger.lost or ledger.doubled:
+            raise Wrong("; ".join([*ledger.lost[:2], *ledger.doubled[:2]]))
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    outcome.faults = striker.done + Counter({kind: count for kind, count in striker.network.items() if count})
+    outcome.lost, outcome.doubled = len(ledger.lost), len(ledger.doubled)
+    outcome.updates = 3 * sum(ledger.pushes) + sum(
+        (HOT + 4) * ledger.rounds[each] for each in ledger.completed
+    )
+    outcome.stranded = len(stage.stranded)
+    outcome.survivors = len(stage.view.alive) if stage.view is not None else 0
+    return outcome

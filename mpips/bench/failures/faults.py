@@ -1,0 +1,231 @@
+"""`mpips bench faults`: ranks die, hang, come and go at random instants, and no update is lost or done twice."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpips.bench import _runs
+from mpips.bench.failures import _processes, _trial
+from mpips.errors import InputError
+from mpips.launch import mpi_launcher
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column
+
+DESCRIPTION = """\
+Disturb runs at random and count what was lost.
+
+Trials run whole clusters on the in-memory twin, in fake time: random layouts and random pushes, pulls, rounds of
+aggregated pushes and server calls, whose results are known exactly, while ranks are killed, stopped and woken up,
+messages are dropped, doubled and delayed, and servers and workers join and leave. With --processes, ranks of real
+runs are struck as well (Open MPI 5), recoveries are timed, and training with a death must give the same bits.
+
+  mpips bench faults                            a thousand trials on the twin
+  mpips bench faults --trials 0 --processes 100 a hundred strikes at real processes
+  mpips bench faults --only 4711                repeat one trial, and tell what happens in it
+"""
+SHOWN = 10
+"""Trials that failed of which a line is said."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
+    parser = Parser(
+        prog="mpips bench faults",
+        usage="mpips bench faults [switches]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    number = _runs.at_least(0)
+    parser.add_argument("--trials", type=number, default=1000, metavar="N", help="on the twin; default 1000")
+    parser.add_argument("--seed", type=number, default=0, metavar="S", help="of the first trial; default 0")
+    parser.add_argument(
+        "--processes", type=number, default=0, metavar="M", help="strikes at real processes; default 0"
+    )
+    parser.add_argument("--only", type=number, metavar="SEED", help="repeat this trial alone, verbosely")
+    parser.add_argument(
+        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the campaign; 1 if anything was lost, done twice or did not end."""
+    asked = parser().parse_args(argv)
+    if asked.only is not None:
+        return repeat(asked.only)
+    if asked.processes and not mpi_launcher.find_starter(asked.launcher).mpi.ulfm:
+        raise InputError(
+            f"--processes {asked.processes}: this MPI ends all ranks when one dies; it takes Open MPI 5 with ULFM"
+        )
+    conditions = _runs.conditions()
+    print(_runs.described(conditions))
+    report: dict[str, Any] = {"benchmark": "faults", "conditions": conditions, "seed": asked.seed}
+    good = True
+    if asked.trials:
+        report["twin"] = on_twin(asked.trials, asked.seed)
+        good &= not report["twin"]["failed"]
+    if asked.processes:
+        with _runs.folders(asked.keep) as folder:
+            report["processes"] = on_processes(asked.processes, asked.seed, folder, asked.launcher)
+        good &= report["processes"]["good"]
+    _runs.write_report(asked.json, report)
+    return 0 if good else 1
+
+
+def repeat(seed: int) -> int:
+    """Run one trial, and tell what happens in it."""
+    print(f"trial {seed}: {_trial.plan(seed).text()}")
+    log: list[str] = []
+    outcome = _trial.run(seed, log.append)
+    for line in log:
+        print(f"  {line}")
+    for name, count in sorted(outcome.faults.items()):
+        print(f"  {count:5d} x {name}")
+    print(f"  {outcome.updates} updates acknowledged, {outcome.survivors} of {outcome.ranks} ranks are left")
+    print(outcome.error or "every update is there, once")
+    return 0 if outcome.ok else 1
+
+
+# --- on the twin -----------------------------------------------------------------------------------------
+
+
+def on_twin(count: int, seed: int) -> dict[str, Any]:
+    """Run trials on the twin and print what came of them; give it as JSON-able data."""
+    began = time.perf_counter()
+    outcomes = []
+    for each in range(seed, seed + count):
+        outcome = _trial.run(each)
+        outcomes.append(outcome)
+        if not outcome.ok and sum(not one.ok for one in outcomes) <= SHOWN:
+            print(
+                f"trial {each}: {outcome.error[:300]}\n  repeat it: mpips bench faults --only {each}",
+                flush=True,
+            )
+    summary = summed(outcomes) | {"seconds": time.perf_counter() - began}
+    print(twin_text(summary))
+    return summary
+
+
+def summed(outcomes: Sequence[_trial.Outcome]) -> dict[str, Any]:
+    """Add up trials."""
+    faults: Counter[str] = Counter()
+    for outcome in outcomes:
+        faults += outcome.faults
+    return {
+        "trials": len(outcomes),
+        "survived": sum(outcome.ok for outcome in outcomes),
+        "failed": [outcome.seed for outcome in outcomes if not outcome.ok],
+        "faults": dict(sorted(faults.items())),
+        "ranks": sum(outcome.ranks for outcome in outcomes),
+        "surviving_ranks": sum(outcome.survivors for outcome in outcomes),
+        "updates": sum(outcome.updates for outcome in outcomes),
+        "stranded": sum(outcome.stranded for outcome in outcomes),
+        "lost": sum(outcome.lost for outcome in outcomes),
+        "doubled": sum(outcome.doubled for outcome in outcomes),
+    }
+
+
+def twin_text(summary: dict[str, Any]) -> str:
+    """Write what came of the trials on the twin."""
+    rows = [{"fault": name, "count": count} for name, count in summary["faults"].items()]
+    columns = (Column("fault", "injected", 12), Column("count", "times", 8, "{:,}".format))
+    return "\n".join(
+        [
+            "",
+            f"on the in-memory twin, {summary['seconds']:.1f} s",
+            _runs.table(columns, rows),
+            f"trials survived: {summary['survived']} of {summary['trials']}; "
+            f"ranks left in the end: {summary['surviving_ranks']:,} of {summary['ranks']:,}; "
+            f"woken up and never told that they are out: {summary['stranded']}",
+            f"updates acknowledged: {summary['updates']:,}; lost: {summary['lost']}; doubled: {summary['doubled']}",
+        ]
+    )
+
+
+# --- on real processes -----------------------------------------------------------------------------------
+
+
+def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str, Any]:
+    """Strike real ranks, and train with deaths; print what came of it; give it as JSON-able data."""
+    launches = _processes.strike_many(count, seed, folder, launcher)
+    trained = _processes.train(folder, seed, launcher)
+    struck = [each for launched in launches for each in launched.struck]
+    table = [
+        {"struck": f"{role}, {act}", "times": len(mine)} | times(mine)
+        for act in ("kill", "stop")
+        for role in ("server", "worker", "scheduler")
+        if (mine := [each for each in struck if (each.role, each.act) == (role, act)])
+    ]
+    errors = [f"launch {each.number}: {each.error}" for each in launches if each.error]
+    errors += [f"training, {each.killed} killed: {each.error}" for each in trained if each.error]
+    facts = {
+        "strikes": len(struck),
+        "lossy_launches": sum(each.lossy for each in launches),
+        "survivors": sum(each.survivors for each in launches),
+        "updates": sum(each.updates for each in launches),
+        "lost": sum(each.lost for each in launches),
+        "doubled": sum(each.doubled for each in launches),
+        "left_behind": sum(each.left_behind for each in launches),
+        "same_bits": all(each.same for each in trained),
+        "errors": errors,
+        "table": table,
+        **_processes.to_json(launches, trained),
+    }
+    wrong = errors or facts["lost"] or facts["doubled"] or facts["left_behind"] or not facts["same_bits"]
+    facts["good"] = not wrong
+    print(processes_text(facts))
+    return facts
+
+
+FIGURES = ("recovery", "detection", "takeover")
+
+
+def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
+    """Give median, 99th percentile and maximum of each time of some strikes (s); what was not felt is left out."""
+    found: dict[str, float] = {}
+    struck = list(struck)
+    for figure in FIGURES:
+        values = [value for each in struck if (value := getattr(each, figure)) is not None]
+        if values:
+            found[f"{figure}_median"] = float(np.median(values))
+            found[f"{figure}_p99"] = float(np.percentile(values, 99))
+            found[f"{figure}_max"] = max(values)
+    return found
+
+
+def processes_text(facts: dict[str, Any]) -> str:
+    """Write what came of the strikes at real processes."""
+    seconds = "{:.3f}".format
+    columns = [Column("struck", "struck", 10), Column("times", "times", 5)]
+    for figure in FIGURES:
+        columns += [
+            Column(f"{figure}_median", f"{figure} (s)", 8, seconds),
+            Column(f"{figure}_p99", "p99", 6, seconds),
+            Column(f"{figure}_max", "max", 6, seconds),
+        ]
+    training = "; ".join(
+        f"{each['killed']} killed: {each['seconds']:.2f} s, {'same bits' if each['same'] else 'OTHER BITS'}"
+        for each in facts["training"]
+    )
+    return "\n".join(
+        [
+            "",
+            f"on real processes: {facts['strikes']} strikes in {len(facts['launches'])} launches, "
+            f"{facts['lossy_launches']} of which lose and double 1 % of all messages",
+            _runs.table(columns, facts["table"]),
+            f"updates acknowledged: {facts['updates']:,}; lost: {facts['lost']}; doubled: {facts['doubled']}; "
+            f"woken ranks that stayed: {facts['left_behind']}; ranks left in the end: {facts['survivors']}",
+            f"training: {training}",
+            *facts["errors"],
+        ]
+    )

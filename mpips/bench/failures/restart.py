@@ -1,0 +1,195 @@
+"""`mpips bench restart`: whole runs are killed at random instants, and go on from their last checkpoint elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpips.bench import _runs
+from mpips.bench.failures import _killing
+from mpips.bench.failures._killing import Campaign, Trial
+from mpips.config.job_file import load
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import bytes_si
+
+DESCRIPTION = """\
+Kill runs, and see what is left. Each trial trains sparse_lr with a checkpoint after every pass, sends SIGKILL to all
+ranks and then to their launcher at a random instant, checks the latest checkpoint to the last byte, and goes on from
+it on other numbers of servers and workers to the end. The objective must then be that of undisturbed runs, within
+0.1 %; and where as many workers went on as had begun, the parameters must be the same bits as theirs.
+
+  mpips bench restart                           50 trials, on a part of the project's own data
+  mpips bench restart --trials 200 --seed 7
+  mpips bench restart --train a9a.svm --trials 5
+
+Every second instant is chosen so that a checkpoint is being written: once a folder without a manifest is there. As
+root, a last run writes its checkpoints to a file system that is too small for a second one: it must go on to its end,
+say so, and the first one must stay.
+"""
+
+TOLERANCE = 1e-3
+"""How far the objective may be from the undisturbed runs', relative to it."""
+EXAMPLES = 4_000
+"""Of the project's own data."""
+MOST_SERVERS, MOST_WORKERS = 3, 3
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
+    parser = Parser(
+        prog="mpips bench restart",
+        usage="mpips bench restart [switches]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    number = _runs.at_least(0)
+    parser.add_argument("--trials", type=number, default=50, metavar="N", help="default 50")
+    parser.add_argument(
+        "--seed", type=number, default=0, metavar="S", help="of all that is random; default 0"
+    )
+    parser.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
+    )
+    parser.add_argument(
+        "--launcher", choices=("auto", "openmpi", "mpich"), default="auto", help="as of mpips run"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the campaign; 1 if a checkpoint was unsound, or a run did not come to the same end."""
+    asked = parser().parse_args(arguments)
+    rng = random.Random(f"restart/{asked.seed}")
+    conditions = _runs.conditions()
+    with _runs.folders(asked.keep) as folder:
+        settings = job_settings(asked, folder)
+        load(_runs.job_file(), settings)  # what is wrong is said before anything is run
+        campaign = Campaign(_runs.job_file(), folder, settings, asked.launcher)
+        campaign.measure(range(1, MOST_WORKERS + 1))
+        trials = []
+        for n in range(asked.trials):
+            trials.append(campaign.trial(n, *layouts(rng), rng, aimed=n % 2 == 1))
+            judge(trials[-1], campaign.objectives, campaign.hashes)
+            _runs.note(f"trial {n + 1} of {asked.trials}: {line_of(trials[-1])}")
+        full = campaign.full_disk()
+    report = {
+        "benchmark": "restart",
+        "conditions": conditions,
+        "seed": asked.seed,
+        "mpi": campaign.mpi,
+        "data": asked.train or f"the first {EXAMPLES:,} examples of the project's own, l1 = 3",
+        "settings": settings,
+        "undisturbed": campaign.undisturbed,
+        "tolerance": TOLERANCE,
+        "trials": [asdict(trial) for trial in trials],
+        "full_disk": full,
+        "summary": summary(trials),
+    }
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    return 1 if report["summary"]["failures"] or full["failed"] else 0
+
+
+def job_settings(asked: argparse.Namespace, folder: Path) -> list[str]:
+    """Give the overrides of the job file: small data, a checkpoint after every pass, the same bits for any servers."""
+    if asked.train:
+        data = [f"data.train={json.dumps(_runs.absolute(asked.train))}", "data.crosses=[]"]
+    else:
+        part = folder / "examples.tsv"
+        _killing.first_examples(_runs.job_file(), part, EXAMPLES)
+        data = [f"data.train={json.dumps(str(part))}", "sparse_lr.l1=3.0"]
+    steps = ["consistency.tau=0", "checkpoint.every=1", "sparse_lr.epsilon=1e-4"]
+    return [*data, "data.test=[]", *steps, *asked.set]
+
+
+def layouts(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Choose (servers, workers) to begin with, and others to go on with."""
+    every = [(s, w) for s in range(1, MOST_SERVERS + 1) for w in range(1, MOST_WORKERS + 1)]
+    begun, resumed = rng.sample(every, 2)
+    return begun, resumed
+
+
+def judge(trial: Trial, objectives: Mapping[int, float], hashes: Mapping[int, str]) -> None:
+    """Find out whether a trial went well, beside the undisturbed runs with as many workers; `trial` is completed."""
+    if trial.noted > trial.latest:
+        trial.failures.append(f"the checkpoint of step {trial.noted} is gone, the latest is {trial.latest}")
+    trial.failures += trial.problems
+    if trial.objective is None:
+        trial.failures.append(f"it did not go on: {trial.said}")
+        return
+    reference = objectives[trial.resumed[1]]
+    trial.excess = trial.objective / reference - 1.0
+    if abs(trial.excess) > TOLERANCE:
+        trial.failures.append(f"objective {trial.objective:.8g}, undisturbed {reference:.8g}")
+    if trial.latest < 0 or trial.begun[1] == trial.resumed[1]:
+        trial.same_bits = trial.sha256 == hashes[trial.resumed[1]]
+        if not trial.same_bits:
+            trial.failures.append("the parameters are not the undisturbed run's")
+
+
+def line_of(trial: Trial) -> str:
+    """Say in a line what came of a trial."""
+    (servers, workers), (more_servers, more_workers) = trial.begun, trial.resumed
+    when = f"killed after {trial.after:.2f} s" + (", a checkpoint being written" if trial.writing else "")
+    source = f"from step {trial.latest}" if trial.latest >= 0 else "from the start"
+    ended = "; ".join(trial.failures) or f"excess {trial.excess:+.5%}"
+    return f"{servers}+{workers} {when}; {more_servers}+{more_workers} {source}: {ended}"
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Count what came of all trials."""
+    ended = [trial for trial in trials if trial.excess is not None]
+    compared = [trial for trial in trials if trial.same_bits is not None]
+    return {
+        "trials": len(trials),
+        "struck_while_writing": sum(trial.writing for trial in trials),
+        "resumed": sum(trial.latest >= 0 for trial in trials),
+        "from_the_start": sum(trial.latest < 0 for trial in trials),
+        "greatest_excess": max((abs(trial.excess or 0.0) for trial in ended), default=None),
+        "bits_compared": len(compared),
+        "bits_same": sum(bool(trial.same_bits) for trial in compared),
+        "left_behind": sum(trial.left_behind for trial in trials),
+        "verify_seconds": statistics.median(trial.verify_seconds for trial in trials) if trials else None,
+        "failures": sum(bool(trial.failures) for trial in trials),
+    }
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Write the report for people."""
+    counts, full = report["summary"], report["full_disk"]
+    undisturbed = ", ".join(
+        f"{each['workers']} workers {each['objective']:.8g}" for each in report["undisturbed"]
+    )
+    lines = [
+        _runs.described(report["conditions"]),
+        f"{report['mpi']}; undisturbed: {undisturbed}",
+        f"trials {counts['trials']}, of which {counts['struck_while_writing']} were struck while a checkpoint was "
+        f"being written; went on from a checkpoint {counts['resumed']}, from the start {counts['from_the_start']}",
+    ]
+    if counts["greatest_excess"] is not None:
+        lines.append(
+            f"objectives are within {counts['greatest_excess']:.5%} of the undisturbed runs' (target "
+            f"{report['tolerance']:.1%}); same bits {counts['bits_same']} of {counts['bits_compared']} compared"
+        )
+    for n, trial in enumerate(report["trials"]):
+        lines += [f"  trial {n + 1} FAILED: {failure}" for failure in trial["failures"]]
+    lines.append(f"failures: {counts['failures']}")
+    if full["skipped"]:
+        lines.append(f"full disk: not tried ({full['skipped']})")
+    else:
+        verdict = f"FAILED: {full['failed']}" if full["failed"] else "went on to its end with a warning"
+        lines.append(
+            f"full disk of {bytes_si(full['size'])}, a checkpoint being {bytes_si(full['checkpoint'])}: {verdict}; "
+            f"checkpoints given up {full['given_up']}, sound ones left {full['sound']}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What a run costs beyond its requests: idle ranks, tracing and recording."""

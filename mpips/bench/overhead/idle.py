@@ -1,0 +1,302 @@
+"""`mpips bench idle`: what ranks with nothing to do cost, how fast they wake, and what it costs to be many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpips.bench import _runs
+from mpips.bench._runs import note, spread
+from mpips.bench.overhead import _idle
+from mpips.errors import InputError
+from mpips.process.argument_parser import Parser
+from mpips.rundir.progress import Column, share
+
+DESCRIPTION = """\
+Three things that a rank which waits must get right, in turn:
+
+  rest   nothing happens for some seconds: the share of a core that each rank takes meanwhile, all its threads;
+         then, after a pause, a worker pushes one key (push), and the scheduler calls a worker (call): the round
+         trips, and how long it took until that worker had the call in hand (heard); each beyond the median of those
+         that follow one another at once: so much later a rank at rest hears, and does what it has not done for long
+  crowd  the same work by few ranks and by many, more than there are cores, in turns: sparse_lr on the
+         project's own data, and requests of neighbouring keys, the same number in all; the ratio of their times
+
+  mpips bench idle                              both: 2 servers and 4 workers; 1 + 2 against 3 + 4
+  mpips bench idle --part rest --seconds 20 --servers 1 --workers 1
+  mpips bench idle --part rest --pauses 0.002,0.02,0.2
+  mpips bench idle --part crowd --few 1+1 --many 4+11 --repeat 5
+
+Every layout has a scheduler besides. Processor time is read from /proc, so all ranks must be on this host.
+"""
+
+SHARE, LATE, CROWDED = 0.03, 1e-3, 1.5
+"""Targets: of a core for each rank at rest, seconds until it wakes (p99), time of many ranks over that of few."""
+PARTS = ("rest", "crowd")
+ALONE = ("ring.replicas=0",)
+"""Of the crowd: copies would be work that one server alone does not have."""
+
+RESTING = (
+    Column("role", "at rest", 10, lambda text: str(text).ljust(10)),
+    Column("ranks", "ranks", 5),
+    Column("median", "median of a core", 16, share),
+    Column("max", "max", 7, share),
+)
+WAKING = (
+    Column("what", "trip", 10, lambda text: str(text).ljust(10)),
+    Column("pause", "after ms", 8, lambda value: f"{1e3 * value:g}"),
+    Column("count", "number", 6),
+    Column("p50", "p50 us", 8, lambda value: f"{1e6 * value:.1f}"),
+    Column("p99", "p99 us", 8, lambda value: f"{1e6 * value:.1f}"),
+    Column("late_p50", "later by p50", 12, lambda value: f"{1e6 * value:.1f}"),
+    Column("late_p99", "later by p99", 12, lambda value: f"{1e6 * value:.1f}"),
+)
+CROWD = (
+    Column("work", "same work", 10, lambda text: str(text).ljust(10)),
+    Column("few", "few s", 8, lambda value: f"{value:.3f}"),
+    Column("many", "many s", 8, lambda value: f"{value:.3f}"),
+    Column("ratio", "ratio", 6, lambda value: f"{value:.2f}"),
+    Column("min", "min", 6, lambda value: f"{value:.2f}"),
+    Column("max", "max", 6, lambda value: f"{value:.2f}"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
+    parser = Parser(
+        prog="mpips bench idle",
+        usage="mpips bench idle [switches]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    least = _runs.at_least
+    parser.add_argument("--part", choices=PARTS, help="only this one")
+    parser.add_argument("--servers", type=least(1), default=2, metavar="S", help="at rest; default 2")
+    parser.add_argument("--workers", type=least(1), default=4, metavar="W", help="at rest; default 4")
+    parser.add_argument(
+        "--seconds", type=least(0.1, float), default=5.0, metavar="T", help="of nothing at all; default 5"
+    )
+    parser.add_argument(
+        "--pauses",
+        type=pauses,
+        default=[0.005, 0.05, 0.5],
+        metavar="T,...",
+        help="s; default 0.005,0.05,0.5",
+    )
+    parser.add_argument(
+        "--wakes",
+        type=least(0.01, float),
+        default=6.0,
+        metavar="T",
+        help="seconds of round trips after each kind of pause, at least 10 of them; default 6",
+    )
+    parser.add_argument("--few", type=layout, default=(1, 2), metavar="S+W", help="in the crowd; default 1+2")
+    parser.add_argument(
+        "--many", type=layout, default=(3, 4), metavar="S+W", help="in the crowd; default 3+4"
+    )
+    parser.add_argument(
+        "--requests", type=least(1), default=40_000, metavar="N", help="in the crowd; default 40,000"
+    )
+    parser.add_argument("--batch", type=batch, default=100, metavar="B", help="keys of each; default 100")
+    parser.add_argument("--repeat", type=least(1), default=3, metavar="N", help="crowds; default 3")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the jobs"
+    )
+    parser.add_argument(
+        "--launcher", choices=("auto", "openmpi", "mpich"), default="auto", help="as of mpips run"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return parser
+
+
+def pauses(text: str) -> list[float]:
+    """Read pauses: seconds, with commas between them."""
+    read = _runs.at_least(1e-4, float)
+    return [read(each) for each in text.split(",")]
+
+
+def batch(text: str) -> int:
+    """Read how many keys a request has: as many as leave room for others."""
+    count = int(_runs.at_least(1)(text))
+    if count > _idle.EXTENT // 2:
+        raise argparse.ArgumentTypeError(f"must be at most {_idle.EXTENT // 2}, got {text}")
+    return count
+
+
+def layout(text: str) -> tuple[int, int]:
+    """Read a layout: servers and workers, as in 1+2."""
+    parts = text.split("+")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be servers+workers, as in 1+2, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 if a target was missed."""
+    asked = parser().parse_args(arguments)
+    if sum(asked.many) <= sum(asked.few):
+        raise InputError(
+            f"--many {asked.many[0]}+{asked.many[1]}: must be more ranks than "
+            f"--few {asked.few[0]}+{asked.few[1]}"
+        )
+    report: dict[str, Any] = {"benchmark": "idle", "conditions": _runs.conditions(), "settings": asked.set}
+    report["targets"] = {"share": SHARE, "late": LATE, "crowded": CROWDED}
+    with _runs.folders(asked.keep) as folder:
+        job = folder / "idle.toml"
+        job.write_text('[job]\nprogram = "mpips.bench.overhead._idle"\n')
+        if asked.part in (None, "rest"):
+            report |= at_rest(asked, job, folder)
+        if asked.part in (None, "crowd"):
+            report |= in_a_crowd(asked, job, folder)
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    return 0 if all(checks(report).values()) else 1
+
+
+# --- at rest ---------------------------------------------------------------------------------------------
+
+
+def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
+    """Run the part `rest`; give the rows of its two tables."""
+    note("at rest")
+    settings = [
+        f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", "_idle.part=rest",
+        f"_idle.seconds={asked.seconds!r}", f"_idle.pauses={asked.pauses!r}", f"_idle.wakes={asked.wakes!r}",
+        *asked.set,
+    ]  # fmt: skip
+    run = _runs.run(job, folder / "rest", settings, asked.launcher)
+    ranks = json.loads((run.folder / "run.json").read_text())["ranks"]
+    metrics = run.result["metrics"]
+    return {
+        "layout": run.result["layout"],
+        "seconds": metrics["rest"]["seconds"],
+        "rest": shares(ranks, metrics["rest"]),
+        "wake": lateness(metrics["trips"]),
+    }
+
+
+def shares(ranks: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give median and greatest share of a core by role, from processor seconds by rank."""
+    by_role: dict[str, list[float]] = {}
+    for each in ranks:
+        took = measured["processor"][str(each["rank"])]
+        by_role.setdefault(each["role"], []).append(took / measured["seconds"])
+    return [{"role": role, "ranks": len(found), **spread(found)} for role, found in by_role.items()]
+
+
+def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sum up round trips (s), and how much longer than the median without a pause those after one took."""
+    rows = []
+    for each in trips:
+        took = np.array(each["ns"]) * 1e-9
+        without = next(t for t in trips if t["what"] == each["what"] and not t["pause"])
+        least = float(np.median(without["ns"])) * 1e-9
+        p50, p99 = (float(np.quantile(took, q, method="higher")) for q in (0.5, 0.99))
+        row = {"what": each["what"], "pause": each["pause"], "count": len(took), "p50": p50, "p99": p99}
+        if each["pause"]:
+            row |= {"late_p50": p50 - least, "late_p99": p99 - least}
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["what"], row["pause"]))
+
+
+# --- in a crowd ------------------------------------------------------------------------------------------
+
+
+def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
+    """Run the part `crowd`; give the rows of its table, and what was timed."""
+    requests = [f"_idle.requests={asked.requests}", f"_idle.batch={asked.batch}", "_idle.part=ask"]
+    works: dict[str, tuple[Path, list[str]]] = {
+        "sparse_lr": (_runs.job_file(), []),
+        "requests": (job, requests),
+    }
+    layouts = {"few": asked.few, "many": asked.many}
+    times: dict[str, dict[str, list[float]]] = {work: {"few": [], "many": []} for work in works}
+    processor: dict[str, list[float]] = {"few": [], "many": []}
+    for number in range(asked.repeat):
+        for work, (file, settings) in works.items():
+            note(
+                f"{work} by {asked.few} and {asked.many} servers and workers, {number + 1} of {asked.repeat}"
+            )
+            for size in ("few", "many") if number % 2 == 0 else ("many", "few"):
+                servers, workers = layouts[size]
+                sized = [
+                    f"layout.servers={servers}",
+                    f"layout.workers={workers}",
+                    *ALONE,
+                    *settings,
+                    *asked.set,
+                ]
+                run = _runs.run(file, folder / f"{work}-{size}-{number}", sized, asked.launcher)
+                times[work][size].append(run.result["seconds"]["train"])
+                taken = run.result["metrics"].get("processor")
+                processor[size] += [] if taken is None else [taken]
+    return {
+        "layouts": {size: {"servers": s, "workers": w} for size, (s, w) in layouts.items()},
+        "requests": asked.requests,
+        "batch": asked.batch,
+        "times": times,
+        "processor": processor,
+        "crowd": [crowded(work, **both) for work, both in times.items()],
+    }
+
+
+def crowded(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
+    """Set the times of many ranks beside those of few: medians, and the ratios of each round."""
+    ratios = spread(b / a for a, b in zip(few, many, strict=True))
+    return {
+        "work": work,
+        "few": spread(few)["median"],
+        "many": spread(many)["median"],
+        "ratio": ratios["median"],
+        "min": ratios["min"],
+        "max": ratios["max"],
+    }
+
+
+# --- what is said ----------------------------------------------------------------------------------------
+
+
+def checks(report: Mapping[str, Any]) -> dict[str, bool]:
+    """Hold what was measured against the targets."""
+    found = {}
+    if "rest" in report:
+        found["each rank at rest < 3 % of a core"] = all(row["max"] < SHARE for row in report["rest"])
+        late = [row["late_p99"] for row in report["wake"] if row["what"] == "heard" and row["pause"]]
+        found["heard within 1 ms more (p99)"] = max(late) < LATE
+    if "crowd" in report:
+        found["many <= 1.5 times few"] = all(row["ratio"] <= CROWDED for row in report["crowd"])
+    return found
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Write the report for people."""
+    lines = [_runs.described(report["conditions"])]
+    if "rest" in report:
+        size = report["layout"]
+        lines += [
+            f"servers {size['servers']}, workers {size['workers']}, and a scheduler; nothing happened for "
+            f"{report['seconds']:.1f} s",
+            "",
+            _runs.table(RESTING, report["rest"]),
+            "",
+            _runs.table(WAKING, report["wake"]),
+            "",
+        ]
+    if "crowd" in report:
+        few, many = (report["layouts"][size] for size in ("few", "many"))
+        lines += [
+            f"few: {few['servers']} + {few['workers']} servers and workers; many: {many['servers']} + "
+            f"{many['workers']}; {report['requests']:,} requests of {report['batch']} keys",
+            "",
+            _runs.table(CROWD, report["crowd"]),
+            "",
+        ]
+    lines.append("; ".join(f"{name}: {'yes' if held else 'NO'}" for name, held in checks(report).items()))
+    return "\n".join(lines)

@@ -1,0 +1,324 @@
+"""A program that pushes and pulls in blocks, and in turn with them sends the same bytes by bare MPI: see `pushpull`.
+
+One cell of the table (a mode, an operation, a number of keys) is: the workers prepare it; a block that warms up; then
+blocks of requests and blocks of bare rounds in turns. Before each block the servers are woken up, and all workers
+begin together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count, islice, repeat
+from time import perf_counter_ns
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.bench.requests import _bare
+from mpips.errors import InputError
+from mpips.ranges import KeyRange
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec, call
+from mpips.tasks.task import Task
+from mpips.worker.vector import Keys, Vector
+from mpips.worker.worker import Answer, Context
+
+Mode = Literal["dense", "sparse", "cached"]
+Op = Literal["push", "pull"]
+Request = Callable[[], Task]
+
+MODES: tuple[Mode, ...] = ("dense", "sparse", "cached")
+OPS: tuple[Op, ...] = ("push", "pull")
+DTYPE = "float32"
+CELLS = "cells.json"
+"""In the run's folder: [{mode, op, keys, ours, bare}], the last two lists of seconds, all workers' together."""
+BOARD = "board"
+"""A vector of one key a server, on which the servers are called, and woken up."""
+BLOCKS = 5
+"""At least so many blocks of a cell, where it has as many repetitions."""
+LONGEST = 200
+"""Repetitions of the longest block."""
+PATTERN = 7
+"""Rows repeat 1, 2, ... so far: what was pushed k times reads k times that, exactly."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The program's table."""
+
+    keys: tuple[int, ...] = (1, 1000)
+    """How many keys a request has, one after the other."""
+    modes: tuple[Mode, ...] = MODES
+    """Which modes."""
+    ops: tuple[Op, ...] = OPS
+    """Which operations."""
+    effort: float = field(default=1.0, metadata={"above": 0.0})
+    """Repetitions, as a multiple of the usual number."""
+    arrays: bool = False
+    """Whether a cached list is named by a plain array, not by a `KeyList`."""
+    scattered: bool = False
+    """Whether rows of a cached list stand apart from one another on the servers."""
+    crowded: bool = False
+    """Whether ranks outnumber cores, so that bare rounds must yield while they wait."""
+
+
+def repeats(mode: Mode, keys: int, effort: float = 1.0) -> int:
+    """Say how often a cell is repeated: less for more keys; lists that must be new cost memory and time besides."""
+    if mode == "sparse":
+        usual = float(np.interp(np.log10(keys), [0, 3, 5, 6, 7], [200, 100, 20, 7, 3]))
+    else:
+        usual = float(np.clip(6e7 / keys, 10, 2000))
+    return max(2, round(usual * effort))
+
+
+def blocks(number: int) -> list[int]:
+    """Cut a number of repetitions into blocks."""
+    pieces = min(number, max(BLOCKS, -(-number // LONGEST)))
+    return [number * (at + 1) // pieces - number * at // pieces for at in range(pieces)]
+
+
+def random_keys(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
+    """Draw 64-bit keys, sorted and unique."""
+    keys = np.empty(0, np.uint64)
+    while len(keys) < number:
+        more = rng.integers(0, 2**64 - 1, number - len(keys), np.uint64, endpoint=True)
+        keys = np.concatenate([keys, more])
+        keys.sort()
+        twice = keys[1:] == keys[:-1]  # np.unique hashes, which takes a hundred times as long
+        if twice.any():
+            keys = np.delete(keys, np.flatnonzero(twice))
+    return keys
+
+
+# --- The scheduler ---------------------------------------------------------------------------------------
+
+
+def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
+    """Measure every cell, and write down all times."""
+    servers = cluster.servers.ranks
+    if len(set(servers)) < len(servers):
+        raise InputError(
+            f"{len(servers)} shards on {len(set(servers))} servers: a request is to be one message a server; "
+            "leave ring.virtual_servers at 1"
+        )
+    board = cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=len(servers), dense=True))
+    cells = []
+    with cluster.phase("train"):
+        for keys in settings.keys:
+            for mode in settings.modes:
+                create(cluster, settings, mode, keys)
+                cells += [measured(cluster, settings, board, mode, op, keys) for op in settings.ops]
+    (cluster.folder.path / CELLS).write_text(json.dumps(cells))
+    return {"cells": len(cells)}
+
+
+def create(cluster: Cluster, settings: Settings, mode: Mode, keys: int) -> None:
+    """Make the vectors of a mode: one, and one besides for every first push."""
+    if mode == "dense":
+        cluster.create_vector(VectorSpec(f"dense-{keys}", DTYPE, extent=keys, dense=True))
+        return
+    expect = keys * len(cluster.workers)
+    cluster.create_vector(VectorSpec(f"{mode}-{keys}", DTYPE), expect)
+    if mode == "sparse" and "push" in settings.ops:
+        for number in range(repeats(mode, keys, settings.effort) + 1):
+            cluster.create_vector(VectorSpec(f"new-{keys}-{number}", DTYPE), expect)
+
+
+def measured(
+    cluster: Cluster, settings: Settings, board: Vector, mode: Mode, op: Op, keys: int
+) -> dict[str, Any]:
+    """Measure a cell."""
+    workers, times = cluster.workers, repeats(mode, keys, settings.effort)
+    how = {"mode": mode, "op": op, "keys": keys, "repeats": times + 1}
+    told = workers.call("prepare", how | {"scattered": settings.scattered, "arrays": settings.arrays})
+    cuts: list[list[int]] = [each["cuts"] for each in told]
+    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    kinds = {
+        "ours": partial(requested, cluster),
+        "bare": partial(bare, cluster, settings, board, cuts, mode == "sparse", op == "pull"),
+    }
+    for each in kinds.values():
+        each(1)
+    for number, size in enumerate(blocks(times)):
+        for kind in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
+            found[kind] += kinds[kind](size)
+    workers.call("check")
+    return {"mode": mode, "op": op, "keys": keys, **found}
+
+
+def requested(cluster: Cluster, size: int) -> list[float]:
+    """Let the workers do a block of requests; give what each took, in seconds."""
+    cluster.workers.call("draw", {"size": size})
+    return seconds(cluster, cluster.workers.start("requests"))
+
+
+def bare(
+    cluster: Cluster,
+    settings: Settings,
+    board: Vector,
+    cuts: list[list[int]],
+    listed: bool,
+    pulls: bool,
+    size: int,
+) -> list[float]:
+    """Let the same ranks do a block of bare rounds, the first of them unmeasured; give what each took."""
+    how = {"rounds": size + 1, "listed": listed, "pulls": pulls, "crowded": settings.crowded}
+    ranks = cluster.workers.ranks
+    each = [
+        {"peers": [(rank, own[shard + 1] - own[shard]) for rank, own in zip(ranks, cuts, strict=True)]}
+        for shard in range(len(cluster.servers))
+    ]
+    serving = cluster.servers.start("pushpull.serve", how, each=each, vector=board)
+    asking = cluster.workers.start("bare", how | {"servers": cluster.servers.ranks})
+    cluster.node.wait(serving)
+    return seconds(cluster, asking)
+
+
+def seconds(cluster: Cluster, task: Task) -> list[float]:
+    """Wait for a call that gives times (ns); give those of all workers."""
+    rows = [reply.values for reply in cluster.node.wait(task)]
+    return (np.concatenate(rows).ravel() * 1e-9).tolist()  # type: ignore[no-any-return]
+
+
+# --- The server ------------------------------------------------------------------------------------------
+
+
+@call("pushpull.serve", reads=True)
+def serve(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Leave the server's loop for so many bare rounds."""
+    _bare.serve(**args)
+    return {}
+
+
+# --- The worker ------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """Does blocks of requests, and of bare rounds."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self._vector: Vector
+        self._keys: NDArray[np.uint64] | KeyRange
+        self._rows: NDArray[Any]
+        self._out: NDArray[Any] | None
+        self._requests: Iterator[Request]
+        self._drawn: list[Request] = []
+        self._begin = 0
+
+    def prepare(
+        self, mode: Mode, op: Op, keys: int, repeats: int, scattered: bool, arrays: bool
+    ) -> dict[str, Any]:
+        """Make a cell's arrays, and put the keys there that are to be there; give where servers' parts begin."""
+        rng = np.random.default_rng([keys, self.context.index])
+        more = repeats if mode == "sparse" and op == "pull" else 0
+        self._rows = np.tile(np.arange(1, PATTERN + 1, dtype=DTYPE), (keys + more) // PATTERN + 1)[
+            : keys + more
+        ]
+        self._out = np.full(keys, np.nan, DTYPE) if op == "pull" else None
+        self._begin = 0
+        if mode == "sparse" and op == "push":
+            self._requests = self._first_pushes(rng, keys)
+        elif mode == "sparse":
+            self._requests = self._first_pulls(random_keys(rng, keys + more), keys)
+        else:
+            self._vector = self.context.vectors[f"{mode}-{keys}"]
+            names: Keys
+            if mode == "dense":
+                self._keys = names = KeyRange(0, keys)
+            else:
+                self._keys = listed = random_keys(rng, keys)
+                names = listed if arrays else self._vector.key_list(listed)
+            self._fill(self._keys, scattered)
+            self._requests = repeat(self._request(names))
+        return {"cuts": self._cuts()}
+
+    def _fill(self, keys: NDArray[np.uint64] | KeyRange, scattered: bool) -> None:
+        """Push all keys once: as they are, or as two lists of every second one, so that rows do not stand in order."""
+        if isinstance(keys, KeyRange) or not scattered:
+            self.node.wait(self._vector.push(keys, self._rows))
+            return
+        for part in (0, 1):
+            self.node.wait(self._vector.push(keys[part::2].copy(), self._rows[part::2].copy()))
+
+    def _cuts(self) -> list[int]:
+        """Say where in the keys each server's part begins, and the end."""
+        ring, extent = self.node.view.ring, self._vector.spec.extent
+        ends = [ring.range(shard, extent).end for shard in range(ring.shards)]
+        if isinstance(self._keys, KeyRange):
+            return [0, *ends]
+        return [0, *np.searchsorted(self._keys, np.array(ends[:-1], np.uint64)).tolist(), len(self._keys)]
+
+    # Requests: what is done to make the next one is not measured.
+
+    def _first_pushes(self, rng: np.random.Generator, keys: int) -> Iterator[Request]:
+        """Push lists that the servers have never seen, of new keys."""
+        self._vector, self._keys = self.context.vectors[f"new-{keys}-0"], random_keys(rng, keys)
+
+        def later() -> Iterator[Request]:
+            yield self._request(self._keys)
+            for number in count(1):
+                self._vector = self.context.vectors[f"new-{keys}-{number}"]
+                yield self._request(random_keys(rng, keys))
+
+        return later()
+
+    def _first_pulls(self, known: NDArray[np.uint64], keys: int) -> Iterator[Request]:
+        """Pull lists that the servers have never seen, of keys that were pushed there in other lists."""
+        self._vector, self._keys = self.context.vectors[f"sparse-{keys}"], known[:keys].copy()
+        self._fill(known, scattered=True)
+
+        def later() -> Iterator[Request]:
+            for self._begin in count():
+                yield self._request(known[self._begin : self._begin + keys].copy())
+
+        return later()
+
+    def _request(self, keys: Keys) -> Request:
+        if self._out is None:
+            return partial(self._vector.push, keys, self._rows)
+        return partial(self._vector.pull, keys, out=self._out)
+
+    # Blocks.
+
+    def draw(self, size: int) -> None:
+        """Make ready for a block of requests."""
+        self._drawn = list(islice(self._requests, size))
+
+    def requests(self) -> Answer:
+        """Do a block of requests, each when the last one is finished; give what each took, f8[size, 1] (ns)."""
+        drawn, self._drawn = self._drawn, []
+        board = self.context.vectors[BOARD]
+        self.node.wait(board.pull(KeyRange(0, board.spec.extent)))
+        wait, times = self.node.wait, []
+        for request in drawn:
+            begin = perf_counter_ns()
+            wait(request())
+            times.append(perf_counter_ns() - begin)
+        return Answer(None, np.array(times, np.float64)[:, None])
+
+    def bare(self, servers: list[int], rounds: int, listed: bool, pulls: bool, crowded: bool) -> Answer:
+        """Do a block of bare rounds, the first unmeasured; give what each took, f8[rounds - 1, 1] (ns).
+
+        Keys that travel are a list of their own in each round, as they are in the requests that are compared.
+        """
+        out = np.zeros_like(self._out) if pulls and self._out is not None else None
+        ask = partial(_bare.ask, servers, self._cuts())
+        if listed and not isinstance(self._keys, KeyRange):
+            starts = [ask(self._keys.copy(), self._rows, out) for _ in range(rounds)]
+        else:
+            starts = [ask(None, self._rows, out)] * rounds
+        return Answer(None, _bare.rounds(starts, crowded)[1:, None].copy())
+
+    def check(self) -> None:
+        """Make sure that what was pulled is a multiple of what was pushed."""
+        if self._out is None:
+            return
+        rows = self._rows[self._begin : self._begin + len(self._out)]
+        times = self._out[0] / rows[0]
+        if not (times >= 1 and np.array_equal(self._out, times * rows)):
+            raise RuntimeError(f"{self._vector.spec.name}: what was pulled is not what was pushed")

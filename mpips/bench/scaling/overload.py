@@ -1,0 +1,245 @@
+"""`mpips bench overload`: load slows a run down, and is over when it is over."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpips.bench import _runs
+from mpips.bench._runs import at_least, note
+from mpips.bench.scaling import _unceasing, scale
+from mpips.bench.scaling._pulse import rates, recovered
+from mpips.rundir.progress import Column, seconds, significant
+
+DESCRIPTION = """\
+Disturb real ranks, and see how soon they are themselves again. Workers push and pull all the time, while
+  slow     all servers get a fiftieth of their time for 5 s,
+  stopped  one server stands still, for less than the patience with which ranks are taken for hung,
+  flood    one worker pushes for 5 s, with a thousand pushes unanswered at any time.
+After each, rounds must come at 90 % of the rate before within 2 s; no push may be lost, and none be sent twice.
+
+Then a crowd: the same work by far more ranks than cores with 0 copies of all keys, and with 1. The copies may cost at
+most 1.5 times the time and 2.2 times the bytes, and nothing may be sent twice.
+
+  mpips bench overload                          2 servers, 4 workers; a crowd of 32 ranks
+  mpips bench overload --ranks 0                without the crowd
+  mpips bench overload --train a9a.svm --ranks 64
+"""
+
+CALM, PULSE, STOPPED = 4.0, 5.0, 0.6
+"""Seconds before and after each disturbance, of the slow servers and of the flood, and of the one that stops."""
+FACTOR, PERIOD = 50.0, 0.1
+"""A slow server runs for one part in so many of each period (s)."""
+WITHIN, TIME, BYTES = 2.0, 1.5, 2.2
+"""Seconds until the rate must be back; what copies may cost, beside none."""
+
+COLUMNS = (
+    Column("what", "disturbed", 9),
+    Column("lasted", "lasted", 6, seconds),
+    Column("before", "rounds/s", 8, significant(3)),
+    Column("meanwhile", "meanwhile", 9, significant(3)),
+    Column("after", "after", 7, significant(3)),
+    Column("back", "back after", 10, seconds),
+)
+CROWD = (
+    Column("program", "program", 8),
+    Column("ranks", "ranks", 5),
+    Column("time_ratio", "time, to k = 0", 14, significant(3)),
+    Column("bytes_ratio", "bytes", 6, significant(3)),
+    Column("again", "sent again", 10),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
+    parser = _runs.parser("overload", DESCRIPTION)
+    parser.add_argument("--servers", type=at_least(2), default=2, metavar="S", help="at least 2; default 2")
+    parser.add_argument("--workers", type=at_least(2), default=4, metavar="W", help="at least 2; default 4")
+    parser.add_argument(
+        "--ranks", type=at_least(0), default=32, metavar="N", help="of the crowd; default 32; 0: none"
+    )
+    parser.add_argument(
+        "--train", action="append", metavar="FILE", help="the crowd trains on this; repeatable"
+    )
+    parser.add_argument("--passes", type=at_least(1), default=10, help="of the crowd; default 10")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override a key of the jobs")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 if a run is not itself again in time, or anything was lost or sent twice."""
+    asked = parser().parse_args(arguments)
+    conditions = _runs.conditions()
+    with _runs.folders(asked.keep) as folder:
+        report: dict[str, Any] = {
+            "benchmark": "overload", "conditions": conditions, "layout": [asked.servers, asked.workers],
+            "pulses": [pulses(asked, replicas, folder) for replicas in (0, 1)],
+            "crowd": crowd(asked, folder) if asked.ranks else [],
+        }  # fmt: skip
+    report["problems"] = problems(report)
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    return 1 if report["problems"] else 0
+
+
+# --- pulses ----------------------------------------------------------------------------------------------
+
+
+class Disturber:
+    """Disturbs the servers of a run, once it has begun; `spans` is when, by what was done (wall, s)."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, folder: Path) -> None:
+        """Do all of it when the time has come, which takes some seconds."""
+        if self.spans:
+            return
+        with suppress(OSError, ValueError):
+            if '"begun"' not in (folder / "metrics.jsonl").read_text():
+                return
+            ranks = json.loads((folder / "run.json").read_text())["ranks"]
+            servers = [each["pid"] for each in ranks if each["role"] == "server"]
+            time.sleep(CALM)
+            self.spans["slow"] = slowed(servers, PULSE, PERIOD / FACTOR)
+            time.sleep(CALM)
+            self.spans["stopped"] = slowed(servers[:1], STOPPED, 0.0, STOPPED)
+
+
+def slowed(pids: Sequence[int], lasting: float, runs: float, period: float = PERIOD) -> tuple[float, float]:
+    """Let processes run for `runs` seconds of each period only; give begin and end (wall, s)."""
+    begin = time.time()
+    try:
+        while time.time() < begin + lasting:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(period - runs)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(runs)
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    return begin, time.time()
+
+
+def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, Any]:
+    """Run the program that is disturbed; give what came of each disturbance."""
+    note(f"slow servers, one that stops, and a flood, k = {replicas}")
+    job = folder / "unceasing.toml"
+    job.write_text('[job]\nprogram = "mpips.bench.scaling._unceasing"\n')
+    flood = 3 * CALM + PULSE + STOPPED
+    settings = [
+        f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", f"ring.replicas={replicas}",
+        f"_unceasing.flood_begin={flood!r}", f"_unceasing.flood_end={flood + PULSE!r}",
+        f"_unceasing.seconds={flood + PULSE + CALM!r}",
+        *asked.set,
+    ]  # fmt: skip
+    disturber = Disturber()
+    run = _runs.run(job, folder / f"pulses-{replicas}", settings, asked.launcher, disturber)
+    metrics, done = run.result["metrics"], np.load(run.folder / _unceasing.DONE)
+    begun = metrics["begun"]
+    spans = disturber.spans | {"flood": (begun + flood, begun + flood + PULSE)}
+    return {
+        "replicas": replicas,
+        "pushes": metrics["pushes"],
+        "lost": metrics["lost"],
+        "sent_again": run.result["traffic"]["sent_again"],
+        "losses": len(run.result["recoveries"]),
+        "rows": [felt(what, span, done.tolist()) for what, span in spans.items()],
+    }
+
+
+def felt(what: str, span: tuple[float, float], done: Sequence[float]) -> dict[str, Any]:
+    """Say how a disturbance was felt, by when rounds were answered."""
+    near = [at for at in done if span[0] - CALM + 0.5 <= at < span[1] + CALM]
+    before, meanwhile = rates(near, span[0] - CALM + 0.5, span[0]), rates(near, *span)
+    after = rates(near, span[1], span[1] + CALM)
+    return {
+        "what": what,
+        "lasted": span[1] - span[0],
+        "before": float(np.median(before)),
+        "meanwhile": float(np.mean(meanwhile)) if meanwhile else None,
+        "after": float(np.median(after)),
+        "back": recovered(near, span),
+    }
+
+
+# --- a crowd ---------------------------------------------------------------------------------------------
+
+
+def crowd(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Do the same work with many ranks, with and without copies; give what the copies cost."""
+    switches = ["--programs", "darlin,rounds", "--passes", str(asked.passes), "--launcher", asked.launcher]
+    switches += [part for file in asked.train or () for part in ("--train", file)]
+    switches += [part for setting in asked.set for part in ("--set", setting)]
+    how = scale.parser().parse_args(switches)
+    found = []
+    for work in scale.programs(how, folder):
+        without, copied = scale.real(how, work, asked.ranks, folder, dies=False)
+        again = sum(without["sent_again"].values()) + sum(copied["sent_again"].values())
+        found.append(
+            {
+                "program": work.name,
+                "ranks": asked.ranks,
+                "time_ratio": copied["train"] / without["train"],
+                "bytes_ratio": copied["sent"] / without["sent"],
+                "again": again or "none",
+                "same": copied["parameters_sha256"] == without["parameters_sha256"],
+                "runs": [without, copied],
+            }
+        )
+    return found
+
+
+# --- what it says ----------------------------------------------------------------------------------------
+
+
+def problems(report: Mapping[str, Any]) -> list[str]:
+    """Say what must not be."""
+    found = []
+    for each in report["pulses"]:
+        k = f"k = {each['replicas']}"
+        found += [
+            f"{k}, {row['what']}: back after {row['back']:.2f} s, not {WITHIN:g}"
+            for row in each["rows"]
+            if row["back"] > WITHIN
+        ]
+        for key, what in (("lost", "pushes were lost or doubled"), ("losses", "ranks were taken for dead")):
+            found += [f"{k}: {each[key]} {what}"] if each[key] else []
+        found += [f"{k}: sent again: {each['sent_again']}"] if each["sent_again"] else []
+    for each in report["crowd"]:
+        what = f"{each['program']}, {each['ranks']} ranks, k = 1"
+        for key, most, of in (("time_ratio", TIME, "time"), ("bytes_ratio", BYTES, "bytes")):
+            found += [f"{what}: {each[key]:.2f} times the {of}, not {most:g}"] if each[key] > most else []
+        found += [f"{what}: {each['again']} messages were sent again"] if each["again"] != "none" else []
+        found += [] if each["same"] else [f"{what}: other bits"]
+    return found
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Write the report for people."""
+    servers, workers = report["layout"]
+    lines = [_runs.described(report["conditions"])]
+    for each in report["pulses"]:
+        lines += [
+            f"\nservers {servers}, workers {workers}, k = {each['replicas']}: {each['pushes']:,} pushes",
+            _runs.table(COLUMNS, each["rows"]),
+        ]
+    if report["crowd"]:
+        lines += ["", _runs.table(CROWD, report["crowd"])]
+    return "\n".join(
+        [*lines, "", *(report["problems"] or ["nothing was lost or sent twice; all were back in time"])]
+    )

@@ -1,0 +1,405 @@
+"""`mpips bench scale`: what each cost of a run becomes as ranks grow in number."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from mpips.bench import _runs
+from mpips.bench._runs import Run, at_least, listed, note, one_of
+from mpips.bench.failures import _killing
+from mpips.bench.scaling import _wide
+from mpips.bench.scaling._growth import fitted
+from mpips.config.job_file import load
+from mpips.errors import InputError
+from mpips.launch import mpi_launcher
+from mpips.report import charts
+from mpips.rundir.progress import Column, bytes_si, seconds, significant
+
+DESCRIPTION = """\
+The same work by more and more ranks on this machine, a quarter of them servers, with and without copies of all keys:
+messages and bytes of a rank and pass, processor time, memory, seconds to start, to leave, and to bear the death of a
+server. On the in-memory twin a pass of many more workers, who each push and pull keys of few shards.
+
+  mpips bench scale                                  4, 8, 16 and 32 ranks; 64 and 256 workers on the twin
+  mpips bench scale --ranks 4,8,16,32,64 --twin 64,256,1024 --plot scale.svg
+  mpips bench scale --train a9a.svm --train news20b.svm.xz --programs darlin    each file is a data set of its own
+  mpips bench scale --ranks 64 --replicas 1 --programs darlin --no-deaths
+
+Programs: darlin and ftrl are sparse_lr in sequential mode, rounds are pushes and pulls of all keys that the servers
+sum over the workers. Processor time is what ranks spend in training. PSS is a rank's share of memory: what several
+hold together is divided. Nothing may be sent twice where nobody dies, and the parameters must be the same bits for
+any number of copies, and where a server dies.
+
+Each cost is fitted by a * N^b, N being the number of ranks (least squares in logarithms).
+"""
+
+PROGRAMS = ("darlin", "ftrl", "rounds")
+EXAMPLES = 4_000
+"""Of the project's own data, unless --train is given."""
+LOOK = 0.05
+"""Seconds between two looks at whether training has begun."""
+FAR = (1_000, 3_000)
+"""Numbers of ranks of which the fit says something."""
+ROLES = ("scheduler", "server", "worker")
+
+COSTS = {
+    "start": ("seconds to start", seconds),
+    "leave": ("seconds to leave", seconds),
+    "pass_seconds": ("seconds a pass", seconds),
+    **{f"messages_{role}": (f"messages of a {role}", significant(3)) for role in ROLES},
+    **{f"bytes_{role}": (f"bytes of a {role}", bytes_si) for role in ROLES},
+    **{f"cpu_{role}": (f"processor time of a {role}", seconds) for role in ROLES},
+    "pss": ("PSS of a rank", bytes_si),
+    "private": ("private memory of a rank", bytes_si),
+    "survived": ("seconds to survive a server's death", seconds),
+}
+"""What is fitted: its text, and how it is shown."""
+
+COLUMNS = (
+    Column("program", "program", 7),
+    Column("ranks", "ranks", 5),
+    Column("replicas", "k", 1),
+    Column("start", "start", 6, seconds),
+    Column("pass_seconds", "s/pass", 6, seconds),
+    Column("leave", "leave", 6, seconds),
+    *(Column(f"messages_{role}", f"msgs {role[:5]}", 10, significant(3)) for role in ROLES),
+    *(Column(f"bytes_{role}", f"bytes {role[:5]}", 11, bytes_si) for role in ROLES),
+    *(Column(f"cpu_{role}", f"cpu {role[:5]}", 9, seconds) for role in ROLES),
+    Column("pss", "PSS", 6, bytes_si),
+    Column("private", "private", 7, bytes_si),
+    Column("noticed", "noticed", 7, seconds),
+    Column("survived", "survived", 8, seconds),
+    Column("again", "sent again", 10),
+    Column("same", "same bits", 9),
+)
+FITS = (
+    Column("program", "program", 7),
+    Column("replicas", "k", 1),
+    Column("cost", "cost", 36, lambda text: str(text).ljust(36)),
+    Column("b", "b", 5, "{:+.2f}".format),
+    Column("kind", "grows", 11),
+    *(Column(f"at_{ranks}", f"at {ranks:,}", 8) for ranks in FAR),
+)
+
+DRAWN = {
+    "start": "seconds to start",
+    "messages_scheduler": "messages of the scheduler",
+    "messages_server": "of a server",
+    "messages_worker": "of a worker",
+    "cpu_worker": "processor time of a worker",
+    "private": "private memory",
+}
+"""What the plot shows, beside what it is with the fewest ranks."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
+    parser = _runs.parser("scale", DESCRIPTION)
+    parser.add_argument("--ranks", type=sizes(4), default=[4, 8, 16, 32], metavar="N,...",
+                        help="real ranks; default 4,8,16,32; 0: none")  # fmt: skip
+    parser.add_argument("--twin", type=sizes(1), default=[64, 256], metavar="W,...",
+                        help="workers on the twin; default 64,256; 0: none")  # fmt: skip
+    parser.add_argument("--replicas", type=listed(at_least(0)), default=[0, 1], help="default 0,1")
+    parser.add_argument("--programs", type=listed(one_of(PROGRAMS)), default=list(PROGRAMS),
+                        help=f"default {','.join(PROGRAMS)}")  # fmt: skip
+    parser.add_argument("--train", action="append", metavar="FILE", help="a data set of its own; repeatable; "
+                        f"default: {EXAMPLES:,} of the project's own examples")  # fmt: skip
+    parser.add_argument("--passes", type=at_least(1), default=10, help="default 10")
+    parser.add_argument("--keys", type=at_least(1), default=50_000, help="of a round; default 50,000")
+    parser.add_argument("--no-deaths", action="store_true", help="kill no server")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override a key of the jobs")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw it")
+    return parser
+
+
+def sizes(least: int) -> Any:
+    """Give an argparse type for lists of numbers of at least `least`; 0 is none."""
+
+    def read(text: str) -> list[int]:
+        found = listed(at_least(0))(text)
+        if any(0 < each < least for each in found):
+            raise argparse.ArgumentTypeError(f"must be at least {least} each, or 0 for none; got {text}")
+        return sorted(set(found) - {0})
+
+    return read
+
+
+class Work(NamedTuple):
+    """What is run by ever more ranks."""
+
+    name: str
+    job: Path
+    settings: list[str]
+    struck: int
+    """The first server's change at which it is killed, well before the end."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 if anything was sent twice where nobody died, or the bits are not the same."""
+    asked = parser().parse_args(arguments)
+    check_plot(asked.plot)
+    dies = not asked.no_deaths and bool(asked.ranks) and mpi_launcher.find_starter(asked.launcher).mpi.ulfm
+    conditions = _runs.conditions()
+    rows: list[dict[str, Any]] = []
+    with _runs.folders(asked.keep) as folder:
+        works = list(programs(asked, folder)) if asked.ranks else []
+        for work in works:
+            load(work.job, work.settings)  # what is wrong is said before anything is run
+        for ranks in asked.ranks:
+            for work in works:
+                for row in real(asked, work, ranks, folder, dies):
+                    rows.append(row)
+                    # Large sizes take long: what is known is kept, whatever becomes of them.
+                    _runs.write_report(asked.json, {"benchmark": "scale", "rows": rows})
+    for workers in asked.twin:
+        for replicas in asked.replicas:
+            note(f"on the twin: {workers} workers, k = {replicas}")
+            rows.append(_wide.measured(workers, replicas))
+    report = {
+        "benchmark": "scale",
+        "conditions": conditions | {"load_after": _runs.conditions()["load"]},
+        "passes": asked.passes,
+        "keys": asked.keys,
+        "settings": asked.set,
+        "rows": rows,
+        "fits": fits(rows),
+        "problems": problems(rows),
+    }
+    print(text(report))
+    _runs.write_report(asked.json, report)
+    if asked.plot is not None:
+        Path(asked.plot).write_text(drawn(rows), encoding="utf-8")
+    return 1 if report["problems"] else 0
+
+
+# --- real ranks ------------------------------------------------------------------------------------------
+
+
+def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
+    """Give what is run, on each data set; `folder` is for files of this benchmark's own."""
+    if asked.train:
+        sets = {Path(file).name.partition(".")[0]: _runs.absolute([file]) for file in asked.train}
+        crosses = ["data.crosses=[]"]
+    else:
+        own = folder / "flights.tsv"
+        _killing.first_examples(_runs.job_file(), own, EXAMPLES)
+        sets, crosses = {"flights": [str(own)]}, []
+    shared = [
+        "data.test=[]", *crosses, 'consistency.model="sequential"', "consistency.tau=0",
+        f"sparse_lr.passes={asked.passes}", "sparse_lr.epsilon=1e-300",
+    ]  # fmt: skip
+    for program, job in (("darlin", "job.toml"), ("ftrl", "ftrl.toml")):
+        if program in asked.programs:
+            for name, data in sets.items():
+                own_data = [f"data.train={json.dumps(data)}", *shared]
+                yield Work(
+                    f"{program} {name}", _runs.job_file(job), [*own_data, *asked.set], 3 * asked.passes
+                )
+    if "rounds" in asked.programs:
+        file = folder / "rounds.toml"
+        file.write_text('[job]\nprogram = "mpips.bench.scaling._rounds"\n')
+        size = [f"_rounds.rounds={asked.passes}", f"_rounds.keys={asked.keys}", "_rounds.pulled=true"]
+        size += [each for each in asked.set if not each.startswith("sparse_lr.")]
+        yield Work("rounds", file, size, max(1, asked.passes // 2))
+
+
+def real(
+    asked: argparse.Namespace, work: Work, ranks: int, folder: Path, dies: bool
+) -> Iterator[dict[str, Any]]:
+    """Run a program with so many ranks, for every number of copies; once more where there are some, with a death."""
+    servers = max(1, round(ranks / 4))
+    for replicas in asked.replicas:
+        if replicas >= servers:
+            note(f"{work.name}: {ranks} ranks have {servers} servers, too few for k = {replicas}")
+            continue
+        for killed in (False, True) if dies and servers > replicas > 0 else (False,):
+            note(f"{work.name}: {ranks} ranks, k = {replicas}{', a server is killed' if killed else ''}")
+            layout = [f"layout.servers={servers}", f"layout.workers={ranks - 1 - servers}"]
+            settings = [*work.settings, *layout, f"ring.replicas={replicas}"]
+            if killed:
+                settings.append(f'faults.kill=[{{role = "server", index = 0, at_step = {work.struck}}}]')
+            watch = Watch()
+            at = folder / f"{work.name.replace(' ', '-')}-{ranks}-{replicas}{'-killed' * killed}"
+            run = _runs.run(work.job, at, settings, asked.launcher, watch)
+            yield measured(work.name, replicas, killed, run, watch)
+
+
+class Watch:
+    """Notes when a run was launched, when its training began, and when all of it had gone (wall, s)."""
+
+    def __init__(self) -> None:
+        self.launched = self._looked = time.time()
+        self.began: float | None = None
+
+    def __call__(self, folder: Path) -> None:
+        """Look whether training has begun."""
+        now = time.time()
+        if self.began is not None or now < self._looked + LOOK:
+            return
+        self._looked = now
+        with suppress(OSError, ValueError):
+            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+                if line.get("event") in ("begun", "pass"):
+                    self.began = now - float(line.get("seconds", 0.0))
+                    return
+
+    def times(self, folder: Path) -> dict[str, float | None]:
+        """Give the seconds to start and to leave of a run that has just ended."""
+        left = time.time() - (folder / "result.json").stat().st_mtime
+        return {"start": None if self.began is None else self.began - self.launched, "leave": left}
+
+
+def measured(program: str, replicas: int, killed: bool, run: Run, watch: Watch) -> dict[str, Any]:
+    """Give what was measured of a run that has just ended; of a disturbed one, only what became of it."""
+    result = run.result
+    layout, passes = result["layout"], count_passes(result["metrics"])
+    row: dict[str, Any] = {
+        "program": program,
+        "ranks": layout["ranks"],
+        "servers": layout["servers"],
+        "workers": layout["workers"],
+        "replicas": replicas,
+        "killed": killed,
+        "passes": passes,
+        "train": result["seconds"]["train"],
+        "parameters_sha256": result["parameters_sha256"],
+        "sent_again": result["traffic"]["sent_again"],
+        "lost": len(result["recoveries"]),
+    }
+    if killed:
+        first: Mapping[str, Any] = next(iter(result["recoveries"]), {})
+        return row | {"noticed": first.get("noticed_after"), "survived": first.get("seconds")}
+    return row | watch.times(run.folder) | spent(result["ranks"], passes) | {
+        "pass_seconds": result["seconds"]["train"] / passes,
+        "sent": run.sent / passes,
+    }  # fmt: skip
+
+
+def count_passes(metrics: Mapping[str, Any]) -> int:
+    """Give how many passes, or rounds, a run has done."""
+    return int(metrics.get("passes") or metrics["rounds"])
+
+
+def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
+    """Give the means of each role's ranks for a pass, and those of all ranks' memory."""
+    found: dict[str, float] = {}
+    for role in ROLES:
+        mine = [each for each in ranks if each["role"] == role]
+        for name, key in (("messages", "messages"), ("bytes", "sent"), ("cpu", "cpu")):
+            found[f"{name}_{role}"] = fmean(each[key] for each in mine) / passes
+    for key in ("pss", "private"):
+        sizes = [each[key] for each in ranks if each.get(key)]
+        if sizes:
+            found[key] = fmean(sizes)
+    return found
+
+
+# --- what it says ----------------------------------------------------------------------------------------
+
+
+def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what must not be: where nobody died, a thing sent twice or a rank lost; other bits; a death not noticed."""
+    found = []
+    bits: dict[tuple[str, int], str] = {}
+    for row in rows:
+        which = f"{row['program']}, {row['ranks']} ranks, k = {row['replicas']}"
+        which += ", a server killed" if row.get("killed") else ""
+        if row["sent_again"] and not row.get("killed"):
+            found.append(f"{which}: sent again: {row['sent_again']}")
+        if row.get("lost") and not row.get("killed"):
+            found.append(f"{which}: healthy ranks taken for dead: {row['lost']}")
+        if row.get("killed") and row.get("survived") is None:
+            found.append(f"{which}: no death was noticed")
+        sha = row.get("parameters_sha256")
+        if sha is not None and bits.setdefault((row["program"], row["ranks"]), sha) != sha:
+            found.append(f"{which}: other bits than in the first run of so many ranks")
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give a line for each program, number of ranks and of copies; what came of a death stands beside."""
+    lines = []
+    for row in (each for each in rows if not each.get("killed")):
+        of = ("program", "ranks", "replicas")
+        twins = [each for each in rows if all(each[key] == row[key] for key in of)]
+        struck: Mapping[str, Any] = next((each for each in twins if each.get("killed")), {})
+        told = {key: struck.get(key) for key in ("noticed", "survived")}
+        again = sum(row["sent_again"].values())
+        first = next(each for each in rows if all(each[key] == row[key] for key in of[:2]))
+        same = {each.get("parameters_sha256") for each in (*twins, first)}
+        compared = "-" if None in same else "yes" if len(same) == 1 else "NO"
+        lines.append({**row, **told, "again": again or "none", "same": compared})
+    return lines
+
+
+def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Fit each cost of each program and number of copies against the number of ranks."""
+    lines, found = table(rows), []
+    for program, replicas in dict.fromkeys((line["program"], line["replicas"]) for line in lines):
+        mine = [line for line in lines if (line["program"], line["replicas"]) == (program, replicas)]
+        for cost, (what, show) in COSTS.items():
+            points = [(line["ranks"], line[cost]) for line in mine if line.get(cost) is not None]
+            law = fitted(points)
+            if law is not None:
+                at = {f"at_{ranks}": show(law.at(ranks)) for ranks in FAR}
+                found.append(
+                    {
+                        "program": program,
+                        "replicas": replicas,
+                        "cost": what,
+                        "a": law.a,
+                        "b": law.b,
+                        "kind": law.kind,
+                    }
+                    | at
+                )
+    return found
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Write the report for people."""
+    rows = report["rows"]
+    lines = [
+        _runs.described(report["conditions"]) + f"; {report['conditions']['load_after']:.2f} at the end",
+        f"{report['passes']} passes; msgs, bytes and cpu are means of a rank and pass; "
+        f"rounds and the twin's passes: see --help",
+        "",
+        _runs.table(COLUMNS, table(rows)),
+    ]
+    if report["fits"]:
+        lines += ["", "cost = a * N^b, N ranks:", _runs.table(FITS, report["fits"])]
+    return "\n".join([*lines, "", *(report["problems"] or ["nothing was sent twice; the bits are the same"])])
+
+
+def check_plot(path: str | None) -> None:
+    """Raise InputError before anything is run if nothing can be drawn there."""
+    if path is not None and (Path(path).suffix != ".svg" or not Path(path).absolute().parent.is_dir()):
+        raise InputError(f"--plot {path}: must be an .svg in a folder that exists")
+
+
+def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw costs of the first program with most copies, each beside what it is with the fewest ranks, as SVG."""
+    lines = table(rows)
+    first = max(lines, key=lambda line: (line["program"] == lines[0]["program"], line["replicas"]))
+    mine = [line for line in lines if all(line[key] == first[key] for key in ("program", "replicas"))]
+    series = []
+    for number, (cost, name) in enumerate(DRAWN.items()):
+        points = [(line["ranks"], line[cost]) for line in mine if line.get(cost)]
+        if points:
+            least = points[0][1]
+            series.append(charts.Series(name, [(ranks, value / least) for ranks, value in points], number))
+    label = f"{first['program']}, k = {first['replicas']}: costs of a rank, beside those with {mine[0]['ranks']} ranks"
+    svg = charts.lines(series, label=label, x="ranks", y=label, log=True)
+    legend = [(f"k{each.colour}", each.name) for each in series]
+    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
+    return charts.standalone(svg, legend, style)

@@ -1,0 +1,1 @@
+"""The commands that plan, check and start runs, on this machine or as a batch job."""

@@ -1,0 +1,320 @@
+"""`mpips render`: the batch script of a job, for Slurm."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpips.cluster.layout import LayoutSpec
+    from mpips.launch.sbatch import Batch
+    from mpips.launch.slurm_parts import Part
+    from mpips.launch.slurm_site import Site
+
+DESCRIPTION = """\
+Write the batch script of a job for Slurm. `mpips submit` takes the same options, and submits it.
+
+  mpips render JOB.toml --nodes 2 --time 02:00:00
+  mpips render JOB.toml --nodes 4 --servers 4 --workers 27 --ntasks-per-node 8 --launcher srun -o job.sbatch
+  mpips render JOB.toml --nodes 2 --time 02:00:00 --requeue --set checkpoint.every_seconds=300
+                                stops before the time limit, goes back into the queue, and goes on from there;
+                                a lost node or rank does not end it either
+  mpips render JOB.toml --nodes 2-4 --ntasks-per-node 8 --requeue
+                                on as many nodes as there are; all ranks to spare are workers
+  mpips render JOB.toml --nodes 1 --seeds 1,2,3,4
+  mpips render JOB.toml --nodes 1 --sweep sparse_lr.l1=0.1,1,10 --sweep layout.hand_over=true,false
+                                a job array: one task for each seed, or each combination
+  mpips render JOB.toml --nodes 8 --server-nodes 2 --server-sbatch=--constraint=bigmem
+                                scheduler and servers on 2 nodes of one kind, workers on 8 of another (srun)
+  mpips render JOB.toml --nodes 4 --spares 2 --replicas 1
+                                goes on when ranks die, by Open MPI's mpirun; spares take their places
+  mpips render JOB.toml --nodes 2 --reproduce
+                                records the run, runs it once more from its record, and compares the two
+"""
+
+EPILOG = """\
+What is the same for all jobs (partition, account, modules, launcher ...) goes into a site file: --site FILE, or
+$MPIPS_SITE, or ~/.config/mpips/site.toml; `mpips render --site-keys` lists its keys.
+The job runs in the folder that this is called in, which all nodes must see; runs go to runs/NAME-JOBID there."""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "render",
+        help="write a batch script for Slurm",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument(
+        "--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and leave"
+    )
+    parser.set_defaults(command=command, prints_data=True)
+
+
+class SiteKeys(argparse.Action):
+    """Lists the keys of a site file."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        """Print them and leave."""
+        from mpips.launch.slurm_site import Site
+        from mpips.typed import documented
+
+        for key in documented(Site):
+            print(f"{key.name} ({key.type}; default: {key.default})\n    {key.doc}")
+        parser.exit()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that render and submit share."""
+    parser.add_argument("job", metavar="JOB.toml", help="the job file")
+    places = parser.add_argument_group("where and how long")
+    places.add_argument("--nodes", required=True, metavar="N|MIN-MAX", help="how many nodes")
+    places.add_argument("--ntasks-per-node", type=int, metavar="K", help="ranks on a node, at most")
+    places.add_argument("--cpus-per-task", type=int, default=1, metavar="C", help="cores of each rank (1)")
+    places.add_argument("--time", default="", metavar="TIME", help="time limit, as 02:00:00 or 1-12:00:00")
+    places.add_argument("--partition", metavar="P", help="instead of the site's")
+    places.add_argument("--account", metavar="A", help="instead of the site's")
+    places.add_argument("--qos", metavar="Q", help="instead of the site's")
+    places.add_argument("--sbatch", action="append", default=[], metavar="--NAME=VALUE",
+                        help="a further option of sbatch, as --sbatch=--mem=0; repeatable")  # fmt: skip
+    places.add_argument("--launcher", choices=("mpirun", "srun"), help="instead of the site's")
+    places.add_argument("--site", metavar="FILE", help="the site file")
+    layout = parser.add_argument_group("the job's ranks and keys, as in mpips run")
+    for role, words in (
+        ("servers", "ranks that hold parameters"),
+        ("workers", "ranks that compute"),
+        ("spares", "ranks that wait to replace a dead one"),
+        ("schedulers", "ranks that schedule"),
+        ("replicas", "copies of each server's keys"),
+    ):
+        layout.add_argument(f"--{role}", type=int, metavar="N", help=words)
+    layout.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override a key of the job file; repeatable")  # fmt: skip
+    layout.add_argument("--run-dir", metavar="DIR", help="the run's folder instead of runs/NAME-JOBID")
+    layout.add_argument(
+        "--resume", metavar="CHECKPOINT", help="the checkpoint that the first start goes on from"
+    )
+    goes_on = parser.add_argument_group("time limits and losses")
+    goes_on.add_argument(
+        "--requeue", action="store_true", help="go on by itself after the time limit or a loss"
+    )
+    goes_on.add_argument("--restarts", type=int, default=50, metavar="N", help="how often at most (50)")
+    goes_on.add_argument("--grace", type=int, metavar="SECONDS",
+                         help="stop so long before the time limit (120, or a quarter of it)")  # fmt: skip
+    many = parser.add_argument_group("many runs: a job array")
+    many.add_argument("--seeds", metavar="A,B,C", help="a task for each seed (job.seed)")
+    many.add_argument("--sweep", action="append", default=[], metavar="TABLE.KEY=A,B,C",
+                      help="a task for each value; repeatable: for each combination")  # fmt: skip
+    many.add_argument("--sweep-file", metavar="FILE", help="a task for each line of TABLE.KEY=VALUE words")
+    many.add_argument("--at-once", type=int, default=0, metavar="N", help="how many tasks may run at once")
+    mixed = parser.add_argument_group("servers on nodes of another kind: a heterogeneous job, by srun")
+    mixed.add_argument("--server-nodes", type=int, metavar="N", help="nodes for scheduler and servers")
+    mixed.add_argument("--server-sbatch", action="append", default=[], metavar="--NAME=VALUE",
+                       help="an option of sbatch for those nodes; repeatable")  # fmt: skip
+    mixed.add_argument("--worker-sbatch", action="append", default=[], metavar="--NAME=VALUE",
+                       help="an option of sbatch for the others; repeatable")  # fmt: skip
+    parser.add_argument("--reproduce", action="store_true", help="record the run, repeat it, compare the two")
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Write the script."""
+    from mpips.errors import InputError
+    from mpips.files.safe_open import replacing
+    from mpips.launch.sbatch import script
+
+    text = script(collect(arguments))
+    if not arguments.output:
+        print(text, end="")
+        return 0
+    try:
+        with replacing(arguments.output, "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"--output {arguments.output}: {error.strerror or error}") from None
+    return 0
+
+
+def collect(arguments: argparse.Namespace) -> Batch:
+    """Collect the facts of a job from the command line, the job file and the site file.
+
+    Raises:
+        InputError: what is wrong with any of them, in one line.
+    """
+    import sys
+    from pathlib import Path
+
+    from mpips import __version__
+    from mpips.cli.launching.run import overrides
+    from mpips.config import job_file
+    from mpips.config.program import comes_with_mpips
+    from mpips.errors import InputError
+    from mpips.launch.sbatch import Batch, grace_before
+
+    settings = overrides(arguments)
+    job = job_file.load(arguments.job, settings)
+    site = site_of(arguments)
+    launcher = arguments.launcher or ("srun" if arguments.server_nodes else site.launcher)
+    check_launcher(launcher, job.layout, arguments)
+    parts, fixed = places(arguments, job.layout, site)
+    try:
+        grace = grace_before(arguments.time, arguments.grace)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if arguments.restarts < 0:
+        raise InputError(f"--restarts {arguments.restarts}: it cannot be negative")
+    kept = job.checkpoint.directory
+    own = str(job.resolve(job.program)) if job.program.endswith(".py") else job.program
+    own = "" if comes_with_mpips(job.program) else own
+    return Batch(
+        name=job.name,
+        job=str(Path(arguments.job).absolute()),
+        directory=str(Path.cwd()),
+        python=site.python or sys.executable,
+        parts=parts,
+        site=site,
+        arguments=tuple(part for setting in settings for part in ("--set", setting)),
+        time=arguments.time,
+        grace=grace,
+        requeue=arguments.requeue,
+        restarts=arguments.restarts,
+        launcher=launcher,
+        sweep=tasks(arguments, settings, job.layout, elastic=fixed > 0),
+        at_once=arguments.at_once,
+        fixed=fixed,
+        run_dir=str(Path(arguments.run_dir).absolute()) if arguments.run_dir else "",
+        checkpoints=str(job.resolve(kept).absolute()) if kept else "",
+        resume=checkpoint(arguments.resume),
+        exports=python_path(),
+        reproduce=arguments.reproduce,
+        program=own if arguments.reproduce else "",
+        note=f"{job.name}: written by mpips {__version__} render",
+    )
+
+
+def site_of(arguments: argparse.Namespace) -> Site:
+    """Read the site file, and put the command line's values over its own."""
+    import os
+    from dataclasses import replace
+
+    from mpips.errors import InputError
+    from mpips.launch import slurm_site as sites
+
+    found = sites.load(sites.find(arguments.site, os.environ))
+    given = {name: getattr(arguments, name) for name in ("partition", "account", "qos")}
+    try:
+        return replace(found, **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
+def python_path() -> tuple[tuple[str, str], ...]:
+    """Carry over where Python was told to find its modules: the job may be submitted from another shell."""
+    import os
+
+    paths = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    return (("PYTHONPATH", os.pathsep.join(dict.fromkeys(paths))),) if paths else ()
+
+
+def checkpoint(named: str | None) -> str:
+    """Give the absolute path of the checkpoint to go on from; empty if there is none."""
+    from pathlib import Path
+
+    from mpips.checkpoint.checkpoint import read_manifest
+    from mpips.errors import InputError
+
+    if not named:
+        return ""
+    if named == "latest":
+        raise InputError(
+            "--resume latest: a new job has no checkpoint yet; name one: --resume checkpoints/step-000120"
+        )
+    read_manifest(Path(named))
+    return str(Path(named).absolute())
+
+
+def places(arguments: argparse.Namespace, layout: LayoutSpec, site: Site) -> tuple[tuple[Part, ...], int]:
+    """Decide which ranks run on which nodes; gives the parts of the job, and the ranks that are no workers.
+
+    Raises:
+        InputError: the ranks do not fit the nodes.
+    """
+    from mpips.errors import InputError
+    from mpips.launch import slurm_parts
+
+    least, most = slurm_parts.nodes_of(arguments.nodes)
+    if arguments.cpus_per_task < 1 or (arguments.ntasks_per_node or 1) < 1:
+        raise InputError("--cpus-per-task and --ntasks-per-node: at least 1")
+    each = (arguments.ntasks_per_node or site.ntasks_per_node, arguments.cpus_per_task)
+    common = tuple(arguments.sbatch)
+    if arguments.server_nodes is None:
+        if arguments.server_sbatch or arguments.worker_sbatch:
+            raise InputError("--server-sbatch and --worker-sbatch go with --server-nodes")
+        if most == least:
+            return (slurm_parts.uniform(layout, least, *each, common),), 0
+        if arguments.workers is not None:
+            raise InputError(
+                f"--nodes {arguments.nodes}: all ranks to spare will be workers: without --workers"
+            )
+        part, fixed = slurm_parts.elastic(layout, least, most, *each, common)
+        return (part,), fixed
+    if most > least:
+        raise InputError(f"--nodes {arguments.nodes}: a heterogeneous job needs one number of nodes")
+    special = (*common, *arguments.server_sbatch), (*common, *arguments.worker_sbatch)
+    return slurm_parts.split(layout, arguments.server_nodes, least, *each, *special), 0
+
+
+def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namespace) -> None:
+    """Refuse a launcher that cannot do what is asked for."""
+    from mpips.errors import InputError
+
+    if arguments.server_nodes is not None and launcher != "srun":
+        raise InputError(
+            "--server-nodes: mpirun sees only the first part of a heterogeneous job: use --launcher srun"
+        )
+    if arguments.spares and launcher == "srun":
+        raise InputError(
+            "--spares take the places of ranks that die, and srun ends all when one does: use --launcher mpirun"
+        )
+
+
+def tasks(
+    arguments: argparse.Namespace, settings: list[str], layout: LayoutSpec, *, elastic: bool
+) -> tuple[tuple[str, ...], ...]:
+    """Give what each task of a job array sets; empty if there is no array.
+
+    Raises:
+        InputError: what cannot be read, or a task that is no job, or one of another size.
+    """
+    from mpips.config import job_file
+    from mpips.errors import InputError
+    from mpips.launch.job_array import from_file, product
+
+    sweeps = [*([f"job.seed={arguments.seeds}"] if arguments.seeds else []), *arguments.sweep]
+    if arguments.sweep_file is not None and sweeps:
+        raise InputError("--sweep-file: give that, or --seeds and --sweep")
+    found = product(sweeps) if arguments.sweep_file is None else from_file(arguments.sweep_file)
+    if found and arguments.server_nodes is not None:
+        raise InputError("--server-nodes: Slurm has no arrays of heterogeneous jobs")
+    if arguments.at_once < 0 or (arguments.at_once and not found):
+        raise InputError("--at-once N: goes with --seeds or --sweep, and N is at least 1")
+    for task in found:
+        job = job_file.load(arguments.job, [*settings, *task])
+        if job.layout.size() != layout.size():
+            raise InputError(
+                f"{' '.join(task)}: this task has {job.layout.size()} ranks, the job file {layout.size()}"
+            )
+        if elastic and job.layout != layout:
+            raise InputError(
+                f"{' '.join(task)}: --nodes {arguments.nodes} gives all ranks to spare to the workers, so tasks "
+                "must have the job file's layout"
+            )
+        if bad := [
+            each for each in task if each.split("=")[0].strip() in ("job.name", "checkpoint.directory")
+        ]:
+            raise InputError(f"{bad[0]}: each task has a name and a checkpoint folder of its own already")
+    return found

@@ -1,0 +1,103 @@
+"""`mpips submit`: hand a job to Slurm, and say where to look."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """\
+Write the batch script of a job and hand it to sbatch; says the job's number and where to look. Takes all options
+of `mpips render`, whose --help explains them.
+
+  mpips submit JOB.toml --nodes 2 --time 02:00:00 --requeue
+  mpips submit JOB.toml --nodes 1 --seeds 1,2,3,4
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    from mpips.cli.launching.render import EPILOG, add_options
+
+    parser = subparsers.add_parser(
+        "submit",
+        help="submit a job to Slurm",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Submit the job."""
+    import sys
+    from contextlib import suppress
+    from pathlib import Path
+
+    from mpips.cli.launching.render import collect
+    from mpips.launch.sbatch import script
+    from mpips.rundir.folder import write_text
+
+    batch = collect(arguments)
+    text = script(batch)
+    number = submit(text)
+    kept = Path(batch.run_dir or f"runs/{batch.name}-{number}")
+    with suppress(OSError):  # Slurm has it anyway: scontrol write batch_script
+        write_text(kept / "job.sbatch", text)
+    run, output = f"{kept}/", f"{batch.name}-{number}.out"
+    if batch.sweep:
+        last = len(batch.sweep) - 1
+        run = (
+            f"{batch.run_dir}/0 ... {last}" if batch.run_dir else f"runs/{batch.name}-{number}_0 ... _{last}"
+        )
+        output = f"{batch.name}-{number}_0.out ... _{last}.out"
+    print(number)
+    lines = [
+        f"job {number}: {batch.name}" + (f", {len(batch.sweep)} tasks" if batch.sweep else ""),
+        f"  in the queue   squeue -j {number}",
+        f"  output         {output}",
+        f"  run folder     {run}",
+        f"  orders         mpips ctl {kept if not batch.sweep else 'RUN'} status",
+        f"  report         mpips report {kept if not batch.sweep else 'RUN'}",
+    ]
+    print("\n".join(lines), file=sys.stderr)
+    return 0
+
+
+def submit(text: str) -> str:
+    """Hand a script to sbatch; gives the job's number.
+
+    Raises:
+        InputError: there is no sbatch, or it refuses the job; what it said is in one line.
+    """
+    import os
+    import re
+    import subprocess
+
+    from mpips.errors import InputError
+    from mpips.launch.slurm_env import without
+
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable"],
+            env=without(os.environ),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    except FileNotFoundError:
+        raise InputError("there is no sbatch on the PATH: is this a login node of a Slurm cluster?") from None
+    except subprocess.TimeoutExpired:
+        raise InputError("sbatch did not answer within 120 s: does `squeue` answer?") from None
+    said = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", done.stderr).split())
+    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", done.stdout)  # a site's own words may come before
+    if done.returncode:
+        raise InputError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
+    if found is None:
+        raise InputError(
+            f"sbatch took the job, and gave no number: {' '.join(done.stdout.split())!r}; see squeue --me"
+        )
+    return found[1]

@@ -1,0 +1,1 @@
+"""The commands about checkpoints, data and trained models."""

@@ -1,0 +1,241 @@
+"""`mpips reproduce`: do a recorded run again, and compare the bits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpips.cli import own_program
+from mpips.cli.launching.run import add_launcher
+
+if TYPE_CHECKING:
+    from mpips.config.job_file import Job
+    from mpips.report.table_diff import Difference
+    from mpips.rundir.folder import RunFolder
+
+DESCRIPTION = """\
+Do a run again that was recorded, and compare the parameters that come of it, to the bit: also a run in which nobody
+waited for anybody, and one in which ranks died. Nobody dies this time, so any MPI will do.
+
+  mpips run JOB.toml --set record.on=true --run-dir runs/first
+  mpips reproduce runs/first
+  mpips reproduce runs/first --python /elsewhere/bin/python    with the MPI and the versions that are installed there
+  mpips reproduce runs/mine --program mine.py                  of a program that does not come with mpips
+
+The run is done again on the files that RUN's job.toml names, wherever they are. It writes into its own folder only.
+"""
+
+EPILOG = """\
+Inputs are hashed before anything is started, those that the recorded run has hashed ([provenance] hash_inputs).
+exit codes: 0 the same bits; 1 other bits (one line says in which key first, and by how much), or the run cannot go on
+as it is recorded (one line says where); 2 there is no record, or what it started from is not there any more, or has
+changed."""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "reproduce",
+        help="do a recorded run again, and compare the bits",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="the folder of the run that is done now; runs/NAME-again-UTC unless given",
+    )
+    own_program.add(parser)
+    add_launcher(parser)
+    parser.add_argument(
+        "--python", metavar="PATH", help="the Python to do it with: another environment's, with another MPI"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Do the run again; returns 0 if it gives the same bits."""
+    from mpips.config.job_file import load
+    from mpips.config.program import vouched
+    from mpips.launch import mpi_launcher
+    from mpips.launch.processes import Children
+    from mpips.replay.history import read_course
+    from mpips.rundir.claim import release
+    from mpips.rundir.folder import RunFolder, write_text
+    from mpips.rundir.order_files import newest
+
+    recorded = RunFolder(newest(Path("runs")) if arguments.run == "latest" else arguments.run)
+    if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
+        elsewhere(arguments, recorded)
+    result = result_of(recorded)
+    job = load(recorded.job, programs=vouched(arguments.program))
+    about = started_from(recorded, job)
+    course = read_course(recorded.record)
+    starter = mpi_launcher.find_starter(arguments.launcher)
+    print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
+    print(
+        f"mpips: the program {arguments.program or job.program} is run once more, with what {recorded.job} says",
+        file=sys.stderr,
+        flush=True,
+    )
+    named = arguments.run_dir
+    folder = RunFolder.claim(named) if named else RunFolder.create(f"{job.name}-again")
+    course.save(folder.replay)
+    changes = sum(each.changes for each in course.shards.values())
+    print(
+        f"mpips: {changes:,} changes of {len(course.shards)} shards, {len(course.workers)} workers",
+        file=sys.stderr,
+        flush=True,
+    )
+    # The ranks read a copy: it is what was looked at, whatever becomes of RUN's, and it writes nowhere else.
+    sets = [f"checkpoint.directory={json.dumps(str(folder.path / 'checkpoints'))}"]
+    if arguments.program:
+        sets.append(f"job.program={json.dumps(arguments.program)}")
+    job = load(recorded.job, sets, programs=vouched(arguments.program))
+    write_text(folder.replay / "job.toml", job.to_toml())
+    resume = ["--resume", str(about["resume"])] if about["resume"] else []
+    passed = [*resume, "--replay", str(folder.replay), *folder.handed_on()]
+    planned = mpi_launcher.plan(
+        starter, job.layout.size(), mpi_launcher.rank_command(folder.replay / "job.toml", passed)
+    )
+    added = {**planned.added, **mpi_launcher.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
+    ended = Children(mpi_launcher.Launch(planned.kind, planned.line, added), folder.read_result).run()
+    release(folder.path)
+    code, line = judged(recorded, result, folder, ended)
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
+    """Become the same command under another Python. InputError if there is none."""
+    from mpips.errors import InputError
+    from mpips.process import interpreter
+
+    more = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
+    more += ["--program", arguments.program] if arguments.program else []
+    line = [*interpreter.python(arguments.python), "-m", "mpips.cli", "reproduce", str(recorded.path), *more]
+    line += ["--launcher", arguments.launcher]
+    try:
+        sys.stderr.flush()
+        os.execv(arguments.python, line)
+    except OSError as error:
+        raise InputError(f"--python {arguments.python}: {error.strerror}") from None
+
+
+def result_of(recorded: RunFolder) -> dict[str, Any]:
+    """Read what came of the recorded run. InputError if nothing did that could be compared."""
+    from mpips.errors import RecordError
+
+    result = recorded.read_result()
+    if result is None:
+        raise RecordError(f"{recorded.path}: has no result.json, so there is nothing to compare with")
+    if not result.get("parameters_sha256"):
+        raise RecordError(
+            f"{recorded.path}: the run {result.get('status')}, and left no parameters to compare with"
+        )
+    return result
+
+
+def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
+    """Read what the recorded run started from. InputError if that is not there any more, or not the same."""
+    from mpips.errors import RecordError
+    from mpips.files import safe_open
+    from mpips.replay.recorder import ABOUT, inputs
+
+    try:
+        about: dict[str, Any] = json.loads(safe_open.read_text(recorded.record / ABOUT, follow=False))
+        if not isinstance(about["inputs"], dict) or not isinstance(about["resume"], str | None):
+            raise TypeError
+    except FileNotFoundError:
+        raise RecordError(f"{recorded.path}: was not recorded; a run is with --set record.on=true") from None
+    except OSError as error:
+        raise RecordError(f"{recorded.record / ABOUT}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RecordError(f"{recorded.record / ABOUT}: does not say what the run started from") from None
+    now = inputs(job)
+    for path, size in about["inputs"].items():
+        if now.get(path) != size:
+            raise RecordError(
+                f"{path}: had {size} bytes when the run was recorded, and has {now.get(path, 'none')}"
+            )
+    for path in sorted(now.keys() - about["inputs"].keys()):
+        raise RecordError(f"{path}: was not there when the run was recorded, and would be read now")
+    if about["resume"] and not Path(about["resume"]).is_dir():
+        raise RecordError(
+            f"{about['resume']}: the checkpoint that the run went on from is not there any more"
+        )
+    return about
+
+
+def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
+    """Hash the inputs as the recorded run did (`provenance`); say what is known of them. InputError if one differs."""
+    from mpips.errors import RecordError
+    from mpips.provenance.input_hashes import HASHES, altered, hashed
+    from mpips.provenance.provenance import read_run
+
+    told = (read_run(recorded) or {}).get("inputs")
+    listed = [each for each in told if isinstance(each, Mapping)] if isinstance(told, list) else []
+    other = altered(listed)
+    if other is not None:
+        raise RecordError(
+            f"{other.path}: had {other.kind} {other.expected} when the run was recorded, and has {other.found}"
+        )
+    kinds = {str(facts["path"]): hashed(facts) for facts in listed}
+    known = [(kind, sum(kinds.get(path) == kind for path in sizes)) for kind in HASHES]
+    known.append(("size only", len(sizes) - sum(count for _, count in known)))
+    counts = ", ".join(f"{count} by {kind}" for kind, count in known if count)
+    return f"the inputs are those that were recorded: {counts}" if sizes else "the run read no files"
+
+
+def judged(
+    before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
+) -> tuple[int, str]:
+    """Compare a run's `recorded` result with what came of it `now`; give the exit code and the line to end with."""
+    from mpips.launch import mpi_launcher
+
+    result = now.read_result()
+    if result is None or result.get("status") == "failed":
+        _, line = mpi_launcher.verdict(result, launcher_code, now.path)
+        return 1, line
+    was, is_now = recorded["parameters_sha256"], result.get("parameters_sha256")
+    if was == is_now:
+        return 0, f"mpips: the same bits: parameters_sha256 is {is_now}; run folder: {now.path}"
+    text = f"mpips: other bits: parameters_sha256 was {was}, and is {is_now}; {difference(before, now)}"
+    return 1, f"{text}; run folder: {now.path}"
+
+
+def difference(before: RunFolder, now: RunFolder) -> str:
+    """Say where the parameters of two runs differ first, and by how much, as far as they are on the disk."""
+    from mpips.errors import InputError
+    from mpips.report.diff import parameters, side
+
+    try:
+        found = parameters(side(before.path), side(now.path))
+    except InputError as error:
+        return f"they cannot be compared: {error}"
+    if not found.tables:
+        return "where is not known: no model file (.npz, .h5) is in both run folders"
+    differing = [table for table in found.tables if not table.same]
+    if not differing:
+        return f"{found.compared} is the same in both, so they differ in what is not in there"
+    return f"{found.compared}: {described(min(differing, key=lambda table: table.first is None))}"
+
+
+def described(table: Difference) -> str:
+    """Describe how a table differs, in a line."""
+    note = f"; {table.note}" if table.note else ""
+    if table.first is None:
+        return f"{table.name}{note}"
+    was, is_now = (", ".join(map(repr, row)) for row in table.first)
+    return (
+        f"{table.name} differ first at key {table.first_key}: {was} and {is_now}; "
+        f"|difference| max {table.maximum:.6g}, mean {table.mean:.6g} over {table.differing:,} keys{note}"
+    )

@@ -1,0 +1,237 @@
+"""The fault campaign: what it counts as lost or doubled, whom it strikes, and how recoveries are timed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mpips.bench.failures import _processes, _pushing, _trial, faults
+from mpips.bench.failures._ledger import HOT, ROUNDS, SINGLES, Ledger, key, push_keys, round_keys
+from mpips.bench.failures._processes import Launched, Struck, Trained, choose, measure
+from mpips.bench.failures._trial import Outcome
+from mpips.errors import InputError
+from mpips.launch import mpi_launcher
+
+
+def ledger() -> tuple[Ledger, dict[str, dict[int, int]]]:
+    """Two pushes, one of them acknowledged, and a round of three workers that is done, as they are on the servers."""
+    noted = Ledger(pushes=[True, False], rounds={0: 3, 1: 3}, completed={0})
+    singles = dict.fromkeys(push_keys(0), 1) | {key(1): 1}
+    rounds = dict.fromkeys(round_keys(0), 3) | {key(hot): 3 for hot in range(1, HOT + 1)}
+    return noted, {SINGLES: singles, ROUNDS: rounds}
+
+
+def test_what_was_acknowledged_is_there_and_what_was_not_may_be() -> None:
+    noted, counts = ledger()
+    noted.judge(counts)
+    assert not noted.lost and not noted.doubled
+    counts[SINGLES] |= dict.fromkeys(push_keys(1), 1)
+    noted.judge(counts)
+    assert not noted.lost and not noted.doubled
+
+
+@pytest.mark.parametrize(
+    ("vector", "which", "count", "lost", "doubled"),
+    [
+        (SINGLES, push_keys(0)[0], 0, 1, 0),
+        (SINGLES, push_keys(0)[0], 2, 0, 1),
+        (SINGLES, push_keys(1)[0], 2, 0, 1),
+        (SINGLES, key(1), 0, 1, 0),
+        (SINGLES, key(1), 3, 0, 1),
+        (SINGLES, push_keys(77)[0], 1, 0, 1),
+        (ROUNDS, round_keys(0)[0], 2, 1, 0),
+        (ROUNDS, round_keys(0)[0], 6, 0, 1),
+        (ROUNDS, round_keys(1)[0], 1, 1, 0),
+        (ROUNDS, key(2), 2, 1, 0),
+        (ROUNDS, key(2), 7, 0, 1),
+        (ROUNDS, round_keys(9)[0], 1, 0, 1),
+    ],
+)
+def test_a_lost_and_a_doubled_update_are_found(
+    vector: str, which: int, count: int, lost: int, doubled: int
+) -> None:
+    noted, counts = ledger()
+    counts[vector][which] = count
+    noted.judge(counts)
+    assert (len(noted.lost), len(noted.doubled)) == (lost, doubled)
+
+
+def test_no_two_pushes_or_rounds_share_a_key_of_their_own() -> None:
+    hot = {key(number) for number in range(1, HOT + 1)}
+    singles = [each for number in range(5000) for each in push_keys(number)]
+    rounds = [each for number in range(1000) for each in round_keys(number)]
+    for keys in (singles, rounds):
+        assert len(set(keys)) == len(keys) and not hot & set(keys)
+
+
+def test_a_trial_is_drawn_from_its_seed() -> None:
+    assert _trial.plan(3) == _trial.plan(3)
+    plans = [_trial.plan(seed) for seed in range(60)]
+    assert {plan.replicas for plan in plans} == {0, 1, 2}
+    assert {plan.servers for plan in plans} == {1, 2, 3, 4}
+    assert all(plan.replicas < plan.servers for plan in plans)
+
+
+# --- whom the strikes at processes hit -------------------------------------------------------------------
+
+STATUS = """pushing: 3.0 s of training, epoch 4
+  leader: rank {leader}
+  servers: {servers}
+  workers: rank 5, rank 6
+  spares: {spares}
+  lost: rank 9 (server, died)"""
+
+
+def status(leader: int, servers: list[int], spares: list[int]) -> str:
+    held = ", ".join(f"rank {rank} (2 of 8 shards)" for rank in servers)
+    return STATUS.format(
+        leader=leader, servers=held, spares=", ".join(f"rank {rank}" for rank in spares) or "none"
+    )
+
+
+def chosen(said: str) -> set[tuple[str, int] | None]:
+    return {choose(said, random.Random(seed)) for seed in range(200)}
+
+
+def test_two_servers_and_the_first_worker_are_left() -> None:
+    assert chosen(status(0, [1, 2], [])) == {None, ("worker", 6), ("scheduler", 0)}
+    assert chosen(status(0, [1, 2], [7])) == {
+        ("server", 1), ("server", 2), ("worker", 6), ("scheduler", 0),
+    }  # fmt: skip
+
+
+def test_a_leader_that_holds_shards_is_struck_as_the_scheduler_and_spared_as_a_server() -> None:
+    assert chosen(status(1, [1, 2], [])) == {None, ("worker", 6)}
+    assert chosen(status(1, [1, 2, 3], [])) == {
+        ("server", 2), ("server", 3), ("worker", 6), ("scheduler", 1),
+    }  # fmt: skip
+
+
+# --- how long it took ------------------------------------------------------------------------------------
+
+
+def test_a_recovery_lasts_until_every_shard_of_the_dead_is_answered_for_by_another() -> None:
+    answers = np.array(
+        [
+            (0, 1, 9.9, 9.95),  # shard 0 is rank 1's
+            (0, 1, 9.95, 10.01),  # its last word arrives after its death
+            (0, 2, 10.0, 10.30),
+            (1, 1, 9.9, 9.99),  # so is shard 1
+            (1, 3, 9.99, 10.20),
+            (2, 2, 9.9, 9.99),  # shard 2 is not
+            (2, 2, 9.99, 10.90),
+        ]
+    )
+    struck = [Struck(0, "server", "kill", 1, 10.0)]
+    measure(struck, [{"rank": 1, "noticed_after": 0.05}], answers)
+    (one,) = struck
+    assert one.detection == 0.05
+    assert one.recovery == pytest.approx(0.30) and one.takeover == pytest.approx(0.25)
+
+
+def test_after_a_scheduler_or_a_worker_it_lasts_until_the_next_call() -> None:
+    calls = [(_pushing.CALLS, 0, at, at) for at in (9.9, 10.02, 10.4, 10.5)]
+    struck = [Struck(0, "scheduler", "kill", 0, 10.0), Struck(0, "server", "kill", 4, 10.0)]
+    measure(struck, [{"rank": 0, "noticed_after": 0.1}], np.array(calls))
+    assert struck[0].recovery == pytest.approx(0.4)
+    assert struck[1].recovery is None and struck[1].takeover is None  # it held nothing that anybody asked for
+
+
+def test_times_are_summed_up_without_those_that_nobody_felt() -> None:
+    struck = [
+        Struck(0, "server", "kill", rank, 0.0, recovery=value, detection=0.1)
+        for rank, value in enumerate((0.2, None, 0.4, 0.3))
+    ]
+    found = faults.times(struck)
+    assert found["recovery_median"] == pytest.approx(0.3) and found["recovery_max"] == 0.4
+    assert found["detection_max"] == 0.1 and "takeover_max" not in found
+
+
+def test_the_workers_word_is_compared_with_what_is_on_the_servers() -> None:
+    keys, pushed = np.array([1, 2, 3], np.uint64), np.array([[5], [6], [7]])
+    found = _pushing.judge({1: 5, 2: 4, 3: 8, 9: 2}, [(keys, pushed)])
+    assert found == {"updates": 18, "others": 2, "lost": 2, "doubled": 1}
+
+
+# --- what is said ----------------------------------------------------------------------------------------
+
+
+def test_a_campaign_that_goes_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults.main(["--trials", "3", "--seed", "2", "--json", str(tmp_path / "x.json")]) == 0
+    said = capsys.readouterr().out
+    assert "trials survived: 3 of 3" in said and "lost: 0; doubled: 0" in said
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["twin"]["trials"] == 3 and report["twin"]["failed"] == [] and report["seed"] == 2
+
+
+def test_a_trial_that_fails_is_named_and_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(seed: int, say: object = None) -> Outcome:
+        return Outcome(
+            seed, "Wrong: push 3: 0 of 1" if seed == 1 else "", Counter({"kill server": 1}), seed % 2
+        )
+
+    monkeypatch.setattr(_trial, "run", run)
+    assert faults.main(["--trials", "3"]) == 1
+    said = capsys.readouterr().out
+    assert "trial 1: Wrong: push 3: 0 of 1" in said and "mpips bench faults --only 1" in said
+    assert "trials survived: 2 of 3" in said and "lost: 1" in said
+    assert faults.main(["--only", "1"]) == 1
+    assert "Wrong: push 3" in capsys.readouterr().out
+    assert faults.main(["--only", "2"]) == 0
+
+
+def test_one_trial_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    seed = next(seed for seed in range(100) if _trial.run(seed).faults["kill server"])
+    assert faults.main(["--only", str(seed)]) == 0
+    said = capsys.readouterr().out
+    assert "kill server: rank" in said and "every update is there, once" in said
+
+
+@pytest.mark.parametrize(
+    ("launched", "same", "good"),
+    [
+        (Launched(0, False, False, updates=5), True, True),
+        (Launched(0, False, False, updates=5, lost=1), True, False),
+        (Launched(0, False, False, updates=5, left_behind=1), True, False),
+        (Launched(0, False, False, error="it ended"), True, False),
+        (Launched(0, False, False, updates=5), False, False),
+    ],
+)
+def test_strikes_at_processes_are_summed_up(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    launched: Launched,
+    same: bool,
+    good: bool,
+) -> None:
+    launched.struck = [Struck(0, "server", "kill", 1, 0.0, 0.25, 0.05, 0.2)]
+    trained = [Trained("nobody", 1.0, "a", 0), Trained("server", 1.5, "a" if same else "b", 1, same)]
+    _find(monkeypatch, ulfm=True)
+    monkeypatch.setattr(_processes, "strike_many", lambda *_: [launched])
+    monkeypatch.setattr(_processes, "train", lambda *_: trained)
+    assert (faults.main(["--trials", "0", "--processes", "1", "--json", str(tmp_path / "x")]) == 0) is good
+    said = capsys.readouterr().out
+    assert "server, kill" in said and "0.250" in said
+    report = json.loads((tmp_path / "x").read_text())["processes"]
+    assert report["good"] is good and report["launches"][0]["struck"][0]["recovery"] == 0.25
+
+
+def _find(monkeypatch: pytest.MonkeyPatch, ulfm: bool) -> None:
+    """Let the MPI be one that survives deaths, or one that does not."""
+    found = SimpleNamespace(mpi=SimpleNamespace(ulfm=ulfm))
+    monkeypatch.setattr(mpi_launcher, "find_starter", lambda _: found)
+
+
+def test_without_ulfm_no_process_is_struck(monkeypatch: pytest.MonkeyPatch) -> None:
+    _find(monkeypatch, ulfm=False)
+    with pytest.raises(InputError, match="takes Open MPI 5 with ULFM"):
+        faults.main(["--processes", "1"])

@@ -1,0 +1,250 @@
+"""Benchmarks of the data path: they count, compare and judge right, and say clearly what cannot be."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips.bench.requests import _bare, _overlap, _pushpull, overlap, pushpull
+from mpips.bench.requests.pushpull import Layout
+from mpips.cli import main
+from mpips.errors import InputError
+
+CONDITIONS = {"cpu": "a machine", "cores": 2, "load": 0.01, "python": "3", "at": "now"}
+
+
+def a_cell(**changed: Any) -> dict[str, Any]:
+    cell = {
+        "mode": "dense",
+        "op": "push",
+        "keys": 1000,
+        "ours": [4e-6, 2e-6, 9e-6],
+        "bare": [1e-6, 3e-6, 1e-6],
+    }
+    return cell | changed
+
+
+def a_row(ratio: float, **changed: Any) -> dict[str, Any]:
+    row = {"layout": "1+1", "mode": "dense", "op": "push", "keys": 10**5, "median_s": 1e-3, "p99_s": 2e-3}
+    return row | {"limit_s": ratio * 1e-3, "ratio": ratio} | changed
+
+
+# --- the table -----------------------------------------------------------------------------------------
+
+
+def test_runs_and_workers_are_summed_up_together() -> None:
+    (row,) = pushpull.table("2+2", [[a_cell()], [a_cell(ours=[20e-6, 1e-6], bare=[2e-6, 3e-6])]])
+    assert list(row) == ["layout", "mode", "op", "keys", "median_s", "p99_s", "limit_s", "ratio"]
+    assert (row["layout"], row["mode"], row["op"], row["keys"]) == ("2+2", "dense", "push", 1000)
+    assert (row["median_s"], row["p99_s"], row["limit_s"], row["ratio"]) == (4e-6, 20e-6, 2e-6, 0.5)
+
+
+def test_throughput_is_that_of_all_workers() -> None:
+    values = pushpull.rates(a_row(0.5, layout="3+2"))
+    assert (values["rate"], values["bytes"]) == (pytest.approx(2e8), pytest.approx(8e8))
+    assert pushpull.rates(a_row(0.5, mode="sparse"))["bytes"] == pytest.approx(1e8 * 12)
+
+
+@given(st.floats(1e-7, 1e-3), st.floats(1e-11, 1e-6))
+def test_a_fit_finds_what_a_request_and_a_key_cost(fixed: float, each: float) -> None:
+    sizes = [1, 10, 1000, 10**5, 10**7]
+    a, b = pushpull.fit(sizes, [fixed + each * n for n in sizes])
+    assert (a, b) == (pytest.approx(fixed, rel=1e-3), pytest.approx(each, rel=1e-3))
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**7), st.floats(1e-7, 1.0)), min_size=1, max_size=8))
+def test_a_fit_has_no_negative_cost(measured: list[tuple[int, float]]) -> None:
+    a, b = pushpull.fit(*zip(*measured, strict=True))
+    assert a >= 0 and b >= 0 and a + b > 0
+
+
+def test_a_fit_of_falling_or_equal_times_is_a_fixed_cost() -> None:
+    assert pushpull.fit([1, 1000], [2e-3, 1e-3])[1] == 0.0
+    assert pushpull.fit([7], [3e-3]) == (pytest.approx(3e-3), 0.0)
+
+
+def test_targets_are_judged_by_the_worst_row() -> None:
+    dense, cached, sparse, one = pushpull.TARGETS
+    rows = [
+        a_row(0.9), a_row(0.79, op="pull"), a_row(0.1, keys=1000), a_row(0.41, keys=1),
+        a_row(0.6, mode="cached"), a_row(0.4, mode="sparse"), a_row(0.39, mode="sparse", layout="2+2", keys=10**6),
+    ]  # fmt: skip
+    assert str(pushpull.verdict(dense, rows)).endswith(": NO, 1 of 2; least 0.79 (1+1 dense pull 100,000)")
+    assert str(pushpull.verdict(cached, rows)).endswith(": yes, 1 of 1; least 0.60 (1+1 cached push 100,000)")
+    assert str(pushpull.verdict(sparse, rows)).endswith(
+        ": NO, 1 of 2; least 0.39 (2+2 sparse push 1,000,000)"
+    )
+    assert str(pushpull.verdict(one, rows)).endswith(": yes, 1 of 1; least 0.41 (1+1 dense push 1)")
+    assert pushpull.verdict(cached, rows[:3]) is None
+
+
+def test_the_report_shows_every_row_and_the_fit() -> None:
+    sizes = (1, 1000, 10**6)
+    rows = [
+        a_row(0.5, keys=n, op=op, median_s=2e-6 + 2e-9 * n, limit_s=1e-6 + 1e-9 * n)
+        for op in ("push", "pull")
+        for n in sizes
+    ]
+    said = pushpull.text(CONDITIONS, rows, True)
+    assert said.count("dense  push") == len(sizes) + 1
+    fits = pushpull.fits(rows)
+    assert [(fit["op"], fit["fixed"], fit["limit_each"]) for fit in fits] == [
+        (op, pytest.approx(2e-6), pytest.approx(1e-9)) for op in ("push", "pull")
+    ]
+    assert "2.00 us   2.00 ns" in said and "by a fit" not in pushpull.text(CONDITIONS, rows)
+    assert "at least 0.8 of the limit: NO, 0 of 2" in said
+
+
+def test_durations_are_short() -> None:
+    assert [pushpull.duration(t) for t in (2e-6, -0.5e-3, 12.3e-3)] == ["2.00 us", "-500 us", "12.3 ms"]
+
+
+# --- what is measured ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5000))
+def test_blocks_make_up_all_repetitions(number: int) -> None:
+    found = _pushpull.blocks(number)
+    assert sum(found) == number and max(found) <= _pushpull.LONGEST and min(found) >= 1
+    assert len(found) >= min(number, _pushpull.BLOCKS)
+
+
+@pytest.mark.parametrize("mode", _pushpull.MODES)
+def test_larger_requests_are_repeated_less(mode: Any) -> None:
+    times = [_pushpull.repeats(mode, n) for n in pushpull.SWEEP]
+    assert all(less <= more for more, less in pairwise(times)) and times[-1] >= 3
+    assert _pushpull.repeats(mode, 10**7, 0.02) == 2
+
+
+@given(st.integers(0, 300), st.integers(0, 2**32))
+def test_random_keys_are_sorted_and_unique(number: int, seed: int) -> None:
+    keys = _pushpull.random_keys(np.random.default_rng(seed), number)
+    assert keys.dtype == np.uint64 and len(keys) == number and (keys[1:] > keys[:-1]).all()
+
+
+def test_keys_that_were_drawn_twice_are_drawn_again() -> None:
+    draws = iter([[5, 1, 5, 3], [1], [2]])
+    rng: Any = SimpleNamespace(integers=lambda *_, **__: np.array(next(draws), np.uint64))
+    assert _pushpull.random_keys(rng, 4).tolist() == [1, 2, 3, 5]
+
+
+def test_bare_rounds_go_to_servers_that_have_keys() -> None:
+    keys, rows, out = np.arange(9, dtype=np.uint64), np.ones(9, np.float32), np.ones(9, np.float32)
+    how = ([1, 2, 3], [0, 4, 4, 9])
+    assert len(_bare.ask(*how, None, rows, None)) == 2 * 2  # values there, a byte back
+    assert len(_bare.ask(*how, keys, rows, None)) == 2 * 3
+    assert len(_bare.ask(*how, None, rows, out)) == len(_bare.ask(*how, keys, rows, out)) == 2 * 2
+
+
+def test_a_request_of_several_messages_a_server_is_refused() -> None:
+    cluster: Any = SimpleNamespace(servers=SimpleNamespace(ranks=(1, 2, 1, 2)))
+    with pytest.raises(InputError, match=r"4 shards on 2 servers.*leave ring\.virtual_servers at 1"):
+        _pushpull.schedule(cluster, _pushpull.Settings())
+
+
+# --- overlap -------------------------------------------------------------------------------------------
+
+
+def an_overlap(**changed: list[float]) -> dict[str, Any]:
+    times = {"sync": [1e-3, 1e-3, 5e-3], "alone": [4e-3], "alone_pieces": [4.1e-3], "async": [4.15e-3]}
+    return {"mode": "dense", "op": "pull", "keys": 9, **times, "async_pieces": [4.5e-3], **changed}
+
+
+def test_the_cost_is_what_computing_takes_longer() -> None:
+    whole, parts = overlap.table(an_overlap(), 20)
+    assert (whole["share"], whole["met"]) == (pytest.approx(0.15), "yes")
+    assert (parts["share"], parts["met"], parts["how"]) == (pytest.approx(0.4), "NO", "20 pieces")
+    assert whole["cost_s"] == pytest.approx(0.15e-3) and set(_overlap.KINDS) <= an_overlap().keys()
+
+
+def test_a_drift_of_the_machine_is_no_cost() -> None:
+    drifting = {"alone": [4e-3, 8e-3, 16e-3], "async": [4.1e-3, 8.1e-3, 20e-3]}
+    assert overlap.table(an_overlap(**drifting), 20)[0]["cost_s"] == pytest.approx(0.1e-3)
+
+
+def test_the_overlap_report_names_the_worst() -> None:
+    report = {"conditions": CONDITIONS, "keys": 9, "repeat": 3, "table": overlap.table(an_overlap(), 20)}
+    said = overlap.text(report)
+    assert "NO, 1 of 2; most 40 % (dense pull, 20 pieces)" in said
+    good = report | {"table": overlap.table(an_overlap(async_pieces=[4.0e-3]), 20)}
+    assert "yes, 2 of 2; most 15 %" in overlap.text(good)
+
+
+# --- arguments -----------------------------------------------------------------------------------------
+
+
+def test_switches_are_read() -> None:
+    asked = pushpull.parser().parse_args(["--keys", "1,1e5, 1_000,1", "--layouts", "1+1,10+3"])
+    assert asked.keys == [1, 10**5, 1000] and asked.layouts == [Layout(1, 1), Layout(10, 3)]
+    settings = pushpull.settings_of(asked, Layout(10, 3))
+    assert "layout.servers=10" in settings and "_pushpull.keys=[1, 100000, 1000]" in settings
+    assert "ring.virtual_servers=1" in settings and '_pushpull.ops=["push", "pull"]' in settings
+
+
+def a_request(**changed: Any) -> argparse.Namespace:
+    asked = pushpull.parser().parse_args(["--keys", "1e7", "--layouts", "2+2"])
+    vars(asked).update(changed)
+    return asked
+
+
+def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
+    pushpull.check_room(a_request(), None, 2)
+    pushpull.check_room(a_request(), 64 * 10**9, 2)
+    pushpull.check_room(a_request(launcher="srun"), 1, 1)
+    with pytest.raises(
+        InputError, match=r"--keys 10000000: layout 2\+2 needs about .*B of memory, 1\.00GB are free"
+    ):
+        pushpull.check_room(a_request(), 10**9, 2)
+    pushpull.check_room(a_request(quick=True, keys=[1000]), 10**9, 2)
+    with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 a core"):
+        pushpull.check_room(a_request(layouts=[Layout(8, 9)]), None, 2)
+    less = pushpull.room(Layout(2, 2), [10**6], ["dense"], ["push"], 1.0)
+    assert less < pushpull.room(Layout(2, 2), [10**6], ["dense", "sparse"], ["push"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["pushpull", "--keys", "0"],
+            "--keys: must be whole numbers from 1 to 1e8, as in 1,1000,1e6; got '0'",
+        ),
+        (["pushpull", "--keys", "1,2e9"], "got '2e9'"),
+        (["pushpull", "--keys", "1.5"], "got '1.5'"),
+        (["pushpull", "--keys", "many"], "got 'many'"),
+        (
+            ["pushpull", "--layouts", "0+1"],
+            "must be servers+workers, at least one of each, as in 1+1,2+2; got '0+1'",
+        ),
+        (["pushpull", "--layouts", "2"], "got '2'"),
+        (["pushpull", "--layouts", "9000+9000"], "18001 ranks on"),
+        (["pushpull", "--modes", "dense,spars"], "must be of dense, sparse, cached; got 'spars'"),
+        (["pushpull", "--ops", "pushpull"], "must be of push, pull; got 'pushpull'"),
+        (["pushpull", "--repeat", "0"], "--repeat: must be at least 1, got 0"),
+        (["pushpull", "--quick", "--set", "ring.replica=1"], "unknown key 'replica'"),
+        (
+            ["overlap", "--keys", "0"],
+            "--keys: must be whole numbers from 1 to 1e8, as in 1,1000,1e6; got '0'",
+        ),
+        (["overlap", "--keys", "1000000000"], "from 1 to 1e8, as in 1,1000,1e6; got '1000000000'"),
+        (["overlap", "--pieces", "0"], "--pieces: must be at least 1"),
+        (["overlap", "--set", "_overlap.piece=1"], "unknown key 'piece'"),
+    ],
+)
+def test_wrong_arguments_are_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["bench", *arguments])
+    except SystemExit as caught:
+        code = caught.code  # type: ignore[assignment]
+    assert code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err.splitlines()[-1] and captured.out == ""

@@ -1,0 +1,193 @@
+"""`mpips doctor` in an allocation: which launcher and PMI fit, by launchers that behave in every way they may."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpips.cli import main
+from mpips.cli.launching import doctor
+from mpips.launch import mpi_launcher
+from mpips.launch.launcher_probe import MARK, judge, lines_to_use, plugins, start, try_all, worth_trying
+
+LIST = {
+    "22.05": "MPI plugin types are...\n\tpmix\n\tnone\n\tpmi2\nspecific pmix plugin versions available: pmix_v4\n",
+    "20.11": "srun: MPI types are...\nsrun: cray_shasta\nsrun: none\nsrun: pmi2\n",
+}
+
+
+def world(size: int, hosts: int = 1, **more: Any) -> str:
+    return MARK + json.dumps({"size": size, "hosts": hosts, **more}) + "\n"
+
+
+def script(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def srun(tmp_path: Path) -> str:
+    """Give an srun that connects ranks by pmix only; otherwise each is a world of its own."""
+    text = f"""
+    case "$*" in
+      *--mpi=list*) printf '%s' '{LIST["22.05"]}' >&2; exit 0;;
+      *--mpi=pmix*) echo '{world(2, 2).strip()}'; exit 0;;
+      *--mpi=pmi2*) echo 'srun: error: no, not that' >&2; exit 3;;
+    esac
+    echo '{world(1).strip()}'; echo '{world(1).strip()}'"""
+    return script(tmp_path / "bin" / "srun", text)
+
+
+def test_what_ranks_say_is_counted() -> None:
+    fits = judge("mpirun", f"noise\n0: {world(2)}", 0)
+    assert (fits.fits, fits.said) == (True, "one world of 2 ranks on one node")
+    assert judge("x", world(2, 2), 0).said.endswith("on 2 nodes")
+    apart = judge("srun", world(1) + world(1), 0)
+    assert (apart.fits, apart.said) == (False, "2 worlds of one rank each")
+    assert (
+        judge("srun", "", 1, "** srun: error: no **\n** srun: error: no **").said
+        == "exit code 1: srun: error: no"
+    )
+    assert judge("srun", "", None).said == "no end in time"
+    assert judge("srun", MARK + "{", 0).said == "exit code 0: nothing was said"
+
+
+def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
+    hangs = script(tmp_path / "hangs", "trap '' TERM; echo here; exec sleep 60")
+    trial = start("hangs", [hangs], os.environ, patience=0.2)
+    assert (trial.fits, trial.said) == (False, "no end in time")
+    assert "cannot be started" in start("none", [str(tmp_path / "none")], os.environ).said
+
+
+@pytest.mark.parametrize("version", LIST)
+def test_the_plugins_of_srun_are_read(tmp_path: Path, version: str) -> None:
+    found = plugins(script(tmp_path / "srun", f"printf '%s' '{LIST[version]}'"))
+    assert "pmi2" in found and "none" in found and "types" not in found and "plugin" not in found
+    assert plugins(str(tmp_path / "no")) == []
+
+
+def test_only_what_may_fit_is_tried() -> None:
+    assert worth_trying("openmpi", ["pmix", "none", "pmi2"]) == ["", "pmix", "pmi2"]
+    assert worth_trying("mpich", ["none", "pmi2", "cray_shasta"]) == ["", "pmi2", "cray_shasta"]
+    assert worth_trying("mpich", []) == ["", "pmi2", "cray_shasta", "pmix"], "srun does not say what it has"
+
+
+def test_srun_is_tried_with_each_plugin(srun: str) -> None:
+    environ = {"PATH": str(Path(srun).parent) + os.pathsep + os.environ["PATH"], "SLURM_JOB_ID": "7"}
+    found = try_all("openmpi", environ)
+    assert found["plugins"] == ["pmix", "none", "pmi2", "pmix_v4"]
+    assert [(trial["launcher"], trial["fits"], trial["said"]) for trial in found["trials"]] == [
+        ("srun", False, "2 worlds of one rank each"),
+        ("srun --mpi=pmix", True, "one world of 2 ranks on 2 nodes"),
+        ("srun --mpi=pmi2", False, "exit code 3: srun: error: no, not that"),
+    ]
+    assert try_all("openmpi", {"PATH": environ["PATH"]}) == {}, "there is no allocation"
+    assert try_all("openmpi", {"PATH": "/nowhere", "SLURM_JOB_ID": "7"}) == {}
+
+
+def test_the_lines_to_use_are_those_that_worked() -> None:
+    pmix = {"launcher": "srun --mpi=pmix", "fits": True}
+    pmi2 = {"launcher": "srun --mpi=pmi2", "fits": False}
+    plain = {"launcher": "srun", "fits": True}
+    assert lines_to_use("openmpi", True, [pmix], True)[0].startswith("mpips run JOB.toml    # goes on")
+    assert lines_to_use("openmpi", False, [pmi2, pmix], False) == [
+        "mpips run JOB.toml --launcher srun",
+        "srun --mpi=pmix --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -P -m mpips JOB.toml",
+    ]
+    assert lines_to_use("mpich", False, [pmix], False)[0] == "mpips run JOB.toml --launcher srun --pmi pmix"
+    assert lines_to_use("mpich", False, [plain], False)[1].startswith("srun --distribution")
+    assert lines_to_use("mpich", False, [pmi2], False) == []
+
+
+# The whole command.
+
+
+@pytest.fixture
+def allocation(srun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Be in an allocation with that srun; an Open MPI whose mpirun does as it is told."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NNODES": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PATH", str(Path(srun).parent) + os.pathsep + os.environ["PATH"])
+    mpi = mpi_launcher.Mpi(
+        "openmpi", "Open MPI", "5.0.11", "3.1", str(tmp_path / "lib/libmpi.so"), "Open MPI v5.0.11", True
+    )
+    monkeypatch.setattr(mpi_launcher, "find_mpi", lambda *_: mpi)
+
+    def mpirun(says: str) -> None:
+        script(
+            tmp_path / "bin" / "mpirun", f'[ "$1" = --version ] && echo "mpirun (Open MPI) 5" && exit\n{says}'
+        )
+
+    return mpirun
+
+
+def test_in_an_allocation_it_says_what_fits(
+    allocation: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    talked = world(2, 2, latency_seconds=1e-6, bytes_per_second=1e9, thread_level="x", ulfm=True)
+    allocation(f"echo '{talked.strip()}'")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "in job 7 on 2 nodes (n1, n2):" in said
+    for line in (
+        "  mpirun                   one world of 2 ranks on 2 nodes",
+        "  srun                     2 worlds of one rank each",
+        "  srun --mpi=pmix          one world of 2 ranks on 2 nodes",
+        "  srun --mpi=pmi2          exit code 3: srun: error: no, not that",
+        "use: mpips run JOB.toml    # goes on when a rank dies",
+        "     mpips run JOB.toml --launcher srun",
+    ):
+        assert line in said.splitlines()
+    assert (
+        "- `srun` gives" not in said
+        and "`srun` give N worlds of one rank each, without a word: use `mpips run" in said
+    )
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["slurm"]["job_id"] == "7" and [trial["fits"] for trial in found["slurm"]["trials"]] == [
+        0,
+        1,
+        0,
+    ]
+    assert found["use"][1] == "mpips run JOB.toml --launcher srun"
+
+
+def test_srun_alone_will_do(allocation: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    allocation("echo 'it is not for you' >&2; exit 5")
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["use"][0] == "mpips run JOB.toml --launcher srun"
+    assert "it is not for you" in found["ping"]["error"]
+
+
+def test_where_nothing_fits_it_says_so(
+    allocation: Callable[[str], None], srun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allocation("exit 5")
+    script(Path(srun), f"echo '{world(1).strip()}'; echo '{world(1).strip()}'")
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "neither the MPI's launcher nor srun starts one world here" in said and "use:" not in said
+
+
+def test_several_copies_of_it_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"STEP_ID": "0", "STEP_NUM_TASKS": "4", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("mpips: error: srun started 4 copies of `mpips doctor`")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    assert capsys.readouterr().err == ""
+    doctor.alone({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"})

@@ -1,0 +1,99 @@
+"""`mpips verify` and `mpips export`: a line each, and numbers that are read back to the same bits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpips.checkpoint.checkpoint import begin, commit, load_range, write_shard
+from mpips.cli.models import export, verify
+from mpips.errors import CheckpointError, InputError
+from mpips.ranges import ALL, KeyRange
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
+
+RNG = np.random.default_rng(3)
+KEYS = np.unique(RNG.integers(0, 2**64, 300, dtype=np.uint64))
+KEYS[-1] = 2**64 - 1
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    verify.add(commands)
+    export.add(commands)
+    arguments = parser.parse_args(argv)
+    return int(arguments.command(arguments))
+
+
+def write(directory: Path, step: int, *specs: VectorSpec) -> Path:
+    """Write a checkpoint of random rows on two servers."""
+    folder = begin(directory, step)
+    files = []
+    for server, mine in enumerate((KeyRange(0, 2**63), KeyRange(2**63, 2**64))):
+        segments = {}
+        for spec in specs:
+            segments[spec.name] = Segment(spec, [mine])
+            keys = KEYS[(mine.begin <= KEYS) & (mine.end - 1 >= KEYS)]
+            rows = RNG.standard_normal((len(keys), spec.width))
+            rows *= 1e9 if spec.dtype == "int64" else 10.0 ** RNG.integers(-30, 30, (len(keys), 1))
+            segments[spec.name].push(keys, rows.astype(spec.dtype))
+        files.append(write_shard(folder, server, segments))
+    commit(folder, files)
+    return folder
+
+
+W, WIDE = VectorSpec("w"), VectorSpec("wide", "float32", width=3)
+
+
+def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = write(tmp_path, 1, W), write(tmp_path, 2, W, WIDE)
+    assert run("verify", str(one), str(two)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{one}: sound, files 3, 0.0 MB", f"{two}: sound, files 3, 0.1 MB"]
+    content = bytearray((two / "server-0001.h5").read_bytes())
+    content[len(content) // 2] ^= 4
+    (two / "server-0001.h5").write_bytes(content)
+    (two / "server-0000.h5").unlink()
+    assert run("verify", str(tmp_path)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{one}: sound, files 3, 0.0 MB", f"{two}: NOT sound, problems 2"]
+    assert "server-0000.h5: No such file" in lines[2] and "server-0001.h5: damaged" in lines[3]
+    assert run("verify", str(tmp_path / "nowhere")) == 1
+    assert "is no complete checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spec", [W, WIDE, VectorSpec("counts", "int64")], ids=lambda spec: spec.name)
+def test_what_was_exported_is_read_back_to_the_same_bits(tmp_path: Path, spec: VectorSpec) -> None:
+    folder = write(tmp_path, 1, spec)
+    rows = load_range(folder, spec.name, [ALL])
+    assert run("export", str(folder), "--out", str(tmp_path / "out.npz")) == 0
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["keys"].tobytes() == rows.keys.tobytes()
+        assert found["values"].tobytes() == rows.values.tobytes() and found["values"].dtype == spec.dtype
+    assert run("export", str(folder), "--vector", spec.name, "--out", str(tmp_path / "out.tsv")) == 0
+    lines = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+    assert [int(line[0]) for line in lines] == KEYS.tolist()
+    values = np.array([line[1:] for line in lines]).astype(spec.dtype)
+    assert values.tobytes() == rows.values.tobytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "out.tsv", "step-000001"]
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1, W, WIDE)
+    for wrong, text in (
+        (["--out", "w.csv"], r"--out w\.csv: the name must end in \.npz or \.tsv"),
+        (["--out", "w.npz"], r"say which vector, --vector NAME; it has: w, wide"),
+        (["--out", "w.npz", "--vector", "v"], r"has no vector 'v'; it has: w, wide"),
+        (
+            ["--out", str(tmp_path / "none" / "w.tsv"), "--vector", "w"],
+            r"cannot write .*w\.tsv: No such file",
+        ),
+    ):
+        with pytest.raises(InputError, match=text):
+            run("export", str(folder), *wrong)
+    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+        run("export", str(tmp_path), "--out", "w.npz")
