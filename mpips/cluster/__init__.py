@@ -1,1 +1,5 @@
-"""Who is there: roles, the key ring, views, membership, heartbeats, and the node of a rank (paper, section 4.3)."""
+"""Cluster membership: roles, the key ring, views, heartbeats, failure injection, and the node of a rank.
+
+Implements section 4.3 of the paper (server management) and the roles of section 3. May import the root modules,
+process/, files/, rundir/, storage/, transport/, filters/, tasks/ and checkpoint/.
+"""

@@ -1,7 +1,7 @@
-"""How many want each core of a machine, and how much longer a rank may therefore be silent.
+"""Oversubscription of cores, and the factor by which it extends the heartbeat timeout.
 
-A rank that shares its core with many gets it for moments only: its heartbeat may be late, and a call into C that takes
-a tenth of a second alone takes a hundred times as long beside a hundred others. Such a rank is healthy.
+A rank that shares its core with many others is scheduled rarely: its heartbeat may be late, and a call into C that
+takes 0.1 s alone takes 100 times as long beside 100 others. Such a rank is healthy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 MOST = 4.0
-"""Ranks, or processes that want to run, for each core, up to which patience is as the job file says."""
+"""Ranks, or runnable processes, per core up to which the timeout stays at the job file's value."""
 
 
 def cores() -> int:
@@ -20,18 +20,18 @@ def cores() -> int:
 
 
 def factor(ranks: int, cores: int, load: float = 0.0) -> float:
-    """Return by how much patience grows on a host: 1 unless it is crowded.
+    """Return the factor by which the timeout grows on a host: 1 unless its cores are oversubscribed.
 
     Args:
-        ranks: those of the run on the host.
-        cores: that they may use.
-        load: processes that want to run there, on average, whosever they are.
+        ranks: ranks of this run on the host.
+        cores: cores that they may use.
+        load: load average of the host, processes of all users.
     """
     return max(1.0, max(float(ranks), load) / (MOST * max(cores, 1)))
 
 
 def crowding(ranks: int) -> Callable[[], float]:
-    """Return what gives `factor` on this host now; `ranks` are those of the fullest host of the run."""
+    """Return a function that computes `factor` on this host now; `ranks` is the most that any host of the run has."""
     here = cores()
 
     def now() -> float:
@@ -44,12 +44,12 @@ def crowding(ranks: int) -> Callable[[], float]:
 
 
 def warning(ranks: int, nodes: int, cores: int, patience: float) -> str:
-    """Say in a line that a layout crowds its cores, and what follows; "" if it does not."""
+    """Return a one-line warning that a layout oversubscribes its cores; "" if it does not."""
     each = -(-ranks // max(nodes, 1))
     grown = factor(each, cores)
     if grown <= 1.0:
         return ""
     return (
-        f"{each} ranks share {cores} core{'s' if cores > 1 else ''}: each gets little time, so a hung one is noticed "
-        f"after {patience * grown:.3g} s instead of {patience:.3g} ([heartbeat] patience)"
+        f"{each} ranks share {cores} core{'s' if cores > 1 else ''}: each gets little CPU time, so a hung rank is "
+        f"detected after {patience * grown:.3g} s instead of {patience:.3g} ([heartbeat] patience)"
     )

@@ -1,7 +1,7 @@
-"""The fault injector: what goes wrong, where and when, as the job's `[faults]` table says, under a seed.
+"""Fault injection: kills, stops, slows ranks and disturbs messages as the job's `[faults]` table says, seeded.
 
-It is part of the system rather than of its tests: whoever wants to know how a training run fares when a
-server dies rehearses it with the same switches. With an empty table it costs one attribute test per call.
+It is part of the system, not of the tests, so that users can try how a training run behaves when a server dies.
+With an empty table it costs one attribute test per call.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Literal
 RoleName = Literal["scheduler", "server", "worker", "spare"]
 
 NORMAL: tuple[float, ...] = (0.0,)
-"""One copy, at once: what becomes of a message when nothing meddles with it."""
+"""One copy without delay: the delivery of a message that no fault affects."""
 
 DEBT = 50e-6
-"""Seconds of slowness that are gathered before a sleep: the system cannot sleep for less in earnest."""
+"""Seconds of slowdown that accumulate before a sleep: about the shortest sleep that the system can do."""
 
 
 @dataclass(frozen=True)
 class Strike:
-    """One rank is struck once, at a step or at a time."""
+    """A signal that one rank gets once, at a step or at a time."""
 
     role: RoleName
-    """Which kind of rank."""
+    """Role of the rank."""
     index: int = field(default=0, metadata={"at_least": 0})
-    """Which one of its kind, counted from 0."""
+    """Index among the ranks of its role, from 0."""
     at_step: int | None = field(default=None, metadata={"at_least": 0})
-    """When the rank comes to this step (a worker's task, a server's change, a scheduler's call) or a later one."""
+    """When the rank reaches this step (a worker's task, a server's change, a scheduler's call) or a later one."""
     at_seconds: float | None = field(default=None, metadata={"at_least": 0})
-    """When this many seconds have gone by since the rank started."""
+    """Seconds after the start of the rank."""
 
     def __post_init__(self) -> None:
         if (self.at_step is None) == (self.at_seconds is None):
@@ -44,59 +44,59 @@ class Strike:
 
 @dataclass(frozen=True)
 class Slow:
-    """One rank takes longer for its work."""
+    """A straggler: one rank whose work takes longer."""
 
     role: RoleName
-    """Which kind of rank."""
+    """Role of the rank."""
     index: int = field(default=0, metadata={"at_least": 0})
-    """Which one of its kind, counted from 0."""
+    """Index among the ranks of its role, from 0."""
     factor: float = field(default=3.0, metadata={"at_least": 1})
     """How many times as long its work takes."""
     probability: float = field(default=1.0, metadata={"above": 0, "at_most": 1})
-    """How often it is slow: 1 is always, less now and then, as when others use the machine too."""
+    """Probability that it is slow: 1 is always; less simulates a machine shared with other jobs."""
     spell: float = field(default=0.0, metadata={"at_least": 0})
-    """Seconds for which it stays slow, or not, before that is drawn anew; 0: for each piece of work."""
+    """Seconds between two draws of whether it is slow; 0: a draw for each piece of work."""
 
 
 @dataclass(frozen=True)
 class Chance:
-    """Something befalls a message with a probability."""
+    """A fault that affects each message with a probability."""
 
     probability: float = field(default=0.0, metadata={"at_least": 0, "at_most": 1})
-    """The share of messages that it befalls."""
+    """The share of messages that it affects."""
     seconds: float = field(default=0.0, metadata={"at_least": 0})
-    """How much later the message, or its second copy, arrives."""
+    """Delay in seconds of the message, or of its second copy."""
 
 
 @dataclass(frozen=True)
 class FaultsSpec:
-    """What is to go wrong on purpose; nothing, by default."""
+    """The faults to inject; none by default."""
 
     seed: int = 0
-    """Seeds all chances, together with the rank's role and index."""
+    """Seeds all random draws, together with the rank's role and index."""
     kill: tuple[Strike, ...] = ()
     """Ranks that die (SIGKILL): `[{role = "server", index = 1, at_step = 100}]`."""
     stop: tuple[Strike, ...] = ()
-    """Ranks that freeze (SIGSTOP), to be taken for dead."""
+    """Ranks that hang (SIGSTOP), which the heartbeat must detect."""
     slow: tuple[Slow, ...] = ()
-    """Stragglers: `[{role = "worker", index = 0, factor = 3}]`; now and then: `probability = 0.2, spell = 0.01`."""
+    """Stragglers: `[{role = "worker", index = 0, factor = 3}]`; intermittent: `probability = 0.2, spell = 0.01`."""
     delay: Chance | None = None
     """Messages that arrive late: `{probability = 0.01, seconds = 0.05}`."""
     drop: Chance | None = None
     """Messages that never arrive."""
     duplicate: Chance | None = None
-    """Messages that arrive twice, the second time so many seconds later."""
+    """Messages that arrive twice, the second copy `seconds` later."""
 
 
 class _Spell:
-    """Whether a straggler is slow just now."""
+    """The present slowdown of one straggler."""
 
     def __init__(self, spec: Slow, seed: str) -> None:
         self._spec, self._random = spec, random.Random(seed)
         self._factor, self._until = spec.factor, -math.inf
 
     def factor(self, now: float) -> float:
-        """Give how many times as long its work takes at a time, in seconds."""
+        """Return how many times as long its work takes at the time `now` in seconds."""
         if now >= self._until:
             slow = self._spec.probability >= 1.0 or self._random.random() < self._spec.probability
             self._factor = self._spec.factor if slow else 1.0
@@ -105,14 +105,14 @@ class _Spell:
 
 
 class Faults:
-    """The faults that are meant for one rank.
+    """The faults of one rank.
 
     Args:
-        spec: what the job asks for.
+        spec: the job's `[faults]` table.
         role: this rank's role.
-        index: its index among its kind.
+        index: its index among the ranks of its role.
         now: a clock in seconds; injected in tests.
-        sleep: how to wait; injected in tests.
+        sleep: waits for seconds; injected in tests.
         strike: sends a signal to this process; injected in tests.
     """
 
@@ -142,14 +142,14 @@ class Faults:
         self._random = random.Random(f"{spec.seed}/{role}/{index}")
 
     def step(self, step: int) -> None:
-        """Strike this process if it is due at this step or was at an earlier one."""
+        """Send this process the signals that are due at this step or were at an earlier one."""
         if self._at_step:
             for due in [each for each in self._at_step if each[1] <= step]:
                 self._at_step.remove(due)
                 self._strike(due[0])
 
     def poll(self) -> None:
-        """Strike this process if its time has come; nearly free when nothing is planned."""
+        """Send this process the signals whose time has come; nearly free when none is planned."""
         if self._at_seconds:
             since = self._now() - self._start
             for due in [each for each in self._at_seconds if each[1] <= since]:
@@ -157,7 +157,7 @@ class Faults:
                 self._strike(due[0])
 
     def worked(self, seconds: float) -> None:
-        """Make work that took so many seconds take as many times as long as this rank is slow, by sleeping."""
+        """Sleep so that work that took `seconds` takes as many times as long as this rank is slow."""
         if self._spells:
             now = self._now()
             self._debt += (math.prod(each.factor(now) for each in self._spells) - 1.0) * seconds
@@ -167,7 +167,7 @@ class Faults:
                 self._debt -= self._now() - before
 
     def message(self) -> tuple[float, ...]:
-        """Give the delay in seconds of each copy to deliver of one outgoing message; none: it is lost."""
+        """Return the delay in seconds of each copy of one outgoing message; empty if it is lost."""
         if not self.meddles:
             return NORMAL
         if self._befalls(self._drop):

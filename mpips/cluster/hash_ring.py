@@ -1,35 +1,34 @@
 """The key ring: which server owns which keys, and which servers hold copies of them (paper, section 4.3).
 
 Keys and virtual servers sit on one ring of 2**64 positions, on which keys grow counter-clockwise. A range
-belongs to the server at whose point it begins, and a server also holds copies of the k ranges that follow,
-counter-clockwise, those of its own. So the backups of a range are the k distinct servers met going back
-(clockwise) from it, and the first of them is just the server that owns the range once its owner has left.
+belongs to the server at whose point it begins, and a server also holds copies of the k ranges that follow
+its own counter-clockwise. So the replicas of a range are on the k distinct servers found clockwise from it, and the
+first of them is the server that owns the range once its owner has left.
 
-What lies between two neighbouring points is a *shard*: what one virtual server holds. The points of all slots, taken or
-vacant, are there from the start, so shards are fixed: servers that join, leave or die only change who holds which.
-So nothing that belongs to a shard, neither its rows nor its record of what it has applied, is ever cut or merged.
+The range between two neighbouring points is a *shard*: the keys of one virtual server. The points of all slots, taken
+or vacant, exist from the start, so shards are fixed: servers that join, leave or die change only who holds which.
+Neither the rows of a shard nor its record of applied requests are ever split or merged.
 
-The paper throws points at random. The fullest server then has, with v points each, about 2/sqrt(v) more
+The paper places points at random. The fullest server then has, with v points each, about 2/sqrt(v) more
 than its share: hundreds of points per server to come within 15 %, and each boundary in a block of keys
-costs every push of the block one more message. So points are placed by rule instead. Servers sit in slots
-0, 1, 2 ...; the points of slot s are a fixed function of s, found by letting slots join in order: a
-newcomer places each of its points in the longest range of the server that has most, so as to take an equal
-part of what it needs. That keeps what consistent hashing is for: points do not depend on who else is there,
+costs every push of the block one more message. So points are placed by rule instead. Servers take slots
+0, 1, 2 ...; the points of slot s are a fixed function of s, computed by letting slots join in order: a new slot
+places each of its points in the longest range of the server that has most, and takes an equal
+part of its share there. That keeps the property of consistent hashing: points do not depend on the other servers,
 so a server that joins only takes shards, one that leaves only gives them up, and nothing else moves. With
 the first slots taken and the others vacant, the fullest server has at most 1 % more than its share up to 16 servers and
 6 % beyond, by max(1, s), at most 16, points for slot s: two shards for 2 slots, 22 for 7, 121 for 16. A slot that a
-server has left is filled by the next one to join, which then owns just what the departed one did. While it is
-vacant, so few points may leave one server with up to twice its share; 16 virtual servers make that 1.35 times.
+server has left is filled by the next one to join, which then owns the same shards. While it is
+vacant, so few points may leave one server with up to twice its share; 16 virtual servers reduce that to 1.35 times.
 
-A node takes all its ranks with it, so copies should sit on different nodes. Who owns a shard has nothing to do with
-that, so loads stay as even as they are. Of those who come after the owner, going back, each host's first is taken
+The failure of a host takes all its ranks, so copies are placed on different hosts. Ownership does not depend on
+hosts, so loads stay even. Of the servers clockwise from the owner, each host's first is taken
 before any host's second: a replica is on its primary's host only where no other host has a server. On one host,
-or where hosts are not known, that is the plain order. When an owner dies, its first replica still goes on with
-the shard at once; where the next owner is another one, on the dead one's host, it takes the shard over in the
+or where hosts are not known, that is the plain order. When an owner dies, its first replica becomes primary
+at once; where the next owner is another server, on the dead one's host, it takes the shard over in the
 background, as a server that joins does.
 
-A namespace with keys in [0, extent) sees the ring scaled to its extent, so that dense keys spread as hashed
-ones do.
+A namespace with keys in [0, extent) uses the ring scaled to its extent, so that dense keys spread as hashed ones do.
 """
 
 from __future__ import annotations
@@ -47,14 +46,15 @@ from numpy.typing import NDArray
 from mpips.ranges import END, KeyRange
 
 VACANT = -1
-"""Stands in a slot that no server has."""
+"""The entry of a slot without a server."""
 
-_MOST_POINTS = 16  # of a slot, unless more are asked for
+# Most points of a slot, unless more are configured.
+_MOST_POINTS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """The ring of some servers: pure data, equal on every rank that was given the same.
+    """The ring of some servers: pure data, equal on all ranks that have the same arguments.
 
     Servers are ints >= 0 (their ranks). ValueError for a repeated, negative or missing one.
     """
@@ -63,11 +63,11 @@ class Ring:
     """The server in each slot, or VACANT."""
 
     virtual_servers: int = 0
-    """Points for each server, at least; 0: as few as keep the load even. More spread a departed server's
-    ranges over more of the others, and cost messages."""
+    """Least number of points per server; 0: as few as keep the load even. More points spread a departed server's
+    ranges over more servers, and cost messages."""
 
     hosts: tuple[int, ...] = ()
-    """By rank: a number for the host that it is on; empty where all are on one, or it does not matter."""
+    """By rank: the number of its host; empty where all are on one host, or hosts do not matter."""
 
     def __post_init__(self) -> None:
         servers = self.servers
@@ -84,9 +84,9 @@ class Ring:
     def of(
         cls, servers: Iterable[int], virtual_servers: int = 0, slots: int = 0, hosts: Sequence[Hashable] = ()
     ) -> Ring:
-        """Return a new ring; `servers` take the first of its slots, in order, more can join up to `slots`.
+        """Return a new ring of `slots` slots; `servers` take the first ones, in order.
 
-        `hosts` are names of any kind, by rank.
+        `hosts` are host names of any type, by rank.
         """
         taken = tuple(servers)
         return cls(taken + (VACANT,) * (slots - len(taken)), virtual_servers, numbered(hosts))
@@ -98,11 +98,11 @@ class Ring:
 
     @property
     def shards(self) -> int:
-        """Count the shards: the same for every ring of so many slots."""
+        """Return the number of shards: a function of the number of slots."""
         return len(_placement(len(self.slots), self.virtual_servers))
 
     def join(self, server: int) -> Ring:
-        """Return the ring with one server more, in the first vacant slot; ValueError if there is none."""
+        """Return the ring with `server` in the first vacant slot; ValueError if no slot is vacant."""
         slots = list(self.slots)
         if VACANT not in slots:
             raise ValueError(f"no slot is left for server {server}: the ring has {len(slots)}")
@@ -117,25 +117,25 @@ class Ring:
         return replace(self, slots=slots)
 
     def host(self, server: int) -> int:
-        """Return the number of the host that a server is on."""
+        """Return the number of a server's host."""
         return self.hosts[server] if self.hosts else 0
 
     def cuts(self, extent: int = END) -> NDArray[np.uint64]:
-        """Return where each shard of a key space [0, extent) begins, u64[shards]; read-only.
+        """Return the first key of each shard of a key space [0, extent), u64[shards]; read-only.
 
-        Neighbours are equal where a small extent leaves no key between. ValueError unless 0 < extent <= 2**64.
+        A shard that is empty in a small extent begins where the next does. ValueError unless 0 < extent <= 2**64.
         """
         return _cuts(len(self.slots), self.virtual_servers, extent)
 
     def range(self, shard: int, extent: int = END) -> KeyRange:
-        """Return the keys of a shard in a key space [0, extent); perhaps none."""
+        """Return the key range of a shard in a key space [0, extent); it may be empty."""
         cuts = self.cuts(extent)
         return KeyRange(int(cuts[shard]), int(cuts[shard + 1]) if shard + 1 < len(cuts) else extent)
 
     def holders(self, shard: int, k: int = 0) -> tuple[int, ...]:
-        """Return who is to hold a shard: its owner, then the `k` servers with copies, or all if there are fewer.
+        """Return the servers that hold a shard: its owner, then those of the `k` replicas, or all if there are fewer.
 
-        On one host they come in the order in which they would own it; see the module for several.
+        On one host they are in the order of succession to its ownership; see the module for several hosts.
         """
         return _holders(self, k)[shard]
 
@@ -145,18 +145,18 @@ class Ring:
 
 
 def numbered(hosts: Sequence[Hashable]) -> tuple[int, ...]:
-    """Number hosts in the order in which they come; nothing where all are the same."""
+    """Return the number of each host, in order of first appearance; empty where all are the same."""
     numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
     return tuple(numbers[host] for host in hosts) if len(numbers) > 1 else ()
 
 
 def moved(old: Ring, new: Ring) -> list[int]:
-    """Return the shards whose owner differs between two rings of equally many slots."""
+    """Return the shards whose owner differs between two rings with the same number of slots."""
     return [shard for shard in range(old.shards) if old.holders(shard) != new.holders(shard)]
 
 
 def _count(slot: int, virtual_servers: int) -> int:
-    """Return how many points a slot has: enough to take a little from each slot before it."""
+    """Return the number of points of a slot: enough to take a part from each slot before it."""
     return max(1, virtual_servers, min(slot, _MOST_POINTS) if slot > 1 else 1)
 
 
@@ -164,13 +164,15 @@ def _count(slot: int, virtual_servers: int) -> int:
 def _placement(slots: int, virtual_servers: int) -> tuple[tuple[int, int], ...]:
     """Return the points (position, slot) of the first slots of every ring, in ring order.
 
-    Those of a slot do not depend on how many slots come after it.
+    The points of a slot do not depend on later slots.
     """
     count = _count(0, virtual_servers)
     cuts = [END * i // count for i in range(count + 1)]
-    ranges = [[(begin - end, begin) for begin, end in pairwise(cuts)]]  # by slot: a heap of (-length, begin)
+    # By slot: a heap of (-length, begin).
+    ranges = [[(begin - end, begin) for begin, end in pairwise(cuts)]]
     heapify(ranges[0])
-    loads = [(-END, 0)]  # a heap of (-load, slot)
+    # A heap of (-load, slot).
+    loads = [(-END, 0)]
     for slot in range(1, slots):
         count = _count(slot, virtual_servers)
         needed = END // (slot + 1)
@@ -197,7 +199,8 @@ def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
     wanted = _wanted(list(count.values()), most)
     everyone = []
     for shard in range(len(at)):
-        found: list[list[int]] = [[] for _ in wanted]  # first ones of their hosts, second ones ...
+        # The first servers of their hosts, the second ones ...
+        found: list[list[int]] = [[] for _ in wanted]
         met, left = set(), most
         seen = dict.fromkeys(count, 0)
         for back in range(len(at)):
@@ -217,7 +220,7 @@ def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _wanted(counts: list[int], most: int) -> list[int]:
-    """Return how many of `most` are to be first ones of their hosts, second ones ..., for hosts of so many servers."""
+    """Return how many of `most` servers are the first of their host, the second ...; hosts have `counts` servers."""
     wanted: list[int] = []
     while most:
         wanted.append(min(most, sum(count > len(wanted) for count in counts)))

@@ -1,28 +1,27 @@
-"""Finds ranks that hang: they have not ended, so MPI reports nothing, but they do nothing any more either.
+"""Failure detector for ranks that hang: their process still exists, so MPI reports nothing.
 
-Each rank has a `Heart`: a thread that sends a datagram to some other ranks every period, whatever the rank itself is
-doing, and notes whom it hears. UDP, not MPI, since only one thread speaks MPI; nothing is lost with a datagram but a
-beat. A process that is stopped, swapped out for good, or on a machine that is gone falls silent.
+Each rank has a `Heartbeat`: a thread that sends a UDP datagram to some other ranks every period, whatever the rank
+itself does, and records the ranks that it receives datagrams from. UDP, not MPI, since only one thread calls MPI; the
+loss of a datagram loses one heartbeat only. A process that is stopped, swapped out, or on a failed host becomes silent.
 
-Who was never heard is not taken for silent, unless it is on the same machine, and then after a longer while: where a
-network lets no datagrams pass, hangs are not found, and nothing else changes. And a rank that could not listen must not
-blame the others for what it has not heard: silence is measured on a clock that runs only while the thread listens
-(`Attention`), so a listener that was stopped itself for an hour wakes up with everybody as silent as before. The
-converse remains: a rank that lets no other thread run (a call into C that keeps the interpreter's lock) is silent for
-as long as that lasts, so the patience of those who judge it must be longer.
+A rank that was never received from does not count as silent, unless it is on the same host, and then after a longer
+timeout: where the network blocks UDP, hangs are not detected, and nothing else changes. A receiver that was itself
+stopped must not suspect the others: silence is measured on a clock that runs only while the thread receives
+(`SilenceClock`), so after an hour's stop all ranks are as silent as before it. The converse remains: a rank that lets
+no other thread run (a call into C that holds the GIL) is silent for as long, so the timeout must be longer than that.
 
-Anybody can send datagrams to a port. A beat is
+Any process can send datagrams to a port. A heartbeat is
 
-    token   16 bytes    drawn by the rank that it is sent to
-    rank     4          who sends it
-    count    8          which only grows
-    seal    16          a hash of all this, keyed by 16 bytes that its sender has drawn
+    token   16 bytes    drawn by the receiving rank
+    rank     4          the sending rank
+    count    8          strictly increasing
+    seal    16          keyed hash of the above; the sender has drawn the key, 16 bytes
 
-Tokens and keys are exchanged with the addresses, over MPI. The kernel drops what has not the token of its receiver
-before it takes any room (a socket filter), so a flood of other datagrams costs its sender's time and no beat. The token
-goes in clear, to its owner only; whoever sees it nevertheless can neither forge a beat nor have an old one count. Where
-the kernel takes no filter, datagrams are read a bounded number at a time, and while others than beats may have pushed
-out beats the thread does not count as listening: under such a flood hangs are not found, and the log says so.
+Tokens and keys are exchanged with the addresses, over MPI. A socket filter in the kernel drops datagrams without the
+receiver's token before they take buffer space, so a flood of other datagrams displaces no heartbeat. The token is sent
+in clear, to its owner only; a process that observes it can neither forge nor replay a heartbeat. Where the kernel
+accepts no filter, datagrams are read a bounded number at a time, and while other datagrams may have displaced
+heartbeats the thread does not count as receiving: under such a flood hangs are not detected, and the log says so.
 """
 
 from __future__ import annotations
@@ -44,27 +43,35 @@ from mpips.rundir import log
 from mpips.transport import socket_filter
 
 ADDRESS_BYTES = 64
-_ADDRESS = struct.Struct("<16s16s8s4sH18x")  # token, key, machine, IPv4 address, port
-_HEAD = struct.Struct("<16sIQ")  # token, rank, count
+# Token, key, machine, IPv4 address, port.
+_ADDRESS = struct.Struct("<16s16s8s4sH18x")
+# Token, rank, count.
+_HEAD = struct.Struct("<16sIQ")
 _SEAL = 16
 _BEAT = _HEAD.size + _SEAL
-_NAP = 0.02  # seconds between two looks at the mail: less often woken, and a kernel's buffer holds 200 beats or more
-_MAILS = 512  # datagrams that are read at one look
+# Seconds between two reads of the socket: fewer wakeups, and a kernel buffer holds 200 heartbeats or more.
+_NAP = 0.02
+# Datagrams that are read at once.
+_MAILS = 512
 FIRST = 5.0
-"""How much longer a first beat may take than any other: a rank that starts has much to do."""
-_LAPSE = 2.0  # periods for which a listener may be away and still call it listening
+"""Factor on the timeout for the first heartbeat: a rank that starts is busy."""
+# Periods without a read after which the thread no longer counts as receiving.
+_LAPSE = 2.0
 
-_SO_MEMINFO = 55  # asm-generic/socket.h
-_UDP = 8  # bytes of the header before a datagram, which a filter sees too
-_DROPS = struct.Struct("=32xI")  # of SO_MEMINFO: datagrams for which there was no room
+# asm-generic/socket.h
+_SO_MEMINFO = 55
+# Bytes of the UDP header, which a socket filter sees too.
+_UDP = 8
+# Of SO_MEMINFO: datagrams dropped for lack of buffer space.
+_DROPS = struct.Struct("=32xI")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a heart listens, the token of what is sent to it, and the key of what it sends.
+    """Address of a rank's heartbeat socket, the token of what it receives, and the key of what it sends.
 
-    `host` is an IPv4 address; `machine` is the same for those who reach each other by loopback.
-    `port` 0 is of a heart that could not get a socket.
+    `host` is an IPv4 address; `machine` is equal for ranks that reach each other by loopback.
+    `port` is 0 where no socket could be opened.
     """
 
     machine: bytes
@@ -74,27 +81,27 @@ class Address:
     key: bytes = field(default_factory=socket_filter.token)
 
     def to_bytes(self) -> bytes:
-        """Give the address as `ADDRESS_BYTES` bytes."""
+        """Return the address as `ADDRESS_BYTES` bytes."""
         return _ADDRESS.pack(self.token, self.key, self.machine, socket.inet_aton(self.host), self.port)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Address:
-        """Read what `to_bytes` gave."""
+        """Return the address that `to_bytes` encoded."""
         token, key, machine, host, port = _ADDRESS.unpack(raw)
         return cls(machine, socket.inet_ntoa(host), port, token, key)
 
 
 def beat(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
-    """Write a beat of a rank to another one."""
+    """Return the heartbeat datagram from one rank to another."""
     head = _HEAD.pack(receiver.token, rank, count)
     return head + hashlib.blake2b(head, digest_size=_SEAL, key=sender.key).digest()
 
 
-class Attention:
-    """How long each rank has been silent while somebody listened; times are seconds.
+class SilenceClock:
+    """How long each rank has been silent while this rank was receiving; times are seconds.
 
-    `lapse` is how long one may be away between two calls of `listen` and still be said to have listened throughout;
-    of a longer absence only that much counts. `near` are the ranks whose beats nothing can keep from coming.
+    Of the time between two calls of `listen` at most `lapse` counts as receiving. `near` are the ranks on the same
+    host, whose datagrams no network can block.
     """
 
     def __init__(self, lapse: float, near: Collection[int] = ()) -> None:
@@ -106,19 +113,19 @@ class Attention:
         self._awaited: dict[int, float] = {}
 
     def listen(self, now: float, missed: bool = False) -> None:
-        """Somebody listens, now; what has come since the last call may have been `missed`: that time does not count."""
+        """Advance the clock to `now`, unless datagrams since the last call may have been `missed`."""
         if self._last is not None and not missed:
             self._time += min(max(now - self._last, 0.0), self._lapse)
         self._last = now
 
     def hear(self, rank: int) -> None:
-        """There is a sign of life of a rank."""
+        """Record a heartbeat of a rank."""
         self._heard[rank] = self._time
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Give those of `ranks` that were heard once, and not for `patience` seconds of listening.
+        """Return those of `ranks` that were heard from before, but not in the last `patience` seconds of receiving.
 
-        Those nearby that never were have FIRST times as long, from when they are first asked for.
+        A rank in `near` that was never heard from has FIRST times as long, from the first query for it.
         """
         now, heard = self._time, self._heard
         found = []
@@ -132,11 +139,11 @@ class Attention:
         return found
 
 
-class Heart:
-    """One rank's heart: beats for `targets` every `period` seconds, and listens; see the module.
+class Heartbeat:
+    """Heartbeats of one rank: sends to `targets` every `period` seconds, and receives; see the module.
 
-    Give `address` to the others, then `start` it with theirs. `targets` may be set at any time, by the thread that
-    owns the heart. It listens at `host`, an IPv4 address of this machine that all the others reach.
+    Exchange `address` with the other ranks, then call `start` with theirs. The owning thread may set `targets` at any
+    time. `host` is an IPv4 address of this machine that all other ranks reach.
     """
 
     def __init__(
@@ -149,7 +156,7 @@ class Heart:
         self.targets: Sequence[int] = ()
         self._rank, self._period, self._clock = rank, period, clock
         self._nap = min(_NAP, period / 4)
-        self._attention = Attention(_LAPSE * period)
+        self._silence = SilenceClock(_LAPSE * period)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         token = socket_filter.token()
@@ -162,40 +169,42 @@ class Heart:
         self._dropped, self._flooded = 0, False
 
     def start(self, addresses: Sequence[Address]) -> None:
-        """Begin to beat and to listen; `addresses` are those of all ranks, by rank."""
+        """Start to send and to receive; `addresses` are those of all ranks, by rank."""
         if self._socket is None or self._thread is not None or self._closing.is_set():
             return
         self._addresses = addresses
-        self._attention.near = {
+        self._silence.near = {
             rank
             for rank, address in enumerate(addresses)
             if address.machine == self.address.machine and address.port
         }
         self._thread = threading.Thread(
-            target=self._live, args=(self._socket,), name="mpips-heart", daemon=True
+            target=self._live, args=(self._socket,), name="mpips-heartbeat", daemon=True
         )
         self._thread.start()
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Give those of `ranks` that were heard before and not for `patience` seconds, of several periods each.
+        """Return those of `ranks` that were heard from before, but not in the last `patience` seconds.
 
-        A rank elsewhere that was never heard is not among them. What this rank itself slept through does not count.
+        A rank on another host that was never heard from is not among them. Time in which this rank itself did not run
+        does not count.
         """
-        return self._attention.silent(ranks, patience)
+        return self._silence.silent(ranks, patience)
 
     def close(self) -> None:
-        """Stop beating and listening; idempotent."""
+        """Stop sending and receiving; idempotent."""
         self._closing.set()
         if self._socket is None:
             return
         if self._thread is not None:
-            self._send(self._socket, self.address)  # wakes the thread
+            # Wakes the thread.
+            self._send(self._socket, self.address)
             self._thread.join()
         self._socket.close()
         self._socket = None
 
     def _live(self, mail: socket.socket) -> None:
-        """Beat and listen until closed."""
+        """Send and receive until closed."""
         due = self._clock()
         poller = select.poll()
         poller.register(mail, select.POLLIN)
@@ -208,18 +217,19 @@ class Heart:
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
             heard, missed = self._hear(mail)
-            self._attention.listen(self._clock(), missed)
+            self._silence.listen(self._clock(), missed)
             for rank in heard:
-                self._attention.hear(rank)
+                self._silence.hear(rank)
             self._closing.wait(self._nap)
 
     def _send(self, mail: socket.socket, to: Address) -> None:
         if to.port:
-            with contextlib.suppress(OSError):  # no route, a full buffer: the next one may come through
+            # No route, or a full buffer: the next heartbeat may arrive.
+            with contextlib.suppress(OSError):
                 mail.sendto(beat(self.address, to, self._rank, self._beats), (to.host, to.port))
 
     def _hear(self, mail: socket.socket) -> tuple[set[int], bool]:
-        """Take what has come, so much at most: who has beaten, and whether beats may have been pushed out by others."""
+        """Read a bounded number of datagrams; return their senders, and whether heartbeats may have been lost."""
         heard, strangers, more = set(), 0, True
         for _ in range(_MAILS + len(self._addresses)):
             try:
@@ -227,7 +237,8 @@ class Heart:
             except BlockingIOError:
                 more = False
                 break
-            except OSError:  # the network's word on some datagram sent before
+            except OSError:
+                # An ICMP error for a datagram sent before.
                 continue
             rank = self._read(raw)
             if rank is None:
@@ -242,12 +253,12 @@ class Heart:
             log.note(
                 "flooded",
                 logging.WARNING,
-                text="junk fills the buffer: hangs are not found meanwhile",
+                text="other datagrams fill the heartbeat socket: hung ranks are not detected meanwhile",
             )
         return heard, missed
 
     def _read(self, raw: bytes) -> int | None:
-        """Give the rank whose beat this is; None if it is none, or no new one."""
+        """Return the sender of a heartbeat; None if `raw` is not a valid, new heartbeat."""
         if len(raw) != _BEAT:
             return None
         _, rank, count = _HEAD.unpack_from(raw)
@@ -259,7 +270,7 @@ class Heart:
         return int(rank)
 
     def _has_dropped(self, mail: socket.socket, strangers: int) -> bool:
-        """Tell whether the kernel has dropped datagrams since the last time; it counts what a filter drops, too."""
+        """Return whether the kernel has dropped datagrams since the last call; those that a filter drops count too."""
         drops, before = _drops(mail), self._dropped
         if drops is None:
             return strangers > 0
@@ -268,18 +279,18 @@ class Heart:
 
 
 def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
-    """Give a socket at an address, if there can be one, and whether the kernel drops what lacks the token."""
+    """Return a UDP socket at an address, None if impossible, and whether a kernel filter checks the token."""
     try:
         mail = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError:
         return None, False
     try:
         mail.setblocking(False)
-        filters = socket_filter.put(
-            mail, token, _BEAT, _UDP
-        )  # before it has a port: nothing else ever waits to be read
+        # Before the socket has a port, so that no unfiltered datagram is ever queued.
+        filters = socket_filter.put(mail, token, _BEAT, _UDP)
         with contextlib.suppress(OSError):
-            mail.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)  # as much of it as the system gives
+            # The system may grant less.
+            mail.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         mail.bind((host, 0))
     except OSError:
         mail.close()
@@ -288,7 +299,7 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
 
 
 def _drops(mail: socket.socket) -> int | None:
-    """Count the datagrams that came to a socket and were dropped; None where the kernel does not say."""
+    """Return the number of datagrams that a socket has dropped; None where the kernel does not report it."""
     try:
         return int(_DROPS.unpack_from(mail.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size))[0])
     except (OSError, struct.error):

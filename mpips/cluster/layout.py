@@ -1,8 +1,7 @@
-"""The layout of a job: which rank takes which role, and the communicators of the roles.
+"""The layout of a job: the role of each rank, and the communicators of the roles (paper, section 3).
 
-Roles follow from the rank and the job file alone, so every rank computes the same layout and no message is
-needed. Schedulers come first (rank 0 leads and prints), then servers, workers group by group, then spares.
-The paper's server group, worker groups, and task schedulers are its section 3.
+Roles follow from the rank and the job file alone, so every rank computes the same layout without messages.
+Schedulers come first (rank 0 leads and prints), then servers, workers group by group, then spares.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ class Role(enum.StrEnum):
 
 
 MOST = 1 << 20
-"""Ranks of a role: more than any machine has room for."""
+"""Upper bound for the ranks of a role, beyond any machine's size."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutSpec:
     """The job file's table [layout]: how many ranks take each role.
 
-    LayoutError, whose text begins with the key, for a number that no world satisfies.
+    Raises LayoutError, whose text begins with the key, for a number that no world satisfies.
     """
 
     servers: int = 1
@@ -49,27 +48,27 @@ class LayoutSpec:
     """Ranks that compute: a number, or numbers by the name of the worker group."""
 
     spares: int = 0
-    """Ranks that wait to replace a dead one."""
+    """Ranks that can replace a dead one."""
 
     schedulers: int = 1
-    """Ranks that schedule: the first leads, the others can succeed it."""
+    """Scheduler ranks: the first leads, the others can succeed it."""
 
     hand_over: bool = False
-    """Give unfinished parts of the slowest worker to idle ones."""
+    """Reassign unfinished data parts of the slowest worker to idle workers."""
 
     exact_sums: bool = False
-    """Add up so that the result of a sequential run is the same bits for any number of workers too, also when some die,
-    join or leave. A program that cannot refuses."""
+    """Exact summation: a sequential run gives the same bits for any number of workers too, also when some die,
+    join or leave. An error for a program that does not support it."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     def groups(self) -> dict[str, int]:
-        """Return the workers of each group, in the order of the job file."""
+        """Return the number of workers of each group, in the order of the job file."""
         return dict(self.workers) if isinstance(self.workers, dict) else {WORKERS: self.workers}
 
     def size(self) -> int:
-        """Return the ranks that the job needs."""
+        """Return the number of ranks that the job needs."""
         return self.schedulers + self.servers + sum(self.groups().values()) + self.spares
 
 
@@ -87,7 +86,7 @@ class Place:
 
 
 def _check(spec: LayoutSpec) -> None:
-    """Refuse numbers that no world can satisfy: LayoutError naming the key of the job file."""
+    """Raise LayoutError, naming the key of the job file, for a number that no world can satisfy."""
     groups = spec.groups()
     named = isinstance(spec.workers, dict)
     counts = {
@@ -107,7 +106,7 @@ def _check(spec: LayoutSpec) -> None:
 
 
 def assign(size: int, spec: LayoutSpec) -> tuple[Place, ...]:
-    """Return the place of each of `size` ranks, by rank; LayoutError if they are not what the job needs."""
+    """Return the place of each of `size` ranks, by rank; LayoutError if the job needs another number."""
     if size != spec.size():
         raise LayoutError(_misfit(size, spec))
     roles = [(Role.SCHEDULER, "")] * spec.schedulers + [(Role.SERVER, "")] * spec.servers
@@ -123,7 +122,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _misfit(size: int, spec: LayoutSpec) -> str:
-    """Say what the job needs, what it got, and which launch or which setting would fit."""
+    """Return the error text: ranks needed, ranks started, and the launch or setting that fits."""
     workers = sum(spec.groups().values())
     parts = [_count(spec.schedulers, "scheduler"), _count(spec.servers, "server"), _count(workers, "worker")]
     if spec.spares:
@@ -138,7 +137,7 @@ def _misfit(size: int, spec: LayoutSpec) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All places of a job, by rank, and views of them: tuples of ranks in order of index."""
+    """All places of a job, by rank, and the ranks of each role in order of index."""
 
     places: tuple[Place, ...]
     schedulers: tuple[int, ...] = field(init=False)
@@ -178,9 +177,9 @@ class Layout:
         return ranks
 
     def members(self, workers: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Sort the workers that there are by group, in their order.
+        """Return the present workers of each group, in their order.
 
-        A spare that works belongs to the group that lacks most of its own: so it takes the place of one that was lost.
+        A spare that works belongs to the group with most members missing, so it takes a lost worker's place.
         """
         homes = {rank: self.places[rank].group for rank in workers}
         lacks = Counter(self.places[rank].group for rank in self.workers)
@@ -197,9 +196,9 @@ class Layout:
 
 
 class Communicators(NamedTuple):
-    """The communicators of the roles; COMM_NULL for those that this rank is not in.
+    """The communicators of the roles; COMM_NULL for the roles that this rank does not have.
 
-    Their ranks are the places' indices. Freed together by `free`.
+    A rank in one of them is the place's index. `free` frees all.
     """
 
     scheduler: MPI.Comm
@@ -210,14 +209,14 @@ class Communicators(NamedTuple):
     """The worker group of this rank; the same ranks as `worker` when there is one group."""
 
     def free(self) -> None:
-        """Free those that this rank is in: collective within each."""
+        """Free the communicators of this rank: collective within each."""
         for communicator in self:
             if communicator:
                 communicator.Free()
 
 
 def split(communicator: MPI.Comm, layout: Layout) -> Communicators:
-    """Split `communicator`, whose ranks are those of `layout`, by role and worker group: collective.
+    """Split `communicator`, which has the ranks of `layout`, by role and worker group: collective.
 
     LayoutError if the sizes differ.
     """
@@ -237,27 +236,27 @@ def split(communicator: MPI.Comm, layout: Layout) -> Communicators:
 
 
 _STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Variables by which a launcher that this MPI can talk to tells a rank the size of its world."""
+"""Environment variables in which a launcher passes the size of the world."""
 
 
 def check_singleton(size: int, environ: Mapping[str, str]) -> None:
-    """Refuse a world of one rank where the launcher started several: LayoutError with advice.
+    """Raise LayoutError, with advice, if COMM_WORLD has one rank but the launcher started several.
 
-    A launcher and an MPI that do not speak the same PMI start n worlds of one rank each, all of which end
-    well and do the same work. `size` is that of COMM_WORLD, `environ` the environment of this process.
+    A launcher and an MPI with different PMIs start n worlds of one rank each, which all do the same work and succeed.
+    `size` is that of COMM_WORLD, `environ` the environment of this process.
     """
     if size != 1:
         return
-    told = {name: _number(environ.get(name)) for name in _STARTED}
-    launched, steps = max(told.values()), _number(environ.get("SLURM_STEP_NUM_TASKS"))
-    by_srun = steps > 1 and (told["PMI_SIZE"] == steps or not any(name in environ for name in _STARTED))
+    sizes = {name: _number(environ.get(name)) for name in _STARTED}
+    launched, steps = max(sizes.values()), _number(environ.get("SLURM_STEP_NUM_TASKS"))
+    by_srun = steps > 1 and (sizes["PMI_SIZE"] == steps or not any(name in environ for name in _STARTED))
     if by_srun:
         raise LayoutError(
             f"srun started {steps} ranks (SLURM_STEP_NUM_TASKS), but MPI sees a world of 1: give srun "
             "--mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH), or use mpirun in the allocation; see `mpips doctor`"
         )
     if launched > 1:
-        name = max(told, key=lambda each: told[each])
+        name = max(sizes, key=lambda each: sizes[each])
         raise LayoutError(
             f"the launcher started {launched} ranks ({name}), but MPI sees a world of 1: the launcher "
             "belongs to another MPI than mpi4py loads; start the job by `mpips run`, or see `mpips doctor`"
@@ -265,5 +264,5 @@ def check_singleton(size: int, environ: Mapping[str, str]) -> None:
 
 
 def _number(text: str | None) -> int:
-    """Return a variable's number; 0 if it is not set, or is none."""
+    """Return the number in a variable; 0 if it is not set or not a number."""
     return int(text) if text and text.isdecimal() else 0

@@ -1,7 +1,7 @@
-"""Waits that are long: who waits for what, said by who waits and kept by the leader, which `mpips ctl RUN status` asks.
+"""Long waits: each rank reports what it waits for; the leader collects the reports for `mpips ctl RUN status`.
 
-A rank says so after `PATIENCE` seconds, and again when a wait is twice as long as the last one that it has told people
-of: a run that has long calls by its nature is not talked over. Its log and the leader have each of them.
+A rank reports after `PATIENCE` seconds, and prints a message again when a wait is twice as long as the last printed
+one, so that a run whose calls are long prints few. Its log and the leader have each of them.
 """
 
 from __future__ import annotations
@@ -14,53 +14,56 @@ from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
 
 PATIENCE = 10.0
-"""Seconds after which a wait is long."""
+"""Seconds after which a wait is reported."""
 Rounds = Callable[[], Mapping[Hashable, str]]
 
 
-class Waits:
-    """The long waits of one rank, and at the leader those of all; `say` tells people.
+class LongWaits:
+    """The long waits of one rank, and at the leader those of all ranks; `say` prints a line.
 
-    `rounds` are what else waits at this rank, by name: what a server cannot sum yet.
+    `rounds` returns other waits at this rank, by name: the incomplete aggregation rounds of a server.
     """
 
     def __init__(self, node: Node, say: Callable[[str], None] = lambda text: None) -> None:
         self.node, self._say = node, say
         self.rounds: Rounds = dict
-        self._since: dict[Hashable, float] = {}  # of what `rounds` gave
-        self._looked = self._told_at = 0.0
+        # Start of each wait that `rounds` returned.
+        self._since: dict[Hashable, float] = {}
+        self._checked_at = self._reported_at = 0.0
         self._next = PATIENCE
-        self._noted: Hashable = None  # the wait that stands in the log
-        self._told = False  # whether the leader has one of this rank's
+        # The last wait written to the log.
+        self._logged: Hashable = None
+        # Whether the leader has a wait of this rank.
+        self._reported = False
         self._others: dict[int, tuple[float, str]] = {}
-        node.controls[Command.WAITS] = self._hear
+        node.controls[Command.WAITS] = self._receive
         node.on_tick.append(self.tick)
 
     def tick(self) -> None:
-        """Look whether this rank waits for long, about once a second."""
+        """Report a long wait of this rank; checks once a second."""
         now = self.node.van.now()
-        if now < self._looked + PATIENCE / 10:
+        if now < self._checked_at + PATIENCE / 10:
             return
-        self._looked = now
+        self._checked_at = now
         found = self._longest(now)
         if found is None:
-            if self._told:
-                self._tell("", 0.0)
+            if self._reported:
+                self._report("", 0.0)
             return
         name, since, text = found
         seconds = now - since
-        if name != self._noted:
-            self._noted = name
+        if name != self._logged:
+            self._logged = name
             note("waits", WARNING, seconds=round(seconds, 1), waits=text)
         if seconds >= self._next:
             self._next = 2 * seconds
             self._say(f"{self.node.who} has waited {seconds:.0f} s for {text}")
-        if not self._told or now >= self._told_at + PATIENCE:
-            self._told_at = now
-            self._tell(text, seconds)
+        if not self._reported or now >= self._reported_at + PATIENCE:
+            self._reported_at = now
+            self._report(text, seconds)
 
     def _longest(self, now: float) -> tuple[Hashable, float, str] | None:
-        """Give what this rank has waited for longest, since when, and in words; None if for nothing for long."""
+        """Return (name, start, description) of this rank's longest wait; None if no wait is long."""
         rounds = self.rounds()
         self._since = {name: self._since.get(name, now) for name in rounds}
         late = min(self._since, key=lambda name: self._since[name], default=None)
@@ -72,18 +75,18 @@ class Waits:
         text = self.node.waits_for()
         return None if text in ("", IDLE) else (wait, wait, text)
 
-    def _tell(self, text: str, seconds: float) -> None:
-        self._told = text != ""
+    def _report(self, text: str, seconds: float) -> None:
+        self._reported = text != ""
         leader = self.node.view.leader
         if leader == self.node.rank:
             return
         self.node.control(leader, Command.WAITS, {"for": text, "seconds": seconds})
 
-    def _hear(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         self._others[message.sender] = self.node.van.now() - message.meta["seconds"], message.meta["for"]
 
     def lines(self) -> list[str]:
-        """Say at the leader who waits for what, a line each."""
+        """Return at the leader a line for each rank that waits for long."""
         node, now = self.node, self.node.van.now()
         mine = self._longest(now)
         own = {} if mine is None else {node.rank: mine[1:]}

@@ -1,20 +1,20 @@
-"""Membership: who notices that a rank is gone, and who decides what then (paper, section 4.3: the server manager).
+"""Membership: detection of lost ranks, and the leader's decisions on the view (paper, section 4.3: server manager).
 
-    leader                                               everyone else
-    watch all ranks;                                     watch the leader and those before oneself in the succession;
-    when one is gone, or a chain can be mended,          adopt what views come;
-    or someone is to join or leave: the next view        if all those are gone: ask the others for their views,
-    send it to everyone                                  and go on from the latest, as leader
+    leader                                               every other rank
+    watch all ranks;                                     watch the leader and the ranks before it in the succession;
+    when a rank is lost, a chain can be repaired,        adopt the views that arrive;
+    or a rank joins or leaves: make the next view        if all those are lost: ask the others for their views,
+    and send it to all ranks                             and continue from the latest, as leader
 
-A rank that ended is noticed by MPI, one that hangs by its heartbeat. Either way it is out for good: a rank that wakes
-up finds that it is in no view any more, and leaves. A view is sent to a rank that it leaves out as well.
+MPI reports a rank that ended, the heartbeat one that hangs. Both are excluded for good: a rank that resumes
+finds that it is in no view, and exits. A view is also sent to a rank that it excludes.
 
-A rank that hangs and that the others cannot do without, since nobody else has what it holds, is waited for, but not for
-ever: then the run ends with an error.
+A hung rank that holds the only copy of some keys is waited for, up to `give_up` seconds: then the run ends with an
+error.
 
-A successor takes over within its own generation of epochs, so that whatever its predecessor may have told some
-ranks before it died, its own views are later. Only ranks that hold no data need be asked by it for what they know: a
-worker's view matters to nobody else.
+A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
+to some ranks before it died. It asks only ranks other than workers for their views: no other rank depends on a
+worker's view.
 """
 
 from __future__ import annotations
@@ -47,41 +47,41 @@ from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
 
 Change = Callable[[View], View]
-LOST = {"died": "it ended without a word: killed, crashed, or out of memory", "hung": "it hung"}
-"""What is said of a loss."""
+LOST = {"died": "it ended without a message: killed, crashed, or out of memory", "hung": "it hung"}
+"""The description of each cause of a loss."""
 WAITS = 10.0
-"""Seconds for which a rank is silent and cannot be done without, until people are told."""
+"""Seconds of silence of an indispensable rank after which a message is printed."""
 ORPHANED = 20.0
-"""Seconds without a leader after which a rank leaves: those who have one have forgotten it while it hung."""
+"""Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
 
 
-def _bears(view: View, gone: Collection[int]) -> bool:
-    """Tell whether all keys are left without these ranks."""
+def _survives(view: View, gone: Collection[int]) -> bool:
+    """Return whether every shard has a member without these ranks."""
     return all(any(rank not in gone for rank in chain.members) for chain in view.chains)
 
 
-class Heart(Protocol):
-    """What notices hung ranks; see `mpips.cluster.heartbeat`."""
+class FailureDetector(Protocol):
+    """Detects hung ranks; see `mpips.cluster.heartbeat`."""
 
     targets: Sequence[int]
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Give those of `ranks` that were not heard from for so many seconds."""
+        """Return those of `ranks` that were not heard from for `patience` seconds."""
 
 
 class Membership:
-    """One rank's part in it; see the module.
+    """Membership protocol of one rank; see the module.
 
-    `replicas` is how many copies each shard is to have beside the primary's, `heart` notices hung ranks (None: nobody
-    does) after `patience` seconds. One that cannot be done without ends the run after `give_up` seconds (0: never);
-    `say` tells people that it is waited for. `crowding` gives by how much longer patience is now.
+    `replicas` is the number of copies of each shard besides the primary's. `heart` detects hung ranks (None: hangs are
+    not detected) after `patience` seconds. An indispensable one ends the run after `give_up` seconds (0: never);
+    `say` prints that it is waited for. `crowding` returns the factor on `patience` at present.
     """
 
     def __init__(
         self,
         node: Node,
         replicas: int = 0,
-        heart: Heart | None = None,
+        heart: FailureDetector | None = None,
         patience: float = 1.0,
         give_up: float = 0.0,
         say: Callable[[str], None] = lambda text: None,
@@ -90,23 +90,30 @@ class Membership:
         self._crowding = crowding
         self.node, self.replicas, self.heart, self.patience = node, replicas, heart, patience
         self._give_up, self._say = give_up, say
-        self._awaited: set[int] = set()  # hung ranks that people were told of
+        # Hung ranks of which a message was printed.
+        self._awaited: set[int] = set()
         self.gave_up = False
-        """Whether the run ends because a rank hangs that cannot be done without."""
+        """Whether the run ends because an indispensable rank hangs."""
         self.recovered: dict[int, float] = {}
-        """When all servers had heard of a rank's loss, by rank: wall time."""
+        """By lost rank: the wall time at which all servers had the view without it."""
         self._dead: dict[int, str] = {}
         self._changes: deque[Change] = deque()
-        self._asked: set[int] | None = None  # who has not told a successor its view yet
-        self._asked_at, self._answered = 0.0, False  # when it asked last, and whether anybody has answered
+        # During a succession: the ranks whose view has not arrived yet.
+        self._asked: set[int] | None = None
+        # When the views were last asked for, and whether any rank has answered.
+        self._asked_at, self._answered = 0.0, False
         self._latest = node.view
-        self._forsworn: set[int] = set()  # leaders who a successor has said are gone, even if they wake up
-        self._orphaned = 0.0  # since when the leader is gone
-        self._unseen: dict[int, set[int]] = {}  # by epoch: servers that have not said that they have seen it
-        self._lost_at: dict[int, list[int]] = {}  # by epoch: whose loss it tells of
-        node.controls[Command.VIEW] = self._heed
+        # Leaders that a successor has declared lost, even if they resume.
+        self._deposed: set[int] = set()
+        # Time at which the leader was lost.
+        self._orphaned = 0.0
+        # By epoch: servers that have not acknowledged the view.
+        self._unseen: dict[int, set[int]] = {}
+        # By epoch: the ranks lost in it.
+        self._lost_at: dict[int, list[int]] = {}
+        node.controls[Command.VIEW] = self._receive_view
         node.controls[Command.VIEW_SEEN] = self._seen
-        node.controls[Command.ASK_VIEW] = self._tell
+        node.controls[Command.ASK_VIEW] = self._send_view
         node.controls[Command.WHOLE] = self._whole
         node.controls[Command.DRAINED] = self._drained
         node.on_tick.append(self.tick)
@@ -119,10 +126,10 @@ class Membership:
 
     @property
     def awaited(self) -> list[int]:
-        """The ranks that hang and are waited for, since the run cannot go on without them."""
+        """The indispensable ranks that hang and are waited for."""
         return sorted(self._awaited)
 
-    # --- noticing --------------------------------------------------------------------------------
+    # --- failure detection -----------------------------------------------------------------------
 
     def _watch(self) -> None:
         if self.heart is not None:
@@ -130,21 +137,21 @@ class Membership:
 
     def _observers(self) -> list[int]:
         """List the ranks that watch this one."""
-        return [rank for rank in self._wardens() if rank != self.node.rank]
+        return [rank for rank in self._watchers() if rank != self.node.rank]
 
-    def _wardens(self) -> list[int]:
-        """List who watches those before: the leader, those who have its journal, and one who has not, to say so."""
+    def _watchers(self) -> list[int]:
+        """List the ranks that watch those before them: the leader, those with its journal, and one more to report."""
         return [rank for rank in self.node.view.succession() if rank not in self._dead][: self.replicas + 3]
 
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
         if self.leading or self._asked is not None:
             return [rank for rank in view.alive if rank != me]
-        before = self._wardens()
+        before = self._watchers()
         return before[: before.index(me)] if me in before else []
 
-    def _notice(self) -> None:
-        """Take note of ranks that are gone."""
+    def _detect(self) -> None:
+        """Record ranks that were lost."""
         failed = self.node.van.failed()
         for rank in failed:
             self._dead[rank] = "died"
@@ -153,7 +160,7 @@ class Membership:
         if self.heart is not None:
             needed = []
             for rank in self._silent(self.heart):
-                if rank not in self._dead and self._bearable(rank):
+                if rank not in self._dead and self._dispensable(rank):
                     self._dead[rank] = "hung"
                 elif rank not in self._dead:
                     needed.append(rank)
@@ -162,30 +169,32 @@ class Membership:
         for rank in self._dead:
             self.node.absent(rank)
 
-    def _silent(self, heart: Heart) -> list[int]:
-        """List the watched ranks that hang, as far as one can tell: on a crowded machine healthy ones are slow."""
+    def _silent(self, heart: FailureDetector) -> list[int]:
+        """List the watched ranks that seem to hang; on oversubscribed cores, where healthy ranks are slow, later."""
         suspects = heart.silent(self._watched(), self.patience)
         return suspects and heart.silent(suspects, self.patience * self._crowding())
 
-    def _await(self, heart: Heart, needed: Collection[int]) -> None:
-        """Wait for hung ranks that cannot be done without, and let people know; but not for ever.
+    def _await(self, heart: FailureDetector, needed: Collection[int]) -> None:
+        """Wait for indispensable ranks that hang, and print a message about each.
 
         Raises:
-            ShardLost: one of them has been silent for too long.
+            ShardLost: one of them has been silent for `give_up` seconds.
         """
         watched = [rank for rank in self._watched() if rank not in self._dead]
 
         def silent(seconds: float) -> set[int]:
             found = set(heart.silent(needed, seconds))
-            # Not for whom somebody else sees to, nor before it is sure that this rank is not the one that is forgotten.
+            # Only what this rank has to decide, and not before it is certain that it is not itself the excluded one.
             mine = self._answered if self._asked is not None else self.leading or len(found) == len(watched)
             return found if mine else set()
 
         awaited = silent(WAITS)
-        limit = f"at most {self._give_up:g} s ([heartbeat] give_up)" if self._give_up else "for ever"
+        limit = f"at most {self._give_up:g} s ([heartbeat] give_up)" if self._give_up else "without limit"
         for rank in sorted(awaited - self._awaited):
             note("silent", WARNING, silent=rank)
-            self._say(f"{self._name(rank)} is silent, and the run cannot go on without it: it waits, {limit}")
+            self._say(
+                f"{self._name(rank)} is silent, and the run cannot continue without it: it waits, {limit}"
+            )
         for rank in sorted(self._awaited - awaited - self._dead.keys()):
             self._say(f"{self._name(rank)} is back")
         self._awaited = awaited
@@ -198,24 +207,25 @@ class Membership:
             note("lost", ERROR, lost=rank, error=LOST["hung"], fatal=True)
             self.node.absent(rank)
         raise ShardLost(
-            f"{', '.join(map(self._name, sorted(hung)))}: no sign of life for {self._give_up:g} s ([heartbeat] "
-            "give_up), and nobody can take over from it: go on from the last checkpoint with --resume latest"
+            f"{', '.join(map(self._name, sorted(hung)))}: no heartbeat for {self._give_up:g} s ([heartbeat] "
+            "give_up), and no other rank can replace it: resume from the last checkpoint with --resume latest"
         )
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self.node.layout.places[rank]})"
 
-    def _bearable(self, rank: int) -> bool:
-        """Tell whether the run can go on without a rank that hangs: if not, it had better wait for it."""
+    def _dispensable(self, rank: int) -> bool:
+        """Return whether the run can continue without a rank that hangs; if not, it waits for it."""
         view = self.node.view
         if view.roles[rank] is None or not self.node.van.survives:
             return False
         dead = set(self._dead)
-        return _bears(view, dead | {rank}) or not _bears(view, dead)  # else it is over, whoever wakes up
+        # Where keys are lost already, no rank that resumes helps.
+        return _survives(view, dead | {rank}) or not _survives(view, dead)
 
     def tick(self) -> None:
-        """Look whether anything is to be done."""
-        self._notice()
+        """Detect losses; decide or succeed as needed."""
+        self._detect()
         view = self.node.view
         gone = [rank for rank in self._dead if view.roles[rank] is not None]
         if self.leading:
@@ -232,14 +242,14 @@ class Membership:
     # --- the leader ------------------------------------------------------------------------------
 
     def ask(self, change: Change) -> None:
-        """Have the leader, this rank, change the view as soon as it can."""
+        """Queue a change of the view; this rank is the leader."""
         self._changes.append(change)
 
     def _decide(self, gone: Collection[int]) -> None:
         view = self.node.view
         made = next_epoch(view)
         roles = {rank: view.roles[rank] for rank in gone}
-        made = self._mourn(made, roles)
+        made = self._without(made, roles)
         for role in roles.values():
             made = self._promote(made, role)
         while self._changes:
@@ -248,8 +258,8 @@ class Membership:
         if replace(made, epoch=view.epoch) != view:
             self._publish(made, gone)
 
-    def _mourn(self, view: View, gone: Mapping[int, Role | None]) -> View:
-        """Return the view without ranks that are gone; says so in the log, and which of them were too many."""
+    def _without(self, view: View, gone: Mapping[int, Role | None]) -> View:
+        """Return the view without lost ranks; log each, as fatal if a shard has no member left."""
         wall = self.node.van.wall()
         losses = [Loss(rank, str(role), self._dead[rank], wall) for rank, role in gone.items() if role]
         try:
@@ -263,7 +273,7 @@ class Membership:
         return left
 
     def _promote(self, view: View, lost: Role | None) -> View:
-        """Put a spare in a lost server's place; a lost worker's is filled when its program says so."""
+        """Replace a lost server by a spare; a lost worker is replaced when the program calls `regroup`."""
         spare = stand_in(view)
         return with_server(view, spare) if lost is Role.SERVER and spare is not None else view
 
@@ -279,13 +289,13 @@ class Membership:
         node.adopt(view)
         self._watch()
         self._check_seen()
-        # A chain may have become whole with what was known already.
+        # A chain may be complete by what was known already.
         if mended(next_epoch(view), self.replicas) != next_epoch(view):
             self._changes.append(lambda same: same)
 
     def _seen(self, message: Message) -> None:
         if self._asked is not None:
-            self._told(message)
+            self._receive_answer(message)
             return
         for epoch, unseen in self._unseen.items():
             if epoch <= int(message.meta["epoch"]):
@@ -311,11 +321,11 @@ class Membership:
     # --- joining and leaving ---------------------------------------------------------------------
 
     def join_server(self) -> int:
-        """Make a spare a server; give its rank. InputError if there is none."""
+        """Make a spare a server; return its rank. InputError if there is no spare, or no vacant slot."""
         view = self.node.view
         rank = stand_in(view)
         if rank is None:
-            raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
+            raise InputError("no spare rank is left: start the job with --set layout.spares=N")
         if VACANT not in view.ring.slots:
             raise InputError(
                 f"the ring's {len(view.ring.slots)} slots are taken: it has one for each server and spare at the start"
@@ -324,19 +334,20 @@ class Membership:
         return rank
 
     def leave_server(self, rank: int) -> None:
-        """Let a server give up its shards and become a spare. InputError if it is the last one, or none."""
+        """Let a server give up its shards and become a spare. InputError if it is the last one, or not a server."""
         view = self.node.view
         if rank not in view.ring.servers:
             raise InputError(
-                f"rank {rank} is no server; servers are {', '.join(map(str, view.ring.servers))}"
+                f"rank {rank} is not a server; servers are {', '.join(map(str, view.ring.servers))}"
             )
         if len(view.ring.servers) == 1:
             raise InputError(f"rank {rank} is the last server: it cannot leave")
         self.ask(lambda view: without_server(view, rank))
 
     def set_workers(self, workers: Collection[int]) -> None:
-        """Let these be the workers from now on; others that were are spares. Adopted when this returns."""
-        able = (Role.WORKER, Role.SPARE)  # a spare may have become a server just now
+        """Make these the workers; former workers become spares. The view is adopted when this returns."""
+        # A spare may have become a server meanwhile.
+        able = (Role.WORKER, Role.SPARE)
 
         def change(view: View) -> View:
             servers = view.ring.servers
@@ -345,10 +356,10 @@ class Membership:
         self.ask(change)
         self.tick()
 
-    # --- everyone else ---------------------------------------------------------------------------
+    # --- every other rank ------------------------------------------------------------------------
 
-    def _heed(self, message: Message) -> None:
-        if message.sender in self._forsworn:
+    def _receive_view(self, message: Message) -> None:
+        if message.sender in self._deposed:
             return
         view = View.from_meta(message.meta)
         if view.epoch > self.node.view.epoch:
@@ -360,20 +371,20 @@ class Membership:
         if self.node.role is Role.SERVER:
             self.node.control(view.leader, Command.VIEW_SEEN, {"epoch": view.epoch})
 
-    def _tell(self, message: Message) -> None:
+    def _send_view(self, message: Message) -> None:
         if self.node.view.leader != message.sender:
-            self._forsworn.add(self.node.view.leader)
+            self._deposed.add(self.node.view.leader)
         self._orphaned = 0.0
         view = self.node.view
-        told = {"epoch": view.epoch} if self.node.role is Role.WORKER else view.to_meta()
-        self.node.control(message.sender, Command.VIEW_SEEN, told)
+        meta = {"epoch": view.epoch} if self.node.role is Role.WORKER else view.to_meta()
+        self.node.control(message.sender, Command.VIEW_SEEN, meta)
 
     # --- succession --------------------------------------------------------------------------------
 
     def _succeed(self) -> None:
-        """Become the leader: first learn the latest view from all that may have shards.
+        """Become the leader: first get the latest view from all ranks that may hold shards.
 
-        While it waits for one that hangs, all are asked again: nobody is to take itself for forgotten.
+        While it waits for one that hangs, all are asked again, so that none of them exits as excluded.
         """
         view, me = self.node.view, self.node.rank
         others = {rank for rank in view.alive if rank != me and view.roles[rank] is not Role.WORKER}
@@ -391,14 +402,14 @@ class Membership:
         for rank in ranks:
             self.node.control(rank, Command.ASK_VIEW, {})
 
-    def _told(self, message: Message) -> None:
+    def _receive_answer(self, message: Message) -> None:
         assert self._asked is not None
         self._orphaned, self._answered = 0.0, True
-        told = View.from_meta(message.meta) if "leader" in message.meta else None
-        if told is None:
+        view = View.from_meta(message.meta) if "leader" in message.meta else None
+        if view is None:
             return
-        if told.epoch > self._latest.epoch:
-            self._latest = told
+        if view.epoch > self._latest.epoch:
+            self._latest = view
         self._asked.discard(message.sender)
         if not self._asked:
             self._take_over()
@@ -409,7 +420,7 @@ class Membership:
         epoch = (latest.epoch // GENERATION + 1) * GENERATION
         gone = [rank for rank in self._dead if latest.roles[rank] is not None]
         roles = {rank: latest.roles[rank] for rank in gone}
-        made = self._mourn(replace(latest, epoch=epoch), roles)
+        made = self._without(replace(latest, epoch=epoch), roles)
         for role in roles.values():
             made = self._promote(made, role)
         made = replace(mended(made, self.replicas), leader=self.node.rank)

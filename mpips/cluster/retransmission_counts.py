@@ -1,6 +1,6 @@
-"""What each rank has sent again, and why, as the leader knows it while the run goes on: `mpips ctl RUN status` asks.
+"""Retransmissions of each rank by cause, collected at the leader for `mpips ctl RUN status`.
 
-A rank tells the leader of its counts when they have changed, at most once a second: where nothing is sent again, that
+A rank sends the leader its counts when they have changed, at most once a second: without retransmissions this
 costs nothing.
 """
 
@@ -12,34 +12,35 @@ from mpips.cluster.node import Node
 from mpips.transport.message import Command, Message
 
 OFTEN = 1.0
-"""Seconds between two messages about it."""
+"""Least number of seconds between two reports."""
 
 
-class Repeats:
-    """The counts of one rank (`Node.again`), and at the leader those of all."""
+class RetransmissionCounts:
+    """The retransmissions of one rank (`Node.again`), and at the leader those of all ranks."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self._looked = 0.0
-        self._told: tuple[int, Counter[str]] = (node.rank, Counter())  # whom, and of what
+        self._checked_at = 0.0
+        # The last report: to which leader, and its counts.
+        self._reported: tuple[int, Counter[str]] = (node.rank, Counter())
         self._others: dict[int, Counter[str]] = {}
-        node.controls[Command.SENT_AGAIN] = self._hear
+        node.controls[Command.SENT_AGAIN] = self._receive
         node.on_tick.append(self.tick)
 
     def tick(self) -> None:
-        """Tell the leader what is new, about once a second; a new leader all."""
+        """Report changed counts to the leader, at most once a second; a new leader gets a report too."""
         now, node = self.node.van.now(), self.node
-        if now < self._looked + OFTEN:
+        if now < self._checked_at + OFTEN:
             return
-        self._looked = now
+        self._checked_at = now
         leader = node.view.leader
-        if leader != node.rank and node.again and self._told != (leader, node.again):
-            self._told = (leader, node.again.copy())
+        if leader != node.rank and node.again and self._reported != (leader, node.again):
+            self._reported = (leader, node.again.copy())
             node.control(leader, Command.SENT_AGAIN, dict(node.again))
 
-    def _hear(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         self._others[message.sender] = Counter({str(cause): int(n) for cause, n in message.meta.items()})
 
     def total(self) -> Counter[str]:
-        """Count at the leader what was sent again by all ranks, by cause."""
+        """Return at the leader the retransmissions of all ranks, by cause."""
         return sum(self._others.values(), self.node.again.copy())

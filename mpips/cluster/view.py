@@ -1,15 +1,16 @@
-"""Views: who is there, and who holds which shard, as of one epoch (paper, section 4.3).
+"""Views: the ranks, their roles, and the holders of each shard in one epoch (paper, section 4.3).
 
-The leader (the paper's server manager) owns the view, everyone else has the last one that it was sent. Each message
-carries its sender's epoch, and a rank that is behind keeps the message until it has caught up: what happens after a
-change of the view, also by way of other ranks, happens nowhere before it.
+The leader (the paper's server manager) owns the view; every other rank has the last one that it received. Each message
+carries its sender's epoch, and a rank in an earlier epoch keeps the message until it has caught up: an effect of a
+change of the view, also by way of other ranks, is seen nowhere before the change.
 
-A view is a value; what becomes of it when a rank dies, joins or leaves is a function to another view.
+A view is an immutable value; a rank's death, join or departure is a function from a view to the next.
 
-A shard's chain is the servers that hold it in full, the primary first, and at most one `learner` behind them, which is
-still being fed its copy by the last member. What a member has applied, all before it have: so members may go, and a
-whole learner may become the last one, at any instant. For another order all must stand alike: the chain is `closing`,
-its primary takes no changes until the last one is applied by all, and then the new order holds.
+A shard's chain is the servers that hold it in full, the primary first, and at most one `learner` behind them, to which
+the last member still sends its copy. What a member has applied, all before it have: so members may leave, and a
+complete learner may become the last member, at any time. To change the order, all members must have the same state: the
+chain is `closing`, its primary accepts no changes until all members have applied the last one, then the new order
+holds.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from mpips.errors import ShardLost
 
 NOBODY = -1
 GENERATION = 1 << 20
-"""Epochs of one leader: those of its successor are higher, whatever the last one did unseen."""
+"""Number of epochs of one leader: those of its successor are higher than any that it may have published."""
 
 
 class Chain(NamedTuple):
-    """Who holds a shard: `members` in full, primary first; `learner` not yet. It last changed at epoch `since`."""
+    """Holders of a shard: `members` in full, primary first; `learner` in part. It last changed in epoch `since`."""
 
     members: tuple[int, ...]
     learner: int = NOBODY
@@ -43,7 +44,7 @@ class Chain(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A rank that is no longer there: what it was, why ("died", "hung"), and when that was noticed (wall, s)."""
+    """A lost rank: its role, the cause ("died", "hung"), and the time of its detection (wall, s)."""
 
     rank: int
     role: str
@@ -58,23 +59,23 @@ class View:
     epoch: int
     leader: int
     roles: tuple[Role | None, ...]
-    """By rank; None for those that are gone."""
+    """By rank; None for lost ranks."""
     workers: tuple[int, ...]
-    """In worker order: that in which contributions are added."""
+    """In worker order: the order in which contributions are added."""
     crew: int
     """The epoch at which the workers last changed."""
     ring: Ring
     chains: tuple[Chain, ...]
     """By shard."""
     heirs: tuple[int, ...] = ()
-    """Who may lead, in the order in which they would; it stays, since the first ones have the journal."""
+    """The ranks that may lead, in order of succession; the order is kept, since the first ones have the journal."""
     losses: tuple[Loss, ...] = ()
     origin: int = 0
-    """The name of the scheduler, whoever it is by now, as the caller of tasks."""
+    """The scheduler's id as the caller of tasks, the same for all its successors."""
 
     @property
     def alive(self) -> list[int]:
-        """Return the ranks that are there."""
+        """Return the ranks that are not lost."""
         return [rank for rank, role in enumerate(self.roles) if role is not None]
 
     def of(self, role: Role) -> tuple[int, ...]:
@@ -83,16 +84,16 @@ class View:
 
     @property
     def servers(self) -> tuple[int, ...]:
-        """Return the ranks that hold shards, or will."""
+        """Return the ranks that hold shards, or are to."""
         return self.of(Role.SERVER)
 
     @property
     def spares(self) -> tuple[int, ...]:
-        """Return the spares that can take another role: not one that leads."""
+        """Return the spares that can take another role: all but the leader."""
         return tuple(rank for rank in self.of(Role.SPARE) if rank != self.leader)
 
     def rank_of(self, address: int) -> int:
-        """Return who answers to an address now: a rank, or the primary of shard ~address."""
+        """Return the rank that an address means now: a rank itself, or the primary of shard ~address."""
         return address if address >= 0 else self.chains[~address].members[0]
 
     def caller(self, origin: int) -> int:
@@ -100,7 +101,7 @@ class View:
         return self.leader if origin == self.origin else origin
 
     def succession(self) -> list[int]:
-        """Return the ranks that may lead, in the order in which they would: the leader first."""
+        """Return the ranks that may lead, in order of succession: the leader first."""
         return [self.leader, *(rank for rank in self.heirs if rank != self.leader)]
 
     def primary_of(self, rank: int) -> list[int]:
@@ -126,7 +127,7 @@ class View:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> View:
-        """Return the view that `to_meta` was given."""
+        """Return the view that `to_meta` encoded."""
         return cls(
             meta["epoch"],
             meta["leader"],
@@ -147,9 +148,9 @@ class View:
 def first_view(
     layout: Layout, virtual_servers: int = 0, replicas: int = 0, hosts: Sequence[Hashable] = ()
 ) -> View:
-    """Return the view that every rank starts from; it needs no message, since the layout is known to all.
+    """Return the initial view; each rank computes it from the layout, without messages.
 
-    `hosts` names each rank's host, so that copies are kept apart; without them all count as on one.
+    `hosts` are the ranks' host names, so that copies are on different hosts; without them all ranks count as on one.
     """
     ring = Ring.of(layout.servers, virtual_servers, len(layout.servers) + len(layout.spares), hosts)
     chains = tuple(map(Chain, ring.chains(replicas)))
@@ -159,12 +160,12 @@ def first_view(
 
 
 def next_epoch(view: View) -> View:
-    """Return the view under the next epoch, under which all changes since `view` are to be known."""
+    """Return the view with the next epoch, in which all changes since `view` are published."""
     return replace(view, epoch=view.epoch + 1)
 
 
 def without(view: View, losses: Iterable[Loss]) -> View:
-    """Return the view without ranks that are gone, at its epoch.
+    """Return the view without lost ranks, in its epoch.
 
     Raises:
         ShardLost: some shard has no member left.
@@ -178,7 +179,8 @@ def without(view: View, losses: Iterable[Loss]) -> View:
     ring = view.ring
     if any(rank != VACANT for rank in slots):
         ring = replace(ring, slots=slots)
-    else:  # only servers that were about to leave are left: one of them stays
+    else:
+        # Only servers that were leaving are left: one of them stays.
         ring = replace(ring, slots=(chains[0].members[0], *slots[1:]))
     workers = tuple(rank for rank in view.workers if rank not in gone)
     return replace(
@@ -197,21 +199,22 @@ def _bereft(view: View, chain: Chain, gone: set[int]) -> Chain:
     if not gone & set(chain.everyone):
         return chain
     members = tuple(rank for rank in chain.members if rank not in gone)
-    return Chain(members, since=view.epoch)  # a copy that was not whole is begun anew
+    # An incomplete copy is started again.
+    return Chain(members, since=view.epoch)
 
 
 def _nothing_left(view: View, gone: set[int]) -> str:
     names = ", ".join(f"rank {rank}" for rank in sorted(gone & set(view.servers)))
     return (
-        f"{names} died, and no other server holds a copy of its keys: go on from the last checkpoint with "
+        f"{names} died, and no other server holds a copy of its keys: resume from the last checkpoint with "
         "--resume latest; with ring.replicas = k a run survives the loss of k servers at once"
     )
 
 
 def stand_in(view: View) -> int | None:
-    """Choose the spare that is to be the next server: one of a host with as few servers as any; None without spares.
+    """Return the spare to become the next server: one on a host with fewest servers; None without spares.
 
-    So copies find as many different hosts as there are. Of equals it is the last, as the first ones lead sooner.
+    So copies can be on as many different hosts as possible. Among equals it is the last: the first ones lead sooner.
     """
     host = view.ring.host
     crowd = Counter(host(server) for server in view.ring.servers)
@@ -219,7 +222,7 @@ def stand_in(view: View) -> int | None:
 
 
 def with_server(view: View, rank: int) -> View:
-    """Return the view with a spare as a server more, if the ring has room; its shards come to it one by one."""
+    """Return the view with a spare as an additional server, if a slot is vacant; it gets its shards one by one."""
     if view.roles[rank] is not Role.SPARE or VACANT not in view.ring.slots:
         return view
     roles = tuple(Role.SERVER if each == rank else role for each, role in enumerate(view.roles))
@@ -227,14 +230,14 @@ def with_server(view: View, rank: int) -> View:
 
 
 def without_server(view: View, rank: int) -> View:
-    """Return the view in which a server, if not the last one, gives its shards up; it is a spare once it has."""
+    """Return the view in which a server, if not the last one, gives up its shards; then it is a spare."""
     if rank not in view.ring.servers or len(view.ring.servers) == 1:
         return view
     return replace(view, ring=view.ring.leave(rank))
 
 
 def with_workers(view: View, workers: Iterable[int]) -> View:
-    """Return the view with these workers, in this order; spares among them are workers now, others are spares."""
+    """Return the view with these workers, in this order; spares among them become workers, other workers spares."""
     workers = tuple(workers)
     roles = list(view.roles)
     for rank in view.workers:
@@ -251,7 +254,7 @@ def with_workers(view: View, workers: Iterable[int]) -> View:
 def whole(view: View, shard: int, rank: int, since: int) -> View:
     """Return the view in which a shard's learner has become a member of its chain.
 
-    `rank` says that its copy is whole, of the chain that there has been `since`: any other copy is begun anew.
+    `rank` reports a complete copy for the chain of epoch `since`; a report for another chain changes nothing.
     """
     chain = view.chains[shard]
     if chain.learner != rank or chain.since != since:
@@ -260,9 +263,9 @@ def whole(view: View, shard: int, rank: int, since: int) -> View:
 
 
 def drained(view: View, shard: int, since: int, replicas: int) -> View:
-    """Return the view in which a chain that stands still has the order that the ring wants.
+    """Return the view in which a closed chain has the order that the ring prescribes.
 
-    Its primary says so, of the chain that there has been `since`.
+    Its primary reports, for the chain of epoch `since`, that all members have the same state.
     """
     chain = view.chains[shard]
     wanted = view.ring.holders(shard, replicas)
@@ -272,10 +275,10 @@ def drained(view: View, shard: int, since: int, replicas: int) -> View:
 
 
 def mended(view: View, replicas: int) -> View:
-    """Return the view in which chains that are not what the ring wants are a step nearer to it.
+    """Return the view in which each chain is one step nearer to what the ring prescribes.
 
-    A chain that lacks someone gets a learner, fed by its last member; nobody feeds or learns two at once, so that
-    what making chains whole takes of a server is bounded.
+    A chain with a missing member gets a learner, to which its last member sends the shard. No server takes part in two
+    such copies at once, so that the load of repair on a server is bounded.
     """
     busy = {
         rank

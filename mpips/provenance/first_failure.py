@@ -32,7 +32,7 @@ from mpips.rundir.folder import RunFolder
 
 LOOK = 0.25
 """Seconds between two looks whether ranks have started, or the run is over."""
-SILENT = "it ended without a word: killed, crashed, or out of memory"
+SILENT = "it ended without a message: killed, crashed, or out of memory"
 
 
 class Failure(NamedTuple):

@@ -17,10 +17,10 @@ from typing import Any
 
 from mpips.checkpoint.lineage import of_run
 from mpips.cluster.layout import Role
-from mpips.cluster.long_waits import Waits
+from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import LOST, Membership
 from mpips.cluster.node import Fenced, Node
-from mpips.cluster.retransmission_counts import Repeats
+from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.errors import (
     InputError,
     JournalLost,
@@ -67,8 +67,8 @@ class Leader:
         folder: RunFolder,
         journal: Journal,
         membership: Membership,
-        waits: Waits,
-        repeats: Repeats,
+        waits: LongWaits,
+        repeats: RetransmissionCounts,
         started: float,
         miss: Callable[[], Failure | None] = lambda: None,
     ) -> None:
@@ -189,7 +189,7 @@ class Leader:
             if role == "server":
                 self._joined[name] = self._membership.join_server()
             elif len(self.node.view.spares) <= cluster.joining:
-                raise InputError("no spare rank is left to join: start the job with --set layout.spares=N")
+                raise InputError("no spare rank is left: start the job with --set layout.spares=N")
             else:
                 self._joined[name] = -1
                 cluster.joining += 1

@@ -40,12 +40,12 @@ import numpy as np
 from mpips.checkpoint.background_writer import Writer
 from mpips.cluster.crowding import crowding
 from mpips.cluster.faults import Faults
-from mpips.cluster.heartbeat import Address, Heart
+from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Layout, Place, Role, check_singleton, split
-from mpips.cluster.long_waits import Waits
+from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
-from mpips.cluster.retransmission_counts import Repeats
+from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, in_a_line
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
@@ -210,7 +210,7 @@ class _Run:
         self.survives, self.crowded, self.replicas = False, False, 0
         self.fullest = 1  # ranks on the host that has most
         self.wall = time.time() - (time.perf_counter() - started)
-        self.heart: Heart | None = None
+        self.heart: Heartbeat | None = None
         self.membership: Membership | None = None
         self.problem: InputError | None = None
         self.log = log.begin(self.rank)
@@ -397,7 +397,7 @@ class _Run:
 
     def _start_heart(self, period: float) -> None:
         alone = len(set(self._everyone(machine()))) == 1
-        self.heart = Heart(self.rank, period, LOOPBACK if alone else host_address())
+        self.heart = Heartbeat(self.rank, period, LOOPBACK if alone else host_address())
         self.heart.start([Address.from_bytes(raw) for raw in self._everyone(self.heart.address.to_bytes())])
 
     def _everyone(self, mine: bytes) -> list[bytes]:
@@ -444,7 +444,7 @@ class _Run:
             crowding(self.fullest),
         )  # fmt: skip
         self.membership = membership
-        waits, repeats = Waits(node, lambda text: _say(f"mpips: {text}")), Repeats(node)
+        waits, repeats = LongWaits(node, lambda text: _say(f"mpips: {text}")), RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._see)
         serve = partial(
@@ -476,8 +476,8 @@ class _Run:
         prepared: Prepared,
         journal: Journal,
         membership: Membership,
-        waits: Waits,
-        repeats: Repeats,
+        waits: LongWaits,
+        repeats: RetransmissionCounts,
     ) -> int:
         assert self.folder is not None
         self.folder.held = self.folder.held or claim.succeed(self.folder.path)

@@ -472,7 +472,7 @@ class TwinVan:
 
 
 class TwinHeart:
-    """One rank's heart on a `Network`; see `mpips.cluster.heartbeat.Heart`. All of a network's hearts hear each
+    """One rank's heart on a `Network`; see `mpips.cluster.heartbeat.Heartbeat`. All of a network's hearts hear each
     other.
     """
 

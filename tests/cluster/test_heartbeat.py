@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.cluster import heartbeat
-from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Attention, Heart
+from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heartbeat, SilenceClock
 from mpips.transport import socket_filter
 
 SOON = 20.0
@@ -28,12 +28,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def hearts() -> Iterator[Callable[..., list[Heart]]]:
+def hearts() -> Iterator[Callable[..., list[Heartbeat]]]:
     """Make hearts that know each other and have no targets yet."""
-    made: list[Heart] = []
+    made: list[Heartbeat] = []
 
-    def make(count: int, period: float = 0.02) -> list[Heart]:
-        made.extend(Heart(rank, period) for rank in range(count))
+    def make(count: int, period: float = 0.02) -> list[Heartbeat]:
+        made.extend(Heartbeat(rank, period) for rank in range(count))
         for heart in made:
             heart.start([other.address for other in made])
         return made
@@ -43,7 +43,7 @@ def hearts() -> Iterator[Callable[..., list[Heart]]]:
         heart.close()
 
 
-def heard(heart: Heart, rank: int) -> bool:
+def heard(heart: Heartbeat, rank: int) -> bool:
     return rank in heart._counts
 
 
@@ -51,14 +51,14 @@ def heard(heart: Heart, rank: int) -> bool:
 
 
 def test_a_rank_never_heard_is_never_silent() -> None:
-    attention = Attention(lapse=1.0)
+    attention = SilenceClock(lapse=1.0)
     for now in range(100):
         attention.listen(float(now))
     assert attention.silent([0, 1, 2], 5.0) == []
 
 
 def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
-    attention = Attention(lapse=1.0, near={1, 2})
+    attention = SilenceClock(lapse=1.0, near={1, 2})
     silent = []
     for now in range(40):
         attention.listen(float(now))
@@ -72,7 +72,7 @@ def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
 
 
 def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
-    attention = Attention(lapse=1.0)
+    attention = SilenceClock(lapse=1.0)
     attention.listen(0.0)
     attention.hear(1)
     attention.hear(2)
@@ -88,7 +88,7 @@ def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> Non
 
 
 def test_a_listener_that_slept_blames_nobody() -> None:
-    attention = Attention(lapse=1.0)
+    attention = SilenceClock(lapse=1.0)
     attention.listen(0.0)
     attention.hear(1)
     attention.listen(3600.0)
@@ -105,7 +105,7 @@ def test_a_listener_that_slept_blames_nobody() -> None:
 def test_silence_is_never_longer_than_the_turns_that_were_listened(
     gaps: list[float], lapse: float, patience: float
 ) -> None:
-    attention, now = Attention(lapse), 0.0
+    attention, now = SilenceClock(lapse), 0.0
     attention.listen(now)
     attention.hear(0)
     for gap in gaps:
@@ -119,7 +119,7 @@ def test_silence_is_never_longer_than_the_turns_that_were_listened(
 # --- hearts --------------------------------------------------------------------------------------
 
 
-def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Heart]]) -> None:
+def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Heartbeat]]) -> None:
     first, second, third = hearts(3)
     first.targets, second.targets = [1], [0, 2]
     wait_for(lambda: heard(first, 1) and heard(second, 0) and heard(third, 1))
@@ -128,7 +128,7 @@ def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Hea
 
 
 def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
-    hearts: Callable[..., list[Heart]],
+    hearts: Callable[..., list[Heartbeat]],
 ) -> None:
     watcher, stopping, beating = hearts(3)
     stopping.targets = beating.targets = [0]
@@ -138,7 +138,7 @@ def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
     wait_for(lambda: watcher.silent([1, 2], 0.5) == [1])
 
 
-def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heart]]) -> None:
+def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heartbeat]]) -> None:
     watcher, other, third = hearts(3)
     to, where = watcher.address, ("127.0.0.1", watcher.address.port)
     genuine = heartbeat.beat(other.address, to, 1, 7)
@@ -192,7 +192,7 @@ def flood() -> Iterator[Callable[..., None]]:
     """Send junk to the ports of hearts, from four processes, for so many seconds at most."""
     flooders: list[subprocess.Popen[bytes]] = []
 
-    def begin(*hearts: Heart, seconds: float = 60.0) -> None:
+    def begin(*hearts: Heartbeat, seconds: float = 60.0) -> None:
         ports = [str(heart.address.port) for heart in hearts]
         line = [sys.executable, "-c", FLOODER, str(seconds), *ports]
         flooders.extend(subprocess.Popen(line) for _ in range(4))
@@ -203,7 +203,7 @@ def flood() -> Iterator[Callable[..., None]]:
         flooder.wait()
 
 
-def flooded(heart: Heart) -> Callable[[], bool]:
+def flooded(heart: Heartbeat) -> Callable[[], bool]:
     """Give a condition: many more datagrams were dropped than there were."""
     assert heart._socket is not None
     mail = heart._socket
@@ -211,7 +211,7 @@ def flooded(heart: Heart) -> Callable[[], bool]:
 
 
 def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
-    hearts: Callable[..., list[Heart]], flood: Callable[..., None]
+    hearts: Callable[..., list[Heartbeat]], flood: Callable[..., None]
 ) -> None:
     watcher, stopping, beating = made = hearts(3)
     if not watcher._filters:
@@ -230,7 +230,7 @@ def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
 
 
 def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
-    hearts: Callable[..., list[Heart]], flood: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    hearts: Callable[..., list[Heartbeat]], flood: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO")
@@ -251,7 +251,7 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
 
 
 def test_what_may_have_been_missed_is_no_silence() -> None:
-    attention = Attention(lapse=1.0)
+    attention = SilenceClock(lapse=1.0)
     attention.listen(0.0)
     attention.hear(1)
     for now in range(1, 100):
@@ -264,7 +264,7 @@ def test_what_may_have_been_missed_is_no_silence() -> None:
 
 
 def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    heart = Heart(0)
+    heart = Heartbeat(0)
 
     class Endless:
         def recv(self, size: int) -> bytes:
@@ -280,7 +280,7 @@ def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     monkeypatch: pytest.MonkeyPatch, drops: int | None
 ) -> None:
     monkeypatch.setattr(socket_filter, "put", lambda *_: False)
-    heart = Heart(0)
+    heart = Heartbeat(0)
     mail = heart._socket
     assert mail is not None
     monkeypatch.setattr(heartbeat, "_drops", lambda mail: drops)
@@ -294,8 +294,8 @@ def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     heart.close()
 
 
-def test_closing_twice_or_before_the_start_is_fine(hearts: Callable[..., list[Heart]]) -> None:
-    lone = Heart(0)
+def test_closing_twice_or_before_the_start_is_fine(hearts: Callable[..., list[Heartbeat]]) -> None:
+    lone = Heartbeat(0)
     lone.close()
     lone.close()
     lone.start([lone.address])
@@ -311,7 +311,7 @@ def test_without_sockets_nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("no sockets here")
 
     monkeypatch.setattr(heartbeat.socket, "socket", refuse)
-    mute = Heart(0)
+    mute = Heartbeat(0)
     assert mute.address.port == 0
     mute.start([mute.address])
     assert mute.silent([0], 0.0) == []
@@ -338,7 +338,7 @@ def test_an_address_survives_the_exchange(
 
 
 def test_no_two_hearts_have_the_same_secrets() -> None:
-    first, second = Heart(0), Heart(0)
+    first, second = Heartbeat(0), Heartbeat(0)
     assert len({first.address.token, first.address.key, second.address.token, second.address.key}) == 4
     first.close()
     second.close()

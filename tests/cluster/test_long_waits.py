@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpips import Cluster, Context, VectorSpec
-from mpips.cluster.long_waits import Waits
+from mpips.cluster.long_waits import LongWaits
 from mpips.errors import RemoteError
 from mpips.rank.simulation import Stage, simulate
 from mpips.server.server import Server
@@ -25,7 +25,7 @@ def line(text: str) -> str:
 class Worker:
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
-        Waits(self.node, SAID.append)
+        LongWaits(self.node, SAID.append)
 
     def push(self, alone: bool) -> None:
         """Push in a round that the others do not take part in, for 35 s."""
@@ -43,12 +43,12 @@ def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerne
     stage = Stage()
 
     def schedule(cluster: Cluster) -> None:
-        node, waits = cluster.node, Waits(cluster.node, SAID.append)
+        node, waits = cluster.node, LongWaits(cluster.node, SAID.append)
         server = stage.nodes[cluster.servers.ranks[0]]
         (mine,) = [
             each.__self__ for each in server.on_tick if isinstance(getattr(each, "__self__", None), Server)
         ]
-        Waits(server, SAID.append).rounds = mine.unfinished_rounds
+        LongWaits(server, SAID.append).rounds = mine.unfinished_rounds
         cluster.create_vector(VectorSpec("sums", extent=10, aggregate=True))
         task = cluster.workers.start("push", {"alone": True})
         until = node.van.now() + 25.0
@@ -78,7 +78,7 @@ def test_a_run_of_long_calls_is_not_talked_over() -> None:
     SAID.clear()
 
     def schedule(cluster: Cluster) -> None:
-        Waits(cluster.node, SAID.append)
+        LongWaits(cluster.node, SAID.append)
         for _ in range(5):
             cluster.workers.call("rest", {"seconds": 15.0})
 
@@ -92,7 +92,7 @@ def test_what_is_over_or_idle_is_no_wait() -> None:
     SAID.clear()
 
     def schedule(cluster: Cluster) -> list[str]:
-        waits = Waits(cluster.node, SAID.append)
+        waits = LongWaits(cluster.node, SAID.append)
         until = cluster.node.van.now() + 30.0
         cluster.node.wait_until(lambda: cluster.node.van.now() >= until)
         with pytest.raises(RemoteError):

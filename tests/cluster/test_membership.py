@@ -146,7 +146,7 @@ def test_the_loss_of_all_copies_is_an_error_that_says_what_would_help(
     with pytest.raises(ShardLost, match=r"rank 1 died.*--resume latest"):
         simulate(schedule, Worker, servers=2, workers=1, spares=1, told=told)
     (noted,) = losses_noted(caplog)
-    assert noted["lost"] == 1 and noted["fatal"] and noted["error"].startswith("it ended without a word")
+    assert noted["lost"] == 1 and noted["fatal"] and noted["error"].startswith("it ended without a message")
 
 
 def test_a_loss_that_is_survived_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,7 +277,7 @@ def holder_hangs(
 def test_the_only_holder_of_keys_is_not_waited_for_for_ever(
     caplog: pytest.LogCaptureFixture, servers: int
 ) -> None:
-    lost = r"^rank 1 \(server 0\): no sign of life for 5 s \(\[heartbeat\] give_up\).*--resume latest"
+    lost = r"^rank 1 \(server 0\): no heartbeat for 5 s \(\[heartbeat\] give_up\).*--resume latest"
     with pytest.raises(ShardLost, match=lost):
         holder_hangs(servers, 1, None, {})
     (noted,) = losses_noted(caplog)
@@ -303,7 +303,7 @@ def test_a_leader_that_is_the_only_holder_of_keys_is_not_waited_for_for_ever() -
         told["network"].stop(1)
         go(cluster, 3)
 
-    with pytest.raises(ShardLost, match=r"^rank 1 \(server 0\): no sign of life"):
+    with pytest.raises(ShardLost, match=r"^rank 1 \(server 0\): no heartbeat"):
         simulate(schedule, Worker, servers=2, workers=1, tick=0.01, told=told)
 
 
@@ -323,7 +323,7 @@ def test_nobody_leaves_while_a_successor_waits_for_a_rank_that_hangs() -> None:
 
     how: dict[str, Any] = {"servers": 1, "workers": 1, "schedulers": 2, "tick": 0.02, "horizon": 70.0}
     assert simulate(schedule, Worker, give_up=0.0, told=told, **how) == 1
-    with pytest.raises(ShardLost, match=r"^rank 2 \(server 0\): no sign of life for 30 s"):
+    with pytest.raises(ShardLost, match=r"^rank 2 \(server 0\): no heartbeat for 30 s"):
         simulate(schedule, Worker, give_up=30.0, told=told, **how)
 
 
@@ -339,7 +339,7 @@ def test_where_no_rank_outlives_another_any_that_hangs_ends_the_run(
         told["network"].stop(hung)
         go(cluster, 0)
 
-    with pytest.raises(ShardLost, match=rf"^rank {hung} \(\w+ \d\): no sign of life"):
+    with pytest.raises(ShardLost, match=rf"^rank {hung} \(\w+ \d\): no heartbeat"):
         simulate(schedule, Worker, servers=2, workers=2, tick=0.01, told=told)
 
 
@@ -399,7 +399,7 @@ def test_who_tries_again_and_again_is_told_when_nobody_is_left() -> None:
                 cluster.regroup()
                 go(cluster, 0)
 
-    with pytest.raises(NoWorkerLeft, match="no worker is left, and no spare: go on with --resume latest"):
+    with pytest.raises(NoWorkerLeft, match="no worker is left, and no spare: resume with --resume latest"):
         simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told)
 
 
@@ -439,7 +439,7 @@ def test_who_joins_and_leaves_takes_and_gives_shards() -> None:
         until(cluster, lambda: 1 not in node.view.ring.servers and whole(cluster))
         assert node.view.roles[1] is Role.SPARE and 1 not in cluster.hosts.ranks
         go(cluster, 6)
-        with pytest.raises(InputError, match=r"rank 1 is no server; servers are \d, \d"):
+        with pytest.raises(InputError, match=r"rank 1 is not a server; servers are \d, \d"):
             membership.leave_server(1)
         assert membership.join_server() == 1, "it may come back"
         until(cluster, lambda: 1 in node.view.ring.servers and whole(cluster))

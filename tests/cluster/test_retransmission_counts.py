@@ -6,7 +6,7 @@ from collections import Counter
 
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
-from mpips.cluster.retransmission_counts import Repeats
+from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.cluster.view import first_view
 from mpips.transport.in_memory import Network
 
@@ -17,7 +17,7 @@ def test_the_leader_is_told_of_changes_only() -> None:
     network = Network(layout.size)
     nodes = [Node(network.vans[rank], layout, first_view(layout)) for rank in (0, 2)]
     leader, worker = nodes
-    counts = [Repeats(node) for node in nodes]
+    counts = [RetransmissionCounts(node) for node in nodes]
 
     def pass_by(seconds: float) -> None:
         end = network.time + seconds
