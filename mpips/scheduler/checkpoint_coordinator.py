@@ -1,12 +1,12 @@
-"""The scheduler's part in checkpoints: everyone copies what is to be kept, goes on, and writes meanwhile.
+"""The scheduler's part in checkpoints: all ranks copy their state, continue, and write in the background.
 
-    checkpoint(step):  wait for the one before; make its folder
-                       snapshot: every server and worker copies its state; the program goes on
-                       written:  each answers when its file is on the disk
-    when all have:     write the manifest; remove what is too old
+    checkpoint(step):  wait for the previous one; make its folder
+                       snapshot: every server and worker copies its state; the program continues
+                       written:  each answers when its file is on disk
+    when all have:     write the manifest; remove old checkpoints
 
-A checkpoint that cannot be written, for want of room or because a rank dies, is given up with a warning: the one
-before it stays.
+A checkpoint that cannot be written, because the disk is full or a rank dies, is dropped with a warning; the previous
+one stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Checkpointed(Protocol):
-    """What is saved: what of `Cluster` a checkpoint needs."""
+    """The part of `Cluster` that a checkpoint needs."""
 
     node: Node
     job: Any
@@ -39,19 +39,19 @@ class Checkpointed(Protocol):
 
     @property
     def lineage(self) -> Lineage:
-        """Whose the checkpoints are."""
+        """The lineage of the checkpoints."""
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Give `make()`, or what it gave on the rank before this one."""
+        """Return `make()`, or on a successor the value that it returned before."""
 
     def some(self, ranks: Sequence[int]) -> Group:
         """Return some ranks as a group."""
 
     def shards_by_host(self) -> list[tuple[int, list[int]]]:
-        """Return the shards that each server is the primary of."""
+        """Return the shards of which each server is the primary."""
 
     def worker_is_lost(self) -> bool:
-        """Tell whether a worker that the program counts on is gone."""
+        """Return whether one of the program's workers is lost."""
 
     def note(self, event: str, **facts: Any) -> None:
         """Append a line to the run's metrics."""
@@ -73,15 +73,15 @@ class Saver:
         self._pending: _Pending | None = None
         self._began = 0.0
         self.problem = ""
-        """Why the last one was given up; empty if it was not."""
+        """Why the last one was dropped; empty if it was not."""
         self.given_up = 0
-        """How many were."""
+        """The number of dropped checkpoints."""
         self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
-        """Says where the run comes from, for the manifests."""
+        """Returns the run's provenance, for the manifests."""
         cluster.node.on_tick.append(self._look)
 
     def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
-        """Let everyone copy their state, and begin to write it; give the folder, or "" if it cannot be made."""
+        """Have all ranks copy their state, and start to write it; return the folder, or "" if it cannot be made."""
         self.settle()
         self._began = self._cluster.node.van.now()
         for _ in range(5):
@@ -89,7 +89,7 @@ class Saver:
             if not folder or self._snapshot(Path(folder), about):
                 return folder
             self._abandon(Path(folder))
-        self._give_up(None, "servers died each time that it was tried")
+        self._give_up(None, "servers died in each of 5 attempts")
         return ""
 
     def _make(self, directory: Path, step: int) -> str:
@@ -100,7 +100,7 @@ class Saver:
             return ""
 
     def _snapshot(self, folder: Path, about: dict[str, Any]) -> bool:
-        """Give whether all have copied their state: a server may have died, or given shards away, meanwhile."""
+        """Return whether all have copied their state: a server may have died, or given shards away, meanwhile."""
         cluster = self._cluster
         held = cluster.decide(cluster.shards_by_host)
         hosts = cluster.some([rank for rank, _ in held])
@@ -120,13 +120,14 @@ class Saver:
         groups: list[Group] = [hosts, cluster.workers]
         writing = [group.start(Own.WRITTEN) for group in groups]
         for task in writing:
-            task.heeded = True  # `_look` sees to its error
+            # `_look` handles its error.
+            task.heeded = True
         self._pending = _Pending(folder, about, writing)
         self.problem = ""
         return True
 
     def settle(self) -> None:
-        """Wait until the last checkpoint is there, or given up."""
+        """Wait until the last checkpoint is complete, or dropped."""
         if self._pending is not None:
             for task in self._pending.tasks:
                 self._cluster.node.wait_until(lambda task=task: task.settled, "a checkpoint's files")  # type: ignore[misc]
@@ -138,14 +139,14 @@ class Saver:
         if pending is None or not all(task.settled for task in pending.tasks):
             return
         self._pending = None
-        if self._cluster.node.replay is not None:  # that of the run that is done again is there, or not
+        # A replay writes no checkpoints.
+        if self._cluster.node.replay is not None:
             return
         errors = [task.error for task in pending.tasks if task.error is not None]
         if errors:
             self._give_up(pending.folder, str(errors[0]))
-        elif (
-            pending.folder.is_dir() and not (pending.folder / MANIFEST).exists()
-        ):  # else another leader did it
+        # Otherwise another leader has committed it.
+        elif pending.folder.is_dir() and not (pending.folder / MANIFEST).exists():
             self._commit(pending)
 
     def _commit(self, pending: _Pending) -> None:
@@ -158,12 +159,12 @@ class Saver:
             return
         cluster.pace.saved(cluster.node.van.now() - self._began)
         cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
-        # A recorded run can be done again from what it started from only.
+        # A recorded run can be replayed only from the checkpoint that it started from.
         spare = [pending.folder, *([cluster.resume] if cluster.resume and cluster.node.record else [])]
         try:
             checkpoint.prune(pending.folder.parent, cluster.job.checkpoint.keep, cluster.lineage, spare)
         except (MpipsError, OSError) as error:
-            self._warn(f"warning: an old checkpoint was not removed ({error}); the run goes on")
+            self._warn(f"warning: an old checkpoint was not removed ({error}); the run continues")
 
     def _abandon(self, folder: Path) -> None:
         if self._cluster.node.replay is None:
@@ -175,4 +176,4 @@ class Saver:
         if folder is not None:
             self._abandon(folder)
         self._cluster.note("no checkpoint", why=why)
-        self._warn(f"warning: no checkpoint was written ({why}); the run goes on")
+        self._warn(f"warning: no checkpoint was written ({why}); the run continues")

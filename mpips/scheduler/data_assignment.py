@@ -1,8 +1,8 @@
-"""The workload table: which worker has which part of the data (paper, section 3.2: the task scheduler).
+"""Assignment of data parts to workers (paper, section 3.2: the task scheduler's workload table).
 
-Data is cut into parts (`Cut`). The scheduler assigns every part to a worker and notes what comes of it. A part whose
-worker is lost goes to whoever takes that worker's place, or else to the worker that has least to do; newcomers, and
-workers that are out of work, are given parts that nobody has begun.
+Data is cut into parts (`Cut`). The scheduler assigns every part to a worker and records its progress. The part of a
+lost worker goes to its replacement, or else to the worker with the least work left; new workers, and idle ones, get
+parts that are not started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Cut(NamedTuple):
-    """Data is cut into `coarse` parts, and each of them into `fine` ones: what one reads at first, and what moves.
+    """A partition of the data into `coarse` parts, for the first read, each of `fine` parts, which can be reassigned.
 
     Part p is the (p // coarse)-th of the fine parts of the coarse part p % coarse.
     """
@@ -24,17 +24,17 @@ class Cut(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Return how many fine parts there are."""
+        """Return the number of fine parts."""
         return self.coarse * self.fine
 
     def order(self, part: int) -> tuple[int, int]:
-        """Return the key by which parts are sorted, so that those of one coarse part stand together."""
+        """Return the sort key of a part; the parts of one coarse part are adjacent in this order."""
         return part % self.coarse, part // self.coarse
 
     def slices(self, files: Sequence[str], parts: Iterable[int]) -> Iterator[tuple[list[str], int, int]]:
-        """Give what to read for some parts, in their order: (files, part, of) for `mpips.data.read` each.
+        """Yield the slices to read for some parts, in their order: (files, part, of) for `mpips.data.read` each.
 
-        Fine parts that are together every so many-th of a coarse one, and stand together, are read at once.
+        Adjacent fine parts that together are every n-th part of a coarse one are read at once.
         """
         left = list(parts)
         while left:
@@ -47,18 +47,19 @@ class Cut(NamedTuple):
             yield within if step == 1 else _narrowed(files, (coarse, self.coarse), (first, step))
 
     def _together(self, parts: list[int], step: int, within: tuple[list[str], int, int]) -> bool:
-        """Tell whether some parts begin with every `step`-th one of their coarse part, which can be read as that."""
+        """Return whether `parts` begins with every `step`-th part of their coarse part, which one slice can read."""
         count = self.fine // step
         if count * step != self.fine or parts[:count] != [
             parts[0] + each * step * self.coarse for each in range(count)
         ]:
             return False
-        files, _, of = within  # fine parts may be examples where so few would be whole files
+        # Fine parts are ranges of examples where whole files are too few, which a coarser slice may not be.
+        files, _, of = within
         return step == 1 or of > 1 or not step <= len(files) < self.fine
 
 
 def _narrowed(files: Sequence[str], *steps: tuple[int, int]) -> tuple[list[str], int, int]:
-    """Take one part of many, step by step: whole files while there are enough of them, then examples."""
+    """Select one part of many, step by step: whole files while there are enough of them, then examples."""
     chosen, part, of = list(files), 0, 1
     for number, count in steps:
         if of == 1 and len(chosen) >= count:
@@ -70,21 +71,22 @@ def _narrowed(files: Sequence[str], *steps: tuple[int, int]) -> tuple[list[str],
 
 @dataclass
 class Part:
-    """One part of the data: who has it, and how far that worker is with it."""
+    """One part of the data: its worker and its progress."""
 
     number: int
     worker: int
     begun: bool = False
-    """Whether its worker is at it."""
+    """Whether its worker has started it."""
     done: int = 0
-    """How many steps of it are done, by whoever."""
+    """Steps of it that are done, by any worker."""
     finished: bool = False
 
 
 class Workload:
-    """The parts of a data set over workers, which have any names.
+    """The assignment of a data set's parts to workers, which are any integers.
 
-    Part p is given to worker p modulo their number, in their order. Raises ValueError for no parts or no workers.
+    Part p is first assigned to worker p modulo their number, in their order. Raises ValueError for no parts or no
+    workers.
     """
 
     def __init__(self, parts: int, workers: Iterable[int]) -> None:
@@ -94,7 +96,7 @@ class Workload:
         self.parts = [Part(number, self.workers[number % len(self.workers)]) for number in range(parts)]
 
     def of(self, worker: int) -> list[Part]:
-        """Give what a worker has still to do: its unfinished parts, those that it has begun first."""
+        """Return the unfinished parts of a worker, started ones first."""
         mine = [part for part in self.parts if part.worker == worker and not part.finished]
         return sorted(mine, key=lambda part: not part.begun)
 
@@ -104,16 +106,16 @@ class Workload:
         return all(part.finished for part in self.parts)
 
     def note(self, number: int, steps: int, finished: bool) -> None:
-        """Note that a part's worker has done some more steps of it, or finished it."""
+        """Record that a part's worker has done `steps` more steps of it, or finished it."""
         part = self.parts[number]
         part.begun, part.done, part.finished = True, part.done + steps, finished
 
     def follow(self, workers: Sequence[int]) -> dict[int, int]:
-        """Go over to these workers; give whose place newcomers have taken: newcomer -> lost worker.
+        """Replace the workers; return the lost worker that each replacement stands in for: new worker -> lost worker.
 
-        Newcomers take the places of those that are gone. Are there more of these, what they had left goes to those
-        who have least to do; are there more newcomers, they take parts that were not begun from those with most.
-        Raises ValueError when nobody is left.
+        New workers replace lost ones. If more were lost, their remaining parts go to the workers with the least work
+        left; if more are new, these take parts that are not started from the workers with most. Raises ValueError if
+        `workers` is empty.
         """
         if not workers:
             raise ValueError("no worker is left")
@@ -123,9 +125,8 @@ class Workload:
         heirs = {lost: newcomer for newcomer, lost in places.items()}
         self.workers = list(workers)
         lost = [part for part in self.parts if part.worker in gone]
-        for part in sorted(
-            lost, key=lambda part: part.worker not in heirs
-        ):  # places first: who has least shows then
+        # Replacements first: only then is it known which worker has least left.
+        for part in sorted(lost, key=lambda part: part.worker not in heirs):
             self._give(part, heirs[part.worker] if part.worker in heirs else self._least())
         for newcomer in come[len(gone) :]:
             while self._relieve(newcomer, 2):
@@ -133,12 +134,12 @@ class Workload:
         return places
 
     def hand_over(self) -> list[int]:
-        """Let each worker that is out of work take a part from the one with most that are not begun; give the parts."""
+        """Give each idle worker a part that is not started, from the worker with most; return the moved parts."""
         idle = [worker for worker in self.workers if not self.of(worker)]
         return [part.number for part in map(self._relieve, idle) if part is not None]
 
     def _relieve(self, worker: int, excess: int = 1) -> Part | None:
-        """Give a worker a part of the one that has most to do, if that has `excess` parts more."""
+        """Give a worker a part of the one with most left, if that has at least `excess` parts more."""
         loads = self._loads()
         free = {part.worker for part in self.parts if not (part.begun or part.finished)}
         fullest = max(free, key=lambda each: (loads[each], -self.workers.index(each)), default=worker)

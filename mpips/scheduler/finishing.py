@@ -1,7 +1,7 @@
-"""What a program does once it has trained: each step for itself, so that what one cannot do costs nothing else.
+"""The steps of a program after training; the failure of one does not affect the others.
 
-Exports, scores of test data and prints come last, when hours may have been spent: a bad line in a test file, a full
-disk or a missing font must not take the model, nor the metrics, with them.
+Exports, scores of test data and printed output come last, after hours of training perhaps: a bad line in a test file, a
+full disk or a missing font must not lose the model or the metrics.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Step = Callable[[], dict[str, Any] | None]
 def finish(
     cluster: Cluster, metrics: dict[str, Any], *steps: Step, mend: Callable[[], object] | None = None
 ) -> dict[str, Any]:
-    """Do what follows training; give the metrics, and those that the steps give.
+    """Run the steps after training; return the metrics, and those that the steps return.
 
-    `result.json` has the metrics of training, and of each step that could be done, also when another one fails. The
-    first error is raised when all have been tried; the others are said.
+    `result.json` has the metrics of training, and of each step that succeeded, also when another one fails. The first
+    error is raised when all steps have been tried; the others are printed.
 
     Args:
         cluster: the run.
-        metrics: what training has come to.
-        steps: in the order of their worth: the model before its scores. One that writes a file asks the servers and
-            workers for all it needs first: who succeeds to the scheduler asks the same, whatever its disk does.
+        metrics: the metrics of training.
+        steps: in order of importance: the model before its scores. A step that writes a file first asks the servers and
+            workers for all it needs: a successor of the scheduler asks the same, whatever its disk does.
         mend: as for `mpips.scheduler.worker_recovery.surely`.
 
     Raises:
-        Exception: what a step has raised.
+        Exception: the first error of a step.
     """
     cluster.metrics.update(metrics)
     failed: list[Exception] = []
@@ -42,7 +42,8 @@ def finish(
             cluster.metrics.update(surely(cluster, partial(_given, step), mend))
         except Exception as error:
             if isinstance(error, MpipsError) and not isinstance(error, (InputError, RemoteError)):
-                raise  # the run cannot go on
+                # The run cannot continue.
+                raise
             failed.append(error)
     for other in failed[1:]:
         cluster.say(f"this failed too: {' '.join(str(other).split())}")

@@ -1,4 +1,4 @@
-"""Groups: whom a call of the scheduler goes to, and what comes back (paper, section 3.2: the task scheduler)."""
+"""Groups: the receivers of a scheduler's call, and their replies (paper, section 3.2: the task scheduler)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
 
 
 class Group:
-    """Whom a call goes to: the workers, in worker order, or the shards, in key order.
+    """Receivers of calls: the workers, in worker order, or the shards, in key order.
 
-    `addresses` are ranks, or ~shard for shards; `crew` is the epoch of the workers whom the caller knows.
+    `addresses` are ranks, or ~shard for shards; `crew` is the epoch of the set of workers that the caller knows.
     """
 
     def __init__(self, node: Node, addresses: Sequence[int], crew: int = 0) -> None:
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Return the ranks that answer to the addresses now."""
+        """Return the ranks that the addresses mean now."""
         return tuple(self.node.view.rank_of(address) for address in self.addresses)
 
     def start(
@@ -47,11 +47,11 @@ class Group:
         values: NDArray[Any] | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Call a function on every one of the group, or on those at the indices `only`.
+        """Call a function on all members of the group, or on those at the indices `only`.
 
-        `args` go to all, `each[i]` to the i-th of them besides; `keys` and `values` travel as arrays. On shards
-        the function concerns one `vector`. The call starts nowhere before every task of `after` is finished
-        everywhere. The task's result is the list of replies (`Message`), in the group's order.
+        `args` go to all, `each[i]` to the i-th of them in addition; `keys` and `values` travel as arrays. On shards the
+        function works on one `vector`. The call starts nowhere before every task of `after` is finished everywhere. The
+        task's result is the list of replies (`Message`), in the group's order.
         """
         self.node.step(self.node.tasks.issued)
         ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
@@ -70,16 +70,16 @@ class Group:
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
-        """Call and wait; give what each returned."""
+        """Call and wait; return what each member returned."""
         return [reply.meta for reply in self.node.wait(self.start(function, args, **options))]
 
     def gather(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[Arrays]:
-        """Call and wait; give the (keys, rows) that each returned."""
+        """Call and wait; return the (keys, rows) of each member."""
         replies = self.node.wait(self.start(function, args, **options))
         return [(reply.keys, reply.values) for reply in replies]
 
     def total(self, task: Task) -> NDArray[Any]:
-        """Wait for a call; give the sum of the rows that they returned, added in their order."""
+        """Wait for a call; return the sum of the members' rows, added in their order."""
         rows = [reply.values for reply in self.node.wait(task)]
         result: NDArray[Any] = rows[0].copy()
         for more in rows[1:]:

@@ -1,14 +1,14 @@
-"""The journal: what the scheduler's program has been told, so that another rank can go on in its place.
+"""The journal: the inputs of the scheduler's program, replicated so that another rank can continue it.
 
-A program's `schedule` is an ordinary function that is told something in two ways only: by the replies to its tasks, and
-by decisions (is a checkpoint due? who are the workers now?), which depend on time, signals and deaths. Given the same
-replies and decisions it does the same again. So the leader sends both to its next successors, and the one that takes
-over runs the function from its start: what the journal knows is answered from it, at once, without any message; where
-it ends, the run goes on. Requests that the old leader has sent and nobody knows the reply to are sent again, under the
-same names (origin, time), and whoever has executed them answers with the reply that was kept.
+A program's `schedule` is an ordinary function with two kinds of input only: the replies to its tasks, and decisions (is
+a checkpoint due? who are the workers now?), which depend on time, signals and deaths. Given the same replies and
+decisions it does the same again (state machine replication). So the leader sends both to its next successors, and the
+one that takes over runs the function from its start: the journal answers what it knows, at once, without any message;
+after its end, the run continues. Requests of the old leader without a known reply are sent again, under the same ids
+(origin, time), and callees that have executed them answer with the reply that they kept.
 
-Replies are sent to the successors without waiting, since each callee keeps them until they are there (`stable`). A
-decision must have arrived before anything follows from it.
+Replies are sent to the successors without waiting, since each callee keeps them until they have arrived (`stable`). A
+decision must have arrived before the program continues.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mpips.transport.message import Command, Kind, Message
 
 T = TypeVar("T")
 OFTEN = 16
-"""Entries after which a successor says how many it has."""
+"""Number of entries after which a successor acknowledges."""
 FOREVER = 1 << 62
 
 
 class Journal:
-    """The journal of one rank: the leader's own, or what it was sent of the leader's.
+    """The journal of one rank: the leader's own, or a successor's copy.
 
-    `copies` successors are sent it.
+    `copies` is the number of successors that it is sent to.
     """
 
     def __init__(self, node: Node, copies: int = 1) -> None:
@@ -39,16 +39,18 @@ class Journal:
         """By (time, address)."""
         self.decisions: list[Any] = []
         self._entries: list[Message] = []
-        self._told: list[Message] = []  # those of the present leader; the same list once they are as many
-        self._base = 0  # how many entries this leader had when it began to lead
+        # Entries from the present leader; the same list once it has at least as many as the old one.
+        self._received: list[Message] = []
+        # The number of entries when this leader began to lead.
+        self._base = 0
         self._early: dict[int, Message] = {}
         self._source = -1
         self._leading = False
         self._decided = 0
-        self._followers: dict[int, int] = {}  # how many entries each has
-        self._marks: deque[tuple[int, int]] = (
-            deque()
-        )  # (entries, the time below which all replies are among them)
+        # The number of entries that each successor has acknowledged.
+        self._followers: dict[int, int] = {}
+        # (entries, the time below which all replies are among them).
+        self._marks: deque[tuple[int, int]] = deque()
         self._stable = 0
         node.controls[Command.LOG] = self._entry
         node.controls[Command.LOGGED] = self._logged
@@ -57,7 +59,7 @@ class Journal:
     # --- at the leader -----------------------------------------------------------------------
 
     def lead(self) -> None:
-        """Become the scheduler: issue its tasks in its name, and take the replies that it had from the journal."""
+        """Become the scheduler: issue tasks with its origin, and take known replies from the journal."""
         node = self.node
         self._leading, self._base = True, len(self._entries)
         for entry in self._entries:
@@ -70,19 +72,19 @@ class Journal:
 
     @property
     def replaying(self) -> bool:
-        """Whether the journal knows of what the program has not come to yet."""
+        """Whether the journal has inputs that the program has not reached yet."""
         return bool(self.node.tasks.recalled) or self._decided < len(self.decisions)
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Give the next decision: the one that the program was told before, or `make()`, once the successors have it.
+        """Return the next decision: the recorded one, or `make()`, once the successors have it.
 
         It must be JSON-able.
         """
         number = self._decided
         self._decided += 1
         if self.node.replay is not None:
-            told: T = self.node.replay.decision(number)
-            return told
+            recorded: T = self.node.replay.decision(number)
+            return recorded
         if number < len(self.decisions):
             known: T = self.decisions[number]
             return known
@@ -118,7 +120,7 @@ class Journal:
             self.node.send_soon(rank, entry)
 
     def _follow(self, before: View, view: View) -> None:
-        """Send all of it to a successor that is new."""
+        """Send all entries to a new successor."""
         if not self._leading:
             return
         heirs = [rank for rank in view.succession() if rank != self.node.rank][: self._copies]
@@ -134,7 +136,7 @@ class Journal:
             self._followers[message.sender] = max(has, int(message.meta["count"]))
 
     def _stable_time(self) -> int:
-        """Give the time below which all successors have all replies."""
+        """Return the time below which all successors have all replies."""
         if not self._followers:
             self._marks.clear()
             return FOREVER
@@ -146,26 +148,26 @@ class Journal:
     # --- at a successor ------------------------------------------------------------------------
 
     def _entry(self, entry: Message) -> None:
-        """Take an entry of the leader's; what another leader told before counts until this one has told as much."""
+        """Receive an entry of the leader; those of its predecessor are valid until this one has sent as many."""
         if self._leading:
             return
         if entry.sender != self._source:
-            self._source, self._told = entry.sender, []
+            self._source, self._received = entry.sender, []
             self._early.clear()
         self._early[entry.meta["number"]] = entry
-        while (following := self._early.pop(len(self._told), None)) is not None:
-            self._told.append(following)
-            count = len(self._told)
-            if self._told is self._entries:
+        while (following := self._early.pop(len(self._received), None)) is not None:
+            self._received.append(following)
+            count = len(self._received)
+            if self._received is self._entries:
                 self._take(following)
             elif count >= following.meta["base"]:
-                self._begin_anew()
+                self._restart()
             if "decision" in following.meta or count % OFTEN == 0:
                 self.node.control(entry.sender, Command.LOGGED, {"count": count})
 
-    def _begin_anew(self) -> None:
-        """Go by what the present leader has told, from its start."""
-        self._entries = self._told
+    def _restart(self) -> None:
+        """Replace the journal by the present leader's, from its start."""
+        self._entries = self._received
         self.replies.clear()
         self.decisions.clear()
         for entry in self._entries:

@@ -1,18 +1,17 @@
-"""The scheduler: drives the workers and servers by calls, and knows how far the run is (paper, sections 3.2 and 4.3).
+"""The scheduler: calls workers and servers, and records the progress of the run (paper, sections 3.2 and 4.3).
 
-A program's `schedule(cluster, settings)` runs here. It addresses the workers, or the shards that the servers hold, as a
-`Group`; a call is a task like any other, so several may be under way at once.
+A program's `schedule(cluster, settings)` runs here. It addresses the workers, or the shards of the servers, as a
+`Group`; a call is a task like any other, so several may be outstanding at once.
 
-Another rank may go on with the program when this one dies (`mpips.scheduler.journal`), by running it again from its
-start. So a program must do the same whenever it is told the same: what it learns by other ways than replies, such as
-the time or a signal, it gets by `decide`; and what it writes and says, it does through the cluster, which does
-nothing twice.
+When this rank dies, another rank continues the program (`mpips.scheduler.journal`), by running it again from its start.
+So a program must be deterministic given its inputs: what it learns by other means than replies, such as the time or a
+signal, it gets by `decide`; what it writes and prints, it writes through the cluster, which repeats nothing.
 
-What the program has started and not waited for, pushes and calls, is waited for when it has returned; what of it has
-failed, and nobody was told, fails the run.
+Tasks that the program has started and not waited for, pushes and calls, are waited for when it has returned; an error
+of one of them that no caller has seen fails the run.
 
-When a worker dies, the call that was under way raises `WorkerLost` once all others have ended theirs. A program that
-knows what to do then calls `regroup`, gives the lost work to those who are there now, and goes on.
+When a worker dies, the present call raises `WorkerLost` once all other workers have ended theirs. A program that can
+recover then calls `regroup`, gives the lost work to the present workers, and continues.
 """
 
 from __future__ import annotations
@@ -54,11 +53,12 @@ from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector, Vectors
 
 T = TypeVar("T")
-EXPORT_ROWS = 1 << 18  # rows per message when a whole vector is read
+# Rows per message when a whole vector is read.
+EXPORT_ROWS = 1 << 18
 
 
 class Regrouped(NamedTuple):
-    """How the workers have changed, in ranks: those before, those now, and of these `come`, who know nothing yet."""
+    """A change of the workers, in ranks: `before`, `now`, and the new ones (`come`), which hold no state yet."""
 
     before: tuple[int, ...]
     now: tuple[int, ...]
@@ -66,18 +66,18 @@ class Regrouped(NamedTuple):
 
     @property
     def gone(self) -> list[int]:
-        """Return those that are not workers any more."""
+        """Return the ranks that are no longer workers."""
         return [rank for rank in self.before if rank not in self.now]
 
 
 class _Live:
-    """What the program says, said only where it has not been said before by another rank."""
+    """The program's output, without what another rank has printed before."""
 
     def __init__(self, out: TextIO, journal: Journal) -> None:
         self._out, self._journal = out, journal
 
     def write(self, text: str) -> int:
-        """Write, unless the program is being taken over."""
+        """Write, unless the journal is being replayed."""
         return len(text) if self._journal.replaying else self._out.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -85,10 +85,10 @@ class _Live:
 
 
 class Cluster:
-    """What a program's scheduler is given: the servers and workers, and where to say how far the run is.
+    """The argument of a program's `schedule`: the servers and workers, and the reports of progress.
 
-    `servers` are the shards, whoever holds them. `seconds` and `waiting` are what `phase` has measured. `facts`
-    are what a run must have in common with the checkpoint that it resumes from, by name.
+    `servers` are the shards, on whichever server. `seconds` and `waiting` are measured by `phase`. `facts` must be
+    equal in the run and in the checkpoint that it resumes from, by name.
     """
 
     def __init__(
@@ -110,18 +110,21 @@ class Cluster:
         self.seconds = {"total": 0.0, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
         self.waiting = 0.0
         self.spent: list[dict[str, Any]] = []
-        """What each rank that was there at the end of training has done in it: seconds and bytes; see `SPENT`."""
+        """The work of each rank that was present at the end of training: seconds and bytes; see `SPENT`."""
         self.asked: str | None = None
-        """Who asked the run to stop, as of this moment; the program goes by `stop`."""
+        """The source of the stop request at this moment, or None; the program reads `stop`."""
         self.joining, self.leaving = 0, set[int]()
-        """How many workers are to join, and which are to leave, when the program comes to it."""
+        """The number of workers to join, and the ranks to leave, at the program's next `regroup`."""
         self.checkpoint_asked = False
-        self._settled = self.workers.addresses  # the workers of the last regroup that succeeded
-        self._informed = set(self._settled)  # those of them who know all vectors
+        # The workers of the last regroup that succeeded.
+        self._settled = self.workers.addresses
+        # Those of them that have all vectors.
+        self._informed = set(self._settled)
         self._out: Any = _Live(sys.stdout if out is None else out, self.journal)
         self._lines = Lines(folder.metrics)
         base = self.decide(lambda: self._count_lines())
-        self._written = self._count_lines() - base  # lines of the program's that a rank before this one wrote
+        # The program's lines that a rank before this one has written.
+        self._written = self._count_lines() - base
         self._training: float | None = None
         self._last: tuple[dict[int, float], float] = ({}, node.van.now())
         self.checkpoints = Path("checkpoints")
@@ -129,9 +132,10 @@ class Cluster:
         self._lineage: Lineage | None = None
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
-        self._since = 0  # what was issued before, to workers who have changed since, does not count
+        # Tasks issued earlier, to workers of before a change, are not waited for.
+        self._since = 0
         self.metrics: dict[str, Any] = {}
-        """What the program knows already of what it will give: `result.json` has it when something fails then."""
+        """Metrics of the program so far: `result.json` has them if a later step fails."""
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
@@ -139,7 +143,7 @@ class Cluster:
         self.saver = Saver(self, self.say)
 
     def _count_lines(self) -> int:
-        """Count the lines that the program has written, whichever rank it ran on."""
+        """Count the lines of the program in `metrics.jsonl`, from any rank."""
         return sum(b'"noted": true' not in line for line in self.folder.metrics.read_bytes().splitlines())
 
     @property
@@ -152,25 +156,25 @@ class Cluster:
         return Group(self.node, ranks, self.workers.crew)
 
     def group(self, name: str) -> Group:
-        """Give one worker group of the job; `workers` is all of them. KeyError if there is none of that name."""
+        """Return one worker group of the job; `workers` is all of them. KeyError if no group has that name."""
         self.node.layout.group(name)
         return self.some(self.node.layout.members(self.workers.addresses)[name])
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Give `make()`, JSON-able, or what it gave when the program came here before, on another rank."""
+        """Return `make()`, JSON-able, or on a successor the value that it returned here before."""
         return self.journal.decide(make)
 
     def settle(self) -> None:
-        """Wait for all that the program has asked for, and the last checkpoint.
+        """Wait for all tasks of the program, and the last checkpoint.
 
         Raises:
-            RemoteError, WorkerLost: something has failed, and nobody was told.
+            RemoteError, WorkerLost: a task has failed whose error no caller has seen.
         """
         self.saver.settle()
         self.node.settle(self._since)
 
     def close(self) -> None:
-        """Close what it writes to; idempotent."""
+        """Close the files; idempotent."""
         self._lines.close()
 
     def __enter__(self) -> Cluster:
@@ -181,7 +185,7 @@ class Cluster:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what happens inside as `seconds[name]`; a checkpoint inside training counts as checkpoint only."""
+        """Measure the body as `seconds[name]`; a checkpoint inside training counts as checkpoint only."""
         wall = self.node.van.wall
         before = self.accounts() if name == "train" else []
         start, inner = self.decide(wall), self.seconds["checkpoint"]
@@ -198,9 +202,10 @@ class Cluster:
         self.seconds[name] += elapsed
 
     def accounts(self) -> list[dict[str, Any]]:
-        """Ask everyone what they have sent and how they have spent their time; see `Node.account`.
+        """Return the traffic and time accounts of all ranks; see `Node.account`.
 
-        Each also has its `rank` and `role`. Who has died says nothing; the program hears of it when it counts on it.
+        Each also has its `rank` and `role`. Ranks that have died are left out; the program sees their loss in its next
+        call.
         """
         own = [{**self.node.account(), "rank": self.node.rank, "role": "scheduler"}]
         groups = (("server", self.hosts), ("worker", self.workers))
@@ -219,16 +224,16 @@ class Cluster:
 
     @property
     def trained(self) -> float:
-        """Seconds of training so far, those before the checkpoint that was resumed from included."""
+        """Seconds of training so far, including those before the checkpoint that was resumed from."""
         if self._training is None:
             return self._trained_before
         here = self.node.van.wall() - self._training - self.seconds["checkpoint"]
         return self._trained_before + here
 
     def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Say how the workers fare: the share of time that each waited since this was last asked, and bytes sent.
+        """Return the fraction of time that each worker has waited since the last call, and bytes sent.
 
-        `unfiltered` is what they would have sent had there been no filters.
+        `unfiltered` are the bytes that they would have sent without filters.
         """
         said = (
             self._accounts(self.workers)
@@ -246,9 +251,9 @@ class Cluster:
         return {"waiting": waiting, "sent": sent, "unfiltered": sent + saved}
 
     def aside(self, function: str, args: dict[str, Any]) -> None:
-        """Call a function of the workers beside what the program does; whether it is done, nobody is told.
+        """Call a function of the workers outside the program's order, without a reply.
 
-        Such a call is in no journal: it comes from outside, whenever it comes.
+        Such a call is not in the journal: it comes from outside, at any time.
         """
         for rank in self.workers.addresses:
             self.node.control(rank, Command.ASIDE, {"call": function, "args": args})
@@ -256,38 +261,40 @@ class Cluster:
     # --- workers that come and go ----------------------------------------------------------------
 
     def renewed(self) -> bool:
-        """Tell whether workers wait to join or to leave: a program that can, then calls `regroup`."""
+        """Return whether workers wait to join or to leave: a program that supports it then calls `regroup`."""
         return self.decide(lambda: bool(self.leaving) or (self.joining > 0 and bool(self.node.view.spares)))
 
     def regroup(self) -> Regrouped:
-        """Go on with the workers that are there now: spares take the places of lost ones, those who wait join.
+        """Continue with the present workers: spares replace lost workers, and waiting ones join.
 
-        All vectors are made known to newcomers. What was issued to the workers before is forgotten. What has changed is
-        told since the last time that this succeeded.
+        All vectors are created on new workers. Tasks of the former workers are dropped. The returned change is relative
+        to the last regroup that succeeded.
 
         Raises:
-            NoWorkerLeft: there is nobody to go on with.
+            NoWorkerLeft: there is no worker and no spare.
         """
         while True:
             now, crew, stayed = self.decide(self._new_crew)
             if not now:
-                raise NoWorkerLeft("no worker is left, and no spare: go on with --resume latest")
+                raise NoWorkerLeft("no worker is left, and no spare: resume with --resume latest")
             self.node.tasks.leap()
             self._since = self.node.tasks.time
-            self._informed &= set(stayed)  # whoever was no worker in between has forgotten all
+            # A rank that was not a worker in between has lost its state.
+            self._informed &= set(stayed)
             self.workers.addresses, self.workers.crew = tuple(now), crew
             newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
             try:
                 for vector in self.vectors.values() if len(newcomers) else ():
                     newcomers.call(Own.CREATE_VECTOR, self._making(vector))
-            except WorkerLost:  # a newcomer, in its turn
+            except WorkerLost:
+                # A new worker was lost, too.
                 continue
             changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
             self._informed, self._settled = set(now), tuple(now)
             return changed
 
     def _new_crew(self) -> tuple[list[int], int, list[int]]:
-        """Choose the workers; give them, the epoch since which they are, and those who have been all the time."""
+        """Choose the workers; return them, the epoch of this set, and those that have been workers throughout."""
         view = self.node.view
         were = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
         spares = list(self.node.view.spares)
@@ -301,7 +308,8 @@ class Cluster:
         while self.joining and spares:
             now.append(spares.pop())
             self.joining -= 1
-        if not now:  # all others have died meanwhile
+        if not now:
+            # All others have died meanwhile.
             now = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
         self.leaving.clear()
         self.membership.set_workers(now)
@@ -312,7 +320,7 @@ class Cluster:
 
     @property
     def lineage(self) -> Lineage:
-        """Return whose checkpoints this run's are; set from `run.json` where there is one."""
+        """Return the lineage of this run's checkpoints; set from `run.json` where it exists."""
         if self._lineage is None:
             self._lineage = of_run(self.folder.path, None, self.resume)
         return self._lineage
@@ -322,18 +330,18 @@ class Cluster:
         self._lineage = lineage
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that this run can be resumed from, as an absolute path."""
+        """Return the newest checkpoint that this run can resume from, as an absolute path."""
         found = self.lineage.latest(self.checkpoints) or self.resume
         return None if found is None else found.absolute()
 
     @property
     def stop(self) -> str | None:
-        """Who asked the run to stop, as far as the program has been told; None if nobody has."""
+        """The source of the stop request, as the program sees it; None if there is none."""
         self._stop = self._stop or self.decide(lambda: self.asked)
         return self._stop
 
     def due(self, step: int) -> bool:
-        """Tell whether a checkpoint is due after `step`: the job, or somebody, asks for one, or the run is to stop."""
+        """Return whether a checkpoint is due after `step`: by the job file, on request, or before a stop."""
         self.pace.stepped(self.node.van.now())
         every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
 
@@ -344,7 +352,7 @@ class Cluster:
         return self.stop is not None or asked or self.decide(late)
 
     def stopping(self) -> bool:
-        """Tell whether to stop now, the checkpoint being written: then the run ends as stopped, to be resumed.
+        """Return whether to stop now; the checkpoint is written then, and the run ends as stopped, to be resumed.
 
         Raises:
             CheckpointError: it could not be written, and there is no earlier one.
@@ -358,9 +366,9 @@ class Cluster:
         return True
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> Path | None:
-        """Begin a checkpoint of all vectors, of the workers' state and of `state` (JSON-able); give its folder.
+        """Start a checkpoint of all vectors, of the workers' state and of `state` (JSON-able); return its folder.
 
-        It is written while the program goes on; one that cannot be written is given up with a warning.
+        It is written while the program continues; one that cannot be written is dropped with a warning.
         """
         about = {
             "step": step,
@@ -378,21 +386,20 @@ class Cluster:
         return Path(folder) if folder else None
 
     def shards_by_host(self) -> list[tuple[int, list[int]]]:
-        """Return whose primary each server is at this moment."""
+        """Return the shards of which each server is the primary at this moment."""
         view = self.node.view
         return [(rank, view.primary_of(rank)) for rank in view.servers if view.primary_of(rank)]
 
     def worker_is_lost(self) -> bool:
-        """Tell whether a worker that the program counts on is gone, at this moment."""
+        """Return whether one of the program's workers is lost at this moment."""
         return any(self.node.view.roles[rank] is not Role.WORKER for rank in self.workers.addresses)
 
     def restore(self, unfit: Callable[[dict[str, Any]], str] | None = None) -> dict[str, Any] | None:
-        """Bring back the checkpoint that the run resumes from, if any; give the state it was written with.
+        """Restore the checkpoint that the run resumes from, if any; return the state that was saved with it.
 
-        Vectors are made and filled, each server reading the ranges that are its own now. Workers take their
-        state back when there are as many as there were, else they build it anew from the vectors (`rebuild`).
-        `unfit` is given what the manifest says about the checkpoint, and says what the program cannot go on from in its
-        state; "" if there is nothing.
+        Vectors are created and filled; each server reads the ranges that are its own now. Workers restore their state
+        if their number is the same, else they rebuild it from the vectors (`rebuild`). `unfit` gets the manifest's
+        description of the checkpoint, and returns what in its state the program cannot continue from; "" if nothing.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another program, has an unfit state, or was written under
@@ -431,9 +438,9 @@ class Cluster:
         return state
 
     def _changed(self, about: dict[str, Any], specs: dict[str, Any]) -> list[str]:
-        """List the program's settings that are others than when the checkpoint was written.
+        """List the program's settings that differ from those in the checkpoint.
 
-        A vector comes back with the settings of its update; one that the job file says otherwise would be ignored.
+        A vector keeps the settings of its update; a different one in the job file would be ignored, and is an error.
         """
         table, found = self.job.table, []
         before = about.get("job", {}).get(table, {})
@@ -449,7 +456,7 @@ class Cluster:
             found.append(f"[{table}] {key} = {value}, was {was}")
         return found
 
-    # --- what people and files are told --------------------------------------------------------
+    # --- output ------------------------------------------------------------------------------
 
     def event(self, event: str, **facts: Any) -> None:
         """Append a line to the run's `metrics.jsonl`."""
@@ -459,19 +466,19 @@ class Cluster:
             self._lines.append({"event": event, **facts})
 
     def note(self, event: str, **facts: Any) -> None:
-        """Append a line that is not the program's: it may come at any moment."""
+        """Append a line that is not the program's, at any time."""
         self._lines.append({"event": event, **facts, "noted": True})
 
     def table(self, columns: Sequence[Column]) -> Table:
-        """Give the table on which the run's progress is shown."""
+        """Return the table that shows the run's progress."""
         return Table(columns, self._out)
 
     def say(self, text: str) -> None:
-        """Show a line to whoever watches the run."""
+        """Print a line to the user."""
         print(printable(text), file=self._out, flush=True)
 
     def traffic(self) -> dict[str, Any]:
-        """Count bytes by role: on the wire, and had there been no filter; and what each filter has made of how many."""
+        """Return bytes sent by role, with filters and as if without, and the effect of each filter."""
         said = self.accounts()
         filters = per_filter([each["filters"] for each in said])
         sent = {
@@ -485,7 +492,7 @@ class Cluster:
         }
 
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
-        """Make a vector on all servers and workers, and give a handle on it; `expect` about so many keys in all."""
+        """Create a vector on all servers and workers; return a handle. `expect` is the expected number of keys."""
         if "." in spec.name:
             raise UsageError(f"vector {spec.name!r}: its name must not have a dot")
         if spec.name in self.vectors:
@@ -501,7 +508,7 @@ class Cluster:
         return {"spec": asdict(vector.spec), "number": vector.number, "expect": 0}
 
     def export(self, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
-        """Read a whole vector in key order: (keys, rows) pieces of bounded size, rows of zeros left out."""
+        """Yield a whole vector in key order: (keys, rows) chunks of bounded size, rows of zeros left out."""
         ring, extent = self.node.view.ring, vector.spec.extent
         for shard in range(ring.shards):
             part = ring.range(shard, extent)
@@ -520,7 +527,7 @@ class Cluster:
         return replies[0]
 
     def digest(self, vector: Vector) -> str:
-        """Give the sha256 of (key, row) records in key order: the same for any layout that holds the same values."""
+        """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
         sha = hashlib.sha256()
         for keys, rows in self.export(vector):
             record = np.empty(len(keys), [("key", "<u8"), ("row", rows.dtype, (rows.shape[1],))])
@@ -533,7 +540,7 @@ SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
 
 
 def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Say what each rank has done between two accounts; of one that has come in between, all that it has."""
+    """Return the work of each rank between two accounts; of a rank that is new in `after`, all of it."""
     known = {each["rank"]: each for each in before}
     return [
         {name: late.get(name) for name in ("rank", "role", "memory", "pss", "private")}
@@ -546,11 +553,11 @@ _RESUMED = {
     "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
     "vectors": Each(Each(ANY)),
 }  # fmt: skip
-"""What a checkpoint says of itself if a run can go on from it."""
+"""The fields of a manifest's `about` in a checkpoint that a run can resume from."""
 
 
 def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what a checkpoint says of itself, and of its vectors; CheckpointError if it is damaged."""
+    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is damaged."""
     problems = checkpoint.verify(resume)
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")

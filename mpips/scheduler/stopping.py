@@ -1,4 +1,4 @@
-"""Stopping in time: the leader asks the run to stop before its time is over, and ends one that does not heed it."""
+"""Stopping before the time limit: the leader asks the run to stop in time, and ends one that does not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
 
 LAST = 5.0
-"""Seconds before the end of its allocation at which a run that has not stopped yet ends by itself."""
+"""Seconds before the end of its allocation at which a run that has not stopped ends itself."""
 
 
 def enforce(cluster: Cluster, end: float | None) -> None:
-    """End a run that does not stop in time though it was asked to; its allocation is over at `end` (wall, s), if ever.
+    """End a run that was asked to stop and does not in time; its allocation ends at `end` (wall, s), or never if None.
 
-    Its batch system would kill it without a word.
+    Otherwise its batch system would kill it without an error message.
     """
     van, grace = cluster.node.van, cluster.job.checkpoint.grace
     asked_at: float | None = None
@@ -30,7 +30,7 @@ def enforce(cluster: Cluster, end: float | None) -> None:
         over = 0 < grace <= waited or left <= LAST
         if over:
             raise StopOverdue(
-                f"asked to stop by {cluster.asked} {waited:.0f} s ago, and the step at hand has not ended; "
+                f"asked to stop by {cluster.asked} {waited:.0f} s ago, and the present step has not ended; "
                 f"the scheduler waits for {cluster.node.waits_for() or 'nothing'}"
             )
 
@@ -38,7 +38,7 @@ def enforce(cluster: Cluster, end: float | None) -> None:
 
 
 def watch(cluster: Cluster, started: float, end: float | None) -> None:
-    """Ask the cluster to stop in time, unless it never ends; `started` and `end` are wall time."""
+    """Ask the cluster to stop before its time is over; `started` and `end` are wall time (s), `end` None: no limit."""
     if end is None:
         return
     wall, before_end = cluster.node.van.wall, cluster.job.checkpoint.before_end

@@ -1,12 +1,12 @@
-"""The end of a run's time, and when to begin to stop so that the last checkpoint is there before it.
+"""The end of a run's time, and the time to start stopping so that the last checkpoint is complete before it.
 
-The leader looks at the clock between messages. When it is time, the run is asked to stop as by a signal: the program
-hears of it at the end of a step (`Cluster.stop`), by way of the journal, so that a successor is told the same. What is
-left by then must do for the step at hand, for the checkpoint, and for what the job file wants left besides:
+The leader checks the clock between messages. When it is time, the run is asked to stop as by a signal: the program sees
+it at the end of a step (`Cluster.stop`), through the journal, so that a successor decides the same. The remaining time
+must suffice for the present step, for the checkpoint, and for the reserve of the job file:
 
     stop at = end - before_end - longest of the last steps - 2 * longest checkpoint
 
-`before_end` counts for at most a quarter of the whole time, so that a short allocation is not all margin.
+`before_end` counts for at most a quarter of the whole time, so that a short allocation is not all reserve.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
     from mpips.config.job_file import Job
 
 MOST = 0.25
-"""The part of the whole time that `before_end` may be."""
+"""The largest fraction of the whole time that `before_end` may take."""
 CHECKPOINTS = 2
-"""For how many checkpoints as long as the longest there is to be time: the last may wait for the one before it."""
+"""Checkpoints of the longest duration so far to reserve time for: the last may wait for the one before it."""
 
 
 class Pace:
-    """How long steps and checkpoints take, in seconds; steps are timed from the end of the first one on."""
+    """Durations of steps and checkpoints, in seconds; steps are timed from the end of the first one."""
 
     def __init__(self) -> None:
         self.checkpoint = 0.0
-        """The longest checkpoint so far, until it was on the disk."""
+        """Duration of the longest checkpoint so far, until it was on disk."""
         self._steps: deque[float] = deque(maxlen=8)
         self._last: float | None = None
 
     @property
     def step(self) -> float:
-        """The longest of the last steps."""
+        """Duration of the longest of the last steps."""
         return max(self._steps, default=0.0)
 
     def stepped(self, now: float) -> None:
-        """Note that a step has ended."""
+        """Record the end of a step."""
         if self._last is not None:
             self._steps.append(now - self._last)
         self._last = now
 
     def saved(self, seconds: float) -> None:
-        """Note how long a checkpoint took."""
+        """Record the duration of a checkpoint."""
         self.checkpoint = max(self.checkpoint, seconds)
 
 
 def end_of(job: Job, started: float, allocation: float | None) -> float | None:
-    """Return when a run's time is over (wall, s): its allocation's end or its own limit, what comes first; or None."""
+    """Return the end of a run's time (wall, s): of its allocation or its own limit, the earlier; None if none."""
     ends = [] if allocation is None else [allocation]
     if job.time_limit > 0:
         ends.append(started + job.time_limit)
@@ -57,5 +57,5 @@ def end_of(job: Job, started: float, allocation: float | None) -> float | None:
 
 
 def reserve(before_end: float, whole: float, pace: Pace) -> float:
-    """Return the seconds that must be left, of a `whole` time, when the run is asked to stop."""
+    """Return the seconds that must remain, of a `whole` time, when the run is asked to stop."""
     return min(before_end, MOST * max(whole, 0.0)) + pace.step + CHECKPOINTS * pace.checkpoint

@@ -1,7 +1,7 @@
-"""Going on when workers are lost: what a program's schedule does around each step that counts on them.
+"""Recovery from the loss of workers: what a program's schedule does around each step that calls workers.
 
-A call to workers raises `WorkerLost` when one of them dies under way. The program then goes on with those who are
-there: spares in the places of the lost, or fewer.
+A call to workers raises `WorkerLost` when one of them dies during it. The program then continues with the present
+workers: spares in the places of the lost, or fewer workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] | None = None) -> T:
-    """Do a step with the workers; if one is lost in it, `mend` with those who are there then, and do it again."""
+    """Run a step that calls workers; if one is lost, call `mend` with the present workers, and repeat the step."""
     lost = False
     while True:
         try:
@@ -29,7 +29,7 @@ def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] |
 
 
 def regroup(cluster: Cluster) -> None:
-    """Go on with the workers that are there now. NoWorkerLeft if there is none, nor any spare."""
+    """Continue with the present workers. NoWorkerLeft if there is no worker and no spare."""
     first = cluster.workers.addresses
     cluster.regroup()
     now = cluster.workers.addresses
