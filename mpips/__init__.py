@@ -1,8 +1,7 @@
 """mpips: the parameter server (Li et al., OSDI 2014) as an MPI job toolkit.
 
-These are the names that a program needs (see `mpips.config.program`), besides the decorators
-`mpips.storage.updates.update` and `mpips.jit.kernel.kernel`, which have the names of their modules; each is loaded
-when it is first used.
+The public names: all that a program needs (see `mpips.config.program`), by group in docs/api.md. Each is loaded when it
+is first used, so that a rank loads no more than its program uses. Readers of training data are in `mpips.data`.
 """
 
 from __future__ import annotations
@@ -17,35 +16,129 @@ if sys.argv[:1] == ["-m"]:
 
 import importlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
+    from mpips.checkpoint.checkpoint import load_range as load_range
+    from mpips.checkpoint.manifest import (
+        MANIFEST as MANIFEST,
+        explained as explained,
+        read_manifest as read_manifest,
+    )
+    from mpips.consistency import (
+        Bounded as Bounded,
+        Consistency as Consistency,
+        ConsistencySpec as ConsistencySpec,
+        PushPull as PushPull,
+        bounded as bounded,
+        eventual as eventual,
+        push_pull as push_pull,
+        sequential as sequential,
+        unmet as unmet,
+    )
+    from mpips.errors import (
+        CheckpointError as CheckpointError,
+        ClosedError as ClosedError,
+        DataError as DataError,
+        Diverged as Diverged,
+        FilterError as FilterError,
+        InputError as InputError,
+        JobError as JobError,
+        JournalLost as JournalLost,
+        LayoutError as LayoutError,
+        MpipsError as MpipsError,
+        NoWorkerLeft as NoWorkerLeft,
+        ProtocolError as ProtocolError,
+        RecordError as RecordError,
+        RemoteError as RemoteError,
+        ShardLost as ShardLost,
+        StopOverdue as StopOverdue,
+        UsageError as UsageError,
+        WorkerLost as WorkerLost,
+    )
+    from mpips.files import hdf5 as hdf5, npz as npz
+    from mpips.files.json_shape import (
+        ANY as ANY,
+        COUNT as COUNT,
+        NUMBER as NUMBER,
+        Each as Each,
+        misfit as misfit,
+    )
+    from mpips.files.safe_open import replacing as replacing
+    from mpips.filters.filter import About as About, Coder as Coder, Content as Content, filter_ as filter_
+    from mpips.jit.array_checks import cells_flaw as cells_flaw, rows_flaw as rows_flaw
+    from mpips.jit.kernel import kernel as kernel
+    from mpips.ranges import ALL as ALL, KeyRange as KeyRange
+    from mpips.rank.simulation import simulate as simulate
+    from mpips.rundir import progress as progress
+    from mpips.scheduler.data_assignment import Cut as Cut, Workload as Workload
+    from mpips.scheduler.finishing import finish as finish
+    from mpips.scheduler.group import Group as Group
+    from mpips.scheduler.scheduler import Cluster as Cluster
+    from mpips.scheduler.worker_recovery import regroup as regroup, surely as surely
+    from mpips.storage import exact_sums as exact_sums
+    from mpips.storage.segment import Segment as Segment
+    from mpips.storage.updates import (
+        Column as Column,
+        Setting as Setting,
+        Settings as Settings,
+        State as State,
+        VectorSpec as VectorSpec,
+        call as call,
+        update as update,
+    )
+    from mpips.tasks.task import Task as Task
+    from mpips.transport.message import NO_ROUND as NO_ROUND, Command as Command
+    from mpips.worker.vector import KeyList as KeyList, Vector as Vector
+    from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
 
 # What numba says of settings in the working folder that it cannot read: they do not count (`mpips.jit.kernel`).
 warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Answer": "mpips.worker.worker",
-    "Cluster": "mpips.scheduler.scheduler",
-    "Column": "mpips.storage.updates",
-    "Context": "mpips.worker.worker",
-    "InputError": "mpips.errors",
-    "KeyRange": "mpips.ranges",
-    "RemoteError": "mpips.errors",
-    "Segment": "mpips.storage.segment",
-    "Task": "mpips.tasks.task",
-    "Vector": "mpips.worker.vector",
-    "VectorSpec": "mpips.storage.updates",
-    "bounded": "mpips.consistency",
-    "call": "mpips.storage.updates",
-    "eventual": "mpips.consistency",
-    "sequential": "mpips.consistency",
+_HOMES = {
+    "mpips.checkpoint.checkpoint": "load_range",
+    "mpips.checkpoint.manifest": "MANIFEST explained read_manifest",
+    "mpips.consistency": "Bounded Consistency ConsistencySpec PushPull bounded eventual push_pull "
+    "sequential unmet",
+    "mpips.errors": "CheckpointError ClosedError DataError Diverged FilterError InputError JobError "
+    "JournalLost LayoutError MpipsError NoWorkerLeft ProtocolError RecordError RemoteError "
+    "ShardLost StopOverdue UsageError WorkerLost",
+    "mpips.files.json_shape": "ANY COUNT Each NUMBER misfit",
+    "mpips.files.safe_open": "replacing",
+    "mpips.filters.filter": "About Coder Content filter_",
+    "mpips.jit.array_checks": "cells_flaw rows_flaw",
+    "mpips.jit.kernel": "kernel",
+    "mpips.ranges": "ALL KeyRange",
+    "mpips.rank.simulation": "simulate",
+    "mpips.scheduler.data_assignment": "Cut Workload",
+    "mpips.scheduler.finishing": "finish",
+    "mpips.scheduler.group": "Group",
+    "mpips.scheduler.scheduler": "Cluster",
+    "mpips.scheduler.worker_recovery": "regroup surely",
+    "mpips.storage.segment": "Segment",
+    "mpips.storage.updates": "Column Setting Settings State VectorSpec call update",
+    "mpips.tasks.task": "Task",
+    "mpips.transport.message": "NO_ROUND Command",
+    "mpips.worker.vector": "KeyList Vector",
+    "mpips.worker.worker": "Answer Context at_once",
 }
+_MODULES = {
+    "exact_sums": "mpips.storage.exact_sums",
+    "hdf5": "mpips.files.hdf5",
+    "npz": "mpips.files.npz",
+    "progress": "mpips.rundir.progress",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
+if not TYPE_CHECKING:  # a type checker then knows a name that there is not
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'mpips' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
+        raise AttributeError(f"module 'mpips' has no attribute {name!r}")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from simulated import simulate
 
-import mpips
 from mpips.cli.main import main
 from mpips.config.program import load_program
 from mpips.scheduler.scheduler import Cluster
@@ -50,9 +49,3 @@ def test_the_commands_that_it_names_have_help(command: str, capsys: pytest.Captu
     with contextlib.suppress(SystemExit):
         assert main([command, "--help"]) == 0
     assert f"mpips {command}" in capsys.readouterr().out
-
-
-def test_the_public_names_are_what_they_say() -> None:
-    assert {name: getattr(mpips, name).__name__ for name in mpips.__all__ if name != "__version__"} == {
-        name: name for name in mpips.__all__ if name != "__version__"
-    }

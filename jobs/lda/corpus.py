@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import DataError
+from mpips import DataError
 from mpips.jobs.lda.parse import CHUNK, MOST_WORDS
 from mpips.jobs.lda.readers import (
     Piece,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import call
 from mpips.jobs.lda import terms
-from mpips.storage.updates import call
 
 SMALL = 4096
 """Counts below which cells are counted in a table."""

@@ -16,12 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.cluster.node import Node
+from mpips import Cluster, Context, Cut, InputError, Workload
 from mpips.data import DataSpec
-from mpips.errors import InputError
 from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
-from mpips.scheduler.data_assignment import Cut, Workload
-from mpips.scheduler.scheduler import Cluster
 
 FINE = 8
 """Fine parts of a coarse one."""
@@ -78,8 +75,8 @@ class Documents:
     Blocks of several parts are put together, up to `most` tokens, since each group needs all words' counts.
     """
 
-    def __init__(self, node: Node, data: DataSpec, most: int) -> None:
-        self._node, self._data, self._most = node, data, most
+    def __init__(self, context: Context, data: DataSpec, most: int) -> None:
+        self._context, self._data, self._most = context, data, most
         self._open: dict[tuple[int, int], Corpus] = {}
         weakref.finalize(self, _close, self._open)
         self.groups: list[list[Place]] = []
@@ -99,7 +96,7 @@ class Documents:
     def _read(self, part: int, of: int, scratch: Path) -> Corpus:
         files, vocab = [Path(name) for name in self._data.train], self._data.vocab
         return open_corpus(
-            files, Path(vocab) if vocab else None, part, of, scratch, self._most, self._node.breathe
+            files, Path(vocab) if vocab else None, part, of, scratch, self._most, self._context.polling
         )
 
     def _places(self) -> Iterator[Place]:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import kernel
 from mpips.data.kernels import mix
-from mpips.jit.kernel import kernel
 from mpips.jobs.lda.corpus import Block
 
 TABLE = 4096

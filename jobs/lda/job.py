@@ -17,13 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mpips import Cluster, finish, surely
 from mpips.jobs.lda import results
 from mpips.jobs.lda.corpus import BLOCK_TOKENS
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.training import Training
-from mpips.scheduler.finishing import finish
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import surely
 
 
 @dataclass(frozen=True)

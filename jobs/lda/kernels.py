@@ -31,7 +31,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from mpips.jit.kernel import kernel
+from mpips import kernel
 
 LANES = 64
 GROUP = 32

@@ -22,11 +22,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import InputError, replacing, rows_flaw
 from mpips.data.examples import left_out
 from mpips.data.stream import holds_nothing
-from mpips.errors import InputError
-from mpips.files.safe_open import replacing
-from mpips.jit.array_checks import rows_flaw
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
 from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
@@ -96,7 +94,7 @@ def export_model(
     """
     import h5py
 
-    from mpips.files import hdf5
+    from mpips import hdf5
 
     topics = len(alpha)
     top, n_k, sizes = no_words(topics, n), np.zeros(topics, np.int64), np.zeros(vocabulary, np.int64)
@@ -126,7 +124,7 @@ def load_model(path: Path) -> Model:
     Raises:
         InputError: there is none, or it is no model.
     """
-    from mpips.files import hdf5
+    from mpips import hdf5
 
     file_name = path / FILE if path.is_dir() else path
     if path.is_dir() and not file_name.exists():

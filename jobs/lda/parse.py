@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import kernel
 from mpips.data.kernels import COLON, NEWLINE, NINE, ZERO, is_space
-from mpips.jit.kernel import kernel
 
 CHUNK = 64
 """Documents that go together to one part."""

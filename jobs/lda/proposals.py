@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.jit.kernel import kernel
+from mpips import kernel
 from mpips.jobs.lda.kernels import COUNTS, F4, GROUP, I4, I8, U8, below, draw, take_changes, unit, weigh
 
 U2 = NDArray[np.uint16]

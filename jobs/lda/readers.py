@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import DataError
 from mpips.data.kernels import NEWLINE
 from mpips.data.packed import unpacked_name
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
-from mpips.errors import DataError
 from mpips.jobs.lda import parse as p
 from mpips.jobs.lda import words as w
 from mpips.jobs.lda.words import Lexicon

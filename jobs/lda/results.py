@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
-from mpips.files.safe_open import replacing
+from mpips import Answer, Cluster, InputError, KeyRange, replacing
 from mpips.jobs.lda import evaluate
 from mpips.jobs.lda.corpus import LeftOut, look_at, open_corpus
 from mpips.jobs.lda.evaluate import Phi, completion, distinct
@@ -19,9 +18,6 @@ from mpips.jobs.lda.model import CELLS, FILE, export_model
 from mpips.jobs.lda.sweeps import PIECE, Sweeper
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
-from mpips.ranges import KeyRange
-from mpips.scheduler.scheduler import Cluster
-from mpips.worker.worker import Answer
 
 SHOWN = 30
 """Topics of which the table is shown; a file has all."""
@@ -140,7 +136,7 @@ class Judge(Sweeper):
         """Give the counts of words first .. last - 1 that are not 0, i4[n, 1], by (w - first) K + k."""
         topics = self.settings.topics
         pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
-        rows = self.node.wait(pull).reshape(-1)
+        rows = self.context.wait(pull).reshape(-1)
         (found,) = np.nonzero(rows)
         return Answer(keys=found.astype(np.uint64), values=rows[found][:, None])
 
@@ -150,16 +146,16 @@ class Judge(Sweeper):
         topics = prior.topics
         known = self.documents.any.words
         vocab = self.vocabulary if known is None else known
-        n_k = self.node.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))).reshape(-1)
+        n_k = self.context.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))).reshape(-1)
         log_p, tokens = [0.0], 0
         with open_corpus(
             [Path(name) for name in self.data.test], vocab, part, of, Path(scratch),
-            max(1000, CELLS // topics), self.node.breathe,
+            max(1000, CELLS // topics), self.context.polling,
         ) as corpus:  # fmt: skip
             for b in range(corpus.blocks):
                 ids, block = distinct(corpus.load(b))
                 phi = Phi(self._rows_of(ids, topics), n_k, prior.alpha, prior.beta, self.vocabulary)
-                with self.node.working():
+                with self.context.working():
                     scored, of_tokens = completion(block, corpus.documents(b), phi, self.context.job.seed)
                 log_p.append(scored)
                 tokens += of_tokens
@@ -174,7 +170,7 @@ class Judge(Sweeper):
             mine = ids[(ids >= first) & (ids < last)]
             if len(mine):
                 pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
-                found.append(self.node.wait(pull).reshape(-1, topics)[mine - first])
+                found.append(self.context.wait(pull).reshape(-1, topics)[mine - first])
         return np.concatenate(found)
 
     def cooccurrence(self, values: Any) -> Answer:
@@ -183,6 +179,6 @@ class Judge(Sweeper):
         topics, n = ids.shape
         counts = np.zeros((topics, n, n), np.int64)
         for group in range(len(self.documents.groups)):
-            with self.node.working():
+            with self.context.working():
                 counts += cooccurrence(self.documents.load(group)[0], ids, self.vocabulary)
         return Answer(values=counts.reshape(topics, n * n))

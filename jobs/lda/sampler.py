@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
+from mpips import InputError
 from mpips.jobs.lda import kernels, proposals, terms
 from mpips.jobs.lda.corpus import Block
 from mpips.jobs.lda.evaluate import doc_likelihood

@@ -26,9 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.consistency import PushPull, push_pull, unmet
+from mpips import (
+    NO_ROUND,
+    Answer,
+    CheckpointError,
+    Context,
+    KeyRange,
+    PushPull,
+    Task,
+    push_pull,
+    unmet,
+)
 from mpips.data import resolve
-from mpips.errors import CheckpointError
 from mpips.jobs.lda.documents import Documents, Reads
 from mpips.jobs.lda.sampler import (
     NO_CHANGES,
@@ -40,11 +49,6 @@ from mpips.jobs.lda.sampler import (
     counts_of,
     random_state,
 )
-from mpips.ranges import KeyRange
-from mpips.tasks.task import Task
-from mpips.transport.message import NO_ROUND
-from mpips.worker.vector import Vector
-from mpips.worker.worker import Answer, Context
 
 PIECE = 1 << 21
 """Counts n_wk that are pulled at a time, about."""
@@ -77,24 +81,27 @@ def word_cuts(frequencies: I8, topics: int, workers: int) -> list[int]:
 class Totals:
     """The totals n_k as a worker knows them: the servers' last answer, and what it has pushed since."""
 
-    def __init__(self, vector: Vector, base: I8) -> None:
-        self.vector, self._base = vector, base
+    def __init__(self, context: Context, base: I8) -> None:
+        self.context, self._base = context, base
         self._flying: dict[int, tuple[Task, I8]] = {}
 
     def push(self, time: int, change: I8, round: int) -> None:
         """Push changes; the answer will be the totals after them."""
         after = [task for task, _ in self._flying.values()][-1:]
         whole = KeyRange(0, len(change))
-        self._flying[time] = self.vector.push_pull(whole, change, round=round, after=after), change
+        self._flying[time] = (
+            self.context.vectors["topics"].push_pull(whole, change, round=round, after=after),
+            change,
+        )
 
     def at(self, needed: Any) -> I8:
         """Give the totals, i8[K], with at least the answers to pushes at the times `needed`."""
-        self.vector.node.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
+        self.context.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
         for time in list(self._flying):
             task, _ = self._flying[time]
             if not task.done:
                 break
-            self._base = self.vector.node.wait(task).reshape(-1)
+            self._base = self.context.wait(task).reshape(-1)
             del self._flying[time]
         now = self._base.copy()
         for _, change in self._flying.values():
@@ -106,11 +113,11 @@ class Sweeper:
     """The part of a worker that samples: what the scheduler calls."""
 
     def __init__(self, context: Context) -> None:
-        self.node, self.context, self.settings = context.node, context, context.job.settings
+        self.context, self.settings = context, context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.consistency: PushPull = push_pull(context.job.consistency)
         self.aggregate = context.job.consistency.is_sequential
-        self.documents = Documents(self.node, self.data, self.settings.block_tokens)
+        self.documents = Documents(context, self.data, self.settings.block_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._rooms: list[I4] = []
         self._pushes: list[tuple[Words, Task]] = []
@@ -181,7 +188,7 @@ class Sweeper:
             group, place = divmod(step, len(cuts) - 1)
             changes, before = NO_CHANGES, totals.copy()
             if group in mine:
-                with self.node.working():
+                with self.context.working():
                     sampler = self._sampler(group)
                     if place == 0:
                         sampler.begin()
@@ -192,16 +199,16 @@ class Sweeper:
                         self._done(group)
             self._push(step, words, changes, totals - before, round)
         self._end()
-        meta = {"likelihood": likelihood, "account": self.node.account()}
+        meta = {"likelihood": likelihood, "account": self.context.account()}
         return Answer(meta, values=slopes[:, None] if learn else None)
 
     def draw(self, cuts: list[int], values: Any) -> None:
         """Give topics to tokens that have none, by counts that stay as they are."""
         prior = self._prior(values)
         lacking = [g for g in range(len(self.documents.groups)) if (self.documents.topics(g) < 0).any()]
-        rng = random_state(self.context.job.seed, 2**32 - 1, self.node.rank)
+        rng = random_state(self.context.job.seed, 2**32 - 1, self.context.rank)
         for step, words, rows, totals in self._steps(len(lacking), cuts, prior.topics):
-            with self.node.working():
+            with self.context.working():
                 group = lacking[step // (len(cuts) - 1)]
                 self._sampler(group).sample(words, rows, totals, prior, rng, True)
         self._put_down()
@@ -215,7 +222,7 @@ class Sweeper:
             group = step // (len(cuts) - 1)
             changes, totals = NO_CHANGES, np.zeros(topics, np.int64)
             if group < len(self.documents.groups):
-                with self.node.working():
+                with self.context.working():
                     changes = counts_of(*self.documents.load(group), words, topics)
                     np.add.at(totals, (changes.keys % np.uint64(topics)).astype(np.int64), changes.counts)
             self._push(step, words, changes, totals, round)
@@ -236,12 +243,12 @@ class Sweeper:
         fit = bool(self._rooms) and len(self._rooms[0]) >= size
         rooms = self._rooms if fit else [np.empty(size, np.int32) for _ in range(2)]
         self._rooms = []  # a call that fails leaves pulls behind, which would write into them
-        self._begin(self.node.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))))
+        self._begin(self.context.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))))
         ahead = self._pull(plan[0], rooms[0]) if plan else None
         for step, words in enumerate(plan):
-            self.node.step(round + step)
+            self.context.step(round + step)
             assert ahead is not None
-            rows = self.node.wait(ahead).reshape(-1)
+            rows = self.context.wait(ahead).reshape(-1)
             totals = self._totals.at(self.consistency.pull(step))
             if step + 1 < len(plan):
                 ahead = self._pull(plan[step + 1], rooms[(step + 1) % 2])
@@ -264,12 +271,12 @@ class Sweeper:
         self._totals.push(step, totals, number)
 
     def _begin(self, base: I8) -> None:
-        self._totals = Totals(self.context.vectors["topics"], base.reshape(-1).copy())
+        self._totals = Totals(self.context, base.reshape(-1).copy())
         self._pushes = []
 
     def _end(self) -> None:
         """Wait until all pushes are applied."""
-        self.node.wait_all([task for _, task in self._pushes])
+        self.context.wait_all([task for _, task in self._pushes])
         self._totals.at(range(2**62))
 
     def _prior(self, values: Any) -> Prior:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.jit.kernel import kernel
+from mpips import kernel
 
 STRIDE = 32
 """Counts that are looked at together."""

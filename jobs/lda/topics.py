@@ -14,9 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
-from mpips.files.safe_open import replacing
-from mpips.jit.kernel import kernel
+from mpips import InputError, kernel, replacing
 from mpips.jobs.lda.corpus import Block
 
 DRAWN = 20

@@ -19,28 +19,35 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import (
+    COUNT,
+    NUMBER,
+    Cluster,
+    Each,
+    InputError,
+    ProtocolError,
+    Task,
+    VectorSpec,
+    misfit,
+    progress,
+    regroup,
+    surely,
+)
 from mpips.data import note
-from mpips.errors import InputError, ProtocolError
-from mpips.files.json_shape import COUNT, NUMBER, Each, misfit
 from mpips.jobs.lda import counts
 from mpips.jobs.lda.corpus import LeftOut
 from mpips.jobs.lda.documents import Spread
 from mpips.jobs.lda.evaluate import topic_norm
 from mpips.jobs.lda.sweeps import word_cuts
-from mpips.rundir.progress import Column, bytes_si, seconds, shares, si, significant
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import regroup, surely
-from mpips.storage.updates import VectorSpec
-from mpips.tasks.task import Task
 
 COLUMNS = (
-    Column("sweep", "sweep", 6),
-    Column("seconds", "seconds", 8, seconds),
-    Column("log_likelihood", "log likelihood", 14, significant(8)),
-    Column("log_likelihood_per_token", "a token", 9, significant(5)),
-    Column("tokens/s", "tokens/s", 9, si),
-    Column("waiting", "waiting", 11, shares),
-    Column("sent", "sent", 9, bytes_si),
+    progress.Column("sweep", "sweep", 6),
+    progress.Column("seconds", "seconds", 8, progress.seconds),
+    progress.Column("log_likelihood", "log likelihood", 14, progress.significant(8)),
+    progress.Column("log_likelihood_per_token", "a token", 9, progress.significant(5)),
+    progress.Column("tokens/s", "tokens/s", 9, progress.si),
+    progress.Column("waiting", "waiting", 11, progress.shares),
+    progress.Column("sent", "sent", 9, progress.bytes_si),
 )
 LARGE = 1 << 26
 """Counts whose memory is said before it is taken: 256 MiB."""
@@ -96,7 +103,9 @@ class Training:
         cells = self.collection.vocabulary * self.settings.topics
         if cells >= LARGE:
             servers = len(self.cluster.servers)
-            self.cluster.say(f"counts of words in topics take {bytes_si(4 * cells)}, over {servers} servers")
+            self.cluster.say(
+                f"counts of words in topics take {progress.bytes_si(4 * cells)}, over {servers} servers"
+            )
         if line := left_out.said(self.collection.tokens):
             self.cluster.say(line)
             self.cluster.event("left_out", **left_out._asdict())
@@ -171,9 +180,9 @@ class Training:
         settings, workers = self.settings, self.cluster.workers
         learn = settings.learn_alpha != "fixed" and self.sweeps >= BURN_IN
         if self.sweeps == 0 and len(workers) > 1:
-            self.cluster.node.wait(self._sweep(planting=True))
+            self.cluster.wait(self._sweep(planting=True))
         task = self._sweep(learn=learn)
-        replies = self.cluster.node.wait(task)
+        replies = self.cluster.wait(task)
         cells, totals = self.check()
         last = self.sweeps + 1 >= settings.sweeps
         if last or (self.sweeps + 1) % settings.evaluate_every == 0:

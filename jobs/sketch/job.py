@@ -19,28 +19,36 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import read_manifest
+from mpips import (
+    COUNT,
+    Cluster,
+    DataError,
+    Each,
+    Group,
+    InputError,
+    JobError,
+    WorkerLost,
+    Workload,
+    finish,
+    misfit,
+    progress,
+    read_manifest,
+    regroup,
+    replacing,
+    surely,
+)
 from mpips.data import DataSpec, note, resolve
-from mpips.errors import DataError, InputError, JobError, WorkerLost
-from mpips.files.json_shape import COUNT, Each, misfit
-from mpips.files.safe_open import replacing
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.worker import Worker as Worker
-from mpips.rundir.progress import Column, bytes_si, seconds, shares, si
-from mpips.scheduler.data_assignment import Workload
-from mpips.scheduler.finishing import finish
-from mpips.scheduler.group import Group
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import regroup, surely
 
 T = TypeVar("T")
 COLUMNS = (
-    Column("seconds", "seconds", 8, seconds),
-    Column("inserts", "inserts", 9, si),
-    Column("inserts/s", "inserts/s", 9, si),
-    Column("waiting", "waiting", 11, shares),
-    Column("sent", "sent", 9, bytes_si),
+    progress.Column("seconds", "seconds", 8, progress.seconds),
+    progress.Column("inserts", "inserts", 9, progress.si),
+    progress.Column("inserts/s", "inserts/s", 9, progress.si),
+    progress.Column("waiting", "waiting", 11, progress.shares),
+    progress.Column("sent", "sent", 9, progress.bytes_si),
 )
 BATCHES = 4
 """Batches of each worker per call; of so many at most it counts again what a lost one had."""
@@ -233,7 +241,7 @@ class Insertion:
     def _inserters(self) -> Group:
         """Return the workers that insert: those that are not to ask, or all if there are no others."""
         cluster = self.cluster
-        named = cluster.group(QUERY).addresses if QUERY in cluster.node.layout.groups() else ()
+        named = cluster.group(QUERY).addresses if QUERY in cluster.groups else ()
         chosen = [rank for rank in cluster.workers.addresses if rank not in named]
         return cluster.some(chosen or cluster.workers.addresses)
 
@@ -283,7 +291,7 @@ class Insertion:
         if asking is not None:
             try:
                 askers.call("enough", {"round": self.rounds})
-                self.cluster.node.wait(asking)
+                self.cluster.wait(asking)
                 queries.append(_together([reply.meta for reply in asking.result]))
             except WorkerLost:
                 lost = True

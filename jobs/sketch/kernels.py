@@ -17,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import kernel
 from mpips.data.numbering import mix
-from mpips.jit.kernel import kernel
 
 U8 = np.uint64
 Keys = NDArray[np.uint64]

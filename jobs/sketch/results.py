@@ -10,14 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint import checkpoint
-from mpips.checkpoint.manifest import MANIFEST, explained
-from mpips.errors import InputError
-from mpips.files import npz
-from mpips.files.safe_open import replacing
-from mpips.jit.array_checks import cells_flaw
+from mpips import ALL, MANIFEST, InputError, cells_flaw, explained, load_range, npz, read_manifest, replacing
 from mpips.jobs.sketch import kernels, source
-from mpips.ranges import ALL
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
@@ -69,8 +63,8 @@ def load(path: Path) -> Sketch:
     """
     if (path / MANIFEST).exists():
         with explained("read", path):
-            facts = checkpoint.read_manifest(path)["about"]["facts"]
-            rows = checkpoint.load_range(path, "table", [ALL])
+            facts = read_manifest(path)["about"]["facts"]
+            rows = load_range(path, "table", [ALL])
             blocks = _blocks(facts["depth"], facts["width"], facts["seed"], rows.values.shape[1])
             if len(rows.keys) and not rows.keys.max() < blocks:
                 raise ValueError(f"its table goes beyond {blocks} blocks")

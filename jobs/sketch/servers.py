@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import Column, Settings, State, VectorSpec, call, update
 from mpips.jobs.sketch import kernels
-from mpips.storage.updates import Column, Settings, State, VectorSpec, call, update
 
 Array = NDArray[Any]
 BLOCK = 16

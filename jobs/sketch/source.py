@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import Cut, DataError, InputError, JobError
 from mpips.data import DataSpec
 from mpips.data.packed import open_data
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
-from mpips.errors import DataError, InputError, JobError
 from mpips.jobs.sketch import scan
-from mpips.scheduler.data_assignment import Cut
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import Context, KeyRange, Task, at_once
 from mpips.data import resolve
 from mpips.jobs.sketch import kernels, results, scan, servers, source
 from mpips.jobs.sketch.deltas import Batch, Deltas
 from mpips.jobs.sketch.servers import Shape
 from mpips.jobs.sketch.source import Chunk
-from mpips.ranges import KeyRange
-from mpips.tasks.task import Task
-from mpips.worker.worker import Context, at_once
 
 ASKED = 1 << 13
 """Keys that are asked for at a time."""
@@ -41,7 +39,7 @@ class Worker:
     """What the scheduler calls on a worker."""
 
     def __init__(self, context: Context) -> None:
-        self.node, self.context, self.settings = context.node, context, context.job.settings
+        self.context, self.settings = context, context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.zipf = source.zipf_of(self.settings, context.job.seed)
         self._held: dict[int, list[list[Chunk]]] = {}
@@ -62,7 +60,7 @@ class Worker:
         self._pushes.clear()
         if self.zipf is not None and self.settings.hold:
             for part in parts:
-                drawn = (self.node.breathe(batch) for batch in self.zipf.batches(part, of, 0))
+                drawn = (self.context.polling(batch) for batch in self.zipf.batches(part, of, 0))
                 self._held[part] = [list(batch) for batch in drawn]
 
     @property
@@ -94,7 +92,7 @@ class Worker:
             items = weight = 0
             batch = None
             while count and (batch := stream.take()) is not None:
-                self.node.step(step)
+                self.context.step(step)
                 counted, own = self._count(batch, part, stream.done)
                 items, weight = items + counted, weight + own
                 count, step = count - 1, step + 1
@@ -117,20 +115,20 @@ class Worker:
         if self.zipf is not None:
             return self.zipf.batches(part, of, done)
         size = source.block_size(self.data.train, of)
-        blocks = self.node.breathe(source.blocks(self.data, part, of, size))
+        blocks = self.context.polling(source.blocks(self.data, part, of, size))
         return source.Text(self.data, self.settings.batch, self._skipped, blocks).batches(done)
 
     def _count(self, batch: Iterator[Chunk], part: int, number: int) -> tuple[int, int]:
         """Count a batch and begin to push it; give its items and their weight."""
         deltas, chunks, items = self.deltas, list[Chunk](), 0
-        for chunk in self.node.breathe(batch):
-            with self.node.working():
+        for chunk in self.context.polling(batch):
+            with self.context.working():
                 deltas.add(chunk.keys, chunk.weights)
             items += len(chunk.keys)
             if chunk.text is not None:
                 chunks.append(chunk)
         self._wait()
-        with self.node.working():
+        with self.context.working():
             counted = deltas.finish(part, number)
             names = _names(chunks, counted.heavy)
         self._push(counted, names, part, number)
@@ -153,7 +151,7 @@ class Worker:
         ]
 
     def _wait(self) -> None:
-        self.node.wait_all(self._pushes)
+        self.context.wait_all(self._pushes)
         self._pushes = []
 
     # --- asking
@@ -162,11 +160,11 @@ class Worker:
         """Ask for the counts of keys so many times, or until it is told that it is enough, but once at the least."""
         if self._answers is None:
             self._answers = Answers(self.context, self.shape, self._sample())
-        asked, begin = 0, self.node.van.wall()
+        asked, begin = 0, self.context.wall()
         while not asked or (asked < times if times else self._enough < round):
             self._answers.ask(asked)
             asked += 1
-        return {"keys": asked * ASKED, "seconds": self.node.van.wall() - begin}
+        return {"keys": asked * ASKED, "seconds": self.context.wall() - begin}
 
     @at_once
     def enough(self, round: int) -> None:
@@ -203,7 +201,7 @@ class Answers:
         keys, out = self.keys[begin : begin + ASKED], np.empty(ASKED, np.int64)
         n = kernels.asked(keys, shift, depth, width, np.uint64(seed), self._marks, self._cells, self._blocks)
         blocks, rows = self._blocks[:n], self._rows[:n]
-        self.context.node.wait(self.context.vectors["table"].pull(blocks, out=rows))
+        self.context.wait(self.context.vectors["table"].pull(blocks, out=rows))
         kernels.answered(rows, blocks, shift, depth, self._marks, self._cells, out)
         return out
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import CheckpointError
 from mpips.data import Columns
-from mpips.errors import CheckpointError
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
 

@@ -10,15 +10,23 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
-from mpips.files.json_shape import ANY, COUNT, NUMBER, Each, misfit
+from mpips import (
+    ANY,
+    COUNT,
+    NUMBER,
+    Cluster,
+    Each,
+    InputError,
+    Setting,
+    Task,
+    VectorSpec,
+    misfit,
+    regroup,
+    surely,
+)
 from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Spread
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import regroup, surely
-from mpips.storage.updates import Setting, VectorSpec
-from mpips.tasks.task import Task
 
 T = TypeVar("T")
 MOST_PASSES = 1000
@@ -274,7 +282,7 @@ class Darlin:
         mixed = {"mixture": mixture, "forget": choice.outcome == "undone"}
         task = self.servers.start("mix", mixed, vector=self.w)
         self._phase("step", self.control.threshold, after=[task])
-        found = [reply.meta for reply in self.cluster.node.wait(task)]
+        found = [reply.meta for reply in self.cluster.wait(task)]
         self.now |= {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
         self._heard(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
 
@@ -315,7 +323,7 @@ class Darlin:
 
     def _heard(self, task: Task) -> None:
         """Take what the workers say of their active features, and of how they fare."""
-        accounts = [reply.meta for reply in self.cluster.node.wait(task)]
+        accounts = [reply.meta for reply in self.cluster.wait(task)]
         self.weight = sum(each["weight"] for each in accounts)
         self.now |= self.cluster.lately(accounts)
 

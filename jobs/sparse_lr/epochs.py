@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import Answer, KeyList, KeyRange, Task, Vector
 from mpips.jobs.sparse_lr.online import Learner
-from mpips.ranges import KeyRange
-from mpips.tasks.task import Task
-from mpips.worker.vector import KeyList, Vector
-from mpips.worker.worker import Answer
 
 REBUILD = 2**62  # a round that no pass reaches
 
@@ -34,13 +31,13 @@ class Epochs(Learner):
         cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = slice(cuts[number], cuts[number + 1])
-            with self.node.working():
+            with self.context.working():
                 sums = blocks.sums(cols.start, cols.stop, ones)
             listed = blocks.keys[cols]
             if not self.settings.kkt:  # these are the lists of all passes
                 listed = self.named(listed, within)
             self._ask(flying, listed, sums, within, round + number, cols)
-        self.node.wait_all(flying)
+        self.context.wait_all(flying)
         blocks.begin_epoch()
         return self.report()
 
@@ -52,10 +49,10 @@ class Epochs(Learner):
         cuts = [*np.searchsorted(blocks.keys[asked], keys).tolist(), len(asked)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = asked[cuts[number] : cuts[number + 1]]
-            with self.node.working():
+            with self.context.working():
                 gradient = blocks.full_gradient(cols)
             self._ask(flying, blocks.keys[cols], gradient, within, round + number, cols)
-        self.node.wait_all(flying)
+        self.context.wait_all(flying)
         blocks.renew_margins()
         return self.report()
 
@@ -73,7 +70,7 @@ class Epochs(Learner):
         task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
         flying.append(task.then(partial(self._take_radius, cols)))
         if len(flying) > 2:
-            self.node.wait(flying.popleft())
+            self.context.wait(flying.popleft())
 
     def _take_radius(self, cols: Any, task: Task) -> None:
         if task.error is None and task.result is not None and len(task.result):
@@ -91,7 +88,7 @@ class Epochs(Learner):
 
     def report(self) -> dict[str, Any]:
         """Say how many non-zeros the active features have, and how this worker fares."""
-        return self.node.account() | {"weight": self.blocks.weight()}
+        return self.context.account() | {"weight": self.blocks.weight()}
 
     # --- checkpoints
 
@@ -108,9 +105,9 @@ class Epochs(Learner):
         """Build it anew from the weights, when the examples are spread over other workers."""
         if self.blocks is not None and not self.context.job.layout.exact_sums:  # then it is told: `recall`
             blocks = self.blocks
-            blocks.radius[:] = self.node.wait(self.asked(slice(None), round))
+            blocks.radius[:] = self.context.wait(self.asked(slice(None), round))
             active = np.flatnonzero(blocks.radius > 0.0)
-            blocks.set_weights(active, self.node.wait(self.w.pull(blocks.keys[active])))
+            blocks.set_weights(active, self.context.wait(self.w.pull(blocks.keys[active])))
 
     def asked(self, cols: Any, round: int) -> Task:
         """Ask for the radii of some columns, pushing nothing."""
@@ -134,11 +131,11 @@ class Epochs(Learner):
 
     def begin_recall(self, round: int) -> None:
         """Take the radii of all features; the weights at the starts of the last passes follow."""
-        self.blocks.begin_recall(self.node.wait(self.asked(slice(None), round)))
+        self.blocks.begin_recall(self.context.wait(self.asked(slice(None), round)))
 
     def recall(self, last: bool) -> None:
         """Take the weights that the servers show."""
-        self.blocks.recall(self.node.wait(self.w.pull(self.blocks.keys)))
+        self.blocks.recall(self.context.wait(self.w.pull(self.blocks.keys)))
         if last:
             self.blocks.end_recall()
 

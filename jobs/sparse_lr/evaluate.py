@@ -10,32 +10,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.cluster.node import Node
-from mpips.consistency import ConsistencySpec
+from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips.data import DataSpec, Tally, read
 from mpips.data.numbering import Numbering
-from mpips.errors import InputError
-from mpips.files.safe_open import replacing
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
-from mpips.rundir import progress
-from mpips.rundir.progress import Column, Table, bytes_si, shares, si, significant
-from mpips.scheduler.scheduler import Cluster
-from mpips.storage.exact_sums import ExactSum
-from mpips.worker.worker import Answer, Context
 
 COLUMNS = (
-    Column("pass", "pass", 5),
-    Column("seconds", "seconds", 8, progress.seconds),
-    Column("objective", "objective", 14, significant(9)),
-    Column("change", "change", 9, significant(2)),
-    Column("nonzeros", "nonzeros", 9, si),
-    Column("active", "active", 8, si),
-    Column("blocks", "blocks", 7),
-    Column("examples/s", "examples/s", 10, si),
-    Column("waiting", "waiting", 11, shares),
-    Column("sent", "sent", 9, bytes_si),
-    Column("unfiltered", "instead of", 10, bytes_si),
+    progress.Column("pass", "pass", 5),
+    progress.Column("seconds", "seconds", 8, progress.seconds),
+    progress.Column("objective", "objective", 14, progress.significant(9)),
+    progress.Column("change", "change", 9, progress.significant(2)),
+    progress.Column("nonzeros", "nonzeros", 9, progress.si),
+    progress.Column("active", "active", 8, progress.si),
+    progress.Column("blocks", "blocks", 7),
+    progress.Column("examples/s", "examples/s", 10, progress.si),
+    progress.Column("waiting", "waiting", 11, progress.shares),
+    progress.Column("sent", "sent", 9, progress.bytes_si),
+    progress.Column("unfiltered", "instead of", 10, progress.bytes_si),
 )
 UNPROVEN = 0.1
 """A gap to the dual bound that proves nothing."""
@@ -114,7 +106,9 @@ def delay(spec: ConsistencySpec) -> int:
     return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
 
 
-def show_pass(cluster: Cluster, table: Table, ctl: Control, now: dict[str, Any], examples: int) -> None:
+def show_pass(
+    cluster: Cluster, table: progress.Table, ctl: Control, now: dict[str, Any], examples: int
+) -> None:
     """Write a pass to the table and to `metrics.jsonl`."""
     objective, before = ctl.objectives[-1], ctl.objectives[-2]
     number, seconds = len(ctl.objectives) - 1, cluster.trained
@@ -130,7 +124,6 @@ def show_pass(cluster: Cluster, table: Table, ctl: Control, now: dict[str, Any],
 class Scorer:
     """The part of a worker that scores examples."""
 
-    node: Node
     context: Context
     data: DataSpec
 
@@ -142,7 +135,7 @@ class Scorer:
     def score(self, which: str, part: int, of: int) -> Answer:
         """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]; and what was met there, a `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
-        for batch in self.node.breathe(read(getattr(self.data, which), self.data, part, of, tally)):
+        for batch in self.context.polling(read(getattr(self.data, which), self.data, part, of, tally)):
             keys, positions = distinct(batch.keys)
             weights = pull_weights(self.context, keys)
             scores = np.empty(len(batch))
@@ -163,7 +156,7 @@ def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float
     vector = context.vectors["w"]
     known = int(np.searchsorted(keys, np.uint64(vector.spec.extent - 1), "right"))
     weights = np.zeros(len(keys))
-    weights[:known] = context.node.wait(vector.pull(keys[:known]))
+    weights[:known] = context.wait(vector.pull(keys[:known]))
     return weights
 
 
@@ -189,7 +182,7 @@ def test(cluster: Cluster) -> dict[str, Any]:
     if not cluster.job.data.test:
         return {"auc": None, "accuracy": None, "logloss": None}
     asking = cluster.workers.start("score", {"which": "test"}, each=parts_of(cluster))
-    scored = cluster.node.wait(asking)
+    scored = cluster.wait(asking)
     rows = np.concatenate([each.values for each in scored])
     if not len(rows):
         raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")
@@ -234,7 +227,8 @@ def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str,
     return {
         "auc": wins / pairs if pairs else None,
         "accuracy": float(((scores > 0.0) == positive).mean()),
-        "logloss": ExactSum(log_losses(margins)).value() / n,  # whatever order the examples came in
+        "logloss": exact_sums.ExactSum(log_losses(margins)).value()
+        / n,  # whatever order the examples came in
     }
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import exact_sums
 from mpips.data import Columns
 from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.blocks import F4, F8, Blocks
 from mpips.jobs.sparse_lr.control import MEMORY
-from mpips.storage.exact_sums import SIZE, anchors
 
 
 class ExactBlocks(Blocks):
@@ -104,14 +104,14 @@ class ExactBlocks(Blocks):
         """Give the losses, and their model over the noted passes; `steps`: the largest that anyone has seen."""
         most = np.array(steps)
         curvatures = np.multiply.outer(most, 0.25 * most)
-        out, losses = np.empty((len(most) + 2, len(most))), np.zeros(SIZE, np.int64)
-        magnets = anchors(np.vstack([curvatures, most]), self.terms)
+        out, losses = np.empty((len(most) + 2, len(most))), np.zeros(exact_sums.SIZE, np.int64)
+        magnets = exact_sums.anchors(np.vstack([curvatures, most]), self.terms)
         exact_kernels.margin_model(self.history, magnets, out, losses)
         return {"losses": losses.tolist()}, out
 
     def losses(self, mixtures: F8) -> Any:
         """Give the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
-        out = np.zeros((len(mixtures), SIZE), np.int64)
+        out = np.zeros((len(mixtures), exact_sums.SIZE), np.int64)
         exact_kernels.mixed_losses(self.history, mixtures, out)
         return out
 
@@ -123,7 +123,7 @@ class ExactBlocks(Blocks):
 
     def dual(self, shrink: float) -> dict[str, Any]:
         """Give this worker's parts of the dual objective and of the losses."""
-        dual = np.zeros(SIZE, np.int64)
+        dual = np.zeros(exact_sums.SIZE, np.int64)
         exact_kernels.dual_objective(self.state, shrink, dual)
         return {"dual": dual.tolist(), "loss": self.losses(np.eye(len(self.history))[-1:])[0].tolist()}
 

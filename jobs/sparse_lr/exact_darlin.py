@@ -12,13 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
+from mpips import InputError, Setting, Task, exact_sums, surely
 from mpips.jobs.sparse_lr import control
 from mpips.jobs.sparse_lr.darlin import Darlin
-from mpips.scheduler.worker_recovery import surely
-from mpips.storage.exact_sums import ExactSum, sums_of
-from mpips.storage.updates import Setting
-from mpips.tasks.task import Task
 
 T = TypeVar("T")
 SPAN = 2.0**40
@@ -80,14 +76,14 @@ class ExactDarlin(Darlin):
         self._heard(self.workers.start("report"))
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:
-        moved = [reply.meta["steps"] for reply in self.cluster.node.wait(iterated)]
+        moved = [reply.meta["steps"] for reply in self.cluster.wait(iterated)]
         task = self.workers.start("model", {"steps": np.max(moved, axis=0).tolist()})
         model = self.workers.total(task)
         model[-1, 0] = _added(reply.meta["losses"] for reply in task.result)
         return model
 
     def _losses(self, task: Task) -> NDArray[np.float64]:
-        return sums_of(self.workers.total(task))
+        return exact_sums.sums_of(self.workers.total(task))
 
     def _loss_and_dual(self, parts: list[dict[str, Any]]) -> tuple[float, float]:
         return _added(each["loss"] for each in parts), _added(each["dual"] for each in parts)
@@ -107,7 +103,7 @@ class ExactDarlin(Darlin):
 
 def _added(parts: Iterable[list[int]]) -> float:
     """Add accumulators; the sum is rounded once."""
-    total = ExactSum()
+    total = exact_sums.ExactSum()
     for part in parts:
-        total.merge(ExactSum.from_list(part))
+        total.merge(exact_sums.ExactSum.from_list(part))
     return total.value()

@@ -2,8 +2,8 @@
 
 What is computed of one example hangs on that example alone; what is added up over examples is added exactly, so that it
 does not matter which worker has which examples, or in which order. Few sums (losses, the dual) go to accumulators
-(`mpips.storage.exact_sums.accumulate`). Where they are many, each term is rounded to a multiple of a quantum first,
-which all workers take from the same bounds (`mpips.storage.exact_sums.snap`):
+(`mpips.exact_sums.accumulate`). Where they are many, each term is rounded to a multiple of a quantum first,
+which all workers take from the same bounds (`mpips.exact_sums.snap`):
 
     g_j     |y_i p_i x_ij| <= |x_ij|                                         sum_i |x_ij|          < bounds[j, 0]
     U_j     H_i |x_ij| (|x_ij| + theta/d_j c_i), H_i <= 1/4, c_i <= REACH    sum_i x_ij^2          < bounds[j, 1]
@@ -19,9 +19,11 @@ import math
 
 import numpy as np
 
-from mpips.jit.kernel import kernel
+from mpips import exact_sums, kernel
 from mpips.jobs.sparse_lr.kernels import F4, F8, I4, I8, grown_curvature, log_loss
-from mpips.storage.exact_sums import accumulate, anchor_of, normalise, snap
+
+accumulate, normalise = exact_sums.accumulate, exact_sums.normalise
+anchor_of, snap = exact_sums.anchor_of, exact_sums.snap
 
 REACH = 4096.0
 """The most that other features' steps count for in an example's U: no block's steps should move a margin so far."""

@@ -22,16 +22,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.consistency import Bounded, push_pull, unmet
+from mpips import Answer, Bounded, Cluster, Context, Task, at_once, finish, push_pull, surely, unmet
 from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.spread import Spread
-from mpips.scheduler.finishing import finish
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import surely
-from mpips.tasks.task import Task
-from mpips.worker.worker import Answer, Context, at_once
 
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Of a key, and of the row that comes back: (w, radius)."""
@@ -115,7 +110,7 @@ class Worker(Epochs):
     """What the scheduler calls on a worker."""
 
     def __init__(self, context: Context) -> None:
-        self.node, self.context, self.settings = context.node, context, context.job.settings
+        self.context, self.settings = context, context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
         self.lists = {}  # the keys of the pass's blocks
@@ -131,33 +126,33 @@ class Worker(Epochs):
         self, keys: NDArray[np.uint64], order: list[int], theta: float, exact: bool, round: int
     ) -> Answer:
         """Visit the blocks that begin at `keys`, in `order`, as far ahead as the consistency model allows."""
-        w, blocks, node = self.w, self.blocks, self.node
+        w, blocks, context = self.w, self.blocks, self.context
         within = ranges(keys, w.spec.extent)
         blocks.begin_pass(keys)
         self.lists = {each: self.lists[each] for each in within if each in self.lists}
         flying: dict[int, Task] = {}
         for time, block in enumerate(order):
-            node.wait_all(flying[earlier] for earlier in unmet(self.consistency.pull(time), flying))
+            context.wait_all(flying[earlier] for earlier in unmet(self.consistency.pull(time), flying))
             flying = {earlier: task for earlier, task in flying.items() if not task.done}
-            node.step(round + time)
-            with node.working():
+            context.step(round + time)
+            with context.working():
                 cols, block_keys, rows = blocks.gradient(block, theta)
             listed = self.named(block_keys, within[block])
             task = w.push_pull(listed, rows, within=within[block], round=round + time, exact=exact)
             flying[time] = task.then(partial(self._arrived, cols))
-        node.wait_all(flying.values())
+        context.wait_all(flying.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
         if self.settings.kkt:  # either way a feature is a key and two numbers
             there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
-            node.saved("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
-            node.saved("kkt", "server", facts["features"] * back, facts["pushed"] * back)
-        with node.working():
+            context.left_out("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
+            context.left_out("kkt", "server", facts["features"] * back, facts["pushed"] * back)
+        with context.working():
             more, model = blocks.end_pass()
             return Answer(facts | more, model)
 
     def _arrived(self, cols: NDArray[np.int64], task: Task) -> None:
         if task.error is None and len(cols):
-            with self.node.working():
+            with self.context.working():
                 self.blocks.apply(cols, task.result)
 
     def losses(self, values: NDArray[np.float64]) -> Answer:
@@ -169,7 +164,7 @@ class Worker(Epochs):
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            self.blocks.wake(cols, self.node.wait(self.asked(cols, round)))
+            self.blocks.wake(cols, self.context.wait(self.asked(cols, round)))
         return self.report()
 
     def dual(self, shrink: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.jit.kernel import kernel
+from mpips import kernel
 
 MARGIN, ODDS, LABEL, REACH = 0, 1, 2, 3
 """The columns of a worker's `state`."""

@@ -25,32 +25,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.consistency import ConsistencySpec, PushPull, unmet
+from mpips import (
+    COUNT,
+    NO_ROUND,
+    NUMBER,
+    Cluster,
+    ConsistencySpec,
+    Each,
+    PushPull,
+    Task,
+    VectorSpec,
+    WorkerLost,
+    Workload,
+    misfit,
+    progress,
+    regroup,
+    surely,
+    unmet,
+)
 from mpips.data import Examples, Tally, format_of, minibatches, read
-from mpips.errors import WorkerLost
-from mpips.files.json_shape import COUNT, NUMBER, Each, misfit
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.spread import Holder, Spread
-from mpips.rundir.progress import Column, bytes_si, seconds, shares, si, significant
-from mpips.scheduler.data_assignment import Workload
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import regroup, surely
-from mpips.storage.updates import VectorSpec
-from mpips.tasks.task import Task
-from mpips.transport.message import NO_ROUND
 
 COLUMNS = (
-    Column("pass", "pass", 5),
-    Column("seconds", "seconds", 8, seconds),
-    Column("examples", "examples", 10, si),
-    Column("mean loss", "mean loss", 10, significant(5)),
-    Column("nonzeros", "nonzeros", 9, si),
-    Column("examples/s", "examples/s", 10, si),
-    Column("waiting", "waiting", 11, shares),
-    Column("sent", "sent", 9, bytes_si),
-    Column("unfiltered", "instead of", 10, bytes_si),
+    progress.Column("pass", "pass", 5),
+    progress.Column("seconds", "seconds", 8, progress.seconds),
+    progress.Column("examples", "examples", 10, progress.si),
+    progress.Column("mean loss", "mean loss", 10, progress.significant(5)),
+    progress.Column("nonzeros", "nonzeros", 9, progress.si),
+    progress.Column("examples/s", "examples/s", 10, progress.si),
+    progress.Column("waiting", "waiting", 11, progress.shares),
+    progress.Column("sent", "sent", 9, progress.bytes_si),
+    progress.Column("unfiltered", "instead of", 10, progress.bytes_si),
 )
 BATCHES = 16  # per call, so that progress shows and workers that have read their part can wait for the others
 HASHED = 2**64
@@ -112,7 +120,7 @@ class Online:
                     self.parts.follow(cluster.workers.addresses)
             if self.parts.finished and self.at.number == 1:
                 say(cluster, [asdict(self._met)])
-            if self.parts.finished and cluster.node.pushes.drops:
+            if self.parts.finished and cluster.holds_back:
                 self.flush()
             last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
             nonzeros, self.size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
@@ -323,8 +331,8 @@ class Learner(Holder):
         self._learnt, self._pushes = Learnt(first_round), dict[int, Task]()
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
-            self.node.step(time)
-            with self.node.working():
+            self.context.step(time)
+            with self.context.working():
                 part, batch = next(mine, (-1, NOTHING))
                 keys, positions = distinct(batch.keys)
             if part < 0 and not keep.aggregate:
@@ -336,13 +344,13 @@ class Learner(Holder):
                 self._push(ahead.popleft(), keep.aggregate)
         while ahead:
             self._push(ahead.popleft(), keep.aggregate)
-        self.node.wait_all(list(self._pushes.values()))
-        return self._learnt.report() | {"account": self.node.account()}
+        self.context.wait_all(list(self._pushes.values()))
+        return self._learnt.report() | {"account": self.context.account()}
 
     def flush(self, round: int) -> None:
         """Push what filters have held back."""
         together = pace(self.context.job.consistency).aggregate
-        self.node.wait(self.context.vectors["w"].flush(round=round if together else NO_ROUND))
+        self.context.wait(self.context.vectors["w"].flush(round=round if together else NO_ROUND))
 
     def learnt(self, first_round: int) -> dict[str, Any]:
         """Say what was done in the call of that round, whatever became of it."""
@@ -353,7 +361,7 @@ class Learner(Holder):
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
                 tally = Tally()
-                examples = self.node.breathe(read(self.data.train, self.data, part, of, tally))
+                examples = self.context.polling(read(self.data.train, self.data, part, of, tally))
                 self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
             while (batch := self._stream.take(self._learnt)) is not None:
                 yield part, batch
@@ -362,11 +370,11 @@ class Learner(Holder):
     def _push(self, step: Step, aggregate: bool) -> None:
         """Push the gradient of a mini-batch at the weights that were pulled."""
         if aggregate:
-            self.node.wait_all(
+            self.context.wait_all(
                 step.after
             )  # should one fail, for the loss of a worker, the pull may never come
-        weights, batch = self.node.wait(step.pull), step.batch
-        with self.node.working():
+        weights, batch = self.context.wait(step.pull), step.batch
+        with self.context.working():
             gradient = np.empty(len(step.keys))
             values = np.empty(0, np.float32) if batch.values is None else batch.values
             loss = kernels.batch_gradient(

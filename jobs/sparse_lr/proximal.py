@@ -33,11 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import Column, Segment, VectorSpec, call, exact_sums, update
 from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.control import MEMORY
-from mpips.storage.exact_sums import ExactSum
-from mpips.storage.segment import Segment
-from mpips.storage.updates import Column, VectorSpec, call, update
 
 Array = NDArray[Any]
 HISTORY = "history"
@@ -146,7 +144,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     segment.notes[HISTORY] = (slots, history.T)
     terms = np.empty_like(history)
     kernels.size_terms(history, terms)
-    return {"sums": [ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
+    return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
 
 
 @call("mixed_sizes", reads=True)
@@ -156,7 +154,7 @@ def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
     kernels.mixed_sizes(history, mixtures, terms)
-    return {"sums": [ExactSum(row).to_list() for row in terms]}
+    return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]}
 
 
 @call("mix")
@@ -178,7 +176,7 @@ def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Give |w|_1, as an exact sum, and the number of non-zeros."""
     values = segment.values[: len(segment)]
     return {
-        "sums": [ExactSum(np.abs(values).reshape(-1)).to_list()],
+        "sums": [exact_sums.ExactSum(np.abs(values).reshape(-1)).to_list()],
         "nonzeros": int(np.count_nonzero(values)),
     }
 
@@ -263,7 +261,7 @@ def exact_total(replies: list[dict[str, Any]]) -> NDArray[np.float64]:
     """Add the exact sums of all servers, term by term: the same bits however the keys are spread."""
     return np.array(
         [
-            reduce(ExactSum.merge, map(ExactSum.from_list, terms)).value()
+            reduce(exact_sums.ExactSum.merge, map(exact_sums.ExactSum.from_list, terms)).value()
             for terms in zip(*(reply["sums"] for reply in replies), strict=True)
         ]
     )

@@ -12,16 +12,22 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from mpips.checkpoint import checkpoint
+from mpips import (
+    COUNT,
+    CheckpointError,
+    Cluster,
+    Cut,
+    Each,
+    InputError,
+    Workload,
+    misfit,
+    read_manifest,
+    surely,
+)
 from mpips.data import Columns, Examples, Tally, load_columns, read
-from mpips.errors import CheckpointError, InputError
-from mpips.files.json_shape import COUNT, Each, misfit
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
-from mpips.scheduler.data_assignment import Cut, Workload
-from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import surely
 
 FINE = 4, 16
 """The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""
@@ -112,7 +118,7 @@ class Spread:
 def _kept(cluster: Cluster) -> dict[str, Any] | None:
     """Read how the data was spread over as many workers when the checkpoint was written that the run resumes from."""
     try:
-        about = checkpoint.read_manifest(cluster.resume)["about"] if cluster.resume else {}
+        about = read_manifest(cluster.resume)["about"] if cluster.resume else {}
     except CheckpointError:
         return None  # `cluster.restore` says what is wrong with it
     same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
@@ -160,7 +166,7 @@ class Holder(Scorer):
 
     def _examples(self, parts: list[int], cut: Cut) -> Iterator[Examples]:
         for files, part, of in cut.slices(self.data.train, parts):
-            yield from self.node.breathe(read(files, self.data, part, of, self._tally))
+            yield from self.context.polling(read(files, self.data, part, of, self._tally))
 
     def look_over(self, batches: Iterator[Examples]) -> int:
         """Give the last key that there may be."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -48,6 +48,7 @@ from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.time_limit import Pace
 from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
 from mpips.tracing.recorder import What, during
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector, Vectors
@@ -159,6 +160,29 @@ class Cluster:
         """Return one worker group of the job; `workers` is all of them. KeyError if no group has that name."""
         self.node.layout.group(name)
         return self.some(self.node.layout.members(self.workers.addresses)[name])
+
+    def wait(self, task: Task) -> Any:
+        """Wait until a task is finished; give its result: a pull's rows, or the replies to `Group.start`.
+
+        Raises:
+            RemoteError: it failed on another rank.
+            WorkerLost: a worker died that had a part in it, and all others have ended theirs.
+        """
+        return self.node.wait(task)
+
+    def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
+        """Wait for each of some tasks; give their results, in order. Raises as `wait`."""
+        return self.node.wait_all(tasks)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the job's worker groups, in the order of the job file."""
+        return tuple(self.node.layout.groups())
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether filters may hold parts of pushes back, so that a program should end with `Vector.flush`."""
+        return self.node.pushes.drops
 
     def decide(self, make: Callable[[], T]) -> T:
         """Return `make()`, JSON-able, or on a successor the value that it returned here before."""

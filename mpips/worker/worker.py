@@ -13,10 +13,11 @@ They are answered when what they have asked for is finished, which nobody waits 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from mpips.transport.message import Command, Message
 from mpips.worker.vector import Vector, Vectors
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def at_once(method: Method) -> Method:
@@ -59,7 +61,7 @@ def _raise(task: Task) -> None:
 
 
 class Context:
-    """What a program's worker is given: its node, its place among the workers, the job and its vectors.
+    """What a program's worker is given: its place among the workers, the job and its vectors, and how to wait.
 
     `index` and `count` are of its worker group, such as `train`; a job without groups has one, of all workers. By them
     data are shared out among those whom `cluster.group` gives. `index_of_all` and `count_of_all` are of all workers
@@ -100,6 +102,55 @@ class Context:
 
     def _members(self) -> dict[str, tuple[int, ...]]:
         return self.node.layout.members(self.node.view.workers)
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank among all of the run."""
+        return self.node.rank
+
+    def wait(self, task: Task) -> Any:
+        """Wait until a task is finished; give its result: a pull's rows.
+
+        Raises:
+            RemoteError: it failed on another rank.
+            WorkerLost: another worker died that had a part in it.
+        """
+        return self.node.wait(task)
+
+    def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
+        """Wait for each of some tasks; give their results, in order. Raises as `wait`."""
+        return self.node.wait_all(tasks)
+
+    def working(self) -> AbstractContextManager[None]:
+        """Count the seconds inside `with context.working():` as work in the run's accounts and trace."""
+        return self.node.working()
+
+    def step(self, number: int) -> None:
+        """Say that a step of the algorithm begins: injected faults (`[faults]`) go by its number."""
+        self.node.step(number)
+
+    def polling(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items through, and move messages between them: so a long loop without requests hears a stop."""
+        return self.node.breathe(items)
+
+    def wall(self) -> float:
+        """The time now, in seconds since the epoch."""
+        return self.node.van.wall()
+
+    def account(self) -> dict[str, Any]:
+        """What this rank has sent (bytes) and how it has spent its time (seconds) so far, by name."""
+        return self.node.account()
+
+    def left_out(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
+        """Count what a filter of the program's own leaves out of messages of workers or servers.
+
+        Args:
+            name: the filter, as reports name it.
+            role: whose messages; a worker may speak for the servers, as far as they answer it.
+            raw: bytes without the filter.
+            wire: bytes with it.
+        """
+        self.node.saved(name, role, raw, wire)
 
     @property
     def base(self) -> Path:

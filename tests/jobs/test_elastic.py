@@ -76,7 +76,7 @@ def run(
         read = Holder._examples
 
         def watched(self: Any, parts: list[int], cut: Any) -> Any:
-            out.reads.append((self.node.rank, parts))
+            out.reads.append((self.context.rank, parts))
             return read(self, parts, cut)
 
         patch.setattr(Holder, "_examples", watched)
@@ -316,7 +316,7 @@ def test_online_a_lost_part_goes_on_where_it_was(made: Made) -> None:
         learn = Learner.learn
 
         def watched(self: Any, parts: list[list[int]], **how: Any) -> Any:
-            asked.extend((self.node.rank, part, done) for part, _, done in parts)
+            asked.extend((self.context.rank, part, done) for part, _, done in parts)
             return learn(self, parts, **how)
 
         patch.setattr(Learner, "learn", watched)

@@ -158,7 +158,7 @@ def instants(made: Callable[[str], Made]) -> dict[str, list[int]]:
         called = getattr(Worker, name)
 
         def watch(self: Worker, *args: Any, **how: Any) -> Any:
-            found[name].append(self.node.van._network.posted)
+            found[name].append(self.context.node.van._network.posted)
             return called(self, *args, **how)
 
         return watch

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpips.errors import DataError
-from mpips.storage.updates import VectorSpec, call, update
+from mpips import DataError, VectorSpec, call, update
 
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
@@ -96,7 +95,7 @@ def schedule(cluster, settings):
                 cluster.workers.start("lone", {"round": 10**6}, only=[0])
                 time.sleep(0.2)
             fail(told("schedule", "round"))
-            cluster.node.wait(task)
+            cluster.wait(task)
             cluster.servers.call("touch", {"fail": told("server_call")}, vector=w)
             cluster.event("pass", number=number)
             cluster.say(f"round {number}")
@@ -132,7 +131,7 @@ class Worker:
             self.fail()
 
     def sum(self, round, at):
-        self.node.step(round)
+        self.context.step(round)
         if at == "call":
             self.fail()
         w = self.context.vectors["w"]
@@ -142,11 +141,11 @@ class Worker:
             return
         if at == "callback":
             task.then(lambda _: self.fail())
-        self.node.wait(task)
+        self.context.wait(task)
 
     def lone(self, round):
         w = self.context.vectors["w"]
-        self.node.wait(w.push(np.arange(8, dtype=np.uint64), np.ones(8), round=round))
+        self.context.wait(w.push(np.arange(8, dtype=np.uint64), np.ones(8), round=round))
 
     def last(self):
         self.fail()

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.scheduler.scheduler import Cluster
-from mpips.storage.updates import VectorSpec
-from mpips.worker.worker import Context
+from mpips import About, Cluster, Coder, Content, Context, State, VectorSpec, filter_
 
 KEYS, PARTS = 2000, 6
 
@@ -65,10 +62,10 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             if cluster.due(step + 1):
                 cluster.checkpoint(step + 1, {"step": step + 1})
     there = np.arange(KEYS, dtype=np.uint64)
-    before = cluster.node.wait(w.pull(there))
+    before = cluster.wait(w.pull(there))
     if settings.flush:
         cluster.workers.call("flush")
-    after = cluster.node.wait(w.pull(there))
+    after = cluster.wait(w.pull(there))
     due = np.zeros(KEYS)
     for keys, rows in (changes(part, step) for part in range(PARTS) for step in range(settings.steps)):
         due[keys.astype(np.int64)] += rows
@@ -77,7 +74,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 class Worker:
     def __init__(self, context: Context) -> None:
-        self.context, self.wait = context, context.node.wait
+        self.context, self.wait = context, context.wait
 
     def push(self, step: int) -> None:
         for part in range(self.context.index, PARTS, self.context.count):

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from own_kernels import blend
 
-from mpips.consistency import bounded
-from mpips.storage.updates import Column, VectorSpec, call, update
-from mpips.worker.worker import Answer, at_once
+from mpips import Answer, Column, VectorSpec, at_once, bounded, call, update
 
 KEYS = np.arange(0, 100, 3, dtype=np.uint64)
 
@@ -65,7 +63,7 @@ def schedule(cluster: Any, settings: Settings) -> dict[str, Any]:
         for tau in settings.taus:
             cluster.node.wait_until(_later(cluster.node, 0.05))
             cluster.workers.call("delay", {"tau": tau})
-        done = cluster.node.wait(running)
+        done = cluster.wait(running)
     counts = cluster.servers.call("pushes", {"least": 1}, vector=w)
     return {
         "keys": sum(each["keys"] for each in counts),
@@ -97,8 +95,8 @@ class Worker:
         tasks: list[Any] = []
         ahead: list[int] = []
         for time in range(steps):
-            self.node.wait_all([tasks[earlier] for earlier in self.model(time)])
+            self.context.wait_all([tasks[earlier] for earlier in self.model(time)])
             ahead.append(sum(not task.done for task in tasks))
             tasks.append(w.push(KEYS, np.full(len(KEYS), 1.0 + self.context.index)))
-        self.node.wait_all(tasks)
+        self.context.wait_all(tasks)
         return Answer({"ahead": ahead})

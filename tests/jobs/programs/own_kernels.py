@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.jit.kernel import kernel
+from mpips import kernel
 
 
 @kernel("void(f8[:, ::1], i4[::1], f8[:, ::1], f8)")

@@ -10,12 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mpips import Cluster, Context, KeyRange, Task, VectorSpec, at_once, call
 from mpips.bench.scaling._requesting import settled
-from mpips.ranges import KeyRange
-from mpips.scheduler.scheduler import Cluster
-from mpips.storage.updates import VectorSpec, call
-from mpips.tasks.task import Task
-from mpips.worker.worker import Context, at_once
 
 
 @dataclass(frozen=True)
@@ -86,12 +82,12 @@ class Worker:
             waiting += [ranges.push(whole, ones), lists.push(listed, ones), ranges.pull(whole)]
             pushed += 1
             while len(waiting) > 20:
-                self.node.wait(waiting.popleft())
+                self.context.wait(waiting.popleft())
             if pushed % 10 == 0:
-                self.node.wait_all(waiting)
+                self.context.wait_all(waiting)
                 waiting.clear()
-                fresh = self.node.wait(ranges.pull(whole))
-                self.node.wait(lists.pull(listed, out=out))
+                fresh = self.context.wait(ranges.pull(whole))
+                self.context.wait(lists.pull(listed, out=out))
                 stale += int((fresh < pushed).any()) + int((out < pushed).any())
-        self.node.wait_all(waiting)
+        self.context.wait_all(waiting)
         return {"pushed": pushed, "stale": stale}
