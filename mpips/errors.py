@@ -108,8 +108,9 @@ class RemoteError(MpipsError, RuntimeError):
     """A task failed on another rank.
 
     `text` is the remote error in one line, `trace` its traceback there; `at` is the program's line where it arose, if
-    it did so in a program; `is_input` tells whether it was an `InputError`, that is the user's to mend, and `is_usage`
-    whether the program's author's. `asked` says who asked for it, and on which line of the program.
+    it did so in a program; `is_input` tells whether it was an `InputError`, that is the user's to mend, `is_usage`
+    whether the program's author's, and `is_environment` whether files or MPI failed. `asked` says who asked for it,
+    and on which line of the program.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class RemoteError(MpipsError, RuntimeError):
         is_usage: bool = False,
         asked: str = "",
         at: str = "",
+        is_environment: bool = False,
     ) -> None:
         super().__init__(rank, role, host, text)
         self.rank = rank
@@ -134,6 +136,7 @@ class RemoteError(MpipsError, RuntimeError):
         self.is_usage = is_usage
         self.asked = asked
         self.at = at
+        self.is_environment = is_environment
 
     def __str__(self) -> str:
         """Say who failed, for whom, and why."""
@@ -158,11 +161,17 @@ class RemoteError(MpipsError, RuntimeError):
             bool(meta.get("is_usage", False)),
             str(meta.get("asked", "")),
             str(meta.get("at", "")),
+            bool(meta.get("is_environment", False)),
         )
 
     def to_meta(self) -> dict[str, Any]:
         """Return it as JSON-able data, without what it does not say."""
-        more = {"is_usage": self.is_usage, "asked": self.asked, "at": self.at}
+        more = {
+            "is_usage": self.is_usage,
+            "asked": self.asked,
+            "at": self.at,
+            "is_environment": self.is_environment,
+        }
         return {
             "rank": self.rank,
             "role": self.role,
@@ -178,6 +187,18 @@ def in_a_line(error: BaseException) -> str:
     """Say what an error says, in a line; of one that is not of mpips, its kind first."""
     text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).removesuffix(":")
+
+
+def is_environment(error: BaseException) -> bool:
+    """Tell whether files or MPI failed, here or on another rank, which may not happen at another start."""
+    if isinstance(error, RemoteError):
+        return error.is_environment
+    return isinstance(error, OSError) or is_mpi(error)
+
+
+def is_mpi(error: BaseException) -> bool:
+    """Tell whether MPI raised it; mpi4py is not imported for that."""
+    return type(error).__module__.startswith("mpi4py")
 
 
 def says_all(error: BaseException) -> bool:

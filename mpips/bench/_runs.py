@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.errors import InputError
+from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
 from mpips.process.argument_parser import Parser
 from mpips.rundir.progress import Column, fitting, header, row
@@ -35,7 +36,7 @@ class RunFailed(SystemExit):
 
     def __init__(self, text: str) -> None:
         print(f"mpips: bench: {text}", file=sys.stderr)
-        super().__init__(1)
+        super().__init__(ExitCode.FAILED)
         self.text = text
 
 
@@ -246,7 +247,7 @@ def run(
             raise
         said.seek(0)
         lines = said.read().strip().splitlines() or ["it said nothing"]
-    if process.returncode == 2:
+    if process.returncode == ExitCode.BAD_INPUT:
         raise InputError(lines[-1].removeprefix("mpips: error: ").removeprefix("mpips: failed: "))
     if process.returncode != 0:
         raise RunFailed(f"{' '.join(command[4:6])} ended with exit code {process.returncode}: {lines[-1]}")

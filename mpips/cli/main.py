@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
 from mpips.cli.models import convert, export, infer, inspect, query, verify
 from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
 from mpips.errors import InputError
+from mpips.exit_codes import ExitCode, by_signal
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
 from mpips.process.interpreter import forget_working_folder
@@ -91,7 +93,7 @@ def _run(argv: Sequence[str]) -> int:
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     if not hasattr(arguments, "command"):
         root.print_help()
-        return 2
+        return ExitCode.BAD_INPUT
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
     if getattr(arguments, "prints_data", False):
@@ -105,9 +107,9 @@ def _run(argv: Sequence[str]) -> int:
             raise
         return _wrong(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:
-        return 130
+        return by_signal(signal.SIGINT)
 
 
 def _wrong(what: str) -> int:
     print(f"mpips: error: {printable(what, keep='')}", file=sys.stderr)
-    return 2
+    return ExitCode.BAD_INPUT

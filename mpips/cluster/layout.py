@@ -30,6 +30,22 @@ class Role(enum.StrEnum):
     SPARE = "spare"
 
 
+class Cause(enum.StrEnum):
+    """How a rank was lost."""
+
+    DIED = "died"
+    HUNG = "hung"
+
+    @property
+    def text(self) -> str:
+        """Return it as an error message."""
+        return (
+            "it hung"
+            if self is Cause.HUNG
+            else "it ended without a message: killed, crashed, or out of memory"
+        )
+
+
 MOST = 1 << 20
 """Upper bound for the ranks of a role, beyond any machine's size."""
 

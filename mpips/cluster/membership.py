@@ -26,7 +26,7 @@ from logging import ERROR, WARNING
 from typing import NoReturn, Protocol
 
 from mpips.cluster.hash_ring import VACANT
-from mpips.cluster.layout import Role
+from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Fenced, Node
 from mpips.cluster.view import (
     GENERATION,
@@ -47,8 +47,6 @@ from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
 
 Change = Callable[[View], View]
-LOST = {"died": "it ended without a message: killed, crashed, or out of memory", "hung": "it hung"}
-"""The description of each cause of a loss."""
 WAITS = 10.0
 """Seconds of silence of an indispensable rank after which a message is printed."""
 ORPHANED = 20.0
@@ -96,7 +94,7 @@ class Membership:
         """Whether the run ends because an indispensable rank hangs."""
         self.recovered: dict[int, float] = {}
         """By lost rank: the wall time at which all servers had the view without it."""
-        self._dead: dict[int, str] = {}
+        self._dead: dict[int, Cause] = {}
         self._changes: deque[Change] = deque()
         # During a succession: the ranks whose view has not arrived yet.
         self._asked: set[int] | None = None
@@ -154,14 +152,14 @@ class Membership:
         """Record ranks that were lost."""
         failed = self.node.van.failed()
         for rank in failed:
-            self._dead[rank] = "died"
+            self._dead[rank] = Cause.DIED
         if failed:
             self._watch()
         if self.heart is not None:
             needed = []
             for rank in self._silent(self.heart):
                 if rank not in self._dead and self._dispensable(rank):
-                    self._dead[rank] = "hung"
+                    self._dead[rank] = Cause.HUNG
                 elif rank not in self._dead:
                     needed.append(rank)
             if (needed or self._awaited) and not self.gave_up:
@@ -204,7 +202,7 @@ class Membership:
     def _end_for(self, hung: Collection[int]) -> NoReturn:
         self.gave_up = True
         for rank in hung:
-            note("lost", ERROR, lost=rank, error=LOST["hung"], fatal=True)
+            note("lost", ERROR, lost=rank, cause=Cause.HUNG, error=Cause.HUNG.text, fatal=True)
             self.node.absent(rank)
         raise ShardLost(
             f"{', '.join(map(self._name, sorted(hung)))}: no heartbeat for {self._give_up:g} s ([heartbeat] "
@@ -266,10 +264,10 @@ class Membership:
             left = without(view, losses)
         except ShardLost:
             for loss in losses:
-                note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True)
+                note("lost", ERROR, lost=loss.rank, cause=loss.cause, error=loss.cause.text, fatal=True)
             raise
         for loss in losses:
-            note("lost", WARNING, lost=loss.rank, error=LOST[loss.cause])
+            note("lost", WARNING, lost=loss.rank, cause=loss.cause, error=loss.cause.text)
         return left
 
     def _promote(self, view: View, lost: Role | None) -> View:

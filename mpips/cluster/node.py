@@ -41,6 +41,8 @@ from mpips.errors import (
     UsageError,
     WorkerLost,
     in_a_line,
+    is_environment,
+    is_mpi,
     says_all,
 )
 from mpips.filters.chain import Chain, Saved
@@ -433,7 +435,7 @@ class Node:
             text = f"{text} (at {at})"
         trace = "".join(traceback.format_exception(error))
         lost = isinstance(error, (WorkerLost, NoWorkerLeft))
-        follows = lost or isinstance(error, ShardLost) or type(error).__module__.startswith("mpi4py")
+        follows = lost or isinstance(error, ShardLost) or is_mpi(error)
         if follows:  # of one death there may be hundreds
             note("failed", error=text, follows=True)
         else:
@@ -448,6 +450,7 @@ class Node:
             "is_usage": usage,
             "at": at,
             **({"lost": True} if lost else {}),
+            **({"is_environment": True} if is_environment(error) else {}),
         }
 
     # --- receiving ---------------------------------------------------------------------------

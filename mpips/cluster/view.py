@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mpips.cluster.hash_ring import VACANT, Ring
-from mpips.cluster.layout import Layout, Role
+from mpips.cluster.layout import Cause, Layout, Role
 from mpips.errors import ShardLost
 
 NOBODY = -1
@@ -44,11 +44,11 @@ class Chain(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A lost rank: its role, the cause ("died", "hung"), and the time of its detection (wall, s)."""
+    """A lost rank: its role, the cause, and the time of its detection (wall, s)."""
 
     rank: int
     role: str
-    cause: str
+    cause: Cause
     noticed: float
 
 
@@ -140,7 +140,7 @@ class View:
                 for members, learner, closing, since in meta["chains"]
             ),
             tuple(meta["heirs"]),
-            tuple(Loss(*each) for each in meta["losses"]),
+            tuple(Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]),
             meta["origin"],
         )
 

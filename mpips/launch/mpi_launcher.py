@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.errors import InputError
+from mpips.exit_codes import ExitCode
 from mpips.launch import slurm_env
 from mpips.process import interpreter, ucx, user_folders
 from mpips.provenance.first_failure import sentence
-
-COMPLETED, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 85
-"""Exit codes: 85 asks a batch system to start the run again."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Set to 1 unless the user has set them: there is a rank per core already."""
@@ -349,24 +347,24 @@ def verdict(
     if result is None:
         blame = f"; first to fail: {sentence(first)}" if first else ""
         return (
-            BAD_INPUT if launcher_code == BAD_INPUT else FAILED,
+            ExitCode.BAD_INPUT if launcher_code == ExitCode.BAD_INPUT else ExitCode.FAILED,
             f"mpips: failed: {no_result(launcher_code)}{blame}; run folder: {folder}",
         )
     status = result.get("status")
     if status == "completed":
-        return COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
+        return ExitCode.COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
     if status == "stopped":
         why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
         where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
         again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
         return (
-            STOPPED,
+            ExitCode.STOPPED,
             f"mpips: stopped with a checkpoint{why}; go on{where} with: {again}; run folder: {folder}",
         )
     said = result.get("exit_code")
-    code = said if isinstance(said, int) and said > 0 else FAILED
+    code = said if isinstance(said, int) and said > 0 else ExitCode.FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
-    if first and code != BAD_INPUT:
+    if first and code != ExitCode.BAD_INPUT:
         if f"rank {first['rank']} " in reason:
             reason += f"; first to fail: {sentence(first, reason)}"
         else:  # another rank's error, which that one's failure led to

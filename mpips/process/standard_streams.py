@@ -17,12 +17,9 @@ import os
 import sys
 from typing import IO
 
+from mpips.exit_codes import ExitCode
 from mpips.process.printable import Control, printable
 
-UNWRITABLE = 74
-"""The exit code of a command whose output could not be written (EX_IOERR)."""
-GONE = 141
-"""The exit code of one whose reader has gone, as in `| head` (128 + SIGPIPE)."""
 _ERRORS = "mpips"
 
 
@@ -106,9 +103,9 @@ def settled(code: int) -> int:
     if out.problem is None:
         return code
     if out.problem.errno == errno.EPIPE:
-        return GONE
+        return ExitCode.READER_GONE
     print(f"mpips: error: stdout: cannot be written: {out.problem.strerror}", file=sys.stderr)
-    return UNWRITABLE
+    return ExitCode.UNWRITABLE
 
 
 def lost() -> bool:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn, Self
 
+from mpips.exit_codes import by_signal
+
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop."""
 
@@ -60,4 +62,4 @@ def leave(number: int) -> NoReturn:
     name = signal.Signals(number).name
     with suppress(OSError):
         os.write(2, f"mpips: stopped by {name} before the run began: nothing was trained\n".encode())
-    os._exit(128 + number)
+    os._exit(by_signal(number))

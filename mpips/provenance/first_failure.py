@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpips.cluster.layout import Cause
 from mpips.errors import InputError
 from mpips.files.json_lines import read_lines
 from mpips.files.json_shape import is_number
@@ -32,13 +33,12 @@ from mpips.rundir.folder import RunFolder
 
 LOOK = 0.25
 """Seconds between two looks whether ranks have started, or the run is over."""
-SILENT = "it ended without a message: killed, crashed, or out of memory"
 
 
 class Failure(NamedTuple):
     """A rank that failed: what it was, where, when that was noticed (wall, s), and what is known of why.
 
-    `at` is the program's line, if it failed in a program.
+    `at` is the program's line, if it failed in a program; `cause` how it was lost, if it could not say why itself.
     """
 
     rank: int
@@ -47,6 +47,7 @@ class Failure(NamedTuple):
     wall: float
     error: str
     at: str = ""
+    cause: Cause | None = None
 
     @property
     def text(self) -> str:
@@ -87,24 +88,40 @@ def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failur
         ranks = {each["rank"]: each for each in run["ranks"]}
     except (InputError, ValueError, KeyError):
         return None
-    found = [each for each in _failures(_lines(folder, since)) if each[1] in ranks]
+    found = [each for each in _failures(_lines(folder, since)) if each.rank in ranks]
     signals = {rank: words for rank, words in launcher_said(said, seen).items() if rank in ranks}
-    causes = [each for each in found if not each[0]]
-    at = ""
+    causes = [each for each in found if not each.follows]
     if causes:
-        _, rank, wall, error, at = min(causes, key=lambda each: each[2])
+        sign = min(causes, key=_wall)
     elif signals:
         rank = next(iter(signals))
-        wall = next((wall for _, lost, wall, *_ in sorted(found) if lost == rank), None) or _last_sign(folder)
-        error = ""
+        wall = min((each.wall for each in found if each.rank == rank), default=None) or _last_sign(folder)
+        sign = _Sign(False, rank, wall, cause=Cause.DIED)
     elif found:
-        _, rank, wall, error, at = min(found, key=lambda each: each[2])
+        sign = min(found, key=_wall)
     else:
         return None
-    if rank in signals and (not error or error.startswith(SILENT)):
+    rank, error = sign.rank, sign.error or Cause.DIED.text
+    if rank in signals and (not sign.error or sign.cause is Cause.DIED):
         error = signals[rank]
     each = ranks[rank]
-    return Failure(rank, f"{each['role']} {each['index']}", str(each["host"]), wall, error or SILENT, at)
+    role = f"{each['role']} {each['index']}"
+    return Failure(rank, role, str(each["host"]), sign.wall, error, sign.at, sign.cause)
+
+
+class _Sign(NamedTuple):
+    """What a log says of a failure; `follows` tells whether it only follows from another rank's."""
+
+    follows: bool
+    rank: int
+    wall: float
+    error: str = ""
+    at: str = ""
+    cause: Cause | None = None
+
+
+def _wall(sign: _Sign) -> float:
+    return sign.wall
 
 
 def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
@@ -116,15 +133,16 @@ def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
                     yield line
 
 
-def _failures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[bool, int, float, str, str]]:
-    """Pick failures: (whether it only follows from another's, rank, wall time, error, the program's line)."""
+def _failures(lines: Iterable[Mapping[str, Any]]) -> list[_Sign]:
+    """Pick the failures among the lines of logs."""
     found = []
     for line in lines:
         event, error, wall = line.get("event"), str(line.get("error")), float(line["wall"])
         if event == "failed" and isinstance(line.get("rank"), int):
-            found.append((bool(line.get("follows")), line["rank"], wall, error, str(line.get("at", ""))))
+            found.append(_Sign(bool(line.get("follows")), line["rank"], wall, error, str(line.get("at", ""))))
         elif event == "lost" and line.get("fatal") and isinstance(line.get("lost"), int):
-            found.append((False, line["lost"], wall, error, ""))
+            cause = next((each for each in Cause if each == line.get("cause")), None)
+            found.append(_Sign(False, line["lost"], wall, error, cause=cause))
     return found
 
 
@@ -249,8 +267,8 @@ class Peers:
         """Say what is known of why a process of this host is gone."""
         now = oom_kills()
         if now is not None and self._kills is not None and now > self._kills:
-            return f"{SILENT}; the kernel has killed a process here for want of memory"
-        return SILENT
+            return f"{Cause.DIED.text}; the kernel has killed a process here for want of memory"
+        return Cause.DIED.text
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 from mpips.checkpoint.lineage import of_run
 from mpips.cluster.layout import Role
 from mpips.cluster.long_waits import LongWaits
-from mpips.cluster.membership import LOST, Membership
+from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node
 from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.errors import (
@@ -29,7 +29,9 @@ from mpips.errors import (
     ShardLost,
     StopOverdue,
     WorkerLost,
+    is_environment,
 )
+from mpips.exit_codes import ExitCode
 from mpips.files.json_lines import read_lines
 from mpips.files.json_shape import is_number
 from mpips.files.json_values import Nulls, plain
@@ -49,7 +51,6 @@ from mpips.scheduler.stopping import enforce, watch
 from mpips.scheduler.time_limit import end_of
 from mpips.transport.message import Command
 
-COMPLETED, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 85
 HASHES = 2.0
 """Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
 
@@ -151,7 +152,7 @@ class Leader:
         text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
         write_json(
             self.folder.result,
-            {"status": "failed", "exit_code": FAILED, "error": text, "provisional": True, **said},
+            {"status": "failed", "exit_code": ExitCode.FAILED, "error": text, "provisional": True, **said},
         )
 
     def _obey(self, cluster: Cluster) -> None:
@@ -287,9 +288,9 @@ class Leader:
 
     def _success(self, cluster: Cluster) -> dict[str, Any]:
         layout = self.prepared.job.layout
-        code = REQUEUE if cluster.stopped_early else COMPLETED
+        code = ExitCode.STOPPED if cluster.stopped_early else ExitCode.COMPLETED
         result: dict[str, Any] = {
-            "status": "completed" if code == COMPLETED else "stopped",
+            "status": "completed" if code == ExitCode.COMPLETED else "stopped",
             "exit_code": code,
             "program": self.prepared.job.program,
             "layout": {
@@ -310,7 +311,7 @@ class Leader:
             "recoveries": self.recoveries(),
             **(
                 {"stopped_by": cluster.stop, "checkpoint": cluster.last_checkpoint()}
-                if code == REQUEUE
+                if code == ExitCode.STOPPED
                 else {}
             ),
             **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
@@ -358,7 +359,7 @@ class Leader:
                 text += f"; the run goes on from {self.prepared.resume}"
             return {
                 "status": "failed",
-                "exit_code": BAD_INPUT,
+                "exit_code": ExitCode.BAD_INPUT,
                 "error": text,
                 "failed_rank": where,
                 **self._returned,
@@ -373,7 +374,7 @@ class Leader:
             text += "; is the record damaged, or of another program? The log says more"
         return {
             "status": "failed",
-            "exit_code": FAILED,
+            "exit_code": ExitCode.FAILED,
             "error": text + (advice(self.prepared.job, self.folder) if again else ""),
             "failed_rank": where,
             "first_failure": first.facts(self.folder),
@@ -386,19 +387,17 @@ class Leader:
         """Find the first failure, of which the error that these `facts` tell of may be a consequence."""
         if facts.get("lost"):
             for loss in [each for each in self.node.view.losses if each.role == Role.WORKER][-1:]:
-                note("lost", ERROR, lost=loss.rank, error=LOST[loss.cause], fatal=True, wall=loss.noticed)
-        about = {name: str(facts[name]) for name in ("role", "host")}
-        seen = Failure(
-            facts["rank"], **about, wall=self.node.van.wall(), error=facts["text"], at=facts.get("at", "")
-        )
+                about = {"cause": loss.cause, "error": loss.cause.text}
+                note("lost", ERROR, lost=loss.rank, **about, fatal=True, wall=loss.noticed)
+        at, wall = facts.get("at", ""), self.node.van.wall()
+        seen = Failure(facts["rank"], str(facts["role"]), str(facts["host"]), wall, facts["text"], at)
         return first(self.folder) or seen
 
 
 def would_fail_again(error: BaseException) -> bool:
     """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
-    if isinstance(error, (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue, OSError)):
-        return False
-    return "MPI_ERR" not in str(error) and "OSError" not in str(error)
+    lost = (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue)
+    return not (isinstance(error, lost) or is_environment(error))
 
 
 def strikes(folder: Path) -> dict[int, float]:

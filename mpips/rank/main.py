@@ -41,13 +41,14 @@ from mpips.checkpoint.background_writer import Writer
 from mpips.cluster.crowding import crowding
 from mpips.cluster.faults import Faults
 from mpips.cluster.heartbeat import Address, Heartbeat
-from mpips.cluster.layout import Layout, Place, Role, check_singleton, split
+from mpips.cluster.layout import Cause, Layout, Place, Role, check_singleton, split
 from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
 from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, in_a_line
+from mpips.exit_codes import ExitCode
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.process.first_rank import seems_first
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
@@ -56,7 +57,7 @@ from mpips.process.stop_signals import ASKS
 from mpips.process.ucx import away
 from mpips.provenance import first_failure, provenance
 from mpips.rank import parent_daemon
-from mpips.rank.leader import BAD_INPUT, COMPLETED, FAILED, Leader
+from mpips.rank.leader import Leader
 from mpips.rank.prepare import Prepared, advice, checkpoints, parser, prepare
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder, write_about
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     if warm_up:
         if error is not None:
             _say(f"mpips: error: {error}")
-        return BAD_INPUT if error is not None else COMPLETED
+        return ExitCode.BAD_INPUT if error is not None else ExitCode.COMPLETED
 
     runs: list[_Run] = []
     parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
@@ -236,7 +237,7 @@ class _Run:
             error = error or raised
         code = self._agree(error)
         if code is not None or layout is None or self.prepared is None:
-            return code or FAILED
+            return code or ExitCode.FAILED
         self._share_folder()
         self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
@@ -251,11 +252,11 @@ class _Run:
             with during(trace, What.LEAVE):
                 left = node.leave(PATIENCE)
             if self.membership is not None and self.membership.gave_up:
-                self._quit(code or FAILED)  # its launcher ends what hangs, wherever that is
+                self._quit(code or ExitCode.FAILED)  # its launcher ends what hangs, wherever that is
             elif self.survives:
                 self._end_hung(node, processes)
             elif not left:
-                self._quit(code or FAILED)
+                self._quit(code or ExitCode.FAILED)
             return code
         finally:
             if trace is not None:
@@ -347,11 +348,11 @@ class _Run:
         world.Allreduce(mine, first, self.mpi.MIN)
         if first[0] == none:
             return None
-        rank, code = int(first[0]) // 2, FAILED if first[0] % 2 else BAD_INPUT
+        rank, code = int(first[0]) // 2, ExitCode.FAILED if first[0] % 2 else ExitCode.BAD_INPUT
         letter = np.zeros(8192, np.uint8)
         if error is not None:
             text = in_a_line(error)
-            if code == FAILED:
+            if code == ExitCode.FAILED:
                 text = f"rank {rank} on {host_name()}: {text}"
                 _say("".join(traceback.format_exception(error)).rstrip())
             raw = np.frombuffer(printable(text).encode()[: letter.size], np.uint8)
@@ -434,7 +435,7 @@ class _Run:
         except Fenced:
             log.note("fenced", logging.WARNING)
             _say(f"mpips: rank {self.rank} was taken for dead, and leaves")
-            os._exit(COMPLETED)
+            os._exit(ExitCode.COMPLETED)
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
         job, writer = prepared.job, Writer()
@@ -519,13 +520,18 @@ class _Run:
             return None
         missing = self.peers.missing()
         for rank in missing:
-            log.note("lost", logging.ERROR, lost=rank, error=self.peers.why(), fatal=True)
+            log.note("lost", logging.ERROR, lost=rank, cause=Cause.DIED, error=self.peers.why(), fatal=True)
         first = first_failure.first(self.folder) if missing and self.peers.speaks(missing) else None
         if first is None:
             return None
         facts = first.facts(self.folder)
         if 0 in missing and not self.folder.result.exists():  # nobody else is left to write it
-            result = {"status": "failed", "exit_code": FAILED, "error": first.text, "first_failure": facts}
+            result = {
+                "status": "failed",
+                "exit_code": ExitCode.FAILED,
+                "error": first.text,
+                "first_failure": facts,
+            }
             self._write(result)
         if not self.judged:
             _say(f"mpips: first to fail: {first_failure.sentence(facts)}")
@@ -537,13 +543,15 @@ class _Run:
         if not isinstance(error, self.mpi.Exception):
             node.control(node.view.leader, Command.FAILED, facts)
             if isinstance(error, ShardLost):  # the leader is among the dead
-                self._write({"status": "failed", "exit_code": FAILED, "error": facts["text"]})
+                self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": facts["text"]})
             deadline = node.van.now() + PATIENCE
             while node.van.now() < deadline:
                 with suppress(Exception):  # it fails already; a second error adds nothing
                     node.wait_until(lambda: node.van.now() > deadline)
         self._quit(
-            FAILED, f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}", facts["trace"]
+            ExitCode.FAILED,
+            f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}",
+            facts["trace"],
         )
 
     # --- the end -----------------------------------------------------------------------------
@@ -552,20 +560,20 @@ class _Run:
         """Kill hung ranks on this host: the launcher would wait for them."""
         for loss in node.view.losses:
             pid, host = processes[loss.rank]
-            if loss.cause == "hung" and host == host_name() and _is_stopped(pid):
+            if loss.cause is Cause.HUNG and host == host_name() and _is_stopped(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def _end(self, result: dict[str, Any]) -> int:
         """Write the result and say what failed; give the exit code of every rank."""
         code, written = int(result["exit_code"]), self._write(result)
         if written and self.judged:
-            return COMPLETED
+            return ExitCode.COMPLETED
         if "error" in result:
             _say(f"mpips: error: {result['error']}")
         if "first_failure" in result:
             known = str(result.get("error", ""))
             _say(f"mpips: first to fail: {first_failure.sentence(result['first_failure'], known)}")
-        return code if written or "error" in result else FAILED
+        return code if written or "error" in result else ExitCode.FAILED
 
     def _write(self, result: dict[str, Any]) -> bool:
         """Write the result, after run.json's end where there is time for it; give whether it is there."""
@@ -591,7 +599,7 @@ class _Run:
             text = f"rank {self.rank} on {host_name()}: {error}"
             if self.prepared is not None:
                 text += advice(self.prepared.job, self.folder)
-            self._write({"status": "failed", "exit_code": FAILED, "error": text})
+            self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": text})
 
     def _conclude(self, result: dict[str, Any]) -> None:
         assert self.folder is not None
@@ -605,8 +613,8 @@ class _Run:
         trace = "".join(traceback.format_exception(error))
         follows = isinstance(error, self.mpi.Exception)
         log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
-        self._write({"status": "failed", "exit_code": FAILED, "error": text})
-        self._quit(FAILED, text, trace)
+        self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": text})
+        self._quit(ExitCode.FAILED, text, trace)
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by force if MPI itself does not return."""

@@ -16,6 +16,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
 from mpips.cluster.view import View, first_view
 from mpips.config.job_file import CheckpointSpec
+from mpips.exit_codes import ExitCode
 from mpips.filters.chain import Chain
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
@@ -198,7 +199,7 @@ class Simulation:
     def _stop(self, me: Node) -> bool:
         for rank in me.view.alive:
             if rank != me.rank:
-                me.control(rank, Command.STOP, {"code": 0})
+                me.control(rank, Command.STOP, {"code": ExitCode.COMPLETED})
         left = me.leave()
         self.stage.view = me.view
         return left

@@ -90,6 +90,7 @@ RESULT = {
         "host": str,
         "wall": NUMBER,
         "error": str,
+        "cause?": (str, None),
         "log?": (str, None),
     },
 }

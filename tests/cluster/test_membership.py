@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from simulated import simulate
 
-from mpips.cluster.layout import Role
+from mpips.cluster.layout import Cause, Role
 from mpips.cluster.view import GENERATION, NOBODY, View
 from mpips.errors import InputError, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.scheduler.scheduler import Cluster
@@ -281,7 +281,7 @@ def test_the_only_holder_of_keys_is_not_waited_for_for_ever(
     with pytest.raises(ShardLost, match=lost):
         holder_hangs(servers, 1, None, {})
     (noted,) = losses_noted(caplog)
-    assert noted == {"lost": 1, "error": "it hung", "fatal": True}
+    assert noted == {"lost": 1, "cause": Cause.HUNG, "error": "it hung", "fatal": True}
 
 
 def test_the_only_holder_of_keys_is_waited_for_for_a_while(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from mpips.cluster.faults import Chance, Faults, FaultsSpec, Slow
 from mpips.cluster.layout import Layout, LayoutSpec
@@ -164,6 +165,14 @@ def test_an_error_from_elsewhere_keeps_its_rank_when_it_is_passed_on() -> None:
         "rank": 1, "role": "server 0", "host": "elsewhere", "text": "broken", "trace": "its trace",
         "is_input": False,
     }  # fmt: skip
+
+
+def test_another_rank_is_told_whether_files_or_mpi_have_failed() -> None:
+    node = nodes(Network(3))[WORKER]
+    for error, expected in (FileNotFoundError("x"), True), (MPI.Exception(1), True), (KeyError("x"), False):
+        assert RemoteError.from_meta(node.describe(error), WORKER).is_environment is expected
+        passed_on = node.describe(RemoteError.from_meta(node.describe(error), WORKER))
+        assert passed_on.get("is_environment", False) is expected
 
 
 def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace() -> None:

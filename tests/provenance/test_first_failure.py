@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpips.cluster.layout import Cause
 from mpips.provenance.first_failure import (
-    SILENT,
     Failure,
     Peers,
     Watch,
@@ -27,6 +27,8 @@ from mpips.provenance.first_failure import (
     sentence,
 )
 from mpips.rundir.folder import Lines, RunFolder
+
+DIED: dict[str, Any] = {"cause": Cause.DIED, "error": Cause.DIED.text}
 
 START = 1_700_000_000.0
 ROLES = ("scheduler", "server", "worker", "worker", "worker")
@@ -71,7 +73,7 @@ def log(folder: RunFolder, rank: int, event: str, after: float, **facts: Any) ->
 def test_nothing_is_known_of_a_run_without_a_word(folder: RunFolder) -> None:
     assert first(folder) is None
     log(folder, 0, "start", 1)
-    log(folder, 2, "lost", 2, lost=1, error=SILENT)  # it was survived
+    log(folder, 2, "lost", 2, lost=1, **DIED)  # it was survived
     assert first(folder) is None
     assert first(RunFolder(folder.path / "none")) is None
 
@@ -80,7 +82,7 @@ def test_the_earliest_error_counts_whoever_wrote_it_first(folder: RunFolder) -> 
     log(folder, 4, "failed", 5, error="late")
     log(folder, 2, "failed", 3, error="ValueError: early")
     log(folder, 1, "failed", 1, error="MPI_ERR_PROC_FAILED", follows=True)
-    log(folder, 0, "lost", 4, lost=2, error=SILENT, fatal=True)
+    log(folder, 0, "lost", 4, lost=2, **DIED, fatal=True)
     found = first(folder, PRTE)
     assert found == Failure(2, "worker 0", "n1", START + 3, "ValueError: early")
     assert found.text == "rank 2 (worker 0 on n1): ValueError: early"
@@ -100,14 +102,16 @@ def test_a_death_comes_before_what_follows_from_it(folder: RunFolder) -> None:
     assert first(folder) == Failure(
         0, "scheduler 0", "n1", START + 1, "rank 1 died, and no other server holds a copy"
     )
-    log(folder, 0, "lost", 2, lost=1, error=SILENT, fatal=True)
-    assert first(folder) == Failure(1, "server 0", "n2", START + 2, SILENT)
+    log(folder, 0, "lost", 2, lost=1, **DIED, fatal=True)
+    assert first(folder) == Failure(1, "server 0", "n2", START + 2, Cause.DIED.text, cause=Cause.DIED)
 
 
 def test_the_launcher_knows_the_signal_and_sees_deaths_that_nobody_else_does(folder: RunFolder) -> None:
     assert first(folder, PRTE) is not None
-    log(folder, 2, "lost", 2, lost=3, error=SILENT, fatal=True)
-    assert first(folder, PRTE) == Failure(3, "worker 1", "n2", START + 2, "ended by SIGKILL")
+    log(folder, 2, "lost", 2, lost=3, **DIED, fatal=True)
+    assert first(folder, PRTE) == Failure(
+        3, "worker 1", "n2", START + 2, "ended by SIGKILL", cause=Cause.DIED
+    )
     log(folder, 1, "failed", 1, error="RuntimeError: before")
     found = first(folder, PRTE)
     assert found is not None and found.error == "RuntimeError: before"

@@ -25,8 +25,8 @@ from mpips.rundir.folder import Lines, RunFolder, write_json
         (JournalLost("its journal is lost"), False),
         (ShardLost("no copy is left"), False),
         (OSError(5, "Input/output error"), False),
-        (RemoteError(3, "worker 1", "n2", "OSError: [Errno 116] Stale file handle"), False),
-        (RemoteError(3, "worker 1", "n2", "Exception: MPI_ERR_PROC_FAILED: Process Failure"), False),
+        (RemoteError(3, "worker 1", "n2", "FileNotFoundError: no", is_environment=True), False),
+        (RemoteError(3, "worker 1", "n2", "Exception: MPI_ERR_PROC_FAILED", is_environment=True), False),
     ],
 )
 def test_a_program_fails_again_but_lost_ranks_and_files_may_not(error: Exception, again: bool) -> None:

@@ -58,11 +58,12 @@ def command(arguments: argparse.Namespace) -> int:
 def alone(environ: Mapping[str, str]) -> None:
     """Refuse to be one of several copies: each would examine the same, at the same time."""
     from mpips.errors import InputError
+    from mpips.exit_codes import ExitCode
 
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
     if environ.get("SLURM_STEP_ID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1:
         if environ.get("SLURM_PROCID", "0") != "0":
-            raise SystemExit(2)
+            raise SystemExit(ExitCode.BAD_INPUT)
         raise InputError(
             f"srun started {tasks} copies of `mpips doctor`: call it once, in the batch script or after salloc"
         )

@@ -110,7 +110,9 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     import os
 
     from mpips.cluster import crowding
+    from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
+    from mpips.exit_codes import ExitCode
     from mpips.jit.warm_up import Mark
     from mpips.launch import mpi_launcher
     from mpips.launch.processes import Children
@@ -165,14 +167,16 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     first = first_failure.first(folder, children.said, watch.seen) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
-        result = {"status": "failed", "exit_code": 1, "error": first.text}
-    elif first is not None and first_failure.SILENT in str((result or {}).get("error")):
-        result = {
-            **(result or {}),
-            "error": str((result or {})["error"]).replace(first_failure.SILENT, first.error),
-        }
+        result = {"status": "failed", "exit_code": ExitCode.FAILED, "error": first.text}
+    # The launcher may know by what a rank was killed.
+    elif (
+        first is not None
+        and result is not None
+        and result.get("first_failure", {}).get("cause") == Cause.DIED
+    ):
+        result = {**result, "error": str(result["error"]).replace(Cause.DIED.text, first.error)}
     code, line = mpi_launcher.verdict(result, ended, folder.path, facts)
-    failed = code not in (0, 2, 85)
+    failed = code not in (ExitCode.COMPLETED, ExitCode.BAD_INPUT, ExitCode.STOPPED)
     if failed:
         from mpips.rank.prepare import advice
 
@@ -192,6 +196,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
     """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
+    from mpips.exit_codes import ExitCode
     from mpips.launch.processes import end_with_parent
     from mpips.process import interpreter
 
@@ -200,4 +205,4 @@ def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
     # In a group of its own: an interrupt of the terminal's comes to this process, which ends it.
     done = subprocess.run(line, check=False, process_group=0, preexec_fn=end_with_parent)
     if done.returncode:
-        raise SystemExit(done.returncode if done.returncode > 0 else 1)
+        raise SystemExit(done.returncode if done.returncode > 0 else ExitCode.FAILED)
