@@ -34,7 +34,7 @@ BRIEF = 20e-6
 _SET_TIMER_SLACK = 29  # linux/prctl.h
 
 
-class Bell(Protocol):
+class Wakeup(Protocol):
     """What ends a sleep when a message comes; see `mpips.transport.wakeup`."""
 
     def arm(self) -> None:
@@ -67,7 +67,7 @@ class Backoff:
         *,
         deep: float = 5e-3,
         crowded: bool = False,
-        bell: Bell | None = None,
+        bell: Wakeup | None = None,
         clock: Callable[[], float] = time.perf_counter,
         offer: Callable[[], None] = os.sched_yield,
     ) -> None:
@@ -114,7 +114,7 @@ class Backoff:
         self._looks = LOOKS
         self._sleep(seconds)
 
-    def _rest(self, bell: Bell, seconds: float) -> None:
+    def _rest(self, bell: Wakeup, seconds: float) -> None:
         """Sleep until somebody rings; whoever looked before the bell was armed looks again after that."""
         if not self._asleep:
             bell.arm()

@@ -92,7 +92,7 @@ from mpips.transport.mpi_kernels import (
     unsent,
 )  # fmt: skip
 from mpips.transport.process_memory import Reach
-from mpips.transport.wakeup import Bell
+from mpips.transport.wakeup import Wakeup
 
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
 _MANY = 64  # sends in the outbox from which on it is swept whole
@@ -244,7 +244,9 @@ class _Incoming:
 class MPIVan:
     """A van over an MPI communicator whose errors return; see `Van`."""
 
-    def __init__(self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Bell | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Wakeup | None = None
+    ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._owner = get_ident()
         self.survives = survives_deaths()

@@ -42,7 +42,7 @@ _PATH = _HOST + _CORES // 8  # and its path
 _LETTER = 512
 
 
-class Bell:
+class Wakeup:
     """One rank's bell: a flag for each rank, and a socket to wait at. `asleep[rank]` tells who is to be rung for.
 
     `asleep` is for Python, which reads one of them in 20 ns; `flags`, u1[ranks], strided, is the same for kernels.
@@ -89,7 +89,7 @@ def _place(name: str, rank: int) -> str:
     return f"\0mpips-{name}-{rank}"
 
 
-def meet(world: MPI.Intracomm) -> tuple[Bell | None, bool]:
+def meet(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     """Make the bells of a run, and tell whether ranks outnumber cores on this host: collective.
 
     There is no bell on any rank if they are not all on one host, or it has no such sockets.
@@ -143,7 +143,7 @@ def _page(size: int) -> str:
     return path if len(os.fsencode(path)) <= _LETTER - _PATH else ""
 
 
-def _open(rank: int, size: int, path: str) -> Bell | None:
+def _open(rank: int, size: int, path: str) -> Wakeup | None:
     """Take one's own bell, or None where that is not possible."""
     name = Path(path).name
     try:
@@ -157,7 +157,7 @@ def _open(rank: int, size: int, path: str) -> Bell | None:
         flags, token = page[: _APART * size], bytes(page[_APART * size :])
         socket_filter.put(mail, token, len(token))
         mail.bind(_place(name, rank))
-        return Bell(rank, flags, mail, name, token)
+        return Wakeup(rank, flags, mail, name, token)
     except (OSError, ValueError):
         mail.close()
         return None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mpips.transport import wakeup as bells
 from mpips.transport.backoff import BRIEF, LOOKS, Backoff
-from mpips.transport.wakeup import Bell
+from mpips.transport.wakeup import Wakeup
 
 LOOK = 1e-6
 """Seconds that a look takes here."""
@@ -179,7 +179,7 @@ def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]])
 
 
 @pytest.fixture
-def pair() -> Iterator[list[Bell]]:
+def pair() -> Iterator[list[Wakeup]]:
     """Give the bells of two ranks."""
     path = bells._page(2)
     made = [bells._open(rank, 2, path) for rank in range(2)]
@@ -192,7 +192,7 @@ def pair() -> Iterator[list[Bell]]:
         each.close()
 
 
-def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Bell]) -> None:
+def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     sleeper.arm()
     assert sender.asleep[0] == 1 and sender.asleep[1] == 0 and sender.flags.tolist() == [1, 0]
@@ -204,7 +204,7 @@ def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Bell]) ->
     assert sender.asleep[0] == 0
 
 
-def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Bell]) -> None:
+def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(3):
         sender.ring(0)
@@ -213,7 +213,7 @@ def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Bell]) 
     sleeper.sleep(0.001)
 
 
-def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Bell]) -> None:
+def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(10_000):
         sender.ring(0)
@@ -223,7 +223,7 @@ def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Bell]) ->
     assert sender.asleep[0] == 0
 
 
-def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Bell]) -> None:
+def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.setblocking(False)
@@ -234,7 +234,7 @@ def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Bell]) -> None:
     sleeper.sleep(60.0)
 
 
-def test_a_name_that_is_taken_gives_no_bell(pair: list[Bell]) -> None:
+def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
     path = bells._page(2)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
