@@ -48,7 +48,7 @@ from mpips.storage.vector_clock import NOTHING
 from mpips.tasks.request_dedup import Inbox
 from mpips.tasks.task import AHEAD
 from mpips.tracing.recorder import What
-from mpips.transport.fastpath_table import VERSION, Lane
+from mpips.transport.fastpath_table import VERSION, FastPathTable
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, missing_of, reply_to
 
@@ -110,7 +110,7 @@ class Server:
         self._ahead = ahead
         self.node, self._writer = node, writer or AtOnce()
         self.lists = KeyCache(key_cache)
-        self._lane = Lane(len(node.view.chains), len(node.layout.places), self.lists)
+        self._lane = FastPathTable(len(node.view.chains), len(node.layout.places), self.lists)
         if node.plain:
             node.van.lane = self._lane
         if node.record is not None:

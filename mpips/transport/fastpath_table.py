@@ -3,7 +3,7 @@
 A push or pull of a dense range, or of a list of keys that the server remembers, at a shard that has one copy, in a
 vector whose update is `add` or `assign`, waits for nothing and is told to nobody: the loop
 (`mpips.transport.fastpath_server`) does it where it has received it. Everything else it hands over. So it holds no
-state of its own that matters: `Lane` tells it which shards and vectors it may serve (`parts`), and takes over from
+state of its own that matters: `FastPathTable` tells it which shards and vectors it may serve (`parts`), and takes over from
 it what it has finished (`finished`) before anything else looks at the shard, so that each push is applied once and
 is known to be.
 """
@@ -60,7 +60,7 @@ class Simple(NamedTuple):
     pull: bool
 
 
-class Lane:
+class FastPathTable:
     """What the loop may serve, and what it has done; of `ranks` ranks, with the lists of `cache`."""
 
     def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import Rooms
-from mpips.transport.fastpath_table import Lane
+from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
 
 Fate = Callable[[int, int, Message], Sequence[float]]
@@ -391,7 +391,7 @@ class TwinVan:
         self.rank, self.size = rank, network.size
         self.sent_bytes = self.received_bytes = self.sent_messages = 0
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
-        self.lane: Lane | None = None
+        self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
         self.rooms = Rooms()

@@ -48,7 +48,7 @@ from mpips.transport.fastpath_client import (
     take_answer,
 )
 from mpips.transport.fastpath_server import serve
-from mpips.transport.fastpath_table import Lane
+from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.message import (
     ANSWER,
     HEADER_BYTES,
@@ -116,7 +116,7 @@ class Van(Protocol):
     received_bytes: int
     landing: Callable[[Message], NDArray[Any] | None]
     """Where the values of a message that comes in parts are to stand; None: in an array of their own."""
-    lane: Lane | None
+    lane: FastPathTable | None
     """What the van may answer without asking, if it can; see `mpips.transport.fastpath_table`."""
     epoch: int
     """That of the requests that it may answer so."""
@@ -273,7 +273,7 @@ class MPIVan:
         self._answer = self._frame
         self._looks = 1
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
-        self.lane: Lane | None = None
+        self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
         self.rooms = Rooms()
@@ -455,7 +455,7 @@ class MPIVan:
             self.received_bytes += int(cells[RECEIVED])
             cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
 
-    def _account(self, cells: NDArray[np.int64], lane: Lane) -> None:
+    def _account(self, cells: NDArray[np.int64], lane: FastPathTable) -> None:
         """Count what the loop has moved, and give it the memory that it has missed."""
         if cells[SERVED]:
             self._backoff.reset()

@@ -12,7 +12,7 @@ from mpi4py import MPI
 from mpips.errors import ProtocolError
 from mpips.ranges import KeyRange
 from mpips.transport.fastpath_client import SLOTS
-from mpips.transport.fastpath_table import Lane
+from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import (
     ANSWER,
@@ -200,7 +200,7 @@ def test_no_more_is_asked_than_there_are_slots(asking: Asking) -> None:
 
 
 def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) -> None:
-    asking.van.lane = Lane(1, 1, KeyCache(0))
+    asking.van.lane = FastPathTable(1, 1, KeyCache(0))
     assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
     asking.van.lane = None
     assert asking.ask(Command.PUSH, np.ones(1), 1) >= 0

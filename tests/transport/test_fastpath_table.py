@@ -21,8 +21,8 @@ from mpips.transport.fastpath_table import (
     NEWS,
     NO_PUSH,
     WINDOW,
+    FastPathTable,
     Finished,
-    Lane,
     Simple,
 )
 from mpips.transport.key_cache import KeyCache, Known, sign
@@ -55,7 +55,7 @@ class Alone:
         self.van = MPIVan(comm)
         self.van.epoch = EPOCH
         self.lists = KeyCache(1e6)
-        self.lane = Lane(3, 2, self.lists)
+        self.lane = FastPathTable(3, 2, self.lists)
         rng = np.random.default_rng(5)
         self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
         address, code = self.values.ctypes.data, CODES[self.values.dtype]
@@ -334,7 +334,7 @@ def test_no_more_is_noted_than_there_is_room_for(comm: MPI.Intracomm) -> None:
 
 
 def test_memory_is_provided_once_and_within_bounds() -> None:
-    lane = Lane(1, 1, KeyCache(0))
+    lane = FastPathTable(1, 1, KeyCache(0))
     assert lane.provide(1000) and len(lane.landing) >= 1000
     for _ in range(BUFFERS):
         assert lane.provide(1000)
@@ -353,7 +353,7 @@ def test_memory_is_provided_once_and_within_bounds() -> None:
 def test_tables_grow_and_keep_what_they_hold() -> None:
     """Callers come and go at random; a dictionary knows their highest times."""
     shards, ranks = 3, 40
-    lane, rng = Lane(shards, ranks, KeyCache(0)), np.random.default_rng(0)
+    lane, rng = FastPathTable(shards, ranks, KeyCache(0)), np.random.default_rng(0)
     highest: dict[tuple[int, int], int] = {}
     for _ in range(2000):
         name = (int(rng.integers(0, shards)), int(rng.integers(0, ranks)))
@@ -381,7 +381,7 @@ def test_shards_that_are_elsewhere_take_no_memory() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-    before, lane = resident(), Lane(2000, 8000, KeyCache(0))
+    before, lane = resident(), FastPathTable(2000, 8000, KeyCache(0))
     for shard, origin in ((3, 7999), (3, 0), (1500, 20)):
         lane.admitted(shard, origin, 5)
     assert resident() - before < 16e6 < lane.rows_of.nbytes / 3
@@ -389,7 +389,7 @@ def test_shards_that_are_elsewhere_take_no_memory() -> None:
 
 
 def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
-    lane = Lane(2, 1, KeyCache(0))
+    lane = FastPathTable(2, 1, KeyCache(0))
     simples = {number: Simple(number, 0, 1, number, 10, ADD, True) for number in (0, 3, 4, 500, 7)}
     for number, simple in simples.items():
         lane.open(1, number, simple)
