@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import FORMAT, VERSION, Run, explained, sync
 from mpips.errors import CheckpointError
-from mpips.files.error_latching_file import Sink
+from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
 from mpips.ranges import KeyRange, coalesce, meet
 from mpips.storage.segment import Rows
@@ -29,7 +29,7 @@ def created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
     """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
     import h5py
 
-    with explained("write", path), closing(Sink(path)) as sink:
+    with explained("write", path), closing(ErrorLatchingFile(path)) as sink:
         with h5py.File(sink, "w", locking=False) as file:
             file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
             if meta is not None:

@@ -3,7 +3,7 @@
 When the disk is full while HDF5 (2.0, and others before it) writes by itself, closing the file fails as well, its
 objects stay open, and the process dies of a segmentation fault sooner or later: a server would be lost with all
 that it holds, for want of a checkpoint. So HDF5 is given a Python object instead of a path. From the first write
-that fails on, `Sink` keeps that error, writes nothing more and says that all is well, so HDF5 closes in order;
+that fails on, `ErrorLatchingFile` keeps that error, writes nothing more and says that all is well, so HDF5 closes in order;
 the error is raised to us then. It costs a call of Python for each chunk of 1 MiB, and the interpreter's lock is
 not held while the kernel writes.
 """
@@ -19,7 +19,7 @@ _PIECE = 2**23
 """Bytes handed to the kernel at once."""
 
 
-class Sink:
+class ErrorLatchingFile:
     """A new file at `path`, as `h5py.File` takes it; `error` is the first one met.
 
     `path` may be the descriptor of a file that is open to read and write, which stays open. A symbolic link is refused.

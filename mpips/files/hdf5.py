@@ -19,7 +19,7 @@ from pathlib import Path
 
 import h5py
 
-from mpips.files.error_latching_file import Sink
+from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import open_regular, replacing
 
 SPARE = 1 << 26
@@ -59,7 +59,7 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
     Raises:
         OSError: it cannot be written; names `path`.
     """
-    with replacing(path, "w+b") as whole, closing(Sink(whole.fileno())) as sink:
+    with replacing(path, "w+b") as whole, closing(ErrorLatchingFile(whole.fileno())) as sink:
         with h5py.File(sink, "w", locking=False) as file:
             yield file
         sink.close()

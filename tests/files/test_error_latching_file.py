@@ -17,7 +17,7 @@ import pytest
 
 from mpips.checkpoint.checkpoint import Saved, abandon, begin, commit, latest, verify, write_shard
 from mpips.errors import CheckpointError, ClosedError
-from mpips.files.error_latching_file import Sink
+from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.ranges import ALL
 from mpips.storage.segment import Rows
 from mpips.storage.updates import VectorSpec
@@ -39,7 +39,7 @@ def write(directory: Path, step: int, rows: int = 100_000) -> Path:
 
 
 def test_hdf5_writes_into_it_and_reads_it_by_itself(tmp_path: Path) -> None:
-    sink = Sink(tmp_path / "file.h5")
+    sink = ErrorLatchingFile(tmp_path / "file.h5")
     with h5py.File(sink, "w") as file:
         file.create_dataset("a", data=np.arange(300_000.0), chunks=(1000,), fletcher32=True)
         file["group/b"] = np.arange(7)
@@ -55,7 +55,7 @@ def test_hdf5_writes_into_it_and_reads_it_by_itself(tmp_path: Path) -> None:
 
 
 def test_what_was_written_can_be_read_back_and_the_rest_is_zeros(tmp_path: Path) -> None:
-    sink = Sink(tmp_path / "file")
+    sink = ErrorLatchingFile(tmp_path / "file")
     assert sink.write(memoryview(b"abcdef")) == 6 and sink.tell() == 6
     assert sink.seek(-4, os.SEEK_END) == 2 and sink.seek(1, os.SEEK_CUR) == 3
     assert sink.read(5) == b"def\0\0" and sink.tell() == 8
