@@ -51,7 +51,7 @@ from mpips.process import program_line
 from mpips.process.host import host_name
 from mpips.rundir.log import note
 from mpips.storage.updates import VectorSpec, update_named
-from mpips.tasks.request_dedup import Inbox
+from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import Timer
 from mpips.tasks.task import Task, Tasks
 from mpips.tracing.recorder import LONG
@@ -204,7 +204,7 @@ class Node:
         self.direct = self.plain and resend is None
         """Whether requests may go by the van's desk."""
         van.epoch, van.landing = view.epoch, self._landing
-        self.inbox = Inbox(self.answer, self.keeps)
+        self.inbox = RequestDedup(self.answer, self.keeps)
         self.handlers: dict[Command, Handler] = {}
         self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
         self.controls: dict[Command, Handler] = {

@@ -45,7 +45,7 @@ from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment, Slots
 from mpips.storage.updates import VectorSpec, call_named
 from mpips.storage.vector_clock import NOTHING
-from mpips.tasks.request_dedup import Inbox
+from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.task import AHEAD
 from mpips.tracing.recorder import What
 from mpips.transport.fastpath_table import VERSION, FastPathTable
@@ -178,7 +178,9 @@ class Server:
         def answer(origin: int, reply: Message) -> None:
             self.links[number].after_all(lambda: node.answer(origin, reply))
 
-        shard = Shard(number, node.view.ring, node.view.workers, Inbox(answer, node.keeps), node.describe)
+        shard = Shard(
+            number, node.view.ring, node.view.workers, RequestDedup(answer, node.keeps), node.describe
+        )
         shard.order = None if node.record is None else node.record.order(number)
         return shard
 

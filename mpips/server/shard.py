@@ -23,7 +23,7 @@ from mpips.storage.aggregate import Aggregator
 from mpips.storage.segment import Segment, Slots, one_by_one
 from mpips.storage.updates import VectorSpec, call_named, value_row
 from mpips.storage.vector_clock import RangedClock
-from mpips.tasks.request_dedup import Inbox, Kept
+from mpips.tasks.request_dedup import Kept, RequestDedup
 from mpips.transport.fastpath_table import ADD, ASSIGN, NO_PUSH, Simple
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 
@@ -124,7 +124,7 @@ class Shard:
     """
 
     def __init__(
-        self, number: int, ring: Ring, workers: Sequence[int], inbox: Inbox, describe: Describe
+        self, number: int, ring: Ring, workers: Sequence[int], inbox: RequestDedup, describe: Describe
     ) -> None:
         self.number, self.ring, self.workers, self.inbox = number, ring, workers, inbox
         self.vectors: dict[int, Hosted] = {}

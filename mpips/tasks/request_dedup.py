@@ -1,6 +1,6 @@
 """The callee's half of tasks: which requests may start, which are done (paper, section 3.2).
 
-An `Inbox` belongs to one address. It lets a request start when all it depends on has finished there,
+An `RequestDedup` belongs to one address. It lets a request start when all it depends on has finished there,
 starts each one exactly once, and answers a repeated one from the reply it kept until the caller has acknowledged it.
 A shard's inbox goes where the shard goes, so that a push is applied once whoever applies it.
 
@@ -49,7 +49,7 @@ def _forgotten(request: Message) -> Message:
     return reply
 
 
-class Inbox:
+class RequestDedup:
     """The callee's half for one address: which requests may start, which are done; see the module.
 
     Its memory is bounded by the callers' windows: what a caller has acknowledged is forgotten. Requests that change

@@ -16,7 +16,7 @@ from mpips.server.shard import AGGREGATE, Caller, RoundAnswer, Shard, callers_of
 from mpips.storage import updates as update_module
 from mpips.storage.aggregate import Summed
 from mpips.storage.updates import VectorSpec, call, update
-from mpips.tasks.request_dedup import Inbox
+from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.message import NO_ROUND, Command, Kind, Message, from_bytes, reply_to, to_bytes
 
 WORKERS = (3, 4)
@@ -25,7 +25,7 @@ WORKERS = (3, 4)
 def make(number: int = 0, sent: list[tuple[int, Message]] | None = None) -> Shard:
     """Make shard `number` of two servers' ring; replies that its inbox repeats go to `sent`."""
     out = [] if sent is None else sent
-    inbox = Inbox(lambda origin, reply: out.append((origin, reply)))
+    inbox = RequestDedup(lambda origin, reply: out.append((origin, reply)))
     return Shard(number, Ring.of([1, 2]), WORKERS, inbox, lambda error: {"text": str(error)})
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
-from mpips.tasks.request_dedup import Inbox
+from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import BURST, SHARE, Timer
 from mpips.tasks.task import JUMP, Task, Tasks, remote_error
 from mpips.transport.message import Command, Kind, Message, missing_of
@@ -26,7 +26,7 @@ class Wire:
         self.now = 0.0
         self.tasks = Tasks(self.to_callee, window, origin=0, timer=lambda: Timer(1.0, self.rng.random))
         self.tasks.now = lambda: self.now
-        self.inboxes = {rank: Inbox(self._replier(rank)) for rank in range(1, callees + 1)}
+        self.inboxes = {rank: RequestDedup(self._replier(rank)) for rank in range(1, callees + 1)}
         self.started: dict[int, list[tuple[int, int]]] = {rank: [] for rank in self.inboxes}
         self.finished: dict[int, list[int]] = {rank: [] for rank in self.inboxes}
         self.running: list[tuple[int, Message]] = []
@@ -429,7 +429,7 @@ def test_where_nothing_is_lost_nobody_is_probed() -> None:
 
 def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
     sent: list[Message] = []
-    inbox = Inbox(lambda dest, message: sent.append(message))
+    inbox = RequestDedup(lambda dest, message: sent.append(message))
     request = Message(Kind.REQUEST, Command.CALL, sender=3, origin=3)
     assert inbox.admit(request) == [request]
     assert inbox.admit(request) == [] and sent == [] and inbox.unfinished() == 1
@@ -568,7 +568,7 @@ def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknow
 
 
 def test_an_inbox_that_is_abandoned_takes_what_comes_again_as_new() -> None:
-    inbox = Inbox(lambda origin, message: None)
+    inbox = RequestDedup(lambda origin, message: None)
     first, second, third = (
         Message(Kind.REQUEST, Command.CALL, origin=3, time=time, after=((0, 1),) if time == 2 else ())
         for time in range(3)
@@ -584,7 +584,7 @@ def test_an_inbox_that_is_abandoned_takes_what_comes_again_as_new() -> None:
 
 
 def test_a_read_that_comes_again_is_executed_again() -> None:
-    inbox = Inbox(lambda origin, message: None)
+    inbox = RequestDedup(lambda origin, message: None)
     pull = Message(Kind.REQUEST, Command.PULL, origin=3)
     for _ in range(2):
         assert inbox.admit(pull) == [pull] and inbox.admit(pull) == []
