@@ -1,4 +1,4 @@
-"""Rooms: memory for large messages that is used again, because new memory costs more than to fill it does.
+"""BufferPool: memory for large messages that is used again, because new memory costs more than to fill it does.
 
 The system hands out large memory page by page, as it is touched, which takes longer than to copy a message into it. A
 room is free again when nobody refers to it any more: arrays made of it do, as long as they live.
@@ -26,7 +26,7 @@ _ALONE = _references([np.empty(1, np.uint8)])[0]
 """The count of a room that nobody uses."""
 
 
-class Rooms:
+class BufferPool:
     """Memory of one rank that is lent out."""
 
     def __init__(self, most: int = MOST) -> None:

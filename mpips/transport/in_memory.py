@@ -30,7 +30,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from mpips.errors import ClosedError
-from mpips.transport.buffer_pool import Rooms
+from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
 
@@ -394,7 +394,7 @@ class TwinVan:
         self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
-        self.rooms = Rooms()
+        self.rooms = BufferPool()
         self._network: Network | None = network
 
     def _open(self) -> Network:

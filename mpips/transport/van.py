@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import ClosedError, UsageError
 from mpips.transport.backoff import Backoff, sharpen_sleep
-from mpips.transport.buffer_pool import LEAST, Rooms
+from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath_client import (
     ANSWERED,
     BYTES,
@@ -120,7 +120,7 @@ class Van(Protocol):
     """What the van may answer without asking, if it can; see `mpips.transport.fastpath_table`."""
     epoch: int
     """That of the requests that it may answer so."""
-    rooms: Rooms
+    rooms: BufferPool
     """Memory for large messages."""
 
     @property
@@ -276,7 +276,7 @@ class MPIVan:
         self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
-        self.rooms = Rooms()
+        self.rooms = BufferPool()
         self.reach = Reach(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
         self._desk = Desk()
         self._open_desk()
