@@ -1,4 +1,4 @@
-"""Reach: a server writes pulled values straight into the memory of a worker on the same host.
+"""ProcessMemory: a server writes pulled values straight into the memory of a worker on the same host.
 
 MPI has the receiver copy what comes, so a worker that computes meanwhile pays for every byte that it has asked for.
 Linux lets a process write into another one of the same user (process_vm_writev): the server's core does all of the
@@ -49,7 +49,7 @@ _CARD = np.dtype(
 _SET_PTRACER = 0x59616D61  # linux/prctl.h
 
 
-class Reach:
+class ProcessMemory:
     """Whom a rank reaches: `pids` i8[ranks], 0 for who is elsewhere or is not to be touched."""
 
     def __init__(self, pids: NDArray[np.int64], secret: NDArray[np.uint8]) -> None:
@@ -60,7 +60,7 @@ class Reach:
         return bool(self.pids[rank])
 
 
-def meet(world: MPI.Intracomm) -> Reach:
+def meet(world: MPI.Intracomm) -> ProcessMemory:
     """Find out who reaches whom: collective."""
     size = world.Get_size()
     secret = np.frombuffer(bytearray(secrets.token_bytes(_SECRET)), np.uint8)
@@ -78,7 +78,7 @@ def meet(world: MPI.Intracomm) -> Reach:
     world.Barrier()  # until all have said so
     read = getattr(system, "process_vm_readv", None)
     reached = [read is not None and _is_there(read, each) for each in cards]
-    return Reach(np.where(reached, cards["pid"], 0).astype(np.int64), secret)
+    return ProcessMemory(np.where(reached, cards["pid"], 0).astype(np.int64), secret)
 
 
 def _host() -> NDArray[np.uint8]:

@@ -91,7 +91,7 @@ from mpips.transport.mpi_kernels import (
     WANTED,
     unsent,
 )  # fmt: skip
-from mpips.transport.process_memory import Reach
+from mpips.transport.process_memory import ProcessMemory
 from mpips.transport.wakeup import Wakeup
 
 _PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
@@ -277,7 +277,7 @@ class MPIVan:
         self.epoch = 0
         self.slot = -1
         self.rooms = BufferPool()
-        self.reach = Reach(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
+        self.reach = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
         self._desk = Desk()
         self._open_desk()
         sharpen_sleep()
