@@ -1,11 +1,10 @@
-"""A file for HDF5 to write into that never tells it of a failure.
+"""A file object for HDF5 that keeps the first write error and raises it at `close`.
 
-When the disk is full while HDF5 (2.0, and others before it) writes by itself, closing the file fails as well, its
-objects stay open, and the process dies of a segmentation fault sooner or later: a server would be lost with all
-that it holds, for want of a checkpoint. So HDF5 is given a Python object instead of a path. From the first write
-that fails on, `ErrorLatchingFile` keeps that error, writes nothing more and says that all is well, so HDF5 closes in order;
-the error is raised to us then. It costs a call of Python for each chunk of 1 MiB, and the interpreter's lock is
-not held while the kernel writes.
+When the disk is full while HDF5 (2.0 and earlier) writes to a path, closing the file fails as well, its objects stay
+open, and the process later ends in a segmentation fault: a failed checkpoint would cost a server its data. So HDF5
+is given a Python object instead of a path. After the first failed write, `ErrorLatchingFile` keeps that error, writes
+nothing more and reports success, so that HDF5 closes normally; `close` then raises the error. The cost is one Python
+call per chunk of 1 MiB; the GIL is not held while the kernel writes.
 """
 
 from __future__ import annotations

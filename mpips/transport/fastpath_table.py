@@ -1,11 +1,10 @@
-"""The lane: which requests a compiled loop may answer by itself, and which it has answered.
+"""The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
-A push or pull of a dense range, or of a list of keys that the server remembers, at a shard that has one copy, in a
-vector whose update is `add` or `assign`, waits for nothing and is told to nobody: the loop
-(`mpips.transport.fastpath_server`) does it where it has received it. Everything else it hands over. So it holds no
-state of its own that matters: `FastPathTable` tells it which shards and vectors it may serve (`parts`), and takes over from
-it what it has finished (`finished`) before anything else looks at the shard, so that each push is applied once and
-is known to be.
+The fast path (`mpips.transport.fastpath_server`) applies a push or pull where it receives it, if the request names a
+dense range or a cached list of keys, the shard has no replica, and the vector's update is `add` or `assign`: such a
+request has no dependencies and is not replicated. All other requests go to Python. `FastPathTable` says which shards
+and vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so
+that each push is applied exactly once and is known to be.
 """
 
 from __future__ import annotations
