@@ -24,7 +24,7 @@ _HUGE = 2 * 2**20
 """A mapping is a multiple of this, so that it starts where a huge page may, and still does when it has been moved."""
 
 
-class Pages:
+class GrowableArray:
     """An array of rows that grows in place: `array`, [capacity, *shape], every new row filled with `fill`.
 
     Use `array` only until the next `reserve`. With `touch` the system gives the memory now, so that the first

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError
 from mpips.storage import index_insert, index_lookup
-from mpips.storage.growable_array import Pages
+from mpips.storage.growable_array import GrowableArray
 
 MAX_KEYS = 2**31 - 2
 """Slots are int32."""
@@ -50,10 +50,10 @@ class KeyIndex:
             raise LayoutError(_full(capacity_hint))
         self._head = np.zeros(5, np.int64)
         self._head[index_lookup.FIRST] = index_lookup.UNSET
-        self._known = Pages(np.uint64, rows=capacity_hint, touch=True)
+        self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True)
         # Should all leaves become explicit, they are two thirds full.
         pages = capacity_hint and capacity_hint * 3 // (2 * index_lookup.LEAF) + index_insert.SPARE_PAGES + 2
-        self._arena = Pages(np.uint64, (index_lookup.PAGE,), rows=pages, touch=True)
+        self._arena = GrowableArray(np.uint64, (index_lookup.PAGE,), rows=pages, touch=True)
         self._top = np.empty(2 * (pages // index_lookup.FAN + index_insert.SPARE_TOPS), np.uint64)
         self._publish()
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mpips.errors import LayoutError, ProtocolError
 from mpips.jit.kernel import kernel
 from mpips.ranges import ALL, KeyRange, coalesce, meet
-from mpips.storage.growable_array import Pages
+from mpips.storage.growable_array import GrowableArray
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 from mpips.storage.key_index import Slots as Slots
 from mpips.storage.key_index import one_by_one as one_by_one
@@ -129,7 +129,7 @@ class Segment:
         self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
         self._pages = {
-            name: Pages(
+            name: GrowableArray(
                 column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
             )
             for name, column in columns.items()

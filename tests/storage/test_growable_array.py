@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.storage.growable_array import Pages
+from mpips.storage.growable_array import GrowableArray
 
 
 @given(
@@ -23,7 +23,7 @@ from mpips.storage.growable_array import Pages
 def test_rows_stay_and_new_ones_are_filled(
     dtype: str, shape: tuple[int, ...], fill: int, sizes: list[int], touch: bool
 ) -> None:
-    pages = Pages(dtype, shape, 10, fill, touch)
+    pages = GrowableArray(dtype, shape, 10, fill, touch)
     written: dict[int, int] = {}
     for step, size in enumerate(sizes):
         pages.reserve(size, touch)
@@ -41,7 +41,7 @@ def test_rows_stay_and_new_ones_are_filled(
 
 @pytest.mark.parametrize("rows", [1000, 1_000_000])
 def test_a_view_that_somebody_holds_stays_as_it_was(rows: int) -> None:
-    pages = Pages(np.int64, (), rows)
+    pages = GrowableArray(np.int64, (), rows)
     pages.array[:] = 5
     view = pages.array[: rows // 2]
     pages.reserve(4 * rows)
@@ -50,7 +50,7 @@ def test_a_view_that_somebody_holds_stays_as_it_was(rows: int) -> None:
 
 
 def test_a_large_array_grows_without_a_copy() -> None:
-    pages = Pages(np.float32, (1,), 2_000_000)
+    pages = GrowableArray(np.float32, (1,), 2_000_000)
     pages.array[:] = 1
     had = len(pages)
 
@@ -70,7 +70,7 @@ def test_a_large_array_grows_without_a_copy() -> None:
 
 
 def test_room_grows_by_shares_and_never_below_what_is_wanted() -> None:
-    small, large = Pages(np.int64, (), 100), Pages(np.int64, (), 10_000_000)
+    small, large = GrowableArray(np.int64, (), 100), GrowableArray(np.int64, (), 10_000_000)
     assert small.room(101) == 200
     assert small.room(5000) == 5000
     assert len(large) < large.room(len(large) + 1) < 1.04 * len(large)
