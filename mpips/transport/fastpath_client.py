@@ -235,7 +235,7 @@ def take_answer(frame: Any, size: int, source: int, asked: Any) -> Any:
     return slot
 
 
-class Desk:
+class FastPathClient:
     """The requests that were asked and not answered, and what is being sent of them."""
 
     def __init__(self) -> None:

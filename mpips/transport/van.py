@@ -42,7 +42,7 @@ from mpips.transport.fastpath_client import (
     COMING,
     PLACE,
     WAITS,
-    Desk,
+    FastPathClient,
     ask,
     hear,
     take_answer,
@@ -278,7 +278,7 @@ class MPIVan:
         self.slot = -1
         self.rooms = BufferPool()
         self.reach = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
-        self._desk = Desk()
+        self._desk = FastPathClient()
         self._open_desk()
         sharpen_sleep()
 
