@@ -36,16 +36,16 @@ class KeyRange(NamedTuple):
             return other.empty or (self.begin <= other.begin and other.end <= self.end)
         return self.begin <= other < self.end
 
-    def meet(self, other: KeyRange) -> KeyRange | None:
+    def intersection(self, other: KeyRange) -> KeyRange | None:
         """Return the keys common to both ranges, None when there are none."""
-        return meet(self, other)
+        return intersection(self, other)
 
 
 ALL = KeyRange(0, END)
 """The whole key space."""
 
 
-def meet(a: KeyRange, b: KeyRange) -> KeyRange | None:
+def intersection(a: KeyRange, b: KeyRange) -> KeyRange | None:
     """Return the keys common to `a` and `b`, None when there are none."""
     begin = a.begin if a.begin > b.begin else b.begin
     end = a.end if a.end < b.end else b.end
@@ -56,7 +56,7 @@ def subtract(a: KeyRange, b: KeyRange) -> list[KeyRange]:
     """Return the keys of `a` that are not in `b`: none, one or two ranges in key order."""
     if a.empty:
         return []
-    common = meet(a, b)
+    common = intersection(a, b)
     if common is None:
         return [a]
     pieces = (KeyRange(a.begin, common.begin), KeyRange(common.end, a.end))

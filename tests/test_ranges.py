@@ -8,7 +8,7 @@ from itertools import pairwise
 import hypothesis.strategies as st
 from hypothesis import given
 
-from mpips.ranges import ALL, END, Intervals, KeyRange, coalesce, meet, split, subtract
+from mpips.ranges import ALL, END, Intervals, KeyRange, coalesce, intersection, split, subtract
 
 SIZE = 24
 small = st.builds(KeyRange, st.integers(0, SIZE), st.integers(0, SIZE))
@@ -19,10 +19,10 @@ def keys(*ranges: KeyRange) -> set[int]:
 
 
 @given(small, small)
-def test_meet_and_subtract_partition_a_range(a: KeyRange, b: KeyRange) -> None:
-    common, rest = meet(a, b), subtract(a, b)
+def test_intersection_and_difference_partition_a_range(a: KeyRange, b: KeyRange) -> None:
+    common, rest = intersection(a, b), subtract(a, b)
     assert (keys(common) if common else set()) == keys(a) & keys(b)
-    assert a.meet(b) == common
+    assert a.intersection(b) == common
     assert common is None or not common.empty
     assert keys(*rest) == keys(a) - keys(b)
     assert not any(piece.empty for piece in rest)

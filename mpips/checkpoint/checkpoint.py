@@ -65,7 +65,7 @@ from mpips.checkpoint.shard_file import (
 from mpips.errors import CheckpointError, UsageError
 from mpips.files.safe_open import read_bytes
 from mpips.process.printable import printable
-from mpips.ranges import KeyRange, coalesce, meet
+from mpips.ranges import KeyRange, coalesce, intersection
 from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import Setting, VectorSpec
 from mpips.storage.vector_clock import RangedClock
@@ -383,7 +383,7 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
         raise CheckpointError(f"{path} has no vector {name!r}; it has: {known}")
     wanted = coalesce(ranges)
     runs = runs_of(entries, name)
-    used = [run for run in runs if any(meet(KeyRange(run.begin, run.end), piece) for piece in wanted)]
+    used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
     found: list[tuple[int, Rows]] = []
     for shard in sorted({run.file for run in used}) or [runs[0].file]:
         with opened(path / shard) as file:

@@ -15,7 +15,7 @@ from mpips.checkpoint.manifest import FORMAT, VERSION, Run, explained, sync
 from mpips.errors import CheckpointError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
-from mpips.ranges import KeyRange, coalesce, meet
+from mpips.ranges import KeyRange, coalesce, intersection
 from mpips.storage.segment import Rows
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[
         raise CheckpointError(f"{group.file.filename}: the keys of {group.name} leave their range")
     parts = []
     for piece in wanted:
-        common = meet(KeyRange(run.begin, run.end), piece)
+        common = intersection(KeyRange(run.begin, run.end), piece)
         if common is not None:
             rows = within(keys, common)
             parts.append(

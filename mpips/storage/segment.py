@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError, ProtocolError
 from mpips.jit.kernel import kernel
-from mpips.ranges import ALL, KeyRange, coalesce, meet
+from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage.growable_array import GrowableArray
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 from mpips.storage.key_index import Slots as Slots
@@ -107,7 +107,7 @@ class Segment:
         self.clock: Clock | None = None
         self.notes: dict[str, tuple[NDArray[np.int32], Array]] = {}
         """What server functions note of some keys beside the columns: name -> (slots, rows); saved with the rest."""
-        owned = [meet(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
+        owned = [intersection(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
         self.ranges = [piece for piece in owned if piece is not None]
         self._dtype, self._push_dtype = np.dtype(spec.dtype), np.dtype(self.push_row.dtype)
         self._push_width = self.push_row.width
@@ -208,7 +208,7 @@ class Segment:
 
     def listed(self, wanted: KeyRange) -> Keys:
         """Return every owned key of a range, in order: for ranges that fit in memory."""
-        pieces = [piece for owned in self.ranges if (piece := meet(owned, wanted))]
+        pieces = [piece for owned in self.ranges if (piece := intersection(owned, wanted))]
         if sum(piece.span for piece in pieces) > MAX_KEYS:
             raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
         parts = [np.arange(piece.span, dtype=np.uint64) + np.uint64(piece.begin) for piece in pieces]
@@ -217,7 +217,7 @@ class Segment:
     def _run(self, wanted: KeyRange) -> slice:
         """Return the slots of a dense range: owned ranges are sorted, so they are one run."""
         first = sum(max(0, min(owned.end, wanted.begin) - owned.begin) for owned in self.ranges)
-        size = sum(piece.span for owned in self.ranges if (piece := meet(owned, wanted)))
+        size = sum(piece.span for owned in self.ranges if (piece := intersection(owned, wanted)))
         return slice(first, first + size)
 
     def _grow(self) -> None:
@@ -316,7 +316,7 @@ class Segment:
         """Note in the clock, if there is one, that `node`'s pushes up to `time` are applied on a range."""
         if self.clock is not None:
             for owned in self.ranges:
-                piece = meet(owned, keys)
+                piece = intersection(owned, keys)
                 if piece is not None:
                     self.clock.set(piece, node, time)
 
@@ -333,7 +333,7 @@ class Segment:
     def cut(self, wanted: KeyRange, count: int) -> int:
         """Return where to cut a range so that its first part has at most `count` slots: its end if it has no more."""
         if self.spec.dense:
-            for piece in (piece for owned in self.ranges if (piece := meet(owned, wanted))):
+            for piece in (piece for owned in self.ranges if (piece := intersection(owned, wanted))):
                 if piece.span > count:
                     return piece.begin + count
                 count -= piece.span
