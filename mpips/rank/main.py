@@ -69,7 +69,7 @@ from mpips.tracing.recorder import What, during, trace_node
 from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command
-from mpips.transport.wakeup import meet
+from mpips.transport.wakeup import connect
 from mpips.worker.worker import Workshop
 
 if TYPE_CHECKING:
@@ -368,9 +368,9 @@ class _Run:
 
         job = prepared.job
         place = layout.places[self.rank]
-        bell, self.crowded = meet(self.world)
+        bell, self.crowded = connect(self.world)
         van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, bell=bell), bell)
-        van.reach = process_memory.meet(self.world)
+        van.reach = process_memory.discover(self.world)
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas

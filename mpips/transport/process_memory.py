@@ -60,7 +60,7 @@ class ProcessMemory:
         return bool(self.pids[rank])
 
 
-def meet(world: MPI.Intracomm) -> ProcessMemory:
+def discover(world: MPI.Intracomm) -> ProcessMemory:
     """Find out who reaches whom: collective."""
     size = world.Get_size()
     secret = np.frombuffer(bytearray(secrets.token_bytes(_SECRET)), np.uint8)

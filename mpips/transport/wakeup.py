@@ -89,7 +89,7 @@ def _place(name: str, rank: int) -> str:
     return f"\0mpips-{name}-{rank}"
 
 
-def meet(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
+def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     """Make the bells of a run, and tell whether ranks outnumber cores on this host: collective.
 
     There is no bell on any rank if they are not all on one host, or it has no such sockets.

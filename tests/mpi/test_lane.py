@@ -21,7 +21,7 @@ from mpips.tasks.task import Task
 from mpips.transport import fastpath_table as lane_module
 from mpips.transport import van as van_module
 from mpips.transport.message import Message
-from mpips.transport.process_memory import meet
+from mpips.transport.process_memory import discover
 from mpips.transport.van import MPIVan
 from mpips.worker import vector as vector_module
 from mpips.worker.vector import Vector
@@ -100,7 +100,7 @@ def together(
         layout = roles(comm.Get_size())
         view = first_view(layout, shards)
         van = MPIVan(comm)
-        van.reach = meet(beside)
+        van.reach = discover(beside)
         node = Node(van, layout, view)
         assert view.ring.shards == shards
         if node.rank == 1:

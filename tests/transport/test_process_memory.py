@@ -25,7 +25,7 @@ class System(ctypes.CDLL):
         self.prctl = lambda option, *rest: allowed.append((option, rest[0].value))
 
 process_memory.ctypes.CDLL = System
-found = process_memory.meet(MPI.COMM_WORLD)
+found = process_memory.discover(MPI.COMM_WORLD)
 (option, pid), = allowed
 name = open(f"/proc/{pid}/comm").read().strip()
 print(hex(option), name, found.pids.all() and len(set(found.pids.tolist())) == 2, flush=True)
