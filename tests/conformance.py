@@ -93,8 +93,8 @@ def buried_is_forgotten(van: Van) -> None:
     """Rank 1 buries rank 0: nothing passes between them, even what was on its way, while all else does."""
     note = Message(Kind.REQUEST, Command.CALL, van.rank, time=1)
     if van.rank == 1:
-        van.bury(0)
-        van.bury(0)
+        van.exclude(0)
+        van.exclude(0)
         before = van.sent_bytes
         van.send(0, Message(Kind.REQUEST, Command.PUSH, 1, values=np.ones((100_000, 1))))
         assert van.sent_bytes == before

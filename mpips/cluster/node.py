@@ -608,7 +608,7 @@ class Node:
         if self.record is not None and works and view.crew != before.crew:
             self.record.crew(view)
         for rank in set(before.alive) - set(view.alive):
-            self.van.bury(rank)
+            self.van.exclude(rank)
             self._barrier.add(rank)
             lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
             self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
@@ -623,7 +623,7 @@ class Node:
         ]
         for told in self.on_view:
             told(before, view)
-        self.van.land()
+        self.van.finish_receives()
         self.tasks.redirect(moved, "moved")
         early, self._early = self._early, []
         for message in early:

@@ -131,7 +131,7 @@ class Network:
         self._order = itertools.count()
         self._wires: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
         self._news: list[list[tuple[float, int]]] = [[] for _ in range(size)]
-        self._buried: list[set[int]] = [set() for _ in range(size)]
+        self._excluded: list[set[int]] = [set() for _ in range(size)]
         self._timed: list[tuple[float, int, Strike]] = []
         self._counted: list[tuple[int, int, Strike]] = []
         for strike in strikes:
@@ -152,10 +152,10 @@ class Network:
     def post(self, source: int, dest: int, message: Message) -> int:
         """Put a message on the wire to `dest`; give its size in bytes."""
         raw = to_bytes(message)
-        if dest in self._buried[source]:
+        if dest in self._excluded[source]:
             return 0
         for delay in self._fate(source, dest, message):
-            if dest not in self._dead and source not in self._buried[dest]:
+            if dest not in self._dead and source not in self._excluded[dest]:
                 heapq.heappush(self._wires[dest], (self.time + delay, next(self._order), source, raw))
         self.posted += 1
         self._strike()
@@ -174,12 +174,12 @@ class Network:
         news, out = self._news[rank], []
         while news and news[0][0] <= self.time:
             out.append(heapq.heappop(news)[1])
-        return [dead for dead in out if dead not in self._buried[rank]]
+        return [dead for dead in out if dead not in self._excluded[rank]]
 
-    def bury(self, rank: int, buried: int) -> None:
+    def exclude(self, rank: int, excluded: int) -> None:
         """Let nothing pass between two ranks any more, nor the news of the death of the second to the first."""
-        self._buried[rank].add(buried)
-        self._sift(rank, lambda source, _: source != buried)
+        self._excluded[rank].add(excluded)
+        self._sift(rank, lambda source, _: source != excluded)
 
     def touch(self, rank: int) -> None:
         """Begin a van call of `rank`: whoever was killed ends here, whoever was stopped waits here."""
@@ -443,7 +443,7 @@ class TwinVan:
     def idle(self) -> None:
         self._open().rest(self.rank)
 
-    def land(self) -> None:
+    def finish_receives(self) -> None:
         return
 
     def arriving(self, source: int) -> bool:
@@ -464,8 +464,8 @@ class TwinVan:
     def failed(self) -> list[int]:
         return self._open().told(self.rank)
 
-    def bury(self, rank: int) -> None:
-        self._open().bury(self.rank, rank)
+    def exclude(self, rank: int) -> None:
+        self._open().exclude(self.rank, rank)
 
     def close(self) -> None:
         self._network = None

@@ -15,7 +15,7 @@ keeps those after it from the same sender waiting, so that each finds its own bo
 
 Ranks may die. Where MPI survives that (Open MPI under `mpirun --with-ft ulfm`), any call may report a death: each is
 acknowledged and told by `failed()`, what can no longer be whole is dropped, and the communicator is used on as it is,
-since nothing here is collective. `bury` goes further: that rank need not be dead, only be given up, so buffers that MPI
+since nothing here is collective. `exclude` goes further: that rank need not be dead, only be given up, so buffers that MPI
 may still touch go to a graveyard rather than away.
 """
 
@@ -130,7 +130,7 @@ class Van(Protocol):
     def send(self, dest: int, message: Message) -> None:
         """Send without blocking. The message's arrays must not be written until it was delivered.
 
-        What is sent to a rank that has failed or was buried is dropped.
+        What is sent to a rank that has failed or was excluded is dropped.
         """
 
     def receive(self) -> Message | None:
@@ -170,7 +170,7 @@ class Van(Protocol):
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
 
-    def land(self) -> None:
+    def finish_receives(self) -> None:
         """Wait for the rest of what has begun to arrive, from ranks that are not given up: it is on its way.
 
         What is asked of somebody else after that is not written over by the answer of whoever was asked before.
@@ -183,15 +183,15 @@ class Van(Protocol):
         """Count the bytes of keys and values that `send` was given for a rank and that have not left yet."""
 
     def pending(self) -> int:
-        """Count the sends that are not yet complete, to ranks that are neither known to have failed nor buried."""
+        """Count the sends that are not yet complete, to ranks that are neither known to have failed nor excluded."""
 
     def failed(self) -> list[int]:
-        """Give the ranks that are newly known to be dead, each once, but none that was buried before.
+        """Give the ranks that are newly known to be dead, each once, but none that was excluded before.
 
         What had arrived from one of them may still be received. Raises nothing, whatever happens to other ranks.
         """
 
-    def bury(self, rank: int) -> None:
+    def exclude(self, rank: int) -> None:
         """Forget a rank, dead or not: nothing is sent to it or received from it any more. Idempotent."""
 
     def now(self) -> float:
@@ -256,11 +256,11 @@ class MPIVan:
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
         self._frames: list[_Frame] = []
         self._incoming: list[_Incoming] = []
-        self._lost: set[int] = set()  # who has failed, was buried, or both
-        self._deaf: set[int] = set()  # to whom: who was buried, or died in the middle of a message
+        self._lost: set[int] = set()  # who has failed, was excluded, or both
+        self._ignored: set[int] = set()  # to whom: who was excluded, or died in the middle of a message
         self._news: list[int] = []
         self._acknowledged = 0
-        self._graveyard: list[tuple[MPI.Request, object]] = []
+        self._abandoned: list[tuple[MPI.Request, object]] = []
         self._backoff = backoff or Backoff(bell=bell)
         self._bell = bell
         self._asleep: memoryview | bytes = bell.asleep if bell is not None else bytes(self.size)
@@ -322,7 +322,7 @@ class MPIVan:
                     self._outbox.append((request, dest, (piece, message)))
                 self.sent_bytes += len(buffer)
         except MPI.Exception as error:
-            self._mourn(error, dest)
+            self._note_death(error, dest)
         else:
             self._wake(dest)
 
@@ -401,7 +401,7 @@ class MPIVan:
         """Take note of the error that compiled code has met with, perhaps in the middle of a message of a `source`."""
         error = MPI.Exception(int(self._cells[ERROR]))
         self._cells[ERROR] = 0
-        self._mourn(error, source if source >= 0 else None, torn=source >= 0)
+        self._note_death(error, source if source >= 0 else None, torn=source >= 0)
 
     def _desk_place(self) -> NDArray[np.uint8]:
         """Give the memory into which the answer at the last slot is still coming; it counts as a message now."""
@@ -476,7 +476,7 @@ class MPIVan:
         try:
             arrived = comm.Improbe(MPI.ANY_SOURCE, tag, self._status)
         except MPI.Exception as error:
-            self._mourn(error)
+            self._note_death(error)
             return None
         if arrived is None:
             return None
@@ -495,7 +495,7 @@ class MPIVan:
                     self._frames.append(_Frame(source, frame, request))
                     return None
         except MPI.Exception as error:
-            self._mourn(error, source, torn=True)
+            self._note_death(error, source, torn=True)
             return None
         return self._unpack(source, frame)
 
@@ -506,14 +506,14 @@ class MPIVan:
             while outbox and outbox[0][0].Test():
                 outbox.popleft()
         except MPI.Exception as error:
-            self._mourn(error, outbox[0][1])
+            self._note_death(error, outbox[0][1])
         if len(self._outbox) > _MANY:
             self.pending()  # one slow receiver must not keep what others have taken
 
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Give the message of a frame that has arrived, or start to receive its keys and values."""
         self.received_bytes += len(frame)
-        if source in self._deaf:
+        if source in self._ignored:
             return None
         if len(frame) >= HEADER_BYTES and frame[6] & REACHED:
             raw = np.frombuffer(frame, np.uint8)
@@ -533,7 +533,7 @@ class MPIVan:
                     incoming.requests.append(self._open().Irecv((piece, MPI.BYTE), source, BODY))
         except MPI.Exception as error:
             self._drop(incoming)
-            self._mourn(error, source, torn=True)
+            self._note_death(error, source, torn=True)
         else:
             self._incoming.append(incoming)
         return None
@@ -550,7 +550,7 @@ class MPIVan:
                     continue
             except MPI.Exception as error:
                 del self._frames[position]
-                self._mourn(error, late.source, torn=True)
+                self._note_death(error, late.source, torn=True)
                 return None
             del self._frames[position]
             self._backoff.reset()
@@ -566,7 +566,7 @@ class MPIVan:
             except MPI.Exception as error:
                 del self._incoming[position]
                 self._drop(incoming)
-                self._mourn(error, incoming.source, torn=True)
+                self._note_death(error, incoming.source, torn=True)
                 return None
             del self._incoming[position]
             self._backoff.reset()
@@ -602,7 +602,7 @@ class MPIVan:
         try:
             self._outbox = deque(entry for entry in self._outbox if not entry[0].Test())
         except MPI.Exception as error:
-            self._mourn(error)
+            self._note_death(error)
             self._outbox = deque(entry for entry in self._outbox if not _over(entry[0]))
         return len(self._outbox) + self._unsent()
 
@@ -627,20 +627,20 @@ class MPIVan:
         news, self._news = self._news, []
         return news
 
-    def bury(self, rank: int) -> None:
-        self._deaf.add(rank)
+    def exclude(self, rank: int) -> None:
+        self._ignored.add(rank)
         self._lose(rank)
         self._news = [told for told in self._news if told != rank]
         for late in self._frames:
             if late.source == rank:
-                self._graveyard.append((late.request, late.buffer))
+                self._abandoned.append((late.request, late.buffer))
         self._frames = [late for late in self._frames if late.source != rank]
         for incoming in self._incoming:
             if incoming.source == rank:
                 self._drop(incoming)
         self._incoming = [incoming for incoming in self._incoming if incoming.source != rank]
 
-    def _mourn(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
+    def _note_death(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
         """Take note of the death that made a call about `rank`, or about anybody, fail; any other error goes up.
 
         When a message of its was `torn`, bodies without a frame may be left, and nothing more is taken from that rank.
@@ -649,7 +649,7 @@ class MPIVan:
             raise error
         if rank is not None:
             if torn:
-                self._deaf.add(rank)
+                self._ignored.add(rank)
             self._fail(rank)
         self._look(self._open())
 
@@ -681,7 +681,7 @@ class MPIVan:
             tables += [self.lane.slots, self.lane.buffers]
         for table in tables:
             table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
-        self._graveyard += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
+        self._abandoned += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
         self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
 
     def _drop(self, incoming: _Incoming) -> None:
@@ -689,9 +689,9 @@ class MPIVan:
         for request in incoming.requests:
             with suppress(MPI.Exception):  # it may be the caller's own memory, to be used again at once
                 request.Cancel()
-            self._graveyard.append((request, incoming.message))
+            self._abandoned.append((request, incoming.message))
 
-    def land(self) -> None:
+    def finish_receives(self) -> None:
         deadline = self.now() + LANDING
         for incoming in list(self._incoming):
             try:
@@ -700,12 +700,12 @@ class MPIVan:
             except MPI.Exception as error:
                 self._incoming.remove(incoming)
                 self._drop(incoming)
-                self._mourn(error, incoming.source, torn=True)
+                self._note_death(error, incoming.source, torn=True)
 
     def _clear(self) -> None:
         """Free what MPI is done with of what belonged to lost ranks."""
-        if self._graveyard:
-            self._graveyard = [grave for grave in self._graveyard if not _over(grave[0])]
+        if self._abandoned:
+            self._abandoned = [each for each in self._abandoned if not _over(each[0])]
 
 
 def _over(request: MPI.Request) -> bool:

@@ -84,8 +84,8 @@ def mourn(van: MPIVan, heart: Heart, how: str, victim: int, pid: int) -> None:
         while not heart.silent([victim], 0.5):
             take()
         assert van.failed() == []
-        van.bury(victim)
-        assert van._graveyard  # MPI may still read what was sent to it
+        van.exclude(victim)
+        assert van._abandoned  # MPI may still read what was sent to it
     else:
         while not dead:
             take()
@@ -101,7 +101,7 @@ def mourn(van: MPIVan, heart: Heart, how: str, victim: int, pid: int) -> None:
         take()
     if how == "stopped" and van.rank == left[0]:
         os.kill(pid, signal.SIGKILL)
-    while van._graveyard:
+    while van._abandoned:
         take()
         assert victim not in van.failed()  # the others may have left already
 

@@ -205,7 +205,7 @@ def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) 
     asking.van.lane = None
     assert asking.ask(Command.PUSH, np.ones(1), 1) >= 0
     assert asking.receive().signature != NO_SIGNATURE
-    asking.van.bury(0)
+    asking.van.exclude(0)
     assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
     assert all(asking.van.receive() is None for _ in range(20))
 

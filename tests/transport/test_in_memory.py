@@ -276,7 +276,7 @@ def test_a_buried_rank_is_neither_heard_nor_reached_nor_reported() -> None:
     def undertaker(van: TwinVan) -> tuple[list[int], list[int]]:
         while (message := van.receive()) is None:
             van.idle()
-        van.bury(0)
+        van.exclude(0)
         sent = van.sent_bytes
         van.send(0, message)
         assert van.sent_bytes == sent

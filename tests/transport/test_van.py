@@ -238,7 +238,7 @@ def test_sends_to_the_dead_do_not_count_and_their_buffers_are_kept_until_mpi_is_
     comm.dead = [2]
     assert van.failed() == [2]
     assert van.pending() == 2
-    assert len(van._graveyard) == 2
+    assert len(van._abandoned) == 2
     before = van.sent_bytes
     van.send(2, message)
     assert van.sent_bytes == before
@@ -246,7 +246,7 @@ def test_sends_to_the_dead_do_not_count_and_their_buffers_are_kept_until_mpi_is_
     for (_, request), outcome in zip(comm.sends, (True, True, True, DIED), strict=True):
         request.outcome = outcome
     assert van.pending() == 0
-    assert van._graveyard == []
+    assert van._abandoned == []
 
 
 @pytest.mark.parametrize("find", [MPIVan.pending, MPIVan.receive])
@@ -275,8 +275,8 @@ def test_the_buried_are_not_told_of(comm: FakeComm) -> None:
         (2, frame_of(2, 2, MEDIUM), FakeRequest()),
     ]
     assert taken(van) == []
-    van.bury(2)
-    assert len(van._graveyard) == 2
+    van.exclude(2)
+    assert len(van._abandoned) == 2
     comm.receives[0][1].outcome = True
     comm.arriving = [(2, frame_of(2, 3), FakeRequest(True))]
     assert taken(van) == []
