@@ -368,8 +368,8 @@ class _Run:
 
         job = prepared.job
         place = layout.places[self.rank]
-        bell, self.crowded = connect(self.world)
-        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, bell=bell), bell)
+        wakeup, self.crowded = connect(self.world)
+        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, wakeup=wakeup), wakeup)
         van.reach = process_memory.discover(self.world)
         self.survives = van.survives
         if van.survives:

@@ -7,7 +7,7 @@ at once    it only looks again. With a core of its own that is the shortest way 
            where ranks outnumber cores, the core is offered to others before each look.
 yielding   until `patience`, it offers its core before each look. Whoever has nothing else to run gives it back at
            once, and to be woken costs more than most answers take.
-asleep     from then on. A sleep ends early for who has a bell (`mpips.transport.wakeup`): those who send to a
+asleep     from then on. A sleep ends early for who has a wakeup (`mpips.transport.wakeup`): those who send to a
            sleeper ring, so it sleeps until something comes, as long again as it has waited, `deep` at most. Else a
            sleep is a sixteenth of the wait so far, `cap` at most: what came late is heard at most a sixteenth later.
 
@@ -55,7 +55,7 @@ class Backoff:
     """
 
     __slots__ = (
-        "_asleep", "_bell", "_brief", "_cap", "_clock", "_deep", "_looks", "_patience", "_since", "_sleep",
+        "_asleep", "_brief", "_cap", "_clock", "_deep", "_looks", "_patience", "_since", "_sleep", "_wakeup",
         "_yield", "crowded", "resting", "waiting",
     )  # fmt: skip
 
@@ -67,14 +67,14 @@ class Backoff:
         *,
         deep: float = 5e-3,
         crowded: bool = False,
-        bell: Wakeup | None = None,
+        wakeup: Wakeup | None = None,
         clock: Callable[[], float] = time.perf_counter,
         offer: Callable[[], None] = os.sched_yield,
     ) -> None:
         self._patience, self._cap, self._deep = patience, cap, deep
         self.crowded = crowded
         self._brief = 0.0 if crowded else BRIEF
-        self._sleep, self._bell, self._clock, self._yield = sleep, bell, clock, offer
+        self._sleep, self._wakeup, self._clock, self._yield = sleep, wakeup, clock, offer
         self._since = 0.0
         self._asleep = False  # whether others are to ring
         self._looks = 0  # before the next sleep
@@ -87,7 +87,7 @@ class Backoff:
             self._wake()
 
     def wait(self, moving: bool = False) -> None:
-        """There was none. Where something is `moving` in or out, MPI must be called, and no bell says when."""
+        """There was none. Where something is `moving` in or out, MPI must be called, and no wakeup says when."""
         now = self._clock()
         if not self.waiting:
             self.waiting, self._since = True, now
@@ -99,10 +99,10 @@ class Backoff:
             self._yield()
             return
         self.resting = True
-        if self._bell is None or moving:
+        if self._wakeup is None or moving:
             self._doze(min(waited / 16, self._cap))
         else:
-            self._rest(self._bell, min(waited, self._deep))
+            self._rest(self._wakeup, min(waited, self._deep))
 
     def _doze(self, seconds: float) -> None:
         """Sleep, but for the looks between two sleeps."""
@@ -114,21 +114,21 @@ class Backoff:
         self._looks = LOOKS
         self._sleep(seconds)
 
-    def _rest(self, bell: Wakeup, seconds: float) -> None:
-        """Sleep until somebody rings; whoever looked before the bell was armed looks again after that."""
+    def _rest(self, wakeup: Wakeup, seconds: float) -> None:
+        """Sleep until somebody rings; whoever looked before the wakeup was armed looks again after that."""
         if not self._asleep:
-            bell.arm()
+            wakeup.arm()
             self._asleep, self._looks = True, LOOKS
         if self._looks > 1:
             self._looks -= 1
             return
         self._looks = LOOKS
-        bell.sleep(seconds)
+        wakeup.sleep(seconds)
 
     def _wake(self) -> None:
-        assert self._bell is not None
+        assert self._wakeup is not None
         self._asleep = False
-        self._bell.disarm()
+        self._wakeup.disarm()
 
 
 def sharpen_sleep() -> None:

@@ -245,7 +245,7 @@ class MPIVan:
     """A van over an MPI communicator whose errors return; see `Van`."""
 
     def __init__(
-        self, comm: MPI.Intracomm, backoff: Backoff | None = None, bell: Wakeup | None = None
+        self, comm: MPI.Intracomm, backoff: Backoff | None = None, wakeup: Wakeup | None = None
     ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._owner = get_ident()
@@ -261,10 +261,10 @@ class MPIVan:
         self._news: list[int] = []
         self._acknowledged = 0
         self._abandoned: list[tuple[MPI.Request, object]] = []
-        self._backoff = backoff or Backoff(bell=bell)
-        self._bell = bell
-        self._asleep: memoryview | bytes = bell.asleep if bell is not None else bytes(self.size)
-        self._flags = bell.flags if bell is not None else np.zeros(2 * self.size, np.uint8)[::2]
+        self._backoff = backoff or Backoff(wakeup=wakeup)
+        self._wakeup = wakeup
+        self._asleep: memoryview | bytes = wakeup.asleep if wakeup is not None else bytes(self.size)
+        self._flags = wakeup.flags if wakeup is not None else np.zeros(2 * self.size, np.uint8)[::2]
         self._library = library(comm)
         self._memory = np.zeros(FRAMES + 1, np.int64)
         self._cells = self._memory[MEMORY - CELLS : MEMORY]
@@ -329,8 +329,8 @@ class MPIVan:
     def _wake(self, dest: int) -> None:
         """See to it that what was sent to a rank is heard; an answer may be about to come."""
         if self._asleep[dest]:
-            assert self._bell is not None
-            self._bell.ring(dest)
+            assert self._wakeup is not None
+            self._wakeup.wake(dest)
         if self._backoff.waiting:
             self._backoff.reset()
 
@@ -614,9 +614,9 @@ class MPIVan:
 
     def close(self) -> None:
         self._comm, self._asleep = None, bytes(self.size)
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        if self._wakeup is not None:
+            self._wakeup.close()
+            self._wakeup = None
 
     # --- deaths ------------------------------------------------------------------------------
 

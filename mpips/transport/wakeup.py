@@ -43,7 +43,7 @@ _LETTER = 512
 
 
 class Wakeup:
-    """One rank's bell: a flag for each rank, and a socket to wait at. `asleep[rank]` tells who is to be rung for.
+    """One rank's wakeup: a flag for each rank, and a socket to wait at. `asleep[rank]` tells who is to be rung for.
 
     `asleep` is for Python, which reads one of them in 20 ns; `flags`, u1[ranks], strided, is the same for kernels.
     """
@@ -71,7 +71,7 @@ class Wakeup:
                     self._mail.recv(1)
             self.arm()
 
-    def ring(self, rank: int) -> None:
+    def wake(self, rank: int) -> None:
         """Wake a rank that is asleep; whoever sends to it next need not do so again."""
         self.asleep[rank] = 0
         with contextlib.suppress(OSError):  # it has died, or hangs with its mail unread
@@ -92,22 +92,22 @@ def _place(name: str, rank: int) -> str:
 def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     """Make the bells of a run, and tell whether ranks outnumber cores on this host: collective.
 
-    There is no bell on any rank if they are not all on one host, or it has no such sockets.
+    There is no wakeup on any rank if they are not all on one host, or it has no such sockets.
     """
     rank, size = world.Get_rank(), world.Get_size()
     path = _page(size) if rank == 0 else ""
     mine, everyone = _letter(machine(), os.sched_getaffinity(0), path), np.empty((size, _LETTER), np.uint8)
     world.Allgather(mine, everyone)
     path, one_host = _shared(everyone)
-    bell = _open(rank, size, path) if path and one_host else None
-    hung, least = np.array([bell is not None], np.uint8), np.empty(size, np.uint8)
+    wakeup = _open(rank, size, path) if path and one_host else None
+    hung, least = np.array([wakeup is not None], np.uint8), np.empty(size, np.uint8)
     world.Allgather(hung, least)
     if rank == 0 and path:
         Path(path).unlink(missing_ok=True)
-    if bell is not None and not least.all():
-        bell.close()
-        bell = None
-    return bell, outnumbered(everyone, rank)
+    if wakeup is not None and not least.all():
+        wakeup.close()
+        wakeup = None
+    return wakeup, outnumbered(everyone, rank)
 
 
 def _letter(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint8]:
@@ -135,7 +135,7 @@ def _page(size: int) -> str:
     """Make the file of flags, in memory if there is such a folder; its path, or nothing if there can be none."""
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     try:
-        handle, path = tempfile.mkstemp(prefix="mpips-bell-", dir=folder)
+        handle, path = tempfile.mkstemp(prefix="mpips-wakeup-", dir=folder)
         with os.fdopen(handle, "wb") as file:
             file.write(bytes(_APART * size) + socket_filter.token())
     except OSError:
@@ -144,7 +144,7 @@ def _page(size: int) -> str:
 
 
 def _open(rank: int, size: int, path: str) -> Wakeup | None:
-    """Take one's own bell, or None where that is not possible."""
+    """Take one's own wakeup, or None where that is not possible."""
     name = Path(path).name
     try:
         mail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

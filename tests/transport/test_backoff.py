@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.transport import wakeup as bells
+from mpips.transport import wakeup as wakeups
 from mpips.transport.backoff import BRIEF, LOOKS, Backoff
 from mpips.transport.wakeup import Wakeup
 
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Ringer:
-    """A bell at which somebody rings at `rings` (s), if anybody does."""
+    """A wakeup that another rank triggers at `rings` (s), if it is given."""
 
     def __init__(self, clock: Clock, rings: float = float("inf")) -> None:
         self.clock, self.rings, self.armed = clock, rings, False
@@ -61,9 +61,9 @@ class Ringer:
         self.clock.sleep(max(min(seconds, self.rings - self.clock.now), 0.0))
 
 
-def made(clock: Clock, bell: Ringer | None = None, *, crowded: bool = False) -> Backoff:
+def made(clock: Clock, wakeup: Ringer | None = None, *, crowded: bool = False) -> Backoff:
     return Backoff(
-        PATIENCE, CAP, clock.sleep, deep=DEEP, bell=bell, crowded=crowded, clock=clock, offer=clock.yields
+        PATIENCE, CAP, clock.sleep, deep=DEEP, wakeup=wakeup, crowded=crowded, clock=clock, offer=clock.yields
     )
 
 
@@ -117,15 +117,15 @@ def test_between_two_sleeps_it_looks_several_times() -> None:
 
 def test_a_bell_lets_it_sleep_deeply_and_be_woken_at_once() -> None:
     clock = Clock()
-    bell = Ringer(clock, rings=0.5)
-    backoff = made(clock, bell)
+    wakeup = Ringer(clock, rings=0.5)
+    backoff = made(clock, wakeup)
     looks = wait(backoff, clock, 0.4)
-    assert bell.armed and bell.done.count("arm") == 1
+    assert wakeup.armed and wakeup.done.count("arm") == 1
     assert looks - PATIENCE / LOOK < (LOOKS + 1) * (0.4 / DEEP + 3)
     wait(backoff, clock, 0.5)
     assert clock.now == pytest.approx(0.5, abs=2 * LOOK)
     backoff.reset()
-    assert not bell.armed and not backoff.waiting
+    assert not wakeup.armed and not backoff.waiting
 
 
 @given(st.floats(2e-3, 5.0))
@@ -137,52 +137,52 @@ def test_a_ring_that_is_lost_costs_no_more_than_the_wait_so_far(comes: float) ->
 
 def test_it_looks_between_arming_the_bell_and_sleeping() -> None:
     clock = Clock()
-    bell = Ringer(clock)
-    backoff = made(clock, bell)
+    wakeup = Ringer(clock)
+    backoff = made(clock, wakeup)
     wait(backoff, clock, PATIENCE)
-    while "arm" not in bell.done:
+    while "arm" not in wakeup.done:
         backoff.wait()
     assert (
-        "sleep" not in bell.done
+        "sleep" not in wakeup.done
     )  # a message that came before others saw the flag is found by the next look
 
 
 def test_while_something_moves_it_sleeps_briefly_and_nobody_need_ring() -> None:
     clock = Clock()
-    bell = Ringer(clock)
-    backoff = made(clock, bell)
+    wakeup = Ringer(clock)
+    backoff = made(clock, wakeup)
     wait(backoff, clock, 0.2, moving=True)
-    assert bell.done == [] and max(seconds for kind, seconds in clock.done if kind == "sleep") <= CAP
+    assert wakeup.done == [] and max(seconds for kind, seconds in clock.done if kind == "sleep") <= CAP
     wait(backoff, clock, 0.4)
-    assert bell.armed
+    assert wakeup.armed
     wait(backoff, clock, 0.6, moving=True)
-    assert not bell.armed
+    assert not wakeup.armed
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 0.1), st.booleans(), st.booleans()), max_size=30))
 def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]]) -> None:
     clock = Clock()
-    bell = Ringer(clock)
-    backoff = made(clock, bell)
+    wakeup = Ringer(clock)
+    backoff = made(clock, wakeup)
     for seconds, moving, progress in waits:
         wait(backoff, clock, clock.now + seconds, moving=moving)
         assert backoff.waiting
         if progress:
             backoff.reset()
-            assert not bell.armed and not backoff.waiting
+            assert not wakeup.armed and not backoff.waiting
             before = len(clock.done)
             backoff.wait()
             assert clock.done[before:] == []
 
 
-# --- the bell ------------------------------------------------------------------------------------------
+# --- the wakeup ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pair() -> Iterator[list[Wakeup]]:
-    """Give the bells of two ranks."""
-    path = bells._page(2)
-    made = [bells._open(rank, 2, path) for rank in range(2)]
+    """Give the wakeups of two ranks."""
+    path = wakeups._page(2)
+    made = [wakeups._open(rank, 2, path) for rank in range(2)]
     os.unlink(path)
     assert made[0] is not None and made[1] is not None
     yield [each for each in made if each is not None]
@@ -196,7 +196,7 @@ def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) 
     sleeper, sender = pair
     sleeper.arm()
     assert sender.asleep[0] == 1 and sender.asleep[1] == 0 and sender.flags.tolist() == [1, 0]
-    sender.ring(0)
+    sender.wake(0)
     assert sender.asleep[0] == 0
     sleeper.sleep(60.0)  # would time the test out
     assert sender.asleep[0] == 1
@@ -207,7 +207,7 @@ def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) 
 def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(3):
-        sender.ring(0)
+        sender.wake(0)
     sleeper.sleep(60.0)
     assert not select.select([sleeper._mail], [], [], 0)[0]
     sleeper.sleep(0.001)
@@ -216,10 +216,10 @@ def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]
 def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(10_000):
-        sender.ring(0)
+        sender.wake(0)
     sleeper.sleep(60.0)
     sleeper.close()
-    sender.ring(0)
+    sender.wake(0)
     assert sender.asleep[0] == 0
 
 
@@ -228,36 +228,36 @@ def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.setblocking(False)
         for junk in (b"", b"!", bytes(16), bytes(17)) * 100:
-            stranger.sendto(junk, bells._place(sleeper._name, 0))
+            stranger.sendto(junk, wakeups._place(sleeper._name, 0))
     assert not select.select([sleeper._mail], [], [], 0)[0]
-    sender.ring(0)
+    sender.wake(0)
     sleeper.sleep(60.0)
 
 
 def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
-    path = bells._page(2)
+    path = wakeups._page(2)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-            other.bind(bells._place(os.path.basename(path), 1))
-            assert bells._open(1, 2, path) is None
+            other.bind(wakeups._place(os.path.basename(path), 1))
+            assert wakeups._open(1, 2, path) is None
     finally:
         os.unlink(path)
-    assert bells._open(1, 2, path) is None
+    assert wakeups._open(1, 2, path) is None
 
 
 def letters(*ranks: tuple[bytes, list[int]]) -> Any:
-    return np.stack([bells._letter(host, cores, "/dev/shm/page") for host, cores in ranks])
+    return np.stack([wakeups._letter(host, cores, "/dev/shm/page") for host, cores in ranks])
 
 
 def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:
     here, there = b"a" * 8, b"b" * 8
     two = [(here, [0, 1])] * 2
-    assert not bells.outnumbered(letters(*two), 0)
-    assert bells.outnumbered(letters(*two, (here, [1])), 2)
-    assert not bells.outnumbered(letters(*two, (there, [0]), (there, [900])), 3)
-    assert not bells.outnumbered(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
+    assert not wakeups.outnumbered(letters(*two), 0)
+    assert wakeups.outnumbered(letters(*two, (here, [1])), 2)
+    assert not wakeups.outnumbered(letters(*two, (there, [0]), (there, [900])), 3)
+    assert not wakeups.outnumbered(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
 
 
 def test_bells_are_for_one_host() -> None:
-    assert bells._shared(letters((b"a" * 8, [0]), (b"a" * 8, [0]))) == ("/dev/shm/page", True)
-    assert not bells._shared(letters((b"a" * 8, [0]), (b"b" * 8, [0])))[1]
+    assert wakeups._shared(letters((b"a" * 8, [0]), (b"a" * 8, [0]))) == ("/dev/shm/page", True)
+    assert not wakeups._shared(letters((b"a" * 8, [0]), (b"b" * 8, [0])))[1]
