@@ -370,7 +370,7 @@ class _Run:
         place = layout.places[self.rank]
         wakeup, self.crowded = connect(self.world)
         van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, wakeup=wakeup), wakeup)
-        van.reach = process_memory.discover(self.world)
+        van.process_memory = process_memory.discover(self.world)
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas

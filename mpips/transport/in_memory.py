@@ -394,7 +394,7 @@ class TwinVan:
         self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
-        self.rooms = BufferPool()
+        self.buffers = BufferPool()
         self._network: Network | None = network
 
     def _open(self) -> Network:

@@ -120,7 +120,7 @@ class Van(Protocol):
     """What the van may answer without asking, if it can; see `mpips.transport.fastpath_table`."""
     epoch: int
     """That of the requests that it may answer so."""
-    rooms: BufferPool
+    buffers: BufferPool
     """Memory for large messages."""
 
     @property
@@ -276,8 +276,8 @@ class MPIVan:
         self.lane: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
-        self.rooms = BufferPool()
-        self.reach = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
+        self.buffers = BufferPool()
+        self.process_memory = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
         self._desk = FastPathClient()
         self._open_desk()
         sharpen_sleep()
@@ -365,7 +365,7 @@ class MPIVan:
             found = serve(
                 self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
                 lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
-                lane.landing, self._flags, lane.sleepers, self.reach.pids, lane.trail,
+                lane.landing, self._flags, lane.sleepers, self.process_memory.pids, lane.trail,
             )  # fmt: skip
             self._account(cells, lane)
         if cells[ERROR] and found != BROKEN:
@@ -429,7 +429,7 @@ class MPIVan:
         if self._library is None or self.lane is not None or dest in self._lost or nbytes > _PIECE:
             return -1
         self._check_thread()
-        reach = fresh and nbytes >= LEAST and self.reach.has(dest)
+        reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
             self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach
         )
@@ -520,7 +520,7 @@ class MPIVan:
             self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._desk.asked)
             self._answer = raw
             return ANSWER if self.slot >= 0 else None  # else it was withdrawn
-        message, key_bytes, value_bytes = decode(frame, self.rooms)
+        message, key_bytes, value_bytes = decode(frame, self.buffers)
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes
@@ -675,7 +675,7 @@ class MPIVan:
     def _lose(self, rank: int) -> None:
         """Stop sending to a rank, and counting what is being sent to it."""
         self._lost.add(rank)
-        self.reach.pids[rank] = 0  # its number may be another process's one day
+        self.process_memory.pids[rank] = 0  # its number may be another process's one day
         tables = [self._desk.heads, self._desk.tails]
         if self.lane is not None:
             tables += [self.lane.slots, self.lane.buffers]

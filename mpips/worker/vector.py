@@ -304,7 +304,7 @@ class Vector:
                 if not self._reads_plainly:
                     return False
                 shape = (plan.n,) if self.spec.width == 1 else (plan.n, self.spec.width)
-                room = self.node.van.rooms(plan.n * self.row_bytes)
+                room = self.node.van.buffers(plan.n * self.row_bytes)
                 rows = request.out = room.view(self._dtype).reshape(shape)
                 request.fresh = True
             else:

@@ -100,7 +100,7 @@ def together(
         layout = roles(comm.Get_size())
         view = first_view(layout, shards)
         van = MPIVan(comm)
-        van.reach = discover(beside)
+        van.process_memory = discover(beside)
         node = Node(van, layout, view)
         assert view.ring.shards == shards
         if node.rank == 1:
@@ -356,7 +356,7 @@ def test_large_answers_are_written_where_they_are_wanted() -> None:
         for time, rows in enumerate(held, 1):
             assert rows.shape == (size,)
             assert (rows == time * (time + 1) / 2).all()
-        assert any(van._desk.reached) is van.reach.has(1)
+        assert any(van._desk.reached) is van.process_memory.has(1)
         narrow = node.wait(vector.pull(KeyRange(begin, begin + 10)))
         assert (narrow == 36).all()
         return 17
@@ -371,7 +371,7 @@ def test_who_is_not_reached_is_sent_a_message() -> None:
     def forget(server: Server) -> None:
         van = server.node.van
         assert isinstance(van, MPIVan)
-        van.reach.pids[van.reach.pids != 0] = 2**22 + 1  # no process has that number
+        van.process_memory.pids[van.process_memory.pids != 0] = 2**22 + 1  # no process has that number
 
     def ask(callers: Callers) -> int:
         vector, node, begin = callers.vectors[0], callers.node, callers.begin(0)
