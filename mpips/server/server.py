@@ -112,7 +112,7 @@ class Server:
         self.lists = KeyCache(key_cache)
         self._lane = FastPathTable(len(node.view.chains), len(node.layout.places), self.lists)
         if node.plain:
-            node.van.lane = self._lane
+            node.van.fast_path = self._lane
         if node.record is not None:
             self._lane.follow(self._noted)
         if node.trace is not None:

@@ -1,3 +1,5 @@
-"""Messages between ranks: format, key caching, the MPI van, its in-memory twin, the compiled fast path (section
-5.1).
+"""Messages between ranks (paper, section 5.1): their format, key caching, the van over MPI and its in-memory twin, and
+the compiled fast paths of clients and servers.
+
+Imports errors, ranges, process, files, jit, rundir, storage and data, and nothing that knows tasks or roles.
 """

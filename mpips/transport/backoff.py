@@ -1,21 +1,21 @@
-"""How a rank waits: at hand while an answer is about to come, and asleep when none is.
+"""How a rank waits for messages: it polls, then yields, then sleeps.
 
-What a wait costs is somebody's: a rank that looks all the time takes a core that others may need, one that sleeps hears
-late. Three stages, by how long it has waited so far:
+Polling occupies a core that other ranks may need; sleeping delays the receipt of a message. There are three stages, by
+the duration of the wait so far:
 
-at once    it only looks again. With a core of its own that is the shortest way to an answer that takes microseconds;
-           where ranks outnumber cores, the core is offered to others before each look.
-yielding   until `patience`, it offers its core before each look. Whoever has nothing else to run gives it back at
-           once, and to be woken costs more than most answers take.
-asleep     from then on. A sleep ends early for who has a wakeup (`mpips.transport.wakeup`): those who send to a
-           sleeper ring, so it sleeps until something comes, as long again as it has waited, `deep` at most. Else a
-           sleep is a sixteenth of the wait so far, `cap` at most: what came late is heard at most a sixteenth later.
+polling    the rank polls without a pause, which has the lowest latency for answers that take microseconds. Where ranks
+           outnumber cores, it calls sched_yield before each poll.
+yielding   until `patience`, it calls sched_yield before each poll. If no other process is runnable, the call returns
+           at once; to be woken from a sleep would take longer than most answers.
+sleeping   after `patience`. With a wakeup (`mpips.transport.wakeup`), a sender ends the sleep, so the rank sleeps as
+           long as it has waited so far, at most `deep`. Without one, a sleep is 1/16 of the wait so far, at most
+           `cap`, so that a message is delayed by at most 1/16 of the time that it took.
 
-Where ranks outnumber cores, `patience` is the same: to be put to sleep and be rung for costs sender and sleeper some 30
-microseconds each of their processor time, a core that is offered and given back costs one or two.
+`patience` is the same where ranks outnumber cores: a sleep and a wakeup cost sender and sleeper about 30 microseconds
+of processor time each, a yield costs one or two.
 
-MPI may take one look to move a message, and find it in the next only (Open MPI 5: a probe matches first, and moves
-then). With one look between two sleeps every message waits for two of them, so a rank looks `LOOKS` times.
+MPI may need one poll to move a message and another one to report it (Open MPI 5: a probe first matches, then moves).
+With one poll between two sleeps every message would wait for two sleeps, so a rank polls `LOOKS` times.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from collections.abc import Callable
 from typing import Protocol
 
 LOOKS = 3
-"""Looks between two sleeps."""
+"""Polls between two sleeps."""
 BRIEF = 20e-6
-"""Seconds of looking without offering the core, where there are cores for all."""
+"""Seconds of polling without a yield, where each rank has a core."""
 _SET_TIMER_SLACK = 29  # linux/prctl.h
 
 
 class Wakeup(Protocol):
-    """What ends a sleep when a message comes; see `mpips.transport.wakeup`."""
+    """Ends a sleep when a message comes; see `mpips.transport.wakeup`."""
 
     def arm(self) -> None:
-        """Let others know that this rank is about to sleep, and is to be rung for."""
+        """Tell senders that this rank is about to sleep and needs to be woken."""
 
     def disarm(self) -> None:
-        """Let them know that it looks by itself."""
+        """Tell senders that this rank polls and needs no wakeup."""
 
     def sleep(self, seconds: float) -> None:
-        """Sleep until somebody rings, but no longer; not armed any more if somebody did."""
+        """Sleep until a sender wakes this rank, at most `seconds`; a wakeup disarms it."""
 
 
 class Backoff:
-    """How to wait without burning a core; see the module. Times are seconds.
+    """Waits in stages; see the module. Times are seconds.
 
-    `crowded` says that ranks outnumber cores here. `waiting` is whether there was a `wait` since the last `reset`,
-    `resting` whether it is asleep between looks by now.
+    `crowded`: ranks outnumber the cores of this host. `waiting`: there was a `wait` since the last `reset`. `resting`:
+    the rank sleeps between polls.
     """
 
     __slots__ = (
@@ -76,18 +76,23 @@ class Backoff:
         self._brief = 0.0 if crowded else BRIEF
         self._sleep, self._wakeup, self._clock, self._yield = sleep, wakeup, clock, offer
         self._since = 0.0
-        self._asleep = False  # whether others are to ring
-        self._looks = 0  # before the next sleep
+        # whether senders must wake this rank
+        self._asleep = False
+        # polls before the next sleep
+        self._looks = 0
         self.waiting = self.resting = False
 
     def reset(self) -> None:
-        """There was progress."""
+        """Start again with the first stage: there was progress."""
         self.waiting = self.resting = False
         if self._asleep:
             self._wake()
 
     def wait(self, moving: bool = False) -> None:
-        """There was none. Where something is `moving` in or out, MPI must be called, and no wakeup says when."""
+        """Wait according to the current stage: there was no progress.
+
+        While a transfer is in progress (`moving`), MPI must be called to complete it, so a wakeup is not waited for.
+        """
         now = self._clock()
         if not self.waiting:
             self.waiting, self._since = True, now
@@ -105,7 +110,7 @@ class Backoff:
             self._rest(self._wakeup, min(waited, self._deep))
 
     def _doze(self, seconds: float) -> None:
-        """Sleep, but for the looks between two sleeps."""
+        """Sleep, unless polls are due between two sleeps."""
         if self._asleep:
             self._wake()
         if self._looks > 1:
@@ -115,7 +120,7 @@ class Backoff:
         self._sleep(seconds)
 
     def _rest(self, wakeup: Wakeup, seconds: float) -> None:
-        """Sleep until somebody rings; whoever looked before the wakeup was armed looks again after that."""
+        """Sleep until a sender wakes this rank; after arming the wakeup, poll once more before the first sleep."""
         if not self._asleep:
             wakeup.arm()
             self._asleep, self._looks = True, LOOKS
@@ -132,6 +137,6 @@ class Backoff:
 
 
 def sharpen_sleep() -> None:
-    """Let this process's sleeps end when they should: Linux rounds them up by 50 microseconds unless told not to."""
+    """Set this process's timer slack to its minimum: by default Linux extends sleeps by 50 microseconds."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)

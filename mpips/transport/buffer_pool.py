@@ -1,7 +1,7 @@
-"""BufferPool: memory for large messages that is used again, because new memory costs more than to fill it does.
+"""A pool of buffers for large messages: a fresh allocation costs more than the copy of a message into it.
 
-The system hands out large memory page by page, as it is touched, which takes longer than to copy a message into it. A
-buffer is free again when nobody refers to it any more: arrays made of it do, as long as they live.
+The system maps a large allocation page by page at first touch, which takes longer than the copy. A buffer is free again
+when its reference count says that neither it nor an array that views it is in use.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST = 1 << 16
-"""Bytes; what is smaller is not worth it."""
+"""Bytes; smaller requests are allocated by numpy."""
 MOST = 1 << 29
-"""Bytes of all buffers together; what does not fit gets memory of its own."""
+"""Bytes of all buffers together; beyond, requests are allocated by numpy."""
 
 
 def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
-    """Count what refers to each buffer; what is counted besides depends on the interpreter."""
+    """Return the reference count of each buffer; its offset depends on the interpreter."""
     return [sys.getrefcount(buffer) for buffer in buffers]
 
 
 _ALONE = _references([np.empty(1, np.uint8)])[0]
-"""The count of a buffer that nobody uses."""
+"""The count of a buffer that is free."""
 
 
 class BufferPool:
-    """Memory of one rank that is lent out."""
+    """The buffers of one rank."""
 
     def __init__(self, most: int = MOST) -> None:
         self.most, self.nbytes = most, 0
         self._buffers: list[NDArray[np.uint8]] = []
 
     def __call__(self, nbytes: int) -> NDArray[np.uint8]:
-        """Give u1[nbytes], whatever is in it; it is lent as long as it, or an array made of it, is referred to."""
+        """Return u1[nbytes], uninitialised; it is in use as long as it, or an array that views it, is referred to."""
         if nbytes < LEAST:
             return np.empty(nbytes, np.uint8)
         for number, count in enumerate(_references(self._buffers)):
@@ -51,7 +51,7 @@ class BufferPool:
         return made[:nbytes]
 
     def _drop(self) -> None:
-        """Give back what nobody uses."""
+        """Release the free buffers."""
         counts = _references(self._buffers)
         kept = [buffer for buffer, count in zip(self._buffers, counts, strict=True) if count > _ALONE]
         self._buffers, self.nbytes = kept, sum(len(buffer) for buffer in kept)

@@ -1,9 +1,9 @@
-"""The desk: where this rank's own plain requests are written, and their answers taken, by compiled code.
+"""Client fast path: sends and receives dependency-free pushes and pulls without `Message` objects.
 
-A push or pull that depends on nothing and names its keys by a range or a signature is a header that was written before,
-with a few numbers changed, and rows that are sent from where they stand. `ask` sends it and notes where the answer's
-values are wanted; `hear` receives, and what answers such a request goes to its place at once. Everything else `hear`
-gives to Python, so that a task is what it always is: the desk only spares it the message objects.
+A push or pull that has no dependencies and names its keys by a range or a signature is a prepared header, in which a
+few fields change, and rows that are sent without a copy. `ask` sends it and records where the values of the answer go.
+`receive` receives a message; if it answers such a request, its values go directly to that place. All other messages go
+to Python. Tasks are the same on both paths.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from mpips.transport.mpi_kernels import (
 )
 
 ANSWERED = 6
-"""What `hear` ends with beside what `mpips.transport.mpi_kernels` names: the request at a slot is answered."""
+"""A result of `receive`, beside those in `mpips.transport.mpi_kernels`: the request in a slot is answered."""
 FRAME_BYTES = HEADER_BYTES + INLINE
 
 WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)
-"""Columns of `asked`: is an answer due; to which request, of which shard; where its values go, how many bytes of which
-type (as on the wire; 0 bytes: it has none); from which rank; may that write the values there by itself."""
+"""Columns of `asked`: state of the slot; time and shard of the request; address, bytes (0: none) and wire type of the
+answer's values; rank that answers; whether that rank may write the values directly into this process."""
 SLOTS = 64
 DUE, COMING = 1, 2
-"""In WAITS: an answer is due; its values are coming in, and it counts as a message."""
+"""Values of WAITS: an answer is due; its values are being received, and it is handled as a message."""
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REPLY = int(Kind.REPLY)
@@ -64,7 +64,7 @@ _BYTE1, _INT8 = np.uint8(0), np.int64(0)
 
 @kernel()
 def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, tails: Any) -> Any:
-    """Find a slot where nothing is due and nothing on its way; -1 if there is none."""
+    """Find a slot without a due answer or a send in progress; -1 if there is none."""
     slot = cells[NEXT]
     for _ in range(SLOTS):
         slot = (slot + 1) % SLOTS
@@ -92,10 +92,11 @@ def ask(
     pushes: bool,
     reach: bool,
 ) -> Any:
-    """Send a request with `nbytes` of `raw` from byte `first` on, or that wants its answer there; give its slot, or -1.
+    """Send a request; return its slot, -1 if none is free.
 
-    With `reach` the server may write the answer there. `kind` is what numbers these are, as on the wire. At `head`, an
-    address, stands the request as far as it is always the same.
+    A push sends `nbytes` of `raw` from byte `first` on, a pull receives its answer there. With `reach` the server may
+    write the answer into this process's memory. `kind` is the wire type of the values, `head` the address of the
+    prepared header.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
@@ -138,7 +139,7 @@ def ask(
 
 @kernel()
 def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
-    """Find the slot of the request that a frame answers with no more than its values; -1 if there is none."""
+    """Find the slot of the request that a frame answers, if the answer has only values; -1 if there is none."""
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     if (
@@ -168,17 +169,17 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
     rows, width = words[10], np.int64(small[23])
     if rows <= 0 or width <= 0 or rows > wanted or width > wanted or rows * width * each != wanted:
         return -1
-    # The values are in the frame, follow it, or have been written where that was allowed.
+    # The values are in the frame, follow it, or were written into this process's memory.
     if (frame[6] & REACHED) != 0:
         return slot if asked[slot, OPEN] != 0 and size == HEADER_BYTES else -1
     return slot if size == HEADER_BYTES + (0 if (frame[6] & DETACHED) != 0 else wanted) else -1
 
 
 @kernel("i8(i8[::1], i8)")
-def hear(memory: Any, looks: int) -> Any:
-    """Receive one message, looking `looks` times; take it if it answers what was asked here.
+def receive(memory: Any, looks: int) -> Any:
+    """Receive one message, with `looks` polls; complete the request in a slot if the message answers it.
 
-    Gives how that ended, and if ANSWERED 256 times the slot besides.
+    Returns one of the results of `mpips.transport.mpi_kernels`, or ANSWERED + 256 * slot.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
@@ -228,7 +229,7 @@ def hear(memory: Any, looks: int) -> Any:
 
 @kernel("i8(u1[::1], i8, i8, i8[:,::1])")
 def take_answer(frame: Any, size: int, source: int, asked: Any) -> Any:
-    """Give the slot of the request that a frame answers whose values are in their place, and free it; -1 if none."""
+    """Return and free the slot of the request that a frame answers, the values being in place already; -1 if none."""
     slot = _matches(frame, size, source, asked)
     if slot >= 0:
         asked[slot, WAITS] = 0
@@ -236,7 +237,7 @@ def take_answer(frame: Any, size: int, source: int, asked: Any) -> Any:
 
 
 class FastPathClient:
-    """The requests that were asked and not answered, and what is being sent of them."""
+    """The unanswered requests of the client fast path, and their sends in progress."""
 
     def __init__(self) -> None:
         self.asked = np.zeros((SLOTS, OPEN + 1), np.int64)
@@ -244,12 +245,13 @@ class FastPathClient:
         self.tails = np.zeros((SLOTS, 3), np.int64)
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
         self.kept: list[NDArray[Any] | None] = [None] * SLOTS
-        """What is sent, or wanted, where it stands; by slot, until that is used again."""
+        """By slot: the array that is sent or received into, kept alive until the slot is used again."""
         self.reached = [False] * SLOTS
         self._lost: list[NDArray[Any] | None] = []
 
     def withdraw(self, slot: int) -> None:
-        """Let the answer to a request be a message like any other."""
+        """Free a slot: an answer to its request is then handled as a message."""
         due, self.asked[slot, WAITS] = self.asked[slot, WAITS] == DUE, 0
-        if due and self.reached[slot]:  # the server may still write there, whatever becomes of it
+        # The server may still write into this array, so it is never freed.
+        if due and self.reached[slot]:
             self._lost.append(self.kept[slot])

@@ -1,10 +1,10 @@
-"""The loop: receives, and at a server answers by itself the requests that need no thought (see
+"""Server fast path: receives messages, and answers simple pushes and pulls in compiled code (see
 `mpips.transport.fastpath_table`).
 
-    while a message is there: if it is simple: do it; answer; note it; else: give it to Python
+    while there is a message: if it is simple: apply it; answer; record it; else: return it to Python
 
-Nothing here waits long: what is still on its way after a while is handed over unfinished, and the van waits for it as
-it does for everything that comes slowly.
+No call blocks: a transfer that is not complete after some milliseconds is returned to Python unfinished, and the van
+completes it like any slow message.
 """
 
 from __future__ import annotations
@@ -84,13 +84,15 @@ _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
 _PUSH, _PULL = int(Command.PUSH), int(Command.PULL)
 COPY = 0
-"""What a pull does, beside what pushes do (`mpips.transport.fastpath_table`)."""
-EVERYWHERE = 1 << 40  # rows: slots are not checked again
-_ALL = -1  # the last key there is, as int64
+"""The action of a pull, beside those of pushes (`mpips.transport.fastpath_table`)."""
+# a number of rows above every slot: slots are not checked again
+EVERYWHERE = 1 << 40
+# the last key of the key space, as int64
+_ALL = -1
 _INT4, _FLOAT4, _FLOAT8, _INT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0)
 
 
-# --- what a simple request does ------------------------------------------------------------------------
+# --- applying a simple request -------------------------------------------------------------------------
 
 
 @kernel()
@@ -102,7 +104,7 @@ def _add(mine: Any, rows: Any) -> None:
 
 @kernel()
 def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
-    """Do the same with the values of slots."""
+    """Apply `act` to the values of slots."""
     if width == 1:
         for i in range(len(slots)):
             s = np.uint32(slots[i])
@@ -152,9 +154,9 @@ def _do(
 def _move(
     lib: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
 ) -> None:
-    """Do `act` (COPY: out) with `count` rows between two addresses, of a type as on the wire.
+    """Apply `act` (COPY: to the answer) to `count` rows between two addresses; the type is a wire type.
 
-    The values are those of a run from `first` on, or of the slots at an address.
+    The values are those of a run of slots from `first` on, or of the slots listed at an address.
     """
     if kind == 0:
         _do(lib, values, rows, count, first, slots, width, act, _FLOAT4, 4)
@@ -197,7 +199,7 @@ def _reply(
 
 @kernel()
 def _is_simple(frame: Any, epoch: int) -> Any:
-    """Tell whether the loop may know what to do with a frame: a request to push or pull that waits for nothing."""
+    """Tell whether a frame may be simple: a push or pull without dependencies, metadata or filters."""
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     return (
@@ -216,7 +218,7 @@ def _is_simple(frame: Any, epoch: int) -> Any:
 
 @kernel()
 def _note(caller: Any, time: int, acked: int, pushed: bool) -> None:
-    """Note that a request is finished; what its caller has acknowledged need not be remembered when room is short."""
+    """Record that a request is finished; where no entry is free, those that the caller has acknowledged are dropped."""
     if acked > caller[ACKED]:
         caller[ACKED] = acked
     noted = caller[NOTED]
@@ -234,7 +236,7 @@ def _note(caller: Any, time: int, acked: int, pushed: bool) -> None:
 
 @kernel()
 def _has_room(caller: Any, acked: int) -> bool:
-    """Tell whether one more time can be noted."""
+    """Tell whether one more time can be recorded."""
     if caller[NOTED] < WINDOW:
         return True
     acked = max(acked, caller[ACKED])
@@ -246,7 +248,7 @@ def _has_room(caller: Any, acked: int) -> bool:
 
 @kernel()
 def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int) -> bool:
-    """Write into another process's memory; tell whether all of it is there."""
+    """Write into another process's memory; tell whether all bytes were written."""
     if lib[WRITE] == 0 or nbytes >= 1 << 30:
         return False
     cells[VECTORS], cells[VECTORS + 1], cells[VECTORS + 2], cells[VECTORS + 3] = (
@@ -284,14 +286,14 @@ def serve(
     pids: Any,
     trail: Any,
 ) -> int:
-    """Receive, and answer what is simple, until there is something for Python, or nothing for `tries` looks.
+    """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
-    `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: where in `callers` i8[n, 3 + 64] a caller stands,
-    0: unknown; `lists` as `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, room]: answers on their way;
-    `buffers` i8[n, 5]: busy, request, address, size and receiver of what large answers go out from; `landing`: where
-    large pushes come in; `asleep` u1[ranks]: who is, of whom those that were answered go into `sleepers` i4[256];
-    `pids` i8[ranks]: into whose memory answers may be written (`mpips.transport.process_memory`), 0: not; `trail`
-    i8[0 or 257, 3]: where pushes are noted, if they are.
+    `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
+    known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers`
+    i8[n, 5]: busy, request, address, size and receiver of the send buffers for large answers; `landing`: the receive
+    buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
+    `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
+    (`mpips.transport.process_memory`), 0: none; `trail` i8[0 or 257, 3]: the pushes in order, for a record.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
@@ -307,7 +309,7 @@ def serve(
         size = cells[SIZE]
         if size < HEADER_BYTES or not _is_simple(frame, epoch):
             return TAKEN
-        # Whose request, and to what?
+        # The caller, shard and namespace.
         shard, namespace, origin = small[4], small[6], small[3]
         if shard >= parts.shape[0] or namespace < 0 or namespace >= parts.shape[1]:
             return TAKEN
@@ -321,7 +323,7 @@ def serve(
         time, acked = words[5], words[4]
         if time <= caller[HIGHEST] or not _has_room(caller, acked):
             return TAKEN
-        # Which rows?
+        # The rows.
         count, first, where = 0, 0, 0
         if words[13] != 0 or words[14] != 0:
             known = look_up(lists, words[13], words[14], shard, namespace)
@@ -338,7 +340,7 @@ def serve(
         nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
         apart = nbytes > INLINE
         push = frame[5] == _PUSH
-        # Is there room for the answer, and for what comes?
+        # Buffers for the answer, and for the values of a push.
         out = -1
         for _ in range(SLOTS_OUT):
             cells[NEXT] = (cells[NEXT] + 1) % SLOTS_OUT
@@ -374,7 +376,7 @@ def serve(
                 if buffer < 0:
                     cells[WANTED] = nbytes
                     return TAKEN
-        # Nothing stands in the way any more.
+        # All conditions hold: apply the request.
         head = frames[out]
         if push:
             source: Any = np.int64(frame.ctypes.data) + HEADER_BYTES

@@ -19,27 +19,27 @@ from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import HEADER_BYTES, INLINE
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS, VERSION = range(11)
-"""Columns of `parts`, by shard and namespace: may it be served; the address, type (as on the wire) and width of its
-rows; the key of row 0 and their number (0: sparse); what a push does; may it be pulled; pushes since this was last
-looked at; and, for namespace 0, whether anything was done at the shard since then, and all changes of the shard, as far
-as a run is recorded."""
+"""Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; key
+of row 0, and number of rows (0: sparse); action of a push; whether it may be pulled; pushes since the last `changes`;
+and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number of all
+changes of the shard if the run is recorded."""
 NO_PUSH, ADD, ASSIGN = range(3)
-"""What a push does: something that is not for the loop, addition, or assignment."""
+"""The action of a push: one that the fast path does not apply, addition, or assignment."""
 
 HIGHEST, ACKED, NOTED, TIMES = range(4)
-"""Columns of `callers`: the highest time that was ever admitted; what the caller has acknowledged; how many times stand
-from TIMES on, each twice the time, and 1 if it was a push."""
+"""Columns of `callers`: the highest admitted time; the time that the caller has acknowledged; the number of finished
+times listed from TIMES on, each as 2 * time + (1 for a push)."""
 WINDOW = 64
 SLOTS_OUT = 64
 BUFFERS = 8
 MOST_AT_ONCE = 256
-"""Requests that the loop answers before Python has a look."""
+"""Requests that one call of the fast path answers at most."""
 MOST_BYTES = 1 << 28
-"""Of the landing, and of all buffers for answers together: more waits for memory of its own, outside the loop."""
+"""Bytes of the receive buffer, and of all send buffers together; larger requests are handled in Python."""
 
 
 class Finished(NamedTuple):
-    """What the loop has finished of one caller's requests to one shard: times, and whether each was a push."""
+    """The requests of one caller to one shard that the fast path has finished: (time, whether it was a push)."""
 
     origin: int
     acked: int
@@ -47,11 +47,11 @@ class Finished(NamedTuple):
 
 
 class Simple(NamedTuple):
-    """A vector's rows at one shard, as the loop needs them: see `parts`."""
+    """A vector's rows at one shard, as columns of `parts`."""
 
     address: int
     dtype: int
-    """As on the wire."""
+    """The wire type."""
     width: int
     begin: int
     rows: int
@@ -60,12 +60,12 @@ class Simple(NamedTuple):
 
 
 class FastPathTable:
-    """What the loop may serve, and what it has done; of `ranks` ranks, with the lists of `cache`."""
+    """What the fast path may serve, and what it has finished, for `ranks` ranks and the key lists of `cache`."""
 
     def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:
         self.cache = cache
         self.parts = np.zeros((shards, 4, VERSION + 1), np.int64)
-        # Zeros, of which a shard that is elsewhere takes no memory: row 0 of the callers is nobody's.
+        # Zeros: the rows of shards that this rank does not hold occupy no memory. Row 0 of `callers` is unused.
         self.rows_of = np.zeros((shards, ranks), np.int32)
         self.callers = np.zeros((1, TIMES + WINDOW), np.int64)
         self._count = 1
@@ -75,16 +75,16 @@ class FastPathTable:
         self.landing = np.empty(0, np.uint8)
         self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
         self.trail = np.zeros((0, 3), np.int64)
-        """Pushes in their order, (shard, origin, time) each, after how many there are: if the run is recorded."""
+        """If the run is recorded: the number of pushes, then (shard, origin, time) of each in order."""
         self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
         self.served: Callable[[int], None] | None = None
-        """Is told how many requests the loop has answered, each time that it has."""
+        """Callback: the number of requests that a call of the fast path has answered."""
         self._kept: list[Any] = [None] * BUFFERS
 
     # What may be served.
 
     def open(self, shard: int, namespace: int, simple: Simple) -> None:
-        """Let the loop serve a vector's rows at a shard, or tell it where they are now."""
+        """Let the fast path serve a vector's rows at a shard, or update their address."""
         if namespace >= self.parts.shape[1]:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
@@ -92,12 +92,12 @@ class FastPathTable:
         self.parts[shard, namespace, :CHANGES] = (1, *simple)
 
     def close(self, shard: int) -> None:
-        """Let the loop serve nothing of a shard any more, and forget its callers; `finished` is to be asked before."""
+        """Stop serving a shard, and forget its callers; call `finished` before."""
         self.parts[shard] = 0
         self.rows_of[shard] = 0
 
     def admitted(self, shard: int, origin: int, time: int) -> None:
-        """Note that a request was admitted outside the loop, which so gets to know the caller."""
+        """Record that Python has admitted a request: the fast path may serve its caller from now on."""
         row = self.rows_of[shard, origin]
         if row == 0:
             row = self.rows_of[shard, origin] = self._new_row()
@@ -117,17 +117,17 @@ class FastPathTable:
         return self._count - 1
 
     def forget(self, shard: int, origin: int) -> None:
-        """Let the loop serve that caller nothing there until it is `admitted` again."""
+        """Stop serving a caller at a shard until it is `admitted` again."""
         self.rows_of[shard, origin] = 0
 
-    # What it has done.
+    # What was finished.
 
     def has_news(self, shard: int) -> bool:
-        """Tell whether the loop has finished anything at a shard since that was last taken over."""
+        """Tell whether the fast path has finished a request at a shard since the last `finished`."""
         return bool(self.parts[shard, 0, NEWS])
 
     def finished(self, shard: int) -> Iterable[Finished]:
-        """Take over what the loop has finished at a shard since this was last asked."""
+        """Take over the requests that the fast path has finished at a shard since the last call."""
         self.parts[shard, 0, NEWS] = 0
         for origin in np.flatnonzero(self.rows_of[shard]).tolist():
             caller = self.callers[self.rows_of[shard, origin]]
@@ -137,7 +137,7 @@ class FastPathTable:
                 yield Finished(origin, int(caller[ACKED]), [(each >> 1, bool(each & 1)) for each in noted])
 
     def changes(self, shard: int) -> int:
-        """Take over how many pushes the loop has applied to a shard."""
+        """Take over the number of pushes that the fast path has applied to a shard."""
         count = int(self.parts[shard, :, CHANGES].sum())
         if count:
             self.parts[shard, :, CHANGES] = 0
@@ -146,20 +146,20 @@ class FastPathTable:
     # What is recorded.
 
     def follow(self, noted: Callable[[int, int, int], None]) -> None:
-        """Tell of each push in its order: shard, origin and time."""
+        """Call `noted(shard, origin, time)` for each push, in order."""
         self.trail, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
 
     def tell(self) -> None:
-        """Tell of the pushes since the last time."""
+        """Report the pushes since the last call."""
         count = int(self.trail[0, 0])
         self.trail[0, 0] = 0
         for shard, origin, time in self.trail[1 : 1 + count].tolist():
             self._noted(shard, origin, time)
 
-    # Where large values go in and out.
+    # Buffers for large values.
 
     def provide(self, size: int) -> bool:
-        """Make a landing, or a buffer for answers, of that many bytes; give whether one was made."""
+        """Make a receive buffer, or a send buffer for answers, of `size` bytes; return whether one was made."""
         if size > MOST_BYTES:
             return False
         room = 1 << (size - 1).bit_length()
@@ -177,13 +177,13 @@ class FastPathTable:
         return False
 
     def give_up_landing(self) -> NDArray[np.uint8]:
-        """Give the landing away, with what is still to come into it."""
+        """Give up the receive buffer, into which values may still be received."""
         landing, self.landing = self.landing, np.empty(0, np.uint8)
         return landing
 
 
 def _touched(size: int) -> NDArray[np.uint8]:
-    """Make memory whose pages are there."""
+    """Allocate memory whose pages are mapped already."""
     made = np.empty(size, np.uint8)
     made.fill(0)
     return made

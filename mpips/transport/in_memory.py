@@ -1,18 +1,18 @@
-"""The van's in-memory twin: a whole cluster in one process, with fake time, under a seed.
+"""The in-memory twin of the van: a deterministic simulation of a cluster in one process, with fake time and a seed.
 
-A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so nothing is shared by
-accident. What it does to them is a policy, `fate`: for each message the list of delays of its copies ([] loses it,
-two entries repeat it); `rough(seed, ...)` draws such fates.
+A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so ranks share no objects. A policy,
+`fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is duplicated);
+`rough(seed, ...)` draws such delays at random.
 
-`Network.run` executes one ordinary blocking function per rank, each in a thread of its own of which exactly one
-runs at a time: a rank keeps the baton until it is idle, then the next one, chosen under the seed, gets it. Time
-moves only when all are idle, to the next delivery. So every run is deterministic, takes milliseconds, and runs the
-very code that runs under MPI. A rank that waits for what cannot come is a deadlock, and is reported as one.
+`Network.run` executes one blocking function per rank, each in a thread of its own, of which exactly one runs at a
+time: a rank runs until it is idle, then the next one is chosen under the seed. Time advances only when all ranks are
+idle, to the next delivery. So every run is deterministic, takes milliseconds, and executes the code that runs under
+MPI. A rank that waits for a message that cannot come is reported as a deadlock.
 
-Ranks die and hang as well: `Strike`s say who, how and at which instant, by fake time or by the number of messages
-posted so far, so that a campaign can strike between any two steps of a protocol. A killed rank never comes back
-from the van call in which it was struck: its thread unwinds through an exception that no program catches, and each
-other van's `failed()` tells of it after `detection` seconds. A stopped rank keeps everything and does not run.
+Ranks can also be killed or stopped: a `Strike` (an injected fault) says which rank, how and when, by fake time or by
+the number of messages posted so far, so that a test can inject a fault between any two steps of a protocol. A killed
+rank never returns from its current van call: its thread ends by an exception that no program catches, and `failed()`
+of each other van reports it after `detection` seconds. A stopped rank keeps its state and does not run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from mpips.transport.message import Message, from_bytes, to_bytes
 
 Fate = Callable[[int, int, Message], Sequence[float]]
 Remains = Callable[[int, int], bool]
-"""(killed rank, destination) -> whether a message that is on its way still arrives."""
+"""(killed rank, destination) -> whether a message in flight still arrives."""
 
 
 class Deadlock(RuntimeError):
-    """Every rank of the network waits and no message is on its way."""
+    """Every rank of the network waits and no message is in flight."""
 
 
 class _Ended(BaseException):
@@ -49,10 +49,10 @@ class _Ended(BaseException):
 
 @dataclass(frozen=True)
 class Strike:
-    """Kill, stop or resume a rank at fake time `at`, or as soon as `after_messages` messages have been posted.
+    """An injected fault: kill, stop or resume a rank at fake time `at`, or once `after_messages` messages were posted.
 
-    A stop may be `lasting` some seconds and then ends by itself. The message that makes the count complete is on
-    its way when its sender is struck. Striking a rank whose program has ended does nothing.
+    A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
+    fault takes effect. A fault of a rank whose program has ended has no effect.
     """
 
     act: Literal["kill", "stop", "resume"]
@@ -68,16 +68,16 @@ class Strike:
 
 
 def calm(source: int, dest: int, message: Message) -> Sequence[float]:
-    """Deliver every message once, without delay."""
+    """Deliver every message once and without delay."""
     return (0.0,)
 
 
 def rough(
     seed: int, *, delay: float = 0.0, drop: float = 0.0, duplicate: float = 0.0, spare_control: bool = True
 ) -> Fate:
-    """Give a fate that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
+    """Return a policy that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
 
-    `drop` and `duplicate` are probabilities. Control messages are delayed only, if `spare_control`.
+    `drop` and `duplicate` are probabilities. With `spare_control`, control messages are only delayed.
     """
     rng = random.Random(seed)
 
@@ -92,27 +92,28 @@ def rough(
             return (first, rng.random() * delay)
         return (first,)
 
-    fate.loses = drop > 0  # type: ignore[attr-defined]  # then requests must be sent again
+    # whether requests must be sent again
+    fate.loses = drop > 0  # type: ignore[attr-defined]
     return fate
 
 
 def arrives(killed: int, dest: int) -> bool:
-    """Deliver all that a killed rank had posted."""
+    """Deliver all messages that a killed rank had posted."""
     return True
 
 
 def torn(seed: int, loss: float) -> Remains:
-    """Give a policy that loses each message of a killed rank that nobody has taken yet, with probability `loss`."""
+    """Return a policy that loses each undelivered message of a killed rank with probability `loss`."""
     rng = random.Random(seed)
     return lambda killed, dest: rng.random() >= loss
 
 
 class Network:
-    """Connects `size` twin vans; see the module. One `run` each.
+    """Connects `size` twin vans for one `run`; see the module.
 
-    `fate` is what happens to messages, `strikes` what happens to ranks. `detection` is how many seconds after its
-    death the others know of a killed rank; each knows it at a moment of its own, up to half as much later. `remains`
-    decides on what a killed rank had posted and nobody taken. `posted` counts messages, `time` is in seconds.
+    `fate` is the policy for messages, `strikes` are the faults of ranks. `detection`: seconds from the death of a rank
+    to its detection; each rank detects it at a time of its own, up to half as much later. `remains` decides on the
+    undelivered messages of a killed rank. `posted` counts messages, `time` is in seconds.
     """
 
     def __init__(
@@ -140,17 +141,19 @@ class Network:
         self._batons: list[threading.Lock] | None = None
         self._threads: list[threading.Thread] = []
         self._idle: set[int] = set()
-        self._alive: set[int] = set(range(size))  # whose programs have not ended
-        self._dead: dict[int, float] = {}  # since when they have done nothing
+        # ranks whose programs have not ended
+        self._alive: set[int] = set(range(size))
+        # killed ranks, and the time of their death
+        self._dead: dict[int, float] = {}
         self._stopped: dict[int, float] = {}
         self._absences: list[list[tuple[float, float]]] = [[] for _ in range(size)]
         self._ended = False
         self._failure: Deadlock | None = None
 
-    # What vans do.
+    # Called by vans.
 
     def post(self, source: int, dest: int, message: Message) -> int:
-        """Put a message on the wire to `dest`; give its size in bytes."""
+        """Send a message to `dest`; return its size in bytes."""
         raw = to_bytes(message)
         if dest in self._excluded[source]:
             return 0
@@ -162,7 +165,7 @@ class Network:
         return len(raw)
 
     def take(self, rank: int) -> tuple[Message, int] | None:
-        """Take the next message that has arrived at `rank`, and its size in bytes."""
+        """Return the next message that has arrived at `rank`, and its size in bytes."""
         wire = self._wires[rank]
         if not wire or wire[0][0] > self.time:
             return None
@@ -170,19 +173,19 @@ class Network:
         return from_bytes(raw), len(raw)
 
     def told(self, rank: int) -> list[int]:
-        """Give the ranks of whose death `rank` learns now, each once."""
+        """Return the ranks whose death `rank` detects now, each once."""
         news, out = self._news[rank], []
         while news and news[0][0] <= self.time:
             out.append(heapq.heappop(news)[1])
         return [dead for dead in out if dead not in self._excluded[rank]]
 
     def exclude(self, rank: int, excluded: int) -> None:
-        """Let nothing pass between two ranks any more, nor the news of the death of the second to the first."""
+        """Drop all messages between two ranks from now on, and do not report the death of the second to the first."""
         self._excluded[rank].add(excluded)
         self._sift(rank, lambda source, _: source != excluded)
 
     def touch(self, rank: int) -> None:
-        """Begin a van call of `rank`: whoever was killed ends here, whoever was stopped waits here."""
+        """Begin a van call of `rank`: a killed rank ends in it, a stopped rank waits in it."""
         if self._batons is None:
             return
         if self._ended or rank in self._dead:
@@ -191,17 +194,17 @@ class Network:
             self._hand(self._next(), rank)
 
     def rest(self, rank: int) -> None:
-        """`rank` has nothing to do: let others run, or time pass."""
+        """`rank` is idle: let other ranks run, or time advance."""
         self._idle.add(rank)
         if self._batons is None:
             self._advance()
         else:
             self._hand(self._next(), rank)
 
-    # What happens to ranks.
+    # Faults.
 
     def kill(self, rank: int) -> None:
-        """End a rank: it does nothing after its current or next van call, and gets no message any more."""
+        """Kill a rank: it ends in its current or next van call, and receives no more messages."""
         if rank not in self._alive or rank in self._dead:
             return
         self._dead[rank] = self._stopped.get(rank, self.time)
@@ -213,18 +216,18 @@ class Network:
                 heapq.heappush(self._news[other], (self.time + delay, rank))
 
     def stop(self, rank: int) -> None:
-        """Let a rank not run from its next van call on; what is sent to it waits."""
+        """Stop a rank from its next van call on; messages to it are kept."""
         if rank in self._alive:
             self._stopped.setdefault(rank, self.time)
 
     def resume(self, rank: int) -> None:
-        """Let a stopped rank go on."""
+        """Resume a stopped rank."""
         if rank in self._stopped:
             self._absences[rank].append((self._stopped.pop(rank), self.time))
             self._idle.discard(rank)
 
     def runs(self, rank: int) -> bool:
-        """Tell whether a rank's program is under way, and neither killed nor stopped."""
+        """Tell whether a rank's program has not ended, and was neither killed nor stopped."""
         return rank in self._alive and rank not in self._dead and rank not in self._stopped
 
     def lives(self, rank: int) -> bool:
@@ -232,20 +235,20 @@ class Network:
         return rank not in self._dead
 
     def heart(self, rank: int) -> TwinHeart:
-        """Give the heart of `rank`."""
+        """Return the failure detector of `rank`."""
         return TwinHeart(self, rank)
 
     def silence(self, listener: int, rank: int) -> float:
-        """Give for how many seconds a rank has been dead or stopped, but for those for which `listener` was stopped."""
+        """Return for how many seconds a rank has been dead or stopped, less those for which `listener` was stopped."""
         since = self._dead.get(rank, self._stopped.get(rank, self.time))
         absent = (max(end - max(begin, since), 0.0) for begin, end in self._absences[listener])
         return self.time - since - sum(absent)
 
     def run(self, programs: Sequence[Callable[[TwinVan], Any]], horizon: float = 60.0) -> list[Any]:
-        """Run one program per rank to the end; give their results.
+        """Run one program per rank to its end; return their results.
 
-        The result of a rank that was killed, or was stopped when all others had ended, is None. Raises what the first
-        failing program raised, or `Deadlock` when fake time passes `horizon`.
+        The result of a rank that was killed, or was stopped when all others had ended, is None. Raises the exception
+        of the first program that failed, or `Deadlock` when fake time passes `horizon`.
         """
         self._batons = [threading.Lock() for _ in range(self.size)]
         for baton in self._batons:
@@ -287,21 +290,21 @@ class Network:
         for thread in self._threads:
             thread.join()
         self._batons, self._horizon = None, float("inf")
-        # A program may have hidden its error behind one of its own.
+        # A program may have replaced the error by one of its own.
         for error in (*errors, self._failure):
             if error is not None:
                 raise error
         return results
 
     def plan(self, strike: Strike) -> None:
-        """Let a strike befall its rank when its instant comes."""
+        """Schedule a fault."""
         if strike.at is not None:
             heapq.heappush(self._timed, (strike.at, next(self._order), strike))
         elif strike.after_messages is not None:
             heapq.heappush(self._counted, (strike.after_messages, next(self._order), strike))
 
     def _strike(self) -> None:
-        """Do what is planned for this instant."""
+        """Apply the faults that are due."""
         while strike := self._due():
             {"kill": self.kill, "stop": self.stop, "resume": self.resume}[strike.act](strike.rank)
             if strike.lasting is not None:
@@ -315,17 +318,18 @@ class Network:
         return None
 
     def _sift(self, dest: int, keeps: Callable[[int, int], bool]) -> None:
-        """Lose those of the messages to `dest` that are not to be kept, by source and destination."""
+        """Drop the messages to `dest` for which `keeps(source, destination)` is false."""
         self._wires[dest] = [item for item in sorted(self._wires[dest]) if keeps(item[2], dest)]
 
     def _next(self) -> int:
-        """Choose who runs now. While nobody can, time passes; the killed unwind first."""
+        """Choose the rank that runs next; while none can, advance time. Killed ranks unwind first."""
         while not self._ended:
             if leaving := self._alive & self._dead.keys():
                 return min(leaving)
             if self._alive <= self._stopped.keys():
                 if not self._timed or self._timed[0][0] > self._horizon:
-                    self._ended = True  # nobody is left who could wake them
+                    # no rank is left that could resume them
+                    self._ended = True
                 else:
                     self._move(self._timed[0][0])
             elif ready := self._ready():
@@ -344,7 +348,7 @@ class Network:
         ]
 
     def _advance(self) -> None:
-        """Let time pass up to the next delivery, else for a tick; but not beyond a strike or a detection."""
+        """Advance time to the next delivery, or by a tick, but not beyond a fault or a detection."""
         awake = self._alive - self._stopped.keys()
         later = min((self._wires[rank][0][0] for rank in awake if self._wires[rank]), default=self.time)
         steps = [later if later > self.time else self.time + self._tick]
@@ -359,10 +363,12 @@ class Network:
             return
         self._ended = True
         where = ", ".join(f"rank {rank} {self._waits(rank)}" for rank in sorted(self._alive))
-        self._failure = Deadlock(f"at {self.time:.3f} s every rank waits and nothing is on its way: {where}")
+        self._failure = Deadlock(
+            f"at {self.time:.3f} s every rank waits and no message is in flight: {where}"
+        )
 
     def _waits(self, rank: int) -> str:
-        """Say where the program of a rank waits."""
+        """Describe where the program of a rank waits."""
         if rank in self._stopped:
             return "is stopped"
         frame = sys._current_frames().get(self._threads[rank].ident or 0)
@@ -391,7 +397,7 @@ class TwinVan:
         self.rank, self.size = rank, network.size
         self.sent_bytes = self.received_bytes = self.sent_messages = 0
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
-        self.lane: FastPathTable | None = None
+        self.fast_path: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
         self.buffers = BufferPool()
@@ -472,17 +478,15 @@ class TwinVan:
 
 
 class TwinHeart:
-    """One rank's heart on a `Network`; see `mpips.cluster.heartbeat.Heartbeat`. All of a network's hearts hear each
-    other.
-    """
+    """One rank's failure detector on a `Network`, as `mpips.cluster.heartbeat.Heartbeat`; each monitors all others."""
 
     def __init__(self, network: Network, rank: int) -> None:
         self.targets: Sequence[int] = ()
         self._network, self._rank = network, rank
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Give those of `ranks` that have been stopped or dead for `patience` seconds, while this rank listened."""
+        """Return those of `ranks` that were stopped or dead for `patience` seconds while this rank ran."""
         return [rank for rank in ranks if 0 < patience <= self._network.silence(self._rank, rank)]
 
     def close(self) -> None:
-        """Stop listening; idempotent."""
+        """Stop monitoring; idempotent."""

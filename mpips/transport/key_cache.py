@@ -1,11 +1,10 @@
-"""Key caching: lists of keys that are known by a hash of 128 bits (paper, section 5.1).
+"""Key caching: a list of keys is identified by a 128-bit hash, its signature (paper, section 5.1).
 
-A worker that names the same keys again sends their signature alone. The server has kept what the keys were resolved to,
-so that a repeated push is one addition to rows that it need not look for. A server that does not know a signature says
-so, and is sent the keys.
+A worker that sends the same keys again sends only their signature. The server keeps the slots of the keys, so that a
+repeated push needs no lookup. A server that does not know a signature asks for the keys.
 
-The signature is over the whole list of what one request names at one shard. How much a server remembers is bounded:
-what was not asked for lately goes first (a clock: one bit a list, so that a compiled loop can look lists up too).
+A signature covers all keys of one request to one shard. The memory of the cache is bounded; entries that were not used
+recently are evicted first (clock algorithm: one bit per list, which the compiled fast path sets too).
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ _P, _Q = U8(0xBF58476D1CE4E5B9), U8(0x94D049BB133111EB)
 _S29, _S32 = U8(29), U8(32)
 
 SIGNATURE_LOW, SIGNATURE_HIGH, SHARD, NAMESPACE, FIRST, COUNT, SLOTS, USED = range(8)
-"""Columns of the table that kernels read: FIRST and COUNT of a run, or COUNT slots at the address SLOTS (0: a run)."""
+"""Columns of the table for kernels: a run of COUNT slots from FIRST on, or COUNT slots at address SLOTS (0: a run)."""
 EMPTY = -1
 ENTRY_BYTES = 512
-"""What one list takes beside its slots."""
+"""Bytes of one entry without its slots."""
 
 
 @kernel("UniTuple(u8, 2)(u8[::1])")
 def _sign(keys: Keys) -> tuple[np.uint64, np.uint64]:
-    """Hash a list twice over, in four interleaved chains each: one multiplication waits for another's end."""
+    """Hash a list with two hashes of four interleaved chains each, which hide the latency of multiplications."""
     a0, a1, a2, a3 = _SEED0, _SEED1, _SEED2, _SEED3
     b0, b1, b2, b3 = _SEED3, _SEED2, _SEED1, _SEED0
     whole = len(keys) & ~3
@@ -78,7 +77,7 @@ def _sign(keys: Keys) -> tuple[np.uint64, np.uint64]:
 
 
 def sign(keys: Keys) -> bytes:
-    """Return the signature of a list u64[n], contiguous: 16 bytes, never those that stand for none."""
+    """Return the signature of a list u64[n], contiguous: 16 bytes, never the value that stands for none."""
     low, high = _sign(keys)
     made = int(low).to_bytes(8, "little") + int(high).to_bytes(8, "little")
     return made if made != NO_SIGNATURE else bytes(15) + b"\1"
@@ -86,13 +85,13 @@ def sign(keys: Keys) -> bytes:
 
 @kernel("i8(i8, i8, i8)")
 def _home(low: int, shard: int, namespace: int) -> int:
-    """Say where in the table a list is looked for first, but for the table's size."""
+    """Return the hash of a list's first place in the table, to be reduced by the table's size."""
     return low ^ (shard * 31) ^ (namespace * 1021)
 
 
 @kernel("i8(i8[:,::1], i8, i8, i8, i8)")
 def look_up(table: NDArray[np.int64], low: int, high: int, shard: int, namespace: int) -> int:
-    """Return the row of a list in the table; -1 if it is not there. Who uses what it finds, marks it as USED."""
+    """Return the row of a list in the table, -1 if it is not there. A caller that uses the row sets its USED."""
     mask = len(table) - 1
     row = _home(low, shard, namespace) & mask
     while table[row, COUNT] != EMPTY:
@@ -109,14 +108,14 @@ def look_up(table: NDArray[np.int64], low: int, high: int, shard: int, namespace
 
 @dataclass(slots=True)
 class Known:
-    """What a list was resolved to; while some of its keys have no slots (-1), the keys that may get them."""
+    """The slots of a list; while some keys have no slot (-1), also the keys."""
 
     slots: Slots
     keys: Keys | None = None
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes that it takes."""
+        """Memory of the entry in bytes."""
         slots = 0 if isinstance(self.slots, slice) else self.slots.nbytes
         return ENTRY_BYTES + slots + (0 if self.keys is None else self.keys.nbytes)
 
@@ -126,20 +125,20 @@ Name = tuple[int, int, bytes]
 
 
 class KeyCache:
-    """The lists that a server remembers, `bound` bytes of them (0: none)."""
+    """The cached key lists of a server, at most `bound` bytes of them (0: none)."""
 
     def __init__(self, bound: float) -> None:
         self.bound, self.nbytes = bound, 0
         self.hits = self.misses = self.evicted = 0
         self._entries: dict[Name, Known] = {}
         self.table = _empty(16)
-        """i8[capacity, 8], open addressing: the lists whose keys all have slots, for kernels."""
+        """i8[capacity, 8], open addressing: the lists whose keys all have slots; read by kernels."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def find(self, shard: int, namespace: int, signature: bytes) -> Known | None:
-        """Return what is kept of a list, if it is."""
+        """Return the entry of a list; None if it is not cached."""
         found = self._entries.get((shard, namespace, signature))
         if found is None:
             self.misses += 1
@@ -153,11 +152,12 @@ class KeyCache:
         return int(look_up(self.table, *_words(name[2]), name[0], name[1]))
 
     def keep(self, shard: int, namespace: int, signature: bytes, known: Known) -> None:
-        """Keep a list, in the place of others if need be."""
+        """Cache a list, and evict others if necessary."""
         name = (shard, namespace, signature)
         old = self._entries.get(name)
         if known.nbytes > self.bound or (old is not None and (old.keys is None or known.keys is not None)):
-            return  # the same keys have the same slots, those that have any
+            # the same keys have the same slots
+            return
         self._entries[name] = known
         self.nbytes += known.nbytes - (0 if old is None else old.nbytes)
         if self.nbytes > self.bound:
@@ -168,7 +168,7 @@ class KeyCache:
             _put(self.table, name, known)
 
     def forget(self, shard: int) -> None:
-        """Forget all lists of a shard, whose slots do not hold any more."""
+        """Forget all lists of a shard, because its slots have changed."""
         gone = [name for name in self._entries if name[0] == shard]
         for name in gone:
             self.nbytes -= self._entries.pop(name).nbytes
@@ -176,9 +176,10 @@ class KeyCache:
             self._rebuild()
 
     def _evict(self, newest: Name) -> None:
-        """Forget lists until a quarter of the bound is free, first the oldest of those not used since the last time."""
+        """Evict lists until a quarter of the bound is free: first those not used since the last eviction, by age."""
         used = {name for name in self._entries if (row := self._row(name)) >= 0 and self.table[row, USED]}
-        order = sorted(self._entries, key=used.__contains__)  # stable: by age among equals
+        # a stable sort: among equals, the oldest first
+        order = sorted(self._entries, key=used.__contains__)
         for name in order:
             if self.nbytes <= 0.75 * self.bound:
                 break
@@ -208,7 +209,7 @@ def _words(signature: bytes) -> tuple[int, int]:
 
 
 def _put(table: NDArray[np.int64], name: Name, known: Known) -> None:
-    """Write a list into the table, if all of its keys have slots."""
+    """Enter a list into the table if all of its keys have slots."""
     if known.keys is not None:
         return
     shard, namespace, signature = name

@@ -1,11 +1,11 @@
-"""Messages: a fixed header, and beside it metadata, keys and values as raw buffers.
+"""Messages: a fixed header, followed by metadata, keys and values as raw buffers.
 
-A message is [range, keys, values] with the header that says who asks whom for what (paper, section 3.3 and 4.1).
-Nothing is pickled and nothing executable travels: the header is a packed struct, metadata is JSON, dependencies
-are int64 pairs, keys are uint64, values are one of four number types. A message of up to `INLINE` payload bytes travels
-as one frame; the buffers of a larger one follow the frame by themselves and are never copied.
+A message is [range, keys, values] with a header that names sender, receiver and command (paper, sections 3.3 and 4.1).
+Nothing is pickled and no code is sent: the header is a packed struct, metadata is JSON, dependencies are int64 pairs,
+keys are uint64, values have one of four number types. A message of up to `INLINE` payload bytes is sent as one frame;
+the buffers of a larger one follow the frame as messages of their own and are never copied.
 
-`encode` and `decode` are pure; they know nothing of MPI.
+`encode` and `decode` are pure functions and do not depend on MPI.
 """
 
 from __future__ import annotations
@@ -26,56 +26,91 @@ from mpips.ranges import ALL, KeyRange
 
 
 class Kind(IntEnum):
-    """What a message is in the life of a task."""
+    """The kind of a message: its part in the protocol of a task."""
 
-    REQUEST = 1  # a part of a task, to the node that executes it
-    REPLY = 2  # that part is finished
-    FAILURE = 3  # that part raised; the metadata says what and where
-    CONTROL = 4  # outside any task: stop, failed, a view; never lost on purpose
-    CHAIN = 5  # a change of a shard, on its way down the chain, or the word that it was applied
-    SEND_KEYS = 6  # the signature of that part's keys says nothing here: it is to come again, with its keys
-    PROBE = 7  # what of the parts (time, was it answered ahead) in `after` has come? Its sender hears nothing
-    MISSING = 8  # the parts in `after` have not come, and are to come again; perhaps none
+    # a part of a task, sent to the node that executes it
+    REQUEST = 1
+    # the part is finished
+    REPLY = 2
+    # the part raised an error; the metadata says which and where
+    FAILURE = 3
+    # outside of tasks: stop, failed, a view; never dropped by fault injection
+    CONTROL = 4
+    # a change of a shard, sent down its replication chain, or the acknowledgement of changes
+    CHAIN = 5
+    # the key signature of the part is not cached: send the part again with its keys
+    SEND_KEYS = 6
+    # asks which of the parts (time, whether it was answered ahead) in `after` have arrived
+    PROBE = 7
+    # the parts in `after` (perhaps none) have not arrived: send them again
+    MISSING = 8
 
 
 class Command(IntEnum):
-    """What a request asks for."""
+    """The command of a message."""
 
     PUSH = 1
     PULL = 2
-    PUSH_PULL = 3  # push, and the reply carries what the update returns
-    CALL = 4  # a user function, issued by the scheduler
-    STOP = 5  # control: leave, with the exit code in the metadata
-    FAILED = 6  # control: the sender failed and asks the scheduler to end the run
-    BARRIER = 7  # control: the sender has nothing left to do
-    VIEW = 8  # control: the leader's view, to be adopted
-    VIEW_SEEN = 9  # control: the view that the sender has
-    ASK_VIEW = 10  # control: a successor to the leader wants to know that
-    APPLIED = 11  # chain: the rest of the chain has applied all changes up to `time`
-    FEED = 12  # control: a piece of a copy of a shard, for a new member of its chain
-    FED = 13  # control: that piece has come
-    WHOLE = 14  # control: the sender's copy of a shard is complete
-    DRAINED = 15  # control: the sender's shard stands still, to be handed to another primary
-    LOG = 16  # control: an entry of the leader's journal
-    LOGGED = 17  # control: how many entries have come
-    EXPORT = 18  # the rows of a range in key order, piece by piece
+    # a push whose reply carries what the update returns
+    PUSH_PULL = 3
+    # a user function, issued by the scheduler
+    CALL = 4
+    # control: leave with the exit code in the metadata
+    STOP = 5
+    # control: the sender failed and asks the scheduler to end the run
+    FAILED = 6
+    # control: the sender has nothing left to do
+    BARRIER = 7
+    # control: the leader's view, to be adopted
+    VIEW = 8
+    # control: the view that the sender has
+    VIEW_SEEN = 9
+    # control: a successor of the leader asks for VIEW_SEEN
+    ASK_VIEW = 10
+    # chain: the rest of the chain has applied all changes up to `time`
+    APPLIED = 11
+    # control: a piece of a copy of a shard, for a new member of its chain
+    FEED = 12
+    # control: that piece has arrived
+    FED = 13
+    # control: the sender's copy of a shard is complete
+    WHOLE = 14
+    # control: the sender accepts no more requests to its shard, which moves to another primary
+    DRAINED = 15
+    # control: an entry of the leader's journal
+    LOG = 16
+    # control: how many entries have arrived
+    LOGGED = 17
+    # the rows of a range in key order, piece by piece
+    EXPORT = 18
     ACKNOWLEDGED = (
-        20  # control: whole chains have the pushes (shard, time) in `after`, which were answered ahead
+        # control: all members of their chains have the pushes (shard, time) in `after`, which were answered ahead
+        20
     )
-    HASTEN = 21  # control: the origin waits for such words, up to those in `after`, and for nothing else
-    ASIDE = 19  # control: a call of a worker's function that runs at once, and is not answered
-    ASK_STATE = 22  # control: the leader of a run that is done again wants to know who waits for what
-    STATE = 23  # control: that, and how many messages the sender has sent and taken
-    ASK_RECEIVED = 24  # chain: which changes have come? The sender hears nothing
-    RECEIVED = 25  # chain: all changes up to `time`, and the runs of changes in `after`
-    GONE = 26  # control: all have nothing left to do, and leave
-    WAITS = 27  # control: what the sender has waited for, and how long
-    SENT_AGAIN = 28  # control: how many messages the sender has sent again, by cause
-    TOGETHER = 29  # several messages of that kind; `values` are their frames
+    # control: the origin waits only for ACKNOWLEDGED messages, up to the pushes in `after`
+    HASTEN = 21
+    # control: a call of a worker's function that runs at once and has no reply
+    ASIDE = 19
+    # control: the leader of a replay asks what the receiver waits for
+    ASK_STATE = 22
+    # control: the answer, with the numbers of messages that the sender has sent and received
+    STATE = 23
+    # chain: asks which changes have arrived
+    ASK_RECEIVED = 24
+    # chain: all changes up to `time`, and the runs of changes in `after`
+    RECEIVED = 25
+    # control: no rank has anything left to do, and all leave
+    GONE = 26
+    # control: what the sender has waited for, and how long
+    WAITS = 27
+    # control: how many messages the sender has sent again, by cause
+    SENT_AGAIN = 28
+    # several messages of this kind; `values` are their frames
+    TOGETHER = 29
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))
-"""Requests that change nothing: one that comes again is executed again."""
+"""Requests that change nothing: a repeated one is executed again."""
 
 NO_ROUND = -1
 INLINE = 32 * 1024
@@ -83,24 +118,29 @@ DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i4"), np.dtype("<i8"))
 _KINDS = {int(kind): kind for kind in Kind}
 _COMMANDS = {int(command): command for command in Command}
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
-"""How the types of values are told on the wire."""
+"""Wire types: the codes of the types of values."""
 _BYTES = np.dtype("u1")
 _ON_WIRE = (*DTYPES, _BYTES)
 _CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
 _KEY = np.dtype("<u8")
 MAGIC = b"mps1"
-DETACHED = 1  # flag: keys and values follow the frame as messages of their own
-LISTED = 2  # flag: the keys are listed, perhaps none; without it `range` stands for all of its keys
-REACH = 4  # flag: the answer's values may be written to the address that stands in the place of `rows`
-REACHED = 8  # flag: that was done
-FILTERED = 16  # flag: what it carries is what filters have made of it (mpips.filters)
+# flag: keys and values follow the frame as messages of their own
+DETACHED = 1
+# flag: the keys are listed (perhaps none); without it the message is about all keys of `range`
+LISTED = 2
+# flag: the answer's values may be written to the address that the field `rows` holds
+REACH = 4
+# flag: they were written there
+REACHED = 8
+# flag: the content was encoded by filters (mpips.filters)
+FILTERED = 16
 NO_VALUES = 255
 # magic kind command flags, sender origin, shard epoch, namespace meta, acked, time, round, first, last, keys, rows,
-# dtype width, after, signature: every number stands at a multiple of its size, so that kernels can read it
+# dtype width, after, signature: every number is aligned to its size, so that kernels can read it
 _HEADER = struct.Struct("<4sBBHiiiIIIqqqQQQQB3xII4x16s")
 HEADER_BYTES = _HEADER.size
 ROUND_AT = 48
-"""Where the round stands in a header, in bytes."""
+"""Offset of the round in a header, in bytes."""
 NO_SIGNATURE = bytes(16)
 
 _NO_META: dict[str, Any] = {}
@@ -108,23 +148,21 @@ _NO_META: dict[str, Any] = {}
 
 @dataclass(slots=True)
 class Message:
-    """One message, of or to a task.
+    """One message.
 
-    A request is known by `(origin, time)`, its task's caller and that task's time there, and by whom it is addressed
-    to: `shard`, or (-1) the rank that gets it. `acked` is the time below which the caller has all replies, `after` are
-    half-open runs of times of the caller's that must be finished before this one starts; in a reply, parts (shard,
-    time) that whole chains have now, after they were answered ahead. `epoch` is that of the sender's view. In a chain
-    `time` numbers the changes of a shard. `round` is the aggregation that a push belongs to (-1: none),
-    `range` the half-open key range that it speaks for, also where it lists no key. `keys` are uint64,
-    sorted and unique, or None when the message is about every key of `range`; `values` are rows `[n, width]`.
-    `signature` stands for the keys beside it, or for those that it comes without (`mpips.transport.key_cache`).
+    A request is identified by `(origin, time)`, the caller of its task and the task's time there, and by its address:
+    `shard`, or (-1) the receiving rank. `acked` is the time below which the caller has all replies. `after` are
+    half-open runs of the caller's times that must be finished before this one starts; in a reply, parts (shard, time)
+    that were answered ahead and that all members of their chains have now. `epoch` is that of the sender's view. In a
+    chain, `time` numbers the changes of a shard. `round` is the aggregation of a push (-1: none), `range` its half-open
+    key range, also where no key is listed. `keys` are uint64, sorted and unique, or None if the message is about every
+    key of `range`; `values` are rows `[n, width]`. `signature` identifies the keys, sent or not
+    (`mpips.transport.key_cache`). The values of a `filtered` message are u1[bytes], the encoded keys and values.
 
-    The values of a `filtered` message are u1[bytes], what filters have made of keys and values.
-
-    Some things stay where they are: `withheld` are the keys that a request was sent without; `slots` the rows that a
-    request was found to be about, at the server; `place` where the caller wants the answer's values; `flush` tells the
-    filters to hold nothing back, `exact` to round nothing; `restore` sets them back to before this message, which will
-    not be; `error` is why a request that has arrived cannot be read.
+    Fields that are not sent: `withheld`, the keys that a request was sent without; `slots`, the slots of the keys at
+    the server; `place`, the array that receives the answer's values; `flush` and `exact`, which make filters hold
+    back nothing and round nothing; `restore`, which resets the filters' states if this message is not sent; `error`,
+    why a received request cannot be read.
     """
 
     kind: Kind
@@ -161,7 +199,7 @@ class Message:
 
 
 ANSWER = Message(Kind.REPLY, Command.PUSH)
-"""What a van gives for an answer that is in its place already; see `Van.ask`."""
+"""Returned by a van for an answer whose values are in place already; see `Van.ask`."""
 
 
 def reply_to(
@@ -170,7 +208,7 @@ def reply_to(
     meta: dict[str, Any] | None = None,
     keys: NDArray[np.uint64] | None = None,
 ) -> Message:
-    """Make the reply to a request, with rows of values, with metadata, with keys, or with nothing."""
+    """Return the reply to a request, with values, metadata, keys, or none of these."""
     reply = Message(Kind.REPLY, request.command, keys=keys, values=values)
     reply.origin, reply.shard, reply.time = request.origin, request.shard, request.time
     reply.namespace = request.namespace
@@ -180,7 +218,7 @@ def reply_to(
 
 
 def missing_of(probe: Message, missing: Sequence[tuple[int, int]]) -> Message:
-    """Make the answer to a probe: the parts that it names and that have not come."""
+    """Return the answer to a probe: the parts that it names and that have not arrived."""
     answer = Message(Kind.MISSING, probe.command, origin=probe.origin, shard=probe.shard)
     answer.after = tuple(missing)
     return answer
@@ -220,14 +258,14 @@ def _head(
 def heading(
     message: Message, rows: int = 0, dtype: np.dtype[Any] | None = None, width: int = 0
 ) -> NDArray[np.uint8]:
-    """Give the header of a request without keys, u1[120], as it will be with rows of that type (None: without)."""
+    """Return the prepared header, u1[120], of a request without keys, with rows of the given type (None: no rows)."""
     code = NO_VALUES if dtype is None else CODES[dtype]
     detached = dtype is not None and rows * width * dtype.itemsize > INLINE
     return np.frombuffer(bytearray(_head(message, 0, rows, code, width, 0, detached)), np.uint8)
 
 
 def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
-    """Give the frame, and the buffers that must follow it (none when they are in the frame)."""
+    """Return the frame, and the buffers that must follow it (none if they are in the frame)."""
     keys, values = message.keys, message.values
     n_keys = 0 if keys is None else len(keys)
     if keys is not None and (keys.dtype != _KEY or keys.ndim != 1):
@@ -242,7 +280,8 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
         rows = values.shape[0]
         width = values.shape[1] if values.ndim == 2 else 1
     meta = b"" if isinstance(message.meta, dict) and not message.meta else _written(message.meta)
-    meta = meta.ljust(-(-len(meta) // 8) * 8)  # keeps keys and values aligned
+    # keeps keys and values aligned
+    meta = meta.ljust(-(-len(meta) // 8) * 8)
     arrays: tuple[NDArray[Any] | None, ...] = (keys, values)
     buffers = [_raw(buffer) for buffer in arrays if buffer is not None and buffer.size]
     payload = sum(map(len, buffers))
@@ -262,7 +301,7 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
 
 
 def _written(meta: Any) -> bytes:
-    """Write metadata; UsageError naming the key of what JSON cannot say."""
+    """Encode metadata as JSON; UsageError names the key of a value that JSON cannot represent."""
     try:
         return json.dumps(meta, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):
@@ -276,9 +315,9 @@ def _new(nbytes: int) -> NDArray[np.uint8]:
 def decode(
     frame: bytearray | memoryview, room: Callable[[int], NDArray[np.uint8]] = _new
 ) -> tuple[Message, int, int]:
-    """Read a frame; give the message and the bytes of keys and of values that follow the frame (0: they were in it).
+    """Decode a frame; return the message and the bytes of keys and of values that follow the frame (0: they are in it).
 
-    What follows is to be received into memory that `room(bytes)` gives. Keys and values of an inline message are views
+    The buffers that follow are received into memory from `room(bytes)`. Keys and values of an inline message are views
     of `frame`, which must not be written again.
 
     Raises:
@@ -358,7 +397,7 @@ def decode(
 
 
 def bundle(messages: Sequence[Message]) -> Message:
-    """Put small messages of one kind and epoch to the same rank into one, each frame at a multiple of 8 bytes."""
+    """Combine small messages of one kind and epoch to the same rank into one, each frame aligned to 8 bytes."""
     together = Message(messages[0].kind, Command.TOGETHER, messages[0].sender, epoch=messages[0].epoch)
     frames = [encode(each)[0] for each in messages]
     raw = b"".join(frame.ljust(_padded(len(frame)), b"\0") for frame in frames)
@@ -368,7 +407,7 @@ def bundle(messages: Sequence[Message]) -> Message:
 
 
 def unbundle(together: Message) -> list[Message]:
-    """Take the messages out of one that was made by `bundle`."""
+    """Return the messages that `bundle` combined."""
     assert together.values is not None
     raw, at, messages = _raw(together.values), 0, []
     for size, _ in together.after:
@@ -382,13 +421,13 @@ def _padded(size: int) -> int:
 
 
 def to_bytes(message: Message) -> bytes:
-    """Give a message as one string of bytes: its frame, and whatever follows it."""
+    """Return a message as bytes: its frame and the buffers that follow."""
     frame, buffers = encode(message)
     return bytes(frame) + b"".join(buffers)
 
 
 def from_bytes(raw: bytearray) -> Message:
-    """Read what `to_bytes` gave; the message's arrays are views of `raw`, or new ones."""
+    """Decode the result of `to_bytes`; the message's arrays are views of `raw`, or new ones."""
     at = frame_bytes(raw)
     message, _, _ = decode(raw[:at])
     if at < len(raw):
@@ -399,14 +438,14 @@ def from_bytes(raw: bytearray) -> Message:
 
 
 def frame_bytes(raw: bytearray | memoryview) -> int:
-    """Give the size of the frame at the start of `raw`, which detached buffers may follow."""
+    """Return the size of the frame at the start of `raw`; detached buffers may follow it."""
     fields = _HEADER.unpack_from(raw)
     size = HEADER_BYTES + fields[9] + 16 * fields[19]
     return len(raw) if not fields[3] & DETACHED else int(size)
 
 
 def bodies(message: Message) -> tuple[memoryview, ...]:
-    """Give the writable buffers into which the detached keys and values of a decoded message are received."""
+    """Return the writable buffers that receive the detached keys and values of a decoded message."""
     arrays: tuple[NDArray[Any] | None, ...] = (message.keys, message.values)
     return tuple(_raw(array) for array in arrays if array is not None and array.size)
 

@@ -1,13 +1,12 @@
-"""MPI's own functions, called from compiled kernels: a message costs the kernel no Python at all.
+"""Calls MPI's C functions from compiled kernels, without Python.
 
-mpi4py has loaded an MPI; its functions are found by name in that library, and `call` calls one at its address with
-64-bit arguments. So kernels need no compiler and no MPI at the time they are compiled, and the cached ones serve every
-MPI. What differs between MPIs is in the table of a `library`: the values of the handles (numbers with some, pointers
-with others), and where a status holds the source.
+mpi4py has loaded an MPI library; its functions are found by name, and `call` calls one at its address with 64-bit
+arguments. So kernels are compiled without MPI, and a cached kernel works with every MPI. A `library` table holds what
+differs between MPIs: the values of handles (integers or pointers), and the offset of the source in a status.
 
-Arguments that C declares as 32-bit ints are passed as 64-bit ones: every calling convention that numba supports on
-64-bit machines passes either in a register of its own, of which the callee reads the half that it wants. Requests and
-messages stand in eight zeroed bytes each, which holds a handle of either size on a little-endian machine.
+Arguments that C declares as 32-bit ints are passed as 64-bit ints: every calling convention that numba supports on
+64-bit machines passes either in a register of its own, of which the callee reads the lower half. Requests and messages
+occupy eight zeroed bytes each, which hold a handle of either size on a little-endian machine.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ NAMES = (
     "MPI_Get_count",
 )
 IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
-"""Where a library's table holds the functions' addresses (the last three are the system's, 0 if it has none), the
-handles, MPI_ANY_SOURCE, and where in a status the source stands (bytes)."""
+"""Indices of a library's table: addresses of functions (the last three are the system's, 0 if missing), handles,
+MPI_ANY_SOURCE, and the offset of the source in a status (bytes)."""
 LIBRARY = 13
 STATUS_BYTES = 64
 _MARK = 0x1234567
@@ -55,7 +54,7 @@ def _call(typing_context: Any, function: Any, arguments: Any) -> Any:
 
 
 call: Any = intrinsic(_call)
-"""Call the C function at an address with a tuple of int64; give the int that it returns."""
+"""Call the C function at an address with a tuple of int64; return its int."""
 
 
 def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
@@ -66,7 +65,8 @@ def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
     return kind(like)(types.int64, like), generate
 
 
-_pointer: Any = intrinsic(_to_pointer)  # to whatever `like` is a number of
+# a pointer to numbers of the type of `like`
+_pointer: Any = intrinsic(_to_pointer)
 _view: Any = numba.carray  # type: ignore[attr-defined]
 
 
@@ -83,7 +83,7 @@ def table(address: int, rows: int, columns: int, like: Any) -> Any:
 
 
 def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
-    """Return the table for kernels that speak through `comm`, i8[13]; None where this MPI's functions are not found."""
+    """Return the table for kernels that use `comm`, i8[13]; None if this MPI's functions are not found."""
     if sys.byteorder != "little" or sys.maxsize < 2**32 or not isinstance(comm, MPI.Comm):
         return None
     try:
@@ -103,4 +103,5 @@ def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
     if size > STATUS_BYTES or place < 0 or place % 4:
         return None
     words = [*addresses, comm.handle, MPI.BYTE.handle, MPI.ANY_SOURCE % 2**64, place]
-    return np.array(words, np.uint64).view(np.int64)  # a handle may be a number above 2**63
+    # a handle may be above 2**63
+    return np.array(words, np.uint64).view(np.int64)

@@ -1,7 +1,7 @@
-"""How kernels move messages: frames are taken, buffers are posted, and nothing is waited for long.
+"""Kernels that send and receive by MPI: they probe for frames, receive them, and post sends.
 
-What is still on its way after a while is handed over unfinished, and the van waits for it as it does for everything
-that comes slowly. Requests of MPI's stand in tables of rows [FREE, BUSY or LOST, handle, ..., for whom].
+No call blocks: a transfer that is not complete after some milliseconds is returned to the van unfinished. MPI requests
+are kept in tables of rows [FREE, BUSY or LOST, handle, ..., destination].
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from mpips.transport.mpi_abi import (
 )
 
 FRAME, BODY, URGENT = 1, 2, 3
-"""Tags: a frame; keys and values that follow one; a frame that overtakes others, with nothing to follow."""
+"""Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
 NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN = range(6)
-"""What the loop ends with: no message; a frame for Python; one too big for the buffer; one, or the values of one, that
-is not here yet; an error of MPI's."""
+"""Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
+with incomplete values; an MPI error."""
 
 FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, POSTED, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = (
     range(14)
 )
-"""Cells of the loop's memory, i8[18]: MPI writes into the first four; bytes and frames that were moved, and requests
-that were answered; where the search for a free place begins; the size of a body for which there was no memory (0:
-none); how many of those who were answered are asleep; and two pairs of address and size, for the system."""
+"""Cells of the fast paths' memory, i8[18]: the first four are written by MPI; bytes and frames that were moved, and
+requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
+(0: none); how many of the answered ranks sleep; and two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, TAILS, FRAMES = range(MEMORY, MEMORY + 6)
-"""What kernels of the desk are given, i8[36]: a library's table, the cells, and the addresses of a status, of where
-frames come in, and of the desk's tables."""
+"""The memory of the client fast path, i8[36]: a library's table, the cells, and the addresses of a status, of the frame
+buffer, and of the client's tables."""
 
 EAGER = 4
-"""Looks after which a rank offers its core before each further one."""
+"""Polls after which a rank yields before each further poll."""
 OFTEN = 8
-"""Every so many looks are for what is urgent too."""
+"""One of so many polls also probes for urgent frames."""
 FREE, BUSY, LOST = range(3)
-"""What a place is from which something is sent; LOST: to a rank that has been given up, and is not waited for."""
+"""States of a send slot; LOST: a send to an excluded rank, whose completion is not waited for."""
 TRIES = 20_000
-"""How often a transfer is looked at before it is handed over as late: some milliseconds."""
+"""Tests of a transfer before it is returned as late: some milliseconds."""
 FRAME_ROOM = HEADER_BYTES + INLINE + 4096
 _INT4 = np.int32(0)
 
@@ -65,7 +65,7 @@ _INT4 = np.int32(0)
 
 @kernel()
 def complete(lib: Any, cells: Any, status: Any) -> int:
-    """Look at the request in its cell until it is complete: 1, or 0 if that takes too long, or -1 on an error."""
+    """Test the request in its cell until it is complete: 1; 0 if it takes too long; -1 on an error."""
     base = cells.ctypes.data
     for _ in range(TRIES):
         cells[FLAG] = 0
@@ -80,7 +80,7 @@ def complete(lib: Any, cells: Any, status: Any) -> int:
 
 @kernel()
 def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
-    """Receive the next frame of a tag from anybody, if there is one."""
+    """Receive the next frame of a tag from any source, if there is one."""
     base = cells.ctypes.data
     cells[FLAG] = 0
     cells[MESSAGE] = 0
@@ -109,7 +109,7 @@ def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
 
 @kernel()
 def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: bool) -> int:
-    """Receive the next frame from anybody, if there is one, else offer the core; what is `urgent` first."""
+    """Receive the next frame from any source, first `urgent` ones; if there is none, yield if `offer`."""
     found = NOTHING
     if urgent:
         found = take(lib, cells, status, frame, URGENT)
@@ -125,7 +125,7 @@ def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: boo
 
 @kernel()
 def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
-    """Tell whether nothing is being sent from a place any more. See the module for `handles`."""
+    """Tell whether a send slot is free. See the module for `handles`."""
     if handles[row, 0] == FREE:
         return True
     cells[FLAG] = 0
@@ -139,7 +139,7 @@ def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
 
 @kernel()
 def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, dest: int, tag: int) -> None:
-    """Begin to send bytes from an address that nobody will touch before `is_free` says so."""
+    """Start a send from an address; the bytes must not change before `is_free`."""
     place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
     handles[row, 0] = BUSY
     handles[row, 1] = 0
@@ -154,7 +154,7 @@ def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, 
 
 @kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1], i8[:,::1])")
 def unsent(lib: Any, cells: Any, status: Any, slots: Any, buffers: Any) -> int:
-    """Count what is still being sent, but to ranks that are lost."""
+    """Count the sends in progress, without those to lost ranks."""
     count = 0
     for row in range(len(slots)):
         if not is_free(lib, cells, status, slots, row) and slots[row, 0] == BUSY:

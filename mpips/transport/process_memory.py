@@ -1,18 +1,17 @@
-"""ProcessMemory: a server writes pulled values straight into the memory of a worker on the same host.
+"""Cross-process memory: a server writes pulled values directly into the memory of a worker on the same host.
 
-MPI has the receiver copy what comes, so a worker that computes meanwhile pays for every byte that it has asked for.
-Linux lets a process write into another one of the same user (process_vm_writev): the server's core does all of the
-work, and the values are copied once instead of twice.
+With MPI, the receiver copies what arrives, so a worker that computes meanwhile pays for each byte. On Linux a process
+can write into another one of the same user (process_vm_writev): the server's core does the work, and the values are
+copied once instead of twice.
 
-Only memory that is nobody else's is written to: a pull without `out` is given a room
-(`mpips.transport.buffer_pool`), and if its answer is no longer wanted from there, because the server has hung, that
-room is never used again. A server that wakes up and goes on where it was stopped so writes to where nobody looks.
+Only buffers without another use are written to: a pull without `out` gets a buffer of the pool
+(`mpips.transport.buffer_pool`). If its answer is no longer wanted, because the server hangs, that buffer is never used
+again, so that a late write of the server is harmless.
 
-Ranks show each other a secret at an address. Whoever can read it there is on the same host, and is allowed to.
-
-Where Yama is at work, a process says who besides its ancestors may do so: one process, and all below it. That is the
-nearest process above all ranks of the host, the launcher's or its daemon's. Where there is none but the first process
-of the machine, above which everything is, nobody is allowed to, and values travel in messages.
+Each rank publishes the address of a secret. A rank that can read another one's secret is on the same host and has the
+permission. Under Yama, a process can grant this permission, beside its ancestors, to one process and its descendants:
+it is granted to the nearest common ancestor of all ranks of the host, the launcher or its daemon. If their only common
+ancestor is the machine's first process, it is granted to none, and values are sent in messages.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 
 _SECRET = 16
 _HOST = 8
-_ABOVE = 32  # processes above a rank that are looked at
+# ancestors of a rank that are considered
+_ABOVE = 32
 _CARD = np.dtype(
     [
         ("pid", "<i8"),
@@ -46,22 +46,24 @@ _CARD = np.dtype(
         ("above", "<i8", _ABOVE),
     ]
 )
-_SET_PTRACER = 0x59616D61  # linux/prctl.h
+# linux/prctl.h
+_SET_PTRACER = 0x59616D61
 
 
 class ProcessMemory:
-    """Whom a rank reaches: `pids` i8[ranks], 0 for who is elsewhere or is not to be touched."""
+    """The ranks whose memory a rank can write to: `pids` i8[ranks], 0 for all others."""
 
     def __init__(self, pids: NDArray[np.int64], secret: NDArray[np.uint8]) -> None:
-        self.pids, self._secret = pids, secret  # others may still be reading it
+        # the secret is kept, because other ranks may still read it
+        self.pids, self._secret = pids, secret
 
     def has(self, rank: int) -> bool:
-        """Tell whether a rank is reached."""
+        """Tell whether a rank's memory can be written to."""
         return bool(self.pids[rank])
 
 
 def discover(world: MPI.Intracomm) -> ProcessMemory:
-    """Find out who reaches whom: collective."""
+    """Find the ranks whose memory this rank can write to: collective."""
     size = world.Get_size()
     secret = np.frombuffer(bytearray(secrets.token_bytes(_SECRET)), np.uint8)
     system = ctypes.CDLL(None, use_errno=True)
@@ -75,14 +77,15 @@ def discover(world: MPI.Intracomm) -> ProcessMemory:
     launcher = common(above, here.tolist())
     if launcher and len(here) > 1 and hasattr(system, "prctl"):
         system.prctl(_SET_PTRACER, ctypes.c_ulong(launcher), 0, 0, 0)
-    world.Barrier()  # until all have said so
+    # until all ranks have granted it
+    world.Barrier()
     read = getattr(system, "process_vm_readv", None)
     reached = [read is not None and _is_there(read, each) for each in cards]
     return ProcessMemory(np.where(reached, cards["pid"], 0).astype(np.int64), secret)
 
 
 def _host() -> NDArray[np.uint8]:
-    """Give what is the same for processes that number processes alike: u1[8]."""
+    """Return a hash u1[8] of the machine and its process id namespace."""
     parts = [machine()]
     with suppress(OSError):
         parts.append(os.readlink(b"/proc/self/ns/pid"))
@@ -90,7 +93,7 @@ def _host() -> NDArray[np.uint8]:
 
 
 def _above(pid: int) -> list[int]:
-    """List the processes above one, the nearest first; the first process of the machine, which is above all, is not."""
+    """List the ancestors of a process, the nearest first, without the machine's first process."""
     found: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         while len(found) < _ABOVE:
@@ -102,12 +105,12 @@ def _above(pid: int) -> list[int]:
 
 
 def common(above: Sequence[int], all_above: Sequence[Sequence[int]]) -> int:
-    """Give the nearest of the processes above a rank that is above all ranks; 0 if there is none."""
+    """Return the nearest of a rank's ancestors that is an ancestor of all ranks; 0 if there is none."""
     return next((pid for pid in above if all(pid in each for each in all_above)), 0)
 
 
 def _is_there(read: Any, card: Any) -> bool:
-    """Tell whether the secret of a card can be read where the card says that it stands."""
+    """Tell whether the secret of a card can be read at the card's address."""
     found = np.zeros(_SECRET, np.uint8)
     here = (ctypes.c_size_t * 2)(found.ctypes.data, _SECRET)
     there = (ctypes.c_size_t * 2)(int(card["address"]), _SECRET)

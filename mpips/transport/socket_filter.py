@@ -1,7 +1,7 @@
-"""A gate before a socket: the kernel lets in datagrams of one length that begin with a token, and drops all others.
+"""A socket filter: the kernel accepts only datagrams of one length that begin with a token, and drops all others.
 
-Anybody on a machine can send to its ports and to its abstract Unix sockets. What a gate drops takes no room in the
-socket's buffer, wakes nobody, and costs its sender the time. Linux has it (SO_ATTACH_FILTER, classic BPF).
+Every user of a machine can send to its ports and to its abstract Unix sockets. A dropped datagram takes no space in the
+socket's buffer, wakes no process, and costs only its sender time. Linux only (SO_ATTACH_FILTER, classic BPF).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def token() -> bytes:
 
 
 def put(mail: socket.socket, token: bytes, size: int, header: int = 0) -> bool:
-    """Let a socket take only datagrams of `size` bytes that begin with a token; give whether the kernel does so.
+    """Let a socket accept only datagrams of `size` bytes that begin with a token; return whether the kernel does so.
 
-    Before the socket is bound: so nothing else ever waits in it. `header` is how many bytes of the protocol the kernel
-    shows a filter before the datagram: 8 of UDP, none of Unix sockets.
+    Call it before the socket is bound, so that no other datagram is ever queued. `header`: bytes of the protocol header
+    that the kernel shows a filter before the datagram, 8 for UDP, 0 for Unix sockets.
     """
     if sys.platform != "linux":
         return False
@@ -45,7 +45,7 @@ def put(mail: socket.socket, token: bytes, size: int, header: int = 0) -> bool:
 
 
 def program(token: bytes, size: int, header: int) -> list[tuple[int, int, int, int]]:
-    """Write the filter: a comparison that fails jumps to the last instruction, which drops."""
+    """Return the filter's instructions: a comparison that fails jumps to the last instruction, which drops."""
     compared = [(_LENGTH, 0, header + size)]
     compared += [(_LOAD, header + 4 * at, word) for at, word in enumerate(struct.unpack(">4I", token))]
     made = []

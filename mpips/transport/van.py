@@ -1,22 +1,20 @@
-"""The van moves messages between ranks. Nothing else in mpips sends or receives point-to-point.
+"""The van sends and receives messages between ranks. No other module of mpips communicates point-to-point.
 
-`Van` is what the rest of the system sees; `MPIVan` is the real one and `mpips.transport.in_memory.TwinVan` its
-in-memory twin, and both pass the same conformance suite. One thread owns a van.
+`Van` is the interface; `MPIVan` implements it over MPI, `mpips.transport.in_memory.TwinVan` in memory. Both pass the
+same conformance tests. One thread owns a van.
 
-The van promises little, on purpose: messages arrive whole or not at all, in no order, and the twin may also drop or
-repeat them. Order, exactly-once and flow control are the business of `mpips.tasks.task`.
+The guarantees of a van are weak on purpose: a message arrives completely or not at all, in no order, and the twin may
+also drop or duplicate it. Order, exactly-once execution and flow control belong to `mpips.tasks.task`.
 
-On MPI, a message is one frame under the tag `FRAME`; when its payload is large, keys and values follow as buffers
-under the tag `BODY`, sent from and received into the arrays themselves. MPI keeps the order of messages between two
-ranks under one tag, so the bodies of a frame are the next ones from its sender. Frames are found by matched probe (a
-probe and a receive cannot race), and whatever is being sent is kept alive by the outbox until MPI is done with it.
-A frame that takes a while (its sender may have been stopped in the middle) is waited for like the bodies are, and
-keeps those after it from the same sender waiting, so that each finds its own bodies.
+On MPI, a message is one frame under the tag `FRAME`; if its payload is large, keys and values follow as buffers under
+the tag `BODY`, sent from and received into the arrays themselves. MPI keeps the order of messages between two ranks
+under one tag, so the bodies of a frame are the next ones from its sender. Frames are found by matched probe (a probe
+and a receive cannot race). The outbox keeps buffers alive until their sends are complete. A frame that is not complete
+yet (its sender may have been stopped) delays later frames from the same sender, so that each gets its own bodies.
 
-Ranks may die. Where MPI survives that (Open MPI under `mpirun --with-ft ulfm`), any call may report a death: each is
-acknowledged and told by `failed()`, what can no longer be whole is dropped, and the communicator is used on as it is,
-since nothing here is collective. `exclude` goes further: that rank need not be dead, only be given up, so buffers that MPI
-may still touch go to a graveyard rather than away.
+Ranks may die. Where MPI survives that (Open MPI under `mpirun --with-ft ulfm`), any call may report a death: it is
+acknowledged and reported by `failed()`, incomplete messages are dropped, and the communicator stays in use, since no
+call is collective. `exclude` also works for a rank that is alive: buffers that MPI may still access are kept.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from mpips.transport.fastpath_client import (
     WAITS,
     FastPathClient,
     ask,
-    hear,
+    receive,
     take_answer,
 )
 from mpips.transport.fastpath_server import serve
@@ -94,20 +92,23 @@ from mpips.transport.mpi_kernels import (
 from mpips.transport.process_memory import ProcessMemory
 from mpips.transport.wakeup import Wakeup
 
-_PIECE = 1 << 30  # bytes: more than 2 GiB at once is refused by some
-_MANY = 64  # sends in the outbox from which on it is swept whole
-_AT_ONCE = 1024  # bytes: so little travels with its envelope, so that to receive it takes no wait
+# bytes of one send: some MPIs refuse more than 2 GiB
+_PIECE = 1 << 30
+# length of the outbox from which on all of its sends are tested
+_MANY = 64
+# bytes: so small a message is sent with its envelope (eager protocol), so that its receive does not wait
+_AT_ONCE = 1024
 LANDING = 2.0
-"""Seconds that the rest of a message whose beginning is here may take, of a rank that is alive."""
+"""Seconds that `finish_receives` waits at most for the rest of a message."""
 LOOKS = 32
-"""How often a rank that has nothing else to do looks for a message before it takes a breath."""
+"""Polls for a message before an idle rank backs off."""
 
 
 Rows = NDArray[Any]
 
 
 class Van(Protocol):
-    """Moves messages for one rank."""
+    """Sends and receives messages of one rank."""
 
     rank: int
     size: int
@@ -115,28 +116,28 @@ class Van(Protocol):
     sent_messages: int
     received_bytes: int
     landing: Callable[[Message], NDArray[Any] | None]
-    """Where the values of a message that comes in parts are to stand; None: in an array of their own."""
-    lane: FastPathTable | None
-    """What the van may answer without asking, if it can; see `mpips.transport.fastpath_table`."""
+    """Returns the array that receives the detached values of a message; None: a new array."""
+    fast_path: FastPathTable | None
+    """The requests that the van may answer itself; see `mpips.transport.fastpath_table`."""
     epoch: int
-    """That of the requests that it may answer so."""
+    """The epoch of the requests that the fast path may answer."""
     buffers: BufferPool
-    """Memory for large messages."""
+    """Buffers for large messages."""
 
     @property
     def survives(self) -> bool:
-        """Whether the other ranks live on when one dies, and learn of it."""
+        """Whether the other ranks survive the death of one, and detect it."""
 
     def send(self, dest: int, message: Message) -> None:
         """Send without blocking. The message's arrays must not be written until it was delivered.
 
-        What is sent to a rank that has failed or was excluded is dropped.
+        Messages to a rank that has failed or was excluded are dropped.
         """
 
     def receive(self) -> Message | None:
-        """Give one message that has arrived whole, or None. Makes progress on sends.
+        """Return one message that has arrived completely, or None. Makes progress on sends.
 
-        `ANSWER` stands for the answer to what was asked with `ask`; `slot` tells to which.
+        `ANSWER` stands for the answer to a request sent by `ask`; `slot` is its slot.
         """
 
     slot: int
@@ -154,45 +155,45 @@ class Van(Protocol):
         pushes: bool,
         fresh: bool,
     ) -> int:
-        """Send the request whose header (`mpips.transport.message.heading`) is at an address by the shortest way;
-        give its slot.
+        """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
-        A push takes `nbytes` of `raw` from byte `first` on, numbers of the type `kind` as on the wire; a pull wants its
-        answer there, in memory that is nobody else's if it is `fresh`. Whoever gets -1 instead sends a message.
+        `head` is the address of the prepared header (`mpips.transport.message.heading`). A push sends `nbytes` of `raw`
+        from byte `first` on, of the wire type `kind`; a pull receives its answer there. `fresh`: that memory has no
+        other use, so that the server may write into it directly.
         """
 
     def version(self) -> int:
-        """Say after how many changes of its shard what is answered at `slot` was read; -1: it was a change."""
+        """Return after how many changes of its shard the answer at `slot` was read; -1: it answers a change."""
 
     def withdraw(self, slot: int) -> None:
-        """Take the answer at a slot as a message like any other, should it still come."""
+        """Free a slot: if its answer still comes, it is received as a message."""
 
     def idle(self) -> None:
-        """Tell the van that its rank has nothing to do; it may yield or sleep a little."""
+        """Tell the van that its rank has nothing to do: it may yield or sleep."""
 
     def finish_receives(self) -> None:
-        """Wait for the rest of what has begun to arrive, from ranks that are not given up: it is on its way.
+        """Wait until the messages that are being received, from ranks that are not excluded, are complete.
 
-        What is asked of somebody else after that is not written over by the answer of whoever was asked before.
+        Then an old answer cannot overwrite the answer to a request that is sent to another rank afterwards.
         """
 
     def arriving(self, source: int) -> bool:
-        """Tell whether a message of a rank has begun to arrive and is not whole: later ones may overtake its end."""
+        """Tell whether a message from a rank is being received: later messages may overtake its end."""
 
     def unsent(self, dest: int) -> int:
-        """Count the bytes of keys and values that `send` was given for a rank and that have not left yet."""
+        """Count the bytes of keys and values whose sends to a rank are not complete."""
 
     def pending(self) -> int:
-        """Count the sends that are not yet complete, to ranks that are neither known to have failed nor excluded."""
+        """Count the incomplete sends to ranks that are neither known to have failed nor excluded."""
 
     def failed(self) -> list[int]:
-        """Give the ranks that are newly known to be dead, each once, but none that was excluded before.
+        """Return the ranks whose death was detected since the last call, without those excluded before.
 
-        What had arrived from one of them may still be received. Raises nothing, whatever happens to other ranks.
+        Messages that had arrived from them may still be received. Raises no error because of other ranks.
         """
 
     def exclude(self, rank: int) -> None:
-        """Forget a rank, dead or not: nothing is sent to it or received from it any more. Idempotent."""
+        """Exclude a rank, dead or alive: nothing is sent to it or received from it any more. Idempotent."""
 
     def now(self) -> float:
         """Seconds on this van's clock."""
@@ -201,11 +202,11 @@ class Van(Protocol):
         """Seconds since the epoch."""
 
     def close(self) -> None:
-        """Stop moving messages; idempotent."""
+        """Stop sending and receiving; idempotent."""
 
 
 def _pieces(buffer: memoryview) -> list[memoryview]:
-    """Cut a buffer into pieces whose size every MPI takes."""
+    """Split a buffer into pieces of a size that every MPI accepts."""
     return [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
 
 
@@ -215,16 +216,16 @@ _DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def survives_deaths() -> bool:
-    """Tell whether ranks live on when one dies: only with Open MPI, and only if its `mpirun` was told `--with-ft ulfm`.
+    """Tell whether ranks survive the death of one: only with Open MPI, under `mpirun --with-ft ulfm`.
 
-    No call tells: without it, they all answer as if nobody had died.
+    No MPI call reports this: without the option, all return as if no rank had died.
     """
     asked = os.environ.get(_FT_ENABLE, "").lower() in ("1", "true", "yes", "on", "enabled")
     return asked and MPI.get_vendor()[0] == "Open MPI"
 
 
 class _Frame:
-    """A frame that is still on its way."""
+    """A frame that is being received."""
 
     __slots__ = ("buffer", "request", "source")
 
@@ -233,7 +234,7 @@ class _Frame:
 
 
 class _Incoming:
-    """A message whose keys and values are still on their way."""
+    """A message whose keys and values are being received."""
 
     __slots__ = ("message", "requests", "source")
 
@@ -256,8 +257,10 @@ class MPIVan:
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
         self._frames: list[_Frame] = []
         self._incoming: list[_Incoming] = []
-        self._lost: set[int] = set()  # who has failed, was excluded, or both
-        self._ignored: set[int] = set()  # to whom: who was excluded, or died in the middle of a message
+        # ranks that have failed or were excluded
+        self._lost: set[int] = set()
+        # ranks that were excluded, or died in the middle of a message: nothing more is received from them
+        self._ignored: set[int] = set()
         self._news: list[int] = []
         self._acknowledged = 0
         self._abandoned: list[tuple[MPI.Request, object]] = []
@@ -273,20 +276,20 @@ class MPIVan:
         self._answer = self._frame
         self._looks = 1
         self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
-        self.lane: FastPathTable | None = None
+        self.fast_path: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
         self.buffers = BufferPool()
         self.process_memory = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
-        self._desk = FastPathClient()
-        self._open_desk()
+        self._fast_client = FastPathClient()
+        self._open_fast_path()
         sharpen_sleep()
 
-    def _open_desk(self) -> None:
-        """Tell the compiled code where everything is."""
+    def _open_fast_path(self) -> None:
+        """Enter the addresses of the client's tables into the memory of its fast path."""
         if self._library is not None:
-            desk = self._desk
-            places = (self._statuses, self._frame, desk.asked, desk.heads, desk.tails, desk.frames)
+            client = self._fast_client
+            places = (self._statuses, self._frame, client.asked, client.heads, client.tails, client.frames)
             self._memory[: len(self._library)] = self._library
             self._memory[STATUS:] = [place.ctypes.data for place in places]
 
@@ -297,11 +300,11 @@ class MPIVan:
         return self._comm
 
     def _check_thread(self) -> None:
-        """Raise UsageError in a thread that does not own the van: MPI would end the run without a word of why."""
+        """Raise UsageError in a thread that does not own the van: MPI would end the run without an explanation."""
         if get_ident() != self._owner:
             raise UsageError(
-                "push, pull, call and wait belong in the thread that mpips calls the program in, not in one that the "
-                "program starts"
+                "push, pull, call and wait must run in the thread in which mpips calls the program, not in one that "
+                "the program starts"
             )
 
     def send(self, dest: int, message: Message) -> None:
@@ -327,7 +330,7 @@ class MPIVan:
             self._wake(dest)
 
     def _wake(self, dest: int) -> None:
-        """See to it that what was sent to a rank is heard; an answer may be about to come."""
+        """Wake the receiver of a message if it sleeps; restart the backoff, since an answer may follow soon."""
         if self._asleep[dest]:
             assert self._wakeup is not None
             self._wakeup.wake(dest)
@@ -343,20 +346,20 @@ class MPIVan:
         if self._frames and (message := self._late()) is not None:
             return message
         if self._library is not None and not self._frames:
-            return self._from_loop()
+            return self._receive_fast()
         return self._probe(comm, URGENT) or self._probe(comm, FRAME)
 
-    def _from_loop(self) -> Message | None:
-        """Receive by the compiled loop, which at a server may answer by itself."""
-        lane, cells = self.lane, self._cells
-        if lane is None:
+    def _receive_fast(self) -> Message | None:
+        """Receive by the fast path, which at a server may answer requests itself."""
+        table, cells = self.fast_path, self._cells
+        if table is None:
             looks, self._looks = self._looks, 1
-            found = hear(self._memory, looks)
+            found = receive(self._memory, looks)
             self._count(cells)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
-                if self._desk.reached[self.slot]:
-                    self._desk.kept[self.slot] = None
+                if self._fast_client.reached[self.slot]:
+                    self._fast_client.kept[self.slot] = None
                 self._backoff.reset()
                 self._answer = self._frame
                 return ANSWER
@@ -364,10 +367,10 @@ class MPIVan:
             cells[SERVED] = cells[SLEEPERS] = 0
             found = serve(
                 self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
-                lane.parts, lane.rows_of, lane.callers, lane.cache.table, lane.slots, lane.frames, lane.buffers,
-                lane.landing, self._flags, lane.sleepers, self.process_memory.pids, lane.trail,
+                table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
+                table.landing, self._flags, table.sleepers, self.process_memory.pids, table.trail,
             )  # fmt: skip
-            self._account(cells, lane)
+            self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
             self._complain()
         if found == NOTHING:
@@ -383,14 +386,14 @@ class MPIVan:
             request = MPI.Request.fromhandle(int(cells[REQUEST]))
             self._frames.append(_Frame(source, self._frame[:size].data, request))
             self._frame = np.zeros(FRAME_ROOM, np.uint8)
-            self._open_desk()
+            self._open_fast_path()
             return None
         frame = bytearray(self._frame[:size].data)
         if found == LATE_BODY:
             message, _, value_bytes = decode(frame)
             self.received_bytes += size + value_bytes
             assert message.values is not None
-            raw = self._desk_place() if lane is None else lane.give_up_landing()[:value_bytes]
+            raw = self._answer_buffer() if table is None else table.give_up_landing()[:value_bytes]
             message.values = raw.view(message.values.dtype).reshape(message.values.shape)
             request = MPI.Request.fromhandle(int(cells[REQUEST]))
             self._incoming.append(_Incoming(source, message, [request]))
@@ -398,17 +401,17 @@ class MPIVan:
         return self._unpack(source, frame)
 
     def _complain(self, source: int = -1) -> None:
-        """Take note of the error that compiled code has met with, perhaps in the middle of a message of a `source`."""
+        """Handle an MPI error of a fast path, perhaps in the middle of a message from `source`."""
         error = MPI.Exception(int(self._cells[ERROR]))
         self._cells[ERROR] = 0
         self._note_death(error, source if source >= 0 else None, torn=source >= 0)
 
-    def _desk_place(self) -> NDArray[np.uint8]:
-        """Give the memory into which the answer at the last slot is still coming; it counts as a message now."""
+    def _answer_buffer(self) -> NDArray[np.uint8]:
+        """Return the memory that receives the answer at the last slot, which is handled as a message from now on."""
         slot = int(self._cells[NEXT])
-        place, nbytes = self._desk.asked[slot, PLACE : BYTES + 1].tolist()
-        self._desk.asked[slot, WAITS] = COMING
-        raw = self._desk.kept[slot]
+        place, nbytes = self._fast_client.asked[slot, PLACE : BYTES + 1].tolist()
+        self._fast_client.asked[slot, WAITS] = COMING
+        raw = self._fast_client.kept[slot]
         assert raw is not None
         first = place - raw.ctypes.data
         return raw[first : first + nbytes]
@@ -426,7 +429,7 @@ class MPIVan:
         pushes: bool,
         fresh: bool,
     ) -> int:
-        if self._library is None or self.lane is not None or dest in self._lost or nbytes > _PIECE:
+        if self._library is None or self.fast_path is not None or dest in self._lost or nbytes > _PIECE:
             return -1
         self._check_thread()
         reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
@@ -436,7 +439,7 @@ class MPIVan:
         if self._cells[ERROR]:
             self._complain()
         if slot >= 0:
-            self._desk.kept[slot], self._desk.reached[slot] = raw, reach
+            self._fast_client.kept[slot], self._fast_client.reached[slot] = raw, reach
             self._looks = LOOKS
             self._wake(dest)
         return slot
@@ -445,34 +448,34 @@ class MPIVan:
         return int(self._answer[ROUND_AT : ROUND_AT + 8].view(np.int64)[0])
 
     def withdraw(self, slot: int) -> None:
-        self._desk.withdraw(slot)
+        self._fast_client.withdraw(slot)
 
     def _count(self, cells: NDArray[np.int64]) -> None:
-        """Count the bytes that compiled code has moved."""
+        """Count the bytes and messages that the fast path has sent and received."""
         if cells[SENT] or cells[RECEIVED]:
             self.sent_bytes += int(cells[SENT])
             self.sent_messages += int(cells[POSTED])
             self.received_bytes += int(cells[RECEIVED])
             cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
 
-    def _account(self, cells: NDArray[np.int64], lane: FastPathTable) -> None:
-        """Count what the loop has moved, and give it the memory that it has missed."""
+    def _account(self, cells: NDArray[np.int64], table: FastPathTable) -> None:
+        """Count what the server fast path has done, wake answered ranks that sleep, and allocate buffers it lacked."""
         if cells[SERVED]:
             self._backoff.reset()
             self._looks = LOOKS
             for position in range(int(cells[SLEEPERS])):
-                self._wake(int(lane.sleepers[position]))
-            if len(lane.trail):
-                lane.tell()
-            if lane.served is not None:
-                lane.served(int(cells[SERVED]))
+                self._wake(int(table.sleepers[position]))
+            if len(table.trail):
+                table.tell()
+            if table.served is not None:
+                table.served(int(cells[SERVED]))
             self._count(cells)
         if cells[WANTED]:
-            lane.provide(int(cells[WANTED]))
+            table.provide(int(cells[WANTED]))
             cells[WANTED] = 0
 
     def _probe(self, comm: MPI.Intracomm, tag: int) -> Message | None:
-        """Receive a frame of a tag, or begin to."""
+        """Probe for a frame of a tag, and receive it or start to."""
         try:
             arrived = comm.Improbe(MPI.ANY_SOURCE, tag, self._status)
         except MPI.Exception as error:
@@ -484,7 +487,7 @@ class MPIVan:
         return self._begin(self._status.Get_source(), self._status.Get_count(MPI.BYTE), arrived)
 
     def _begin(self, source: int, size: int, arrived: MPI.Message) -> Message | None:
-        """Receive a frame that was found, or begin to."""
+        """Receive a matched frame, or start to."""
         frame = bytearray(size)
         try:
             if size <= _AT_ONCE and not self._frames:
@@ -500,7 +503,7 @@ class MPIVan:
         return self._unpack(source, frame)
 
     def _sweep(self) -> None:
-        """Forget the sends that are complete, of the first ones; and of all, when there are many."""
+        """Remove complete sends from the front of the outbox; from all of it when it is long."""
         outbox = self._outbox
         try:
             while outbox and outbox[0][0].Test():
@@ -508,18 +511,20 @@ class MPIVan:
         except MPI.Exception as error:
             self._note_death(error, outbox[0][1])
         if len(self._outbox) > _MANY:
-            self.pending()  # one slow receiver must not keep what others have taken
+            # one slow receiver must not keep the buffers of complete sends
+            self.pending()
 
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
-        """Give the message of a frame that has arrived, or start to receive its keys and values."""
+        """Return the message of a received frame, or start to receive its keys and values."""
         self.received_bytes += len(frame)
         if source in self._ignored:
             return None
         if len(frame) >= HEADER_BYTES and frame[6] & REACHED:
             raw = np.frombuffer(frame, np.uint8)
-            self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._desk.asked)
+            self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._fast_client.asked)
             self._answer = raw
-            return ANSWER if self.slot >= 0 else None  # else it was withdrawn
+            # without a slot, the request was withdrawn
+            return ANSWER if self.slot >= 0 else None
         message, key_bytes, value_bytes = decode(frame, self.buffers)
         if not key_bytes and not value_bytes:
             return message
@@ -539,7 +544,7 @@ class MPIVan:
         return None
 
     def _late(self) -> Message | None:
-        """Give the next message of the frames that took a while and have arrived, in the order of each sender."""
+        """Return the message of the next late frame that is complete, in the order of each sender."""
         behind = set()
         for position, late in enumerate(self._frames):
             if late.source in behind:
@@ -558,7 +563,7 @@ class MPIVan:
         return None
 
     def _whole(self) -> Message | None:
-        """Give a message whose keys and values have all arrived."""
+        """Return a message whose keys and values are complete."""
         for position, incoming in enumerate(self._incoming):
             try:
                 if not all(request.Test() for request in incoming.requests):
@@ -581,12 +586,12 @@ class MPIVan:
         self._looks = 1 if self._backoff.resting else LOOKS
 
     def _unsent(self) -> int:
-        """Count what compiled code has sent, and MPI is not done with."""
+        """Count the incomplete sends of the fast paths."""
         if self._library is None:
             return 0
-        pairs = [(self._desk.heads, self._desk.tails)]
-        if self.lane is not None:
-            pairs.append((self.lane.slots, self.lane.buffers))
+        pairs = [(self._fast_client.heads, self._fast_client.tails)]
+        if self.fast_path is not None:
+            pairs.append((self.fast_path.slots, self.fast_path.buffers))
         return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
 
     def arriving(self, source: int) -> bool:
@@ -641,9 +646,10 @@ class MPIVan:
         self._incoming = [incoming for incoming in self._incoming if incoming.source != rank]
 
     def _note_death(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
-        """Take note of the death that made a call about `rank`, or about anybody, fail; any other error goes up.
+        """Record the death that made a call concerning `rank`, or any rank, fail; re-raise all other errors.
 
-        When a message of its was `torn`, bodies without a frame may be left, and nothing more is taken from that rank.
+        `torn`: a message from it is incomplete, so that bodies without a frame may follow; nothing more is received
+        from that rank.
         """
         if not self.survives or error.Get_error_class() not in _DEATHS:
             raise error
@@ -654,7 +660,7 @@ class MPIVan:
         self._look(self._open())
 
     def _look(self, comm: MPI.Intracomm) -> None:
-        """Ask MPI who has failed, and acknowledge it: else each probe for anybody's message would fail anew."""
+        """Ask MPI for failed ranks, and acknowledge them: otherwise each probe with MPI_ANY_SOURCE fails again."""
         group = comm.Get_failed()
         count = group.Get_size()
         if not count:
@@ -673,21 +679,23 @@ class MPIVan:
             self._news.append(rank)
 
     def _lose(self, rank: int) -> None:
-        """Stop sending to a rank, and counting what is being sent to it."""
+        """Stop sending to a rank, and do not count its sends as pending."""
         self._lost.add(rank)
-        self.process_memory.pids[rank] = 0  # its number may be another process's one day
-        tables = [self._desk.heads, self._desk.tails]
-        if self.lane is not None:
-            tables += [self.lane.slots, self.lane.buffers]
+        # another process may get its process id
+        self.process_memory.pids[rank] = 0
+        tables = [self._fast_client.heads, self._fast_client.tails]
+        if self.fast_path is not None:
+            tables += [self.fast_path.slots, self.fast_path.buffers]
         for table in tables:
             table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
         self._abandoned += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
         self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
 
     def _drop(self, incoming: _Incoming) -> None:
-        """Forget a message that will not be whole, but not the arrays that it is being received into."""
+        """Give up an incomplete message, but keep the arrays that MPI may still write into."""
         for request in incoming.requests:
-            with suppress(MPI.Exception):  # it may be the caller's own memory, to be used again at once
+            # the memory may be the caller's, who may use it again at once
+            with suppress(MPI.Exception):
                 request.Cancel()
             self._abandoned.append((request, incoming.message))
 
@@ -703,13 +711,13 @@ class MPIVan:
                 self._note_death(error, incoming.source, torn=True)
 
     def _clear(self) -> None:
-        """Free what MPI is done with of what belonged to lost ranks."""
+        """Free the buffers of lost ranks that MPI no longer uses."""
         if self._abandoned:
             self._abandoned = [each for each in self._abandoned if not _over(each[0])]
 
 
 def _over(request: MPI.Request) -> bool:
-    """Tell whether MPI is done with a request, well or badly."""
+    """Tell whether a request has completed or failed."""
     try:
         return request.Test()
     except MPI.Exception as error:

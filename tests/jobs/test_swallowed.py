@@ -108,5 +108,5 @@ def test_a_program_that_is_wrong_is_told_where(run: Callable[..., tuple], tmp_pa
 def test_a_program_that_pushes_in_a_thread_of_its_own_is_told_so(run: Callable[..., tuple]) -> None:
     done, result = run("threads")
     assert done.code == 1 and result["status"] == "failed"
-    assert "belong in the thread that mpips calls the program in" in done.last_line
+    assert "must run in the thread in which mpips calls the program" in done.last_line
     assert "MPI_ERR" not in done.stderr

@@ -209,7 +209,7 @@ def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]
     for _ in range(3):
         sender.wake(0)
     sleeper.sleep(60.0)
-    assert not select.select([sleeper._mail], [], [], 0)[0]
+    assert not select.select([sleeper._socket], [], [], 0)[0]
     sleeper.sleep(0.001)
 
 
@@ -229,7 +229,7 @@ def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None
         stranger.setblocking(False)
         for junk in (b"", b"!", bytes(16), bytes(17)) * 100:
             stranger.sendto(junk, wakeups._place(sleeper._name, 0))
-    assert not select.select([sleeper._mail], [], [], 0)[0]
+    assert not select.select([sleeper._socket], [], [], 0)[0]
     sender.wake(0)
     sleeper.sleep(60.0)
 
@@ -246,7 +246,7 @@ def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
 
 
 def letters(*ranks: tuple[bytes, list[int]]) -> Any:
-    return np.stack([wakeups._letter(host, cores, "/dev/shm/page") for host, cores in ranks])
+    return np.stack([wakeups._card(host, cores, "/dev/shm/page") for host, cores in ranks])
 
 
 def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:

@@ -200,9 +200,9 @@ def test_no_more_is_asked_than_there_are_slots(asking: Asking) -> None:
 
 
 def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) -> None:
-    asking.van.lane = FastPathTable(1, 1, KeyCache(0))
+    asking.van.fast_path = FastPathTable(1, 1, KeyCache(0))
     assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
-    asking.van.lane = None
+    asking.van.fast_path = None
     assert asking.ask(Command.PUSH, np.ones(1), 1) >= 0
     assert asking.receive().signature != NO_SIGNATURE
     asking.van.exclude(0)

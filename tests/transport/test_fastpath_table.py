@@ -82,9 +82,9 @@ class Alone:
         news = self.lane.parts[:, 0, NEWS]
         news[:] = 0
         self.van.send(0, request)
-        self.van.lane = self.lane
+        self.van.fast_path = self.lane
         message = self._next(lambda: bool(news.any()))
-        self.van.lane = None
+        self.van.fast_path = None
         if not news.any():
             return message
         self._answers += [message] if message is not None else []
