@@ -7,7 +7,7 @@ from mpips.process.stop_signals import ASKS
 
 
 def start() -> int:
-    """Run a rank; from its first moment it can be asked to stop: else a signal would kill it while it loads."""
+    """Run a rank. Signal handlers are set first: otherwise a request to stop would kill the rank while it loads."""
     asked: list[int] = []
     if "--warm-up" not in sys.argv:
         for kind in ASKS:

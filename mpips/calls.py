@@ -1,7 +1,7 @@
-"""The calls that ranks serve by themselves. Their names are not a program's: here stand all of them.
+"""The calls that mpips serves itself, whose names are reserved.
 
-Some of them a program's worker takes part in, by methods of the same name that mpips calls: `restore(**arrays)` takes
-back what `state()` gave, and `rebuild()` does without.
+A program's worker may implement two of them, which mpips calls: `restore(**arrays)` restores what `state()` returned,
+`rebuild()` continues without saved state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Own(StrEnum):
 
 
 def check_worker(worker: Any) -> None:
-    """Refuse a program's worker, or its class, that has a method of such a name: UsageError, which names its line."""
+    """Raise UsageError, naming its line, if a program's worker or its class has a method with a reserved name."""
     for name in Own:
         method = getattr(worker, name, None)
         if method is None or (name in _TAKES_PART and _TAKES_PART[name](worker, method)):
@@ -34,15 +34,15 @@ def check_worker(worker: Any) -> None:
         code = getattr(method, "__code__", None)
         at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
         raise UsageError(
-            f"Worker.{name}{at}: mpips serves calls of that name itself: name the method otherwise. Its own are "
-            f"{', '.join(Own)}; `restore` beside `state`, and `rebuild` without arguments, are for checkpoints"
+            f"Worker.{name}{at}: the name is reserved by mpips; rename the method. Reserved names are "
+            f"{', '.join(Own)}; `restore` together with `state`, and `rebuild` without arguments, are for checkpoints"
         )
 
 
 def check_function(name: str) -> None:
-    """Refuse a function for shards that has such a name: UsageError."""
+    """Raise UsageError if a function for shards has a reserved name."""
     if name in list(Own):
-        raise UsageError(f"call {name!r}: mpips serves calls of that name itself, which are {', '.join(Own)}")
+        raise UsageError(f"call {name!r}: the name is reserved by mpips; reserved names are {', '.join(Own)}")
 
 
 def _takes_back(worker: Any, method: Any) -> bool:

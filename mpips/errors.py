@@ -3,23 +3,23 @@
     MpipsError
     +-- InputError (ValueError)        what the user gave is wrong: one clear line, exit code 2
     |   +-- JobError                   the job file or an override
-    |   |   +-- UsageError             its program asks for what cannot be: unsorted keys, rows of another type
+    |   |   +-- UsageError             its program makes an invalid call: unsorted keys, rows of another type
     |   +-- DataError                  a data file: names file and line
     |   +-- LayoutError                ranks and roles do not fit
-    |   +-- CheckpointError            a checkpoint is missing, torn or of another job
-    |   +-- RecordError                a record of a run is missing, torn, or tells of no run that can be done again
+    |   +-- CheckpointError            a checkpoint is missing, incomplete or of another job
+    |   +-- RecordError                a record of a run is missing, incomplete, or cannot be replayed
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
-    |   +-- FilterError                what a filter is to decode is nothing that it encodes
+    |   +-- FilterError                a filter cannot decode a content: it is damaged or of another filter
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
-    +-- WorkerLost (RuntimeError)      a worker died while a call was under way: the program may go on without it
-    +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare: no program can go on
+    +-- WorkerLost (RuntimeError)      a worker died during a call: the program may continue without it
+    +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
-    +-- JournalLost (RuntimeError)     all who knew what the scheduler's program was told have died
+    +-- JournalLost (RuntimeError)     all ranks that held the scheduler's journal have died
     +-- StopOverdue (RuntimeError)     a run that was asked to stop has not stopped in time
-    +-- Diverged (RuntimeError)        a run that is done again does something else than is recorded
+    +-- Diverged (RuntimeError)        a replay differs from the recorded run
     +-- ClosedError (RuntimeError)     used after close
 
-Each is also the builtin that it is, so `except ValueError` works at the edges.
+Each is also a subclass of a builtin exception, so that `except ValueError` works.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a disk that say enough without a file."""
+"""Errors of a file system that are clear without a file's name."""
 
 
 class MpipsError(Exception):
@@ -45,7 +45,7 @@ class JobError(InputError):
 
 
 class UsageError(JobError):
-    """A program asks for what cannot be. Who tells people adds the program's file and line, the rank, and its log."""
+    """A program makes an invalid call. The report adds the program's file and line, the rank and its log."""
 
 
 class DataError(InputError):
@@ -61,11 +61,11 @@ class CheckpointError(InputError):
 
 
 class RecordError(InputError):
-    """A record of a run is missing or torn, or the run cannot be done again."""
+    """A record of a run is missing or incomplete, or the run cannot be replayed."""
 
 
 class Diverged(MpipsError, RuntimeError):
-    """A run that is done again cannot go on as is recorded. Its text says who waits for what."""
+    """A replay cannot continue as recorded. Its text says which rank waits for what."""
 
 
 class ProtocolError(MpipsError, RuntimeError):
@@ -73,7 +73,7 @@ class ProtocolError(MpipsError, RuntimeError):
 
 
 class FilterError(ProtocolError):
-    """What a filter is given to decode is nothing that it encodes: damaged, truncated, or of another version."""
+    """A filter cannot decode a content: it is damaged, truncated, or of another version."""
 
 
 class ClosedError(MpipsError, RuntimeError):
@@ -81,36 +81,36 @@ class ClosedError(MpipsError, RuntimeError):
 
 
 class WorkerLost(MpipsError, RuntimeError):
-    """A worker has died, and with it its part of what the workers were doing together.
+    """A worker has died, and with it its part of a collective call or aggregation.
 
-    The scheduler's program gets it from the call that was under way, once all survivors have ended theirs; a worker's
-    gets it from pushes that were to be aggregated with the dead one's.
+    The scheduler's program gets this error from the call in progress, after all surviving workers have ended theirs; a
+    worker's program gets it from pushes that were to be aggregated with those of the dead worker.
     """
 
 
 class NoWorkerLeft(MpipsError, RuntimeError):
-    """Every worker has died, and no spare is there to take a place. No `WorkerLost`: there is nothing to try again."""
+    """Every worker has died, and there is no spare. It is not a `WorkerLost`, since a retry is not possible."""
 
 
 class ShardLost(MpipsError, RuntimeError):
-    """Every server that held a shard has died: its parameters are gone. Its text says what would help."""
+    """Every server that held a shard has died: its parameters are lost. Its text says what would help."""
 
 
 class StopOverdue(MpipsError, RuntimeError):
-    """A run that was asked to stop has not come to the end of its step in time. Its text says what it waits for."""
+    """A run that was asked to stop has not finished its step in time. Its text says what it waits for."""
 
 
 class JournalLost(MpipsError, RuntimeError):
-    """Every rank that knew what the scheduler's program was told has died: nobody can go on with it."""
+    """Every rank that held the scheduler's journal has died: no rank can take over the scheduler's program."""
 
 
 class RemoteError(MpipsError, RuntimeError):
     """A task failed on another rank.
 
-    `text` is the remote error in one line, `trace` its traceback there; `at` is the program's line where it arose, if
-    it did so in a program; `is_input` tells whether it was an `InputError`, that is the user's to mend, `is_usage`
-    whether the program's author's, and `is_environment` whether files or MPI failed. `asked` says who asked for it,
-    and on which line of the program.
+    `text` is the remote error in one line, `trace` its traceback; `at` is the program's line that raised it, if any;
+    `is_input`: it is an `InputError`, which the user can correct; `is_usage`: a `UsageError`, which the program's
+    author can correct; `is_environment`: files or MPI failed. `asked` names the rank that issued the task, and its line
+    of the program.
     """
 
     def __init__(
@@ -139,18 +139,18 @@ class RemoteError(MpipsError, RuntimeError):
         self.is_environment = is_environment
 
     def __str__(self) -> str:
-        """Say who failed, for whom, and why."""
+        """Return which rank failed, for which caller, and why."""
         return f"{self.where}: {self.text}"
 
     @property
     def where(self) -> str:
-        """Return who failed, and for whom."""
+        """The rank that failed, and the caller."""
         asked = f", for {self.asked}" if self.asked else ""
         return f"rank {self.rank} ({self.role} on {self.host}{asked})"
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], sender: int) -> RemoteError:
-        """Return the error that `to_meta` was given, or that rank `sender` said less of."""
+        """Return the error of a message's metadata from rank `sender`, with defaults for missing fields."""
         return cls(
             int(meta.get("rank", sender)),
             str(meta.get("role", "?")),
@@ -165,7 +165,7 @@ class RemoteError(MpipsError, RuntimeError):
         )
 
     def to_meta(self) -> dict[str, Any]:
-        """Return it as JSON-able data, without what it does not say."""
+        """Return the error as JSON-able data, without empty fields."""
         more = {
             "is_usage": self.is_usage,
             "asked": self.asked,
@@ -184,7 +184,7 @@ class RemoteError(MpipsError, RuntimeError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """Say what an error says, in a line; of one that is not of mpips, its kind first."""
+    """Return an error's text in one line, after its type's name unless it is an error of mpips."""
     text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).removesuffix(":")
 
@@ -202,5 +202,5 @@ def is_mpi(error: BaseException) -> bool:
 
 
 def says_all(error: BaseException) -> bool:
-    """Tell whether it is an error of the file system that a traceback would add nothing to."""
+    """Tell whether an error is one of the file system for which a traceback is not needed."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM)

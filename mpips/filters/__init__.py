@@ -1,9 +1,9 @@
-"""Filters: what messages go through before they are sent and after they have arrived (paper, section 5.1).
+"""Filters: encoders and decoders of the keys and values of messages (paper, section 5.1).
 
     [filters]
-    push = ["significant", {name = "fixed_point", bytes = 1}, "zstd"]      # in this order, undone in reverse
+    push = ["significant", {name = "fixed_point", bytes = 1}, "zstd"]      # in this order, decoded in reverse
     pull = ["zstd"]
 
-`filter` says what a filter is, `chain` puts several together, `named` finds them by the names in a job file. Each
-filter has a file of its own.
+`filter` defines what a filter is, `chain` applies several, `named` finds them by their names in a job file. Each filter
+has a file of its own. Imports what comes before it (errors to transport); knows no tasks and no roles.
 """

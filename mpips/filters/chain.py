@@ -1,11 +1,11 @@
-"""Chains of filters: what all messages of one direction go through, and what that saved (paper, section 5.1).
+"""Chains of filters: encode and decode all messages of one direction, and count what that saves (paper, section 5.1).
 
-What a chain has encoded travels as the values of its message, one run of bytes:
+The encoded content is sent as the values of its message, one run of bytes:
 
     hash | filters, type, width, rows, keys | note lengths | notes | keys | values
 
-The hash, that of lists of keys, is over all that follows it, so that nothing damaged is ever decoded. What the chain
-could do nothing about travels as it is.
+The hash (the function of key signatures) covers all bytes after it, so that damaged content is never decoded. A message
+that no filter changes is sent as it is.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mpips.rundir.progress import bytes_si
 from mpips.transport.key_cache import sign
 from mpips.transport.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
 
-# hash, filters, type of the values, are there any, 0, width, rows, keys (-1: none)
+# hash, number of filters, wire type of the values, whether there are values, 0, width, rows, keys (-1: none)
 _HEAD = struct.Struct("<16sBBHIqqq")
 _HASH = 16
 BYTES = 254
-"""The type of values that a filter has made bytes of."""
+"""The type code of values that a filter has encoded as bytes."""
 NO_VALUES = np.empty(0, np.uint8)
 
 
 @dataclass
 class Saved:
-    """What a filter was given and what it has made of that, in bytes; and the seconds that it took."""
+    """Bytes of a filter's input and output, and the seconds that it took."""
 
     raw: int = 0
     wire: int = 0
@@ -44,7 +44,7 @@ class Saved:
 
 
 class Step(NamedTuple):
-    """A filter of a chain: its name in the job file, and what it does."""
+    """A filter of a chain: its name in the job file, and its coder."""
 
     name: str
     coder: Coder
@@ -59,7 +59,7 @@ class Chain:
         self.steps, self.seed = tuple(steps), seed
         self.saved = {step.name: Saved() for step in self.steps}
         self.states: dict[tuple[int, str], list[State]] = {}
-        """By peer and vector, one for each filter."""
+        """By peer and vector: a state per filter."""
         self._clock = clock
 
     def __bool__(self) -> bool:
@@ -67,21 +67,23 @@ class Chain:
 
     @property
     def drops(self) -> bool:
-        """Whether a filter leaves rows out, and may hold them back."""
+        """Whether a filter of the chain may drop or hold back rows."""
         return any(step.coder.drops for step in self.steps)
 
     def encode(self, peer: int, message: Message, about: About) -> Message:
-        """Pass a message for `peer` through the chain: it is changed, and given back.
+        """Encode a message for `peer` in place, and return it.
 
-        What it raises leaves all states as they were; `message.restore` sets them back to that later.
+        If this raises, all states are unchanged; `message.restore` restores them later.
         """
         values = message.values
         if not self.steps or (values is None and message.keys is None):
             return message
         if values is not None and (values.dtype not in CODES or values.ndim > 2):
-            return message  # which cannot travel
+            # it cannot be sent: its `encode` raises an error that says why
+            return message
         keys = message.keys if message.keys is not None else message.withheld
-        known = keys if message.keys is None else None  # need not travel, as long as they are these
+        # keys that need not be sent, as long as no filter changes them
+        known = keys if message.keys is None else None
         about = about._replace(seed=self.seed, keys=keys)
         content = Content(keys, NO_VALUES if values is None else rows_of(values))
         given, whose = content.values, (peer, about.vector)
@@ -98,7 +100,8 @@ class Chain:
             start, size = self._clock(), _travelling(content, known)
             state, made = coder.encode(states[position], content, about)
             if coder.drops and not about.flush and _travelling(made, known) > size:
-                notes.append(None)  # to list the keys that are left would take more than to leave none out
+                # to list the remaining keys takes more bytes than to drop no row
+                notes.append(None)
             else:
                 states[position], content = state, made._replace(note=b"")
                 notes.append(made.note)
@@ -110,7 +113,8 @@ class Chain:
             saved.seconds += (self._clock() - start) * 1e-9
         self.states[whose] = states
         message.restore = partial(self.states.__setitem__, whose, before)
-        if about.keys is not keys:  # another list than the one that was signed
+        # the list differs from the one that the signature covers
+        if about.keys is not keys:
             message.signature, message.withheld = NO_SIGNATURE, None
         elif content.values is given and not any(notes):
             return message
@@ -118,11 +122,12 @@ class Chain:
             content = content._replace(keys=None)
         size = content.nbytes
         packed = pack(message, content, notes)
-        self.saved[self.steps[-1].name].wire += packed.payload_bytes - size  # notes, and what is before them
+        # the notes and the header before them
+        self.saved[self.steps[-1].name].wire += packed.payload_bytes - size
         return packed
 
     def decode(self, message: Message) -> Message:
-        """Undo what the sender's chain did with a message: it is changed, and given back.
+        """Decode a message in place, and return it.
 
         Raises:
             FilterError: it is damaged, or of another chain; the text names filter, sender and message.
@@ -135,7 +140,8 @@ class Chain:
                     name, start = step.name, self._clock()
                     content = step.coder.decode(content._replace(note=note))
                     self.saved[name].seconds += (self._clock() - start) * 1e-9
-        except Exception as error:  # a user's own may raise what it likes
+        # a user's filter may raise any exception
+        except Exception as error:
             where = (
                 f"{message.command.name} {message.time} of shard {message.shard} from rank {message.sender}"
             )
@@ -149,7 +155,7 @@ class Chain:
 
 
 def _travelling(content: Content, known: NDArray[np.uint64] | None) -> int:
-    """Count the bytes of a content that travel: keys do unless they are `known`."""
+    """Count the bytes of a content that are sent: keys are unless they are `known`."""
     keys = content.keys
     return content.values.nbytes + (0 if keys is None or keys is known else keys.nbytes)
 
@@ -160,12 +166,12 @@ def rows_of(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _padded(size: int) -> int:
-    """Round a size up to whole words."""
+    """Round a size up to a multiple of 8 bytes."""
     return -(-size // 8) * 8
 
 
 def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> Message:
-    """Put what a chain has made of a message's content into its values."""
+    """Write an encoded content and its notes into the values of a message."""
     travels = content.keys
     values = content.values
     code = BYTES if values.dtype == np.uint8 else CODES[values.dtype]
@@ -175,7 +181,8 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
     lengths = struct.pack(f"<{len(notes)}i", *(-1 if note is None else len(note) for note in notes))
     parts = [head, lengths, *(note for note in notes if note)]
     front = b"".join(parts)
-    front = front.ljust(_padded(len(front)), b"\0")  # keeps keys and values aligned
+    # keeps keys and values aligned
+    front = front.ljust(_padded(len(front)), b"\0")
     size = len(front) + (0 if travels is None else travels.nbytes) + values.nbytes
     body = np.empty(_padded(size), np.uint8)
     body[size:] = 0
@@ -191,16 +198,18 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
 
 
 def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], bool]:
-    """Read what `pack` wrote, of a chain of so many steps; and whether there were values."""
+    """Read what `pack` wrote, for a chain of `steps` filters; also return whether there were values."""
     body = message.values
     if body is None or body.nbytes < _HEAD.size + 4 * steps:
-        raise FilterError(f"{0 if body is None else body.nbytes} bytes are no encoded content: truncated")
+        raise FilterError(
+            f"{0 if body is None else body.nbytes} bytes are too few for an encoded content: truncated"
+        )
     body = body.reshape(-1).view(np.uint8)
     signed, count, code, has_values, _, width, rows, n_keys = _HEAD.unpack_from(body.data)
     if len(body) % 8 or signed != sign(body[_HASH:].view(np.uint64)):
         raise FilterError("damaged: the hash of the content is wrong")
     if count != steps:
-        raise FilterError(f"encoded by {count} filters, here there are {steps}")
+        raise FilterError(f"encoded by {count} filters, the receiver has {steps}")
     lengths = struct.unpack_from(f"<{steps}i", body.data, _HEAD.size)
     at = _HEAD.size + 4 * steps
     notes: list[bytes | None] = []
@@ -211,7 +220,7 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
     dtype = np.dtype(np.uint8) if code == BYTES else DTYPES[code]
     end = at + 8 * max(n_keys, 0) + rows * width * dtype.itemsize
     if _padded(end) != body.nbytes:
-        raise FilterError(f"{body.nbytes} bytes where {end} are due")
+        raise FilterError(f"payload has {body.nbytes} bytes, expected {end}")
     keys = None if n_keys < 0 else body[at : at + 8 * n_keys].view(np.uint64)
     values = body[at + 8 * max(n_keys, 0) : end].view(dtype)
     content = Content(keys, values if code == BYTES else values.reshape(rows, width))
@@ -219,12 +228,12 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
 
 
 def left_out(filters: dict[str, dict[str, dict[str, Any]]], role: str) -> int:
-    """Count the bytes that filters have saved of what a role sends."""
+    """Count the bytes that filters have saved in the messages that a role sends."""
     return sum(by[role]["raw"] - by[role]["wire"] for by in filters.values() if role in by)
 
 
 def described(traffic: dict[str, Any]) -> list[str]:
-    """Say in a line for each role what filters have made of its bytes; of none where there is nothing to tell."""
+    """Return a line for each role that has filtered bytes, with the bytes before and after filters."""
     lines = []
     for role in ("worker", "server"):
         sent, raw = traffic[f"{role}_sent"], traffic[f"{role}_raw"]
@@ -240,7 +249,7 @@ def described(traffic: dict[str, Any]) -> list[str]:
 def per_filter(
     accounts: Iterable[dict[str, dict[str, dict[str, Any]]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Add up what nodes say of their filters: name -> role -> raw, wire, seconds."""
+    """Sum the filter statistics of nodes: name -> role -> raw, wire, seconds."""
     totals: dict[str, dict[str, dict[str, Any]]] = {}
     for account in accounts:
         for name, by in account.items():

@@ -1,14 +1,14 @@
-"""Lossless compression by Zstandard or LZ4, of keys and values, where it pays (paper, section 5.1).
+"""Lossless compression of keys and values by Zstandard or LZ4, where it pays (paper, section 5.1).
 
-Sorted keys are taken as distances from one to the next. These and the values are sorted into byte planes
-(mpips/filters/planes.py); what has been made bytes already is cut into chunks instead. Each plane or chunk is tried
-by a sample of it: the noisy ones are sent as they are, the others go through the compressor in one piece. So a list of
-float32, of which only sign and exponent can be compressed, costs the compressor a quarter of its bytes.
+Sorted keys are delta-encoded. The differences and the values are split into byte planes (mpips/filters/planes.py);
+bytes of an earlier filter are split into chunks instead. A sample of each plane or chunk decides: incompressible ones
+are sent as they are, all others are compressed in one run. So of a list of float32, of which only sign and exponent
+compress, the compressor processes a quarter of the bytes.
 
     the planes that are not compressed | one compressed run of all others
 
-A content that shrinks by less than a sixth goes as it came, with an empty note; and after k such failures in a row,
-the next 2^k messages of its size (at most 64) are not even tried. The libraries are imported when first needed.
+A content that shrinks by less than a sixth is sent unchanged, with an empty note; after k such failures in a row, the
+next 2^k messages of its size (at most 64) are not tried. The libraries are imported at first use.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ from mpips.filters.planes import Bytes, Offsets, bytes_of, deltas, join, read_on
 from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.82
-"""What a content must shrink to: less is not worth that all of it is sorted."""
+"""The largest ratio of compressed to original bytes that is worth the split into planes."""
 LONGEST = 64
-"""Messages that are passed over, at most, before compression is tried again."""
-CHUNKS, _CHUNK = 16, 2048  # bytes are cut into so many, none but the last smaller than that
-_LARGE = 1 << 16  # bytes from which on a sample tells what all of them will shrink to
-_RUNS, _RUN = 4, 512  # what a sample is made of: runs of so many numbers, spread evenly
+"""Messages that are skipped at most before compression is tried again."""
+# chunks that bytes are split into, and the smallest size of all but the last one
+CHUNKS, _CHUNK = 16, 2048
+# bytes from which on a sample predicts the compressed size
+_LARGE = 1 << 16
+# runs of a sample, spread evenly, and their length in numbers
+_RUNS, _RUN = 4, 512
 _MOST_PLANES = 64
-_BYTES = 254  # the type of values that are bytes
+# the type code of values that are bytes
+_BYTES = 254
 # type of the values, columns that were split one by one (0: chunks), kept key planes, kept value planes,
 # rows, width, keys (-1: none), size of the compressed run
 _NOTE = struct.Struct("<BBBxIQqqqq")
@@ -47,10 +51,10 @@ _LZ4_MOST = 0x7E000000
 
 @dataclass(frozen=True)
 class Zstd:
-    """How Zstandard compresses."""
+    """Settings of Zstandard."""
 
     level: int = field(default=1, metadata={"at_least": -7, "at_most": 22})
-    """1 is fast, 19 is slow and smaller; from 20 on it takes much memory."""
+    """1 is fastest, 19 compresses best; from 20 on it needs much memory."""
     shuffle: bool = True
     """Sort the bytes of numbers by their place before."""
     least: int = field(default=16384, metadata={"at_least": 0})
@@ -59,7 +63,7 @@ class Zstd:
 
 @dataclass(frozen=True)
 class Lz4:
-    """How LZ4 compresses."""
+    """Settings of LZ4."""
 
     acceleration: int = field(default=1, metadata={"at_least": 1, "at_most": 65537})
     """Larger is faster and compresses less."""
@@ -70,10 +74,10 @@ class Lz4:
 
 
 class Codec(NamedTuple):
-    """A compressor: `decompress(data, size)` gives exactly so many bytes or raises FilterError.
+    """A compressor: `decompress(data, size)` returns exactly `size` bytes or raises FilterError.
 
-    `share` is what a plane must shrink to: above, on a network of 1 Gbit/s, it costs more time than it saves. `most` is
-    how many bytes it can take at once.
+    `share`: the largest ratio of compressed to original bytes of a plane; above, on a network of 1 Gbit/s, compression
+    costs more time than it saves. `most`: bytes that it can compress at once.
     """
 
     compress: Callable[[Bytes], bytes]
@@ -88,18 +92,19 @@ def _needs(package: str) -> Callable[[], str]:
 
 @filter_("zstd", Zstd, _needs("zstandard"))
 def zstd(settings: Zstd) -> Coder:
-    """Make the filter that compresses by Zstandard. Its state is that of `coder_of`."""
+    """Return the coder that compresses by Zstandard. Its state is that of `coder_of`."""
     return coder_of(_zstd(settings), settings.shuffle, settings.least)
 
 
 @filter_("lz4", Lz4, _needs("lz4"))
 def lz4(settings: Lz4) -> Coder:
-    """Make the filter that compresses by LZ4: for what repeats; it leaves alone what is only skewed."""
+    """Return the coder that compresses by LZ4: it finds repetitions, but does not use skewed byte frequencies."""
     return coder_of(_lz4(settings), settings.shuffle, settings.least)
 
 
 def _zstd(settings: Zstd) -> Codec:
-    own = threading.local()  # a context serves one thread, and is dear to make
+    # a context serves one thread, and is expensive to create
+    own = threading.local()
 
     def compress(data: Bytes) -> bytes:
         if not hasattr(own, "compressor"):
@@ -122,10 +127,10 @@ def _zstd(settings: Zstd) -> Codec:
         try:
             told = library.frame_content_size(data)
             if told != size:
-                raise FilterError(f"a Zstandard frame of {told} bytes where {size} are due")
+                raise FilterError(f"Zstandard frame has {told} bytes, expected {size}")
             return bytes(own.decompressor.decompress(data, max_output_size=size, allow_extra_data=False))
         except library.ZstdError as error:
-            raise FilterError(f"not a whole Zstandard frame: {error}") from error
+            raise FilterError(f"not a complete Zstandard frame: {error}") from error
 
     return Codec(compress, decompress, 0.75)
 
@@ -138,21 +143,22 @@ def _lz4(settings: Lz4) -> Codec:
 
     def decompress(data: Bytes, size: int) -> bytes:
         library = import_module("lz4.block")
-        if size > min(255 * data.nbytes, _LZ4_MOST):  # 255: what the format can do at best
-            raise FilterError(f"{data.nbytes} bytes of LZ4 cannot hold {size}")
+        # the format's best ratio is 255
+        if size > min(255 * data.nbytes, _LZ4_MOST):
+            raise FilterError(f"{data.nbytes} bytes of LZ4 cannot decompress to {size}")
         try:
             return bytes(library.decompress(data, uncompressed_size=size))
         except library.LZ4BlockError as error:
-            raise FilterError(f"not a whole LZ4 block: {error}") from error
+            raise FilterError(f"not a complete LZ4 block: {error}") from error
 
     return Codec(compress, decompress, 0.5, _LZ4_MOST)
 
 
 def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
-    """Make the coder that compresses by a codec.
+    """Return the coder that compresses by a codec.
 
-    While it fails with contents of a size (to a factor of 2), its state has "tries-B", B the bits of that size, i8[2]:
-    failures in a row, and how many such messages are still to be passed over.
+    While contents of a size (to a factor of 2) do not compress, its state has "tries-B", B the bits of that size,
+    i8[2]: failures in a row, and how many such messages are still to be skipped.
     """
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
@@ -175,15 +181,15 @@ def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
 
 
 class Shape(NamedTuple):
-    """What a content is made of, and so which planes or chunks it is cut into: first those of keys, then of values."""
+    """The shape of a content, which determines its planes or chunks: first those of keys, then of values."""
 
     dtype: np.dtype[Any]
     rows: int
     width: int
     keys: int
-    """How many, -1 without a list."""
+    """Number of keys, -1 without a list."""
     columns: int
-    """Columns that are split one by one, 1 for all together; 0: the values' bytes are cut into chunks."""
+    """Columns that are split one by one, 1 for all together; 0: the values' bytes are split into chunks."""
 
     @property
     def value_bytes(self) -> int:
@@ -203,7 +209,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(content: Content, shuffle: bool) -> Shape:
-    """Say how a content is to be cut."""
+    """Return the shape of a content."""
     values = content.values
     rows, width = values.shape if values.ndim == 2 else (len(values), 1)
     columns = 0
@@ -213,7 +219,7 @@ def shape_of(content: Content, shuffle: bool) -> Shape:
 
 
 class Piece(NamedTuple):
-    """What is split into planes: words u4 or u8 from `first` on, each `step`; or u1, a chunk, that is not split."""
+    """Words u4 or u8, every `step`-th from `first` on, to be split into planes; or u1, a chunk, which is not split."""
 
     words: NDArray[Any]
     first: int = 0
@@ -223,14 +229,14 @@ class Piece(NamedTuple):
         return -(-(len(self.words) - self.first) // self.step)
 
     def write(self, places: Offsets, body: Bytes) -> None:
-        """Write its planes into a buffer, each where `places` says."""
+        """Write its planes into a buffer at the offsets `places`."""
         if self.words.itemsize == 1:
             body[places[0] : places[0] + len(self.words)] = self.words
         else:
             split(self.words, self.first, self.step, places, body)
 
     def sample(self) -> NDArray[np.uint8]:
-        """Give the planes [itemsize, n] of some of its words."""
+        """Return the planes [itemsize, n] of a sample of its words."""
         words, count, size = self.words, len(self), self.words.itemsize
         if count > _RUNS * _RUN:
             starts = [run * (count - _RUN) // (_RUNS - 1) for run in range(_RUNS)]
@@ -261,7 +267,7 @@ def _pieces(content: Content, shape: Shape) -> list[Piece]:
 
 
 def _chosen(codec: Codec, pieces: list[Piece]) -> tuple[list[bool], float]:
-    """Tell of each plane, by a sample, whether to compress it; and how many bytes that should make of them all."""
+    """Return for each plane, by a sample, whether to compress it; and the expected bytes of all planes."""
     kept = []
     expected = 0.0
     for piece in pieces:
@@ -273,7 +279,7 @@ def _chosen(codec: Codec, pieces: list[Piece]) -> tuple[list[bool], float]:
 
 
 def _offsets(lengths: list[int], kept: list[bool]) -> tuple[list[int], int, int]:
-    """Place the planes: those not kept one behind the other, those kept too; and how many bytes both are."""
+    """Return the offsets of the planes, those not kept and those kept each packed, and the bytes of both."""
     ends = [0, 0]
     offsets = []
     for length, keep in zip(lengths, kept, strict=True):
@@ -283,7 +289,7 @@ def _offsets(lengths: list[int], kept: list[bool]) -> tuple[list[int], int, int]
 
 
 def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
-    """Compress a content into u1[bytes] and a note; None when it does not pay."""
+    """Compress a content into u1[bytes] and a note; None if it does not pay."""
     shape = shape_of(content, shuffle)
     pieces = _pieces(content, shape)
     of_keys, of_values = shape.lengths()
@@ -312,22 +318,24 @@ def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
 
 
 def _read_note(note: bytes) -> tuple[Shape, list[bool], int]:
-    """Read a note: the shape, which planes are compressed, and the size of the compressed run."""
+    """Decode a note: the shape, which planes are compressed, and the size of the compressed run."""
     if len(note) != _NOTE.size:
-        raise FilterError(f"a note of {len(note)} bytes where {_NOTE.size} are due")
+        raise FilterError(f"note has {len(note)} bytes, expected {_NOTE.size}")
     code, columns, key_bits, magic, value_bits, rows, width, keys, size = _NOTE.unpack(note)
     if magic != _MAGIC or (code != _BYTES and code >= len(DTYPES)):
-        raise FilterError("a note of another filter or version")
+        raise FilterError("note is of another filter or version")
     dtype = np.dtype(np.uint8) if code == _BYTES else DTYPES[code]
     shape = Shape(dtype, rows, width, keys, columns)
     fits = columns in (0, 1, width) and columns * dtype.itemsize <= _MOST_PLANES
     if min(rows, width, size) < 0 or keys < -1 or not fits or (code == _BYTES and (columns or width != 1)):
-        raise FilterError(f"a note of {rows} rows of {width} {dtype} in {columns} columns, and {keys} keys")
+        raise FilterError(
+            f"note is invalid: {rows} rows of {width} {dtype} in {columns} columns, and {keys} keys"
+        )
     if max(rows, 1) * max(width, 1) >= 2**48 or keys >= 2**48:
-        raise FilterError(f"a note of {rows} rows of {width} {dtype}, and {keys} keys: too many")
+        raise FilterError(f"note says {rows} rows of {width} {dtype}, and {keys} keys: too many")
     of_keys, of_values = shape.lengths()
     if key_bits >> len(of_keys) or value_bits >> len(of_values):
-        raise FilterError("a note of more planes than there are")
+        raise FilterError("note names more planes than there are")
     bits = key_bits | value_bits << len(of_keys)
     return shape, [bool(bits >> bit & 1) for bit in range(len(of_keys) + len(of_values))], size
 
@@ -336,28 +344,31 @@ def unpack(codec: Codec, content: Content) -> Content:
     """Undo `pack`.
 
     Raises:
-        FilterError: note and payload are none that it makes.
+        FilterError: note and payload are not valid outputs of it.
     """
     payload = content.values
     if payload.dtype != np.uint8 or payload.ndim != 1 or content.keys is not None:
-        raise FilterError("what was compressed has come as something else than bytes")
+        keys = "" if content.keys is None else " with keys"
+        raise FilterError(
+            f"payload is {payload.ndim}-d {payload.dtype}{keys}, expected 1-d uint8 without keys"
+        )
     shape, kept, packed = _read_note(content.note)
     of_keys, of_values = shape.lengths()
     offsets, raw, size = _offsets([*of_keys, *of_values], kept)
     if raw + packed != len(payload) or (size == 0) != (packed == 0):
-        raise FilterError(f"{len(payload)} compressed bytes where {raw + packed} are due")
+        raise FilterError(f"payload has {len(payload)} bytes, expected {raw + packed}")
     try:
         run = codec.decompress(payload[raw:], size) if size else b""
         if len(run) != size:
-            raise FilterError(f"{len(run)} decompressed bytes where {size} are due")
+            raise FilterError(f"{len(run)} decompressed bytes, expected {size}")
         places = np.array([~at if keep else at for at, keep in zip(offsets, kept, strict=True)], np.int64)
         return _assemble(shape, read_only(payload), np.frombuffer(run, np.uint8), read_only(places))
     except (MemoryError, OverflowError) as error:
-        raise FilterError(f"a note of {shape.rows} rows, and {shape.keys} keys: no memory") from error
+        raise FilterError(f"note says {shape.rows} rows and {shape.keys} keys: not enough memory") from error
 
 
 def _assemble(shape: Shape, raw: Bytes, run: Bytes, places: Offsets) -> Content:
-    """Put keys and values together from planes at `places` of raw, or with ~place of run."""
+    """Assemble keys and values from planes at offset p of `raw`, or at ~p of `run` if p < 0, for p in `places`."""
     keys = None
     first = 0
     if shape.keys >= 0:

@@ -1,11 +1,10 @@
-"""What a filter is: a pair of pure functions with explicit state (paper, section 5.1).
+"""A filter is a pair of pure functions with explicit state (paper, section 5.1).
 
-A filter encodes what a message carries, keys and rows, before it is sent, and decodes it where it has arrived. Its
-state belongs to one peer and one vector; only encoding has any. What decoding needs, encoding writes into the note that
-travels with the message. So a message that is sent again, or to another server after a death, is read the same by
-whoever gets it.
+It encodes the keys and rows of a message before it is sent, and decodes them at the receiver. Only the encoder has
+state, one per peer and vector. What the decoder needs is in the note that is sent with the message. So a message that
+is sent again, or to another server after a death, is decoded the same by every receiver.
 
-A user's own stands in the job's file, and is named in [filters] like those that are here:
+A user's filter is defined in the job's program, and named in [filters] like the built-in ones:
 
     @dataclass(frozen=True)
     class Halved:
@@ -36,18 +35,18 @@ from mpips.storage.updates import claim
 from mpips.transport.message import Command
 
 State = dict[str, NDArray[Any]]
-"""What a filter remembers: arrays by name, none at first. If there is one named "keys", u64[n], sorted, then all whose
-name begins with "row" have a row for each of them: so a checkpoint can be read by other servers' peers. Encoding gives
-the next state, and leaves the arrays of the one that it was given alone: should the message be given up, that one is
-taken again. Only what does no harm if it is a message ahead may be changed in place, as counts."""
+"""The state of a filter: arrays by name, none at first. If there is one named "keys", u64[n], sorted, then all whose
+name begins with "row" have a row for each key: so a checkpoint can be restored with other shards. An encoder returns
+the next state and does not change the arrays of the current one, which is restored if the message is not sent. Only
+arrays that may be one message ahead, such as counts, may be changed in place."""
 
 
 class Content(NamedTuple):
-    """What a message carries.
+    """The content of a message.
 
     `keys` are u64[n], sorted and unique, or None: all keys of the message's range. `values` are rows [n, width] of
-    float32, float64, int32 or int64, or u1[bytes] that an earlier filter of the chain has made of them. `note` is what
-    this filter's decoding is given back. None of these arrays is the filter's to write into.
+    float32, float64, int32 or int64, or u1[bytes], the output of an earlier filter of the chain. `note` is passed to
+    this filter's decoder. A filter must not write into these arrays.
     """
 
     keys: NDArray[np.uint64] | None
@@ -61,13 +60,13 @@ class Content(NamedTuple):
 
 
 class About(NamedTuple):
-    """What encoding may know of the message besides.
+    """The context of a message for the encoder.
 
-    `vector` is its name; `command` PUSH or PUSH_PULL on the way to the servers, PULL or PUSH_PULL on the way back;
-    `range` the keys that it speaks for; `sums` tells that pushes of this vector are changes that add up, so that one
-    may be held back and added to a later one; `seed` is the job's, `origin` and `time` name the request: what is
-    random draws from these, so that a run repeats. `keys` are those of the rows, also where they do not travel.
-    `flush`: nothing is to be held back. `exact`: the rows must arrive as they are.
+    `vector` is its name; `command` PUSH or PUSH_PULL to the servers, PULL or PUSH_PULL back; `range` its key range;
+    `sums`: pushes of this vector are additive, so that one may be held back and added to a later one; `seed` is the
+    job's, `origin` and `time` identify the request: random numbers are drawn from these, so that a run is reproducible.
+    `keys` are those of the rows, also where they are not sent. `flush`: hold nothing back. `exact`: rows must not be
+    rounded.
     """
 
     vector: str
@@ -86,9 +85,9 @@ class About(NamedTuple):
 class Coder(NamedTuple):
     """A filter with its settings: `encode(state, content, about)` and `decode(content)`.
 
-    Raises of encode: InputError for rows that it cannot take. Of decode: FilterError where the content is none that
-    encode makes. `drops`: it may leave rows out, so that only plain pushes (Command.PUSH) go through it. `rounds`: what
-    it decodes may be other numbers, so that nothing goes through it that must arrive as it is.
+    `encode` raises InputError for rows that it cannot take, `decode` FilterError for content that `encode` cannot have
+    made. `drops`: it may drop rows, so that it is applied to plain pushes (Command.PUSH) only. `rounds`: decoded
+    numbers may differ, so that it is not applied to messages that must be exact.
     """
 
     encode: Callable[[State, Content, About], tuple[State, Content]]
@@ -98,7 +97,7 @@ class Coder(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A filter as the job file names it: `make(settings)` gives its coder, `lacks()` says what is missing here."""
+    """A filter named in a job file: `make(settings)` returns its coder, `lacks()` names a missing package."""
 
     name: str
     settings: type
@@ -118,7 +117,7 @@ Make = TypeVar("Make", bound=Callable[[Any], Coder])
 def filter_(
     name: str, settings: type = NoSettings, lacks: Callable[[], str] = lambda: ""
 ) -> Callable[[Make], Make]:
-    """Register a function that makes a filter's coder from its settings, a frozen dataclass.
+    """Register a function from a filter's settings, a frozen dataclass, to its coder.
 
     Raises:
         JobError: there is a filter of that name.

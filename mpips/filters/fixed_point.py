@@ -1,19 +1,19 @@
-"""Fixed point: numbers in one or two bytes, rounded at random so that on average nothing changes (paper, section 5.1).
+"""Fixed point: numbers in one or two bytes, by stochastic rounding, which is unbiased (paper, section 5.1).
 
-Of each column the smallest and the largest number are sent, and of each number how far it is from the one to the
-other, in 2^(8b) - 2 equal steps of which the number lies between two: the upper one is taken with the probability that
-makes the expectation the number itself, to some 2^-32 of a step and to the rounding of the type. Code 0 is zero:
-zeros stay zero, and -0.0 becomes one. The end points are exact.
+The smallest and the largest number of each column are sent. The interval between them is divided into 2^(8b) - 2 equal
+steps, b bytes per code. A number between two steps is rounded up with the probability that makes the expectation the
+number itself, to some 2^-32 of a step and to the rounding of the type. Code 0 is zero: zeros stay zero, and -0.0
+becomes 0.0. The end points are exact.
 
     smallest and largest of each column, f8 | codes, column by column, each in byte planes
 
-What is drawn is a hash of the job's seed, of the request's origin, shard and time, and of the place in the message: no
-state, and a run that is repeated repeats to the bit. Numbers that are not finite, or spread over more than the
-type can hold, make a message go as it came, with an empty note, and so do integers.
+The random numbers are a hash of the job's seed, of the request's origin, shard and time, and of the place in the
+message: there is no state, and a repeated run is the same to the bit. A message is sent unchanged, with an empty note,
+if it has integers, numbers that are not finite, or a column whose spread overflows the type.
 
-With feedback the error of each number is kept and added to the next one of the same key. So at any time the sum of
-what has arrived differs from the sum of what was pushed by the error of one step. A zero is no push: its key's error
-waits.
+With feedback, the rounding error of each number is kept and added to the next one of the same key. So at any time the
+sum of what has arrived differs from the sum of what was pushed by the error of one step. A zero is not a push: the
+error of its key is kept.
 """
 
 from __future__ import annotations
@@ -36,32 +36,34 @@ from mpips.transport.message import CODES, DTYPES
 Rows = NDArray[Any]
 Bounds = NDArray[np.float64]
 Places = slice | NDArray[np.intp]
-_NOTE = struct.Struct("<BBxxIqq")  # type of the values, bytes of a code, rows, width
+# type of the values, bytes of a code, rows, width
+_NOTE = struct.Struct("<BBxxIqq")
 _MAGIC = 0x66697870
-_M1, _M2, _M3 = np.uint32(0xED5AD4BB), np.uint32(0xAC4C1B51), np.uint32(0x31848BAB)  # C. Wellons' triple32
+# constants of C. Wellons' triple32
+_M1, _M2, _M3 = np.uint32(0xED5AD4BB), np.uint32(0xAC4C1B51), np.uint32(0x31848BAB)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How numbers are rounded."""
+    """Settings: how numbers are rounded."""
 
     bytes: Literal[1, 2] = 1
-    """Of each number: 1 for steps of 1/254 of the range, 2 for 1/65534."""
+    """Bytes per number: 1 for steps of 1/254 of the range, 2 for 1/65534."""
     feedback: bool = False
-    """Add the rounding error of a key to its next push; it takes the memory of a second copy of keys and values."""
+    """Add the rounding error of a key to its next push; this needs the memory of a second copy of keys and values."""
     vectors: tuple[str, ...] = ()
-    """Vectors that it is for; none: all of floating-point numbers."""
+    """Vectors that it is applied to; none: all of floating-point numbers."""
     least: int = field(default=8192, metadata={"at_least": 0})
-    """Bytes below which messages are left alone: what takes a short time to send takes longer to encode."""
+    """Bytes below which messages are sent unchanged: encoding them takes longer than it saves."""
 
 
 @filter_("fixed_point", FixedPoint)
 def fixed_point(settings: FixedPoint) -> Coder:
-    """Make the filter that rounds numbers at random to one or two bytes.
+    """Return the coder that rounds numbers stochastically to one or two bytes.
 
-    With feedback, and for pushes that add up (About.sums) only, its state has "keys", u64[m], and "rows", [m, width] of
-    the vector's type: what the sum of the numbers that have arrived still lacks.
+    With feedback, for additive pushes (About.sums) only, its state has "keys", u64[m], and "rows", [m, width] of the
+    vector's type: the sum of what was pushed minus the sum of what has arrived.
     """
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
@@ -76,7 +78,8 @@ def fixed_point(settings: FixedPoint) -> Coder:
         if not (settings.feedback and about.sums and known):
             return state, _pack(content.keys, values, settings.bytes, about) or content
         state, places = _remembered(state, keys, values, about)
-        held = state["rows"][places]  # itself, or a copy where the places are not side by side
+        # a view, or a copy where the places are not contiguous
+        held = state["rows"][places]
         pushed, owed = read_only(values).reshape(-1), held.reshape(-1)
         due = np.empty_like(values, order="C")
         _add(pushed, read_only(owed), due.reshape(-1))
@@ -95,7 +98,7 @@ def fixed_point(settings: FixedPoint) -> Coder:
 
 
 def _pack(keys: NDArray[np.uint64] | None, rows: Rows, size: int, about: About) -> Content | None:
-    """Round rows to codes of so many bytes; None if it cannot be done or does not pay."""
+    """Round rows to codes of `size` bytes; None if that is impossible or does not pay."""
     (n, width), dtype = rows.shape, rows.dtype
     top = 2 ** (8 * size) - 1
     front = 16 * width
@@ -118,7 +121,7 @@ def _pack(keys: NDArray[np.uint64] | None, rows: Rows, size: int, about: About) 
 
 
 def _bounds(flat: Rows, width: int) -> Bounds:
-    """Give the smallest and the largest number of each column that is not zero, f8[width, 2]; NaN if there is one."""
+    """Return the smallest and the largest nonzero number of each column, f8[width, 2]; NaN if a column has one."""
     words = words_of(flat).view(f"i{flat.itemsize}")
     ends = np.array([_ends(words, c, width) for c in range(width)], words.dtype)
     bounds = _ordered(ends).view(flat.dtype).astype(np.float64)
@@ -127,32 +130,33 @@ def _bounds(flat: Rows, width: int) -> Bounds:
 
 
 def _ordered(words: NDArray[Any]) -> NDArray[Any]:
-    """Turn the bits of floating-point numbers into integers of the same order, and back."""
+    """Map the bits of floating-point numbers to integers of the same order, and back."""
     ordered: NDArray[Any] = words ^ (words >> (8 * words.itemsize - 1) & np.iinfo(words.dtype).max)
     return ordered
 
 
 def _unpack(content: Content) -> Content:
-    """Turn codes into numbers.
+    """Decode codes to numbers.
 
     Raises:
-        FilterError: note and payload are none that `_pack` makes.
+        FilterError: note and payload are not valid outputs of `_pack`.
     """
     payload, note = content.values, content.note
     if len(note) != _NOTE.size:
-        raise FilterError(f"a note of {len(note)} bytes where {_NOTE.size} are due")
+        raise FilterError(f"note has {len(note)} bytes, expected {_NOTE.size}")
     code, size, magic, n, width = _NOTE.unpack(note)
     if magic != _MAGIC or code >= len(DTYPES) or DTYPES[code].kind != "f" or size not in (1, 2):
-        raise FilterError("a note of another filter or version")
+        raise FilterError("note is of another filter or version")
     if payload.dtype != np.uint8 or payload.ndim != 1:
-        raise FilterError("what was rounded has come as something else than bytes")
+        raise FilterError(f"payload is {payload.ndim}-d {payload.dtype}, expected 1-d uint8")
     front = 16 * width
     if min(n, width) <= 0 or front + n * width * size != len(payload):
-        raise FilterError(f"{len(payload)} bytes for {n} rows of {width} numbers of {size} bytes")
+        raise FilterError(f"payload has {len(payload)} bytes for {n} rows of {width} numbers of {size} bytes")
     dtype = DTYPES[code]
-    bounds = bytes_of(payload[:front]).copy().view(np.float64).reshape(width, 2)  # it may lie at any address
+    # a copy, since the payload may be unaligned
+    bounds = bytes_of(payload[:front]).copy().view(np.float64).reshape(width, 2)
     if not (np.isfinite(bounds).all() and (bounds[:, 0] <= bounds[:, 1]).all()):
-        raise FilterError("bounds of a column that are none")
+        raise FilterError("smallest and largest number of a column are not in order")
     values = np.empty((n, width), dtype)
     flat, body = values.reshape(-1), read_only(payload)
     for c in range(width):
@@ -166,10 +170,10 @@ def _unpack(content: Content) -> Content:
 def _remembered(
     state: State, keys: NDArray[np.uint64] | None, values: Rows, about: About
 ) -> tuple[State, Places]:
-    """Give a state that has a row for each of a message's keys, and where these rows are.
+    """Return a state with a row for each of a message's keys, and the places of these rows.
 
     Raises:
-        InputError: it has rows of another kind.
+        InputError: its rows have another type or width.
     """
     if "keys" not in state:
         listed = keys_of(Content(keys, values), about).copy()
@@ -178,12 +182,13 @@ def _remembered(
     if (rows.dtype, rows.shape[1]) != (values.dtype, values.shape[1]):
         raise InputError(
             f"filter fixed_point: a push to {about.vector!r} has rows of {values.shape[1]} {values.dtype}, "
-            f"and the errors of earlier ones are {rows.shape[1]} {rows.dtype}"
+            f"the errors of earlier pushes are {rows.shape[1]} {rows.dtype}"
         )
     first = np.uint64(about.range.begin) if keys is None else keys[0]
     last = np.uint64(about.range.end - 1) if keys is None else keys[-1]
     at = int(np.searchsorted(held, first))
-    stretch = held[at : at + len(values)]  # most often they are all there, side by side
+    # mostly all keys are known and contiguous
+    stretch = held[at : at + len(values)]
     aligned = len(stretch) == len(values) and stretch[0] == first and stretch[-1] == last
     if aligned and (keys is None or np.array_equal(stretch, keys)):
         return {"keys": held, "rows": rows}, slice(at, at + len(values))
@@ -204,7 +209,7 @@ def _remembered(
 
 @kernel(*(f"UniTuple(i8, 2)(Array({t}, 1, 'C', True), i8, i8)" for t in ("int32", "int64")))
 def _ends(words: Rows, first: int, step: int) -> tuple[int, int]:
-    """Give the smallest and the largest of words first, first + step ... as `_ordered` does, zeros left out."""
+    """Return the smallest and the largest of the nonzero words first, first + step ..., in the order of `_ordered`."""
     most = np.iinfo(words.dtype).max
     low, high = most, -most - 1
     for i in range(first, len(words), step):
@@ -222,7 +227,7 @@ def _ends(words: Rows, first: int, step: int) -> tuple[int, int]:
 def _round(
     values: Rows, first: int, step: int, low: float, scale: float, size: int, a: int, b: int, codes: Bytes
 ) -> None:
-    """Write the codes of values first, first + step ..., each of `size` bytes; a and b name the random numbers."""
+    """Write the codes of values first, first + step ..., each of `size` bytes; a and b seed the random numbers."""
     count = (len(values) - first + step - 1) // step
     steps = 254 if size == 1 else 65534
     column, block = np.empty(BLOCK), np.empty(BLOCK, np.int32)
@@ -249,7 +254,7 @@ def _round(
 
 @kernel(*(f"void(Array(uint8, 1, 'C', True), i8, f8, f8, i8, i8, {t}[::1])" for t in ("f4", "f8")))
 def _widen(codes: Bytes, size: int, low: float, high: float, first: int, step: int, values: Rows) -> None:
-    """Undo `_round`, but for the rounding."""
+    """Decode the codes of `_round`."""
     count = (len(values) - first + step - 1) // step
     steps = 254 if size == 1 else 65534
     width = (high - low) / steps
@@ -273,7 +278,7 @@ def _widen(codes: Bytes, size: int, low: float, high: float, first: int, step: i
     *(f"void(Array({t}, 1, 'C', True), Array({t}, 1, 'C', True), {t}[::1])" for t in ("float32", "float64"))
 )
 def _add(pushed: Rows, owed: Rows, due: Rows) -> None:
-    """Add to what is pushed what is owed from before; what is zero stays zero."""
+    """Add the earlier errors to the pushed numbers; zeros stay zero."""
     for i in range(len(pushed)):
         due[i] = pushed[i] + owed[i] if pushed[i] != 0 else 0
 
@@ -282,7 +287,7 @@ def _add(pushed: Rows, owed: Rows, due: Rows) -> None:
     *(f"void(Array({t}, 1, 'C', True), Array({t}, 1, 'C', True), {t}[::1])" for t in ("float32", "float64"))
 )
 def _settle(pushed: Rows, arrived: Rows, owed: Rows) -> None:
-    """Leave owed what has not arrived, where something was pushed."""
+    """Set the errors to what has not arrived, where a number was pushed."""
     for i in range(len(pushed)):
         if pushed[i] != 0:
             owed[i] = np.float64(pushed[i]) + np.float64(owed[i]) - np.float64(arrived[i])

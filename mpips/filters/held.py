@@ -1,4 +1,4 @@
-"""What filters that leave rows out have in common, and the merge of what is sent with what was held back."""
+"""Common parts of filters that drop rows, and the merge of new rows with held rows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Keys = NDArray[np.uint64]
 Rows = NDArray[Any]
 
 NOTHING, HOLD, SEND = 0, 1, 2
-"""What becomes of a row."""
+"""The verdict on a row."""
 
 GIVEN = "Array(u8, 1, 'C', True), Array({t}, 2, 'C', True)"
 """Keys and rows in a kernel's signature, of type {t}; they may be read-only."""
 
 
 def applies(vectors: Sequence[str], about: About) -> bool:
-    """Tell whether a filter is meant for a message: `vectors` are those that its settings name, none for all."""
+    """Tell whether a filter is applied to a message: `vectors` are those that its settings name, none: all."""
     return not vectors or about.vector in vectors
 
 
 def are_rows(content: Content) -> bool:
-    """Tell whether there are rows of numbers, and no earlier filter has made bytes of them."""
+    """Tell whether there are rows of numbers, not encoded as bytes by an earlier filter."""
     return content.values.dtype != np.uint8 and len(content.values) > 0
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Give an array as kernels take it, aligned and in C order; copied only if it is not so already."""
+    """Return an array aligned and in C order, as kernels need it; copied only if necessary."""
     return np.require(array, requirements=["C", "A"])
 
 
@@ -45,13 +45,13 @@ def keys_of(content: Content, about: About) -> Keys:
 
 
 def as_it_came(content: Content) -> Content:
-    """Decode what a filter has sent that leaves rows out: there is nothing to undo.
+    """Decode the content of a filter that drops rows: it is unchanged.
 
     Raises:
-        FilterError: there is a note, and such a filter writes none.
+        FilterError: there is a note; such a filter writes none.
     """
     if content.note:
-        raise FilterError(f"{len(content.note)} bytes of note where none are written")
+        raise FilterError(f"note has {len(content.note)} bytes, expected 0")
     return content
 
 
@@ -69,10 +69,10 @@ def judge(
     threshold: float,
     verdicts: NDArray[np.uint8],
 ) -> tuple[int, int, int]:
-    """Judge the sums of rows and of what is held of their keys; return how many to send, to hold, and have both.
+    """Classify the sums of rows and held rows; return how many are to send, to hold, and have both.
 
-    A sum is to be sent if a number in it is larger than the threshold (NaN always is), held if not, and neither if it
-    is all zero. What is held of other keys is not judged.
+    A sum is sent if a number in it is larger than the threshold (NaN always is), dropped if it is all zero, and held
+    otherwise. Held rows of other keys are not classified.
     """
     if len(held_keys) == 0:
         held_rows = np.zeros((1, rows.shape[1]), rows.dtype)
@@ -82,7 +82,8 @@ def judge(
         while j < len(held_keys) and held_keys[j] < keys[i]:
             j += 1
         same = j < len(held_keys) and held_keys[j] == keys[i]
-        near = min(j, last)  # read in any case, so that the choice is no branch that none could foretell
+        # read in any case, to avoid an unpredictable branch
+        near = min(j, last)
         large = some = False
         for c in range(rows.shape[1]):
             total = rows[i, c] + held_rows[near, c]
@@ -114,11 +115,10 @@ def merge(
     out_keys: Keys,
     out_rows: Rows,
 ) -> tuple[int, int]:
-    """Merge two sorted lists, adding rows of one key: those to be sent first, from out[sent] on those to be held.
+    """Merge two sorted lists, adding rows of equal keys: first those to send, from out[sent] on those to hold.
 
-    What is held of other keys goes with those to be sent if `others` is SEND, and then none is to be held; else with
-    those to be held. `out` has a row more than are needed, for what is neither. Returns how many are to be sent, and
-    where those to be held end. O(n + m).
+    Held rows of other keys are sent if `others` is SEND (then no row is held), and held otherwise. `out` has one row
+    more than needed, for dropped rows. Returns the number of rows to send, and the end of those to hold. O(n + m).
     """
     if len(held_keys) == 0:
         held_rows = np.zeros((1, rows.shape[1]), rows.dtype)

@@ -1,4 +1,4 @@
-"""Filters by the names that a job file gives them."""
+"""Finds filters by their names in a job file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUILT_IN = {
     "lz4": "compress",
     "zstd": "compress",
 }
-"""The filters that come with mpips, and the modules here that hold them."""
+"""The built-in filters, and their modules in this package."""
 Entry = str | Mapping[str, Any]
 """A filter in a job file: its name, or a table with its name and settings."""
 
@@ -44,7 +44,7 @@ def parsed(entry: Entry) -> tuple[Filter, Any]:
     """Return a filter of a job file, and its settings.
 
     Raises:
-        ValueError: there is no such filter, or its settings are not such.
+        ValueError: there is no such filter, or its settings are wrong.
     """
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = table.pop("name", None)
@@ -55,10 +55,10 @@ def parsed(entry: Entry) -> tuple[Filter, Any]:
 
 
 def chain_of(entries: Iterable[Entry], seed: int = 0) -> Chain:
-    """Make a chain.
+    """Return the chain of some entries.
 
     Raises:
-        ValueError: an entry is wrong, twice there, or leaves out rows that another has made bytes of.
+        ValueError: an entry is wrong or repeated, or drops rows after a filter that encodes them as bytes.
     """
     steps: list[Step] = []
     for entry in entries:
@@ -67,25 +67,25 @@ def chain_of(entries: Iterable[Entry], seed: int = 0) -> Chain:
             raise JobError(f"the filter {found.name!r} is named twice")
         step = Step(found.name, found.make(settings))
         if step.coder.drops and steps and not steps[-1].coder.drops:
-            raise JobError(f"{found.name!r}, which leaves out rows, must stand before {steps[-1].name!r}")
+            raise JobError(f"{found.name!r}, which drops rows, must come before {steps[-1].name!r}")
         steps.append(step)
     return Chain(steps, seed)
 
 
 def check(entries: Sequence[Entry]) -> None:
-    """Make sure that this rank has what its chain needs.
+    """Check that this rank has the packages that its filters need.
 
     Raises:
-        InputError: it lacks a filter, whose name the text tells.
+        InputError: a package is missing; names the filter.
     """
     for entry in entries:
         found, _ = parsed(entry)
         if lacking := found.lacks():
-            raise InputError(f"no filter {found.name!r} here: it needs {lacking}")
+            raise InputError(f"filter {found.name!r} is not available: it needs {lacking}")
 
 
 def fingerprint(entries: Sequence[Entry]) -> bytes:
-    """Say in 8 bytes what filters these are: the same on another rank only if their settings and code are."""
+    """Return a hash of 8 bytes, the same on two ranks only if settings and code of the filters are."""
     digest = hashlib.blake2b(digest_size=8)
     for entry in entries:
         found, settings = parsed(entry)

@@ -1,8 +1,8 @@
-"""Random skip: of each push a random share of the rows, scaled up: unbiased (NIPS companion).
+"""Random skip: sends a random sample of the rows of each push, scaled to be unbiased (NIPS companion paper).
 
-Each row is kept with probability q, and then divided by q. What is drawn is a hash of the job's seed, of the request's
-origin, shard and time, and of the key: no state, and a run that is repeated repeats to the bit. It is for pushes that
-are gradients or changes; a vector that is set to what is pushed is not to go through it.
+Each row is kept with probability q, and then divided by q. The random numbers are a hash of the job's seed, of the
+request's origin, shard and time, and of the key: there is no state, and a repeated run is the same to the bit. It is
+meant for gradients and other additive pushes, not for vectors whose update is an assignment.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _WORD = 2**64 - 1
 
 @dataclass(frozen=True)
 class RandomSkip:
-    """How much is skipped."""
+    """Settings: how many rows are kept."""
 
     keep: float = field(metadata={"above": 0, "at_most": 1})
-    """q, the probability with which a row is kept."""
+    """q, the probability that a row is kept."""
     vectors: tuple[str, ...] = ()
-    """Vectors that it is for; none: all."""
+    """Vectors that it is applied to; none: all."""
 
 
 @filter_("random_skip", RandomSkip)
 def random_skip(settings: RandomSkip) -> Coder:
-    """Make the filter that keeps each row with probability q and divides it by q.
+    """Return the coder that keeps each row with probability q and divides it by q.
 
-    Rows of integers pass unchanged, for counts are to stay whole. It has no state and holds nothing back, so that
-    a flush is a push like others.
+    Rows of integers are unchanged, since counts must stay integers. It has no state and holds nothing back, so that a
+    flush has no effect.
     """
     limit = np.uint64(min(int(settings.keep * 2.0**64), _WORD))
 
@@ -55,7 +55,7 @@ def random_skip(settings: RandomSkip) -> Coder:
 
 
 def stream_of(about: About) -> np.uint64:
-    """Name the random numbers of one message: the hash that its keys are hashed with."""
+    """Return the seed of a message's random numbers, which is hashed with each key."""
     stream = np.uint64(0)
     for part in (about.seed, about.origin, about.shard, about.time):
         stream = np.uint64(mix(stream ^ np.uint64(part & _WORD)))
@@ -72,10 +72,11 @@ def _skip(
     kept_keys: Keys,
     kept_rows: Rows,
 ) -> int:
-    """Write the rows that are kept, scaled, one behind the other, and return how many they are."""
+    """Write the kept rows, scaled and packed, and return their number."""
     kept = 0
     if rows.shape[1] == 1:
-        for i in range(len(keys)):  # what is skipped is written over: no branch that none could foretell
+        # skipped rows are overwritten, to avoid an unpredictable branch
+        for i in range(len(keys)):
             key = keys[i]
             kept_keys[kept] = key
             kept_rows[kept, 0] = rows[i, 0] * scale

@@ -1,8 +1,7 @@
-"""What filters remember, as arrays of a checkpoint, and back, also where other servers and workers go on.
+"""Saves the states of filters as arrays of a checkpoint, and restores them, also with other numbers of ranks.
 
-Arrays are named `filter.VECTOR.SHARD.FILTER.NAME`. A state with "keys" is cut anew by the shards that there are, and
-the states of several workers are added up key by key; of a state without, each shard takes that of the shard whose
-number is nearest.
+Arrays are named `filter.VECTOR.SHARD.FILTER.NAME`. A state with "keys" is split anew by the current shards, and the
+states of several workers are summed key by key. A state without keys goes to the shards with the nearest numbers.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def to_arrays(chain: Chain) -> Arrays:
 
 
 def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
-    """Set the states of a chain to what one or several workers had; `cuts` says where each shard of a vector begins.
+    """Set the states of a chain to those of one or several workers; `cuts` returns the first key of each shard.
 
     Raises:
-        CheckpointError: a filter has held changes back that is not in this chain.
+        CheckpointError: a saved filter holds changes back and is not in this chain.
     """
     places = {step.name: position for position, step in enumerate(chain.steps)}
     found: dict[tuple[str, str], dict[int, list[State]]] = {}
@@ -50,7 +49,7 @@ def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArr
         if filter_name not in places:
             if any("keys" in state for states in by_shard.values() for state in states):
                 raise CheckpointError(
-                    f"in the checkpoint the filter {filter_name!r} holds changes of {vector!r} back: "
+                    f"in the checkpoint, filter {filter_name!r} holds back changes of {vector!r}: "
                     "resume with it in [filters] push"
                 )
             continue
@@ -62,7 +61,7 @@ def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArr
 
 
 def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> list[State]:
-    """Give each shard its state."""
+    """Return the state of each shard."""
     everywhere = [state for states in by_shard.values() for state in states]
     keyed = [state for state in everywhere if "keys" in state]
     made: list[State] = []

@@ -1,13 +1,13 @@
-"""Significantly modified: a change travels when it has grown large enough (paper, section 5.1).
+"""The significantly-modified filter: a change is sent once it is large enough (paper, section 5.1).
 
-Changes that add up need not travel one by one. A row is held back while its largest number, all that was held back
-before included, is at most Delta; then it is sent whole. So each number at the servers is at no time further than Delta
-a worker from what it would have been, and nothing is lost: what is held is part of the state, hence of a checkpoint,
-and a flush sends it. With Delta_t = threshold / t the distance goes to 0 for what is pushed again and again (the
-companion's theory asks for O(1/t)).
+Additive changes can be sent together. A row is held back while its largest number, summed with what was held back
+before, is at most Delta; then the sum is sent. So each number at the servers differs at any time by at most Delta per
+worker from its value without the filter. No change is lost: held rows are part of the state, hence of checkpoints, and
+a flush sends them. With Delta_t = threshold / t the difference tends to 0 for keys that are pushed again and again (the
+theory of the companion paper requires O(1/t)).
 
-Held rows are a sorted list beside its keys. Each message is a merge of two such lists, once to judge and once to
-write, so that no more memory is taken than there are rows. A sum of zero is forgotten: there is nothing to send.
+Held rows are kept sorted by key. Each message merges two sorted lists, once to classify the rows and once to write
+them, so that memory is proportional to the rows. Sums of zero are dropped.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ Held = tuple[Keys, Rows]
 
 @dataclass(frozen=True)
 class Significant:
-    """Which changes are held back."""
+    """Settings: which changes are held back."""
 
     threshold: float = field(metadata={"above": 0})
     """Delta: a row is held back while none of its numbers is larger."""
     decay: Literal["constant", "inverse"] = "constant"
-    """Delta stays what it is, or is divided by the count of messages to a server."""
+    """Delta is constant, or divided by the number of messages to a server."""
     vectors: tuple[str, ...] = ()
-    """Vectors that it is for; none: all."""
+    """Vectors that it is applied to; none: all."""
 
 
 @filter_("significant", Significant)
 def significant(settings: Significant) -> Coder:
-    """Make the filter that holds small changes back, until they have added up to large ones.
+    """Return the coder that holds back small changes until their sum is large.
 
-    It leaves alone what does not add up (About.sums). Its state has "count", i8[1]: the messages that it has judged;
-    and if anything is held "keys", u64[m], and "rows", [m, width] of the vector's type: the changes held back. A
-    flush sends those within the message's range, and judges nothing.
+    It is applied to additive pushes only (About.sums). Its state has "count", i8[1]: the number of messages; and, if
+    rows are held, "keys", u64[m], and "rows", [m, width] of the vector's type. A flush sends all held rows of the
+    message's range.
     """
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
@@ -74,7 +74,7 @@ def significant(settings: Significant) -> Coder:
 
 
 def release(state: State, content: Content, about: About) -> tuple[State, Content]:
-    """Send with a message all that is held within its range; it may have rows of its own, or none."""
+    """Add all held rows of a message's range to it; the message may have rows of its own, or none."""
     if "keys" not in state or about.range.empty:
         return state, content
     if not len(content.values):
@@ -88,12 +88,12 @@ def release(state: State, content: Content, about: About) -> tuple[State, Conten
 
 
 def named(held: Held) -> State:
-    """Name what is held for the state; nothing if it is none."""
+    """Return the state's arrays for held rows; none if there are none."""
     return {"keys": held[0], "rows": held[1]} if len(held[0]) else {}
 
 
 def held_of(state: State, content: Content, about: About) -> Held:
-    """Return the keys and rows that a state holds back, none of the content's type if there are none.
+    """Return the keys and rows that a state holds back; if there are none, empty ones of the content's type.
 
     Raises:
         InputError: the content's rows cannot be added to them.
@@ -103,21 +103,21 @@ def held_of(state: State, content: Content, about: About) -> Held:
     keys, rows, values = state["keys"], state["rows"], content.values
     if values.dtype != rows.dtype or values.shape[1:] != rows.shape[1:]:
         raise InputError(
-            f"filter significant: a push to {about.vector!r} has rows of {values.shape[-1]} {values.dtype}, and what "
-            f"is held back has rows of {rows.shape[1]} {rows.dtype}"
+            f"filter significant: a push to {about.vector!r} has rows of {values.shape[-1]} {values.dtype}, the rows "
+            f"held back are of {rows.shape[1]} {rows.dtype}"
         )
     return plain(keys), plain(rows)
 
 
 def rounded(threshold: float, values: Rows) -> float:
-    """Round a threshold as the values are rounded, so that a float32 of 0.1 is not larger than 0.1."""
+    """Round a threshold to the values' type, so that a float32 of 0.1 is not larger than 0.1."""
     if values.dtype != np.float32:
         return threshold
     return float(np.float32(min(threshold, float(np.finfo(np.float32).max))))
 
 
 def split(content: Content, held: Held, threshold: float, about: About) -> tuple[Content, Held]:
-    """Add what is held to a content's rows, and part the sums into those to be sent and those to be held."""
+    """Add held rows to a content's rows, and split the sums into those to send and those to hold."""
     rows, keys = plain(content.values), keys_of(content, about)
     verdicts = np.full(len(rows), SEND, np.uint8)
     send, hold, in_both = len(rows), 0, 0
@@ -128,9 +128,10 @@ def split(content: Content, held: Held, threshold: float, about: About) -> tuple
     total = send + hold + len(held[0]) - in_both
     both = np.empty(total + 1, np.uint64), np.empty((total + 1, rows.shape[1]), rows.dtype)
     sent, end = merge(keys, rows, *held, verdicts, send, SEND if about.flush else HOLD, *both)
-    # As many as came are those that came: with the list itself, the servers know it by its signature.
+    # If as many keys are sent as were given, they are the same: keep the list itself, whose signature is cached.
     listed = content.keys if sent == len(rows) else both[0][:sent]
     held = both[0][sent:end], both[1][sent:end]
-    if 2 * (end - sent) < total:  # a view would keep all of it
+    # a view would keep the memory of all rows
+    if 2 * (end - sent) < total:
         held = held[0].copy(), held[1].copy()
     return content._replace(keys=listed, values=both[1][:sent]), held

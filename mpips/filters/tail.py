@@ -1,17 +1,17 @@
-"""Tail features: keys that have hardly been seen get no place at the servers (the authors' code).
+"""Tail features: rare keys get no memory at the servers (from the authors' code).
 
-Most features of sparse data occur once or twice and teach nothing, yet each takes a place in the servers' memory for
-good. So pushes count their keys, and a row of a key seen fewer than f times, this time included, is left out. It is
-not kept for later: that is what the filter is for, and what it costs is the first f - 1 changes of every other key.
+Most features of sparse data occur once or twice and do not help learning, yet each would occupy memory at the servers
+for good. So pushes count their keys, and a row whose key was seen fewer than f times, this time included, is dropped.
+It is not kept for later, so the cost is the first f - 1 changes of every other key.
 
-Keys are counted by a CountMin sketch: `depth` rows of `width` counters, of which each key has one a row; its count is
-the least of them. That is never less than how often it was seen, so no key that was seen f times is left out; it is
-more where all its counters are shared, at most the share (N / width) ** depth of fresh keys after N others. Only the
-least counters of a key are raised (conservative update), and none beyond f, so that a byte is enough for f < 256 and
-keys that are known write nothing.
+Keys are counted by a CountMin sketch: `depth` rows of `width` counters, of which each key has one per row; its count is
+the smallest of them. The count is never too low, so no key that was seen f times is dropped; it is too high where all
+counters of a key are shared, for at most the share (N / width) ** depth of new keys after N others. Only the smallest
+counters of a key are increased (conservative update), and none beyond f, so that a byte suffices for f < 256 and
+frequent keys cause no writes.
 
 The sketch is changed in place, which State allows: a copy of its 2 MB takes 0.3 ms, as long as a push of 30,000 keys.
-Hashes depend on nothing but the key, so that sketches of the same shape may be merged, by their maximum or their sum.
+Hashes depend on the key only, so that sketches of the same shape can be merged, by their maximum or their sum.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _HALF = U8(32)
 
 @dataclass(frozen=True)
 class Tail:
-    """Which keys are the tail."""
+    """Settings: which keys are rare."""
 
     at_least: int = field(metadata={"at_least": 1, "at_most": 2**32 - 1})
-    """f: rows are sent from the f-th push of their key on."""
+    """f: the rows of a key are sent from its f-th push on."""
     width: int = field(default=2**20, metadata={"at_least": 1, "at_most": 2**28})
-    """Counters a row of the sketch: several times the keys that a worker pushes to one server."""
+    """Counters per row of the sketch: several times the number of keys that a worker pushes to one server."""
     depth: int = field(default=2, metadata={"at_least": 1, "at_most": 16})
     """Rows of the sketch."""
     vectors: tuple[str, ...] = ()
-    """Vectors that it is for; none: all."""
+    """Vectors that it is applied to; none: all."""
 
 
 @filter_("tail", Tail)
 def tail(settings: Tail) -> Coder:
-    """Make the filter that leaves out rows of keys that were pushed fewer than f times, and does not keep them.
+    """Return the coder that drops rows of keys that were pushed fewer than f times.
 
-    Its state is "sketch", [depth, width] of the smallest unsigned type that holds f: one for each server and vector.
-    Rows may be of any type. A flush is a push like others, since nothing is held back.
+    Its state is "sketch", [depth, width] of the smallest unsigned type that holds f, one for each server and vector.
+    Rows may be of any type. A flush has no effect, since nothing is held back.
     """
     dtype = np.min_scalar_type(settings.at_least)
 
@@ -64,7 +64,7 @@ def tail(settings: Tail) -> Coder:
         elif sketch.shape != (settings.depth, settings.width) or sketch.dtype != dtype:
             raise InputError(
                 f"filter tail: the sketch of {about.vector!r} is {sketch.shape[0]} x {sketch.shape[1]} "
-                f"{sketch.dtype}, and the settings ask for {settings.depth} x {settings.width} {dtype}"
+                f"{sketch.dtype}, the settings require {settings.depth} x {settings.width} {dtype}"
             )
         keys = keys_of(content, about)
         places = np.empty(len(keys), np.int64)
@@ -79,7 +79,7 @@ def tail(settings: Tail) -> Coder:
 
 @kernel(*(f"i8({t}[:, ::1], Array(u8, 1, 'C', True), i8, i8[::1])" for t in ("u1", "u2", "u4")))
 def _count(sketch: NDArray[Any], keys: Keys, least: int, places: NDArray[np.int64]) -> int:
-    """Count each key once more, write down where those stand that were seen `least` times, and return how many."""
+    """Count each key, write the places of those that were seen `least` times, and return their number."""
     depth, width = sketch.shape
     passed = 0
     for i in range(len(keys)):

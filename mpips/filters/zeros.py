@@ -1,10 +1,10 @@
-"""Zero removal: of many values that are zero a bit each is sent, and of the others themselves (paper, section 5.1).
+"""Zero removal: sends a bitmap of the nonzero values, and these values (paper, section 5.1).
 
-    bitmap, 1 bit a value, the lowest first, in words of 8 bytes | byte planes of the values that are not zero
+    bitmap, 1 bit per value, the lowest first, in words of 8 bytes | byte planes of the nonzero values
 
-Zero is what has no bit set: -0.0 and NaN are sent as they are, and everything arrives as it was. The planes
-(mpips/filters/planes.py) are for a compressor that may come after. A content of fewer zeros, that would
-shrink by less than a tenth, goes as it came, with an empty note. There is no state.
+A value is zero if none of its bits is set: -0.0 and NaN are sent, so the filter is lossless. The planes
+(mpips/filters/planes.py) help a compressor after this filter. A content that would shrink by less than a tenth is sent
+unchanged, with an empty note. There is no state.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from mpips.jit.kernel import kernel
 from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.9
-"""What a content's values must shrink to."""
-_NOTE = struct.Struct("<BxxxIqqq")  # type of the values, rows, width, values that are not zero
+"""The largest ratio of encoded to original bytes that is worth it."""
+# type of the values, rows, width, number of nonzero values
+_NOTE = struct.Struct("<BxxxIqqq")
 _MAGIC = 0x7A65726F
 _NO_BYTES = read_only(np.empty(0, np.uint8))
 _READ = ("Array(uint32, 1, 'C', True)", "Array(uint64, 1, 'C', True)")
@@ -33,15 +34,15 @@ _ONE = np.uint64(1)
 
 @dataclass(frozen=True)
 class Zeros:
-    """Where zeros are removed."""
+    """Settings: where zeros are removed."""
 
     least: int = field(default=8192, metadata={"at_least": 0})
-    """Bytes below which messages are left alone: what takes a short time to send takes longer to encode."""
+    """Bytes below which messages are sent unchanged: encoding them takes longer than it saves."""
 
 
 @filter_("zeros", Zeros)
 def zeros(settings: Zeros) -> Coder:
-    """Make the filter that removes zeros from rows; keys pass, and so does what has been made bytes."""
+    """Return the coder that removes zeros from rows; keys, and values encoded as bytes, are unchanged."""
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
         return state, (pack(content) or content) if content.nbytes >= settings.least else content
@@ -53,7 +54,7 @@ def zeros(settings: Zeros) -> Coder:
 
 
 def pack(content: Content) -> Content | None:
-    """Remove the zeros of a content's values; None when it does not pay."""
+    """Remove the zeros of a content's values; None if it does not pay."""
     values = content.values
     if values.dtype == np.uint8 or not values.size:
         return None
@@ -73,28 +74,29 @@ def pack(content: Content) -> Content | None:
 
 
 def unpack(content: Content) -> Content:
-    """Undo `pack`.
+    """Invert `pack`.
 
     Raises:
-        FilterError: note and payload are none that it makes.
+        FilterError: note and payload are not valid outputs of it.
     """
     payload, note = content.values, content.note
     if len(note) != _NOTE.size:
-        raise FilterError(f"a note of {len(note)} bytes where {_NOTE.size} are due")
+        raise FilterError(f"note has {len(note)} bytes, expected {_NOTE.size}")
     code, magic, rows, width, count = _NOTE.unpack(note)
     if magic != _MAGIC or code >= len(DTYPES):
-        raise FilterError("a note of another filter or version")
+        raise FilterError("note is of another filter or version")
     if payload.dtype != np.uint8 or payload.ndim != 1:
-        raise FilterError("what zeros were removed from has come as something else than bytes")
+        raise FilterError(f"payload is {payload.ndim}-d {payload.dtype}, expected 1-d uint8")
     dtype = DTYPES[code]
     total, front = rows * width, _bitmap_bytes(rows * width)
     if min(rows, width, count) < 0 or front + count * dtype.itemsize != len(payload):
         raise FilterError(
-            f"{len(payload)} bytes for {rows} rows of {width} {dtype}, {count} of the numbers not zero"
+            f"payload has {len(payload)} bytes for {rows} rows of {width} {dtype}, {count} of the numbers nonzero"
         )
-    bitmap = bytes_of(payload[:front]).copy().view(np.uint64)  # it may lie at any address
+    # a copy, since the payload may be unaligned
+    bitmap = bytes_of(payload[:front]).copy().view(np.uint64)
     if not _fits(read_only(bitmap), total, count):
-        raise FilterError(f"a bitmap that is not of {count} in {total} numbers")
+        raise FilterError(f"bitmap does not have {count} bits set among the first {total}")
     word = np.uint32 if dtype.itemsize == 4 else np.uint64
     rest, words = np.empty(count + 1, word), np.empty(total, word)
     places = read_only(front + np.arange(dtype.itemsize) * count)
@@ -110,7 +112,7 @@ def _bitmap_bytes(values: int) -> int:
 
 @kernel(*(f"i8({t})" for t in _READ))
 def _count(words: Words) -> int:
-    """Count the words that are not zero."""
+    """Count the nonzero words."""
     count = 0
     for i in range(len(words)):
         count += words[i] != 0
@@ -119,13 +121,14 @@ def _count(words: Words) -> int:
 
 @kernel(*(f"void({t}, u8[::1], {r}[::1])" for t, r in zip(_READ, ("u4", "u8"), strict=True)))
 def _sift(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None:
-    """Write a bit for each word, and those that are not zero one behind the other; rest has one more than they are."""
+    """Write a bit for each word, and the nonzero words packed; rest has one element more than needed."""
     at = 0
     for begin in range(0, len(words), 64):
         bits = np.uint64(0)
         for i in range(min(64, len(words) - begin)):
             word = words[begin + i]
-            rest[at] = word  # a zero is written over by what comes next: no branch that none could foretell
+            # a zero is overwritten by the next word, to avoid an unpredictable branch
+            rest[at] = word
             at += word != 0
             bits |= np.uint64(word != 0) << np.uint64(i)
         bitmap[begin // 64] = bits
@@ -133,7 +136,7 @@ def _sift(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None:
 
 @kernel(*(f"void({_READ[1]}, {t}, {r}[::1])" for t, r in zip(_READ, ("u4", "u8"), strict=True)))
 def _spread(bitmap: NDArray[Any], rest: Words, words: Words) -> None:
-    """Undo `_sift`; rest has one more than there are bits set."""
+    """Invert `_sift`; rest has one element more than there are bits set."""
     at = 0
     for begin in range(0, len(words), 64):
         bits = bitmap[begin // 64]
@@ -145,7 +148,7 @@ def _spread(bitmap: NDArray[Any], rest: Words, words: Words) -> None:
 
 @kernel(f"b1({_READ[1]}, i8, i8)")
 def _fits(bitmap: NDArray[Any], total: int, count: int) -> bool:
-    """Tell whether so many bits are set, all of them among the first `total`."""
+    """Tell whether exactly `count` bits are set, all of them among the first `total`."""
     found = 0
     for word in bitmap:
         bits = word

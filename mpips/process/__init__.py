@@ -1,1 +1,4 @@
-"""This process: its streams, folders, host, signals and interpreter. Knows nothing of the parameter server."""
+"""This process: its streams, folders, host, signals and interpreter.
+
+Independent of the paper and of the parameter server; imports only modules at the root.
+"""

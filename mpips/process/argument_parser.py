@@ -9,8 +9,8 @@ from mpips.process.printable import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line, and where its help is; exit code 2."""
+    """A parser that reports a wrong command line in one line, with the command for help; exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with it."""
+        """Print the error and exit."""
         self.exit(2, f"{self.prog}: error: {printable(message, keep='')}; see {self.prog} --help\n")

@@ -1,6 +1,6 @@
-"""This machine: its name as a text, its address, and what tells it from others.
+"""This machine: its name as text, its address, and an identifier.
 
-A kernel takes any 64 bytes for a host's name: bytes that are no UTF-8, control characters, names that no DNS can hold.
+A kernel accepts any 64 bytes as a host name: invalid UTF-8, control characters, names that are invalid in DNS.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from mpips.process.printable import printable
 
 NAME_BYTES = 64
-"""Bytes that a name from `host_name` has at most, in UTF-8."""
+"""The largest size of a name from `host_name`, in bytes of UTF-8."""
 _DIGEST = 8
 LOOPBACK = "127.0.0.1"
 
 
 def host_name() -> str:
-    """Give this machine's name, fit to be shown, sent and compared: UTF-8, at most `NAME_BYTES`, never empty.
+    """Return this machine's name for display and comparison: UTF-8, at most `NAME_BYTES`, never empty.
 
-    Other bytes are shown as escapes; a name that is too long then ends in a hash of all of it.
+    Other bytes are escaped; a name that is then too long ends in a hash of the whole name.
     """
     raw = os.fsencode(socket.gethostname())
     text = printable(raw.decode(errors="backslashreplace"), keep="") or "localhost"
@@ -34,7 +34,7 @@ def host_name() -> str:
 
 
 def machine() -> bytes:
-    """Give eight bytes that are the same for processes which reach each other by loopback."""
+    """Return eight bytes that are the same for processes that can communicate by loopback."""
     parts = [os.fsencode(socket.gethostname())]
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
         parts.append(file.read())
@@ -44,7 +44,7 @@ def machine() -> bytes:
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether a process of this host has ended, or only waits for its parent to ask how."""
+    """Tell whether a process of this host has ended, or is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
@@ -54,9 +54,9 @@ def is_gone(pid: int) -> bool:
 
 
 def host_address() -> str:
-    """Give the IPv4 address by which other machines reach this one: what its name stands for, or else where it sends.
+    """Return the IPv4 address by which other machines reach this one: that of its name, or else of its default route.
 
-    Only an address that a socket here can be bound to counts; loopback if there is none.
+    The address must be one that a socket can be bound to; loopback if there is none.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def host_address() -> str:
 
 
 def _is_here(host: str) -> bool:
-    """Tell whether an address is one of this machine's own."""
+    """Tell whether an address is one of this machine."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return True

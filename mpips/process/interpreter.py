@@ -1,9 +1,9 @@
-"""The command that starts Python for a process of ours: this interpreter, and never modules of the working folder.
+"""The command that starts Python for mpips' own processes: this interpreter, without modules of the working folder.
 
-`python -m` and `python -c` put the working folder in front of `sys.path`, and so does an empty part of PYTHONPATH, as
-in ``PYTHONPATH=/my/modules:``. A folder that holds a `mpi4py.py` or an `mpips/` of somebody's would then be run in
-place of the real ones. `-P` (Python 3.11) leaves it out; for lines that are typed without it, and for empty parts,
-`forget_working_folder` does what can still be done.
+`python -m`, `python -c` and an empty part of PYTHONPATH, as in ``PYTHONPATH=/my/modules:``, put the working folder
+first in `sys.path`. A `mpi4py.py` or `mpips/` in that folder would then be imported instead of the installed one. `-P`
+(Python 3.11) prevents that; for commands that are typed without it, and for empty parts, there is
+`forget_working_folder`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 
 def python(executable: str | None = None) -> list[str]:
-    """Give the beginning of a command line that starts Python, by default the one that runs this."""
+    """Return the beginning of a command line that starts Python, by default the running interpreter."""
     return [executable or sys.executable, "-P"]
 
 
 def forget_working_folder(by_module: bool = False) -> None:
-    """Take the working folder out of `sys.path`, and out of PYTHONPATH for the processes that this one starts.
+    """Remove the working folder from `sys.path`, and from PYTHONPATH for child processes.
 
-    It stays where the user has named it in PYTHONPATH, where a package is installed in it, and where this mpips is.
+    It stays if the user has named it in PYTHONPATH, if a package is installed in it, and if this mpips is in it.
 
     Args:
-        by_module: Python was started by `-m`, and so has put it in front unless it was told not to.
+        by_module: Python was started by `-m`, and so has put it first unless `-P` was given.
     """
     named = os.environ.get("PYTHONPATH", "")
     parts = [part for part in named.split(os.pathsep) if part]

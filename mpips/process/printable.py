@@ -1,7 +1,7 @@
-"""Text of others made fit for a terminal: control characters are shown as escapes, not obeyed.
+"""Escapes control characters in untrusted text before it is printed on a terminal.
 
-Names, manifests, metrics and remote errors may hold anything. Printed raw, an escape sequence can overwrite what stands
-on the screen, set the window's title, or paste into a shell; a right-to-left override can show a name that is another.
+Names, manifests, metrics and remote errors may have any content. Printed raw, an escape sequence can overwrite the
+screen, set the window's title, or paste into a shell; a right-to-left override can disguise a name.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\
 
 
 class Control(str):
-    """Text of our own that is to act on a terminal: streams that show control characters leave it as it is."""
+    """Text of mpips with control characters for the terminal: streams that escape such characters do not change it."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        """Give itself, so that it is still known by `print`."""
+        """Return itself, so that `print` keeps the type."""
         return self
 
 
 def printable(text: object, keep: str = _KEPT) -> str:
-    r"""Give a text in which every control character but those in `keep` is an escape such as ``\x1b``.
+    r"""Return a text in which every control character but those in `keep` is escaped, such as ``\x1b``.
 
     >>> printable("name\x1b[2J.svm")
     'name\\x1b[2J.svm'
@@ -41,7 +41,7 @@ def printable(text: object, keep: str = _KEPT) -> str:
 
 
 def printable_in(value: Any) -> Any:
-    """Give what JSON can hold with all texts in it, keys too, `printable`."""
+    """Return a JSON value with all of its strings, keys included, `printable`."""
     if isinstance(value, dict):
         return {printable(key): printable_in(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def printable_in(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    r"""Write JSON for people and programs: it has no control characters, which JSON lets stand if they are not ASCII's.
+    r"""Return indented JSON without control characters; `json` escapes only those below 0x20.
 
     >>> print(json_text("\x7f"))
     "\u007f"

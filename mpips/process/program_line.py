@@ -1,7 +1,6 @@
-"""Spots: the file and line of a program where it asked for something, or went wrong.
+"""Program lines: the file and line of the user's program that issued a request or raised an error.
 
-A program's own lines are told from the mechanism's by their files: what stands in this package is mechanism, but for
-the jobs that come with it.
+A line belongs to a program by its file: files of this package do not, except for the jobs that come with it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 Spot = tuple[CodeType, int]
-"""Code, and an offset in it: so much is cheap to note with every request."""
+"""A code object and an offset in it: cheap to record with every request."""
 
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
 _JOBS = (_PACKAGE + "jobs/", str((Path(__file__).parents[1] / "jobs").resolve()) + "/")
@@ -27,20 +26,20 @@ _homes: set[str] = set()
 
 
 def register(file: str | None) -> None:
-    """Say that a program's module stands in a file: so its folder is the program's, wherever that is."""
+    """Register the file of a program's module: all files in its folder belong to the program."""
     if file:
         _homes.add(str(Path(file).parent) + "/")
 
 
 def is_program(file: str) -> bool:
-    """Tell whether a file is a program's, and neither the mechanism's nor a library's."""
+    """Tell whether a file belongs to a program, and neither to mpips nor to a library."""
     if file.startswith(_PACKAGE):
         return file.startswith(_JOBS)
     return file.startswith((*_homes, *_JOBS)) or not (file.startswith(_LIBRARIES) or file[:1] == "<")
 
 
 def here(frame: FrameType | None) -> Spot | None:
-    """Give the innermost spot of a program's from a frame outwards; None if the mechanism asks by itself."""
+    """Return the innermost program line from a frame outwards; None if mpips issued the request itself."""
     while frame is not None:
         if is_program(frame.f_code.co_filename):
             return frame.f_code, frame.f_lasti
@@ -49,13 +48,13 @@ def here(frame: FrameType | None) -> Spot | None:
 
 
 def caller() -> Spot:
-    """Give the spot three calls further out: that of `a` in a -> push -> submit -> caller."""
+    """Return the line three calls further out: that of `a` in a -> push -> submit -> caller."""
     frame = sys._getframe(3)
     return frame.f_code, frame.f_lasti
 
 
 def told(spot: Spot | None) -> str:
-    """Write a spot as `file:line`; "" if it is none of a program's."""
+    """Return a line as `file:line`; "" if it does not belong to a program."""
     if spot is None or not is_program(spot[0].co_filename):
         return ""
     code, offset = spot
@@ -66,7 +65,7 @@ def told(spot: Spot | None) -> str:
 
 
 def of(error: BaseException) -> str:
-    """Write where in a program an error arose, as `file:line`: the innermost line of its own; "" if nowhere."""
+    """Return the innermost program line of an error's traceback as `file:line`; "" if there is none."""
     found, trace = "", error.__traceback__
     own = ""
     while trace is not None:

@@ -1,11 +1,11 @@
-"""The standard streams of a process of ours: always there, fit for any text, and never the end of a run.
+"""The standard streams of mpips' processes: always open, able to write any text; a failed write does not end a run.
 
-A process may be started with stdin, stdout or stderr closed. The next files that are opened would then get their
-numbers, and what is meant for people would be written into them: the null device takes their place first. Characters
-that a stream's encoding does not have are shown as escapes; names of files that are not UTF-8 keep their bytes.
+A process may be started with stdin, stdout or stderr closed. The next files that it opens would then get their
+descriptors, and messages would be written into them; so the null device is opened in their place first. Characters
+that a stream's encoding lacks are escaped; names of files that are not UTF-8 keep their bytes.
 
-What cannot be written, since the disk is full or the reader has gone, is remembered in `problem`, and all that follows
-goes to the null device. A rank goes on then. A command whose output that was ends.
+The first failed write (the disk is full, or the reader has exited) is kept in `problem`; further output goes to the
+null device. A rank continues. A command ends if the failed stream is its output.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _ERRORS = "mpips"
 
 
 class Stream(io.TextIOWrapper):
-    """A stream that loses what cannot be written, and says so in `problem`.
+    """A stream that discards what cannot be written, and keeps the first error in `problem`.
 
     Args:
-        before: the stream whose place it takes; None if there was none.
+        before: the stream that it replaces; None if there was none.
         number: its descriptor.
-        clean: show control characters as escapes, but those of `Control`.
-        ends: raise what is lost, once.
+        clean: escape control characters, except in `Control`.
+        ends: raise the first error.
     """
 
     def __init__(self, before: IO[str] | None, number: int, *, clean: bool, ends: bool) -> None:
@@ -55,7 +55,7 @@ class Stream(io.TextIOWrapper):
         return len(text)
 
     def flush(self) -> None:
-        """Write out what is held."""
+        """Write buffered text."""
         try:
             super().flush()
         except OSError as error:
@@ -64,17 +64,18 @@ class Stream(io.TextIOWrapper):
     def _lose(self, error: OSError) -> None:
         first, self.problem = self.problem is None, self.problem or error
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.fileno())  # else what is still held fails again at exit
+        # otherwise the buffered rest would fail again at exit
+        os.dup2(null, self.fileno())
         os.close(null)
         if first and self.ends:
             raise error
 
 
 def prepare(*, clean: bool = False, ends: bool = False) -> None:
-    """Make this process's standard streams fit; see the module.
+    """Replace this process's standard streams; see the module.
 
     Args:
-        clean: show control characters as escapes on stdout and stderr.
+        clean: escape control characters on stdout and stderr.
         ends: a write to stdout that fails raises OSError.
     """
     for number in range(3):
@@ -88,13 +89,13 @@ def prepare(*, clean: bool = False, ends: bool = False) -> None:
 
 
 def as_data() -> None:
-    """Leave what is written to stdout as it is, unless that is a terminal: it is for programs to read."""
+    """Do not escape what is written to stdout unless it is a terminal: the output is for programs."""
     if isinstance(sys.stdout, Stream):
         sys.stdout.clean = sys.stdout.isatty()
 
 
 def settled(code: int) -> int:
-    """Write out what is held on stdout; give the exit code: `code`, unless some of it could not be written."""
+    """Flush stdout; return the exit code: `code`, unless some output could not be written."""
     out = sys.stdout
     if not isinstance(out, Stream):
         return code
@@ -109,12 +110,12 @@ def settled(code: int) -> int:
 
 
 def lost() -> bool:
-    """Tell whether something could not be written to stdout."""
+    """Tell whether some output could not be written to stdout."""
     return isinstance(sys.stdout, Stream) and sys.stdout.problem is not None
 
 
 def _open(number: int) -> None:
-    """Let a descriptor that is closed be the null device, for processes started by this one too."""
+    """Open the null device at a descriptor that is closed, also for child processes."""
     try:
         os.fstat(number)
     except OSError:
@@ -126,7 +127,7 @@ def _open(number: int) -> None:
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode what an encoding does not have: bytes of a file's name as they are, all else as escapes."""
+    """Encode characters that an encoding lacks: bytes of file names unchanged, all others as escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end]

@@ -1,7 +1,6 @@
-"""Wishes to stop: the signals by which people and batch systems ask for it.
+"""Stop requests: the signals by which people and batch systems ask a run to stop.
 
-They are kept in the order in which they came, and little else is done in a handler: it may come in the midst of
-anything, such as a line that is being written.
+They are kept in order of arrival. A handler does little else, since it may interrupt anything, such as a write.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class Wishes:
-    """The wishes of a command that starts a run: HUP is one, too, unless it is ignored, as it is under nohup.
+    """The stop requests of a command that starts a run, SIGHUP included unless it is ignored, as under nohup.
 
-    Use it with `with`. Until `keep` is called, a wish calls `end` with the signal's number; from then on it is only
-    noted in `kinds`.
+    A context manager. Until `keep` is called, a signal calls `end` with its number; from then on it is only appended to
+    `kinds`.
     """
 
     def __init__(self, end: Callable[[int], None] = lambda number: leave(number)) -> None:
@@ -32,18 +31,18 @@ class Wishes:
         self._before: dict[int, signal._HANDLER] = {}
 
     def keep(self) -> None:
-        """Note wishes from now on, for who passes them on."""
+        """Only record signals from now on; the caller forwards them."""
         self._keeps = True
 
     def __enter__(self) -> Self:
-        """Begin to hear."""
+        """Install the handlers."""
         hup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         for kind in (*ASKS, *hup):
             self._before[kind] = signal.signal(kind, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Hear no more."""
+        """Restore the previous handlers."""
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 
@@ -55,9 +54,9 @@ class Wishes:
 
 
 def leave(number: int) -> NoReturn:
-    """End this process, which only prepares a run, with 128 and a signal's number, as a shell has it.
+    """End this process, which only prepares a run, with exit code 128 + the signal's number, like a shell.
 
-    At once: an exception that came up in the midst of anything might be lost there, or break it.
+    It uses os._exit: an exception from a signal handler might be swallowed, or leave data inconsistent.
     """
     name = signal.Signals(number).name
     with suppress(OSError):

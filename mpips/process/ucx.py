@@ -1,7 +1,7 @@
-"""Loading MPI where the working folder has a say in it: UCX, which most MPIs bring, reads a `ucx.conf` there.
+"""Protects the loading of MPI from a `ucx.conf` in the working folder.
 
-It does so when it is loaded, and the file may name a folder of libraries to load. So MPI is loaded `away` from a folder
-that has one.
+UCX, which most MPIs use, reads this file when it is loaded, and the file may name a folder of libraries to load. So
+MPI is loaded in another working folder if there is one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ FILE = "ucx.conf"
 
 
 def elsewhere() -> str | None:
-    """Give a folder in which a process that loads MPI is to be started instead of the working folder; mostly None."""
+    """Return a folder in which to start a process that loads MPI, instead of the working folder; mostly None."""
     return "/" if os.path.lexists(FILE) else None
 
 
 @contextmanager
 def away() -> Iterator[None]:
-    """Leave a working folder that has a `ucx.conf`, for as long as MPI is loaded; say so."""
+    """Change from a working folder with a `ucx.conf` to another one while MPI is loaded, and print a warning."""
     other = elsewhere()
     if other is None:
         yield
         return
     if seems_first():
-        text = "it may name code to load; UCX_CONFIG_DIR names a folder that has one of yours"
+        text = "it may name code to load; set UCX_CONFIG_DIR to a folder with your own file"
         with suppress(OSError):
             print(f"mpips: the {FILE} of the working folder is not read: {text}", file=sys.stderr, flush=True)
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)

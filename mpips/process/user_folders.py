@@ -1,7 +1,7 @@
-"""The user's own folders, where there are any.
+"""The user's folders: home, configuration and cache.
 
-In a container, under cron and in a service of systemd, HOME may be unset, missing or somebody else's, and the user may
-have no entry in the system's table. Nobody here fails for that: what is not there is None.
+In a container, under cron and in a systemd service, HOME may be unset, missing or another user's, and the user may have
+no entry in the system's table. A folder that does not exist is None.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NONE = "/nonexistent"
-"""What HOME is set to where there is none and a program wants one."""
+"""The value of HOME for child processes that need one where there is none."""
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Give the home folder: HOME, else what the system's table says; None where there is no such folder."""
+    """Return the home folder: HOME, or else that of the system's table; None if it does not exist."""
     named = environ.get("HOME", "")
     if not named:
         try:
@@ -27,12 +27,12 @@ def home(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def config(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Give the folder of the user's configuration: XDG_CONFIG_HOME, else `.config` at home."""
+    """Return the folder of the user's configuration: XDG_CONFIG_HOME, or else `.config` in the home folder."""
     return _folder("XDG_CONFIG_HOME", ".config", environ)
 
 
 def cache(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Give the folder of what can be made again: XDG_CACHE_HOME, else `.cache` at home."""
+    """Return the user's cache folder: XDG_CACHE_HOME, or else `.cache` in the home folder."""
     return _folder("XDG_CACHE_HOME", ".cache", environ)
 
 

@@ -1,10 +1,10 @@
-"""The callee's half of tasks: which requests may start, which are done (paper, section 3.2).
+"""Request deduplication, the callee's half of tasks: which requests may start, which are finished (paper, section 3.2).
 
-An `RequestDedup` belongs to one address. It lets a request start when all it depends on has finished there,
-starts each one exactly once, and answers a repeated one from the reply it kept until the caller has acknowledged it.
-A shard's inbox goes where the shard goes, so that a push is applied once whoever applies it.
+A `RequestDedup` belongs to one address. A request starts when all requests that it depends on have finished there. Each
+one starts exactly once; a repeated request is answered from its reply, which is kept until the caller acknowledges it.
+A shard's `RequestDedup` moves with the shard, so that a push is applied once, whichever server applies it.
 
-It is a plain state machine, as `mpips.tasks.task`: it is given messages and a function that sends, and never waits.
+It is a state machine like `mpips.tasks.task`: it gets messages and a function that sends, and never waits.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from mpips.tasks.task import Send
 from mpips.transport.message import READS, Kind, Message
 
 Kept = Message | Callable[[Message], Message]
-"""What answers a request that comes again: the reply, or a function from that request to it."""
+"""The answer to a repeated request: the reply, or a function from the request to the reply."""
 
 
 class _Caller:
-    """What a callee knows of one caller."""
+    """A callee's state of one caller."""
 
     __slots__ = ("acked", "finished", "kept", "latest", "parked", "running")
 
     def __init__(self) -> None:
         self.acked = 0
-        self.latest = -1  # the highest time that ever came
-        self.finished: set[int] = set()  # times from `acked` on
+        # the highest time that was received
+        self.latest = -1
+        # times from `acked` on
+        self.finished: set[int] = set()
         self.running: set[int] = set()
         self.parked: dict[int, Message] = {}
         self.kept: dict[int, Kept] = {}
 
 
 def _forgotten(request: Message) -> Message:
-    """Make the reply to a request whose own was acknowledged: whoever had that one does not wait for another."""
+    """Return the reply to a repeated request whose first reply was acknowledged: an error that no caller waits for."""
     text = (
-        "a request that was answered comes from a scheduler that does not know of the answer: its journal is lost, "
-        "go on with --resume latest"
+        "the scheduler repeats a request whose answer was acknowledged, so its journal is lost; "
+        "continue with --resume latest"
     )
     reply = Message(
         Kind.FAILURE,
@@ -50,10 +52,10 @@ def _forgotten(request: Message) -> Message:
 
 
 class RequestDedup:
-    """The callee's half for one address: which requests may start, which are done; see the module.
+    """The requests to one address: which may start, which are finished; see the module.
 
-    Its memory is bounded by the callers' windows: what a caller has acknowledged is forgotten. Requests that change
-    nothing have no kept reply: one that comes again starts again.
+    Its memory is bounded by the callers' windows: acknowledged requests are forgotten. Replies of requests that change
+    nothing are not kept: a repeated one is executed again.
     """
 
     def __init__(self, send: Send, keep: bool = True) -> None:
@@ -61,9 +63,9 @@ class RequestDedup:
         self._callers: dict[int, _Caller] = {}
 
     def knows(self, request: Message) -> bool:
-        """Tell whether a request has come before, and need not be read: `admit` answers it, or lets it be.
+        """Tell whether a request was received before and need not be decoded: `admit` answers or ignores it.
 
-        What answers the pushes of a round needs to know the keys that they name.
+        A repeated push of an aggregation must be decoded, since its reply depends on its keys.
         """
         caller, time = self._callers.get(request.origin), request.time
         if caller is None:
@@ -80,9 +82,9 @@ class RequestDedup:
         return caller is not None and (time < caller.acked or time in caller.finished)
 
     def repeat(self, origin: int, time: int) -> bool:
-        """Answer a request once more whose caller hears nothing; give whether it needs not come again.
+        """Answer a request again, because its caller probes; return False if the caller must send it again.
 
-        It need not if it is under way, or if its reply is kept.
+        It need not be sent again if it is executing or its reply is kept.
         """
         caller = self._callers.get(origin)
         if caller is None:
@@ -94,13 +96,14 @@ class RequestDedup:
         return time in caller.running or time in caller.parked
 
     def admit(self, request: Message) -> list[Message]:
-        """Take a request; give those that may start now (none: it is parked, or is a repetition)."""
+        """Take a request; return those that may start now (none: it is parked, or a repetition)."""
         caller = self._caller(request.origin, request.acked)
         time = request.time
         caller.latest = max(caller.latest, time)
         if time in caller.running:
             return []
-        if time in caller.parked:  # what it waits for may have been given up since
+        # the requests that it depends on may have been given up
+        if time in caller.parked:
             caller.parked[time].after = request.after
             return self._startable(caller)
         if (time < caller.acked or time in caller.finished) and request.command not in READS:
@@ -136,7 +139,7 @@ class RequestDedup:
         )
 
     def finish(self, origin: int, time: int, kept: Kept | None = None, acked: int = 0) -> list[Message]:
-        """Mark a request as finished, and keep its reply; give the parked requests that may start now."""
+        """Mark a request as finished, and keep its reply; return the parked requests that may start now."""
         caller = self._caller(origin, acked)
         caller.running.discard(time)
         caller.finished.add(time)
@@ -153,33 +156,33 @@ class RequestDedup:
         return ready
 
     def forget(self, request: Message) -> None:
-        """Take a request that was admitted as never come: it is to come again."""
+        """Treat an admitted request as not received: its caller sends it again."""
         caller = self._callers.get(request.origin)
         if caller is not None:
             caller.running.discard(request.time)
 
     def abandon(self) -> None:
-        """Take all requests that have not finished as never come."""
+        """Treat all unfinished requests as not received."""
         for caller in self._callers.values():
             caller.running.clear()
             caller.parked.clear()
 
     def latest(self, origin: int) -> int:
-        """Return the highest time of a caller's that ever came or was finished; what is above it is new."""
+        """Return the highest time of a caller that was received or finished; requests above it are new."""
         caller = self._callers.get(origin)
         return -1 if caller is None else caller.latest
 
     def parks(self, origin: int) -> bool:
-        """Tell whether requests of a caller wait for others of its own."""
+        """Tell whether requests of a caller wait for dependencies."""
         caller = self._callers.get(origin)
         return caller is not None and bool(caller.parked)
 
     def unfinished(self) -> int:
-        """Count the requests that were admitted and are not finished."""
+        """Count the admitted, unfinished requests."""
         return sum(len(caller.running) + len(caller.parked) for caller in self._callers.values())
 
     def callers(self) -> dict[int, tuple[int, list[int], dict[int, Kept]]]:
-        """Return what is known of each caller: the time it has acknowledged, the finished times since, kept replies."""
+        """Return the state of each caller: its acknowledged time, the finished times since, the kept replies."""
         return {
             origin: (caller.acked, sorted(caller.finished), dict(caller.kept))
             for origin, caller in self._callers.items()

@@ -1,11 +1,10 @@
-"""When to ask again for what stays unanswered, and how much may be sent again: the model is RFC 6298.
+"""Retransmission: when to probe for unanswered requests, and how many to send again; modelled on RFC 6298.
 
-MPI loses nothing, so timers run only where messages can be lost (injected faults). A timer that expires sends no data:
-it sends a probe, which names what the sender waits for, and the receiver says which of that has never come. Only this
-is sent again, within a budget. The timeout is measured on probes, which are answered at once (smoothed round trip plus
-four deviations): the answer to a request may wait for whatever the request waits for. It doubles with each probe that
-shows no progress, and is spread at random, so that many senders do not ask in step. A receiver that is slow is asked
-less and less often, and costs nobody more than a small message now and then.
+MPI loses no messages, so timers run only where messages can be lost (injected faults). An expired timer sends a probe,
+not data: the probe names the unanswered requests, and the receiver says which of them have not arrived. Only these are
+sent again, within a budget. The timeout is measured on probes (smoothed round-trip time plus four deviations), since
+they are answered at once, while the answer to a request may wait for its dependencies. It doubles with each probe
+without progress, and is jittered, so that many senders do not probe in step. So a slow receiver is probed ever less.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ import math
 from collections.abc import Callable
 
 MOST = 16.0
-"""By how much a timeout may grow, in first timeouts."""
+"""The largest timeout, in first timeouts."""
 SPREAD = 0.25
-"""The part of a timeout that is random."""
+"""The random part of a timeout."""
 BURST = 64.0
-"""How many messages may be sent again at once."""
+"""Messages that may be sent again at once."""
 SHARE = 0.1
-"""How many messages may be sent again for each that was sent, in the long run."""
+"""Messages that may be sent again per message sent, in the long run."""
 
 
 class Timer:
     """The timer of one direction; times are seconds on the caller's clock.
 
     Args:
-        first: the timeout before a round trip was measured, and the least one.
-        chance: gives a number from [0, 1), for the spread.
+        first: the timeout before a round trip was measured, and the smallest one.
+        chance: returns a number in [0, 1), for the jitter.
     """
 
     __slots__ = ("_asked_at", "_chance", "_deviation", "_due", "_first", "_mean", "_tries")
@@ -51,7 +50,7 @@ class Timer:
         return grown * (1 + SPREAD * self._chance())
 
     def answered(self, now: float) -> None:
-        """Take the answer to a probe: a round trip, unless it may be that of another one (Karn's rule)."""
+        """Measure the round trip of an answered probe, unless another probe was sent meanwhile (Karn's rule)."""
         seconds, self._asked_at = now - self._asked_at, math.inf
         if seconds < 0 or self._tries != 1:
             return
@@ -62,16 +61,16 @@ class Timer:
             self._mean += (seconds - self._mean) / 8
 
     def heard(self, now: float) -> None:
-        """Start anew: the other side has given a sign of progress."""
+        """Restart: the other side makes progress."""
         self._tries = 0
         self._due = now + self._timeout()
 
     def stop(self) -> None:
-        """Wait for nothing."""
+        """Stop the timer."""
         self._tries, self._due = 0, math.inf
 
     def expired(self, now: float) -> bool:
-        """Tell whether to probe now; a timer that did not run starts."""
+        """Tell whether to probe now; a stopped timer starts."""
         if self._due == math.inf:
             self._due = now + self._timeout()
         if now < self._due:
@@ -83,7 +82,7 @@ class Timer:
 
 
 class Budget:
-    """Bounds what is sent again by what is sent."""
+    """Bounds the retransmissions by the number of messages sent."""
 
     __slots__ = ("_left",)
 
@@ -91,11 +90,11 @@ class Budget:
         self._left = BURST
 
     def earn(self, share: float = SHARE) -> None:
-        """Note that something was sent; or, with a share of 1, that a timer has expired, so that it always goes on."""
+        """Count a sent message; or, with a share of 1, an expired timer, which may always send one message again."""
         self._left = min(self._left + share, BURST)
 
     def spend(self) -> bool:
-        """Tell whether one more may be sent again, and count it."""
+        """Tell whether one more message may be sent again, and count it."""
         if self._left < 1.0:
             return False
         self._left -= 1.0

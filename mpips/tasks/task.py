@@ -1,23 +1,23 @@
 """Tasks: asynchronous requests with execute-after-finished dependencies (paper, section 3.2).
 
 A task is a push, a pull, or a user function that its caller sends in one or several parts, each to one address: a
-shard, whoever holds it, or a rank. It is `(expected, received)`: finished for its caller when the replies to all parts
-are in, finished at a callee when the call has returned there and all it waits for is done (a push into an aggregation:
-when the update was applied).
+shard, whichever server holds it, or a rank. It is `(expected, received)`: finished for its caller when all parts are
+answered, finished at a callee when the call has returned there and its dependencies are finished (a push into an
+aggregation: when the update was applied).
 
-`Tasks` is the caller's half (the callee's is `mpips.tasks.request_dedup`). It keeps at most `window` parts
-unanswered at each address, sends again what was lost or whose address is another rank's now, and forgets a task once
-it is finished. A dependency on a task that has a part at the same address travels with the message, so that a push
-and the pull after it are both on their way at once; any other dependency is waited for before sending.
+`Tasks` is the caller's half (the callee's is `mpips.tasks.request_dedup`). It keeps at most `window` unanswered parts
+per address, sends a part again if it was lost or its address has moved to another rank, and forgets finished tasks. A
+dependency on a task that has a part at the same address is sent with the message, so that a push and the pull after it
+are in flight together; for any other dependency, the part is held back until it is finished.
 
-A push into an aggregation may be answered ahead: its task is finished, so that its values can be used, but the part is
-kept, and sent again to another holder of the shard, until the word comes that the whole chain has it. What is sent
-to that shard meanwhile is declared to depend on it.
+A push into an aggregation may be answered ahead: its task is finished, so that its values can be used, but they are
+not yet durable. The part is kept, and sent again to a new holder of the shard, until an ACKNOWLEDGED message says that
+all members of the chain have it. Parts that are sent to that shard meanwhile depend on it.
 
-A part is known by its task's caller and time there: a caller that dies can be taken up by another rank, which
-issues the same tasks at the same times (`recall`).
+A part is identified by its task's caller and time: when a caller dies, another rank can take over and issue the same
+tasks at the same times (`recall`).
 
-It is a plain state machine: it is given messages and a function that sends, and never waits.
+It is a state machine: it gets messages and a function that sends, and never waits.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Deliver = Callable[[int, Message], None]
 Filtered = Callable[[int, Message], Message]
 
 AHEAD = 1
-"""In `acked` of a reply: the values are there, the word that they will stay (`acknowledge`) follows."""
+"""In `acked` of a reply: the result is valid but not yet durable; an ACKNOWLEDGED message follows (`acknowledge`)."""
 MOST_NAMED = 256
-"""Parts that a probe asks about at most, the oldest first."""
+"""Parts that a probe names at most, the oldest first."""
 JUMP = 1 << 40
-"""By how much a caller's times leap when it turns to another plan: see `Tasks.leap`."""
+"""The gap in a caller's times when it discards what it did before: see `Tasks.leap`."""
 
 
 def unfiltered(peer: int, message: Message) -> Message:
-    """Give the message as it is: what happens to it on its way to `peer` where there are no filters."""
+    """Return the message unchanged: the encoding for `peer` where there are no filters."""
     return message
 
 
 class Task:
-    """What a caller holds of a task: a future.
+    """A future: the caller's handle of a task.
 
-    `time` orders the caller's tasks. `expected` and `received` count its parts. `result` is whatever its issuer
-    chose to put there (a pull: its values); `error` is set when a part failed. `heeded` says that somebody is told of
-    that error, or sees to it; `what` and `spot` are what it asks for, and where in the program.
+    `time` orders the caller's tasks. `expected` and `received` count its parts. `result` is set by its issuer (a pull:
+    its values); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
+    `what` and `spot`: the command, and the program's line that issued it.
     """
 
     __slots__ = (
@@ -82,7 +82,8 @@ class Task:
         self.nbytes = 0  # of rows that it sends
         self.what = ""
         self.spot: Spot | None = None
-        self.under_way: set[int] = set()  # the addresses of parts that are queued, sent or answered
+        # the addresses of parts that are queued, sent or answered
+        self.under_way: set[int] = set()
         self._deliver = deliver
         self._callbacks: list[Callable[[Task], None]] = []
 
@@ -93,18 +94,19 @@ class Task:
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing more to wait for: it is done, or has failed by more than the loss of a worker.
+        """Whether the wait for it ends: it is done, or has failed with another error than `WorkerLost`.
 
-        After such a loss the other parts will be answered, and the program should go on only then.
+        After the loss of a worker the other parts are still answered, and the program should continue only then.
         """
         return self.received >= self.expected or (
             self.error is not None and not isinstance(self.error, WorkerLost)
         )
 
     def then(self, callback: Callable[[Task], None]) -> Task:
-        """Call `callback(task)` once when the task is finished, at once if it is; give the task.
+        """Call `callback(task)` once when the task is finished, at once if it is; return the task.
 
-        What it raises is raised where messages are moved, and becomes the task's error, unless that has one.
+        An exception of the callback is raised where messages are processed, and becomes the task's error unless it has
+        one.
         """
         if self.done:
             callback(self)
@@ -130,7 +132,7 @@ class Task:
             self.finish()
 
     def finish(self) -> None:
-        """Run all callbacks, then raise what the first failed with: the task may have no one to wait for it.
+        """Run all callbacks, then raise the first exception among them, since the task may never be waited for.
 
         A task without parts is finished by its issuer.
         """
@@ -147,7 +149,7 @@ class Task:
 
 
 def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
-    """Return the error that a failure message tells of."""
+    """Return the error that a failure message describes."""
     meta = reply.meta
     if meta.get("lost"):
         return WorkerLost(str(meta["text"]))
@@ -157,18 +159,21 @@ def remote_error(reply: Message) -> RemoteError | WorkerLost | JournalLost:
 
 
 class _Peer:
-    """What a caller knows of one address that it sends to."""
+    """A caller's state of one address."""
 
     __slots__ = ("ahead", "queue", "timer", "unanswered")
 
     def __init__(self, timer: Timer | None) -> None:
-        self.timer = timer  # where messages are lost
-        self.ahead: dict[int, _Part] = {}  # by time: those that were answered ahead
-        self.unanswered: dict[int, _Part] = {}  # by time, in the order of sending
+        # None where no messages are lost
+        self.timer = timer
+        # by time: parts that were answered ahead
+        self.ahead: dict[int, _Part] = {}
+        # by time, in the order of sending
+        self.unanswered: dict[int, _Part] = {}
         self.queue: deque[_Part] = deque()
 
     def waiting(self) -> list[_Part]:
-        """Return what has no final answer, in the order of sending."""
+        """Return the parts without a final answer, in the order of sending."""
         return [*self.ahead.values(), *self.unanswered.values()]
 
 
@@ -204,18 +209,20 @@ class _Part:
             after,
         )
         self._request = request
-        self.slot = -1  # at the van's desk, if it was asked for there
+        # of the client fast path, if it was sent there
+        self.slot = -1
         self.sent_at = 0.0
-        self.sure = False  # the word that the whole chain has it came before the answer
+        # it was acknowledged before it was answered
+        self.sure = False
 
     @property
     def command(self) -> Command:
-        """What is asked for."""
+        """The command of the part."""
         return self._message.command if self._request is None else self._request.command  # type: ignore[union-attr]
 
     @property
     def message(self) -> Message:
-        """The request as a message, which one that was asked for at the desk is only made into if need be."""
+        """The request as a message; for a part of the fast path it is made on demand."""
         if self._message is None:
             assert self._request is not None
             self._message = self._request.make(self.number)
@@ -228,40 +235,40 @@ class _Part:
 
 
 def stamp(message: Message, time: int, address: int) -> None:
-    """Write into a request which part it is."""
+    """Set the fields of a request that identify its part."""
     message.time = time
     if address < 0:
         message.shard = ~address
 
 
 class Request(Protocol):
-    """A task whose parts may be asked for at the van's desk."""
+    """A task whose parts may be sent by the client fast path."""
 
     @property
     def command(self) -> Command:
-        """What it asks for."""
+        """Its command."""
 
     @property
     def addresses(self) -> Sequence[int]:
-        """Whom the parts go to."""
+        """The addresses of its parts."""
 
     def send(self, number: int, time: int, acked: int) -> int:
-        """Send a part by the shortest way; give the slot of the desk where its answer is due, or -1: not sent."""
+        """Send a part by the client fast path; return its slot, -1 if it was not sent."""
 
     def make(self, number: int) -> Message:
-        """Make a message of a part."""
+        """Return the message of a part."""
 
     def __call__(self, number: int, reply: Message, /) -> None:
-        """Take the reply to a part, if it came as a message."""
+        """Take the reply to a part, if it is a message."""
 
 
 class Tasks:
-    """The caller's half of every task of one node; see the module.
+    """The caller's half of all tasks of one node; see the module.
 
-    `origin` is the caller's name, `send(address, message)` sends, `window` bounds the unanswered parts per address,
-    `timer` makes what says when to ask for unanswered parts (None: the van loses nothing,
-    `mpips.tasks.retransmission`). An address is a rank, or ~shard. `encode` is the filters: each part passes them
-    once, however often it is sent. `withdraw(slot)` says that what was asked at the desk is answered by a message.
+    `origin` identifies the caller, `send(address, message)` sends, `window` bounds the unanswered parts per address,
+    `timer` makes retransmission timers (None: the van loses no messages; `mpips.tasks.retransmission`). An address is a
+    rank, or ~shard. `encode` applies the filters, once to each part, however often it is sent. `withdraw(slot)` frees a
+    slot of the client fast path, whose request is then answered by a message.
     """
 
     def __init__(
@@ -276,7 +283,8 @@ class Tasks:
         again: Counter[str] | None = None,
     ) -> None:
         self._withdraw, self._timer, self._budget = withdraw, timer, Budget()
-        self._asked: dict[int, _Part] = {}  # by slot of the desk
+        # by slot of the client fast path
+        self._asked: dict[int, _Part] = {}
         self._send, self._window, self.origin = send, window, origin
         self._encode = encode
         self._peers: dict[int, _Peer] = {}
@@ -285,46 +293,47 @@ class Tasks:
         self.nbytes = 0
         """Bytes of rows that unfinished tasks send."""
         self.failed: list[Task] = []
-        """Those that have ended with an error of which nobody was told then; see `unheeded`."""
+        """Failed tasks whose error was not handled when they failed; see `unheeded`."""
         self.now: Callable[[], float] = lambda: 0.0
         self.lossy = timer() is not None
         self.stamps = self.lossy
-        """Whether it is noted when a part was sent last."""
+        """Whether the time of each part's last send is recorded."""
         self.watch: Callable[[_Part], None] | None = None
-        """Is told each part that was answered."""
+        """Callback for each answered part."""
         self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
         self.noted: Callable[[int, Message], None] | None = (
             None  # is told each reply that counts, and its address
         )
         self.heard: Callable[[int, int, Message, bool], None] | None = None
-        """Is told each reply that counts: its address and time, itself, and whether the part was given up."""
+        """Callback for each accepted reply: its address and time, the reply, and whether the part was given up."""
         self.recalled: dict[tuple[int, int], Message] = {}
         self.echoes: deque[Message] = deque()
         self.ahead = 0
-        """How many parts were answered ahead, and not acknowledged yet."""
-        self._fresh_ahead: set[int] = set()  # addresses of parts that were answered ahead since `newly_ahead`
+        """Parts that were answered ahead and are not acknowledged yet."""
+        # addresses of parts that were answered ahead since `newly_ahead`
+        self._fresh_ahead: set[int] = set()
         self.again: Counter[str] = Counter() if again is None else again
-        """How many parts were sent again, by cause: "lost", "moved", "workers" and "keys"."""
+        """Parts that were sent again, by cause: "lost", "moved", "workers" and "keys"."""
 
     def recall(self, replies: Mapping[tuple[int, int], Message]) -> None:
-        """Take the replies, by (time, address), that this caller has had before, as another rank.
+        """Take the replies, by (time, address), that this caller received before, on another rank.
 
-        The parts that they answer will not be sent: their replies are among `echoes`, to be given to `answer`.
+        The parts that they answer are not sent: their replies are appended to `echoes`, to be passed to `answer`.
         """
         self.recalled = dict(replies)
 
     def leap(self) -> None:
-        """Go on at times that were never used: what the caller did before, unseen, cannot be taken for what follows."""
+        """Continue at unused times, so that earlier requests of the caller cannot be confused with later ones."""
         self._time = (self._time // JUMP + 1) * JUMP
 
     @property
     def issued(self) -> int:
-        """Count the tasks so far; leaps are none."""
+        """Count the tasks so far, without the gaps of `leap`."""
         return self._time % JUMP
 
     @property
     def acked(self) -> int:
-        """Return the time below which this caller has all replies, and needs none of them again."""
+        """Return the time below which this caller has all replies for good."""
         low = next(iter(self.unfinished), self._time)
         if self.ahead:
             low = min(low, *(min(peer.ahead) for peer in self._peers.values() if peer.ahead))
@@ -340,10 +349,10 @@ class Tasks:
     ) -> Task:
         """Send a task of `parts`, each an (address, request), that starts after every task of `after` is finished.
 
-        No two parts have one address. A part starts there when the parts of `after` are finished there: what a push
-        and a pull need, since every key is at one address. With `whole` no part starts before all of `after` is
-        finished everywhere. `deliver(part number, reply)` gets each reply as it comes in. A task without parts
-        finishes when all of `after` has.
+        Each part has an address of its own. It starts there when the parts of `after` at that address are finished,
+        which suffices for pushes and pulls, since every key is at one address. With `whole`, no part starts before all
+        of `after` is finished everywhere. `deliver(part number, reply)` gets each reply. A task without parts finishes
+        when all of `after` has.
         """
         task = Task(self._time, len(parts), deliver)
         self._time += 1
@@ -367,11 +376,11 @@ class Tasks:
 
     @property
     def direct(self) -> bool:
-        """Whether parts may go by the desk: nothing is done with them on the way but to bring them."""
+        """Whether parts may use the client fast path: there are no filters, timers or observers."""
         return not self.lossy and self.noted is None and not self.recalled
 
     def ask(self, request: Request) -> Task:
-        """Send a task whose parts depend on nothing, each by the shortest way if it can be; see `direct`."""
+        """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
         addresses = request.addresses
         task = Task(self._time, len(addresses), request)
         time, acked = self._time, self.acked
@@ -398,12 +407,12 @@ class Tasks:
         return task
 
     def asked_at(self, slot: int) -> tuple[int, int]:
-        """Give the address and time of what was asked at the desk."""
+        """Return address and time of the request in a slot."""
         part = self._asked[slot]
         return part.address, part.task.time
 
     def answered(self, slot: int) -> None:
-        """Take the answer to what was asked at the desk; its values are in their place."""
+        """Take the answer to the request in a slot; its values are in place."""
         part = self._asked.pop(slot)
         peer, task = self._peers[part.address], part.task
         del peer.unanswered[task.time]
@@ -419,7 +428,7 @@ class Tasks:
                 self._refill(peer)
 
     def _leave_desk(self, part: _Part) -> None:
-        """Let a part be answered by a message, whatever was asked at the desk."""
+        """Free the slot of a part, which is then answered by a message."""
         if part.slot >= 0:
             del self._asked[part.slot]
             self._withdraw(part.slot)
@@ -439,7 +448,7 @@ class Tasks:
             self.failed.append(task)
 
     def unheeded(self, since: int) -> list[Task]:
-        """List the tasks issued at `since` or later that are unfinished, or have failed, and that nobody sees to."""
+        """List the tasks issued at `since` or later that are unfinished or failed, and not handled by the program."""
         return [
             task
             for task in (*self.failed, *self.unfinished.values())
@@ -454,7 +463,7 @@ class Tasks:
         return sum(len(peer.queue) for peer in self._peers.values())
 
     def unanswered(self, task: Task) -> list[int]:
-        """List the addresses that have not answered a part of a task that was sent, or is about to be."""
+        """List the addresses that have not answered a part of a task, sent or queued."""
         return [
             address
             for address, peer in self._peers.items()
@@ -480,9 +489,9 @@ class Tasks:
             one(task)
 
     def _hold(self, part: _Part) -> None:
-        """Enqueue `part` when each task it waits for is finished, or has its part to this address under way.
+        """Enqueue `part` when each of its dependencies is finished, or has a part to this address queued or sent.
 
-        One that has none there is waited for: where it is finished, nobody here could say.
+        A dependency without a part at this address must be finished, since the callee cannot tell when it is.
         """
         blocking = [t for t in part.after if not t.done and part.address not in t.under_way]
         if not blocking:
@@ -498,7 +507,8 @@ class Tasks:
             unfinished.then(lambda _: self._hold_whole(part))
 
     def _enqueue(self, part: _Part) -> None:
-        part.task.under_way.add(part.address)  # the queue keeps its order, so who is in it may be depended on
+        # the queue keeps its order, so a queued part can be a dependency
+        part.task.under_way.add(part.address)
         if part.task.error is not None:
             self._drop(part)
             return
@@ -525,7 +535,8 @@ class Tasks:
         try:
             part.message = self._encode(part.address, message)
             self._dispatch(part)
-        except Exception as error:  # it cannot travel: that is raised where the task is waited for
+        # it cannot be encoded: the error is raised where the task is waited for
+        except Exception as error:
             del peer.unanswered[time]
             part.task.error = part.task.error or error
             self._drop(part)
@@ -539,14 +550,14 @@ class Tasks:
         self._send(part.address, part.message)
 
     def _drop(self, part: _Part) -> None:
-        """Count a part that will not be sent, its task having failed, as answered."""
+        """Count a part that is not sent, because its task has failed, as answered."""
         task = part.task
         task.received += 1
         if task.done:
             task.finish()
 
     def answer(self, reply: Message) -> None:
-        """Take a reply; one that was already taken is ignored."""
+        """Take a reply; a repeated one is ignored."""
         address = ~reply.shard if reply.shard >= 0 else reply.sender
         peer = self._peers.get(address)
         if peer is None:
@@ -569,11 +580,12 @@ class Tasks:
             if self.noted is not None:
                 self.noted(address, reply)
             part.task.answer(part.number, reply)
-        finally:  # a callback's error must not keep back what waits for the window
+        # a callback's error must not hold back the parts that wait for the window
+        finally:
             self._refill(peer)
 
     def _keep_ahead(self, peer: _Peer, part: _Part) -> None:
-        """Keep a part that was answered ahead, with copies of its arrays: its caller may use them again."""
+        """Keep a part that was answered ahead, with copies of its arrays, since its caller may reuse them."""
         message = part.message
         if message.keys is not None and message.keys.flags.writeable:
             message.keys = message.keys.copy()
@@ -586,7 +598,7 @@ class Tasks:
         self._fresh_ahead.add(part.address)
 
     def send_keys(self, reply: Message) -> int:
-        """Send a part again with its keys, which the callee does not know by their signature; give their bytes."""
+        """Send a part again with its keys, whose signature the callee has not cached; return the keys' bytes."""
         peer = self._peers.get(~reply.shard)
         part = peer and (peer.unanswered.get(reply.time) or peer.ahead.get(reply.time))
         if not part:
@@ -600,7 +612,7 @@ class Tasks:
         return sent
 
     def place(self, reply: Message) -> NDArray[Any] | None:
-        """Return where the values of a reply are wanted, once; None if nowhere, or if they are not of that kind."""
+        """Return, once, the array that receives the values of a reply; None if there is none, or its type differs."""
         peer = self._peers.get(~reply.shard)
         part = peer.unanswered.get(reply.time) if peer else None
         if part is None or (place := part.message.place) is None:
@@ -614,7 +626,7 @@ class Tasks:
         )
 
     def acknowledge(self, address: int, time: int) -> None:
-        """Take the word that the whole chain has a part that was answered ahead."""
+        """Record that all members of the chain have a part that was answered ahead."""
         peer = self._peers.get(address)
         if peer is None:
             return
@@ -627,9 +639,9 @@ class Tasks:
             self.ahead -= 1
 
     def newly_ahead(self) -> list[tuple[int, int]]:
-        """Return (address, latest time) of parts that were answered ahead, where there are more since the last call.
+        """Return (address, latest time) of parts answered ahead, for addresses with new ones since the last call.
 
-        All are new where another rank answers now.
+        After an address has moved to another rank, all of its parts count as new.
         """
         fresh, self._fresh_ahead = self._fresh_ahead, set()
         return [
@@ -641,13 +653,14 @@ class Tasks:
     def _refill(self, peer: _Peer) -> None:
         while peer.queue and len(peer.unanswered) < self._window:
             waiting = peer.queue.popleft()
-            if waiting.task.error is not None:  # its caller has been told, and may use the arrays again
+            # its caller knows of the error, and may reuse the arrays
+            if waiting.task.error is not None:
                 self._drop(waiting)
             else:
                 self._transmit(peer, waiting)
 
     def probe(self) -> None:
-        """Ask each address that has been silent for too long what has come of the parts that it was sent."""
+        """Send a probe to each address whose timer has expired."""
         now = self.now()
         for address, peer in self._peers.items():
             if peer.timer is None:
@@ -663,7 +676,7 @@ class Tasks:
                 self._send(address, probe)
 
     def missing(self, told: Message) -> None:
-        """Take what a callee says has not come: send it again, as far as the budget goes."""
+        """Send again, within the budget, the parts that a callee has not received."""
         address = ~told.shard if told.shard >= 0 else told.sender
         peer = self._peers.get(address)
         if peer is None:
@@ -676,7 +689,7 @@ class Tasks:
         self._again((part for part in parts if part is not None and self._budget.spend()), "lost")
 
     def redirect(self, addresses: Collection[int], cause: str) -> int:
-        """Send again what is unanswered at addresses that are another rank's now; give how many parts."""
+        """Send again the unanswered parts of addresses that have moved to another rank; return their number."""
         peers = [self._peers[address] for address in addresses if address in self._peers]
         self._fresh_ahead.update(address for address in addresses if address in self._peers)
         return self._again((part for peer in peers for part in peer.waiting()), cause)
@@ -684,7 +697,8 @@ class Tasks:
     def _again(self, parts: Iterable[_Part], cause: str) -> int:
         count = 0
         for part in list(parts):
-            if part.message.after:  # what has finished since need not be known where the part goes now
+            # the new callee may not know of requests that have finished since
+            if part.message.after:
                 peer = self._peers[part.address]
                 part.message.after = tuple(
                     pair for pair in part.message.after if pair[0] in peer.unanswered or pair[0] in peer.ahead
@@ -696,7 +710,7 @@ class Tasks:
         return count
 
     def give_up(self, why: Message, which: Callable[[int, Message], bool]) -> None:
-        """Take `why`, a failure, as the reply to each unanswered or waiting part `which(address, request)` names."""
+        """Take `why`, a failure, as the reply to each unanswered or queued part with `which(address, request)`."""
         for address, peer in self._peers.items():
             for part in [each for each in peer.queue if which(address, each.message)]:
                 peer.queue.remove(part)

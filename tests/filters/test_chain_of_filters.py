@@ -163,7 +163,7 @@ def test_whatever_is_damaged_is_refused(content: Content, entries: Entries, data
 def test_a_message_of_another_chain_is_refused() -> None:
     made = sent(named.chain_of([ZSTD]).encode(1, message(Content(None, np.zeros((500, 1)))), about()))
     assert made.filtered
-    with pytest.raises(FilterError, match="encoded by 1 filters, here there are 2"):
+    with pytest.raises(FilterError, match="encoded by 1 filters, the receiver has 2"):
         named.chain_of([ZEROS, ZSTD]).decode(made)
 
 
@@ -229,7 +229,7 @@ def test_it_is_counted_what_a_chain_saves() -> None:
         ([{"name": "fixed_point", "bytes": 4}], "bytes must be one of 1, 2, got 4"),
         (["significant"], "key 'threshold' is missing in [significant]"),
         (["zstd", "zstd"], "the filter 'zstd' is named twice"),
-        (["zstd", {"name": "random_skip", "keep": 0.5}], "'random_skip', which leaves out rows, must stand before"),
+        (["zstd", {"name": "random_skip", "keep": 0.5}], "'random_skip', which drops rows, must come before"),
     ],
 )  # fmt: skip
 def test_a_chain_that_cannot_be_is_refused(entries: Entries, text: str) -> None:
@@ -243,7 +243,9 @@ def test_a_rank_that_lacks_a_filter_says_which() -> None:
         return doubling().coder
 
     try:
-        with pytest.raises(InputError, match="no filter 'lacking' here: it needs the package nonesuch"):
+        with pytest.raises(
+            InputError, match="filter 'lacking' is not available: it needs the package nonesuch"
+        ):
             named.check([ZEROS, "lacking"])
         with pytest.raises(JobError, match="filter 'lacking' is already defined at"):
             filter_("lacking")(lambda settings: doubling().coder)
@@ -292,7 +294,7 @@ def test_what_is_held_back_is_not_forgotten_by_who_resumes_without_the_filter() 
     other = named.chain_of([{"name": "tail", "at_least": 2}, {"name": "significant", "threshold": 3.0}])
     take_back(other, [arrays], lambda name: begins)
     assert other.states[~0, "w"][1]["keys"].tolist() == keys.tolist()
-    with pytest.raises(CheckpointError, match="'significant' holds changes of 'w' back: resume with it"):
+    with pytest.raises(CheckpointError, match="'significant' holds back changes of 'w': resume with it"):
         take_back(named.chain_of(["zstd"]), [arrays], lambda name: begins)
 
 

@@ -316,7 +316,7 @@ def test_bounds_that_are_none_are_refused(bounds: tuple[float, float]) -> None:
     _, whole = CODERS[1].encode({}, content(3, DTYPES[0], 500, 1, "normal", "none"), about())
     payload = whole.values.copy()
     payload[:16] = np.array(bounds).view(np.uint8)
-    with pytest.raises(FilterError, match="bounds of a column"):
+    with pytest.raises(FilterError, match="of a column are not in order"):
         CODERS[1].decode(whole._replace(values=payload))
 
 
@@ -329,7 +329,7 @@ def test_a_note_of_other_numbers_takes_no_memory(at: int, value: int) -> None:
     fields[at] = value
     with pytest.raises(FilterError):
         CODERS[1].decode(whole._replace(note=module._NOTE.pack(*fields)))
-    with pytest.raises(FilterError, match="something else than bytes"):
+    with pytest.raises(FilterError, match=r"payload is .*, expected 1-d uint8"):
         CODERS[1].decode(whole._replace(values=np.zeros((500, 1))))
 
 

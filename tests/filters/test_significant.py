@@ -286,7 +286,7 @@ def test_rows_that_cannot_be_added_to_what_is_held_are_refused() -> None:
 
 
 def test_a_note_is_none_of_its_own() -> None:
-    with pytest.raises(FilterError, match="3 bytes of note"):
+    with pytest.raises(FilterError, match="note has 3 bytes, expected 0"):
         significant(Significant(1)).decode(Content(None, column(1), b"abc"))
 
 

@@ -160,7 +160,7 @@ def test_a_sketch_of_other_settings_is_refused() -> None:
 
 
 def test_a_note_is_none_of_its_own() -> None:
-    with pytest.raises(FilterError, match="1 bytes of note"):
+    with pytest.raises(FilterError, match="note has 1 bytes, expected 0"):
         tail(Tail(2)).decode(Content(None, np.ones((1, 1)), b"a"))
 
 

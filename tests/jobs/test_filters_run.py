@@ -52,5 +52,5 @@ def test_what_is_held_back_survives_a_checkpoint(job: Path, run_mpips: Callable[
 def test_a_rank_without_a_filter_is_refused(job: Path, run_mpips: Callable[..., Any]) -> None:
     done = run_mpips("run", job, "--run-dir", job.parent / "run", environ={"HELD_LACKS": "1"})
     assert done.code == 2
-    assert "no filter 'scaled' here: it needs something that is not here" in done.stderr
+    assert "filter 'scaled' is not available: it needs something that is not here" in done.stderr
     assert "Traceback" not in done.stderr

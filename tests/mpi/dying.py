@@ -75,7 +75,7 @@ def mourn(van: MPIVan, heart: Heart, how: str, victim: int, pid: int) -> None:
             return
         assert intact(got)
         if got.sender == victim:
-            assert how != "stopped" or victim not in van._deaf
+            assert how != "stopped" or victim not in van._ignored
         else:
             missing.remove((got.sender, got.time))
 
