@@ -123,7 +123,7 @@ def test_pulls_and_pushes_wait_for_what_their_own_delay_says(
 
     def watched_push(self: Any, keys: Any, rows: Any, **how: Any) -> Any:
         how["after"] = list(how.get("after", ()))
-        mine = issued.setdefault(self.context.rank, [])
+        mine = issued.setdefault(self.node.rank, [])
         free = [task for task in mine if not task.done and task not in how["after"]]
         most["push"] = max(most["push"], len(free))
         mine.append(push(self, keys, rows, **how))
@@ -131,7 +131,7 @@ def test_pulls_and_pushes_wait_for_what_their_own_delay_says(
 
     def watched_pull(self: Any, keys: Any, **how: Any) -> Any:
         how["after"] = list(how.get("after", ()))
-        mine = issued.setdefault(self.context.rank, [])
+        mine = issued.setdefault(self.node.rank, [])
         free = [task for task in mine if not task.done and task not in how["after"]]
         most["pull"] = max(most["pull"], len(free))
         return pull(self, keys, **how)
