@@ -1,7 +1,7 @@
-"""Half-open ranges of keys, and sets of times kept as runs.
+"""Half-open ranges of keys (paper, section 3.2), and sets of times kept as runs.
 
-A key is an unsigned 64-bit integer, so the end of the whole key space, 2**64, is itself no key: bounds are
-Python ints. A range with begin >= end holds nothing, and every function here treats all such ranges alike.
+A key is an unsigned 64-bit integer, so the end of the key space, 2**64, is not a key: bounds are Python ints. A range
+with begin >= end is empty; all functions treat empty ranges alike.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def subtract(a: KeyRange, b: KeyRange) -> list[KeyRange]:
 
 
 def split(whole: KeyRange, cuts: Iterable[int]) -> list[KeyRange]:
-    """Cut a range before each key of `cuts` (any order; those outside do nothing) into non-empty ranges."""
+    """Split a range before each key of `cuts` (in any order; those outside have no effect) into non-empty ranges."""
     if whole.empty:
         return []
     inner = sorted({cut for cut in cuts if whole.begin < cut < whole.end})
@@ -73,7 +73,7 @@ def split(whole: KeyRange, cuts: Iterable[int]) -> list[KeyRange]:
 
 
 def coalesce(ranges: Iterable[KeyRange]) -> list[KeyRange]:
-    """Return the union of `ranges` as the fewest ranges: sorted, non-empty, neither meeting nor touching."""
+    """Return the union of `ranges` as the fewest ranges: sorted, non-empty, neither overlapping nor adjacent."""
     union: list[KeyRange] = []
     for piece in sorted(piece for piece in ranges if not piece.empty):
         if union and piece.begin <= union[-1].end:
@@ -84,10 +84,10 @@ def coalesce(ranges: Iterable[KeyRange]) -> list[KeyRange]:
 
 
 class Intervals:
-    """Keep a set of int64 times as the fewest half-open runs.
+    """A set of int64 times, kept as the fewest half-open runs.
 
-    Times are mostly added in order (a peer numbers its tasks 0, 1, 2 ...), so the set stays one run long
-    however many tasks there were, plus one for each gap that is open. Every question costs O(log runs).
+    Times are mostly added in order (a peer numbers its tasks 0, 1, 2 ...), so the set is one run, plus one for each
+    open gap, however many tasks there were. Queries cost O(log runs).
     """
 
     __slots__ = ("_begins", "_ends")

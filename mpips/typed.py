@@ -1,11 +1,10 @@
-"""Typed tables: plain TOML values in, frozen dataclasses out, by their annotations alone.
+"""Typed tables: converts plain TOML values to frozen dataclasses, by their annotations.
 
-A spec is an ordinary dataclass. Its annotations say what a key may hold, its defaults what is left out, and
-the string under a field (or ``metadata={"doc": ...}``) what the key means. Bounds stand in the metadata as
-`at_least`, `above`, `at_most`; anything that concerns several keys is checked by the spec's own
-``__post_init__``, which raises ValueError with a text that begins with the key's name (``tau ...``, ``[data]
-format ...``). So a new key is one line in one place, and reading, checking, teaching and writing back all
-follow from it.
+A spec is an ordinary dataclass. Annotations give the types of keys, defaults the values of missing keys, and the string
+under a field (or ``metadata={"doc": ...}``) a key's meaning. Bounds are in the metadata as `at_least`, `above`,
+`at_most`; conditions on several keys are checked by the spec's ``__post_init__``, which raises ValueError with a text
+that begins with the key's name (``tau ...``, ``[data] format ...``). So a new key is one line in one place, from which
+reading, checking, documenting and writing follow.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a 
 
 
 class Misfit(ValueError):
-    """A value does not fit: `path` leads to it from the top of the file, the text says why."""
+    """A value has the wrong type or range: `path` is its place in the file, the text says why."""
 
     def __init__(self, path: Path, text: str) -> None:
         super().__init__(text)
@@ -38,7 +37,7 @@ class Misfit(ValueError):
 
 
 class KeyDoc(NamedTuple):
-    """What a key is: for help and for the job file's commentary."""
+    """The documentation of a key, for help and for comments in the job file."""
 
     name: str
     type: str
@@ -47,14 +46,15 @@ class KeyDoc(NamedTuple):
 
 
 def toml(text: str) -> dict[str, Any]:
-    """Read a text of TOML; TOMLDecodeError, whose text is one line, for all that is none."""
+    """Parse TOML; TOMLDecodeError, with a text of one line, if it is invalid."""
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise tomllib.TOMLDecodeError("it is nested too deeply") from None
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError:  # of an integer with more digits than Python reads
+    # an integer with more digits than Python reads
+    except ValueError:
         raise tomllib.TOMLDecodeError("a number has too many digits") from None
 
 
@@ -70,7 +70,7 @@ def key_of(path: Path) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words may have been meant, and list them all."""
+    """Return a text with the most similar of the known words, and all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -78,7 +78,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def got(value: object) -> str:
-    """Name a TOML value as its writer sees it."""
+    """Describe a TOML value in the terms of TOML."""
     if isinstance(value, bool):
         return f"got {'true' if value else 'false'}"
     if isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def got(value: object) -> str:
 
 
 def expected(hint: Any) -> str:
-    """Say in words what an annotation admits."""
+    """Describe the values that an annotation admits."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in SCALARS:
         return SCALARS[hint]
@@ -104,7 +104,7 @@ def expected(hint: Any) -> str:
 
 
 def build(cls: type[T], table: Mapping[str, Any], path: Path = ()) -> T:
-    """Make a `cls` from a table.
+    """Return a `cls` made from a table.
 
     Raises:
         Misfit: an unknown, missing, ill-typed or refused key.
@@ -216,7 +216,7 @@ def _convert_list(value: Any, kind: Any, args: tuple[Any, ...], hint: Any, path:
 
 
 def table_of(spec: Any) -> dict[str, Any]:
-    """Turn a spec back into a plain table; what is None is left out, since TOML has no word for it."""
+    """Convert a spec to a plain table; None is left out, since TOML has no null."""
     return {
         field.name: _plain(getattr(spec, field.name))
         for field in dataclasses.fields(spec)
@@ -256,7 +256,7 @@ def _literal(value: Any) -> str:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Read the strings that stand under the fields; none where the source is not at hand."""
+    """Return the strings under the fields; none if the source is not available."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError):

@@ -1,4 +1,7 @@
-"""Training data: svmlight, delimited categories, HDF5; each worker's part; its matrix; conversion."""
+"""Training data: readers of svmlight, delimited categories and HDF5; each worker's part; its matrix; conversion.
+
+The workers' data of the paper's section 3.1. Imports what comes before it (errors to storage).
+"""
 
 from mpips.data.examples import Examples, Tally, concatenate, minibatches
 from mpips.data.matrix import Columns, load_columns

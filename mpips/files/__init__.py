@@ -1,1 +1,4 @@
-"""Files that may be anybody's: opened safely, replaced whole, read as JSON, HDF5 or npz with every bound checked."""
+"""Untrusted files: safe opening, atomic replacement, and readers of JSON, HDF5 and npz that check every bound.
+
+Independent of the paper; imports modules at the root and process.
+"""

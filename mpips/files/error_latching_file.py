@@ -15,14 +15,14 @@ from pathlib import Path
 from mpips.errors import ClosedError
 
 _PIECE = 2**23
-"""Bytes handed to the kernel at once."""
+"""Bytes of one write."""
 
 
 class ErrorLatchingFile:
-    """A new file at `path`, as `h5py.File` takes it; `error` is the first one met.
+    """A new file at `path`, as `h5py.File` accepts it; `error` is the first error.
 
     `path` may be the descriptor of a file that is open to read and write, which stays open. A symbolic link is refused.
-    `close` syncs it to the disk and raises that error as the OSError that it was.
+    `close` syncs the file and raises the first error.
     """
 
     def __init__(self, path: Path | int) -> None:
@@ -37,16 +37,16 @@ class ErrorLatchingFile:
         return self._handle
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to an offset from the beginning, from here or from the end."""
+        """Move to an offset from the beginning, from the current position or from the end."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
         return self._at
 
     def tell(self) -> int:
-        """Give the offset that is written or read next."""
+        """Return the current offset."""
         return self._at
 
     def write(self, data: memoryview) -> int:
-        """Write all of `data`, or as if."""
+        """Write `data`; after an error, only advance the offset."""
         handle, view = self._open(), memoryview(data).cast("B")
         start = self._at
         try:
@@ -60,7 +60,7 @@ class ErrorLatchingFile:
         return len(view)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read what was written; what could not be written is zeros."""
+        """Read bytes; those that could not be written are zeros."""
         handle, view = self._open(), memoryview(buffer).cast("B")
         found = os.pread(handle, len(view), self._at)
         view[: len(found)] = found
@@ -75,7 +75,7 @@ class ErrorLatchingFile:
         return bytes(buffer)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the file's size, or as if."""
+        """Set the file's size; after an error, only record it."""
         self._end = self._at if size is None else size
         try:
             if self.error is None:
@@ -85,7 +85,7 @@ class ErrorLatchingFile:
         return self._end
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back."""
+        """Do nothing: there is no buffer."""
 
     def close(self) -> None:
         """Sync and close the file; raise the first error there was. Idempotent."""
@@ -98,7 +98,8 @@ class ErrorLatchingFile:
             self.error = error
         try:
             os.close(self._handle)
-        except OSError as error:  # a network file system may find out only now
+        # a network file system may report a failed write only at close
+        except OSError as error:
             self.error = self.error or error
         self._handle = None
         if self.error is not None:

@@ -1,13 +1,13 @@
-"""Opening HDF5 files: the one way, for what is ours and for what a stranger gives.
+"""Opens HDF5 files, trusted or not; no other module does.
 
-Without locks, since many shared file systems have none and HDF5 then refuses the file; nobody here reads a file while
-another writes it. An HDF5 file can make its reader open other files: by external links, by data kept in external files,
-by virtual datasets. So a file that is not one of our own views is refused when it has any of these. It is refused too
-when a dataset declares much more than the file holds: that reads as zeros, at any length. Compressed data may be much
-more than the file; where none are meant, all datasets together are no more than that.
+Locks are disabled, since many shared file systems have none and HDF5 then refuses the file; mpips does not read a file
+while another process writes it. An HDF5 file can make its reader open other files: by external links, by external
+storage, by virtual datasets. A file with any of these is refused, except for mpips' own views. It is refused too if a
+dataset declares many more bytes than the file holds, which would read as zeros of any length. Compressed data may
+exceed the file's size; where no data may be compressed, the sum of all datasets is bounded by it.
 
-h5py with HDF5 is 2 MB of each process' own and 11 MB in all, which a rank does not need that neither saves nor reads
-such files. So what a rank imports at its start imports this module, or h5py, where it opens a file.
+h5py with HDF5 takes 11 MB of memory, 2 MB of them private to each process, which ranks that use no such files do not
+need. So modules that a rank imports at its start import this module, or h5py, only where they open a file.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import open_regular, replacing
 
 SPARE = 1 << 26
-"""Bytes of a dataset that need not have been written."""
+"""Bytes that a dataset may declare beyond those stored."""
 LARGEST_CHUNK = 1 << 30
-"""Bytes, unpacked."""
+"""Bytes of a decompressed chunk."""
 
 
 @contextmanager
 def reading(
     path: str | Path, *, follow: bool, beside: Container[str] = (), packed: bool = True
 ) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read it; nothing but this file is read through it.
+    """Open an HDF5 file to read it; no other file is read through it.
 
     Args:
         path: the file.
         follow: whether `path` may be a symbolic link, see `mpips.files.safe_open`.
-        beside: files that virtual datasets may show: those of a view of ours, which the caller answers for.
+        beside: files that virtual datasets may refer to: those of mpips' own views, which the caller trusts.
         packed: whether data may be compressed.
 
     Raises:
-        OSError: it is missing, no regular file, no HDF5 file, refers to other files, or declares what it does not hold.
+        OSError: it is missing, not a regular file, not HDF5, refers to other files, or declares more than it holds.
     """
-    with open_regular(path, follow=follow):  # says what is wrong with a name in words, which HDF5 does not
+    # its errors are clearer than those of HDF5
+    with open_regular(path, follow=follow):
         pass
     with h5py.File(path, "r", locking=False) as file:
         found = _flaw(file, beside, None if packed else file.id.get_filesize() + SPARE)
@@ -54,7 +55,7 @@ def reading(
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[h5py.File]:
-    """Write an HDF5 file that appears whole, or not at all; as `mpips.files.safe_open.replacing`.
+    """Write an HDF5 file atomically, as `mpips.files.safe_open.replacing`.
 
     Raises:
         OSError: it cannot be written; names `path`.
@@ -66,9 +67,9 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
 
 
 def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
-    """Say what in a file refers to another file, or is not in the file; "" if nothing is.
+    """Describe what in a file refers to another file, or is missing from the file; "" if nothing is.
 
-    `most`: bytes that all datasets can have together, if that is known.
+    `most`: the largest sum of all datasets' bytes, if it is known.
 
     Raises:
         OSError: it is damaged.
@@ -86,7 +87,8 @@ def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
                 declared += 0 if _is_virtual(item) else _size(item)
                 if declared > most:
                     found = f"and those before it declare {declared:,} bytes, more than are in the file"
-        except Exception as error:  # HDF5 would lose it on the way through its own code
+        # HDF5 would lose the exception in its C code
+        except Exception as error:
             problem = error
             return True
         found = found and f"{name.decode(errors='replace')!r} {found}"
@@ -102,7 +104,7 @@ def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
 
 
 def _at(file: h5py.File, name: bytes) -> h5py.h5d.DatasetID | str | None:
-    """Give the dataset that a link leads to; what is wrong with the link; or None, if neither."""
+    """Return the dataset of a link, a text if the link is invalid, or None if it is another object."""
     kind = file.id.links.get_info(name).type
     if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
         return "is an external link, and so would read another file"
@@ -111,7 +113,7 @@ def _at(file: h5py.File, name: bytes) -> h5py.h5d.DatasetID | str | None:
 
 
 def _flaw_of(data: h5py.h5d.DatasetID | None, beside: Container[str]) -> str:
-    """Say the same of one dataset."""
+    """Describe what is wrong with a dataset; "" if nothing is."""
     if data is None:
         return ""
     creation = data.get_create_plist()
@@ -130,12 +132,12 @@ def _is_virtual(data: h5py.h5d.DatasetID) -> bool:
 
 
 def _size(data: h5py.h5d.DatasetID) -> int:
-    """Give the bytes that a dataset declares."""
+    """Return the bytes that a dataset declares."""
     return math.prod(data.shape or (0,)) * int(data.get_type().get_size())
 
 
 def _excess(data: h5py.h5d.DatasetID, creation: h5py.h5p.PropDCID) -> str:
-    """Say how much more a dataset declares than the file holds; "" if that is little."""
+    """Describe how much more a dataset declares than the file holds; "" if at most `SPARE` bytes."""
     declared = _size(data)
     if declared <= SPARE:
         return ""

@@ -1,8 +1,8 @@
-"""Files of JSON lines: metrics, logs, records of what happened. Each line is an object, appended whole.
+"""Files of JSON lines: metrics, logs, events. Each line is an object and is appended as a whole.
 
-A disk that is full, or a node that dies, leaves a last line that is torn. The next who appends would glue a line of
-theirs to it, and lose both. So a torn end is cut off when a file is opened to append, and whoever reads skips what is
-no object, and counts it.
+A full disk, or the crash of a node, leaves an incomplete last line. The next append would continue that line and
+corrupt both. So an incomplete last line is removed when a file is opened to append, and readers skip and count lines
+that are not objects.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _PIECE = 1 << 16
 
 
 class Read(NamedTuple):
-    """What a file of lines holds: its objects, and how many lines are none."""
+    """The objects of a file, and the number of other lines."""
 
     objects: list[dict[str, Any]]
     bad: int
 
 
 def passed_over(path: Path, bad: int) -> str:
-    """Say that lines were passed over, in a line; "" if there are none."""
+    """Return a warning about skipped lines; "" if there are none."""
     if not bad:
         return ""
     return f"warning: {path}: passed over {bad} {'line that is' if bad == 1 else 'lines that are'} no JSON object"
@@ -61,9 +61,9 @@ def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:
 
 
 class Lines:
-    """A file of JSON lines that grows: each line is in the file, whole, when `append` returns.
+    """A file of JSON lines to append to: when `append` returns, the line is completely written.
 
-    Use it with `with`, or call `close`, any number of times.
+    A context manager; `close` is idempotent.
 
     Raises:
         OSError: the file cannot be written, or is no regular file; names it. A symbolic link is not followed.
@@ -79,9 +79,9 @@ class Lines:
             raise
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Write one object as one line; what is not finite, and what JSON cannot say, as null.
+        """Write one object as one line; values that are not finite or have no JSON form become null.
 
-        What of it was written when that failed is taken back.
+        If the write fails, a partial line is removed.
 
         Raises:
             ClosedError: after `close`.
@@ -101,7 +101,7 @@ class Lines:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def _cut(self, size: int) -> None:
-        """Cut off a last line that does not end."""
+        """Remove an incomplete last line."""
         assert self._handle is not None
         end = size
         while end:
@@ -121,7 +121,7 @@ class Lines:
             self._handle = None
 
     def __enter__(self) -> Lines:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Whether what was read from a file has the form that is meant: JSON and TOML of others may hold anything.
+"""Checks that values read from JSON or TOML files have an expected form; untrusted files may hold any value.
 
 A form is
 
@@ -25,11 +25,11 @@ from mpips.files.safe_open import read_bytes
 ANY = object
 NUMBER = (int, float)
 MOST = 1 << 1000
-"""Integers above do not become floating-point numbers."""
+"""Larger integers cannot be converted to floating point."""
 COUNT = range(1 << 63)
-"""Integers that count something."""
+"""Nonnegative integers."""
 LARGEST = 1 << 26
-"""Bytes of a file of JSON, unless told otherwise."""
+"""The default limit of a JSON file's size, in bytes."""
 
 _NAMES = {
     str: "a text", int: "an integer", float: "a number", bool: "true or false", dict: "a table", list: "a list",
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def misfit(value: Any, form: Any, where: str = "") -> str:
-    """Say where a value is not of a form, and what it should be; "" if it is.
+    """Describe where a value differs from a form, and what it should be; "" if it has the form.
 
     >>> misfit({"ranks": [{"rank": "0"}]}, {"ranks": Each({"rank": int})})
     'ranks[0].rank is a text, and should be an integer'
@@ -95,7 +95,7 @@ def _is(value: Any, kind: type | range | None) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a number, which may be none that is finite."""
+    """Tell whether a value is a number, perhaps not a finite one."""
     return _is(value, int) or _is(value, float)
 
 
@@ -126,11 +126,11 @@ def _within(where: str, key: str) -> str:
 
 
 def read_json(path: Path, form: Any, most: int = LARGEST) -> Any:
-    """Read a file of JSON, which is a regular file and no link, of a form.
+    """Read a JSON file of a form; it must be a regular file, not a link.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: it cannot be read, is no JSON, or is not of the form; one line, with the file's name.
+        FileNotFoundError: it does not exist.
+        InputError: it cannot be read, is not JSON, or has another form; one line, with the file's name.
     """
     try:
         value = parsed(read_bytes(path, follow=False, most=most))
@@ -147,7 +147,7 @@ def read_json(path: Path, form: Any, most: int = LARGEST) -> Any:
 
 
 def parsed(text: str | bytes) -> Any:
-    """Read JSON; ValueError for whatever is none, with a message of one line."""
+    """Parse JSON; ValueError, with a text of one line, if it is invalid."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Plain data: what JSON can say. Programs return numbers, texts, lists and tables of them, often as numpy's."""
+"""Converts values to JSON-able data. Programs return numbers, strings, lists and tables, often of numpy types."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from mpips.errors import UsageError
 
 DEEPEST = 60
-"""Tables in tables, at most: one that holds itself has no end."""
+"""The largest nesting depth: a table that contains itself has no end."""
 SAID = 10
-"""Values that a line names, at most: an array may hold millions that are not finite."""
+"""Values that a message names at most: an array may hold millions that are not finite."""
 Otherwise = Callable[[str, Any, str], Any]
-"""Gives what stands for a value: of which key, the value, and why it cannot be said."""
+"""Returns the replacement of a value; arguments: its key, the value, and why JSON cannot represent it."""
 
 
 def refuse(key: str, value: Any, why: str) -> Any:
@@ -27,27 +27,27 @@ def refuse(key: str, value: Any, why: str) -> Any:
 
 
 def keep(key: str, value: Any, why: str) -> Any:
-    """Give a number that is not finite as it is: Python's JSON can say it. UsageError for all else."""
+    """Return a number that is not finite unchanged, since Python's JSON can represent it. UsageError for all else."""
     return value if isinstance(value, float) else refuse(key, value, why)
 
 
 class Nulls(dict[str, str]):
-    """What has become null, and why, by key: so the rest is kept."""
+    """Replaces values by null, and records why, by key."""
 
     def __call__(self, key: str, value: Any, why: str) -> None:
-        """Note a value."""
+        """Record a value."""
         self[key] = why
 
     def __str__(self) -> str:
-        """Say it in a line, of the first ten."""
+        """Return a line about the first ten values."""
         more = [f"{len(self) - SAID:,} more"] if len(self) > SAID else []
         return "; ".join([*(f"{key} {why}" for key, why in islice(self.items(), SAID)), *more])
 
 
 def plain(value: Any, otherwise: Otherwise = refuse, key: str = "") -> Any:
-    """Give a value as JSON-able data: numpy's numbers as numbers, arrays as lists, paths as texts.
+    """Return a value as JSON-able data: numpy's numbers as numbers, arrays as lists, paths as strings.
 
-    A number that is not finite, and what is no data at all, is whatever `otherwise` gives for it.
+    A number that is not finite, and a value without a JSON form, is replaced by what `otherwise` returns.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
@@ -76,5 +76,5 @@ def plain(value: Any, otherwise: Otherwise = refuse, key: str = "") -> Any:
 
 
 def _name(name: Any) -> Any:
-    """Give a key as JSON has it."""
+    """Return a key as JSON represents it."""
     return name if isinstance(name, str) else str(name.item() if isinstance(name, np.generic) else name)

@@ -1,6 +1,6 @@
-"""Reading numpy's archives of arrays (.npz): numbers only, and no more of them than the file holds.
+"""Reads numpy's archives of arrays (.npz): numbers and strings only, and no more than the file holds.
 
-An archive's directory and its arrays' headers may promise any size, which numpy would reserve before it reads.
+An archive's directory and the arrays' headers may declare any size, which numpy would allocate before it reads.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from mpips.files.safe_open import open_regular
 
 _RATIO = 100
-"""Times that arrays may have been compressed, if they are large: keys and values are by far less."""
+"""The largest compression ratio of large arrays: that of keys and values is far smaller."""
 _SPARE = 1 << 26
-"""Bytes of an archive that may have been compressed more."""
+"""Bytes of an archive that may have a larger ratio."""
 
 
 def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
@@ -39,7 +39,8 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(raw) as archive:
                 members = archive.infolist()
-                if sum(member.compress_size for member in members) > size:  # some share their bytes
+                # members may not share their bytes
+                if sum(member.compress_size for member in members) > size:
                     raise ValueError("its arrays claim to hold more than the file does")
                 spare = _SPARE
                 for member in members:
@@ -64,7 +65,8 @@ def _array(file: Any, name: str, size: int) -> NDArray[Any]:
         raise ValueError(f"{name} is an array of {dtype} of the shape {shape}; numbers and texts are read")
     count = 1
     for length in shape:
-        count *= length  # of Python's, which has no bounds
+        # Python's integers do not overflow
+        count *= length
     if count * dtype.itemsize > size:
         raise ValueError(f"{name} claims {count:,} numbers, and has {size:,} bytes")
     content = file.read(count * dtype.itemsize)

@@ -1,11 +1,11 @@
-"""Opening, reading and replacing files that may be anything: the one place that looks at what is behind a name.
+"""Opens, reads and replaces files after a check of their type; all other modules use it.
 
-A name that somebody gives may be a named pipe, which blocks whoever opens it, a device that never ends, a folder, or
-a symbolic link to a file of another. Data that a user names may be reached through links (`follow=True`). What stands
-in a run's folder or a checkpoint was written by mpips as regular files, so a link there was put by somebody else: it
-is neither followed nor written through (`follow=False`).
+A given name may be a named pipe, which blocks at open, a device without an end, a folder, or a symbolic link to
+another user's file. Data that a user names may be reached through links (`follow=True`). Files in a run's folder or a
+checkpoint were written by mpips as regular files, so a link among them is foreign: it is neither followed nor written
+through (`follow=False`).
 
-Everything here raises `OSError` with the file's name and a `strerror` that is a sentence for people.
+All functions raise `OSError` with the file's name and a readable `strerror`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 LARGEST_TEXT = 1 << 28
-"""Bytes of a file that is read whole, unless told otherwise."""
+"""The default limit for files that are read completely, in bytes."""
 
 AS_BYTES = "# names of files that are not UTF-8 stand here as their bytes\n"
-"""The first line of a text of TOML where that is so."""
+"""The first line of such a TOML text."""
 
 _KINDS = (
     (stat.S_ISDIR, "is a folder"),
@@ -70,10 +70,11 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         OSError: as `open_regular`; or it holds more than `most` bytes.
     """
     with open_regular(path, follow=follow) as file:
-        # What is asked for is allocated at once, so never `most` of it.
+        # The size of a read is allocated at once, so `most` is not read in one call.
         size = os.fstat(file.fileno()).st_size
         found = file.read(size + 1) if size <= most else b""
-        if size < len(found) <= most:  # it has grown, or is one of those that say 0
+        # it has grown, or its file system reports a size of 0
+        if size < len(found) <= most:
             found += file.read(most + 1 - len(found))
     if max(size, len(found)) > most:
         raise OSError(errno.EFBIG, f"holds more than the {most:,} bytes that can be meant", str(path))
@@ -90,11 +91,11 @@ def read_text(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> st
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """Give the path of `name` in a folder, where it is a plain name: one part, and no link.
+    """Return the path of `name` in a folder; it must be a plain name, not a path or link.
 
     Args:
         folder: the folder.
-        name: what somebody's file says, so anything.
+        name: an untrusted string.
 
     Raises:
         OSError: `name` has a separator, is empty, "." or "..", or has a NUL byte; or stands for a symbolic link.
@@ -108,11 +109,11 @@ def inside(folder: str | Path, name: str) -> Path:
 
 
 def open_own(path: str | Path, *, append: bool = False) -> int:
-    """Open a file of a run that grows, to read and write it; gives its descriptor. Its folder is made if need be.
+    """Open a growing file of a run to read and write it; return its descriptor. Its folder is created if necessary.
 
     Args:
-        path: the file; emptied if it is there, unless it is appended to.
-        append: write at its end, whoever else does.
+        path: the file; truncated unless `append`.
+        append: write at its end, also with other writers.
 
     Raises:
         OSError: as `open_regular`; links are not followed.
@@ -138,15 +139,15 @@ def open_own(path: str | Path, *, append: bool = False) -> int:
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """Write a file that appears whole, or not at all.
+    """Write a file atomically.
 
-    The bytes go to a new file of an unpredictable name beside it, which takes the place of `path` when the block ends
-    without an error. Where `path` is a symbolic link, the link is replaced, not what it leads to.
+    The bytes go to a new file with an unpredictable name in the same folder, which replaces `path` when the block ends
+    without an error. If `path` is a symbolic link, the link is replaced, not its target.
 
     Args:
         path: the file.
         mode: how it is opened; text is UTF-8, with line ends as they are written.
-        durable: it survives a crash of the machine.
+        durable: the file survives a crash of the machine.
 
     Raises:
         OSError: it cannot be written, or it is a device; names `path`.
@@ -154,7 +155,8 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
     path = Path(path)
     temporary: str | None = None
     try:
-        if _is_device(path):  # which a privileged user could replace
+        # a privileged user could replace it
+        if _is_device(path):
             raise OSError(errno.EINVAL, "is a device, not a regular file")
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
@@ -182,7 +184,7 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
 
 
 def _is_device(path: Path) -> bool:
-    """Tell a device, and the links in the system's folder of devices, such as /dev/stdout."""
+    """Tell whether a path is a device, or a link in the system's folder of devices, such as /dev/stdout."""
     if os.path.realpath(path.parent) == "/dev":
         return True
     try:
@@ -202,7 +204,7 @@ def _check_regular(handle: int, path: str | Path, of_pipes: str = "") -> None:
 
 
 def sync(path: str | Path) -> None:
-    """Bring a file's or folder's contents to the disk."""
+    """Sync a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -1,1 +1,4 @@
-"""Compiled kernels: how numba builds them, where they are cached, and what is checked before they run."""
+"""Compiled kernels: how numba compiles them, where they are cached, and which checks they need.
+
+Independent of the paper; imports modules at the root, process and files.
+"""

@@ -1,7 +1,7 @@
-"""What compiled kernels take for granted of arrays, checked where arrays come from a file.
+"""Checks of arrays from files for the preconditions of compiled kernels.
 
-Kernels check no index: one that is out of bounds reads or writes somebody else's memory. All checks here compare;
-differences of numbers from a file may wrap around.
+Kernels do not check indices: one that is out of bounds reads or writes other memory. The checks compare numbers and do
+not subtract them, since differences of numbers from a file may overflow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def bad_row(indptr: NDArray[np.integer], entries: int) -> int:
-    """Find a row of compressed sparse rows whose entries do not lie in order among all of them.
+    """Find a row of compressed sparse rows whose bounds are not in order or not within the entries.
 
     Args:
         indptr: [n+1], any integers: where each row begins, and the last one ends; not necessarily from row 0 on.
@@ -25,7 +25,7 @@ def bad_row(indptr: NDArray[np.integer], entries: int) -> int:
 
 
 def rows_flaw(indptr: NDArray[np.integer], columns: NDArray[np.integer], rows: int, count: int) -> str:
-    """Say what keeps arrays from being compressed sparse rows with columns 0 .. count-1; "" if nothing does."""
+    """Describe why arrays are not compressed sparse rows with columns 0 .. count-1; "" if they are."""
     if (
         indptr.ndim != 1
         or columns.ndim != 1
@@ -44,7 +44,7 @@ def rows_flaw(indptr: NDArray[np.integer], columns: NDArray[np.integer], rows: i
 
 
 def cells_flaw(table: NDArray[np.number], depth: int, width: int) -> str:
-    """Say why a table does not have depth * width whole numbers in a row; "" if it has."""
+    """Describe why a table is not a one-dimensional array of depth * width integers; "" if it is."""
     if table.ndim != 1 or table.dtype.kind not in "iu":
         return "its table is no row of whole numbers"
     if depth < 1 or width < 1 or len(table) != depth * width:

@@ -1,10 +1,10 @@
-"""What happens around the compilation of a kernel: it is said that it takes a while, and only one process does it.
+"""Compilation of kernels by one process at a time, with a message to the user.
 
-The first start on a machine compiles for one or two minutes. Whoever waits is told so at once: on a terminal with the
-module at hand, in a line that is gone when the compiler is done; elsewhere in one line.
+The first start on a machine compiles for one or two minutes. A message says so at once: on a terminal with the current
+module, in a line that is removed afterwards; elsewhere in one line.
 
-All ranks of a host start together and need the same kernels. One of them compiles each, under a lock on the folder that
-it is kept in, and the others find it there.
+All ranks of a host start together and need the same kernels. One of them compiles each kernel, under a lock on the
+cache folder, and the others load it from there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpips.process.first_rank import seems_first
 from mpips.process.printable import Control, printable
 
 PATIENCE = 120.0
-"""Seconds to wait for somebody else's kernel; no single one takes that long, so that one has been stopped."""
+"""Seconds to wait for another process's kernel; no kernel takes that long, so that process was stopped."""
 _LOCK = "mpips-kernels.lock"
 _PACKAGE = Path(__file__).parents[1]
 _IMPORT = re.compile(r"^from (mpips[\w.]*) import (.*)$", re.MULTILINE)
@@ -33,8 +33,9 @@ _modules: dict[str, None] = {}
 
 @contextmanager
 def alone(folder: Path | None) -> Iterator[None]:
-    """Keep other processes from compiling into a folder meanwhile, where its file system has locks."""
-    if folder is None or folder in _held:  # a kernel is compiled for one that calls it
+    """Hold the lock of a cache folder, if its file system has locks."""
+    # held already while the kernel of a caller is compiled
+    if folder is None or folder in _held:
         yield
         return
     try:
@@ -54,7 +55,7 @@ def alone(folder: Path | None) -> Iterator[None]:
 
 
 def _taken(handle: int) -> bool:
-    """Try to lock a file; there is nothing to wait for where that is not possible at all."""
+    """Try to lock a file; return True also where locks are not supported."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -66,7 +67,7 @@ def _taken(handle: int) -> bool:
 
 @contextmanager
 def told(module: str, folder: Path | None) -> Iterator[None]:
-    """Say that a kernel of a module is being compiled, and where it is kept, if this process speaks for all."""
+    """Print, on the first rank, that a kernel of a module is being compiled, and where it is cached."""
     first = not _modules
     _modules[module] = None
     if not seems_first():
@@ -81,7 +82,7 @@ def told(module: str, folder: Path | None) -> Iterator[None]:
         _say(printable(f"mpips: compiling kernels, {kept}; this takes a minute or two\n"))
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     if live:
-        # The cursor goes back to the line's beginning, so that whatever is said next stands there.
+        # The cursor returns to the beginning of the line, so that the next text overwrites it.
         _say(Control(f"mpips: compiling {module} ({len(_modules)} of about {_number()} modules)\r"))
     try:
         yield
@@ -94,7 +95,8 @@ def _number() -> int:
     """Count the modules with kernels that are loaded, or will be by the import statements of those that are."""
     todo = {name for name in sys.modules if name.partition(".")[0] == "mpips"}
     if "mpips.rank.main" in todo:
-        todo.add("mpips.transport.van")  # which is loaded later
+        # it is loaded later
+        todo.add("mpips.transport.van")
     seen: set[str] = set()
     count = 0
     while todo:

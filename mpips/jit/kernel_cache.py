@@ -1,7 +1,7 @@
-"""Where compiled kernels are kept: the one place that decides it.
+"""Chooses the folder in which compiled kernels are cached.
 
-Whoever can write to that folder has code run by whoever loads kernels from it. So it must belong to this user or to
-root, and nobody else may write to it. Taken is the first of these that is so, and that this user can write to:
+A user who can write to that folder can run code in every process that loads kernels from it. So it must belong to this
+user or to root, and no other user may write to it. The first of these folders is used that is safe and writable:
 
 - the folder that NUMBA_CACHE_DIR names
 - `__pycache__` beside the files that kernels are made of
@@ -9,9 +9,8 @@ root, and nobody else may write to it. Taken is the first of these that is so, a
 - `mpips-kernels-UID` in the system's folder for temporary files, made for this user alone; another number follows if
   somebody else has taken that name
 
-Ranks of a host come to the same answer, since it is a matter of the file system and the environment only. What is out
-of the ordinary is said in a line by the first process that meets it, which tells those that it starts by the
-environment (`SETTLED`).
+Ranks of a host choose the same folder, since the choice depends on the file system and the environment only. An unusual
+choice is reported in one line by the first process, which sets a variable (`SETTLED`) for its child processes.
 """
 
 from __future__ import annotations
@@ -32,27 +31,28 @@ from mpips.process.first_rank import seems_first
 from mpips.process.printable import printable
 
 SETTLED = "MPIPS_KERNEL_CACHE"
-"""Set to what was said by a process that has said it."""
+"""The variable with the text that a parent process has printed."""
 NAMED = "NUMBA_CACHE_DIR"
-_NAMES = 16  # of folders for temporary files that are tried
+# names of temporary folders that are tried
+_NAMES = 16
 
 
 class Place(NamedTuple):
-    """Where the kernels of a folder of sources are kept."""
+    """The cache folder of the kernels of a folder of sources."""
 
     folder: Path | None
     """None: nowhere, and each process compiles them."""
     beside: bool
-    """It is the sources' own `__pycache__`."""
+    """Whether it is the sources' own `__pycache__`."""
     flaws: tuple[str, ...]
-    """What is wrong with the folders that were looked at before."""
+    """Why earlier candidates were rejected."""
     remark: str
     """What the user should know; empty if all is as usual."""
 
 
 @cache
 def place(sources: str) -> Place:
-    """Decide where the kernels of the files in a folder are kept; that folder is there then."""
+    """Choose the cache folder for the kernels of the files in a folder, and create it."""
     named, flaws = os.environ.get(NAMED, ""), []
     if named:
         named = os.path.abspath(named)
@@ -77,7 +77,7 @@ def place(sources: str) -> Place:
 
 
 def settle(sources: str) -> Place:
-    """Decide as `place` does, and say what is out of the ordinary, unless somebody has."""
+    """Choose as `place` does, and print an unusual choice unless a process has done so."""
     found = place(sources)
     if found.remark:
         remark(found.remark)
@@ -85,7 +85,7 @@ def settle(sources: str) -> Place:
 
 
 def remark(text: str) -> None:
-    """Say something about the cache, unless this process or one that has started it has said anything."""
+    """Print a remark on the cache, unless this process or a parent has printed one."""
     if not os.environ.get(SETTLED):
         os.environ[SETTLED] = text
         if seems_first():
@@ -117,12 +117,12 @@ def _bases() -> Iterator[Path]:
 
 
 def _flaw(base: Path, leaf: str = "") -> str:
-    """Make a folder; say why no code is kept there, or loaded from it, or give "" if that can be."""
+    """Create a folder; return why it cannot be used as a cache, "" if it can."""
     folder = base / leaf
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
         for each in (base, folder):
-            # What Python keeps beside the sources is for everybody to read.
+            # `__pycache__` is readable by all users.
             each.mkdir(mode=0o700 if leaf else 0o777, exist_ok=True)
         for each in (base, folder):
             found = exposed(each)
@@ -134,13 +134,14 @@ def _flaw(base: Path, leaf: str = "") -> str:
 
 
 def exposed(folder: Path) -> str:
-    """Say who else can change what is in a folder; "" if nobody but this user and root can.
+    """Return which other user can change the contents of a folder; "" if only this user and root can.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: it cannot be examined.
     """
     path = Path(os.path.realpath(folder))
-    for each in (path, *path.parents):  # who can rename a folder above can put another one in its place
+    # a user who can rename a parent folder can replace it
+    for each in (path, *path.parents):
         about = each.stat()
         if about.st_uid != os.geteuid() and about.st_uid not in _roots():
             return f"{each} belongs to another user (uid {about.st_uid})"
@@ -154,7 +155,7 @@ def exposed(folder: Path) -> str:
 
 @cache
 def _roots() -> tuple[int, ...]:
-    """Give the users that count as root: in a container whose users are mapped, the real one has another number."""
+    """Return the user ids that count as root: in a container with mapped users, the real root has another id."""
     with suppress(OSError, ValueError):
         begin, _, count = Path("/proc/self/uid_map").read_text().split()[:3]
         if int(begin) > 0 or int(count) < 2**32 - 1:
@@ -163,7 +164,7 @@ def _roots() -> tuple[int, ...]:
 
 
 def shared_with(folder: Path) -> str:
-    """Say which group can change what is in a folder of this user's; "" if none but the user's own can."""
+    """Return which group can change the contents of a folder of this user; "" if only the user's own group can."""
     with suppress(OSError):
         about = folder.stat()
         if about.st_mode & stat.S_IWGRP and about.st_gid != os.getegid():

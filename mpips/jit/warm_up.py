@@ -1,7 +1,7 @@
-"""Whether the kernels that a job needs have been compiled on this machine: N ranks would each do it, at the same time.
+"""Records that a job's kernels are compiled on this machine, so that they are not compiled while N ranks start.
 
-A mark beside the compiled kernels (`mpips.jit.kernel_cache`) says that they were, for these files, this Python and this
-machine. It holds how many kernels there were, so that a cache that was cleared is seen.
+A mark file beside the compiled kernels (`mpips.jit.kernel_cache`) is valid for these source files, this Python and this
+machine. It holds the number of kernels, so that a cleared cache is detected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Mark:
     """The mark of a job: of its program, found from the folder `base`, and its filters."""
 
     def __init__(self, program: str, base: Path, filters: Iterable[object], package: Path = PACKAGE) -> None:
-        folders = [package, package / "jobs"]  # which may be a link
+        # `jobs` may be a link
+        folders = [package, package / "jobs"]
         if program.endswith(".py"):
             folders.append((base / program).parent)
         digest = hashlib.blake2b(digest_size=16)
@@ -47,11 +48,11 @@ class Mark:
         self._folders = sorted({os.path.realpath(folder) for folder in places if folder is not None})
         kept = settle(str(package)).folder
         self.path = None if kept is None else kept / f"warm-{digest.hexdigest()}"
-        """The file; None where kernels cannot be kept."""
+        """The file; None if kernels cannot be cached."""
 
     @property
     def is_set(self) -> bool:
-        """Whether the kernels were compiled, and are there still."""
+        """Whether the kernels are compiled and still cached."""
         if self.path is None:
             return False
         try:
@@ -60,7 +61,7 @@ class Mark:
             return False
 
     def set(self) -> None:
-        """Note that the kernels are compiled; where that cannot be written, they are looked for again next time."""
+        """Record that the kernels are compiled; if the mark cannot be written, the next start checks again."""
         if self.path is not None:
             with suppress(OSError), replacing(self.path) as file:
                 file.write(str(self._compiled()).encode())

@@ -1,1 +1,4 @@
-"""What a run leaves on disk, and how it is reached there: its folder, logs, progress table and orders."""
+"""The folder of a run: its files, its claim, logs, the progress table, and orders to a running job.
+
+Independent of the paper; imports modules at the root, process, files and jit.
+"""

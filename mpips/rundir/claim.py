@@ -1,14 +1,14 @@
-"""Whose a run's folder is: one start's at a time, whichever came first.
+"""Claims: exclusive ownership of a run's folder by one start at a time.
 
-A start claims a folder by a file `.claim-N` in it, where N is one more than that of the last claim there. Of several
-that try at once the file system lets one make it (O_EXCL, which NFS keeps too; locks it may not have). The claim names
-the processes that hold it, and counts until these have ended: a run that was killed is in nobody's way.
+A start claims a folder by a file `.claim-N` in it, where N is one more than that of the last claim. Of several
+concurrent starts, one can create the file (O_EXCL, which NFS supports too; it may have no locks). The claim names the
+processes that hold it, and is valid until these have ended, so that a killed run does not block the folder.
 
-`mpips run` claims the folder before it starts the ranks, and hands the claim on to rank 0 by its id. Rank 0 then makes
-one of its own, which names the launcher's process, too; so does a rank that comes to lead after it.
+`mpips run` claims the folder before it starts the ranks, and passes the claim's id to rank 0. Rank 0 then makes a
+claim of its own, which also names the launcher's process; so does a rank that becomes the leader after it.
 
-Processes of another machine cannot be looked at. They renew the time of their claim's file: one that does not change
-for `PATIENCE` is over.
+Processes of another machine cannot be checked. They update the modification time of their claim's file: a claim whose
+time does not change for `PATIENCE` is over.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mpips.process.printable import printable
 
 PREFIX = ".claim-"
 RENEWED = 3.0
-"""Seconds after which a claim's file has a new time."""
+"""Seconds between updates of a claim's modification time."""
 PATIENCE = 20.0
-"""Seconds without one after which the claim of another machine is over."""
+"""Seconds without an update after which the claim of another machine is over."""
 _LOOK = 0.2
 _LARGEST = 65536
 _FORM = {"id": str, "host": str, "machine": str, "processes": Each([COUNT, COUNT])}
@@ -46,24 +46,24 @@ class Claim(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The last claim in a folder; what it says is empty if it cannot be read: it may be in the making."""
+    """The last claim in a folder; its content is empty if it cannot be read, perhaps because it is being written."""
 
     number: int
     said: dict[str, Any]
     changed: int
-    """When its file was renewed last (ns)."""
+    """Modification time of its file (ns)."""
 
 
 def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
     """Claim a folder for this process, and renew the claim while it lives.
 
     Args:
-        folder: it is there, and can be written to.
-        handed: the id of the claim that was handed on to this process.
-        result: a file that is there once the run has ended, as far as this process can see.
+        folder: an existing, writable folder.
+        handed: the id of the claim that was passed to this process.
+        result: a file that exists once the run has ended.
 
     Raises:
-        InputError: another start has it; or the claim cannot be written.
+        InputError: another start holds the folder, or the claim cannot be written.
     """
     before = _last(folder)
     if before is not None and not (handed and before.said.get("id") == handed):
@@ -82,7 +82,8 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
     except OSError as error:
         raise InputError(f"{claim.path}: cannot be written: {error.strerror or error}") from None
     last = _last(folder)
-    if last is None or last.said.get("id") != claim.id:  # the folder's list was an old one
+    # the listing of the folder was outdated
+    if last is None or last.said.get("id") != claim.id:
         with suppress(OSError):
             claim.path.unlink()
         raise _taken(folder, last)
@@ -95,7 +96,7 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
 
 
 def succeed(folder: Path) -> Claim | None:
-    """Claim the folder of this process's run, which another rank has led so far; None if that cannot be."""
+    """Claim the folder of this process's run after another rank has led it; None if that is not possible."""
     last = _last(folder)
     with suppress(InputError):
         return take(folder, "" if last is None else last.said.get("id", ""))
@@ -103,7 +104,7 @@ def succeed(folder: Path) -> Claim | None:
 
 
 def release(folder: Path) -> None:
-    """Give up the claim of this process, and of the ranks that it has started and that have ended."""
+    """Release the claim of this process, or of ranks that it has started and that have ended."""
     last = _last(folder)
     if last is not None and [os.getpid(), _began(os.getpid())] in last.said.get("processes", ()):
         with suppress(OSError):
@@ -149,7 +150,8 @@ def _last(folder: Path) -> _Found | None:
         return None
     number, path = claims[-1]
     try:
-        with open_regular(path, follow=False) as file:  # over NFS, opening is what asks the server
+        # over NFS, open revalidates the attributes
+        with open_regular(path, follow=False) as file:
             changed, said = os.fstat(file.fileno()).st_mtime_ns, json.loads(file.read(_LARGEST))
     except (OSError, ValueError, RecursionError):
         return _Found(number, {}, 0)
@@ -157,7 +159,7 @@ def _last(folder: Path) -> _Found | None:
 
 
 def _here() -> str:
-    """Say where processes can be looked at from here."""
+    """Identify the machine and process id namespace, within which processes can be checked."""
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -165,7 +167,7 @@ def _here() -> str:
 
 
 def _began(pid: int) -> int:
-    """Say when a process began, so that it is not taken for a later one of the same number; 0 if unknown."""
+    """Return the start time of a process, which distinguishes it from a later one of the same id; 0 if unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     return 0
@@ -176,7 +178,8 @@ def _renew(path: Path) -> None:
         time.sleep(RENEWED)
         try:
             os.utime(path, follow_symlinks=False)
-        except FileNotFoundError:  # it was handed on
+        # a later claim has replaced it
+        except FileNotFoundError:
             return
         except OSError:
             continue

@@ -1,8 +1,7 @@
-"""A run's folder: every path of a run is a property here, and every file in it is written from here.
+"""A run's folder: each path of a run is a property, and its files are written by this module.
 
-Files that others read while the run goes on, or after it was killed, are replaced whole (temporary file,
-fsync, rename): whoever sees `result.json` sees all of it. Lines of `metrics.jsonl` and of the logs are
-appended one at a time.
+Files that may be read during a run, or after it was killed, are replaced atomically (temporary file, fsync, rename), so
+that no reader sees a part of `result.json`. Lines of `metrics.jsonl` and of the logs are appended one at a time.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ RUN = {
         "parameters_sha256?": str,
     },
 }
-"""What `run.json` is, and the provenance in a checkpoint, as far as it says anything."""
+"""The form of `run.json`, and of the provenance in a checkpoint; keys may be missing."""
 
 RESULT = {
     "status?": str,
@@ -94,14 +93,14 @@ RESULT = {
         "log?": (str, None),
     },
 }
-"""What `result.json` is, as far as it says anything."""
+"""The form of `result.json`; keys may be missing."""
 
 JOB = Table(Table(ANY))
-"""What `job.toml` is."""
+"""The form of `job.toml`."""
 
 
 def utc_now() -> datetime:
-    """Give the time of day in UTC, to the second."""
+    """Return the current time in UTC, in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
@@ -115,7 +114,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.held: Claim | None = None
-        """The claim by which the folder is this process's, if it is."""
+        """This process's claim of the folder, if it has one."""
 
     def __repr__(self) -> str:
         """Show the path."""
@@ -123,7 +122,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, name: str, runs: str | Path = "runs", now: Callable[[], datetime] = utc_now) -> RunFolder:
-        """Make a new folder ``runs/NAME-UTC``; a run of the same second gets ``-2``, ``-3`` ...
+        """Create a new folder ``runs/NAME-UTC``; a run of the same second gets ``-2``, ``-3`` ...
 
         Raises:
             InputError: the folder cannot be made.
@@ -149,16 +148,16 @@ class RunFolder:
     def claim(cls, path: str | Path, resume: bool = False, handed: str = "") -> RunFolder:
         """Take a folder that the user named.
 
-        A folder that holds a run already is taken only to resume; its `result.json` is then set aside, so
-        that nobody reads an old verdict as the new one, and its trace likewise.
+        A folder that holds a run already is taken only to resume; its `result.json` and trace are then renamed, so that
+        the old result is not read as the new one.
 
         Args:
-            path: the folder; made if need be.
-            resume: whether the run goes on from a checkpoint.
+            path: the folder; created if necessary.
+            resume: whether the run continues from a checkpoint.
             handed: the id of the claim of the launcher that has started this process, see `mpips.rundir.claim`.
 
         Raises:
-            InputError: it holds a run already, or another start has it, or it is no folder, or it cannot be made.
+            InputError: it holds a run already, is claimed by another start, is not a folder, or cannot be created.
         """
         folder = cls(path)
         try:
@@ -170,7 +169,8 @@ class RunFolder:
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
         for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
-            if each.is_symlink():  # ranks would write where it leads to
+            # ranks would write to its target
+            if each.is_symlink():
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
         if not resume:
             folder._check_new(path)
@@ -179,7 +179,8 @@ class RunFolder:
             if resume:
                 folder._set_aside()
             else:
-                folder._check_new(path)  # since it was looked at, another start may have come and gone
+                # another start may have begun and ended since the first check
+                folder._check_new(path)
         except OSError as error:
             release(folder.path)
             raise InputError(
@@ -191,7 +192,7 @@ class RunFolder:
         return folder
 
     def handed_on(self) -> list[str]:
-        """Give the arguments by which ranks that this process starts take the folder over."""
+        """Return the arguments by which ranks that this process starts take over the folder."""
         return ["--run-dir", str(self.path), *([] if self.held is None else ["--claim", self.held.id])]
 
     def _check_new(self, path: str | Path) -> None:
@@ -203,7 +204,8 @@ class RunFolder:
     def _set_aside(self) -> None:
         if self.result.exists():
             os.replace(self.result, self.path / "result.previous.json")
-        if self.run.exists():  # it stays, too: without it the folder is no run's
+        # a copy: without run.json, the folder is not a run folder
+        if self.run.exists():
             write_text(self.path / "run.previous.json", read_text(self.run, follow=False))
         for folder in (self.trace, self.record):
             if folder.exists():
@@ -223,7 +225,7 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """What came of it; written last."""
+        """The result of the run; written last."""
         return self.path / "result.json"
 
     @property
@@ -251,12 +253,12 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """What took effect in which order, if the run is recorded."""
+        """The record of the run's events in order, if it is recorded."""
         return self.path / "record"
 
     @property
     def replay(self) -> Path:
-        """The course of the run that this one does again."""
+        """The event history of the run that this one replays."""
         return self.path / "replay"
 
     @property
@@ -265,7 +267,7 @@ class RunFolder:
         return self.path / "report.html"
 
     def read_result(self) -> dict[str, Any] | None:
-        """Read `result.json`; None when the run did not get to write one.
+        """Read `result.json`; None if the run has not written one.
 
         Raises:
             InputError: it is damaged, or not what a run writes.
@@ -305,9 +307,9 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text, whole or not at all, and durably: also the name survives a crash.
+    """Replace a file by a text, atomically and durably: the new name survives a crash, too.
 
-    Names of files that are not UTF-8 stand in it as their bytes.
+    Names of files that are not UTF-8 are written as their bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -315,11 +317,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file by a JSON object; numpy's numbers and arrays count as such, what is not finite as null."""
+    """Replace a file by a JSON object; numpy's numbers and arrays are converted, non-finite numbers are null."""
     write_text(path, json.dumps(plain(value, _null), indent=2, allow_nan=False) + "\n")
 
 
 def _null(key: str, value: Any, why: str) -> None:
-    """Let a number that is not finite be null; TypeError for what is no data."""
+    """Replace a number that is not finite by null; TypeError for other values."""
     if not isinstance(value, float):
         raise TypeError(f"{key} {why}")

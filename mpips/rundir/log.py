@@ -1,7 +1,7 @@
-"""A rank's log: a line of JSON for each thing of note, in the run folder's `logs/rank-NNNN.jsonl`.
+"""A rank's log: a line of JSON per event, in the run folder's `logs/rank-NNNN.jsonl`.
 
-Python's own `logging` carries it, so what a program logs (`logging.getLogger(__name__).warning(...)`) and what Python
-warns of stands there beside mpips' own events, and goes to stderr as ever. Nothing on the way of messages logs.
+It is a handler of Python's `logging`, so messages of programs (`logging.getLogger(__name__).warning(...)`) and Python's
+warnings are in it beside mpips' own events, and also go to stderr. The message path logs nothing.
 
     {"wall": 1.7e9, "rank": 3, "level": "info", "event": "start", "role": "server 1", "host": "n2", "pid": 4711, ...}
     start    what the rank is, and where                    view     who is there has changed
@@ -11,9 +11,9 @@ warns of stands there beside mpips' own events, and goes to stderr as ever. Noth
     struck   an injected fault                              log      what a program or a library has said
     flooded  strangers' datagrams keep hangs from being found
 
-Each line is in the file when the call returns. A thousand ranks of a healthy run need not make a thousand files on a
-shared file system: up to `FEW` ranks each has its file from the start on, of more only those to whom something happens
-(a warning or worse), and then what came before is written too. A log that cannot be written ends no run.
+Each line is in the file when the call returns. To avoid a thousand files of a thousand healthy ranks on a shared file
+system, only runs of up to `FEW` ranks create all files at the start; in larger runs, a rank creates its file at its
+first warning or error, and then writes the lines before, too. A log that cannot be written does not end the run.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from mpips.process.printable import printable
 from mpips.rundir.folder import Lines
 
 FEW = 64
-"""Ranks of a run of which each has a file from the start on."""
+"""The largest number of ranks whose files are created at the start."""
 KEPT = 200
-"""Lines that are kept while there is no file."""
+"""Lines that are buffered while there is no file."""
 
 _EVENTS = logging.getLogger("mpips")
-_EVENTS.addHandler(logging.NullHandler())  # who has no log, such as a command on a login node, is not told
+# a process without a log, such as a command on a login node, drops events
+_EVENTS.addHandler(logging.NullHandler())
 
 
 def note(event: str, level: int = logging.INFO, **facts: Any) -> None:
@@ -43,7 +44,7 @@ def note(event: str, level: int = logging.INFO, **facts: Any) -> None:
 
 
 class RankLog(logging.Handler):
-    """The log of this process; see the module. Keeps lines until it is told where its file is to be."""
+    """The log of this process; see the module. It buffers lines until `place` names its file."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(logging.INFO)
@@ -54,13 +55,13 @@ class RankLog(logging.Handler):
         self._lazy, self._broken = True, False
 
     def place(self, path: Path, ranks: int) -> None:
-        """Say where the file is to be, and how many ranks the run has."""
+        """Set the file, and the number of ranks of the run."""
         self._path, self._lazy = path, ranks > FEW
         if not self._lazy or any(line["level"] not in ("debug", "info") for line in self._kept):
             self._write()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep or write one record; one that cannot be written down ends nothing."""
+        """Buffer or write one record; errors are ignored."""
         try:
             self._take(record)
         except Exception:
@@ -88,7 +89,8 @@ class RankLog(logging.Handler):
             if self._lines is None:
                 self._lines = Lines(self._path)
             while self._kept:
-                line = self._kept.popleft()  # first: a signal's handler may log in the midst of this
+                # removed first, since a signal handler may log during the write
+                line = self._kept.popleft()
                 self._lines.append(line)
         except (OSError, ClosedError, TypeError, ValueError):
             self._broken = True
@@ -101,18 +103,19 @@ class RankLog(logging.Handler):
 
 
 class _Shown(logging.Formatter):
-    """Writes a record for a terminal: what was logged may quote anything."""
+    """Formats a record for a terminal, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def begin(rank: int) -> RankLog:
-    """Let this process's log begin."""
+    """Start this process's log."""
     handler, shown = RankLog(rank), logging.StreamHandler(sys.stderr)
     shown.setLevel(logging.WARNING)
     shown.setFormatter(_Shown())
-    shown.addFilter(lambda record: not hasattr(record, "facts"))  # of these mpips speaks itself
+    # mpips prints its own events itself
+    shown.addFilter(lambda record: not hasattr(record, "facts"))
     root = logging.getLogger()
     for each in (handler, *([] if root.handlers else [shown])):
         root.addHandler(each)

@@ -1,16 +1,15 @@
-"""Orders to a running job: how a login node reaches the leader when all they share is the run's folder.
+"""Orders to a running job, from a login node to the leader, by files in the run's folder.
 
-An order is a small JSON file RUN/orders/NAME.json. The leader looks for new ones now and then and answers each by a
-file beside it, NAME.answer.json; whoever asked reads the answer and removes both. Every file appears whole, by rename.
-Names begin with the time, so orders are met in the order in which they were given.
+An order is a small JSON file RUN/orders/NAME.json. The leader looks for new orders periodically and answers each by a
+file beside it, NAME.answer.json; the sender reads the answer and removes both. Files are created atomically, by rename.
+Names begin with the time, so orders are executed in the order in which they were given.
 
-An order without an answer is open, and a new leader finds it open still: so an order may be given twice, when its
-first leader died between carrying it out and answering. Every verb must therefore be idempotent. To checkpoint, to
-stop, to leave, to set tau, and to tell the status are so by nature; a join is told from an earlier one by the order's
-name, which must be kept with what became of it.
+An order without an answer is open, also for a new leader. So an order may be executed twice, if the first leader died
+between execution and answer. Every verb must therefore be idempotent: checkpoint, stop, leave, tau and status are; a
+repeated join is recognised by the order's name, which is kept with its result.
 
-Nothing is made durable here: an order that a crash wipes out is asked for again by a person. Given up in return is
-speed: an order is met within the leader's period, or seconds later on a file system whose clients cache listings.
+Files are not synced: an order lost in a crash is given again by its user. An order is executed within the leader's
+period, or seconds later on a file system whose clients cache listings.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from mpips.files.safe_open import inside, read_bytes, read_text, replacing
 from mpips.rundir.folder import RunFolder
 
 VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status")
-"""What can be ordered; `check` says which arguments each takes."""
+"""The verbs of orders; `check` defines their arguments."""
 
 WANTED = {"join": "role", "leave": "rank", "tau": "tau"}
 """The one argument of the verbs that take any."""
@@ -50,30 +49,29 @@ LONGEST = 65536
 """Bytes that an order, or an answer, can have."""
 
 MOST = 256
-"""Files that are looked into at a time: whoever may write into the folder may fill it."""
+"""Files that are read per poll, since other users may fill the folder."""
 
 SHARE = 0.05
-"""Of the leader's time at most, that looking at the folder takes, however many files are in it."""
+"""The largest share of the leader's time for polling the folder, however many files are in it."""
 
 FARTHEST = 86400.0
-"""Seconds for which an order can be open: its giver waits no longer."""
+"""Seconds for which an order can be open: its sender waits no longer."""
 
 NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
-"""Errors of a file that is no order, and becomes none."""
+"""Errors of a file that is not an order and cannot become one."""
 
 STALE = 60.0
-"""Seconds past its time after which an open order is refused: whoever gave it was killed, and the run was resumed.
-
-So many, since the two clocks may differ.
+"""Seconds after its expiry when an open order is refused: its sender was killed and the run resumed. The two clocks may
+differ by this much.
 """
 
 REFRESH = 2.0
-"""Seconds after which a listing is asked for anew where a client of the file system may have kept an old one."""
+"""Seconds after which a listing that the file system's client may have cached is refreshed."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What somebody wants of the run: a verb with its arguments, under a name that no other order has."""
+    """A request to a run: a verb with its arguments, under a unique name."""
 
     name: str
     verb: str
@@ -81,7 +79,7 @@ class Order:
 
 
 def check(verb: str, arguments: Mapping[str, Any]) -> None:
-    """Make sure that a verb can be carried out with these arguments.
+    """Check the arguments of a verb.
 
     ``checkpoint``, ``stop`` and ``status`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank`
     and ``tau`` a `tau`, both integers from 0.
@@ -109,13 +107,13 @@ def check(verb: str, arguments: Mapping[str, Any]) -> None:
 class Orders:
     """The leader's side: finds orders in a run's folder, each once, and answers them.
 
-    Neither looking nor answering ever raises because of the disk: what cannot be read is looked at again, an answer
-    that cannot be written is tried again at the next `poll`.
+    Errors of the file system are not raised: a file that cannot be read, and an answer that cannot be written, is tried
+    again at the next `poll`.
 
     Args:
         folder: the run's folder.
         now: seconds that only grow.
-        period: seconds between two looks at the folder.
+        period: seconds between two polls of the folder.
         wall: seconds since the epoch.
     """
 
@@ -134,7 +132,7 @@ class Orders:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def poll(self) -> list[Order]:
-        """Give the orders that are new, oldest first; looks at the folder at most every `period` seconds."""
+        """Return new orders, oldest first; polls the folder at most every `period` seconds."""
         now = self._now()
         if now < self._next:
             return []
@@ -159,11 +157,11 @@ class Orders:
         return found
 
     def answer(self, order: Order, ok: bool, text: str) -> None:
-        """Tell whoever gave an order what became of it: whether it was carried out, and a text."""
+        """Answer an order: whether it was executed, and a text."""
         self._send(order.name, ok, text)
 
     def _open(self, name: str) -> Order | None:
-        """Read an order; what is no order is answered, what cannot be read now is left for the next time."""
+        """Read an order; an invalid one is answered, one that cannot be read now is left for the next poll."""
         try:
             text = read_bytes(self._folder / f"{name}.json", follow=False, most=LONGEST)
         except OSError as error:
@@ -188,7 +186,8 @@ class Orders:
     def _send(self, name: str, ok: bool, text: str) -> None:
         self._unsent[name] = (ok, text)
         try:
-            if os.path.lexists(self._folder / f"{name}.json"):  # else nobody waits any more
+            # without the order's file, its sender no longer waits
+            if os.path.lexists(self._folder / f"{name}.json"):
                 put(self._folder / (name + ANSWER), {"ok": ok, "text": text})
         except OSError:
             return
@@ -196,7 +195,7 @@ class Orders:
 
 
 def parse(name: str, text: bytes) -> tuple[Order, float]:
-    """Read an order's file; gives the order, and until when (seconds since the epoch) its giver waits.
+    """Parse an order's file; return the order, and until when (seconds since the epoch) its sender waits.
 
     Raises:
         InputError: it is no order.
@@ -223,13 +222,13 @@ def ask(
     arguments: Mapping[str, Any] | None = None,
     patience: float = 10.0,
 ) -> tuple[bool, str]:
-    """Give an order to a running job and wait for the answer.
+    """Send an order to a running job and wait for the answer.
 
-    Returns whether it was carried out, and the leader's text; False and one line if the run is over already or ends
-    before it answers, or if nobody answers within `patience` seconds: the order is then withdrawn.
+    Returns whether it was executed, and the leader's text; False and one line if the run is over or ends before an
+    answer, or if there is no answer within `patience` seconds: the order is then withdrawn.
 
     Raises:
-        InputError: the folder is no run's, cannot be written, or the order makes no sense.
+        InputError: the folder is not a run folder, cannot be written, or the order is invalid.
     """
     arguments = dict(arguments or {})
     check(verb, arguments)
@@ -249,8 +248,10 @@ def ask(
     try:
         said = _await(run, folder / (name + ANSWER), patience)
     finally:
-        remove(folder / f"{name}.json")  # before its answer: without one it would be open again
-    said = said or read_answer(folder / (name + ANSWER))  # it may have come at the last moment
+        # before its answer, without which the order would be open again
+        remove(folder / f"{name}.json")
+    # the answer may have been written since the last look
+    said = said or read_answer(folder / (name + ANSWER))
     remove(folder / (name + ANSWER))
     return said or (
         False,
@@ -259,7 +260,7 @@ def ask(
 
 
 def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | None:
-    """Wait for an answer or the run's end; None when patience ends before."""
+    """Wait for an answer or the run's end; None after `patience` seconds without either."""
     began = refreshed = time.monotonic()
     pause = 0.01
     while True:
@@ -267,7 +268,8 @@ def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | 
         if now - refreshed >= REFRESH:
             refreshed = now
             refresh(answer.parent)
-        over = _over(run)  # before the answer is looked for, since a run answers first and then ends
+        # before the answer is read, since a run answers first and then ends
+        over = _over(run)
         if said := read_answer(answer):
             return said
         if over:
@@ -279,12 +281,13 @@ def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | 
 
 
 def _over(run: RunFolder) -> str:
-    """Say that a run is over; empty if it is not."""
+    """Return a text if a run is over; "" if it is not."""
     try:
         result = run.read_result()
     except (OSError, ValueError):
         return ""
-    if result is None or result.get("provisional"):  # it was told to end, and may still stop in order
+    # a provisional result: the run was asked to stop and may still finish normally
+    if result is None or result.get("provisional"):
         return ""
     return f"the run is over ({result.get('status', 'failed')}): {run.path}"
 
@@ -299,9 +302,9 @@ def read_answer(path: Path) -> tuple[bool, str] | None:
 
 
 def newest(runs: Path) -> Path:
-    """Find the run that was started last under a folder, as its run.json says.
+    """Find the run under a folder with the latest start in its run.json.
 
-    Where that does not say it, the file's own time counts, which also tells apart the runs of one second.
+    Without a start, the file's modification time counts, which also orders the runs of one second.
 
     Raises:
         InputError: there is none.
@@ -325,18 +328,18 @@ def newest(runs: Path) -> Path:
 
 
 def put(path: Path, value: Mapping[str, Any]) -> None:
-    """Make a file of JSON appear, whole."""
+    """Create a JSON file atomically."""
     with replacing(path, "w", durable=False) as file:
         json.dump(value, file)
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there and can be."""
+    """Remove a file if it exists and that is possible."""
     with suppress(OSError):
         path.unlink()
 
 
 def refresh(folder: Path) -> None:
-    """Set a folder's time, so that an NFS client sees that its listing of it is old."""
+    """Set a folder's modification time, so that an NFS client drops its cached listing."""
     with suppress(OSError):
         os.utime(folder)

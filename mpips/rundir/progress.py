@@ -1,7 +1,7 @@
-"""The table that a run shows while it goes on: a row per pass, and on a terminal a line that keeps changing.
+"""The progress table of a run: a row per pass and, on a terminal, a line that is updated.
 
-Formatting is pure. Rank 0 writes to a pipe, not to the terminal, so `mpips run` tells it by MPIPS_PROGRESS
-(live or plain) and COLUMNS what stands at the pipe's other end.
+Formatting functions are pure. Rank 0 writes to a pipe, not to the terminal, so `mpips run` sets MPIPS_PROGRESS (live or
+plain) and COLUMNS to describe the other end of the pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Column:
 
 
 def real(value: float) -> float:
-    """Give a number as a float: an integer that none can hold is infinite."""
+    """Convert a number to a float; an integer that is too large becomes infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -92,7 +92,7 @@ def seconds(value: float) -> str:
 
 
 def significant(digits: int) -> Callable[[float], str]:
-    """Give a writer of numbers with so many significant digits; trailing zeros stay."""
+    """Return a formatter of numbers with so many significant digits, trailing zeros included."""
     return lambda value: f"{value:#.{digits}g}".rstrip(".") if math.isfinite(value) else str(value)
 
 
@@ -123,13 +123,13 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
 
 
 class Table:
-    """A table that is written while its rows come in.
+    """A table that is written row by row.
 
     Args:
         columns: from the most to the least important; those that do not fit are left out.
         stream: where to write.
-        live: the stream ends in a terminal, where a line can be written over. By default what MPIPS_PROGRESS
-            says, or else whether `stream` is a terminal.
+        live: the output is a terminal, where a line can be overwritten. By default the value of MPIPS_PROGRESS, or else
+            whether `stream` is a terminal.
         width: characters per line; by default COLUMNS, or else 120.
     """
 
@@ -154,7 +154,7 @@ class Table:
         self._end_line()
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """On a terminal, write what is under way over the last such line; elsewhere nothing."""
+        """On a terminal, overwrite the line of the current pass; elsewhere do nothing."""
         if self._live:
             self._head()
             self._over(row(self._columns, values, self._width - 1))
@@ -166,7 +166,7 @@ class Table:
         self._end_line()
 
     def close(self) -> None:
-        """Remove what is under way, if anything is."""
+        """Remove the line of the current pass, if there is one."""
         if self._shown:
             self._stream.write(Control("\r" + " " * self._shown + "\r"))
             self._shown = 0
@@ -190,9 +190,9 @@ class Table:
 
 
 def wants_live(stream: TextIO) -> bool:
-    """Tell whether lines can be written over: as MPIPS_PROGRESS says, or else if the stream is a terminal.
+    """Tell whether lines can be overwritten: as MPIPS_PROGRESS says, or else if the stream is a terminal.
 
-    Open MPI gives its ranks terminals of their own, wherever their output goes then: those do not count.
+    Open MPI gives its ranks pseudo-terminals, wherever their output goes: these do not count.
     """
     said = os.environ.get("MPIPS_PROGRESS")
     if said or "OMPI_COMM_WORLD_RANK" in os.environ:
@@ -201,6 +201,6 @@ def wants_live(stream: TextIO) -> bool:
 
 
 def line_width() -> int:
-    """Give the width of a line in characters."""
+    """Return the width of a line in characters."""
     said = os.environ.get("COLUMNS", "")
     return max(20, int(said)) if said.isdigit() and int(said) > 0 else 120
