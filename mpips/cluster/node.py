@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 from mpips.cluster.faults import Faults
 from mpips.cluster.layout import Layout, Role
+from mpips.cluster.observer import Observers
+from mpips.cluster.policy import LIVE, Policy
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import (
     FilterError,
@@ -54,7 +56,6 @@ from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import Timer
 from mpips.tasks.task import Task, Tasks
-from mpips.tracing.recorder import LONG
 from mpips.transport.message import (
     ANSWER,
     HEADER_BYTES,
@@ -69,9 +70,6 @@ from mpips.transport.message import (
 )
 
 if TYPE_CHECKING:
-    from mpips.replay.player import Player
-    from mpips.replay.recorder import Recorder
-    from mpips.tracing.recorder import Trace
     from mpips.transport.van import Van  # whose import starts MPI
 
 Handler = Callable[[Message], None]
@@ -152,8 +150,8 @@ class _Working:
             node.faults.worked(seconds)
             seconds = node.van.now() - start
         node.worked += seconds
-        if node.trace is not None:
-            node.trace.computed(start, seconds)
+        for computed in node.observers.computed:
+            computed(start, seconds)
 
 
 class Node:
@@ -178,11 +176,9 @@ class Node:
         signs: bool = True,
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
-        self.trace: Trace | None = None
-        self.record: Recorder | None = None
-        """Writes down what this rank is told, if the run is recorded."""
-        self.replay: Player | None = None
-        """Tells this rank what it was told in the run that is done again, if one is."""
+        self.observers = Observers()
+        self.policy: Policy = LIVE
+        self._delivered: Handler = self.deliver
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, host_name()
         self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
@@ -253,10 +249,13 @@ class Node:
             again=self.again,
         )
         tasks.now = self.van.now
-        tasks.heard = None if self.record is None else self.record.heard
-        if self.trace is not None:
-            self.trace.watch(tasks)
+        for made in self.observers.tasks:
+            made(tasks)
         return tasks
+
+    def follow(self, policy: Policy) -> None:
+        """Go by another policy, before this rank takes a role."""
+        self.policy, self._delivered = policy, policy.delivery(self.deliver)
 
     def new_timer(self) -> Timer | None:
         """Make what says when to ask again for what stays unanswered; None where nothing is lost."""
@@ -282,8 +281,8 @@ class Node:
     def send(self, dest: int, message: Message) -> None:
         """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
         message.sender, message.epoch = self.rank, self.view.epoch
-        if self.replay is not None:
-            self.replay.send(message)
+        for sent in self.observers.sent:
+            sent(message)
         if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
             self.van.send(dest, message)
             return
@@ -303,8 +302,8 @@ class Node:
             self.send(dest, message)
             return
         message.sender, message.epoch = self.rank, self.view.epoch
-        if self.replay is not None:
-            self.replay.send(message)
+        for sent in self.observers.sent:
+            sent(message)
         key = dest, message.kind
         self._gathered.setdefault(key, []).append(message)
         self._gathered_bytes[key] += size
@@ -330,7 +329,7 @@ class Node:
         if self.view.roles[dest] is None:
             self.tasks.echoes.append(self._gone(dest, message))
         else:
-            if self.replay is not None and self.replay.lost(address, message.time):
+            if self.policy.lost(address, message.time):
                 self.tasks.echoes.append(self._gone(dest, message))
             self.send(dest, message)
 
@@ -349,12 +348,11 @@ class Node:
         if spec is None or message.command not in _REQUESTS:
             return message
         about = self._about(spec, message, update_named(spec.update).sums, message.exact)
-        if self.trace is None:
-            return self.pushes.encode(address, message, about)
-        start = self.trace.now()
-        encoded = self.pushes.encode(address, message, about)
-        self.trace.encoded(start, self.view.rank_of(address), encoded)
-        return encoded
+        begin = self.van.now()
+        message = self.pushes.encode(address, message, about)
+        for encoded in self.observers.encoded:
+            encoded(begin, self.view.rank_of(address), message)
+        return message
 
     def answer(self, origin: int, reply: Message) -> None:
         """Send a reply to a task's caller; what a shard answers goes through the filters."""
@@ -362,10 +360,10 @@ class Node:
             spec = self.spec_of(reply.namespace)
             assert spec is not None
             about = self._about(spec, reply, False, update_named(spec.update).exact_replies)
-            start = 0.0 if self.trace is None else self.trace.now()
+            begin = self.van.now()
             reply = self.pulls.encode(origin, copy(reply), about)
-            if self.trace is not None:
-                self.trace.encoded(start, self.view.caller(origin), reply)
+            for encoded in self.observers.encoded:
+                encoded(begin, self.view.caller(origin), reply)
         self.send(self.view.caller(origin), reply)
 
     @staticmethod
@@ -382,11 +380,11 @@ class Node:
         What they cannot read is a request that will be refused, or a reply that says so.
         """
         chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
-        start = 0.0 if self.trace is None else self.trace.now()
+        begin = self.van.now()
         try:
             chain.decode(message)
-            if self.trace is not None:
-                self.trace.decoded(start, message)
+            for decoded in self.observers.decoded:
+                decoded(begin, message)
         except FilterError as error:
             if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
                 message.error, message.filtered = error, False
@@ -470,18 +468,18 @@ class Node:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick(now)
-        if self.record is not None:
-            self.record.turn()
+        for turn in self.observers.turn:
+            turn()
         message = self.van.receive()
         if message is ANSWER:
-            if self.record is not None:
-                self.record.answered(*self.tasks.asked_at(self.van.slot), self.van.version())
+            for answered in self.observers.answered:
+                answered(self.van.slot)
             self.tasks.answered(self.van.slot)
         elif message is not None:
-            if self.trace is not None:
-                self.trace.heard()
+            for busy in self.observers.busy:
+                busy()
             self.take(message)
-        elif self.replay is not None and self.replay.tell():
+        elif self.policy.tell():
             pass
         elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.leisure():
             self.flush()
@@ -497,11 +495,13 @@ class Node:
         while self.tasks.echoes:
             self.tasks.answer(self.tasks.echoes.popleft())
         while self._ready and self.handlers:  # without any, this rank is about to take another role
-            if self.record is None:
+            for begins in self.observers.request_begins:
+                begins()
+            try:
                 self._start(self._ready.popleft())
-                continue
-            with self.record.one_go():  # a call that runs at once may wait for copies
-                self._start(self._ready.popleft())
+            finally:
+                for ends in self.observers.request_ends:
+                    ends()
 
     def _tick(self, now: float) -> None:
         if self.faults is not None:
@@ -518,15 +518,18 @@ class Node:
 
     def take(self, message: Message) -> None:
         """Take a message that has arrived."""
-        view, kind, shard = self.view, message.kind, message.shard
-        if view.roles[message.sender] is None:
+        if self.view.roles[message.sender] is None:
             return
         if message.command is Command.TOGETHER:
             for each in unbundle(message):
                 self.take(each)
-        elif self.replay is not None:
-            self.replay.take(message)
-        elif message.epoch > view.epoch and message.command not in URGENT:
+        else:
+            self._delivered(message)
+
+    def deliver(self, message: Message) -> None:
+        """Give a message to whatever it is for."""
+        kind, shard = message.kind, message.shard
+        if message.epoch > self.view.epoch and message.command not in URGENT:
             self._early.append(message)
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
@@ -605,8 +608,9 @@ class Node:
         if view.roles[self.rank] is None:
             raise Fenced
         works = Role.WORKER in (before.roles[self.rank], view.roles[self.rank])
-        if self.record is not None and works and view.crew != before.crew:
-            self.record.crew(view)
+        if works and view.crew != before.crew:
+            for crew in self.observers.crew:
+                crew(view)
         for rank in set(before.alive) - set(view.alive):
             self.van.exclude(rank)
             self._barrier.add(rank)
@@ -659,8 +663,8 @@ class Node:
             now = self.van.now()
             own = now - start - (self.worked - worked)
             self.waited += own
-            if self.trace is not None and (self.trace.open or own > LONG):
-                self.trace.waited(start, now, own, task.time)
+            for waited in self.observers.waited:
+                waited(start, now, own, task.time, "")
         if task.error is not None:
             task.heeded = True
             self._say_who_asked(task)
@@ -696,8 +700,8 @@ class Node:
         now = self.van.now()
         own = now - start - (self.worked - worked)
         self.waited += own
-        if self.trace is not None and (self.trace.open or own > LONG):
-            self.trace.waited(start, now, own, -1, cause)
+        for waited in self.observers.waited:
+            waited(start, now, own, -1, cause)
 
     @property
     def waits_since(self) -> float | None:
@@ -806,13 +810,13 @@ class Node:
             yield item
 
     def _breathe(self) -> None:
-        if self.replay is not None:
-            self.replay.breathe()
-        elif self.record is not None:
-            with self.record.breath():
-                self.poll()
-        else:
-            self.poll()
+        for begins in self.observers.breath_begins:
+            begins()
+        try:
+            self.policy.breathe(self.poll)
+        finally:  # the program may go on after an error
+            for ends in self.observers.breath_ends:
+                ends()
         self.flush()
 
     # --- leaving -----------------------------------------------------------------------------

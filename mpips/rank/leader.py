@@ -41,7 +41,6 @@ from mpips.provenance import provenance
 from mpips.provenance.first_failure import Failure, first, log_of
 from mpips.provenance.input_hashes import Inputs
 from mpips.rank.prepare import Prepared, advice, checkpoints
-from mpips.replay.recorder import size
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
 from mpips.rundir.order_files import Order, Orders
@@ -95,7 +94,7 @@ class Leader:
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
                 self._ends = end
-                if node.replay is None:
+                if not node.policy.again:
                     self.started = started
                     self._hear(cluster, asked)
                     self._obey(cluster)
@@ -314,7 +313,7 @@ class Leader:
                 if code == ExitCode.STOPPED
                 else {}
             ),
-            **({} if self.node.record is None else {"record": size(self.node.record.folder)}),
+            **{key: value for result in self.node.observers.results for key, value in result().items()},
             **({"checkpoints_given_up": cluster.saver.given_up} if cluster.saver.given_up else {}),
         }
         for line in described(result["traffic"]):
@@ -350,7 +349,7 @@ class Leader:
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
         told = RemoteError.from_meta(facts, self.node.rank)
         usage = facts.get("is_usage", False)
-        if self.node.replay is None and (usage or not facts["is_input"]):
+        if not self.node.policy.again and (usage or not facts["is_input"]):
             self.error = facts["trace"].rstrip()
         if facts["is_input"]:
             log = log_of(self.folder, facts["rank"]) if usage else None
@@ -370,7 +369,7 @@ class Leader:
             where = f"rank {first.rank} ({first.role} on {first.host})"
             text = f"{first.text}; then {text}"
         again = not would_fail_again(error)
-        if self.node.replay is not None and not facts.get("lost"):  # it did not fail when it was recorded
+        if self.node.policy.again and not facts.get("lost"):  # it did not fail when it was recorded
             text += "; is the record damaged, or of another program? The log says more"
         return {
             "status": "failed",

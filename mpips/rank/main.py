@@ -65,7 +65,7 @@ from mpips.rundir import claim, log
 from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
 from mpips.scheduler.journal import Journal
 from mpips.server.server import Server
-from mpips.tracing.recorder import What, during, trace_node
+from mpips.tracing.recorder import What, trace_node
 from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command
@@ -245,11 +245,11 @@ class _Run:
         faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
         assert self.folder is not None
         self._follow(node, self.prepared, self.folder)
-        trace = trace_node(node, self.prepared.job.trace, self.folder.trace_of(self.rank), self.started, _say)
+        trace_node(node, self.prepared.job.trace, self.folder.trace_of(self.rank), self.started, _say)
         try:
             code = self._serve(node, self.prepared)
             log.note("end", code=code)
-            with during(trace, What.LEAVE):
+            with node.observers.during(What.LEAVE):
                 left = node.leave(PATIENCE)
             if self.membership is not None and self.membership.gave_up:
                 self._quit(code or ExitCode.FAILED)  # its launcher ends what hangs, wherever that is
@@ -259,10 +259,8 @@ class _Run:
                 self._quit(code or ExitCode.FAILED)
             return code
         finally:
-            if trace is not None:
-                trace.close()
-            if node.record is not None:
-                node.record.close()
+            for close in node.observers.close:
+                close()
             van.close()
 
     # --- the start ---------------------------------------------------------------------------
@@ -390,7 +388,7 @@ class _Run:
     def _follow(self, node: Node, prepared: Prepared, folder: RunFolder) -> None:
         """Write down what takes effect in which order, or do again what another run wrote down."""
         if prepared.options.replay:
-            Player(node, Path(prepared.options.replay))
+            node.follow(Player(node, Path(prepared.options.replay)))
             for kind in ASKS:  # nobody asks it to stop who did not ask then
                 signal.signal(kind, signal.SIG_DFL)
         elif prepared.job.record.on:
@@ -455,7 +453,7 @@ class _Run:
         if node.role is not Role.WORKER:
             server = serve()
             waits.rounds = server.unfinished_rounds
-        if not membership.leading and node.replay is None:
+        if not membership.leading and not node.policy.again:
             for kind in ASKS:  # the leader hears them too, and decides
                 signal.signal(kind, self._hear)
         while not membership.leading:
@@ -485,7 +483,7 @@ class _Run:
         leader = Leader(
             node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
         )
-        with during(node.trace, What.PROGRAM):
+        with node.observers.during(What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:
             signal.signal(kind, signal.SIG_IGN)

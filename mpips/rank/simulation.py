@@ -136,15 +136,15 @@ class Simulation:
         if self._record is not None:
             Recorder(me, self._record)
         if self._replay is not None:
-            Player(me, self._replay)
+            me.follow(Player(me, self._replay))
         membership = Membership(me, self.replicas, network.heart(van.rank), self._patience, self._give_up)
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
         server = Server(me, self._bandwidth) if me.role is not Role.WORKER else None
         with ExitStack() as opened, suppress(Fenced):
-            if me.record is not None:
-                opened.callback(me.record.close)
+            for close in me.observers.close:
+                opened.callback(close)
             try:
                 while not membership.leading:
                     role = me.role

@@ -21,15 +21,17 @@ shards beside. What it is called to do as a server, before and after, it does wh
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own
 from mpips.cluster.layout import Role
+from mpips.cluster.policy import Policy
 from mpips.cluster.view import View
 from mpips.errors import Diverged
 from mpips.replay.history import CELLS, LeaderCourse, ShardCourse, Told, told
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from mpips.server.replication import Link
     from mpips.server.server import Server
 
+T = TypeVar("T")
 Key = tuple[int, int]
 QUIET = 1.0
 """Seconds for which the leader has had nothing to do before it asks the others whether they have."""
@@ -50,8 +53,10 @@ DEAF = frozenset((Command.VIEW, Command.ASIDE, Command.ASK_VIEW, Command.LOG, Co
 """Control messages that mean nothing here."""
 
 
-class Player:
+class Player(Policy):
     """One rank's part in a run that is done again, from the course in a folder; see the module."""
+
+    again = True
 
     def __init__(self, node: Node, folder: Path) -> None:
         self.node, self._folder = node, folder
@@ -73,7 +78,7 @@ class Player:
         self._lost = set(self._leader.lost) if self._leader is not None else set()
         self.watch = Watch(node, self)
         self._gates: Gates | None = None
-        node.replay = self
+        node.observers.sent += (self._sent,)
         node.plain = node.direct = node.keeps = False
         node.controls[Command.ASK_STATE] = self.watch.asked
         node.controls[Command.STATE] = self.watch.told
@@ -81,7 +86,11 @@ class Player:
 
     # --- at every rank -----------------------------------------------------------------------------
 
-    def take(self, message: Message) -> None:
+    def delivery(self, deliver: Callable[[Message], None]) -> Callable[[Message], None]:
+        """Messages count in the order that is recorded."""
+        return self._take
+
+    def _take(self, message: Message) -> None:
         """Take a message that has arrived: most wait until their turn has come."""
         node, kind = self.node, message.kind
         if kind is Kind.CONTROL:
@@ -121,20 +130,21 @@ class Player:
         """Tell whether the leader was told that who is asked so is lost."""
         return (address, time) in self._lost
 
-    def send(self, message: Message) -> None:
+    def _sent(self, message: Message) -> None:
         """Count a message that is about to be sent."""
         self.watch.sent += message.kind is not Kind.CONTROL
 
     # --- at the leader -----------------------------------------------------------------------------
 
-    def decision(self, number: int) -> Any:
+    def decide(self, number: int, make: Callable[[], T]) -> T:
         """Give what was decided then."""
         assert self._leader is not None
         if number >= len(self._leader.decisions):
             raise Diverged(
                 f"the program asks for decision {number}, and only {len(self._leader.decisions)} are recorded"
             )
-        return self._leader.decisions[number]
+        decided: T = self._leader.decisions[number]
+        return decided
 
     # --- at a worker -------------------------------------------------------------------------------
 
@@ -142,7 +152,7 @@ class Player:
         """Tell this rank what comes next, if it waits for that and it is here, and what came in one go with it."""
         return self._tell(0)
 
-    def breathe(self) -> None:
+    def breathe(self, poll: Callable[[], bool]) -> None:
         """Tell what was told when the program looked up from its work at this place, if anything."""
         self._breaths += 1
         node, events = self.node, self._events

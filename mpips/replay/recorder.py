@@ -45,8 +45,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,14 @@ from mpips.errors import InputError
 from mpips.files.json_values import keep, plain
 from mpips.files.safe_open import open_own
 from mpips.rundir.folder import write_json
-from mpips.transport.message import NO_ROUND, Kind, Message
+from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
 if TYPE_CHECKING:
     from mpips.cluster.node import Node
     from mpips.cluster.view import View
     from mpips.config.job_file import Job
+    from mpips.tasks.task import Tasks
+    from mpips.transport.fastpath_table import FastPathTable
 
 CELL = struct.Struct("<HHIiIqq")
 CELL_BYTES = CELL.size
@@ -167,8 +168,24 @@ class Recorder:
         self._orders: dict[int, Order] = {}
         self._decisions: int | None = None
         self._flags = self._breath = self._breaths = self._nested = 0
-        node.record = self
-        node.tasks.heard = self.heard
+        events = node.observers
+        events.tasks += (self._watch,)
+        events.turn += (self._turn,)
+        events.answered += (self._answered,)
+        events.request_begins += (self._request_begins,)
+        events.request_ends += (self._request_ends,)
+        events.breath_begins += (self._breath_begins,)
+        events.breath_ends += (self._breath_ends,)
+        events.crew += (self._crew,)
+        events.serves += (self._serves,)
+        events.orders += (self.order,)
+        events.called += (self._called,)
+        events.aside += (self._aside,)
+        events.decided += (self._decided,)
+        events.results += (lambda: {"record": size(folder)},)
+        events.need_start = True  # the run can be done again from what it started from only
+        events.close += (self.close,)
+        self._watch(node.tasks)
 
     @property
     def epoch(self) -> int:
@@ -193,31 +210,39 @@ class Recorder:
             os.close(self._decisions)
             self._decisions = None
 
+    # --- what a server does ------------------------------------------------------------------------
+
+    def _serves(self, table: FastPathTable) -> None:
+        table.follow(self._pushed)
+
+    def _pushed(self, shard: int, origin: int, time: int) -> None:
+        """Note a push that a server's fast path has done."""
+        order = self._orders[shard]
+        order.change(order.count + 1, int(Command.PUSH), [(origin, time)])
+
     # --- what a rank is told -----------------------------------------------------------------------
 
-    def turn(self) -> None:
-        """Note that a message is about to be moved: what follows from it is told in one go."""
+    def _watch(self, tasks: Tasks) -> None:
+        tasks.heard = self._heard
+
+    def _turn(self) -> None:
+        """Note that a message is about to be received: what follows from it is told in one go."""
         if not self._nested:
             self._flags = 0
 
-    @contextmanager
-    def one_go(self) -> Iterator[None]:
-        """Note that what is told inside is told in one go with what is before, whatever is waited for."""
+    def _request_begins(self) -> None:
+        """What a request leads to is told in one go with it: a call that runs at once may wait for copies."""
         self._nested += 1
-        try:
-            yield
-        finally:
-            self._nested -= 1
 
-    @contextmanager
-    def breath(self) -> Iterator[None]:
-        """Note that the program looks up from its work for once."""
+    def _request_ends(self) -> None:
+        self._nested -= 1
+
+    def _breath_begins(self) -> None:
         self._breaths += 1
         self._breath = self._breaths
-        try:
-            yield
-        finally:
-            self._breath = 0
+
+    def _breath_ends(self) -> None:
+        self._breath = 0
 
     def _tell(self, kind: int, flags: int, rank: int, time: int, value: int, text: bytes = b"") -> None:
         leads = self._node.view.leader == self.rank
@@ -228,7 +253,7 @@ class Recorder:
         log.add(kind, flags | self._flags, self.epoch, rank, self._breath, time, value, text)
         self._flags = JOINED
 
-    def heard(self, address: int, time: int, reply: Message, given_up: bool) -> None:
+    def _heard(self, address: int, time: int, reply: Message, given_up: bool) -> None:
         """Note that a reply counts; one that was `given_up` for other workers follows from these, at a worker."""
         if given_up and self._node.view.leader != self.rank:
             return
@@ -236,27 +261,28 @@ class Recorder:
         flags = (FAILED if failed else 0) | (LOST if failed and reply.meta.get("lost") else 0)
         self._tell(ANSWER, flags, address, time, NO_ROUND if given_up else reply.round)
 
-    def answered(self, address: int, time: int, version: int) -> None:
-        """Note that what was asked at the van's desk is answered."""
-        self._tell(ANSWER, 0, address, time, version)
+    def _answered(self, slot: int) -> None:
+        """Note that what was asked on the fast path is answered."""
+        node = self._node
+        self._tell(ANSWER, 0, *node.tasks.asked_at(slot), node.van.version())
 
-    def call(self, request: Message) -> None:
+    def _called(self, request: Message) -> None:
         """Note that a call has come."""
         self._tell(CALL, 0, request.origin, request.time, 0)
 
-    def aside(self, meta: dict[str, Any]) -> None:
+    def _aside(self, meta: dict[str, Any]) -> None:
         """Note that something is to be done beside the program."""
         text = json.dumps({"call": meta["call"], "args": meta["args"]}).encode()
         self._tell(ASIDE, 0, 0, 0, len(text), text)
 
-    def crew(self, view: View) -> None:
+    def _crew(self, view: View) -> None:
         """Note that the workers are others now."""
         text = json.dumps(view.workers).encode()
         self._tell(CREW, 0, self.rank, view.crew, len(text), text)
 
     # --- what the leader decides ---------------------------------------------------------------------
 
-    def decision(self, number: int, value: Any) -> None:
+    def _decided(self, number: int, value: Any) -> None:
         """Note what was decided."""
         path = self.folder / f"decisions-{self.rank:04d}.jsonl"
         if self._decisions is None:

@@ -140,7 +140,7 @@ class Saver:
             return
         self._pending = None
         # A replay writes no checkpoints.
-        if self._cluster.node.replay is not None:
+        if self._cluster.node.policy.again:
             return
         errors = [task.error for task in pending.tasks if task.error is not None]
         if errors:
@@ -160,14 +160,17 @@ class Saver:
         cluster.pace.saved(cluster.node.van.now() - self._began)
         cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
         # A recorded run can be replayed only from the checkpoint that it started from.
-        spare = [pending.folder, *([cluster.resume] if cluster.resume and cluster.node.record else [])]
+        spare = [
+            pending.folder,
+            *([cluster.resume] if cluster.resume and cluster.node.observers.need_start else []),
+        ]
         try:
             checkpoint.prune(pending.folder.parent, cluster.job.checkpoint.keep, cluster.lineage, spare)
         except (MpipsError, OSError) as error:
             self._warn(f"warning: an old checkpoint was not removed ({error}); the run continues")
 
     def _abandon(self, folder: Path) -> None:
-        if self._cluster.node.replay is None:
+        if not self._cluster.node.policy.again:
             checkpoint.abandon(folder)
 
     def _give_up(self, folder: Path | None, why: str) -> None:

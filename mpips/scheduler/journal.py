@@ -65,7 +65,7 @@ class Journal:
         for entry in self._entries:
             entry.meta["base"] = self._base
         node.tasks = node.new_tasks(node.view.origin)
-        if node.van.survives and node.replay is None:
+        if node.van.survives and not node.policy.again:
             node.tasks.recall(self.replies)
             node.tasks.stable, node.tasks.noted = self._stable_time, self._note
             self._follow(node.view, node.view)
@@ -82,17 +82,14 @@ class Journal:
         """
         number = self._decided
         self._decided += 1
-        if self.node.replay is not None:
-            recorded: T = self.node.replay.decision(number)
-            return recorded
         if number < len(self.decisions):
             known: T = self.decisions[number]
             return known
-        value = make()
+        value = self.node.policy.decide(number, make)
         self.decisions.append(value)
-        if self.node.record is not None:
-            self.node.record.decision(number, value)
-        if self.node.van.survives:
+        for decided in self.node.observers.decided:
+            decided(number, value)
+        if self.node.van.survives and not self.node.policy.again:
             self._add(Message(Kind.CONTROL, Command.LOG, meta={"decision": value}))
             count = len(self._entries)
             self.node.wait_until(

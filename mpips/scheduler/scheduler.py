@@ -49,7 +49,7 @@ from mpips.scheduler.journal import Journal
 from mpips.scheduler.time_limit import Pace
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.tracing.recorder import What, during
+from mpips.tracing.recorder import What
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector, Vectors
 
@@ -215,7 +215,7 @@ class Cluster:
         start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
             self._training = start
-        with during(self.node.trace, What.PHASE, name):
+        with self.node.observers.during(What.PHASE, name):
             yield
         elapsed = self.decide(wall) - start
         if name == "train":

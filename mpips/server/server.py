@@ -47,7 +47,6 @@ from mpips.storage.updates import VectorSpec, call_named
 from mpips.storage.vector_clock import NOTHING
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.task import AHEAD
-from mpips.tracing.recorder import What
 from mpips.transport.fastpath_table import VERSION, FastPathTable
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, missing_of, reply_to
@@ -113,10 +112,8 @@ class Server:
         self._lane = FastPathTable(len(node.view.chains), len(node.layout.places), self.lists)
         if node.plain:
             node.van.fast_path = self._lane
-        if node.record is not None:
-            self._lane.follow(self._noted)
-        if node.trace is not None:
-            self._lane.served = node.trace.served
+        for serves in node.observers.serves:
+            serves(self._lane)
         self._file: Future[Entry] | None = None  # of the last snapshot
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.links: dict[int, Link] = {}
@@ -144,7 +141,7 @@ class Server:
         node.controls[Command.HASTEN] = self._hasten
         node.controls[Command.FEED] = self._piece
         node.controls[Command.FED] = self._fed
-        self._gates = None if node.replay is None else node.replay.gates(self)
+        self._gates = node.policy.gates(self)
         node.on_view.append(self._rewire)
         node.on_tick.append(self._tick)
         for number, chain in enumerate(node.view.chains):
@@ -153,9 +150,9 @@ class Server:
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """The server's loop; ends by `Stopped`, or when `until()`."""
-        node, trace = self.node, self.node.trace
+        node = self.node
         node.handlers[Command.CALL] = self._call_rank
-        idle = node.van.idle if trace is None else trace.resting(node.van.idle)
+        idle = node.observers.wrapped(node.observers.resting, node.van.idle)
         while not until():
             if not node.poll():
                 idle()
@@ -181,7 +178,7 @@ class Server:
         shard = Shard(
             number, node.view.ring, node.view.workers, RequestDedup(answer, node.keeps), node.describe
         )
-        shard.order = None if node.record is None else node.record.order(number)
+        shard.order = next((order(number) for order in node.observers.orders), None)
         return shard
 
     def _link(self, number: int, shard: Shard | None) -> None:
@@ -241,11 +238,13 @@ class Server:
         return True
 
     def _pass(self, link: Link, message: Message) -> None:
-        trace = self.node.trace
-        start = 0.0 if trace is None else trace.began()
+        observers = self.node.observers
+        for busy in observers.busy:
+            busy()
+        begin = self.node.van.now()
         link.take(message)
-        if trace is not None:
-            trace.passed_on(start, message)
+        for passed_on in observers.passed_on:
+            passed_on(begin, message)
         self._answer_hasty()
 
     def _probed(self, link: Link, probe: Message) -> None:
@@ -333,12 +332,6 @@ class Server:
             for namespace in shard.vectors:
                 self._expose(link, shard, namespace)
 
-    def _noted(self, number: int, origin: int, time: int) -> None:
-        """Write down a push that the lane has done."""
-        shard = self.links[number].shard
-        assert shard is not None and shard.order is not None
-        shard.order.change(shard.order.count + 1, int(Command.PUSH), [(origin, time)])
-
     def _expose(self, link: Link, shard: Shard, namespace: int) -> None:
         """Tell the lane where a vector's rows are, which a change may have moved."""
         if link.next == NOBODY and (simple := shard.vectors[namespace].simple) is not None:
@@ -358,8 +351,9 @@ class Server:
 
     def _execute(self, link: Link, shard: Shard, request: Message) -> list[Message]:
         """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
-        trace = self.node.trace
-        start = 0.0 if trace is None else trace.now()
+        observers = self.node.observers.executed
+        # A look at the clock costs more than this question.
+        begin = self.node.van.now() if observers else 0.0
         try:
             if request.command is Command.PULL:
                 if self._gates is None and self._is_full(request.origin):
@@ -376,8 +370,8 @@ class Server:
         except Exception as error:
             return self._refuse(link, shard, request, error)
         finally:
-            if trace is not None:
-                trace.executed(start, request)
+            for executed in observers:
+                executed(begin, request)
 
     def _is_full(self, origin: int) -> bool:
         """Tell whether a caller does not take what it was sent."""
@@ -595,11 +589,8 @@ class Server:
         if name == Own.WRITTEN:
             self._awaiting.append(request)
         elif name in self._own:
-            trace = self.node.trace
-            start = 0.0 if trace is None else trace.begin(What.CALL, name)
-            self.node.reply(request, meta=self._own[name](**request.meta["args"]))
-            if trace is not None:
-                trace.called(start, request)
+            with self.node.observers.calling(request):
+                self.node.reply(request, meta=self._own[name](**request.meta["args"]))
         else:
             raise ProtocolError(f"a server has no function {name!r}")
 
@@ -629,7 +620,7 @@ class Server:
                     column += more.tolist()
         meta = {"server": number, "clocks": clocks}
         together = {name: joined(each) for name, each in parts.items()}
-        write = write_shard if self.node.trace is None else self.node.trace.writing(write_shard)
+        write = self.node.observers.wrapped(self.node.observers.writing, write_shard)
         self._file = self._writer.start(write, Path(folder), number, together, meta)
         return {}
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.hash_ring import Ring
+from mpips.cluster.observer import ChangeOrder
 from mpips.errors import ProtocolError
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.segment import Segment, Slots, one_by_one
@@ -26,9 +27,6 @@ from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept, RequestDedup
 from mpips.transport.fastpath_table import ADD, ASSIGN, NO_PUSH, Simple
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
-
-if TYPE_CHECKING:
-    from mpips.replay.recorder import Order
 
 AGGREGATE = -1  # the clock's name for "all workers together"
 PUSHES = {"add": ADD, "assign": ASSIGN}
@@ -131,7 +129,7 @@ class Shard:
         self.changes = 0
         """The number of the last change that was applied."""
         self._describe = describe
-        self.order: Order | None = None
+        self.order: ChangeOrder | None = None
         """Writes down what was changed in which order, if the run is recorded."""
 
     def _begin_change(self, request: Message, callers: Sequence[Caller] = ()) -> None:

@@ -23,7 +23,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mpips.cluster.node import Node
     from mpips.cluster.view import View
     from mpips.tasks.task import Tasks, _Part
+    from mpips.transport.fastpath_table import FastPathTable
     from mpips.transport.van import Van
 
 T = TypeVar("T")
@@ -106,17 +107,10 @@ class TraceSpec:
     More of them cost more time."""
 
 
-def during(trace: Trace | None, what: What, name: str = "") -> AbstractContextManager[None]:
-    """Record what happens inside as one span, if there is a trace."""
-    return nullcontext() if trace is None else trace.during(what, name)
-
-
-def trace_node(
-    node: Node, spec: TraceSpec, path: Path, started: float, warn: Callable[[str], None]
-) -> Trace | None:
+def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Callable[[str], None]) -> None:
     """Begin to trace a node whose process `started` then, if that is asked for; a run goes on without if it cannot."""
     if not spec.on:
-        return None
+        return
     place = node.place
     facts = {
         "rank": place.rank, "role": place.role.value, "index": place.index, "host": node.host, "pid": os.getpid(),
@@ -126,10 +120,9 @@ def trace_node(
         trace = Trace(path, facts, spec.limit, spec.detail)
     except OSError as error:
         warn(f"mpips: warning: rank {place.rank} has no trace: {path}: {error.strerror or error}")
-        return None
+        return
     trace.attach(node)
     trace.add(What.START, started, trace.now())
-    return trace
 
 
 def _offset(now: Callable[[], float], wall: Callable[[], float]) -> float:
@@ -304,18 +297,40 @@ class Trace:
             self.problem = self.problem or f"{self.path}: {error.strerror or error}"
         os.close(self._file)
         self._file = -1
-        if self._node is not None:
-            self._node.trace = None
 
     # --- the gate --------------------------------------------------------------------------------
 
     def attach(self, node: Node) -> None:
         """Trace a node from now on, before it has taken a role."""
-        self._node = node
-        node.trace = self
+        self._node, events = node, node.observers
         node.on_tick.append(self.tick)
         node.on_view.append(self._viewed)
+        events.tasks += (self.watch,)
+        events.busy += (self.heard,)
+        events.encoded += (self.encoded,)
+        events.decoded += (self.decoded,)
+        events.computed += (self.computed,)
+        events.waited += (self.waited,)
+        events.serves += (self._serves,)
+        events.passed_on += (self.passed_on,)
+        events.executed += (self.executed,)
+        events.resting += (self.resting,)
+        events.calls += (self._calling,)
+        events.writing += (self.writing,)
+        events.spans += (self.during,)
+        events.close += (self.close,)
         self.watch(node.tasks)
+
+    def _serves(self, table: FastPathTable) -> None:
+        table.served = self.served
+
+    @contextmanager
+    def _calling(self, request: Message) -> Iterator[None]:
+        begin = self.begin(What.CALL, request.meta["call"])
+        try:
+            yield
+        finally:
+            self.called(begin, request)
 
     def watch(self, tasks: Tasks) -> None:
         """Let the answers to a caller's tasks be told, while the gate is open."""
@@ -385,7 +400,7 @@ class Trace:
     # --- what takes long ---------------------------------------------------------------------------
 
     @contextmanager
-    def during(self, what: What, name: str = "") -> Iterator[None]:
+    def during(self, what: int, name: str = "") -> Iterator[None]:
         """Record what happens inside as one span."""
         start, number = self.begin(what, name), self.name(name)
         try:
@@ -393,7 +408,7 @@ class Trace:
         finally:
             self.add(what, start, self.now(), number)
 
-    def begin(self, what: What, name: str) -> float:
+    def begin(self, what: int, name: str) -> float:
         """Note that a span begins that is to be known also if it never ends; give when that is."""
         self.heard()
         start = self.now()
@@ -458,11 +473,6 @@ class Trace:
         ):  # fmt: skip
             self._hidden[_EXECUTE] += end - begin
 
-    def began(self) -> float:
-        """Take note that there is something to do; give when that is."""
-        self.heard()
-        return self.now()
-
     def passed_on(self, begin: float, message: Message) -> None:
         """Record that what came along a chain was applied and passed on."""
         self.span(
@@ -492,7 +502,7 @@ class Trace:
 
     def waited(self, begin: float, end: float, own: float, time: int, cause: str = "") -> None:
         """Record a wait, `own` seconds of which nothing else was done in, for the task of a time or for a cause."""
-        if self._full:
+        if self._full or not (self.open or own > LONG):
             return
         last, peer, name = self._last
         if time != last or time < 0:

@@ -32,7 +32,6 @@ from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.server.server import answer_written, nothing_written
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.tracing.recorder import What
 from mpips.transport.message import Command, Message
 from mpips.worker.vector import Vector, Vectors
 
@@ -203,43 +202,43 @@ class Workshop:
         if request.meta["call"] == Own.WRITTEN:
             self._awaiting.append(request)
             return
-        if self.node.record is not None:
-            self.node.record.call(request)
+        for called in self.node.observers.called:
+            called(request)
         if getattr(getattr(self.worker, request.meta["call"], None), "at_once", False):
             self._execute(request, at_once=True)
         else:
             self.calls.append(request)
 
     def _aside(self, message: Message) -> None:
-        if self.node.record is not None:
-            self.node.record.aside(message.meta)
+        for aside in self.node.observers.aside:
+            aside(message.meta)
         since = self.node.tasks.time
         self._method(message.meta["call"])(**message.meta["args"])
         for task in self._seen_to(since):
             task.then(_raise)
 
     def _execute(self, request: Message, at_once: bool = False) -> None:
-        trace, tasks = self.node.trace, self.node.tasks
+        tasks = self.node.tasks
         since = tasks.time if at_once else self._settled
-        start = 0.0 if trace is None else trace.begin(What.CALL, request.meta["call"])
-        try:
-            answer = self._method(request.meta["call"])(**self._arguments(request))
-            if not isinstance(answer, Answer):
-                answer = Answer(answer)
-            if at_once and (own := self._seen_to(since)):  # nobody may wait here: the call at hand goes on
-                self._unanswered.append((request, answer, own))
-                return
-            if not at_once:
-                self.node.settle(since)  # what the scheduler is told of is so, and stays
-            self._answer(request, answer)
-        except Exception as error:
-            self.node.fail(request, error)
-        finally:
-            if not at_once:
-                self._settled = tasks.time
-                tasks.failed.clear()
-            if trace is not None:
-                trace.called(start, request)
+        with self.node.observers.calling(request):
+            try:
+                answer = self._method(request.meta["call"])(**self._arguments(request))
+                if not isinstance(answer, Answer):
+                    answer = Answer(answer)
+                if at_once and (
+                    own := self._seen_to(since)
+                ):  # nobody may wait here: the call at hand goes on
+                    self._unanswered.append((request, answer, own))
+                    return
+                if not at_once:
+                    self.node.settle(since)  # what the scheduler is told of is so, and stays
+                self._answer(request, answer)
+            except Exception as error:
+                self.node.fail(request, error)
+            finally:
+                if not at_once:
+                    self._settled = tasks.time
+                    tasks.failed.clear()
 
     def _seen_to(self, since: int) -> list[Task]:
         """Give the tasks issued at `since` or later, which the call at hand is not to wait for."""
@@ -276,7 +275,7 @@ class Workshop:
 
     def _snapshot(self, folder: str) -> None:
         """Copy the worker's state and that of its filters, and begin to write it."""
-        if self.node.replay is not None:  # a run that is done again writes no checkpoints
+        if self.node.policy.again:  # which writes no checkpoints
             self._file = nothing_written()
             return
         state = getattr(self.worker, "state", None)
@@ -285,7 +284,7 @@ class Workshop:
         if state is None and not arrays:
             self._file = nothing_written()
             return
-        write = write_worker if self.node.trace is None else self.node.trace.writing(write_worker)
+        write = self.node.observers.wrapped(self.node.observers.writing, write_worker)
         self._file = self._writer.start(write, Path(folder), self.context.index_of_all, arrays)
 
     def _tick(self) -> None:

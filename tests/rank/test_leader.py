@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpips.cluster.observer import Observers
+from mpips.cluster.policy import LIVE
 from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
 from mpips.rank.leader import Leader, would_fail_again
 from mpips.rundir.folder import Lines, RunFolder, write_json
@@ -42,7 +44,7 @@ def leader(tmp_path: Path) -> Leader:
     made: Any = object.__new__(Leader)
     view, van = SimpleNamespace(losses=()), SimpleNamespace(wall=lambda: 2e9)
     made.node = SimpleNamespace(
-        describe=lambda error: error.to_meta(), view=view, van=van, rank=0, replay=None
+        describe=lambda error: error.to_meta(), view=view, van=van, rank=0, policy=LIVE, observers=Observers()
     )
     made.folder, made.error, made._returned = folder, "", {}
     made.prepared = SimpleNamespace(resume=None)
@@ -68,7 +70,7 @@ def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
 
 
 def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
-    leader.node.replay = object()  # type: ignore[assignment]
+    leader.node.policy = SimpleNamespace(again=True)  # type: ignore[assignment]
     result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
     assert "TypeError: no; is the record damaged, or of another program?" in result["error"]
     assert leader.error == ""
