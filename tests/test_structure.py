@@ -1,0 +1,102 @@
+"""The packages of `mpips`: who may import whom, and how large a folder may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent / "mpips"
+NAMES = """
+    exit_codes errors ranges consistency typed calls
+    process files jit rundir storage data transport filters tasks checkpoint cluster tracing config server worker
+    scheduler provenance replay launch rank report planning jobs bench cli
+"""
+ORDER = NAMES.split()
+"""Modules of the root and packages; each imports only what stands before it."""
+ENTRIES = {"mpips": "planning", "mpips.__main__": "rank"}
+"""Modules of the root that stand elsewhere: the public API, and what starts a rank."""
+MOST = 15
+"""Modules of a folder."""
+LARGER = {"jobs/lda"}
+"""Folders that may hold more: the largest application."""
+
+
+def modules() -> dict[str, Path]:
+    """Find all modules by name; `mpips/jobs` may be a link to a folder beside."""
+    found = {}
+    for folder, _, files in os.walk(ROOT, followlinks=True):
+        for path in (Path(folder, file) for file in files if file.endswith(".py")):
+            parts = ("mpips", *path.relative_to(ROOT).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """Name the modules of mpips that a module imports anywhere in its text, so under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, (
+                f"{name}: line {node.lineno} imports relatively"
+            )
+            within = {f"{node.module}.{each.name}" for each in node.names}
+            found |= within & MODULES.keys() or {node.module}
+    return {each for each in found if each.split(".")[0] == "mpips"} - {name}
+
+
+IMPORTS = {name: imports(name) for name in MODULES}
+
+
+def rank(name: str) -> int:
+    """Give the place of a module's package in the order."""
+    return ORDER.index(ENTRIES.get(name) or name.split(".")[1])
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    tops = {name.split(".")[1] for name in MODULES if name not in ENTRIES}
+    assert tops == set(ORDER)
+
+
+def test_imports_name_modules_that_are_there() -> None:
+    assert not [(name, each) for name, them in IMPORTS.items() for each in them if each not in MODULES]
+
+
+def test_a_package_imports_only_what_stands_before_it() -> None:
+    wrong = [
+        f"{name} -> {each}" for name, them in IMPORTS.items() for each in them if rank(each) > rank(name)
+    ]
+    assert not wrong, "imports against the order: " + ", ".join(sorted(wrong))
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        raise AssertionError("a circle: " + " <- ".join(error.args[1])) from None
+
+
+def test_no_folder_is_too_large() -> None:
+    sizes: dict[str, int] = {}
+    for path in MODULES.values():
+        if path.name != "__init__.py":
+            folder = str(path.parent.relative_to(ROOT))
+            sizes[folder] = sizes.get(folder, 0) + 1
+    too_large = {folder: size for folder, size in sizes.items() if size > MOST and folder not in LARGER}
+    assert not too_large, f"folders of more than {MOST} modules: {too_large}"
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    packages = [path for path in MODULES.values() if path.name == "__init__.py"]
+    folders = {path.parent for path in MODULES.values()}
+    assert {path.parent for path in packages} == folders
+    silent = [
+        str(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not silent, f"packages without a docstring: {silent}"
