@@ -1,1 +1,5 @@
-"""The server: shards, replication after aggregation, and moving shards to new members (paper, sections 4.2 and 4.3)."""
+"""The server: shards of vectors, replication after aggregation, and transfer of shards to new members.
+
+Implements sections 4.2 (replication), 4.3 (chains) and the server side of Algorithm 1 of the paper. May import the root
+modules, process/ to cluster/, tracing/ and config/.
+"""

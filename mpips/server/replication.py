@@ -1,20 +1,20 @@
-"""Chain replication: a server's place in the chains of its shards (paper, section 4.3).
+"""Chain replication: a server's position in the chains of its shards (paper, section 4.3).
 
-Every change of a shard goes from its primary down the chain, member by member. The last member's word that it has
-applied it comes back the same way, and only then does the primary answer whoever asked for it: so an answered
-push is with every member, and what a member has applied, all before it have. Pushes that are summed over the workers
-are one change (replication after aggregation).
+Every change of a shard goes from its primary down the chain, member by member. The last member acknowledges it;
+acknowledgements travel back up the chain, and only then does the primary answer the callers: so an answered push is on
+every member, and what a member has applied, all before it have. Pushes that are summed over the workers are one change
+(replication after aggregation, section 4.2).
 
-    primary      apply the change; send it on; answer its callers once the word is back
-    member       apply it; send it on; pass the word back
-    last member  apply it; give the word
+    primary      apply the change; forward it; answer its callers once it is acknowledged
+    member       apply it; forward it; forward the acknowledgement
+    last member  apply it; acknowledge
 
-A member keeps what it has sent on until the word is back. When the chain changes, it sends that again to whoever comes
-next now; changes are numbered, and one that was applied already is not applied again. If nobody comes next, all is
-with everyone.
+A member keeps what it has forwarded until the acknowledgement. When the chain changes, it sends that again to its new
+successor; changes are numbered, and one that was applied is not applied again. Without a successor, all members have
+all changes.
 
-A learner stands behind the last member, which feeds it a copy of the shard in pieces, and all changes after it. It
-gives its word for what it has received: that is applied once the copy is whole, before the learner becomes a member.
+A learner stands behind the last member, which sends it the shard in chunks, and all changes after it. It acknowledges
+what it has received: that is applied once the copy is complete, before the learner becomes a member.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from mpips.transport.message import Command, Kind, Message
 Send = Callable[[int, Message], None]
 Repeat = Callable[[Shard, Message], None]
 PIECE = 1 << 17
-"""Words of 8 bytes in a piece of a copy: 1 MiB."""
+"""Words of 8 bytes in a chunk of a copy: 1 MiB."""
 AHEAD = 4
-"""Pieces on their way at once."""
+"""Unacknowledged chunks at once."""
 MOST_CHANGES, MOST_BYTES = 256, 1 << 26
-"""Changes, and bytes of them, on their way down a chain, from which on callers have to wait for them."""
+"""Unacknowledged changes, and bytes of them, from which on callers wait for acknowledgements."""
 
 
 class Pace:
-    """Says when the next piece of a copy may be sent: so many bytes per second (0: no limit) in all."""
+    """Rate limit of copies: bytes per second (0: no limit) in all."""
 
     def __init__(self, rate: float, now: Callable[[], float]) -> None:
         self._rate, self._now, self._free = rate, now, 0.0
 
     def may(self) -> bool:
-        """Tell whether a piece may be sent now."""
+        """Return whether a chunk may be sent now."""
         return self._rate == 0 or self._now() >= self._free
 
     def sent(self, size: int) -> None:
-        """Note that so many bytes were."""
+        """Record that `size` bytes were sent."""
         if self._rate:
             self._free = max(self._free, self._now()) + size / self._rate
 
 
 class Feed:
-    """A copy on its way to a learner."""
+    """A copy that is being sent to a learner."""
 
     def __init__(self, parcel: NDArray[np.int64], changes: int) -> None:
         self.parcel, self.changes = parcel, changes
@@ -67,14 +67,14 @@ class Feed:
 
 
 class _Release(NamedTuple):
-    """What is done once a change is with everyone."""
+    """An action to do once a change is on all members."""
 
     change: int
     action: Callable[[], None]
 
 
 class Link:
-    """One shard's place in its chain on this server; `shard` is None while its copy has not come."""
+    """One shard's position in its chain on this server; `shard` is None until its copy is complete."""
 
     def __init__(
         self,
@@ -91,38 +91,40 @@ class Link:
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
         self._send, self._repeat, self._pace, self._timer = send, repeat, pace, timer
         self.sent: dict[int, Message] = {}
-        """Changes that were sent on, and whose word is not back."""
+        """Changes that were forwarded and are not acknowledged."""
         self._sent_bytes = 0
-        self._heard = False  # whether anything came back since the last look at the timer
+        # Whether an acknowledgement has come since the last timer check.
+        self._heard = False
         self._again: Counter[str] = Counter() if again is None else again
-        self._asked: dict[int, int] = {}  # question -> the last change that was sent before it
+        # By query: the last change that was sent before it.
+        self._asked: dict[int, int] = {}
         self._questions = 0
         self.everywhere = 0
-        """The last change that is with all from here on; at a learner, the last of all that it has received."""
+        """The last change on all members from here on; at a learner, the last received without a gap."""
         self.early: dict[int, Message] = {}
-        """Changes that came before those they follow; at a learner, all that came."""
+        """Changes received out of order; at a learner, all received ones."""
         self.feed: Feed | None = None
         self._releases: deque[_Release] = deque()
         self._pieces: dict[int, Message] = {}
 
     @property
     def primary(self) -> bool:
-        """Whether this server answers for the shard."""
+        """Whether this server is the primary."""
         return self.chain.members[0] == self.me
 
     @property
     def learning(self) -> bool:
-        """Whether this server's copy does not count yet."""
+        """Whether this server is the learner, whose copy does not count yet."""
         return self.chain.learner == self.me
 
     @property
     def still(self) -> bool:
-        """Whether nothing is on its way down the chain."""
+        """Whether no change is unacknowledged."""
         return not self.sent
 
     @property
     def full(self) -> bool:
-        """Whether so much is on its way down the chain that callers have to wait for it."""
+        """Whether so much is unacknowledged that callers have to wait for it."""
         return len(self.sent) >= MOST_CHANGES or self._sent_bytes >= MOST_BYTES
 
     def _beside(self, step: int) -> int:
@@ -143,7 +145,7 @@ class Link:
     # --- at the primary ----------------------------------------------------------------------
 
     def announce(self, make: Callable[[], Message]) -> None:
-        """Send the change that was just applied here down the chain, if anybody follows: `make` writes it."""
+        """Forward the change that was just applied here, if there is a successor; `make` creates the message."""
         following = self.next
         if following != NOBODY:
             assert self.shard is not None
@@ -152,19 +154,20 @@ class Link:
             self._pass_on(change, following)
 
     def after_all(self, action: Callable[[], None]) -> None:
-        """Do `action` once all that was applied so far is with everyone, at once if it is."""
+        """Run `action` once all changes applied so far are on all members; immediately if they are."""
         assert self.shard is not None
         if self.sent:
             self._releases.append(_Release(self.shard.changes, action))
         else:
             action()
 
-    # --- at the others -------------------------------------------------------------------------
+    # --- at the other members ------------------------------------------------------------------
 
     def take(self, message: Message) -> None:
-        """Take a change from the member before, or the word from the one behind."""
+        """Receive a change from the predecessor, or an acknowledgement from the successor."""
         if message.epoch < self.chain.since:
-            return  # it was sent to another chain than this one is now, and comes again
+            # It was sent to an earlier chain, and is sent again.
+            return
         if message.command is Command.APPLIED:
             if message.sender == self.next:
                 self._word(message.time)
@@ -193,7 +196,7 @@ class Link:
             self._give_word()
 
     def _apply(self) -> None:
-        """Apply what came and is next, and send it on."""
+        """Apply the received changes that are next in order, and forward them."""
         shard = self.shard
         assert shard is not None
         while (change := self.early.pop(shard.changes + 1, None)) is not None:
@@ -215,7 +218,7 @@ class Link:
             self._send(self.previous, word)
 
     def _word(self, time: int) -> None:
-        """All from here on have applied the changes up to `time`."""
+        """All members from here on have applied the changes up to `time`."""
         self.everywhere = max(self.everywhere, time)
         sent = self.sent
         while sent and next(iter(sent)) <= time:
@@ -235,11 +238,12 @@ class Link:
     # --- when the chain changes ------------------------------------------------------------------
 
     def rewire(self, chain: Chain) -> None:
-        """Take the place that a new chain gives this server, which is one of it."""
+        """Adopt a new chain, which has this server."""
         before, self.chain = self.chain, chain
         was_primary = before.members[0] == self.me
         if was_primary and not self.primary:
-            self._releases.clear()  # their callers ask the new primary
+            # Their callers ask the new primary.
+            self._releases.clear()
             if self.shard is not None:
                 self.shard.abandon()
         if self.learning:
@@ -247,7 +251,8 @@ class Link:
             return
         if before.learner == self.me:
             self._apply()
-        self.early.clear()  # what is missing before them comes again, and they with it
+        # The missing changes before them are sent again, and they too.
+        self.early.clear()
         self.feed = None
         following = self.next
         if following in (NOBODY, chain.learner):
@@ -261,7 +266,7 @@ class Link:
             self._give_word()
 
     def send_again(self) -> None:
-        """Send what is on its way once more: someone else comes next now."""
+        """Send unacknowledged changes again, to the new successor."""
         self._repeat_sent(list(self.sent.values()))
 
     def _repeat_sent(self, changes: list[Message]) -> None:
@@ -271,10 +276,10 @@ class Link:
             for change in changes:
                 self._send(following, change)
 
-    # --- where messages are lost -------------------------------------------------------------------
+    # --- retransmission ----------------------------------------------------------------------------
 
     def probe(self, now: float) -> None:
-        """Ask whoever comes next what has come of the changes that were sent, if nothing was heard for too long."""
+        """Query the successor for the changes it has received, if no acknowledgement comes before the timeout."""
         timer = self._timer
         if timer is None:
             return
@@ -300,7 +305,7 @@ class Link:
             self._give_word()
 
     def _send_missing(self, received: Message) -> None:
-        """Send again what had not come: of what was sent before the question, since the answer knows no more."""
+        """Send missing changes again: only those sent before the query, since the answer does not cover later ones."""
         last = self._asked.pop(received.round, 0)
         early = {begin for begin, _ in received.after}
         missing = [
@@ -309,7 +314,8 @@ class Link:
             if received.time < each.time <= last and each.time not in early
         ]
         if missing:
-            self._asked.clear()  # the answers to these know nothing of what is sent again now
+            # Answers to earlier queries do not cover what is sent again now.
+            self._asked.clear()
             self._repeat_sent(missing)
 
     # --- copies ------------------------------------------------------------------------------------
@@ -319,7 +325,7 @@ class Link:
         self.feed = Feed(pack(self.shard), self.shard.changes)
 
     def send_pieces(self) -> None:
-        """Send as much of a copy as may be on its way now."""
+        """Send as many chunks of a copy as may be outstanding."""
         feed = self.feed
         while (
             feed is not None and feed.next < feed.count and feed.next < feed.come + AHEAD and self._pace.may()
@@ -334,7 +340,7 @@ class Link:
             feed.next += 1
 
     def fed(self, message: Message) -> None:
-        """Take the learner's word that a piece has come."""
+        """Receive the learner's acknowledgement of a chunk."""
         if (
             self.feed is not None
             and message.sender == self.chain.learner
@@ -345,13 +351,13 @@ class Link:
 
     @property
     def feed_known(self) -> bool:
-        """Whether a learner knows after which change its copy was made."""
+        """Whether a learner knows the last change that its copy includes."""
         return bool(self._pieces) or self.shard is not None
 
     def piece(
         self, message: Message, make: Callable[[int], Shard], fill: Callable[[NDArray[np.int64], Shard], None]
     ) -> bool:
-        """Take a piece of this learner's copy; give whether the copy is whole now."""
+        """Receive a chunk of this learner's copy; return whether the copy is complete."""
         if not self.learning or message.sender != self.previous or message.epoch < self.chain.since:
             return False
         if not self._pieces:
@@ -377,5 +383,5 @@ class Link:
 
 
 def _size(change: Message) -> int:
-    """Return the bytes of keys and values that a change carries."""
+    """Return the bytes of keys and values of a change."""
     return sum(array.nbytes for array in (change.keys, change.values) if array is not None)

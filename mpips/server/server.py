@@ -1,12 +1,12 @@
 """The server: holds shards of every vector, and executes pushes, pulls and calls on them (paper, Algorithm 1).
 
 while not stopped:
-    push: aggregate if the vector does; update; send the change down the chain; answer whoever was waiting for it
+    push: aggregate if the vector does; update; send the change down the chain; answer the callers
     pull: answer with the rows
     call: run the function that the scheduler names
-    change of another primary: apply it; pass it on
+    change of another primary: apply it; forward it
 
-Any rank that is no worker can be one: a spare is a server of no shards until the view gives it some.
+Any rank that is not a worker can be a server: a spare is a server without shards until the view gives it some.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from mpips.transport.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Messa
 
 
 def create_vector(shard: Shard, spec: dict[str, Any], number: int, expect: int) -> dict[str, Any]:
-    """Make a shard's part of a vector."""
+    """Create a shard's part of a vector."""
     shard.create(number, VectorSpec(**spec), expect)
     return {}
 
 
 def restore(shard: Shard, folder: str) -> dict[str, Any]:
-    """Read the rows of a shard's ranges from whichever files of a checkpoint hold them."""
+    """Read the rows of a shard's ranges from the files of a checkpoint."""
     path = Path(folder)
     names = vectors(path)
     for hosted in shard.vectors.values():
@@ -71,7 +71,7 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
                 rows = load_range(path, name, segment.ranges)
                 segment.notes[note] = (segment.listed_slots(rows.keys), rows.values)
         for clock in load_clocks(path, segment.spec.name):
-            # Rounds go on where they were; the tasks of a worker are numbered anew in every run.
+            # Round numbers continue; the task times of a worker start again in every run.
             for keys, round_ in clock.entries(AGGREGATE):
                 if round_ != NOTHING:
                     segment.advance(keys, AGGREGATE, round_)
@@ -79,19 +79,19 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
 
 
 OWN: dict[str, Callable[..., dict[str, Any]]] = {Own.CREATE_VECTOR: create_vector, Own.RESTORE: restore}
-"""What the scheduler calls on shards beside the functions that programs register."""
+"""Functions that the scheduler calls on shards, besides those that programs register."""
 
 
 MOST_BACKLOG = 64
-"""Changes of other primaries that may wait, one being applied after each request, and all when there is none."""
+"""Changes of other primaries that may be queued; one is applied after each request, and all when there is none."""
 MOST_UNSENT = 1 << 28
-"""Bytes of answers on their way to one caller, from which on it has to wait for further ones until it takes some."""
+"""Unsent bytes of answers to one caller from which on its further pulls wait."""
 KEY_CACHE = 256e6
-"""Bytes of key lists that a server remembers unless told otherwise."""
+"""Default number of bytes of cached key lists."""
 
 
 class Server:
-    """A server's shards, and what it does with each request; see the module."""
+    """A server: its shards, and the execution of requests; see the module."""
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class Server:
         key_cache: float = KEY_CACHE,
         ahead: bool = True,
     ) -> None:
-        """Serve; `ahead`: pushes of a round are answered before copies have them, which is told later.
+        """Create the server; `ahead`: pushes of a round are answered before copies have them, and acknowledged later.
 
-        That hides how long copies take where ranks have a core each. Where ranks outnumber cores it hides nothing: what
-        is told later wakes each worker once more.
+        That hides the time of copies where each rank has a core. Where ranks outnumber cores it hides nothing: a later
+        acknowledgement wakes each worker once more.
         """
         self._ahead = ahead
         self.node, self._writer = node, writer or AtOnce()
@@ -118,25 +118,30 @@ class Server:
         self._awaiting: list[Message] = []  # requests that ask when that is written
         self.links: dict[int, Link] = {}
         self._pace = Pace(repair_bandwidth, node.van.now)
-        self._drained: set[int] = (
-            set()
-        )  # shards of which the leader has heard under this view that they stand still
-        self._held: dict[int, list[Message]] = {}  # requests to shards that are about to get another primary
+        # Shards that were reported to the leader in this view as having no unacknowledged change.
+        self._drained: set[int] = set()
+        # Requests to shards whose chain is closing.
+        self._held: dict[int, list[Message]] = {}
         self._own: dict[str, Callable[..., dict[str, Any]]] = {
             Own.ACCOUNT: self._account,
             Own.SNAPSHOT: self._snapshot,
         }
-        self._unanswered: deque[Message] = deque()  # pulls of callers that do not take what they were sent
+        # Pulls of callers with too many unsent bytes.
+        self._unanswered: deque[Message] = deque()
         self._words: dict[int, list[tuple[int, int]]] = {}
-        """Acknowledgements of what was answered ahead, (shard, time) by caller; they go with the next answer."""
-        self._coming: dict[int, set[tuple[int, int]]] = {}  # those that are not true yet
+        """Acknowledgements of pushes that were answered ahead, (shard, time) by caller; they are sent with the next
+        answer."""
+        # Pushes answered ahead that are not on all copies yet.
+        self._coming: dict[int, set[tuple[int, int]]] = {}
         self._steps = 0
-        self._backlog: deque[Message] = deque()  # what came along chains
+        # Messages of chains.
+        self._backlog: deque[Message] = deque()
         node.leisure = self._work_off
         node.spec_of = self._spec_of
-        self._keyless: list[Message] = []  # requests that wait for the keys that they name by a signature
+        # Requests that wait for the keys of their signature.
+        self._keyless: list[Message] = []
         self._hasty: dict[int, dict[int, int]] = {}
-        """By caller and shard: up to which of its pushes a caller waits for acknowledgements, and for nothing else."""
+        """By caller and shard: the last push whose acknowledgement a caller waits for, with nothing else to do."""
         node.shards = self._to_shard
         node.controls[Command.HASTEN] = self._hasten
         node.controls[Command.FEED] = self._piece
@@ -159,7 +164,7 @@ class Server:
 
     @property
     def shards(self) -> list[Shard]:
-        """Return the shards whose primary this server is, in key order."""
+        """Return the shards of which this server is the primary, in key order."""
         return [
             link.shard for _, link in sorted(self.links.items()) if link.primary and link.shard is not None
         ]
@@ -203,7 +208,8 @@ class Server:
         if message.kind is Kind.CHAIN:
             self._to_chain(link, message)
         elif not link.primary:
-            return  # its sender will hear of the view in which another is, and ask that one
+            # Its sender gets the view with the new primary, and sends the request there.
+            return
         elif message.kind is Kind.PROBE:
             self._probed(link, message)
         elif self._gates is not None:
@@ -216,9 +222,9 @@ class Server:
             self._work_off()
 
     def _to_chain(self, link: Link, message: Message) -> None:
-        """Take what came along a chain: words at once, since callers wait for them; changes one for each request.
+        """Receive a message of a chain: acknowledgements at once, since callers wait for them; changes one per request.
 
-        So neither kind of work keeps the other waiting, however much there is of it.
+        So neither kind of work starves the other.
         """
         if message.command is Command.APPLIED:
             self._pass(link, message)
@@ -228,7 +234,7 @@ class Server:
             self._work_off()
 
     def _work_off(self) -> bool:
-        """Apply the first change of another primary's that waits; give whether there was any."""
+        """Low-priority work hook: applies the first queued change of another primary; returns True if there was one."""
         if not self._backlog:
             return False
         message = self._backlog.popleft()
@@ -248,9 +254,10 @@ class Server:
         self._answer_hasty()
 
     def _probed(self, link: Link, probe: Message) -> None:
-        """Tell a caller that hears nothing what of its requests has not come; answer once more what was answered."""
+        """Answer a probe: name the requests that have not arrived, and send again the answers to those that have."""
         if link.shard is None or link.chain.closing:
-            return  # what is held is not known to the inbox yet
+            # Held requests are not in the deduplication table yet.
+            return
         origin, number = probe.origin, link.number
         missing = []
         for time, ahead in probe.after:
@@ -263,18 +270,21 @@ class Server:
     def _admit(self, link: Link, message: Message) -> None:
         assert link.shard is not None
         if message.round != NO_ROUND and message.epoch < self.node.view.crew:
-            return  # its sender has given it up: the workers are not those any more
+            # Its sender has dropped it: the set of workers has changed.
+            return
         number, origin, inbox = message.shard, message.origin, link.shard.inbox
         if self._lane.has_news(number):
             self._catch_up(link.shard)
-        if not inbox.knows(message):  # one that came before costs nothing more
+        # A duplicate is not decoded again.
+        if not inbox.knows(message):
             if message.filtered and not self.node.decoded(message):
                 return
             if message.signature != NO_SIGNATURE and message.error is None and not self._recall(message):
                 return
         ready = deque(inbox.admit(message))
         if inbox.parks(origin):
-            self._lane.forget(number, origin)  # what it waits for must not finish unseen
+            # The fast path must not finish what it waits for unnoticed.
+            self._lane.forget(number, origin)
         elif origin >= 0:
             self._lane.admitted(number, origin, inbox.latest(origin))
         while ready:
@@ -283,7 +293,7 @@ class Server:
             self._admit_keyless()
 
     def _admit_keyless(self) -> None:
-        """Take up requests whose keys may have come meanwhile."""
+        """Admit requests whose keys may have arrived meanwhile."""
         held, self._keyless = self._keyless, []
         for message in held:
             link = self.links.get(message.shard)
@@ -291,12 +301,13 @@ class Server:
                 self._admit(link, message)
 
     def _recall(self, request: Message) -> bool:
-        """Look up what a request means that comes with a signature; if nobody knows, ask for its keys."""
+        """Look up the keys of a signature; if they are unknown, ask the caller for them."""
         if request.keys is not None:
             return True
         known = self.lists.find(request.shard, request.namespace, request.signature)
         if known is None and self.node.van.arriving(request.sender):
-            self._keyless.append(request)  # it has overtaken the end of a longer one, which may bring them
+            # It has overtaken the rest of a longer message, which may have the keys.
+            self._keyless.append(request)
             return False
         if known is None:
             reply = reply_to(request)
@@ -310,7 +321,7 @@ class Server:
         return True
 
     def _resolve(self, shard: Shard, segment: Segment, request: Message, create: bool) -> Slots:
-        """Find the rows that a request is about, and remember them if its keys have a signature."""
+        """Resolve the slots of a request, and cache them if its keys have a signature."""
         if request.error is not None:
             raise request.error
         if request.slots is None:
@@ -321,10 +332,10 @@ class Server:
                 self.lists.keep(shard.number, request.namespace, request.signature, known)
         return request.slots
 
-    # --- the lane: what is answered without coming here ----------------------------------------
+    # --- the fast path: requests that kernels answer ---------------------------------------------
 
     def _open(self, link: Link) -> None:
-        """Let the lane serve a shard of which there is one copy."""
+        """Let the fast path serve a shard without copies."""
         shard = link.shard
         if shard is not None:
             self._count(shard)
@@ -333,12 +344,12 @@ class Server:
                 self._expose(link, shard, namespace)
 
     def _expose(self, link: Link, shard: Shard, namespace: int) -> None:
-        """Tell the lane where a vector's rows are, which a change may have moved."""
+        """Update the addresses of a vector's rows on the fast path; a change may have moved them."""
         if link.next == NOBODY and (simple := shard.vectors[namespace].simple) is not None:
             self._lane.open(shard.number, namespace, simple)
 
     def _catch_up(self, shard: Shard) -> None:
-        """Take note of what the lane has done."""
+        """Record the requests that the fast path has executed."""
         for done in self._lane.finished(shard.number):
             for time, pushed in done.times:
                 reply = None
@@ -374,11 +385,11 @@ class Server:
                 executed(begin, request)
 
     def _is_full(self, origin: int) -> bool:
-        """Tell whether a caller does not take what it was sent."""
+        """Return whether a caller has too many unsent bytes."""
         return self.node.van.unsent(self.node.view.caller(origin)) > MOST_UNSENT
 
     def _answer_late(self) -> None:
-        """Answer pulls that had to wait, as far as their callers have taken what they were sent."""
+        """Answer pulls that had to wait, as far as their callers have received earlier answers."""
         for _ in range(len(self._unanswered)):
             request = self._unanswered.popleft()
             link = self.links.get(request.shard)
@@ -395,18 +406,19 @@ class Server:
 
     def _answer(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
         """Answer a request that has changed nothing, and keep the reply."""
-        reply.round = shard.changes  # it says after how many
+        # The number of changes that the answer includes.
+        reply.round = shard.changes
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return shard.inbox.finish(request.origin, request.time, reply)
 
     def _read(self, link: Link, shard: Shard, request: Message, reply: Message) -> list[Message]:
-        """Answer a request that changes nothing; should it come again, it is executed again."""
+        """Answer a request that changes nothing; a duplicate is executed again."""
         reply.round = shard.changes
         link.after_all(lambda: self.node.answer(request.origin, reply))
         return shard.inbox.finish(request.origin, request.time)
 
     def _push(self, link: Link, shard: Shard, request: Message) -> list[Message]:
-        """Update by the rows of a push, at once or when all workers' pushes of its round are in."""
+        """Apply the rows of a push, at once or when all workers' pushes of its round have arrived."""
         hosted = shard.hosted(request.namespace)
         if request.values is None:
             raise ProtocolError("a push without values")
@@ -416,19 +428,21 @@ class Server:
             return self._aggregate(link, shard, hosted, request)
         try:
             self._resolve(shard, hosted.segment, request, create=True)
-        finally:  # whatever came of it, rows may stand elsewhere now
+        finally:
+            # The rows may have moved, also after an error.
             self._expose(link, shard, request.namespace)
         return self._change(link, shard, request, shard.push)
 
     def _change(
         self, link: Link, shard: Shard, request: Message, apply: Callable[[Message], Message]
     ) -> list[Message]:
-        """Make a change that one request asks for, and answer it once the chain has it."""
+        """Apply the change of one request, and answer it once the chain has it."""
         caller = _caller(request)
         self._step()
         values = request.values
         if values is not None and link.next >= 0:
-            values = values.copy()  # an update may use its argument up
+            # An update may overwrite its argument.
+            values = values.copy()
         reply = apply(request)
         self._count(shard)
         ready = shard.finish([caller], reply)
@@ -441,7 +455,7 @@ class Server:
         return ready
 
     def _count(self, shard: Shard) -> None:
-        """Tell the lane how many changes there were, if it is to write down those that follow."""
+        """Set the number of changes on the fast path, if it records those that follow."""
         if shard.order is not None:
             shard.order.count = self._lane.parts[shard.number, 0, VERSION] = shard.changes
 
@@ -461,7 +475,7 @@ class Server:
             raise error
         waiting = hosted.waiting.setdefault(round_, {})
         if sender not in hosted.aggregator.workers or sender in waiting:
-            what = "has pushed twice" if sender in waiting else f"is none of {hosted.aggregator.workers}"
+            what = "has pushed twice" if sender in waiting else f"is not one of {hosted.aggregator.workers}"
             raise ProtocolError(
                 f"vector {segment.spec.name!r}, round {request.round}: worker {sender} {what}"
             )
@@ -471,7 +485,7 @@ class Server:
             assert request.values is not None
             summed = hosted.aggregator.add(round_, sender, slots, request.values)
         except Exception as error:
-            # The round cannot be completed: everyone in it hears why, those who have not pushed yet when they do.
+            # The round cannot be completed: all its workers get the error, those that have not pushed yet when they do.
             del hosted.waiting[round_]
             hosted.aggregator.drop(round_)
             if unaware := set(hosted.aggregator.workers) - set(waiting):
@@ -493,7 +507,8 @@ class Server:
 
         follows = link.next >= 0
         ahead = self._ahead and follows and not link.full
-        sums = summed.rows.copy() if follows else summed.rows  # an update may use its argument up
+        # An update may overwrite its argument.
+        sums = summed.rows.copy() if follows else summed.rows
         kept = shard.sum_up(first, callers, summed.slots, summed.rows, wants)
         self._count(shard)
         ready = shard.finish(callers, kept)
@@ -502,7 +517,8 @@ class Server:
                 self._answer_one(shard, request, kept, summed, ahead)
                 self._coming.setdefault(request.origin, set()).add((shard.number, request.time))
         if follows:
-            whole = segment.spec.dense and isinstance(summed.slots, slice)  # all keys of the range
+            # All keys of the range.
+            whole = segment.spec.dense and isinstance(summed.slots, slice)
             keys = None if whole else segment.keys_of(summed.slots)
             link.announce(lambda: _written_down(first, callers, keys, sums, wants))
         if ahead:
@@ -515,7 +531,10 @@ class Server:
     def _answer_one(
         self, shard: Shard, request: Message, kept: Message | RoundAnswer, summed: Summed, ahead: bool
     ) -> None:
-        """Answer one push of a round; `ahead` of the word that the whole chain has it, which follows."""
+        """Answer one push of a round.
+
+        `ahead`: the result is valid but not yet durable; an ACKNOWLEDGED message follows.
+        """
         if not isinstance(kept, RoundAnswer):
             reply = for_caller(_caller(request), kept)
         elif request.command is Command.PUSH_PULL and kept.rows is not None:
@@ -526,41 +545,42 @@ class Server:
             reply.acked, reply.after = AHEAD, tuple(self._words.pop(request.origin, ()))
         try:
             self.node.answer(request.origin, reply)
-        except Exception as error:  # an answer that cannot travel
+        except Exception as error:
+            # An answer that cannot be encoded.
             self.node.answer(request.origin, shard.failure(request, error))
 
     def _acknowledge(self, callers: Sequence[Caller], number: int) -> None:
-        """Note that the chain has a round that was answered ahead of that; the callers are told with what follows."""
+        """Record that the chain has a round that was answered ahead; the next messages to its callers say so."""
         for caller in callers:
             self._words.setdefault(caller.origin, []).append((number, caller.time))
             self._coming.get(caller.origin, set()).discard((number, caller.time))
 
     def _acknowledge_again(self, origin: int, number: int, time: int) -> None:
-        """Tell a caller once more, who has not heard it, that the chain has one of its pushes."""
+        """Acknowledge again, to a caller that has not received it, that the chain has one of its pushes."""
         self._words.setdefault(origin, []).append((number, time))
         self._send_words(origin)
 
     def _send_words(self, origin: int) -> None:
-        """Send a caller the acknowledgements that are there for it."""
+        """Send a caller its pending acknowledgements."""
         words = self._words.pop(origin, None)
         if words:
             word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=tuple(words))
             self.node.send(self.node.view.caller(origin), word)
 
     def _hasten(self, message: Message) -> None:
-        """Take note that a caller waits for the acknowledgement of the pushes that it names, and for nothing else."""
+        """Record that a caller waits for the acknowledgement of the pushes that it names, and for nothing else."""
         self._hasty.setdefault(message.origin, {}).update(message.after)
         self._answer_hasty()
 
     def _answer_hasty(self) -> None:
-        """Tell those who wait for nothing else, in one message, once all that they wait for is true."""
+        """Send callers that wait for nothing else their acknowledgements in one message, once all are true."""
         for origin, named in list(self._hasty.items()):
             if not any(time <= named.get(number, -1) for number, time in self._coming.get(origin, ())):
                 del self._hasty[origin]
                 self._send_words(origin)
 
     def unfinished_rounds(self) -> dict[Hashable, str]:
-        """Say which rounds wait for pushes, and whose."""
+        """Describe the incomplete rounds and the workers whose pushes are missing."""
         found: dict[Hashable, str] = {}
         for shard in self.shards:
             for namespace, hosted in shard.vectors.items():
@@ -575,7 +595,7 @@ class Server:
     # --- calls ---------------------------------------------------------------------------------
 
     def _call(self, link: Link, shard: Shard, request: Message) -> list[Message]:
-        """Run a function that the scheduler names on a shard."""
+        """Run a function that the scheduler calls on a shard."""
         name, args = request.meta["call"], request.meta["args"]
         own = OWN.get(name)
         if own is None and call_named(name).reads:
@@ -584,7 +604,7 @@ class Server:
         return self._change(link, shard, request, lambda request: shard.call(request, own))
 
     def _call_rank(self, request: Message) -> None:
-        """Run a function that the scheduler names on this server as a whole."""
+        """Run a function that the scheduler calls on this server as a whole."""
         name = request.meta["call"]
         if name == Own.WRITTEN:
             self._awaiting.append(request)
@@ -599,8 +619,9 @@ class Server:
         return {**self.node.account(), "keys": sum(len(hosted.segment) for hosted in held)}
 
     def _snapshot(self, folder: str, shards: list[int], number: int) -> dict[str, Any]:
-        """Copy shards, and begin to write them; what functions noted of some keys is a vector beside theirs."""
-        if self._gates is not None:  # a run that is done again writes no checkpoints
+        """Copy shards, and start to write them; the notes of functions on keys are a vector beside theirs."""
+        # A replay writes no checkpoints.
+        if self._gates is not None:
             self._file = nothing_written()
             return {}
         parts: dict[str, list[Saved]] = {}
@@ -608,7 +629,7 @@ class Server:
         for each in shards:
             link = self.links.get(each)
             if link is None or link.shard is None or link.learning:
-                raise WorkerLost(f"rank {self.node.rank} does not hold shard {each} any more")
+                raise WorkerLost(f"rank {self.node.rank} no longer holds shard {each}")
             for hosted in link.shard.vectors.values():
                 segment = hosted.segment
                 saved = [save(segment)]
@@ -627,7 +648,7 @@ class Server:
     # --- chains --------------------------------------------------------------------------------
 
     def _rewire(self, before: View, view: View) -> None:
-        """Go over to the chains of a new view."""
+        """Adopt the chains of a new view."""
         while self._work_off():
             pass
         for each in self.links.values():
@@ -663,7 +684,7 @@ class Server:
         self._report()
 
     def _leave_to_others(self) -> None:
-        """Give no acknowledgement for shards that others answer for now, nor to callers that are gone."""
+        """Drop acknowledgements for shards that have another primary now, and of callers that are lost."""
         mine = {link.number for link in self.links.values() if link.primary}
         self._coming = {
             origin: {each for each in coming if each[0] in mine}
@@ -674,7 +695,7 @@ class Server:
         self._answer_hasty()
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
-        """Execute what was executed as one when the run was recorded: a request, or those of a round `together`."""
+        """Replay what was executed as one step in the recorded run: a request, or those of a round `together`."""
         shard, first = link.shard, requests[0]
         assert shard is not None
         if not together:
@@ -691,11 +712,11 @@ class Server:
         self._complete(link, shard, requests, summed)
 
     def recall(self, request: Message) -> bool:
-        """Look up what a request means that comes with a signature; see `_recall`."""
+        """Look up the keys of a signature; see `_recall`."""
         return request.signature == NO_SIGNATURE or request.error is not None or self._recall(request)
 
     def _change_crew(self, workers: tuple[int, ...]) -> None:
-        """Give up the rounds that wait for workers that are gone, or do not know of newcomers."""
+        """Drop the rounds that wait for lost workers, or do not include new ones."""
         for link in self.links.values():
             if link.shard is not None:
                 link.shard.workers = workers
@@ -704,14 +725,14 @@ class Server:
                         link.shard.inbox.forget(request)
 
     def _report(self) -> None:
-        """Tell the leader which copies are whole, and which shards stand still."""
+        """Report complete copies and drained shards to the leader."""
         for link in self.links.values():
             if link.learning and link.shard is not None:
                 self._tell_leader(Command.WHOLE, link)
             self._report_drained(link)
 
     def _report_drained(self, link: Link) -> None:
-        """Tell the leader, once under each view, that a shard which another primary is to get stands still."""
+        """Report to the leader, once per view, that a closing chain has no unacknowledged change."""
         if link.chain.closing and link.primary and link.still and link.number not in self._drained:
             self._drained.add(link.number)
             self._tell_leader(Command.DRAINED, link)
@@ -744,14 +765,14 @@ class Server:
 
 
 def nothing_written() -> Future[Entry]:
-    """Give what stands for a file of which there is none."""
+    """Return the future of a file that is not written."""
     done: Future[Entry] = Future()
     done.set_result({})
     return done
 
 
 def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> None:
-    """Answer those who asked when a file of a checkpoint is written: it is, or cannot be."""
+    """Answer the requests that wait for a file of a checkpoint: it is written, or has failed."""
     for request in requests:
         try:
             node.reply(request, meta=file.result())
@@ -761,7 +782,7 @@ def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> 
 
 
 def _named(shard: Shard, request: Message) -> NDArray[np.uint64] | None:
-    """Return the keys that a change names, also where its request has named them by their signature alone."""
+    """Return the keys of a change, also where its request has only their signature."""
     if request.keys is None and request.signature != NO_SIGNATURE:
         assert request.slots is not None
         return shard.hosted(request.namespace).segment.keys_of(request.slots)
@@ -779,7 +800,7 @@ def _written_down(
     values: NDArray[Any] | None,
     wants: bool | None = None,
 ) -> Message:
-    """Write down a change for the chain, as the first of its requests asked for it."""
+    """Return the chain message of a change, from the first of its requests."""
     command = request.command if wants is None else Command.PUSH_PULL if wants else Command.PUSH
     change = Message(
         Kind.CHAIN, command, namespace=request.namespace, round=request.round, range=request.range

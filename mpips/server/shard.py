@@ -1,11 +1,11 @@
-"""A shard: what one virtual server of the ring holds, and the record of what it has applied (paper, section 4.3).
+"""A shard: the keys of one virtual server of the ring, and the record of the requests that were applied (paper, 4.3).
 
-For every vector it has the rows of a fixed range of keys, with the update's state, settings, notes and clock; and
-beside them the inbox of its requests. All of it changes by one change after the other, numbered from 1 on: every
-member of the shard's chain applies the same ones in the same order, and so holds the same.
+For every vector it has the rows of a fixed range of keys, with the update's state, settings, notes and clock, and the
+deduplication table of its requests. Changes are applied one after the other, numbered from 1: every member of the
+shard's chain applies the same changes in the same order, and so has the same state.
 
-Only the primary knows more: the pushes of rounds that wait for other workers, and requests that wait for tasks. These
-are unanswered, so whoever is primary next will be sent them again.
+Only the primary has more: the pushes of incomplete aggregation rounds, and requests that wait for tasks. These are
+unanswered, so their callers send them again to the next primary.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, rep
 
 AGGREGATE = -1  # the clock's name for "all workers together"
 PUSHES = {"add": ADD, "assign": ASSIGN}
-"""What pushes of these updates do, as the lane knows it."""
-Round = tuple[int, int]  # an aggregation: its round, and where its range begins
+"""Push operations of these updates on the fast path."""
+# An aggregation: its round, and the first key of its range.
+Round = tuple[int, int]
 Describe = Callable[[BaseException], dict[str, Any]]
 
 
 class Caller(NamedTuple):
-    """Whose request a change finishes: the task's caller and time, what that has acknowledged, what it asked for.
+    """The request that a change finishes: the task's caller and time, the caller's acknowledged time, the command.
 
     A change carries its callers in `Message.after`, two pairs each.
     """
@@ -48,31 +49,33 @@ class Caller(NamedTuple):
 
 
 def callers_of(change: Message) -> list[Caller]:
-    """Return whose requests a change finishes."""
+    """Return the requests that a change finishes."""
     pairs = change.after
     return [Caller(*pairs[at], *pairs[at + 1]) for at in range(0, len(pairs), 2)]
 
 
 def slots_of(segment: Segment, request: Message, create: bool = False) -> Slots:
-    """Return the rows that a request is about: those it was found to be about before, or else by its keys."""
+    """Return the slots of a request: those that were resolved before, or else by its keys."""
     if request.slots is None:
         return segment.resolve(request.range if request.keys is None else request.keys, create)
     return request.slots
 
 
 class Hosted:
-    """A shard's part of one vector: its segment, and the rounds that wait for more workers."""
+    """A shard's part of one vector: its segment, and the incomplete aggregation rounds."""
 
     def __init__(self, segment: Segment, workers: Sequence[int]) -> None:
         self.segment = segment
         self.clock = segment.clock = RangedClock()
         self.aggregator = Aggregator(segment, workers)
-        self.waiting: dict[Round, dict[int, Message]] = {}  # by caller
-        self.broken: dict[Round, tuple[Exception, set[int]]] = {}  # why, and who has not heard it yet
+        # By caller.
+        self.waiting: dict[Round, dict[int, Message]] = {}
+        # By round: the error, and the workers that were not sent it yet.
+        self.broken: dict[Round, tuple[Exception, set[int]]] = {}
 
     @property
     def simple(self) -> Simple | None:
-        """Return how the lane may serve these rows; None if what a push or pull does is not that simple."""
+        """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
         segment = self.segment
         spec, update = segment.spec, segment.update
         push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
@@ -84,7 +87,7 @@ class Hosted:
         return Simple(values.ctypes.data, code, spec.width, first.begin if rows else 0, rows, push, True)
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:
-        """Forget the rounds that wait, and go on with these workers; give the requests that waited."""
+        """Drop incomplete rounds, and continue with these workers; return the dropped requests."""
         forgotten = [request for requests in self.waiting.values() for request in requests.values()]
         self.waiting.clear()
         self.broken.clear()
@@ -93,14 +96,14 @@ class Hosted:
 
 
 class RoundAnswer:
-    """What answers the pushes of one round: the update's rows for the union of their keys."""
+    """The answer to the pushes of one round: the update's rows for the union of their keys."""
 
     def __init__(self, segment: Segment, slots: Slots, rows: NDArray[Any] | None) -> None:
         self.segment, self.slots, self.rows = segment, slots, rows
         self._order: NDArray[np.int64] | None = None
 
     def __call__(self, request: Message) -> Message:
-        """Answer one of the pushes, by the keys that it names."""
+        """Return the reply to one of the pushes, by its keys."""
         rows = None
         if request.command is Command.PUSH_PULL and self.rows is not None:
             rows = self.rows[self._places(request)]
@@ -116,9 +119,9 @@ class RoundAnswer:
 
 
 class Shard:
-    """A shard's state, and what a change does to it; see the module.
+    """The state of a shard, and the changes of it; see the module.
 
-    `describe` says of an error what its caller is to be told, `workers` are those of this moment.
+    `describe` returns the error metadata for the caller, `workers` are the present ones.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Shard:
         self.number, self.ring, self.workers, self.inbox = number, ring, workers, inbox
         self.vectors: dict[int, Hosted] = {}
         self.changes = 0
-        """The number of the last change that was applied."""
+        """The number of the last applied change."""
         self._describe = describe
         self.order: ChangeOrder | None = None
         """Writes down what was changed in which order, if the run is recorded."""
@@ -139,22 +142,22 @@ class Shard:
             self.order.change(self.changes, int(request.command), pairs)
 
     def hosted(self, namespace: int) -> Hosted:
-        """Find a vector."""
+        """Return the shard's part of a vector."""
         found = self.vectors.get(namespace)
         if found is None:
-            raise ProtocolError(f"there is no vector number {namespace}")
+            raise ProtocolError(f"shard {self.number} has no vector with namespace {namespace}")
         return found
 
     def create(self, namespace: int, spec: VectorSpec, expect: int = 0) -> Hosted:
-        """Make the shard's part of a vector."""
+        """Create the shard's part of a vector."""
         segment = Segment(spec, [self.ring.range(self.number, spec.extent)], expect=expect)
         hosted = self.vectors[namespace] = Hosted(segment, self.workers)
         return hosted
 
-    # --- changes: each of these is one, and gives what answers its callers -----------------
+    # --- changes: each method applies one, and returns the reply to its callers -------------
 
     def push(self, request: Message) -> Message:
-        """Apply one push by itself."""
+        """Apply one push without aggregation."""
         self._begin_change(request)
         try:
             segment = self.hosted(request.namespace).segment
@@ -168,7 +171,7 @@ class Shard:
     def sum_up(
         self, request: Message, callers: Sequence[Caller], slots: Slots, sums: NDArray[Any], wants: bool
     ) -> Message | RoundAnswer:
-        """Apply the sum of a round's pushes, which are those of `callers`; `request` is any of them."""
+        """Apply the sum of a round's pushes, of `callers`; `request` is any of them."""
         segment = self.hosted(request.namespace).segment
         self._begin_change(request, callers)
         segment.advance(request.range, AGGREGATE, request.round)
@@ -181,7 +184,7 @@ class Shard:
         return RoundAnswer(segment, slots, rows)
 
     def call(self, request: Message, own: Callable[..., dict[str, Any]] | None) -> Message:
-        """Apply a function: one of the server's `own`, given its arguments, or a registered one, given the segment."""
+        """Apply a function: an `own` one of the server, with its arguments, or a registered one, with the segment."""
         self._begin_change(request)
         name, args = request.meta["call"], request.meta["args"]
         try:
@@ -194,17 +197,18 @@ class Shard:
         return reply_to(request, meta=answer)
 
     def failure(self, request: Message, error: BaseException) -> Message:
-        """Make the reply that says why a request failed."""
+        """Return the reply with the error of a request."""
         reply = reply_to(request, meta=self._describe(error))
         reply.kind = Kind.FAILURE
         return reply
 
-    # --- the same at the other members of the chain --------------------------------------
+    # --- at the other members of the chain ------------------------------------------------
 
     def repeat(self, change: Message, own: Callable[..., dict[str, Any]] | None) -> None:
-        """Apply a change that the primary has applied, and note what answers its callers."""
+        """Apply a change of the primary, and keep the replies to its callers."""
         callers = callers_of(change)
-        request = copy(change)  # as the primary had it: the change itself may be sent on
+        # As the primary had it: the change itself may be sent on.
+        request = copy(change)
         request.origin, request.time = callers[0][:2]
         if change.command is Command.CALL:
             kept: Kept = self.call(request, own)
@@ -219,7 +223,7 @@ class Shard:
         self.finish(callers, kept)
 
     def finish(self, callers: Sequence[Caller], kept: Kept) -> list[Message]:
-        """Note that requests are finished; give those that waited for them."""
+        """Record that requests are finished; return those that waited for them."""
         ready: list[Message] = []
         for caller in callers:
             mine = kept if callable(kept) else for_caller(caller, kept)
@@ -227,14 +231,14 @@ class Shard:
         return ready
 
     def abandon(self) -> None:
-        """Forget what only a primary knows."""
+        """Drop the state that only a primary has."""
         for hosted in self.vectors.values():
             hosted.abandon(self.workers)
         self.inbox.abandon()
 
 
 def for_caller(caller: Caller, reply: Message) -> Message:
-    """Give a reply that several requests share, as that of a failed round, as the reply to one of them."""
+    """Return a reply that several requests share, as of a failed round, as the reply to one of them."""
     if (reply.origin, reply.time) == (caller.origin, caller.time):
         return reply
     own = Message(

@@ -1,8 +1,8 @@
-"""A parcel: a whole shard as bytes, for a new member of its chain.
+"""Shard snapshots: a whole shard as bytes, for a new member of its chain.
 
-It holds everything that the shard's members have in common: the rows of every vector in the order of their slots, with
-state, notes, settings and clock; the number of the last change; and of every caller what it has acknowledged, what is
-finished since, and the kept replies. It is packed at one instant, at the speed of memory, and sent in pieces.
+A snapshot has all state that the shard's members have in common: the rows of every vector in slot order, with state,
+notes, settings and clock; the number of the last change; and of every caller its acknowledged time, the requests
+finished since, and the kept replies. It is packed at one instant, at memory bandwidth, and sent in chunks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD = np.dtype("<i8")
 
 
 class _Writer:
-    """Gathers arrays and strings of bytes; what stands for each in the parcel's text is its number."""
+    """Collects arrays and bytes; the snapshot's JSON refers to each by its number."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[str, tuple[int, ...], NDArray[np.uint8]]] = []
@@ -41,7 +41,7 @@ class _Writer:
 
 
 def pack(shard: Shard) -> NDArray[np.int64]:
-    """Give a shard as it is now, as i8[n]."""
+    """Return the present state of a shard, as i8[n]."""
     writer, rounds = _Writer(), dict[int, tuple[int, list[int]]]()
     text: dict[str, Any] = {
         "changes": shard.changes,
@@ -78,7 +78,7 @@ def _vector(shard: Shard, number: int, writer: _Writer) -> dict[str, Any]:
 
 
 def _kept(kept: Kept, shard: Shard, writer: _Writer, rounds: dict[int, tuple[int, list[int]]]) -> list[int]:
-    """Name a kept reply: [its bytes], or [vector, round] for the answer of a round, which many have in common."""
+    """Encode a kept reply: [its bytes], or [vector, round] for the answer of a round, which many share."""
     if not isinstance(kept, RoundAnswer):
         assert not callable(kept)
         return [writer.bytes(to_bytes(kept))]
@@ -109,7 +109,7 @@ def _joined(text: dict[str, Any], writer: _Writer) -> NDArray[np.int64]:
 
 
 def unpack(parcel: NDArray[np.int64], shard: Shard) -> None:
-    """Make an empty shard what the packed one was."""
+    """Restore a packed shard into an empty one."""
     raw = parcel.view(np.uint8)
     size = int(parcel[0])
     text = json.loads(raw[8 : 8 + size].tobytes())
@@ -153,6 +153,6 @@ def _take_vector(shard: Shard, number: int, facts: dict[str, Any], array: Any) -
 
 
 def pieces(parcel: NDArray[np.int64], words: int) -> Iterator[NDArray[np.int64]]:
-    """Cut a parcel into pieces of at most so many words."""
+    """Yield chunks of a snapshot of at most `words` words."""
     for at in range(0, len(parcel), words):
         yield parcel[at : at + words]

@@ -87,7 +87,7 @@ def test_a_shard_holds_its_part_of_a_vector() -> None:
     for shard in halves:
         shard.create(1, VectorSpec("v", extent=100))
     assert [shard.hosted(1).segment.ranges for shard in halves] == [[KeyRange(0, 50)], [KeyRange(50, 100)]]
-    with pytest.raises(ProtocolError, match="there is no vector number 2"):
+    with pytest.raises(ProtocolError, match="shard 0 has no vector with namespace 2"):
         halves[0].hosted(2)
     reply = halves[1].push(request(Command.PUSH, [7], [1.0]))
     assert reply.kind is Kind.FAILURE and "not all owned" in reply.meta["text"]
