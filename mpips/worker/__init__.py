@@ -1,1 +1,5 @@
-"""The worker: executes calls of the scheduler and pushes and pulls ranges of vectors (paper, sections 3.1 to 3.3)."""
+"""The worker: executes the scheduler's calls, and pushes and pulls keys and ranges of vectors.
+
+Implements sections 3.1 to 3.3 and the worker side of Algorithm 1 of the paper. May import the root modules, process/ to
+cluster/, tracing/, config/ and server/.
+"""

@@ -1,8 +1,8 @@
 """Vectors: a namespace of parameters, as a worker sees it (paper, sections 3.1 and 3.2).
 
-A vector is a sparse vector or matrix over ordered 64-bit keys; a key that nobody pushed reads as 0. Push and pull name
-a sorted list of keys, or a dense range of them; either way the request goes to whoever holds the keys, in one part per
-shard, and every part is a view of the caller's arrays.
+A vector is a sparse vector or matrix over ordered 64-bit keys; a key that was never pushed reads as 0. Push and pull
+take a sorted list of keys, or a dense range; either way the request goes to the primaries of the keys' shards, one
+message per shard, and every message is a view of the caller's arrays.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from mpips.transport.key_cache import sign
 from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
 
 Rows = NDArray[Any]
-MOST_TOLD = 1 << 16
-"""Signatures that a vector believes known at the servers; then it begins anew."""
+MOST_SIGNATURES = 1 << 16
+"""Most signatures that a vector assumes to be cached at the servers; then it clears them."""
 MOST_QUEUED, MOST_BYTES = 1 << 10, 1 << 30
 """Parts that may wait until others are answered, and bytes of rows of unfinished tasks; then a program has to wait."""
 MOST_PLANS = 1 << 10
-"""Ranges and samples of lists that a vector keeps in mind; then it begins anew."""
+"""Most ranges and samples of lists that a vector caches; then it clears them."""
 
 
 @kernel("b1(u8[::1])")
 def ascending(keys: NDArray[np.uint64]) -> bool:
-    """Tell whether keys are sorted and unique."""
+    """Return whether keys are sorted and unique."""
     total, block = len(keys), 4096
     for start in range(1, total, block):
         earlier, later = keys[start - 1 :], keys[start:]
         wrong = 0
-        for i in range(min(block, total - start)):  # without a way out, so that it is done by vectors
+        # Without an early exit, so that the compiler vectorizes it.
+        for i in range(min(block, total - start)):
             wrong += later[i] <= earlier[i]
         if wrong:
             return False
@@ -48,7 +49,7 @@ def ascending(keys: NDArray[np.uint64]) -> bool:
 
 
 class _Slice(NamedTuple):
-    """What of a request goes to one shard: its part of the range, and positions [begin, end) among the keys."""
+    """The part of a request for one shard: its part of the range, and positions [begin, end) among the keys."""
 
     shard: int
     range: KeyRange
@@ -57,13 +58,13 @@ class _Slice(NamedTuple):
 
 
 _Head = tuple[NDArray[np.uint8], int]
-"""A request's header, and its address."""
+"""A request's header, and its memory address."""
 
 
 class _Plan:
-    """How some keys are cut by shard; `keys` are they if listed, and `signatures` of the slices if signed."""
+    """Partition of some keys by shard; `keys` if they are a list, and `signatures` of the slices if signed."""
 
-    __slots__ = ("_untold", "addresses", "heads", "keys", "n", "signatures", "slices")
+    __slots__ = ("_unsent", "addresses", "heads", "keys", "n", "signatures", "slices")
 
     def __init__(
         self,
@@ -75,22 +76,22 @@ class _Plan:
         self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
         self.addresses = tuple(~piece.shard for piece in slices)
         self.heads: dict[Command, list[_Head]] = {}
-        self._untold = set(range(len(slices))) if keys is not None else set[int]()
+        self._unsent = set(range(len(slices))) if keys is not None else set[int]()
 
     @property
-    def told(self) -> bool:
-        """Whether requests need no keys: it is a range, or all slices were named before by keys and signature."""
-        return not self._untold
+    def cached(self) -> bool:
+        """Whether requests need no keys: it is a range, or all slices were sent before with keys and signature."""
+        return not self._unsent
 
-    def tell(self, number: int) -> None:
-        """Note that a slice is named with its signature."""
-        self._untold.discard(number)
+    def sent(self, number: int) -> None:
+        """Record that a slice was sent with its signature."""
+        self._unsent.discard(number)
 
 
 class KeyList:
-    """Keys that are named again and again: checked, cut by shard and signed once. `Vector.key_list` makes it.
+    """Keys for repeated use: checked, partitioned by shard and signed once. `Vector.key_list` creates it.
 
-    `keys` u64[n] is a copy that cannot be written. Wherever a vector takes keys it takes a list that it has made.
+    `keys` u64[n] is a read-only copy. Wherever a vector takes keys it takes a list that it has created.
     """
 
     __slots__ = ("everywhere", "keys", "plan", "vector", "within")
@@ -102,7 +103,8 @@ class KeyList:
         signatures = _signed(keys, slices)
         keys.flags.writeable = False
         self.everywhere = self.plan = _Plan(len(keys), slices, keys, signatures)
-        if NO_SIGNATURE in signatures:  # shards where it has no keys take part in rounds only
+        # Shards of which it has no keys take part in rounds only.
+        if NO_SIGNATURE in signatures:
             held = [pair for pair in zip(slices, signatures, strict=True) if pair[1] != NO_SIGNATURE]
             self.plan = _Plan(len(keys), [each for each, _ in held], keys, [each for _, each in held])
 
@@ -122,8 +124,8 @@ def _signed(keys: NDArray[np.uint64], slices: Sequence[_Slice]) -> list[bytes]:
 class Vector:
     """A handle on one vector; `number` is its namespace. See the module.
 
-    Rows are `[n, width]` arrays of the vector's dtype (`[n]` when the width is 1); an update may take rows of
-    another width or type, and answer a `push_pull` with rows of its own.
+    Rows are `[n, width]` arrays of the vector's dtype (`[n]` when the width is 1); an update may take rows of another
+    width or type, and answer a `push_pull` with rows of its own.
     """
 
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
@@ -133,22 +135,25 @@ class Vector:
         self._cuts = node.view.ring.cuts(spec.extent)
         self._dtype = np.dtype(spec.dtype)
         self.kind = CODES[self._dtype]
-        """The type of the values, as on the wire."""
+        """The type code of the values in messages."""
         self.row_bytes = spec.width * self._dtype.itemsize
-        self._reads_plainly = spec.update in ("add", "assign")  # others may answer in rows of their own
+        # Other updates may answer with rows of their own.
+        self._reads_plainly = spec.update in ("add", "assign")
         row = update_named(spec.update).push_row(spec)
         self._takes, self._width, self._dims = np.dtype(row.dtype), row.width, int(row.width < 2)
-        """The type and width (0: any) of the rows that are pushed, and the dimensions of most that are."""
+        """The type and width (0: any) of pushed rows, and their usual number of dimensions."""
         self._titles = {
             command: f"{command.name.lower()} of vector {spec.name}"
             for command in (Command.PUSH, Command.PULL, Command.PUSH_PULL)
         }
         self._plans: dict[tuple[KeyRange, bool], _Plan] = {}
-        self._samples: set[tuple[int, ...]] = set()  # of lists that came as they are
-        self._told: set[tuple[int, bytes]] = set()  # shard and signature of lists that were sent there
+        # Of lists that were passed as arrays.
+        self._samples: set[tuple[int, ...]] = set()
+        # Shard and signature of lists that were sent there.
+        self._sent: set[tuple[int, bytes]] = set()
 
     def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None = None) -> KeyList:
-        """Check, cut and sign keys once that will be named again and again; `within` as they will be named.
+        """Check, partition and sign keys once for repeated use; `within` as in later requests.
 
         Raises:
             UsageError: they are not sorted and unique, or not within `within`.
@@ -166,19 +171,18 @@ class Vector:
         round: int = NO_ROUND,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Send rows for keys to the update of their servers; finished when it has been applied.
+        """Send rows for keys to the update on their servers; finished when it has been applied.
 
-        In an aggregating vector each worker of the group pushes once per `round` and `within`, with the keys that
-        it has there, if any; the update sees the sum, in worker order, and all these pushes finish together.
-        All of them must issue the rounds in one order, and name them alike: by keys, or by range; and in calls that are
-        under way together, since a call ends when its pushes have been applied.
-        As every request, it waits while very many others, or 1 GiB of their rows, are under way; not in a callback.
-        Keys and rows must not be written before the task is finished: they are sent from where they stand.
+        In an aggregating vector each worker of the group pushes once per `round` and `within`, with its keys there, if
+        any; the update gets the sum, in worker order, and all these pushes finish together. All workers must issue the
+        rounds in one order, and by keys or by range alike; and in calls that are outstanding together, since a call
+        ends when its pushes have been applied. Keys and rows must not be written before the task is finished: they are
+        sent without a copy.
 
         Raises:
-            UsageError: the keys are not sorted and unique, there is not one row for each, the rows are not of the
-                type and width that the update takes, or an aggregating vector is given no round.
-            WorkerLost: the round's other workers are not those any more with whom the call at hand began.
+            UsageError: the keys are not sorted and unique, there is not one row for each, the rows are not of the type
+                and width that the update takes, or an aggregating vector is given no round.
+            WorkerLost: the set of workers has changed since the present call began.
         """
         return self._submit(Command.PUSH, keys, rows, within, round, after, None)
 
@@ -190,7 +194,7 @@ class Vector:
         within: KeyRange | None = None,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Ask for the rows of keys; the result is `out`, or a new array."""
+        """Request the rows of keys; the result is `out`, or a new array."""
         return self._submit(Command.PULL, keys, None, within, NO_ROUND, after, out)
 
     def push_pull(
@@ -204,21 +208,21 @@ class Vector:
         after: Iterable[Task] = (),
         exact: bool = False,
     ) -> Task:
-        """Push, and get in the reply the rows that the update gives for these keys: one round trip for both.
+        """Push, and get in the reply the rows that the update returns for these keys: one round trip for both.
 
-        In an aggregating vector the rows may be there before all copies of their shard have the round, and the task is
-        finished then; what a worker's call has pushed is with all of them when the call has returned.
-        Filters that round leave rows alone that must arrive `exact`.
+        In an aggregating vector the task may finish before all copies of the shard have the round; all pushes of a
+        worker's call are on all copies when the call has returned. Rounding filters do not change rows that are marked
+        `exact`.
         """
         return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out, exact)
 
     def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
         """Push what filters have held back of this vector's pushes; finished when it has been applied.
 
-        In an aggregating vector it is a push of the `round`, which every worker takes part in.
+        In an aggregating vector it is a push of the `round`, in which every worker takes part.
         """
-        if self.spec.aggregate and self.node.crew < self.node.view.crew:
-            raise WorkerLost("the workers have changed")
+        if self.spec.aggregate:
+            self._check_workers()
         none = np.empty((0, self.spec.width), self._dtype)
         extent, ring = self.spec.extent, self.node.view.ring
         shards = len(self._cuts) if self.spec.aggregate or self.node.pushes.drops else 0
@@ -232,6 +236,17 @@ class Vector:
         task = self.node.tasks.submit(parts, None, after)
         task.what, task.spot = f"flush of vector {self.spec.name}", here(sys._getframe())
         return task
+
+    def _check_workers(self) -> None:
+        """Raise WorkerLost if the set of workers has changed since the present call began."""
+        view = self.node.view
+        if self.node.crew < view.crew:
+            lost = ", ".join(f"rank {loss.rank} ({loss.cause})" for loss in view.losses) or "none"
+            raise WorkerLost(
+                f"vector {self.spec.name}: the set of workers has changed in epoch {view.crew}, after the present call "
+                f"began (epoch {self.node.crew}): workers are now ranks {', '.join(map(str, view.workers))}; "
+                f"lost ranks: {lost}; the scheduler's program can call cluster.regroup() and repeat the step"
+            )
 
     def _submit(
         self,
@@ -248,8 +263,8 @@ class Vector:
         if self._is_much() and not self.node.moving:
             self.node.wait_until(lambda: not self._is_much(), "room for more requests")
         together = self.spec.aggregate and command is not Command.PULL
-        if together and self.node.crew < self.node.view.crew:
-            raise WorkerLost("the workers have changed")
+        if together:
+            self._check_workers()
         plan = self._plan(keys, within, together)
         if plan.keys is not None:
             self.node.key_bytes += 8 * plan.n
@@ -295,7 +310,7 @@ class Vector:
         return tasks.nbytes > MOST_BYTES or tasks.queued > MOST_QUEUED
 
     def _is_direct(self, request: _Request) -> bool:
-        """Tell whether a request may go by the van's desk, and make it ready for that."""
+        """Return whether a request may take the client fast path, and prepare it for that."""
         command, plan, rows = request.command, request.plan, request.rows
         if command is Command.PUSH_PULL or request.round != NO_ROUND or not plan.addresses:
             return False
@@ -314,19 +329,20 @@ class Vector:
             return False
         request.heads = plan.heads.get(command)
         if request.heads is None:
-            if not plan.told:
+            if not plan.cached:
                 return False
             request.heads = plan.heads[command] = self._write_heads(request)
         request.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
         return True
 
     def _write_heads(self, request: _Request) -> list[_Head]:
-        """Write what is always the same of the requests of a plan."""
+        """Write the headers of a plan's requests, which are the same each time."""
         heads: list[_Head] = []
         for number, piece in enumerate(request.plan.slices):
             message = request.make(number)
             message.sender, message.shard = self.node.rank, piece.shard
-            message.keys = None  # told before: a server that has forgotten them asks
+            # The server has cached them, or asks for them.
+            message.keys = None
             if request.command is Command.PUSH:
                 size, width = piece.end - piece.begin, self.spec.width
                 head = heading(message, size, self._dtype, width)
@@ -336,7 +352,7 @@ class Vector:
         return heads
 
     def _plan(self, keys: Keys, within: KeyRange | None, together: bool) -> _Plan:
-        """Check keys, and cut them by shard."""
+        """Check keys, and partition them by shard."""
         if isinstance(keys, KeyRange):
             plan = self._plans.get((keys, together))
             if plan is None:
@@ -348,7 +364,11 @@ class Vector:
             return plan
         if isinstance(keys, KeyList):
             if keys.vector is not self or (within is not None and within != keys.within):
-                raise UsageError(f"vector {self.spec.name}: the list of keys was made for something else")
+                asked = keys.within if within is None else within
+                raise UsageError(
+                    f"vector {self.spec.name}, range [{asked.begin}, {asked.end}): the key list was made for vector "
+                    f"{keys.vector.spec.name}, range [{keys.within.begin}, {keys.within.end})"
+                )
             return keys.everywhere if together else keys.plan
         listed = self._listed(keys)
         n, within = self._check(listed, within)
@@ -356,7 +376,7 @@ class Vector:
         return _Plan(n, slices, listed, self._sign_again(listed, slices))
 
     def _sign_again(self, keys: NDArray[np.uint64], slices: Sequence[_Slice]) -> list[bytes] | None:
-        """Sign a list that seems to have come before: to sign one that comes only once would be wasted."""
+        """Sign a list that was probably used before: the signature of a list that is used once is wasted work."""
         n = len(keys)
         if not n or not self.node.signs:
             return None
@@ -369,7 +389,7 @@ class Vector:
         return None
 
     def _name(self, message: Message, plan: _Plan, number: int) -> None:
-        """Name the keys of a slice, by their signature alone if the server has been told it."""
+        """Set the keys of a slice, or only their signature if the server has it."""
         keys, piece = plan.keys, plan.slices[number]
         assert keys is not None
         mine = keys if len(keys) == piece.end - piece.begin else keys[piece.begin : piece.end]
@@ -379,16 +399,16 @@ class Vector:
         if signature == NO_SIGNATURE:
             message.keys = mine
             self.node.sent_keys += mine.nbytes
-        elif (piece.shard, signature) in self._told:
+        elif (piece.shard, signature) in self._sent:
             message.withheld = mine
-            plan.tell(number)
+            plan.sent(number)
         else:
             message.keys = mine
             self.node.sent_keys += mine.nbytes
-            if len(self._told) >= MOST_TOLD:
-                self._told.clear()
-            self._told.add((piece.shard, signature))
-            plan.tell(number)
+            if len(self._sent) >= MOST_SIGNATURES:
+                self._sent.clear()
+            self._sent.add((piece.shard, signature))
+            plan.sent(number)
 
     def _check(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
         whole = self._all
@@ -411,7 +431,7 @@ class Vector:
         return n, within
 
     def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
-        """Give keys as they travel: uint64, one-dimensional, contiguous, writable."""
+        """Return keys as they are sent: uint64, one-dimensional, contiguous, writable."""
         if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:
             return keys
         array = np.asarray(keys)
@@ -424,7 +444,8 @@ class Vector:
         width = self.spec.width
         shapes = {(n, width), (n,)} if width == 1 else {(n, width)}
         fits = out.shape in shapes and out.dtype == self.spec.dtype
-        if command is Command.PUSH_PULL:  # the update may answer in rows of its own
+        # The update may answer with rows of its own.
+        if command is Command.PUSH_PULL:
             fits = out.ndim in (1, 2) and len(out) == n
         if not fits or not out.flags.writeable:
             raise UsageError(
@@ -433,7 +454,7 @@ class Vector:
             )
 
     def _checked(self, rows: Rows, n: int) -> Rows:
-        """Give rows as an array; UsageError unless they are `n`, as the update takes them."""
+        """Return rows as an array; UsageError unless they are `n`, of the type and width that the update takes."""
         rows = np.asarray(rows)
         dtype, width = self._takes, self._width
         if rows.ndim and len(rows) != n:
@@ -450,7 +471,7 @@ class Vector:
         return rows
 
     def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[_Slice]:
-        """Cut a request by shard; shards of `within` that hold none of the keys are left out unless `everywhere`."""
+        """Partition a request by shard; shards of `within` without any of the keys are left out unless `everywhere`."""
         cuts = self._cuts
         first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
         last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
@@ -471,7 +492,7 @@ class Vector:
 
 
 class _Request:
-    """A push or a pull: makes its messages, and puts the rows of each reply where the request's keys are."""
+    """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
         "command",
@@ -495,18 +516,20 @@ class _Request:
         self.rows, self.round, self.out = rows, round, out
         self.heads: list[_Head] | None = None
         self.raw: NDArray[np.uint8] | None = None
-        self.late: dict[int, Rows] | None = None  # of answers after somebody else had been asked
-        self.fresh = False  # whether `out` is nobody else's
+        # Rows of answers after a part was sent again to another server.
+        self.late: dict[int, Rows] | None = None
+        # Whether `out` was allocated here.
+        self.fresh = False
         self.task: Task | None = None
         self.places: list[Rows] | None = None
 
     @property
     def addresses(self) -> Sequence[int]:
-        """Return whom the parts go to."""
+        """Return the receivers of the parts."""
         return self.plan.addresses
 
     def send(self, number: int, time: int, acked: int) -> int:
-        """Ask for a part at the van's desk."""
+        """Send a part on the client fast path."""
         assert self.heads is not None and self.raw is not None
         vector, piece = self.vector, self.plan.slices[number]
         node, size = vector.node, vector.row_bytes
@@ -524,7 +547,7 @@ class _Request:
         )
 
     def make(self, number: int) -> Message:
-        """Make the message of a part."""
+        """Create the message of a part."""
         plan = self.plan
         piece = plan.slices[number]
         message = Message(
@@ -548,7 +571,7 @@ class _Request:
         return message
 
     def _leave_room(self) -> None:
-        """Have another array as the result: a server that was asked before may still write into this one."""
+        """Use another array as the result: the server of the first attempt may still write into this one."""
         if self.late is None:
             self.late = {}
             assert self.task is not None
@@ -563,13 +586,13 @@ class _Request:
             rows[piece.begin : piece.end] = values
 
     def _set_places(self, out: Rows) -> None:
-        """Cut `out` into where the rows of each slice are wanted."""
+        """Cut `out` into the rows of each slice."""
         if self.places is None and out.flags.c_contiguous:
             rows = out.reshape(self.plan.n, self.vector.spec.width)
             self.places = [rows[piece.begin : piece.end] for piece in self.plan.slices]
 
     def __call__(self, part: int, reply: Message) -> None:
-        """Take the rows of a part's reply."""
+        """Receive the rows of a part's reply."""
         rows, slices, n = reply.values, self.plan.slices, self.plan.n
         if self.command is Command.PUSH:
             return
@@ -589,11 +612,13 @@ class _Request:
             return
         assert self.task is not None
         if rows is None or (n and slices[part].begin == slices[part].end):
-            return  # where nobody had keys the update did not run, and the rows' width is not its answer's
+            # Without keys the update did not run, so the width of the rows is not its answer's.
+            return
         if self.out is None and len(slices) == 1 and len(rows) == n:
             self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return
-        if not n and self.out is None:  # of empty answers the widest counts, whichever comes first
+        # Of empty answers the widest counts, in any order of arrival.
+        if not n and self.out is None:
             if self.task.result is None or rows.shape[1] > self.task.result.shape[-1]:
                 self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
             return
@@ -603,7 +628,7 @@ class _Request:
         out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
 
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
-        """Give the array of results, zero where no server answers."""
+        """Return the array of results, zero where no server answers."""
         assert self.task is not None
         if self.task.result is None:
             shape = (self.plan.n,) if width == 1 else (self.plan.n, width)
@@ -615,8 +640,8 @@ class _Request:
 
 
 class Vectors(dict[str, Vector]):
-    """The vectors that there are, by name."""
+    """The vectors by name."""
 
     def __missing__(self, name: str) -> Vector:
-        """Say which there are."""
+        """Raise UsageError with the names that exist."""
         raise UsageError(f"there is no vector {name!r}; there are: {', '.join(sorted(self)) or 'none yet'}")

@@ -1,13 +1,13 @@
-"""The worker: executes what the scheduler calls, and is the client of every vector (paper, Algorithm 1).
+"""The worker: executes the scheduler's calls, and is the client of every vector (paper, Algorithm 1).
 
 while not stopped:
-    execute the next call of the scheduler: its pushes and pulls are tasks, which it waits for as it needs
-    otherwise move messages, or rest
+    execute the next call of the scheduler: its pushes and pulls are tasks, which it waits for as needed
+    otherwise make progress on messages, or idle
 
-A call has settled when it is answered: all that it has asked for is finished, and what of it has failed, and nobody was
-told, fails the call. Calls are executed one after the other, except those of methods marked `at_once`: these run as
-soon as they arrive, also while another call waits for messages, which is how a delay is raised or lowered in flight.
-They are answered when what they have asked for is finished, which nobody waits for.
+A call is complete when it is answered: all its tasks are finished, and an error of a task that no caller has seen fails
+the call. Calls are executed one after the other, except those of methods marked `at_once`: these run as soon as they
+arrive, also while another call waits for messages; a delay is changed in this way during a pass. They are answered when
+their tasks are finished, without blocking the worker.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ T = TypeVar("T")
 
 
 def at_once(method: Method) -> Method:
-    """Mark a worker's method that need not wait for the call at hand to end; it must not wait for anything itself."""
+    """Mark a worker's method to run before the present call ends; it must not wait for tasks itself."""
     method.at_once = True  # type: ignore[attr-defined]
     return method
 
 
 class Answer(NamedTuple):
-    """What a worker's method may return when it gives arrays: metadata, rows, keys."""
+    """Return value of a worker's method with arrays: metadata, rows, keys."""
 
     meta: dict[str, Any] | None = None
     values: NDArray[Any] | None = None
@@ -54,19 +54,19 @@ class Answer(NamedTuple):
 
 
 def _raise(task: Task) -> None:
-    """Raise the error of a task that nobody waits for, where messages are moved."""
+    """Raise, in the event loop, the error of a task that no caller waits for."""
     if task.error is not None:
         raise task.error
 
 
 class Context:
-    """What a program's worker is given: its place among the workers, the job and its vectors, and how to wait.
+    """The argument of a program's `Worker`: its index among the workers, the job and its vectors, and waiting.
 
-    `index` and `count` are of its worker group, such as `train`; a job without groups has one, of all workers. By them
-    data are shared out among those whom `cluster.group` gives. `index_of_all` and `count_of_all` are of all workers
-    together, whom `cluster.workers` gives: what is different for each of them, such as a seed, goes by these.
-    `communicator` is the MPI communicator of the group (None on the twin), for collectives of a program's own: while it
-    loads, say, and never while tasks are under way.
+    `index` and `count` are within its worker group, such as `train`; a job without groups has one group of all workers.
+    They partition data among the members of `cluster.group`. `index_of_all` and `count_of_all` are within all workers
+    together, the members of `cluster.workers`: use these for what differs per worker, such as a seed. `communicator` is
+    the MPI communicator of the group (None in simulations), for the program's own collectives: while it loads, for
+    example, and never while tasks are outstanding.
     """
 
     def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
@@ -81,22 +81,22 @@ class Context:
 
     @property
     def index(self) -> int:
-        """This worker's place among those of its group that there are now."""
+        """This worker's index in its group's present workers."""
         return self._members()[self.group].index(self.node.rank)
 
     @property
     def count(self) -> int:
-        """How many workers of its group there are now."""
+        """The number of present workers of its group."""
         return len(self._members()[self.group])
 
     @property
     def index_of_all(self) -> int:
-        """This worker's place among the workers of all groups that there are now."""
+        """This worker's index in the present workers of all groups."""
         return self.node.view.workers.index(self.node.rank)
 
     @property
     def count_of_all(self) -> int:
-        """How many workers of all groups there are now."""
+        """The number of present workers of all groups."""
         return len(self.node.view.workers)
 
     def _members(self) -> dict[str, tuple[int, ...]]:
@@ -108,16 +108,16 @@ class Context:
         return self.node.rank
 
     def wait(self, task: Task) -> Any:
-        """Wait until a task is finished; give its result: a pull's rows.
+        """Wait until a task is finished; return its result: the rows of a pull.
 
         Raises:
             RemoteError: it failed on another rank.
-            WorkerLost: another worker died that had a part in it.
+            WorkerLost: another worker that took part in it has died.
         """
         return self.node.wait(task)
 
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
-        """Wait for each of some tasks; give their results, in order. Raises as `wait`."""
+        """Wait for all tasks; return their results, in order. Raises as `wait`."""
         return self.node.wait_all(tasks)
 
     def working(self) -> AbstractContextManager[None]:
@@ -125,11 +125,11 @@ class Context:
         return self.node.working()
 
     def step(self, number: int) -> None:
-        """Say that a step of the algorithm begins: injected faults (`[faults]`) go by its number."""
+        """Mark the start of a step of the algorithm: injected faults (`[faults]`) are triggered by its number."""
         self.node.step(number)
 
     def polling(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass items through, and move messages between them: so a long loop without requests hears a stop."""
+        """Yield the items, and process messages between them, so that a long loop without requests can be stopped."""
         return self.node.breathe(items)
 
     def wall(self) -> float:
@@ -137,15 +137,15 @@ class Context:
         return self.node.van.wall()
 
     def account(self) -> dict[str, Any]:
-        """What this rank has sent (bytes) and how it has spent its time (seconds) so far, by name."""
+        """Bytes sent by this rank and its time breakdown (seconds) so far, by name."""
         return self.node.account()
 
     def left_out(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
-        """Count what a filter of the program's own leaves out of messages of workers or servers.
+        """Count the bytes that a filter of the program itself saves in messages of workers or servers.
 
         Args:
-            name: the filter, as reports name it.
-            role: whose messages; a worker may speak for the servers, as far as they answer it.
+            name: the filter's name in reports.
+            role: the senders; a worker may count for the servers that answer it.
             raw: bytes without the filter.
             wire: bytes with it.
         """
@@ -153,12 +153,12 @@ class Context:
 
     @property
     def base(self) -> Path:
-        """The job file's folder, to which its paths are relative."""
+        """The job file's folder; relative paths start from it."""
         return Path(self.job.base)
 
 
 class Workshop:
-    """Executes calls on a program's worker, one at a time."""
+    """Executes the scheduler's calls on a program's worker, one at a time."""
 
     def __init__(
         self,
@@ -169,14 +169,18 @@ class Workshop:
         writer: Writes | None = None,
     ) -> None:
         self.node, self._writer = node, writer or AtOnce()
-        self._file: Future[Entry] | None = None  # of the last snapshot
-        self._awaiting: list[Message] = []  # requests that ask when that is written
+        # The file of the last snapshot.
+        self._file: Future[Entry] | None = None
+        # Requests that wait until that is written.
+        self._awaiting: list[Message] = []
         self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
         check_worker(self.worker)
         self.calls: deque[Message] = deque()
-        self._settled = node.tasks.time  # what is issued from then on is the next call's
-        self._unanswered: list[tuple[Message, Answer, list[Task]]] = []  # calls that ran at once
+        # Tasks issued from this time on are the next call's.
+        self._settled = node.tasks.time
+        # Calls that ran at once, and are not answered yet.
+        self._unanswered: list[tuple[Message, Answer, list[Task]]] = []
         self._own: dict[str, Callable[..., Any]] = {
             Own.CREATE_VECTOR: self._create_vector,
             Own.ACCOUNT: node.account,
@@ -187,7 +191,7 @@ class Workshop:
         }
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """The worker's loop; ends by `Stopped`, or between two calls when `until()`."""
+        """Run the worker's loop; ends by `Stopped`, or between two calls when `until()`."""
         self.node.handlers[Command.CALL] = self._receive
         self.node.on_tick.append(self._tick)
         self.node.controls[Command.ASIDE] = self._aside
@@ -214,7 +218,7 @@ class Workshop:
             aside(message.meta)
         since = self.node.tasks.time
         self._method(message.meta["call"])(**message.meta["args"])
-        for task in self._seen_to(since):
+        for task in self._without_waiting(since):
             task.then(_raise)
 
     def _execute(self, request: Message, at_once: bool = False) -> None:
@@ -240,8 +244,8 @@ class Workshop:
                     self._settled = tasks.time
                     tasks.failed.clear()
 
-    def _seen_to(self, since: int) -> list[Task]:
-        """Give the tasks issued at `since` or later, which the call at hand is not to wait for."""
+    def _without_waiting(self, since: int) -> list[Task]:
+        """Return the tasks issued at `since` or later, and exclude them from those that the present call waits for."""
         tasks = self.node.tasks.unheeded(since)
         for task in tasks:
             task.heeded = True
@@ -270,8 +274,8 @@ class Workshop:
         made = VectorSpec(**spec)
         self.context.vectors[made.name] = Vector(self.node, made, number)
 
-    # A program's worker that has state of its own names its arrays in `state()`, takes them back in
-    # `restore(**arrays)`, and can do without in `rebuild()`, when the number of workers has changed.
+    # The state of a program's worker: `state()` returns its arrays by name, `restore(**arrays)` restores them, and
+    # `rebuild()` makes them anew when the number of workers has changed.
 
     def _snapshot(self, folder: str) -> None:
         """Copy the worker's state and that of its filters, and begin to write it."""
@@ -294,7 +298,7 @@ class Workshop:
             self._answer_late(*each)
 
     def _answer_late(self, request: Message, answer: Answer, tasks: list[Task]) -> None:
-        """Answer a call that ran at once, as soon as what it has pushed stays, or has failed."""
+        """Answer a call that ran at once, as soon as its pushes are durable, or have failed."""
         failed = next((task for task in tasks if task.error is not None), None)
         if failed is None and self.node.tasks.ahead:
             self.node.hasten()
@@ -314,7 +318,7 @@ class Workshop:
             restore(**{name: array for name, array in arrays.items() if not name.startswith(PREFIX)})
 
     def _restore_filters(self, folder: str, workers: int) -> None:
-        """Take back what the filters of as many workers as there were have held: each worker that of some of them."""
+        """Restore the state of the filters of `workers` former workers: each worker that of some of them."""
         mine = [
             {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
             for number in range(self.context.index_of_all, workers, self.context.count_of_all)

@@ -301,7 +301,7 @@ def test_what_is_sent_again_under_another_view_is_applied_once(ahead: int) -> No
 
 @pytest.mark.mpi(min_size=2)
 def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_module, "MOST_TOLD", 1)
+    monkeypatch.setattr(vector_module, "MOST_SIGNATURES", 1)
 
     def ask(callers: Callers) -> int:
         node, vector = callers.node, callers.vectors[0]

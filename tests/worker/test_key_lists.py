@@ -418,7 +418,7 @@ def test_a_list_that_was_made_for_something_else_is_refused() -> None:
             lambda: vector.push(named, rows, within=KeyRange(0, 100)),
             lambda: vector.pull(named, within=KeyRange(0, 61)),
         ):
-            with pytest.raises(InputError, match="the list of keys was made for something else"):
+            with pytest.raises(InputError, match="the key list was made for vector"):
                 wrong()
         with pytest.raises(InputError, match="3 rows for 2 keys"):
             vector.push(named, np.ones(3))
