@@ -1,8 +1,7 @@
-"""The job file: one TOML, read once into frozen dataclasses, each defined beside the noun that it is about.
+"""The job file: one TOML file, read once into frozen dataclasses, each defined in the module of its subject.
 
-What is wrong with it is one line that names the file, the line in it (or the `--set` that brought it) and
-what would be right. A job that was loaded can be written back (`to_toml`) and loaded again to the same job
-from anywhere.
+An error is one line that names the file, the line in it (or the `--set` option) and a correct value. A loaded job can
+be written (`to_toml`) and loaded again as the same job from any folder.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from mpips.tracing.recorder import TraceSpec
 from mpips.typed import Misfit
 
 PERIODS = 3
-"""Signs of life that must be missing before a rank counts as dead."""
+"""Heartbeats that must be missing before a rank counts as dead."""
 
 LARGEST = 1 << 24
-"""Bytes of a job file."""
+"""Largest size of a job file in bytes."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class ProgramLike(Protocol):
-    """What the job file needs of a program: its name and the dataclass of its table."""
+    """The part of a program that the job file needs: its name and the dataclass of its table."""
 
     @property
     def name(self) -> str:
@@ -51,19 +50,19 @@ class ProgramLike(Protocol):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """Which program runs, under which name and seed."""
+    """The program, its name and its seed."""
 
     program: str
     """A program of mpips.jobs ("sparse_lr"), a dotted module, or a .py file beside the job file."""
     name: str = ""
-    """Names the run's folder and its checkpoints; the program's name unless given."""
+    """Name of the run's folder and its checkpoints; default: the program's name."""
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
-    """Seeds everything that is random."""
+    """Seed of all random numbers."""
     time_limit: float = field(default=0.0, metadata={"at_least": 0})
-    """Seconds that a run may take: before they are over it stops with a checkpoint, as if it had been asked to; 0: any.
+    """Time limit of a run in seconds: before its end the run stops with a checkpoint, as on a stop request; 0: none.
     The end of a Slurm allocation is known without it."""
     base: str = ""
-    """The folder that relative paths start from; the job file's own unless given."""
+    """The folder that relative paths start from; default: the job file's folder."""
 
     def __post_init__(self) -> None:
         if not self.program:
@@ -74,57 +73,59 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class ProvenanceSpec:
-    """What a run writes down of where it came from (run.json, and every checkpoint's manifest)."""
+    """What a run records of its provenance (run.json, and every checkpoint's manifest)."""
 
     hash_inputs: Literal["full", "quick", "none"] = "quick"
-    """Of the files in [data]: "full" hashes every byte, in the background, and the end of the run waits for it; "quick"
-    does so for files up to 16 MiB, and of larger ones hashes size, first and last MiB; "none": size and time only."""
+    """Hashes of the files in [data]: "full" hashes every byte, in the background, and the end of the run waits for it;
+    "quick" does so for files up to 16 MiB, and hashes size, first and last MiB of larger ones; "none": size and time
+    only."""
 
 
 @dataclass(frozen=True)
 class RingSpec:
-    """How keys are spread over servers (paper, section 4.3)."""
+    """Distribution of keys over servers (paper, section 4.3)."""
 
     virtual_servers: int = field(default=0, metadata={"at_least": 0, "at_most": 1 << 16})
-    """Points of each server on the ring; 0 leaves it to the ring."""
+    """Points of each server on the ring (virtual servers); 0: chosen automatically."""
     replicas: int = field(default=1, metadata={"at_least": 0})
-    """Copies that other servers hold of each server's keys: a run survives the loss of so many servers at once.
-    Where MPI ends all ranks when one dies (all but Open MPI with ULFM), or there is one server, none are kept."""
+    """Copies of each server's keys on other servers: a run survives the loss of as many servers at once. Where MPI ends
+    all ranks when one dies (all but Open MPI with ULFM), or there is one server, there are no copies."""
     repair_bandwidth: float = field(default=200e6, metadata={"at_least": 0})
-    """Bytes per second that making the copies whole again may take from each server; 0: no limit."""
+    """Bytes per second that each server may spend on restoring copies; 0: no limit."""
     key_cache: float = field(default=256e6, metadata={"at_least": 0})
-    """Bytes of key lists that each server remembers, so that a list which comes again need not travel; 0: none."""
+    """Bytes of key lists that each server caches, so that a repeated list is not sent again; 0: none."""
 
 
 @dataclass(frozen=True)
 class HeartbeatSpec:
-    """When a rank that is silent counts as dead (paper, section 4.5)."""
+    """Failure detection by heartbeats (paper, section 4.5)."""
 
     period: float = field(default=0.1, metadata={"above": 0})
-    """Seconds between two signs of life of a rank."""
+    """Seconds between two heartbeats of a rank."""
     patience: float = field(default=1.0, metadata={"above": 0})
-    """Seconds of silence after which a rank counts as dead; at least 3 periods."""
+    """Seconds without a heartbeat after which a rank counts as dead; at least 3 periods."""
     give_up: float = field(default=300.0, metadata={"at_least": 0})
-    """Seconds of silence after which a rank that the run cannot do without ends it: nobody else has its keys, or this
-    MPI ends all ranks when one dies. 0: it is waited for, for ever."""
+    """Seconds without a heartbeat after which the run ends with an error if it cannot continue without the rank: no
+    other rank has its keys, or this MPI ends all ranks when one dies. 0: it waits without limit."""
 
     def __post_init__(self) -> None:
         least = PERIODS * self.period
-        if self.patience < least * (1 - 1e-9):  # 3 * 0.1 is a little above 0.3
+        # In floating point 3 * 0.1 is slightly more than 0.3.
+        if self.patience < least * (1 - 1e-9):
             raise ValueError(
                 f"patience must be at least {PERIODS} periods ({least:g} s), got {self.patience:g}: "
-                "one late sign of life must not count as a death"
+                "one late heartbeat must not count as a death"
             )
 
 
 @dataclass(frozen=True)
 class FiltersSpec:
-    """What messages go through, in order (paper, section 5.1): "zstd", or {name = "fixed_point", bytes = 1}."""
+    """Filters of messages, in order (paper, section 5.1): "zstd", or {name = "fixed_point", bytes = 1}."""
 
     push: tuple[str | dict[str, Any], ...] = ()
-    """Filters on the way to the servers, by name, or as tables with a name and settings."""
+    """Filters of messages to the servers, by name, or as tables with a name and settings."""
     pull: tuple[str | dict[str, Any], ...] = ()
-    """Filters on the way back."""
+    """Filters of the answers."""
 
     def __post_init__(self) -> None:
         for direction, entries in (("push", self.push), ("pull", self.pull)):
@@ -136,30 +137,30 @@ class FiltersSpec:
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """When parameters are written down, and where."""
+    """When and where checkpoints are written."""
 
     every: int = field(default=0, metadata={"at_least": 0})
-    """Passes between two checkpoints; with 0 here and in every_seconds, none unless asked for or to stop."""
+    """Passes between two checkpoints; 0 here and in every_seconds: only on request, and to stop."""
     every_seconds: float = field(default=0.0, metadata={"at_least": 0})
-    """Seconds between two checkpoints; may be given beside `every`; 0 goes by passes alone."""
+    """Seconds between two checkpoints; can be combined with `every`; 0: passes only."""
     keep: int = field(default=2, metadata={"at_least": 1})
-    """How many checkpoints stay; older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     before_end: float = field(default=60.0, metadata={"at_least": 0})
-    """Seconds to have left when the run stops by itself before the end of its allocation or of job.time_limit, at most
-    a quarter of the time; what steps and checkpoints have taken so far is added. 0: it does not look at the time."""
+    """Seconds left when the run stops by itself before the end of its allocation or of job.time_limit, at most a
+    quarter of the time; the duration of a step and of checkpoints so far is added. 0: it does not stop for time."""
     grace: float = field(default=0.0, metadata={"at_least": 0})
-    """Seconds within which a run that is asked to stop has to have stopped; then it ends as failed, and says what it
-    waits for. 0: as long as its allocation lasts, where that has an end."""
+    """Seconds after a stop request within which the run must have stopped; then it ends as failed, and reports what it
+    waits for. 0: until its allocation ends, if it does."""
     directory: str = ""
-    """The folder that holds them; checkpoints/NAME unless given."""
+    """The folder of the checkpoints; default: checkpoints/NAME."""
 
 
 @dataclass(frozen=True)
 class RecordSpec:
-    """Whether the run can be done again to the bit, whatever its consistency model (`mpips reproduce`)."""
+    """Recording of a run for bitwise replay under any consistency model (`mpips reproduce`)."""
 
     on: bool = False
-    """Write down in which order messages took effect, and what was decided, in the run folder's `record`."""
+    """Record the order in which messages took effect, and all decisions, in the run folder's `record`."""
 
 
 TABLES: dict[str, type] = {
@@ -176,12 +177,12 @@ TABLES: dict[str, type] = {
     "trace": TraceSpec,
     "record": RecordSpec,
 }
-"""Every table that is the same for all programs, in the order in which it is written."""
+"""All tables that do not depend on the program, in the order in which they are written."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A whole job, as resolved: what the file says, what the overrides changed, and the defaults."""
+    """A resolved job: the job file, the overrides, and the defaults."""
 
     program: str
     name: str
@@ -201,30 +202,30 @@ class Job:
     settings: Any
     """The program's own table, as its `Settings`."""
     table: str
-    """That table's name."""
+    """The name of that table."""
     path: Path
-    """The file it came from."""
+    """The job file."""
     base: Path
     """The folder that its relative paths start from."""
 
     def resolve(self, path: str) -> Path:
-        """Turn a path of the job file into one that holds from anywhere."""
+        """Return the absolute form of a path of the job file."""
         return self.base / os.path.expanduser(path)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """Give every table as plain values, the defaults included."""
+        """Return all tables as plain values, including the defaults."""
         job = {"program": self.program, "name": self.name, "seed": self.seed, "base": str(self.base)}
         job["time_limit"] = self.time_limit
         shared = {name: typed.table_of(getattr(self, name)) for name in TABLES if name != "job"}
         return {"job": job, **shared, self.table: typed.table_of(self.settings)}
 
     def to_toml(self) -> str:
-        """Write the job as resolved; loading the text gives the same job. Names of files may be of any bytes."""
+        """Return the resolved job as TOML; loading it gives the same job. File names may have any bytes."""
         text = write_toml(self.tables())
         return AS_BYTES + text if re.search("[\udc80-\udcff]", text) else text
 
     def digest(self) -> str:
-        """Name the job by its contents (SHA-256, hexadecimal): the same for the same job in any folder."""
+        """Return the SHA-256 (hexadecimal) of the job's contents: the same for the same job in any folder."""
         tables = self.tables()
         del tables["job"]["base"]
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
@@ -240,11 +241,11 @@ def load(
     Args:
         path: the TOML file.
         overrides: ``table.key=value`` each, the value in TOML or else a string; later ones win.
-        programs: finds a program by its name and the folder of the job file; `mpips.config.program.load_program`
-            unless given.
+        programs: finds a program by its name and the folder of the job file; default:
+            `mpips.config.program.load_program`.
 
     Raises:
-        JobError: one line that says what is wrong, where, and what would be right.
+        JobError: one line with the error, its place, and a correct value.
     """
     path = Path(path)
     text, tables = _read(path)
@@ -284,18 +285,20 @@ def load(
 
 
 def _inexact(job: Job, program: ProgramLike) -> str:
-    """Say why the result of a job hangs on the number of its workers, whatever is summed exactly; "" if it does not."""
+    """Return why a job's result depends on the number of workers even with exact sums; "" if it does not."""
     says: Callable[[Job], str] | None = getattr(program, "exact_sums", None)
     if says is None:
-        return f'program {job.program!r} does not say that it can: let it define exact_sums(job) -> str, "" if it can'
+        return f'program {job.program!r} does not declare support: define exact_sums(job) -> str, "" if supported'
     if reason := says(job):
         return reason
     if not job.consistency.is_sequential:
-        return "only a sequential run repeats: use consistency.tau = 0"
+        return "only a sequential run is reproducible: use consistency.tau = 0"
     for direction in ("push", "pull"):
         for step in chain_of(getattr(job.filters, direction)).steps:
             if step.coder.rounds or step.coder.drops:
-                return f"the filter {step.name!r} ([filters] {direction}) rounds or leaves out numbers, by worker"
+                return (
+                    f"the filter {step.name!r} ([filters] {direction}) rounds or drops values of each worker"
+                )
     return ""
 
 
@@ -316,7 +319,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path, str]:
-    """Put the overrides into the tables; returns the `--set` that each of their paths came from."""
+    """Apply the overrides to the tables; return the `--set` option of each changed path."""
     origins: dict[typed.Path, str] = {}
     for override in overrides:
         parts, value = override_of(override)
@@ -334,7 +337,7 @@ def _apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path,
 
 
 def override_of(text: str) -> tuple[tuple[str, ...], Any]:
-    """Read an override: the path of its key, and its value. JobError if it is none."""
+    """Parse an override: the path of its key, and its value. JobError if it is malformed."""
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or len(parts) < 2 or not all(parts):
@@ -343,10 +346,10 @@ def override_of(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, Any]]) -> list[str]:
-    """Add to overrides what switches of a command say: (switch, value) by key; those that are None were not given.
+    """Add the options of a command to the overrides: (option, value) by key; None means not given.
 
     Raises:
-        JobError: an override says something else of the same key.
+        JobError: an override gives another value for the same key.
     """
     given = {key: each for key, each in switches.items() if each[1] is not None}
     for override in overrides:
@@ -363,7 +366,7 @@ def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, An
 
 
 def override_value(text: str) -> Any:
-    """Read an override's value: TOML, or else a string as it stands."""
+    """Parse an override's value: TOML, or else a string."""
     try:
         read = typed.toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -380,7 +383,8 @@ def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _find_program(name: str, base: Path, programs: Callable[[str, Path], ProgramLike] | None) -> ProgramLike:
     if programs is None:
-        from mpips.config.program import load_program  # the program's own imports come with it
+        # Imported late: it imports the program's own modules.
+        from mpips.config.program import load_program
 
         programs = load_program
     try:
@@ -404,7 +408,7 @@ _ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
 
 
 def line_of(text: str, path: typed.Path) -> int | None:
-    """Find the line (from 1) on which a path of a TOML text is written, or the nearest thing around it."""
+    """Return the line (from 1) of a path of a TOML text, or of the nearest enclosing table."""
     lines: dict[typed.Path, int] = {}
     table: typed.Path = ()
     counts: dict[typed.Path, int] = {}
@@ -430,7 +434,7 @@ def _split(name: str) -> typed.Path:
 
 
 def write_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write tables of plain values as TOML."""
+    """Return tables of plain values as TOML."""
     blocks = []
     for name, table in tables.items():
         lines = [f"{_name(key)} = {_value(value)}" for key, value in table.items()]

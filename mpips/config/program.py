@@ -1,14 +1,14 @@
-"""Programs: an application of the parameter server, in a file of its own.
+"""Programs: an application of the parameter server in a module of its own.
 
 A program is a module with three names:
 
 * `Settings`, a frozen dataclass: its table in the job file;
-* `schedule(cluster, settings) -> dict`, the scheduler's part: it drives the passes and gives the metrics;
-* `Worker(context)`, the worker's part: the scheduler calls its public methods by name (`mpips.calls` lists the names
-  that they cannot have).
+* `schedule(cluster, settings) -> dict`, the scheduler's part: it runs the passes and returns the metrics;
+* `Worker(context)`, the worker's part: the scheduler calls its public methods by name (`mpips.calls` lists reserved
+names).
 
-It may have a fourth, `exact_sums(job) -> str`: why its result hangs on the number of workers even with [layout]
-exact_sums, "" if it does not. Without it that option is refused.
+It may have a fourth, `exact_sums(job) -> str`: why its result depends on the number of workers even with [layout]
+exact_sums, "" if it does not. Without it that option is an error.
 
 It may register server functions with `mpips.storage.updates.update` and `mpips.storage.updates.call`: the module is
 loaded on every rank.
@@ -43,10 +43,10 @@ class Program:
     exact_sums: Callable[..., str] | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """Give a function beside those three, such as `query`, by which a command asks what a run has made.
+        """Return a further function of the program, such as `query`, with which a command reads the results of a run.
 
         Raises:
-            JobError: the program has none of that name.
+            JobError: the program has no function of that name.
         """
         found = getattr(self.module, name, None)
         if not callable(found):
@@ -59,7 +59,7 @@ def load_program(name: str, base: Path) -> Program:
 
     Raises:
         JobError: there is no such program, it does not load, it lacks one of the three names, or its Worker has a
-            method whose name is mpips' own.
+            method with a reserved name.
     """
     try:
         module = _module(name, base)
@@ -83,11 +83,11 @@ def load_program(name: str, base: Path) -> Program:
 
 
 def vouched(named: str | None) -> Callable[[str, Path], Program]:
-    """Give a loader for what a run, a model or a checkpoint names, which may be anybody's; for
+    """Return a loader of programs named by untrusted files (a run, a model, a checkpoint), for
     `mpips.config.job_file.load`.
 
-    It loads the programs that come with mpips. Another one, which is code that this process would run, it loads only if
-    the user has named it: that one, whatever the file says.
+    It loads the programs that come with mpips. Any other program is code that this process would run: it is loaded only
+    if the user has named it, and then that one, whatever the file says.
 
     Args:
         named: the `.py` file, relative to the working folder, or dotted module that the user has named, if any.
@@ -100,7 +100,7 @@ def vouched(named: str | None) -> Callable[[str, Path], Program]:
             return load_program(name, base)
         file = str((base / name).resolve()) if name.endswith(".py") else name
         raise JobError(
-            f"the program {file!r} does not come with mpips, and is run only if you trust and name it: "
+            f"the program {file!r} does not come with mpips, and is run only if you trust it and name it: "
             f"--program {shlex.quote(file) if file.isprintable() else 'FILE.py'}"
         )
 
@@ -108,7 +108,7 @@ def vouched(named: str | None) -> Callable[[str, Path], Program]:
 
 
 def table_name(name: str) -> str:
-    """Give the job file's table for a program: its own name, without folder, `.py` or package."""
+    """Return the name of a program's table in the job file: its own name, without folder, `.py` or package."""
     return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
 
 
@@ -120,11 +120,12 @@ def _module(name: str, base: Path) -> ModuleType:
         alias = f"mpips_program_{path.stem}"
         spec = importlib.util.spec_from_file_location(alias, path)
         if spec is None or spec.loader is None:
-            raise JobError(f"program {name!r}: {path} is no Python file")
+            raise JobError(f"program {name!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[alias] = module
         if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))  # the program's own kernels stand beside it
+            # The program's own modules are in the same folder.
+            sys.path.append(str(path.parent))
         spec.loader.exec_module(module)
         return module
     target = name if "." in name else f"mpips.jobs.{name}.job"
@@ -137,7 +138,7 @@ def _module(name: str, base: Path) -> ModuleType:
 
 
 def comes_with_mpips(name: str) -> bool:
-    """Whether a program's name in a job file means one that comes with mpips."""
+    """Return whether a program's name in a job file means one that comes with mpips."""
     return name in built_in() or name in [f"mpips.jobs.{each}.job" for each in built_in()]
 
 

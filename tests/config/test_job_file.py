@@ -300,7 +300,7 @@ PLAIN = st.recursive(
     )
 )
 def test_any_plain_values_survive_writing(tables: dict[str, dict[str, Any]]) -> None:
-    assert tomllib.loads(job_file.write_toml(tables)) == tables
+    assert tomllib.loads(module.write_toml(tables)) == tables
 
 
 def test_lines_are_found_past_strings_and_arrays() -> None:

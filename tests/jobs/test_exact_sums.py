@@ -358,8 +358,8 @@ def test_what_is_small_beside_other_features_has_a_bound_of_its_own() -> None:
 
 REFUSED = [
     ("sparse_lr", {"sparse_lr": {"algorithm": "ftrl"}}, "ftrl learns one mini-batch of each worker at a time"),
-    ("sparse_lr", {"consistency": {"tau": 1}}, "only a sequential run repeats: use consistency.tau = 0"),
-    ("sparse_lr", {"consistency": {"model": "eventual"}}, "only a sequential run repeats"),
+    ("sparse_lr", {"consistency": {"tau": 1}}, "only a sequential run is reproducible: use consistency.tau = 0"),
+    ("sparse_lr", {"consistency": {"model": "eventual"}}, "only a sequential run is reproducible"),
     ("sparse_lr", {"filters": {"push": ["zstd", "fixed_point"]}}, r"the filter 'fixed_point' \(\[filters\] push\)"),
     ("sparse_lr", {"filters": {"pull": [{"name": "random_skip", "keep": 0.5}]}}, r"'random_skip' \(\[filters\] pull\)"),
     ("lda", {}, "lda draws topics by counts that lag"),
