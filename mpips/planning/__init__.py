@@ -1,1 +1,4 @@
-"""What a job takes on other machines: the model of costs, and failures."""
+"""Prediction of a job's cost on other machines: the cost model, and failures.
+
+Not in the paper; it predicts the scaling of section 5. May import the root modules only.
+"""

@@ -1,11 +1,11 @@
-"""How long a run takes on nodes that fail: a discrete-event simulation.
+"""Run time on nodes that fail: a discrete-event simulation.
 
-    a node fails       the run goes on after its recovery; or else goes down, and is back with its last checkpoint
-    a checkpoint       is due every so often, and counts once it is written
-    the work is done   and so is the run
+    a node fails       the run continues after its recovery; or else it ends, and restarts from its last checkpoint
+    a checkpoint       is due at intervals of work, and counts once it is written
+    the work is done   the run ends
 
-Nodes fail independently, each once in `mtbf` seconds on average, at any moment alike, and are replaced at once. What a
-mean hides, how late a run may be, shows in the spread over many simulated ones.
+Nodes fail independently, each once in `mtbf` seconds on average (exponential), and are replaced at once. The spread
+over many simulated runs shows what the mean hides: how late a run may be.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import NamedTuple
 import numpy as np
 
 TRIALS = 400
-"""Runs that are simulated at most."""
+"""Largest number of simulated runs."""
 EVENTS = 200_000
-"""Events that are simulated in all, about, and at most in one run; one that has more is taken to get nowhere."""
+"""Approximate bound on simulated events in all, and bound in one run; a run with more makes no progress."""
 LEAST = 20
-"""Runs that are simulated at least, unless one gets nowhere."""
+"""Least number of simulated runs, unless one makes no progress."""
 
 
 class Run(NamedTuple):
-    """A run of so many `seconds` of work, and what happens to it.
+    """A run of `seconds` of work on failing nodes.
 
-    It survives a failure, at the cost of `recovery` seconds; or it goes down, is back after as many, and goes on from
-    its last checkpoint, of which it writes one `every` so many seconds of work, taking `checkpoint` seconds.
+    It survives a failure, at the cost of `recovery` seconds; or it ends, restarts after as many, and resumes from its
+    last checkpoint. It writes one after each `every` seconds of work, which takes `checkpoint` seconds.
     """
 
     seconds: float
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 class Lifetime(NamedTuple):
-    """What failures do to a run: how many there are, and the seconds that it takes, on average and of 19 in 20."""
+    """The effect of failures on a run: their number, and the run time, on average and at the 95th percentile."""
 
     failures: float
     seconds: float
@@ -49,12 +49,12 @@ class Lifetime(NamedTuple):
 
 
 def young(run: Run) -> float:
-    """Give the seconds between checkpoints that cost least: sqrt(2 checkpoint mtbf / nodes) (Young 1974)."""
+    """Return the optimal seconds between checkpoints: sqrt(2 checkpoint mtbf / nodes) (Young 1974)."""
     return math.sqrt(2 * run.checkpoint * run.mtbf / run.nodes)
 
 
 def lifetime(run: Run, seed: int = 0) -> Lifetime:
-    """Simulate a run again and again."""
+    """Simulate a run repeatedly."""
     rng = np.random.default_rng(seed)
     ends: list[tuple[int, float]] = []
     seen = 0
@@ -69,11 +69,13 @@ def lifetime(run: Run, seed: int = 0) -> Lifetime:
 
 
 def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float, int]:
-    """Simulate a run once; give its failures, when it ends (inf: it gets nowhere), and how many events that took."""
+    """Simulate a run once; return its failures, its end (inf: no progress), and the number of events."""
     now, failures = 0.0, 0
-    left = saved = run.seconds  # of work: now, and at the last checkpoint
+    # Remaining work: now, and at the last checkpoint.
+    left = saved = run.seconds
     doing, since = "work", 0.0
-    events: list[tuple[float, int, str]] = []  # (when, of which phase, what); a phase ends with the next one
+    # (time, phase, kind); a phase ends with the next one.
+    events: list[tuple[float, int, str]] = []
     phase = 0
 
     def begin(what: str, takes: float) -> None:

@@ -1,20 +1,23 @@
-"""The plan: what a job will take on other ranks and another machine, by a model with few costs, each of them measured.
+"""Cost model: predicts a job's cost on other layouts and machines from a few measured costs.
 
-A step of an algorithm (a pass, a sweep) is `rounds` of work, each of them: workers compute; each sends every server its
-part; servers apply it and answer. So for S servers and W workers of which p(n) = min(n, cores) run at a time:
+A step of an algorithm (a pass, a sweep) is `rounds` rounds of work, in each of which: workers compute; each sends every
+server its part; servers apply it and answer. So for S servers and W workers of which p(n) = min(n, cores) run at a
+time:
 
     seconds = compute / p(W)                        all the data's work, shared
             + message * M (1 / p(W) + 1 / p(S))     M = rounds W S messages, handled at both ends
             + byte * B (1 / p(W) + 1 / p(S))        B bytes, likewise
-            + round * rounds                        what a round takes however little is in it
-            + network                               the busiest link, and the way there and back, between nodes
+            + round * rounds                        the fixed cost of a round
+            + network                               the busiest link, and the round trips, between nodes
 
-With a delay, and cores for all, servers work while workers compute: the longer of the two counts, and the rounds'
-own time is shared by tau + 1. The four costs are fitted to finished runs on small layouts, none below 0 (`fitted`). A
-worker's bytes fall as W to the power of -`spread`, since it touches fewer keys with less data (the paper's Fig. 3).
+With a delay, and a core for each rank, servers work while workers compute: the longer of the two counts, and the fixed
+cost of rounds is divided by tau + 1. The four costs are fitted to finished runs on small layouts, none below 0
+(`fitted`). A worker's bytes fall as W to the power of -`spread`, since it touches fewer keys with less data (the
+paper's Fig. 3).
 
-What a mean cannot tell is simulated: slow workers (`straggling`) by the recurrence of rounds, of which the slowest
-worker ends each; failures (`lifetime`) are expected losses at a given rate, after Young (1974) where one ends the run.
+Effects that a mean does not show are simulated: slow workers (`straggling`) by the recurrence of rounds, of which the
+slowest worker ends each; failures (`lifetime`) are expected losses at a given rate, after Young (1974) where one ends
+the run.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ from numpy.typing import NDArray
 from mpips.errors import InputError
 
 NOTICED = 0.03
-"""Seconds until MPI tells of a killed rank, as `mpips bench faults` measures."""
+"""Seconds until MPI reports a killed rank, as `mpips bench faults` measures."""
 
 
 class Layout(NamedTuple):
-    """How many ranks take which role; `replicas` copies of each server's keys; a delay of `tau` rounds."""
+    """Numbers of ranks by role; `replicas` copies of each server's keys; a delay of `tau` rounds."""
 
     servers: int
     workers: int
@@ -44,13 +47,13 @@ class Layout(NamedTuple):
 
     @property
     def copies(self) -> int:
-        """Return how many copies there are beside the first, as far as there are servers for them."""
+        """Return the number of copies besides the primary, as far as there are servers for them."""
         return min(self.replicas, self.servers - 1)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`nodes` with `cores` each, joined by links of `bandwidth` bytes/s and `latency` s one way; one needs none."""
+    """`nodes` with `cores` each, joined by links of `bandwidth` bytes/s and one-way `latency` s."""
 
     cores: int
     nodes: int = 1
@@ -59,7 +62,7 @@ class Machine:
 
 
 class Measured(NamedTuple):
-    """What a finished run tells: of a step, but for the memory (bytes) and the time to load (s)."""
+    """Measurements of a finished run, per step except for the memory (bytes) and the load time (s)."""
 
     layout: Layout
     cores: int
@@ -70,13 +73,13 @@ class Measured(NamedTuple):
     server_bytes: float
     """Of all servers together."""
     server_memory: float
-    """Of one server, its peak."""
+    """Peak of one server."""
     load: float
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a job costs on the cores that it was measured on; see the module."""
+    """The costs of a job on the cores that it was measured on; see the module."""
 
     compute: float
     message: float
@@ -84,22 +87,22 @@ class Costs:
     round: float
     rounds: float
     spread: float
-    """Gamma: how fast a worker's bytes fall."""
+    """Exponent of the decrease of a worker's bytes."""
     worker_bytes: float
-    """Bytes that one worker sends in a step if it is the only one."""
+    """Bytes that a single worker sends in a step."""
     server_bytes: float
-    """Bytes that it is answered."""
+    """Bytes of the answers to it."""
     base: float
-    """Bytes of a server that holds nothing."""
+    """Bytes of a server without rows."""
     held: float
     """Bytes of all rows together."""
     load: float
-    """Seconds in which one worker reads all data."""
+    """Seconds for one worker to read all data."""
     error: float
     """The largest relative error on the runs that the costs were fitted to."""
 
     def scaled(self, data: float, keys: float) -> Costs:
-        """Give the costs for `data` times as much data and `keys` times as many keys."""
+        """Return the costs for `data` times as much data and `keys` times as many keys."""
         return replace(
             self,
             compute=self.compute * data,
@@ -111,7 +114,7 @@ class Costs:
 
 
 class Prediction(NamedTuple):
-    """What a layout will take: seconds of a step, and what they go into; bytes of a step; bytes of a server."""
+    """The prediction for a layout: seconds of a step and their parts; bytes of a step; bytes of a server."""
 
     layout: Layout
     seconds: float
@@ -124,23 +127,23 @@ class Prediction(NamedTuple):
     server_sent: float
     server_memory: float
     recovery: float
-    """Seconds until a server's keys are served again, and have all their copies again."""
+    """Seconds until a lost server's keys have all their copies again."""
     reread: float
-    """Seconds until a lost worker's data are read again by the others."""
+    """Seconds until the others have read a lost worker's data."""
 
 
 # --- The model -------------------------------------------------------------------------------------------------------
 
 
 def _shares(layout: Layout, cores: int) -> tuple[float, float, float]:
-    """Give 1 / p(W), 1 / p(S), and whether servers work while workers compute (1) or not (0)."""
+    """Return 1 / p(W), 1 / p(S), and whether servers work while workers compute (1) or not (0)."""
     workers, servers = min(layout.workers, cores), min(layout.servers, cores)
     apart = layout.tau > 0 and cores >= layout.workers + layout.servers
     return 1 / workers, 1 / servers, float(apart)
 
 
 def _features(layout: Layout, cores: int, rounds: float, sent: float) -> NDArray[np.float64]:
-    """Say how often each of (compute, message, byte, round) is paid for in a step."""
+    """Return the multiples of (compute, message, byte, round) in the cost of a step."""
     at_workers, at_servers, apart = _shares(layout, cores)
     ends = at_workers + (1 - apart) * at_servers
     messages = rounds * layout.workers * layout.servers
@@ -148,17 +151,16 @@ def _features(layout: Layout, cores: int, rounds: float, sent: float) -> NDArray
 
 
 def fitted(runs: Sequence[Measured]) -> Costs:
-    """Fit the costs to finished runs of one job, at least three layouts with different numbers of workers and servers.
+    """Fit the costs to finished runs of one job, on at least three layouts with different numbers of workers and
+    servers.
 
-    Relative errors are made least; no cost is below 0: of all sets of costs that can be positive the best is taken.
+    Minimises relative errors with no cost below 0: of all subsets of the costs it takes the best non-negative fit.
 
     Raises:
-        InputError: they are too few, or too much alike.
+        InputError: there are too few, or too similar, runs.
     """
     if len({run.layout[:2] for run in runs}) < 3 or len({run.layout.workers for run in runs}) < 2:
-        raise InputError(
-            "a plan needs runs on at least three layouts, of which the numbers of workers differ"
-        )
+        raise InputError("a plan needs runs on at least three layouts with different numbers of workers")
     seconds = np.array([run.seconds for run in runs])
     sent = [run.worker_bytes + run.server_bytes for run in runs]
     rows = np.stack([_features(r.layout, r.cores, r.rounds, b) for r, b in zip(runs, sent, strict=True)])
@@ -195,7 +197,7 @@ def fitted(runs: Sequence[Measured]) -> Costs:
 
 
 def _power(points: Sequence[tuple[int, float]], slope: float | None = None) -> tuple[float, float]:
-    """Fit y = b x**-a with a in [0, 1] to points (x, y); give (a, b). `slope` fixes a."""
+    """Fit y = b x**-a with a in [0, 1] to points (x, y); return (a, b). `slope` fixes a."""
     x = np.log([point[0] for point in points])
     y = np.log([max(point[1], 1.0) for point in points])
     if slope is None:
@@ -206,7 +208,7 @@ def _power(points: Sequence[tuple[int, float]], slope: float | None = None) -> t
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Fit y = a + b x, neither below 0; give (a, b)."""
+    """Fit y = a + b x, neither below 0; return (a, b)."""
     x, y = np.array(points).T
     across = x - x.mean()
     slope = max(float(across @ (y - y.mean())) / max(float(across @ across), 1e-300), 0.0)
@@ -214,7 +216,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e6) -> Prediction:
-    """Predict a step of a job; `repair` bytes/s go into making copies whole again, for each server."""
+    """Predict a step of a job; each server restores copies at `repair` bytes/s."""
     cores = machine.nodes * machine.cores
     worker_sent = costs.worker_bytes * layout.workers ** (1 - costs.spread)
     server_sent = costs.server_bytes * layout.workers ** (1 - costs.spread)
@@ -224,7 +226,8 @@ def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e
         paid * (costs.compute, costs.message, costs.byte, costs.round)
     ).tolist()
     busy = compute + messages + moved
-    if _shares(layout, cores)[2]:  # servers work meanwhile: the longer of the two counts
+    # Servers work at the same time: the longer of the two counts.
+    if _shares(layout, cores)[2]:
         at_server = costs.message * costs.rounds * layout.workers + costs.byte * sent / layout.servers
         busy = max(busy, at_server)
     network = _network(machine, layout, costs.rounds, worker_sent, server_sent)
@@ -248,7 +251,7 @@ def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e
 def _network(
     machine: Machine, layout: Layout, rounds: float, worker_sent: float, server_sent: float
 ) -> float:
-    """Give the seconds that the busiest node's link is in use, and those of the ways there and back."""
+    """Return the seconds that the busiest node's link is in use, plus those of the round trips."""
     if machine.nodes == 1:
         return 0.0
     fullest = max(
@@ -260,9 +263,9 @@ def _network(
 
 
 def best(costs: Costs, machine: Machine, ranks: int, layout: Layout) -> list[Prediction]:
-    """Predict every split of so many ranks, one of which schedules, into servers and workers: the fastest first.
+    """Predict every split of `ranks`, one of which schedules, into servers and workers, fastest first.
 
-    What fits into the `replicas` and the delay of `layout` only. InputError if there are not 3 ranks.
+    Of `layout` only `replicas` and the delay are used. InputError for fewer than 3 ranks.
     """
     if ranks < 3:
         raise InputError(f"a job needs at least 3 ranks (a scheduler, a server, a worker), got {ranks}")
@@ -271,11 +274,11 @@ def best(costs: Costs, machine: Machine, ranks: int, layout: Layout) -> list[Pre
     return sorted((predict(costs, machine, split) for split in splits), key=lambda each: each.seconds)
 
 
-# --- What a mean cannot tell -----------------------------------------------------------------------------------------
+# --- Stragglers ------------------------------------------------------------------------------------------------------
 
 
 class Straggling(NamedTuple):
-    """What slow workers do to a step: how many times as long it takes, and which share of its time a worker waits."""
+    """The effect of slow workers on a step: the factor on its time, and the fraction of time that a worker waits."""
 
     longer: float
     waiting: float
@@ -286,7 +289,7 @@ def straggling(
 ) -> Straggling:
     """Simulate rounds in which a worker takes `busy` seconds times a lognormal factor of mean 1, and a round `fixed`.
 
-    A worker begins round t when it has ended its own last one, and all workers have ended round t - tau - 1.
+    A worker starts round t when it has ended its own last one, and all workers have ended round t - tau - 1.
     """
     rng = np.random.default_rng(seed)
     own, done, worked = np.zeros(workers), np.zeros(rounds), 0.0

@@ -1,1 +1,4 @@
-"""Where a run comes from, and why it failed: code, inputs, machine, the first failure."""
+"""Provenance of a run (code, inputs, machine), and the first failure of a run that failed.
+
+Not in the paper. May import the root modules, process/ to cluster/, tracing/ and config/.
+"""

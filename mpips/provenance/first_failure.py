@@ -1,13 +1,13 @@
-"""Which rank was the first to fail: what the last lines of a run that failed say.
+"""The first rank to fail, from the logs of a run that failed.
 
-An error is written into its rank's log before anyone is told of it. Who ends without a word (SIGKILL, a crash in a
-library, no memory) is missed by others, by what their MPI lets them see:
+A rank writes an error into its log before it reports it to others. A rank that ends without a message (SIGKILL, a crash
+in a library, out of memory) is detected by others, depending on their MPI:
 
-    ranks live on when others die    the leader notices it, and it was one death too many
-    others                           the launcher ends all; who is told so looks which processes of its host are gone,
-                                     and the launcher says what it has seen, which `mpips run` reads
+    ranks survive others' deaths     the leader detects it; it was one death too many
+    ranks do not                     the launcher ends all: ranks that get its signal check which processes of
+                                     their host are gone, and `mpips run` reads the launcher's messages
 
-Of all that is found the earliest counts; what only follows from another's death does not if there is anything else.
+The earliest failure counts; consequences of another rank's death count only if there is nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOK = 0.25
 
 
 class Failure(NamedTuple):
-    """A rank that failed: what it was, where, when that was noticed (wall, s), and what is known of why.
+    """A rank that failed: its role, host, the time of detection (wall, s), and the error.
 
     `at` is the program's line, if it failed in a program; `cause` how it was lost, if it could not say why itself.
     """
@@ -51,16 +51,16 @@ class Failure(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return who it is, and the error."""
+        """Return rank, role, host and error."""
         return f"rank {self.rank} ({self.role} on {self.host}): {self.error}"
 
     def facts(self, folder: RunFolder) -> dict[str, Any]:
-        """Return it as JSON-able data, with the path of its log if there is one."""
+        """Return it as JSON-able data, with the path of its log if it exists."""
         return {**self._asdict(), "log": log_of(folder, self.rank)}
 
 
 def sentence(facts: Mapping[str, Any], known: str = "") -> str:
-    """Say in a line who failed first, when, why unless that is `known`, and where its log is."""
+    """Return a line with the rank, the time, the error unless it is in `known`, and the log."""
     when = datetime.fromtimestamp(float(facts["wall"]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     error = "" if str(facts["error"]) in known else f": {facts['error']}"
     at = f" at {facts['at']}" if facts.get("at") and str(facts["at"]) not in known + error else ""
@@ -69,18 +69,18 @@ def sentence(facts: Mapping[str, Any], known: str = "") -> str:
 
 
 def log_of(folder: RunFolder, rank: int) -> str | None:
-    """Return the path of a rank's log, if it has one."""
+    """Return the path of a rank's log, if it exists."""
     path = folder.log(rank)
     return str(path) if path.exists() else None
 
 
-# --- finding it in the logs -----------------------------------------------------------------------
+# --- from the logs --------------------------------------------------------------------------------
 
 
 def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failure | None:
     """Return the first failure of a run; None if none is known.
 
-    Goes by its logs, by what its launcher `said` last, and by the ranks that were `seen` to end before all others.
+    It uses the logs, the last output of the launcher (`said`), and the ranks that were `seen` to end before all others.
     """
     try:
         run = folder.read_run() or {}
@@ -125,7 +125,7 @@ def _wall(sign: _Sign) -> float:
 
 
 def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
-    """Give the lines of all logs since then."""
+    """Yield the lines of all logs since then."""
     for path in sorted(folder.logs.glob("rank-*.jsonl")):
         with suppress(OSError):
             for line in read_lines(path).objects:
@@ -147,12 +147,12 @@ def _failures(lines: Iterable[Mapping[str, Any]]) -> list[_Sign]:
 
 
 def _last_sign(folder: RunFolder) -> float:
-    """Return when the run folder was last written to (wall, s)."""
+    """Return the time of the last write to the run folder (wall, s)."""
     paths = [folder.metrics, folder.run, folder.result]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
 
 
-# --- those who end without a word -----------------------------------------------------------------
+# --- ranks that end without a message -------------------------------------------------------------
 
 
 _SAID = (
@@ -161,17 +161,17 @@ _SAID = (
         r"srun: error: \S+: tasks? (?P<rank>\d+)[-,\d]*: (?P<words>(?!Exited with|Terminated)[A-Z].*)"
     ),
 )
-"""How mpirun (Open MPI) and srun speak of processes that a signal has ended."""
+"""Messages of mpirun (Open MPI) and srun about processes ended by a signal."""
 _NOBODYS_FAULT = re.compile(r"CANCELLED AT \S+ DUE TO ")
-"""How Slurm speaks of all processes that it ends at a time limit or with a node."""
+"""Slurm's message when it ends all processes at a time limit or with a node."""
 _SAID_OF_SOME = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*\(signal (?P<signal>\d+)\)")
-"""How mpiexec (MPICH) does: it kills all others at once, and the process that it names is any of them."""
+"""mpiexec's (MPICH) message: it kills all other ranks at once, and may name any of them."""
 
 
 def launcher_said(text: str, seen: Sequence[int] = ()) -> dict[int, str]:
-    """Read which ranks a launcher has seen ended by a signal, in the order in which it says so.
+    """Return the ranks that a launcher reports as ended by a signal, in the order of its messages.
 
-    Where it does not know which one it was, it is the one that was `seen` to end before all others.
+    Where it does not name the rank, it is the one that was `seen` to end before all others.
     """
     found: dict[int, tuple[int, str]] = {}
     if _NOBODYS_FAULT.search(text):
@@ -188,7 +188,7 @@ def launcher_said(text: str, seen: Sequence[int] = ()) -> dict[int, str]:
 
 
 def signal_name(number: int) -> str:
-    """Name a signal."""
+    """Return the name of a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -196,12 +196,12 @@ def signal_name(number: int) -> str:
 
 
 class Watch(threading.Thread):
-    """Watches the ranks of this host from outside, as `mpips run` does, and sees which one ends before all others."""
+    """Watches the ranks of this host from `mpips run`, and records which one ends first."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(daemon=True)
         self.seen: tuple[int, ...] = ()
-        """The ranks that had ended when the first end was noticed: of several nobody knows which was the first."""
+        """The ranks that had ended when the first end was detected; of several it is unknown which was first."""
         self.watching = False
         self._folder, self._over = folder, threading.Event()
 
@@ -220,7 +220,8 @@ class Watch(threading.Thread):
         ranks, poll = {}, select.poll()
         try:
             for rank, pid in pids.items():
-                with suppress(OSError, AttributeError):  # only Linux has it
+                # Only Linux has pidfd_open.
+                with suppress(OSError, AttributeError):
                     handle = os.pidfd_open(pid)
                     ranks[handle] = rank
                     poll.register(handle, select.POLLIN)
@@ -243,7 +244,7 @@ class Watch(threading.Thread):
 
 
 class Peers:
-    """The processes of the ranks of this host, of which those that end without a word are missed.
+    """The processes of the ranks of this host, to detect those that end without a message.
 
     `processes` are (pid, host) by rank.
     """
@@ -260,11 +261,11 @@ class Peers:
         return [rank for rank, pid in self.pids.items() if is_gone(pid)]
 
     def speaks(self, missing: Iterable[int]) -> bool:
-        """Tell whether this rank is the first one of its host that is still there."""
+        """Return whether this rank is the lowest one of its host that still exists, which reports for all."""
         return not {rank for rank in self.pids if rank < self.rank} - set(missing)
 
     def why(self) -> str:
-        """Say what is known of why a process of this host is gone."""
+        """Return the cause of a process's end on this host, as far as it is known."""
         now = oom_kills()
         if now is not None and self._kills is not None and now > self._kills:
             return f"{Cause.DIED.text}; the kernel has killed a process here for want of memory"
@@ -272,11 +273,12 @@ class Peers:
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """Count the processes of this control group that the kernel has killed for want of memory; None if unknown."""
+    """Return the number of OOM kills in this control group (cgroup); None if unknown."""
     with suppress(OSError, ValueError, StopIteration):
         groups = (root / "proc/self/cgroup").read_text().splitlines()
         path = next(line.split(":", 2)[2] for line in groups if line.startswith("0::"))
-        path = re.sub(r"(/job_\d+)/.*", r"\1", path)  # Slurm's: of the whole job on this node
+        # In a Slurm job: the control group of the whole job on this node.
+        path = re.sub(r"(/job_\d+)/.*", r"\1", path)
         events = (root / f"sys/fs/cgroup{path}/memory.events").read_text().split()
         return int(events[events.index("oom_kill") + 1])
     return None

