@@ -1,4 +1,4 @@
-"""Sweeps: what each task of a job array sets, from lists of values or from a file."""
+"""Parameter sweeps: the settings of each task of a job array, from lists of values or from a file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mpips.errors import InputError
 from mpips.files.safe_open import read_text
 
 MOST = 10000
-"""Tasks of one array; Slurm's own bound (MaxArraySize) is often 1,001."""
+"""Largest number of tasks of one array; Slurm's own bound (MaxArraySize) is often 1,001."""
 
 
 def product(sweeps: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Give every combination of lists of values; the last list varies fastest.
+    """Return every combination of lists of values; the last list varies fastest.
 
     Args:
         sweeps: ``table.key=A,B,C`` each; a comma within brackets, braces or quotes is part of a value.
 
     Raises:
-        InputError: a list that cannot be read, or too many combinations.
+        InputError: a malformed list, or too many combinations.
     """
     if not sweeps:
         return ()
@@ -41,7 +41,7 @@ def product(sweeps: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def split(text: str) -> list[str]:
-    """Cut a text at its commas, those within brackets, braces or quotes left alone."""
+    """Split a text at its commas, except within brackets, braces or quotes."""
     parts, depth, quote = [""], 0, ""
     for each in text:
         if quote:
@@ -58,7 +58,7 @@ def split(text: str) -> list[str]:
 
 
 def from_file(path: str | Path) -> tuple[tuple[str, ...], ...]:
-    """Read a task from each line: words ``table.key=value``, quoted as in a shell; `#` begins a comment.
+    """Read a task from each line: words ``table.key=value``, quoted as in a shell; `#` starts a comment.
 
     Raises:
         InputError: names the line.
@@ -69,7 +69,7 @@ def from_file(path: str | Path) -> tuple[tuple[str, ...], ...]:
         raise InputError(f"--sweep-file {path}: {getattr(error, 'strerror', None) or error}") from None
     found = tuple(_tasks(path, lines))
     if not found:
-        raise InputError(f"--sweep-file {path}: there is no task in it")
+        raise InputError(f"--sweep-file {path}: the file has no task")
     if len(found) > MOST:
         raise InputError(f"--sweep-file {path}: {len(found)} tasks; an array has at most {MOST}")
     return found

@@ -1,7 +1,7 @@
-"""Which launcher fits the MPI that mpi4py loads, in the allocation that we are in: tried with two ranks each.
+"""Probe of launchers: which of them fits the MPI that mpi4py loads, by starting two ranks with each.
 
-A launcher and an MPI that do not speak the same PMI mostly end well, as N worlds of one rank each that all do the same
-work, and neither of the two says so. So each is asked to start `mpips.launch.ping`, and what its ranks say is counted.
+A launcher and an MPI with different PMIs mostly succeed, as N worlds of one rank each that all do the same work,
+without an error. So each starts `mpips.launch.ping`, and the worlds that its ranks report are counted.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from mpips.launch import slurm_env
 from mpips.process import interpreter
 
 PATIENCE = 30.0
-"""Seconds for two ranks to start, talk and end."""
+"""Seconds for two ranks to start, communicate and end."""
 MARK = "mpips-ping "
-"""What begins the line by which each first rank of a world tells what it has found."""
+"""Prefix of the line with the report of each world's first rank."""
 FITS = {"openmpi": ("pmix", "pmi2"), "mpich": ("pmi2", "cray_shasta", "pmix")}
-"""Plugins of srun worth trying with an MPI, the likeliest first; others are for other MPIs."""
+"""MPI plugins of srun to try with an MPI, most likely first."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of starting two ranks."""
+    """The outcome of starting two ranks."""
 
     launcher: str
-    """As one would write it: mpirun, "srun --mpi=pmix"."""
+    """As on the command line: mpirun, "srun --mpi=pmix"."""
     fits: bool
     """Whether they were one world."""
     said: str
-    """What they were, or why there was nothing."""
+    """A description of the worlds, or the error."""
     found: Mapping[str, Any]
-    """What the ping found; empty if it did not come to that."""
+    """The report of the ping; empty if there is none."""
 
     def facts(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
@@ -46,13 +46,13 @@ class Trial:
 
 
 def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> Trial:
-    """Judge a start of two ranks by what they wrote.
+    """Return the outcome of a start of two ranks, from their output.
 
     Args:
         launcher: how they were started.
-        output: what they and the launcher wrote to stdout.
+        output: stdout of the ranks and the launcher.
         code: the launcher's exit code; None if it did not end in time.
-        complaint: what was written to stderr.
+        complaint: their stderr.
     """
     worlds = []
     for line in output.splitlines():
@@ -70,13 +70,13 @@ def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> 
         return Trial(launcher, False, "no end in time", {})
     lines = [line.strip(" -*=\t") for line in complaint.splitlines()]
     said = " ".join(dict.fromkeys(line for line in lines if line))
-    return Trial(launcher, False, f"exit code {code}: {said[:300] or 'nothing was said'}", {})
+    return Trial(launcher, False, f"exit code {code}: {said[:300] or 'no output'}", {})
 
 
 def start(
     launcher: str, line: Sequence[str], environ: Mapping[str, str], patience: float = PATIENCE
 ) -> Trial:
-    """Start two ranks by a command line, and judge what comes of it within `patience` seconds."""
+    """Start two ranks by a command line, and return the outcome within `patience` seconds."""
     try:
         process = subprocess.Popen(
             line, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -90,7 +90,8 @@ def start(
             output, complaint = process.communicate(timeout=patience)
             code = process.returncode
         except subprocess.TimeoutExpired:
-            process.terminate()  # srun then ends its step, and mpirun its ranks
+            # srun then ends its step, and mpirun its ranks.
+            process.terminate()
             try:
                 output, complaint = process.communicate(timeout=5.0)
             except subprocess.TimeoutExpired:
@@ -100,7 +101,7 @@ def start(
 
 
 def plugins(srun: str) -> list[str]:
-    """List the plugins that srun has for connecting ranks (`srun --mpi=list`); none if it does not say."""
+    """List srun's plugins for MPI (`srun --mpi=list`); empty if the call fails."""
     try:
         done = subprocess.run([srun, "--mpi=list"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -112,7 +113,7 @@ def plugins(srun: str) -> list[str]:
 
 
 def worth_trying(kind: str, known: Sequence[str]) -> list[str]:
-    """Choose the plugins to try with an MPI, where srun has these; "" is srun's own choice, which the site can set."""
+    """Return the plugins to try with an MPI, of those `known` to srun; "" is srun's default, which the site can set."""
     likely = [name for name in FITS.get(kind, ()) if name in known or not known]
     return ["", *likely]
 
@@ -120,7 +121,7 @@ def worth_trying(kind: str, known: Sequence[str]) -> list[str]:
 def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Try srun with each plugin that may fit an MPI of that kind; {} outside an allocation, or without srun.
 
-    Returns the `plugins` that there are, and the `trials`.
+    Returns the existing `plugins`, and the `trials`.
     """
     environ = os.environ if environ is None else environ
     srun = shutil.which("srun", path=environ.get("PATH"))
@@ -148,20 +149,20 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
 def lines_to_use(
     kind: str, mpirun_fits: bool, trials: Sequence[Mapping[str, Any]], survives: bool
 ) -> list[str]:
-    """Write the lines that start a job here, the best first.
+    """Return the commands that start a job here, the best first.
 
     Args:
-        kind: that of the MPI, which has a plugin that `mpips run` takes unless told otherwise.
+        kind: that of the MPI; `mpips run` has a default plugin for it.
         mpirun_fits: whether the MPI's own launcher gave one world.
-        trials: what srun gave.
-        survives: whether ranks live on under mpirun when one dies.
+        trials: the outcomes of srun.
+        survives: whether ranks under mpirun survive the death of another.
     """
     lines = []
     named = [str(trial["launcher"]) for trial in trials if trial["fits"]]
     plugin = next((name.partition("--mpi=")[2] for name in named if "--mpi=" in name), "")
     by_srun = next((name for name in named if "--mpi=" in name), named[0] if named else "")
     if mpirun_fits:
-        lines.append("mpips run JOB.toml" + ("    # goes on when a rank dies" if survives else ""))
+        lines.append("mpips run JOB.toml" + ("    # continues when a rank dies" if survives else ""))
     if by_srun:
         pmi = f" --pmi {plugin}" if plugin and plugin != FITS[kind][0] else ""
         lines.append(f"mpips run JOB.toml --launcher srun{pmi}")

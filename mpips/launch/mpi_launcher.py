@@ -1,9 +1,9 @@
-"""Starting a run's ranks on a workstation or inside an allocation: `mpips run`.
+"""`mpips run`: starts the ranks of a run on a workstation or inside an allocation.
 
-The launcher must belong to the MPI that mpi4py loads: with another one's, N ranks come up as N worlds of one
-rank each. So a child process asks mpi4py, and the launcher is looked for beside the library that it loaded.
-MPI is never initialised in this process. A run is judged by its `result.json`, since launchers do not always
-pass exit codes on, and one whose ranks died on the way may have completed.
+The launcher must belong to the MPI that mpi4py loads: with another MPI's, N ranks start as N worlds of one rank each.
+So a child process asks mpi4py, and the launcher is searched beside the library that it loaded. This process never
+initialises MPI. The result of a run is its `result.json`: launchers do not always pass exit codes on, and a run that
+has survived deaths may have completed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mpips.process import interpreter, ucx, user_folders
 from mpips.provenance.first_failure import sentence
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""Set to 1 unless the user has set them: there is a rank per core already."""
+"""Set to 1 unless the user has set them: there is already one rank per core."""
 
 COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexec", "mpirun")}
 SIGNATURES = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
@@ -53,21 +53,21 @@ class Mpi:
     """The MPI that mpi4py loads in this environment."""
 
     kind: str
-    """Whose launch line it takes: openmpi or mpich (and its relatives)."""
+    """The kind of its launch line: openmpi or mpich (and derivatives)."""
     vendor: str
     version: str
     standard: str
     library: str
     text: str
     ulfm: bool = False
-    """Whether ranks of it can live on when one dies (Open MPI 5 built with ULFM)."""
+    """Whether ranks survive the death of another (Open MPI 5 built with ULFM)."""
 
 
 def find_mpi(python: str = sys.executable) -> Mpi:
-    """Ask mpi4py, in a process of its own, which MPI it loads.
+    """Return the MPI that mpi4py loads, from a child process.
 
     Raises:
-        InputError: it loads none, or one that mpips has no launch line for.
+        InputError: it loads none, or one for which mpips has no launch line.
     """
     done = subprocess.run(
         [*interpreter.python(python), "-c", ASK],
@@ -93,13 +93,13 @@ def find_mpi(python: str = sys.executable) -> Mpi:
     kind = kinds.get(said["vendor"])
     if kind is None:
         raise InputError(
-            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, by `python -P -m mpips`"
+            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, with `python -P -m mpips`"
         )
     return Mpi(kind, **said)
 
 
 def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
-    """Find the launcher that belongs to an MPI: beside its library, in this environment, or on the PATH.
+    """Find the launcher of an MPI: beside its library, in this environment, or on the PATH.
 
     Raises:
         InputError: there is none.
@@ -123,7 +123,7 @@ def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
 
 
 def belongs(launcher: Path, kind: str) -> bool:
-    """Tell whether a launcher is of that kind, by what it says of itself."""
+    """Return whether a launcher is of that kind, by its `--version`."""
     try:
         done = subprocess.run(
             [launcher, "--version"], capture_output=True, text=True, check=False, timeout=30
@@ -148,20 +148,20 @@ def launch_line(
     nodes: int = 1,
     groups: Sequence[tuple[int, str]] = (),
 ) -> list[str]:
-    """Write the command that starts the ranks.
+    """Return the command that starts the ranks.
 
     Args:
         kind: openmpi, mpich or srun.
         launcher: the launcher's path.
-        ranks: how many ranks.
-        program: what each rank runs.
-        cores: the cores at hand; with more ranks than cores, waiting ranks give way.
+        ranks: the number of ranks.
+        program: the command of each rank.
+        cores: the available cores; with more ranks than cores, waiting ranks yield.
         survive: ask Open MPI for ULFM, so that a rank's death does not end the others.
-        pmi: what srun connects the ranks by: pmix (Open MPI) or pmi2 (MPICH).
-        cpus_per_task: for srun, which does not take it over from sbatch.
+        pmi: the PMI of srun: pmix (Open MPI) or pmi2 (MPICH).
+        cpus_per_task: for srun, which does not inherit it from sbatch.
         exports: environment variables that ranks on other nodes need.
-        nodes: on how many nodes; ranks are dealt to them in turn, since those of one role are neighbours
-            by rank: so every role is spread, and no node holds all servers.
+        nodes: the number of nodes; ranks are placed round-robin, since the ranks of one role are consecutive: so every
+            role is spread, and no node has all servers.
         groups: for srun in a heterogeneous job, ranks and CPUs per rank of each component; the ranks' sum is `ranks`.
     """
     if kind == "srun":
@@ -185,26 +185,26 @@ def launch_line(
 
 
 def launch_environment(kind: str, environ: Mapping[str, str], *, root: bool) -> dict[str, str]:
-    """Give the variables to add to the environment of a launch."""
+    """Return the variables to add to the environment of a launch."""
     added = {name: "1" for name in THREADS if name not in environ}
     if kind == "openmpi" and root:
         added |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if kind == "openmpi" and not environ.get("HOME"):
-        # Its launcher does not start without one, though its ranks look in the system's table.
+        # Its launcher does not start without HOME, though its ranks use the user database.
         added["HOME"] = str(user_folders.home(environ) or user_folders.NONE)
     return added
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that is ready to go: its command, and what it adds to the environment."""
+    """A prepared launch: its command, and its additions to the environment."""
 
     kind: str
     line: tuple[str, ...]
     added: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Write it as one can type it."""
+        """Return it as a shell command."""
         quiet = {
             name: value
             for name, value in self.added.items()
@@ -213,7 +213,7 @@ class Launch:
         return shlex.join(["env", *(f"{name}={value}" for name, value in sorted(quiet.items())), *self.line])
 
     def environment(self) -> dict[str, str]:
-        """Give the whole environment of the launch."""
+        """Return the whole environment of the launch."""
         return {**os.environ, **self.added}
 
 
@@ -222,13 +222,13 @@ class Starter:
     """A launcher that fits the MPI that mpi4py loads."""
 
     kind: str
-    """Whose launch line it takes: openmpi, mpich or srun."""
+    """The kind of its launch line: openmpi, mpich or srun."""
     path: str
     mpi: Mpi
 
 
 def find_starter(launcher: str = "auto") -> Starter:
-    """Find out how ranks are started on this machine or in this allocation.
+    """Find the launcher for this machine or allocation.
 
     Args:
         launcher: auto (the launcher of the MPI that mpi4py loads), openmpi, mpich or srun.
@@ -250,20 +250,20 @@ def find_starter(launcher: str = "auto") -> Starter:
 
 
 def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str], ...]:
-    """Give ranks and CPUs per rank of each component of the heterogeneous job that we are in; none in any other.
+    """Return ranks and CPUs per rank of each component of the present heterogeneous job; empty in any other.
 
     Raises:
-        InputError: the components have not so many ranks.
+        InputError: the components have another number of ranks.
     """
     number = slurm_env.parts(environ)
     if number < 2:
         return ()
 
-    def told(name: str, at: int) -> str:
+    def value(name: str, at: int) -> str:
         return environ.get(f"SLURM_{name}_HET_GROUP_{at}", "")
 
     groups = tuple(
-        (slurm_env.number(told("NTASKS", at)) or 0, told("CPUS_PER_TASK", at)) for at in range(number)
+        (slurm_env.number(value("NTASKS", at)) or 0, value("CPUS_PER_TASK", at)) for at in range(number)
     )
     if sum(size for size, _ in groups) != ranks:
         tasks = " + ".join(str(size) for size, _ in groups)
@@ -274,17 +274,17 @@ def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str],
 def plan(
     starter: Starter, ranks: int, program: Sequence[str], *, survive: bool = False, pmi: str = ""
 ) -> Launch:
-    """Decide how to start so many ranks of a program, here and now.
+    """Return the launch of `ranks` ranks of a program on this machine or allocation.
 
     Args:
-        starter: what `find_starter` found.
-        ranks: how many.
+        starter: the result of `find_starter`.
+        ranks: the number of ranks.
         program: the command of each rank.
         survive: ask for ULFM where the MPI has it.
-        pmi: srun's ``--mpi``; the one that fits the MPI unless given.
+        pmi: srun's ``--mpi``; default: the one that fits the MPI.
 
     Raises:
-        InputError: in a heterogeneous job whose components do not have so many tasks.
+        InputError: in a heterogeneous job whose components have another number of tasks.
     """
     environ = os.environ
     added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
@@ -306,32 +306,33 @@ def plan(
 
 
 def survival(wanted: str, starter: Starter) -> bool:
-    """Decide whether a launch asks for ranks that live on when one dies.
+    """Return whether a launch asks for ranks that survive the death of another.
 
     Args:
-        wanted: ``--survive``: yes, no, or auto (yes where the MPI can: any job can go on without its scheduler).
+        wanted: ``--survive``: yes, no, or auto (yes where the MPI supports it: any job can continue without its
+            scheduler).
         starter: how ranks are started.
 
     Raises:
-        InputError: yes was asked for, and the MPI or its launcher cannot.
+        InputError: yes was asked for, and the MPI or its launcher does not support it.
     """
     able = starter.kind == "openmpi" and starter.mpi.ulfm
     if wanted == "yes" and not able:
         mpi = f"{starter.mpi.vendor} {starter.mpi.version}"
         who = "srun ends all ranks" if starter.kind == "srun" else f"{mpi} has no ULFM and ends all ranks"
         raise InputError(
-            f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others go on"
+            f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others continue"
         )
     return able and wanted != "no"
 
 
 def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:
-    """Give the command that each rank of a job runs."""
+    """Return the command that each rank of a job runs."""
     return [*interpreter.python(), "-m", "mpips", str(job), *arguments]
 
 
 def progress_environment(stream: TextIO) -> dict[str, str]:
-    """Tell rank 0, which writes to a pipe, what its output ends in."""
+    """Return variables that tell rank 0, which writes to a pipe, the kind and width of the terminal."""
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     added = {"MPIPS_PROGRESS": os.environ.get("MPIPS_PROGRESS") or ("live" if live else "plain")}
     return added | ({"COLUMNS": str(shutil.get_terminal_size().columns)} if live else {})
@@ -340,9 +341,9 @@ def progress_environment(stream: TextIO) -> dict[str, str]:
 def verdict(
     result: Mapping[str, Any] | None, launcher_code: int, folder: Path, first: Mapping[str, Any] | None = None
 ) -> tuple[int, str]:
-    """Judge a run by its `result.json`; returns the exit code of `mpips run` and one line to end with.
+    """Return the exit code of `mpips run`, from `result.json`, and its last line.
 
-    `first` tells which rank was the first to fail, if that is known.
+    `first` is the first rank to fail, if it is known.
     """
     if result is None:
         blame = f"; first to fail: {sentence(first)}" if first else ""
@@ -359,7 +360,7 @@ def verdict(
         again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
         return (
             ExitCode.STOPPED,
-            f"mpips: stopped with a checkpoint{why}; go on{where} with: {again}; run folder: {folder}",
+            f"mpips: stopped with a checkpoint{why}; resume{where} with: {again}; run folder: {folder}",
         )
     said = result.get("exit_code")
     code = said if isinstance(said, int) and said > 0 else ExitCode.FAILED
@@ -367,25 +368,26 @@ def verdict(
     if first and code != ExitCode.BAD_INPUT:
         if f"rank {first['rank']} " in reason:
             reason += f"; first to fail: {sentence(first, reason)}"
-        else:  # another rank's error, which that one's failure led to
+        else:
+            # The error of another rank, a consequence of the first failure.
             said = str(first["error"])
             reason = f"{said}; first to fail: {sentence(first, said)}; then {reason}"
     return code, f"mpips: failed: {reason}; run folder: {folder}"
 
 
 def after(recoveries: object) -> str:
-    """Say how many deaths a run got over; nothing if there was none."""
+    """Return how many deaths a run has survived, as text; "" if none."""
     number = len(recoveries) if isinstance(recoveries, list) else 0
     return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
 
 
 def no_result(launcher_code: int) -> str:
-    """Say that a run ended without telling how."""
-    return f"the ranks left no result.json ({ended(launcher_code)}), what was said is above"
+    """Return the reason of a run without a result."""
+    return f"the ranks left no result.json ({ended(launcher_code)}); their output is above"
 
 
 def ended(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended."""
     if code >= 0:
         return f"the launcher ended with exit code {code}"
     try:

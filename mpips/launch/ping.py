@@ -1,9 +1,9 @@
-"""A ping between two ranks, as `mpips doctor` starts it: is there one world, and how fast is it?
+"""A ping between two ranks, started by `mpips doctor`: checks for one world, and measures latency and bandwidth.
 
 mpirun -n 2 python -P -m mpips.launch.ping OUT.json|-
 
-With `-` each world's first rank writes a line to stdout: the ranks may be on nodes whose files nobody else sees, and if
-there are as many worlds as ranks, each says so.
+With `-` each world's first rank writes a line to stdout: the ranks may be on nodes without a shared file system, and if
+there are as many worlds as ranks, each reports.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ with away():
     from mpi4py import MPI
 
 ROUNDS, SMALL = 2000, 8
-"""How often the small message goes to and fro, and its size in bytes."""
+"""Number of round trips of the small message, and its size in bytes."""
 BURSTS, LARGE = 20, 4 << 20
 
 PATIENCE = 5.0
-"""Seconds to wait for the news of a death."""
+"""Seconds to wait for the detection of a death."""
 
 LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -43,7 +43,7 @@ LEVELS = {
 
 
 def times(comm: MPI.Comm, size: int, rounds: int) -> list[float]:
-    """Send `size` bytes from rank 0 to rank 1 and back, `rounds` times; returns the seconds of each way."""
+    """Send `size` bytes from rank 0 to rank 1 and back, `rounds` times; return the one-way seconds of each."""
     buffer = np.zeros(size, np.uint8)
     taken = []
     for _ in range(rounds):
@@ -59,7 +59,7 @@ def times(comm: MPI.Comm, size: int, rounds: int) -> list[float]:
 
 
 def survives(comm: MPI.Comm) -> bool:
-    """Kill rank 1, and tell on rank 0 whether it lives to see that (ULFM)."""
+    """Kill rank 1; return on rank 0 whether it survives that (ULFM)."""
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     comm.Barrier()
     if comm.rank == 1:
@@ -76,7 +76,7 @@ def survives(comm: MPI.Comm) -> bool:
 
 
 def hosts(comm: MPI.Comm) -> int:
-    """Count the hosts that the ranks are on."""
+    """Return the number of hosts of the ranks."""
     mine = np.zeros(NAME_BYTES, np.uint8)
     name = np.frombuffer(host_name().encode(), np.uint8)
     mine[: name.size] = name
@@ -86,7 +86,7 @@ def hosts(comm: MPI.Comm) -> int:
 
 
 def tell(path: str, found: dict[str, Any]) -> None:
-    """Write what was found, to a file or as a line to stdout."""
+    """Write the report, to a file or as a line to stdout."""
     if path == "-":
         print(f"{MARK}{json.dumps(found)}", flush=True)
     else:
@@ -94,11 +94,11 @@ def tell(path: str, found: dict[str, Any]) -> None:
 
 
 def main(path: str, may_die: bool) -> None:
-    """Measure, and let rank 0 write what was found.
+    """Measure, and let rank 0 write the report.
 
     Args:
         path: the file to write, or `-`.
-        may_die: the launcher was asked to let ranks live on when one dies: try it.
+        may_die: the launcher was asked to let ranks survive the death of another: test it.
     """
     comm = MPI.COMM_WORLD
     found: dict[str, Any] = {"size": comm.size, "thread_level": LEVELS[MPI.Query_thread()]}
@@ -114,7 +114,8 @@ def main(path: str, may_die: bool) -> None:
     if may_die and comm.size == 2:
         found["ulfm"] = survives(comm)
         tell(path, found)
-        os._exit(0)  # nobody is left to finalize with
+        # MPI_Finalize would wait for the dead rank.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Where ranks sit: which node has which roles, whose keys each server holds, and where the copies of them are.
+"""Placement: the roles on each node, the keys of each server, and the nodes of their copies.
 
-Roles follow from ranks, and the launcher decides which node a rank is on; `mpips run` and the batch scripts have it
-deal ranks to nodes in turn (`deal`). What a run makes of its ranks' hosts is in `mpips.cluster.hash_ring`; this
-shows it, to people.
+Roles follow from ranks, and the launcher decides the node of a rank; `mpips run` and the batch scripts make it place
+ranks round-robin (`deal`). How a run uses its ranks' hosts is in `mpips.cluster.hash_ring`; this module prints it.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from mpips.rundir.folder import RunFolder
 
 @dataclass(frozen=True)
 class Holding:
-    """What one server holds at the start: parts of the whole key space, in [0, 1]."""
+    """The keys of one server at the start: fractions of the whole key space, in [0, 1]."""
 
     rank: int
     own: float
-    """Of the keys whose primary it is."""
+    """Fraction of keys of which it is the primary."""
     copies: float
-    """Of those that it has copies of."""
+    """Fraction of keys of which it has copies."""
     at: dict[str, float]
-    """By node: how much of its own keys has a copy there."""
+    """By node: the fraction of its own keys with a copy there."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,18 @@ class Placement:
     hosts: tuple[str, ...]
     """By rank."""
     replicas: int
-    """Copies that there are of each server's keys."""
+    """Copies of each server's keys."""
     holdings: tuple[Holding, ...]
     """By server, in the order of rank."""
 
     @property
     def nodes(self) -> list[str]:
-        """Return the nodes in the order in which ranks come to them."""
+        """Return the nodes in order of their first rank."""
         return list(dict.fromkeys(self.hosts))
 
 
 def deal(ranks: int, nodes: Sequence[str], room: Sequence[int] | None = None) -> tuple[str, ...]:
-    """Return the node of each rank when they are dealt to nodes in turn; `room` is for how many each node is good.
+    """Return the node of each rank in round-robin placement; `room` is the largest number of ranks of each node.
 
     Raises:
         LayoutError: there is not room for all.
@@ -74,7 +73,7 @@ def deal(ranks: int, nodes: Sequence[str], room: Sequence[int] | None = None) ->
 
 
 def place(job: Job, hosts: Sequence[str]) -> Placement:
-    """Return what a job's run makes of ranks that are on these hosts, one for each rank.
+    """Return the placement of a job on these hosts, one for each rank.
 
     Raises:
         LayoutError: it needs another number of ranks.
@@ -98,19 +97,19 @@ def hosts_of(run: Path) -> tuple[str, ...]:
     """Return the host of each rank of a run, from its `run.json`.
 
     Raises:
-        InputError: the folder holds no run that has begun.
+        InputError: the folder has no run that has started.
     """
     facts = RunFolder(run).read_run() or {}
     if not facts.get("ranks") or not all("host" in rank for rank in facts["ranks"]):
-        raise InputError(f"{run}: holds no run: there is no run.json that tells of its ranks")
+        raise InputError(f"{run}: not a run folder: it has no run.json with the ranks of a run")
     return tuple(printable(rank["host"], keep="") for rank in facts["ranks"])
 
 
-# --- for people --------------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------------
 
 
 def describe(placement: Placement) -> str:
-    """Write the placement as two tables, and what is wrong with it."""
+    """Return the placement as two tables, with warnings."""
     layout, hosts = placement.layout, placement.hosts
     rows = [("node", "ranks", "roles")]
     for node in placement.nodes:
@@ -138,13 +137,13 @@ def describe(placement: Placement) -> str:
 
 
 def warnings(placement: Placement) -> list[str]:
-    """Say where copies share a node with their primary, and where one node has more servers than it need have."""
+    """Return warnings about copies on their primary's node, and about nodes with too many servers."""
     hosts, said, copies = placement.hosts, [], placement.replicas
     servers = Counter(hosts[holding.rank] for holding in placement.holdings)
     nodes = len(placement.nodes)
     if copies and len(servers) == 1:
         where = f"on {next(iter(servers))}" if nodes > 1 else "on this one node"
-        said.append(f"all servers are {where}: their copies outlive a server that dies, not the node")
+        said.append(f"all servers are {where}: their copies survive the loss of a server, not of the node")
     elif copies >= len(servers) and copies:
         said.append(
             f"ring.replicas = {copies}, but only {len(servers)} nodes have servers: some copies share a node"
@@ -153,11 +152,11 @@ def warnings(placement: Placement) -> list[str]:
     for node, count in servers.items():
         if count > most:
             said.append(
-                f"{node} has {count} of {len(placement.holdings)} servers, {most} would do: let the launcher deal "
-                "ranks to nodes in turn (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
+                f"{node} has {count} of {len(placement.holdings)} servers, {most} would do: let the launcher place "
+                "ranks round-robin (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
             )
     if len(placement.holdings) == 1:
-        said.append("one server: there is nobody to hold copies, and its death ends the run")
+        said.append("one server: no other server can hold copies, and its death ends the run")
     return said
 
 
@@ -175,7 +174,7 @@ def _shortened(ranks: Sequence[int]) -> str:
 
 
 def _gathered(roles: Sequence[str]) -> str:
-    """Write "worker 0", "worker 3" as "workers 0 3", many of them as a number."""
+    """Return "worker 0", "worker 3" as "workers 0 3", many of them as a number."""
     by: dict[str, list[str]] = {}
     for role in roles:
         name, _, index = role.partition(" ")

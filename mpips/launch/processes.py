@@ -1,4 +1,4 @@
-"""The launcher and its ranks as child processes: signals go to them, what they write comes from them, none is left."""
+"""The launcher and its ranks as child processes: forwards signals and output, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from mpips.launch.mpi_launcher import Launch
 
 GRACE = 5.0
-"""Seconds that ranks have to go after they were told to, before they are killed."""
+"""Seconds that ranks have to end after they were asked to, before they are killed."""
 ORPHAN_GRACE = 2.0
-"""Seconds that ranks have to go after their launcher has."""
+"""Seconds that ranks have to end after their launcher has ended."""
 LINGER, LINGER_FAILED = 5.0, 30.0
-"""Seconds that a launcher has to go once there is a result; longer if it says failed."""
+"""Seconds that a launcher has to end once there is a result; longer if the result is a failure."""
 LOOK = 1.0
-"""Seconds between two looks for a result."""
+"""Seconds between two checks for a result."""
 ASK_AGAIN, ASK_AT_LEAST = 1.0, 30.0
-"""Seconds after which ranks are asked to stop once more: the first, and the most."""
+"""Seconds between two stop requests to the ranks: at first, and at most."""
 
 
 class Children:
-    """The launcher as a child in a process group of its own, with wishes to stop passed on to it.
+    """The launcher as a child in a process group of its own; stop requests are forwarded to it.
 
-    All are passed on as USR1, which asks the ranks to checkpoint and stop: a launcher that gets TERM kills them within
-    a second. That is not before the ranks are `ready`, since one that only starts would be killed by it, or a launcher
-    that has no ranks yet forget it; and it is done again, ever more rarely, until the run ends. A second INT, TERM or
-    HUP ends everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that goes on waiting
-    after the run is over, as one does for a rank that was stopped (SIGSTOP) and that the others have left behind.
+    All are forwarded as USR1, which asks the ranks to checkpoint and stop: a launcher that gets TERM kills them within
+    a second. That is not before the ranks are `ready`: USR1 would kill a rank that is starting, and a launcher without
+    ranks would drop it; it is repeated, with exponential backoff, until the run ends. A second INT, TERM or HUP ends
+    everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that still waits after the
+    run is over, for a stopped (SIGSTOP) rank that the others have excluded.
 
     Args:
-        launch: what to run.
-        result: gives the run's result once there is one.
-        wishes: those of the command, which keeps them; unless given, those that come while the launcher runs.
-        ready: tells whether the ranks can be asked to stop.
+        launch: the command to run.
+        result: returns the run's result once there is one.
+        wishes: the stop signals of the command; default: those that arrive while the launcher runs.
+        ready: returns whether the ranks can be asked to stop.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Children:
         self._look = 0.0
         self._over = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
-        self._promised = False  # that the run will stop
+        # Whether the user was told that the run will stop.
+        self._promised = False
         self._ask, self._pause = 0.0, ASK_AGAIN
         self._deadline: float | None = None
         self._copying: list[threading.Thread] = []
@@ -70,11 +71,11 @@ class Children:
 
     @property
     def said(self) -> str:
-        """What the launcher and the ranks have written last, to stdout and then to stderr."""
+        """The last output of the launcher and the ranks, stdout and then stderr."""
         return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._said)
 
     def _pass_on(self) -> None:
-        """Copy what the ranks write: a launcher whose reader has gone, as in `| head`, would kill them."""
+        """Copy the output of the ranks: a launcher whose reader has ended, as in `| head`, would kill them."""
         assert self._process is not None
         pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
         for pipe, out, kept in zip(pipes, outs, self._said, strict=True):
@@ -84,7 +85,7 @@ class Children:
             self._copying.append(copying)
 
     def run(self) -> int:
-        """Run the launch to its end; returns its exit code, negative for a signal."""
+        """Run the launch to its end; return its exit code, negative for a signal."""
         if self._wishes is not None:
             return self._run(self._wishes)
         with Wishes() as wishes:
@@ -123,13 +124,11 @@ class Children:
             raise
 
     def _heed(self, process: subprocess.Popen[bytes], wishes: Sequence[int]) -> None:
-        """Pass wishes on; USR1, which batch systems send by themselves, kills nothing however often it comes."""
+        """Forward stop requests; USR1, which batch systems send by themselves, never kills."""
         stops = sum(kind != signal.SIGUSR1 for kind in wishes)
         if stops and not self._promised:
             self._promised = True
-            print(
-                "mpips: stopping after a checkpoint; once more to kill the run", file=sys.stderr, flush=True
-            )
+            print("mpips: stopping after a checkpoint; repeat to kill the run", file=sys.stderr, flush=True)
         now = time.monotonic()
         if stops > 1:
             self._end()
@@ -138,13 +137,13 @@ class Children:
             self._ask, self._pause = now + self._pause, min(2 * self._pause, ASK_AT_LEAST)
 
     def _end(self) -> None:
-        """Tell the launcher to end everything; what is left is killed at the deadline."""
+        """Ask the launcher to end everything; what is left is killed at the deadline."""
         if self._process is not None and self._deadline is None:
             self._process.send_signal(signal.SIGTERM)
             self._deadline = time.monotonic() + GRACE
 
     def _lingers(self) -> bool:
-        """Tell whether the run has been over for so long that its launcher will not end by itself."""
+        """Return whether the run has been over for so long that its launcher will not end by itself."""
         now = time.monotonic()
         if now >= self._look:
             self._look = now + LOOK
@@ -155,19 +154,18 @@ class Children:
         return bool(status) and now - since > (LINGER_FAILED if status == "failed" else LINGER)
 
     def _status(self) -> str:
-        """Give the status that the result tells; empty while there is none."""
+        """Return the status in the result; empty while there is none."""
         try:
             result = self._result()
         except (OSError, ValueError):
             return ""
-        if result is None or result.get(
-            "provisional"
-        ):  # of a rank that was told to end, and may still stop in order
+        # A provisional result is from a rank that got SIGTERM, and may still stop in order.
+        if result is None or result.get("provisional"):
             return ""
         return str(result.get("status") or "")
 
     def _end_orphans(self) -> None:
-        """Give ranks that outlived their launcher, as when it was killed, a moment; then kill them."""
+        """Wait shortly for ranks that have outlived their launcher, then kill them."""
         deadline = time.monotonic() + ORPHAN_GRACE
         while left := descendants(os.getpid()):
             if time.monotonic() > deadline:
@@ -183,15 +181,15 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends; where the system cannot, nothing happens."""
+    """Become the parent of descendants whose own parent ends (subreaper); without effect where unsupported."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
-    """Copy one file descriptor to another until the source ends; a sink that is gone or full takes nothing more.
+    """Copy one file descriptor to another until the source ends; a closed or full sink gets nothing more.
 
-    The last pieces are also `kept`. A full one is told of on stderr: nobody else would miss what is lost.
+    The last chunks are also `kept`. A full sink is reported on stderr.
     """
     gone = False
     while data := os.read(source, 1 << 16):
@@ -203,37 +201,37 @@ def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
         except OSError as error:
             gone = True
             if error.errno != errno.EPIPE and sink != sys.stderr.fileno():
-                why = f"mpips: what the run shows cannot be written any more: {error.strerror}; it goes on"
+                why = f"mpips: the output of the run cannot be written: {error.strerror}; the run continues"
                 print(why, file=sys.stderr, flush=True)
 
 
 def end_with_parent() -> None:
-    """Ask for TERM when the parent ends, even by KILL; where the system cannot, nothing happens."""
+    """Request TERM when the parent ends, even by KILL; without effect where unsupported."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def clear_session(pid: int) -> None:
-    """Remove what an Open MPI launcher that was killed has left behind: one that gets its number again would fail."""
+    """Remove the session folder of a killed Open MPI launcher: a launcher that gets the same pid would fail."""
     folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
     shutil.rmtree(Path(folder, f"ompi.{pid}"), ignore_errors=True)
 
 
 def _begin() -> None:
-    """Prepare the process that is about to become the launcher."""
+    """Prepare the process that will become the launcher."""
     end_with_parent()
     clear_session(os.getpid())
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Kill processes, those that are still there."""
+    """Kill processes that still exist."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
-    """List the processes below one that have not ended: a launcher puts ranks into process groups of their own."""
+    """List the descendants of a process that have not ended: a launcher puts ranks into process groups of their own."""
     below: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,11 +1,11 @@
-"""Batch scripts: from the facts of a job to the text that sbatch takes. Pure: nothing is looked up here.
+"""Batch scripts: from the facts of a job to the text for sbatch. Pure functions without any look-up.
 
-A script has three parts. The header, `#SBATCH` lines, is read by Slurm, which quotes as it likes: so all that stands
-there fits a strict pattern, or is refused. The preamble assigns everything else that varies to variables of bash,
-quoted. The body, slurm/job.sbatch, is the same text in every script: it reads these variables and evaluates none. So
-no value can become a command, and the body can be read, checked and tested once and for all.
+A script has three parts. The header, `#SBATCH` lines, is parsed by Slurm with its own quoting rules: so all values
+there must match a strict pattern, or are an error. The preamble assigns all other variable parts to bash variables,
+quoted. The body, slurm/job.sbatch, is the same text in every script: it reads these variables and evaluates none. So no
+value can become a command, and the body can be reviewed and tested once.
 
-The idea of one pure function whose arguments are the legal options is submitit's (`_make_sbatch_string`).
+One pure function whose arguments are the legal options: after submitit's `_make_sbatch_string`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpips.launch.slurm_site import Site, check_option, check_text, check_word
 
 BODY = Path(__file__).parents[1] / "slurm" / "job.sbatch"
 CUT = "# --- the same in every job from here on"
-"""Begins the line of the body above which stands what a rendered script replaces."""
+"""Start of the line in the body above which a rendered script replaces everything."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 GRACE, LEAST_GRACE = 120, 15
@@ -31,7 +31,7 @@ GRACE, LEAST_GRACE = 120, 15
 
 @dataclass(frozen=True)
 class Batch:
-    """A job as the batch system sees it."""
+    """A job for the batch system."""
 
     name: str
     job: str
@@ -44,42 +44,42 @@ class Batch:
     arguments: tuple[str, ...] = ()
     """Further arguments of `mpips run`."""
     time: str = ""
-    """The time limit as Slurm takes it; the partition's own unless given."""
+    """The time limit in Slurm's format; default: the partition's."""
     grace: int = GRACE
     """Seconds before the time limit at which the job is asked to stop."""
     requeue: bool = False
     restarts: int = 50
     launcher: str = "mpirun"
     sweep: tuple[tuple[str, ...], ...] = ()
-    """A job array: for each task, what it sets, `table.key=value` each."""
+    """A job array: the settings of each task, `table.key=value` each."""
     at_once: int = 0
-    """How many tasks may run at once; 0: no limit."""
+    """Largest number of tasks at once; 0: no limit."""
     fixed: int = 0
-    """With nodes that may vary: ranks that are no workers; all others will be."""
+    """With a variable number of nodes: the ranks that are not workers; all others are."""
     run_dir: str = ""
     checkpoints: str = ""
     resume: str = ""
     exports: tuple[tuple[str, str], ...] = ()
-    """Variables that the script exports besides the site's, and before them."""
+    """Variables that the script exports before those of the site."""
     reproduce: bool = False
     program: str = ""
-    """To reproduce a program that does not come with mpips: which it is."""
+    """The program to reproduce, if it does not come with mpips."""
     note: str = ""
-    """A line of comment on where the script came from."""
+    """A comment line on the origin of the script."""
 
 
 def body() -> str:
-    """Read the part of the script that never varies."""
+    """Return the constant part of the script."""
     text = BODY.read_text(encoding="utf-8")
     return text[text.index(CUT) :]
 
 
 def script(batch: Batch, fixed_part: str | None = None) -> str:
-    """Write the batch script of a job.
+    """Return the batch script of a job.
 
     Args:
         batch: the facts.
-        fixed_part: the body, as `body` reads it.
+        fixed_part: the body; default: `body()`.
 
     Raises:
         InputError: a value that cannot be passed on literally; names it.
@@ -92,7 +92,7 @@ def script(batch: Batch, fixed_part: str | None = None) -> str:
 
 
 def header(batch: Batch) -> list[str]:
-    """Write the lines that Slurm reads; ValueError for a value that does not fit."""
+    """Return the lines that Slurm parses; ValueError for a value that does not match."""
     if not NAME.fullmatch(batch.name):
         raise ValueError(f"the job's name must be letters, digits and ._+-, got {batch.name!r}")
     if batch.note:
@@ -107,7 +107,7 @@ def header(batch: Batch) -> list[str]:
 
 
 def _shared(batch: Batch, first: Part) -> list[str]:
-    """Give the options of the whole job; the batch script runs in its first part."""
+    """Return the options of the whole job; the batch script runs in its first part."""
     number = "%A_%a" if batch.sweep else "%j"
     options = [f"--job-name={batch.name}", *_places(batch), f"--output={batch.name}-{number}.out"]
     options += ["--open-mode=append", "--requeue" if batch.requeue else "--no-requeue"]
@@ -119,7 +119,7 @@ def _shared(batch: Batch, first: Part) -> list[str]:
 
 
 def _places(batch: Batch) -> list[str]:
-    """Give the options on where and how long; Slurm does not pass all of them on to a second part."""
+    """Return the options on place and time; Slurm does not apply all of them to a second part."""
     site = batch.site
     options = []
     for name, value in (("partition", site.partition), ("account", site.account), ("qos", site.qos)):
@@ -131,11 +131,11 @@ def _places(batch: Batch) -> list[str]:
 
 
 def _own(batch: Batch, part: Part) -> list[str]:
-    """Give the options of one part: its nodes and what runs on them."""
+    """Return the options of one part: its nodes and tasks."""
     options = [f"--nodes={part.nodes}-{part.most}" if part.most > part.nodes else f"--nodes={part.nodes}"]
     options += [f"--ntasks={part.ranks}"] if part.ranks else []
-    # A requeued job keeps the number of tasks that it first had, which fewer nodes would have no room for: so where
-    # nodes may vary, Slurm is told of processors only.
+    # A requeued job keeps its first number of tasks, for which fewer nodes have no room: so where the number of nodes
+    # varies, Slurm gets the number of processors only.
     varies = part.most > part.nodes
     each = part.per_node * part.cpus_per_task
     options += [f"--mincpus={each}" if varies else f"--ntasks-per-node={part.per_node}"]
@@ -147,7 +147,7 @@ def _own(batch: Batch, part: Part) -> list[str]:
 
 
 def preamble(batch: Batch) -> list[str]:
-    """Write the assignments of all variables that the body reads; ValueError for control characters."""
+    """Return the assignments of all variables that the body reads; ValueError for control characters."""
     site, width = batch.site, len(batch.sweep[0]) if batch.sweep else 0
     varies = batch.parts[0].ranks == 0
     values = {
@@ -178,7 +178,8 @@ def preamble(batch: Batch) -> list[str]:
     named = [f"MPIPS_{name}" for name, value in values.items() if not value]
     named += [] if exports else ["MPIPS_EXPORTS"]
     named += [] if batch.sweep else ["MPIPS_SWEEP"]
-    lines += [f"unset {' '.join(named)}"]  # or else the environment that sbatch passes on would decide
+    # Otherwise the environment that sbatch passes on would apply.
+    lines += [f"unset {' '.join(named)}"]
     arguments = [quoted("the job file's path", batch.job)]
     arguments += [quoted("an argument", argument) for argument in batch.arguments]
     return [*lines, f"set -- {' '.join(arguments)}"]
@@ -189,16 +190,16 @@ def _array(name: str, values: Sequence[str]) -> list[str]:
 
 
 def quoted(name: str, value: str) -> str:
-    """Quote a value for bash; ValueError if it has control characters, which nobody would see in a script."""
+    """Quote a value for bash; ValueError if it has control characters, which are invisible in a script."""
     check_text(name, value)
     return shlex.quote(value)
 
 
 def seconds(limit: str) -> int | None:
-    """Read a time limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None if there is none.
+    """Parse a time limit in Slurm's format: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None if there is none.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it has another format.
     """
     if not limit or limit in ("UNLIMITED", "INFINITE"):
         return None
@@ -209,20 +210,21 @@ def seconds(limit: str) -> int | None:
         )
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
-    if days is None:  # M, M:S or H:M:S
+    # M, M:S or H:M:S.
+    if days is None:
         numbers = [0, *numbers] if len(numbers) < 3 else numbers
     hours, minutes, last = [*numbers, 0, 0][:3]
     total = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + last
     if total == 0:
-        raise ValueError(f"--time {limit!r}: a job needs some time")
+        raise ValueError(f"--time {limit!r}: the time must be more than 0")
     return total
 
 
 def grace_before(limit: str, wanted: int | None = None) -> int:
-    """Choose how many seconds before the time limit a job is asked to stop: enough to write a checkpoint.
+    """Return the seconds before the time limit at which a job is asked to stop: enough to write a checkpoint.
 
     Raises:
-        ValueError: so many as were wanted leave nothing to run in, or are not what sbatch takes.
+        ValueError: `wanted` leaves no time to run, or is not valid for sbatch.
     """
     whole = seconds(limit)
     if wanted is None:
@@ -230,5 +232,5 @@ def grace_before(limit: str, wanted: int | None = None) -> int:
     if not 1 <= wanted <= 65535:
         raise ValueError(f"--grace {wanted}: give seconds, from 1 to 65535")
     if whole is not None and wanted >= whole:
-        raise ValueError(f"--grace {wanted}: the time limit is {whole} s, which leaves nothing to run in")
+        raise ValueError(f"--grace {wanted}: the time limit is {whole} s, which leaves no time to run")
     return wanted

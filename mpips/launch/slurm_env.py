@@ -1,7 +1,7 @@
-"""What Slurm tells a process about the allocation it is in: read from the environment, without asking anybody.
+"""Slurm's allocation, from the environment of a process, without any query.
 
-Under mpirun inside an allocation the ranks inherit what Slurm told the launcher's daemons, so nothing here says which
-rank this is: SLURM_PROCID and its like are not looked at.
+Under mpirun inside an allocation the ranks inherit the environment of the launcher's daemons, so SLURM_PROCID and
+similar variables, which would identify a rank, are not used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEXTS = {
     "submit_directory": "SLURM_SUBMIT_DIR",
 }
 MOST_NODES = 100_000
-"""Nodes that a list may name; there is no larger cluster, and a mistyped range must not fill the memory."""
+"""Largest number of nodes in a list: beyond any cluster, so that a mistyped range does not fill the memory."""
 SKEW = 60.0
 """Seconds by which a node's clock may be behind the controller's."""
 PATIENCE = 5.0
@@ -32,11 +32,10 @@ PATIENCE = 5.0
 
 
 def facts(environ: Mapping[str, str], end: float | None = None) -> dict[str, Any]:
-    """Return {"slurm": what bears on a run}: nothing at all outside an allocation.
+    """Return {"slurm": facts of the allocation}; empty outside one.
 
-    `nodes` are names, `tasks_per_node` numbers beside them, `restart_count` how often the job was requeued. `end` is
-    when the allocation ends (s since 1970), where that is known. What Slurm did not say, or
-    says in a way that is not known here, is None.
+    `nodes` are names, `tasks_per_node` the numbers beside them, `restart_count` the number of requeues. `end` is the
+    end of the allocation (s since 1970), if known. Facts that are missing or have an unknown format are None.
     """
     if not environ.get("SLURM_JOB_ID"):
         return {}
@@ -51,7 +50,7 @@ def facts(environ: Mapping[str, str], end: float | None = None) -> dict[str, Any
 
 
 def _all(environ: Mapping[str, str], name: str) -> str | None:
-    """Return a list, in a heterogeneous job that of all components."""
+    """Return a list; in a heterogeneous job that of all components."""
     groups = range(number(environ.get("SLURM_HET_SIZE")) or 0)
     parts = [environ.get(f"{name}_HET_GROUP_{group}") for group in groups]
     return ",".join(part for part in parts if part) or environ.get(name)
@@ -65,14 +64,14 @@ def _tried(read: Any, text: str | None) -> Any:
 
 
 def number(text: str | None) -> int | None:
-    """Return a count that Slurm has written; None where it is none."""
+    """Return a count from Slurm; None if it is not a number."""
     return int(text) if text and text.isdecimal() and text.isascii() else None
 
 
 def node_count(environ: Mapping[str, str]) -> int:
-    """Return how many nodes the allocation has; 1 outside one.
+    """Return the number of nodes of the allocation; 1 outside one.
 
-    SLURM_NNODES may be what was asked for ("2-4"), or be left from elsewhere.
+    SLURM_NNODES may be the request ("2-4"), or inherited from elsewhere.
     """
     if not environ.get("SLURM_JOB_ID"):
         return 1
@@ -82,15 +81,15 @@ def node_count(environ: Mapping[str, str]) -> int:
 
 
 def parts(environ: Mapping[str, str]) -> int:
-    """Return how many components a heterogeneous job has; 1 for any other."""
+    """Return the number of components of a heterogeneous job; 1 for any other."""
     return number(environ.get("SLURM_HET_SIZE")) or 1
 
 
 def without(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment to submit a job from: without what tells of a job, a step or a rank around it.
+    """Return an environment for submitting a job: without the variables of a surrounding job, step or rank.
 
-    sbatch passes its environment on, and the new job would take the old one's array, restarts and limits for its own.
-    Where Slurm's configuration is stays.
+    sbatch passes its environment on, and the new job would inherit the old one's array, restarts and limits. The
+    location of Slurm's configuration is kept.
     """
     kept = ("SLURM_CONF", "SLURM_CONF_SERVER")
     named = ("SLURM_", "SLURMD_", "PMIX_", "PMI_", "OMPI_COMM_WORLD_", "MPIPS_JUDGED")
@@ -98,9 +97,9 @@ def without(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def end_time(environ: Mapping[str, str], now: float) -> float | None:
-    """Return when the allocation ends (s since 1970); None where it does not, or Slurm does not say.
+    """Return the end of the allocation (s since 1970); None if it has none or it is unknown.
 
-    An end that is over, or a time that is not within it, is another allocation's, whose environment is left.
+    An end in the past, or a start in the future, belongs to another allocation, whose environment is inherited.
     """
     end, begin = (number(environ.get(name)) for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"))
     if not environ.get("SLURM_JOB_ID") or not end or now >= end or (begin is not None and now < begin - SKEW):
@@ -109,13 +108,13 @@ def end_time(environ: Mapping[str, str], now: float) -> float | None:
 
 
 def ask_end_time(environ: Mapping[str, str], now: float, scontrol: str = "scontrol") -> float | None:
-    """Return when the allocation ends; asks Slurm's controller where the environment does not say.
+    """Return the end of the allocation; queries Slurm's controller if the environment does not have it.
 
     Starts a child process: call it before MPI is initialised, on one rank.
     """
-    told, job = end_time(environ, now), environ.get("SLURM_JOB_ID", "")
-    if told is not None or not job.isdecimal():
-        return told
+    known, job = end_time(environ, now), environ.get("SLURM_JOB_ID", "")
+    if known is not None or not job.isdecimal():
+        return known
     try:
         done = subprocess.run(
             [scontrol, "--oneliner", "show", "job", job],
@@ -126,7 +125,8 @@ def ask_end_time(environ: Mapping[str, str], now: float, scontrol: str = "scontr
     line = next((line for line in done.stdout.splitlines() if line.startswith(f"JobId={job} ")), "")
     running = re.search(r"\sJobState=RUNNING\s", line)
     found = re.search(r"\sEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\s|$)", line) if running else None
-    return datetime.fromisoformat(found[1]).timestamp() if found else None  # Slurm writes local time
+    # Slurm writes local time.
+    return datetime.fromisoformat(found[1]).timestamp() if found else None
 
 
 # --- lists of nodes and of numbers ---------------------------------------------------------------
@@ -136,10 +136,10 @@ _PART = re.compile(r"(?:[\w.-]+|\[\d[\d,-]*\])+")
 
 
 def nodes(text: str) -> list[str]:
-    """Return the nodes of a list as Slurm writes them: "n[1-3,07],login" is n1, n2, n3, n07, login.
+    """Return the nodes of a Slurm node list: "n[1-3,07],login" is n1, n2, n3, n07, login.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: it is not a node list.
     """
     found: list[str] = []
     for part in re.split(r",(?![^\[]*\])", text):
@@ -156,7 +156,7 @@ def nodes(text: str) -> list[str]:
 
 
 def _range(text: str) -> list[str]:
-    """Return the numbers of "1-3,07", as they are written."""
+    """Return the numbers of "1-3,07", with leading zeros kept."""
     found: list[str] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -168,10 +168,10 @@ def _range(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    """Return the numbers of a list as Slurm writes them: "2(x3),1" is 2, 2, 2, 1.
+    """Return the numbers of a Slurm list: "2(x3),1" is 2, 2, 2, 1.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: it is not such a list.
     """
     found: list[int] = []
     for part in text.split(","):

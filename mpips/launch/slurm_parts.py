@@ -1,6 +1,6 @@
-"""How a job's ranks fit on nodes: the parts of a batch job, from its layout and the nodes that were asked for.
+"""The parts of a batch job, from its layout and the requested nodes. Pure functions.
 
-Ranks are dealt to nodes in turn, so what counts is how many there are on a node at most. Pure.
+Ranks are placed on nodes round-robin, so the largest number of ranks per node counts.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from mpips.errors import InputError
 
 @dataclass(frozen=True)
 class Part:
-    """The nodes of one kind: a whole job has one part, a heterogeneous one has two."""
+    """Nodes of one kind: a job has one part, a heterogeneous job two."""
 
     nodes: int
-    """How many; at least so many where `most` is more."""
+    """Number of nodes; the least number where `most` is more."""
     per_node: int
-    """Ranks on a node, at most."""
+    """Largest number of ranks per node."""
     ranks: int = 0
-    """How many ranks; 0 where that follows from the nodes that Slurm gives."""
+    """Number of ranks; 0 if it follows from the nodes that Slurm allocates."""
     most: int = 0
-    """How many nodes at most, where that may vary."""
+    """Largest number of nodes, where it may vary."""
     cpus_per_task: int = 1
     options: tuple[str, ...] = ()
     """Further options of sbatch, as in `mpips.launch.slurm_site.Site`."""
 
 
 def nodes_of(text: str) -> tuple[int, int]:
-    """Read N or MIN-MAX; gives least and most, which are the same for N.
+    """Parse N or MIN-MAX; return least and most, which are equal for N.
 
     Raises:
         InputError: it is neither.
@@ -43,7 +43,7 @@ def nodes_of(text: str) -> tuple[int, int]:
 
 
 def uniform(layout: LayoutSpec, nodes: int, per_node: int, cpus: int, options: tuple[str, ...] = ()) -> Part:
-    """Give the one part of a job on so many nodes; `per_node` 0 is as many as it takes.
+    """Return the one part of a job on `nodes` nodes; `per_node` 0: as many as needed.
 
     Raises:
         InputError: the ranks do not fit.
@@ -55,15 +55,15 @@ def uniform(layout: LayoutSpec, nodes: int, per_node: int, cpus: int, options: t
 def elastic(
     layout: LayoutSpec, least: int, most: int, per_node: int, cpus: int, options: tuple[str, ...] = ()
 ) -> tuple[Part, int]:
-    """Give the part of a job whose nodes may vary, and how many ranks are no workers: all others will be.
+    """Return the part of a job with a variable number of nodes, and its number of ranks that are not workers.
 
     Raises:
-        InputError: this cannot work on the fewest nodes.
+        InputError: the fewest nodes have no room for a worker.
     """
     nodes = f"--nodes {least}-{most}"
     if not per_node or isinstance(layout.workers, dict):
         raise InputError(
-            f"{nodes}: all ranks to spare will be workers: give --ntasks-per-node, and no groups of workers"
+            f"{nodes}: all remaining ranks are workers: give --ntasks-per-node, and no groups of workers"
         )
     fixed = layout.size() - layout.workers
     if least * per_node <= fixed:
@@ -83,7 +83,7 @@ def split(
     server_options: tuple[str, ...] = (),
     worker_options: tuple[str, ...] = (),
 ) -> tuple[Part, Part]:
-    """Give the two parts of a heterogeneous job: schedulers and servers, then workers and spares, as by rank.
+    """Return the two parts of a heterogeneous job: schedulers and servers, then workers and spares, in rank order.
 
     Raises:
         InputError: the ranks do not fit.
@@ -99,10 +99,10 @@ def split(
 
 
 def fit(what: str, nodes: int, per_node: int, ranks: int, option: str) -> int:
-    """Give the ranks on a node: `per_node`, or as many as it takes if that is 0.
+    """Return the ranks per node: `per_node`, or as many as needed if that is 0.
 
     Raises:
-        InputError: so many ranks do not fit on so many nodes, or leave some empty.
+        InputError: the ranks do not fit on the nodes, or leave some empty.
     """
     if nodes < 1 or per_node < 0:
         raise InputError(f"{option} and --ntasks-per-node: at least 1")

@@ -1,9 +1,8 @@
-"""The site file: what is the same for all jobs on one cluster, in one small TOML.
+"""The site file: settings that are the same for all jobs on one cluster, in a small TOML file.
 
-It is found as `--site FILE`, else `$MPIPS_SITE`, else `~/.config/mpips/site.toml`; none is needed. Its values go into
-batch scripts: those that Slurm reads must fit a strict pattern, since Slurm knows no quoting there that one can rely
-on; those that the script itself uses are quoted (`mpips.launch.sbatch`), and anything without control characters
-will do.
+It is `--site FILE`, else `$MPIPS_SITE`, else `~/.config/mpips/site.toml`, or none. Its values go into batch scripts:
+those that Slurm parses must match a strict pattern, since Slurm's quoting there is unreliable; those that the script
+itself uses are quoted (`mpips.launch.sbatch`), and may be any text without control characters.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from mpips.files.safe_open import read_text
 from mpips.process import user_folders
 
 WORD = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_.,:+@/-]*")
-"""A partition, an account, a module: no blank, no quote, nothing that a shell or Slurm reads as more than a letter."""
+"""A partition, an account, a module: no blanks, quotes, or special characters of a shell or Slurm."""
 
 OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:+@%/&|*()\[\]=-]+)?")
 """A further option of sbatch: --NAME or --NAME=VALUE, in one word."""
@@ -48,17 +47,17 @@ DECIDED = {
     "wrap": "mpips",
     "parsable": "mpips",
     "chdir": "the folder that mpips is called in",
-    "distribution": "mpips, which deals ranks to nodes in turn",
+    "distribution": "mpips, which places ranks round-robin",
     "partition": "--partition",
     "account": "--account",
     "qos": "--qos",
 }
-"""Options of sbatch that are not free, and what decides them instead."""
+"""Options of sbatch that cannot be set here, and what sets them."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What is the same for all jobs on a cluster. `mpips render --help` names the file."""
+    """Settings of all jobs on a cluster. `mpips render --help` names the file."""
 
     partition: str = ""
     """sbatch --partition."""
@@ -69,21 +68,21 @@ class Site:
     options: tuple[str, ...] = ()
     """Further options of sbatch, such as "--constraint=ib" or "--mail-type=END"; --NAME or --NAME=VALUE each."""
     ntasks_per_node: int = field(default=0, metadata={"at_least": 0})
-    """Ranks on a node unless --ntasks-per-node is given; 0: as many as the job needs on its nodes."""
+    """Ranks per node unless --ntasks-per-node is given; 0: as many as the job needs on its nodes."""
     launcher: Literal["mpirun", "srun"] = "mpirun"
-    """What starts the ranks: the launcher of the MPI that mpi4py loads (needed for live recovery), or srun."""
+    """Launcher of the ranks: that of the MPI that mpi4py loads (needed for live recovery), or srun."""
     pmi: str = ""
     """srun --mpi, where it is not pmix (Open MPI) or pmi2 (MPICH and Intel MPI): "cray_shasta", "pmix_v4"."""
     module_paths: tuple[str, ...] = ()
     """Folders for `module use`."""
     modules: tuple[str, ...] = ()
-    """What to `module load`, in this order."""
+    """Modules to load, in this order."""
     setup: str = ""
-    """A file that the job sources after loading the modules; it is yours, and runs as it is."""
+    """A file that the job sources after loading the modules; it runs unchecked."""
     python: str = ""
-    """The Python that has mpips; the one that renders the script unless given."""
+    """The Python that has mpips; default: the one that renders the script."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables to export after all that, as they stand: nothing in them is expanded."""
+    """Variables to export after all that, literally: nothing in them is expanded."""
 
     def __post_init__(self) -> None:
         for name in ("partition", "account", "qos", "pmi"):
@@ -100,18 +99,18 @@ class Site:
             check_text(name, value)
         for name, value in self.environment.items():
             if not VARIABLE.fullmatch(name):
-                raise ValueError(f"environment: {name!r} is no name of a variable")
+                raise ValueError(f"environment: {name!r} is not a variable name")
             check_text(f"environment.{name}", value)
 
 
 def check_word(name: str, value: str) -> None:
-    """Refuse what Slurm or a shell might read as more than one plain word; ValueError."""
+    """Raise ValueError unless the value is one plain word for Slurm and a shell."""
     if not WORD.fullmatch(value):
         raise ValueError(f"{name} must be one word of letters, digits and _.,:+@/-, got {value!r}")
 
 
 def check_option(name: str, option: str) -> None:
-    """Refuse an option of sbatch that is not in the form --NAME or --NAME=VALUE, or not free; ValueError."""
+    """Raise ValueError unless an option of sbatch has the form --NAME or --NAME=VALUE and may be set here."""
     found = OPTION.fullmatch(option)
     if found is None:
         raise ValueError(
@@ -122,16 +121,16 @@ def check_option(name: str, option: str) -> None:
 
 
 def check_text(name: str, value: str) -> None:
-    """Refuse control characters, newlines among them, and what is no text; ValueError."""
+    """Raise ValueError for control characters, newlines, and invalid text."""
     if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in value):
         raise ValueError(f"{name} must have no newline or other control character, got {value!r}")
 
 
 def find(named: str | None, environ: Mapping[str, str]) -> Path | None:
-    """Find the site file; None if there is none.
+    """Return the path of the site file; None if there is none.
 
     Raises:
-        InputError: the one that was named is not there.
+        InputError: the named one does not exist.
     """
     for who, path in (("--site", named), ("MPIPS_SITE", environ.get("MPIPS_SITE") or None)):
         if path is not None:
@@ -147,7 +146,7 @@ def load(path: Path | None) -> Site:
     """Read a site file; the defaults where there is none.
 
     Raises:
-        InputError: one line that says what is wrong, on which line, and what would be right.
+        InputError: one line with the error, its line, and a correct value.
     """
     if path is None:
         return Site()

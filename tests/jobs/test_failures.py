@@ -231,7 +231,7 @@ def test_the_second_wish_ends_a_run_that_does_not_heed(
     run = start_mpips("run", JOB, "--run-dir", tmp_path / "run", *sets(at="hang", rounds=0, up=up))
     run.wait_for(up.exists)
     run.process.send_signal(signal.SIGINT)
-    run.wait_for(lambda: "once more to kill" in run.stderr)
+    run.wait_for(lambda: "repeat to kill" in run.stderr)
     run.process.send_signal(signal.SIGINT)
     done = run.finish(SECONDS)
     assert ended_with(done, 1)

@@ -54,7 +54,7 @@ def test_a_file_has_a_task_on_each_line(tmp_path: Path) -> None:
         ("a.b=1\na.b=2 c.d=3\n", ":2: every task must set as many keys (1), this one 2"),
         ("a.b=1\nx\n", ":2: 'x': write table.key=value"),
         ("a.b='1\n", ":1: No closing quotation"),
-        ("# nothing\n", "there is no task in it"),
+        ("# nothing\n", "the file has no task"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -89,11 +89,11 @@ def test_the_tables_of_a_small_job_in_full(job_file: Path) -> None:
 @pytest.mark.parametrize(
     ("servers", "replicas", "hosts", "said"),
     [
-        (2, 1, "aaab", "all servers are on a: their copies outlive a server that dies, not the node"),
+        (2, 1, "aaab", "all servers are on a: their copies survive the loss of a server, not of the node"),
         (2, 1, "aaaa", "all servers are on this one node"),
         (3, 2, "aabab", "ring.replicas = 2, but only 2 nodes have servers: some copies share a node"),
         (3, 1, "aaaab", "a has 3 of 3 servers, 2 would do: let the launcher deal"),
-        (1, 1, "aab", "one server: there is nobody to hold copies"),
+        (1, 1, "aab", "one server: no other server can hold copies"),
     ],
 )
 def test_what_is_wrong_is_said(job_file: Path, servers: int, replicas: int, hosts: str, said: str) -> None:
@@ -180,6 +180,6 @@ def test_what_cannot_be_is_one_line(
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layout", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
     assert main(["layout", str(tmp_path), "--nodes", "2"]) == 2
     assert "a run is shown as it was" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_it_is_read_with_its_types(tmp_path: Path) -> None:
         ('options = ["--nodes=4"]', ":1: options: --nodes is decided by --nodes"),
         ('setup = "setup.sh"', ":1: setup must be an absolute path, got 'setup.sh'"),
         ('python = "/a\\nb"', ":1: python must have no newline or other control character, got '/a\\nb'"),
-        ('[environment]\n"A B" = "x"', ":1: environment: 'A B' is no name of a variable"),
+        ('[environment]\n"A B" = "x"', ":1: environment: 'A B' is not a variable name"),
         ('[environment]\nA = "x\\u0000"', ":1: environment.A must have no newline"),
         ("[environment]\nA = 1", ":2: A must be a string, got 1"),
         ('launcher = "mpiexec"', ':1: launcher must be one of "mpirun", "srun", got \'mpiexec\''),

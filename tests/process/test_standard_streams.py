@@ -211,7 +211,7 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(
     assert done.code == 0
     assert json.loads((toy / "run" / "result.json").read_text())["status"] == "completed"
     if "full" in where:
-        assert "cannot be written any more: No space left on device; it goes on" in done.stderr
+        assert "cannot be written: No space left on device; the run continues" in done.stderr
 
 
 @pytest.mark.ranks

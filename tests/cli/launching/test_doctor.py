@@ -56,7 +56,7 @@ def test_what_ranks_say_is_counted() -> None:
         == "exit code 1: srun: error: no"
     )
     assert judge("srun", "", None).said == "no end in time"
-    assert judge("srun", MARK + "{", 0).said == "exit code 0: nothing was said"
+    assert judge("srun", MARK + "{", 0).said == "exit code 0: no output"
 
 
 def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_in_an_allocation_it_says_what_fits(
         "  srun                     2 worlds of one rank each",
         "  srun --mpi=pmix          one world of 2 ranks on 2 nodes",
         "  srun --mpi=pmi2          exit code 3: srun: error: no, not that",
-        "use: mpips run JOB.toml    # goes on when a rank dies",
+        "use: mpips run JOB.toml    # continues when a rank dies",
         "     mpips run JOB.toml --launcher srun",
     ):
         assert line in said.splitlines()

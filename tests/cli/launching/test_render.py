@@ -140,7 +140,7 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 2 --ntasks-per-node 3", "the job: 7 ranks, but 2 x 3 have room for 6: use --nodes 3"),
         ("--nodes 9", "the job: 7 ranks are too few for 9 nodes"),
         ("--nodes x", "--nodes x: give a number, or MIN-MAX"),
-        ("--nodes 1-2", "--nodes 1-2: all ranks to spare will be workers: give --ntasks-per-node"),
+        ("--nodes 1-2", "--nodes 1-2: all remaining ranks are workers: give --ntasks-per-node"),
         ("--nodes 1-2 --ntasks-per-node 8 --workers 2", "--nodes 1-2: all ranks to spare will be workers: without"),
         ("--nodes 1 --time 1h", "--time '1h': write minutes, H:M:S or D-H:M:S"),
         ("--nodes 1 --time 1 --grace 60", "--grace 60: the time limit is 60 s"),
