@@ -212,7 +212,7 @@ class Leader:
         if not getattr(getattr(worker, "set_tau", None), "at_once", False):
             raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
         if tau and self.prepared.job.layout.exact_sums:
-            raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run repeats")
+            raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run is reproducible")
         cluster.aside("set_tau", {"tau": tau})
         return f"tau is {tau} from now on"
 
