@@ -1,8 +1,8 @@
-"""The leader: the rank that runs the program's schedule, hears signals and orders, and writes the result.
+"""The leader: the rank that runs the program's schedule, handles signals and orders, and writes the result.
 
-run the schedule, or go on with it where another rank died
-write the result, before anyone leaves
-tell everyone to stop
+run the schedule, or continue it where another rank died
+write the result, before any rank exits
+send all ranks the stop message
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from mpips.scheduler.time_limit import end_of
 from mpips.transport.message import Command
 
 HASHES = 2.0
-"""Seconds that the end of a run waits for the hashes of its inputs, unless it was told to wait for all."""
+"""Seconds that the end of a run waits for the hashes of its inputs, except with hash_inputs = "full"."""
 
 
 class Leader:
-    """A run as its leader lives it; `started` is when the run's first process started (wall, s).
+    """The leader of a run; `started` is the start of the run's first process (wall, s).
 
-    `miss` finds out which rank has ended without a word, when the launcher ends all for it.
+    `miss` finds the rank that ended without a message, when the launcher ends all ranks because of it.
     """
 
     def __init__(
@@ -75,14 +75,17 @@ class Leader:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership, self._waits, self._repeats = journal, membership, waits, repeats
         self._miss = miss
-        self._joined: dict[str, int] = {}  # by the order's name: whom it made a server
+        # By the order's name: the rank that it made a server.
+        self._joined: dict[str, int] = {}
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
-        self._returned: dict[str, Any] = {}  # what the program has, and why some of it is null
-        self._ends: float | None = None  # when its time is over (wall, s)
+        # The program's return value, and the reasons for nulls in it.
+        self._returned: dict[str, Any] = {}
+        # The end of its time (wall, s).
+        self._ends: float | None = None
 
     def run(self, asked: list[int]) -> dict[str, Any]:
-        """Run the program's schedule; give the result, whatever comes of it."""
+        """Run the program's schedule; return the result, also after an error."""
         node, prepared = self.node, self.prepared
         try:
             with Cluster(
@@ -119,15 +122,15 @@ class Leader:
             return self._failure(error)
 
     def stop_all(self, code: int) -> None:
-        """Tell everyone to leave with an exit code."""
+        """Send all ranks the stop message with an exit code."""
         for rank in self.node.view.alive:
             if rank != self.node.rank:
                 self.node.control(rank, Command.STOP, {"code": code})
 
-    # --- what comes from outside -------------------------------------------------------------------
+    # --- signals and orders -------------------------------------------------------------------------
 
     def _hear(self, cluster: Cluster, asked: list[int]) -> None:
-        """Ask the cluster to stop whenever this process is asked to, or has been."""
+        """Ask the cluster to stop when this process gets a stop signal, or has got one."""
 
         def ask(number: int, frame: FrameType | None = None) -> None:
             if cluster.asked is None:
@@ -142,10 +145,10 @@ class Leader:
             ask(asked[0])
 
     def _expect_the_end(self) -> None:
-        """Write a result, for a launcher that kills next; it is replaced if there is time to stop."""
+        """Write a provisional result, since the launcher may kill this rank next; `run` replaces it after a stop."""
         text = "ended by SIGTERM before it could stop"
         if not self.node.van.survives:
-            text = "ended by SIGTERM, which a launcher also sends when a rank has died, before it could stop"
+            text = "ended by SIGTERM (which a launcher also sends when a rank has died) before it could stop"
         missed = self._miss()
         said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
         text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
@@ -155,7 +158,7 @@ class Leader:
         )
 
     def _obey(self, cluster: Cluster) -> None:
-        """Follow the orders that `mpips ctl` leaves in the run's folder, between messages."""
+        """Execute the orders that `mpips ctl` writes into the run's folder, between messages."""
         van = self.node.van
         orders = Orders(self.folder.path, van.now, wall=van.wall)
 
@@ -172,10 +175,10 @@ class Leader:
         verb, arguments = order.verb, order.arguments
         if verb == "checkpoint":
             cluster.checkpoint_asked = True
-            return "a checkpoint will be written after the step at hand"
+            return "a checkpoint will be written after the present step"
         if verb == "stop":
             cluster.asked = "mpips ctl stop"
-            return "the run will stop with a checkpoint after the step at hand"
+            return "the run will stop with a checkpoint after the present step"
         if verb == "join":
             return self._join(cluster, order.name, str(arguments["role"]))
         if verb == "leave":
@@ -194,8 +197,8 @@ class Leader:
                 self._joined[name] = -1
                 cluster.joining += 1
         if role == "worker":
-            return "a spare will join the workers after the step at hand"
-        return f"rank {self._joined[name]} joins as a server; its keys come to it while the run goes on"
+            return "a spare will join the workers after the present step"
+        return f"rank {self._joined[name]} joins as a server; it gets its keys while the run continues"
 
     def _let_go(self, cluster: Cluster, rank: int) -> str:
         view = self.node.view
@@ -203,9 +206,9 @@ class Leader:
             if len(set(view.workers) - cluster.leaving) <= 1:
                 raise InputError(f"rank {rank} is the last worker: it cannot leave")
             cluster.leaving.add(rank)
-            return f"rank {rank} will leave the workers after the step at hand"
+            return f"rank {rank} will leave the workers after the present step"
         self._membership.leave_server(rank)
-        return f"rank {rank} gives its keys to the other servers, and is a spare then"
+        return f"rank {rank} moves its keys to the other servers, then becomes a spare"
 
     def _set_tau(self, cluster: Cluster, tau: int) -> str:
         worker = self.prepared.program.worker
@@ -217,7 +220,7 @@ class Leader:
         return f"tau is {tau} from now on"
 
     def status(self, cluster: Cluster) -> str:
-        """Say in a few lines who is there and what they hold."""
+        """Return the roles, shards, waits and losses in a few lines."""
         view = self.node.view
         held = {rank: len(view.primary_of(rank)) for rank in view.servers}
         lines = [
@@ -240,7 +243,7 @@ class Leader:
         return "\n".join(lines)
 
     def _hash_inputs(self, cluster: Cluster) -> None:
-        """Hash the inputs while the run goes on; run.json, and so each checkpoint, has what is known."""
+        """Hash the inputs in the background; run.json, and so each checkpoint, gets the known hashes."""
         self._inputs.start()
 
         def look() -> None:
@@ -252,17 +255,16 @@ class Leader:
         cluster.saver.provenance = self._provenance
 
     def _provenance(self) -> dict[str, Any] | None:
-        """Give what a checkpoint says of its run."""
+        """Return the provenance for a checkpoint's manifest."""
         known = provenance.read_run(self.folder)
         return None if known is None else known | {"inputs": self._inputs.facts()}
 
     def _end_hashing(self, cluster: Cluster) -> None:
         if self._inputs.how == "full" and not cluster.stopped_early:
             if not self._inputs.done:
-                cluster.say("hashing what is left of the inputs ([provenance] hash_inputs)")
-            while (
-                not self._inputs.done and cluster.asked is None
-            ):  # a signal or the end of its time ends this too
+                cluster.say("hashing the remaining inputs ([provenance] hash_inputs)")
+            # A signal or the end of the run's time ends this, too.
+            while not self._inputs.done and cluster.asked is None:
                 if (
                     self._ends is not None
                     and self.node.van.wall() > self._ends - self.prepared.job.checkpoint.before_end
@@ -274,7 +276,7 @@ class Leader:
     # --- the result ----------------------------------------------------------------------------------
 
     def _keep(self, cluster: Cluster, metrics: object) -> None:
-        """Keep what the program has returned: it is in the result, whatever fails from now on."""
+        """Keep the program's return value: it is in the result, also if a later step fails."""
         nulls = Nulls()
         found = plain(metrics, nulls, "metrics")
         self._returned = {
@@ -322,10 +324,10 @@ class Leader:
         return result
 
     def recoveries(self) -> list[dict[str, Any]]:
-        """List the ranks that were lost.
+        """List the lost ranks.
 
-        `at` is when it was noticed, seconds after the run's start. `seconds` are from the strike, where it is known, or
-        else from when it was noticed, until all servers went by a view without that rank.
+        `at` is the time of detection, in seconds after the run's start. `seconds` are from the injected fault, where it
+        is known, else from detection, until all servers had a view without that rank.
         """
         struck = strikes(self.folder.path)
         found = []
@@ -347,15 +349,16 @@ class Leader:
     def _failure(self, error: BaseException) -> dict[str, Any]:
         facts = self.node.describe(error)
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
-        told = RemoteError.from_meta(facts, self.node.rank)
+        remote = RemoteError.from_meta(facts, self.node.rank)
         usage = facts.get("is_usage", False)
         if not self.node.policy.again and (usage or not facts["is_input"]):
             self.error = facts["trace"].rstrip()
         if facts["is_input"]:
             log = log_of(self.folder, facts["rank"]) if usage else None
-            text = f"{told}" + (f"; its log: {log}" if log else "") if usage else told.text
-            if usage and self.prepared.resume is not None:  # the program may be right, and that another's
-                text += f"; the run goes on from {self.prepared.resume}"
+            text = f"{remote}" + (f"; its log: {log}" if log else "") if usage else remote.text
+            # The error may be in the checkpoint rather than in the program.
+            if usage and self.prepared.resume is not None:
+                text += f"; the run resumes from {self.prepared.resume}"
             return {
                 "status": "failed",
                 "exit_code": ExitCode.BAD_INPUT,
@@ -364,8 +367,9 @@ class Leader:
                 **self._returned,
             }
         first = self._first(facts)
-        text = str(told)
-        if first.rank != facts["rank"]:  # it led to this, or the ranks fail alike, and that one was the first
+        text = str(remote)
+        # The first failure caused this one, or both ranks have the same error.
+        if first.rank != facts["rank"]:
             where = f"rank {first.rank} ({first.role} on {first.host})"
             text = f"{first.text}; then {text}"
         again = not would_fail_again(error)
@@ -383,7 +387,7 @@ class Leader:
         }
 
     def _first(self, facts: dict[str, Any]) -> Failure:
-        """Find the first failure, of which the error that these `facts` tell of may be a consequence."""
+        """Return the first failure, of which the error in `facts` may be a consequence."""
         if facts.get("lost"):
             for loss in [each for each in self.node.view.losses if each.role == Role.WORKER][-1:]:
                 about = {"cause": loss.cause, "error": loss.cause.text}
@@ -400,7 +404,7 @@ def would_fail_again(error: BaseException) -> bool:
 
 
 def strikes(folder: Path) -> dict[int, float]:
-    """Read when injected faults struck which rank (wall, s): each writes that down first."""
+    """Return the times of injected faults by rank (wall, s): each is written to a file first."""
     try:
         lines = read_lines(folder / "strikes.jsonl").objects
     except OSError:

@@ -1,20 +1,20 @@
-"""A run, as one rank lives it: from the command line to the exit code.
+"""The main program of a rank: from the command line to the exit code.
 
-    read the job file; start MPI; agree with all ranks that this can work
-    scheduler: run the program's schedule, write the result, tell everyone to stop
-    others: serve until told to stop, or to take another role; the leader's successor goes on with the schedule
-    leave together
+    read the job file; start MPI; agree with all ranks that the run can start
+    scheduler: run the program's schedule, write the result, send all ranks the stop message
+    others: serve until the stop message, or a change of role; the leader's successor continues the schedule
+    exit together
 
-Whatever goes wrong ends the run on every rank: bad input with exit code 2 and one line from rank 0, anything else with
-exit code 1 and the name of the rank that failed. A rank that fails tells the scheduler, which writes the result and
-stops everyone. A rank that cannot be told is ended by MPI abort, and one that does not end in time by an alarm
-signal, which needs neither Python nor MPI to work.
+Any error ends the run on every rank: bad input with exit code 2 and one line from rank 0, anything else with exit code
+1 and the name of the failed rank. A rank that fails reports to the scheduler, which writes the result and stops all
+ranks. If that is impossible MPI_Abort ends all ranks; a rank that does not end in time is ended by an alarm signal,
+which needs neither Python nor MPI.
 
-Where MPI lets ranks live on when others die (ULFM), it is not finalized: that would wait for the dead. Only a rank
-that was killed counts as dead there; one that exits with a code of its own is noticed by nobody.
+Where ranks survive the deaths of others (ULFM), MPI is not finalized: that would wait for the dead. Only a killed rank
+counts as dead there; one that exits with an exit code of its own is not detected.
 
-A rank that fails before MPI has started still starts it: the others would wait for it there. One whose launcher has
-ended ends at once, from its first moment on: nobody is left who would end it (`mpips.rank.parent_daemon`).
+A rank that fails before MPI has started still starts it: otherwise the others would wait for it. A rank whose launcher
+has ended exits at once, at any time: no other process would end it (`mpips.rank.parent_daemon`).
 """
 
 from __future__ import annotations
@@ -76,21 +76,22 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 PATIENCE = 3.0
-"""Seconds for the scheduler to answer a rank that failed (it writes the result first), and for all to leave."""
+"""Seconds for the scheduler to answer a failed rank (it writes the result first), and for all ranks to exit."""
 START = 120.0
-"""Seconds for all ranks to have started; then the stacks are shown, and this one ends."""
+"""Seconds for all ranks to start; then this one prints its stacks and exits."""
 LAST = 4.0
-"""Seconds for MPI and Python to end; a launcher needs over one of them to act upon an abort."""
+"""Seconds for MPI and Python to end; a launcher needs over one of them to act on an abort."""
 LONGER = 30.0
-"""The same after success, when nobody waits for a verdict and a slow end is better than a harsh one."""
+"""The same after success, when a slow end is better than a forced one."""
 _INTRODUCTION = 256
-"""Bytes by which ranks introduce themselves: a process id, what filters they have, and a host's name."""
+"""Bytes that ranks exchange at the start: process id, filters, and host name."""
 JUDGED = "MPIPS_JUDGED"
-"""Set by `mpips run`, which goes by the result: ranks that have left one end with 0, and no launcher complains."""
+"""Set by `mpips run`, which uses the result file: ranks that end in order exit with 0, so that no launcher
+complains."""
 
 
 def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
-    """Run one rank; give its exit code. `asked` has the signals that came, and gets those that come."""
+    """Run one rank; return its exit code. `asked` has the signals that came, and gets those that come."""
     started = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None
@@ -117,17 +118,19 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
 
     runs: list[_Run] = []
     parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
-    # A rank that ends before MPI has started is waited for in there, for ever where others' deaths are survived.
+    # Other ranks wait in MPI_Init for a rank that ends before, without limit with ULFM.
     faulthandler.dump_traceback_later(START, exit=True)
     threading.excepthook = _thread_failed
     import mpi4py
 
-    mpi4py.rc.initialize = False  # `_load_van` may not have come to it
+    # `_load_van` may have failed before this.
+    mpi4py.rc.initialize = False
 
     with away():
         from mpi4py import MPI
 
-        if not MPI.Is_initialized():  # the program may have asked mpi4py for it
+        # The program may have initialized MPI.
+        if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
     run = _Run(MPI, options, prepared, asked, started)
     runs.append(run)
@@ -139,12 +142,12 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     _alarm(LAST if code else LONGER)
     if not run.survives:
         MPI.Finalize()
-    # Everything is durable. Threads that never end, and libraries that take seconds to unload, are not waited for.
+    # All files are written. Threads that never end, and libraries that take seconds to unload, are not waited for.
     os._exit(code)
 
 
 def _load_van() -> None:
-    """Load what moves messages: its kernels are compiled before MPI starts, and so before any clock runs."""
+    """Load the transport: its kernels are compiled before MPI starts, and so before any timing."""
     import mpi4py
 
     mpi4py.rc.initialize = False
@@ -155,12 +158,13 @@ def _load_van() -> None:
 def _say(text: str) -> None:
     try:
         print(printable(text), file=sys.stderr, flush=True)
-    except RuntimeError:  # from a signal's handler, in the midst of another line
+    except RuntimeError:
+        # Called from a signal handler during another print.
         os.write(sys.stderr.fileno(), f"\n{printable(text)}\n".encode())
 
 
 def _thread_failed(problem: threading.ExceptHookArgs) -> None:
-    """End this rank, and so the run: what a thread of the program's own was doing will never be done."""
+    """End this rank, and so the run: the work of a failed thread of the program is lost."""
     text = "".join(traceback.format_exception(problem.exc_type, problem.exc_value, problem.exc_traceback))
     log.note("failed", logging.ERROR, error=f"a thread failed: {problem.exc_value}", trace=text)
     _say(f"{text}mpips: error: a thread failed on {host_name()}: {problem.exc_value}")
@@ -168,23 +172,23 @@ def _thread_failed(problem: threading.ExceptHookArgs) -> None:
 
 
 def _orphaned(daemon: str, run: _Run | None) -> None:
-    """End this rank, whatever it is doing: who started it has ended, so nobody else would."""
+    """End this rank at once: its launcher has ended, and no other process would end it."""
     error = f"its launcher has ended ({daemon})"
     log.note("failed", logging.ERROR, error=error, follows=True)
     if run is not None:
-        run.leave_word(error)
+        run.write_failure(error)
     _say(f"mpips: error: {error}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _alarm(seconds: float) -> None:
-    """End this process then, whatever it is doing: MPI, a thread or an exit function may never return."""
+    """End this process after `seconds`: MPI, a thread or an exit function may never return."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 class _Run:
-    """One rank's run; see the module."""
+    """One rank of a run; see the module."""
 
     def __init__(
         self,
@@ -206,10 +210,12 @@ class _Run:
         self.rank = self.world.Get_rank()
         self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.folder: RunFolder | None = None
-        self.recorded = False  # run.json is there, and this run's
+        # Whether run.json exists and is this run's.
+        self.recorded = False
         self.judged = bool(os.environ.get(JUDGED))
         self.survives, self.crowded, self.replicas = False, False, 0
-        self.fullest = 1  # ranks on the host that has most
+        # The largest number of ranks on one host.
+        self.fullest = 1
         self.wall = time.time() - (time.perf_counter() - started)
         self.heart: Heartbeat | None = None
         self.membership: Membership | None = None
@@ -218,7 +224,7 @@ class _Run:
         self.peers: first_failure.Peers | None = None
 
     def live(self, error: BaseException | None) -> int:
-        """Start, take the role's loop, leave."""
+        """Start, run the loop of the role, exit."""
         layout: Layout | None = None
         processes = self._processes()
         self.fullest = max(Counter(host for _, host in processes).values())
@@ -242,7 +248,8 @@ class _Run:
         self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, self.prepared, [host for _, host in processes])
-        faulthandler.cancel_dump_traceback_later()  # from here on, whoever hangs is found out by the others
+        # From here on the heartbeats of other ranks detect a hang.
+        faulthandler.cancel_dump_traceback_later()
         assert self.folder is not None
         self._follow(node, self.prepared, self.folder)
         trace_node(node, self.prepared.job.trace, self.folder.trace_of(self.rank), self.started, _say)
@@ -288,7 +295,7 @@ class _Run:
         return self.prepared.job.filters.push, self.prepared.job.filters.pull
 
     def _make_folder(self, layout: Layout | None, processes: list[tuple[int, str]]) -> None:
-        """Make the run's folder, on rank 0; a run that cannot start takes one only that is there already."""
+        """Make the run's folder, on rank 0; a run that cannot start uses only an existing one."""
         prepared, named = self.prepared, self.options.run_dir if self.options is not None else ""
         if layout is None or prepared is None:
             if self.options is not None and named and Path(named).is_dir():
@@ -314,9 +321,9 @@ class _Run:
             ) from error
 
     def _share_folder(self) -> None:
-        """Let every rank know the run's folder, and what it goes on from: any may have to lead, or write the result.
+        """Broadcast the run's folder and checkpoint: any rank may have to lead, or write the result.
 
-        Other runs write checkpoints meanwhile, so that each rank may have found another as the latest.
+        Other runs write checkpoints meanwhile, so ranks may have found different latest ones.
         """
         assert self.prepared is not None
         letter = np.zeros(2 * 4096, np.uint8)
@@ -337,7 +344,10 @@ class _Run:
         self.peers = first_failure.Peers(self.rank, processes)
 
     def _agree(self, error: BaseException | None) -> int | None:
-        """Make sure that every rank can start: None, or the exit code. Rank 0 says why the first one cannot."""
+        """Agree that every rank can start: None, or the exit code.
+
+        Rank 0 prints the error of the first rank that cannot.
+        """
         world, none = self.world, 2 * self.world.Get_size()
         mine = np.array(
             [none if error is None else 2 * self.rank + (not isinstance(error, InputError))], np.int64
@@ -386,7 +396,7 @@ class _Run:
         ), van  # fmt: skip
 
     def _follow(self, node: Node, prepared: Prepared, folder: RunFolder) -> None:
-        """Write down what takes effect in which order, or do again what another run wrote down."""
+        """Record the order of effects, or replay a recorded run."""
         if prepared.options.replay:
             node.follow(Player(node, Path(prepared.options.replay)))
             for kind in ASKS:  # nobody asks it to stop who did not ask then
@@ -400,13 +410,13 @@ class _Run:
         self.heart.start([Address.from_bytes(raw) for raw in self._everyone(self.heart.address.to_bytes())])
 
     def _everyone(self, mine: bytes) -> list[bytes]:
-        """Gather so many bytes of each rank, by rank: collective."""
+        """Gather the bytes `mine` of each rank, by rank: collective."""
         everyone = np.empty((self.world.Get_size(), len(mine)), np.uint8)
         self.world.Allgather(np.frombuffer(mine, np.uint8), everyone)
         return [raw.tobytes() for raw in everyone]
 
     def _strike(self, kind: signal.Signals) -> None:
-        """Send an injected fault's signal to this process, and write down when: so recoveries can be timed."""
+        """Send an injected fault's signal to this process, and record its time, to measure recoveries."""
         assert self.folder is not None
         line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
         log.note("struck", logging.WARNING, signal=kind.name)
@@ -417,9 +427,9 @@ class _Run:
     # --- the roles ---------------------------------------------------------------------------
 
     def _serve(self, node: Node, prepared: Prepared) -> int:
-        """Take whatever role the view gives this rank, until it is told to stop; give the exit code.
+        """Run the role that the view gives this rank, until the stop message; return the exit code.
 
-        An error is the leader's to know.
+        An error is reported to the leader.
         """
         try:
             try:
@@ -445,7 +455,7 @@ class _Run:
         self.membership = membership
         waits, repeats = LongWaits(node, lambda text: _say(f"mpips: {text}")), RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
-        node.on_view.append(self._see)
+        node.on_view.append(self._log_view)
         serve = partial(
             Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
         )
@@ -493,8 +503,8 @@ class _Run:
         leader.stop_all(code)
         return code
 
-    def _see(self, before: View, view: View) -> None:
-        """Log who is there now, if that has changed."""
+    def _log_view(self, before: View, view: View) -> None:
+        """Log the roles, if they have changed."""
         if before.roles != view.roles or before.leader != view.leader:
             changed = {
                 rank: role and role.value
@@ -504,8 +514,8 @@ class _Run:
             lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
             log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
 
-    def _hear(self, number: int, _: object = None) -> None:
-        """Note that a signal asks the run to stop."""
+    def _asked_to_stop(self, number: int, _: object = None) -> None:
+        """Record a stop signal."""
         if not self.asked:
             log.note("asked", signal=signal.Signals(number).name)
         self.asked.append(number)
@@ -513,7 +523,7 @@ class _Run:
             self._miss()
 
     def _miss(self) -> first_failure.Failure | None:
-        """Look who has ended without a word, when a launcher ends all for it; the first one left of a host says it."""
+        """Find ranks that ended without a message, when a launcher ends all; the lowest rank left on a host reports."""
         if self.peers is None or self.folder is None or self.survives:
             return None
         missing = self.peers.missing()
@@ -536,7 +546,7 @@ class _Run:
         return first
 
     def _report(self, node: Node, error: BaseException) -> NoReturn:
-        """Tell the scheduler that this rank failed, and wait for its word (`Stopped`)."""
+        """Report this rank's error to the scheduler, and wait for its stop message (`Stopped`)."""
         facts = node.describe(error)
         if not isinstance(error, self.mpi.Exception):
             node.control(node.view.leader, Command.FAILED, facts)
@@ -544,7 +554,8 @@ class _Run:
                 self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": facts["text"]})
             deadline = node.van.now() + PATIENCE
             while node.van.now() < deadline:
-                with suppress(Exception):  # it fails already; a second error adds nothing
+                # The run fails already; a second error adds nothing.
+                with suppress(Exception):
                     node.wait_until(lambda: node.van.now() > deadline)
         self._quit(
             ExitCode.FAILED,
@@ -562,7 +573,7 @@ class _Run:
                 os.kill(pid, signal.SIGKILL)
 
     def _end(self, result: dict[str, Any]) -> int:
-        """Write the result and say what failed; give the exit code of every rank."""
+        """Write the result and print the error; return the exit code of every rank."""
         code, written = int(result["exit_code"]), self._write(result)
         if written and self.judged:
             return ExitCode.COMPLETED
@@ -574,7 +585,7 @@ class _Run:
         return code if written or "error" in result else ExitCode.FAILED
 
     def _write(self, result: dict[str, Any]) -> bool:
-        """Write the result, after run.json's end where there is time for it; give whether it is there."""
+        """Write the result, after run.json's end if there is time for it; return whether it was written."""
         if self.folder is None:
             return False
         failed = "error" in result
@@ -590,8 +601,8 @@ class _Run:
             self._conclude(result)
         return True
 
-    def leave_word(self, error: str) -> None:
-        """Write a result where there is none, if this rank leads."""
+    def write_failure(self, error: str) -> None:
+        """Write a failed result if there is none and this rank leads."""
         leads = self.membership.leading if self.membership is not None else self.rank == 0
         if leads and self.folder is not None and not self.folder.result.exists():
             text = f"rank {self.rank} on {host_name()}: {error}"
@@ -601,12 +612,13 @@ class _Run:
 
     def _conclude(self, result: dict[str, Any]) -> None:
         assert self.folder is not None
-        with suppress(Exception):  # a run is not worth less for what cannot be written about it
+        # Provenance that cannot be written does not fail a run.
+        with suppress(Exception):
             where = None if self.prepared is None else checkpoints(self.prepared.job)
             provenance.conclude(self.folder, result, where)
 
     def abort(self, error: BaseException) -> NoReturn:
-        """End every rank, from one that failed outside all order."""
+        """End every rank after an error outside the role loop."""
         text = f"rank {self.rank} on {host_name()}: {in_a_line(error)}"
         trace = "".join(traceback.format_exception(error))
         follows = isinstance(error, self.mpi.Exception)
@@ -615,7 +627,7 @@ class _Run:
         self._quit(ExitCode.FAILED, text, trace)
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
-        """End every rank now; this one by force if MPI itself does not return."""
+        """End every rank now; this one by a signal if MPI itself does not return."""
         _alarm(LAST)
         if why:
             _say(f"{trace}mpips: error: {why}")
@@ -625,7 +637,7 @@ class _Run:
 
 
 def _other_role(node: Node, membership: Membership, role: Role | None) -> bool:
-    """Tell whether this rank is to do something else than `role`."""
+    """Return whether this rank now has another role."""
     return membership.leading or node.role is not role
 
 

@@ -1,7 +1,7 @@
-"""The daemon that a rank was started by: mpirun, its like on another node, or that of a batch system.
+"""The launcher's daemon that started a rank: mpirun, its daemon on another node, or that of a batch system.
 
-A launcher that is killed leaves its ranks behind, with nobody to end them, to read what they write, or to tell them of
-each other's deaths. So each rank watches its own daemon.
+A launcher that is killed leaves its ranks without a process that ends them, reads their output, or reports each other's
+deaths. So each rank watches its own daemon.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from mpips.process.host import is_gone
 
 LOOK = 0.25
-"""Seconds between two looks whether the daemon is there."""
+"""Seconds between two checks whether the daemon exists."""
 TOLD = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_ID", "PMI_FD", "PMI_PORT")
-"""What a daemon tells a rank, which its own environment has not, or of another job."""
+"""Environment variables that a daemon sets for a rank, and that its own environment lacks or has for another job."""
 
 
 def watch(end: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> None:
-    """Call `end` with who it was once this rank's daemon has ended, in a thread of its own.
+    """Call `end` with the daemon's name once this rank's daemon has ended, in a thread of its own.
 
-    A process that no daemon has started watches nobody.
+    Without a daemon it does nothing.
     """
     found = daemon(environ)
     if found is not None:
@@ -31,9 +31,9 @@ def watch(end: Callable[[str], None], environ: Mapping[str, str] = os.environ) -
 
 
 def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
-    """Find the daemon, a process id and a name: the nearest ancestor that was not told that it is this rank.
+    """Return the daemon, (process id, name): the nearest ancestor without this rank's environment variables.
 
-    Those between are scripts that the rank was wrapped in.
+    The processes in between are wrapper scripts of the rank.
     """
     told = {os.fsencode(f"{name}={environ[name]}") for name in TOLD if name in environ}
     pid = os.getppid()
@@ -41,7 +41,8 @@ def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
         try:
             if not told <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
                 return pid, _name(pid)
-        except OSError:  # of another user, as that of a batch system
+        except OSError:
+            # Another user's process, such as a batch system's daemon.
             return pid, _name(pid)
         pid = _parent(pid)
     return None
@@ -49,10 +50,12 @@ def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
 
 def _wait(pid: int, name: str, end: Callable[[str], None]) -> None:
     if pid == os.getppid():
-        while os.getppid() == pid:  # as every process is told, also where it sees no others (hidepid)
+        # Works also where other processes are hidden (hidepid).
+        while os.getppid() == pid:
             time.sleep(LOOK)
     elif is_gone(pid):
-        return  # it cannot be seen
+        # It is not visible.
+        return
     else:
         while not is_gone(pid):
             time.sleep(LOOK)

@@ -1,4 +1,4 @@
-"""What a rank does before MPI starts: read the command line and the job file, load the program, look where it is."""
+"""Before MPI starts: read the command line and the job file, load the program, find the host and the checkpoint."""
 
 from __future__ import annotations
 
@@ -31,30 +31,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of the rank side's command line."""
+    """Return the parser of the rank's command line."""
     made = _Parser(
         prog="python -P -m mpips",
         description="One rank of a parameter server job. Start it on every rank: "
-        "mpirun -n 4 python -P -m mpips JOB.toml. On a workstation, `mpips run JOB.toml` does so by itself.",
+        "mpirun -n 4 python -P -m mpips JOB.toml. On a workstation, `mpips run JOB.toml` does that.",
     )
     made.add_argument("job", help="the job file (TOML)")
     made.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", dest="overrides",
                       help="override one key of the job file; may be repeated")  # fmt: skip
     made.add_argument("--run-dir", default="", help="the run's folder (default: runs/NAME-UTC)")
-    made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="go on from a checkpoint")
+    made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="resume from a checkpoint")
     made.add_argument("--replay", default="", metavar="COURSE",
-                      help="do a recorded run again; `mpips reproduce` says how")  # fmt: skip
-    made.add_argument(
-        "--claim", default="", metavar="ID", help="the claim of --run-dir that `mpips run` hands on"
-    )
+                      help="replay a recorded run; see `mpips reproduce`")  # fmt: skip
+    made.add_argument("--claim", default="", metavar="ID", help="the claim of --run-dir, from `mpips run`")
     made.add_argument("--warm-up", action="store_true",
-                      help="load the program, which compiles its kernels, and leave without starting MPI")  # fmt: skip
+                      help="load the program, which compiles its kernels, and exit without starting MPI")  # fmt: skip
     return made
 
 
 @dataclass
 class Prepared:
-    """What a rank knows before MPI starts."""
+    """The facts that a rank has before MPI starts."""
 
     options: argparse.Namespace
     job: Job
@@ -62,15 +60,16 @@ class Prepared:
     facts: provenance.Provenance | None
     resume: Path | None
     ends: float | None = None
-    """When the allocation ends (wall, s), where that is known."""
+    """The end of the allocation (wall, s), where it is known."""
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
-    """Read the job file and load the program; provenance too on what seems to be rank 0."""
+    """Read the job file and load the program; collect provenance, too, on the process that seems to be rank 0."""
     first = seems_first()
     with ExitStack() as stack:
         asking = None
-        if first and not options.warm_up:  # answered while the program loads
+        # git runs while the program loads.
+        if first and not options.warm_up:
             asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
         ends = (slurm_env.ask_end_time if first else slurm_env.end_time)(os.environ, time.time())
         job = job_file.load(options.job, options.overrides)
@@ -90,12 +89,12 @@ def prepare(options: argparse.Namespace) -> Prepared:
 
 
 def untroubled(job: Job) -> Job:
-    """Give the job of a run that is done again: nobody is struck, and so there is one copy of everything."""
+    """Return the job for a replay: without faults, and so without copies."""
     return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
 
 
 def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
-    """Find the checkpoint to go on from; of `latest`, the run's whose folder is named, else the newest run's."""
+    """Return the checkpoint to resume from; for `latest`, that of the named run folder, else of the newest run."""
     if options.resume != "latest":
         return Path(options.resume) if options.resume else None
     folder = checkpoints(job)
@@ -110,13 +109,13 @@ def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
 
 
 def checkpoints(job: Job) -> Path:
-    """Give the folder that holds a job's checkpoints."""
+    """Return the folder of a job's checkpoints."""
     return (
         job.resolve(job.checkpoint.directory) if job.checkpoint.directory else Path("checkpoints") / job.name
     )
 
 
 def advice(job: Job, folder: RunFolder) -> str:
-    """Say how to go on with a run that failed, where there is a checkpoint of its own to go on from."""
+    """Return how to resume a failed run, if it has a checkpoint of its own."""
     found = provenance.latest(folder, checkpoints(job))
-    return "" if found is None else f"; go on from {found} with: --run-dir {folder.path} --resume latest"
+    return "" if found is None else f"; resume from {found} with: --run-dir {folder.path} --resume latest"

@@ -1,4 +1,4 @@
-"""A whole cluster on the in-memory twin: the real scheduler, servers and workers, in one process and fake time."""
+"""Simulation of a whole cluster: the real scheduler, servers and workers in one process, in simulated time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mpips.worker.worker import Context, Workshop
 T = TypeVar("T")
 Filters = Callable[[], tuple[Chain, Chain]]
 RESEND = 0.05
-"""Seconds (fake) after which an unanswered request is sent again where messages are lost."""
+"""Simulated seconds after which an unanswered request is sent again where messages are lost."""
 
 
 class _NoJob:
@@ -39,45 +39,45 @@ class _NoJob:
 
 
 class Watched(Journal):
-    """A journal that tells what its successor must know."""
+    """A journal that exposes its state to tests."""
 
     returned = 0
-    """How many decisions the program was told."""
+    """Number of decisions returned to the program."""
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Give the next decision; see `Journal`."""
+        """Return the next decision; see `Journal`."""
         value = super().decide(make)
         self.returned += 1
         return value
 
     @property
     def stable(self) -> int:
-        """The time below which callees have forgotten their replies."""
+        """The time below which callees have dropped their replies."""
         return self._stable
 
 
 @dataclass
 class Stage:
-    """What a simulation shows to whoever watches or disturbs it while it runs; by rank where not said otherwise."""
+    """The state of a simulation, for tests that observe or disturb it; by rank unless stated otherwise."""
 
     network: Network | None = None
     nodes: dict[int, Node] = field(default_factory=dict)
     journals: dict[int, Watched] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
     cluster: Cluster | None = None
-    """That of the present leader, once it has begun with the program."""
+    """The cluster of the present leader, once its program has started."""
     view: View | None = None
-    """The last leader's, in the end."""
+    """The last leader's view at the end."""
     left: set[int] = field(default_factory=set)
-    """Ranks whose program has ended by itself."""
+    """Ranks that have ended by themselves."""
     failed: bool = False
-    """Whether the program has failed: then it may be that not all can leave."""
+    """Whether the program has failed: then some ranks may not end."""
     stranded: list[int] = field(default_factory=list)
-    """Ranks that were given up by the others, and did not come to know of it."""
+    """Ranks that the others have excluded, and that did not learn of it."""
 
 
 class Simulation:
-    """One run of a cluster; `simulate` says what the arguments are."""
+    """One run of a cluster; see `simulate` for the arguments."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Simulation:
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
     ) -> Any:
-        """Run the program on a network until all have left; give the result of whoever leads in the end, or None."""
+        """Run the program on a network until all ranks have ended; return the result of the last leader, or None."""
         self.stage.network = network
         results: list[Any] = []
         live = partial(self._live, network=network, schedule=schedule, place=place, results=results)
@@ -128,7 +128,7 @@ class Simulation:
         place: Path,
         results: list[Any],
     ) -> None:
-        """Take whatever role the view gives this rank, as `mpips.rank.main` does."""
+        """Run the role that the view gives this rank, as `mpips.rank.main` does."""
         pushes, pulls = self._filters()
         me = Node(
             van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls
@@ -191,7 +191,7 @@ class Simulation:
             assert left or self._is_disturbed(me)
 
     def _is_disturbed(self, me: Node) -> bool:
-        """Tell whether it may be that not all leave together: a rank is struck at the very end, or the run fails."""
+        """Return whether some ranks may not end with the others: a fault at the very end, or a failed run."""
         network = self.stage.network
         assert network is not None
         return self.stage.failed or any(network.silence(me.rank, rank) > 0 for rank in me.view.alive)
@@ -235,14 +235,14 @@ def simulate(
     record: Path | None = None,
     replay: Path | None = None,
 ) -> Any:
-    """Run `schedule(cluster)` with workers made by `worker(context)`; give its result once all have left.
+    """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
-    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate`
-    is a `rough` one that loses messages. Fake time ends at `horizon`, and passes in steps of
-    `tick` where nothing else happens. `strikes` befall the ranks; the result is that of
-    whoever leads in the end. `stage` shows what goes on meanwhile, and the end. `filters` makes a rank's chains: of
-    what goes to the servers, and of what comes back. `hosts` names each rank's host; all are on one unless given.
-    What takes effect in which order is written to the folder `record`, or read from `replay` (`mpips.replay.history`).
+    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate` is a
+    `rough` one that loses messages. Simulated time ends at `horizon`, and advances in steps of `tick` where nothing
+    else happens. `strikes` are faults of ranks; the result is that of the last leader. `stage` exposes the state during
+    the run, and at its end. `filters` makes a rank's chains: of messages to the servers, and of the answers. `hosts`
+    are the ranks' host names; by default all are on one host. The order of effects is written to the folder `record`,
+    or read from `replay` (`mpips.replay.history`).
     """
     if resend is None and getattr(fate, "loses", False):
         resend = RESEND

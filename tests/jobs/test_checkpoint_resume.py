@@ -334,7 +334,7 @@ def test_a_signal_stops_the_run_and_resume_ends_with_the_same_bits(
     (path,) = complete(tmp_path / "checkpoints" / "made")
     assert step_of(path) == stopped["metrics"]["passes"]
     assert stopped["checkpoint"] == str(path)
-    assert f"go on from {path} with: --run-dir {run} --resume latest" in done.stderr
+    assert f"resume from {path} with: --run-dir {run} --resume latest" in done.stderr
 
     shown = run_mpips("inspect", path)
     assert shown.code == 0 and shown.stdout.startswith(f"{path}: complete")

@@ -84,7 +84,7 @@ def test_what_a_program_does_that_cannot_be_names_rank_and_log(leader: Leader) -
     assert result["error"] == f"{where}: keys must be sorted; its log: {leader.folder.log(2)}"
     assert result["exit_code"] == 2 and leader.error == "its trace"
     leader.prepared.resume = Path("checkpoints/step-000003")
-    assert leader._failure(wrong)["error"].endswith("; the run goes on from checkpoints/step-000003")
+    assert leader._failure(wrong)["error"].endswith("; the run resumes from checkpoints/step-000003")
     leader.error = ""
     bad_data = leader._failure(RemoteError(2, "worker 0", "n1", "a.svm:1: no number", "its trace", True))
     assert bad_data["error"] == "a.svm:1: no number" and not leader.error
