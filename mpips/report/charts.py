@@ -1,7 +1,7 @@
-"""Charts as SVG text, drawn by the page's own colours: no library, no script, the same on screen and on paper.
+"""Charts as SVG text in the page's colours: without library or script, the same on screen and on paper.
 
 A chart is a pure function from numbers to text. Colours are classes (`c0` to `c5` for series, `axis`, `grid`, ...) that
-the page's style sheet defines, so that one chart serves light, dark and print. Hovering over a point tells its values.
+the page's style sheet defines, so that one chart serves light, dark and print. Tooltips show the values of points.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from mpips.report.html import MOST_ROWS, Html, element, joined, more
 from mpips.rundir.progress import real, si
 
 COLOURS = 6
-"""Series are told apart by so many colours, and by their dashes from then on."""
+"""Number of colours of series; further series are dashed."""
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 16, 40
 MOST_POINTS = 400
-"""Points of a line that are drawn; of longer ones every so many-th."""
+"""Largest number of points of a line; longer lines are thinned."""
 LONGEST = 200
-"""Characters of a text that are shown."""
+"""Largest number of characters of a text."""
 
 Show = Callable[[float], str]
 
@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of a bar; `kind` is a class of the style sheet."""
+    """A segment of a bar; `kind` is a class of the style sheet."""
 
     value: float
     kind: str
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A bar of pieces, one after the other, with its name at the left and a note at the right."""
+    """A bar of consecutive segments, with its name at the left and a note at the right."""
 
     name: str
     parts: Sequence[Part]
@@ -66,7 +66,7 @@ class Lane(NamedTuple):
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Give round numbers from `low` to `high`, about so many."""
+    """Return round numbers from `low` to `high`, about `about` of them."""
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / about))
@@ -77,14 +77,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Give the powers of ten from `low` to `high`, both above 0, not more than about six."""
+    """Return the powers of ten from `low` to `high`, both above 0, at most about six."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     step = max(1, -(-(last - first) // 6))
     return [10.0**each for each in range(first, last + 1, step)]
 
 
 class _Scale(NamedTuple):
-    """From values to pixels; a logarithmic one for values above 0."""
+    """A map from values to pixels; a logarithmic one for values above 0."""
 
     low: float
     high: float
@@ -101,14 +101,14 @@ class _Scale(NamedTuple):
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Leave out points of a long line, never the first nor the last."""
+    """Thin the points of a long line; the first and the last are kept."""
     step = max(1, -(-len(points) // MOST_POINTS))
     kept = list(points[::step])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
 def is_drawable(value: float) -> bool:
-    """Tell whether a number can be drawn: it is finite, and far enough from the ends of what floats can hold."""
+    """Return whether a number can be drawn: it is finite, and far from the limits of floating point."""
     size = abs(real(value))
     return size == 0 or 1e-300 < size < 1e300
 
@@ -153,18 +153,17 @@ def lines(
     show_y: Show = si,
     marks: Sequence[Mark] = (),
 ) -> Html:
-    """Draw lines over one pair of axes.
+    """Draw lines in one coordinate system.
 
     Args:
-        series: what is drawn; points that are not `is_drawable` are left out, with `log` also those whose y is not
-            above 0.
-        label: what the chart shows, for who cannot see it.
-        x: the name of that axis.
-        y: of the other one.
+        series: the lines; points that are not `is_drawable` are left out, with `log` also those whose y is not above 0.
+        label: a description of the chart for screen readers.
+        x: the name of the x axis.
+        y: the name of the y axis.
         log: whether y is logarithmic.
-        show_x: writes a number on the x axis.
-        show_y: writes one on the other.
-        marks: moments on the x axis, as upright lines.
+        show_x: formats a number on the x axis.
+        show_y: formats a number on the y axis.
+        marks: moments on the x axis, as vertical lines.
     """
     drawn = [
         each._replace(
@@ -221,7 +220,7 @@ def lines(
 
 
 def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None = None) -> Html:
-    """Draw bars lying below each other, from 0 to `most` (the longest unless given); of parts those above 0."""
+    """Draw horizontal bars, from 0 to `most` (default: the longest); segments of 0 or less are left out."""
     if not rows:
         return _none()
     shown = [
@@ -249,7 +248,7 @@ def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None
 
 
 def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Html:
-    """Draw what happened when: a row for each lane, from 0 to `end` (seconds); what is outside is left out."""
+    """Draw a timeline: a row for each lane, from 0 to `end` (seconds); what is outside is left out."""
     row, names, width = 22, 130, 2 * WIDTH
     end = end if end > 0 and is_drawable(end) else 1e-9
     scale = _Scale(0.0, end, names, width - 20)
@@ -279,7 +278,7 @@ def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Ht
 
 
 def standalone(svg: Html, legend: Sequence[tuple[str, str]], style: str) -> Html:
-    """Give a chart as a picture of its own, with what its colours mean (class, text) below it, and the style sheet."""
+    """Return a chart as a standalone SVG picture, with its legend (class, text) below it, and the style sheet."""
     width, height = (float(size) for size in svg.partition('viewBox="0 0 ')[2].partition('"')[0].split())
     body, at = [], 12.0
     for kind, text in legend:

@@ -1,11 +1,11 @@
-"""What differs between two runs, or checkpoints: where they come from, what they measured, their parameters.
+"""The differences between two runs, or checkpoints: provenance, metrics, parameters.
 
-    Side           one of the two, as far as its folder says
-    provenance     group by group: keys whose values differ
+    Side           one of the two, from its folder
+    provenance     by group: keys whose values differ
     metrics        final figures; per pass, the first one at which each figure differs
-    parameters     the same bits? where not: in which keys, and by how much (`mpips.report.table_diff`)
+    parameters     whether the bits are equal; if not, the differing keys and amounts (`mpips.report.table_diff`)
 
-What differs by nature between any two runs (times of day, process and job numbers, the run's own folder) is left out.
+What always differs between two runs (times of day, process and job numbers, the run's own folder) is left out.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from mpips.report.table_diff import MODELS, Difference, of_checkpoint, of_model,
 from mpips.rundir.folder import RunFolder
 
 GROUPS = ("job", "command", "source", "versions", "inputs", "machine", "layout", "environment", "batch")
-"""What provenance is grouped into, in the order in which it is shown."""
+"""The groups of provenance, in the order in which they are shown."""
 
 FLEETING = re.compile(
     r"PMIX?_(NAMESPACE|SERVER_|SYSTEM_TMPDIR|HOSTNAME|RANK|ID|FD|PORT|SIZE|UNIVERSE)|PRTE_|HYDRA_|MPIPS_|OMPI_(FILE_|ARGV|COMMAND)"
     r"|OMPI_MCA_(PREFIXES|initial_wdir|num_procs|orte_|ess_)|OMPI_(COMM_)?(WORLD|UNIVERSE)_|SLURM_(JOB_?ID|JOB_(START|END)_TIME)"
     r"|SLURM_(STEP|SRUN|TASK_PID|LAUNCH|TOPOLOGY|GTIDS|NODEID|PROCID|LOCALID|ARRAY_JOB_ID|CPU_BIND)"
 )
-"""Environment variables that differ between any two runs, or say what something else says."""
+"""Environment variables that differ between any two runs, or repeat other facts."""
 
 TIMES = re.compile(r"seconds|.*_seconds|waiting|sent|unfiltered|wall|time|.*per_second|.*/s|traffic|busy")
-"""Figures that are never the same twice."""
+"""Figures that differ between any two runs."""
 
 
 COMPARED = {
     "ranks?": Each({"rank": int, "role": str, "host": str}),
     "inputs?": Each({"role": str, "path": str}),
 }
-"""What is compared of a provenance is at least this."""
+"""The fields that a provenance must have to be compared."""
 
 
 class Pair(NamedTuple):
-    """A value that both sides have, or one (None: it has none)."""
+    """A value of both sides, or of one (None: it has none)."""
 
     key: str
     a: Any
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure of both sides; `relative` is the difference as a share of the larger one."""
+    """A figure of both sides; `relative` is the difference relative to the larger one."""
 
     name: str
     a: float | None
@@ -75,7 +75,7 @@ class Figure(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A figure that was written down per pass: where it first differs (None: nowhere that both have come to)."""
+    """A figure per pass: where it first differs (None: in no pass that both have)."""
 
     event: str
     name: str
@@ -86,7 +86,7 @@ class Curve(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of the two that are compared."""
+    """One of the two sides of a comparison."""
 
     path: Path
     kind: str
@@ -99,16 +99,16 @@ class Side(NamedTuple):
     step: int | None = None
     """The step of a checkpoint."""
     warning: str = ""
-    """What could not be read of a run, in a line."""
+    """Data of a run that could not be read, in a line."""
 
     @property
     def status(self) -> str:
-        """Say what became of it, in a word."""
+        """Return its status, in a word."""
         return "checkpoint" if self.kind == "checkpoint" else str(self.result.get("status", "unfinished"))
 
 
 class Parameters(NamedTuple):
-    """What is known of the parameters: `same` is None where nothing is."""
+    """The comparison of parameters: `same` is None where nothing is known."""
 
     same: bool | None
     compared: str
@@ -141,7 +141,7 @@ def side(path: Path) -> Side:
 
 
 def _check(path: Path, facts: Mapping[str, Any]) -> None:
-    """Make sure that a provenance says what is compared of it. InputError if it does not."""
+    """Raise InputError unless a provenance has the compared fields."""
     problem = misfit(facts, COMPARED)
     if problem:
         raise InputError(f"{path}: cannot be compared: {problem}")
@@ -151,7 +151,7 @@ def _check(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def provenance(a: Side, b: Side) -> dict[str, list[Pair]]:
-    """Give what differs, by group; a group in which nothing does is an empty list.
+    """Return the differences by group; a group without any is an empty list.
 
     Where one side has no provenance, only the job is compared.
     """
@@ -170,7 +170,7 @@ def provenance(a: Side, b: Side) -> dict[str, list[Pair]]:
 
 
 def grouped(side: Side) -> dict[str, dict[str, Any]]:
-    """Lay a side's provenance out: group, key, value."""
+    """Return a side's provenance: group, key, value."""
     facts = side.facts
     job = {name: dict(table) for name, table in side.job.items()}
     job.get("job", {}).pop("base", None)
@@ -234,13 +234,14 @@ def _source(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[Pair]:
-    """Compare input files, in their order; the same contents under another name are the same."""
+    """Compare input files, in their order; equal contents under another name are equal."""
     left, right = _numbered(a), _numbered(b)
     found = []
     for key in [*left, *(key for key in right if key not in left)]:
         mine, its = left.get(key, {}), right.get(key, {})
         kind = next((kind for kind in ("sha256", "sample_sha256") if kind in mine and kind in its), "")
-        if not kind and mine and its:  # nothing that says more
+        # Without a common hash.
+        if not kind and mine and its:
             kind = "modified" if mine.get("bytes") == its.get("bytes") else "bytes"
         if mine.get(kind) != its.get(kind) or not (mine and its):
             found.append(Pair(key, _said(mine, kind), _said(its, kind)))
@@ -265,12 +266,12 @@ def _said(file: Mapping[str, Any], kind: str) -> str | None:
 
 
 def metrics(a: Side, b: Side) -> list[Figure]:
-    """Give every final figure of both sides."""
+    """Return every final figure of both sides."""
     return _figures(a.result.get("metrics") or {}, b.result.get("metrics") or {})
 
 
 def costs(a: Side, b: Side) -> list[Figure]:
-    """Give what the runs took: seconds, shares of waiting, bytes sent; never the same twice."""
+    """Return the costs of the runs: seconds, fraction of waiting, bytes sent; they differ between any two runs."""
     names = ("worker_sent", "server_sent")
     sides = [
         {
@@ -292,7 +293,7 @@ def _figures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Figure]:
 
 
 def curves(a: Side, b: Side) -> list[Curve]:
-    """Compare what was written down per pass: events that have a number under their own name (``pass``, ``sweep``)."""
+    """Compare the figures per pass: events that have a number under their own name (``pass``, ``sweep``)."""
     left, right = _rows(a.events), _rows(b.events)
     found = []
     for event in [name for name in left if name in right]:
@@ -328,7 +329,7 @@ def _rows(events: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def parameters(a: Side, b: Side) -> Parameters:
-    """Compare parameters: by hash where both sides have one, and number by number where they are on the disk."""
+    """Compare parameters: by hash where both sides have one, and number by number where they are on disk."""
     hashes = (str(a.result.get("parameters_sha256") or ""), str(b.result.get("parameters_sha256") or ""))
     known = bool(hashes[0] and hashes[1])
     compared, tables = _on_disk(a, b, known and hashes[0] == hashes[1])
@@ -342,7 +343,7 @@ def parameters(a: Side, b: Side) -> Parameters:
 
 
 def _on_disk(a: Side, b: Side, same: bool) -> tuple[str, list[Difference]]:
-    """Compare what both have on the disk; say what that is, "" if there is nothing that both have."""
+    """Compare the parameters that both have on disk; return what was compared, "" if nothing."""
     if a.kind == b.kind == "run":
         names = [
             path.name for path in sorted(a.path.iterdir()) if path.suffix in MODELS and path.name[0] != "."
@@ -369,7 +370,7 @@ def _on_disk(a: Side, b: Side, same: bool) -> tuple[str, list[Difference]]:
 
 
 def _checkpoints(side: Side) -> dict[int, Path]:
-    """Give the checkpoints of a side that are there, by step, in ascending order."""
+    """Return the existing checkpoints of a side, by step, in ascending order."""
     if side.kind == "checkpoint":
         return {int(read_manifest(side.path)["about"].get("step", 0)): side.path}
     listed = [each for each in side.events if each.get("event") == "checkpoint" and "folder" in each]
@@ -378,15 +379,16 @@ def _checkpoints(side: Side) -> dict[int, Path]:
         path = Path(str(each["folder"]))
         with suppress(CheckpointError):
             theirs = (read_manifest(path).get("provenance") or {}).get("id")
-            if theirs == side.facts.get("id"):  # not another run's, in the same place
+            # Not another run's in the same folder.
+            if theirs == side.facts.get("id"):
                 found[int(each["step"])] = path
     return dict(sorted(found.items()))
 
 
 def _advice(a: Side, b: Side) -> str:
     if a.kind != b.kind:
-        return "a run and a checkpoint are compared by the run's own checkpoint of the same step, and there is none"
+        return "a run and a checkpoint are compared by the run's own checkpoint of the same step, but it has none"
     return (
-        "the runs hold no parameters on disk that could be compared: no model file of the same name, no checkpoints of "
+        "the runs have no comparable parameters on disk: no model file of the same name, no checkpoints of "
         "the same step; to have some: --set checkpoint.every=N"
     )

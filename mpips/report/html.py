@@ -1,7 +1,7 @@
-"""Pieces of a page: elements, tables, legends, cards and sections; values as people read them.
+"""Elements of an HTML page: tables, legends, cards and sections; formatting of values.
 
-`Html` is text that is HTML already, and only what stands here makes it. All other text that is put into a page is
-escaped on the way, so that no name, value or message of a run can be markup.
+`Html` is text that is HTML already, and only this module makes it. All other text is escaped, so that no name, value or
+message of a run can be markup.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mpips.process.printable import printable
 from mpips.rundir.progress import si
 
 ALL = "all"
-"""What a table says where everything was saved."""
+"""The entry of a table where everything was saved."""
 MOST_ROWS = 2000
-"""Rows of a table or a chart that are shown."""
+"""Largest number of rows of a table or a chart."""
 _EMPTY = frozenset({"meta", "line", "rect", "circle", "polyline"})
-"""Elements without an end."""
+"""Elements without an end tag."""
 
 
 class Html(str):
@@ -28,22 +28,22 @@ class Html(str):
 
 
 def html(value: object) -> Html:
-    """Give a value as HTML: text is escaped, and its control characters are shown as escapes."""
+    """Return a value as HTML: text is escaped, and its control characters are shown as escapes."""
     return value if isinstance(value, Html) else Html(escape(printable(value)))
 
 
 def joined(parts: Iterable[object], between: str = "") -> Html:
-    """Put values one after the other."""
+    """Concatenate values."""
     return Html(between.join(map(html, parts)))
 
 
 def element(name: str, /, *inside: object, **attributes: object) -> Html:
-    """Write an element.
+    """Return an element.
 
     Args:
-        name: the element's; of the page's own, as are the attributes' names.
-        inside: what it holds, one after the other.
-        attributes: what they are; None leaves one out. `class_` is class, `text_anchor` is text-anchor.
+        name: the element's name; from the page's own code, as are the attributes' names.
+        inside: its contents, in order.
+        attributes: attribute values; None leaves one out. `class_` is class, `text_anchor` is text-anchor.
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(printable(value))}"'
@@ -56,7 +56,7 @@ def element(name: str, /, *inside: object, **attributes: object) -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[bool] = ()) -> Html:
-    """Write a table; columns but the first with digits first are set to the right."""
+    """Return a table; columns other than the first whose entries start with digits are right-aligned."""
     whole = [list(row) for row in rows]
     listed = whole[:MOST_ROWS]
     right = [
@@ -75,23 +75,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[
 
 
 def more(count: int) -> Html:
-    """Say how many are not shown; nothing if all are."""
+    """Return the number of rows not shown; empty if all are."""
     return element("p", f"and {count:,} more", class_="soft") if count > 0 else Html()
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """Say what colours mean: (class, text)."""
+    """Return a legend of colours: (class, text)."""
     items = [element("span", element("i", class_=kind), text) for kind, text in entries]
     return element("div", *items, class_="legend")
 
 
 def card(title: str, *body: object) -> Html:
-    """Frame something under a heading."""
+    """Return a frame with a heading."""
     return element("div", element("h3", title), *body, class_="card")
 
 
 def section(title: str, intro: str, *bodies: Html) -> Html:
-    """Write a section; nothing if it has no contents."""
+    """Return a section; empty if it has no contents."""
     kept = [body for body in bodies if body]
     if not kept:
         return Html()
@@ -99,13 +99,13 @@ def section(title: str, intro: str, *bodies: Html) -> Html:
 
 
 def pair(*cards: Html) -> Html:
-    """Set cards side by side, where there is room."""
+    """Return cards side by side, where there is room."""
     kept = [each for each in cards if each]
     return element("div", *kept, class_="pair") if kept else Html()
 
 
 def figure(value: Any) -> str:
-    """Write a value as people read it."""
+    """Return a value in readable form."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1e5:

@@ -1,10 +1,10 @@
-"""The report: what became of a run, or of several side by side, as one HTML page that needs nothing else.
+"""The report: the outcome of one run, or of several side by side, as one self-contained HTML page.
 
-    what it came to; how it converged; where the time went (the paper's Fig. 10); what was sent, and what filters saved
-    (Fig. 11); what delay did (Fig. 13); who was lost, and what it cost; who did what where; what exactly ran
+    results; convergence; time breakdown (the paper's Fig. 10); traffic, and the savings of filters (Fig. 11); the
+    effect of delay (Fig. 13); lost ranks and their cost; the layout; provenance
 
-It is made from a run's folder alone (`mpips.report.run_data`), whatever the program: curves are of the first of
-`CURVES` that the run's `metrics.jsonl` has. A run that is under way, or that failed, is reported as far as it is known.
+It is made from a run's folder alone (`mpips.report.run_data`), for any program: the curve is the first of `CURVES` that
+the run's `metrics.jsonl` has. The report of a run that is in progress or has failed has what is known.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROLES = tuple(role.value for role in Role)
 
 
 def heading(runs: Sequence[Run]) -> Html:
-    """Say which runs these are, and what they came to at a glance."""
+    """The names of the runs and their main results."""
     if len(runs) > 1:
         return joined([element("h1", f"{len(runs)} runs side by side"), summary(runs)])
     (run,) = runs
@@ -52,7 +52,7 @@ def heading(runs: Sequence[Run]) -> Html:
 
 
 def tiles(run: Run) -> Html:
-    """Show the figures that one asks for first."""
+    """The most important figures."""
     traffic = run.result.get("traffic", {})
     shown = [("training", seconds(run.seconds["train"]))] if "train" in run.seconds else []
     shown += [("in all", seconds(run.seconds["total"]))] if "total" in run.seconds else []
@@ -73,7 +73,7 @@ def tiles(run: Run) -> Html:
 
 
 def summary(runs: Sequence[Run]) -> Html:
-    """Compare what several runs came to."""
+    """Compare the results of several runs."""
     keys = dict.fromkeys(
         key
         for run in runs
@@ -105,7 +105,7 @@ def summary(runs: Sequence[Run]) -> Html:
 
 
 def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
-    """Give what is taken for the optimum of a curve, and how to call the excess."""
+    """Return the value used as the optimum of a curve, and the title of the excess over it."""
     told = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
     if told and all(isinstance(each, int | float) and each and is_drawable(each) for each in told):
         return min(told), "F / F* − 1"
@@ -116,7 +116,7 @@ def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
 
 
 def convergence(runs: Sequence[Run]) -> Html:
-    """Draw how far each run was, against time and against passes."""
+    """Draw the objective of each run against time and against passes."""
     shown = [run for run in runs if run.curve is not None]
     curve = shown[0].curve if shown else None
     if curve is None:
@@ -145,13 +145,11 @@ def convergence(runs: Sequence[Run]) -> Html:
     steps = lines(by_step, label=f"{label} passes", x="passes", y=title, log=log, show_y=show_y)
     if best is not None:
         star = (
-            "the optimum that the job names"
-            if title.startswith("F / F*")
-            else "the least that any run here has seen"
+            "the optimum in the job file" if title.startswith("F / F*") else "the least value of these runs"
         )
-        intro = f"{curve.title} F beside {star}, {best:.10g}."
+        intro = f"{curve.title} F relative to {star}, {best:.10g}."
     else:
-        intro = f"{curve.title} as the run went on."
+        intro = f"{curve.title} during the run."
     intro += " Dashed lines: a rank was lost." if marks else ""
     names = (
         legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs))
@@ -164,7 +162,7 @@ def convergence(runs: Sequence[Run]) -> Html:
 
 
 def time_spent(runs: Sequence[Run]) -> Html:
-    """Show what each rank's time went into (the paper's Fig. 10); of a traced run in detail, and what it waited for."""
+    """The time breakdown of each rank (the paper's Fig. 10); for a traced run in detail, with its waits."""
     cards, several = [], len(runs) > 1
     traced = [time_breakdown.drawn(run.trace, run.name if several else "") for run in runs]
     for run in runs:
@@ -195,7 +193,7 @@ def time_spent(runs: Sequence[Run]) -> Html:
 
 
 def traffic(runs: Sequence[Run]) -> Html:
-    """Show what was sent, and what each filter saved (the paper's Fig. 11)."""
+    """Bytes sent, and bytes saved by each filter (the paper's Fig. 11)."""
     cards = []
     for run in runs:
         told = run.result.get("traffic")
@@ -227,7 +225,7 @@ def traffic(runs: Sequence[Run]) -> Html:
 
 
 def delay(runs: Sequence[Run]) -> Html:
-    """Show what delay does: waiting as the run goes on, and over runs of other tau (the paper's Fig. 13)."""
+    """The effect of delay: waiting during the run, and over runs with different tau (the paper's Fig. 13)."""
     series = [
         Series(run.name, [(t, 100 * v) for t, _, v in run.values("waiting")], number)
         for number, run in enumerate(runs)
@@ -263,7 +261,7 @@ def _tau(run: Run) -> str:
 
 
 def _delays(run: Run) -> float:
-    """Give how long a run's delay was, to sort by."""
+    """Return a run's delay, as a sort key."""
     try:
         return float(_tau(run).replace("infinite", "inf"))
     except ValueError:
@@ -271,7 +269,7 @@ def _delays(run: Run) -> float:
 
 
 def losses(runs: Sequence[Run]) -> Html:
-    """Show who was lost when, on a row for each rank, and what it cost."""
+    """Lost ranks on a timeline, and the cost of recoveries."""
     cards = [card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
     intro = (
         "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
@@ -301,12 +299,12 @@ def _timeline(run: Run) -> Html:
 
 
 def _kind(role: str) -> str:
-    """Give the style sheet's class of a role."""
+    """Return the CSS class of a role."""
     return role if role in ROLES else "other"
 
 
 def _places(run: Run) -> dict[int, tuple[float, str]]:
-    """Tell which spare took a lost one's place, when, and as what: those that are of its role in the end, in order."""
+    """Return for each spare that replaced a lost rank (time, role): the spares with that role at the end, in order."""
     roles = {each["rank"]: each["role"] for each in run.result.get("ranks", [])}
     spares = [each["rank"] for each in run.about.get("ranks", []) if each["role"] == "spare"]
     taken: dict[int, tuple[float, str]] = {}
@@ -327,7 +325,7 @@ def _lost(run: Run) -> Html:
 
 
 def layout(runs: Sequence[Run]) -> Html:
-    """Show which rank did what where."""
+    """The roles of the ranks, by host."""
     cards = []
     for run in runs:
         hosts: dict[str, list[Html]] = {}
@@ -344,13 +342,13 @@ FACTS = ("started", "host", "platform", "cores", "python", "mpi", "working_direc
 
 
 def provenance(runs: Sequence[Run]) -> Html:
-    """Say what exactly ran; of several runs, what differs stands out."""
+    """Provenance of the runs; differences are highlighted."""
     rows, differs = [], []
 
     def row(name: str, cells: Sequence[object]) -> None:
-        told = ["" if cell is None else str(cell) for cell in cells]
-        rows.append([name, *(element("code", cell) for cell in told)])
-        differs.append(len(set(told)) > 1)
+        texts = ["" if cell is None else str(cell) for cell in cells]
+        rows.append([name, *(element("code", cell) for cell in texts)])
+        differs.append(len(set(texts)) > 1)
 
     row("parameters_sha256", [run.result.get("parameters_sha256") for run in runs])
     for fact in FACTS:
@@ -391,7 +389,7 @@ SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
 
 
 def page(runs: Sequence[Run]) -> Html:
-    """Write the report of one run, or of several side by side; it allows itself no script, and loads nothing."""
+    """Return the report of one run, or of several side by side; its policy allows no script and no external content."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs of {runs[0].job['job']['program']}"
     style = "\n" + "".join(
         files("mpips.report").joinpath(name).read_text(encoding="utf-8") for name in STYLES

@@ -1,15 +1,15 @@
-"""A run as an RO-Crate: a folder or archive that says, as catalogues read it, what ran, on what, with which result.
+"""A run as an RO-Crate: a folder or archive with machine-readable metadata on the run, its inputs and its results.
 
 It follows RO-Crate 1.1 and the Process Run Crate profile 0.5 (https://w3id.org/ro/wfrun/process/0.5): the run is a
 CreateAction, whose `instrument` is mpips at its commit, whose `object`s are the job file, the program and the inputs,
-and whose `result`s are what it has left behind. Inputs, checkpoints and large outputs are named, not copied: by their
-SHA-256 (RFC 6920, ``ni:///sha-256;...``) where it is known.
+and whose `result`s are its outputs. Inputs, checkpoints and large outputs are referenced, not copied: by their SHA-256
+(RFC 6920, ``ni:///sha-256;...``) where it is known.
 
-Nothing outside of the run's folder is packed, whatever its files name: neither other paths nor what a link leads to.
-A program of one's own goes along if whoever makes the crate names it, and it is the one that ran.
+Nothing outside of the run's folder is packed, whatever its files name: neither other paths nor the targets of links. A
+user's own program is packed if the caller names it, and it is the one that ran.
 
-A crate is made to be given away. Who ran it is said only by option, and user names and home folders are taken out of
-the run's own files as well as possible, unless they are to be kept.
+A crate is made for publication. The person who ran it is named only by option, and user names and home folders are
+removed from the run's own files as far as possible, unless they are to be kept.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from mpips.rundir.folder import RunFolder, write_json
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 TERMS = "https://w3id.org/ro/terms/workflow-run/context"
 LIMIT = 100e6
-"""Bytes of an output above which it is named and not copied."""
+"""Size in bytes above which an output is referenced and not copied."""
 COPIED = ("job.toml", "run.json", "result.json", "metrics.jsonl")
-"""A run's own files, texts all of them."""
+"""A run's own files, all of them text."""
 TYPES = {
     ".toml": "application/toml", ".json": "application/json", ".jsonl": "application/jsonl", ".txt": "text/plain",
     ".tsv": "text/tab-separated-values", ".h5": "application/x-hdf5", ".npz": "application/zip", ".png": "image/png",
@@ -51,11 +51,11 @@ TYPES = {
 METADATA = "ro-crate-metadata.json"
 UNLICENSED = "None is stated: ask whoever made this crate what it may be used for."
 PERSONAL = re.compile(r"(^|_)(USER|UID|GID|ACCOUNT|GROUP)(_|$)")
-"""Environment variables that say who somebody is."""
+"""Environment variables that identify a person."""
 
 
 class Agent(NamedTuple):
-    """Who ran it, as far as they want to be named."""
+    """The person who ran it, as they want to be named."""
 
     name: str
     orcid: str = ""
@@ -73,20 +73,20 @@ def export(
     personal: bool = False,
     program: Path | None = None,
 ) -> int:
-    """Write a run's crate: an archive if `target` ends in .zip, else a folder. Returns how many files are in it.
+    """Write a run's crate: an archive if `target` ends in .zip, else a folder. Return its number of files.
 
     Args:
         run: the run's folder; the run must have ended.
-        target: what to make; it must not be there.
-        agent: who ran it.
-        license: what the crate may be used for, as a URL or SPDX name.
+        target: the path of the crate; it must not exist.
+        agent: the person who ran it.
+        license: the licence of the crate, as a URL or SPDX name.
         title: the crate's name.
-        limit: bytes above which an output is named and not copied.
-        personal: leave user names and home folders as they are.
-        program: the file of a program that does not come with mpips; without it only its hash is named.
+        limit: bytes above which an output is referenced and not copied.
+        personal: keep user names and home folders.
+        program: the file of a program that does not come with mpips; without it only its hash is given.
 
     Raises:
-        InputError: no run, no result yet, the target is there, the program is not the one that ran, or the library is
+        InputError: no run, no result yet, the target exists, the program is not the one that ran, or the library is
             missing.
     """
     folder = RunFolder(run)
@@ -131,11 +131,11 @@ def _is_local(name: str) -> bool:
     return ":" not in name and name not in ("./", METADATA)
 
 
-# --- what is given away -------------------------------------------------------------------------------
+# --- privacy ------------------------------------------------------------------------------------------
 
 
 def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: bool) -> None:
-    """Copy the run's own files, without what is personal."""
+    """Copy the run's own files, without personal data."""
     names = set() if personal else _names(folder, facts)
     for name in COPIED:
         source = folder.path / name
@@ -160,12 +160,13 @@ def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: 
 
 
 def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) -> Path | None:
-    """Copy a file to be packed, so that what is packed is what was looked at; None if that cannot or must not be."""
+    """Copy a file to be packed, so that the packed bytes are the checked ones; None if it must not be packed."""
     target = staged / source.name
     with suppress(OSError), open_regular(source, follow=follow) as file:
         about = os.fstat(file.fileno())
         if about.st_size <= limit and target.name != METADATA:
-            with target.open("xb") as copy:  # two of one name would be one in the crate
+            # Two files of one name would collide in the crate.
+            with target.open("xb") as copy:
                 shutil.copyfileobj(file, copy)
             os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
             return target
@@ -173,7 +174,7 @@ def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) ->
 
 
 def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
-    """Give the users who may be named in a run's files: who ran it, and who exports it."""
+    """Return the user names that a run's files may contain: of the run, and of the export."""
     home = user_folders.home()
     names = {str(facts.get("environment", {}).get("SLURM_JOB_USER", "")), "" if home is None else home.name}
     for uid in (os.getuid(), folder.run.stat().st_uid):
@@ -183,7 +184,7 @@ def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
 
 
 def impersonal(text: str, names: Iterable[str]) -> str:
-    """Take users' names out of the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/data/NAME`` ``/data/user``."""
+    """Remove user names from the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/data/NAME`` ``/data/user``."""
     for name in names:
         one = re.escape(name)
         text = re.sub(rf"/(?:home|users|Users|u)/{one}(?![\w.-])", "~", text)
@@ -195,7 +196,7 @@ def impersonal(text: str, names: Iterable[str]) -> str:
 
 
 def reference(file: Mapping[str, Any]) -> str:
-    """Return the URI of a file by its contents, or by what else is known of it."""
+    """Return the URI of a file by the hash of its contents, or of its other facts."""
     if sha := file.get("sha256"):
         digest = base64.urlsafe_b64encode(bytes.fromhex(sha)).decode().rstrip("=")
         return f"ni:///sha-256;{digest}"
@@ -204,7 +205,7 @@ def reference(file: Mapping[str, Any]) -> str:
 
 
 class _Maker:
-    """Puts a crate together."""
+    """Builds a crate."""
 
     def __init__(
         self,
@@ -294,7 +295,7 @@ class _Maker:
         )
 
     def _own(self, names: Iterable[str]) -> list[Any]:
-        """Add the run's own files that there are."""
+        """Add the run's existing own files."""
         about = {
             "job.toml": "the job, as resolved",
             "run.json": "provenance: sources, versions, ranks, inputs, outputs, exit",
@@ -321,7 +322,7 @@ class _Maker:
         return self.crate_.add_file(str(path), path.name, properties=properties)
 
     def _reference(self, file: Mapping[str, Any], description: str, kind: str = "File") -> Any:
-        """Add a file that is not in the crate, by what is known of it."""
+        """Add a file that is not in the crate, by its facts."""
         sample = file.get("sample_sha256")
         changed = "; it was changed while the run was under way" if file.get("changed") else ""
         properties: dict[str, Any] = {
@@ -369,7 +370,7 @@ class _Maker:
         ]
 
     def _program(self) -> list[Any]:
-        """Add a program that does not come with mpips: itself if it was named, else by its hash."""
+        """Add a program that does not come with mpips: the file if it was named, else its hash."""
         program = self.facts.get("program", {})
         if not str(program.get("name", "")).endswith(".py") or not program.get("sha256"):
             return []
@@ -386,7 +387,7 @@ class _Maker:
         return [self._copy(path, text, ["File", "SoftwareSourceCode"])]
 
     def _software(self) -> Any:
-        """Add mpips, and what it stands on."""
+        """Add mpips, and the packages that it uses."""
         facts = self.facts
         state = facts.get("source") or {}
         versions = {**facts.get("packages", {})}
@@ -416,7 +417,7 @@ class _Maker:
         return self._add(name, "SoftwareApplication", name=title, softwareVersion=version, **more)
 
     def _environment(self) -> dict[str, str]:
-        """Give the variables that bear on the numbers: threads, and what the modules are."""
+        """Return the variables that can affect numerical results: threads, and the modules."""
         kept = ("_NUM_THREADS", "NUMBA_", "PYTHONHASHSEED", "OMPI_MCA_", "UCX_", "FI_", "MPICH_")
         found = {
             key: value

@@ -1,7 +1,7 @@
-"""What became of a run, as its folder tells: its job, provenance, result and metrics.
+"""The data of a run's folder: its job, provenance, result and metrics.
 
-A run that is under way, or that failed, is told of as far as it is known. `mpips report` draws it, `mpips plan` learns
-from it.
+A run that is in progress or has failed has the data known so far. `mpips report` draws them, `mpips plan` fits its
+costs to them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mpips.rundir.folder import RunFolder
 
 
 class Curve(NamedTuple):
-    """What of a run's metrics shows how far it is."""
+    """A metric that shows the progress of a run."""
 
     key: str
     title: str
     optimum: str = ""
-    """A setting that tells the least value there is: then the excess over it is drawn."""
+    """The setting with the optimum: then the excess over it is drawn."""
 
 
 CURVES = (
@@ -56,15 +56,15 @@ DRAWN = {
         ),
     },
 }
-"""What a report needs of a run."""
+"""The fields that a report needs."""
 
 STEPS = ("pass", "sweep", "round", "step")
-"""What a step of an algorithm is called in its lines."""
+"""The keys of a step number in an algorithm's lines."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells."""
+    """The data of a run's folder."""
 
     folder: RunFolder
     result: Mapping[str, Any]
@@ -72,18 +72,18 @@ class Run:
     job: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
     warning: str = ""
-    """What could not be read of it, in a line."""
+    """Data that could not be read, in a line."""
     trace: Traced = UNTRACED
-    """Where its ranks' time went, if that was traced and `with_trace` has read it."""
+    """The time breakdown of its ranks, if it was traced and `with_trace` has read it."""
 
     @property
     def name(self) -> str:
-        """Return the folder's name, by which runs are told apart."""
+        """Return the folder's name, which identifies the run."""
         return self.folder.path.name
 
     @property
     def status(self) -> str:
-        """Return what the result says; a run without one is under way, or was killed."""
+        """Return the status in the result; a run without a result is in progress, or was killed."""
         return str(self.result.get("status", "no result"))
 
     @property
@@ -100,12 +100,12 @@ class Run:
 
     @property
     def curve(self) -> Curve | None:
-        """Return what its curve shows."""
+        """Return the metric of its curve."""
         return next((curve for curve in CURVES if self.values(curve.key)), None)
 
     @property
     def recoveries(self) -> list[Mapping[str, Any]]:
-        """Return whom it lost."""
+        """Return its lost ranks."""
         return list(self.result.get("recoveries", []))
 
     def values(self, key: str) -> list[tuple[float, float, float]]:
@@ -122,11 +122,11 @@ def read(path: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        InputError: it is none, or a file in it is damaged; one line, with the file's name.
+        InputError: it is not a run's folder, or a file in it is damaged; one line, with the file's name.
     """
     folder = RunFolder(path)
     if not folder.job.is_file():
-        raise InputError(f"{path}: is no run's folder: it has no {folder.job.name}")
+        raise InputError(f"{path}: not a run's folder: it has no {folder.job.name}")
     job, about, result, metrics = (
         folder.read_job(), folder.read_run() or {}, folder.read_result() or {}, folder.read_metrics(),
     )  # fmt: skip
@@ -134,15 +134,15 @@ def read(path: Path) -> Run:
 
 
 def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
-    """Make sure that a run says what is needed of it; give the run.
+    """Check that a run has the needed fields; return the run.
 
     Args:
-        run: what `read` gives.
+        run: the result of `read`.
         form: the forms of `job.toml`, `run.json` and `result.json` (`mpips.files.json_shape`).
-        purpose: what it is for.
+        purpose: their use, for the error message.
 
     Raises:
-        InputError: it does not.
+        InputError: a field is missing or has another type.
     """
     files = {"job.toml": run.job, "run.json": run.about, "result.json": run.result}
     for name, value in files.items():
@@ -153,5 +153,5 @@ def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
 
 
 def with_trace(run: Run) -> Run:
-    """Read a run's trace, too, as far as there is one and it can be read."""
+    """Add the trace of a run, if it exists and can be read."""
     return replace(run, trace=look(run.folder, [rank["rank"] for rank in run.about.get("ranks", [])]))

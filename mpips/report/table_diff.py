@@ -1,8 +1,8 @@
-"""Where two sets of parameters differ: in which keys, and by how much.
+"""The difference of two sets of parameters: in which keys, and by how much.
 
-Parameters are tables: rows under ascending keys, read piece by piece from the shards of a checkpoint or from a model's
-file, so that neither side need fit into memory. A key that one side does not have reads as 0, as everywhere in mpips;
-rows of zeros are the same whichever signs the zeros have. Otherwise bits are compared, so that two NaN can be the same.
+Parameters are tables: rows under ascending keys, read in chunks from the shards of a checkpoint or from a model's file,
+so that they need not fit into memory. A key that one side does not have reads as 0, as everywhere in mpips; rows of
+zeros are equal whatever their signs. Otherwise bits are compared, so that two NaN can be equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mpips.errors import InputError
 from mpips.files import hdf5, npz
 
 PIECE = 1 << 18
-"""Rows that are read at a time."""
+"""Rows that are read at once."""
 MODELS = (".npz", ".h5", ".hdf5")
 SHOWN = 8
 """Numbers of a row that are shown."""
@@ -42,11 +42,11 @@ class Table(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How one table differs from another: `maximum` and `mean` of |a - b| over the numbers whose bits differ."""
+    """The difference of two tables: `maximum` and `mean` of |a - b| over the numbers whose bits differ."""
 
     name: str
     keys: tuple[int, int]
-    """How many each side has."""
+    """Number of keys of each side."""
     differing: int
     """Keys whose rows differ."""
     first_key: int | None = None
@@ -55,7 +55,7 @@ class Difference(NamedTuple):
     maximum: float = 0.0
     mean: float = 0.0
     note: str = ""
-    """What the figures do not show."""
+    """Differences that the figures do not show."""
 
     @property
     def same(self) -> bool:
@@ -116,11 +116,11 @@ def _gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def aligned(a: Table, b: Table) -> Iterator[tuple[Keys, NDArray[Any], NDArray[Any]]]:
-    """Read two tables side by side: (keys, rows of a, rows of b) pieces, in key order, zeros where a key is missing."""
+    """Yield chunks of two tables, (keys, rows of a, rows of b), in key order, with zeros for missing keys."""
     at, to = 0, 0
     while at < a.rows or to < b.rows:
         left, right = a.keys(at, min(at + PIECE, a.rows)), b.keys(to, min(to + PIECE, b.rows))
-        # Both sides are read up to the same key: the lower of the last ones, of those sides that have more to come.
+        # Both sides are read up to the same key: the lower of the last keys of those sides that have more rows.
         ends = [int(keys[-1]) for keys, t, n in ((left, a, at), (right, b, to)) if n + len(keys) < t.rows]
         cut = min(ends, default=None)
         if cut is not None:
@@ -141,7 +141,7 @@ def _spread(keys: Keys, mine: Keys, rows: NDArray[Any]) -> NDArray[Any]:
     return whole
 
 
-# --- where tables come from ---------------------------------------------------------------------------
+# --- sources of tables --------------------------------------------------------------------------------
 
 
 def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
@@ -175,7 +175,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
 def _reader(
     pieces: list[tuple[Any, int, int]], width: int | None = None, dtype: Any = np.uint64
 ) -> Callable[[int, int], NDArray[Any]]:
-    """Return a reader of rows that lie in pieces: (data, first row, rows) each."""
+    """Return a reader of rows stored in chunks: (data, first row, rows) each."""
 
     def read(begin: int, end: int) -> NDArray[Any]:
         out: list[NDArray[Any]] = []
@@ -192,9 +192,9 @@ def _reader(
 
 
 def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
-    """Return the arrays of numbers in a model's file (.npz, .h5), by name.
+    """Return the numeric arrays in a model's file (.npz, .h5), by name.
 
-    Arrays `keys` and `values` of one length are one table, `values`; any other array has its positions for keys.
+    Arrays `keys` and `values` of one length are one table, `values`; any other array has its positions as keys.
     InputError if it cannot be read.
     """
     arrays: dict[str, Any] = {}
@@ -208,7 +208,7 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: is no model that can be read: {' '.join(why.split())}") from None
+        raise InputError(f"{path}: the model cannot be read: {' '.join(why.split())}") from None
     arrays = {name: data for name, data in arrays.items() if data.dtype.kind in "biuf"}
     keys = arrays.get("keys")
     keyed = (
@@ -236,7 +236,7 @@ def _positions(begin: int, end: int) -> Keys:
 
 
 def tables_differ(a: Path, b: Path, kind: Callable[[Path, ExitStack], dict[str, Table]]) -> list[Difference]:
-    """Compare what two files or folders hold, name by name; `kind` is `of_checkpoint` or `of_model`."""
+    """Compare the tables of two files or folders by name; `kind` is `of_checkpoint` or `of_model`."""
     with ExitStack() as closing, explained("compare", a):
         left, right = kind(a, closing), kind(b, closing)
         found = []

@@ -1,7 +1,7 @@
-"""What the ranks of a traced run used their time for, and what they waited for: bars of the report (Fig. 10).
+"""The time breakdown and waits of a traced run's ranks, as bars of the report (the paper's Fig. 10).
 
-`look` reads the trace as far as that is possible: what is damaged or missing is told in a line, and the rest is shown.
-All else is pure.
+`look` reads the trace as far as possible: damaged or missing parts are reported in a line each. All other functions are
+pure.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ USES = (
     ("waiting", "waiting", ("wait",)),
     ("idle", "nothing to do", ("idle",)),
 )
-"""What is shown, in this order: the style sheet's class, how it is called, and which of `timeline.USES` it is."""
+"""The rows shown, in this order: the CSS class, the title, and the kinds of `timeline.USES`."""
 KINDS = {"answers": "answers: {}", "calls": "the call {}", "others": "{}"}
-"""How causes are called, by the kind of wait (`timeline.summary`)."""
+"""Titles of causes, by the kind of wait (`timeline.summary`)."""
 WORK, LONGEST_NOTE = "work", 24
 MOST_PARTS, MOST_WAITS, MOST_LINES = 4, 8, 4
-"""How many waits for one cause a bar shows each for itself, how many are listed, and how many problems are."""
+"""Largest number of waits per cause in a bar, of listed waits, and of listed problems."""
 
 
 class Traced(NamedTuple):
-    """A run's trace, summed up as far as it can be read (None: not at all), and what could not be, a line each."""
+    """The summary of a run's trace (None: unreadable), and the problems, a line each."""
 
     found: Mapping[str, Any] | None = None
     problems: tuple[str, ...] = ()
@@ -47,14 +47,18 @@ UNTRACED = Traced()
 
 
 def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
-    """Read where the time of a run went while it trained; nothing if it has no trace. `ranks` should have one each."""
+    """Return the time breakdown of a run's training; UNTRACED without a trace.
+
+    `ranks` are expected to have a trace.
+    """
     if not any(folder.trace.glob("rank-*.bin")):
         return UNTRACED
     from mpips.tracing.analysis import TraceError, phases, readable, summed
 
     try:
         traces, damaged = readable(folder.path)
-    except TraceError as error:  # it has gone meanwhile
+    except TraceError as error:
+        # The trace was removed meanwhile.
         return Traced(None, (str(error),))
     missing = [rank for rank in ranks if not folder.trace_of(rank).is_file()]
     problems = list(map(str, damaged))
@@ -63,20 +67,20 @@ def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
         return Traced(None, tuple(problems))
     trained = PHASE in phases(traces)
     if not trained:
-        problems.append("what was traced does not say when the training was: this is all of the run")
+        problems.append("the trace has no phase 'train': these are the sums of the whole run")
     return Traced(summed(traces, PHASE if trained else ""), tuple(problems))
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 def drawn(traced: Traced, name: str = "") -> Html:
-    """Draw a traced run, `name` before the titles if there are several; what could not be read is said first."""
+    """Draw a traced run, `name` before the titles if there are several; problems come first."""
     title = f"{name}: " if name else ""
-    told = [title + problem for problem in traced.problems[:MOST_LINES]]
+    shown = [title + problem for problem in traced.problems[:MOST_LINES]]
     if len(traced.problems) > MOST_LINES:
-        told.append(f"and {len(traced.problems) - MOST_LINES} more")
-    lines = [element("p", each, class_="bad") for each in told]
+        shown.append(f"and {len(traced.problems) - MOST_LINES} more")
+    lines = [element("p", each, class_="bad") for each in shown]
     if traced.found is None:
         return joined(lines)
     ranks, whole = traced.found["ranks"], max(traced.found["seconds"], 0.0)
@@ -101,7 +105,7 @@ def _share(rank: Mapping[str, Any], key: str) -> str:
 
 
 def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
-    """Draw what each rank's time went into."""
+    """Draw the time breakdown of each rank."""
     rows, seen = [], set()
     for rank in ranks:
         spent = [(kind, text, sum(rank["uses"][use] for use in uses)) for kind, text, uses in USES]
@@ -113,13 +117,13 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
 
 
 def cause(wait: Mapping[str, Any]) -> str:
-    """Call the cause of a wait (`timeline.summary`) by a name."""
+    """Return the title of a wait's cause (`timeline.summary`)."""
     called = wait["kind"] == "calls" and wait["from"] is not None
     return KINDS[wait["kind"] if called or wait["kind"] == "answers" else "others"].format(wait["for"])
 
 
 def causes(ranks: Iterable[Mapping[str, Any]]) -> list[str]:
-    """List what ranks waited for, what took them longest first."""
+    """List the causes of waits, longest total first."""
     total: dict[str, float] = {}
     for wait in (wait for rank in ranks for wait in rank["waits"]):
         total[cause(wait)] = total.get(cause(wait), 0.0) + wait["seconds"]
@@ -127,7 +131,7 @@ def causes(ranks: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
-    """Draw what each rank waited for: for others by cause, and for work."""
+    """Draw the waits of each rank: for others by cause, and for work."""
     order = causes(ranks)
     kinds = {each: f"k{number}" if number < COLOURS else "waiting" for number, each in enumerate(order)}
     rows = []
@@ -149,7 +153,7 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
 
 
 def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Draw the waits for one cause: the longest by whose answer came last, the others together."""
+    """Draw the waits for one cause: the longest by the rank of the last answer, the others together."""
     shown = []
     for wait in waits[:MOST_PARTS]:
         last = "" if wait["from"] is None else f", the last one from rank {wait['from']}"

@@ -179,7 +179,7 @@ def test_the_command(
     assert main(["report", str(a), str(b)]) == 0 and (tmp_path / "report.html").is_file()
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no run's folder: it has no job.toml" in capsys.readouterr().err
+    assert "not a run's folder: it has no job.toml" in capsys.readouterr().err
     assert main(["report", str(a), "-o", str(a / "job.toml" / "x.html")]) == 2
     assert main(["report", str(traced(a))]) == 0
     assert "what was waited for" in (a / "report.html").read_text()

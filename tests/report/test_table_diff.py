@@ -137,7 +137,7 @@ def test_hdf5_models_are_read_by_name(tmp_path: Path) -> None:
 def test_what_is_no_model_is_bad_input(tmp_path: Path) -> None:
     for name in ("a.npz", "a.h5"):
         (tmp_path / name).write_text("nonsense")
-        with ExitStack() as closing, pytest.raises(InputError, match="is no model that can be read"):
+        with ExitStack() as closing, pytest.raises(InputError, match="the model cannot be read"):
             of_model(tmp_path / name, closing)
 
 
@@ -154,7 +154,7 @@ def test_a_model_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
         ("model.h5", "'values' keeps its data in another file"),
         ("link.npz", "is a symbolic link"), ("link.h5", "is a symbolic link"),
         ("pipe.npz", "is a named pipe"), ("pipe.h5", "is a named pipe"),
-        ("empty.npz", "is no model that can be read"),
+        ("empty.npz", "the model cannot be read"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said), ExitStack() as closing:
             of_model(tmp_path / name, closing)
