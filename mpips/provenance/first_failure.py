@@ -32,7 +32,7 @@ from mpips.process.host import host_name, is_gone
 from mpips.rundir.folder import RunFolder
 
 LOOK = 0.25
-"""Seconds between two looks whether ranks have started, or the run is over."""
+"""Seconds between two checks whether ranks have started, or the run is over."""
 
 
 class Failure(NamedTuple):
@@ -134,7 +134,7 @@ def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
 
 
 def _failures(lines: Iterable[Mapping[str, Any]]) -> list[_Sign]:
-    """Pick the failures among the lines of logs."""
+    """Return the failures in the lines of logs."""
     found = []
     for line in lines:
         event, error, wall = line.get("event"), str(line.get("error")), float(line["wall"])
@@ -268,7 +268,7 @@ class Peers:
         """Return the cause of a process's end on this host, as far as it is known."""
         now = oom_kills()
         if now is not None and self._kills is not None and now > self._kills:
-            return f"{Cause.DIED.text}; the kernel has killed a process here for want of memory"
+            return f"{Cause.DIED.text}; the kernel's OOM killer has killed a process here"
         return Cause.DIED.text
 
 

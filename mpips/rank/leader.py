@@ -398,7 +398,7 @@ class Leader:
 
 
 def would_fail_again(error: BaseException) -> bool:
-    """Tell whether another start would end the same way: neither ranks, nor files, nor MPI have failed."""
+    """Return whether another start would end the same way: no rank, file or MPI has failed."""
     lost = (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue)
     return not (isinstance(error, lost) or is_environment(error))
 

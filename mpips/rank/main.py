@@ -259,7 +259,8 @@ class _Run:
             with node.observers.during(What.LEAVE):
                 left = node.leave(PATIENCE)
             if self.membership is not None and self.membership.gave_up:
-                self._quit(code or ExitCode.FAILED)  # its launcher ends what hangs, wherever that is
+                # The launcher ends hung ranks on all hosts.
+                self._quit(code or ExitCode.FAILED)
             elif self.survives:
                 self._end_hung(node, processes)
             elif not left:
@@ -442,7 +443,7 @@ class _Run:
             return stopped.code
         except Fenced:
             log.note("fenced", logging.WARNING)
-            _say(f"mpips: rank {self.rank} was taken for dead, and leaves")
+            _say(f"mpips: rank {self.rank} was declared dead by the others, and exits")
             os._exit(ExitCode.COMPLETED)
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
@@ -533,7 +534,8 @@ class _Run:
         if first is None:
             return None
         facts = first.facts(self.folder)
-        if 0 in missing and not self.folder.result.exists():  # nobody else is left to write it
+        # Rank 0 is lost, and cannot write it.
+        if 0 in missing and not self.folder.result.exists():
             result = {
                 "status": "failed",
                 "exit_code": ExitCode.FAILED,
@@ -550,7 +552,8 @@ class _Run:
         facts = node.describe(error)
         if not isinstance(error, self.mpi.Exception):
             node.control(node.view.leader, Command.FAILED, facts)
-            if isinstance(error, ShardLost):  # the leader is among the dead
+            # The leader is lost, too.
+            if isinstance(error, ShardLost):
                 self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": facts["text"]})
             deadline = node.van.now() + PATIENCE
             while node.van.now() < deadline:
