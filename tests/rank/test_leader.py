@@ -72,7 +72,7 @@ def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
 def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
     leader.node.policy = SimpleNamespace(again=True)  # type: ignore[assignment]
     result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
-    assert "TypeError: no; is the record damaged, or of another program?" in result["error"]
+    assert "TypeError: no; the record may be damaged, or of another program" in result["error"]
     assert leader.error == ""
 
 

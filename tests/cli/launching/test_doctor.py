@@ -96,7 +96,7 @@ def test_the_lines_to_use_are_those_that_worked() -> None:
     pmix = {"launcher": "srun --mpi=pmix", "fits": True}
     pmi2 = {"launcher": "srun --mpi=pmi2", "fits": False}
     plain = {"launcher": "srun", "fits": True}
-    assert lines_to_use("openmpi", True, [pmix], True)[0].startswith("mpips run JOB.toml    # goes on")
+    assert lines_to_use("openmpi", True, [pmix], True)[0].startswith("mpips run JOB.toml    # continues")
     assert lines_to_use("openmpi", False, [pmi2, pmix], False) == [
         "mpips run JOB.toml --launcher srun",
         "srun --mpi=pmix --distribution=cyclic --kill-on-bad-exit=1 --ntasks=N python -P -m mpips JOB.toml",
