@@ -164,7 +164,7 @@ def test_a_stopped_rank_that_is_needed_ends_the_run(
     done = run.started.finish(SECONDS)
     assert done.code == 1
     result = json.loads((run.folder / "result.json").read_text())
-    assert f"rank {rank} ({role} 0): no sign of life for {give_up:g} s" in result["error"]
+    assert f"rank {rank} ({role} 0): no heartbeat for {give_up:g} s" in result["error"]
     assert "--resume latest" in result["error"]
 
 

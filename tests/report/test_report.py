@@ -288,7 +288,7 @@ def test_a_rank_without_a_trace_is_named(tmp_path: Path) -> None:
 
 def test_a_trace_that_does_not_know_of_the_training_is_shown_whole(tmp_path: Path) -> None:
     html = broken(tmp_path, 0, None)
-    assert "does not say when the training was" in html and "there is no trace of rank 0" in html
+    assert "the trace has no phase" in html and "there is no trace of rank 0" in html
     assert drawn(html)["worker, rank 3"]["computing"] == 3.0
     assert drawn(html)["spare, rank 5"]["starting"] == 1.0
 
