@@ -373,8 +373,9 @@ class Leader:
             where = f"rank {first.rank} ({first.role} on {first.host})"
             text = f"{first.text}; then {text}"
         again = not would_fail_again(error)
-        if self.node.policy.again and not facts.get("lost"):  # it did not fail when it was recorded
-            text += "; is the record damaged, or of another program? The log says more"
+        # The recorded run did not fail here.
+        if self.node.policy.again and not facts.get("lost"):
+            text += "; the record may be damaged, or of another program: see the log"
         return {
             "status": "failed",
             "exit_code": ExitCode.FAILED,

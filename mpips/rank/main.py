@@ -400,7 +400,8 @@ class _Run:
         """Record the order of effects, or replay a recorded run."""
         if prepared.options.replay:
             node.follow(Player(node, Path(prepared.options.replay)))
-            for kind in ASKS:  # nobody asks it to stop who did not ask then
+            # Stop requests come from the record.
+            for kind in ASKS:
                 signal.signal(kind, signal.SIG_DFL)
         elif prepared.job.record.on:
             Recorder(node, folder.record)
@@ -465,8 +466,9 @@ class _Run:
             server = serve()
             waits.rounds = server.unfinished_rounds
         if not membership.leading and not node.policy.again:
-            for kind in ASKS:  # the leader hears them too, and decides
-                signal.signal(kind, self._hear)
+            # The leader gets them too, and decides.
+            for kind in ASKS:
+                signal.signal(kind, self._asked_to_stop)
         while not membership.leading:
             role = node.role
             log.note("role", role=role and role.value)

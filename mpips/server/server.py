@@ -114,8 +114,10 @@ class Server:
             node.van.fast_path = self._lane
         for serves in node.observers.serves:
             serves(self._lane)
-        self._file: Future[Entry] | None = None  # of the last snapshot
-        self._awaiting: list[Message] = []  # requests that ask when that is written
+        # The file of the last snapshot.
+        self._file: Future[Entry] | None = None
+        # Requests that wait until that is written.
+        self._awaiting: list[Message] = []
         self.links: dict[int, Link] = {}
         self._pace = Pace(repair_bandwidth, node.van.now)
         # Shards that were reported to the leader in this view as having no unacknowledged change.
@@ -154,7 +156,7 @@ class Server:
                 self._link(number, self._make(number))
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """The server's loop; ends by `Stopped`, or when `until()`."""
+        """Run the server's loop; ends by `Stopped`, or when `until()`."""
         node = self.node
         node.handlers[Command.CALL] = self._call_rank
         idle = node.observers.wrapped(node.observers.resting, node.van.idle)
@@ -361,9 +363,9 @@ class Server:
         shard.changes += self._lane.changes(shard.number)
 
     def _execute(self, link: Link, shard: Shard, request: Message) -> list[Message]:
-        """Execute a request, or leave it to wait for others of its round; give those that waited for it."""
+        """Execute a request, or let it wait for others of its round; return the requests that waited for it."""
         observers = self.node.observers.executed
-        # A look at the clock costs more than this question.
+        # Reading the clock costs more than this check.
         begin = self.node.van.now() if observers else 0.0
         try:
             if request.command is Command.PULL:

@@ -28,7 +28,8 @@ from mpips.tasks.request_dedup import Kept, RequestDedup
 from mpips.transport.fastpath_table import ADD, ASSIGN, NO_PUSH, Simple
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 
-AGGREGATE = -1  # the clock's name for "all workers together"
+# The vector clock's entry for the sum over all workers.
+AGGREGATE = -1
 PUSHES = {"add": ADD, "assign": ASSIGN}
 """Push operations of these updates on the fast path."""
 # An aggregation: its round, and the first key of its range.
@@ -133,7 +134,7 @@ class Shard:
         """The number of the last applied change."""
         self._describe = describe
         self.order: ChangeOrder | None = None
-        """Writes down what was changed in which order, if the run is recorded."""
+        """Records the order of changes, if the run is recorded."""
 
     def _begin_change(self, request: Message, callers: Sequence[Caller] = ()) -> None:
         self.changes += 1

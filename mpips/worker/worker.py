@@ -229,13 +229,13 @@ class Workshop:
                 answer = self._method(request.meta["call"])(**self._arguments(request))
                 if not isinstance(answer, Answer):
                     answer = Answer(answer)
-                if at_once and (
-                    own := self._seen_to(since)
-                ):  # nobody may wait here: the call at hand goes on
+                # The present call continues, so this one must not wait.
+                if at_once and (own := self._without_waiting(since)):
                     self._unanswered.append((request, answer, own))
                     return
                 if not at_once:
-                    self.node.settle(since)  # what the scheduler is told of is so, and stays
+                    # The answer means that all tasks of the call are finished and durable.
+                    self.node.settle(since)
                 self._answer(request, answer)
             except Exception as error:
                 self.node.fail(request, error)
@@ -278,8 +278,9 @@ class Workshop:
     # `rebuild()` makes them anew when the number of workers has changed.
 
     def _snapshot(self, folder: str) -> None:
-        """Copy the worker's state and that of its filters, and begin to write it."""
-        if self.node.policy.again:  # which writes no checkpoints
+        """Copy the worker's state and that of its filters, and start to write it."""
+        # A replay writes no checkpoints.
+        if self.node.policy.again:
             self._file = nothing_written()
             return
         state = getattr(self.worker, "state", None)
