@@ -1,9 +1,8 @@
-"""Writes a rank's files of checkpoints in the background, while training goes on.
+"""Writes a rank's checkpoint files in a background thread, while training continues.
 
-HDF5 does one thing at a time, in whichever threads, so there is one thread. It needs the interpreter for moments only:
-h5py gives the lock back while HDF5 copies, and the kernel writes, syncs and hashes without it. What is written is a
-copy (`checkpoint.save`), so nobody has to wait for anything but the copying; unless he uses HDF5 himself meanwhile,
-then he waits for the array that is being written.
+HDF5 serializes all threads, so one thread is enough. It holds the GIL only briefly: h5py releases it while HDF5 copies,
+and writes, syncs and hashes run without it. The thread writes a copy (`checkpoint.save`), so training waits for the
+copy only, or, if it uses HDF5 itself, for the array that is being written.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from mpips.errors import ClosedError
 
 
 class Writes(Protocol):
-    """What writes files of checkpoints."""
+    """Starts the writing of checkpoint files."""
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
-        """Begin to `write(*arguments)`."""
+        """Start `write(*arguments)`."""
 
 
 class AtOnce:
-    """Writes in the caller's thread, who waits: for the twin, where nothing goes on beside."""
+    """Writes in the caller's thread: for the simulation, which has no background threads."""
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
-        """Do `write(*arguments)`."""
+        """Execute `write(*arguments)`."""
         done: Future[Entry] = Future()
         try:
             done.set_result(write(*arguments))
@@ -37,16 +36,16 @@ class AtOnce:
 
 
 class Writer:
-    """One per process; files are written in the order in which they were started."""
+    """The background thread, one per process; files are written in the order of `start`."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
-        """Begin to `write(*arguments)`: `checkpoint.write_shard` or `write_worker`.
+        """Start `write(*arguments)`: `checkpoint.write_shard` or `write_worker`.
 
-        Ask the future with `done()`; `result()` gives the entry for `checkpoint.commit`, or raises the CheckpointError
-        that says why the file could not be written. Nothing that it was given may be changed until then.
+        Poll the future by `done()`; `result()` returns the entry for `checkpoint.commit`, or raises the CheckpointError
+        that says why the file could not be written. The arguments must not change until then.
         """
         try:
             return self._pool.submit(write, *arguments)
@@ -54,7 +53,7 @@ class Writer:
             raise ClosedError("this writer of checkpoints is closed") from None
 
     def close(self) -> None:
-        """Finish what was started, and stop; idempotent."""
+        """Finish all started writes, and stop; idempotent."""
         self._pool.shutdown()
 
     def __enter__(self) -> Writer:

@@ -3,17 +3,18 @@
 A checkpoint is a folder step-000120. Every server writes one file with its rows in key order, every worker
 that has state one with its arrays; each is synced to disk and described by an entry for the manifest. When
 all entries are in, one rank writes the manifest, under another name and then renamed. A folder without a
-manifest is no checkpoint, whatever else is in it, so neither a temporary folder nor a lock is needed, and a
-crash at any instant leaves the one before as the latest.
+manifest is not a checkpoint, whatever else is in it, so neither a temporary folder nor a lock is needed, and
+after a crash at any time the previous checkpoint is the latest.
 
     one rank:      folder = begin(directory, step)
     every server:  entry = write_shard(folder, number, segments, meta)      (a `save`d copy may be written
     every worker:  entry = write_worker(folder, number, arrays, meta)        while training goes on)
     one rank:      commit(folder, entries, about); prune(directory, keep)
 
-`begin`, `commit` and `prune` are given the run's `Lineage`, and touch no other run's checkpoints.
+`begin`, `commit` and `prune` get the run's `Lineage`, and do not change other runs' checkpoints.
 
-Remapping is reading: `load_range` takes from each shard the runs of rows that a new owner's ranges meet.
+A checkpoint is mapped to another layout when it is read: `load_range` reads from each shard the runs of rows that
+intersect a new owner's ranges.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Saved(NamedTuple):
 
 
 def save(segment: Segment) -> Saved:
-    """Copy what a checkpoint keeps of a segment: its rows in key order, its ranges and settings."""
+    """Copy the saved parts of a segment: its rows in key order, its ranges and settings."""
     return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
 
 
@@ -128,10 +129,10 @@ def joined(parts: Sequence[Saved]) -> Saved:
 
 
 def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:
-    """Make the folder of a step's checkpoint, before any rank writes; return it.
+    """Create the folder of a step's checkpoint, before any rank writes; return it.
 
-    What a torn attempt of this run at the same step left is removed. All else of that step stays, complete checkpoints
-    and other runs' attempts: the new one's folder then has a suffix. No two runs are given the same folder.
+    An incomplete attempt of this run at the same step is removed. Complete checkpoints and other runs' attempts of that
+    step stay: the new folder then has a suffix. No two runs get the same folder.
     """
     directory = Path(directory)
     sound = set(complete(directory))
@@ -145,7 +146,8 @@ def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:
                 taken.append(order_of(path)[1])
         for attempt in count(max(taken) + 1):
             folder = step_folder(directory, step, attempt)
-            with suppress(FileExistsError):  # another run has just made it
+            # another run may create it at the same time
+            with suppress(FileExistsError):
                 folder.mkdir()
                 break
         lineage.mark(folder)
@@ -156,7 +158,7 @@ def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:
 
 
 def abandon(folder: Path) -> None:
-    """Remove what a failed attempt left, as well as possible; never raises, nor touches what has a manifest."""
+    """Remove a failed attempt, as far as possible; raises no error, and keeps a folder with a manifest."""
     folder = Path(folder)
     with suppress(OSError, ValueError):
         order_of(folder)
@@ -169,7 +171,7 @@ def write_shard(
 ) -> Entry:
     """Write a server's file, durably; return its entry for `commit`.
 
-    `segments` by vector name; `meta` is any JSON-able dict (clocks, counters) that `load_server` gives back.
+    `segments` by vector name; `meta` is any JSON-able dict (clocks, counters), returned by `load_server`.
     """
     vectors: dict[str, Any] = {}
     path = Path(folder) / f"server-{server:04d}.h5"
@@ -225,15 +227,16 @@ def commit(
     entries.append(entry_of(folder / VIEW, "view", 0))
     made = write_manifest(folder, entries, about or {}, provenance, run)
     with suppress(OSError):
-        (folder / MARK).unlink(missing_ok=True)  # the manifest says it now
+        # the manifest names the run from now on
+        (folder / MARK).unlink(missing_ok=True)
     return made
 
 
 def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable[Path] = ()) -> list[Path]:
-    """Remove the complete checkpoints of a run and its ancestry but the newest `keep` (at least 1).
+    """Remove the complete checkpoints of a run and its ancestors except the newest `keep` (at least 1).
 
-    Torn attempts of the run before the newest go, too, and symbolic links: these are removed, not what they lead to.
-    Other runs' checkpoints and attempts stay, and so does what is in `spare`. Returns what was removed.
+    Incomplete attempts of the run before the newest are removed, too, and symbolic links, but not their targets. Other
+    runs' checkpoints and attempts stay, and so do those in `spare`. Returns the removed paths.
 
     Raises:
         CheckpointError: some could not be removed; all others are.
@@ -264,14 +267,15 @@ def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable
 
 
 def _torn(path: Path, sound: Container[Path], lineage: Lineage) -> bool:
-    """Tell whether this is what an attempt left that is this lineage's to remove."""
+    """Tell whether this is an incomplete attempt of this lineage."""
     if path in sound or path.is_symlink() or not path.is_dir():
         return False
     try:
         owner = owner_of(read_manifest(path))
     except CheckpointError:
         return lineage.left(path)
-    return lineage.generation(owner, path) is not None  # files of it are missing
+    # it has a manifest, but files are missing
+    return lineage.generation(owner, path) is not None
 
 
 def _remove(path: Path) -> None:
@@ -294,7 +298,7 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
         total = sum(run.rows for run in runs)
         group = file.create_group(name)
         for field, tail, kind in (("keys", (), "<u8"), ("values", (spec["width"],), spec["dtype"])):
-            # By HDF5's own calls: h5py's virtual datasets bear the time, and the same state is to be the same bytes.
+            # By HDF5's low-level API: h5py's virtual datasets store the time, but equal states must give equal bytes.
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_obj_track_times(False)
             shape, at = (total, *tail), 0
@@ -325,7 +329,7 @@ def _rows_of(shape: tuple[int, ...], first: int, rows: int) -> h5py.h5s.SpaceID:
 
 
 def verify(path: Path) -> list[str]:
-    """Check a checkpoint to the last byte; return a line per problem, naming the file; none: it is sound."""
+    """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid."""
     path = Path(path)
     try:
         manifest = read_manifest(path)
@@ -337,7 +341,8 @@ def verify(path: Path) -> list[str]:
         for entry in sorted(entries, key=lambda entry: bool(entry["kind"] == "view")):
             if entry["kind"] != "view":
                 problems += _file_problems(path / entry["name"], entry, ())
-            else:  # its data are read if all shards are sound: HDF5 opens what it shows, whatever that is
+            # the view's data are read only if all shards are valid, since HDF5 opens the files that it refers to
+            else:
                 held = {} if problems else entry.get("vectors", {})
                 problems += _file_problems(path / entry["name"], {**entry, "vectors": held}, shards)
     except CheckpointError as error:
@@ -348,7 +353,7 @@ def verify(path: Path) -> list[str]:
 
 
 def _file_problems(file: Path, entry: Entry, beside: Container[str]) -> list[str]:
-    """Say what is wrong with one file of a checkpoint, by its entry; a view shows files `beside` it, and no others."""
+    """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to files `beside` it."""
     try:
         found = entry_of(file, entry["kind"], entry["number"])
         if found["bytes"] != entry["bytes"]:
@@ -388,7 +393,8 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     for shard in sorted({run.file for run in used}) or [runs[0].file]:
         with opened(path / shard) as file:
             group = file[f"vectors/{name}"]
-            found.append((-1, read_rows(group, slice(0, 0))))  # no rows, of the right types
+            # no rows, of the right types
+            found.append((-1, read_rows(group, slice(0, 0))))
             for run in used:
                 if run.file == shard:
                     found += read_run(group, run, wanted)
@@ -402,7 +408,7 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
 
 
 def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:
-    """Build a server's segment of one vector from a checkpoint: the remap onto its new ranges."""
+    """Build a server's segment of one vector from a checkpoint, for the ranges that it owns now."""
     wanted = list(ranges)
     segment = Segment(vectors(path)[name], wanted)
     segment.import_state(load_range(path, name, wanted))
@@ -416,7 +422,7 @@ def load_server(path: Path, server: int) -> dict[str, Any]:
 
 
 def load_clocks(path: Path, name: str) -> list[RangedClock]:
-    """Return the clock of one vector on every server that wrote the checkpoint; CheckpointError if one is none."""
+    """Return the clock of one vector on every server that wrote the checkpoint; CheckpointError if one is invalid."""
     path = Path(path)
     clocks = []
     for entry in read_manifest(path)["files"]:
@@ -456,7 +462,7 @@ def load_worker_if_any(path: Path, worker: int) -> dict[str, NDArray[Any]]:
 
 
 def describe(path: Path) -> str:
-    """Say in a few lines what a checkpoint holds, for people."""
+    """Return a readable description of a checkpoint, in a few lines."""
     manifest = read_manifest(path)
     entries = manifest["files"]
     size = sum(entry["bytes"] for entry in entries)

@@ -1,15 +1,15 @@
-"""Whose a checkpoint is: that of the run which wrote it, and of the runs that go on from it.
+"""The lineage of a run: the checkpoints that it wrote, and those that it continues from.
 
-Every start of a job is a run with an id of its own (`run.json`). The manifest of a checkpoint says which run wrote it.
-A run that resumes goes on from one checkpoint; that one and those of the same run before it are the run's, too, and
-so on back to the first. Only these count for it: as the latest, and where old ones are removed. Checkpoints of other
-runs may lie in the same folder. A checkpoint that was copied from elsewhere may name any run as its own: it and those
-before it count only in the folder that it lies in.
+Every start of a job is a run with an id (`run.json`). The manifest of a checkpoint names the run that wrote it. A run
+that resumes continues from one checkpoint; this one and the earlier ones of its run belong to the new run's lineage,
+too, and so on back to the first run. Only these are considered when the latest checkpoint is sought or old ones are
+removed. Checkpoints of other runs may be in the same folder. A checkpoint that was copied from elsewhere may name any
+run: it and the earlier ones are considered only in its own folder.
 
-An attempt has no manifest yet. Its folder is made exclusively, and bears a mark, `.run.json`, until the manifest is
-there: the run's id and folder. One run at a time has a folder, so what a former start of the same folder left torn is
-the present one's to remove. An attempt without a mark is nobody's: its run was killed in between, or is of an earlier
-version.
+An attempt has no manifest yet. Its folder is created exclusively, and has a mark, `.run.json`, until the manifest is
+written: the run's id and folder. One run at a time owns a run folder, so an incomplete attempt of an earlier start in
+the same folder may be removed. An attempt without a mark belongs to no run: its run was killed at that point, or is of
+an earlier version.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ Order = tuple[int, int]
 
 
 class Ancestor(NamedTuple):
-    """A checkpoint that a run goes on from: who wrote it, and which it is."""
+    """A checkpoint that a run continues from: the run that wrote it, and its place."""
 
     run: str
     order: Order
 
 
 class Lineage(NamedTuple):
-    """A run and what it goes on from. An empty id stands for programs that write checkpoints outside of a run."""
+    """A run and the checkpoints it continues from. An empty id: a program that writes checkpoints outside of a run."""
 
     run: str = ""
     folder: str = ""
-    """The run's."""
+    """The run's id."""
     before: tuple[Ancestor, ...] = ()
     """The oldest first."""
     origin: str = ""
     """The folder that holds the last of them, without symbolic links."""
 
     def generation(self, owner: str, path: Path) -> int | None:
-        """Say how young a checkpoint is among this lineage's; None if it is another's.
+        """Return a checkpoint's generation in this lineage; None if it belongs to another.
 
-        One that does not say whose it is, is no ancestor's: it may be of any run.
+        A checkpoint that names no run belongs to no ancestor, since it may be of any run.
         """
         if owner == self.run:
             return len(self.before)
@@ -79,24 +79,24 @@ class Lineage(NamedTuple):
         return found[-1] if found else None
 
     def left(self, attempt: Path) -> bool:
-        """Tell whether an attempt that has no manifest was made by this run, or by a former start in its folder."""
+        """Tell whether an attempt without a manifest was made by this run, or by an earlier start in its folder."""
         run, folder = _marked(attempt)
         return run == self.run or (folder == self.folder != "")
 
     def mark(self, attempt: Path) -> None:
-        """Mark the new folder of an attempt as this run's. OSError if that cannot be done, or it has a mark."""
+        """Mark the new folder of an attempt as this run's. OSError if that fails, or it has a mark."""
         if self.run:
             with (attempt / MARK).open("x", encoding="utf-8") as file:
                 file.write(json.dumps({"run": self.run, "folder": self.folder}))
 
 
 def of_run(folder: Path, facts: Mapping[str, Any] | None, resume: Path | None = None) -> Lineage:
-    """Give a run's lineage.
+    """Return a run's lineage.
 
     Args:
-        folder: the run's.
-        facts: its `run.json`; where there is none, the folder's path names the run.
-        resume: what it goes on from, where there is no `run.json` to say so.
+        folder: the run's folder.
+        facts: its `run.json`; without one, the folder's path identifies the run.
+        resume: the checkpoint that it continues from, if there is no `run.json`.
     """
     place = str(Path(folder).absolute())
     if facts is None:
@@ -112,7 +112,8 @@ def _before(resume: Path | None) -> list[dict[str, Any]]:
         return []
     try:
         manifest = read_manifest(resume)
-    except CheckpointError:  # whoever wants to read the rest will say so
+    # the error is raised where the checkpoint is read
+    except CheckpointError:
         return []
     facts = manifest.get("provenance") or {}
     last = {"id": owner_of(manifest), "checkpoint": str(resume), "step": manifest["about"].get("step", 0)}
@@ -122,27 +123,30 @@ def _before(resume: Path | None) -> list[dict[str, Any]]:
 def _ancestor(entry: Mapping[str, Any]) -> Ancestor:
     try:
         order = order_of(Path(entry["checkpoint"]))
-    except ValueError:  # it was given another name
+    # its folder was renamed
+    except ValueError:
         order = (int(entry.get("step") or 0), 1)
     return Ancestor(str(entry.get("id", "")), order)
 
 
 def owner_of(manifest: Mapping[str, Any]) -> str:
-    """Return the id of the run that wrote a checkpoint; "" if it does not say."""
+    """Return the id of the run that wrote a checkpoint; "" if the manifest has none."""
     return str(manifest.get("run") or (manifest.get("provenance") or {}).get("id") or "")
 
 
 def newest_run(directory: Path) -> Path | None:
-    """Return the newest checkpoint of the run that was started last of all that have one in a directory.
+    """Return the newest checkpoint of the run that was started last among those with checkpoints in a directory.
 
-    A run that does not say when it was started counts as older than all that do. None if there is no checkpoint.
+    Runs without a start time count as older than all others. None if there is no checkpoint.
     """
     runs: dict[str, tuple[tuple[str, int], Path]] = {}
     for path, manifest in held(directory):  # oldest first
         started = str((manifest.get("provenance") or {}).get("started", ""))
         try:
-            written = path.stat().st_mtime_ns  # tells apart those of one second
-        except OSError:  # removed meanwhile
+            # orders those of one second
+            written = path.stat().st_mtime_ns
+        # it was removed meanwhile
+        except OSError:
             continue
         runs[owner_of(manifest)] = ((started, written), path)
     return max(runs.values())[1] if runs else None

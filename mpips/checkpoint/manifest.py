@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what is in the folder, and that it is complete (checkpoints/README.md).
+"""The manifest of a checkpoint: it lists the files, and marks the checkpoint as complete (checkpoints/README.md).
 
-It lists every file with its size and SHA-256 and, for a shard, which key ranges lie in which of its rows.
-Being written last, it is what makes a folder a checkpoint.
+It has every file's size and SHA-256 and, for a shard, the rows of each key range. It is written last: a folder with a
+manifest is a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = "mpips checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 NOTE = "."
-"""Stands between a vector's name and that of what a server function noted of some of its keys."""
+"""Separates a vector's name from that of a server function's note on some of its keys."""
 
 _STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 _PIECE = 2**24
@@ -59,7 +59,7 @@ FORM = {
     "run?": str,
     "sha256": str,
 }  # fmt: skip
-"""What a manifest is, see `mpips.files.json_shape`."""
+"""The form of a manifest, see `mpips.files.json_shape`."""
 
 Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
@@ -102,7 +102,7 @@ def folders(directory: Path) -> list[Path]:
 
 
 def step_paths(directory: Path) -> list[Path]:
-    """Return what is named as a step's folder below a directory, whatever it is, oldest first."""
+    """Return all paths named like a step's folder below a directory, of any type, oldest first."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -112,7 +112,7 @@ def step_paths(directory: Path) -> list[Path]:
 def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the complete checkpoints below a directory with their manifests, oldest first.
 
-    A checkpoint is complete if its manifest is sound and all files are there, of the right size.
+    A checkpoint is complete if its manifest is valid and all files exist with the right size.
     """
     found = []
     for path in folders(directory):
@@ -130,7 +130,7 @@ def complete(directory: Path) -> list[Path]:
 
 
 def latest(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint below a directory, of whatever run; None if there is none."""
+    """Return the newest complete checkpoint below a directory, of any run; None if there is none."""
     found = complete(directory)
     return found[-1] if found else None
 
@@ -145,7 +145,7 @@ def write_manifest(
     provenance: Mapping[str, Any] | None = None,
     run: str = "",
 ) -> Path:
-    """Write the manifest, durably, under another name, and rename it: from now on the checkpoint exists."""
+    """Write the manifest durably and atomically: the checkpoint is complete from now on."""
     manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
     if run:
         manifest["run"] = run
@@ -185,7 +185,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _unfit(manifest: Mapping[str, Any]) -> str:
-    """Say what in a manifest cannot be, though it is of the right type; "" if there is nothing."""
+    """Describe what in a manifest of the right form is inconsistent; "" if nothing is."""
     for vector in manifest["about"].get("vectors", []):
         if [type(each) for each in vector] != [str, int]:
             return f"about.vectors: {vector} is not a name and a number"
@@ -205,7 +205,7 @@ def _unfit(manifest: Mapping[str, Any]) -> str:
 
 
 def text_of(manifest: Mapping[str, Any]) -> str:
-    """Return the one text that a manifest is written as: JSON with one line per file."""
+    """Return the text of a manifest: JSON with one line per file."""
     lines = []
     for key, value in manifest.items():
         text = json.dumps(value)
@@ -242,7 +242,7 @@ def runs_of(entries: list[Entry], name: str) -> list[Run]:
 
 
 def cover_problems(entries: list[Entry]) -> list[str]:
-    """Say what keeps the shards from holding every key of every vector exactly once: one line each."""
+    """Return a line for each reason why the shards do not hold every key of every vector exactly once."""
     problems = []
     for name in vector_names(entries):
         specs = [dict(e["vectors"][name]["spec"]) for e in entries if name in e.get("vectors", {})]
@@ -250,7 +250,8 @@ def cover_problems(entries: list[Entry]) -> list[str]:
             problems.append(f"the shards of vector {name!r} differ in its specification")
         at = 0
         for run in [*runs_of(entries, name), Run(int(specs[0]["extent"]), 0, 0, 0, "")]:
-            if run.begin > at and NOTE not in name:  # a shard may have nothing noted
+            # a note need not cover all keys
+            if run.begin > at and NOTE not in name:
                 problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
             if run.begin < at:
                 problems.append(f"more than one shard holds the keys of vector {name!r} at {run.begin}")
@@ -263,7 +264,7 @@ def cover_problems(entries: list[Entry]) -> list[str]:
 
 def entry_of(path: Path, kind: str, number: int) -> Entry:
     """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
-    # In large pieces: between two of them a thread may wait long for the interpreter's lock, if another computes.
+    # In large pieces: between two of them a thread may wait long for the GIL while another one computes.
     hashed, size = hashlib.sha256(), 0
     with explained("read", path), open_regular(path, follow=False) as file:
         piece = memoryview(bytearray(min(_PIECE, os.fstat(file.fileno()).st_size + 1)))
@@ -275,7 +276,7 @@ def entry_of(path: Path, kind: str, number: int) -> Entry:
 
 @contextmanager
 def explained(verb: str, path: Path) -> Iterator[None]:
-    """Turn what the operating system or HDF5 raises into one line that names the file."""
+    """Convert errors of the operating system and HDF5 to one line that names the file."""
     try:
         yield
     except CheckpointError:

@@ -26,7 +26,7 @@ _CHUNK_BYTES = 2**20
 
 @contextmanager
 def created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
-    """Create an HDF5 file with the format's header; on leaving, it is closed and on the disk."""
+    """Create an HDF5 file with the format's header; at the end of the block it is closed and synced."""
     import h5py
 
     with explained("write", path), closing(ErrorLatchingFile(path)) as sink:
@@ -44,7 +44,8 @@ def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
     if array.dtype.kind not in "biuf" or "/" in name:
         raise CheckpointError(f"array {name!r} of {array.dtype} cannot be saved: numbers, and no / in names")
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.size == 0 or array.ndim == 0:  # HDF5 has no chunks of nothing
+    # HDF5 has no empty chunks
+    if array.size == 0 or array.ndim == 0:
         group.create_dataset(name, data=array)
         return
     row = array.nbytes // len(array)
@@ -69,9 +70,9 @@ def within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
 
 @contextmanager
 def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
-    """Open a file of a checkpoint to read it; whatever is wrong with a damaged one becomes one line.
+    """Open a file of a checkpoint to read it; errors are reported in one line.
 
-    `beside`: what a view may show, see `mpips.files.hdf5.reading`.
+    `beside`: files that a view may refer to, see `mpips.files.hdf5.reading`.
     """
     from mpips.files.hdf5 import reading
 
@@ -93,7 +94,7 @@ def meta_of(file: h5py.File) -> dict[str, Any]:
 
 
 def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
-    """Read what a run of rows has of the ranges; return (begin, rows) for each.
+    """Read the rows of a run that lie in the ranges; return (begin, rows) for each.
 
     Raises:
         CheckpointError: the keys are not those of the run.
@@ -120,7 +121,7 @@ def read_rows(group: h5py.Group, rows: slice) -> Rows:
     """Read some rows of a shard's vector.
 
     Raises:
-        CheckpointError: keys, values and state are not as many, or no numbers.
+        CheckpointError: keys, values and state differ in length, or are not numbers.
     """
     state = {column: data[rows] for column, data in group["state"].items()}
     found = Rows(group["keys"][rows], group["values"][rows], state)
@@ -140,7 +141,7 @@ def concatenated(parts: list[Rows]) -> Rows:
 
 
 def misfits(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
-    """Say where a shard's rows of one vector are not what its entry in the manifest says: one line each."""
+    """Return a line for each difference between a shard's rows of one vector and its entry in the manifest."""
     group = file[f"vectors/{name}"]
     keys = group["keys"][()]
     shapes = {data.shape[0] for data in (group["values"], *group["state"].values())}

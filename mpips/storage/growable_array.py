@@ -1,10 +1,9 @@
-"""Arrays that grow in place: a server's tables take more rows without copying those they have.
+"""Arrays that grow in place: a server's tables get more rows without a copy of the existing ones.
 
-A large array lies in an anonymous private mapping. To grow it, the system gives the mapping more addresses
-(mremap): page tables move, bytes do not, so that growing 100 million rows takes as long as growing a thousand.
-Huge pages are asked for, since tables are read at random. While somebody still holds a view, a mapping cannot be
-moved away from under it: then, and only then, the rows are copied to a new one, and the view stays as it was.
-Below a megabyte an array is an ordinary one of numpy's, and doubles.
+A large array is an anonymous private mapping, which grows by mremap: page tables move, bytes do not, so that growing
+100 million rows takes as long as growing a thousand. Huge pages are requested, since accesses are random. A mapping
+with a view in use cannot be moved: only then are the rows copied to a new one, and the view keeps the old one. Below
+a megabyte, an array is an ordinary numpy array, whose size doubles.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _MAPPED = 2**20
 """Bytes from which on an array is mapped."""
 _PAGE = mmap.PAGESIZE
 _HUGE = 2 * 2**20
-"""A mapping is a multiple of this, so that it starts where a huge page may, and still does when it has been moved."""
+"""Mappings have a multiple of this size, so that they are aligned to huge pages, also after they were moved."""
 
 
 class GrowableArray:
     """An array of rows that grows in place: `array`, [capacity, *shape], every new row filled with `fill`.
 
-    Use `array` only until the next `reserve`. With `touch` the system gives the memory now, so that the first
-    writes wait for no page faults.
+    Use `array` only until the next `reserve`. With `touch`, memory is mapped now, so that the first writes cause no
+    page faults.
     """
 
     def __init__(
@@ -50,11 +49,11 @@ class GrowableArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the array has room in."""
+        """Bytes of memory that the array occupies."""
         return self.array.nbytes if self._map is None else len(self._map)
 
     def room(self, rows: int) -> int:
-        """Say to how many rows it should grow when it must hold `rows`: more, so that it seldom has to."""
+        """Return to how many rows to grow for at least `rows`: more, so that it grows rarely."""
         held = len(self) * self._row
         if rows * self._row < _MAPPED:
             return max(rows, 2 * len(self))
@@ -88,7 +87,7 @@ class GrowableArray:
             np.frombuffer(self._map, np.uint8)[had * self._row :: _PAGE] = 0
 
     def _resized(self, size: int) -> bool:
-        """Grow the mapping where it is, if there is one and nobody holds a view of it."""
+        """Grow the mapping in place, if there is one and no view of it is in use."""
         if self._map is None:
             return False
         shape = self.array.shape

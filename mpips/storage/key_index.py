@@ -1,24 +1,24 @@
-"""The key index: which slot of a segment's arrays holds a key (paper section 3.4: sparse, hashed keys).
+"""The key index: maps a key to its slot in a segment's arrays (paper section 3.4: sparse, hashed keys).
 
-Requests bring their keys sorted. So the index is ordered too, and a request walks through it as one merges two sorted
-lists. It is a tree of three levels, top, nodes and leaves (mpips/storage/index_lookup.py), like a B+ tree's, with
-these turns:
+Requests have sorted keys. So the index is ordered too, and a request traverses it like a merge of two sorted lists. It
+is a tree of three levels, top, nodes and leaves (mpips/storage/index_lookup.py), like a B+ tree, with these
+differences:
 
-- The keys stand in slot order in `known`, and the new keys of a request get slots one after the other: `known` is made
-  of sorted runs. A leaf may be implicit, a stretch of `known` that costs its entry in a node and nothing else. Keys
-  that come where no others are, as the first request's do, are copied, and that is all. A leaf becomes explicit,
-  with a list of keys and slots of its own, when later keys fall between its keys.
-- A request often repeats what one earlier request brought. Where its keys are found to go on as `known` does, they
-  are compared with it at the speed of memory.
-- Slots that are one run are given as a slice, for which the work on values is plain array arithmetic.
-- Where few keys fall into a leaf, lookups wait for memory. Such keys are taken in small batches, which first find their
-  leaves, guess their places by interpolation and prefetch them, and only then search.
-- Nothing is ever rebuilt: leaves and nodes split one by one, and arrays grow in place
-  (mpips/storage/growable_array.py). So no request waits for the index to grow.
+- `known` has the keys in slot order, and the new keys of a request get consecutive slots: `known` consists of sorted
+  runs. A leaf may be implicit, a part of a run, which needs no memory but its entry in a node. Keys inserted into an
+  empty interval, such as the first request's, are only copied. A leaf becomes explicit, with its own list of keys
+  and slots, when later keys fall between its keys.
+- A request often repeats the keys of an earlier one. Where its keys continue like `known`, they are compared with it
+  at memory speed.
+- Slots that are one run are returned as a slice, for which updates are plain array arithmetic.
+- Where few keys fall into a leaf, lookups are bound by memory latency. Such keys are processed in small batches, which
+  first find the leaves, estimate places by interpolation and prefetch them, and only then search.
+- There is no rebuild: leaves and nodes split one by one, and arrays grow in place
+  (mpips/storage/growable_array.py). So no request waits for the growth of the index.
 
-Keys that are not sorted are right as well, and slower. Given up: deletion (a server drops whole ranges by building a
-new segment), and speed where lists of few keys, all over the range, meet a large index: a hash table reads two or three
-places in memory for a key, this reads five.
+Keys that are not sorted are handled correctly, but slower. Not supported: deletion (a server drops a range by building
+a new segment). Slower than a hash table: short lists of keys spread over a large index, with five memory accesses per
+key instead of two or three.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ MAX_KEYS = 2**31 - 2
 
 Keys = NDArray[np.uint64]
 Slots = NDArray[np.int32] | slice
-"""Slots one by one (-1: a key without a slot), or one run of them."""
+"""A list of slots (-1: a key without a slot), or one run of slots."""
 
 
 class KeyIndex:
     """Map uint64 keys to dense int32 slots, numbered from 0 in order of first appearance.
 
-    `capacity_hint` keys fit before the index first grows; their memory is there from the start. The same calls give
-    the same slots, always.
+    `capacity_hint` keys fit before the index first grows; their memory is mapped from the start. The same calls always
+    return the same slots.
     """
 
     def __init__(self, capacity_hint: int = 0) -> None:
@@ -51,7 +51,7 @@ class KeyIndex:
         self._head = np.zeros(5, np.int64)
         self._head[index_lookup.FIRST] = index_lookup.UNSET
         self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True)
-        # Should all leaves become explicit, they are two thirds full.
+        # If all leaves become explicit, they are two thirds full.
         pages = capacity_hint and capacity_hint * 3 // (2 * index_lookup.LEAF) + index_insert.SPARE_PAGES + 2
         self._arena = GrowableArray(np.uint64, (index_lookup.PAGE,), rows=pages, touch=True)
         self._top = np.empty(2 * (pages // index_lookup.FAN + index_insert.SPARE_TOPS), np.uint64)
@@ -114,7 +114,8 @@ class KeyIndex:
             int(head[at])
             for at in (index_lookup.COUNT, index_lookup.PAGES, index_lookup.TOPS, index_lookup.DONE)
         )
-        del self._arrays  # views, which would keep the arrays where they are
+        # views, which would prevent the arrays from growing in place
+        del self._arrays
         try:
             step = min(wanted - done, index_lookup.RUN)
             if count + step > MAX_KEYS:

@@ -1,11 +1,10 @@
-"""The ranged vector clock: what has been received from whom, by key range (paper, section 4.1).
+"""The ranged vector clock: the latest time received from each node, by key range (paper, section 4.1).
 
-A vector clock per key would cost nodes times keys. But nodes push ranges, so most keys share their times:
-the clock keeps, for each node, a map from keys to times that is constant on ranges. At the start one range,
-all keys, has time NOTHING. The paper splits the ranges that a `set` cuts, so that m calls make O(m) ranges
-for each node, and leaves merging to the future; here neighbours of equal time are merged at once. So the
-map always has the fewest ranges it can have: at most 2 m + 1, and one again when the pushes of a round have
-covered all keys.
+A vector clock per key would need nodes times keys entries. But nodes push ranges, so most keys share their times: the
+clock keeps, for each node, a map from keys to times that is constant on ranges. At first, one range of all keys has
+time NOTHING. The paper splits the ranges that a `set` intersects, so that m calls make O(m) ranges for each node, and
+leaves merging to future work; this clock merges neighbours of equal time at once. So the map always has the fewest
+ranges: at most 2 m + 1, and one again when the pushes of a round have covered all keys.
 
 A node's map is two lists in key order, `begins` and `times`: entry i holds on [begins[i], begins[i + 1]),
 the last one up to 2**64. To set exactly one entry, as nearly every push does, is one bisection and one
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from mpips.ranges import ALL, END, KeyRange
 
 NOTHING = -1
-"""The time of a node that nothing was received from; times are int64, those of tasks are >= 0."""
+"""The time of a node from which nothing was received; times are int64, those of tasks are >= 0."""
 
 
 class ClockArrays(NamedTuple):
@@ -49,7 +48,7 @@ class RangedClock:
         self._maps: dict[int, tuple[list[int], list[int]]] = {}  # (begins, times) by node
 
     def set(self, keys: KeyRange, node: int, time: int) -> None:
-        """Give `time` to every key of a range, perhaps none, for one node (the paper's Algorithm 2)."""
+        """Set the time of every key of a range (perhaps empty) for one node (the paper's Algorithm 2)."""
         begin, end = keys
         if begin >= end:
             return
@@ -58,7 +57,8 @@ class RangedClock:
             found = self._maps[node] = ([0], [NOTHING])
         begins, times = found
         first = bisect_right(begins, begin) - 1
-        stop = bisect_left(begins, end, first + 1)  # entries first .. stop - 1 meet the range
+        # entries first .. stop - 1 intersect the range
+        stop = bisect_left(begins, end, first + 1)
         upper = begins[stop] if stop < len(begins) else END
         if (
             stop == first + 1
@@ -108,7 +108,7 @@ class RangedClock:
             yield KeyRange(max(begins[at], within.begin), min(end, within.end)), times[at]
 
     def merge(self, other: RangedClock) -> None:
-        """Raise each time to that of `other` where it is later: what either of the two has received."""
+        """Set each time to the maximum of the two clocks' times."""
         for node in other.nodes():
             for keys, theirs in other.entries(node):
                 for part, mine in list(self.entries(node, keys)):
@@ -116,19 +116,19 @@ class RangedClock:
                         self.set(part, node, theirs)
 
     def restrict(self, keys: KeyRange) -> RangedClock:
-        """Return the part of this clock inside a range, NOTHING elsewhere: what moves with the range."""
+        """Return the part of this clock inside a range, NOTHING elsewhere."""
         part = RangedClock()
         part.install(keys, self)
         return part
 
     def install(self, keys: KeyRange, other: RangedClock) -> None:
-        """Replace the times inside a range by those of `other`, for all nodes: the end of a move."""
+        """Replace the times inside a range by those of `other`, for all nodes: after a migration of the range."""
         for node in {*self.nodes(), *other.nodes()}:
             for part, time in list(other.entries(node, keys)):
                 self.set(part, node, time)
 
     def forget(self, keys: KeyRange) -> None:
-        """Set the times inside a range to NOTHING, for all nodes: it belongs to another server now."""
+        """Set the times inside a range to NOTHING, for all nodes: after the range has moved to another server."""
         self.install(keys, RangedClock())
 
     def drop(self, node: int) -> None:
@@ -171,13 +171,15 @@ class RangedClock:
         lasts: NDArray[np.uint64],
         times: NDArray[np.int64],
     ) -> RangedClock:
-        """Restore a clock from `to_arrays`; ValueError if its ranges meet, are empty or out of order."""
+        """Restore a clock from `to_arrays`; ValueError if its ranges overlap, are empty or out of order."""
         clock = cls()
         covered: dict[int, int] = {}
         columns = (nodes.tolist(), firsts.tolist(), lasts.tolist(), times.tolist())
         for node, first, last, time in zip(*columns, strict=True):
             if not covered.get(node, 0) <= first <= last:
-                raise ValueError(f"clock of node {node}: keys {first} to {last} are none or repeat")
+                raise ValueError(
+                    f"clock of node {node}: keys {first} to {last} are empty or overlap earlier ones"
+                )
             covered[node] = last + 1
             clock.set(KeyRange(first, last + 1), node, time)
         return clock
