@@ -167,7 +167,8 @@ def read_csr(
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         text = " ".join(str(error).split())
-        if text.startswith(f"{path}: "):  # refused, not damaged
+        # refused, not damaged
+        if text.startswith(f"{path}: "):
             raise DataError(text) from None
         if isinstance(error, OSError) and error.filename == path:
             raise DataError(f"{path}: {error.strerror}") from None
@@ -202,7 +203,7 @@ def write_csr(path: str, batches: Iterable[Examples]) -> None:
     with hdf5.writing(path) as file:
 
         def growing(name: str, dtype: str) -> Any:
-            # shuffling the bytes would hide repeated hashed keys: measured 3 times the size and the time
+            # without byte shuffling, which hides repeated hashed keys: measured 3 times the size and the time
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": name != "keys"}
             return file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1 << 16,), **packed)
 

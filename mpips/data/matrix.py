@@ -77,7 +77,7 @@ def scatter_rows(
 
 
 def give_back() -> None:
-    """Give freed memory back to the system, where the C library (glibc) can: what was read was freed in pieces."""
+    """Return freed memory to the system, if the C library (glibc) can: the batches were freed in pieces."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

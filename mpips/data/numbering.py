@@ -1,4 +1,4 @@
-"""Number the keys that data brings: in any order, and each many times over.
+"""Numbers the keys of training data, which come in any order and with many repetitions.
 
 A server's index (mpips/storage/key_index.py) is ordered, since requests are; the keys of examples are not, and most
 of them are known. So this is a hash table: open addressing with linear probing over one array of 64-bit entries. An
@@ -38,7 +38,7 @@ _S31 = U8(31)
 
 @kernel("u8(u8)", inline=True)
 def mix(key: np.uint64) -> np.uint64:
-    """Scramble a key: the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection on 64 bits."""
+    """Hash a key: the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection on 64 bits."""
     z = key + _GAMMA
     z = (z ^ (z >> _S30)) * _MUL1
     z = (z ^ (z >> _S27)) * _MUL2
@@ -63,7 +63,8 @@ def _find(
             h = mix(keys[U8(start + i)])
             hashes[i] = h
             touched[i] = table[h >> shift]
-        for i in range(size):  # most homes hold the key itself: touch its place among the keys as well
+        # most homes hold the key itself: load its place among the keys as well
+        for i in range(size):
             entry = touched[i]
             if (entry ^ hashes[i]) & _HIGH == 0 and entry != 0:
                 touched[i] = known[(entry & _LOW) - _ONE]

@@ -1,8 +1,8 @@
-"""Pointers for compiled kernels: what a kernel hands on to the functions it is made of, and how it looks ahead.
+"""Pointers for compiled kernels, to pass arrays to inner functions and to prefetch memory.
 
-Numba counts the references of an array that is handed on or chosen between, with atomic operations: more work than a
-kernel that looks up one key has. A pointer is a number. Nothing checks what is read through it, nor keeps its memory
-alive: the kernel that was called from Python does, by holding the array until its end.
+Numba counts the references of an array that is passed on or selected, with atomic operations, which cost more than the
+lookup of one key. A pointer is a number. Accesses through it are not checked, and it does not keep its memory alive:
+the kernel that Python calls must hold the array until its end.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numba.extending import intrinsic
 
 
 def _address(typing: Any, array: Any) -> Any:
-    """Give the address of an array's first number: what is indexed through it is not checked, nor kept alive."""
-    # What compiles arrays comes with it: 3 MB of modules that ranks do not need which find their kernels compiled.
+    """Return the address of an array's first element; accesses are not checked, and the array is not kept alive."""
+    # Imported at compilation only: it loads 3 MB of modules that ranks with cached kernels do not need.
     from numba.np.arrayobj import make_array
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -28,7 +28,7 @@ def _address(typing: Any, array: Any) -> Any:
 
 
 def _moved(typing: Any, pointer: Any, by: Any) -> Any:
-    """Give the address of pointer[by]."""
+    """Return the address of pointer[by]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.gep(arguments[0], [arguments[1]])
@@ -37,7 +37,7 @@ def _moved(typing: Any, pointer: Any, by: Any) -> Any:
 
 
 def _halves(typing: Any, pointer: Any) -> Any:
-    """See the numbers behind a pointer as twice as many i32."""
+    """Cast a pointer to 64-bit numbers to one to twice as many i32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
@@ -47,7 +47,7 @@ def _halves(typing: Any, pointer: Any) -> Any:
 
 
 def _fetched(typing: Any, pointer: Any, at: Any) -> Any:
-    """Ask for the memory of pointer[at], and go on."""
+    """Prefetch pointer[at]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())

@@ -31,7 +31,8 @@ def _sum_into(
     stamps[slot] = epoch << 32 | place tells that a slot is already in this round's union, and where.
     """
     width = sums.shape[1]
-    if width == 1:  # by far the most frequent, and worth a loop without an inner one
+    # by far the most frequent case, without an inner loop
+    if width == 1:
         total, mine = sums[:, 0], rows[:, 0]
         for i in range(len(slots)):
             s = np.uint32(slots[i])
@@ -65,10 +66,10 @@ def _sum_into(
 
 
 class Summed(NamedTuple):
-    """A complete round: the sums of the rows that were pushed, and where each worker's are among them."""
+    """A complete round: the sums of the pushed rows, and the places of each worker's keys among them."""
 
     slots: Slots
-    """Of all keys that anyone pushed, each once."""
+    """Slots of the union of all pushed keys."""
     rows: Array
     """[n, push width], one for each of `slots`."""
     places: dict[int, NDArray[np.int32] | slice]
@@ -78,9 +79,8 @@ class Summed(NamedTuple):
 class Aggregator:
     """Sums the pushes of all workers to one segment, round by round (paper section 3.2).
 
-    The sum of a key runs over the workers in the order of `workers`, never in that of arrival, so the result
-    is the same bits whenever the messages come. Rounds may overlap; each is complete as soon as its last push
-    is in.
+    The pushes of a key are summed in the order of `workers`, not of arrival, so the result does not depend on timing,
+    to the bit. Rounds may overlap; each is complete when its last push has arrived.
     """
 
     def __init__(self, segment: Segment, workers: Sequence[int]) -> None:
@@ -91,18 +91,18 @@ class Aggregator:
         self._epoch = 0
 
     def pending(self) -> dict[Hashable, list[int]]:
-        """Return, for every round that waits, the workers whose pushes are in."""
+        """Return, for every incomplete round, the workers whose pushes have arrived."""
         return {round_: list(parts) for round_, parts in self._pending.items()}
 
     def add(self, round_: Hashable, worker: int, slots: Slots, rows: Array) -> Summed | None:
         """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows).
 
-        Returns None while others are missing, then the sum. `rows` is kept, not copied, until then. Raises
-        ProtocolError on an unknown worker, a second part, or rows of another width.
+        Returns None while parts are missing, then the sum. `rows` is kept, not copied, until then. Raises
+        ProtocolError for an unknown worker, a second part, or rows of another width.
         """
         parts = self._pending.get(round_, {})
         if worker not in self.workers or worker in parts:
-            what = "has pushed twice" if worker in parts else f"is none of {self.workers}"
+            what = "has pushed twice" if worker in parts else f"is not one of {self.workers}"
             raise ProtocolError(f"vector {self.segment.spec.name!r}, round {round_}: worker {worker} {what}")
         parts[worker] = (slots, self.segment.shaped(slots, rows))
         self._pending[round_] = parts
@@ -112,7 +112,7 @@ class Aggregator:
         return self._sum([parts[each] for each in self.workers])
 
     def drop(self, round_: Hashable) -> None:
-        """Forget a round that cannot be completed, if it is there."""
+        """Drop an incomplete round, if there is one."""
         self._pending.pop(round_, None)
 
     def _sum(self, parts: list[tuple[Slots, Array]]) -> Summed:
@@ -137,7 +137,7 @@ class Aggregator:
         return Summed(touched[:count], sums[:count], everyone)
 
     def _sum_run(self, run: slice, parts: list[Array]) -> Summed:
-        """Sum rows of one and the same run of slots: plain vector adds."""
+        """Sum rows of the same run of slots: plain vector additions."""
         sums = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         for rows in parts[2:]:
             sums += rows

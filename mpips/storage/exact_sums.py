@@ -13,11 +13,11 @@ addition of integers commutes: that is the whole proof.
 
 Infinities and NaNs are counted apart, and decide the result as IEEE addition would.
 
-Where there are too many sums for that, a gradient's, say, terms are rounded before they are added (`quantum`,
-`rounded`): to multiples of one power of two q, the same for all who contribute, and so coarse that the whole sum stays
-within 2**53 q. Then every float64 addition of them is exact, in any order and grouping, by whomever: plain `+=` and
-servers that aggregate included (Demmel and Nguyen 2015, "Parallel reproducible summation"; the rounding is Rump's
-extraction). A term costs two additions more.
+Where there are too many sums for accumulators, such as a gradient's, terms are rounded before they are added
+(`quantum`, `rounded`): to multiples of one power of two q, the same on all ranks, and so coarse that the sum stays
+within 2**53 q. Then every float64 addition of them is exact, in any order and grouping, with plain `+=` and in the
+servers' aggregation, too (Demmel and Nguyen 2015, "Parallel reproducible summation"; the rounding is Rump's
+extraction). A term costs two more additions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ LIMBS = 67
 """Limbs of 32 bits: 2098 bits for the range of finite float64, and 46 more for carries."""
 
 POSITIVE, NEGATIVE, NAN, SIZE = LIMBS, LIMBS + 1, LIMBS + 2, LIMBS + 3
-"""Where +inf, -inf and NaN are counted, behind the limbs; and the length of an accumulator."""
+"""Indices of the counts of +inf, -inf and NaN, after the limbs; and the length of an accumulator."""
 
-_LOWEST = 1074  # the limbs count units of 2**-_LOWEST
-_ROOM = 1 << 30  # terms that fit between two normalisations
-_BLOCK = 1 << 16  # values a kernel call takes at once: far below _ROOM, and a copy of them stays in cache
+# the limbs count units of 2**-_LOWEST
+_LOWEST = 1074
+# terms that fit between two normalisations
+_ROOM = 1 << 30
+# values per kernel call: far below _ROOM, and a copy of them stays in cache
+_BLOCK = 1 << 16
 
 
 @kernel("void(f8[::1], i8[::1])")
@@ -172,10 +175,10 @@ _LEAST, _MOST = 2.0**-900, 2.0**960  # bounds that quanta are made for: nothing 
 def quantum(bound: ArrayLike, terms: float = 1.0) -> Any:
     """Return the power of two q to whose multiples terms are to be `rounded`, so that their sum is exact.
 
-    bound: what no term exceeds in size, a number or an array of them; terms: how many there are at most, in all, on
-    all ranks (or 1, if `bound` is one of the sum of all sizes). Both must be the same for everyone. The sum is
-    off by at most q/2 for each term that is not 0, and q < 2**-50 bound terms: n terms are off by less than n 2**-51
-    times that product. Raises ValueError unless bound times terms lies in [0, 2**960).
+    bound: an upper bound of the terms' absolute values, a number or an array; terms: an upper bound of their number on
+    all ranks together (or 1, if `bound` bounds the sum of the absolute values). Both must be the same on all ranks. The
+    error of the sum is at most q/2 for each nonzero term, and q < 2**-50 bound terms: for n terms it is less than n
+    2**-51 times that product. Raises ValueError unless bound times terms lies in [0, 2**960).
     """
     total = np.multiply(bound, terms, dtype=np.float64)
     if not (total >= 0.0).all() or not (total < _MOST).all():
@@ -188,11 +191,11 @@ def quantum(bound: ArrayLike, terms: float = 1.0) -> Any:
 def rounded(values: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
     """Return values, rounded to multiples of `quantum`s q (to even), as float64: sums of them are exact.
 
-    Raises ValueError if one is beyond 2**51 q: then q was made for a smaller bound.
+    Raises ValueError if one is beyond 2**51 q, because q belongs to a smaller bound.
     """
     terms, anchor = np.asarray(values, np.float64), np.multiply(_ANCHOR, q)
     if not (np.abs(terms) * 3.0 <= anchor).all():
-        raise ValueError("a value is beyond the bound that its quantum was made for")
+        raise ValueError("a value is beyond the bound of its quantum")
     result: NDArray[np.float64] = (terms + anchor) - anchor
     return result
 
@@ -202,7 +205,7 @@ def rounded(values: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
 
 
 def anchors(bound: ArrayLike, terms: float = 1.0) -> Any:
-    """Return the anchors that belong to `quantum(bound, terms)`."""
+    """Return the anchors of `quantum(bound, terms)`."""
     return quantum(bound, terms) * _ANCHOR
 
 

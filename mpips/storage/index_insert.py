@@ -47,18 +47,18 @@ from mpips.storage.index_lookup import (
 )
 
 SPARE_PAGES, SPARE_TOPS = 8, 3
-"""What one step of an insertion may need."""
+"""Memory that one step of an insertion may need."""
 _MERGED = 512
 _PIECE = LEAF // 2
 _FILLED = LEAF * 7 // 8
 _FEW = 4
 _LENGTHS = np.array([LEAF // 2 + (i * 37) % 64 * LEAF // 128 for i in range(32)], np.int64)
-"""Keys of implicit leaves: different ones, so that the leaves do not all split at the same time, half full then."""
+"""Sizes of implicit leaves: different ones, so that the leaves do not all split at the same time."""
 
 
 @kernel()
 def _splice(head: I64, arena: U64, top: U64, t: int, p: int, k: int, lows: U64, refs: U64) -> None:
-    """Put k leaves, lows[:k] and refs[:k], in the place of leaf p of node t; make two nodes of it when it is full."""
+    """Replace leaf p of node t by k leaves, lows[:k] and refs[:k]; split the node when it is full."""
     at, size = node(top, t)
     total = size - 1 + k
     other, left = 0, total
@@ -97,7 +97,7 @@ def _add_run(
     head: I64, known: U64, arena: U64, arena32: I32, top: U64, t: int, p: int, rank: int, keys: U64, i: int, j: int,
     lows: U64, refs: U64,
 ) -> None:  # fmt: skip
-    """Add new keys[i:j] that lie between two neighbours, at `rank` in leaf p of node t: as implicit leaves."""
+    """Add new keys[i:j], which lie between two neighbouring keys, at `rank` in leaf p of node t, as implicit leaves."""
     at, _ = node(top, t)
     ref = I8(arena[at + FAN + p])
     low = arena[at + p]
@@ -140,7 +140,7 @@ def _add_run(
 def _shift(
     known: U64, arena: U64, arena32: I32, begin: int, theirs: int, held: int, count: int, new: int, places: I64
 ) -> None:  # fmt: skip
-    """Put a few keys, known[count : count + new], into an explicit leaf at `places`, moving those behind them."""
+    """Insert a few keys, known[count : count + new], into an explicit leaf at `places`, and shift later keys."""
     end = held
     for x in range(new - 1, -1, -1):
         rank = places[x]
@@ -158,9 +158,9 @@ def _weave(
     from_: U64, old: I32, begin: int, theirs: int, held: int, into: U64, slots: I32, to: int, mine: int,
     known: U64, count: int, new: int, places: I64, bumps: I64,
 ) -> None:  # fmt: skip
-    """Merge the keys of a leaf with known[count : count + new], whose `places` in it are known, without branches.
+    """Merge the keys of a leaf with known[count : count + new], whose `places` in it are given, without branches.
 
-    From its end on, so that the leaf may be merged into itself. `bumps` is zero before and after.
+    The merge starts at the end, so that the leaf may be merged in place. `bumps` is zero before and after.
     """
     for x in range(new):
         bumps[places[x]] += 1
@@ -371,7 +371,7 @@ def _insert(
 def insert(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> int:
     """Find the slots of keys as `find`, giving the next ones to new keys.
 
-    Returns ROOM where it stopped for want of room: it goes on from there when it is called again.
+    Returns ROOM if it needs more memory: it continues when it is called again.
     """
     longs = np.zeros(LEAF + 1 + _MERGED + 4 * AHEAD, np.int64)
     words = np.empty(128 + LEAF + _MERGED, np.uint64)

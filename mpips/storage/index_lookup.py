@@ -1,4 +1,4 @@
-"""The leaves of a key index, as compiled kernels work on them: see mpips/storage/key_index.py for the idea.
+"""The layout of a key index, and its lookup kernels: see mpips/storage/key_index.py for the design.
 
 All memory of an index is four arrays. `known` u64[room] has the keys by slot. `arena` u64[pages * PAGE] is cut into
 pages, which the kernels see as i32 as well, as `arena32`. A page is either
@@ -27,12 +27,12 @@ from mpips.jit.numba_pointers import address, halves, prefetch
 U64 = Any
 I32 = Any
 I64 = Any
-"""An array of these in what Python calls, a pointer to them in the rest."""
+"""An array of these in kernels that Python calls, a pointer to them in all other kernels."""
 
 LEAF = 128
-"""Keys that a leaf holds at most."""
+"""The largest number of keys in a leaf."""
 FAN = 96
-"""Leaves that a node refers to at most."""
+"""The largest number of leaves of a node."""
 PAGE = 192
 """Words of a page."""
 BITS, IMPLICIT, COUNTS = 10, 512, 511
@@ -73,14 +73,14 @@ def keys_below(array: U64, begin: int, count: int, key: Any) -> int:
 
 @kernel()
 def last_low(array: U64, begin: int, count: int, key: Any) -> int:
-    """Find the last of `count` sorted lows from `begin` on that `key` reaches; it reaches the first."""
+    """Find the last of `count` sorted lows from `begin` on that is <= `key`; the first one is."""
     rank = keys_below(array, begin, count, key)
     return rank if rank < count and array[begin + rank] == key else rank - 1
 
 
 @kernel()
 def node_of(head: I64, top: U64, t: int, key: Any) -> int:
-    """Find the node of a key, looking at node t and some after it first."""
+    """Find the node of a key; node t and some nodes after it are tried first."""
     tops = head[TOPS]
     if t < tops and top[2 * t] <= key:
         for _ in range(8):
@@ -99,14 +99,14 @@ def node_of(head: I64, top: U64, t: int, key: Any) -> int:
 
 @kernel()
 def node(top: U64, t: int) -> tuple[int, int]:
-    """Give the first word of node t, and how many leaves it has."""
+    """Return the first word of node t, and its number of leaves."""
     entry = I8(top[2 * t + 1])
     return (entry >> 8) * PAGE, entry & 255
 
 
 @kernel()
 def upper(head: I64, arena: U64, top: U64, t: int, p: int) -> tuple[Any, bool]:
-    """Give the low of the leaf after leaf p of node t, and whether there is one."""
+    """Return the low of the leaf after leaf p of node t, and whether there is one."""
     at, size = node(top, t)
     if p + 1 < size:
         return arena[at + p + 1], True
@@ -117,7 +117,7 @@ def upper(head: I64, arena: U64, top: U64, t: int, p: int) -> tuple[Any, bool]:
 
 @kernel()
 def inside(head: I64, arena: U64, top: U64, t: int, p: int, key: Any) -> Any:
-    """Tell whether a key belongs to leaf p of node t, should there be one."""
+    """Tell whether a key belongs to leaf p of node t, if that exists."""
     if t >= head[TOPS]:
         return False
     at, size = node(top, t)
@@ -141,7 +141,7 @@ def locate(head: I64, arena: U64, top: U64, t: int, p: int, key: Any) -> tuple[i
 
 @kernel()
 def end_below(keys: U64, i: int, limit: int, high: Any) -> int:
-    """Find the end of the rising keys from i on that are below `high`, as the first is: gallop, then halve."""
+    """Find the end of the ascending keys from i on that are below `high`, as the first is: galloping search."""
     if keys[limit - 1] < high:
         return limit
     j, step = i + 1, 8
@@ -157,7 +157,7 @@ def end_below(keys: U64, i: int, limit: int, high: Any) -> int:
 
 @kernel()
 def stretch(keys: U64, i: int, limit: int, high: Any, bounded: bool) -> int:
-    """Find where the keys from i on are no longer rising, or reach `high` if `bounded`, but `limit` at most."""
+    """Find where the keys from i on stop ascending, or reach `high` if `bounded`, at most `limit`."""
     j = end_below(keys, i, limit, high) if bounded else limit
     falls = False
     for k in range(i + 1, j):
@@ -172,7 +172,7 @@ def stretch(keys: U64, i: int, limit: int, high: Any, bounded: bool) -> int:
 
 @kernel()
 def agreeing(known: U64, count: int, slot: int, keys: U64, i: int, total: int) -> int:
-    """Count how many keys from i on are just those of the slots from `slot` on."""
+    """Count how many keys from i on equal those of the slots from `slot` on."""
     size = min(total - i, count - slot)
     k = 0
     while k + 32 <= size:
@@ -189,7 +189,7 @@ def agreeing(known: U64, count: int, slot: int, keys: U64, i: int, total: int) -
 
 @kernel()
 def listed(out: I32, first: int, i: int) -> int:
-    """Write down the slots of keys[:i], which were one run so far."""
+    """Write the slots of keys[:i], which were one run so far."""
     for k in range(i):
         out[k] = first + k
     return LISTED
@@ -197,7 +197,7 @@ def listed(out: I32, first: int, i: int) -> int:
 
 @kernel()
 def note_run(out: I32, first: int, i: int, j: int, slot: int) -> int:
-    """Note that keys[i:j] have the slots from `slot` on; give what `first` is now."""
+    """Record that keys[i:j] have the slots from `slot` on; return the new `first`."""
     if first == UNSET:
         return slot
     if first >= 0:
@@ -211,7 +211,7 @@ def note_run(out: I32, first: int, i: int, j: int, slot: int) -> int:
 
 @kernel()
 def note_listed(out: I32, first: int, i: int, j: int) -> int:
-    """Note that out[i:j] has been written; give what `first` is now."""
+    """Record that out[i:j] was written; return the new `first`."""
     if first == LISTED:
         return LISTED
     if first == UNSET:
@@ -226,7 +226,7 @@ def note_listed(out: I32, first: int, i: int, j: int) -> int:
 
 @kernel()
 def far_apart(head: I64, arena: U64, top: U64, t: int, p: int, keys: U64, i: int, total: int) -> Any:
-    """Tell whether the keys from i on have so many leaves between them that their loads had better overlap."""
+    """Tell whether the keys from i on are so many leaves apart that their loads should overlap."""
     if total - i < MANY:
         return False
     last = keys[min(i + AHEAD, total) - 1]
@@ -238,13 +238,13 @@ def far_apart(head: I64, arena: U64, top: U64, t: int, p: int, keys: U64, i: int
 
 @kernel()
 def window(guess: int, count: int) -> int:
-    """Give where to look, among `count` keys, for what is guessed to be at `guess`: from there on, at 16 keys."""
+    """Return the start of a window of 16 of `count` keys around an estimated place `guess`."""
     return max(min(max(guess - 4, 0) & -8, count - 16), 0)
 
 
 @kernel()
 def near(array: U64, begin: int, count: int, guess: int, key: Any) -> int:
-    """Count as `keys_below`, near a guess at first."""
+    """Count as `keys_below`, first near an estimated place."""
     low = window(guess, count)
     if count >= 16:
         for _ in range(2):
@@ -262,15 +262,15 @@ def near(array: U64, begin: int, count: int, guess: int, key: Any) -> int:
 
 @kernel()
 def scale_of(low: Any, high: Any, bounded: bool, count: int) -> float:
-    """Give the factor by which the distance of a key from `low` tells its place among `count` keys in [low, high)."""
+    """Return the factor from a key's distance to `low` to its estimated place among `count` keys in [low, high)."""
     return float(count) / (float(high - low) if bounded else _TOP - float(low))
 
 
 @kernel()
 def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, size: int, marks: I64) -> None:
-    """Find the leaves of some keys, guess where in them they are, and touch what is there.
+    """Find the leaves of some keys, estimate their places, and prefetch the memory there.
 
-    marks[4 * q : 4 * q + 4] = node, leaf in it, reference, guess: the loads of different keys wait for memory together.
+    marks[4 * q : 4 * q + 4] = node, leaf in it, reference, estimate: the loads of different keys overlap.
     """
     t = 0
     for q in range(size):
@@ -315,7 +315,7 @@ def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, s
 
 @kernel()
 def equal(array: U64, begin: int, keys: U64, i: int, j: int) -> Any:
-    """Tell whether keys[i:j] are those from `begin` on."""
+    """Tell whether keys[i:j] equal those from `begin` on."""
     differ = U8(0)
     for x in range(j - i):
         differ |= array[begin + x] ^ keys[i + x]
@@ -361,7 +361,8 @@ def _find(
         rank = near(from_, begin, held, int(float(keys[i] - low) * scale), keys[i])
         if rest > 0:
             rest -= 1
-        elif rank < held:  # keys of an earlier list are often all of it, or a long part: one run of slots
+        # keys are often those of an earlier list, or a long part of it: one run of slots
+        elif rank < held:
             slot = where + rank if implicit else I8(arena32[theirs + rank])
             same = agreeing(known, count, slot, keys, i, total)
             if same >= 16 or same == total - i:
@@ -410,7 +411,8 @@ def find(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> in
         address(out),
         address(marks),
     )
-    marks[0] = 0  # lives until here
+    # keeps the array alive until the end
+    marks[0] = 0
     return first
 
 

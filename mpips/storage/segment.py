@@ -1,4 +1,4 @@
-"""A server's part of the vectors: segments, and the summing of a round of pushes (paper sections 3.2, 3.4).
+"""Segments: a server's part of the vectors (paper sections 3.2, 3.4).
 
 A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
 state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a
@@ -6,12 +6,12 @@ slot to a key when it is first pushed; a key without one reads as 0. In a dense 
 from the start, slots lie in key order, and therefore every key range is one run of slots. Wherever slots are one run,
 in a sparse segment too, their rows are worked on as plain array views.
 
-Slots are what the work is done by: `resolve` turns keys into slots once, and a server that caches a worker's
-key list keeps them. They stay valid as long as the segment lives.
+All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
+slots, which are valid as long as the segment exists.
 
-When an update raises, the error goes to whoever asked and the segment goes on serving: keys that were new
-keep their slots with the rows they start with, rows that the function had already changed stay changed
-(there is no roll-back), the round is dropped, and clocks are not moved.
+When an update raises, the error is sent to the caller and the segment continues to serve: new keys keep their slots
+with initial rows, rows that the function has already changed stay changed (there is no roll-back), the round is
+dropped, and clocks are not advanced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _TYPES = ("f4", "f8", "i4", "i8")
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
 def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
-    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+    # by far the most frequent case, without an inner loop
+    if values.shape[1] == 1:
         column, target = values[:, 0], out[:, 0]
         for i in range(len(slots)):
             s = slots[i]
@@ -61,7 +62,8 @@ def _dense_slots(
     at = 0
     for i in range(len(keys)):
         key = keys[i]
-        if key < begins[at] or key > lasts[at]:  # sorted keys mostly stay in the same range
+        # sorted keys mostly stay in the same range
+        if key < begins[at] or key > lasts[at]:
             at = max(np.searchsorted(begins, key, "right") - 1, 0)
         if begins[at] <= key <= lasts[at]:
             out[i] = offsets[at] + np.int64(key - begins[at])
@@ -73,7 +75,7 @@ class Clock(Protocol):
     """What a segment needs of a ranged vector clock (mpips/storage/vector_clock.py)."""
 
     def set(self, key_range: KeyRange, node: int, time: int, /) -> Any:
-        """Note that `node` has reached `time` on every key of the range."""
+        """Record that `node` has reached `time` on every key of the range."""
 
 
 class Rows(NamedTuple):
@@ -87,9 +89,9 @@ class Rows(NamedTuple):
 class Segment:
     """The rows of one vector on one server.
 
-    `ranges` are what the server owns; keys beyond the vector's extent are left out. `update` is looked up by
-    the vector's specification unless one is given. `settings` may be changed at any time. `expect` keys fit
-    before a sparse segment first grows.
+    `ranges` are the key ranges that the server owns, cut at the vector's extent. `update` is looked up by the vector's
+    specification unless given. `settings` may be changed at any time. `expect` keys fit before a sparse segment first
+    grows.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Segment:
         self.reply_row = self.update.reply_row(spec)
         self.clock: Clock | None = None
         self.notes: dict[str, tuple[NDArray[np.int32], Array]] = {}
-        """What server functions note of some keys beside the columns: name -> (slots, rows); saved with the rest."""
+        """Notes of server functions on some keys, beside the columns: name -> (slots, rows); saved in checkpoints."""
         owned = [intersection(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
         self.ranges = [piece for piece in owned if piece is not None]
         self._dtype, self._push_dtype = np.dtype(spec.dtype), np.dtype(self.push_row.dtype)
@@ -125,7 +127,7 @@ class Segment:
             )
         self._begins = np.array([piece.begin for piece in self.ranges] or [1], np.uint64)
         self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
-        # The one owned range, if there is one only: what most checks compare with.
+        # The owned range, if there is only one: most checks compare with it.
         self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
         self._pages = {
@@ -139,11 +141,11 @@ class Segment:
     def _publish(self) -> None:
         arrays = {name: pages.array for name, pages in self._pages.items()}
         self.values: Array = arrays.pop("")
-        """[capacity, width]: only the first len(self) rows mean anything."""
+        """[capacity, width]: only the first len(self) rows are valid."""
         self.state = arrays
         """State columns by name, [capacity, their width]."""
         self.capacity = min(len(pages) for pages in self._pages.values())
-        """Rows that all arrays have room for."""
+        """Rows that fit into all arrays."""
 
     def __len__(self) -> int:
         return self._count
@@ -177,16 +179,16 @@ class Segment:
         return slots
 
     def slots_of(self, keys: Keys) -> NDArray[np.int32]:
-        """Return the slots of keys in any order, as i32[n], making those that there are not.
+        """Return the slots of keys in any order, as i32[n]; new keys get slots.
 
-        For what another copy of this segment has checked already.
+        For keys that another replica of this segment has checked already.
         """
         if self.spec.dense:
             return one_by_one(self.resolve(keys, create=True))
         return one_by_one(self._insert(keys))
 
     def _insert(self, keys: Keys) -> Slots:
-        """Give keys slots, and the slots rows."""
+        """Insert keys, and create rows for new slots."""
         slots = self._index.insert(keys)
         self._count = count = len(self._index)
         if count > self.capacity:
@@ -221,8 +223,9 @@ class Segment:
         return slice(first, first + size)
 
     def _grow(self) -> None:
-        """Make room for as many rows as there are keys, in place: nobody's request waits for rows to be copied."""
-        del self.values, self.state  # views, which would keep the arrays where they are
+        """Grow the arrays in place to as many rows as there are keys: no request waits for a copy of rows."""
+        # views, which would prevent the arrays from growing in place
+        del self.values, self.state
         try:
             for pages in self._pages.values():
                 pages.reserve(pages.room(self._count))
@@ -284,7 +287,8 @@ class Segment:
             return None
         if answer is None:
             return self.pull_slots(slots)
-        mine = (self.values, *self.state.values())  # what the next push changes while the reply is being sent
+        # the next push changes these while the reply is being sent
+        mine = (self.values, *self.state.values())
         return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
 
     def shaped(self, slots: Slots, rows: Array) -> Array:
@@ -303,7 +307,8 @@ class Segment:
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned."""
         if not self.spec.dense and self.update.apply_range is None:
-            slots = one_by_one(slots)  # what it does may hang on which rows of the segment these are
+            # its result may depend on the slots
+            slots = one_by_one(slots)
         if not isinstance(slots, slice):
             return self.update.apply(self.values, self.state, slots, rows, self.settings)
         values = self.values[slots]
@@ -313,7 +318,7 @@ class Segment:
         return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
 
     def advance(self, keys: KeyRange, node: int, time: int) -> None:
-        """Note in the clock, if there is one, that `node`'s pushes up to `time` are applied on a range."""
+        """Record in the clock, if there is one, that `node`'s pushes up to `time` are applied on a range."""
         if self.clock is not None:
             for owned in self.ranges:
                 piece = intersection(owned, keys)
@@ -331,7 +336,7 @@ class Segment:
         return self._index.select(wanted.begin, wanted.end - 1)
 
     def cut(self, wanted: KeyRange, count: int) -> int:
-        """Return where to cut a range so that its first part has at most `count` slots: its end if it has no more."""
+        """Return where to split a range so that its first part has at most `count` slots: its end if it has no more."""
         if self.spec.dense:
             for piece in (piece for owned in self.ranges if (piece := intersection(owned, wanted))):
                 if piece.span > count:
@@ -351,7 +356,7 @@ class Segment:
         return keys.copy() if isinstance(slots, slice) else keys
 
     def listed_slots(self, keys: Keys) -> NDArray[np.int32]:
-        """Return the slots of keys one by one, as i32[n], making those that there are not."""
+        """Return a list of the slots of keys, i32[n]; new keys get slots."""
         return one_by_one(self.resolve(keys, create=True))
 
     def items(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:

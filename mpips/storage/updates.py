@@ -40,7 +40,7 @@ Apply = Callable[[Array, State, NDArray[np.int32], Array, Settings], Array | Non
 
 @dataclass(frozen=True)
 class VectorSpec:
-    """What a namespace is: the type of its rows, its keys, and what a push does.
+    """The specification of a namespace: the type of its rows, its keys, and its update.
 
     Raises UsageError when a field is out of range. `update` and its settings are looked up by `update_of`.
     """
@@ -112,7 +112,7 @@ Function = Callable[
 
 
 class Call(NamedTuple):
-    """A function for the scheduler to issue; `reads` says that it changes nothing, so one copy need run it."""
+    """A function that the scheduler can issue; `reads`: it changes nothing, so that only one replica executes it."""
 
     function: Function
     reads: bool = False
@@ -161,7 +161,7 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 
 
 def claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
-    """Refuse a second function of one name; the same one, loaded again, takes its own place."""
+    """Raise UsageError for a second function of one name; the same function, loaded again, replaces itself."""
     if old is not None and _place(old) != _place(new):
         raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
 
@@ -228,7 +228,8 @@ def _assign(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
 def _add(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
-    if values.shape[1] == 1:  # by far the most frequent, and worth a loop without an inner one
+    # by far the most frequent case, without an inner loop
+    if values.shape[1] == 1:
         column, added = values[:, 0], rows[:, 0]
         for i in range(len(slots)):
             column[np.uint32(slots[i])] += added[i]

@@ -237,7 +237,7 @@ def test_unknown_and_repeated_parts_are_refused() -> None:
     segment = Segment(VectorSpec("w", aggregate=True))
     aggregator = Aggregator(segment, [0, 1])
     nothing = (segment.resolve(u64([]), create=True), np.empty((0, 1)))
-    with pytest.raises(ProtocolError, match=r"worker 5 is none of \(0, 1\)"):
+    with pytest.raises(ProtocolError, match=r"worker 5 is not one of \(0, 1\)"):
         aggregator.add(0, 5, *nothing)
     assert aggregator.pending() == {}
     aggregator.add(0, 0, *nothing)
