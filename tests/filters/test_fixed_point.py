@@ -281,9 +281,7 @@ def test_rows_of_another_kind_than_before_are_refused() -> None:
     coder = fixed_point(FixedPoint(feedback=True, least=0))
     keys = np.arange(50, dtype=np.uint64)
     state, _ = coder.encode({}, Content(keys, np.ones((50, 1))), about())
-    with pytest.raises(
-        InputError, match=r"a push to 'w' has rows of 2 float32, and the errors .* are 1 float64"
-    ):
+    with pytest.raises(InputError, match=r"a push to 'w' has rows of 2 float32, the errors .* are 1 float64"):
         coder.encode(state, Content(keys, np.ones((50, 2), np.float32)), about())
 
 

@@ -154,7 +154,7 @@ def test_a_sketch_of_other_settings_is_refused() -> None:
     state, _ = tail(Tail(2, 64)).encode({}, content, about())
     for other in (Tail(2, 128), Tail(2, 64, 3), Tail(500, 64)):
         with pytest.raises(
-            InputError, match=r"^filter tail: the sketch of 'w' is 2 x 64 uint8, and the settings"
+            InputError, match=r"^filter tail: the sketch of 'w' is 2 x 64 uint8, the settings"
         ):
             tail(other).encode(state, content, about())
 
