@@ -158,7 +158,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_a_second_function_of_one_name_is_refused_and_a_reload_is_not() -> None:
-    with pytest.raises(JobError, match=r"update 'add' is already defined at .*update\.py:\d+"):
+    with pytest.raises(JobError, match=r"update 'add' is already defined at .*updates\.py:\d+"):
         update("add")(lambda values, state, slots, rows, settings: None)
 
     def load(at: int) -> Any:
