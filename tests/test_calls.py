@@ -52,7 +52,7 @@ def test_the_methods_by_which_a_worker_takes_part_in_checkpoints_load(tmp_path: 
 
 @pytest.mark.parametrize("name", [str(name) for name in Own])
 def test_a_function_for_shards_has_no_such_name(name: str) -> None:
-    with pytest.raises(JobError, match=f"'{name}': mpips serves"):
+    with pytest.raises(JobError, match=f"'{name}': the name is reserved"):
         call(name)(lambda segment, args: {})
 
 
