@@ -10,49 +10,35 @@ says is gone is dropped. When a view changes who holds a shard, the node sends a
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import count
-from logging import ERROR
-from pathlib import Path
 from random import Random
-from resource import RUSAGE_SELF, getrusage
-from time import process_time
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.cluster.error_report import describe
 from mpips.cluster.faults import Faults
+from mpips.cluster.filter_codec import FilterCodec
 from mpips.cluster.layout import Layout, Role
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE, Policy
+from mpips.cluster.usage import Savings, process_usage
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import (
     FilterError,
-    InputError,
     MpipsError,
-    NoWorkerLeft,
     ProtocolError,
     RemoteError,
-    ShardLost,
-    UsageError,
-    WorkerLost,
-    in_a_line,
-    is_environment,
-    is_mpi,
-    says_all,
 )
-from mpips.filters.chain import Chain, Saved
-from mpips.filters.filter import About
+from mpips.filters.chain import Chain
 from mpips.process import program_line
 from mpips.process.host import host_name
-from mpips.rundir.log import note
-from mpips.storage.updates import VectorSpec, update_named
+from mpips.storage.updates import VectorSpec
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import Timer
 from mpips.tasks.task import Task, Tasks
@@ -101,23 +87,6 @@ LARGE = 4096
 """Bytes of a message from which on it travels by itself."""
 LAG = 8
 """Tasks by which the oldest push whose copies are not acknowledged may be behind before a rank asks about it."""
-
-
-def memory_of_its_own() -> dict[str, int]:
-    """Give this process' proportional and private memory in bytes; nothing where the system does not say."""
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
-        return {}
-    sizes = {
-        name: int(words[0]) * 1024
-        for name, _, rest in (line.partition(":") for line in lines[1:])
-        if (words := rest.split())
-    }
-    return {
-        "pss": sizes.get("Pss", 0),
-        "private": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
-    }
 
 
 class Stopped(BaseException):
@@ -181,12 +150,12 @@ class Node:
         self._delivered: Handler = self.deliver
         self.place = layout.places[van.rank]
         self.rank, self.host = van.rank, host_name()
-        self.pushes, self.pulls, self.signs = pushes or Chain(), pulls or Chain(), signs
+        self.codec = FilterCodec(pushes or Chain(), pulls or Chain(), van, self.observers)
+        self.signs = signs
         self.specs: dict[int, VectorSpec] = {}
         """By namespace: the vectors that this rank has handles on."""
         self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
-        self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
-        """Bytes of keys that requests of this rank named, that they took along, and that the answers were about."""
+        self.savings = Savings()
         self._window, self.resend = window, resend
         self._chance = Random(van.rank).random
         shards_move = len(layout.servers) + len(layout.spares) > 1
@@ -195,7 +164,7 @@ class Node:
         self.again: Counter[str] = Counter()
         """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
         self.tasks = self.new_tasks(self.rank)
-        self.plain = faults is None and not self.pushes and not self.pulls
+        self.plain = faults is None and not self.codec.pushes and not self.codec.pulls
         """Whether messages are what they seem, and nothing is done to them on the way."""
         self.direct = self.plain and resend is None
         """Whether requests may go by the van's desk."""
@@ -220,7 +189,6 @@ class Node:
         self.crew = 0  # the epoch of the workers with whom the call at hand is done
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
-        self._left_out: dict[str, dict[str, Saved]] = {}  # by filters of programs
         self.faults = faults
         self._ready: deque[Message] = deque()
         self._early: list[Message] = []  # of later epochs
@@ -342,49 +310,29 @@ class Node:
 
     def _encode(self, address: int, message: Message) -> Message:
         """Pass a worker's request to a shard through the filters."""
-        if address >= 0 or not self.pushes or self.role is not Role.WORKER:
+        if address >= 0 or not self.codec.pushes or self.role is not Role.WORKER:
             return message
         spec = self.spec_of(message.namespace)
         if spec is None or message.command not in _REQUESTS:
             return message
-        about = self._about(spec, message, update_named(spec.update).sums, message.exact)
-        begin = self.van.now()
-        message = self.pushes.encode(address, message, about)
-        for encoded in self.observers.encoded:
-            encoded(begin, self.view.rank_of(address), message)
-        return message
+        return self.codec.request(address, self.view.rank_of(address), message, spec)
 
     def answer(self, origin: int, reply: Message) -> None:
         """Send a reply to a task's caller; what a shard answers goes through the filters."""
-        if self.pulls and reply.values is not None and reply.command in _ROWS:
+        receiver = self.view.caller(origin)
+        if self.codec.pulls and reply.values is not None and reply.command in _ROWS:
             spec = self.spec_of(reply.namespace)
             assert spec is not None
-            about = self._about(spec, reply, False, update_named(spec.update).exact_replies)
-            begin = self.van.now()
-            reply = self.pulls.encode(origin, copy(reply), about)
-            for encoded in self.observers.encoded:
-                encoded(begin, self.view.caller(origin), reply)
-        self.send(self.view.caller(origin), reply)
-
-    @staticmethod
-    def _about(spec: VectorSpec, message: Message, sums: bool, exact: bool) -> About:
-        keys = message.keys if message.keys is not None else message.withheld
-        return About(
-            spec.name, message.command, message.range, sums, 0, message.origin, message.shard, message.time,
-            message.flush, keys, exact,
-        )  # fmt: skip
+            reply = self.codec.reply(origin, receiver, reply, spec)
+        self.send(receiver, reply)
 
     def decoded(self, message: Message) -> bool:
         """Undo what filters did with a message; give whether to go on.
 
         What they cannot read is a request that will be refused, or a reply that says so.
         """
-        chain = self.pushes if message.kind is Kind.REQUEST else self.pulls
-        begin = self.van.now()
         try:
-            chain.decode(message)
-            for decoded in self.observers.decoded:
-                decoded(begin, message)
+            self.codec.decode(message)
         except FilterError as error:
             if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
                 message.error, message.filtered = error, False
@@ -421,35 +369,8 @@ class Node:
         return reply
 
     def describe(self, error: BaseException) -> dict[str, Any]:
-        """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
-        if isinstance(error, RemoteError):
-            return error.to_meta()
-        text = in_a_line(error)
-        usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
-        at = "" if is_input and not usage else program_line.of(error)
-        if at and (
-            usage or says_all(error) or isinstance(error, ProtocolError)
-        ):  # a traceback says it of all others
-            text = f"{text} (at {at})"
-        trace = "".join(traceback.format_exception(error))
-        lost = isinstance(error, (WorkerLost, NoWorkerLeft))
-        follows = lost or isinstance(error, ShardLost) or is_mpi(error)
-        if follows:  # of one death there may be hundreds
-            note("failed", error=text, follows=True)
-        else:
-            note("failed", ERROR, error=text, at=at, trace=trace)
-        return {
-            "rank": self.rank,
-            "role": f"{self.place.role.name.lower()} {self.place.index}",
-            "host": self.host,
-            "text": text,
-            "trace": "" if says_all(error) else trace[-8000:],
-            "is_input": is_input,
-            "is_usage": usage,
-            "at": at,
-            **({"lost": True} if lost else {}),
-            **({"is_environment": True} if is_environment(error) else {}),
-        }
+        """Say what failed on this rank; see `mpips.cluster.error_report`."""
+        return describe(error, self.place, self.host)
 
     # --- receiving ---------------------------------------------------------------------------
 
@@ -545,7 +466,7 @@ class Node:
         elif kind is Kind.MISSING:
             self.tasks.missing(message)
         elif kind is Kind.SEND_KEYS:
-            self.sent_keys += self.tasks.send_keys(message)
+            self.savings.sent_keys += self.tasks.send_keys(message)
         else:
             self._take_reply(message)
 
@@ -761,42 +682,19 @@ class Node:
 
         Of the memory now, `pss` is its share, and `private` what it shares with nobody (bytes, on Linux).
         """
-        filters = self._filters()
+        filters = self.savings.by_filter(self.codec.pushes, self.codec.pulls)
         return {
             "sent": self.van.sent_bytes,
             "messages": self.van.sent_messages,
             "received": self.van.received_bytes,
             "waited": self.waited,
             "worked": self.worked,
-            "cpu": process_time(),
             "sent_again": dict(self.again),
-            "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
-            **memory_of_its_own(),
+            **process_usage(),
             "filters": {
                 name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
             },
         }
-
-    def saved(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
-        """Count what a filter of the program's own has left out, of what workers or servers send: bytes.
-
-        A worker may speak for the servers, as far as they answer it.
-        """
-        each = self._left_out.setdefault(name, {}).setdefault(role, Saved())
-        each.raw += raw
-        each.wire += wire
-
-    def _filters(self) -> dict[str, dict[str, Saved]]:
-        """Say what each filter was given and has made of it: by its name, and by whose messages those are."""
-        found = {name: dict(by) for name, by in self._left_out.items()}
-        if self.key_bytes:
-            caching = found.setdefault("key_caching", {})
-            caching["worker"] = Saved(self.key_bytes, self.sent_keys)
-            caching["server"] = Saved(self.answered_keys, 0)
-        for role, chain in (("worker", self.pushes), ("server", self.pulls)):
-            for name, each in chain.saved.items():
-                found.setdefault(name, {})[role] = each
-        return found
 
     def step(self, step: int) -> None:
         """Say that a step of the algorithm begins; injected faults may be due."""

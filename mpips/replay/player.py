@@ -105,7 +105,7 @@ class Player(Policy):
         elif kind is Kind.REQUEST:
             self._call(message)
         elif kind is Kind.SEND_KEYS:
-            node.sent_keys += node.tasks.send_keys(message)
+            node.savings.sent_keys += node.tasks.send_keys(message)
         elif self._events is None:
             node.tasks.answer(message)
         else:

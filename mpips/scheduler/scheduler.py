@@ -182,7 +182,7 @@ class Cluster:
     @property
     def holds_back(self) -> bool:
         """Whether filters may hold parts of pushes back, so that a program should end with `Vector.flush`."""
-        return self.node.pushes.drops
+        return self.node.codec.pushes.drops
 
     def decide(self, make: Callable[[], T]) -> T:
         """Return `make()`, JSON-able, or on a successor the value that it returned here before."""

@@ -225,7 +225,7 @@ class Vector:
             self._check_workers()
         none = np.empty((0, self.spec.width), self._dtype)
         extent, ring = self.spec.extent, self.node.view.ring
-        shards = len(self._cuts) if self.spec.aggregate or self.node.pushes.drops else 0
+        shards = len(self._cuts) if self.spec.aggregate or self.node.codec.pushes.drops else 0
         ranges = [(shard, ring.range(shard, extent)) for shard in range(shards)]
         slices = [_Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
         plan = _Plan(0, slices, np.empty(0, np.uint64), None)
@@ -267,9 +267,9 @@ class Vector:
             self._check_workers()
         plan = self._plan(keys, within, together)
         if plan.keys is not None:
-            self.node.key_bytes += 8 * plan.n
+            self.node.savings.key_bytes += 8 * plan.n
             if command is not Command.PUSH:
-                self.node.answered_keys += 8 * plan.n
+                self.node.savings.answered_keys += 8 * plan.n
         if rows is not None:
             if (
                 type(rows) is not np.ndarray
@@ -398,13 +398,13 @@ class Vector:
         message.signature = signature
         if signature == NO_SIGNATURE:
             message.keys = mine
-            self.node.sent_keys += mine.nbytes
+            self.node.savings.sent_keys += mine.nbytes
         elif (piece.shard, signature) in self._sent:
             message.withheld = mine
             plan.sent(number)
         else:
             message.keys = mine
-            self.node.sent_keys += mine.nbytes
+            self.node.savings.sent_keys += mine.nbytes
             if len(self._sent) >= MOST_SIGNATURES:
                 self._sent.clear()
             self._sent.add((piece.shard, signature))

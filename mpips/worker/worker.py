@@ -149,7 +149,7 @@ class Context:
             raw: bytes without the filter.
             wire: bytes with it.
         """
-        self.node.saved(name, role, raw, wire)
+        self.node.savings.add(name, role, raw, wire)
 
     @property
     def base(self) -> Path:
@@ -285,7 +285,7 @@ class Workshop:
             return
         state = getattr(self.worker, "state", None)
         own = {} if state is None else state()
-        arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.pushes)
+        arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.codec.pushes)
         if state is None and not arrays:
             self._file = nothing_written()
             return
@@ -326,7 +326,9 @@ class Workshop:
             for arrays in [load_worker_if_any(Path(folder), number)]
         ]
         ring = self.node.view.ring
-        take_back(self.node.pushes, mine, lambda name: ring.cuts(self.context.vectors[name].spec.extent))
+        take_back(
+            self.node.codec.pushes, mine, lambda name: ring.cuts(self.context.vectors[name].spec.extent)
+        )
 
     def _rebuild(self) -> None:
         rebuild = getattr(self.worker, "rebuild", None)

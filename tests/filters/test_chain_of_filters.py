@@ -508,8 +508,8 @@ def test_what_depends_on_a_damaged_push_does_not_wait_for_ever() -> None:
 
 def test_damage_in_a_round_is_told_to_all_who_take_part() -> None:
     def go(context: Context) -> None:
-        chain = context.node.pushes
-        context.node.pushes = Damaging([ZSTD]) if context.index == 1 else chain  # type: ignore[assignment]
+        chain = context.node.codec.pushes
+        context.node.codec.pushes = Damaging([ZSTD]) if context.index == 1 else chain  # type: ignore[assignment]
         with pytest.raises(RemoteError, match="damaged"):
             context.node.wait(context.vectors["w"].push(KeyRange(0, 500), np.zeros(500), round=0))
 

@@ -1,0 +1,56 @@
+"""What a rank says of an error: metadata that travels to whoever waits, and a line in the log."""
+
+from __future__ import annotations
+
+import traceback
+from logging import ERROR
+from typing import Any
+
+from mpips.cluster.layout import Place
+from mpips.errors import (
+    InputError,
+    NoWorkerLeft,
+    ProtocolError,
+    RemoteError,
+    ShardLost,
+    UsageError,
+    WorkerLost,
+    in_a_line,
+    is_environment,
+    is_mpi,
+    says_all,
+)
+from mpips.process import program_line
+from mpips.rundir.log import note
+
+
+def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
+    """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
+    if isinstance(error, RemoteError):
+        return error.to_meta()
+    text = in_a_line(error)
+    usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
+    at = "" if is_input and not usage else program_line.of(error)
+    # A traceback says it of all others.
+    if at and (usage or says_all(error) or isinstance(error, ProtocolError)):
+        text = f"{text} (at {at})"
+    trace = "".join(traceback.format_exception(error))
+    lost = isinstance(error, (WorkerLost, NoWorkerLeft))
+    # Of one death there may be hundreds.
+    follows = lost or isinstance(error, ShardLost) or is_mpi(error)
+    if follows:
+        note("failed", error=text, follows=True)
+    else:
+        note("failed", ERROR, error=text, at=at, trace=trace)
+    return {
+        "rank": place.rank,
+        "role": f"{place.role.name.lower()} {place.index}",
+        "host": host,
+        "text": text,
+        "trace": "" if says_all(error) else trace[-8000:],
+        "is_input": is_input,
+        "is_usage": usage,
+        "at": at,
+        **({"lost": True} if lost else {}),
+        **({"is_environment": True} if is_environment(error) else {}),
+    }
