@@ -1,4 +1,4 @@
-"""Examples: a batch of labelled sparse rows, as every reader hands them on, and the tally of reading."""
+"""Examples: a batch of labelled sparse rows, the output of all readers, and the counts of reading."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Examples:
 
 @dataclass
 class Tally:
-    """Count what was read, and note what was not."""
+    """Counts of examples and of skipped lines while reading."""
 
     examples: int = 0
     skipped: int = 0
     """Bad lines or rows."""
     first_error: str = ""
-    """The first of them, in words."""
+    """The first of their errors."""
     header: str = ""
     """The first line that was taken for column names: its file and the names."""
     empty: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Tally:
         self.empty += [file for file in other.empty if file not in self.empty]
 
     def said(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Give a line for people for each thing that they may not expect, what to call it, and its facts."""
+        """Yield for each unexpected observation a readable line, its event name, and its facts."""
         if self.header:
             yield (
                 f"the first line of each file was taken for column names: {self.header}; "
@@ -85,7 +85,7 @@ class Tally:
 
 
 def left_out(empty: list[str]) -> str:
-    """Say that files hold nothing."""
+    """Return a line about empty files."""
     return f"left out {len(empty):,} empty file{'s' if len(empty) > 1 else ''}, the first: {empty[0]}"
 
 

@@ -1,9 +1,9 @@
-"""Opening data files, and unpacking compressed ones: bounded in memory, whatever they hold.
+"""Opens data files and decompresses them, with bounded memory, whatever they contain.
 
-What a file is packed with is told by its first bytes; a name that promises otherwise is an error. A packed file of some
-kB may unpack to terabytes, or ask for a window of gigabytes: bytes are unpacked only as they are asked for, and a
-window above `WINDOW` is refused. Several streams behind each other are one file, as their own tools take it; zero bytes
-between and after them are padding.
+The compression is detected by the first bytes; a name with another compression's ending is an error. A compressed file
+of some kB may expand to terabytes, or require a window of gigabytes: bytes are decompressed on demand, and a window
+above `WINDOW` is refused. Concatenated streams are one file, as for their own tools; zero bytes between and after
+them are padding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpips.files.safe_open import open_regular
 MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 WINDOW = 1 << 28
-"""Bytes that unpacking may need: twice what `zstd --long` and four times what `xz -9` ask for."""
+"""Bytes that decompression may need: twice those of `zstd --long` and four times those of `xz -9`."""
 _PIECE = 1 << 16
 _SKIPPABLE = b"\x2a\x4d\x18"
 """What a frame of Zstandard that holds no data begins with, after a byte 0x50 to 0x5f."""
@@ -73,7 +73,7 @@ def unpacked_name(path: str) -> str:
 
 
 def packing(path: str, file: BinaryIO) -> str:
-    """Tell how an open file is compressed: "gz", "xz", "zst", "bz2" or "" for plain."""
+    """Return how an open file is compressed: "gz", "xz", "zst", "bz2" or "" for plain."""
     head = _head(path, file)
     found = next((name for name, start in MAGIC.items() if head.startswith(start)), "")
     if _is_skippable(head):
@@ -109,14 +109,14 @@ class Unpacker(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether nothing more comes before it is given more."""
+        """Whether it needs more input to continue."""
 
     @property
     def unused_data(self) -> bytes:
         """What came after the stream's end."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Take packed bytes, and give at most `max_length` unpacked ones."""
+        """Take compressed bytes, and return at most `max_length` decompressed ones."""
 
 
 class _Gzip:
@@ -145,9 +145,9 @@ class _Gzip:
 
 
 class _ZstandardFrame:
-    """One frame of Zstandard by the `zstandard` package, which can neither bound its output nor tell a torn frame.
+    """One frame of Zstandard by the `zstandard` package, which neither bounds its output nor detects a truncated frame.
 
-    So the frame is walked here, and given to the package block by block.
+    So this class parses the frame, and passes it to the package block by block.
     """
 
     def __init__(self, library: Any) -> None:
@@ -282,7 +282,7 @@ def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
 
 @contextmanager
 def explained(path: str, kind: str) -> Iterator[None]:
-    """Turn what goes wrong while a packed file is read into a `DataError` that names it."""
+    """Convert errors of reading a compressed file to a `DataError` that names it."""
     try:
         yield
     except EOFError:
@@ -306,7 +306,7 @@ def _why(error: BaseException) -> str:
 
 
 def packing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
-    """Give a file whose bytes go, compressed, into an open one; closing it ends the stream and leaves that open."""
+    """Return a file that compresses its bytes into an open one; closing it ends the stream and leaves that open."""
     if kind == "gz":
         return gzip.GzipFile("", "wb", 6, file)  # type: ignore[return-value]
     if kind == "xz":

@@ -21,7 +21,7 @@ BLOCK = 1 << 20
 LONGEST_LINE = 1 << 27
 """Bytes of a line: a file without newlines must not fill the memory."""
 SMALL = 512
-"""Bytes up to which a packed file is looked into to see whether it holds anything: packers add a few dozen."""
+"""Size of packed files, in bytes, up to which their content is checked for being empty: packers add a few dozen."""
 FOREIGN = {
     **dict.fromkeys(UTF32, "is UTF-32 text; convert it, as by iconv -f UTF-32 -t UTF-8"),
     **dict.fromkeys(UTF16, "is UTF-16 text; convert it, as by iconv -f UTF-16 -t UTF-8"),
@@ -38,11 +38,11 @@ FOREIGN = {
     b"\x04\x22\x4d\x18": "was packed by lz4, which is not read; unpack it first",
     b"PAR1\x15": "is a Parquet file, which is not read; write it as text first",
 }
-"""What files that hold no text of ours begin with."""
+"""The first bytes of files in formats that are not read."""
 
 
 def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
-    """Read a file's unpacked bytes in chunks of `size` (the last: what is left), one ahead of the caller.
+    """Read a file's unpacked bytes in chunks of `size` (the last: the rest), one ahead of the caller.
 
     Raises `DataError`, naming the file, when it is missing, no regular file, truncated or damaged, or when its size
     changes meanwhile.
@@ -63,8 +63,8 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
             pool.shutdown(wait=True)
         if not before == after <= whole.tell():
             raise DataError(
-                f"{path}: has changed while it was read, from {before:,} to {after:,} bytes; give a file that nobody "
-                "writes to"
+                f"{path}: has changed while it was read, from {before:,} to {after:,} bytes; read a file that is "
+                "not being written"
             )
 
 
@@ -78,7 +78,8 @@ def holds_nothing(path: str) -> bool:
             return True
         with closing(chunks(path, SMALL)) as stream:
             return next(stream, b"") in (b"", codecs.BOM_UTF8)
-    except (OSError, DataError):  # whoever reads it says so
+    # the error is raised where the file is read
+    except (OSError, DataError):
         return False
 
 
@@ -123,7 +124,7 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
 
 
 def _lines(path: str, size: int) -> int:
-    """Count the newlines in the first bytes of a file; they are read again, since nobody counts them otherwise."""
+    """Count the newlines in the first bytes of a file by reading them again, since lines are not counted otherwise."""
     with closing(chunks(path)) as stream:
         lines = 0
         for chunk in stream:

@@ -7,7 +7,7 @@ user or to root, and no other user may write to it. The first of these folders i
 - `__pycache__` beside the files that kernels are made of
 - `mpips/kernels` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)
 - `mpips-kernels-UID` in the system's folder for temporary files, made for this user alone; another number follows if
-  somebody else has taken that name
+  another user has taken that name
 
 Ranks of a host choose the same folder, since the choice depends on the file system and the environment only. An unusual
 choice is reported in one line by the first process, which sets a variable (`SETTLED`) for its child processes.

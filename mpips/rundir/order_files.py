@@ -255,7 +255,7 @@ def ask(
     remove(folder / (name + ANSWER))
     return said or (
         False,
-        f"nobody answered within {patience:g} s, and the order was withdrawn; is the run alive? {run.path}",
+        f"no answer within {patience:g} s, and the order was withdrawn; is the run alive? {run.path}",
     )
 
 

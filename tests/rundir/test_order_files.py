@@ -310,7 +310,7 @@ def test_nobody_waits_for_the_answer_to_a_withdrawn_order(run: Path, clock: Cloc
 def test_silence_withdraws_the_order(run: Path) -> None:
     ok, text = ask(run, "checkpoint", patience=0.05)
     assert not ok
-    assert text.startswith("nobody answered within 0.05 s, and the order was withdrawn")
+    assert text.startswith("no answer within 0.05 s, and the order was withdrawn")
     assert os.listdir(run / "orders") == []
 
 
@@ -322,7 +322,7 @@ def test_a_run_that_is_over_takes_no_orders(run: Path) -> None:
 
 def test_a_run_that_was_told_to_end_takes_orders_until_it_has(run: Path) -> None:
     (run / "result.json").write_text(json.dumps({"status": "failed", "provisional": True}))
-    assert ask(run, "stop", patience=0.05)[1].startswith("nobody answered within")
+    assert ask(run, "stop", patience=0.05)[1].startswith("no answer within")
 
 
 def test_a_run_that_ends_meanwhile_is_not_waited_for(run: Path) -> None:
