@@ -13,17 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Answer, KeyList, KeyRange, Task, Vector
-from mpips.jobs.sparse_lr.online import Learner
+from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
+from mpips.jobs.sparse_lr.spread import Holder
 
+Columns = slice | NDArray[np.int64]
+"""Which of the columns that a worker holds."""
 REBUILD = 2**62  # a round that no pass reaches
 
 
-class Epochs(Learner):
-    """The part of a worker that keeps its blocks: their radii, margins and weights."""
+class Epochs:
+    """A worker that keeps blocks of features: their radii, margins and weights."""
 
-    blocks: Any
-    lists: dict[KeyRange, KeyList]
+    def __init__(self, context: Context, held: Holder) -> None:
+        self.context, self.settings, self.held = context, context.job.settings, held
+        self.lists: dict[KeyRange, KeyList] = {}
+        """The keys of the pass's blocks."""
+
+    @property
+    def blocks(self) -> Any:
+        """Its examples, by columns; None if it holds none that way."""
+        return self.held.blocks
 
     def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
         """Push what the servers start from; take the radii of the features that are active."""
@@ -64,7 +73,13 @@ class Epochs(Learner):
         return last
 
     def _ask(
-        self, flying: deque[Task], keys: Any, rows: Any, within: KeyRange, round: int, cols: Any
+        self,
+        flying: deque[Task],
+        keys: NDArray[np.uint64] | KeyList,
+        rows: NDArray[Any],
+        within: KeyRange,
+        round: int,
+        cols: Columns,
     ) -> None:
         """Push rows for some columns and take the radii in reply, two pieces ahead: memory is bounded."""
         task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
@@ -72,7 +87,7 @@ class Epochs(Learner):
         if len(flying) > 2:
             self.context.wait(flying.popleft())
 
-    def _take_radius(self, cols: Any, task: Task) -> None:
+    def _take_radius(self, cols: Columns, task: Task) -> None:
         if task.error is None and task.result is not None and len(task.result):
             self.blocks.wake(cols, task.result)
 
@@ -109,7 +124,7 @@ class Epochs(Learner):
             active = np.flatnonzero(blocks.radius > 0.0)
             blocks.set_weights(active, self.context.wait(self.w.pull(blocks.keys[active])))
 
-    def asked(self, cols: Any, round: int) -> Task:
+    def asked(self, cols: Columns, round: int) -> Task:
         """Ask for the radii of some columns, pushing nothing."""
         keys = self.blocks.keys[cols]
         return self.w.push_pull(keys, np.zeros((len(keys), 0), self.blocks.dtype), round=round)

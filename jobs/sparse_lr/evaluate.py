@@ -122,10 +122,10 @@ def show_pass(
 
 
 class Scorer:
-    """The part of a worker that scores examples."""
+    """Scores examples, for a worker."""
 
-    context: Context
-    data: DataSpec
+    def __init__(self, context: Context, data: DataSpec) -> None:
+        self.context, self.data = context, data
 
     def look(self, part: int, of: int) -> None:
         """Read the first examples of one part of the test files, before anything is done with those to train on."""

@@ -26,7 +26,9 @@ from mpips import Answer, Bounded, Cluster, Context, Task, at_once, finish, push
 from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
-from mpips.jobs.sparse_lr.spread import Spread
+from mpips.jobs.sparse_lr.evaluate import Scorer
+from mpips.jobs.sparse_lr.online import Learner
+from mpips.jobs.sparse_lr.spread import Holder, Spread
 
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Of a key, and of the row that comes back: (w, radius)."""
@@ -107,13 +109,16 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker(Epochs):
-    """What the scheduler calls on a worker."""
+    """What the scheduler calls on a worker: it keeps blocks; it has examples, a scorer and an online learner."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.settings = context, context.job.settings
-        self.data = resolve(context.job.data, str(context.base))
+        data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
-        self.lists = {}  # the keys of the pass's blocks
+        scorer, learner = Scorer(context, data), Learner(context, data, self.consistency)
+        super().__init__(context, Holder(context, data, learner.look_over))
+        self.load = self.held.load
+        self.look, self.score, self.training_loss = scorer.look, scorer.score, scorer.training_loss
+        self.learn, self.learnt, self.flush = learner.learn, learner.learnt, learner.flush
 
     @at_once
     def set_tau(self, tau: int) -> None:

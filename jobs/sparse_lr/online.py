@@ -31,6 +31,7 @@ from mpips import (
     NUMBER,
     Cluster,
     ConsistencySpec,
+    Context,
     Each,
     PushPull,
     Task,
@@ -43,11 +44,11 @@ from mpips import (
     surely,
     unmet,
 )
-from mpips.data import Examples, Tally, format_of, minibatches, read
+from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
-from mpips.jobs.sparse_lr.spread import Holder, Spread
+from mpips.jobs.sparse_lr.spread import Spread
 
 COLUMNS = (
     progress.Column("pass", "pass", 5),
@@ -308,19 +309,22 @@ class Learnt:
         }
 
 
-class Learner(Holder):
-    """The part of a worker that learns online."""
+class Learner:
+    """Learns online, for a worker."""
 
-    consistency: PushPull
-    _stream: Stream | None = None
-    _learnt = Learnt(-1)
+    def __init__(self, context: Context, data: DataSpec, consistency: PushPull) -> None:
+        self.context, self.data, self.consistency = context, data, consistency
+        self.settings = context.job.settings
+        self._stream: Stream | None = None
+        self._learnt = Learnt(-1)
+        self._pushes: dict[int, Task] = {}
 
-    def look_over(self, batches: Iterator[Examples]) -> int:
+    def look_over(self, batches: Iterator[Examples], tally: Tally) -> int:
         """Give the last key that there may be: hashed keys may be any; for others, read all and look."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
-            self._tally.skipped, self._tally.first_error = 0, ""  # they are met again while learning
+            tally.skipped, tally.first_error = 0, ""  # they are met again while learning
             return HASHED - 1
         last = max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
         return HASHED - 1 if hashed else last
@@ -328,7 +332,7 @@ class Learner(Holder):
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
         keep = pace(self.context.job.consistency)
-        self._learnt, self._pushes = Learnt(first_round), dict[int, Task]()
+        self._learnt, self._pushes = Learnt(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.context.step(time)

@@ -8,7 +8,7 @@ to what it has; one that gives parts to a newcomer reads those that it keeps ane
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ from mpips import (
     COUNT,
     CheckpointError,
     Cluster,
+    Context,
     Cut,
     Each,
     InputError,
@@ -24,9 +25,9 @@ from mpips import (
     read_manifest,
     surely,
 )
-from mpips.data import Columns, Examples, Tally, load_columns, read
+from mpips.data import Columns, DataSpec, Examples, Tally, load_columns, read
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
-from mpips.jobs.sparse_lr.evaluate import Data, Scorer, check_shards
+from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 
 FINE = 4, 16
@@ -131,13 +132,20 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Holder(Scorer):
-    """The part of a worker that holds examples: by columns, in `blocks`, or, online, only their number."""
+class Holder:
+    """Holds a worker's examples: by columns, in `blocks`, or, online, only their number.
 
-    settings: Any
-    blocks: Any = None
-    _columns: Columns | None = None
-    _reads: list[list[int]] | None = None
+    `look_over(batches, tally)` goes through examples that are learnt online, and gives the last key that there may be.
+    """
+
+    def __init__(
+        self, context: Context, data: DataSpec, look_over: Callable[[Iterator[Examples], Tally], int]
+    ) -> None:
+        self.context, self.data, self._look_over = context, data, look_over
+        self.settings = context.job.settings
+        self.blocks: Any = None
+        self._columns: Columns | None = None
+        self._reads: list[list[int]] | None = None
 
     def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
         """Read what of `reads`, lists of parts, it has not; say what all of them come to."""
@@ -159,7 +167,7 @@ class Holder(Scorer):
 
     def _take(self, batches: Iterator[Examples]) -> None:
         if self.settings.algorithm != "darlin":
-            self._last = max(self._last, self.look_over(batches))
+            self._last = max(self._last, self._look_over(batches, self._tally))
             return
         columns = load_columns(batches)
         self._columns = columns if self._columns is None else joined(self._columns, columns)
@@ -167,7 +175,3 @@ class Holder(Scorer):
     def _examples(self, parts: list[int], cut: Cut) -> Iterator[Examples]:
         for files, part, of in cut.slices(self.data.train, parts):
             yield from self.context.polling(read(files, self.data, part, of, self._tally))
-
-    def look_over(self, batches: Iterator[Examples]) -> int:
-        """Give the last key that there may be."""
-        raise NotImplementedError
