@@ -22,7 +22,7 @@ from typing import Any
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, fitting, header, row
 
 POLL = 0.01
@@ -107,16 +107,8 @@ def above_one(text: str) -> float:
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """Give a parser with the switches of every benchmark that runs whole jobs."""
-    made = Parser(
-        prog=f"mpips bench {name}",
-        usage=f"mpips bench {name} [switches]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
-    )
+    made = program_parser(f"mpips bench {name}", description)
+    add_launcher(made, "as of mpips run")
     made.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     return made
 

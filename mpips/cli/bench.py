@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from mpips.errors import InputError
+from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Run a benchmark; each says what it compares and has its own --help.
@@ -37,16 +38,10 @@ Run a benchmark; each says what it compares and has its own --help.
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure speed on this machine",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
+    parser = add_command(
+        subparsers, "bench", "measure speed on this machine", DESCRIPTION, command, passes_on=True
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="which one")
-    parser.set_defaults(command=command, passes_on=True)
 
 
 def modules() -> dict[str, str]:

@@ -1,11 +1,17 @@
-"""The parser of a command line."""
+"""Parsers of command lines, and what several of them have in common."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
+from mpips.exit_codes import ExitCode
 from mpips.process.printable import printable
+
+MPI_LAUNCHERS = ("auto", "openmpi", "mpich")
+LAUNCHERS = (*MPI_LAUNCHERS, "srun")
+"""What can start ranks; auto: that of the MPI which mpi4py loads, or Slurm's."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,4 +19,50 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
-        self.exit(2, f"{self.prog}: error: {printable(message, keep='')}; see {self.prog} --help\n")
+        self.exit(
+            ExitCode.BAD_INPUT, f"{self.prog}: error: {printable(message, keep='')}; see {self.prog} --help\n"
+        )
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    meaning: str,
+    description: str,
+    command: Callable[[argparse.Namespace], int],
+    epilog: str | None = None,
+    **flags: bool,
+) -> argparse.ArgumentParser:
+    """Add a command of `mpips` to its command line, and give the parser of its arguments.
+
+    `flags` say how it is run (see `mpips.cli.main`): `prints_data`, `passes_on`.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=meaning,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=not flags.get("passes_on"),
+    )
+    parser.set_defaults(command=command, **flags)
+    return parser
+
+
+def program_parser(name: str, description: str) -> Parser:
+    """Give the parser of a program of its own, such as a benchmark, without any switches."""
+    return Parser(
+        prog=name,
+        usage=f"{name} [switches]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_launcher(
+    parser: argparse.ArgumentParser, meaning: str = "how ranks are started", of: tuple[str, ...] = LAUNCHERS
+) -> None:
+    """Add the switch that says how ranks are started: `of` whose launchers one can be chosen."""
+    parser.add_argument("--launcher", choices=of, default="auto", help=meaning)

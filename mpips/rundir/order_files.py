@@ -301,6 +301,15 @@ def read_answer(path: Path) -> tuple[bool, str] | None:
         return None
 
 
+def named_run(named: str) -> Path:
+    """Return the folder of a run as a command is given it: `latest` is the one under runs/ that was started last.
+
+    Raises:
+        InputError: `latest`, and there is none.
+    """
+    return newest(Path("runs")) if named == "latest" else Path(named)
+
+
 def newest(runs: Path) -> Path:
     """Find the run under a folder with the latest start in its run.json.
 

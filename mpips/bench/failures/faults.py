@@ -15,7 +15,7 @@ from mpips.bench import _runs
 from mpips.bench.failures import _processes, _trial
 from mpips.errors import InputError
 from mpips.launch import mpi_launcher
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column
 
 DESCRIPTION = """\
@@ -36,13 +36,7 @@ SHOWN = 10
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench faults",
-        usage="mpips bench faults [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench faults", DESCRIPTION)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=1000, metavar="N", help="on the twin; default 1000")
     parser.add_argument("--seed", type=number, default=0, metavar="S", help="of the first trial; default 0")
@@ -50,9 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=number, default=0, metavar="M", help="strikes at real processes; default 0"
     )
     parser.add_argument("--only", type=number, metavar="SEED", help="repeat this trial alone, verbosely")
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run")
     parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser

@@ -15,7 +15,7 @@ from mpips.bench import _runs
 from mpips.bench.failures import _killing
 from mpips.bench.failures._killing import Campaign, Trial
 from mpips.config.job_file import load
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_parser
 from mpips.rundir.progress import bytes_si
 
 DESCRIPTION = """\
@@ -42,13 +42,7 @@ MOST_SERVERS, MOST_WORKERS = 3, 3
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench restart",
-        usage="mpips bench restart [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench restart", DESCRIPTION)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=50, metavar="N", help="default 50")
     parser.add_argument(
@@ -58,9 +52,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
     )
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run", MPI_LAUNCHERS)
     parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser

@@ -14,7 +14,7 @@ from mpips.bench import _runs
 from mpips.bench._runs import note, spread
 from mpips.bench.overhead import _idle
 from mpips.errors import InputError
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_parser
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
@@ -68,13 +68,7 @@ CROWD = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench idle",
-        usage="mpips bench idle [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench idle", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--part", choices=PARTS, help="only this one")
     parser.add_argument("--servers", type=least(1), default=2, metavar="S", help="at rest; default 2")
@@ -108,9 +102,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the jobs"
     )
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run", MPI_LAUNCHERS)
     parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
@@ -18,7 +17,7 @@ from mpips.errors import InputError
 from mpips.filters import named
 from mpips.filters.chain import Chain
 from mpips.filters.filter import About
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import program_parser
 from mpips.ranges import ALL
 from mpips.rundir.progress import Column, si, significant
 from mpips.transport.message import Command, Kind, Message, from_bytes, to_bytes
@@ -71,13 +70,7 @@ CHAINS: tuple[tuple[str, list[Any]], ...] = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = Parser(
-        prog="mpips bench coding",
-        usage="mpips bench coding [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench coding", DESCRIPTION)
     numbers = _runs.listed(_runs.count)
     parser.add_argument("--rows", type=numbers, default=(1_000_000,), metavar="N,...", help="default 1e6")
     parser.add_argument("--filter", metavar="LIST", help="only this chain, written as in a job file")

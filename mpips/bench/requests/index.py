@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.errors import InputError
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import program_parser
 from mpips.rundir.progress import Column, seconds, si, significant
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 
@@ -57,13 +56,7 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = Parser(
-        prog="mpips bench index",
-        usage="mpips bench index [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench index", DESCRIPTION)
     parser.add_argument(
         "--keys",
         action="append",

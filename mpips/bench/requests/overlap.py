@@ -13,7 +13,7 @@ from mpips.bench import _runs
 from mpips.bench.requests import _overlap
 from mpips.bench.requests.pushpull import duration
 from mpips.config.job_file import load
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
@@ -47,13 +47,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench overlap",
-        usage="mpips bench overlap [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench overlap", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=_runs.count, default=1_000_000, metavar="N", help="default 10^6")
     parser.add_argument("--repeat", type=least(2), default=40, metavar="N", help="of everything; default 40")
@@ -67,9 +61,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run")
     parser.add_argument("--keep", metavar="DIR", help="keep the run folder here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser

@@ -18,7 +18,7 @@ from mpips.bench.requests import _pushpull
 from mpips.bench.requests._pushpull import MODES, OPS
 from mpips.config.job_file import load
 from mpips.errors import InputError
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, si, significant
 
 DESCRIPTION = """\
@@ -136,13 +136,7 @@ def one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench pushpull",
-        usage="mpips bench pushpull [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench pushpull", DESCRIPTION)
     parser.add_argument(
         "--keys",
         type=_runs.listed(_runs.count),
@@ -180,9 +174,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run")
     parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
     parser.add_argument("--json", metavar="FILE", help="write the table here too: a list of rows")
     return parser

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpips.bench import _runs
 from mpips.bench.scaling import _requesting
-from mpips.process.argument_parser import Parser
+from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
@@ -47,13 +47,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Parser(
-        prog="mpips bench elastic",
-        usage="mpips bench elastic [switches]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = program_parser("mpips bench elastic", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=least(1), default=1_000_000, metavar="N", help="default 1,000,000")
     parser.add_argument("--servers", type=least(1), default=2, metavar="S", help="at first; default 2")
@@ -70,9 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    parser.add_argument(
-        "--launcher", choices=("auto", "openmpi", "mpich", "srun"), default="auto", help="as of mpips run"
-    )
+    add_launcher(parser, "as of mpips run")
     parser.add_argument("--keep", metavar="DIR", help="keep the run folder here")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
     return parser

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from mpips.process.argument_parser import add_command, add_launcher
+
 DESCRIPTION = """\
 Look at what a run needs (MPI and its launcher, HDF5, a place for compiled kernels, cores) and let two ranks
 talk to each other. Says what is off and what to do about it; exit code 1 if no run can work here. In a Slurm
@@ -25,21 +27,11 @@ PATIENCE = 60.0
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="check this machine: MPI, launcher, speed",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "doctor", "check this machine: MPI, launcher, speed", DESCRIPTION, command
     )
     parser.add_argument("--json", action="store_true", help="write the findings as JSON")
-    parser.add_argument(
-        "--launcher",
-        choices=("auto", "openmpi", "mpich", "srun"),
-        default="auto",
-        help="how ranks are started",
-    )
-    parser.set_defaults(command=command)
+    add_launcher(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

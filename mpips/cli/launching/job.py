@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Show every table and key that a program's job file may have, with type, default and meaning.
 
@@ -15,15 +17,8 @@ Show every table and key that a program's job file may have, with type, default 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "job",
-        help="show the keys of a job file",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "job", "show the keys of a job file", DESCRIPTION, command)
     parser.add_argument("program", nargs="?", metavar="PROGRAM", help="a program's name, or its .py file")
-    parser.set_defaults(command=command)
 
 
 def describe(name: str, spec: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpips.cli import own_program
+from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Show which node gets which ranks and roles, how much of the keys each server holds, and where its copies are: of a job
@@ -20,12 +21,8 @@ before it is started, or of a run as it began. Says so where a copy shares the n
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "layout",
-        help="show which node gets which roles, and where copies are",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "layout", "show which node gets which roles, and where copies are", DESCRIPTION, command
     )
     parser.add_argument("job", metavar="JOB|RUN", help="a job file, or a run's folder")
     parser.add_argument("--nodes", type=int, metavar="N", help="deal the ranks to so many nodes")
@@ -37,13 +34,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )  # fmt: skip
     own_program.add(parser)
     parser.add_argument("--json", action="store_true", help="write it as JSON")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
-    from pathlib import Path
-
     from mpips.cluster import crowding
     from mpips.config.job_file import load
     from mpips.config.program import vouched
@@ -51,9 +45,9 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.launch import placement
     from mpips.process.host import host_name
     from mpips.process.printable import json_text
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
-    run = newest(Path("runs")) if arguments.job == "latest" else Path(arguments.job)
+    run = named_run(arguments.job)
     if run.is_dir():
         if arguments.set or arguments.nodes or arguments.ntasks_per_node or arguments.hosts:
             raise InputError(

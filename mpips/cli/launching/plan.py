@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpips.process.argument_parser import add_command
+
 if TYPE_CHECKING:
     from mpips.planning.failures import Lifetime
     from mpips.planning.model import Costs, Measured, Prediction
@@ -76,12 +78,8 @@ def positive(kind: Any) -> Any:
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "plan",
-        help="predict what a job will take on another machine",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "plan", "predict what a job will take on another machine", DESCRIPTION, command
     )
     number, real = positive(int), positive(float)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
@@ -120,7 +118,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--validate", action="store_true", help="compare with runs here, on layouts not learned from"
     )
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

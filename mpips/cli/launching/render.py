@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mpips.process.argument_parser import add_command
+
 if TYPE_CHECKING:
     from mpips.cluster.layout import LayoutSpec
     from mpips.launch.sbatch import Batch
@@ -40,20 +42,14 @@ The job runs in the folder that this is called in, which all nodes must see; run
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "render",
-        help="write a batch script for Slurm",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "render", "write a batch script for Slurm", DESCRIPTION, command, EPILOG, prints_data=True
     )
     add_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write it there instead of printing it")
     parser.add_argument(
         "--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and leave"
     )
-    parser.set_defaults(command=command, prints_data=True)
 
 
 class SiteKeys(argparse.Action):

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpips.process.argument_parser import add_command, add_launcher
+
 if TYPE_CHECKING:
     from mpips.process.stop_signals import Wishes
 
@@ -33,13 +35,7 @@ Ctrl-C asks the run to checkpoint and stop; a second one kills it. `mpips ctl` g
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "run",
-        help="run a job here, or inside an allocation",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "run", "run a job here, or inside an allocation", DESCRIPTION, command)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
     parser.add_argument(
         "--servers", type=int, metavar="S", help="ranks that hold parameters (layout.servers)"
@@ -74,17 +70,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--pmi", default="", metavar="NAME", help="srun's --mpi, where the one that fits the MPI is not right"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
-    parser.set_defaults(command=command)
-
-
-def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add the switch that says how ranks are started."""
-    parser.add_argument(
-        "--launcher",
-        choices=("auto", "openmpi", "mpich", "srun"),
-        default="auto",
-        help="how ranks are started",
-    )
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Write the batch script of a job and hand it to sbatch; says the job's number and where to look. Takes all options
 of `mpips render`, whose --help explains them.
@@ -17,16 +19,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the command to the command line."""
     from mpips.cli.launching.render import EPILOG, add_options
 
-    parser = subparsers.add_parser(
-        "submit",
-        help="submit a job to Slurm",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "submit", "submit a job to Slurm", DESCRIPTION, command, EPILOG)
     add_options(parser)
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5: the
 name of OUT says which (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
@@ -15,13 +17,7 @@ name of OUT says which (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="convert data between formats",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "convert", "convert data between formats", DESCRIPTION, command)
     parser.add_argument("source", nargs="+", metavar="IN", help="the files to read, one after another")
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument(
@@ -32,7 +28,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="a key of [data], as in a job file; repeatable",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there already")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mpips.process.argument_parser import add_command
+
 if TYPE_CHECKING:
     from mpips.storage.segment import Rows
 
@@ -23,17 +25,10 @@ _LINES = 100_000
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "export",
-        help="take a vector out of a checkpoint",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "export", "take a vector out of a checkpoint", DESCRIPTION, command)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
     parser.add_argument("--vector", metavar="NAME", help="which vector; not needed if there is but one")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .npz or .tsv")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

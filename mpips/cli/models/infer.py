@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.cli import own_program
+from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, `latest`, or a
@@ -23,12 +24,8 @@ name it, by --program FILE.py: what RUN names is not run without.
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "infer",
-        help="ask a trained model about new data",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "infer", "ask a trained model about new data", DESCRIPTION, command, prints_data=True
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, latest, or a model file")
     parser.add_argument(
@@ -36,14 +33,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write; stdout unless given")
     own_program.add(parser)
-    parser.set_defaults(command=command, prints_data=True)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Let the program answer."""
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
-    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    run = named_run(arguments.run)
     ask = _asked(run, arguments.program)
     ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Say what a checkpoint holds: the job, the step, the vectors, each shard's keys and size, and which run it comes from.
 
@@ -15,16 +17,9 @@ Say what a checkpoint holds: the job, the step, the vectors, each shard's keys a
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "inspect",
-        help="say what a checkpoint holds",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "inspect", "say what a checkpoint holds", DESCRIPTION, command)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
     parser.add_argument("--provenance", action="store_true", help="write the run's provenance as JSON")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

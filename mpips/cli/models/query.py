@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpips.cli import own_program
+from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Ask what a run, or a checkpoint of one, says of some keys: a line KEY<TAB>COUNT each.
@@ -33,27 +34,22 @@ if TYPE_CHECKING:
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "query",
-        help="ask a run or a checkpoint for keys",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "query", "ask a run or a checkpoint for keys", DESCRIPTION, command, prints_data=True
     )
     parser.add_argument(
         "source", metavar="RUN|CHECKPOINT", help="a run's folder, latest, or a checkpoint's folder"
     )
     parser.add_argument("keys", nargs="*", metavar="KEY", help="what to ask for")
     own_program.add(parser)
-    parser.set_defaults(command=command, prints_data=True)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the answers."""
     from mpips.config.program import vouched
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
-    named = newest(Path("runs")) if arguments.source == "latest" else Path(arguments.source)
+    named = named_run(arguments.source)
     query, source = find(named, vouched(arguments.program))
     keys = arguments.keys or [line.rstrip("\r\n") for line in sys.stdin]
     answers = query(source, keys)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Check checkpoints to the last byte, and say of each whether it is sound; what is wrong is named, file by file.
 A folder of checkpoints stands for all that are in it. The exit code is 0 if all are sound, 1 if any is not.
@@ -15,15 +17,8 @@ A folder of checkpoints stands for all that are in it. The exit code is 0 if all
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "verify",
-        help="check checkpoints to the last byte",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "verify", "check checkpoints to the last byte", DESCRIPTION, command)
     parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help="a checkpoint's folder")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.process.argument_parser import add_command
 from mpips.cli import own_program
 
 DESCRIPTION = """\
@@ -20,13 +21,7 @@ Who ran it is said only if you say so; user names and home folders are taken out
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "crate",
-        help="export a run as an RO-Crate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "crate", "export a run as an RO-Crate", DESCRIPTION, command)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
     parser.add_argument("-o", "--out", metavar="DIR|ZIP", help="what to write; NAME.crate.zip unless given")
     parser.add_argument("--title", default="", help="the crate's name")
@@ -48,7 +43,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         parser,
         "put this program into the crate, if it is the one that ran: nothing outside of RUN is, unasked",
     )
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -58,14 +52,14 @@ def command(arguments: argparse.Namespace) -> int:
 
     from mpips.errors import InputError
     from mpips.report.ro_crate import Agent, export
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
     orcid = arguments.orcid.removeprefix("https://orcid.org/")
     if orcid and not re.fullmatch(r"(\d{4}-){3}\d{3}[\dX]", orcid):
         raise InputError(f"--orcid {arguments.orcid}: write it as 0000-0002-1825-0097")
     if (orcid or arguments.affiliation) and not arguments.agent:
         raise InputError("--orcid and --affiliation need --agent: whose are they?")
-    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    run = named_run(arguments.run)
     target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
     count = export(
         run,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Give an order to a running job and print its answer. The job is reached through its run folder, so this works from any
 node that sees the folder, such as a login node.
@@ -24,14 +26,7 @@ exit codes: 0 carried out; 1 refused, or nobody answered; 2 the input is wrong (
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "ctl",
-        help="give an order to a running job",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "ctl", "give an order to a running job", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument("verb", metavar="ORDER", help="checkpoint, stop, join, leave, tau or status")
     parser.add_argument(
@@ -44,7 +39,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="SECONDS",
         help="how long to wait for the answer (default: 10)",
     )
-    parser.set_defaults(command=command)
 
 
 def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
@@ -71,12 +65,12 @@ def command(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mpips.errors import InputError
-    from mpips.rundir.order_files import ask, newest
+    from mpips.rundir.order_files import ask, named_run
 
     wanted = order(arguments.verb, arguments.arguments)
     if not arguments.patience > 0:
         raise InputError(f"--patience {arguments.patience:g}: give seconds, above 0")
-    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    run = named_run(arguments.run)
     ok, text = ask(run, arguments.verb, wanted, arguments.patience)
     print(text if ok else f"mpips: {text}", file=sys.stdout if ok else sys.stderr)
     return 0 if ok else 1

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpips.process.argument_parser import add_command
 from mpips.process.printable import Control, json_text, printable
 
 if TYPE_CHECKING:
@@ -38,19 +39,11 @@ BOLD, RED, GREEN, DIM = "1", "31", "32", "2"
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "diff",
-        help="say what differs between two runs or checkpoints",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "diff", "say what differs between two runs or checkpoints", DESCRIPTION, command, EPILOG)
     parser.add_argument("a", metavar="A", help="a run's or a checkpoint's folder, or latest")
     parser.add_argument("b", metavar="B", help="the other one")
     parser.add_argument("--all", action="store_true", help="show every difference, and values in full")
     parser.add_argument("--json", action="store_true", help="write everything as JSON")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -61,10 +54,10 @@ def command(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mpips.report import diff
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
     a, b = (
-        diff.side(newest(Path("runs")) if name == "latest" else Path(name))
+        diff.side(named_run(name))
         for name in (arguments.a, arguments.b)
     )
     for each in filter(None, (a.warning, b.warning)):

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Write a page about a run, or about several side by side: how it converged, where the time went, what was sent, who was
 lost, what exactly ran. The page needs no network and nothing beside it; runs that are under way can be reported too.
@@ -19,18 +21,11 @@ Of a run that was traced (--set trace.on=true) it shows what each rank's time we
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write a page about a run, or compare several",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "report", "write a page about a run, or compare several", DESCRIPTION, command)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or latest")
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="where to; RUN/report.html, or ./report.html for several"
     )
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -39,9 +34,9 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.report.report import page
     from mpips.report.run_data import check, read, with_trace
     from mpips.rundir.folder import write_text
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
-    named = [newest(Path("runs")) if each == "latest" else Path(each) for each in arguments.runs]
+    named = [named_run(each) for each in arguments.runs]
     runs = [with_trace(check(read(path))) for path in named]
     for each in filter(None, (run.warning for run in runs)):
         print(f"mpips: {each}", file=sys.stderr)

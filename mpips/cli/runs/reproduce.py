@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpips.process.argument_parser import add_command, add_launcher
 from mpips.cli import own_program
-from mpips.cli.launching.run import add_launcher
 
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
@@ -39,14 +39,7 @@ changed."""
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "reproduce",
-        help="do a recorded run again, and compare the bits",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "reproduce", "do a recorded run again, and compare the bits", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument(
         "--run-dir",
@@ -58,7 +51,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--python", metavar="PATH", help="the Python to do it with: another environment's, with another MPI"
     )
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -70,9 +62,9 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.replay.history import read_course
     from mpips.rundir.claim import release
     from mpips.rundir.folder import RunFolder, write_text
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
 
-    recorded = RunFolder(newest(Path("runs")) if arguments.run == "latest" else arguments.run)
+    recorded = RunFolder(named_run(arguments.run))
     if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
         elsewhere(arguments, recorded)
     result = result_of(recorded)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mpips.process.argument_parser import add_command
+
 DESCRIPTION = """\
 Show where the time of a run went that was traced: each rank's share for computing, waiting and the rest, and what was
 waited for. Write all spans and messages as Chrome trace events, to be opened in https://ui.perfetto.dev.
@@ -29,14 +31,7 @@ LONGEST = 10
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
-        "trace",
-        help="show where the time of a traced run went",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "trace", "show where the time of a traced run went", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument("-o", "--out", metavar="FILE", help="where to write the events; .gz: compressed")
     parser.add_argument("--no-events", action="store_true", help="show the table only")
@@ -46,7 +41,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--between", nargs=2, type=float, metavar=("FROM", "TO"), help="events of these seconds only"
     )
     parser.add_argument("--all", action="store_true", help=f"a row for each rank, also for more than {SHOWN}")
-    parser.set_defaults(command=command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -55,12 +49,12 @@ def command(arguments: argparse.Namespace) -> int:
 
     from mpips.errors import InputError
     from mpips.rundir.folder import RunFolder
-    from mpips.rundir.order_files import newest
+    from mpips.rundir.order_files import named_run
     from mpips.rundir.progress import si
     from mpips.tracing import chrome
     from mpips.tracing.analysis import read, summed
 
-    run = newest(Path("runs")) if arguments.run == "latest" else Path(arguments.run)
+    run = named_run(arguments.run)
     try:
         ranks = None if arguments.ranks is None else [int(part) for part in arguments.ranks.split(",")]
     except ValueError:
