@@ -20,8 +20,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from mpips.ranges import Intervals
-
 Consistency = Callable[[int], Collection[int]]
 """A consistency model: the times that the task of a time depends on, all of them earlier."""
 
@@ -74,13 +72,6 @@ def bounded(tau: int) -> Bounded:
 def unmet(dependencies: Collection[int], unfinished: Iterable[int]) -> list[int]:
     """Return the tasks of `unfinished` that are depended on: O(unfinished), however old the job."""
     return [time for time in unfinished if time in dependencies]
-
-
-def met(dependencies: Collection[int], finished: Intervals) -> bool:
-    """Tell whether every task that is depended on has finished: O(log runs) for the built-in models."""
-    if isinstance(dependencies, range) and dependencies.step == 1:
-        return finished.covers(dependencies.start, dependencies.stop)
-    return all(time in finished for time in dependencies)
 
 
 @dataclass(frozen=True)

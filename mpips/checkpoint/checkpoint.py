@@ -407,14 +407,6 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
         return concatenated([rows for _, rows in found])
 
 
-def restore(path: Path, name: str, ranges: Iterable[KeyRange]) -> Segment:
-    """Build a server's segment of one vector from a checkpoint, for the ranges that it owns now."""
-    wanted = list(ranges)
-    segment = Segment(vectors(path)[name], wanted)
-    segment.import_state(load_range(path, name, wanted))
-    return segment
-
-
 def load_server(path: Path, server: int) -> dict[str, Any]:
     """Return the `meta` that a server's shard was written with."""
     with opened(Path(path) / f"server-{server:04d}.h5") as file:

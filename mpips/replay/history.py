@@ -107,14 +107,6 @@ class LeaderCourse:
         return cls(kept["decisions"], {(address, time) for address, time in kept["lost"]})
 
 
-class Crew(NamedTuple):
-    """Workers since some epoch, as a worker came to know of them."""
-
-    epoch: int
-    since: int
-    workers: tuple[int, ...]
-
-
 class Told(NamedTuple):
     """Something that a worker was told; see `mpips.replay.recorder`."""
 

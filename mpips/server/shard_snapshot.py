@@ -8,7 +8,6 @@ finished since, and the kept replies. It is packed at one instant, at memory ban
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -150,9 +149,3 @@ def _take_vector(shard: Shard, number: int, facts: dict[str, Any], array: Any) -
     segment.import_state(Rows(array(facts["keys"]), array(facts["values"]), state))
     segment.notes = {name: (array(slots), array(rows)) for name, (slots, rows) in facts["notes"].items()}
     hosted.clock.merge(RangedClock.from_arrays(*(array(column) for column in facts["clock"])))
-
-
-def pieces(parcel: NDArray[np.int64], words: int) -> Iterator[NDArray[np.int64]]:
-    """Yield chunks of a snapshot of at most `words` words."""
-    for at in range(0, len(parcel), words):
-        yield parcel[at : at + words]

@@ -115,26 +115,6 @@ class RangedClock:
                     if theirs > mine:
                         self.set(part, node, theirs)
 
-    def restrict(self, keys: KeyRange) -> RangedClock:
-        """Return the part of this clock inside a range, NOTHING elsewhere."""
-        part = RangedClock()
-        part.install(keys, self)
-        return part
-
-    def install(self, keys: KeyRange, other: RangedClock) -> None:
-        """Replace the times inside a range by those of `other`, for all nodes: after a migration of the range."""
-        for node in {*self.nodes(), *other.nodes()}:
-            for part, time in list(other.entries(node, keys)):
-                self.set(part, node, time)
-
-    def forget(self, keys: KeyRange) -> None:
-        """Set the times inside a range to NOTHING, for all nodes: after the range has moved to another server."""
-        self.install(keys, RangedClock())
-
-    def drop(self, node: int) -> None:
-        """Forget a node that has left."""
-        self._maps.pop(node, None)
-
     def __len__(self) -> int:
         """Count the ranges that are kept, over all nodes."""
         return sum(len(times) for _, times in self._maps.values())

@@ -735,8 +735,3 @@ class Tasks:
             reply.time = part.task.time
             self.noted(address, reply)
         part.task.answer(part.number, why)
-
-    def outstanding(self, address: int) -> int:
-        """Count the unanswered parts at `address`."""
-        peer = self._peers.get(address)
-        return len(peer.unanswered) if peer else 0

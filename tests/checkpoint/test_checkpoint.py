@@ -31,7 +31,6 @@ from mpips.checkpoint.checkpoint import (
     load_worker,
     prune,
     read_manifest,
-    restore,
     save,
     save_note,
     vectors,
@@ -55,6 +54,13 @@ def cut_up(extent: int, cuts: list[int], servers: int) -> list[list[KeyRange]]:
     bounds = [0, *sorted({cut for cut in cuts if 0 < cut < extent}), extent]
     pieces = list(itertools.starmap(KeyRange, itertools.pairwise(bounds)))
     return [pieces[i::servers] for i in range(servers)]
+
+
+def segment_of(path: Path, name: str, ranges: list[KeyRange]) -> Segment:
+    """Return a server's segment of one vector, read from a checkpoint of any layout."""
+    segment = Segment(vectors(path)[name], ranges)
+    segment.import_state(load_range(path, name, ranges))
+    return segment
 
 
 def filled(spec: VectorSpec, ranges: list[KeyRange]) -> Segment:
@@ -121,7 +127,7 @@ cut = st.one_of(st.integers(0, 60), st.integers(0, 2**64))
 def test_any_new_layout_has_the_same_parameters(sound: Path, cuts: list[int], servers: int) -> None:
     for spec in (SPARSE, DENSE):
         whole = filled(spec, [ALL])
-        parts = [restore(sound, spec.name, mine) for mine in cut_up(spec.extent, cuts, servers)]
+        parts = [segment_of(sound, spec.name, mine) for mine in cut_up(spec.extent, cuts, servers)]
         rows = sorted(
             pair for part in parts for pair in zip(*map(np.ndarray.tolist, part.export()), strict=True)
         )
@@ -381,7 +387,7 @@ def test_empty_vectors_and_arrays(tmp_path: Path) -> None:
     rows = load_range(folder, "w", [ALL])
     assert (rows.keys.shape, rows.values.shape, rows.values.dtype) == ((0,), (0, 1), np.float32)
     assert sorted(rows.state) == ["n", "z"]
-    assert len(restore(folder, "w", [])) == 0
+    assert len(segment_of(folder, "w", [])) == 0
     arrays, meta = load_worker(folder, 0)
     assert (arrays["none"].shape, arrays["one"].item(), meta) == ((0, 2), 3, {})
     with h5py.File(folder / "parameters.h5") as view:

@@ -80,26 +80,6 @@ class ClockMachine(RuleBasedStateMachine):
             self.model[at] = max(time, self.model.get(at, NOTHING))
         check(other, theirs)
 
-    @rule(keys=ranges, settings=settings_)
-    def install(self, keys: KeyRange, settings: list[tuple[KeyRange, int, int]]) -> None:
-        other, theirs = build(settings)
-        self.clock.install(stretch(keys), other)
-        for at in [(node, key) for node in NODES for key in range(*keys)]:
-            self.model[at] = theirs.get(at, NOTHING)
-
-    @rule(keys=ranges)
-    def move_away_and_back(self, keys: KeyRange) -> None:
-        moved = self.clock.restrict(stretch(keys))
-        check(moved, {at: time for at, time in self.model.items() if keys.contains(at[1])})
-        self.clock.forget(stretch(keys))
-        check(self.clock, {at: time for at, time in self.model.items() if not keys.contains(at[1])})
-        self.clock.install(stretch(keys), moved)
-
-    @rule(node=nodes)
-    def drop(self, node: int) -> None:
-        self.clock.drop(node)
-        self.model = {at: time for at, time in self.model.items() if at[0] != node}
-
     @rule()
     def save_and_restore(self) -> None:
         restored = RangedClock.from_arrays(*self.clock.to_arrays())
