@@ -65,7 +65,7 @@ class _Pending(NamedTuple):
     tasks: list[Task]
 
 
-class Saver:
+class CheckpointCoordinator:
     """Writes the checkpoints of a cluster, one at a time; see the module."""
 
     def __init__(self, cluster: Checkpointed, warn: Callable[[str], None]) -> None:

@@ -43,7 +43,7 @@ from mpips.filters.chain import left_out, per_filter
 from mpips.process.printable import printable
 from mpips.rundir.folder import Lines, RunFolder
 from mpips.rundir.progress import Column, Table
-from mpips.scheduler.checkpoint_coordinator import Saver
+from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.time_limit import Pace
@@ -141,7 +141,7 @@ class Cluster:
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
         self.pace = Pace()
-        self.saver = Saver(self, self.say)
+        self.saver = CheckpointCoordinator(self, self.say)
 
     def _count_lines(self) -> int:
         """Count the lines of the program in `metrics.jsonl`, from any rank."""
