@@ -22,7 +22,7 @@ from mpips.checkpoint.manifest import MANIFEST
 from mpips.cluster.node import Node
 from mpips.errors import CheckpointError, MpipsError, WorkerLost
 from mpips.scheduler.group import Group
-from mpips.scheduler.time_limit import Pace
+from mpips.scheduler.time_limit import Durations
 from mpips.tasks.task import Task
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Checkpointed(Protocol):
     job: Any
     workers: Group
     resume: Path | None
-    pace: Pace
+    pace: Durations
 
     @property
     def lineage(self) -> Lineage:

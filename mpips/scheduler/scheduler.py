@@ -46,7 +46,7 @@ from mpips.rundir.progress import Column, Table
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
-from mpips.scheduler.time_limit import Pace
+from mpips.scheduler.time_limit import Durations
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.tracing.recorder import What
@@ -140,7 +140,7 @@ class Cluster:
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
-        self.pace = Pace()
+        self.pace = Durations()
         self.saver = CheckpointCoordinator(self, self.say)
 
     def _count_lines(self) -> int:

@@ -23,7 +23,7 @@ CHECKPOINTS = 2
 """Checkpoints of the longest duration so far to reserve time for: the last may wait for the one before it."""
 
 
-class Pace:
+class Durations:
     """Durations of steps and checkpoints, in seconds; steps are timed from the end of the first one."""
 
     def __init__(self) -> None:
@@ -56,6 +56,6 @@ def end_of(job: Job, started: float, allocation: float | None) -> float | None:
     return min(ends) if ends and job.checkpoint.before_end > 0 else None
 
 
-def reserve(before_end: float, whole: float, pace: Pace) -> float:
+def reserve(before_end: float, whole: float, pace: Durations) -> float:
     """Return the seconds that must remain, of a `whole` time, when the run is asked to stop."""
     return min(before_end, MOST * max(whole, 0.0)) + pace.step + CHECKPOINTS * pace.checkpoint

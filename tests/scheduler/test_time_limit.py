@@ -18,7 +18,7 @@ from mpips.config.job_file import CheckpointSpec
 from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.stopping import enforce, watch
-from mpips.scheduler.time_limit import MOST, Pace, end_of, reserve
+from mpips.scheduler.time_limit import MOST, Durations, end_of, reserve
 from mpips.transport.in_memory import Strike
 from mpips.worker.worker import Context
 
@@ -43,7 +43,7 @@ def test_what_comes_first_is_the_end(limit: float, allocation: float | None, end
 
 
 def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None:
-    pace = Pace()
+    pace = Durations()
     assert (pace.step, pace.checkpoint) == (0, 0)
     for now in (100, 130, 132, 135):
         pace.stepped(now)
@@ -62,7 +62,7 @@ def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None
 def test_there_is_always_time_for_a_step_and_two_checkpoints(
     before_end: float, whole: float, steps: list[float], checkpoints: list[float]
 ) -> None:
-    pace, now = Pace(), 0.0
+    pace, now = Durations(), 0.0
     pace.stepped(now)
     for step in steps:
         now += step
