@@ -42,7 +42,7 @@ MOST_CHANGES, MOST_BYTES = 256, 1 << 26
 """Unacknowledged changes, and bytes of them, from which on callers wait for acknowledgements."""
 
 
-class Pace:
+class RateLimit:
     """Rate limit of copies: bytes per second (0: no limit) in all."""
 
     def __init__(self, rate: float, now: Callable[[], float]) -> None:
@@ -84,7 +84,7 @@ class Link:
         shard: Shard | None,
         send: Send,
         repeat: Repeat,
-        pace: Pace,
+        pace: RateLimit,
         timer: Timer | None = None,
         again: Counter[str] | None = None,
     ) -> None:

@@ -38,7 +38,7 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.ranges import KeyRange
-from mpips.server.replication import Link, Pace
+from mpips.server.replication import Link, RateLimit
 from mpips.server.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
 from mpips.server.shard_snapshot import unpack
 from mpips.storage.aggregate import Aggregator, Summed
@@ -119,7 +119,7 @@ class Server:
         # Requests that wait until that is written.
         self._awaiting: list[Message] = []
         self.links: dict[int, Link] = {}
-        self._pace = Pace(repair_bandwidth, node.van.now)
+        self._pace = RateLimit(repair_bandwidth, node.van.now)
         # Shards that were reported to the leader in this view as having no unacknowledged change.
         self._drained: set[int] = set()
         # Requests to shards whose chain is closing.

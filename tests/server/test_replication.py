@@ -34,7 +34,7 @@ from mpips.cluster.view import (
 )
 from mpips.errors import ShardLost
 from mpips.server import replication
-from mpips.server.replication import Link, Pace
+from mpips.server.replication import Link, RateLimit
 from mpips.transport.message import Command, Kind, Message
 
 LEADER = 0
@@ -82,7 +82,7 @@ class Server:
         self.land, self.rank, self.view = land, rank, view
         self.early: list[Message] = []
         self.link: Link | None = None
-        self.pace = Pace(0.0, lambda: 0.0)
+        self.pace = RateLimit(0.0, lambda: 0.0)
         if rank in view.chains[0].everyone:
             self.link = self.new_link(Listed())
 
@@ -331,7 +331,7 @@ class Row:
             message.sender, message.epoch = rank, 9
             self.sent.append((rank, dest, message))
 
-        return Link(0, rank, chain, shard, send, repeat, Pace(0.0, lambda: 0.0))
+        return Link(0, rank, chain, shard, send, repeat, RateLimit(0.0, lambda: 0.0))
 
     def log(self, rank: int) -> list[int]:
         shard: Any = self.links[rank].shard
@@ -456,7 +456,7 @@ def test_the_word_of_a_former_chain_does_not_count() -> None:
 
 def test_a_pace_bounds_what_all_copies_take_together() -> None:
     now = [0.0]
-    pace = Pace(100.0, lambda: now[0])
+    pace = RateLimit(100.0, lambda: now[0])
     assert pace.may()
     pace.sent(50)
     pace.sent(50)
@@ -465,6 +465,6 @@ def test_a_pace_bounds_what_all_copies_take_together() -> None:
         assert pace.may() is may
     pace.sent(10)
     assert not pace.may()
-    free = Pace(0.0, lambda: now[0])
+    free = RateLimit(0.0, lambda: now[0])
     free.sent(10**9)
     assert free.may()
