@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpips.errors import InputError
-from mpips.launch.slurm_parts import Part
+from mpips.launch.slurm_parts import Component
 from mpips.launch.slurm_site import Site, check_option, check_text, check_word
 
 BODY = Path(__file__).parents[1] / "slurm" / "job.sbatch"
@@ -39,7 +39,7 @@ class Batch:
     directory: str
     """The absolute path of the folder to run in."""
     python: str
-    parts: tuple[Part, ...]
+    parts: tuple[Component, ...]
     site: Site = field(default_factory=Site)
     arguments: tuple[str, ...] = ()
     """Further arguments of `mpips run`."""
@@ -106,7 +106,7 @@ def header(batch: Batch) -> list[str]:
     return lines
 
 
-def _shared(batch: Batch, first: Part) -> list[str]:
+def _shared(batch: Batch, first: Component) -> list[str]:
     """Return the options of the whole job; the batch script runs in its first part."""
     number = "%A_%a" if batch.sweep else "%j"
     options = [f"--job-name={batch.name}", *_places(batch), f"--output={batch.name}-{number}.out"]
@@ -130,7 +130,7 @@ def _places(batch: Batch) -> list[str]:
     return [*options, f"--time={batch.time}"] if batch.time else options
 
 
-def _own(batch: Batch, part: Part) -> list[str]:
+def _own(batch: Batch, part: Component) -> list[str]:
     """Return the options of one part: its nodes and tasks."""
     options = [f"--nodes={part.nodes}-{part.most}" if part.most > part.nodes else f"--nodes={part.nodes}"]
     options += [f"--ntasks={part.ranks}"] if part.ranks else []

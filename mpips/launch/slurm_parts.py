@@ -13,7 +13,7 @@ from mpips.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """Nodes of one kind: a job has one part, a heterogeneous job two."""
 
     nodes: int
@@ -42,19 +42,21 @@ def nodes_of(text: str) -> tuple[int, int]:
     return least, most
 
 
-def uniform(layout: LayoutSpec, nodes: int, per_node: int, cpus: int, options: tuple[str, ...] = ()) -> Part:
+def uniform(
+    layout: LayoutSpec, nodes: int, per_node: int, cpus: int, options: tuple[str, ...] = ()
+) -> Component:
     """Return the one part of a job on `nodes` nodes; `per_node` 0: as many as needed.
 
     Raises:
         InputError: the ranks do not fit.
     """
     room = fit("the job", nodes, per_node, layout.size(), "--nodes")
-    return Part(nodes, room, layout.size(), 0, cpus, options)
+    return Component(nodes, room, layout.size(), 0, cpus, options)
 
 
 def elastic(
     layout: LayoutSpec, least: int, most: int, per_node: int, cpus: int, options: tuple[str, ...] = ()
-) -> tuple[Part, int]:
+) -> tuple[Component, int]:
     """Return the part of a job with a variable number of nodes, and its number of ranks that are not workers.
 
     Raises:
@@ -71,7 +73,7 @@ def elastic(
             f"{nodes}: {least} x {per_node} ranks leave no worker beside {fixed} others: "
             f"use --ntasks-per-node {fixed // least + 1}"
         )
-    return Part(least, per_node, 0, most, cpus, options), fixed
+    return Component(least, per_node, 0, most, cpus, options), fixed
 
 
 def split(
@@ -82,7 +84,7 @@ def split(
     cpus: int,
     server_options: tuple[str, ...] = (),
     worker_options: tuple[str, ...] = (),
-) -> tuple[Part, Part]:
+) -> tuple[Component, Component]:
     """Return the two parts of a heterogeneous job: schedulers and servers, then workers and spares, in rank order.
 
     Raises:
@@ -93,8 +95,8 @@ def split(
     servers = fit("scheduler and servers", server_nodes, per_node, first, "--server-nodes")
     workers = fit("workers and spares", nodes, per_node, rest, "--nodes")
     return (
-        Part(server_nodes, servers, first, 0, cpus, server_options),
-        Part(nodes, workers, rest, 0, cpus, worker_options),
+        Component(server_nodes, servers, first, 0, cpus, server_options),
+        Component(nodes, workers, rest, 0, cpus, worker_options),
     )
 
 

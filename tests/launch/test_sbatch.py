@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mpips.errors import InputError
 from mpips.launch import sbatch
 from mpips.launch.sbatch import Batch, grace_before, script, seconds
-from mpips.launch.slurm_parts import Part
+from mpips.launch.slurm_parts import Component
 from mpips.launch.slurm_site import Site
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -30,7 +30,7 @@ JOB = Batch(
     job="/home/u/news/job.toml",
     directory="/home/u/news",
     python="/home/u/venv/bin/python",
-    parts=(Part(2, 4, 7),),
+    parts=(Component(2, 4, 7),),
     arguments=("--set", "layout.workers=4"),
     time="02:00:00",
     note="news: written by mpips",
@@ -49,7 +49,7 @@ KINDS = {
     "mpirun": JOB,
     "srun": replace(JOB, launcher="srun", site=replace(SITE, pmi="pmix_v4")),
     "requeue": replace(JOB, requeue=True, checkpoints="/scratch/u/my checkpoints"),
-    "elastic": replace(JOB, parts=(Part(2, 8, 0, most=6, cpus_per_task=2),), fixed=3, requeue=True),
+    "elastic": replace(JOB, parts=(Component(2, 8, 0, most=6, cpus_per_task=2),), fixed=3, requeue=True),
     "array": replace(
         JOB,
         sweep=(("job.seed=1", "sparse_lr.l1=0.1"), ("job.seed=2", "sparse_lr.l1=0.1")),
@@ -60,7 +60,7 @@ KINDS = {
         JOB,
         launcher="srun",
         site=replace(Site(), account="p-12"),
-        parts=(Part(1, 3, 3, options=("--mem=0",)), Part(4, 1, 4, options=("--constraint=fast",))),
+        parts=(Component(1, 3, 3, options=("--mem=0",)), Component(4, 1, 4, options=("--constraint=fast",))),
     ),
     "spares": replace(JOB, arguments=("--set", "layout.spares=2", "--set", "ring.replicas=1"), requeue=True),
     "reproduce": replace(JOB, reproduce=True, arguments=("--set", "record.on=true")),
@@ -192,7 +192,7 @@ def test_what_the_script_decides_cannot_be_set_behind_its_back(option: str) -> N
     with pytest.raises(ValueError, match="is decided by"):
         Site(options=(option,))
     with pytest.raises(InputError, match="is decided by"):
-        script(replace(JOB, parts=(Part(1, 1, 1, options=(option,)),)))
+        script(replace(JOB, parts=(Component(1, 1, 1, options=(option,)),)))
 
 
 # --- time -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mpips.launch.sbatch import Batch, script
-from mpips.launch.slurm_parts import Part
+from mpips.launch.slurm_parts import Component
 from mpips.launch.slurm_site import Site
 
 PLAYER = r"""#!/bin/bash
@@ -122,7 +122,7 @@ def stage(tmp_path: Path) -> Stage:
         (tmp_path / "bin" / name).chmod(0o755)
     job = Batch(
         name="toy", job="/a b/job.toml", directory=str(tmp_path / "work here"), requeue=True,
-        python=str(tmp_path / "bin" / "python"), parts=(Part(1, 2, 2),), arguments=("--set", "toy.word=a  b; $x"),
+        python=str(tmp_path / "bin" / "python"), parts=(Component(1, 2, 2),), arguments=("--set", "toy.word=a  b; $x"),
     )  # fmt: skip
     return Stage(tmp_path, job)
 
@@ -247,7 +247,7 @@ def test_each_task_of_an_array_has_its_values_and_folders(stage: Stage) -> None:
 
 def test_on_more_nodes_there_are_more_workers(stage: Stage) -> None:
     stage.variables = {"SLURM_JOB_NUM_NODES": "3"}
-    stage.run("exit 0", parts=(Part(2, 4, 0, most=5),), fixed=3)
+    stage.run("exit 0", parts=(Component(2, 4, 0, most=5),), fixed=3)
     assert after(stage.called(), "--workers") == ["9"]
 
 

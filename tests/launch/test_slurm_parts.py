@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpips.cluster.layout import LayoutSpec
 from mpips.errors import InputError
-from mpips.launch.slurm_parts import Part, elastic, nodes_of, split, uniform
+from mpips.launch.slurm_parts import Component, elastic, nodes_of, split, uniform
 
 SEVEN = LayoutSpec(servers=2, workers=4)
 COUNT = st.integers(1, 40)
@@ -43,8 +43,8 @@ def test_too_little_room_says_what_would_do() -> None:
 def test_servers_and_workers_on_nodes_of_their_own_keep_the_order_of_ranks() -> None:
     layout = LayoutSpec(servers=2, workers=4, spares=1)
     assert split(layout, 1, 5, 0, 2, ("--mem=0",), ()) == (
-        Part(1, 3, 3, 0, 2, ("--mem=0",)),
-        Part(5, 1, 5, 0, 2, ()),
+        Component(1, 3, 3, 0, 2, ("--mem=0",)),
+        Component(5, 1, 5, 0, 2, ()),
     )
     with pytest.raises(
         InputError, match=r"scheduler and servers: 3 ranks are too few for 4 nodes: use --server-nodes 3"
@@ -53,7 +53,7 @@ def test_servers_and_workers_on_nodes_of_their_own_keep_the_order_of_ranks() -> 
 
 
 def test_ranks_to_spare_are_workers() -> None:
-    assert elastic(SEVEN, 2, 4, 8, 1) == (Part(2, 8, 0, 4, 1), 3)
+    assert elastic(SEVEN, 2, 4, 8, 1) == (Component(2, 8, 0, 4, 1), 3)
     with pytest.raises(
         InputError, match="2 x 1 ranks leave no worker beside 3 others: use --ntasks-per-node 2"
     ):

@@ -10,7 +10,7 @@ from mpips.process.argument_parser import add_command
 if TYPE_CHECKING:
     from mpips.cluster.layout import LayoutSpec
     from mpips.launch.sbatch import Batch
-    from mpips.launch.slurm_parts import Part
+    from mpips.launch.slurm_parts import Component
     from mpips.launch.slurm_site import Site
 
 DESCRIPTION = """\
@@ -233,7 +233,9 @@ def checkpoint(named: str | None) -> str:
     return str(Path(named).absolute())
 
 
-def places(arguments: argparse.Namespace, layout: LayoutSpec, site: Site) -> tuple[tuple[Part, ...], int]:
+def places(
+    arguments: argparse.Namespace, layout: LayoutSpec, site: Site
+) -> tuple[tuple[Component, ...], int]:
     """Decide which ranks run on which nodes; gives the parts of the job, and the ranks that are no workers.
 
     Raises:
