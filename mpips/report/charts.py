@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     colour: int = 0
 
 
-class Part(NamedTuple):
+class BarPart(NamedTuple):
     """A segment of a bar; `kind` is a class of the style sheet."""
 
     value: float
@@ -53,7 +53,7 @@ class Bar(NamedTuple):
     """A bar of consecutive segments, with its name at the left and a note at the right."""
 
     name: str
-    parts: Sequence[Part]
+    parts: Sequence[BarPart]
     note: str = ""
 
 

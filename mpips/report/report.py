@@ -19,7 +19,7 @@ from importlib.resources import files
 from mpips.cluster.layout import Role
 from mpips.files.safe_open import read_text
 from mpips.report import time_breakdown
-from mpips.report.charts import COLOURS, Bar, Lane, Mark, Part, Series, bars, is_drawable, lines, timeline
+from mpips.report.charts import COLOURS, Bar, BarPart, Lane, Mark, Series, bars, is_drawable, lines, timeline
 from mpips.report.html import ALL, Html, card, element, figure, joined, legend, pair, section, table
 from mpips.report.run_data import Curve, Run
 from mpips.rundir.progress import bytes_si, seconds, share, si
@@ -173,14 +173,14 @@ def time_spent(runs: Sequence[Run]) -> Html:
                 worked, waited = each["worked"], each["waited"]
                 rest = max(whole - worked - waited, 0.0)
                 parts = [
-                    Part(worked, "busy", "computing"),
-                    Part(waited, "waiting"),
-                    Part(rest, "other", "else"),
+                    BarPart(worked, "busy", "computing"),
+                    BarPart(waited, "waiting"),
+                    BarPart(rest, "other", "else"),
                 ]
                 note = f"{share(worked / whole)} computing"
             else:
                 cpu = min(each["cpu"], whole)
-                parts = [Part(cpu, "busy", "processor time"), Part(whole - cpu, "waiting", "idle")]
+                parts = [BarPart(cpu, "busy", "processor time"), BarPart(whole - cpu, "waiting", "idle")]
                 note = f"{share(cpu / whole)} busy"
             rows.append(Bar(name, parts, note))
         if rows:
@@ -203,7 +203,10 @@ def traffic(runs: Sequence[Run]) -> Html:
         most = max(told["worker_raw"], told["server_raw"], 1)
         for role in ("worker", "server"):
             raw, sent = told[f"{role}_raw"], told[f"{role}_sent"]
-            parts = [Part(sent, "busy", "sent"), Part(max(raw - sent, 0), "waiting", "saved by filters")]
+            parts = [
+                BarPart(sent, "busy", "sent"),
+                BarPart(max(raw - sent, 0), "waiting", "saved by filters"),
+            ]
             rows.append(Bar(f"{role}s", parts, f"{bytes_si(sent)}, {raw / max(sent, 1):.2g} times less"))
         drawn = bars(rows, label=f"bytes sent in {run.name}", show=bytes_si, most=most)
         cells = []
@@ -238,8 +241,8 @@ def delay(runs: Sequence[Run]) -> Html:
         Bar(
             f"tau {taus[run.name]}",
             [
-                Part(run.seconds["train"] * (1 - run.result["waiting"]), "busy", "computing"),
-                Part(run.seconds["train"] * run.result["waiting"], "waiting"),
+                BarPart(run.seconds["train"] * (1 - run.result["waiting"]), "busy", "computing"),
+                BarPart(run.seconds["train"] * run.result["waiting"], "waiting"),
             ],
             f"{seconds(run.seconds['train'])}, {share(run.result['waiting'])}",
         )

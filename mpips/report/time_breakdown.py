@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from mpips.report.charts import COLOURS, Bar, Part, bars
+from mpips.report.charts import COLOURS, Bar, BarPart, bars
 from mpips.report.html import Html, card, element, joined, legend, pair, table
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import seconds, share
@@ -109,7 +109,7 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     rows, seen = [], set()
     for rank in ranks:
         spent = [(kind, text, sum(rank["uses"][use] for use in uses)) for kind, text, uses in USES]
-        parts = [Part(value, kind, text) for kind, text, value in spent if value > 0]
+        parts = [BarPart(value, kind, text) for kind, text, value in spent if value > 0]
         seen |= {part.kind for part in parts}
         rows.append(Bar(_name(rank), parts, f"{_share(rank, 'busy')} busy"))
     key = legend((kind, text) for kind, text, _ in USES if kind in seen)
@@ -142,7 +142,7 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
             parts += _parts(each, kinds[each], list(some))
         idle = rank["uses"]["idle"]
         most = max([(wait["seconds"], wait["for"]) for wait in waits] + [(idle, WORK)])
-        parts += [Part(idle, "idle", f"for {WORK}")] if idle > 0 else []
+        parts += [BarPart(idle, "idle", f"for {WORK}")] if idle > 0 else []
         note = f"{_share(rank, 'waiting')}: {most[1]}"[:LONGEST_NOTE] if most[0] > 0 else ""
         rows.append(Bar(_name(rank), [part for part in parts if part.value > 0], note))
     key = [(kinds[each], each) for each in order[:COLOURS]]
@@ -152,15 +152,15 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     return joined([legend(key), drawing])
 
 
-def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[Part]:
+def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[BarPart]:
     """Draw the waits for one cause: the longest by the rank of the last answer, the others together."""
     shown = []
     for wait in waits[:MOST_PARTS]:
         last = "" if wait["from"] is None else f", the last one from rank {wait['from']}"
         often = {0: "", 1: ", once"}.get(wait["count"], f", {wait['count']:,} times")
-        shown.append(Part(wait["seconds"], kind, f"for {name}{last}{often}"))
+        shown.append(BarPart(wait["seconds"], kind, f"for {name}{last}{often}"))
     rest = sum(wait["seconds"] for wait in waits[MOST_PARTS:])
-    return [*shown, Part(rest, kind, f"for {name}, from others")]
+    return [*shown, BarPart(rest, kind, f"for {name}, from others")]
 
 
 def _longest(waits: Sequence[Mapping[str, Any]], names: Mapping[int, str], whole: float) -> Html:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.cli.main import main
-from mpips.report.charts import Bar, Part, Series, bars, decades, lines, thinned, ticks
+from mpips.report.charts import Bar, BarPart, Series, bars, decades, lines, thinned, ticks
 from mpips.report.report import STYLES, page
 from mpips.report.run_data import read, with_trace
 from mpips.rundir.folder import RunFolder
@@ -375,7 +375,7 @@ def test_what_cannot_be_drawn_is_left_out() -> None:
     odd = [(0.0, 0.0), (1.0, float("nan")), (2.0, -1.0)]
     assert "nothing to draw" in lines([Series("s", odd)], label="l", x="x", y="y", log=True)
     assert "nothing to draw" in bars([], label="l")
-    assert parsed(bars([Bar("b", [Part(0.0, "busy")])], label="l")).tags
+    assert parsed(bars([Bar("b", [BarPart(0.0, "busy")])], label="l")).tags
 
 
 @given(st.integers(0, 5000))

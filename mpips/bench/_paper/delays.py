@@ -20,7 +20,7 @@ from mpips.bench._paper.experiment import (
 )
 from mpips.bench.applications import delay
 from mpips.errors import InputError
-from mpips.report.charts import Bar, Part, bars
+from mpips.report.charts import Bar, BarPart, bars
 from mpips.rundir.progress import seconds, share
 
 ITEM = "Figure 13"
@@ -61,7 +61,7 @@ def tell(found: Mapping[str, Any]) -> Section:
     picture = Picture(
         bars(
             [
-                Bar(f"tau = {row['tau']}", [Part(row["busy"], "busy"), Part(row["waited"], "waiting")],
+                Bar(f"tau = {row['tau']}", [BarPart(row["busy"], "busy"), BarPart(row["waited"], "waiting")],
                     f"{seconds(row['seconds'])}, {row['passes']:g} passes")
                 for row in timed
             ],

@@ -29,7 +29,7 @@ from mpips.bench._paper.experiment import (
 from mpips.config.job_file import Job, load
 from mpips.data import resolve
 from mpips.errors import InputError
-from mpips.report.charts import Bar, Part, Series, bars, lines
+from mpips.report.charts import Bar, BarPart, Series, bars, lines
 from mpips.rundir.progress import bytes_si, seconds, share
 
 ITEM = "Figures 9 and 10"
@@ -128,7 +128,7 @@ def tell(found: Mapping[str, Any]) -> Section:
             bars(
                 [
                     Bar(SYSTEMS[name].partition(":")[0],
-                        [Part(times[name] * (1.0 - waits[name]), "busy"), Part(times[name] * waits[name], "waiting")],
+                        [BarPart(times[name] * (1.0 - waits[name]), "busy"), BarPart(times[name] * waits[name], "waiting")],
                         f"{seconds(times[name])}, {share(waits[name])} waiting")
                     for name in middle
                     if times[name] < math.inf

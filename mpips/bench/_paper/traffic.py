@@ -8,7 +8,7 @@ from typing import Any
 
 from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
 from mpips.bench.applications import filters
-from mpips.report.charts import Bar, Part, Series, bars, lines
+from mpips.report.charts import Bar, BarPart, Series, bars, lines
 from mpips.rundir.progress import bytes_si, share, si
 
 ITEM = "Figures 11 and 12"
@@ -108,8 +108,8 @@ def _bars(row: Mapping[str, Any]) -> list[Bar]:
     server = row["counted"] if "server_counted" not in row else row["server"]
     name = row["name"].replace("fixed_point 1", "1 byte").replace("fixed_point 2", "2 bytes")
     return [
-        Bar(name, [Part(row["worker"], "k0", "workers")], _times(row["worker"], row.get("worker_fewer"))),
-        Bar("", [Part(server, "k1", "servers")], _times(server, row.get("server_counted"))),
+        Bar(name, [BarPart(row["worker"], "k0", "workers")], _times(row["worker"], row.get("worker_fewer"))),
+        Bar("", [BarPart(server, "k1", "servers")], _times(server, row.get("server_counted"))),
     ]
 
 
