@@ -74,7 +74,7 @@ class Figure(NamedTuple):
         return abs(self.b - self.a) / larger if larger else 0.0
 
 
-class Curve(NamedTuple):
+class CurveDifference(NamedTuple):
     """A figure per pass: where it first differs (None: in no pass that both have)."""
 
     event: str
@@ -292,7 +292,7 @@ def _figures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def curves(a: Side, b: Side) -> list[Curve]:
+def curves(a: Side, b: Side) -> list[CurveDifference]:
     """Compare the figures per pass: events that have a number under their own name (``pass``, ``sweep``)."""
     left, right = _rows(a.events), _rows(b.events)
     found = []
@@ -306,7 +306,7 @@ def curves(a: Side, b: Side) -> list[Curve]:
             shared = [number for number in both if name in mine[number] and name in its[number]]
             first = next((n for n in shared if not _equal(mine[n][name], its[n][name])), None)
             values = (None, None) if first is None else (mine[first][name], its[first][name])
-            found.append(Curve(event, name, (len(mine), len(its)), first, *values))
+            found.append(CurveDifference(event, name, (len(mine), len(its)), first, *values))
     return found
 
 

@@ -10,7 +10,7 @@ from mpips.process.argument_parser import add_command
 from mpips.process.printable import Control, json_text, printable
 
 if TYPE_CHECKING:
-    from mpips.report.diff import Curve, Figure, Pair, Parameters, Side
+    from mpips.report.diff import CurveDifference, Figure, Pair, Parameters, Side
     from mpips.report.table_diff import Difference
 
 DESCRIPTION = """\
@@ -107,7 +107,7 @@ def as_json(
     provenance: Mapping[str, Sequence[Pair]],
     metrics: Sequence[Figure],
     costs: Sequence[Figure],
-    curves: Sequence[Curve],
+    curves: Sequence[CurveDifference],
     parameters: Parameters,
 ) -> dict[str, Any]:
     """Lay everything out as JSON."""
@@ -145,7 +145,7 @@ def report(
     provenance: Mapping[str, Sequence[Pair]],
     metrics: Sequence[Figure],
     costs: Sequence[Figure],
-    curves: Sequence[Curve],
+    curves: Sequence[CurveDifference],
     parameters: Parameters,
     *,
     paint: Paint,
@@ -220,7 +220,7 @@ def _figures(figures: Sequence[Figure], paint: Paint, brief: bool = False) -> li
     return [paint("  " + line, colour) for line, colour in zip(lines, colours, strict=True)]
 
 
-def _curves(curves: Sequence[Curve], paint: Paint) -> list[str]:
+def _curves(curves: Sequence[CurveDifference], paint: Paint) -> list[str]:
     lines = []
     for event in dict.fromkeys(each.event for each in curves):
         mine = [each for each in curves if each.event == event]
