@@ -151,8 +151,8 @@ def test_curves_say_the_first_pass_that_differs(tmp_path: Path) -> None:
     ]
     a, b = both(tmp_path, same_again(), RESULT, events=events)
     assert diff.curves(a, b) == [
-        diff.Curve("pass", "objective", (2, 3), 2, 10.0, 11.0),
-        diff.Curve("pass", "rate", (2, 3), None, None, None),
+        diff.CurveDifference("pass", "objective", (2, 3), 2, 10.0, 11.0),
+        diff.CurveDifference("pass", "rate", (2, 3), None, None, None),
     ]
 
 
