@@ -177,7 +177,7 @@ def run_twin(
             cluster.resume = hooks.resume
             _stop_when(cluster, hooks)
             metrics = loaded.schedule(cluster, job.settings)
-            cluster.saver.settle()
+            cluster.coordinator.settle()
             sha = cluster.digest(next(iter(cluster.vectors.values())))
             cluster.close()
             run = RunFolder(folder / "run")

@@ -252,7 +252,7 @@ class Leader:
                 provenance.amend(self.folder, inputs=self._inputs.facts())
 
         self.node.on_tick.append(look)
-        cluster.saver.provenance = self._provenance
+        cluster.coordinator.provenance = self._provenance
 
     def _provenance(self) -> dict[str, Any] | None:
         """Return the provenance for a checkpoint's manifest."""
@@ -316,7 +316,9 @@ class Leader:
                 else {}
             ),
             **{key: value for result in self.node.observers.results for key, value in result().items()},
-            **({"checkpoints_given_up": cluster.saver.given_up} if cluster.saver.given_up else {}),
+            **(
+                {"checkpoints_given_up": cluster.coordinator.given_up} if cluster.coordinator.given_up else {}
+            ),
         }
         for line in described(result["traffic"]):
             cluster.say(line)

@@ -141,7 +141,7 @@ class Cluster:
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
         self.pace = Durations()
-        self.saver = CheckpointCoordinator(self, self.say)
+        self.coordinator = CheckpointCoordinator(self, self.say)
 
     def _count_lines(self) -> int:
         """Count the lines of the program in `metrics.jsonl`, from any rank."""
@@ -194,7 +194,7 @@ class Cluster:
         Raises:
             RemoteError, WorkerLost: a task has failed whose error no caller has seen.
         """
-        self.saver.settle()
+        self.coordinator.settle()
         self.node.settle(self._since)
 
     def close(self) -> None:
@@ -383,9 +383,9 @@ class Cluster:
         """
         if self.stop is None:
             return False
-        self.saver.settle()
-        if self.saver.problem and self.last_checkpoint() is None:
-            raise CheckpointError(f"the run cannot stop to be resumed: {self.saver.problem}")
+        self.coordinator.settle()
+        if self.coordinator.problem and self.last_checkpoint() is None:
+            raise CheckpointError(f"the run cannot stop to be resumed: {self.coordinator.problem}")
         self.stopped_early = True
         return True
 
@@ -405,7 +405,7 @@ class Cluster:
             "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
         }
         with self.phase("checkpoint"):
-            folder = self.saver.begin(self.checkpoints, step, about)
+            folder = self.coordinator.begin(self.checkpoints, step, about)
         self._last_checkpoint, self.checkpoint_asked = self.node.van.now(), False
         return Path(folder) if folder else None
 

@@ -103,7 +103,7 @@ def run(
             cluster.event = heard  # type: ignore[method-assign]
             out.metrics = loaded.schedule(cluster, job.settings)
             out.stopped = cluster.stopped_early
-            cluster.saver.settle()
+            cluster.coordinator.settle()
             out.words = np.zeros((WORDS, own["topics"]), np.int64)
             for keys, rows in cluster.export(cluster.vectors["words"]):
                 out.words.reshape(-1)[keys.astype(np.int64)] = rows[:, 0]

@@ -83,7 +83,7 @@ def run(
 
             cluster.event = heard  # type: ignore[method-assign]
             out.metrics = loaded.schedule(cluster, job.settings)
-            cluster.saver.settle()
+            cluster.coordinator.settle()
             out.stopped = cluster.stopped_early
             exact = list(cluster.export(cluster.vectors["exact"]))
             out.exact = {

@@ -229,14 +229,14 @@ def mobile(
                 cluster.regroup()
             task = cluster.workers.start("walk", {"first": next(rounds), "steps": 2})
             said.append([reply.meta for reply in cluster.node.wait(task)])
-            cluster.saver.begin(folder, next(rounds), {"step": len(said)})
+            cluster.coordinator.begin(folder, next(rounds), {"step": len(said)})
             cluster.accounts()
             said.append(cluster.workers.addresses)
 
         for order, pick in orders:
             follow(cluster, order, pick, least)
             surely(cluster, turn)
-        surely(cluster, cluster.saver.settle)
+        surely(cluster, cluster.coordinator.settle)
         return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
 
     return schedule
