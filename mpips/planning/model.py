@@ -37,7 +37,7 @@ NOTICED = 0.03
 """Seconds until MPI reports a killed rank, as `mpips bench faults` measures."""
 
 
-class Layout(NamedTuple):
+class RankCounts(NamedTuple):
     """Numbers of ranks by role; `replicas` copies of each server's keys; a delay of `tau` rounds."""
 
     servers: int
@@ -64,7 +64,7 @@ class Machine:
 class Measured(NamedTuple):
     """Measurements of a finished run, per step except for the memory (bytes) and the load time (s)."""
 
-    layout: Layout
+    layout: RankCounts
     cores: int
     rounds: float
     seconds: float
@@ -116,7 +116,7 @@ class Costs:
 class Prediction(NamedTuple):
     """The prediction for a layout: seconds of a step and their parts; bytes of a step; bytes of a server."""
 
-    layout: Layout
+    layout: RankCounts
     seconds: float
     compute: float
     messages: float
@@ -135,14 +135,14 @@ class Prediction(NamedTuple):
 # --- The model -------------------------------------------------------------------------------------------------------
 
 
-def _shares(layout: Layout, cores: int) -> tuple[float, float, float]:
+def _shares(layout: RankCounts, cores: int) -> tuple[float, float, float]:
     """Return 1 / p(W), 1 / p(S), and whether servers work while workers compute (1) or not (0)."""
     workers, servers = min(layout.workers, cores), min(layout.servers, cores)
     apart = layout.tau > 0 and cores >= layout.workers + layout.servers
     return 1 / workers, 1 / servers, float(apart)
 
 
-def _features(layout: Layout, cores: int, rounds: float, sent: float) -> NDArray[np.float64]:
+def _features(layout: RankCounts, cores: int, rounds: float, sent: float) -> NDArray[np.float64]:
     """Return the multiples of (compute, message, byte, round) in the cost of a step."""
     at_workers, at_servers, apart = _shares(layout, cores)
     ends = at_workers + (1 - apart) * at_servers
@@ -215,7 +215,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return max(float(y.mean() - slope * x.mean()), 0.0), slope
 
 
-def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e6) -> Prediction:
+def predict(costs: Costs, machine: Machine, layout: RankCounts, repair: float = 200e6) -> Prediction:
     """Predict a step of a job; each server restores copies at `repair` bytes/s."""
     cores = machine.nodes * machine.cores
     worker_sent = costs.worker_bytes * layout.workers ** (1 - costs.spread)
@@ -249,7 +249,7 @@ def predict(costs: Costs, machine: Machine, layout: Layout, repair: float = 200e
 
 
 def _network(
-    machine: Machine, layout: Layout, rounds: float, worker_sent: float, server_sent: float
+    machine: Machine, layout: RankCounts, rounds: float, worker_sent: float, server_sent: float
 ) -> float:
     """Return the seconds that the busiest node's link is in use, plus those of the round trips."""
     if machine.nodes == 1:
@@ -262,7 +262,7 @@ def _network(
     return busiest / machine.bandwidth + 2 * machine.latency * rounds / (1 + layout.tau)
 
 
-def best(costs: Costs, machine: Machine, ranks: int, layout: Layout) -> list[Prediction]:
+def best(costs: Costs, machine: Machine, ranks: int, layout: RankCounts) -> list[Prediction]:
     """Predict every split of `ranks`, one of which schedules, into servers and workers, fastest first.
 
     Of `layout` only `replicas` and the delay are used. InputError for fewer than 3 ranks.

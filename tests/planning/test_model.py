@@ -13,16 +13,23 @@ from hypothesis import strategies as st
 from mpips.cli.launching import plan as command
 from mpips.cli.main import main
 from mpips.errors import InputError
-from mpips.planning.model import Costs, Layout, Machine, Measured, best, fitted, predict, straggling
+from mpips.planning.model import Costs, Machine, Measured, RankCounts, best, fitted, predict, straggling
 
 COSTS = Costs(
     compute=0.05, message=20e-6, byte=1e-9, round=300e-6, rounds=16, spread=0.4, worker_bytes=2e6, server_bytes=1e6,
     base=100e6, held=400e6, load=2.0, error=0.0,
 )  # fmt: skip
-LAYOUTS = [Layout(1, 1), Layout(1, 2), Layout(2, 1), Layout(1, 3), Layout(2, 2), Layout(3, 4)]
+LAYOUTS = [
+    RankCounts(1, 1),
+    RankCounts(1, 2),
+    RankCounts(2, 1),
+    RankCounts(1, 3),
+    RankCounts(2, 2),
+    RankCounts(3, 4),
+]
 
 
-def made(costs: Costs, layout: Layout, cores: int = 2, noise: float = 1.0) -> Measured:
+def made(costs: Costs, layout: RankCounts, cores: int = 2, noise: float = 1.0) -> Measured:
     """Make the run that a model with these costs would give."""
     said = predict(costs, Machine(cores), layout)
     return Measured(
@@ -41,44 +48,44 @@ def test_costs_are_found_again() -> None:
 def test_noise_makes_no_cost_negative_and_no_prediction_wild(noise: list[float]) -> None:
     found = fitted([made(COSTS, layout, noise=each) for layout, each in zip(LAYOUTS, noise, strict=True)])
     assert min(found.compute, found.message, found.byte, found.round) >= 0
-    for layout in (Layout(2, 3), Layout(3, 1), Layout(1, 5)):
+    for layout in (RankCounts(2, 3), RankCounts(3, 1), RankCounts(1, 5)):
         said, real = predict(found, Machine(2), layout).seconds, predict(COSTS, Machine(2), layout).seconds
         assert said == pytest.approx(real, rel=0.35)
 
 
 def test_runs_that_tell_too_little_are_refused() -> None:
-    for layouts in ([Layout(1, 1)] * 3, [Layout(1, 2), Layout(2, 2), Layout(3, 2)]):
+    for layouts in ([RankCounts(1, 1)] * 3, [RankCounts(1, 2), RankCounts(2, 2), RankCounts(3, 2)]):
         with pytest.raises(InputError, match="at least three layouts"):
             fitted([made(COSTS, layout) for layout in layouts])
 
 
 def test_what_is_shared_shrinks_and_what_is_said_to_all_grows() -> None:
     machine = Machine(64, 10, 1e9, 10e-6)
-    few, many = (predict(COSTS, machine, Layout(4, workers)) for workers in (8, 256))
+    few, many = (predict(COSTS, machine, RankCounts(4, workers)) for workers in (8, 256))
     assert many.compute == pytest.approx(few.compute / 32)
     assert many.worker_sent / 256 < few.worker_sent / 8, "each worker touches fewer keys"
     assert many.worker_sent > few.worker_sent, "but all together more"
-    assert predict(COSTS, machine, Layout(8, 8)).server_memory < few.server_memory
-    copied = predict(COSTS, machine, Layout(4, 8, replicas=1))
+    assert predict(COSTS, machine, RankCounts(8, 8)).server_memory < few.server_memory
+    copied = predict(COSTS, machine, RankCounts(4, 8, replicas=1))
     assert copied.server_memory - COSTS.base == pytest.approx(2 * (few.server_memory - COSTS.base))
-    assert predict(COSTS, machine, Layout(1, 8, replicas=3)).server_memory == COSTS.base + COSTS.held
+    assert predict(COSTS, machine, RankCounts(1, 8, replicas=3)).server_memory == COSTS.base + COSTS.held
 
 
 def test_a_slow_network_is_seen_and_a_delay_hides_servers() -> None:
-    slow, fast = (predict(COSTS, Machine(8, 4, width, 1e-6), Layout(2, 8)) for width in (1e6, 1e10))
+    slow, fast = (predict(COSTS, Machine(8, 4, width, 1e-6), RankCounts(2, 8)) for width in (1e6, 1e10))
     assert slow.network > 100 * fast.network
-    assert predict(COSTS, Machine(32), Layout(2, 8)).network == 0
-    late = predict(COSTS, Machine(32), Layout(2, 8, tau=4))
-    assert late.seconds < predict(COSTS, Machine(32), Layout(2, 8)).seconds
+    assert predict(COSTS, Machine(32), RankCounts(2, 8)).network == 0
+    late = predict(COSTS, Machine(32), RankCounts(2, 8, tau=4))
+    assert late.seconds < predict(COSTS, Machine(32), RankCounts(2, 8)).seconds
     assert late.rounds == pytest.approx(COSTS.round * COSTS.rounds / 5)
 
 
 def test_the_best_split_comes_first() -> None:
-    found = best(COSTS, Machine(32, 4, 1e9, 5e-6), 128, Layout(1, 1))
+    found = best(COSTS, Machine(32, 4, 1e9, 5e-6), 128, RankCounts(1, 1))
     assert all(each.layout.servers + each.layout.workers == 127 for each in found)
     assert found[0].seconds == min(each.seconds for each in found)
     with pytest.raises(InputError, match="at least 3 ranks"):
-        best(COSTS, Machine(2), 2, Layout(1, 1))
+        best(COSTS, Machine(2), 2, RankCounts(1, 1))
 
 
 def test_stragglers_cost_less_with_a_delay() -> None:
@@ -92,7 +99,7 @@ def test_stragglers_cost_less_with_a_delay() -> None:
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def finished(at: Path, layout: Layout, steps: int = 4) -> str:
+def finished(at: Path, layout: RankCounts, steps: int = 4) -> str:
     """Write what a finished run leaves."""
     run, ranks = made(COSTS, layout), []
     for role, count, sent in (

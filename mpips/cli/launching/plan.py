@@ -182,7 +182,7 @@ def measured(run: Run) -> Measured:
     """Take from a finished run what a plan is made of. InputError if it does not tell."""
     from mpips.errors import InputError
     from mpips.files.json_shape import is_number
-    from mpips.planning.model import Layout, Measured
+    from mpips.planning.model import Measured, RankCounts
     from mpips.report.run_data import STEPS as NAMES
     from mpips.report.run_data import check
 
@@ -203,7 +203,7 @@ def measured(run: Run) -> Measured:
         return [float(each[key]) for each in ranks if each["role"] == role]
 
     return Measured(
-        layout=Layout(layout["servers"], layout["workers"], run.job["ring"]["replicas"], tau),
+        layout=RankCounts(layout["servers"], layout["workers"], run.job["ring"]["replicas"], tau),
         cores=int(run.about["cores"]),
         rounds=sum(line["blocks"] if is_number(line.get("blocks")) else 1 for line in steps) / len(steps),
         seconds=(steps[-1]["seconds"] - steps[0]["seconds"]) / (len(steps) - 1),
@@ -247,7 +247,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     from mpips.config.job_file import load
     from mpips.planning.failures import Run as Running
     from mpips.planning.failures import lifetime, young
-    from mpips.planning.model import Layout, Machine, best, predict, straggling
+    from mpips.planning.model import Machine, RankCounts, best, predict, straggling
     from mpips.rundir.progress import seconds, share
 
     job = load(arguments.job, arguments.set)
@@ -255,7 +255,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     costs = costs.scaled(arguments.data, arguments.keys)
     machine = Machine(arguments.cores, arguments.nodes, arguments.bandwidth, arguments.latency)
     ranks = machine.cores * machine.nodes
-    layout = Layout(arguments.servers or 1, ranks - 1 - (arguments.servers or 1), job.ring.replicas, tau)
+    layout = RankCounts(arguments.servers or 1, ranks - 1 - (arguments.servers or 1), job.ring.replicas, tau)
     found = [predict(costs, machine, layout)] if arguments.servers else best(costs, machine, ranks, layout)
     chosen = found[0]
     slow = straggling(
@@ -333,13 +333,13 @@ def _row(each: Prediction) -> dict[str, Any]:
 def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
     """Compare predictions with runs here; 1 if any is off by more than a quarter."""
     from mpips.bench._runs import table
-    from mpips.planning.model import Layout, Machine, predict
+    from mpips.planning.model import Machine, RankCounts, predict
     from mpips.rundir.progress import Column, bytes_si, seconds
 
     rows, worst = [], 0.0
     for servers, workers in VALIDATE:
         real = measured(_short(arguments, folder, (servers, workers)))
-        said = predict(costs, Machine(real.cores), Layout(servers, workers, 0, real.layout.tau))
+        said = predict(costs, Machine(real.cores), RankCounts(servers, workers, 0, real.layout.tau))
         sent, told = real.worker_bytes + real.server_bytes, said.worker_sent + said.server_sent
         off, off_bytes = said.seconds / real.seconds - 1, told / sent - 1
         worst = max(worst, abs(off), abs(off_bytes))
