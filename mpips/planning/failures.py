@@ -1,4 +1,4 @@
-"""Run time on nodes that fail: a discrete-event simulation.
+"""FailingRun time on nodes that fail: a discrete-event simulation.
 
     a node fails       the run continues after its recovery; or else it ends, and restarts from its last checkpoint
     a checkpoint       is due at intervals of work, and counts once it is written
@@ -24,7 +24,7 @@ LEAST = 20
 """Least number of simulated runs, unless one makes no progress."""
 
 
-class Run(NamedTuple):
+class FailingRun(NamedTuple):
     """A run of `seconds` of work on failing nodes.
 
     It survives a failure, at the cost of `recovery` seconds; or it ends, restarts after as many, and resumes from its
@@ -48,12 +48,12 @@ class Lifetime(NamedTuple):
     most: float
 
 
-def young(run: Run) -> float:
+def young(run: FailingRun) -> float:
     """Return the optimal seconds between checkpoints: sqrt(2 checkpoint mtbf / nodes) (Young 1974)."""
     return math.sqrt(2 * run.checkpoint * run.mtbf / run.nodes)
 
 
-def lifetime(run: Run, seed: int = 0) -> Lifetime:
+def lifetime(run: FailingRun, seed: int = 0) -> Lifetime:
     """Simulate a run repeatedly."""
     rng = np.random.default_rng(seed)
     ends: list[tuple[int, float]] = []
@@ -68,7 +68,7 @@ def lifetime(run: Run, seed: int = 0) -> Lifetime:
     return Lifetime(float(lost.mean()), float(seconds.mean()), float(np.quantile(seconds, 0.95)))
 
 
-def simulated(run: Run, rng: np.random.Generator) -> tuple[int, float, int]:
+def simulated(run: FailingRun, rng: np.random.Generator) -> tuple[int, float, int]:
     """Simulate a run once; return its failures, its end (inf: no progress), and the number of events."""
     now, failures = 0.0, 0
     # Remaining work: now, and at the last checkpoint.

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.planning.failures import Run, lifetime, simulated, young
+from mpips.planning.failures import FailingRun, lifetime, simulated, young
 
-MORTAL = Run(36_000.0, 100, 360_000.0, survives=False, recovery=60.0, checkpoint=20.0, every=400.0)
+MORTAL = FailingRun(36_000.0, 100, 360_000.0, survives=False, recovery=60.0, checkpoint=20.0, every=400.0)
 
 
-def daly(run: Run) -> float:
+def daly(run: FailingRun) -> float:
     """The expected end of a run that goes back to its checkpoints (Daly 2006, equation 13; recoveries may fail too)."""
     mean = run.mtbf / run.nodes
     segments = run.seconds / run.every
@@ -40,7 +40,7 @@ def test_youngs_interval_is_nearly_the_best() -> None:
 
 
 def test_a_run_that_survives_pays_for_each_failure_once() -> None:
-    run = Run(36_000.0, 100, 360_000.0, survives=True, recovery=2.0)
+    run = FailingRun(36_000.0, 100, 360_000.0, survives=True, recovery=2.0)
     for number in range(50):
         failures, end, _ = simulated(run, np.random.default_rng(number))
         assert end <= 36_000.0 + 2.0 * failures + 1e-6  # less where one falls into the recovery of another
@@ -61,11 +61,11 @@ def test_without_failures_there_are_only_the_checkpoints() -> None:
 
 
 def test_who_fails_faster_than_it_is_back_gets_nowhere() -> None:
-    assert lifetime(Run(100.0, 1000, 1000.0, False, 60.0, 2.0, 10.0)).seconds == math.inf
+    assert lifetime(FailingRun(100.0, 1000, 1000.0, False, 60.0, 2.0, 10.0)).seconds == math.inf
 
 
 def test_a_short_run_may_take_much_longer_than_its_work() -> None:
-    run = Run(0.5, 1000, 3.6e4, survives=False, recovery=60.0, checkpoint=1.0, every=math.inf)
+    run = FailingRun(0.5, 1000, 3.6e4, survives=False, recovery=60.0, checkpoint=1.0, every=math.inf)
     ends = [simulated(run, np.random.default_rng(number))[1] for number in range(400)]
     assert 60.0 < max(ends) < 1000.0
     assert min(ends) == 0.5
@@ -74,7 +74,7 @@ def test_a_short_run_may_take_much_longer_than_its_work() -> None:
 @pytest.mark.parametrize("mtbf", [1e-300, 1.0, 3600.0])
 def test_a_hopeless_run_is_given_up_soon(mtbf: float) -> None:
     failures, end, events = simulated(
-        Run(1e9, 100_000, mtbf, False, 60.0, 1.0, 10.0), np.random.default_rng(0)
+        FailingRun(1e9, 100_000, mtbf, False, 60.0, 1.0, 10.0), np.random.default_rng(0)
     )
     assert (end, events) == (math.inf, 200_000)
     assert failures >= 60_000
@@ -85,7 +85,7 @@ def test_a_hopeless_run_is_given_up_soon(mtbf: float) -> None:
 def test_a_run_never_ends_early_and_a_seed_says_all(
     seconds: float, nodes: int, mtbf: float, survives: bool, seed: int
 ) -> None:
-    run = Run(seconds, nodes, mtbf, survives, 1.0, 0.5, seconds / 7)
+    run = FailingRun(seconds, nodes, mtbf, survives, 1.0, 0.5, seconds / 7)
     ends = [simulated(run, np.random.default_rng(seed)) for _ in range(2)]
     assert ends[0] == ends[1]
     assert ends[0][1] >= seconds * (1 - 1e-9)

@@ -245,8 +245,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     """Write the plan for the machine that was asked for."""
     from mpips.bench._runs import table
     from mpips.config.job_file import load
-    from mpips.planning.failures import Run as Running
-    from mpips.planning.failures import lifetime, young
+    from mpips.planning.failures import FailingRun, lifetime, young
     from mpips.planning.model import Machine, RankCounts, best, predict, straggling
     from mpips.rundir.progress import seconds, share
 
@@ -265,9 +264,9 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     )  # fmt: skip
     whole = arguments.steps * chosen.seconds * slow.longer
     hours = arguments.mtbf * 3600
-    survivor = Running(whole, machine.nodes, hours, survives=True, recovery=RECOVERY + chosen.reread)
+    survivor = FailingRun(whole, machine.nodes, hours, survives=True, recovery=RECOVERY + chosen.reread)
     writing = 1 + chosen.server_memory / DISK
-    mortal = Running(whole, machine.nodes, hours, False, REQUEUED + chosen.reread, writing)
+    mortal = FailingRun(whole, machine.nodes, hours, False, REQUEUED + chosen.reread, writing)
     mortal = mortal._replace(every=young(mortal))
     lives, dies = lifetime(survivor), lifetime(mortal)
     lines = [
