@@ -25,7 +25,7 @@ DEBT = 50e-6
 
 
 @dataclass(frozen=True)
-class Strike:
+class InjectedSignal:
     """A signal that one rank gets once, at a step or at a time."""
 
     role: RoleName
@@ -74,9 +74,9 @@ class FaultsSpec:
 
     seed: int = 0
     """Seeds all random draws, together with the rank's role and index."""
-    kill: tuple[Strike, ...] = ()
+    kill: tuple[InjectedSignal, ...] = ()
     """Ranks that die (SIGKILL): `[{role = "server", index = 1, at_step = 100}]`."""
-    stop: tuple[Strike, ...] = ()
+    stop: tuple[InjectedSignal, ...] = ()
     """Ranks that hang (SIGSTOP), which the heartbeat must detect."""
     slow: tuple[Slow, ...] = ()
     """Stragglers: `[{role = "worker", index = 0, factor = 3}]`; intermittent: `probability = 0.2, spell = 0.01`."""

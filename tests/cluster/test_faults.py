@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, Slow, Strike
+from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, InjectedSignal, Slow
 
 
 class Clock:
@@ -36,7 +36,9 @@ def make(
 
 def test_a_step_strikes_once_and_also_when_it_was_jumped_over() -> None:
     faults, _, struck = make(
-        FaultsSpec(kill=(Strike("server", 0, at_step=5),), stop=(Strike("server", 0, at_step=2),))
+        FaultsSpec(
+            kill=(InjectedSignal("server", 0, at_step=5),), stop=(InjectedSignal("server", 0, at_step=2),)
+        )
     )
     for step in (0, 1):
         faults.step(step)
@@ -50,7 +52,7 @@ def test_a_step_strikes_once_and_also_when_it_was_jumped_over() -> None:
 
 
 def test_a_time_strikes_once() -> None:
-    faults, clock, struck = make(FaultsSpec(kill=(Strike("server", 0, at_seconds=1.5),)))
+    faults, clock, struck = make(FaultsSpec(kill=(InjectedSignal("server", 0, at_seconds=1.5),)))
     clock.time += 1.4
     faults.poll()
     assert struck == []
@@ -62,7 +64,7 @@ def test_a_time_strikes_once() -> None:
 
 @pytest.mark.parametrize(("role", "index"), [("worker", 0), ("server", 1)])
 def test_other_ranks_are_left_alone(role: str, index: int) -> None:
-    spec = FaultsSpec(kill=(Strike("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
+    spec = FaultsSpec(kill=(InjectedSignal("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
     faults, clock, struck = make(spec, role, index)
     faults.step(10)
     faults.worked(1.0)
@@ -153,6 +155,6 @@ def test_chances_follow_seed_and_rank() -> None:
 
 def test_a_strike_has_one_time() -> None:
     with pytest.raises(ValueError, match="at_step or at_seconds"):
-        Strike("server", 0)
+        InjectedSignal("server", 0)
     with pytest.raises(ValueError, match="at_step or at_seconds"):
-        Strike("server", 0, at_step=1, at_seconds=1.0)
+        InjectedSignal("server", 0, at_step=1, at_seconds=1.0)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips import typed
-from mpips.cluster.faults import Strike
+from mpips.cluster.faults import InjectedSignal
 from mpips.config import job_file as module
 from mpips.config.job_file import load
 from mpips.errors import JobError
@@ -105,7 +105,7 @@ def test_values_arrive_typed(job_file: Callable[..., Path]) -> None:
     assert (job.layout.servers, job.layout.workers, job.layout.schedulers) == (2, 4, 1)
     assert job.consistency.tau == 4
     assert job.data.train == ["a.svm", "b.svm"]
-    assert job.faults.kill == (Strike("server", 1, 10),)
+    assert job.faults.kill == (InjectedSignal("server", 1, 10),)
     assert job.settings == Settings(l1=2.0, limit=9)
     assert isinstance(job.settings.l1, float)
     assert job.base == path.parent
