@@ -14,7 +14,7 @@ from mpips.rank.simulation import simulate
 from mpips.server.server import OWN as SHARDS
 from mpips.server.server import Server
 from mpips.storage.updates import call
-from mpips.worker.worker import Context, Workshop
+from mpips.worker.worker import CallExecutor, Context
 
 PROGRAM = """
 from dataclasses import dataclass
@@ -69,9 +69,9 @@ def test_the_list_is_what_is_served_and_holds_for_all_workers() -> None:
     class Looks:
         def __init__(self, context: Context) -> None:
             if type(self) is Looks:
-                served.update(Workshop(context.node, type("Other", (Looks,), {}), None)._own)
+                served.update(CallExecutor(context.node, type("Other", (Looks,), {}), None)._own)
                 with pytest.raises(JobError, match=r"Worker\.account \(.*test_calls\.py:"):
-                    Workshop(context.node, lambda context: Mine(), None)  # made by a function
+                    CallExecutor(context.node, lambda context: Mine(), None)  # made by a function
 
     simulate(look, Looks)
     assert served | {Own.WRITTEN} == set(Own)

@@ -70,7 +70,7 @@ from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command
 from mpips.transport.wakeup import connect
-from mpips.worker.worker import Workshop
+from mpips.worker.worker import CallExecutor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -475,7 +475,7 @@ class _Run:
             until = partial(_other_role, node, membership, role)
             if role is Role.WORKER:
                 group = self.communicators.group if self.communicators.group else None
-                Workshop(node, prepared.program.worker, job, group, writer).run(until)
+                CallExecutor(node, prepared.program.worker, job, group, writer).run(until)
             else:
                 server = server or serve()
                 waits.rounds = server.unfinished_rounds

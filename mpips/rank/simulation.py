@@ -26,7 +26,7 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
 from mpips.transport.in_memory import Deadlock, Fate, Network, Remains, Strike, TwinVan, arrives, calm
 from mpips.transport.message import Command
-from mpips.worker.worker import Context, Workshop
+from mpips.worker.worker import CallExecutor, Context
 
 T = TypeVar("T")
 Filters = Callable[[], tuple[Chain, Chain]]
@@ -153,7 +153,7 @@ class Simulation:
                         return membership.leading or me.role is not role
 
                     if role is Role.WORKER:
-                        Workshop(me, self.worker, self._job).run(other)
+                        CallExecutor(me, self.worker, self._job).run(other)
                     else:
                         server = server or Server(me, self._bandwidth)
                         server.run(other)

@@ -157,7 +157,7 @@ class Context:
         return Path(self.job.base)
 
 
-class Workshop:
+class CallExecutor:
     """Executes the scheduler's calls on a program's worker, one at a time."""
 
     def __init__(

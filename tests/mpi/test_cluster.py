@@ -19,7 +19,7 @@ from mpips.server.server import Server
 from mpips.storage.updates import VectorSpec
 from mpips.transport.message import Command
 from mpips.transport.van import MPIVan
-from mpips.worker.worker import Context, Workshop
+from mpips.worker.worker import CallExecutor, Context
 
 KEYS = np.arange(0, 10_000, 7, dtype=np.uint64)
 
@@ -90,7 +90,7 @@ def test_a_cluster(tmp_path: Path) -> None:
         elif node.place.role is Role.SERVER:
             Server(node).run()
         else:
-            Workshop(node, Worker, None).run()
+            CallExecutor(node, Worker, None).run()
     except Stopped as stopped:
         assert stopped.code == 0
     assert node.leave(10.0)

@@ -21,7 +21,7 @@ from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
 from mpips.transport.message import Command
 from mpips.transport.van import MPIVan
-from mpips.worker.worker import Context, Workshop
+from mpips.worker.worker import CallExecutor, Context
 
 EXTENT = 40_000
 LISTED = np.arange(0, EXTENT, 3, dtype=np.uint64)
@@ -119,7 +119,7 @@ def test_sums_are_exact_whoever_answers(tmp_path: Path) -> None:
         elif node.place.role is Role.SERVER:
             Server(node).run()
         else:
-            Workshop(node, Worker, None).run()
+            CallExecutor(node, Worker, None).run()
     except Stopped as stopped:
         assert stopped.code == 0
     assert node.leave(10.0)
