@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
             _say(f"mpips: error: {error}")
         return ExitCode.BAD_INPUT if error is not None else ExitCode.COMPLETED
 
-    runs: list[_Run] = []
+    runs: list[_RankRun] = []
     parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
     # Other ranks wait in MPI_Init for a rank that ends before, without limit with ULFM.
     faulthandler.dump_traceback_later(START, exit=True)
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         # The program may have initialized MPI.
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
-    run = _Run(MPI, options, prepared, asked, started)
+    run = _RankRun(MPI, options, prepared, asked, started)
     runs.append(run)
     try:
         code = run.live(error)
@@ -171,7 +171,7 @@ def _thread_failed(problem: threading.ExceptHookArgs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _orphaned(daemon: str, run: _Run | None) -> None:
+def _orphaned(daemon: str, run: _RankRun | None) -> None:
     """End this rank at once: its launcher has ended, and no other process would end it."""
     error = f"its launcher has ended ({daemon})"
     log.note("failed", logging.ERROR, error=error, follows=True)
@@ -187,7 +187,7 @@ def _alarm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-class _Run:
+class _RankRun:
     """One rank of a run; see the module."""
 
     def __init__(
