@@ -128,7 +128,8 @@ def tell(found: Mapping[str, Any]) -> Section:
             bars(
                 [
                     Bar(SYSTEMS[name].partition(":")[0],
-                        [BarPart(times[name] * (1.0 - waits[name]), "busy"), BarPart(times[name] * waits[name], "waiting")],
+                        [BarPart(times[name] * (1.0 - waits[name]), "busy"),
+                         BarPart(times[name] * waits[name], "waiting")],
                         f"{seconds(times[name])}, {share(waits[name])} waiting")
                     for name in middle
                     if times[name] < math.inf
