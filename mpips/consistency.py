@@ -38,6 +38,13 @@ class Bounded:
     """Bounded delay: a task at `time` depends on every task <= time - tau - 1.
 
     `tau` is an int >= 0 that can be changed while tasks run; ValueError for another.
+
+    >>> model = Bounded(1)
+    >>> model(5)
+    range(0, 4)
+    >>> model.tau = 3
+    >>> model(5)
+    range(0, 2)
     """
 
     __slots__ = ("_tau",)

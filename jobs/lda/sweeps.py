@@ -19,7 +19,7 @@ Otherwise a range is pulled after this worker's own last push to it, so that its
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Totals:
             change,
         )
 
-    def at(self, needed: Any) -> I8:
+    def at(self, needed: Collection[int]) -> I8:
         """Give the totals, i8[K], with at least the answers to pushes at the times `needed`."""
         self.context.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
         for time in list(self._flying):

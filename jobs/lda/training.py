@@ -252,7 +252,7 @@ class Training:
         self.round += self.groups * (len(self.cuts) - 1)
         return {"groups": self.groups, "cuts": self.cuts, "round": first}
 
-    def _show(self, table: Any) -> None:
+    def _show(self, table: progress.Table) -> None:
         trained, tokens = self.cluster.trained, self.collection.tokens
         facts = {"sweep": self.sweeps, "seconds": trained}
         if self.sweeps % self.settings.evaluate_every == 0 or self.sweeps >= self.settings.sweeps:

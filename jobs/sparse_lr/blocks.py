@@ -107,7 +107,7 @@ class Blocks:
         kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
         self.begin_epoch()
 
-    def wake(self, cols: Any, radius: F4) -> None:
+    def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
         """Take the radius of columns, or what stands for it."""
         self.radius[cols] = radius
 

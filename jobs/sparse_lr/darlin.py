@@ -19,6 +19,7 @@ from mpips import (
     InputError,
     Setting,
     Task,
+    Vector,
     VectorSpec,
     misfit,
     regroup,
@@ -99,7 +100,7 @@ class Darlin:
         surely(cluster, self.begin, self.spread.load)
 
     @property
-    def w(self) -> Any:
+    def w(self) -> Vector:
         """The weights."""
         return self.cluster.vectors["w"]
 

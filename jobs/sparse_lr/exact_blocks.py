@@ -58,7 +58,7 @@ class ExactBlocks(Blocks):
             return np.ascontiguousarray(out[:, [1 + exact_kernels.PARTS, 1 + 2 * exact_kernels.PARTS]])
         return out
 
-    def wake(self, cols: Any, radius: F4) -> None:
+    def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
         """Take the radius of columns, or what stands for it: f4[k], or f4[k, 3] with the exponents of their bounds."""
         if radius.ndim == 2:
             self.bounds[cols] = np.ldexp(1.0, radius[:, 1:].astype(np.int32))
