@@ -16,8 +16,8 @@ class KeyRange(NamedTuple):
     """The keys begin <= key < end (the paper's R, section 3.2); `begin`, `end` are ints in [0, 2**64].
 
     >>> keys = KeyRange(10, 20)
-    >>> keys.span, keys.contains(20), keys.meet(KeyRange(15, 30))
-    (10, False, KeyRange(begin=15, end=20))
+    >>> keys.span, keys.contains(20)
+    (10, False)
     """
 
     begin: int
