@@ -16,7 +16,7 @@ class KeyRange(NamedTuple):
     """The keys begin <= key < end (the paper's R, section 3.2); `begin`, `end` are ints in [0, 2**64].
 
     >>> keys = KeyRange(10, 20)
-    >>> keys.span, keys.contains(20)
+    >>> keys.span, keys.empty
     (10, False)
     """
 
