@@ -86,6 +86,8 @@ MOST_BACKLOG = 64
 """Changes of other primaries that may be queued; one is applied after each request, and all when there is none."""
 MOST_UNSENT = 1 << 28
 """Unsent bytes of answers to one caller from which on its further pulls wait."""
+LONGEST_HELD = 0.05
+"""Seconds for which an acknowledgement waits for an answer that carries it, before it is sent by itself."""
 KEY_CACHE = 256e6
 """Default number of bytes of cached key lists."""
 
@@ -133,6 +135,7 @@ class Server:
         self._words: dict[int, list[tuple[int, int]]] = {}
         """Acknowledgements of pushes that were answered ahead, (shard, time) by caller; they are sent with the next
         answer."""
+        self._words_due = 0.0
         # Pushes answered ahead that are not on all copies yet.
         self._coming: dict[int, set[tuple[int, int]]] = {}
         self._steps = 0
@@ -693,7 +696,10 @@ class Server:
             for origin, coming in self._coming.items()
             if self.node.view.roles[self.node.view.caller(origin)] is not None
         }
-        self._words = {origin: words for origin, words in self._words.items() if origin in self._coming}
+        roles, caller = self.node.view.roles, self.node.view.caller
+        self._words = {
+            origin: words for origin, words in self._words.items() if roles[caller(origin)] is not None
+        }
         self._answer_hasty()
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
@@ -754,6 +760,11 @@ class Server:
 
     def _tick(self) -> None:
         now = self.node.van.now()
+        # A caller may wait for an acknowledgement that no answer will carry.
+        if self._words and now >= self._words_due:
+            self._words_due = now + LONGEST_HELD
+            for origin in list(self._words):
+                self._send_words(origin)
         self._answer_late()
         if self._keyless:
             self._admit_keyless()

@@ -593,7 +593,8 @@ def test_a_round_that_is_broken_off_loses_nothing_of_those_who_live(after: int) 
         strikes=[Strike("kill", 5, after_messages=after)],
     )  # fmt: skip
     each = 18.0 + 2 * 100.0
-    assert all(survivors * each <= total <= 3 * each for total in got)
+    # The round under way may have been applied whole, a large one, before it is done again.
+    assert all(survivors * each <= total <= 3 * each + 3 * 100.0 for total in got)
 
 
 def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
