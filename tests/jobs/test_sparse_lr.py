@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
 
-from mpips.cluster.node import Node
+from mpips.cluster.usage import Savings
 from mpips.jobs.sparse_lr import control, proximal
 from mpips.transport.in_memory import rough
 from mpips.worker.vector import KeyList, Vector
@@ -201,7 +201,7 @@ def test_the_share_that_is_filtered_is_of_what_a_pass_might_push(
 ) -> None:
     data, seen = made("unnormalised"), spy_on_lists(monkeypatch)
     told: list[tuple[str, str, int, int]] = []
-    monkeypatch.setattr(Node, "saved", lambda self, *facts: told.append(facts))
+    monkeypatch.setattr(Savings, "add", lambda self, *facts: told.append(facts))
     outcome = run_twin(data, 2, 1, settings={"l1": 10.0, "blocks": 3})
     blocks, m = outcome.passes("blocks"), len(data.keys)
     pushed = [len(keys) for _, keys in seen]

@@ -105,7 +105,7 @@ def test_who_does_not_answer_in_time_is_left(tree: Path, monkeypatch: pytest.Mon
     assert state is not None
     assert len(state["commit"]) == 40
     assert state["dirty"] is None
-    assert "did not say" in state["problem"]
+    assert "did not report" in state["problem"]
     assert all(process.returncode is not None for process in pids)  # none is left when MPI starts
 
 
