@@ -14,7 +14,7 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heart
+from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heartbeat
 from mpips.transport.message import Command, Kind, Message
 from mpips.transport.van import MPIVan
 
@@ -44,9 +44,9 @@ def die(van: MPIVan, how: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
 
 
-def beat(comm: MPI.Intracomm) -> Heart:
+def beat(comm: MPI.Intracomm) -> Heartbeat:
     """Start a heart on every rank, and wait until all have heard all: collective."""
-    heart = Heart(comm.Get_rank(), period=0.05)
+    heart = Heartbeat(comm.Get_rank(), period=0.05)
     raw = np.zeros((comm.Get_size(), ADDRESS_BYTES), np.uint8)
     comm.Allgather(np.frombuffer(heart.address.to_bytes(), np.uint8), raw)
     heart.targets = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
@@ -59,7 +59,7 @@ def beat(comm: MPI.Intracomm) -> Heart:
     return heart
 
 
-def mourn(van: MPIVan, heart: Heart, how: str, victim: int, pid: int) -> None:
+def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> None:
     """Exchange whole messages with those who are left, before and after the victim is given up."""
     left = [rank for rank in range(van.size) if rank != victim]
     missing = {(source, number) for source in left for number in (1, 2)}
