@@ -15,6 +15,7 @@ from mpips.transport.process_memory import _above, common
 
 MEETING = """
 import ctypes
+import os
 from mpi4py import MPI
 from mpips.transport import process_memory
 
@@ -28,7 +29,8 @@ process_memory.ctypes.CDLL = System
 found = process_memory.discover(MPI.COMM_WORLD)
 (option, pid), = allowed
 name = open(f"/proc/{pid}/comm").read().strip()
-print(hex(option), name, found.pids.all() and len(set(found.pids.tolist())) == 2, flush=True)
+both = bool(found.pids.all()) and len(set(found.pids.tolist())) == 2
+os.write(1, f"{hex(option)} {name} {both}\\n".encode())  # in one piece beside the other rank's
 """
 
 
