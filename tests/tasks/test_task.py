@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mpips.errors import JournalLost, RemoteError, WorkerLost
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import BURST, SHARE, Timer
-from mpips.tasks.task import JUMP, Task, Tasks, remote_error
+from mpips.tasks.task import AHEAD, JUMP, Task, Tasks, remote_error
 from mpips.transport.message import Command, Kind, Message, missing_of
 
 
@@ -484,6 +484,21 @@ def test_what_is_unanswered_is_sent_again_where_its_address_is_another_rank_now(
     )
     assert sent == [(~0, 1, ()), (~0, 2, ((1, 2),)), (~0, 3, ((2, 3),))]
     assert tasks.redirect([~7], "moved") == 0
+
+
+def test_a_part_that_another_primary_answers_ahead_again_counts_as_new() -> None:
+    tasks = Tasks(lambda dest, message: None)
+    tasks.submit([(~0, call())])
+    ahead = Message(Kind.REPLY, Command.CALL, sender=5, shard=0, time=0, acked=AHEAD)
+    tasks.answer(ahead)
+    assert tasks.newly_ahead() == [(~0, 0)] and tasks.newly_ahead() == []
+    tasks.redirect([~0], "moved")
+    assert tasks.newly_ahead() == [(~0, 0)], "the new primary is asked, and may not have applied it yet"
+    tasks.answer(ahead)
+    assert tasks.newly_ahead() == [(~0, 0)], "so it is asked again once it has"
+    tasks.acknowledge(~0, 0)
+    tasks.answer(ahead)
+    assert tasks.newly_ahead() == []
 
 
 def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
