@@ -27,7 +27,7 @@ from mpips.cluster.filter_codec import FilterCodec
 from mpips.cluster.layout import Layout, Role
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE, Policy
-from mpips.cluster.usage import Savings, process_usage
+from mpips.cluster.usage import Savings, held_memory, process_usage
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import (
     FilterError,
@@ -128,7 +128,7 @@ class Node:
 
     `resend` is the time in seconds after which a silent rank is first asked what has come of requests to it (None:
     never; MPI loses nothing). Through `pushes` goes what workers ask shards, through `pulls` what shards answer;
-    `signs`: lists of keys that come again are named by a signature.
+    `signs`: lists of keys that come again are named by a signature. `held` tells what memory this process holds.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class Node:
         pushes: Chain | None = None,
         pulls: Chain | None = None,
         signs: bool = True,
+        held: Callable[[], dict[str, int]] = held_memory,
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
         self.observers = Observers()
@@ -156,7 +157,7 @@ class Node:
         """By namespace: the vectors that this rank has handles on."""
         self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
         self.savings = Savings()
-        self._window, self.resend = window, resend
+        self._window, self.resend, self._held = window, resend, held
         self._chance = Random(van.rank).random
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move
@@ -691,6 +692,7 @@ class Node:
             "worked": self.worked,
             "sent_again": dict(self.again),
             **process_usage(),
+            **self._held(),
             "filters": {
                 name: {role: asdict(each) for role, each in by.items()} for name, by in filters.items()
             },

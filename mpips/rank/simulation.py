@@ -130,9 +130,11 @@ class Simulation:
     ) -> None:
         """Run the role that the view gives this rank, as `mpips.rank.main` does."""
         pushes, pulls = self._filters()
+        # Ranks share a process here: no memory is that of one of them.
         me = Node(
-            van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls
-        )
+            van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls,
+            held=dict,
+        )  # fmt: skip
         if self._record is not None:
             Recorder(me, self._record)
         if self._replay is not None:

@@ -4,14 +4,14 @@ A `Network` connects `TwinVan`s. Messages pass through the same encoding as on M
 `fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is duplicated);
 `rough(seed, ...)` draws such delays at random.
 
-`Network.run` executes one blocking function per rank, each in a thread of its own, of which exactly one runs at a
-time: a rank runs until it is idle, then the next one is chosen under the seed. Time advances only when all ranks are
+`Network.run` executes one blocking function per rank, each in a greenlet of its own, so exactly one runs at a time: a
+rank runs until it is idle, then the next one is chosen under the seed. Time advances only when all ranks are
 idle, to the next delivery. So every run is deterministic, takes milliseconds, and executes the code that runs under
 MPI. A rank that waits for a message that cannot come is reported as a deadlock.
 
 Ranks can also be killed or stopped: a `Strike` (an injected fault) says which rank, how and when, by fake time or by
 the number of messages posted so far, so that a test can inject a fault between any two steps of a protocol. A killed
-rank never returns from its current van call: its thread ends by an exception that no program catches, and `failed()`
+rank never returns from its current van call: its greenlet ends by an exception that no program catches, and `failed()`
 of each other van reports it after `detection` seconds. A stopped rank keeps its state and does not run.
 """
 
@@ -21,12 +21,12 @@ import heapq
 import itertools
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from greenlet import greenlet
 from numpy.typing import NDArray
 
 from mpips.errors import ClosedError
@@ -138,8 +138,8 @@ class Network:
         for strike in strikes:
             self.plan(strike)
         self.vans = [TwinVan(self, rank) for rank in range(size)]
-        self._batons: list[threading.Lock] | None = None
-        self._threads: list[threading.Thread] = []
+        # one per rank while programs run
+        self._running: list[greenlet] = []
         self._idle: set[int] = set()
         # ranks whose programs have not ended
         self._alive: set[int] = set(range(size))
@@ -186,7 +186,7 @@ class Network:
 
     def touch(self, rank: int) -> None:
         """Begin a van call of `rank`: a killed rank ends in it, a stopped rank waits in it."""
-        if self._batons is None:
+        if not self._running:
             return
         if self._ended or rank in self._dead:
             raise _Ended
@@ -196,7 +196,7 @@ class Network:
     def rest(self, rank: int) -> None:
         """`rank` is idle: let other ranks run, or time advance."""
         self._idle.add(rank)
-        if self._batons is None:
+        if not self._running:
             self._advance()
         else:
             self._hand(self._next(), rank)
@@ -250,17 +250,11 @@ class Network:
         The result of a rank that was killed, or was stopped when all others had ended, is None. Raises the exception
         of the first program that failed, or `Deadlock` when fake time passes `horizon`.
         """
-        self._batons = [threading.Lock() for _ in range(self.size)]
-        for baton in self._batons:
-            baton.acquire()
         self._horizon = horizon
         results: list[Any] = [None] * self.size
         errors: list[BaseException] = []
-        done = threading.Event()
 
         def body(rank: int) -> None:
-            assert self._batons is not None
-            self._batons[rank].acquire()
             try:
                 self.touch(rank)
                 result = programs[rank](self.vans[rank])
@@ -274,22 +268,17 @@ class Network:
                     self._ended = True
             self._alive.discard(rank)
             self._idle.discard(rank)
-            if self._alive:
-                self._batons[self._next()].release()
-            else:
-                done.set()
 
-        self._threads = [
-            threading.Thread(target=body, args=(rank,), daemon=True) for rank in range(self.size)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._running = [greenlet(body) for _ in range(self.size)]
         self._strike()
-        self._batons[0 if 0 not in self._stopped else self._next()].release()
-        done.wait()
-        for thread in self._threads:
-            thread.join()
-        self._batons, self._horizon = None, float("inf")
+        heir = 0 if 0 not in self._stopped else self._next()
+        while True:
+            # This returns when a program ends, whichever of them.
+            self._running[heir].switch(heir)
+            if not self._alive:
+                break
+            heir = self._next()
+        self._running, self._horizon = [], float("inf")
         # A program may have replaced the error by one of its own.
         for error in (*errors, self._failure):
             if error is not None:
@@ -371,8 +360,9 @@ class Network:
         """Describe where the program of a rank waits."""
         if rank in self._stopped:
             return "is stopped"
-        frame = sys._current_frames().get(self._threads[rank].ident or 0)
-        while frame is not None and frame.f_code.co_filename in (__file__, threading.__file__):
+        running = self._running[rank]
+        frame = sys._getframe() if running is greenlet.getcurrent() else running.gr_frame
+        while frame is not None and frame.f_code.co_filename == __file__:
             frame = frame.f_back
         if frame is None:
             return "waits"
@@ -380,10 +370,8 @@ class Network:
         return f"waits in {code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})"
 
     def _hand(self, heir: int, mine: int) -> None:
-        assert self._batons is not None
         if heir != mine:
-            self._batons[heir].release()
-            self._batons[mine].acquire()
+            self._running[heir].switch(heir)
         if self._ended or mine in self._dead:
             raise _Ended
 

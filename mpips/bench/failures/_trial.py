@@ -2,8 +2,8 @@
 
 The program's workers push ones, so every key of a vector counts its updates.
 
-All ranks of a twin are threads of one process that run one at a time, so what was issued and what was acknowledged is
-noted in one `Ledger` as it happens.
+All ranks of a twin are greenlets of one process, which run one at a time, so what was issued and what was
+acknowledged is noted in one `Ledger` as it happens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Many workers on the in-memory twin, each of which pushes and pulls keys of few shards: see `scale`.
 
-All ranks are threads of one process, so processor time and memory are not told apart by rank. Messages are.
+All ranks are greenlets of one process, so processor time and memory are not told apart by rank. Messages are.
 """
 
 from __future__ import annotations
