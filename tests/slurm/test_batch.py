@@ -129,7 +129,9 @@ def plans(warm: Cluster, write: Callable[..., Path]) -> dict[str, Callable[[], J
         "usr1": lambda: submit(write("usr1", 10.0), *ON_TWO, "--requeue", "--launcher", "srun"),
         "dying": lambda: submit(write("dying", 10.0, servers=2, replicas=1), *ON_TWO, "--requeue"),
         "cancelled": lambda: submit(write("cancelled", 60.0, workers=1), *ON_ONE, "--requeue"),
-        "mixed": lambda: submit(write("mixed"), *ON_ONE, "--server-nodes", "1"),
+        # Slurm's PMIx plugin now and then fails to connect the parts of such a job (openpmix issue 3098): a start that
+        # does not come together in 120 s ends, and another follows.
+        "mixed": lambda: submit(write("mixed"), *ON_ONE, "--server-nodes", "1", "--requeue"),
         "array": lambda: submit(write("array", workers=1), *ON_ONE, *many),
     }
 
