@@ -94,7 +94,7 @@ def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> N
     tally = Tally()
     for each in facts:
         tally.add(Tally(**{name: each[name] for name in names}))
-    for line, event, more in tally.said():
+    for line, event, more in tally.remarks():
         cluster.say(line if data == "train" else f"{data} data: {line}")
         cluster.event(event, **more, data=data)
 

@@ -1,7 +1,7 @@
 """The commands of the login node: `mpips run`, `doctor`, `inspect` and the rest, one module each.
 
-`launching` starts runs, `runs` is about run directories, `models` about checkpoints, data and models.
-Nothing is imported here that a command does not need: `mpips --help` answers at once.
+`launching` starts runs, `runs` works on run directories, `models` on checkpoints, data and models.
+A command imports what it needs when it runs, so that `mpips --help` is fast.
 """
 
 from mpips.cli.main import main

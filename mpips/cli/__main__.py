@@ -1,4 +1,4 @@
-"""`python -P -m mpips.cli`: the same as `mpips`, for where its script is not on the PATH."""
+"""`python -P -m mpips.cli`: the same as `mpips`, where the script is not on the PATH."""
 
 import sys
 

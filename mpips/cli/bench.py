@@ -1,4 +1,4 @@
-"""`mpips bench`: measure, beside the competition, on this machine."""
+"""`mpips bench`: run the benchmarks on this machine."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mpips.errors import InputError
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Run a benchmark; each says what it compares and has its own --help.
+Run a benchmark. Each has its own --help.
 
-  mpips bench                                   list them
-  mpips bench sparse_lr                         training time beside LIBLINEAR's
-  mpips bench delay                             waiting and time for several delays, with a straggler
-  mpips bench faults                            updates lost or doubled while ranks die, hang, come and go
-  mpips bench replication                       what copies of all keys cost
-  mpips bench scale                             what each cost becomes as ranks grow in number
-  mpips bench overload                          slow servers, a flood and a crowd, and how soon they are over
-  mpips bench elastic                           requests while a server joins, and another leaves
-  mpips bench restart                           runs that are killed as a whole, and resumed elsewhere
-  mpips bench pushpull                          pushes and pulls beside bare MPI, which is their limit
-  mpips bench overlap                           what a push or a pull costs a worker that computes
-  mpips bench record                            what it costs to record a run, and whether it can be done again
-  mpips bench idle                              what ranks at rest cost, how fast they wake, and crowds
+  mpips bench                                   list the benchmarks
+  mpips bench sparse_lr                         training time compared with LIBLINEAR
+  mpips bench delay                             waiting and training time for several delays, with a straggler
+  mpips bench faults                            updates lost or applied twice while ranks die, hang, join and leave
+  mpips bench replication                       cost of copies of all keys
+  mpips bench scale                             each cost as a function of the number of ranks
+  mpips bench overload                          recovery from slow servers and floods, and more ranks than cores
+  mpips bench elastic                           latency of requests while a server joins and another leaves
+  mpips bench restart                           runs that are killed and resumed on another layout
+  mpips bench pushpull                          pushes and pulls compared with plain MPI, the upper limit
+  mpips bench overlap                           cost of a push or a pull for a worker that computes
+  mpips bench record                            cost of recording a run, and whether it can be reproduced
+  mpips bench idle                              cost of idle ranks, their wake-up latency, and more ranks than cores
   mpips bench filters                           bytes of training for combinations of filters
-  mpips bench coding                            what each filter costs, and what it saves
-  mpips bench lda                               topics of documents, beside tomotopy
-  mpips bench sketch                            inserts a second into a sketch, and how far off it is
-  mpips bench trace                             what it costs that a run is traced
-  mpips bench paper                             the paper's evaluation, again: docs/reproduction.md
-  mpips bench index                             how fast a server's key index takes and finds keys
+  mpips bench coding                            cost and savings of each filter
+  mpips bench lda                               topics of documents, compared with tomotopy
+  mpips bench sketch                            inserts per second into a sketch, and its errors
+  mpips bench trace                             cost of tracing a run
+  mpips bench paper                             the paper's evaluation: docs/reproduction.md
+  mpips bench index                             speed of a server's key index
 """
 
 
@@ -41,7 +41,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = add_command(
         subparsers, "bench", "measure speed on this machine", DESCRIPTION, command, passes_on=True
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which one")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the benchmark to run")
 
 
 def modules() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The command line itself: finds the command, runs it, and turns what the user got wrong into one line."""
+"""The command line: finds the command, runs it, and reports wrong input in one line."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ COMMANDS = (
 DESCRIPTION = """\
 The parameter server as an ordinary MPI job.
 
-  mpips run jobs/sparse_lr/job.toml             train, on this machine's cores
+  mpips run jobs/sparse_lr/job.toml             train on this machine's cores
   mpips run JOB.toml --servers 2 --workers 4 --set consistency.tau=4
-  mpips reproduce latest                        do a recorded run again, and compare the bits
+  mpips reproduce latest                        repeat a recorded run, and compare the bits
   mpips ctl latest stop                         checkpoint the running job, and end it
-  mpips trace latest                            where a traced run's time went
-  mpips doctor                                  is this machine ready? which MPI, how fast?
-  mpips job sparse_lr                           every key that its job file may have
+  mpips trace latest                            time breakdown of a traced run
+  mpips doctor                                  check this machine: MPI, launcher, speed
+  mpips job sparse_lr                           all keys of its job file
 
-On a cluster the ranks can be started by hand just as well:
+On a cluster the ranks can also be started without `mpips run`:
 
   srun --mpi=pmix -n 7 python -P -m mpips JOB.toml --set layout.servers=2 --set layout.workers=4
 """
 
 EPILOG = """\
-exit codes: 0 completed, also when ranks died on the way; 85 stopped with a checkpoint, to be started again with
---resume latest; 2 the input is wrong (one line says what); 74 the output could not be written; 128 + a signal's
-number: it came before there was a run; anything else: failed.
-`mpips COMMAND --help` teaches each command."""
+exit codes: 0 completed, also if ranks died during the run; 85 stopped with a checkpoint, continue with
+--resume latest; 2 the input is wrong (reported in one line); 74 the output could not be written; 128 + a signal's
+number: the signal arrived before the run started; anything else: failed.
+`mpips COMMAND --help` describes each command."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    root.add_argument("--version", action="store_true", help="show the version and leave")
+    root.add_argument("--version", action="store_true", help="show the version and exit")
     subparsers = root.add_subparsers(metavar="COMMAND", title="commands")
     for command in COMMANDS:
         command.add(subparsers)
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Without `argv`: the one that this process was started for."""
+    """Run one command; return the exit code. Without `argv`: the command line of this process."""
     if argv is not None:
         return _run(argv)
     standard_streams.prepare(clean=True, ends=True)
@@ -103,7 +103,8 @@ def _run(argv: Sequence[str]) -> int:
     except InputError as error:
         return _wrong(str(error))
     except OSError as error:
-        if error.filename is None:  # of no file that somebody has named
+        # Without a file name the error is not about the user's input.
+        if error.filename is None:
             raise
         return _wrong(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:

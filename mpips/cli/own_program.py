@@ -1,18 +1,15 @@
-"""The switch `--program`, of the commands that need the program of a run, a model or a checkpoint."""
+"""The switch `--program` of the commands that need the program of a run, a model or a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-NEEDED = (
-    "run this program: needed where what is named is of a program that does not come with mpips, whose code is run "
-    "only if you say so"
-)
+NEEDED = "run this program: required for a program that is not part of mpips, whose code is not run unless it is named"
 
 
 def add(parser: argparse.ArgumentParser, meaning: str = NEEDED) -> None:
-    """Add the switch to a command; `mpips.config.program.vouched` takes what it gives."""
+    """Add the switch to a command; its value is for `mpips.config.program.vouched`."""
     parser.add_argument(
         "--program",
         type=lambda named: os.path.abspath(named) if named.endswith(".py") else named,

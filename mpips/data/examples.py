@@ -65,7 +65,7 @@ class Tally:
         self.header = self.header or other.header
         self.empty += [file for file in other.empty if file not in self.empty]
 
-    def said(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def remarks(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yield for each unexpected observation a readable line, its event name, and its facts."""
         if self.header:
             yield (

@@ -227,9 +227,14 @@ def test_doctor_gives_advice() -> None:
             "mpich",
             ("MPICH", "5.0.2"),
             False,
-            "no: MPICH 5.0.2: a death ends the run; resume with --resume latest",
+            "no: MPICH 5.0.2: a rank's death ends the run; continue with --resume latest",
         ),
-        ("srun", ("Open MPI", "5.0.11"), False, "no: Open MPI 5.0.11 under srun: a death ends the run; "),
+        (
+            "srun",
+            ("Open MPI", "5.0.11"),
+            False,
+            "no: Open MPI 5.0.11 under srun: a rank's death ends the run; ",
+        ),
         ("openmpi", ("Open MPI", "5.0.11"), None, "-"),
     ],
 )

@@ -58,11 +58,11 @@ def test_what_was_taken_for_names_is_noted(tmp_path: Path) -> None:
     files = written(tmp_path, a="label\tx\n1\tu\n", b="label\tx\n0\tu\n")
     tally = Tally()
     assert len(load(files, tally)) == 2
-    ((line, event, facts),) = tally.said()
+    ((line, event, facts),) = tally.remarks()
     assert event == "header" and facts == {"names": f"label, x ({files[0]})"}
     assert line.startswith(f"the first line of each file was taken for column names: label, x ({files[0]})")
     tally = Tally()
-    assert len(load(written(tmp_path, c="1\tu\n"), tally)) == 1 and not list(tally.said())
+    assert len(load(written(tmp_path, c="1\tu\n"), tally)) == 1 and not list(tally.remarks())
 
 
 @pytest.mark.parametrize(

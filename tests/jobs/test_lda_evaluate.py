@@ -357,7 +357,7 @@ def test_the_command_asks_the_program(
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("text")
     for path, said in (
-        (tmp_path, "is no run's folder"),
+        (tmp_path, "is not a run's folder"),
         (tmp_path / "a.txt", "is neither a run's folder nor a model file"),
         (tmp_path / "none", "no such run or model"),
     ):

@@ -108,7 +108,7 @@ def test_the_command_does_a_run_again(
     assert again.last_line.startswith(
         f"mpips: the same bits: parameters_sha256 is {result['parameters_sha256']}"
     )
-    assert "mpips: the inputs are those that were recorded: 1 by sha256" in again.stderr
+    assert "mpips: the inputs are the recorded ones: 1 by sha256" in again.stderr
 
     record = tmp_path / "first" / "record"
     path = next(record.glob("worker-*.bin"))

@@ -165,7 +165,7 @@ def test_the_command_shows_a_run_as_it_was(
     [
         (["--hosts", "a,b"], "--hosts names 2 hosts, and the job has 3 ranks"),
         (["--hosts", "a,,b"], "--hosts names 3 hosts"),
-        (["--hosts", "a,b,c", "--nodes", "2"], "--hosts says where every rank is"),
+        (["--hosts", "a,b,c", "--nodes", "2"], "--hosts gives the host of every rank"),
         (["--nodes", "0"], "--nodes 0: there must be at least 1"),
         (["--nodes", "1", "--ntasks-per-node", "2"], "3 ranks do not fit on 1 nodes, which take 2"),
     ],
@@ -182,4 +182,4 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main(["layout", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
     assert main(["layout", str(tmp_path), "--nodes", "2"]) == 2
-    assert "a run is shown as it was" in capsys.readouterr().err
+    assert "the layout of a run is fixed" in capsys.readouterr().err

@@ -127,7 +127,11 @@ def test_a_plan_of_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     machine = ["--nodes", "4", "--cores", "8", "--bandwidth", "10Gbit", "--latency", "20us"]
     assert main(["plan", "jobs/sparse_lr/job.toml", *machine, "--from", *runs]) == 0
     said = capsys.readouterr().out
-    assert "4 nodes of 8 cores: 32 ranks" in said and "met within 0 %" in said and "20 us a message" in said
+    assert (
+        "4 nodes of 8 cores: 32 ranks" in said
+        and "these runs within 0 %" in said
+        and "20 us a message" in said
+    )
     assert main(["plan", "jobs/sparse_lr/job.toml", "--from", *runs[:1]]) == 2
     assert "at least three layouts" in capsys.readouterr().err
 

@@ -387,7 +387,7 @@ def test_a_run_that_was_copied_is_no_newer_for_it(tmp_path: Path) -> None:
         (["leave", "server"], "leave 'server': rank must be an integer, at least 0"),
         (["leave", "1", "2"], "leave takes one argument, its rank"),
         (["tau", "-1"], "tau -1: tau must be an integer, at least 0"),
-        (["stop", "--patience", "0"], "--patience 0: give seconds, above 0"),
+        (["stop", "--patience", "0"], "--patience 0: must be seconds, above 0"),
     ],
 )
 def test_ctl_refuses_what_makes_no_sense_in_one_line(

@@ -510,7 +510,7 @@ def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp
     out = tmp_path / "some.json"
     assert main(["trace", str(run), "--phase", "train", "-o", str(out), "--ranks", "0,3"]) == 0
     said = capsys.readouterr().out
-    assert "where the time went in the phase train" in said and "3 worker 0" in said and "3 workers" in said
+    assert "time breakdown in the phase train" in said and "3 worker 0" in said and "3 workers" in said
     assert "for push_pull, last answer from server" in said and "https://ui.perfetto.dev" in said
     assert check_events(events(out))["flows"] == 1  # the scheduler's call of worker 0
 
@@ -519,9 +519,9 @@ def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp
     ("switches", "said"),
     [
         (["--phase", "lunch"], "the trace knows no phase 'lunch'; valid: train"),
-        (["--ranks", "one"], "--ranks one: give ranks with commas between"),
+        (["--ranks", "one"], "--ranks one: must be ranks separated by commas"),
         (["--ranks", "77"], "--ranks: there is no trace of rank 77"),
-        (["--between", "3", "2"], "--between 3 2: the first must be the earlier"),
+        (["--between", "3", "2"], "--between 3 2: FROM must be before TO"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said(

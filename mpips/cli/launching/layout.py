@@ -1,4 +1,4 @@
-"""`mpips layout`: which node gets which ranks, whose keys each server holds, and where their copies are."""
+"""`mpips layout`: which ranks run on which node, which share of the keys each server holds, and where copies are."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from mpips.cli import own_program
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Show which node gets which ranks and roles, how much of the keys each server holds, and where its copies are: of a job
-before it is started, or of a run as it began. Says so where a copy shares the node of its primary.
+Show the ranks and roles of each node, the share of the keys that each server holds, and where its copies are: for a
+job before it starts, or for a run as it started. Warns if a copy is on the node of its primary.
 
-  mpips layout job.toml --nodes 4               ranks dealt to 4 nodes in turn, as mpips run and submit have it
+  mpips layout job.toml --nodes 4               ranks placed cyclically on 4 nodes, as by mpips run and submit
   mpips layout job.toml --nodes 4 --ntasks-per-node 8 --set layout.servers=6
   mpips layout job.toml --hosts a,a,b,b,c       one name for each rank
-  mpips layout job.toml                         in an allocation its nodes, else this machine alone
-  mpips layout runs/NAME                        where the ranks of that run were (or: latest)
+  mpips layout job.toml                         on the nodes of the allocation, else on this machine
+  mpips layout runs/NAME                        the layout of that run (or: latest)
 """
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = add_command(
-        subparsers, "layout", "show which node gets which roles, and where copies are", DESCRIPTION, command
+        subparsers, "layout", "show which roles run on which node, and where copies are", DESCRIPTION, command
     )
     parser.add_argument("job", metavar="JOB|RUN", help="a job file, or a run's folder")
-    parser.add_argument("--nodes", type=int, metavar="N", help="deal the ranks to so many nodes")
-    parser.add_argument("--ntasks-per-node", type=int, metavar="T", help="ranks that a node takes at most")
+    parser.add_argument("--nodes", type=int, metavar="N", help="the number of nodes")
+    parser.add_argument("--ntasks-per-node", type=int, metavar="T", help="ranks on a node, at most")
     parser.add_argument("--hosts", metavar="A,B,...", help="the host of each rank")
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
         help="override a key of the job file; repeatable",
     )  # fmt: skip
     own_program.add(parser)
-    parser.add_argument("--json", action="store_true", help="write it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the layout as JSON")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def command(arguments: argparse.Namespace) -> int:
     if run.is_dir():
         if arguments.set or arguments.nodes or arguments.ntasks_per_node or arguments.hosts:
             raise InputError(
-                f"{run}: a run is shown as it was: leave out --set, --nodes, --ntasks-per-node, --hosts"
+                f"{run}: the layout of a run is fixed: leave out --set, --nodes, --ntasks-per-node, --hosts"
             )
         hosts = placement.hosts_of(run)
         job = load(run / "job.toml", programs=vouched(arguments.program))
@@ -78,7 +78,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
-    """Give each rank's host by the arguments, the allocation, or this machine; LayoutError if that cannot be."""
+    """Give each rank's host, from the arguments, the allocation or this machine; LayoutError if ranks do not fit."""
     import os
 
     from mpips.errors import LayoutError
@@ -88,7 +88,7 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
 
     if arguments.hosts is not None:
         if arguments.nodes or arguments.ntasks_per_node:
-            raise LayoutError("--hosts says where every rank is: leave out --nodes and --ntasks-per-node")
+            raise LayoutError("--hosts gives the host of every rank: leave out --nodes and --ntasks-per-node")
         hosts = tuple(host.strip() for host in arguments.hosts.split(","))
         if len(hosts) != ranks or not all(hosts):
             raise LayoutError(
@@ -100,8 +100,8 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
             raise LayoutError(f"{name} {value}: there must be at least 1")
     room = arguments.ntasks_per_node
     if arguments.nodes is None:
-        told = slurm_env.facts(os.environ).get("slurm", {})
-        nodes = told.get("nodes") or [host_name()]
+        allocation = slurm_env.facts(os.environ).get("slurm", {})
+        nodes = allocation.get("nodes") or [host_name()]
     else:
         nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]
     return deal(ranks, nodes, [room] * len(nodes) if room else None)

@@ -1,4 +1,4 @@
-"""`mpips plan`: what a job will take on another machine, from short runs here."""
+"""`mpips plan`: predict the cost of a job on another machine from short runs here."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from mpips.report.run_data import Run
 
 DESCRIPTION = """\
-Predict what a job will take on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of
-a server, recovery, the best split of the ranks into servers and workers. Short runs here on a few layouts tell what the
-job's work, messages and bytes cost; a model in mpips/planning/model.py says what that comes to elsewhere.
+Predict the cost of a job on other ranks and another machine: seconds of a step (a pass, a sweep), bytes, memory of a
+server, time of recovery, the best split of the ranks into servers and workers. Short runs here on a few layouts
+measure what the job's computation, messages and bytes cost; mpips/planning/model.py extrapolates from them.
 
   mpips plan jobs/sparse_lr/job.toml --nodes 16 --cores 32 --bandwidth 100Gbit
   mpips plan JOB.toml --nodes 1000 --cores 64 --bandwidth 10Gbit --latency 20us --data 5000 --keys 300 --mtbf 50000
-  mpips plan JOB.toml --from runs/a runs/b runs/c       of finished runs instead of new ones
-  mpips plan jobs/sparse_lr/job.toml --validate         is it right? six layouts here that it has not seen
+  mpips plan JOB.toml --from runs/a runs/b runs/c       use finished runs instead of new ones
+  mpips plan jobs/sparse_lr/job.toml --validate         compare predictions with runs on six other layouts here
 """
 
 CALIBRATE = ((1, 1), (1, 2), (2, 1), (1, 3), (2, 2))
@@ -32,13 +32,13 @@ VALIDATE = ((3, 1), (3, 2), (1, 4), (2, 3), (3, 3), (3, 4))
 STEPS = 12
 SHOWN = 5
 RECOVERY, REQUEUED = 1.0, 60.0
-"""Seconds until a run goes on that survives a loss, and until one is back that does not."""
+"""Time until a run continues after a failure that it survives, and until it restarts after another one, s."""
 DISK = 500e6
-"""Bytes a second that a server writes of a checkpoint."""
+"""Bytes per second that a server writes of a checkpoint."""
 SIMULATED = 50_000_000
-"""Pieces of work that are simulated for stragglers, at most about."""
+"""Approximate limit on the pieces of work that are simulated for stragglers."""
 SIGMA = 0.3
-"""The spread of a worker's speed, of which stragglers are made."""
+"""The spread of a worker's speed in the simulation of stragglers."""
 UNITS = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "B": 1.0, "MB": 1e6, "GB": 1e9}
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
@@ -79,7 +79,7 @@ def positive(kind: Any) -> Any:
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = add_command(
-        subparsers, "plan", "predict what a job will take on another machine", DESCRIPTION, command
+        subparsers, "plan", "predict the cost of a job on another machine", DESCRIPTION, command
     )
     number, real = positive(int), positive(float)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
@@ -98,11 +98,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--latency", type=measure(TIMES), default=2e-6, metavar="T", help="one way; default 2us"
     )
-    parser.add_argument("--servers", type=number, metavar="S", help="servers; the best number unless given")
+    parser.add_argument("--servers", type=number, metavar="S", help="servers; default: the best number")
     parser.add_argument(
-        "--data", type=real, default=1.0, metavar="X", help="times as much data as the job has"
+        "--data", type=real, default=1.0, metavar="X", help="amount of data, relative to the job's"
     )
-    parser.add_argument("--keys", type=real, default=1.0, metavar="X", help="times as many keys")
+    parser.add_argument(
+        "--keys", type=real, default=1.0, metavar="X", help="number of keys, relative to the job's"
+    )
     parser.add_argument(
         "--steps", type=number, default=100, metavar="N", help="steps of the whole run; default 100"
     )
@@ -110,18 +112,18 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--mtbf", type=real, default=50_000.0, metavar="H", help="hours between a node's failures"
     )
     parser.add_argument(
-        "--straggle", type=real, default=SIGMA, metavar="SIGMA", help=f"spread of speeds; {SIGMA}"
+        "--straggle", type=real, default=SIGMA, metavar="SIGMA", help=f"spread of speeds; default {SIGMA}"
     )
     parser.add_argument(
-        "--from", nargs="+", dest="runs", metavar="RUN", help="finished runs to learn the costs from"
+        "--from", nargs="+", dest="runs", metavar="RUN", help="finished runs to estimate the costs from"
     )
     parser.add_argument(
-        "--validate", action="store_true", help="compare with runs here, on layouts not learned from"
+        "--validate", action="store_true", help="compare predictions with runs here on other layouts"
     )
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Learn the costs, and predict."""
+    """Estimate the costs, and predict."""
     from mpips.bench import _runs
     from mpips.cluster.layout import MOST
     from mpips.config.job_file import override_of, with_switches
@@ -141,7 +143,7 @@ def command(arguments: argparse.Namespace) -> int:
         if table == "layout" and (
             key in ("workers", "spares") or (key == "servers" and not arguments.servers)
         ):
-            raise InputError(f"--set {each}: a plan has the ranks that --nodes, --cores and --servers say")
+            raise InputError(f"--set {each}: a plan gets its ranks from --nodes, --cores and --servers")
     with _runs.folders(None) as folder:
         if arguments.runs:
             runs = [read(Path(run)) for run in arguments.runs]
@@ -150,7 +152,7 @@ def command(arguments: argparse.Namespace) -> int:
         for each in filter(None, (run.warning for run in runs)):
             print(f"mpips: {each}", file=sys.stderr)
         costs = fitted([measured(run) for run in runs])
-        print(told(costs))
+        print(described(costs))
         if arguments.validate:
             return validate(arguments, costs, folder)
     print(plan(arguments, costs))
@@ -168,7 +170,7 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
     key = next((key for key in ("passes", "sweeps") if hasattr(job.settings, key)), None)
     if key is None:
         raise InputError(
-            f"program {job.program!r} has no setting `passes` or `sweeps` that keeps a run short: use --from RUN..."
+            f"program {job.program!r} has no setting `passes` or `sweeps` to limit a run: use --from RUN..."
         )
     servers, workers = layout
     _runs.note(f"{servers} servers, {workers} workers: {STEPS} steps")
@@ -179,7 +181,7 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
 
 
 def measured(run: Run) -> Measured:
-    """Take from a finished run what a plan is made of. InputError if it does not tell."""
+    """Read the measurements of a finished run. InputError if it does not have them."""
     from mpips.errors import InputError
     from mpips.files.json_shape import is_number
     from mpips.planning.model import Measured, RankCounts
@@ -193,10 +195,10 @@ def measured(run: Run) -> Measured:
     ]
     ranks = run.result.get("ranks", [])
     if len(steps) < 3 or not ranks:
-        raise InputError(f"{run.folder.path}: no plan can be made of a run with fewer than 3 steps")
+        raise InputError(f"{run.folder.path}: a plan needs a run of at least 3 steps")
     check(run, _needed(), "plan")
     if not {"server", "worker"} <= {each["role"] for each in ranks}:
-        raise InputError(f"{run.folder.path}: no plan can be made of a run without servers or workers")
+        raise InputError(f"{run.folder.path}: a plan needs a run with servers and workers")
     layout, tau = run.result["layout"], run.job["consistency"].get("tau", 0)
 
     def all_of(role: str, key: str) -> list[float]:
@@ -215,7 +217,7 @@ def measured(run: Run) -> Measured:
 
 
 def _needed() -> dict[str, Any]:
-    """Give the form of what a plan is made of, by file."""
+    """Give the form of the data that a plan reads, by file."""
     from mpips.files.json_shape import NUMBER, Each
 
     return {
@@ -229,20 +231,20 @@ def _needed() -> dict[str, Any]:
     }
 
 
-def told(costs: Costs) -> str:
-    """Say what was learned."""
+def described(costs: Costs) -> str:
+    """Describe the estimated costs."""
     from mpips.rundir.progress import bytes_si, si
 
     return (
         f"a step: {si(costs.compute, 's')} of one core; {costs.message * 1e6:.3g} us a message, "
         f"{costs.byte * 1e9:.3g} ns a byte, {costs.round * 1e6:.3g} us a round ({costs.rounds:.3g} rounds)\n"
-        f"workers send {bytes_si(costs.worker_bytes)} x W^{1 - costs.spread:.2f} in a step; the runs that this was "
-        f"learned from are met within {100 * costs.error:.0f} %"
+        f"workers send {bytes_si(costs.worker_bytes)} x W^{1 - costs.spread:.2f} in a step; the fit reproduces these "
+        f"runs within {100 * costs.error:.0f} %"
     )
 
 
 def plan(arguments: argparse.Namespace, costs: Costs) -> str:
-    """Write the plan for the machine that was asked for."""
+    """Format the plan for the machine of the command line."""
     from mpips.bench._runs import table
     from mpips.config.job_file import load
     from mpips.planning.failures import FailingRun, lifetime, young
@@ -276,21 +278,21 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
         f"with workers whose speed varies by {share(arguments.straggle)}: {slow.longer:.2f} times as long, "
         f"{share(slow.waiting)} of a worker's time waiting",
         f"{arguments.steps} steps: {seconds(whole)} without failures of nodes",
-        f"where the run survives them: {_lived(lives)}",
-        f"where it starts again from a checkpoint, one every {seconds(mortal.every)}: {_lived(dies)}",
+        f"if the run survives failures: {_lived(lives)}",
+        f"if it restarts from a checkpoint, one every {seconds(mortal.every)}: {_lived(dies)}",
         f"a lost server's keys are served after 30ms, and have all copies again after {seconds(chosen.recovery)}; "
-        f"a lost worker's data are read again in {seconds(chosen.reread)}",
+        f"a lost worker's data is read again in {seconds(chosen.reread)}",
     ]
     return "\n".join(lines)
 
 
 def _lived(found: Lifetime) -> str:
-    """Say what failures do to a run."""
+    """Describe the effect of failures on a run."""
     from mpips.rundir.progress import seconds
 
     if found.seconds == float("inf"):
-        return "nodes fail so often that it gets nowhere"
-    times = f"{seconds(found.seconds)} on average, 19 of 20 such runs within {seconds(found.most)}"
+        return "nodes fail so often that it makes no progress"
+    times = f"{seconds(found.seconds)} on average, 95 % of such runs within {seconds(found.most)}"
     return f"{times}; {found.failures:.2g} failures"
 
 
@@ -330,7 +332,7 @@ def _row(each: Prediction) -> dict[str, Any]:
 
 
 def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
-    """Compare predictions with runs here; 1 if any is off by more than a quarter."""
+    """Compare predictions with runs here; return 1 if the error of any is above 25 %."""
     from mpips.bench._runs import table
     from mpips.planning.model import Machine, RankCounts, predict
     from mpips.rundir.progress import Column, bytes_si, seconds
@@ -338,23 +340,23 @@ def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
     rows, worst = [], 0.0
     for servers, workers in VALIDATE:
         real = measured(_short(arguments, folder, (servers, workers)))
-        said = predict(costs, Machine(real.cores), RankCounts(servers, workers, 0, real.layout.tau))
-        sent, told = real.worker_bytes + real.server_bytes, said.worker_sent + said.server_sent
-        off, off_bytes = said.seconds / real.seconds - 1, told / sent - 1
+        planned = predict(costs, Machine(real.cores), RankCounts(servers, workers, 0, real.layout.tau))
+        sent, planned_bytes = real.worker_bytes + real.server_bytes, planned.worker_sent + planned.server_sent
+        off, off_bytes = planned.seconds / real.seconds - 1, planned_bytes / sent - 1
         worst = max(worst, abs(off), abs(off_bytes))
-        rows.append({"servers": servers, "workers": workers, "said": said.seconds, "real": real.seconds, "off": off,
-                     "told": told, "sent": sent, "off_bytes": off_bytes})  # fmt: skip
+        rows.append({"servers": servers, "workers": workers, "planned": planned.seconds, "real": real.seconds,
+                     "off": off, "planned_bytes": planned_bytes, "sent": sent, "off_bytes": off_bytes})  # fmt: skip
     signed = "{:+.0%}".format
     columns = (
         Column("servers", "servers", 7),
         Column("workers", "workers", 7),
-        Column("said", "step, planned", 8, seconds),
+        Column("planned", "step, planned", 8, seconds),
         Column("real", "measured", 8, seconds),
-        Column("off", "off", 6, signed),
-        Column("told", "bytes, planned", 8, bytes_si),
+        Column("off", "error", 6, signed),
+        Column("planned_bytes", "bytes, planned", 8, bytes_si),
         Column("sent", "measured", 8, bytes_si),
-        Column("off_bytes", "off", 6, signed),
+        Column("off_bytes", "error", 6, signed),
     )
     print(table(columns, rows))
-    print(f"off by {100 * worst:.0f} % at most")
+    print(f"largest error {100 * worst:.0f} %")
     return int(worst > 0.25)

@@ -1,4 +1,4 @@
-"""`mpips render`: the batch script of a job, for Slurm."""
+"""`mpips render`: write the batch script of a job for Slurm."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from mpips.launch.slurm_site import Site
 
 DESCRIPTION = """\
-Write the batch script of a job for Slurm. `mpips submit` takes the same options, and submits it.
+Write the batch script of a job for Slurm. `mpips submit` has the same options, and submits the script.
 
   mpips render JOB.toml --nodes 2 --time 02:00:00
   mpips render JOB.toml --nodes 4 --servers 4 --workers 27 --ntasks-per-node 8 --launcher srun -o job.sbatch
   mpips render JOB.toml --nodes 2 --time 02:00:00 --requeue --set checkpoint.every_seconds=300
-                                stops before the time limit, goes back into the queue, and goes on from there;
-                                a lost node or rank does not end it either
+                                stops with a checkpoint before the time limit, is requeued, and continues from it;
+                                also after the loss of a node or rank
   mpips render JOB.toml --nodes 2-4 --ntasks-per-node 8 --requeue
-                                on as many nodes as there are; all ranks to spare are workers
+                                on as many nodes as Slurm gives; all remaining ranks are workers
   mpips render JOB.toml --nodes 1 --seeds 1,2,3,4
   mpips render JOB.toml --nodes 1 --sweep sparse_lr.l1=0.1,1,10 --sweep layout.hand_over=true,false
-                                a job array: one task for each seed, or each combination
+                                a job array: one task for each seed, or for each combination
   mpips render JOB.toml --nodes 8 --server-nodes 2 --server-sbatch=--constraint=bigmem
-                                scheduler and servers on 2 nodes of one kind, workers on 8 of another (srun)
+                                scheduler and servers on 2 nodes, workers on 8 nodes of another kind (srun)
   mpips render JOB.toml --nodes 4 --spares 2 --replicas 1
-                                goes on when ranks die, by Open MPI's mpirun; spares take their places
+                                continues when ranks die (Open MPI's mpirun); spares replace them
   mpips render JOB.toml --nodes 2 --reproduce
-                                records the run, runs it once more from its record, and compares the two
+                                records the run, repeats it from its record, and compares the two
 """
 
 EPILOG = """\
-What is the same for all jobs (partition, account, modules, launcher ...) goes into a site file: --site FILE, or
-$MPIPS_SITE, or ~/.config/mpips/site.toml; `mpips render --site-keys` lists its keys.
-The job runs in the folder that this is called in, which all nodes must see; runs go to runs/NAME-JOBID there."""
+Settings that are the same for all jobs (partition, account, modules, launcher ...) are in a site file: --site FILE,
+$MPIPS_SITE or ~/.config/mpips/site.toml; `mpips render --site-keys` lists its keys.
+The job runs in the current folder, which all nodes must see; the run folder is runs/NAME-JOBID in it."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,17 +46,15 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         subparsers, "render", "write a batch script for Slurm", DESCRIPTION, command, EPILOG, prints_data=True
     )
     add_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there instead of printing it")
-    parser.add_argument(
-        "--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and leave"
-    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write; default: standard output")
+    parser.add_argument("--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and exit")
 
 
 class SiteKeys(argparse.Action):
-    """Lists the keys of a site file."""
+    """The switch that lists the keys of a site file."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        """Print them and leave."""
+        """Print the keys and exit."""
         from mpips.launch.slurm_site import Site
         from mpips.typed import documented
 
@@ -66,10 +64,10 @@ class SiteKeys(argparse.Action):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that render and submit share."""
+    """Add the options of render and submit."""
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
-    places = parser.add_argument_group("where and how long")
-    places.add_argument("--nodes", required=True, metavar="N|MIN-MAX", help="how many nodes")
+    places = parser.add_argument_group("nodes and time")
+    places.add_argument("--nodes", required=True, metavar="N|MIN-MAX", help="the number of nodes")
     places.add_argument("--ntasks-per-node", type=int, metavar="K", help="ranks on a node, at most")
     places.add_argument("--cpus-per-task", type=int, default=1, metavar="C", help="cores of each rank (1)")
     places.add_argument("--time", default="", metavar="TIME", help="time limit, as 02:00:00 or 1-12:00:00")
@@ -77,10 +75,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--account", metavar="A", help="instead of the site's")
     places.add_argument("--qos", metavar="Q", help="instead of the site's")
     places.add_argument("--sbatch", action="append", default=[], metavar="--NAME=VALUE",
-                        help="a further option of sbatch, as --sbatch=--mem=0; repeatable")  # fmt: skip
+                        help="another option of sbatch, as in --sbatch=--mem=0; repeatable")  # fmt: skip
     places.add_argument("--launcher", choices=("mpirun", "srun"), help="instead of the site's")
     places.add_argument("--site", metavar="FILE", help="the site file")
-    layout = parser.add_argument_group("the job's ranks and keys, as in mpips run")
+    layout = parser.add_argument_group("ranks and keys of the job, as for mpips run")
     for role, words in (
         ("servers", "ranks that hold parameters"),
         ("workers", "ranks that compute"),
@@ -93,28 +91,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="override a key of the job file; repeatable")  # fmt: skip
     layout.add_argument("--run-dir", metavar="DIR", help="the run's folder instead of runs/NAME-JOBID")
     layout.add_argument(
-        "--resume", metavar="CHECKPOINT", help="the checkpoint that the first start goes on from"
+        "--resume", metavar="CHECKPOINT", help="the checkpoint that the first start continues from"
     )
-    goes_on = parser.add_argument_group("time limits and losses")
-    goes_on.add_argument(
-        "--requeue", action="store_true", help="go on by itself after the time limit or a loss"
+    restart = parser.add_argument_group("time limits and failures")
+    restart.add_argument(
+        "--requeue",
+        action="store_true",
+        help="requeue the job after the time limit or a failure, and continue",
     )
-    goes_on.add_argument("--restarts", type=int, default=50, metavar="N", help="how often at most (50)")
-    goes_on.add_argument("--grace", type=int, metavar="SECONDS",
-                         help="stop so long before the time limit (120, or a quarter of it)")  # fmt: skip
+    restart.add_argument(
+        "--restarts", type=int, default=50, metavar="N", help="maximum number of restarts (50)"
+    )
+    restart.add_argument("--grace", type=int, metavar="SECONDS",
+                         help="stop this long before the time limit (120, or a quarter of it)")  # fmt: skip
     many = parser.add_argument_group("many runs: a job array")
-    many.add_argument("--seeds", metavar="A,B,C", help="a task for each seed (job.seed)")
+    many.add_argument("--seeds", metavar="A,B,C", help="one task for each seed (job.seed)")
     many.add_argument("--sweep", action="append", default=[], metavar="TABLE.KEY=A,B,C",
-                      help="a task for each value; repeatable: for each combination")  # fmt: skip
-    many.add_argument("--sweep-file", metavar="FILE", help="a task for each line of TABLE.KEY=VALUE words")
-    many.add_argument("--at-once", type=int, default=0, metavar="N", help="how many tasks may run at once")
+                      help="one task for each value; repeatable: one for each combination")  # fmt: skip
+    many.add_argument("--sweep-file", metavar="FILE", help="one task for each line of TABLE.KEY=VALUE words")
+    many.add_argument(
+        "--at-once", type=int, default=0, metavar="N", help="maximum number of concurrent tasks"
+    )
     mixed = parser.add_argument_group("servers on nodes of another kind: a heterogeneous job, by srun")
     mixed.add_argument("--server-nodes", type=int, metavar="N", help="nodes for scheduler and servers")
     mixed.add_argument("--server-sbatch", action="append", default=[], metavar="--NAME=VALUE",
                        help="an option of sbatch for those nodes; repeatable")  # fmt: skip
     mixed.add_argument("--worker-sbatch", action="append", default=[], metavar="--NAME=VALUE",
                        help="an option of sbatch for the others; repeatable")  # fmt: skip
-    parser.add_argument("--reproduce", action="store_true", help="record the run, repeat it, compare the two")
+    parser.add_argument("--reproduce", action="store_true", help="record the run, repeat it, and compare")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -136,10 +140,10 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def collect(arguments: argparse.Namespace) -> Batch:
-    """Collect the facts of a job from the command line, the job file and the site file.
+    """Collect the description of a job from the command line, the job file and the site file.
 
     Raises:
-        InputError: what is wrong with any of them, in one line.
+        InputError: one of them is wrong; the text is one line.
     """
     import sys
     from pathlib import Path
@@ -193,7 +197,7 @@ def collect(arguments: argparse.Namespace) -> Batch:
 
 
 def site_of(arguments: argparse.Namespace) -> Site:
-    """Read the site file, and put the command line's values over its own."""
+    """Read the site file, and override its values by those of the command line."""
     import os
     from dataclasses import replace
 
@@ -209,7 +213,7 @@ def site_of(arguments: argparse.Namespace) -> Site:
 
 
 def python_path() -> tuple[tuple[str, str], ...]:
-    """Carry over where Python was told to find its modules: the job may be submitted from another shell."""
+    """Give PYTHONPATH with absolute folders, since the job may be submitted from another shell."""
     import os
 
     paths = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
@@ -217,7 +221,7 @@ def python_path() -> tuple[tuple[str, str], ...]:
 
 
 def checkpoint(named: str | None) -> str:
-    """Give the absolute path of the checkpoint to go on from; empty if there is none."""
+    """Give the absolute path of the checkpoint to continue from; empty if there is none."""
     from pathlib import Path
 
     from mpips.checkpoint.checkpoint import read_manifest
@@ -236,7 +240,7 @@ def checkpoint(named: str | None) -> str:
 def places(
     arguments: argparse.Namespace, layout: LayoutSpec, site: Site
 ) -> tuple[tuple[Component, ...], int]:
-    """Decide which ranks run on which nodes; gives the parts of the job, and the ranks that are no workers.
+    """Decide which ranks run on which nodes; give the job's components, and the number of ranks that are not workers.
 
     Raises:
         InputError: the ranks do not fit the nodes.
@@ -251,12 +255,12 @@ def places(
     common = tuple(arguments.sbatch)
     if arguments.server_nodes is None:
         if arguments.server_sbatch or arguments.worker_sbatch:
-            raise InputError("--server-sbatch and --worker-sbatch go with --server-nodes")
+            raise InputError("--server-sbatch and --worker-sbatch need --server-nodes")
         if most == least:
             return (slurm_parts.uniform(layout, least, *each, common),), 0
         if arguments.workers is not None:
             raise InputError(
-                f"--nodes {arguments.nodes}: all ranks to spare will be workers: without --workers"
+                f"--nodes {arguments.nodes}: all remaining ranks are workers: leave out --workers"
             )
         part, fixed = slurm_parts.elastic(layout, least, most, *each, common)
         return (part,), fixed
@@ -267,26 +271,26 @@ def places(
 
 
 def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namespace) -> None:
-    """Refuse a launcher that cannot do what is asked for."""
+    """Raise InputError if the launcher does not support what the command line requests."""
     from mpips.errors import InputError
 
     if arguments.server_nodes is not None and launcher != "srun":
         raise InputError(
-            "--server-nodes: mpirun sees only the first part of a heterogeneous job: use --launcher srun"
+            "--server-nodes: mpirun sees only the first component of a heterogeneous job: use --launcher srun"
         )
     if arguments.spares and launcher == "srun":
         raise InputError(
-            "--spares take the places of ranks that die, and srun ends all when one does: use --launcher mpirun"
+            "--spares replace ranks that die, but srun ends all ranks when one dies: use --launcher mpirun"
         )
 
 
 def tasks(
     arguments: argparse.Namespace, settings: list[str], layout: LayoutSpec, *, elastic: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """Give what each task of a job array sets; empty if there is no array.
+    """Give the settings of each task of a job array; empty if there is no array.
 
     Raises:
-        InputError: what cannot be read, or a task that is no job, or one of another size.
+        InputError: settings that cannot be read, or that do not make a valid job of the same size.
     """
     from mpips.config import job_file
     from mpips.errors import InputError
@@ -294,12 +298,12 @@ def tasks(
 
     sweeps = [*([f"job.seed={arguments.seeds}"] if arguments.seeds else []), *arguments.sweep]
     if arguments.sweep_file is not None and sweeps:
-        raise InputError("--sweep-file: give that, or --seeds and --sweep")
+        raise InputError("--sweep-file excludes --seeds and --sweep")
     found = product(sweeps) if arguments.sweep_file is None else from_file(arguments.sweep_file)
     if found and arguments.server_nodes is not None:
         raise InputError("--server-nodes: Slurm has no arrays of heterogeneous jobs")
     if arguments.at_once < 0 or (arguments.at_once and not found):
-        raise InputError("--at-once N: goes with --seeds or --sweep, and N is at least 1")
+        raise InputError("--at-once N: needs --seeds or --sweep, and N of at least 1")
     for task in found:
         job = job_file.load(arguments.job, [*settings, *task])
         if job.layout.size() != layout.size():
@@ -308,11 +312,11 @@ def tasks(
             )
         if elastic and job.layout != layout:
             raise InputError(
-                f"{' '.join(task)}: --nodes {arguments.nodes} gives all ranks to spare to the workers, so tasks "
-                "must have the job file's layout"
+                f"{' '.join(task)}: with --nodes {arguments.nodes} all remaining ranks are workers, so tasks must "
+                "have the job file's layout"
             )
         if bad := [
             each for each in task if each.split("=")[0].strip() in ("job.name", "checkpoint.directory")
         ]:
-            raise InputError(f"{bad[0]}: each task has a name and a checkpoint folder of its own already")
+            raise InputError(f"{bad[0]}: each task already has its own name and checkpoint folder")
     return found

@@ -1,4 +1,4 @@
-"""`mpips run`: start a job's ranks here, watch over them, and judge the run by its result."""
+"""`mpips run`: start a job's ranks here, supervise them, and report the run's result."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from mpips.process.stop_signals import Wishes
 
 DESCRIPTION = """\
-Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts
-as many ranks as the job's [layout] says, passes signals on, and judges the run by its result.json.
+Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts the ranks
+of the job's [layout], forwards signals, and derives the exit code from the run's result.json.
 
   mpips run jobs/sparse_lr/job.toml
   mpips run JOB.toml --servers 2 --workers 4
   mpips run JOB.toml --set data.train=/data/mine.svm.xz --set sparse_lr.l1=0.5
-  mpips run JOB.toml --resume latest            go on from the last checkpoint of the job's newest run
+  mpips run JOB.toml --resume latest            continue from the last checkpoint of the job's newest run
   mpips run JOB.toml --run-dir RUN --resume latest
-                                                go on with that run
+                                                continue that run
   mpips run JOB.toml --servers 3 --replicas 1 --spares 1
-                                                go on though a server dies (Open MPI 5)
-  mpips run JOB.toml --dry-run                  show the launch line and stop
+                                                continue if a server dies (Open MPI 5)
+  mpips run JOB.toml --dry-run                  show the launch line and exit
 
-Ctrl-C asks the run to checkpoint and stop; a second one kills it. `mpips ctl` gives it other orders meanwhile.
+Ctrl-C makes the run write a checkpoint and stop; a second Ctrl-C kills it. `mpips ctl` gives other orders.
 """
 
 
@@ -55,25 +55,25 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="TABLE.KEY=VALUE",
         help="override a key of the job file; repeatable",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; runs/NAME-UTC unless given")
+    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; default runs/NAME-UTC")
     parser.add_argument(
-        "--resume", metavar="CHECKPOINT", help="go on from a checkpoint folder, or from the latest"
+        "--resume", metavar="CHECKPOINT", help="continue from a checkpoint folder, or from the latest one"
     )
     add_launcher(parser)
     parser.add_argument(
         "--survive",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="let the run go on when ranks die (Open MPI 5 by its mpirun); auto: where MPI and job can",
+        help="continue when ranks die (Open MPI 5 with its mpirun); auto: if MPI and job support it",
     )
     parser.add_argument(
-        "--pmi", default="", metavar="NAME", help="srun's --mpi, where the one that fits the MPI is not right"
+        "--pmi", default="", metavar="NAME", help="srun's --mpi, if the choice by the MPI is wrong"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the launch line and stop")
+    parser.add_argument("--dry-run", action="store_true", help="show the launch line and exit")
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Collect what overrides the job file: `--set` and the switches. JobError if they contradict each other."""
+    """Collect the overrides of the job file: `--set` and the switches. JobError if they contradict each other."""
     from mpips.config.job_file import with_switches
 
     keys = {f"layout.{role}": role for role in ("servers", "workers", "spares", "schedulers")}
@@ -84,7 +84,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Run the job; returns 0 completed, 85 stopped, 128 + the signal if that came before the run, else failed."""
+    """Run the job; return 0 completed, 85 stopped, 128 + the signal if it came before the run, else failed."""
     from mpips.process.stop_signals import Wishes
 
     with Wishes() as wishes:
@@ -120,13 +120,14 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         ranks = mpi_launcher.rank_command(arguments.job, passed + where)
         print(mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
         return 0
-    # In an allocation this serves all nodes where the kernels are kept on a shared file system, and one elsewhere.
+    # In an allocation this is enough for all nodes if the kernels are on a shared file system, else for this node.
     mark = Mark(job.program, job.base, (job.filters, job.table))
     if mark.path is not None and not mark.is_set:
         _warm_up(arguments.job, settings)
         mark.set()
     named = arguments.run_dir
-    wishes.keep()  # from here on there is a folder, and what becomes of the run will stand in it
+    # From here on there is a run folder, which records the outcome of the run.
+    wishes.keep()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.handed_on()])
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
@@ -134,12 +135,13 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     if crowded := crowding.warning(size, node_count(os.environ), crowding.cores(), job.heartbeat.patience):
         print(f"mpips: {crowded}", file=sys.stderr, flush=True)
     progress = mpi_launcher.progress_environment(sys.stdout)
-    judged = {"MPIPS_JUDGED": "1"}  # the ranks leave the last word to this process
+    # The final message is printed by this process, not by the ranks.
+    judged = {"MPIPS_JUDGED": "1"}
     ready = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
     stale = folder.run.read_bytes() if folder.run.exists() else None
 
     def has_begun() -> bool:
-        """Tell whether the ranks are there: a run.json may be of the run before."""
+        """Tell whether the ranks have started: a run.json may be that of the previous run."""
         with suppress(OSError):
             return folder.run.read_bytes() != stale
         return False
@@ -153,7 +155,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
         result = {"status": "failed", "exit_code": ExitCode.FAILED, "error": first.text}
-    # The launcher may know by what a rank was killed.
+    # The launcher may know which signal killed a rank.
     elif (
         first is not None
         and result is not None
@@ -173,21 +175,22 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         with suppress(OSError):
             write_json(folder.result, result)
     if begun:
-        conclude(folder, result)  # unless the run itself has
+        # No effect if the run has done so itself.
+        conclude(folder, result)
     claim.release(folder.path)
     print(printable(line, keep=""), file=sys.stderr, flush=True)
     return code
 
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
-    """Compile the kernels once, in one process: N ranks would each do it, at the same time."""
+    """Compile the kernels once, in one process; otherwise N ranks would each compile them at the same time."""
     from mpips.exit_codes import ExitCode
     from mpips.launch.processes import end_with_parent
     from mpips.process import interpreter
 
     passed = [part for setting in settings for part in ("--set", setting)]
     line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed]
-    # In a group of its own: an interrupt of the terminal's comes to this process, which ends it.
+    # In its own process group: an interrupt from the terminal reaches this process, which ends the other.
     done = subprocess.run(line, check=False, process_group=0, preexec_fn=end_with_parent)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else ExitCode.FAILED)

@@ -1,4 +1,4 @@
-"""`mpips submit`: hand a job to Slurm, and say where to look."""
+"""`mpips submit`: submit a job to Slurm, and show where its output is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Write the batch script of a job and hand it to sbatch; says the job's number and where to look. Takes all options
-of `mpips render`, whose --help explains them.
+Write the batch script of a job and submit it by sbatch; prints the job's number and where its output is. Has all
+options of `mpips render`, whose --help explains them.
 
   mpips submit JOB.toml --nodes 2 --time 02:00:00 --requeue
   mpips submit JOB.toml --nodes 1 --seeds 1,2,3,4
@@ -37,7 +37,8 @@ def command(arguments: argparse.Namespace) -> int:
     text = script(batch)
     number = submit(text)
     kept = Path(batch.run_dir or f"runs/{batch.name}-{number}")
-    with suppress(OSError):  # Slurm has it anyway: scontrol write batch_script
+    # Slurm keeps the script too: scontrol write batch_script.
+    with suppress(OSError):
         write_text(kept / "job.sbatch", text)
     run, output = f"{kept}/", f"{batch.name}-{number}.out"
     if batch.sweep:
@@ -60,10 +61,10 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def submit(text: str) -> str:
-    """Hand a script to sbatch; gives the job's number.
+    """Submit a script by sbatch; give the job's number.
 
     Raises:
-        InputError: there is no sbatch, or it refuses the job; what it said is in one line.
+        InputError: there is no sbatch, or it refuses the job; its message is in one line.
     """
     import os
     import re
@@ -86,12 +87,13 @@ def submit(text: str) -> str:
         raise InputError("there is no sbatch on the PATH: is this a login node of a Slurm cluster?") from None
     except subprocess.TimeoutExpired:
         raise InputError("sbatch did not answer within 120 s: does `squeue` answer?") from None
-    said = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", done.stderr).split())
-    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", done.stdout)  # a site's own words may come before
+    message = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", done.stderr).split())
+    # A site's own messages may come before.
+    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", done.stdout)
     if done.returncode:
-        raise InputError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
+        raise InputError(f"sbatch refused the job: {message or f'exit code {done.returncode}'}")
     if found is None:
         raise InputError(
-            f"sbatch took the job, and gave no number: {' '.join(done.stdout.split())!r}; see squeue --me"
+            f"sbatch accepted the job, but printed no number: {' '.join(done.stdout.split())!r}; see squeue --me"
         )
     return found[1]

@@ -1,4 +1,4 @@
-"""`mpips convert`: turn data of one format into another."""
+"""`mpips convert`: convert data to another format."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import argparse
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5: the
-name of OUT says which (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
+Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5. The name of OUT
+gives the format (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
 
-  mpips convert train.svm.xz train.h5           parse once, load fast ever after
+  mpips convert train.svm.xz train.h5           parse once, load fast afterwards
   mpips convert part-*.tsv.gz clicks.h5 --set 'crosses=[["site", "device"]]'     hash columns once
 """
 
@@ -18,7 +18,7 @@ name of OUT says which (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = add_command(subparsers, "convert", "convert data between formats", DESCRIPTION, command)
-    parser.add_argument("source", nargs="+", metavar="IN", help="the files to read, one after another")
+    parser.add_argument("source", nargs="+", metavar="IN", help="the files to read, in this order")
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument(
         "--set",
@@ -27,7 +27,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="KEY=VALUE",
         help="a key of [data], as in a job file; repeatable",
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it is there already")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -49,6 +49,6 @@ def command(arguments: argparse.Namespace) -> int:
         raise JobError(f"--set {typed.dotted(misfit.path[1:])}: {misfit}") from misfit
     tally = convert(arguments.source, arguments.target, spec, arguments.force)
     print(f"{arguments.target}: {tally.examples} examples")
-    for line, _, _ in tally.said():
+    for line, _, _ in tally.remarks():
         print(f"mpips: {line}", file=sys.stderr)
     return 0

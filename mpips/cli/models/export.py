@@ -1,4 +1,4 @@
-"""`mpips export`: take a vector out of a checkpoint."""
+"""`mpips export`: write a vector of a checkpoint to a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from mpips.storage.segment import Rows
 
 DESCRIPTION = """\
-Write the keys and rows of one vector of a checkpoint, in key order, to a file. Its name says how:
+Write the keys and rows of one vector of a checkpoint, in key order, to a file. Its name gives the format:
 .npz: the arrays `keys` and `values`, for numpy.load
-.tsv: a line per key, the key and its numbers between tabs, so that they are read back to the same bits
+.tsv: one line per key, the key and its values separated by tabs, with enough digits to restore the same bits
 
   mpips export checkpoints/sparse_lr/step-000020 --vector w --out weights.tsv
 """
@@ -25,9 +25,11 @@ _LINES = 100_000
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "export", "take a vector out of a checkpoint", DESCRIPTION, command)
+    parser = add_command(
+        subparsers, "export", "write a vector of a checkpoint to a file", DESCRIPTION, command
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
-    parser.add_argument("--vector", metavar="NAME", help="which vector; not needed if there is but one")
+    parser.add_argument("--vector", metavar="NAME", help="the vector; optional if there is only one")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .npz or .tsv")
 
 
@@ -45,7 +47,7 @@ def command(arguments: argparse.Namespace) -> int:
     names = sorted(vectors(source))
     if arguments.vector is None and len(names) != 1:
         raise CheckpointError(
-            f"{source}: say which vector, --vector NAME; it has: {', '.join(names) or 'none'}"
+            f"{source}: choose a vector by --vector NAME; it has: {', '.join(names) or 'none'}"
         )
     rows = load_range(source, arguments.vector or names[0], [ALL])
     with explained("write", target), replacing(target, "wb" if target.suffix == ".npz" else "w") as file:
@@ -64,7 +66,7 @@ def _write(file: IO[Any], kind: str, rows: Rows) -> None:
 
 
 def _lines(rows: Rows) -> Iterator[str]:
-    """Give the lines of the text, many at a time: the shortest digits that mean the same number."""
+    """Give the lines of the text, many at a time, with the fewest digits that restore each number."""
     for at in range(0, len(rows.keys), _LINES):
         columns = [rows.keys[at : at + _LINES], *rows.values[at : at + _LINES].T]
         cells = zip(*(column.astype(str).tolist() for column in columns), strict=True)

@@ -1,4 +1,4 @@
-"""`mpips infer`: ask a trained model about new data."""
+"""`mpips infer`: apply a trained model to new data."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from mpips.cli import own_program
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Say what a run's model makes of new data; without files, show the model itself. RUN is a run's folder, `latest`, or a
-model file that names its program, such as the model.h5 of lda. What is written is the program's matter:
+Apply a run's model to new data; without files, show the model. RUN is a run's folder, `latest`, or a model file that
+names its program, such as the model.h5 of lda. The output depends on the program:
 
   mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
   mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
 
-A program of your own answers if its module has `infer(model: Path, files: list[Path], out: Path | None)`, and if you
-name it, by --program FILE.py: what RUN names is not run without.
+Your own program supports this if its module has `infer(model: Path, files: list[Path], out: Path | None)`. Name it by
+--program FILE.py: the code of a program that RUN names is not run otherwise.
 """
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = add_command(
-        subparsers, "infer", "ask a trained model about new data", DESCRIPTION, command, prints_data=True
+        subparsers, "infer", "apply a trained model to new data", DESCRIPTION, command, prints_data=True
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, latest, or a model file")
     parser.add_argument(
-        "files", metavar="FILE", nargs="*", help="new data, in any form that the program trains on"
+        "files", metavar="FILE", nargs="*", help="new data, in a format that the program trains on"
     )
-    parser.add_argument("--out", metavar="FILE", help="the file to write; stdout unless given")
+    parser.add_argument("--out", metavar="FILE", help="the file to write; default: standard output")
     own_program.add(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Let the program answer."""
+    """Apply the model by the program's `infer`."""
     from mpips.rundir.order_files import named_run
 
     run = named_run(arguments.run)
@@ -55,7 +55,7 @@ def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path
     if run.is_dir():
         file = RunFolder(run).job
         if not file.is_file():
-            raise InputError(f"{run}: is no run's folder: it has no {file.name}")
+            raise InputError(f"{run}: is not a run's folder: it has no {file.name}")
         job = load(file, programs=vouched(named))
         name, base = job.program, job.base
     else:

@@ -1,4 +1,4 @@
-"""`mpips inspect`: say what a checkpoint holds."""
+"""`mpips inspect`: show the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import argparse
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Say what a checkpoint holds: the job, the step, the vectors, each shard's keys and size, and which run it comes from.
+Show the contents of a checkpoint: the job, the step, the vectors, each shard's keys and size, and which run wrote it.
 
   mpips inspect checkpoints/sparse_lr/step-000020
   mpips inspect checkpoints/sparse_lr/step-000020 --provenance
-                                                all that is known of that run, as JSON
+                                                the provenance of that run as JSON
 """
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "inspect", "say what a checkpoint holds", DESCRIPTION, command)
+    parser = add_command(subparsers, "inspect", "show the contents of a checkpoint", DESCRIPTION, command)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
-    parser.add_argument("--provenance", action="store_true", help="write the run's provenance as JSON")
+    parser.add_argument("--provenance", action="store_true", help="print the run's provenance as JSON")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -37,11 +37,11 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.provenance:
         if not facts:
             raise CheckpointError(
-                f"{path} has no provenance: an earlier version wrote it, or a program of one's own"
+                f"{path} has no provenance: it was written by an earlier version, or by another program"
             )
         print(json_text(facts))
         return 0
     print(describe(path))
-    for line in summary(facts) if facts else ["no provenance: an earlier version wrote it"]:
+    for line in summary(facts) if facts else ["no provenance: written by an earlier version"]:
         print(f"  {printable(line, keep='')}")
     return 0

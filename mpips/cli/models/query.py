@@ -1,4 +1,4 @@
-"""`mpips query`: ask a run's result, or a checkpoint, for keys."""
+"""`mpips query`: look up keys in a run's result or in a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mpips.cli import own_program
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Ask what a run, or a checkpoint of one, says of some keys: a line KEY<TAB>COUNT each.
-Without keys, they are read from the standard input, one a line.
+Look up keys in the result of a run, or in a checkpoint; prints a line KEY<TAB>COUNT for each.
+Without keys, they are read from the standard input, one per line.
 
   mpips query runs/sketch-20250101T120000Z /images/NASA-logosmall.gif /
   mpips query latest KEY
   mpips query checkpoints/sketch/step-000020 < keys.txt
 
-RUN is a run folder, or `latest`: the one under runs/ that was started last. Of a run that has not completed, its last
-checkpoint is asked. The run's program answers, by its function `query(source, keys)`. A program of your own does so
-only if you name it, by --program FILE.py: what RUN names is not run without.
+RUN is a run folder, or `latest`: the one under runs/ that was started last. For a run that has not completed, the last
+checkpoint is read. The counts come from the function `query(source, keys)` of the run's program. Name your own program
+by --program FILE.py: the code of a program that RUN names is not run otherwise.
 """
 
 Query = Callable[[Path, Sequence[str]], Sequence[object]]
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = add_command(
-        subparsers, "query", "ask a run or a checkpoint for keys", DESCRIPTION, command, prints_data=True
+        subparsers, "query", "look up keys in a run or a checkpoint", DESCRIPTION, command, prints_data=True
     )
     parser.add_argument(
         "source", metavar="RUN|CHECKPOINT", help="a run's folder, latest, or a checkpoint's folder"
     )
-    parser.add_argument("keys", nargs="*", metavar="KEY", help="what to ask for")
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="a key to look up")
     own_program.add(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print the answers."""
+    """Print the counts of the keys."""
     from mpips.config.program import vouched
     from mpips.rundir.order_files import named_run
 
@@ -58,15 +58,14 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def find(named: Path, programs: Programs) -> tuple[Query, Path]:
-    """Give the function that answers, and what it is to read: a run's folder or a checkpoint's.
+    """Give the function that looks up keys, and the folder that it reads: a run's or a checkpoint's.
 
     Args:
         named: that folder.
-        programs: loads a program by its name and the folder that this is relative to; see
-        `mpips.config.program.vouched`.
+        programs: loads a program by its name, relative to a folder; see `mpips.config.program.vouched`.
 
     Raises:
-        InputError: it is neither, or its program answers no queries.
+        InputError: it is neither, or its program has no function `query`.
     """
     from mpips.checkpoint.manifest import MANIFEST, read_manifest
     from mpips.errors import InputError
@@ -76,7 +75,7 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
         try:
             program, base = str(about["program"]), Path(about["job"]["job"]["base"])
         except (KeyError, TypeError):
-            raise InputError(f"{named}: the checkpoint does not say whose it is") from None
+            raise InputError(f"{named}: the checkpoint does not name its program") from None
         return programs(program, base).function("query"), named
     if not (named / "job.toml").is_file():
         raise InputError(f"{named}: is neither a run's folder nor a checkpoint's")
@@ -84,7 +83,7 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
 
 
 def _has_model(result: dict[str, Any]) -> bool:
-    """Tell whether a run that did not complete has written its model all the same: something after it has failed."""
+    """Tell whether a run that did not complete has written its model: a later step has failed."""
     metrics = result.get("metrics")
     return isinstance(metrics, dict) and bool(metrics.get("model"))
 

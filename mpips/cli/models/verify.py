@@ -1,4 +1,4 @@
-"""`mpips verify`: check checkpoints to the last byte."""
+"""`mpips verify`: check the integrity of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Check checkpoints to the last byte, and say of each whether it is sound; what is wrong is named, file by file.
-A folder of checkpoints stands for all that are in it. The exit code is 0 if all are sound, 1 if any is not.
+Check every byte of checkpoints, and report for each whether it is sound; problems are listed by file.
+A folder of checkpoints stands for all of them. The exit code is 0 if all are sound, else 1.
 
   mpips verify checkpoints/sparse_lr/step-000020
   mpips verify checkpoints/sparse_lr
@@ -17,12 +17,12 @@ A folder of checkpoints stands for all that are in it. The exit code is 0 if all
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "verify", "check checkpoints to the last byte", DESCRIPTION, command)
+    parser = add_command(subparsers, "verify", "check the integrity of checkpoints", DESCRIPTION, command)
     parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help="a checkpoint's folder")
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Check the checkpoints, a line each, and a line more for each problem."""
+    """Check the checkpoints; print one line for each, and one for each problem."""
     from pathlib import Path
 
     from mpips.checkpoint.checkpoint import verify

@@ -1,1 +1,1 @@
-"""The commands about a run directory: steer the run, report and trace it, repeat it, compare and package it."""
+"""The commands on a run directory: control the run, report and trace it, repeat it, compare and package it."""

@@ -8,13 +8,13 @@ from mpips.process.argument_parser import add_command
 from mpips.cli import own_program
 
 DESCRIPTION = """\
-Write a run that has ended as an RO-Crate (a Process Run Crate): what catalogues and archives read. It has the job, the
-provenance, the metrics, the result and the model; inputs, checkpoints and large outputs are named by their hashes.
-Who ran it is said only if you say so; user names and home folders are taken out of the run's files.
+Write a run that has ended as an RO-Crate (a Process Run Crate), a format of catalogues and archives. It contains the
+job, the provenance, the metrics, the result and the model; inputs, checkpoints and large outputs are given by their
+hashes. The person is named only by --agent; user names and home folders are removed from the run's files.
 
   mpips crate latest                            writes NAME.crate.zip
   mpips crate runs/NAME -o NAME-crate           a folder
-  mpips crate latest --program mine.py          with the program, where it does not come with mpips
+  mpips crate latest --program mine.py          with the program, if it is not part of mpips
   mpips crate latest --agent "Ada Lovelace" --orcid 0000-0002-1825-0097 --license CC-BY-4.0
 """
 
@@ -23,9 +23,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the command to the command line."""
     parser = add_command(subparsers, "crate", "export a run as an RO-Crate", DESCRIPTION, command)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
-    parser.add_argument("-o", "--out", metavar="DIR|ZIP", help="what to write; NAME.crate.zip unless given")
+    parser.add_argument("-o", "--out", metavar="DIR|ZIP", help="the crate to write; default NAME.crate.zip")
     parser.add_argument("--title", default="", help="the crate's name")
-    parser.add_argument("--license", default="", metavar="URL|SPDX", help="what the crate may be used for")
+    parser.add_argument("--license", default="", metavar="URL|SPDX", help="the license of the crate")
     parser.add_argument("--agent", default="", metavar="NAME", help="who ran it")
     parser.add_argument("--orcid", default="", metavar="ID", help="their ORCID, 0000-0002-1825-0097")
     parser.add_argument("--affiliation", default="", metavar="NAME", help="their organization")
@@ -34,14 +34,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=float,
         default=100e6,
         metavar="BYTES",
-        help="outputs above this are named by their hash, and not copied (default: 100e6)",
+        help="larger outputs are given by their hash, and not copied; default 100e6",
     )
     parser.add_argument(
-        "--personal", action="store_true", help="leave user names and home folders in the run's files"
+        "--personal", action="store_true", help="keep user names and home folders in the run's files"
     )
     own_program.add(
         parser,
-        "put this program into the crate, if it is the one that ran: nothing outside of RUN is, unasked",
+        "include this program, if it is the one that ran; other files outside of RUN are not included",
     )
 
 
@@ -58,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
     if orcid and not re.fullmatch(r"(\d{4}-){3}\d{3}[\dX]", orcid):
         raise InputError(f"--orcid {arguments.orcid}: write it as 0000-0002-1825-0097")
     if (orcid or arguments.affiliation) and not arguments.agent:
-        raise InputError("--orcid and --affiliation need --agent: whose are they?")
+        raise InputError("--orcid and --affiliation need --agent")
     run = named_run(arguments.run)
     target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
     count = export(

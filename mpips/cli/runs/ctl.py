@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Give an order to a running job and print its answer. The job is reached through its run folder, so this works from any
-node that sees the folder, such as a login node.
+Give an order to a running job and print its answer. Orders go through the run folder, so this works on any node that
+sees the folder, such as a login node.
 
-  mpips ctl latest status                       who is there, how far it has come
-  mpips ctl RUN checkpoint                      write a checkpoint now, and go on
+  mpips ctl latest status                       the ranks and the progress
+  mpips ctl RUN checkpoint                      write a checkpoint now, and continue
   mpips ctl RUN stop                            write a checkpoint and end with exit code 85
-  mpips ctl RUN join server                     let a spare join as a server (or: worker)
-  mpips ctl RUN leave 3                         let rank 3 hand over what it holds, and leave
-  mpips ctl RUN tau 8                           let tasks pass so many unfinished ones from now on
+  mpips ctl RUN join server                     make a spare join as a server (or: worker)
+  mpips ctl RUN leave 3                         make rank 3 transfer its keys or data, and leave
+  mpips ctl RUN tau 8                           set the maximal delay tau of bounded delay
 """
 
 EPILOG = """\
 RUN is a run folder, or `latest`: the one under runs/ that was started last.
-exit codes: 0 carried out; 1 refused, or nobody answered; 2 the input is wrong (one line says what)."""
+exit codes: 0 carried out; 1 refused, or no answer; 2 the input is wrong (reported in one line)."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,12 +37,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="how long to wait for the answer (default: 10)",
+        help="time to wait for the answer; default 10",
     )
 
 
 def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
-    """Read the arguments of an order; InputError, whose text is one line, if they do not fit."""
+    """Read the arguments of an order; InputError in one line if they are wrong."""
     from mpips.errors import InputError
     from mpips.rundir.order_files import WANTED, check
 
@@ -60,7 +60,7 @@ def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Give the order and print the answer; returns 0 if it was carried out, else 1."""
+    """Give the order and print the answer; return 0 if it was carried out, else 1."""
     import sys
     from pathlib import Path
 
@@ -69,7 +69,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     wanted = order(arguments.verb, arguments.arguments)
     if not arguments.patience > 0:
-        raise InputError(f"--patience {arguments.patience:g}: give seconds, above 0")
+        raise InputError(f"--patience {arguments.patience:g}: must be seconds, above 0")
     run = named_run(arguments.run)
     ok, text = ask(run, arguments.verb, wanted, arguments.patience)
     print(text if ok else f"mpips: {text}", file=sys.stdout if ok else sys.stderr)

@@ -1,4 +1,4 @@
-"""`mpips diff`: what differs between two runs, or two checkpoints."""
+"""`mpips diff`: show the differences between two runs or two checkpoints."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
     from mpips.report.table_diff import Difference
 
 DESCRIPTION = """\
-Say what differs between two runs, or two checkpoints: where they came from (job, sources, versions, inputs, machine,
-layout, environment), what they measured, and their parameters, bit by bit.
+Show the differences between two runs or two checkpoints: their provenance (job, sources, versions, inputs, machine,
+layout, environment), their metrics, and their parameters, bit by bit.
 
   mpips diff runs/sparse_lr-20260102T030405Z latest
   mpips diff checkpoints/sparse_lr/step-000010 checkpoints/sparse_lr/step-000020
   mpips diff A B --json | jq .parameters
 
-Parameters are compared by their hash, and number by number where both sides have a model file of the same name or
-checkpoints of the same step. A key that is missing on one side reads as 0.
+Parameters are compared by their hash, and value by value if both sides have a model file of the same name or
+checkpoints of the same step. A key that is missing on one side counts as 0.
 """
 
 EPILOG = """\
 A and B are run folders or checkpoints; `latest` is the run under runs/ that was started last.
-exit codes: 0 the parameters are the same bits; 1 they differ, or it cannot be told; 2 the input is wrong."""
+exit codes: 0 the parameters have the same bits; 1 they differ, or this is not known; 2 the input is wrong."""
 
 LIMIT = 12
-"""Lines of a group that are shown."""
+"""Maximum number of lines of a group."""
 CELL = 48
-"""Characters of a value that are shown."""
+"""Maximum number of characters of a value."""
 
 BOLD, RED, GREEN, DIM = "1", "31", "32", "2"
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "diff", "say what differs between two runs or checkpoints", DESCRIPTION, command, EPILOG)
+    parser = add_command(subparsers, "diff", "show differences between two runs or checkpoints", DESCRIPTION, command, EPILOG)
     parser.add_argument("a", metavar="A", help="a run's or a checkpoint's folder, or latest")
-    parser.add_argument("b", metavar="B", help="the other one")
-    parser.add_argument("--all", action="store_true", help="show every difference, and values in full")
-    parser.add_argument("--json", action="store_true", help="write everything as JSON")
+    parser.add_argument("b", metavar="B", help="the other folder")
+    parser.add_argument("--all", action="store_true", help="show all differences, and complete values")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Compare; returns 0 if the parameters are the same bits, else 1."""
+    """Compare; return 0 if the parameters have the same bits, else 1."""
     import os
     import shutil
     import sys
@@ -81,7 +81,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 class Paint:
-    """Puts colour around text, on a terminal."""
+    """Colours text on a terminal."""
 
     def __init__(self, on: bool) -> None:
         self.on = on
@@ -93,12 +93,12 @@ class Paint:
         return Control(f"\033[{';'.join(codes)}m{printable(text)}\033[0m")
 
     def beside(self, *parts: str) -> str:
-        """Put texts side by side, of which some may be coloured."""
+        """Join texts, some of which may be coloured."""
         shown = (part if isinstance(part, Control) else printable(part) for part in parts)
         return Control("".join(shown)) if self.on else "".join(parts)
 
 
-# --- for programs -------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------
 
 
 def as_json(
@@ -110,7 +110,7 @@ def as_json(
     curves: Sequence[CurveDifference],
     parameters: Parameters,
 ) -> dict[str, Any]:
-    """Lay everything out as JSON."""
+    """Give the comparison as JSON data."""
 
     def figures(some: Iterable[Figure]) -> list[dict[str, Any]]:
         return [each._asdict() | {"difference": each.difference, "relative": each.relative} for each in some]
@@ -136,7 +136,7 @@ def as_json(
     }
 
 
-# --- for people ---------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------
 
 
 def report(
@@ -163,8 +163,8 @@ def report(
     if curves:
         lines += ["", paint("per pass", BOLD), *_curves(curves, paint)]
     if costs:
-        lines += ["", paint("costs, never the same twice", BOLD), *_figures(costs, Paint(False), brief=True)]
-    verdict = {True: ("the same bits", GREEN), False: ("DIFFERENT", RED), None: ("not known", RED)}
+        lines += ["", paint("costs, which vary between runs", BOLD), *_figures(costs, Paint(False), brief=True)]
+    verdict = {True: ("the same bits", GREEN), False: ("DIFFERENT", RED), None: ("unknown", RED)}
     text, colour = verdict[parameters.same]
     by = f" by {parameters.compared}" if parameters.compared != "nothing" else ""
     lines += ["", paint.beside(paint("parameters", BOLD), ": ", paint(text, colour), by)]
@@ -200,7 +200,7 @@ def _provenance(
     for name, each in (("A", a), ("B", b)):
         if not each.facts:
             lines.append(
-                f"  {name} has no provenance (an earlier version wrote it): only the job is compared"
+                f"  {name} has no provenance (written by an earlier version): only the job is compared"
             )
     return lines
 
@@ -254,13 +254,13 @@ def _parameters(parameters: Parameters, paint: Paint) -> list[str]:
 
 def _difference(each: Difference, counts: str) -> list[str]:
     lines = [
-        f"{each.name}: {counts} keys, {each.differing:,} of them differ"
+        f"{each.name}: {counts} keys, {each.differing:,} of which differ"
         + (f"; {each.note}" if each.note else "")
     ]
     if each.first is not None:
         values = " and ".join(", ".join(_number(value) for value in row) for row in each.first)
         lines.append(f"  first: key {each.first_key}: {values}")
-        lines.append(f"  |A - B| where they differ: max {each.maximum:.6g}, mean {each.mean:.6g}")
+        lines.append(f"  |A - B| of differing keys: max {each.maximum:.6g}, mean {each.mean:.6g}")
     return lines
 
 
@@ -286,7 +286,7 @@ def _brief(value: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: bool = False) -> list[str]:
-    """Align columns: all to the left, or all but the first to the right."""
+    """Align columns to the left, or all but the first to the right."""
     rows = [[printable(text, keep="") for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -1,4 +1,4 @@
-"""`mpips report`: one HTML page about a run, or about several side by side."""
+"""`mpips report`: write an HTML page about one run, or a comparison of several."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Write a page about a run, or about several side by side: how it converged, where the time went, what was sent, who was
-lost, what exactly ran. The page needs no network and nothing beside it; runs that are under way can be reported too.
-Of a run that was traced (--set trace.on=true) it shows what each rank's time went into, and what it waited for.
+Write an HTML page about one run, or a comparison of several: convergence, time breakdown, traffic, failures,
+provenance. The page is a single file and needs no network. A run that has not ended can be reported too. For a traced
+run (--set trace.on=true) the page shows the time breakdown of each rank, and what it waited for.
 
   mpips report latest                           writes RUN/report.html
   mpips report runs/a runs/b runs/c             compares them, in ./report.html
@@ -21,15 +21,15 @@ Of a run that was traced (--set trace.on=true) it shows what each rank's time we
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "report", "write a page about a run, or compare several", DESCRIPTION, command)
+    parser = add_command(subparsers, "report", "write a page about one run, or compare several", DESCRIPTION, command)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or latest")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", help="where to; RUN/report.html, or ./report.html for several"
+        "-o", "--out", metavar="FILE", help="the page to write; default RUN/report.html, or ./report.html for several runs"
     )
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Write the page, and say where."""
+    """Write the page, and print its path."""
     from mpips.errors import InputError
     from mpips.report.report import page
     from mpips.report.run_data import check, read, with_trace

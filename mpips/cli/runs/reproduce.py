@@ -1,4 +1,4 @@
-"""`mpips reproduce`: do a recorded run again, and compare the bits."""
+"""`mpips reproduce`: repeat a recorded run, and compare the bits."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
     from mpips.rundir.folder import RunFolder
 
 DESCRIPTION = """\
-Do a run again that was recorded, and compare the parameters that come of it, to the bit: also a run in which nobody
-waited for anybody, and one in which ranks died. Nobody dies this time, so any MPI will do.
+Repeat a recorded run, and compare the resulting parameters bit by bit: also those of an asynchronous run, and of one in
+which ranks died. No rank dies in the repeated run, so it needs no fault-tolerant MPI.
 
   mpips run JOB.toml --set record.on=true --run-dir runs/first
   mpips reproduce runs/first
   mpips reproduce runs/first --python /elsewhere/bin/python    with the MPI and the versions that are installed there
-  mpips reproduce runs/mine --program mine.py                  of a program that does not come with mpips
+  mpips reproduce runs/mine --program mine.py                  with a program that is not part of mpips
 
-The run is done again on the files that RUN's job.toml names, wherever they are. It writes into its own folder only.
+The repeated run reads the files that RUN's job.toml names. It writes to its own folder only.
 """
 
 EPILOG = """\
-Inputs are hashed before anything is started, those that the recorded run has hashed ([provenance] hash_inputs).
-exit codes: 0 the same bits; 1 other bits (one line says in which key first, and by how much), or the run cannot go on
-as it is recorded (one line says where); 2 there is no record, or what it started from is not there any more, or has
-changed."""
+Before the start, the inputs are hashed that the recorded run has hashed ([provenance] hash_inputs).
+exit codes: 0 the same bits; 1 other bits (one line gives the first differing key and the difference), or the run
+diverged from the record (one line says where); 2 there is no record, or the inputs or the checkpoint that the run
+started from are missing or have changed."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "reproduce", "do a recorded run again, and compare the bits", DESCRIPTION, command, EPILOG)
+    parser = add_command(subparsers, "reproduce", "repeat a recorded run, and compare the bits", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="the folder of the run that is done now; runs/NAME-again-UTC unless given",
+        help="the folder of the repeated run; default runs/NAME-again-UTC",
     )
     own_program.add(parser)
     add_launcher(parser)
     parser.add_argument(
-        "--python", metavar="PATH", help="the Python to do it with: another environment's, with another MPI"
+        "--python", metavar="PATH", help="the Python to use, such as that of another environment with another MPI"
     )
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Do the run again; returns 0 if it gives the same bits."""
+    """Repeat the run; return 0 if it gives the same bits."""
     from mpips.config.job_file import load
     from mpips.config.program import vouched
     from mpips.launch import mpi_launcher
@@ -74,7 +74,7 @@ def command(arguments: argparse.Namespace) -> int:
     starter = mpi_launcher.find_starter(arguments.launcher)
     print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
     print(
-        f"mpips: the program {arguments.program or job.program} is run once more, with what {recorded.job} says",
+        f"mpips: running the program {arguments.program or job.program} with the settings of {recorded.job}",
         file=sys.stderr,
         flush=True,
     )
@@ -87,7 +87,7 @@ def command(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
         flush=True,
     )
-    # The ranks read a copy: it is what was looked at, whatever becomes of RUN's, and it writes nowhere else.
+    # The ranks read a copy: it cannot change after the check, and it directs all output to the new folder.
     sets = [f"checkpoint.directory={json.dumps(str(folder.path / 'checkpoints'))}"]
     if arguments.program:
         sets.append(f"job.program={json.dumps(arguments.program)}")
@@ -107,7 +107,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
-    """Become the same command under another Python. InputError if there is none."""
+    """Replace this process by the same command under another Python. InputError if there is none."""
     from mpips.errors import InputError
     from mpips.process import interpreter
 
@@ -123,21 +123,21 @@ def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
 
 
 def result_of(recorded: RunFolder) -> dict[str, Any]:
-    """Read what came of the recorded run. InputError if nothing did that could be compared."""
+    """Read the result of the recorded run. InputError if there is none to compare with."""
     from mpips.errors import RecordError
 
     result = recorded.read_result()
     if result is None:
-        raise RecordError(f"{recorded.path}: has no result.json, so there is nothing to compare with")
+        raise RecordError(f"{recorded.path}: has no result.json to compare with")
     if not result.get("parameters_sha256"):
         raise RecordError(
-            f"{recorded.path}: the run {result.get('status')}, and left no parameters to compare with"
+            f"{recorded.path}: the run {result.get('status')}, and has no parameters to compare with"
         )
     return result
 
 
 def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
-    """Read what the recorded run started from. InputError if that is not there any more, or not the same."""
+    """Read which files the recorded run started from. InputError if they are missing or have changed."""
     from mpips.errors import RecordError
     from mpips.files import safe_open
     from mpips.replay.recorder import ABOUT, inputs
@@ -147,11 +147,11 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
         if not isinstance(about["inputs"], dict) or not isinstance(about["resume"], str | None):
             raise TypeError
     except FileNotFoundError:
-        raise RecordError(f"{recorded.path}: was not recorded; a run is with --set record.on=true") from None
+        raise RecordError(f"{recorded.path}: was not recorded; --set record.on=true records a run") from None
     except OSError as error:
         raise RecordError(f"{recorded.record / ABOUT}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RecordError(f"{recorded.record / ABOUT}: does not say what the run started from") from None
+        raise RecordError(f"{recorded.record / ABOUT}: does not name the files the run started from") from None
     now = inputs(job)
     for path, size in about["inputs"].items():
         if now.get(path) != size:
@@ -159,22 +159,22 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
                 f"{path}: had {size} bytes when the run was recorded, and has {now.get(path, 'none')}"
             )
     for path in sorted(now.keys() - about["inputs"].keys()):
-        raise RecordError(f"{path}: was not there when the run was recorded, and would be read now")
+        raise RecordError(f"{path}: did not exist when the run was recorded, and would be read now")
     if about["resume"] and not Path(about["resume"]).is_dir():
         raise RecordError(
-            f"{about['resume']}: the checkpoint that the run went on from is not there any more"
+            f"{about['resume']}: the checkpoint that the run continued from is missing"
         )
     return about
 
 
 def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
-    """Hash the inputs as the recorded run did (`provenance`); say what is known of them. InputError if one differs."""
+    """Hash the inputs as the recorded run did (`provenance`); describe the check. InputError if one differs."""
     from mpips.errors import RecordError
     from mpips.provenance.input_hashes import HASHES, altered, hashed
     from mpips.provenance.provenance import read_run
 
-    told = (read_run(recorded) or {}).get("inputs")
-    listed = [each for each in told if isinstance(each, Mapping)] if isinstance(told, list) else []
+    inputs = (read_run(recorded) or {}).get("inputs")
+    listed = [each for each in inputs if isinstance(each, Mapping)] if isinstance(inputs, list) else []
     other = altered(listed)
     if other is not None:
         raise RecordError(
@@ -184,13 +184,13 @@ def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     known = [(kind, sum(kinds.get(path) == kind for path in sizes)) for kind in HASHES]
     known.append(("size only", len(sizes) - sum(count for _, count in known)))
     counts = ", ".join(f"{count} by {kind}" for kind, count in known if count)
-    return f"the inputs are those that were recorded: {counts}" if sizes else "the run read no files"
+    return f"the inputs are the recorded ones: {counts}" if sizes else "the run read no files"
 
 
 def judged(
     before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
 ) -> tuple[int, str]:
-    """Compare a run's `recorded` result with what came of it `now`; give the exit code and the line to end with."""
+    """Compare a run's `recorded` result with that of the run `now`; give the exit code and the final line."""
     from mpips.launch import mpi_launcher
 
     result = now.read_result()
@@ -205,7 +205,7 @@ def judged(
 
 
 def difference(before: RunFolder, now: RunFolder) -> str:
-    """Say where the parameters of two runs differ first, and by how much, as far as they are on the disk."""
+    """Describe the first difference between the parameters of two runs, as far as they are on disk."""
     from mpips.errors import InputError
     from mpips.report.diff import parameters, side
 
@@ -214,15 +214,15 @@ def difference(before: RunFolder, now: RunFolder) -> str:
     except InputError as error:
         return f"they cannot be compared: {error}"
     if not found.tables:
-        return "where is not known: no model file (.npz, .h5) is in both run folders"
+        return "the differing keys are unknown: no model file (.npz, .h5) is in both run folders"
     differing = [table for table in found.tables if not table.same]
     if not differing:
-        return f"{found.compared} is the same in both, so they differ in what is not in there"
+        return f"{found.compared} is the same in both, so they differ in parameters that it does not contain"
     return f"{found.compared}: {described(min(differing, key=lambda table: table.first is None))}"
 
 
 def described(table: Difference) -> str:
-    """Describe how a table differs, in a line."""
+    """Describe the difference of a table in one line."""
     note = f"; {table.note}" if table.note else ""
     if table.first is None:
         return f"{table.name}{note}"

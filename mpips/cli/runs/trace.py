@@ -1,4 +1,4 @@
-"""`mpips trace`: show where the time of a traced run went."""
+"""`mpips trace`: show the time breakdown of a traced run."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
-Show where the time of a run went that was traced: each rank's share for computing, waiting and the rest, and what was
-waited for. Write all spans and messages as Chrome trace events, to be opened in https://ui.perfetto.dev.
+Show the time breakdown of a traced run: each rank's shares of computing, waiting and the rest, and what it waited for.
+Write all spans and messages as Chrome trace events, for https://ui.perfetto.dev.
 
   mpips run JOB.toml --set trace.on=true        trace a run
   mpips trace RUN                               table, and RUN/trace/trace.json.gz
   mpips trace latest --phase train              the table of a phase: load, train, checkpoint
   mpips trace RUN -o part.json --ranks 0,3,7    events of some ranks
-  mpips trace RUN --between 2.5 4               what happened from then to then (s since the start)
+  mpips trace RUN --between 2.5 4               events of an interval (s since the start)
 """
 
 EPILOG = """\
 RUN is a run folder, or `latest`: the one under runs/ that was started last.
-compute: inside `node.working()`; program: the rest of the program's own code; wait: for answers of servers, for the
-next call or for what was called, for others; apply: requests executed, also by compiled code; copies: what comes along
-chains; other: moving messages. A run that is still going on, or was killed, can be looked at just as well."""
+compute: inside `context.working()`; program: the rest of the program's code; wait: for answers of servers, for calls,
+for others; apply: execution of requests, also by compiled code; copies: changes from the chain; other: transport of
+messages. The trace of a run that has not ended, or was killed, can be read too."""
 
 SHOWN = 40
-"""Ranks that the table shows unless it is asked for all."""
+"""Maximum number of ranks in the table without --all."""
 LONGEST = 10
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "trace", "show where the time of a traced run went", DESCRIPTION, command, EPILOG)
+    parser = add_command(subparsers, "trace", "show the time breakdown of a traced run", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
-    parser.add_argument("-o", "--out", metavar="FILE", help="where to write the events; .gz: compressed")
+    parser.add_argument("-o", "--out", metavar="FILE", help="the file of the events; .gz: compressed")
     parser.add_argument("--no-events", action="store_true", help="show the table only")
     parser.add_argument("--phase", default="", metavar="NAME", help="the table of this phase only")
     parser.add_argument("--ranks", metavar="R,R", help="events of these ranks only")
     parser.add_argument(
         "--between", nargs=2, type=float, metavar=("FROM", "TO"), help="events of these seconds only"
     )
-    parser.add_argument("--all", action="store_true", help=f"a row for each rank, also for more than {SHOWN}")
+    parser.add_argument("--all", action="store_true", help=f"one row per rank, also for more than {SHOWN} ranks")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
     try:
         ranks = None if arguments.ranks is None else [int(part) for part in arguments.ranks.split(",")]
     except ValueError:
-        raise InputError(f"--ranks {arguments.ranks}: give ranks with commas between, as in 0,3,7") from None
+        raise InputError(f"--ranks {arguments.ranks}: must be ranks separated by commas, as in 0,3,7") from None
     traces = read(run)
     unknown = set(ranks or ()) - {trace.rank for trace in traces}
     if unknown:
@@ -71,21 +71,19 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.between is not None:
         begin, end = arguments.between
         if not begin < end:
-            raise InputError(f"--between {begin:g} {end:g}: the first must be the earlier")
+            raise InputError(f"--between {begin:g} {end:g}: FROM must be before TO")
         start = min(trace.begin for trace in traces)
         within = (start + begin, start + end)
     path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
     written = chrome.write(traces, path, ranks, within)
-    loose = f" ({written.loose} more have an end in no span)" if written.loose else ""
-    print(
-        f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages with their way{loose}; open it in"
-    )
+    loose = f" ({written.loose} more begin or end outside of all spans)" if written.loose else ""
+    print(f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages between them{loose}; open it in")
     print("https://ui.perfetto.dev")
     return 0
 
 
 def text(found: dict[str, Any], everyone: bool = True) -> str:
-    """Write a summary (`mpips.tracing.analysis.summed`) as people read it."""
+    """Format a summary (`mpips.tracing.analysis.summed`) as text."""
     from mpips.process.printable import printable
     from mpips.rundir.progress import Column, header, row, seconds, share
 
@@ -102,7 +100,7 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
         if len(alike) > 1:
             rows.append(_row(f"{len(alike)} {role}s", alike))
     what = f"in the phase {found['phase']}" if found["phase"] else "in the whole run"
-    lines = [f"where the time went {what}, {seconds(found['seconds'])}:", header(columns, 1000)]
+    lines = [f"time breakdown {what}, {seconds(found['seconds'])}:", header(columns, 1000)]
     lines += [printable(row(columns, each, 1000), keep="") for each in rows]
     waits = [wait for wait in found["waits"] if wait["seconds"] > 0][:LONGEST]
     if waits:
@@ -112,11 +110,11 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
     unseen = sum(rank["unseen"] for rank in ranks)
     if unseen > 0:
         lines.append(
-            f"\n{seconds(unseen)} of all ranks' time went by in brief spans so close together that only sums were kept"
+            f"\n{seconds(unseen)} of all ranks' time was in spans so short and frequent that only sums were kept"
         )
     if found["dropped"]:
         lines.append(
-            f"\n{found['dropped']:,} records found no room in [trace] limit: what came then is in the sums only"
+            f"\n{found['dropped']:,} records exceeded [trace] limit: they are in the sums only"
         )
     return "\n".join(lines)
 

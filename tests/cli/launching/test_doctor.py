@@ -148,8 +148,8 @@ def test_in_an_allocation_it_says_what_fits(
     ):
         assert line in said.splitlines()
     assert (
-        "- `srun` gives" not in said
-        and "`srun` give N worlds of one rank each, without a word: use `mpips run" in said
+        "- N worlds of one rank each are started, without an error, by `srun` and" not in said
+        and "each are started, without an error, by `srun`: use `mpips run" in said
     )
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -141,7 +141,7 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 9", "the job: 7 ranks are too few for 9 nodes"),
         ("--nodes x", "--nodes x: give a number, or MIN-MAX"),
         ("--nodes 1-2", "--nodes 1-2: all remaining ranks are workers: give --ntasks-per-node"),
-        ("--nodes 1-2 --ntasks-per-node 8 --workers 2", "--nodes 1-2: all ranks to spare will be workers: without"),
+        ("--nodes 1-2 --ntasks-per-node 8 --workers 2", "--nodes 1-2: all remaining ranks are workers: leave out"),
         ("--nodes 1 --time 1h", "--time '1h': write minutes, H:M:S or D-H:M:S"),
         ("--nodes 1 --time 1 --grace 60", "--grace 60: the time limit is 60 s"),
         ("--nodes 1 --restarts -1", "--restarts -1: it cannot be negative"),
@@ -152,13 +152,13 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 1 --seeds 1,x", "--set job.seed=x: seed must be an integer"),
         ("--nodes 1 --sweep toy.rat=1,2", "--set toy.rat=1: unknown key 'rat'"),
         ("--nodes 1 --sweep layout.workers=4,5", "layout.workers=5: this task has 8 ranks, the job file 7"),
-        ("--nodes 1 --sweep job.name=a,b", "job.name=a: each task has a name"),
-        ("--nodes 1 --at-once 2", "--at-once N: goes with --seeds or --sweep"),
-        ("--nodes 1 --seeds 1 --sweep-file x", "--sweep-file: give that, or --seeds and --sweep"),
-        ("--nodes 1 --server-nodes 1 --launcher mpirun", "--server-nodes: mpirun sees only the first part"),
+        ("--nodes 1 --sweep job.name=a,b", "job.name=a: each task already has its own name"),
+        ("--nodes 1 --at-once 2", "--at-once N: needs --seeds or --sweep"),
+        ("--nodes 1 --seeds 1 --sweep-file x", "--sweep-file excludes --seeds and --sweep"),
+        ("--nodes 1 --server-nodes 1 --launcher mpirun", "--server-nodes: mpirun sees only the first component"),
         ("--nodes 1 --server-nodes 1 --seeds 1,2", "--server-nodes: Slurm has no arrays of heterogeneous jobs"),
-        ("--nodes 1 --server-sbatch=--mem=0", "--server-sbatch and --worker-sbatch go with --server-nodes"),
-        ("--nodes 1 --spares 1 --launcher srun", "--spares take the places of ranks that die, and srun ends all"),
+        ("--nodes 1 --server-sbatch=--mem=0", "--server-sbatch and --worker-sbatch need --server-nodes"),
+        ("--nodes 1 --spares 1 --launcher srun", "--spares replace ranks that die, but srun ends all"),
         ("--nodes 1 --resume latest", "--resume latest: a new job has no checkpoint yet"),
         ("--nodes 1 --resume none", "none is no complete checkpoint"),
         ("--nodes 1 --site none", "--site none: no such file"),
@@ -239,7 +239,7 @@ def test_tasks_on_any_number_of_nodes_have_one_layout(job: Path, capsys: pytest.
         "layout.servers=1",
     ]
     said = refused(capsys, job, *options, "--sweep-file", str(job.parent / "tasks"))
-    assert "layout.servers=2 layout.workers=2: --nodes 2-4 gives all ranks to spare to the workers" in said
+    assert "layout.servers=2 layout.workers=2: with --nodes 2-4 all remaining ranks are workers" in said
 
 
 def test_a_site_may_greet_before_the_number(

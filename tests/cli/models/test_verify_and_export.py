@@ -86,7 +86,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     folder = write(tmp_path, 1, W, WIDE)
     for wrong, text in (
         (["--out", "w.csv"], r"--out w\.csv: the name must end in \.npz or \.tsv"),
-        (["--out", "w.npz"], r"say which vector, --vector NAME; it has: w, wide"),
+        (["--out", "w.npz"], r"choose a vector by --vector NAME; it has: w, wide"),
         (["--out", "w.npz", "--vector", "v"], r"has no vector 'v'; it has: w, wide"),
         (
             ["--out", str(tmp_path / "none" / "w.tsv"), "--vector", "w"],

@@ -99,7 +99,7 @@ def test_a_file_of_another_size_or_one_more_is_refused(
     recorded: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "c.svm").write_text("+1 1:1\n")
-    assert "c.svm: was not there when the run was recorded" in refused(recorded, capsys)
+    assert "c.svm: did not exist when the run was recorded" in refused(recorded, capsys)
     (data / "c.svm").unlink()
     (data / "a.svm").write_text("")
     assert "a.svm: had 70 bytes when the run was recorded, and has none" in refused(recorded, capsys)
@@ -109,14 +109,14 @@ def test_what_was_not_hashed_is_not_asked_for(tmp_path: Path, data: Path, record
     assert kinds(recorded) == ["sha256", "sample_sha256"]
     sizes = {str(path): path.stat().st_size for path in data.iterdir()}
     told = same_inputs(recorded, sizes)
-    assert told == "the inputs are those that were recorded: 1 by sha256, 1 by sample_sha256"
+    assert told == "the inputs are the recorded ones: 1 by sha256, 1 by sample_sha256"
     bare = record(tmp_path / "bare", data, "none")
     path = data / "a.svm"
     path.write_text(path.read_text().replace("+1", "-1", 1))
     assert kinds(bare) == ["", ""]
-    assert same_inputs(bare, sizes) == "the inputs are those that were recorded: 2 by size only"
+    assert same_inputs(bare, sizes) == "the inputs are the recorded ones: 2 by size only"
     write_json(bare.run, json.loads(bare.run.read_text()) | {"inputs": 5})
-    assert same_inputs(bare, sizes) == "the inputs are those that were recorded: 2 by size only"
+    assert same_inputs(bare, sizes) == "the inputs are the recorded ones: 2 by size only"
     bare.run.unlink()
     assert same_inputs(bare, {}) == "the run read no files"
 
