@@ -89,7 +89,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     )
     from mpips.tasks.task import Task as Task
     from mpips.transport.message import NO_ROUND as NO_ROUND, Command as Command
-    from mpips.worker.vector import KeyList as KeyList, Vector as Vector
+    from mpips.worker.key_list import KeyList as KeyList
+    from mpips.worker.vector import Vector as Vector
     from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
 
 # What numba says of settings in the working folder that it cannot read: they do not count (`mpips.jit.kernel`).
@@ -121,7 +122,8 @@ _HOMES = {
     "mpips.storage.updates": "Column Setting Settings State VectorSpec call update",
     "mpips.tasks.task": "Task",
     "mpips.transport.message": "NO_ROUND Command",
-    "mpips.worker.vector": "KeyList Vector",
+    "mpips.worker.key_list": "KeyList",
+    "mpips.worker.vector": "Vector",
     "mpips.worker.worker": "Answer Context at_once",
 }
 _MODULES = {

@@ -23,7 +23,7 @@ from mpips.transport import van as van_module
 from mpips.transport.message import Message
 from mpips.transport.process_memory import discover
 from mpips.transport.van import MPIVan
-from mpips.worker import vector as vector_module
+from mpips.worker import request as request_module
 from mpips.worker.vector import Vector
 
 MOST = 3
@@ -301,7 +301,7 @@ def test_what_is_sent_again_under_another_view_is_applied_once(ahead: int) -> No
 
 @pytest.mark.mpi(min_size=2)
 def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_module, "MOST_SIGNATURES", 1)
+    monkeypatch.setattr(request_module, "MOST_SIGNATURES", 1)
 
     def ask(callers: Callers) -> int:
         node, vector = callers.node, callers.vectors[0]

@@ -22,7 +22,7 @@ from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.in_memory import Fate, Strike, calm, rough
 from mpips.transport.message import NO_SIGNATURE, Kind, Message
-from mpips.worker.vector import KeyList
+from mpips.worker.key_list import KeyList
 from mpips.worker.worker import Answer, Context
 
 EXTENT = 10_000

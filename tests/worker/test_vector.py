@@ -279,8 +279,7 @@ def test_errors_of_a_call_name_the_rank_and_keep_their_kind() -> None:
         with pytest.raises(RemoteError, match="no method '_private'"):
             cluster.workers.call("_private")
         with pytest.raises(RemoteError, match="no vector with namespace 9"):
-            vector = cluster.create_vector(VectorSpec("v"))
-            vector.number = 9
+            vector = Vector(cluster.node, VectorSpec("v"), 9)
             cluster.node.wait(vector.pull(np.array([1], np.uint64)))
 
     on_cluster(schedule)

@@ -18,7 +18,7 @@ from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.worker.vector import Keys
+from mpips.worker.key_list import Keys
 from mpips.worker.worker import Context
 
 CELLS = "cells.json"

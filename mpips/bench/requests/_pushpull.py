@@ -24,7 +24,8 @@ from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
-from mpips.worker.vector import Keys, Vector
+from mpips.worker.key_list import Keys
+from mpips.worker.vector import Vector
 from mpips.worker.worker import Answer, Context
 
 Mode = Literal["dense", "sparse", "cached"]

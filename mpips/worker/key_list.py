@@ -1,0 +1,196 @@
+"""Keys of requests: checked, partitioned by shard, and signed if they are used again (paper, sections 3.2 and 4.2).
+
+A caller names keys by a range, by an array, or by a `KeyList`. The planner of a vector turns them into a `Plan`. Plans
+of ranges are cached by the planner, those of a list in the list; an array is checked and partitioned each time, and it
+is signed from its second use on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.cluster.node import Node
+from mpips.errors import UsageError
+from mpips.jit.kernel import kernel
+from mpips.ranges import KeyRange
+from mpips.storage.updates import VectorSpec
+from mpips.transport.key_cache import sign
+from mpips.transport.message import NO_SIGNATURE
+from mpips.worker.plan import Plan, Slice
+
+MOST_PLANS = 1 << 10
+"""Most ranges and samples of lists that a vector caches; then it clears them."""
+
+
+@kernel("b1(u8[::1])")
+def ascending(keys: NDArray[np.uint64]) -> bool:
+    """Return whether keys are sorted and unique."""
+    total, block = len(keys), 4096
+    for start in range(1, total, block):
+        earlier, later = keys[start - 1 :], keys[start:]
+        wrong = 0
+        # Without an early exit, so that the compiler vectorizes it.
+        for i in range(min(block, total - start)):
+            wrong += later[i] <= earlier[i]
+        if wrong:
+            return False
+    return True
+
+
+class Handle(Protocol):
+    """What a list needs of its vector."""
+
+    @property
+    def spec(self) -> VectorSpec:
+        """What the vector is."""
+
+
+class KeyList:
+    """Keys for repeated use: checked, partitioned by shard and signed once. `Vector.key_list` creates it.
+
+    `keys` u64[n] is a read-only copy; `vector` created it, for requests in the range `within`. Wherever that
+    vector takes keys it takes the list.
+    """
+
+    __slots__ = ("everywhere", "keys", "plan", "vector", "within")
+
+    def __init__(
+        self, vector: Handle, keys: NDArray[np.uint64], within: KeyRange, slices: list[Slice]
+    ) -> None:
+        self.vector, self.keys, self.within = vector, keys, within
+        signatures = _signed(keys, slices)
+        keys.flags.writeable = False
+        self.everywhere = self.plan = Plan(len(keys), slices, keys, signatures)
+        # Shards of which it has no keys take part in rounds only.
+        if NO_SIGNATURE in signatures:
+            held = [pair for pair in zip(slices, signatures, strict=True) if pair[1] != NO_SIGNATURE]
+            self.plan = Plan(len(keys), [each for each, _ in held], keys, [each for _, each in held])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Keys = NDArray[np.uint64] | KeyRange | KeyList
+
+
+def _signed(keys: NDArray[np.uint64], slices: Sequence[Slice]) -> list[bytes]:
+    return [
+        sign(keys[piece.begin : piece.end]) if piece.begin < piece.end else NO_SIGNATURE for piece in slices
+    ]
+
+
+class Planner:
+    """Turns the keys of one vector's requests into plans, and caches those that may come again; see the module."""
+
+    def __init__(self, vector: Handle, node: Node) -> None:
+        self.vector, self.node = vector, node
+        self.spec = spec = vector.spec
+        self._all = KeyRange(0, spec.extent)
+        self._cuts = node.view.ring.cuts(spec.extent)
+        self._plans: dict[tuple[KeyRange, bool], Plan] = {}
+        # Of lists that were passed as arrays.
+        self._samples: set[tuple[int, ...]] = set()
+
+    def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None) -> KeyList:
+        """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
+        listed = self._listed(keys).copy()
+        _, within = self._check(listed, within)
+        return KeyList(self.vector, listed, within, self._cut(listed, within, self.spec.aggregate))
+
+    def plan_nothing(self) -> Plan:
+        """Plan a request without keys to every shard that has a part of the vector."""
+        extent, ring = self.spec.extent, self.node.view.ring
+        ranges = [(shard, ring.range(shard, extent)) for shard in range(len(self._cuts))]
+        slices = [Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
+        return Plan(0, slices, np.empty(0, np.uint64), None)
+
+    def plan(self, keys: Keys, within: KeyRange | None, together: bool) -> Plan:
+        """Check keys, and partition them by shard."""
+        if isinstance(keys, KeyRange):
+            plan = self._plans.get((keys, together))
+            if plan is None:
+                self._check(keys, within)
+                plan = Plan(keys.span, self._cut(keys, keys, together), None, None)
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
+                self._plans[keys, together] = plan
+            return plan
+        if isinstance(keys, KeyList):
+            if keys.vector is not self.vector or (within is not None and within != keys.within):
+                asked = keys.within if within is None else within
+                raise UsageError(
+                    f"vector {self.spec.name}, range [{asked.begin}, {asked.end}): the key list was made for vector "
+                    f"{keys.vector.spec.name}, range [{keys.within.begin}, {keys.within.end})"
+                )
+            return keys.everywhere if together else keys.plan
+        listed = self._listed(keys)
+        n, within = self._check(listed, within)
+        slices = self._cut(listed, within, together)
+        return Plan(n, slices, listed, self._sign_again(listed, slices))
+
+    def _sign_again(self, keys: NDArray[np.uint64], slices: Sequence[Slice]) -> list[bytes] | None:
+        """Sign a list that was probably used before: the signature of a list that is used once is wasted work."""
+        n = len(keys)
+        if not n or not self.node.signs:
+            return None
+        sample = (n, int(keys[0]), int(keys[n // 3]), int(keys[n // 2]), int(keys[-1]))
+        if sample in self._samples:
+            return _signed(keys, slices)
+        if len(self._samples) >= MOST_PLANS:
+            self._samples.clear()
+        self._samples.add(sample)
+        return None
+
+    def _check(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
+        whole = self._all
+        if isinstance(keys, KeyRange):
+            n, within = keys.span, keys
+            if keys.empty:
+                raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
+        else:
+            if not ascending(keys):
+                raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
+            n = len(keys)
+            within = within or whole
+            if n and (int(keys[0]) < within.begin or int(keys[-1]) >= within.end):
+                raise UsageError(
+                    f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
+                    f"[{within.begin}, {within.end})"
+                )
+        if within.begin < whole.begin or within.end > whole.end:
+            raise UsageError(f"vector {self.spec.name}: its keys end at {whole.end}, not {within.end}")
+        return n, within
+
+    def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
+        """Return keys as they are sent: uint64, one-dimensional, contiguous, writable."""
+        if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:
+            return keys
+        array = np.asarray(keys)
+        whole_numbers = array.dtype.kind in "ui" or not array.size
+        if array.ndim != 1 or not whole_numbers or (array.dtype.kind == "i" and (array < 0).any()):
+            raise UsageError(f"vector {self.spec.name}: keys must be one list of whole numbers from 0 on")
+        return array.astype(np.uint64)
+
+    def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:
+        """Partition a request by shard; shards of `within` without any of the keys are left out unless `everywhere`."""
+        cuts = self._cuts
+        first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
+        last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
+        if last - first == 1:
+            n = keys.span if isinstance(keys, KeyRange) else len(keys)
+            return [Slice(first, within, 0, n)] if n or everywhere else []
+        inner = cuts[first + 1 : last]
+        bounds = [within.begin, *inner.tolist(), within.end]
+        if isinstance(keys, KeyRange):
+            at = [bound - keys.begin for bound in bounds]
+        else:
+            at = [0, *keys.searchsorted(inner).tolist(), len(keys)]
+        return [
+            Slice(first + i, KeyRange(bounds[i], bounds[i + 1]), at[i], at[i + 1])
+            for i in range(last - first)
+            if at[i] < at[i + 1] or (everywhere and bounds[i] < bounds[i + 1])
+        ]

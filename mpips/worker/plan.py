@@ -1,0 +1,55 @@
+"""Plans: which shards a request goes to, and which of its keys are theirs.
+
+A plan depends on the keys only, not on the rows: a range or a `KeyList` has one for all its requests, and it keeps the
+headers of those that take the fast path.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.ranges import KeyRange
+from mpips.transport.message import Command
+
+
+class Slice(NamedTuple):
+    """The part of a request for one shard: its part of the range, and positions [begin, end) among the keys."""
+
+    shard: int
+    range: KeyRange
+    begin: int
+    end: int
+
+
+Head = tuple[NDArray[np.uint8], int]
+"""A request's header, and its memory address."""
+
+
+class Plan:
+    """Partition of some keys by shard; `keys` if they are a list, and `signatures` of the slices if signed."""
+
+    __slots__ = ("_unsent", "addresses", "heads", "keys", "n", "signatures", "slices")
+
+    def __init__(
+        self,
+        n: int,
+        slices: list[Slice],
+        keys: NDArray[np.uint64] | None,
+        signatures: list[bytes] | None,
+    ) -> None:
+        self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
+        self.addresses = tuple(~piece.shard for piece in slices)
+        self.heads: dict[Command, list[Head]] = {}
+        self._unsent = set(range(len(slices))) if keys is not None else set[int]()
+
+    @property
+    def cached(self) -> bool:
+        """Whether requests need no keys: it is a range, or all slices were sent before with keys and signature."""
+        return not self._unsent
+
+    def sent(self, number: int) -> None:
+        """Record that a slice was sent with its signature."""
+        self._unsent.discard(number)

@@ -1,0 +1,257 @@
+"""Requests for the keys of a vector: a push, a pull or both, of one part for each shard (paper, sections 3.2 and 4.2).
+
+A request creates the message of each part, or sends it on the client fast path if that can carry it. It copies the rows
+of the replies to the places of their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.cluster.node import Node
+from mpips.errors import UsageError
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
+from mpips.worker.plan import Head, Plan
+
+Rows = NDArray[Any]
+MOST_SIGNATURES = 1 << 16
+"""Most signatures that a vector assumes to be cached at the servers; then it clears them."""
+
+
+class RequestMaker:
+    """What the requests of one vector have in common, and which of its key lists the servers have cached."""
+
+    def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
+        self.node, self.spec, self.number = node, spec, number
+        self.dtype = np.dtype(spec.dtype)
+        self.kind = CODES[self.dtype]
+        """The type code of the values in messages."""
+        self.row_bytes = spec.width * self.dtype.itemsize
+        # Other updates may answer with rows of their own.
+        self.reads_plainly = spec.update in ("add", "assign")
+        # Shard and signature of lists that were sent there.
+        self._sent: set[tuple[int, bytes]] = set()
+
+    def name(self, message: Message, plan: Plan, number: int) -> None:
+        """Set the keys of a slice, or only their signature if the server has it."""
+        keys, piece = plan.keys, plan.slices[number]
+        assert keys is not None
+        mine = keys if len(keys) == piece.end - piece.begin else keys[piece.begin : piece.end]
+        signatures = plan.signatures if self.node.signs else None
+        signature = signatures[number] if signatures is not None else NO_SIGNATURE
+        message.signature = signature
+        if signature == NO_SIGNATURE:
+            message.keys = mine
+            self.node.savings.sent_keys += mine.nbytes
+        elif (piece.shard, signature) in self._sent:
+            message.withheld = mine
+            plan.sent(number)
+        else:
+            message.keys = mine
+            self.node.savings.sent_keys += mine.nbytes
+            if len(self._sent) >= MOST_SIGNATURES:
+                self._sent.clear()
+            self._sent.add((piece.shard, signature))
+            plan.sent(number)
+
+
+class Request:
+    """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
+
+    __slots__ = (
+        "command",
+        "fresh",
+        "heads",
+        "late",
+        "maker",
+        "out",
+        "places",
+        "plan",
+        "raw",
+        "round",
+        "rows",
+        "task",
+    )
+
+    def __init__(
+        self,
+        maker: RequestMaker,
+        command: Command,
+        plan: Plan,
+        rows: Rows | None,
+        round: int,
+        out: Rows | None,
+    ) -> None:
+        self.maker, self.command, self.plan = maker, command, plan
+        self.rows, self.round, self.out = rows, round, out
+        self.heads: list[Head] | None = None
+        self.raw: NDArray[np.uint8] | None = None
+        # Rows of answers after a part was sent again to another server.
+        self.late: dict[int, Rows] | None = None
+        # Whether `out` was allocated here.
+        self.fresh = False
+        self.task: Task | None = None
+        self.places: list[Rows] | None = None
+
+    def is_direct(self) -> bool:
+        """Return whether the request may take the client fast path, and prepare it for that."""
+        maker, command, plan, rows = self.maker, self.command, self.plan, self.rows
+        if command is Command.PUSH_PULL or self.round != NO_ROUND or not plan.addresses:
+            return False
+        if command is Command.PULL:
+            if self.out is None:
+                if not maker.reads_plainly:
+                    return False
+                shape = (plan.n,) if maker.spec.width == 1 else (plan.n, maker.spec.width)
+                room = maker.node.van.buffers(plan.n * maker.row_bytes)
+                rows = self.out = room.view(maker.dtype).reshape(shape)
+                self.fresh = True
+            else:
+                rows = self.out
+        assert rows is not None
+        if rows.dtype != maker.dtype or rows.size != plan.n * maker.spec.width or not rows.flags.carray:
+            return False
+        self.heads = plan.heads.get(command)
+        if self.heads is None:
+            if not plan.cached:
+                return False
+            self.heads = plan.heads[command] = self._write_heads()
+        self.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
+        return True
+
+    def _write_heads(self) -> list[Head]:
+        """Write the headers of a plan's requests, which are the same each time."""
+        maker, heads = self.maker, list[Head]()
+        for number, piece in enumerate(self.plan.slices):
+            message = self.make(number)
+            message.sender, message.shard = maker.node.rank, piece.shard
+            # The server has cached them, or asks for them.
+            message.keys = None
+            if self.command is Command.PUSH:
+                size, width = piece.end - piece.begin, maker.spec.width
+                head = heading(message, size, maker.dtype, width)
+            else:
+                head = heading(message)
+            heads.append((head, head.ctypes.data))
+        return heads
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Return the receivers of the parts."""
+        return self.plan.addresses
+
+    def send(self, number: int, time: int, acked: int) -> int:
+        """Send a part on the client fast path."""
+        assert self.heads is not None and self.raw is not None
+        maker, piece = self.maker, self.plan.slices[number]
+        node, size = maker.node, maker.row_bytes
+        return node.van.ask(
+            node.view.rank_of(~piece.shard),
+            self.heads[number][1],
+            time,
+            acked,
+            self.raw,
+            piece.begin * size,
+            (piece.end - piece.begin) * size,
+            maker.kind,
+            self.command is Command.PUSH,
+            self.fresh,
+        )
+
+    def make(self, number: int) -> Message:
+        """Create the message of a part."""
+        plan = self.plan
+        piece = plan.slices[number]
+        message = Message(
+            Kind.REQUEST,
+            self.command,
+            origin=self.maker.node.tasks.origin,
+            namespace=self.maker.number,
+            round=self.round,
+            range=piece.range,
+        )
+        if plan.keys is not None:
+            self.maker.name(message, plan, number)
+        if self.rows is not None:
+            message.values = self.rows if len(plan.slices) == 1 else self.rows[piece.begin : piece.end]
+        elif self.fresh and self.task is not None:
+            self._leave_room()
+        elif self.out is not None:
+            self._set_places(self.out)
+            if self.places is not None:
+                message.place = self.places[number]
+        return message
+
+    def _leave_room(self) -> None:
+        """Use another array as the result: the server of the first attempt may still write into this one."""
+        if self.late is None:
+            self.late = {}
+            assert self.task is not None
+            self.task.then(self._put_together)
+
+    def _put_together(self, task: Task) -> None:
+        assert self.out is not None and self.late is not None
+        result = task.result = self.out.copy()
+        rows = result.reshape(self.plan.n, self.maker.spec.width)
+        for part, values in self.late.items():
+            piece = self.plan.slices[part]
+            rows[piece.begin : piece.end] = values
+
+    def _set_places(self, out: Rows) -> None:
+        """Cut `out` into the rows of each slice."""
+        if self.places is None and out.flags.c_contiguous:
+            rows = out.reshape(self.plan.n, self.maker.spec.width)
+            self.places = [rows[piece.begin : piece.end] for piece in self.plan.slices]
+
+    def __call__(self, part: int, reply: Message) -> None:
+        """Receive the rows of a part's reply."""
+        rows, slices, n = reply.values, self.plan.slices, self.plan.n
+        if self.command is Command.PUSH:
+            return
+        if self.late is not None and rows is not None:
+            self.late[part] = rows
+            return
+        if self.command is Command.PULL and self.out is not None:
+            self._set_places(self.out)
+        if self.places is not None and rows is not None:
+            place = self.places[part]
+            if rows is not place:
+                if rows.shape != place.shape:
+                    raise UsageError(
+                        f"rows of width {rows.shape[1]} do not fit into out of width {place.shape[1]}"
+                    )
+                place[...] = rows
+            return
+        assert self.task is not None
+        if rows is None or (n and slices[part].begin == slices[part].end):
+            # Without keys the update did not run, so the width of the rows is not its answer's.
+            return
+        if self.out is None and len(slices) == 1 and len(rows) == n:
+            self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
+            return
+        # Of empty answers the widest counts, in any order of arrival.
+        if not n and self.out is None:
+            if self.task.result is None or rows.shape[1] > self.task.result.shape[-1]:
+                self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
+            return
+        out = self.allocate(rows.shape[1], rows.dtype)
+        if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
+            raise UsageError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
+        out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
+
+    def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
+        """Return the array of results, zero where no server answers."""
+        assert self.task is not None
+        if self.task.result is None:
+            shape = (self.plan.n,) if width == 1 else (self.plan.n, width)
+            self.task.result = np.zeros(shape, dtype) if self.out is None else self.out
+            if self.out is not None:
+                self.out[...] = 0
+        result: Rows = self.task.result
+        return result
