@@ -10,8 +10,8 @@ All operations use slots: `resolve` maps keys to slots once, and a server that c
 slots, which are valid as long as the segment exists.
 
 When an update raises, the error is sent to the caller and the segment continues to serve: new keys keep their slots
-with initial rows, rows that the function has already changed stay changed (there is no roll-back), the round is
-dropped, and clocks are not advanced.
+with initial rows, rows that the function has already changed stay changed (there is no roll-back), and the round is
+dropped, though its number stays in the clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,21 @@
-"""The ranged vector clock: the latest time received from each node, by key range (paper, section 4.1).
+"""The ranged vector clock: which round was applied last, by key range (paper, section 4.1 and Algorithm 2).
+
+Here the clock is a record: no decision reads it. A shard's clock of a vector has the number of the last aggregated
+round for each range, under one node that stands for all workers (`AGGREGATE` in mpips/server/shard.py). Other pushes
+are not in it. It is copied with the shard, saved in checkpoints, and continued after a restore by any number of
+servers, so that it can be inspected and tested what the rows of a checkpoint include.
+
+In the paper each message carries the time of its range, and the servers' clocks tell which pushes a key has, refuse
+those that were applied, and tell from where to go on after a failure. A time by range can do that where a node's tasks
+are applied in order. Here tasks run in parallel, a late one may be applied before an early one (section 3.4), and a
+repeated `push_pull` needs the rows of its first answer. So each request has a name, (origin, time), and these decide:
+
+- what was applied: the shard's table of requests, which answers a repeated one again (`mpips.tasks.request_dedup`);
+- which pushes a round has: the aggregator (`mpips.storage.aggregate`);
+- from where to go on in a chain that has lost a server: numbers of changes (`mpips.server.replication`), and callers
+  send what is unanswered again (`mpips.tasks.task`);
+- from where the scheduler's program goes on: the journal (`mpips.scheduler.journal`), or in another run the state that
+  the program has saved with a checkpoint.
 
 A vector clock per key would need nodes times keys entries. But nodes push ranges, so most keys share their times: the
 clock keeps, for each node, a map from keys to times that is constant on ranges. At first, one range of all keys has
@@ -7,14 +24,14 @@ leaves merging to future work; this clock merges neighbours of equal time at onc
 ranges: at most 2 m + 1, and one again when the pushes of a round have covered all keys.
 
 A node's map is two lists in key order, `begins` and `times`: entry i holds on [begins[i], begins[i + 1]),
-the last one up to 2**64. To set exactly one entry, as nearly every push does, is one bisection and one
+the last one up to 2**64. To set exactly one entry, as nearly every round does, is one bisection and one
 assignment.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +40,7 @@ from numpy.typing import NDArray
 from mpips.ranges import ALL, END, KeyRange
 
 NOTHING = -1
-"""The time of a node from which nothing was received; times are int64, those of tasks are >= 0."""
+"""The time of a node from which nothing was received; times are int64, those of rounds are >= 0."""
 
 
 class ClockArrays(NamedTuple):
@@ -84,13 +101,6 @@ class RangedClock:
             return times[0]
         first = bisect_right(begins, begin) - 1
         return min(times[first : bisect_left(begins, end, first + 1)])
-
-    def least(self, keys: KeyRange | int, nodes: Iterable[int]) -> int:
-        """Return the least time of several nodes at a key or in a range: what was received from all of them.
-
-        NOTHING when a node was never set; ValueError without nodes, or for an empty range.
-        """
-        return min(self.get(keys, node) for node in nodes)
 
     def nodes(self) -> tuple[int, ...]:
         """Return the nodes that have a time somewhere, in ascending order."""
