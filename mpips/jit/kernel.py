@@ -13,9 +13,9 @@ to build it into another kernel, which takes several times the memory and the ti
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -35,8 +35,6 @@ config._config_fname = os.devnull
 config.reload_config()
 F = TypeVar("F", bound=Callable[..., Any])
 _files: dict[str, set[str]] = {}  # by module: the files that its kernels are made of
-_DAMAGED = (EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError, ImportError)
-"""What reading a cached kernel ends with that is not whole."""
 
 
 def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
@@ -79,6 +77,8 @@ def _made(function: Callable[..., Any], options: dict[str, Any], folder: Path | 
         finally:
             config.CACHE_DIR = before
     cache: Any = getattr(jit, "_cache", None)
+    if hasattr(cache, "_cache_file"):
+        _read_own_files(cache._cache_file)
     if hasattr(cache, "_load_overload"):
         cache.load_overload, cache.save_overload = _loader(cache), _saver(cache)
     return jit
@@ -97,10 +97,7 @@ def _is_cached(jit: Any, signatures: Sequence[str]) -> bool:
         cache, codegen = jit._cache, jit.targetctx.codegen()
         names = cache._cache_file._load_index()
         found = [names.get(cache._index_key(signature, codegen)) for signature in signatures]
-        return all(name and os.path.isfile(cache._cache_file._data_path(name)) for name in found)
-    except _DAMAGED:
-        jit._cache.flush()
-        return False
+        return all(name and kernel_cache.is_own_file(cache._cache_file._data_path(name)) for name in found)
     except (AttributeError, TypeError):
         return False
 
@@ -128,19 +125,39 @@ def _load_when_used(jit: Any, signatures: Sequence[str]) -> None:
     jit._compile_for_args, jit.get_call_template = first_call, first_caller
 
 
-def _loader(cache: Any) -> Callable[[Any, Any], Any]:
-    """Load from a cache as numba does, but without the compiler: what is compiled needs numba's memory only.
+def _read_own_files(files: Any) -> None:
+    """Take what is damaged, or no regular file of this user, as absent: numba then compiles, and replaces it.
 
-    What was cut off, by a full disk or a crash, is compiled again.
+    Numba opens whatever has the name, and waits for a named pipe. Unpickling damaged bytes raises any error.
     """
+    read_index, read_data = files._load_index, files._load_data
+
+    def index() -> dict[Any, str]:
+        try:
+            return dict(read_index()) if kernel_cache.is_own_file(files._index_path) else {}
+        except Exception:
+            return {}
+
+    def data(name: str) -> tuple[Any, ...]:
+        path = files._data_path(name)
+        found = None
+        if kernel_cache.is_own_file(path):
+            with suppress(Exception):
+                found = read_data(name)
+        if not isinstance(found, tuple) or not found:
+            # which numba takes as absent
+            raise FileNotFoundError(path)
+        return found
+
+    files._load_index, files._load_data = index, data
+
+
+def _loader(cache: Any) -> Callable[[Any, Any], Any]:
+    """Load from a cache as numba does, but without the compiler: what is compiled needs numba's memory only."""
 
     def load(signature: Any, target: Any) -> Any:
         rtsys.initialize(target)
-        try:
-            return _load_overload(cache, signature, target)
-        except _DAMAGED:
-            cache.flush()
-            return None
+        return _load_overload(cache, signature, target)
 
     return load
 

@@ -163,6 +163,15 @@ def _roots() -> tuple[int, ...]:
     return (0,)
 
 
+def is_own_file(path: str | Path) -> bool:
+    """Tell whether a path is a regular file of this user or of root, and no link; a named pipe would be waited for."""
+    try:
+        about = os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(about.st_mode) and about.st_uid in (os.geteuid(), *_roots())
+
+
 def shared_with(folder: Path) -> str:
     """Return which group can change the contents of a folder of this user; "" if only the user's own group can."""
     with suppress(OSError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+import random
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +140,34 @@ def test_what_has_changed_or_is_gone_is_compiled_again(folder: Path) -> None:
     assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "0"]
     (folder / "made_kernels.py").write_text(KERNELS.replace("x + x", "x + x + x"))
     assert python(folder, "import made_kernels\nprint(made_kernels.double(2))") == ["6"]
+
+
+SPOILT = {
+    "a named pipe": os.mkfifo,
+    "a link to a named pipe": lambda path: (os.mkfifo(path.parent / "pipe"), path.symlink_to("pipe")),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "a folder": Path.mkdir,
+    "random bytes": lambda path: path.write_bytes(random.Random(1).randbytes(5000)),
+    "a pickled number": lambda path: path.write_bytes(pickle.dumps(5)),
+    "nothing": Path.touch,
+}
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_what_is_no_whole_file_in_the_cache_is_compiled_again(folder: Path, spoilt: str, suffix: str) -> None:
+    files = sorted(folder.rglob(f"*double*{suffix}"))
+    assert files
+    for path in files:
+        path.unlink()
+        (path.parent / "pipe").unlink(missing_ok=True)
+        SPOILT[spoilt](path)
+    assert python(folder, f"import made_kernels\nprint(made_kernels.double(2)){LOADED}") == [
+        "4", "True", "2", "0",
+    ]  # fmt: skip
+    again = python(folder, f"import made_kernels\nprint(made_kernels.double(2)){LOADED}")
+    assert again == ["4", *(["True"] if spoilt == "a folder" else ["False"]), "2", "0"]
 
 
 def test_a_warm_up_compiles_what_ranks_load_later_too(tmp_path: Path) -> None:
