@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from mpips.checkpoint.manifest import explained
 from mpips.errors import RecordError
 from mpips.files import npz
-from mpips.files.json_shape import ANY, Each, Table, misfit
-from mpips.files.safe_open import open_regular, read_text, replacing
+from mpips.files.json_shape import ANY, Each, Table, misfit, read_json
+from mpips.files.safe_open import LARGEST_TEXT, open_regular, read_text, replacing
 from mpips.replay.recorder import (
     ANSWER,
     ASIDE,
@@ -102,8 +102,8 @@ class LeaderCourse:
 
     @classmethod
     def load(cls, path: Path) -> LeaderCourse:
-        """Read it from a file."""
-        kept = json.loads(path.read_text("utf-8"))
+        """Read it from a file. InputError if it is damaged, OSError if it is missing."""
+        kept = read_json(path, {"decisions": list, "lost": Each([int, int])}, most=LARGEST_TEXT)
         return cls(kept["decisions"], {(address, time) for address, time in kept["lost"]})
 
 
@@ -148,11 +148,7 @@ def read_cells(path: Path) -> Cells:
     Raises:
         RecordError: it is none, or it is cut short.
     """
-    try:
-        with open_regular(path, follow=False) as file:
-            raw = file.read()
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror}") from None
+    raw = _content(path)
     if len(raw) < CELL_BYTES:
         raise RecordError(f"{path}: {len(raw)} bytes are no record of a run")
     kind, _, _, _, magic, version, count = CELL.unpack_from(raw)
@@ -167,7 +163,27 @@ def read_cells(path: Path) -> Cells:
 
 def read_told(path: Path) -> Cells:
     """Read what a rank was told; as `read_cells`, and the texts in it must be what is meant."""
-    cells = read_cells(path)
+    return _checked(path, read_cells(path))
+
+
+def load_told(path: Path) -> list[Told]:
+    """Read what a worker is to be told, as `Course.save` writes it. RecordError if it is missing or damaged."""
+    raw = _content(path)
+    if len(raw) % CELL_BYTES:
+        raise RecordError(f"{path}: cut short: {len(raw)} bytes are no whole cells")
+    return told(_checked(path, np.frombuffer(raw, CELLS)))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path, follow=False) as file:
+            return file.read()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
+
+
+def _checked(path: Path, cells: Cells) -> Cells:
+    """Return cells whose texts are what is meant; RecordError if they are not."""
     texts = np.isin(cells["kind"], (ASIDE, CREW))
     try:
         if (cells["value"][texts] < 0).any():

@@ -20,6 +20,7 @@ shards beside. What it is called to do as a server, before and after, it does wh
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.policy import Policy
 from mpips.cluster.view import View
 from mpips.errors import Diverged
-from mpips.replay.history import CELLS, LeaderCourse, ShardCourse, Told, told
+from mpips.replay.history import LeaderCourse, ShardCourse, Told, load_told
 from mpips.replay.recorder import ANSWER, ASIDE, CALL, CREW, JOINED
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
@@ -61,7 +62,7 @@ class Player(Policy):
     def __init__(self, node: Node, folder: Path) -> None:
         self.node, self._folder = node, folder
         path = folder / f"worker-{node.rank:04d}.bin"
-        self._events = deque(told(np.fromfile(path, CELLS))) if path.exists() else None
+        self._events = deque(load_told(path)) if os.path.lexists(path) else None
         """What this rank was told as a worker; None if it never was one."""
         self._crews = [(node.view.crew, node.place.role is Role.WORKER)]
         """Since which epochs of the workers it was one of them, and was not."""
@@ -332,7 +333,7 @@ class Gates:
         gate = self._gates.get(link.number)
         if gate is None:
             path = self._folder / f"shard-{link.number:04d}.npz"
-            course = ShardCourse.load(path) if path.exists() else NOTHING
+            course = ShardCourse.load(path) if os.path.lexists(path) else NOTHING
             gate = self._gates[link.number] = Gate(self._server, link, course)
         gate.admit(request)
 

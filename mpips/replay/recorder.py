@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 from mpips.data.spec import resolve
 from mpips.errors import InputError
 from mpips.files.json_values import keep, plain
-from mpips.files.safe_open import open_own
+from mpips.files.safe_open import open_own, open_regular
 from mpips.rundir.folder import write_json
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
@@ -303,7 +303,7 @@ def size(folder: Path) -> dict[str, int]:
         if path.suffix == ".jsonl":
             total += path.stat().st_size
         elif path.suffix == ".bin":
-            with path.open("rb") as file:
+            with open_regular(path, follow=False) as file:
                 head = file.read(CELL_BYTES)
             count = CELL.unpack(head)[-1] if len(head) == CELL_BYTES else 0
             total, entries = total + count * CELL_BYTES, entries + count

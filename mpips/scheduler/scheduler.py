@@ -39,6 +39,7 @@ from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.files.json_shape import ANY, NUMBER, Each, misfit
 from mpips.files.json_shape import Table as Form
 from mpips.files.json_values import keep, plain
+from mpips.files.safe_open import open_regular
 from mpips.filters.chain import left_out, per_filter
 from mpips.process.printable import printable
 from mpips.rundir.folder import Lines, RunFolder
@@ -145,7 +146,8 @@ class Cluster:
 
     def _count_lines(self) -> int:
         """Count the lines of the program in `metrics.jsonl`, from any rank."""
-        return sum(b'"noted": true' not in line for line in self.folder.metrics.read_bytes().splitlines())
+        with open_regular(self.folder.metrics, follow=False) as lines:
+            return sum(b'"noted": true' not in line for line in lines)
 
     @property
     def hosts(self) -> Group:

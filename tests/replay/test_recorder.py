@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
@@ -31,8 +32,19 @@ from mpips.errors import (
 from mpips.filters.chain import Chain
 from mpips.filters.named import chain_of
 from mpips.ranges import KeyRange
-from mpips.replay.history import CELLS, Cells, Course, last_decisions, merged, read_cells, read_course
-from mpips.replay.recorder import ANSWER, ASIDE, CHANGE, CREW, MARK, Log, size
+from mpips.replay.history import (
+    CELLS,
+    Cells,
+    Course,
+    LeaderCourse,
+    ShardCourse,
+    last_decisions,
+    load_told,
+    merged,
+    read_cells,
+    read_course,
+)
+from mpips.replay.recorder import ANSWER, ASIDE, CELL, CHANGE, CREW, MARK, Log, size
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -536,3 +548,22 @@ def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> No
     assert (read_cells(path) == before).all()
     assert before[before["kind"] == CHANGE]["value"][-1] == 4999
     assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}
+
+
+@pytest.mark.parametrize("load", [load_told, LeaderCourse.load, ShardCourse.load])
+@pytest.mark.parametrize(
+    "spoilt", [b"", b"{}", CELL.pack(ASIDE, 0, 0, 0, 0, 0, -1), CELL.pack(CREW, 0, 0, 0, 0, 0, 9), None]
+)
+def test_a_course_that_is_damaged_or_no_file_is_refused(
+    tmp_path: Path, load: Callable[[Path], object], spoilt: bytes | None
+) -> None:
+    path = tmp_path / "course"
+    if spoilt is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(spoilt)
+    if load is load_told and spoilt == b"":
+        assert load(path) == []
+        return
+    with pytest.raises(InputError, match="course"):
+        load(path)

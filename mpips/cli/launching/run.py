@@ -98,6 +98,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
     from mpips.exit_codes import ExitCode
+    from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
     from mpips.launch import mpi_launcher
     from mpips.launch.processes import Children
@@ -138,13 +139,17 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     # The final message is printed by this process, not by the ranks.
     judged = {"MPIPS_JUDGED": "1"}
     ready = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
-    stale = folder.run.read_bytes() if folder.run.exists() else None
+
+    def provenance() -> bytes | None:
+        with suppress(OSError):
+            return read_bytes(folder.run, follow=False)
+        return None
+
+    stale = provenance()
 
     def has_begun() -> bool:
         """Tell whether the ranks have started: a run.json may be that of the previous run."""
-        with suppress(OSError):
-            return folder.run.read_bytes() != stale
-        return False
+        return provenance() not in (None, stale)
 
     children = Children(ready, folder.read_result, wishes, has_begun)
     with first_failure.Watch(folder) as watch:
