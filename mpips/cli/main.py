@@ -16,7 +16,7 @@ from mpips.exit_codes import ExitCode, by_signal
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
 from mpips.process.interpreter import forget_working_folder
-from mpips.process.printable import printable
+from mpips.process.printable import one_line
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
@@ -112,5 +112,5 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _wrong(what: str) -> int:
-    print(f"mpips: error: {printable(what, keep='')}", file=sys.stderr)
+    print(f"mpips: error: {one_line(what)}", file=sys.stderr)
     return ExitCode.BAD_INPUT

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from mpips.process import user_folders
 from mpips.process.first_rank import seems_first
-from mpips.process.printable import printable
+from mpips.process.printable import one_line
 
 SETTLED = "MPIPS_KERNEL_CACHE"
 """The variable with the text that a parent process has printed."""
@@ -90,7 +90,7 @@ def remark(text: str) -> None:
         os.environ[SETTLED] = text
         if seems_first():
             with suppress(OSError):
-                print(f"mpips: {printable(text)}", file=sys.stderr, flush=True)
+                print(f"mpips: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _remark(flaws: list[str], folder: Path) -> str:

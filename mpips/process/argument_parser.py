@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mpips.exit_codes import ExitCode
-from mpips.process.printable import printable
+from mpips.process.printable import one_line
 
 MPI_LAUNCHERS = ("auto", "openmpi", "mpich")
 LAUNCHERS = (*MPI_LAUNCHERS, "srun")
@@ -19,9 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
-        self.exit(
-            ExitCode.BAD_INPUT, f"{self.prog}: error: {printable(message, keep='')}; see {self.prog} --help\n"
-        )
+        self.exit(ExitCode.BAD_INPUT, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def add_command(

@@ -7,10 +7,13 @@ screen, set the window's title, or paste into a shell; a right-to-left override 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from typing import Any
 
 _KEPT = "\n\t"
+_ENDS = 150
+_LONG_WORD, _LONG_LINE = re.compile(r"\S{401,}"), re.compile(r"[^\n]{4001,}")
 _BAD = ("Cc", "Cs", "Co", "Zl", "Zp")
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -38,6 +41,29 @@ def printable(text: object, keep: str = _KEPT) -> str:
         each if each in keep or not _is_bad(each) else each.encode("unicode_escape").decode("ascii")
         for each in text
     )
+
+
+def brief(text: str) -> str:
+    """Return a text in which words of over 400 characters, then lines of over 4000, are their beginning and end.
+
+    For what is said of names, keys and values of any length; logs and results keep all of it.
+
+    >>> len(brief(f"{'x' * 100_000}: no such file"))
+    339
+    """
+    for pattern, ends in ((_LONG_WORD, _ENDS), (_LONG_LINE, 10 * _ENDS)):
+        text = pattern.sub(
+            lambda found, ends=ends: (  # type: ignore[misc]
+                f"{found[0][:ends]}...[{len(found[0]):,} characters]...{found[0][-ends:]}"
+            ),
+            text,
+        )
+    return text
+
+
+def one_line(text: object) -> str:
+    """Return a text as one line for people: `printable`, and `brief`."""
+    return brief(printable(text, keep=""))
 
 
 def printable_in(value: Any) -> Any:

@@ -52,7 +52,7 @@ from mpips.exit_codes import ExitCode
 from mpips.filters.named import Entry, chain_of, fingerprint, parsed
 from mpips.process.first_rank import seems_first
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
-from mpips.process.printable import printable
+from mpips.process.printable import brief, printable
 from mpips.process.stop_signals import ASKS
 from mpips.process.ucx import away
 from mpips.provenance import first_failure, provenance
@@ -157,10 +157,10 @@ def _load_van() -> None:
 
 def _say(text: str) -> None:
     try:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(brief(printable(text)), file=sys.stderr, flush=True)
     except RuntimeError:
         # Called from a signal handler during another print.
-        os.write(sys.stderr.fileno(), f"\n{printable(text)}\n".encode())
+        os.write(sys.stderr.fileno(), f"\n{brief(printable(text))}\n".encode())
 
 
 def _thread_failed(problem: threading.ExceptHookArgs) -> None:

@@ -41,7 +41,7 @@ from mpips.files.json_shape import Table as Form
 from mpips.files.json_values import keep, plain
 from mpips.files.safe_open import open_regular
 from mpips.filters.chain import left_out, per_filter
-from mpips.process.printable import printable
+from mpips.process.printable import brief, printable
 from mpips.rundir.folder import Lines, RunFolder
 from mpips.rundir.progress import Column, Table
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
@@ -501,7 +501,7 @@ class Cluster:
 
     def say(self, text: str) -> None:
         """Print a line to the user."""
-        print(printable(text), file=self._out, flush=True)
+        print(brief(printable(text)), file=self._out, flush=True)
 
     def traffic(self) -> dict[str, Any]:
         """Return bytes sent by role, with filters and as if without, and the effect of each filter."""

@@ -25,8 +25,8 @@ class Worker:
         pass
 """
 NAMES = (
-    "", "missing", "a.svm/x", "x" * 300, "x/" * 3000, "-dash", "a\n\x1b[2Jb", "\udcff", "folder", "folder/", "binary",
-    "empty", "loop", "fifo", "/dev/zero",
+    "", "missing", "a.svm/x", "x" * 300, "x/" * 3000, "x" * 100_000, "x y " * 25_000, "-dash", "a\n\x1b[2Jb", "\udcff",
+    "folder", "folder/", "binary", "empty", "loop", "fifo", "/dev/zero",
 )  # fmt: skip
 LINES = (
     "run @ --dry-run", "run job.toml --dry-run --servers @", "run job.toml --dry-run --set @", "run @",
@@ -77,6 +77,7 @@ def test_no_argument_is_answered_by_a_traceback(
             continue
         assert code == 2, told
         assert said.err.count("\n") == 1 and said.err.startswith("mpips"), told
+        assert len(said.err) < 5000, told
         assert "\x1b" not in said.err, told
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpips.process.printable import printable
+from mpips.process.printable import brief, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,13 @@ def test_control_characters_are_escapes(text: object, shown: str) -> None:
 
 def test_one_line_keeps_no_line_end() -> None:
     assert printable("a\nb\tc", keep="") == r"a\nb\tc"
+
+
+def test_what_is_very_long_keeps_its_ends_and_says_its_length() -> None:
+    name = "a" + 99_998 * "x" + "b"
+    said = one_line(f"{name} is not in\n{name}")
+    assert "\n" not in said and len(said) < 1000
+    assert said.startswith("axxx") and "x...[100,000 characters]...x" in said and said.endswith("xxb")
+    assert brief(" ".join(20_000 * ["ab"])) == f"{500 * 'ab '}...[59,999 characters]...{500 * ' ab'}"
+    path = 20 * "/0123456789"
+    assert brief(f"{path}: \n {path}") == f"{path}: \n {path}"

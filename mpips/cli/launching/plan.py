@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpips.process.argument_parser import add_command
+from mpips.process.printable import one_line
 
 if TYPE_CHECKING:
     from mpips.planning.failures import Lifetime
@@ -150,7 +151,7 @@ def command(arguments: argparse.Namespace) -> int:
         else:
             runs = [_short(arguments, folder, layout) for layout in CALIBRATE]
         for each in filter(None, (run.warning for run in runs)):
-            print(f"mpips: {each}", file=sys.stderr)
+            print(f"mpips: {one_line(each)}", file=sys.stderr)
         costs = fitted([measured(run) for run in runs])
         print(described(costs))
         if arguments.validate:

@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     from mpips.launch import mpi_launcher
     from mpips.launch.processes import Children
     from mpips.launch.slurm_env import node_count
-    from mpips.process.printable import printable
+    from mpips.process.printable import one_line
     from mpips.provenance import first_failure
     from mpips.provenance.provenance import conclude
     from mpips.rundir import claim
@@ -183,7 +183,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         # No effect if the run has done so itself.
         conclude(folder, result)
     claim.release(folder.path)
-    print(printable(line, keep=""), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
     return code
 
 

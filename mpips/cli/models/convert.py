@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpips.process.argument_parser import add_command
+from mpips.process.printable import one_line
 
 DESCRIPTION = """\
 Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5. The name of OUT
@@ -50,5 +51,5 @@ def command(arguments: argparse.Namespace) -> int:
     tally = convert(arguments.source, arguments.target, spec, arguments.force)
     print(f"{arguments.target}: {tally.examples} examples")
     for line, _, _ in tally.remarks():
-        print(f"mpips: {line}", file=sys.stderr)
+        print(f"mpips: {one_line(line)}", file=sys.stderr)
     return 0

@@ -27,15 +27,15 @@ def command(arguments: argparse.Namespace) -> int:
 
     from mpips.checkpoint.checkpoint import verify
     from mpips.checkpoint.manifest import folders, read_manifest
-    from mpips.process.printable import printable
+    from mpips.process.printable import one_line
 
     damaged = 0
     for given in map(Path, arguments.checkpoint):
         for path in folders(given) or [given]:
-            problems, shown = verify(path), printable(path, keep="")
+            problems, shown = verify(path), one_line(path)
             damaged += bool(problems)
             if problems:
-                lines = [printable(each, keep="") for each in problems]
+                lines = map(one_line, problems)
                 print(f"{shown}: NOT sound, problems {len(problems)}", *lines, sep="\n  ")
             else:
                 entries = read_manifest(path)["files"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpips.process.argument_parser import add_command
-from mpips.process.printable import Control, json_text, printable
+from mpips.process.printable import Control, json_text, one_line, printable
 
 if TYPE_CHECKING:
     from mpips.report.diff import CurveDifference, Figure, Pair, Parameters, Side
@@ -61,7 +61,7 @@ def command(arguments: argparse.Namespace) -> int:
         for name in (arguments.a, arguments.b)
     )
     for each in filter(None, (a.warning, b.warning)):
-        print(f"mpips: {each}", file=sys.stderr)
+        print(f"mpips: {one_line(each)}", file=sys.stderr)
     found = (
         diff.provenance(a, b),
         diff.metrics(a, b),

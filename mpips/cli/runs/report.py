@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mpips.process.argument_parser import add_command
+from mpips.process.printable import one_line
 
 DESCRIPTION = """\
 Write an HTML page about one run, or a comparison of several: convergence, time breakdown, traffic, failures,
@@ -39,7 +40,7 @@ def command(arguments: argparse.Namespace) -> int:
     named = [named_run(each) for each in arguments.runs]
     runs = [with_trace(check(read(path))) for path in named]
     for each in filter(None, (run.warning for run in runs)):
-        print(f"mpips: {each}", file=sys.stderr)
+        print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     try:
         write_text(out, page(runs))
