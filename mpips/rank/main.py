@@ -41,7 +41,7 @@ from mpips.checkpoint.background_writer import Writer
 from mpips.cluster.crowding import crowding
 from mpips.cluster.faults import Faults
 from mpips.cluster.heartbeat import Address, Heartbeat
-from mpips.cluster.layout import Cause, Layout, Place, Role, check_singleton, split
+from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
 from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
@@ -59,6 +59,7 @@ from mpips.provenance import first_failure, provenance
 from mpips.rank import parent_daemon
 from mpips.rank.leader import Leader
 from mpips.rank.prepare import Prepared, advice, checkpoints, parser, prepare
+from mpips.rank.roles import Roles
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder, write_about
 from mpips.rundir import claim, log
@@ -458,29 +459,23 @@ class _RankRun:
         waits, repeats = LongWaits(node, lambda text: _say(f"mpips: {text}")), RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._log_view)
-        serve = partial(
-            Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
+        group = self.communicators.group if self.communicators.group else None
+        roles = Roles(
+            node,
+            membership,
+            partial(
+                Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
+            ),
+            partial(CallExecutor, node, prepared.program.worker, job, group, writer),
+            partial(self._lead, node, prepared, journal, membership, waits, repeats),
+            lambda role: log.note("role", role=role and role.value),
         )
-        server: Server | None = None
-        if node.role is not Role.WORKER:
-            server = serve()
-            waits.rounds = server.unfinished_rounds
+        waits.rounds = roles.unfinished_rounds
         if not membership.leading and not node.policy.again:
             # The leader gets them too, and decides.
             for kind in ASKS:
                 signal.signal(kind, self._asked_to_stop)
-        while not membership.leading:
-            role = node.role
-            log.note("role", role=role and role.value)
-            until = partial(_other_role, node, membership, role)
-            if role is Role.WORKER:
-                group = self.communicators.group if self.communicators.group else None
-                CallExecutor(node, prepared.program.worker, job, group, writer).run(until)
-            else:
-                server = server or serve()
-                waits.rounds = server.unfinished_rounds
-                server.run(until)
-        return self._lead(node, prepared, journal, membership, waits, repeats)
+        return roles.run()
 
     def _lead(
         self,
@@ -639,11 +634,6 @@ class _RankRun:
         sys.stdout.flush()
         self.world.Abort(code)
         os._exit(code)
-
-
-def _other_role(node: Node, membership: Membership, role: Role | None) -> bool:
-    """Return whether this rank now has another role."""
-    return membership.leading or node.role is not role
 
 
 def _is_stopped(pid: int) -> bool:

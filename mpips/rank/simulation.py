@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpips.cluster.layout import Layout, LayoutSpec, Role
+from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
 from mpips.cluster.view import View, first_view
 from mpips.config.job_file import CheckpointSpec
 from mpips.exit_codes import ExitCode
 from mpips.filters.chain import Chain
+from mpips.rank.roles import Roles
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir.folder import RunFolder
@@ -128,7 +129,7 @@ class Simulation:
         place: Path,
         results: list[Any],
     ) -> None:
-        """Run the role that the view gives this rank, as `mpips.rank.main` does."""
+        """Run one rank, as `mpips.rank.main` does."""
         pushes, pulls = self._filters()
         # Ranks share a process here: no memory is that of one of them.
         me = Node(
@@ -143,23 +144,18 @@ class Simulation:
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
-        server = Server(me, self._bandwidth) if me.role is not Role.WORKER else None
+        roles = Roles(
+            me,
+            membership,
+            partial(Server, me, self._bandwidth),
+            partial(CallExecutor, me, self.worker, self._job),
+            partial(self._lead, me, journal, membership, schedule, place, results),
+        )
         with ExitStack() as opened, suppress(Fenced):
             for close in me.observers.close:
                 opened.callback(close)
             try:
-                while not membership.leading:
-                    role = me.role
-
-                    def other(role: Role | None = role) -> bool:
-                        return membership.leading or me.role is not role
-
-                    if role is Role.WORKER:
-                        CallExecutor(me, self.worker, self._job).run(other)
-                    else:
-                        server = server or Server(me, self._bandwidth)
-                        server.run(other)
-                self._lead(me, journal, membership, schedule, place, results)
+                roles.run()
             except Stopped:
                 left = me.leave()
                 assert left or self._is_disturbed(me)
