@@ -27,6 +27,7 @@ from mpips.cluster.filter_codec import FilterCodec
 from mpips.cluster.layout import Layout, Role
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE, Policy
+from mpips.cluster.registration import Handler, Registration
 from mpips.cluster.usage import Savings, held_memory, process_usage
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import (
@@ -56,9 +57,9 @@ from mpips.transport.message import (
 )
 
 if TYPE_CHECKING:
+    from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
     from mpips.transport.van import Van  # whose import starts MPI
 
-Handler = Callable[[Message], None]
 T = TypeVar("T")
 URGENT = frozenset(
     (
@@ -99,6 +100,14 @@ class Stopped(BaseException):
 
 class Fenced(BaseException):
     """The others have taken this rank for dead and gone on without it: it leaves."""
+
+
+def _no_shards(message: Message) -> None:
+    """Drop a request to a shard: its sender will get the view in which this rank holds none."""
+
+
+def _no_work() -> bool:
+    return False
 
 
 class _Working:
@@ -172,7 +181,7 @@ class Node:
         van.epoch, van.landing = view.epoch, self._landing
         self.inbox = RequestDedup(self.answer, self.keeps)
         self.handlers: dict[Command, Handler] = {}
-        self.shards: Handler = self._no_shards  # takes requests that are addressed to shards
+        self.shards: Handler = _no_shards
         self.controls: dict[Command, Handler] = {
             Command.STOP: self._stop,
             Command.FAILED: self._failed,
@@ -180,13 +189,9 @@ class Node:
             Command.GONE: self._all_gone,
             Command.ACKNOWLEDGED: self._acknowledged,
         }
-        self.on_view: list[
-            Callable[[View, View], None]
-        ] = []  # told of every change of the view: before, after
+        self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
-        self.leisure: Callable[[], bool] = lambda: (
-            False
-        )  # does a piece of what has no hurry; gives whether there was any
+        self.idle_work: Callable[[], bool] = _no_work
         self.crew = 0  # the epoch of the workers with whom the call at hand is done
         self.waited = 0.0  # seconds in `wait`, all told
         self.worked = 0.0  # seconds in `working`
@@ -225,6 +230,38 @@ class Node:
     def follow(self, policy: Policy) -> None:
         """Go by another policy, before this rank takes a role."""
         self.policy, self._delivered = policy, policy.delivery(self.deliver)
+
+    def register(self, part: Registration) -> None:
+        """Register the callbacks of a part of this rank."""
+        self.handlers.update(part.handlers)
+        self.controls.update(part.controls)
+        self.on_tick += part.ticks
+        self.on_view += part.views
+
+    def unregister(self, part: Registration) -> None:
+        """Take back the callbacks of a part of this rank, those that are still registered."""
+        for registered, its in ((self.handlers, part.handlers), (self.controls, part.controls)):
+            for command in [each for each, handler in its.items() if registered.get(each) == handler]:
+                del registered[command]
+        # New lists, since one may be under iteration.
+        self.on_tick = [tick for tick in self.on_tick if tick not in part.ticks]
+        self.on_view = [viewed for viewed in self.on_view if viewed not in part.views]
+
+    def serve_shards(
+        self,
+        take: Handler,
+        idle_work: Callable[[], bool],
+        spec_of: Callable[[int], VectorSpec | None],
+        table: FastPathTable,
+    ) -> None:
+        """Give requests to shards, and messages of chains, to `take` from now on; plain ones to the van, by `table`.
+
+        `idle_work` does a piece of work that is not urgent, and returns whether there was any; `spec_of` returns the
+        vector of a namespace.
+        """
+        self.shards, self.idle_work, self.spec_of = take, idle_work, spec_of
+        if self.plain:
+            self.van.fast_path = table
 
     def new_timer(self) -> Timer | None:
         """Make what says when to ask again for what stays unanswered; None where nothing is lost."""
@@ -376,7 +413,7 @@ class Node:
     # --- receiving ---------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        """Move at most one message, or use the leisure; give whether there was anything to do."""
+        """Move at most one message, or do a piece of idle work; give whether there was anything to do."""
         outer, self.moving = self.moving, True
         try:
             return self._poll()
@@ -403,7 +440,7 @@ class Node:
             self.take(message)
         elif self.policy.tell():
             pass
-        elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.leisure():
+        elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.idle_work():
             self.flush()
             return False
         self.act()
@@ -495,9 +532,6 @@ class Node:
         if shard < 0 or message.sender == self.view.chains[shard].members[0]:
             # What a former primary read may be older than what its successor has told others since.
             self.tasks.answer(message)
-
-    def _no_shards(self, message: Message) -> None:
-        """Take a request to a shard where there are none: its sender will hear of the view in which that is so."""
 
     def _start(self, request: Message) -> None:
         try:

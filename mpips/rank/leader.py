@@ -17,10 +17,8 @@ from typing import Any
 
 from mpips.checkpoint.lineage import of_run
 from mpips.cluster.layout import Role
-from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node
-from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.errors import (
     InputError,
     JournalLost,
@@ -40,7 +38,9 @@ from mpips.process.stop_signals import ASKS
 from mpips.provenance import provenance
 from mpips.provenance.first_failure import Failure, first, log_of
 from mpips.provenance.input_hashes import Inputs
+from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints
+from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
 from mpips.rundir.order_files import Order, Orders

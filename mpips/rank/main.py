@@ -42,10 +42,8 @@ from mpips.cluster.crowding import crowding
 from mpips.cluster.faults import Faults
 from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
-from mpips.cluster.long_waits import LongWaits
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
-from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, in_a_line
 from mpips.exit_codes import ExitCode
@@ -58,7 +56,9 @@ from mpips.process.ucx import away
 from mpips.provenance import first_failure, provenance
 from mpips.rank import parent_daemon
 from mpips.rank.leader import Leader
+from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints, parser, prepare
+from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rank.roles import Roles
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder, write_about
@@ -66,6 +66,7 @@ from mpips.rundir import claim, log
 from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
 from mpips.scheduler.journal import Journal
 from mpips.server.server import Server
+from mpips.server.snapshot_file import SnapshotFile
 from mpips.tracing.recorder import What, trace_node
 from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
@@ -449,7 +450,7 @@ class _RankRun:
             os._exit(ExitCode.COMPLETED)
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
-        job, writer = prepared.job, Writer()
+        job = prepared.job
         beat = job.heartbeat
         membership = Membership(
             node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: _say(f"mpips: {text}"),
@@ -459,14 +460,15 @@ class _RankRun:
         waits, repeats = LongWaits(node, lambda text: _say(f"mpips: {text}")), RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
         node.on_view.append(self._log_view)
+        file = SnapshotFile(node, Writer())
         group = self.communicators.group if self.communicators.group else None
         roles = Roles(
             node,
             membership,
             partial(
-                Server, node, job.ring.repair_bandwidth, writer, job.ring.key_cache, ahead=not self.crowded
+                Server, node, job.ring.repair_bandwidth, file, job.ring.key_cache, ahead=not self.crowded
             ),
-            partial(CallExecutor, node, prepared.program.worker, job, group, writer),
+            partial(CallExecutor, node, prepared.program.worker, job, group, file),
             partial(self._lead, node, prepared, journal, membership, waits, repeats),
             lambda role: log.note("role", role=role and role.value),
         )

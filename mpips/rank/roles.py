@@ -5,6 +5,8 @@
         any other: serve shards, also those that the view gives it later
     lead
 
+A role is entered, run and left; what it has registered with the node by entering is taken back when it is left.
+
 A real rank (`mpips.rank.main`) and a simulated one (`mpips.rank.simulation`) differ in what they pass in.
 """
 
@@ -16,6 +18,8 @@ from typing import Generic, TypeVar
 from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
+from mpips.cluster.view import View
 from mpips.server.server import Server
 from mpips.worker.worker import CallExecutor
 
@@ -41,24 +45,32 @@ class Roles(Generic[T]):
         self._node, self._membership, self._lead, self._begins = node, membership, lead, begins
         self._make_server, self._make_worker = make_server, make_worker
         self._server: Server | None = None
+        self._changed = False
 
     def run(self) -> T:
-        """Run each role until this rank leads; return the result of `lead`. Ends by `Stopped` or `Fenced` before."""
-        node, membership = self._node, self._membership
-        if node.role is not Role.WORKER:
-            self._serve()
-        while not membership.leading:
-            role = node.role
+        """Run each role until this rank leads; return the result of `lead`. Ends by `Stopped` or `Fenced` before.
 
-            def is_over(role: Role | None = role) -> bool:
-                return membership.leading or node.role is not role
-
-            self._begins(role)
-            if role is Role.WORKER:
-                self._make_worker().run(is_over)
-            else:
-                self._serve().run(is_over)
+        A rank that ends keeps its last role: it serves the others until all leave together.
+        """
+        node = self._node
+        node.register(Registration(views=(self._follow,)))
+        while not self._membership.leading:
+            self._changed = False
+            self._begins(node.role)
+            role = self._make_worker() if node.role is Role.WORKER else self._serve()
+            role.enter()
+            role.run(self._is_over)
+            role.leave()
+        self._serve().enter()
         return self._lead()
+
+    def _follow(self, before: View, view: View) -> None:
+        """Note a change of this rank's role, also one that is taken back before the present call ends."""
+        rank = self._node.rank
+        self._changed |= before.roles[rank] is not view.roles[rank]
+
+    def _is_over(self) -> bool:
+        return self._changed or self._membership.leading
 
     def _serve(self) -> Server:
         if self._server is None:

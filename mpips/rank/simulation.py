@@ -25,6 +25,7 @@ from mpips.rundir.folder import RunFolder
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
+from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Fate, Network, Remains, Strike, TwinVan, arrives, calm
 from mpips.transport.message import Command
 from mpips.worker.worker import CallExecutor, Context
@@ -144,11 +145,12 @@ class Simulation:
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
+        file = SnapshotFile(me)
         roles = Roles(
             me,
             membership,
-            partial(Server, me, self._bandwidth),
-            partial(CallExecutor, me, self.worker, self._job),
+            partial(Server, me, self._bandwidth, file),
+            partial(CallExecutor, me, self.worker, self._job, None, file),
             partial(self._lead, me, journal, membership, schedule, place, results),
         )
         with ExitStack() as opened, suppress(Fenced):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own
-from mpips.checkpoint.background_writer import AtOnce, Writes
 from mpips.checkpoint.checkpoint import (
     Saved,
     joined,
@@ -33,14 +31,16 @@ from mpips.checkpoint.checkpoint import (
     vectors,
     write_shard,
 )
-from mpips.checkpoint.manifest import NOTE, Entry
+from mpips.checkpoint.manifest import NOTE
 from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.ranges import KeyRange
 from mpips.server.replication import Link, RateLimit
 from mpips.server.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
 from mpips.server.shard_snapshot import unpack
+from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment, Slots
 from mpips.storage.updates import VectorSpec, call_named
@@ -99,7 +99,7 @@ class Server:
         self,
         node: Node,
         repair_bandwidth: float = 0.0,
-        writer: Writes | None = None,
+        file: SnapshotFile | None = None,
         key_cache: float = KEY_CACHE,
         ahead: bool = True,
     ) -> None:
@@ -109,17 +109,12 @@ class Server:
         acknowledgement wakes each worker once more.
         """
         self._ahead = ahead
-        self.node, self._writer = node, writer or AtOnce()
+        self.node, self._file = node, file or SnapshotFile(node)
         self.lists = KeyCache(key_cache)
         self._lane = FastPathTable(len(node.view.chains), len(node.layout.places), self.lists)
-        if node.plain:
-            node.van.fast_path = self._lane
+        node.serve_shards(self._to_shard, self._work_off, self._spec_of, self._lane)
         for serves in node.observers.serves:
             serves(self._lane)
-        # The file of the last snapshot.
-        self._file: Future[Entry] | None = None
-        # Requests that wait until that is written.
-        self._awaiting: list[Message] = []
         self.links: dict[int, Link] = {}
         self._pace = RateLimit(repair_bandwidth, node.van.now)
         # Shards that were reported to the leader in this view as having no unacknowledged change.
@@ -141,27 +136,36 @@ class Server:
         self._steps = 0
         # Messages of chains.
         self._backlog: deque[Message] = deque()
-        node.leisure = self._work_off
-        node.spec_of = self._spec_of
         # Requests that wait for the keys of their signature.
         self._keyless: list[Message] = []
         self._hasty: dict[int, dict[int, int]] = {}
         """By caller and shard: the last push whose acknowledgement a caller waits for, with nothing else to do."""
-        node.shards = self._to_shard
-        node.controls[Command.HASTEN] = self._hasten
-        node.controls[Command.FEED] = self._piece
-        node.controls[Command.FED] = self._fed
         self._gates = node.policy.gates(self)
-        node.on_view.append(self._rewire)
-        node.on_tick.append(self._tick)
+        self._role = Registration(handlers={Command.CALL: self._call_rank})
+        # Not of the role: in a replay, a rank serves the shards of its former role as a worker, too.
+        node.register(
+            Registration(
+                controls={Command.HASTEN: self._hasten, Command.FEED: self._piece, Command.FED: self._fed},
+                ticks=(self._tick,),
+                views=(self._rewire,),
+            )
+        )
         for number, chain in enumerate(node.view.chains):
             if node.rank in chain.everyone:
-                self._link(number, self._make(number))
+                # A learner has no shard until the first piece of its copy arrives.
+                self._link(number, self._make(number) if node.rank in chain.members else None)
+
+    def enter(self) -> None:
+        """Take the role: execute calls of the scheduler to this rank."""
+        self.node.register(self._role)
+
+    def leave(self) -> None:
+        """Give the role back; the shards are served on."""
+        self.node.unregister(self._role)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Run the server's loop; ends by `Stopped`, or when `until()`."""
         node = self.node
-        node.handlers[Command.CALL] = self._call_rank
         idle = node.observers.wrapped(node.observers.resting, node.van.idle)
         while not until():
             if not node.poll():
@@ -612,7 +616,7 @@ class Server:
         """Run a function that the scheduler calls on this server as a whole."""
         name = request.meta["call"]
         if name == Own.WRITTEN:
-            self._awaiting.append(request)
+            self._file.await_written(request)
         elif name in self._own:
             with self.node.observers.calling(request):
                 self.node.reply(request, meta=self._own[name](**request.meta["args"]))
@@ -627,7 +631,7 @@ class Server:
         """Copy shards, and start to write them; the notes of functions on keys are a vector beside theirs."""
         # A replay writes no checkpoints.
         if self._gates is not None:
-            self._file = nothing_written()
+            self._file.skip()
             return {}
         parts: dict[str, list[Saved]] = {}
         clocks: dict[str, list[list[Any]]] = {}
@@ -646,8 +650,7 @@ class Server:
                     column += more.tolist()
         meta = {"server": number, "clocks": clocks}
         together = {name: joined(each) for name, each in parts.items()}
-        write = self.node.observers.wrapped(self.node.observers.writing, write_shard)
-        self._file = self._writer.start(write, Path(folder), number, together, meta)
+        self._file.start(write_shard, Path(folder), number, together, meta)
         return {}
 
     # --- chains --------------------------------------------------------------------------------
@@ -768,30 +771,11 @@ class Server:
         self._answer_late()
         if self._keyless:
             self._admit_keyless()
-        if self._awaiting and self._file is not None and self._file.done():
-            answer_written(self.node, self._awaiting, self._file)
         for link in self.links.values():
             if link.feed is not None:
                 link.send_pieces()
             self._report_drained(link)
             link.probe(now)
-
-
-def nothing_written() -> Future[Entry]:
-    """Return the future of a file that is not written."""
-    done: Future[Entry] = Future()
-    done.set_result({})
-    return done
-
-
-def answer_written(node: Node, requests: list[Message], file: Future[Entry]) -> None:
-    """Answer the requests that wait for a file of a checkpoint: it is written, or has failed."""
-    for request in requests:
-        try:
-            node.reply(request, meta=file.result())
-        except Exception as error:
-            node.fail(request, error)
-    requests.clear()
 
 
 def _named(shard: Shard, request: Message) -> NDArray[np.uint64] | None:

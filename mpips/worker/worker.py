@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -23,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own, check_worker
-from mpips.checkpoint.background_writer import AtOnce, Writes
 from mpips.checkpoint.checkpoint import load_worker, load_worker_if_any, write_worker
-from mpips.checkpoint.manifest import Entry
 from mpips.cluster.node import IDLE, Node
+from mpips.cluster.registration import Registration
 from mpips.errors import ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
-from mpips.server.server import answer_written, nothing_written
+from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Message
@@ -158,7 +156,7 @@ class Context:
 
 
 class CallExecutor:
-    """Executes the scheduler's calls on a program's worker, one at a time."""
+    """The role of a worker: executes the scheduler's calls on a program's worker, one at a time."""
 
     def __init__(
         self,
@@ -166,13 +164,9 @@ class CallExecutor:
         make_worker: Any,
         job: Any,
         communicator: Any = None,
-        writer: Writes | None = None,
+        file: SnapshotFile | None = None,
     ) -> None:
-        self.node, self._writer = node, writer or AtOnce()
-        # The file of the last snapshot.
-        self._file: Future[Entry] | None = None
-        # Requests that wait until that is written.
-        self._awaiting: list[Message] = []
+        self.node, self._file = node, file or SnapshotFile(node)
         self.context = Context(node, job, communicator)
         self.worker = make_worker(self.context)
         check_worker(self.worker)
@@ -181,6 +175,11 @@ class CallExecutor:
         self._settled = node.tasks.time
         # Calls that ran at once, and are not answered yet.
         self._unanswered: list[tuple[Message, Answer, list[Task]]] = []
+        self._role = Registration(
+            handlers={Command.CALL: self._receive}, controls={Command.ASIDE: self._aside}
+        )
+        # Registered while there are such calls, also when the rank is no worker any more.
+        self._late = Registration(ticks=(self._answer_all_late,))
         self._own: dict[str, Callable[..., Any]] = {
             Own.CREATE_VECTOR: self._create_vector,
             Own.ACCOUNT: node.account,
@@ -190,11 +189,16 @@ class CallExecutor:
             Own.RESTORE_FILTERS: self._restore_filters,
         }
 
+    def enter(self) -> None:
+        """Take the role: receive calls."""
+        self.node.register(self._role)
+
+    def leave(self) -> None:
+        """Give the role back; calls that ran at once are still answered."""
+        self.node.unregister(self._role)
+
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Run the worker's loop; ends by `Stopped`, or between two calls when `until()`."""
-        self.node.handlers[Command.CALL] = self._receive
-        self.node.on_tick.append(self._tick)
-        self.node.controls[Command.ASIDE] = self._aside
+        """Execute calls; ends by `Stopped`, or between two calls when `until()`."""
         while not until():
             self.node.wait_until(lambda: bool(self.calls) or until(), IDLE)
             if self.calls:
@@ -204,7 +208,7 @@ class CallExecutor:
 
     def _receive(self, request: Message) -> None:
         if request.meta["call"] == Own.WRITTEN:
-            self._awaiting.append(request)
+            self._file.await_written(request)
             return
         for called in self.node.observers.called:
             called(request)
@@ -231,6 +235,8 @@ class CallExecutor:
                     answer = Answer(answer)
                 # The present call continues, so this one must not wait.
                 if at_once and (own := self._without_waiting(since)):
+                    if not self._unanswered:
+                        self.node.register(self._late)
                     self._unanswered.append((request, answer, own))
                     return
                 if not at_once:
@@ -281,22 +287,21 @@ class CallExecutor:
         """Copy the worker's state and that of its filters, and start to write it."""
         # A replay writes no checkpoints.
         if self.node.policy.again:
-            self._file = nothing_written()
+            self._file.skip()
             return
         state = getattr(self.worker, "state", None)
         own = {} if state is None else state()
         arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.codec.pushes)
         if state is None and not arrays:
-            self._file = nothing_written()
+            self._file.skip()
             return
-        write = self.node.observers.wrapped(self.node.observers.writing, write_worker)
-        self._file = self._writer.start(write, Path(folder), self.context.index_of_all, arrays)
+        self._file.start(write_worker, Path(folder), self.context.index_of_all, arrays)
 
-    def _tick(self) -> None:
-        if self._awaiting and self._file is not None and self._file.done():
-            answer_written(self.node, self._awaiting, self._file)
+    def _answer_all_late(self) -> None:
         for each in [each for each in self._unanswered if all(task.done for task in each[2])]:
             self._answer_late(*each)
+        if not self._unanswered:
+            self.node.unregister(self._late)
 
     def _answer_late(self, request: Message, answer: Answer, tasks: list[Task]) -> None:
         """Answer a call that ran at once, as soon as its pushes are durable, or have failed."""

@@ -117,9 +117,13 @@ def test_sums_are_exact_whoever_answers(tmp_path: Path) -> None:
                 for rank in range(1, size):
                     node.control(rank, Command.STOP, {"code": 0})
         elif node.place.role is Role.SERVER:
-            Server(node).run()
+            server = Server(node)
+            server.enter()
+            server.run()
         else:
-            CallExecutor(node, Worker, None).run()
+            worker = CallExecutor(node, Worker, None)
+            worker.enter()
+            worker.run()
     except Stopped as stopped:
         assert stopped.code == 0
     assert node.leave(10.0)

@@ -6,8 +6,8 @@ from collections import Counter
 
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
-from mpips.cluster.retransmission_counts import RetransmissionCounts
 from mpips.cluster.view import first_view
+from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.transport.in_memory import Network
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpips import Cluster, Context, VectorSpec
-from mpips.cluster.long_waits import LongWaits
 from mpips.errors import RemoteError
+from mpips.rank.long_waits import LongWaits
 from mpips.rank.simulation import Stage, simulate
 from mpips.server.server import Server
 

@@ -1,0 +1,88 @@
+"""A rank that changes its role gives back what the former role has registered with its node, and frees its data."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from mpips.cluster.layout import Role
+from mpips.cluster.node import Node
+from mpips.cluster.observer import Observers
+from mpips.rank.simulation import Stage, simulate
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.worker.worker import Context, at_once
+
+CHANGES = 4
+KEYS = np.arange(8, dtype=np.uint64)
+SHARE: list[ref[Any]] = []
+
+
+class Worker:
+    """A worker whose share of the data is watched."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.share = context, np.ones(1000)
+        SHARE.append(ref(self.share))
+
+    def go(self) -> float:
+        self.context.wait(self.context.vectors["sums"].push(KEYS, np.ones(8)))
+        return float(self.share.sum())
+
+    @at_once
+    def ping(self) -> None:
+        """Push, and be answered when the push is done."""
+        self.context.vectors["sums"].push(KEYS, np.ones(8))
+
+
+def registered(node: Node) -> dict[str, int]:
+    """Count what is registered with a node, by kind."""
+    counts = {f"observers.{each.name}": getattr(node.observers, each.name) for each in fields(Observers)}
+    callbacks = {name: len(them) for name, them in counts.items() if isinstance(them, tuple)}
+    kinds = {
+        "handlers": node.handlers,
+        "controls": node.controls,
+        "ticks": node.on_tick,
+        "views": node.on_view,
+    }
+    return callbacks | {name: len(them) for name, them in kinds.items()}
+
+
+def change(cluster: Cluster, rank: int) -> None:
+    """Let a worker leave, and then join again: it is the only spare."""
+    cluster.leaving.add(rank)
+    cluster.regroup()
+    assert rank not in cluster.workers.addresses and cluster.node.view.roles[rank] is Role.SPARE
+    cluster.workers.call("go")
+    cluster.joining += 1
+    assert cluster.regroup().come == (rank,)
+    cluster.workers.call("go")
+    cluster.workers.call("ping")
+
+
+def test_a_rank_that_changes_its_role_keeps_nothing_of_the_former_one() -> None:
+    SHARE.clear()
+    stage, rank = Stage(), 4
+    seen: list[tuple[dict[str, int], dict[str, int]]] = []
+
+    def both() -> Iterator[dict[str, int]]:
+        yield registered(stage.nodes[rank])
+        yield registered(stage.nodes[1])
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("sums", extent=8))
+        for _ in range(CHANGES):
+            change(cluster, rank)
+            worker, server = both()
+            seen.append((worker, server))
+        gc.collect()
+        assert sum(share() is not None for share in SHARE) == 3, "of the present workers only"
+
+    simulate(schedule, Worker, workers=3, stage=stage)
+    assert len(SHARE) == 3 + CHANGES
+    assert seen == [seen[0]] * CHANGES
