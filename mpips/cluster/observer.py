@@ -90,7 +90,7 @@ class Observers:
     """Around what writes a file of a checkpoint, in another thread."""
     # The leader.
     spans: tuple[Callable[[int, str], AbstractContextManager[None]], ...] = ()
-    """What is done inside is one span of a kind (`mpips.tracing.recorder.What`), with a name."""
+    """What is done inside is one span of a kind (`mpips.tracing.trace_file.What`), with a name."""
     decided: Callbacks[[int, Any]] = ()
     """The leader has made the decision of a number."""
     results: tuple[Callable[[], dict[str, Any]], ...] = ()

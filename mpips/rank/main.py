@@ -67,7 +67,8 @@ from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
 from mpips.scheduler.journal import Journal
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
-from mpips.tracing.recorder import What, trace_node
+from mpips.tracing.recorder import trace_node
+from mpips.tracing.trace_file import What
 from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command

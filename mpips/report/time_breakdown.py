@@ -53,7 +53,9 @@ def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
     """
     if not any(folder.trace.glob("rank-*.bin")):
         return UNTRACED
-    from mpips.tracing.analysis import TraceError, phases, readable, summed
+    from mpips.tracing.analysis import phases, summed
+    from mpips.tracing.one_clock import readable
+    from mpips.tracing.rank_trace import TraceError
 
     try:
         traces, damaged = readable(folder.path)

@@ -50,7 +50,7 @@ from mpips.scheduler.journal import Journal
 from mpips.scheduler.time_limit import Durations
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.tracing.recorder import What
+from mpips.tracing.trace_file import What
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector, Vectors
 

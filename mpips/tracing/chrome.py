@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError
 from mpips.files.safe_open import replacing
-from mpips.tracing.analysis import KINDS, RankTrace, Spans, spans, tied
-from mpips.tracing.recorder import NOBODY, What
+from mpips.tracing.analysis import KINDS
+from mpips.tracing.one_clock import tied
+from mpips.tracing.rank_trace import RankTrace
+from mpips.tracing.spans import Spans, spans
+from mpips.tracing.trace_file import NOBODY, What
 
 ROLES = ("scheduler", "server", "worker", "spare")
 PROCESS = 10_001

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import TinyData
 
-from mpips.tracing.analysis import read, summary
-from mpips.tracing.recorder import What
+from mpips.tracing.analysis import summary
+from mpips.tracing.one_clock import read
+from mpips.tracing.trace_file import What
 
 
 @pytest.mark.ranks

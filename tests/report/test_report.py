@@ -25,7 +25,8 @@ from mpips.report.charts import Bar, BarPart, Series, bars, decades, lines, thin
 from mpips.report.report import STYLES, page
 from mpips.report.run_data import read, with_trace
 from mpips.rundir.folder import RunFolder
-from mpips.tracing.recorder import HEADER, RECORD, Trace, What
+from mpips.tracing.recorder import Trace
+from mpips.tracing.trace_file import HEADER, RECORD, What
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SHAPES = {"rect", "line", "circle", "polyline"}
@@ -208,7 +209,7 @@ def traced(run: Path, more: str = "") -> Path:
         facts = {**rank, "clock": "c", "host": rank["host"] + more}
         trace = Trace(at, facts, now=lambda: 100.0, wall=lambda: 100.0)
         for what, begin, end, name, peer in spans[number]:
-            trace.add(what, begin, end, trace.name(name + more * (what is What.WAIT)), peer)
+            trace.add(what, begin, end, trace.file.name(name + more * (what is What.WAIT)), peer)
         trace.close()
     return run
 

@@ -26,20 +26,13 @@ from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tracing import chrome
-from mpips.tracing.analysis import (
-    BRIEF,
-    USES,
-    RankTrace,
-    TraceError,
-    _nest,
-    align,
-    phases,
-    read,
-    spans,
-    summary,
-    tied,
-)
-from mpips.tracing.recorder import HEADER, LONG, NOBODY, PER, PIECE, RECORD, Trace, What
+from mpips.tracing.analysis import BRIEF, USES, phases, summary
+from mpips.tracing.gate import LONG, PER
+from mpips.tracing.one_clock import align, read, tied
+from mpips.tracing.rank_trace import RankTrace, TraceError
+from mpips.tracing.recorder import Trace
+from mpips.tracing.spans import nest, spans
+from mpips.tracing.trace_file import HEADER, NOBODY, PIECE, RECORD, What
 from mpips.worker.worker import Context
 
 
@@ -81,7 +74,7 @@ def test_what_was_written_is_there_though_the_rank_never_says_goodbye(tmp_path: 
     clock = Clock()
     trace = begin(tmp_path, 3, clock)
     trace.add(What.COMPUTE, 100.0, 101.5)
-    trace.add(What.WAIT, 101.5, 102.0, trace.name("the next call"), 7, time=12)
+    trace.add(What.WAIT, 101.5, 102.0, trace.file.name("the next call"), 7, time=12)
     start = trace.begin(What.CALL, "train")
     trace.add(What.COMPUTE, 102.5, 103.0)
     found = only(tmp_path)
@@ -95,7 +88,7 @@ def test_what_was_written_is_there_though_the_rank_never_says_goodbye(tmp_path: 
     assert [(each["begin"], each["end"]) for each in call] == [(start, 103.0)]
     trace.close()
     trace.close()
-    assert trace.path.stat().st_size == HEADER + 4 * RECORD.size
+    assert trace.file.path.stat().st_size == HEADER + 4 * RECORD.size
 
 
 def test_beyond_the_limit_records_are_counted_and_time_is_summed(tmp_path: Path) -> None:
@@ -108,7 +101,7 @@ def test_beyond_the_limit_records_are_counted_and_time_is_summed(tmp_path: Path)
         trace.span(What.EXECUTE, clock.at - 0.5, time=number)
     trace.close()
     found = only(tmp_path)
-    assert trace.path.stat().st_size == HEADER + 2 * PIECE
+    assert trace.file.path.stat().st_size == HEADER + 2 * PIECE
     executed = len(found.of(What.EXECUTE))
     assert executed < count
     told = summary(tmp_path)
@@ -130,14 +123,16 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path, monkeypatch
         trace.add(What.COMPUTE, 100.0, 100.5)
     trace.tick()
     trace.close()
-    assert trace.dropped >= 3 and trace.problem.endswith("No space left on device")
+    assert trace.file.dropped >= 3 and trace.file.problem.endswith("No space left on device")
     assert len(only(tmp_path).records) == PIECE // RECORD.size
 
 
 def test_names_find_room_or_are_none(tmp_path: Path) -> None:
     trace = begin(tmp_path)
-    numbers = {text: trace.name(text) for text in (f"a name of some length, number {i}" for i in range(3000))}
-    trace.add(What.CALL, 1.0, 2.0, trace.name("a name of some length, number 5"))
+    numbers = {
+        text: trace.file.name(text) for text in (f"a name of some length, number {i}" for i in range(3000))
+    }
+    trace.add(What.CALL, 1.0, 2.0, trace.file.name("a name of some length, number 5"))
     known = {text: number for text, number in numbers.items() if number}
     assert 500 < len(known) < 3000
     names = only(tmp_path).names
@@ -174,14 +169,14 @@ def test_the_gate_opens_again_once_enough_has_been_saved(tmp_path: Path) -> None
     trace = begin(tmp_path, clock=clock, detail=5)
     for number in range(51):
         trace.span(What.EXECUTE, clock.at, time=number)
-    assert not trace.open
+    assert not trace.gate.open
     for _ in range(9):
         clock.at += PER
         trace.tick()
-        assert not trace.open
+        assert not trace.gate.open
     clock.at += PER
     trace.tick()
-    assert trace.open
+    assert trace.gate.open
     trace.span(What.EXECUTE, clock.at, time=77)
     assert only(tmp_path).of(What.EXECUTE)["time"].tolist()[-1] == 77
 
@@ -243,7 +238,7 @@ def test_own_times_add_up_to_what_is_covered(intervals: list[tuple[int, int]]) -
     start = np.array([each[0] for each in intervals], float)
     end = np.array([each[1] for each in intervals], float)
     own, outer = np.zeros(len(intervals)), np.full(len(intervals), -1, np.int64)
-    _nest(start, end, own, outer)
+    nest(start, end, own, outer)
     covered: set[int] = set()
     for i in np.flatnonzero(outer < 0):
         covered |= set(range(int(start[i]), int(end[i])))
@@ -305,13 +300,13 @@ def test_a_damaged_trace_is_named(tmp_path: Path, damage: str) -> None:
     trace = begin(tmp_path)
     trace.add(What.COMPUTE, 100.0, 101.0)
     trace.close()
-    raw = bytearray(trace.path.read_bytes())
+    raw = bytearray(trace.file.path.read_bytes())
     if damage == "magic":
         raw[0] ^= 1
     elif damage == "facts":
         raw[16] ^= 255
     raw = {"empty": bytearray(), "cut": raw[:5000]}.get(damage, raw)
-    trace.path.write_bytes(raw)
+    trace.file.path.write_bytes(raw)
     with pytest.raises(TraceError, match=r"rank-0000\.bin"):
         read(tmp_path)
 

@@ -52,7 +52,8 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.rundir.order_files import named_run
     from mpips.rundir.progress import si
     from mpips.tracing import chrome
-    from mpips.tracing.analysis import read, summed
+    from mpips.tracing.analysis import summed
+    from mpips.tracing.one_clock import read
 
     run = named_run(arguments.run)
     try:
