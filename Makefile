@@ -14,8 +14,8 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 # The files that start ranks; the others need packages that an environment for ranks does without.
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
-.PHONY: demo test ready kernels test-openmpi test-parts test-jobs test-losses test-mpich test-slurm slurm-openmpi
-.PHONY: slurm-mpich slurm-one-by-one lint clean help
+.PHONY: demo test ready kernels test-openmpi test-jobs test-parts ranks-jobs ranks-parts test-mpich test-slurm
+.PHONY: slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -25,8 +25,7 @@ demo: .venv/run-ready
 
 test:
 	$(SIDE_BY_SIDE) ready
-	$(MAKE) --no-print-directory test-openmpi
-	$(SIDE_BY_SIDE) test-mpich slurm-one-by-one
+	$(SIDE_BY_SIDE) --keep-going $(OPENMPI) test-mpich slurm-one-by-one
 
 # What takes long before the first test: kernels are compiled on one core while the other installs.
 ready: kernels .venv-mpich/test-ready
@@ -34,22 +33,25 @@ ready: kernels .venv-mpich/test-ready
 kernels: .venv/test-ready
 	.venv/bin/python tests/compile_kernels.py
 
-# What starts no ranks runs in parts, two at once, on a core each; ranks have the machine to themselves.
-test-openmpi: .venv/test-ready
-	$(SIDE_BY_SIDE) test-parts test-jobs test-losses
-	.venv/bin/python -m pytest -m ranks $(RANK_TESTS) $(PYTEST_ARGS)
+# Parts that take about as long, two at once: a core each for what starts no ranks, and ranks wait a lot.
+OPENMPI = test-jobs test-parts ranks-jobs ranks-parts
+test-openmpi:
+	$(SIDE_BY_SIDE) --keep-going $(OPENMPI)
+
+test-jobs: .venv/test-ready
+	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
 
 test-parts: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs $(PYTEST_ARGS)
 
-LOSSES = tests/jobs/test_elastic.py tests/jobs/test_exact_sums.py
-test-jobs: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(addprefix --ignore=,$(LOSSES)) $(PYTEST_ARGS)
+JOBS = tests/jobs/% tests/bench/% tests/process/%
+ranks-jobs: .venv/test-ready
+	.venv/bin/python -m pytest -m ranks $(filter $(JOBS),$(RANK_TESTS)) $(PYTEST_ARGS)
 
-test-losses: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks" $(LOSSES) $(PYTEST_ARGS)
+ranks-parts: .venv/test-ready
+	.venv/bin/python -m pytest -m ranks $(filter-out $(JOBS),$(RANK_TESTS)) $(PYTEST_ARGS)
 
-# The two MPI wheels share file names, so each has an environment of its own. Jobs on Slurm run beside these ranks.
+# The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
 

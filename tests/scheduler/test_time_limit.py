@@ -147,7 +147,7 @@ def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: floa
         return van.wall(), said
 
     job = Job(checkpoint=CheckpointSpec(grace=grace))
-    ended, said = simulate(schedule, Worker, horizon=200.0, job=job)
+    ended, said = simulate(schedule, Worker, tick=0.02, horizon=200.0, job=job)
     assert ended == pytest.approx(at, abs=0.1)
     if at < 70:
         assert said.startswith("asked to stop by SIGUSR1") and "no answer from rank 2 (worker 0)" in said
