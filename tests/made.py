@@ -204,13 +204,13 @@ def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
         event(name, **facts)
         hooks.on_event(cluster, name, facts)
         if name == "pass" and facts["pass"] == hooks.stop_after:
-            cluster.asked = "SIGUSR1"
+            cluster.orders.stop = "SIGUSR1"
 
     def started(function: str, *args: Any, **how: Any) -> Any:
         nonlocal learnt
         learnt += function == "learn"
         if function == "learn" and learnt == hooks.stop_within:
-            cluster.asked = "SIGUSR1"
+            cluster.orders.stop = "SIGUSR1"
         return start(function, *args, **how)
 
     cluster.event = told  # type: ignore[method-assign]

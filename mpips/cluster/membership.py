@@ -28,6 +28,7 @@ from typing import NoReturn, Protocol
 from mpips.cluster.hash_ring import VACANT
 from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Fenced, Node
+from mpips.cluster.registration import Registration
 from mpips.cluster.view import (
     GENERATION,
     Loss,
@@ -109,12 +110,14 @@ class Membership:
         self._unseen: dict[int, set[int]] = {}
         # By epoch: the ranks lost in it.
         self._lost_at: dict[int, list[int]] = {}
-        node.controls[Command.VIEW] = self._receive_view
-        node.controls[Command.VIEW_SEEN] = self._seen
-        node.controls[Command.ASK_VIEW] = self._send_view
-        node.controls[Command.WHOLE] = self._whole
-        node.controls[Command.DRAINED] = self._drained
-        node.on_tick.append(self.tick)
+        controls = {
+            Command.VIEW: self._receive_view,
+            Command.VIEW_SEEN: self._seen,
+            Command.ASK_VIEW: self._send_view,
+            Command.WHOLE: self._whole,
+            Command.DRAINED: self._drained,
+        }
+        node.register(Registration(controls=controls, ticks=(self.tick,)))
         self._watch()
 
     @property

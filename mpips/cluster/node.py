@@ -228,8 +228,9 @@ class Node:
         return tasks
 
     def follow(self, policy: Policy) -> None:
-        """Go by another policy, before this rank takes a role."""
+        """Go by another policy, before this rank takes a role; messages then go by neither fast path."""
         self.policy, self._delivered = policy, policy.delivery(self.deliver)
+        self.plain = self.direct = self.keeps = False
 
     def register(self, part: Registration) -> None:
         """Register the callbacks of a part of this rank."""

@@ -19,6 +19,7 @@ from mpips.checkpoint.lineage import of_run
 from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node
+from mpips.cluster.registration import Registration
 from mpips.errors import (
     InputError,
     JournalLost,
@@ -45,6 +46,7 @@ from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
 from mpips.rundir.order_files import Order, Orders
 from mpips.scheduler.journal import Journal
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.stopping import enforce, watch
 from mpips.scheduler.time_limit import end_of
@@ -75,6 +77,7 @@ class Leader:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership, self._waits, self._repeats = journal, membership, waits, repeats
         self._miss = miss
+        self._orders = PendingOrders()
         # By the order's name: the rank that it made a server.
         self._joined: dict[str, int] = {}
         self._inputs, self._hashed = Inputs.of(prepared.job), False
@@ -89,21 +92,27 @@ class Leader:
         node, prepared = self.node, self.prepared
         try:
             with Cluster(
-                node, prepared.job, self.folder, journal=self._journal, membership=self._membership
+                node,
+                prepared.job,
+                self.folder,
+                journal=self._journal,
+                membership=self._membership,
+                orders=self._orders,
+                checkpoints=checkpoints(prepared.job),
+                resume=prepared.resume,
+                lineage=of_run(self.folder.path, provenance.read_run(self.folder), prepared.resume),
+                provenance=self._provenance,
             ) as cluster:
-                cluster.checkpoints, cluster.resume = checkpoints(prepared.job), prepared.resume
-                facts = provenance.read_run(self.folder)
-                cluster.lineage = of_run(self.folder.path, facts, prepared.resume)
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
                 self._ends = end
                 if not node.policy.again:
                     self.started = started
-                    self._hear(cluster, asked)
+                    self._hear(asked)
                     self._obey(cluster)
                     watch(cluster, self.started, end)
                     enforce(cluster, prepared.ends)
-                self._hash_inputs(cluster)
+                self._hash_inputs()
                 try:
                     metrics = prepared.program.schedule(cluster, prepared.job.settings)
                 except BaseException:
@@ -129,13 +138,13 @@ class Leader:
 
     # --- signals and orders -------------------------------------------------------------------------
 
-    def _hear(self, cluster: Cluster, asked: list[int]) -> None:
-        """Ask the cluster to stop when this process gets a stop signal, or has got one."""
+    def _hear(self, asked: list[int]) -> None:
+        """Ask the program to stop when this process gets a stop signal, or has got one."""
 
         def ask(number: int, frame: FrameType | None = None) -> None:
-            if cluster.asked is None:
-                cluster.asked = signal.Signals(number).name
-                note("asked", signal=cluster.asked)
+            if self._orders.stop is None:
+                self._orders.stop = signal.Signals(number).name
+                note("asked", signal=self._orders.stop)
             if number == signal.SIGTERM:
                 self._expect_the_end()
 
@@ -169,15 +178,15 @@ class Leader:
                 except InputError as error:
                     orders.answer(order, False, str(error))
 
-        self.node.on_tick.append(look)
+        self.node.register(Registration(ticks=(look,)))
 
     def _follow(self, cluster: Cluster, order: Order) -> str:
         verb, arguments = order.verb, order.arguments
         if verb == "checkpoint":
-            cluster.checkpoint_asked = True
+            self._orders.checkpoint = True
             return "a checkpoint will be written after the present step"
         if verb == "stop":
-            cluster.asked = "mpips ctl stop"
+            self._orders.stop = "mpips ctl stop"
             return "the run will stop with a checkpoint after the present step"
         if verb == "join":
             return self._join(cluster, order.name, str(arguments["role"]))
@@ -191,11 +200,11 @@ class Leader:
         if name not in self._joined:
             if role == "server":
                 self._joined[name] = self._membership.join_server()
-            elif len(self.node.view.spares) <= cluster.joining:
+            elif len(self.node.view.spares) <= self._orders.joining:
                 raise InputError("no spare rank is left: start the job with --set layout.spares=N")
             else:
                 self._joined[name] = -1
-                cluster.joining += 1
+                self._orders.joining += 1
         if role == "worker":
             return "a spare will join the workers after the present step"
         return f"rank {self._joined[name]} joins as a server; it gets its keys while the run continues"
@@ -203,9 +212,9 @@ class Leader:
     def _let_go(self, cluster: Cluster, rank: int) -> str:
         view = self.node.view
         if rank in view.workers:
-            if len(set(view.workers) - cluster.leaving) <= 1:
+            if len(set(view.workers) - self._orders.leaving) <= 1:
                 raise InputError(f"rank {rank} is the last worker: it cannot leave")
-            cluster.leaving.add(rank)
+            self._orders.leaving.add(rank)
             return f"rank {rank} will leave the workers after the present step"
         self._membership.leave_server(rank)
         return f"rank {rank} moves its keys to the other servers, then becomes a spare"
@@ -242,7 +251,7 @@ class Leader:
         lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
         return "\n".join(lines)
 
-    def _hash_inputs(self, cluster: Cluster) -> None:
+    def _hash_inputs(self) -> None:
         """Hash the inputs in the background; run.json, and so each checkpoint, gets the known hashes."""
         self._inputs.start()
 
@@ -251,8 +260,7 @@ class Leader:
                 self._hashed = True
                 provenance.amend(self.folder, inputs=self._inputs.facts())
 
-        self.node.on_tick.append(look)
-        cluster.coordinator.provenance = self._provenance
+        self.node.register(Registration(ticks=(look,)))
 
     def _provenance(self) -> dict[str, Any] | None:
         """Return the provenance for a checkpoint's manifest."""
@@ -264,7 +272,7 @@ class Leader:
             if not self._inputs.done:
                 cluster.say("hashing the remaining inputs ([provenance] hash_inputs)")
             # A signal or the end of the run's time ends this, too.
-            while not self._inputs.done and cluster.asked is None:
+            while not self._inputs.done and self._orders.stop is None:
                 if (
                     self._ends is not None
                     and self.node.van.wall() > self._ends - self.prepared.job.checkpoint.before_end

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from logging import WARNING
 
 from mpips.cluster.node import IDLE, Node
+from mpips.cluster.registration import Registration
 from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
 
@@ -36,8 +37,7 @@ class LongWaits:
         # Whether the leader has a wait of this rank.
         self._reported = False
         self._others: dict[int, tuple[float, str]] = {}
-        node.controls[Command.WAITS] = self._receive
-        node.on_tick.append(self.tick)
+        node.register(Registration(controls={Command.WAITS: self._receive}, ticks=(self.tick,)))
 
     def tick(self) -> None:
         """Report a long wait of this rank; checks once a second."""

@@ -44,6 +44,7 @@ from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, in_a_line
 from mpips.exit_codes import ExitCode
@@ -460,7 +461,7 @@ class _RankRun:
         self.membership = membership
         waits, repeats = LongWaits(node, lambda text: _say(f"mpips: {text}")), RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
-        node.on_view.append(self._log_view)
+        node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, Writer())
         group = self.communicators.group if self.communicators.group else None
         roles = Roles(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
 from mpips.transport.message import Command, Message
 
 OFTEN = 1.0
@@ -24,8 +25,7 @@ class RetransmissionCounts:
         # The last report: to which leader, and its counts.
         self._reported: tuple[int, Counter[str]] = (node.rank, Counter())
         self._others: dict[int, Counter[str]] = {}
-        node.controls[Command.SENT_AGAIN] = self._receive
-        node.on_tick.append(self.tick)
+        node.register(Registration(controls={Command.SENT_AGAIN: self._receive}, ticks=(self.tick,)))
 
     def tick(self) -> None:
         """Report changed counts to the leader, at most once a second; a new leader gets a report too."""

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from mpips.calls import Own
 from mpips.cluster.layout import Role
 from mpips.cluster.policy import Policy
+from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
 from mpips.errors import Diverged
 from mpips.replay.history import LeaderCourse, ShardCourse, Told, load_told
@@ -80,10 +81,12 @@ class Player(Policy):
         self.watch = Watch(node, self)
         self._gates: Gates | None = None
         node.observers.sent += (self._sent,)
-        node.plain = node.direct = node.keeps = False
-        node.controls[Command.ASK_STATE] = self.watch.asked
-        node.controls[Command.STATE] = self.watch.told
-        node.on_tick.append(self.watch.tick)
+        node.register(
+            Registration(
+                controls={Command.ASK_STATE: self.watch.asked, Command.STATE: self.watch.told},
+                ticks=(self.watch.tick,),
+            )
+        )
 
     # --- at every rank -----------------------------------------------------------------------------
 

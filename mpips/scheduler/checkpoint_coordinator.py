@@ -20,6 +20,7 @@ from mpips.checkpoint import checkpoint
 from mpips.checkpoint.lineage import Lineage
 from mpips.checkpoint.manifest import MANIFEST
 from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
 from mpips.errors import CheckpointError, MpipsError, WorkerLost
 from mpips.scheduler.group import Group
 from mpips.scheduler.time_limit import Durations
@@ -68,17 +69,21 @@ class _Pending(NamedTuple):
 class CheckpointCoordinator:
     """Writes the checkpoints of a cluster, one at a time; see the module."""
 
-    def __init__(self, cluster: Checkpointed, warn: Callable[[str], None]) -> None:
-        self._cluster, self._warn = cluster, warn
+    def __init__(
+        self,
+        cluster: Checkpointed,
+        warn: Callable[[str], None],
+        provenance: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        """Write no checkpoint yet; `provenance` returns the run's, for the manifests."""
+        self._cluster, self._warn, self._provenance = cluster, warn, provenance
         self._pending: _Pending | None = None
         self._began = 0.0
         self.problem = ""
         """Why the last one was dropped; empty if it was not."""
         self.given_up = 0
         """The number of dropped checkpoints."""
-        self.provenance: Callable[[], dict[str, Any] | None] = lambda: None
-        """Returns the run's provenance, for the manifests."""
-        cluster.node.on_tick.append(self._look)
+        cluster.node.register(Registration(ticks=(self._look,)))
 
     def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
         """Have all ranks copy their state, and start to write it; return the folder, or "" if it cannot be made."""
@@ -153,7 +158,7 @@ class CheckpointCoordinator:
         entries = [reply.meta for task in pending.tasks for reply in task.result if reply.meta]
         cluster = self._cluster
         try:
-            checkpoint.commit(pending.folder, entries, pending.about, self.provenance(), cluster.lineage.run)
+            checkpoint.commit(pending.folder, entries, pending.about, self._provenance(), cluster.lineage.run)
         except (MpipsError, OSError) as error:
             self._give_up(pending.folder, str(error))
             return

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
 from mpips.transport.message import Command, Kind, Message
 
@@ -52,9 +53,11 @@ class Journal:
         # (entries, the time below which all replies are among them).
         self._marks: deque[tuple[int, int]] = deque()
         self._stable = 0
-        node.controls[Command.LOG] = self._entry
-        node.controls[Command.LOGGED] = self._logged
-        node.on_view.append(self._follow)
+        node.register(
+            Registration(
+                controls={Command.LOG: self._entry, Command.LOGGED: self._logged}, views=(self._follow,)
+            )
+        )
 
     # --- at the leader -----------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ from mpips.rundir.progress import Column, Table
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.time_limit import Durations
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -101,6 +102,11 @@ class Cluster:
         out: TextIO | None = None,
         journal: Journal | None = None,
         membership: Membership | None = None,
+        orders: PendingOrders | None = None,
+        checkpoints: Path = Path("checkpoints"),
+        resume: Path | None = None,
+        lineage: Lineage | None = None,
+        provenance: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self.node, self.job, self.folder = node, job, folder
         self.journal = Journal(node) if journal is None else journal
@@ -113,11 +119,8 @@ class Cluster:
         self.waiting = 0.0
         self.spent: list[dict[str, Any]] = []
         """The work of each rank that was present at the end of training: seconds and bytes; see `SPENT`."""
-        self.asked: str | None = None
-        """The source of the stop request at this moment, or None; the program reads `stop`."""
-        self.joining, self.leaving = 0, set[int]()
-        """The number of workers to join, and the ranks to leave, at the program's next `regroup`."""
-        self.checkpoint_asked = False
+        self.orders = PendingOrders() if orders is None else orders
+        """What the run is asked for at this moment; the program reads `stop`, `due` and `renewed`."""
         # The workers of the last regroup that succeeded.
         self._settled = self.workers.addresses
         # Those of them that have all vectors.
@@ -129,9 +132,7 @@ class Cluster:
         self._written = self._count_lines() - base
         self._training: float | None = None
         self._last: tuple[dict[int, float], float] = ({}, node.van.now())
-        self.checkpoints = Path("checkpoints")
-        self.resume: Path | None = None
-        self._lineage: Lineage | None = None
+        self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
         # Tasks issued earlier, to workers of before a change, are not waited for.
@@ -142,7 +143,7 @@ class Cluster:
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
         self.pace = Durations()
-        self.coordinator = CheckpointCoordinator(self, self.say)
+        self.coordinator = CheckpointCoordinator(self, self.say, provenance)
 
     def _count_lines(self) -> int:
         """Count the lines of the program in `metrics.jsonl`, from any rank."""
@@ -288,7 +289,9 @@ class Cluster:
 
     def renewed(self) -> bool:
         """Return whether workers wait to join or to leave: a program that supports it then calls `regroup`."""
-        return self.decide(lambda: bool(self.leaving) or (self.joining > 0 and bool(self.node.view.spares)))
+        return self.decide(
+            lambda: bool(self.orders.leaving) or (self.orders.joining > 0 and bool(self.node.view.spares))
+        )
 
     def regroup(self) -> Regrouped:
         """Continue with the present workers: spares replace lost workers, and waiting ones join.
@@ -327,17 +330,17 @@ class Cluster:
         now: list[int] = []
         for rank in self.workers.addresses:
             here = view.roles[rank] is Role.WORKER
-            if here and rank not in self.leaving:
+            if here and rank not in self.orders.leaving:
                 now.append(rank)
             elif not here and spares:
                 now.append(spares.pop())
-        while self.joining and spares:
+        while self.orders.joining and spares:
             now.append(spares.pop())
-            self.joining -= 1
+            self.orders.joining -= 1
         if not now:
             # All others have died meanwhile.
             now = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
-        self.leaving.clear()
+        self.orders.leaving.clear()
         self.membership.set_workers(now)
         view = self.node.view
         return list(view.workers), view.crew, [rank for rank in were if rank in view.workers]
@@ -346,14 +349,10 @@ class Cluster:
 
     @property
     def lineage(self) -> Lineage:
-        """Return the lineage of this run's checkpoints; set from `run.json` where it exists."""
+        """Return the lineage of this run's checkpoints."""
         if self._lineage is None:
             self._lineage = of_run(self.folder.path, None, self.resume)
         return self._lineage
-
-    @lineage.setter
-    def lineage(self, lineage: Lineage) -> None:
-        self._lineage = lineage
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint that this run can resume from, as an absolute path."""
@@ -363,7 +362,7 @@ class Cluster:
     @property
     def stop(self) -> str | None:
         """The source of the stop request, as the program sees it; None if there is none."""
-        self._stop = self._stop or self.decide(lambda: self.asked)
+        self._stop = self._stop or self.decide(lambda: self.orders.stop)
         return self._stop
 
     def due(self, step: int) -> bool:
@@ -372,7 +371,7 @@ class Cluster:
         every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
 
         def late() -> bool:
-            return self.checkpoint_asked or 0 < seconds <= self.node.van.now() - self._last_checkpoint
+            return self.orders.checkpoint or 0 < seconds <= self.node.van.now() - self._last_checkpoint
 
         asked = every > 0 and step % every == 0
         return self.stop is not None or asked or self.decide(late)
@@ -408,7 +407,7 @@ class Cluster:
         }
         with self.phase("checkpoint"):
             folder = self.coordinator.begin(self.checkpoints, step, about)
-        self._last_checkpoint, self.checkpoint_asked = self.node.van.now(), False
+        self._last_checkpoint, self.orders.checkpoint = self.node.van.now(), False
         return Path(folder) if folder else None
 
     def shards_by_host(self) -> list[tuple[int, list[int]]]:

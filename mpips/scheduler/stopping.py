@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mpips.cluster.registration import Registration
 from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
@@ -23,18 +24,18 @@ def enforce(cluster: Cluster, end: float | None) -> None:
 
     def look() -> None:
         nonlocal asked_at, over
-        if cluster.asked is None or over:
+        if cluster.orders.stop is None or over:
             return
         asked_at = van.now() if asked_at is None else asked_at
         waited, left = van.now() - asked_at, math.inf if end is None else end - van.wall()
         over = 0 < grace <= waited or left <= LAST
         if over:
             raise StopOverdue(
-                f"asked to stop by {cluster.asked} {waited:.0f} s ago, and the present step has not ended; "
+                f"asked to stop by {cluster.orders.stop} {waited:.0f} s ago, and the present step has not ended; "
                 f"the scheduler waits for {cluster.node.waits_for() or 'nothing'}"
             )
 
-    cluster.node.on_tick.append(look)
+    cluster.node.register(Registration(ticks=(look,)))
 
 
 def watch(cluster: Cluster, started: float, end: float | None) -> None:
@@ -45,7 +46,7 @@ def watch(cluster: Cluster, started: float, end: float | None) -> None:
 
     def look() -> None:
         left = end - wall()
-        if cluster.asked is None and left <= reserve(before_end, end - started, cluster.pace):
-            cluster.asked = f"the end of its time, {max(left, 0.0):.0f} s before it"
+        if cluster.orders.stop is None and left <= reserve(before_end, end - started, cluster.pace):
+            cluster.orders.stop = f"the end of its time, {max(left, 0.0):.0f} s before it"
 
-    cluster.node.on_tick.append(look)
+    cluster.node.register(Registration(ticks=(look,)))

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpips.cluster.registration import Registration
 from mpips.tracing.gate import LONG, Gate
 from mpips.tracing.trace_file import NOBODY, NOWHERE, TraceFile, What
 from mpips.transport.message import Command, Message
@@ -178,8 +179,7 @@ class Trace:
     def attach(self, node: Node) -> None:
         """Trace a node from now on, before it has taken a role."""
         self._node, events = node, node.observers
-        node.on_tick.append(self.tick)
-        node.on_view.append(self._viewed)
+        node.register(Registration(ticks=(self.tick,), views=(self._viewed,)))
         events.tasks += (self.watch,)
         events.busy += (self.heard,)
         events.encoded += (self.encoded,)

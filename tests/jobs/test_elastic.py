@@ -208,9 +208,9 @@ def test_a_spare_reads_what_was_lost_at_once(made: Made) -> None:
 def test_a_worker_joins_and_another_leaves(made: Made, best: float) -> None:
     def on_event(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
         if name == "pass" and facts["pass"] == 2:
-            cluster.joining += 1
+            cluster.orders.joining += 1
         if name == "pass" and facts["pass"] == 4:
-            cluster.leaving.add(3)
+            cluster.orders.leaving.add(3)
 
     outcome = run(made, layout={"spares": 1}, on_event=on_event)
     is_optimal(outcome, made, best)
@@ -351,7 +351,7 @@ def test_online_a_newcomer_takes_its_share(made: Made) -> None:
 
     def on_event(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
         if name == "pass" and facts["pass"] == 1:
-            cluster.joining += 1
+            cluster.orders.joining += 1
         if name == "workers":
             joined_at.append(facts["workers"])
 
@@ -370,7 +370,7 @@ def test_online_a_pass_that_was_stopped_goes_on_with_other_workers(
     def on_start(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
-        cluster.asked = "SIGUSR1"
+        cluster.orders.stop = "SIGUSR1"
 
     settings = {"algorithm": "ftrl", "batch": 2, "passes": 2}
     stopped = run(made, layout={"workers": 2}, settings=settings, checkpoints=tmp_path, on_event=on_start)

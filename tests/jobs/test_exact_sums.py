@@ -199,7 +199,7 @@ def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
 
     def on_event(cluster: Cluster, name: str, told: dict[str, Any]) -> None:
         if name == "pass" and told["pass"] == 3:
-            cluster.leaving.add(6)
+            cluster.orders.leaving.add(6)
 
     outcome = run_twin(data, 3, 4, layout=EXACT, network=network, hooks=Hooks(on_event=on_event))
     assert changes(outcome) >= 3

@@ -232,9 +232,9 @@ def test_workers_join_and_leave_with_their_topics(train: Path) -> None:
 
     def change(cluster: Cluster, name: str, facts: dict[str, Any]) -> None:
         if name == "sweep" and facts["sweep"] == 10:
-            cluster.joining = 1
+            cluster.orders.joining = 1
         if name == "sweep" and facts["sweep"] == 16:
-            cluster.leaving = {cluster.workers.addresses[0]}
+            cluster.orders.leaving = {cluster.workers.addresses[0]}
 
     outcome = run(train, 2, 2, spares=1, on_event=change, settings={"sweeps": 22})
     check(outcome)

@@ -79,7 +79,7 @@ def run(
                 start(name, **facts)
                 calls += name == "inserts"
                 if stop_within and calls == stop_within:
-                    cluster.asked = "SIGUSR1"
+                    cluster.orders.stop = "SIGUSR1"
 
             cluster.event = heard  # type: ignore[method-assign]
             out.metrics = loaded.schedule(cluster, job.settings)

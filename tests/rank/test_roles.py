@@ -55,11 +55,11 @@ def registered(node: Node) -> dict[str, int]:
 
 def change(cluster: Cluster, rank: int) -> None:
     """Let a worker leave, and then join again: it is the only spare."""
-    cluster.leaving.add(rank)
+    cluster.orders.leaving.add(rank)
     cluster.regroup()
     assert rank not in cluster.workers.addresses and cluster.node.view.roles[rank] is Role.SPARE
     cluster.workers.call("go")
-    cluster.joining += 1
+    cluster.orders.joining += 1
     assert cluster.regroup().come == (rank,)
     cluster.workers.call("go")
     cluster.workers.call("ping")

@@ -211,10 +211,10 @@ def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
             membership.join_server()
         elif order == "leave server" and len(view.ring.servers) > least:
             membership.leave_server(view.servers[pick % len(view.servers)])
-        elif order == "join worker" and len(view.spares) > cluster.joining:
-            cluster.joining += 1
-        elif order == "leave worker" and len(set(view.workers) - cluster.leaving) > least:
-            cluster.leaving.add(view.workers[pick % len(view.workers)])
+        elif order == "join worker" and len(view.spares) > cluster.orders.joining:
+            cluster.orders.joining += 1
+        elif order == "leave worker" and len(set(view.workers) - cluster.orders.leaving) > least:
+            cluster.orders.leaving.add(view.workers[pick % len(view.workers)])
     membership.tick()
     cluster.node.wait_until(lambda: at_rest(cluster.node.view, membership.replicas))
 
@@ -308,9 +308,9 @@ def move(cluster: Cluster, what: str | None, number: int) -> None:
         elif what == "server leaves":
             membership.leave_server(view.ring.servers[number % len(view.ring.servers)])
         elif what == "worker joins":
-            cluster.joining += 1
+            cluster.orders.joining += 1
         elif what == "worker leaves" and len(view.workers) > 1:
-            cluster.leaving.add(view.workers[number % len(view.workers)])
+            cluster.orders.leaving.add(view.workers[number % len(view.workers)])
         elif what == "aside":
             cluster.aside("nudge", {"by": number})
 

@@ -133,8 +133,8 @@ def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: floa
         van = cluster.node.van
 
         def ask() -> None:
-            if van.wall() >= 20.0 and cluster.asked is None:
-                cluster.asked = "SIGUSR1"
+            if van.wall() >= 20.0 and cluster.orders.stop is None:
+                cluster.orders.stop = "SIGUSR1"
 
         cluster.node.on_tick.append(ask)
         enforce(cluster, end)
@@ -143,7 +143,7 @@ def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: floa
             cluster.workers.call("work", {"seconds": 70.0})
         except StopOverdue as error:
             said = str(error)
-        cluster.asked = None
+        cluster.orders.stop = None
         return van.wall(), said
 
     job = Job(checkpoint=CheckpointSpec(grace=grace))

@@ -144,13 +144,13 @@ class Striker:
             membership.leave_server(rank)
             return f"rank {rank}"
         if event.act == "join":
-            cluster.joining += bool(view.of(Role.SPARE))
-            return "a spare" if cluster.joining else ""
-        staying = [rank for rank in view.workers if rank not in cluster.leaving]
+            cluster.orders.joining += bool(view.of(Role.SPARE))
+            return "a spare" if cluster.orders.joining else ""
+        staying = [rank for rank in view.workers if rank not in cluster.orders.leaving]
         if len(staying) < 2:
             return ""
         rank = random.Random(event.luck).choice(staying)
-        cluster.leaving.add(rank)
+        cluster.orders.leaving.add(rank)
         return f"rank {rank}"
 
     def _note(self, kind: str, network: Network, text: str) -> None:
@@ -166,7 +166,7 @@ class Striker:
 
     def _may(self, network: Network, view: View, victims: set[int]) -> bool:
         left = {rank for rank in view.alive if network.runs(rank)} - victims
-        leaving = self._stage.cluster.leaving if self._stage.cluster is not None else set()
+        leaving = self._stage.cluster.orders.leaving if self._stage.cluster is not None else set()
         if not (set(view.workers) - leaving) & left:
             return False
         nodes = [self._stage.nodes[rank] for rank in left if rank in self._stage.nodes]
