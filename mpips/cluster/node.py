@@ -43,9 +43,9 @@ from mpips.storage.updates import VectorSpec
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import Timer
 from mpips.tasks.task import Task, Tasks
+from mpips.transport.header import HEADER_BYTES
 from mpips.transport.message import (
     ANSWER,
-    HEADER_BYTES,
     NO_ROUND,
     Command,
     Kind,

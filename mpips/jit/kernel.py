@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
@@ -228,10 +229,15 @@ def _saver(cache: Any) -> Callable[[Any, Any], None]:
 
 
 def _stamp(jit: Any, function: Callable[..., Any]) -> None:
-    """Let a cached kernel count as stale when a file changes that it takes helpers from: numba sees its own only."""
+    """Let a cached kernel count as stale when a file changes that it takes helpers or a module's constants from.
+
+    Numba sees a kernel's own file only.
+    """
     module = function.__module__
     files = _files.setdefault(module, {function.__code__.co_filename})
     for value in function.__globals__.values():
+        if isinstance(value, ModuleType) and value.__name__.startswith("mpips."):
+            files.add(value.__file__ or module)
         other = getattr(value, "__module__", None)
         if isinstance(other, str) and other != module and type(value).__module__.startswith("numba"):
             files |= _files.get(other) or {getattr(sys.modules.get(other), "__file__", None) or module}

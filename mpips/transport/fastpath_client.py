@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
-from mpips.transport.message import DETACHED, HEADER_BYTES, INLINE, MAGIC, NO_VALUES, REACH, REACHED, Kind
+from mpips.transport import header
+from mpips.transport.header import DETACHED, HEADER_BYTES, MAGIC, NO_VALUES, REACH, REACHED
+from mpips.transport.message import INLINE, Kind
 from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, STATUS_BYTES, at, call, table
 from mpips.transport.mpi_kernels import (
     ASKED,
@@ -110,22 +112,22 @@ def ask(
     cells[NEXT] = slot
     frame = frames[slot]
     call(lib[MEMCPY], (frame.ctypes.data, head, HEADER_BYTES))
-    frame.view(np.int32)[5] = epoch
+    frame.view(np.int32)[header.EPOCH] = epoch
     words = frame.view(np.int64)
-    words[4] = acked
-    words[5] = time
+    words[header.ACKED] = acked
+    words[header.TIME] = time
     address: Any = np.int64(raw.ctypes.data) + first
     asked[slot, WAITS] = DUE
     asked[slot, TIME] = time
-    asked[slot, SHARD] = frame.view(np.int32)[4]
+    asked[slot, SHARD] = frame.view(np.int32)[header.SHARD]
     asked[slot, DEST] = dest
     asked[slot, PLACE] = address
     asked[slot, BYTES] = 0 if pushes else nbytes
     asked[slot, DTYPE] = kind
     asked[slot, OPEN] = 1 if reach else 0
     if reach:
-        frame[6] |= REACH
-        words[10] = address
+        frame[header.FLAGS] |= REACH
+        words[header.ROWS] = address
     size = HEADER_BYTES
     apart = pushes and nbytes > INLINE
     if pushes and not apart:
@@ -144,17 +146,21 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
     words = frame.view(np.int64)
     if (
         size < HEADER_BYTES
-        or small[0] != _MAGIC
-        or frame[4] != _REPLY
-        or small[4] < 0
-        or small[7] != 0
-        or small[24] != 0
-        or words[4] != 0
-        or words[9] != 0
+        or small[header.START] != _MAGIC
+        or frame[header.KIND] != _REPLY
+        or small[header.SHARD] < 0
+        or small[header.META] != 0
+        or small[header.AFTER] != 0
+        or words[header.ACKED] != 0
+        or words[header.KEYS] != 0
     ):
         return -1
     for slot in range(SLOTS):
-        if asked[slot, WAITS] == DUE and asked[slot, TIME] == words[5] and asked[slot, SHARD] == small[4]:
+        if (
+            asked[slot, WAITS] == DUE
+            and asked[slot, TIME] == words[header.TIME]
+            and asked[slot, SHARD] == small[header.SHARD]
+        ):
             break
     else:
         return -1
@@ -162,17 +168,17 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
         return -1
     wanted = asked[slot, BYTES]
     if wanted == 0:
-        return slot if frame[88] == NO_VALUES and size == HEADER_BYTES else -1
-    if frame[88] != asked[slot, DTYPE]:
+        return slot if frame[header.DTYPE] == NO_VALUES and size == HEADER_BYTES else -1
+    if frame[header.DTYPE] != asked[slot, DTYPE]:
         return -1
-    each = 4 if frame[88] == 0 or frame[88] == 2 else 8
-    rows, width = words[10], np.int64(small[23])
+    each = 4 if frame[header.DTYPE] == 0 or frame[header.DTYPE] == 2 else 8
+    rows, width = words[header.ROWS], np.int64(small[header.WIDTH])
     if rows <= 0 or width <= 0 or rows > wanted or width > wanted or rows * width * each != wanted:
         return -1
     # The values are in the frame, follow it, or were written into this process's memory.
-    if (frame[6] & REACHED) != 0:
+    if (frame[header.FLAGS] & REACHED) != 0:
         return slot if asked[slot, OPEN] != 0 and size == HEADER_BYTES else -1
-    return slot if size == HEADER_BYTES + (0 if (frame[6] & DETACHED) != 0 else wanted) else -1
+    return slot if size == HEADER_BYTES + (0 if (frame[header.FLAGS] & DETACHED) != 0 else wanted) else -1
 
 
 @kernel("i8(i8[::1], i8)")
@@ -197,9 +203,9 @@ def receive(memory: Any, looks: int) -> Any:
         return TAKEN
     cells[NEXT] = slot
     nbytes = asked[slot, BYTES]
-    if (frame[6] & REACHED) != 0:
+    if (frame[header.FLAGS] & REACHED) != 0:
         cells[RECEIVED] += nbytes
-    elif nbytes > 0 and (frame[6] & DETACHED) != 0:
+    elif nbytes > 0 and (frame[header.FLAGS] & DETACHED) != 0:
         cells[REQUEST] = 0
         error = call(
             lib[IRECV],

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.transport import header
 from mpips.transport.fastpath_table import (
     ACKED,
     ADD,
@@ -36,23 +37,12 @@ from mpips.transport.fastpath_table import (
     WIDTH,
     WINDOW,
 )
+from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, REACH, REACHED
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
-from mpips.transport.message import (
-    DETACHED,
-    HEADER_BYTES,
-    INLINE,
-    LISTED,
-    MAGIC,
-    NO_ROUND,
-    NO_VALUES,
-    REACH,
-    REACHED,
-    Command,
-    Kind,
-)
+from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
 from mpips.transport.mpi_kernels import (
     BODY,
@@ -178,23 +168,23 @@ def _reply(
     asked = request.view(np.int64)
     for i in range(len(words)):
         words[i] = 0
-    small[0] = _MAGIC
-    head[4] = _REPLY
-    head[5] = request[5]
-    head[6] = DETACHED if apart else 0
-    small[2] = me
-    small[3] = request.view(np.int32)[3]
-    small[4] = request.view(np.int32)[4]
-    small[5] = epoch
-    small[6] = request.view(np.int32)[6]
-    words[5] = asked[5]
-    words[6] = NO_ROUND
-    words[8] = _ALL
-    head[88] = NO_VALUES
+    small[header.START] = _MAGIC
+    head[header.KIND] = _REPLY
+    head[header.COMMAND] = request[header.COMMAND]
+    head[header.FLAGS] = DETACHED if apart else 0
+    small[header.SENDER] = me
+    small[header.ORIGIN] = request.view(np.int32)[header.ORIGIN]
+    small[header.SHARD] = request.view(np.int32)[header.SHARD]
+    small[header.EPOCH] = epoch
+    small[header.NAMESPACE] = request.view(np.int32)[header.NAMESPACE]
+    words[header.TIME] = asked[header.TIME]
+    words[header.ROUND] = NO_ROUND
+    words[header.LAST] = _ALL
+    head[header.DTYPE] = NO_VALUES
     if rows >= 0:
-        words[10] = rows
-        head[88] = kind
-        small[23] = width
+        words[header.ROWS] = rows
+        head[header.DTYPE] = kind
+        small[header.WIDTH] = width
 
 
 @kernel()
@@ -203,16 +193,16 @@ def _is_simple(frame: Any, epoch: int) -> Any:
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     return (
-        small[0] == _MAGIC
-        and frame[4] == _REQUEST
-        and (frame[5] == _PUSH or frame[5] == _PULL)
-        and (frame[6] & LISTED) == 0
-        and small[4] >= 0
-        and small[5] == epoch
-        and small[7] == 0
-        and words[6] == NO_ROUND
-        and words[9] == 0
-        and small[24] == 0
+        small[header.START] == _MAGIC
+        and frame[header.KIND] == _REQUEST
+        and (frame[header.COMMAND] == _PUSH or frame[header.COMMAND] == _PULL)
+        and (frame[header.FLAGS] & LISTED) == 0
+        and small[header.SHARD] >= 0
+        and small[header.EPOCH] == epoch
+        and small[header.META] == 0
+        and words[header.ROUND] == NO_ROUND
+        and words[header.KEYS] == 0
+        and small[header.AFTER] == 0
     )
 
 
@@ -310,7 +300,7 @@ def serve(
         if size < HEADER_BYTES or not _is_simple(frame, epoch):
             return TAKEN
         # The caller, shard and namespace.
-        shard, namespace, origin = small[4], small[6], small[3]
+        shard, namespace, origin = small[header.SHARD], small[header.NAMESPACE], small[header.ORIGIN]
         if shard >= parts.shape[0] or namespace < 0 or namespace >= parts.shape[1]:
             return TAKEN
         if origin < 0 or origin >= rows_of.shape[1] or origin != cells[FROM]:
@@ -320,26 +310,26 @@ def serve(
         if row <= 0 or part[OPEN] == 0:
             return TAKEN
         caller = callers[row]
-        time, acked = words[5], words[4]
+        time, acked = words[header.TIME], words[header.ACKED]
         if time <= caller[HIGHEST] or not _has_room(caller, acked):
             return TAKEN
         # The rows.
         count, first, where = 0, 0, 0
-        if words[13] != 0 or words[14] != 0:
-            known = look_up(lists, words[13], words[14], shard, namespace)
+        if words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0:
+            known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
             if known < 0:
                 return TAKEN
             lists[known, USED] = 1
             count, first, where = lists[known, LIST_COUNT], lists[known, LIST_FIRST], lists[known, LIST_SLOTS]
         else:
-            first = words[7] - part[BEGIN]
-            count = words[8] - words[7] + 1
+            first = words[header.FIRST] - part[BEGIN]
+            count = words[header.LAST] - words[header.FIRST] + 1
             if first < 0 or first >= part[ROWS] or count < 1 or count > part[ROWS] - first:
                 return TAKEN
         width = part[WIDTH]
         nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
         apart = nbytes > INLINE
-        push = frame[5] == _PUSH
+        push = frame[header.COMMAND] == _PUSH
         # Buffers for the answer, and for the values of a push.
         out = -1
         for _ in range(SLOTS_OUT):
@@ -351,21 +341,28 @@ def serve(
             return TAKEN
         buffer = -1
         if push:
-            if part[PUSH] == NO_PUSH or words[10] != count or frame[88] != part[DTYPE] or small[23] != width:
+            if (
+                part[PUSH] == NO_PUSH
+                or words[header.ROWS] != count
+                or frame[header.DTYPE] != part[DTYPE]
+                or small[header.WIDTH] != width
+            ):
                 return TAKEN
-            if apart != ((frame[6] & DETACHED) != 0) or (not apart and size != HEADER_BYTES + nbytes):
+            if apart != ((frame[header.FLAGS] & DETACHED) != 0) or (
+                not apart and size != HEADER_BYTES + nbytes
+            ):
                 return TAKEN
             if apart and nbytes > len(landing):
                 cells[WANTED] = nbytes
                 return TAKEN
         else:
-            if part[PULL] == 0 or size != HEADER_BYTES or frame[88] != NO_VALUES:
+            if part[PULL] == 0 or size != HEADER_BYTES or frame[header.DTYPE] != NO_VALUES:
                 return TAKEN
             reached = False
-            if apart and where == 0 and (frame[6] & REACH) != 0 and pids[origin] != 0:
+            if apart and where == 0 and (frame[header.FLAGS] & REACH) != 0 and pids[origin] != 0:
                 each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
                 values = part[VALUES] + first * width * each
-                reached = _write(lib, cells, pids[origin], values, words[10], nbytes)
+                reached = _write(lib, cells, pids[origin], values, words[header.ROWS], nbytes)
                 if not reached:
                     pids[origin] = 0
             if apart and not reached:
@@ -407,9 +404,9 @@ def serve(
             if not reached:
                 _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
             _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
-            head[:HEADER_BYTES].view(np.int64)[6] = parts[shard, 0, VERSION]
+            head[:HEADER_BYTES].view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
             if reached:
-                head[6] = REACHED
+                head[header.FLAGS] = REACHED
                 cells[SENT] += nbytes
             total = HEADER_BYTES + (0 if apart else nbytes)
             post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache
-from mpips.transport.message import HEADER_BYTES, INLINE
+from mpips.transport.message import INLINE
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS, VERSION = range(11)
 """Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; key

@@ -23,6 +23,16 @@ from numpy.typing import NDArray
 from mpips.errors import ProtocolError
 from mpips.files.json_values import keep, plain
 from mpips.ranges import ALL, KeyRange
+from mpips.transport.header import (
+    DETACHED,
+    FILTERED,
+    HEADER,
+    HEADER_BYTES,
+    LISTED,
+    MAGIC,
+    NO_VALUES,
+    PACKING,
+)
 
 
 class Kind(IntEnum):
@@ -123,24 +133,6 @@ _BYTES = np.dtype("u1")
 _ON_WIRE = (*DTYPES, _BYTES)
 _CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
 _KEY = np.dtype("<u8")
-MAGIC = b"mps1"
-# flag: keys and values follow the frame as messages of their own
-DETACHED = 1
-# flag: the keys are listed (perhaps none); without it the message is about all keys of `range`
-LISTED = 2
-# flag: the answer's values may be written to the address that the field `rows` holds
-REACH = 4
-# flag: they were written there
-REACHED = 8
-# flag: the content was encoded by filters (mpips.filters)
-FILTERED = 16
-NO_VALUES = 255
-# magic kind command flags, sender origin, shard epoch, namespace meta, acked, time, round, first, last, keys, rows,
-# dtype width, after, signature: every number is aligned to its size, so that kernels can read it
-_HEADER = struct.Struct("<4sBBHiiiIIIqqqQQQQB3xII4x16s")
-HEADER_BYTES = _HEADER.size
-ROUND_AT = 48
-"""Offset of the round in a header, in bytes."""
 NO_SIGNATURE = bytes(16)
 
 _NO_META: dict[str, Any] = {}
@@ -228,7 +220,7 @@ def _head(
     message: Message, n_keys: int, rows: int, code: int, width: int, n_meta: int, detached: bool
 ) -> bytes:
     begin, end = message.range
-    return _HEADER.pack(
+    return PACKING.pack(
         MAGIC,
         message.kind,
         message.command,
@@ -348,7 +340,7 @@ def decode(
         width,
         n_after,
         signature,
-    ) = _HEADER.unpack_from(frame)
+    ) = PACKING.unpack_from(frame)
     if magic != MAGIC:
         raise ProtocolError(f"not an mpips message: it begins with {magic!r}")
     filtered = bool(flags & FILTERED)
@@ -439,9 +431,9 @@ def from_bytes(raw: bytearray) -> Message:
 
 def frame_bytes(raw: bytearray | memoryview) -> int:
     """Return the size of the frame at the start of `raw`; detached buffers may follow it."""
-    fields = _HEADER.unpack_from(raw)
-    size = HEADER_BYTES + fields[9] + 16 * fields[19]
-    return len(raw) if not fields[3] & DETACHED else int(size)
+    head = np.frombuffer(raw, HEADER, 1)[0]
+    size = HEADER_BYTES + int(head["meta"]) + 16 * int(head["after"])
+    return size if head["flags"] & DETACHED else len(raw)
 
 
 def bodies(message: Message) -> tuple[memoryview, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
-from mpips.transport.message import HEADER_BYTES, INLINE
+from mpips.transport.header import HEADER_BYTES
+from mpips.transport.message import INLINE
 from mpips.transport.mpi_abi import (
     ANY,
     BYTE,

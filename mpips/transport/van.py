@@ -32,6 +32,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpips.errors import ClosedError, UsageError
+from mpips.transport import header
 from mpips.transport.backoff import Backoff, sharpen_sleep
 from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath_client import (
@@ -47,11 +48,9 @@ from mpips.transport.fastpath_client import (
 )
 from mpips.transport.fastpath_server import serve
 from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.header import HEADER_BYTES, REACHED
 from mpips.transport.message import (
     ANSWER,
-    HEADER_BYTES,
-    REACHED,
-    ROUND_AT,
     Kind,
     Message,
     bodies,
@@ -445,7 +444,7 @@ class MPIVan:
         return slot
 
     def version(self) -> int:
-        return int(self._answer[ROUND_AT : ROUND_AT + 8].view(np.int64)[0])
+        return int(self._answer[:HEADER_BYTES].view(np.int64)[header.ROUND])
 
     def withdraw(self, slot: int) -> None:
         self._fast_client.withdraw(slot)
@@ -519,7 +518,7 @@ class MPIVan:
         self.received_bytes += len(frame)
         if source in self._ignored:
             return None
-        if len(frame) >= HEADER_BYTES and frame[6] & REACHED:
+        if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & REACHED:
             raw = np.frombuffer(frame, np.uint8)
             self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._fast_client.asked)
             self._answer = raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,16 +12,16 @@ from mpi4py import MPI
 
 from mpips.errors import ProtocolError
 from mpips.ranges import KeyRange
-from mpips.transport.fastpath_client import SLOTS
+from mpips.transport import header
+from mpips.transport.fastpath_client import SLOTS, ask
 from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.header import DETACHED, REACHED
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import (
     ANSWER,
     CODES,
-    DETACHED,
     DTYPES,
     NO_SIGNATURE,
-    REACHED,
     Command,
     Kind,
     Message,
@@ -236,9 +237,9 @@ def raw_answer(request: Message, rows: Any, flags: int = 0, cut: int = 0, n: int
     reply = reply_to(request, rows)
     reply.sender, reply.epoch = 0, EPOCH
     frame, _ = encode(reply)
-    frame[6] |= flags
+    frame[header.FLAGS] |= flags
     if n is not None:
-        frame[80:88] = np.int64(n).tobytes()
+        np.frombuffer(frame, header.HEADER, 1)["rows"] = np.uint64(n % 2**64)
     return frame[: len(frame) - cut]
 
 
@@ -277,3 +278,8 @@ def test_an_answer_that_is_not_of_its_size_is_not_copied(
     assert not out.any()
     assert asking.answer(request, np.ones((n, 1))) is ANSWER and asking.van.slot == slot, "it is still due"
     assert out.all()
+
+
+def test_kernels_are_compiled_again_when_the_header_changes() -> None:
+    stat = os.stat(header.__file__)
+    assert (stat.st_mtime_ns, stat.st_size) in ask._cache._cache_file._source_stamp  # type: ignore[attr-defined]

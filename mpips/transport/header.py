@@ -1,0 +1,91 @@
+"""The header of a message: its fields, from which follow its size, its packing, and where kernels find each field.
+
+Every number is aligned to its size, so that kernels can read and write it in the header's bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+HEADER = np.dtype(
+    [
+        ("magic", "S4"),
+        ("kind", "<u1"),
+        ("command", "<u1"),
+        ("flags", "<u1"),
+        ("sender", "<i4"),
+        ("origin", "<i4"),
+        ("shard", "<i4"),
+        ("epoch", "<u4"),
+        ("namespace", "<u4"),
+        # bytes of the metadata
+        ("meta", "<u4"),
+        ("acked", "<i8"),
+        ("time", "<i8"),
+        ("round", "<i8"),
+        # the key range: its first and last key
+        ("first", "<u8"),
+        ("last", "<u8"),
+        # how many keys and rows there are; with REACH, `rows` is an address
+        ("keys", "<u8"),
+        ("rows", "<u8"),
+        # of the values: wire type and width
+        ("dtype", "<u1"),
+        ("width", "<u4"),
+        # how many dependencies there are
+        ("after", "<u4"),
+        ("signature", "<i8", (2,)),
+    ],
+    align=True,
+)
+HEADER_BYTES = HEADER.itemsize
+MAGIC = b"mps1"
+NO_VALUES = 255
+"""In `dtype`: there are no values."""
+
+# Flags.
+# keys and values follow the frame as messages of their own
+DETACHED = 1
+# the keys are listed (perhaps none); without it the message is about all keys of `range`
+LISTED = 2
+# the answer's values may be written to the address that the field `rows` holds
+REACH = 4
+# they were written there
+REACHED = 8
+# the content was encoded by filters (mpips.filters)
+FILTERED = 16
+
+
+_FIELDS: Any = HEADER.fields
+
+
+def _packing() -> struct.Struct:
+    """Return the packing of a header as a tuple of its fields, magic and signature as bytes."""
+    codes = {"u1": "B", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"}
+    form, end = "<", 0
+    for field, offset in _FIELDS.values():
+        form += "x" * (offset - end) + codes.get(field.str[1:], f"{field.itemsize}s")
+        end = offset + field.itemsize
+    return struct.Struct(form + "x" * (HEADER_BYTES - end))
+
+
+def _index(name: str) -> int:
+    """Return the index of a field in a header that is viewed as numbers of the field's size, 1, 4 or 8 bytes."""
+    field, offset = _FIELDS[name]
+    return int(offset) // int(field.base.itemsize)
+
+
+PACKING = _packing()
+
+# For kernels: indices in a header viewed as u1.
+KIND, COMMAND, FLAGS, DTYPE = map(_index, ("kind", "command", "flags", "dtype"))
+# as i4
+START, SENDER, ORIGIN, SHARD = map(_index, ("magic", "sender", "origin", "shard"))
+EPOCH, NAMESPACE, META = map(_index, ("epoch", "namespace", "meta"))
+WIDTH, AFTER = map(_index, ("width", "after"))
+# as i8; the second half of the signature follows the first
+ACKED, TIME, ROUND, FIRST, LAST = map(_index, ("acked", "time", "round", "first", "last"))
+KEYS, ROWS, SIGNATURE = map(_index, ("keys", "rows", "signature"))
