@@ -1,5 +1,5 @@
 """Benchmarks, one a module, each with `main(arguments)`: `mpips bench NAME`. Every number they print was measured.
 
-Each package is a subject; `_runs` is what they share. `paper` and `_paper` repeat the paper's evaluation (section 5).
-A module whose name begins with `_` is no benchmark: it supports those beside it. Only `mpips.cli` imports from here.
+Each package has one subject; `_runs` has the common parts. `paper` and `_paper` repeat the paper's evaluation.
+A module whose name begins with `_` is not a benchmark: it supports the others. Only `mpips.cli` imports from here.
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their common switches, whole runs in fresh processes, and tables of what was measured."""
+"""What the benchmarks share: common switches, complete runs in new processes, and tables of measurements."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, fitting, header, row
 
 POLL = 0.01
-"""Seconds between two looks at a run that is under way."""
+"""Seconds between two checks of a running job."""
 ENDING = 15.0
-"""Seconds that an interrupted run has to end."""
+"""Seconds until an interrupted run must have ended."""
 
 
 class RunFailed(SystemExit):
-    """A run of a benchmark failed: one line is said, and the exit code is 1."""
+    """A run of a benchmark failed: prints one line; exit code 1."""
 
     def __init__(self, text: str) -> None:
         print(f"mpips: bench: {text}", file=sys.stderr)
@@ -50,7 +50,7 @@ def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], 
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not least <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"must be at least {least:g}, got {text}")
         return value
@@ -59,7 +59,7 @@ def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], 
 
 
 def listed(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Give an argparse type for lists with commas between; what is named twice counts once."""
+    """Give an argparse type for comma-separated lists without duplicates."""
     return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
 
 
@@ -76,7 +76,7 @@ def one_of(valid: Iterable[str]) -> Callable[[str], str]:
 
 
 MOST = 10**8
-"""The most rows or keys that a benchmark can be asked for at once."""
+"""The maximum number of rows or keys of a benchmark."""
 
 
 def count(text: str) -> int:
@@ -100,24 +100,24 @@ def above_one(text: str) -> float:
         value = 0.0
     if not 1.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"must be a number above 1, as in 1.001 (0.1 % above it), got {text}"
+            f"must be a number above 1, as in 1.001 (0.1 % above the optimum), got {text}"
         )
     return value
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Give a parser with the switches of every benchmark that runs whole jobs."""
+    """Give a parser with the switches of every benchmark that runs complete jobs."""
     made = program_parser(f"mpips bench {name}", description)
-    add_launcher(made, "as of mpips run")
-    made.add_argument("--keep", metavar="DIR", help="keep the run folders here")
+    add_launcher(made, "how ranks are started, as for mpips run")
+    made.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
     return made
 
 
 def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
     """Give a parser with the switches of the benchmarks that run one job."""
     made = parser(name, description)
-    made.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
-    made.add_argument("--test", action="append", metavar="FILE", help="evaluate on this; repeatable")
+    made.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
+    made.add_argument("--test", action="append", metavar="FILE", help="test data; repeatable")
     made.add_argument("--servers", type=at_least(1), default=1, metavar="S", help="default 1")
     made.add_argument("--workers", type=at_least(1), default=2, metavar="W", help="default 2")
     made.add_argument(
@@ -126,12 +126,12 @@ def switches(name: str, description: str, *, repeat: int = 3) -> argparse.Argume
     made.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
     )
-    made.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    made.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return made
 
 
 def job_file(name: str = "job.toml", program: str = "sparse_lr") -> Path:
-    """Find a job file of a program that comes with mpips."""
+    """Find the job file of a program of mpips."""
     package = importlib.util.find_spec(f"mpips.jobs.{program}")
     if package is None or package.origin is None:
         raise InputError(f"mpips.jobs.{program} is not installed")
@@ -139,10 +139,10 @@ def job_file(name: str = "job.toml", program: str = "sparse_lr") -> Path:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Turn the common switches into overrides of the job file; data of the user's own has no crosses unless set."""
+    """Convert the common switches to overrides of the job file; the user's own data has no crosses unless set."""
     data = []
     if arguments.test and not arguments.train:
-        raise InputError("--test needs --train: the model is trained on the same kind of data")
+        raise InputError("--test needs --train, data of the same kind")
     if arguments.train:
         train, test = map(absolute, (arguments.train, arguments.test or []))
         data = [f"data.train={json.dumps(train)}", f"data.test={json.dumps(test)}", "data.crosses=[]"]
@@ -151,18 +151,18 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def slowed(workers: Iterable[int], factor: float, probability: float = 1.0, spell: float = 0.0) -> list[str]:
-    """Write what makes some workers slow, always or now and then: see `faults.Slow`; `straggling` takes it."""
+    """Format an entry that makes a worker slow, always or sometimes: see `faults.Slow`; for `straggling`."""
     more = f", probability = {probability!r}, spell = {spell!r}" if probability < 1.0 else ""
     return [f'{{role = "worker", index = {index}, factor = {factor!r}{more}}}' for index in workers]
 
 
 def straggling(slow: Iterable[str]) -> str:
-    """Give the setting of what `slowed` wrote."""
+    """Give the setting of entries of `slowed`."""
     return f"faults.slow=[{', '.join(slow)}]"
 
 
 def absolute(files: Sequence[str]) -> list[str]:
-    """Name files from the root: the job file's folder is another one.
+    """Give absolute paths, since relative ones in a job file start from its folder.
 
     Raises:
         InputError: a file is missing.
@@ -178,26 +178,26 @@ def absolute(files: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a whole run left."""
+    """The files of a complete run."""
 
     folder: Path
     result: dict[str, Any]
     passes: list[dict[str, Any]]
-    """The pass lines of its metrics.jsonl."""
+    """The lines of its metrics.jsonl for passes."""
 
     def reached(self, objective: float) -> dict[str, Any] | None:
-        """Give the first pass whose objective is no higher than `objective`, None if there was none."""
+        """Give the first pass whose objective is not above `objective`, None if there was none."""
         return next((line for line in self.passes if line["objective"] <= objective), None)
 
     @property
     def sent(self) -> int:
-        """Bytes that workers and servers sent."""
+        """Bytes sent by workers and by servers."""
         traffic = self.result["traffic"]
         return int(traffic["worker_sent"]) + int(traffic["server_sent"])
 
 
 def waiting(run: Run, until: Mapping[str, Any] | None = None) -> float:
-    """Give the workers' mean share of waiting, up to a pass where the pass lines tell, else of the whole training."""
+    """Give the workers' mean share of waiting, up to a pass if the lines of passes have it, else of all training."""
     lines = [line for line in run.passes if until is None or line["pass"] <= until["pass"]]
     if not lines or any("waiting" not in line for line in lines):
         return float(run.result["waiting"])
@@ -213,11 +213,11 @@ def run(
     launcher: str = "auto",
     watch: Callable[[Path], None] | None = None,
 ) -> Run:
-    """Run a job as `mpips run` does, in a folder that is new; `watch(folder)` is called again and again meanwhile.
+    """Run a job as `mpips run` does, in a new folder; `watch(folder)` is called periodically meanwhile.
 
     Raises:
-        InputError: the run found its input wrong.
-        RunFailed: it failed.
+        InputError: the run reported wrong input.
+        RunFailed: the run failed.
     """
     command = [*interpreter.python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder)]
     command += ["--launcher", launcher]
@@ -238,7 +238,7 @@ def run(
                 process.wait(ENDING)
             raise
         said.seek(0)
-        lines = said.read().strip().splitlines() or ["it said nothing"]
+        lines = said.read().strip().splitlines() or ["no output"]
     if process.returncode == ExitCode.BAD_INPUT:
         raise InputError(lines[-1].removeprefix("mpips: error: ").removeprefix("mpips: failed: "))
     if process.returncode != 0:
@@ -247,7 +247,7 @@ def run(
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run left in its folder."""
+    """Read the files of a run's folder."""
     result = json.loads((folder / "result.json").read_text())
     return Run(folder, result, events(folder, "pass"))
 
@@ -260,11 +260,11 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def folders(keep: str | None) -> Iterator[Path]:
-    """Give a folder for run folders: the one that the user wants to keep, or one that is removed in the end."""
+    """Give a folder for run folders: the one to keep, or a temporary one that is removed at the end."""
     if keep is not None:
         path = Path(keep).absolute()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"--keep {keep}: exists and is no empty folder")
+            raise InputError(f"--keep {keep}: exists and is not an empty folder")
         path.mkdir(parents=True, exist_ok=True)
         yield path
         return
@@ -275,11 +275,11 @@ def folders(keep: str | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-# --- What was measured ---------------------------------------------------------------------------------
+# --- Measurements --------------------------------------------------------------------------------------
 
 
 def conditions() -> dict[str, Any]:
-    """Say on what was measured: the machine, its cores, and how busy it is now."""
+    """Give the conditions of a measurement: the machine, its cores, and its present load."""
     model = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -296,20 +296,20 @@ def conditions() -> dict[str, Any]:
 
 
 def described(facts: Mapping[str, Any]) -> str:
-    """Write the conditions in a line; a machine that is busy with something else is said to be."""
+    """Format the conditions in one line, with a warning if other processes load the machine."""
     cores, load = facts["cores"], facts["load"]
-    busy = "; others are using it, so times are noise" if load > 0.3 * cores else ""
+    busy = "; other processes use it, so times are unreliable" if load > 0.3 * cores else ""
     return f"machine: {facts['cpu']}, {cores} cores, load {load:.2f} before the start{busy}"
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Give median, least and greatest of at least one value."""
+    """Give median, minimum and maximum of at least one value."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def overhead(off: Sequence[float], on: Sequence[float], target: float) -> dict[str, Any]:
-    """Lay times of rounds with something beside those without it: medians, and that of the rounds' ratios."""
+    """Compare times of rounds with a feature to those without it: medians, and the median of the rounds' ratios."""
     ratios = spread(with_it / without for without, with_it in zip(off, on, strict=True))
     return {
         "off": statistics.median(off),
@@ -321,7 +321,7 @@ def overhead(off: Sequence[float], on: Sequence[float], target: float) -> dict[s
 
 
 def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write an aligned table; every column is as wide as its widest cell."""
+    """Format an aligned table; every column is as wide as its widest cell."""
     cells = [{c.key: c.show(r[c.key]) for c in columns if r.get(c.key) is not None} for r in rows]
     fitted = [
         Column(c.key, c.title, max([c.width, len(c.title), *(len(cell.get(c.key, "-")) for cell in cells)]))
@@ -332,7 +332,7 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_report(path: str | None, report: Mapping[str, Any]) -> None:
-    """Write all that was measured as JSON, if a file was named.
+    """Write all measurements as JSON, if a file was named.
 
     Raises:
         InputError: it cannot be written.
@@ -345,5 +345,5 @@ def write_report(path: str | None, report: Mapping[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """Say how far a benchmark is, where it does not mix with its results."""
+    """Report the progress of a benchmark on stderr, apart from its results."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`mpips bench paper`: the paper's evaluation, again, at this scale, beside its figures."""
+"""`mpips bench paper`: the paper's evaluation at the scale of this machine, compared with its figures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mpips.errors import InputError
 from mpips.provenance.git_state import state_of
 
 DESCRIPTION = """\
-The experiments of the paper's evaluation, at this machine's scale, on real data and with stragglers injected: the
-figures beside the paper's, with plots: what agrees, what does not, and why. Takes about fifteen minutes.
+The experiments of the paper's evaluation, at the scale of this machine, on real data and with injected stragglers:
+comparison with the paper's figures, plots, and reasons for differences. Takes about fifteen minutes.
 
-  mpips bench paper                             all of it: writes docs/reproduction.md, and plots beside it
-  mpips bench paper --only delay,topics         only these anew; the others stay as they were measured
-  mpips bench paper --only none                 only the page, of what was measured before
+  mpips bench paper                             all experiments: writes docs/reproduction.md and its plots
+  mpips bench paper --only delay,topics         measure only these again, and keep the others
+  mpips bench paper --only none                 write only the page, from earlier measurements
   mpips bench paper --train news20b.train.svm.xz --optimum 1056.5146 --corpus 20news.train.ldac.gz
 
   lines      Table 3, lines of code             delay      Figure 13, time by delay
   solvers    Figures 9 and 10, three systems    topics     Figure 14, LDA on more machines
-  filters    Figures 11 and 12, traffic         sketch     Table 5, inserts a second
+  filters    Figures 11 and 12, traffic         sketch     Table 5, inserts per second
 """
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--train", action="append", default=[], metavar="FILE",
                         help="examples for `solvers`, `filters` and `delay`; default: jobs/sparse_lr's")  # fmt: skip
     parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F",
-                        help="with --train: the optimum at l1 = 1")  # fmt: skip
+                        help="the optimum at l1 = 1, for --train")  # fmt: skip
     parser.add_argument("--corpus", action="append", default=[], metavar="FILE",
                         help="documents for `topics`; default: those of jobs/lda")  # fmt: skip
-    parser.add_argument("--out", default="docs", metavar="DIR", help="where the page goes; default docs")
+    parser.add_argument("--out", default="docs", metavar="DIR", help="the folder of the page; default docs")
     asked = parser.parse_args(arguments)
     names = [name for name in asked.only if name != "none"]
     out = Path(asked.out)
@@ -62,13 +62,13 @@ def main(arguments: Sequence[str]) -> int:
     found = before(figures / MEASURED) if set(names) != set(EXPERIMENTS) else {}
     if bool(asked.train) != (asked.optimum is not None):
         raise InputError(
-            "--train and --optimum belong together: `mpips bench sparse_lr --train FILE` finds it"
+            "--train needs --optimum, and vice versa: `mpips bench sparse_lr --train FILE` computes it"
         )
-    # What is wrong is said before anything is run.
+    # Wrong switches are reported before any run.
     train, corpus = _runs.absolute(asked.train), _runs.absolute(asked.corpus)
     missing = [name for name in EXPERIMENTS if name not in found and name not in names]
     if missing:
-        raise InputError(f"{figures / MEASURED} has nothing of {', '.join(missing)}: run them too")
+        raise InputError(f"{figures / MEASURED} has no measurements of {', '.join(missing)}: run them too")
     told = {name: tell(name, found[name]) for name in EXPERIMENTS if name not in names}
     files = [f" --{kind} {Path(file).name}" for kind in ("train", "corpus") for file in getattr(asked, kind)]
     given = "".join(files) + ("" if asked.optimum is None else f" --optimum {asked.optimum:.10g}")
@@ -100,29 +100,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def before(path: Path) -> dict[str, Any]:
-    """Read what was measured before; nothing if nothing was."""
+    """Read the earlier measurements; empty if there are none."""
     if not path.is_file():
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path}: is not what this command wrote: {error}") from None
+        raise InputError(f"{path}: was not written by this command: {error}") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: is not what this command wrote: it is no table")
+        raise InputError(f"{path}: was not written by this command: it is not a table")
     return found
 
 
 def tell(name: str, found: dict[str, Any]) -> Section:
-    """Say what an experiment came to. InputError if what was measured does not tell."""
+    """Give the results of an experiment. InputError if the measurements are incomplete."""
     try:
         return EXPERIMENTS[name].tell(found)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         said = f"{type(error).__name__}: {error}"
-        raise InputError(f"{name}: nothing can be told of what was measured ({said}); run it anew") from None
+        raise InputError(f"{name}: the measurements are incomplete ({said}); run it again") from None
 
 
 def code() -> dict[str, str]:
-    """Say which code measures: its version, and its commit if it is a checkout."""
+    """Identify the code: its version, and its commit if it is a checkout."""
     state = state_of(Path(__file__).resolve().parent)
     if not state:
         return {"version": __version__}

@@ -76,7 +76,7 @@ def test_a_table_is_aligned_and_leaves_gaps_open() -> None:
 
 def test_a_busy_machine_is_called_so() -> None:
     assert "noise" not in _runs.described(CONDITIONS)
-    assert "times are noise" in _runs.described(CONDITIONS | {"load": 5.0})
+    assert "times are unreliable" in _runs.described(CONDITIONS | {"load": 5.0})
     assert {"cpu", "cores", "load"} <= _runs.conditions().keys()
 
 
@@ -87,7 +87,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
     with _runs.folders(str(tmp_path / "kept")) as folder:
         (folder / "file").write_text("x")
     assert (tmp_path / "kept" / "file").exists()
-    with pytest.raises(InputError, match="no empty folder"), _runs.folders(str(tmp_path / "kept")):
+    with pytest.raises(InputError, match="not an empty folder"), _runs.folders(str(tmp_path / "kept")):
         pass
 
 
@@ -125,10 +125,10 @@ def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str
             "--only: 'fig9' is none of lines, solvers, filters, delay, topics",
         ),
         (["record", "--jobs", "svm"], "--jobs: 'svm' is none of darlin, ftrl, lda, sketch"),
-        (["paper", "--train", __file__], "--train and --optimum belong together"),
+        (["paper", "--train", __file__], "--train needs --optimum, and vice versa"),
         (["delay", "--plot", "no/such/folder/x.png"], "--plot no/such/folder/x.png: must be"),
         (["memory", "--parts", "0.5,2"], "numbers above 0 and up to 1"),
-        (["ftrl", "--sample", "ten"], "'ten' is no number"),
+        (["ftrl", "--sample", "ten"], "'ten' is not a number"),
     ],
 )
 def test_wrong_arguments_are_exit_code_2(
@@ -175,7 +175,7 @@ def test_stragglers_by_chance_are_all_workers_besides_what_makes_them_small() ->
     told = delay.straggler({"slow": 4.0, "chance": 0.2, "spell": 0.01, "slower": 8.0})
     assert (
         told
-        == "each 8 times slower than a core, each slowed down 4 times for 20 % of its work, for spells of 10ms"
+        == "each 8 times slower than a core, each slowed down 4 times for 20 % of its work, for 10ms at a time"
     )
 
 
@@ -204,9 +204,9 @@ def test_the_delay_report_is_honest_either_way() -> None:
     pays = delay.text(delay_report({0: [3.0, 2.0, 1.5, 1.0], 4: [2.0, 1.0]}))
     assert "tau = 4 is faster than tau = 0: 2.00 times; waiting 25 % there, 25 % here" in pays
     costs = delay.text(delay_report({0: [2.0, 1.0], 4: [3.0, 2.0, 1.5, 1.0]}))
-    assert "tau = 4 is the best with a delay, but no faster than tau = 0: 0.50 times" in costs
+    assert "tau = 4 is the best with a delay, but not faster than tau = 0: 0.50 times" in costs
     missed = delay.text(delay_report({0: [2.0, 1.0], 4: [3.0, 2.0]}))
-    assert "not every run came to the target: tau = [4]" in missed
+    assert "not every run reached the target: tau = [4]" in missed
 
 
 def test_the_delay_plot_is_drawn_where_a_tau_missed_too(tmp_path: Path) -> None:
@@ -226,11 +226,9 @@ def test_the_bound_is_the_lowest_ceiling() -> None:
     about = {"consistency": {"model": "bounded", "tau": 2}, "batch": 500, "runs": [run]}
     report |= about | {"ceilings": ftrl.ceilings(report)}
     said = ftrl.text(report)
-    assert (
-        "the lowest ceiling: all of it on 2 cores; measured 85 % of it" in said and "the bound:" not in said
-    )
+    assert "the lowest limit: all of it on 2 cores; measured 85 % of it" in said and "the bound:" not in said
     run["examples_per_second"] = 250_000.0
-    assert "the bound: messages, waiting and idle cores" in ftrl.text(report)
+    assert "the bottleneck: messages, waiting and idle cores" in ftrl.text(report)
 
 
 def test_stages_alone_learn_what_the_job_learns(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_what_cannot_be_told_is_said_before_anything_is_measured(tmp_path: Path,
     (tmp_path / "reproduction").mkdir()
     (tmp_path / "reproduction" / "measured.json").write_text(broken)
     rest = ",".join(name for name in paper.EXPERIMENTS if name != "lines")
-    with pytest.raises(InputError, match=r"is not what this command wrote|run it anew"):
+    with pytest.raises(InputError, match=r"was not written by this command|run it again"):
         paper.main(["--only", rest, "--out", str(tmp_path)])
 
 
@@ -152,21 +152,22 @@ def test_runs_that_did_not_come_to_the_target_are_said_to() -> None:
     found = measured()
     for run in found["solvers"]["runs"]["B"]:
         run["seconds"] = None
-    with pytest.raises(InputError, match="not every system came to the target"):
+    with pytest.raises(InputError, match="not every system reached the target"):
         paper.tell("solvers", found["solvers"])
     del found["delay"]["table"][0]["seconds"]
-    with pytest.raises(InputError, match="no run with tau = 0 came to the target"):
+    with pytest.raises(InputError, match="no run with tau = 0 reached the target"):
         paper.tell("delay", found["delay"])
 
 
 def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"has nothing of lines, solvers, filters, delay, topics, sketch: run them too"
+        InputError,
+        match=r"has no measurements of lines, solvers, filters, delay, topics, sketch: run them too",
     ):
         paper.main(["--only", "none", "--out", str(tmp_path)])
     (tmp_path / "reproduction").mkdir()
     (tmp_path / "reproduction" / "measured.json").write_text("{")
-    with pytest.raises(InputError, match=r"is not what this command wrote"):
+    with pytest.raises(InputError, match=r"was not written by this command"):
         paper.main(["--only", "none", "--out", str(tmp_path)])
 
 

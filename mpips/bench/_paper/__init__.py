@@ -1,1 +1,1 @@
-"""The paper's evaluation, again: an experiment a module, for `mpips bench paper`."""
+"""The paper's evaluation, repeated: one experiment per module, for `mpips bench paper`."""

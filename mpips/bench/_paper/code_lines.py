@@ -17,13 +17,13 @@ SILENT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
     tokenize.ENDMARKER,
 }  # fmt: skip
-"""Tokens that make no line a line of code."""
+"""Tokens that do not count as code."""
 METHOD = ("job.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py")
 """The files of sparse_lr that are the block proximal method itself."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Count the lines of the applications, and of what carries them."""
+    """Count the lines of the applications, and of the library."""
     jobs = {name: _runs.job_file("job.toml", name).parent for name in ("sparse_lr", "lda", "sketch")}
     own = Path(_runs.__file__).resolve().parent.parent
     carrying = [
@@ -44,7 +44,7 @@ def lines_of(paths: Iterable[Path]) -> int:
 
 
 def count(source: str) -> int:
-    r"""Count the lines of a Python source that hold code: no blank ones, comments and docstrings.
+    r"""Count the lines of a Python source that hold code, not blank lines, comments and docstrings.
 
     >>> count('"one"\n\n# two\nx = (1,\n     2)\n')
     2
@@ -64,7 +64,7 @@ def count(source: str) -> int:
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the counts with the paper's figures."""
     rows = [
         ("system A (L-BFGS)", "10,000", f"{found['lbfgs']:,}, on mpips"),
         ("system B (block proximal gradient)", "30,000", ""),

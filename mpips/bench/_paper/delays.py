@@ -1,4 +1,4 @@
-"""Figure 13: what a delay saves, and what it costs."""
+"""Figure 13: time and waiting by maximal delay."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mpips.rundir.progress import seconds, share
 
 ITEM = "Figure 13"
 PAPERS = 8
-"""The delay that was best in the paper."""
+"""The best delay in the paper."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Train with several delays, in turns; give the benchmark's report."""
+    """Train with several delays, alternating; give the benchmark's report."""
     report = lab.folder / "delay.json"
     arguments = ["--slow", str(SLOW), "--chance", str(CHANCE), "--repeat", str(lab.repeat)]
     arguments += ["--workers", str(WORKERS), "--slower", str(SLOWER)]
@@ -40,12 +40,12 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the report with the paper's figures."""
     rows = {row["tau"]: row for row in found["table"]}
     first, most = rows[0], rows[max(rows)]
     timed = [row for row in found["table"] if row.get("seconds") is not None]
     if first not in timed:
-        raise InputError("no run with tau = 0 came to the target: is the optimum right?")
+        raise InputError("no run with tau = 0 reached the target: check the optimum")
     best = min(timed, key=lambda row: row["seconds"])
     gain = first["seconds"] / best["seconds"]
     slow = [row for row in timed if row["tau"] == PAPERS]

@@ -1,4 +1,4 @@
-"""What the experiments have in common: where they run, and what each says beside the paper."""
+"""What the experiments share: how they run, and how results are compared with the paper."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mpips.process.printable import printable
 from mpips.report.html import Html
 
 WORKERS, SLOWER = 4, 8.0
-"""The workers of an experiment, and how many times slower than a core each is: they sleep for the rest, so that they
-share few cores like so many small machines, with computing and messages in about the paper's proportion."""
+"""The workers of an experiment, and how many times slower than a core each is: they sleep for the rest. So they share
+few cores like small machines, with computation and messages in about the paper's proportion."""
 SLOW, CHANCE = 4.0, 0.2
-"""A straggler is so many times slower still, and each worker is one for this share of its work."""
+"""The additional slowdown of a straggler, and the share of its work for which each worker is one."""
 
 
 class Lab(NamedTuple):
-    """Where an experiment runs, and on what: a folder for its runs, the launcher, rounds of what is timed, and data."""
+    """How an experiment runs: the folder of its runs, the launcher, the number of rounds, and data."""
 
     folder: Path
     launcher: str = "auto"
     repeat: int = 3
     train: Sequence[str] = ()
-    """Examples for logistic regression; none: those that come with the job."""
+    """Examples for logistic regression; empty: those of the job."""
     optimum: float = FLIGHTS_OPTIMUM
-    """Theirs, at l1 = 1."""
+    """The optimum of these examples at l1 = 1."""
     corpus: Sequence[str] = ()
-    """Documents for topics; none: those that come with the job."""
+    """Documents for topics; empty: those of the job."""
 
     @property
     def examples(self) -> str:
@@ -39,13 +39,13 @@ class Lab(NamedTuple):
 
     @property
     def switches(self) -> list[str]:
-        """What tells another benchmark of the examples, their optimum and the launcher."""
+        """The switches that give another benchmark the examples, their optimum and the launcher."""
         files = [part for file in self.train for part in ("--train", file)]
         return [*files, "--optimum", repr(self.optimum), "--launcher", self.launcher]
 
 
 class Claim(NamedTuple):
-    """One figure of the paper beside ours; `agrees` is what `agreement` says."""
+    """One figure of the paper and ours; `agrees` is the value of `agreement`."""
 
     what: str
     paper: str
@@ -54,7 +54,7 @@ class Claim(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A plot: an SVG, what it shows, and what its colours mean, (class, text)."""
+    """A plot: an SVG, its caption, and the legend, (class, text)."""
 
     svg: Html
     caption: str
@@ -63,27 +63,27 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """What an experiment came to; the text around it is in `page.md`, under its name."""
+    """The results of an experiment; the text around them is in `page.md`, under its name."""
 
     claims: Sequence[Claim]
     table: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the text names by {name}."""
+    """The values of the text's {name}."""
     pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 class Experiment(Protocol):
-    """A module that measures, and says what that means; `measure` gives what JSON can hold, `tell` is pure."""
+    """A module that measures and compares; `measure` gives JSON data, `tell` is a pure function."""
 
     ITEM: str
-    """What of the paper it is about."""
+    """The part of the paper, such as a figure."""
 
     def measure(self, lab: Lab) -> dict[str, Any]: ...
     def tell(self, found: Mapping[str, Any]) -> Section: ...
 
 
 def machines(workers: int, stragglers: bool = True) -> str:
-    """Give the setting that makes workers small machines, which may be slower now and then."""
+    """Give the setting that makes workers slow like small machines, with or without stragglers."""
     slow = _runs.slowed(range(workers), SLOWER)
     if stragglers:
         slow += _runs.slowed(range(workers), SLOW, CHANCE)
@@ -91,7 +91,7 @@ def machines(workers: int, stragglers: bool = True) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown."""
+    """Format a table in Markdown."""
     return "\n".join(
         "| " + " | ".join(printable(cell, keep="").replace("|", "\\|") for cell in cells) + " |"
         for cells in (head, ["---"] * len(head), *rows)
@@ -99,6 +99,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def agreement(ours: float, claim: tuple[float, float], partly: tuple[float, float] = (1.0, 0.0)) -> str:
-    """Say whether a figure of ours lies where the paper's claim puts it, (least, most); or where it does in part."""
+    """Tell whether our figure is in the range (least, most) of the paper's claim, or in part of it."""
     (least, most), (low, high) = claim, partly
     return "yes" if least <= ours <= most else "in part" if low <= ours <= high else "no"

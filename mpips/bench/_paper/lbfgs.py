@@ -1,12 +1,12 @@
-"""What the paper calls system A: L-BFGS for an l1 norm (OWL-QN: Andrew and Gao, ICML 2007), bulk-synchronous.
+"""The paper's system A: L-BFGS for an l1 norm (OWL-QN: Andrew and Gao, ICML 2007), bulk-synchronous.
 
     worker r, for each iteration:
-        direction from the last steps and gradient changes; every worker has them all, and finds the same one
-        for each trial step, halved until the objective falls enough:
-            push loss and gradient of all features; pull their sums          (everyone waits for everyone)
+        direction from the last steps and gradient changes; every worker has all of them, and computes the same one
+        for each trial step, halved until the objective decreases enough:
+            push loss and gradient of all features; pull their sums          (a barrier of all workers)
 
-It is a program like any other: the servers do no more than add, and every feature travels in every trial. What all
-workers do alike, the directions, does not count as `working`: no straggler is slow there, as if it were shared out.
+The servers only add, and every trial sends every feature. The direction, which all workers compute, does not count as
+`working`, so stragglers are not slow there, as if the computation were distributed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mpips.worker.worker import Answer, Context
 
 F8 = NDArray[np.float64]
 MEMORY = 10
-"""Steps that a direction is found from."""
+"""The number of last steps that a direction is computed from."""
 ENOUGH = 1e-4
-"""A step must lower the objective by this share of what its slope promises."""
+"""A step must decrease the objective by this share of the decrease that its slope predicts."""
 TRIALS = 30
 
 
@@ -43,13 +43,13 @@ class Settings:
     l1: float = field(default=1.0, metadata={"at_least": 0.0})
     """The weight of |w|_1 in the objective."""
     target: float = field(default=0.0, metadata={"at_least": 0.0})
-    """Stop as soon as the objective is no higher."""
+    """Stop when the objective is not above this."""
     iterations: int = field(default=1000, metadata={"at_least": 1})
-    """At most so many."""
+    """The maximum number of iterations."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Load the data, and let all workers iterate; give the run's metrics."""
+    """Load the data, and iterate on all workers; give the run's metrics."""
     with cluster.phase("load"):
         loaded = cluster.workers.gather("load")
         keys: NDArray[np.uint64] = reduce(np.union1d, (each for each, _ in loaded if each is not None))
@@ -68,7 +68,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker:
-    """What the scheduler calls on a worker: it has its examples by columns, and all of w."""
+    """The worker: its examples by columns, and all of w."""
 
     def __init__(self, context: Context) -> None:
         self.node, self.context, self.settings = context.node, context, context.job.settings
@@ -76,7 +76,7 @@ class Worker:
         self.round = 0
 
     def load(self) -> Answer:
-        """Read a part of the examples; give their features."""
+        """Read a part of the examples; give its features."""
         data = resolve(self.context.job.data, str(self.context.base))
         part = read(data.train, data, self.context.index, self.context.count)
         columns = load_columns(self.node.breathe(part))
@@ -87,13 +87,13 @@ class Worker:
         return Answer(keys=self.keys)
 
     def know(self, keys: NDArray[np.uint64]) -> None:
-        """Take all workers' features, and begin at w = 0."""
+        """Set the features of all workers, and start at w = 0."""
         self.places = np.searchsorted(keys, self.keys)
         self.w = np.zeros(len(keys))
         self.loss, self.gradient = self.sums(self.w)
 
     def sums(self, w: F8) -> tuple[float, F8]:
-        """Give the log-losses of all workers' examples, and their gradient, f8[features]."""
+        """Give the log-loss of all workers' examples, and its gradient, f8[features]."""
         own = np.zeros(len(w) + 1)
         with self.node.working():
             mine, gradient = w[self.places], np.empty(len(self.keys), np.float32)
@@ -110,7 +110,7 @@ class Worker:
         return float(total[0]), total[1:].copy()
 
     def iterate(self) -> dict[str, Any]:
-        """Take one step; say where that led."""
+        """Take one step; give the state after it."""
         w, l1 = self.w, self.settings.l1
         slope = pseudo_gradient(w, self.gradient, l1)
         way = direction(slope, self.steps)
@@ -126,27 +126,27 @@ class Worker:
                 break
             scale /= 2.0
         else:
-            return self.told(before, moved=False)
+            return self.position(before, moved=False)
         step, change = trial - w, gradient - self.gradient
         if float(step @ change) > 0.0:
             self.steps.append((step, change))
         self.w, self.loss, self.gradient = trial, loss, gradient
-        return self.told(after, moved=True)
+        return self.position(after, moved=True)
 
-    def told(self, objective: float, moved: bool) -> dict[str, Any]:
-        """Say where this worker is; all are at the same place."""
+    def position(self, objective: float, moved: bool) -> dict[str, Any]:
+        """Give the state of the iteration, which is the same on all workers."""
         return {"objective": objective, "nonzeros": int(np.count_nonzero(self.w)), "moved": moved}
 
 
 def pseudo_gradient(w: F8, gradient: F8, l1: float) -> F8:
-    """Give the objective's slope along each axis, the l1 norm included: 0 where both ways lead up."""
+    """Give the objective's slope along each axis, with the l1 norm: 0 where it increases in both directions."""
     up, down = gradient + l1, gradient - l1
     at_zero = np.where(up < 0.0, up, np.where(down > 0.0, down, 0.0))
     return np.where(w > 0.0, up, np.where(w < 0.0, down, at_zero))
 
 
 def direction(slope: F8, steps: deque[tuple[F8, F8]]) -> F8:
-    """Give where L-BFGS goes, without what does not lead down along its axis."""
+    """Give the direction of L-BFGS, without components that do not descend along their axis."""
     way = two_loops(slope, steps)
     way[way * slope >= 0.0] = 0.0
     return way

@@ -13,19 +13,19 @@ from mpips.report import charts
 from mpips.report.html import html
 
 WIDTH = 150
-"""Columns of running text."""
+"""Width of the text."""
 TEXT = "page.md"
-"""The text: an introduction, then `## NAME: title` for each experiment: what was run, then the reasons."""
+"""The text: an introduction, then `## NAME: title` for each experiment: the setup, then the reasons."""
 
 
 def drawn(picture: Picture) -> str:
-    """Give a plot as an SVG file, for light and dark."""
+    """Give a plot as an SVG file, for light and dark backgrounds."""
     style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
     return charts.standalone(picture.svg, picture.legend, style)
 
 
 def texts() -> dict[str, tuple[str, str]]:
-    """Read the text: (title, text) by the experiment's name, that of the introduction being ""."""
+    """Read the text: (title, text) by the experiment's name, which is "" for the introduction."""
     whole = files("mpips.bench._paper").joinpath(TEXT).read_text(encoding="utf-8")
     first, *rest = whole.split("\n## ")
     title, _, text = first.removeprefix("# ").partition("\n")
@@ -38,7 +38,7 @@ def texts() -> dict[str, tuple[str, str]]:
 
 
 def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: str) -> str:
-    """Write the page; pictures are in `folder` beside it."""
+    """Format the page; its plots are in `folder` beside it."""
     text = texts()
     title, introduction = text[""]
     parts = [f"# {title}", _filled(introduction), claims(sections)]
@@ -57,7 +57,7 @@ def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: s
 
 
 def claims(sections: Mapping[str, Section]) -> str:
-    """Write the paper's claims, and what became of them here."""
+    """Format the paper's claims and our figures."""
     rows = [
         (
             claim.what,
@@ -72,7 +72,7 @@ def claims(sections: Mapping[str, Section]) -> str:
 
 
 def summary(sections: Mapping[str, Section]) -> str:
-    """Write the same for a terminal."""
+    """Format the same for a terminal."""
     rows = [claim for each in sections.values() for claim in each.claims]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(

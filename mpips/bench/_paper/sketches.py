@@ -1,4 +1,4 @@
-"""Table 5: how fast a sketch takes keys, and how soon it goes on when a server is lost."""
+"""Table 5: inserts per second into a sketch, and the time of recovery from a server's failure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mpips.rundir.progress import seconds, si
 
 ITEM = "Table 5"
 MACHINE, CORES = 1.1e9 / 15, 64
-"""The paper's average inserts a second on one of its 15 machines, and that machine's cores."""
+"""The paper's average inserts per second on one of its 15 machines, and the cores of that machine."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Insert a Zipf stream; then again, killing a server on the way."""
+    """Insert a Zipf stream; then again, and kill a server meanwhile."""
     report = lab.folder / "sketch.json"
     arguments = [
         "--zipf",
@@ -47,7 +47,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the measurements with the paper's figures."""
     row, cores = found["row"], found["cores"]
     recovery = median(found["recoveries"])
     core = row["rate"] / cores

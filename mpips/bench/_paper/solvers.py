@@ -1,8 +1,8 @@
-"""Figures 9 and 10: three systems on the same data and machines: objective against time, and who waits.
+"""Figures 9 and 10: three systems on the same data and machines: objective against time, and waiting.
 
-The paper's systems A (L-BFGS) and B (block proximal gradient) are its authors' own, never published. What they had
-is built of the same parts here: A is `lbfgs`; B is darlin without a delay, filter or key cache, and the
-parameter server has them all. All meet the same stragglers.
+The paper's systems A (L-BFGS) and B (block proximal gradient) were never published. Here they consist of the same
+parts as the parameter server: A is `lbfgs`; B is darlin without delay, filters and key cache; the parameter server is
+darlin with all of them. All have the same stragglers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from mpips.rundir.progress import bytes_si, seconds, share
 ITEM = "Figures 9 and 10"
 SYSTEMS = {"A": "A: L-BFGS", "B": "B: block proximal gradient", "PS": "parameter server"}
 WITHIN = 1e-3
-"""The objective to come to, above the optimum, relative."""
+"""The relative distance of the target objective from the optimum."""
 TAU = 1
 MOST = 150
-"""Iterations of L-BFGS at most."""
+"""Maximum number of iterations of L-BFGS."""
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Run the three systems in turns, to the same objective."""
+    """Run the three systems, alternating, to the same objective."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
     data = [f"data.train={json.dumps([*lab.train])}", "data.test=[]", "data.crosses=[]"] if lab.train else []
     job, target = load(_runs.job_file(), data), (1.0 + WITHIN) * lab.optimum
@@ -62,7 +62,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def settings(name: str, job: Job, target: float) -> list[str]:
-    """Give what makes a run that of a system."""
+    """Give the settings of a system."""
     common = ["layout.servers=1", f"layout.workers={WORKERS}", machines(WORKERS)]
     if name == "A":
         spec = resolve(job.data, str(job.base))
@@ -81,7 +81,7 @@ def settings(name: str, job: Job, target: float) -> list[str]:
 
 
 def measured(run: _runs.Run, target: float) -> dict[str, Any]:
-    """Give the course of a run, and how its workers spent their time."""
+    """Give the objective of a run over time, and its workers' time breakdown."""
     last = run.passes[-1]
     return {
         "seconds": last["seconds"] if last["objective"] <= target else None,
@@ -93,12 +93,12 @@ def measured(run: _runs.Run, target: float) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the measurements with the paper's figures."""
     middle = {name: median_run(runs) for name, runs in found["runs"].items()}
     times = {name: run["seconds"] or math.inf for name, run in middle.items()}
     waits = {name: run["waiting"] for name, run in middle.items()}
     if math.inf in (times["B"], times["PS"]):
-        raise InputError("not every system came to the target: is the optimum right?")
+        raise InputError("not every system reached the target: check the optimum")
     gain = times["B"] / times["PS"]
     claims = [
         Claim("Fig. 9: system B, to the parameter server", "about 2", f"{gain:.2f}",
@@ -157,5 +157,5 @@ def tell(found: Mapping[str, Any]) -> Section:
 
 
 def median_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the run that took the median time; those that did not arrive come last."""
+    """Give the run of median time; those that did not reach the objective sort last."""
     return sorted(runs, key=lambda run: run["seconds"] or math.inf)[len(runs) // 2]

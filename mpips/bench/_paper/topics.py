@@ -14,12 +14,12 @@ from mpips.rundir.progress import seconds, share, si
 
 ITEM = "Figure 14"
 WORKERS = (1, 2, 3, 6)
-"""Six times as many at the end as at the beginning, as in the paper."""
+"""The numbers of workers: the last is six times the first, as in the paper."""
 TOPICS, SWEEPS, TAU = 100, 40, 1
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Sample the same topics by more and more workers."""
+    """Sample the same topics with increasing numbers of workers."""
     runs = []
     for workers in WORKERS:
         _runs.note(f"LDA: {workers} workers")
@@ -35,7 +35,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def corpus(lab: Lab) -> list[str]:
-    """Give the settings of the documents: the project's own, or what was given."""
+    """Give the settings of the documents: the project's own, or those of the command line."""
     if not lab.corpus:
         return []
     return [f"data.train={json.dumps([*lab.corpus])}", 'data.vocab=""']
@@ -47,12 +47,12 @@ def name(lab: Lab) -> str:
 
 
 def reached(course: list[list[float]], level: float) -> float:
-    """Give the seconds after which a run was as good as that; it was."""
+    """Give the seconds until a run reached a likelihood, which it does."""
     return next(at for at, value in course if value >= level)
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the measurements with the paper's figures."""
     runs = found["runs"]
     level = min(run["course"][-1][1] for run in runs)
     times = {run["workers"]: reached(run["course"], level) for run in runs}

@@ -1,4 +1,4 @@
-"""Figures 11 and 12: what each filter saves of the traffic, and how many features the KKT filter leaves out."""
+"""Figures 11 and 12: traffic by filters, and the share of features that the KKT filter leaves out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any]) -> Section:
-    """Lay it beside the paper's figures."""
+    """Compare the report with the paper's figures."""
     rows = {row["name"]: row for row in found["table"]}
     caching, packed = rows[CACHING], rows[ALL]
     course = next(iter(found["filtered"].values()))

@@ -1,1 +1,1 @@
-"""Whole training runs of the applications in jobs/, beside other programs that solve the same problem."""
+"""Complete training runs of the applications in jobs/, compared with other programs for the same problem."""

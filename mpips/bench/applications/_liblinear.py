@@ -1,6 +1,6 @@
-"""LIBLINEAR, as scikit-learn has it, in a process of its own: fits of one data set on one thread.
+"""LIBLINEAR of scikit-learn in a separate process: fits of one data set on one thread.
 
-`python -P -m mpips.bench.applications._liblinear DATA.npz L1` answers every line of its input, a JSON object with
+`python -P -m mpips.bench.applications._liblinear DATA.npz L1` answers each line of its input, a JSON object with
 `tolerance` and `iterations`, by a line with `seconds` (of the fit alone), `objective` and `nonzeros`.
 """
 
@@ -33,15 +33,15 @@ from mpips.rundir.folder import write_json
 OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS = 1e-6, 1_000_000
 LOOSEST, TIGHTEST = 1.0, 1e-7
 NARROWED = 3
-"""Halvings, in the logarithm, of the bracket around the loosest tolerance that reaches the target."""
+"""Steps of the bisection, in the logarithm, for the loosest tolerance that reaches the target."""
 
 Fit = Callable[..., dict[str, Any]]
 
 
 def check_installed() -> None:
-    """Raise InputError unless scikit-learn is here."""
+    """Raise InputError unless scikit-learn is installed."""
     if importlib.util.find_spec("sklearn") is None:
-        raise InputError("this compares with scikit-learn's liblinear; pip install 'mpips[bench]'")
+        raise InputError("the comparison needs scikit-learn's liblinear: pip install 'mpips[bench]'")
 
 
 def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
@@ -61,7 +61,7 @@ def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
 
 @contextmanager
 def fits(data: Path, l1: float) -> Iterator[Fit]:
-    """Start the process, with the data loaded and warm; give `fit(tolerance, iterations)`."""
+    """Start the process, which loads the data and warms up; give `fit(tolerance, iterations)`."""
     environment = os.environ | dict.fromkeys(THREADS, "1")
     command = [*interpreter.python(), "-m", "mpips.bench.applications._liblinear", str(data), repr(l1)]
     process = subprocess.Popen(
@@ -92,17 +92,17 @@ def fits(data: Path, l1: float) -> Iterator[Fit]:
 
 
 def loosest(fit: Fit, objective: float) -> float:
-    """Find about the loosest tolerance whose fit comes down to `objective`: the fastest way there.
+    """Find approximately the loosest tolerance whose fit reaches `objective`, the fastest such fit.
 
     Raises:
-        InputError: none does, so the objective is below the optimum.
+        InputError: no fit reaches it: the objective is below the optimum.
     """
     tolerance, missed = LOOSEST, math.inf
     while (found := fit(tolerance)["objective"]) > objective:
         missed, tolerance = tolerance, tolerance / 10.0
         if tolerance < TIGHTEST:
             raise InputError(
-                f"liblinear came to {found:.7g} at best, not to {objective:.7g}: is --optimum too low?"
+                f"liblinear reached {found:.7g} at best, not {objective:.7g}: is --optimum too low?"
             )
     if missed < math.inf:
         for _ in range(NARROWED):
@@ -115,7 +115,7 @@ def loosest(fit: Fit, objective: float) -> float:
 
 
 def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, str]:
-    """Give LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and where it is from."""
+    """Give LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and its source."""
     cache = cache_file() if cache is None else cache
     name = f"{digest(data)} l1={l1!r}"
     known = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
@@ -130,7 +130,7 @@ def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, st
 
 
 def cache_file() -> Path | None:
-    """Name the file that remembers optima; None where the user has no folder for it."""
+    """Give the path of the cache of optima; None if the user has no folder for it."""
     folder = user_folders.cache()
     return None if folder is None else folder / "mpips" / "optimum.json"
 
@@ -166,7 +166,7 @@ def model(l1: float, tolerance: float, iterations: int) -> Any:
 
 
 def main() -> None:
-    """Answer the fits that are asked for."""
+    """Compute the fits that the input requests."""
     from scipy.sparse import csr_matrix
 
     l1 = float(sys.argv[2])
@@ -174,7 +174,7 @@ def main() -> None:
         y = arrays["labels"]
         shape = (len(y), int(arrays["indices"].max(initial=0)) + 1)
         x = csr_matrix((arrays["values"], arrays["indices"], arrays["indptr"]), shape=shape)
-    warnings.simplefilter("ignore")  # that a loose fit has not converged is the point
+    warnings.simplefilter("ignore")  # A loose fit need not converge.
     model(1.0, 0.1, 10).fit(csr_matrix(np.eye(2)), [-1.0, 1.0])
     for line in sys.stdin:
         asked = json.loads(line)

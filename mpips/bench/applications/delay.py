@@ -1,4 +1,4 @@
-"""`mpips bench delay`: does bounded delay pay when one worker is slow? The paper's figure 13."""
+"""`mpips bench delay`: training time by maximal delay with a straggler, the paper's figure 13."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mpips.errors import InputError
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
-Bounded delay with a straggler (the paper's figure 13): for every tau, how long training takes to 0.5 % above the
-optimum, in how many passes, and which share of their time the workers wait, while worker 0 takes three times as
-long for its work as the others, or, with --chance, all of them do now and then, as on machines that others use too.
-All tau are run in turns, so that a drift of the machine meets them alike.
+Bounded delay with a straggler (the paper's figure 13): for every tau, the time and the passes of training to 0.5 %
+above the optimum, and the workers' share of waiting, while worker 0 takes three times as long for its work as the
+others; with --chance every worker does so at random, as on shared machines. Runs of all tau alternate, so that a drift
+of the machine's speed affects them equally.
 
   mpips bench delay                                   tau = 0, 1, 2, 4, 8, 16 on the project's own data
-  mpips bench delay --tau 0,4,16 --slow 1             nobody is slow
+  mpips bench delay --tau 0,4,16 --slow 1             no straggler
   mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
-  mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     as on four small machines
+  mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     like four small machines
   mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.png
-  mpips bench delay --blocks 0                        the job's own rule: more blocks for a greater tau
+  mpips bench delay --blocks 0                        blocks by the job's rule: more for a greater tau
 
-What a delay saves is the way of each block to the servers and back, while the next ones are under way; so it is
-the more, the smaller the blocks. All tau have the same number of them here (as in the paper). The job's own rule
-takes the fewest that keep the steps long, and (tau + 1) times as many with a delay, so that as much is in flight at
-once for every tau: then the many small messages may cost what the delay saves.
-A slow worker sleeps for what it takes longer, so its core is free meanwhile.
+A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
+Here all tau have the same number of blocks (as in the paper). The job's rule takes the fewest blocks that keep the
+steps long, and (tau + 1) times as many with a delay, so that the same amount is in flight for every tau; then the cost
+of many small messages may equal the savings of the delay.
+A slow worker sleeps for the additional time, so its core is free meanwhile.
 """
 
 COLUMNS = (
     Column("tau", "tau", 4),
     Column("seconds", "to target", 9, seconds),
-    Column("range", "least - most", 15),
+    Column("range", "min - max", 15),
     Column("busy", "busy", 8, seconds),
     Column("waited", "waiting", 8, seconds),
     Column("waiting", "share", 6, share),
     Column("passes", "passes", 6, "{:g}".format),
     Column("pass_seconds", "s/pass", 8, significant(3)),
     Column("blocks", "blocks", 6, "{:g}".format),
-    Column("train", "to its stop", 11, seconds),
+    Column("train", "to the end", 11, seconds),
     Column("sent", "sent", 8, bytes_si),
 )
 
 
 def taus(text: str) -> list[int]:
-    """Read the delays: 0,1,2,4."""
+    """Parse the delays: 0,1,2,4."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
@@ -62,7 +62,7 @@ def taus(text: str) -> list[int]:
 
 
 def share_of(text: str) -> float:
-    """Read a probability above 0."""
+    """Parse a probability above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -73,39 +73,37 @@ def share_of(text: str) -> float:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the switches."""
+    """Parse the switches."""
     parser = _runs.switches("delay", DESCRIPTION)
     parser.add_argument("--tau", type=taus, default=[0, 1, 2, 4, 8, 16], help="default 0,1,2,4,8,16")
     parser.add_argument(
-        "--slow", type=at_least(1.0, float), default=3.0, help="the straggler's factor; default 3"
+        "--slow", type=at_least(1.0, float), default=3.0, help="slowdown of the straggler; default 3"
     )
     parser.add_argument("--chance", type=share_of, default=1.0, metavar="P",
-                        help="every worker is slow with this probability, instead of worker 0 always")  # fmt: skip
+                        help="each worker is slow with this probability, instead of worker 0 always")  # fmt: skip
     parser.add_argument("--spell", type=at_least(0.0, float), default=0.0, metavar="SECONDS",
-                        help="with --chance: it stays so for so long; default 0: each piece of work")  # fmt: skip
+                        help="with --chance: duration of being slow; default 0: one piece of work")  # fmt: skip
     parser.add_argument("--slower", type=at_least(1.0, float), default=1.0, metavar="F",
-                        help="every worker is so many times slower than a core besides, so that they "
-                        "can share few cores like machines of their own; default 1")  # fmt: skip
+                        help="additional slowdown of every worker relative to a core, so that workers "
+                        "share few cores like separate machines; default 1")  # fmt: skip
     parser.add_argument(
         "--blocks",
         type=at_least(0),
         default=128,
         metavar="B",
-        help="per pass; default 128; 0: the job's own rule",
+        help="blocks per pass; default 128; 0: by the job's rule",
     )
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
-        "--target", type=_runs.above_one, default=1.005, help="times the optimum; default 1.005"
+        "--target", type=_runs.above_one, default=1.005, help="relative to the optimum; default 1.005"
     )
-    parser.add_argument(
-        "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
-    )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw it (pip install 'mpips[report]')")
+    parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if known")
+    parser.add_argument("--plot", metavar="FILE.png", help="write a plot (pip install 'mpips[report]')")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 when a run did not come to the target."""
+    """Run the benchmark; return 1 if a run did not reach the target."""
     asked = parsed(arguments)
     if asked.plot is not None:
         check_plot(asked.plot)
@@ -152,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
-    """Give what makes workers slow, and a run of one tau end soon after the target."""
+    """Give the settings that make workers slow, and end a run of one tau soon after the target."""
     who = range(asked.workers if asked.chance < 1.0 else 1)
     slow = _runs.slowed(who, asked.slow, asked.chance, asked.spell)
     if asked.slower > 1.0:
@@ -167,7 +165,7 @@ def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
 
 
 def measured(tau: int, run: Run, target: float) -> dict[str, Any]:
-    """Give what was measured of a run; None for what it did not come to."""
+    """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {
         "tau": tau,
@@ -183,7 +181,7 @@ def measured(tau: int, run: Run, target: float) -> dict[str, Any]:
 
 
 def summary(tau: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the medians over the runs of one tau; no time if one of them did not come to the target."""
+    """Give the medians over the runs of one tau; no time if one of them did not reach the target."""
     mine = [each for each in runs if each["tau"] == tau]
     keys = ("waiting", "blocks", "train", "sent")
     row = {"tau": tau} | {key: spread(each[key] for each in mine)["median"] for key in keys}
@@ -202,7 +200,7 @@ def summary(tau: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     layout, rows = report["layout"], report["table"]
     lines = [
         _runs.described(report["conditions"]),
@@ -218,10 +216,10 @@ def text(report: dict[str, Any]) -> str:
     later = [row for row in rows if row["tau"] > 0 and "seconds" in row]
     if first is None or "seconds" not in first or not later:
         missed = sorted({row["tau"] for row in rows if "seconds" not in row})
-        return "\n".join([*lines, f"not every run came to the target: tau = {missed}"] if missed else lines)
+        return "\n".join([*lines, f"not every run reached the target: tau = {missed}"] if missed else lines)
     best = min(later, key=lambda row: row["seconds"])
     gain = first["seconds"] / best["seconds"]
-    verdict = "faster than" if gain > 1.0 else "the best with a delay, but no faster than"
+    verdict = "faster than" if gain > 1.0 else "the best with a delay, but not faster than"
     lines.append(
         f"tau = {best['tau']} is {verdict} tau = 0: {gain:.2f} times; "
         f"waiting {share(first['waiting'])} there, {share(best['waiting'])} here"
@@ -230,16 +228,16 @@ def text(report: dict[str, Any]) -> str:
 
 
 def straggler(report: dict[str, Any]) -> str:
-    """Say who is slow, and when."""
+    """Describe the stragglers."""
     machines = f"each {report['slower']:g} times slower than a core, " if report["slower"] > 1.0 else ""
     if report["chance"] == 1.0:
         return f"{machines}worker 0 slowed down {report['slow']:g} times"
-    anew = f"for spells of {seconds(report['spell'])}" if report["spell"] else "drawn for each piece of it"
+    anew = f"for {seconds(report['spell'])} at a time" if report["spell"] else "drawn for each piece of it"
     return f"{machines}each slowed down {report['slow']:g} times for {share(report['chance'])} of its work, {anew}"
 
 
 def check_plot(path: str) -> None:
-    """Raise InputError before anything is run if nothing can be drawn."""
+    """Raise InputError before any run if a plot cannot be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

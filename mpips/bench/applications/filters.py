@@ -1,4 +1,4 @@
-"""`mpips bench filters`: what filters save of sparse_lr's traffic, and their cost: the paper's figures 11 and 12."""
+"""`mpips bench filters`: sparse_lr's traffic by filters, and their cost: the paper's figures 11 and 12."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from mpips.filters import named
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
-The bytes that workers and servers send until training has come to 0.1 % above the optimum, for one combination of
-filters after another (the paper's figure 11), and the share of features that the KKT filter leaves out in each pass
-(figure 12). Each line of the table is a whole run:
+The bytes that workers and servers send until training reaches 0.1 % above the optimum, for several combinations of
+filters (the paper's figure 11), and the share of features that the KKT filter leaves out in each pass (figure 12).
+Each line of the table is a complete run:
 
   none             keys and values of all features in each pass
-  key caching      lists of keys that come again are named by a hash
-  KKT              features that weigh 0, and by their gradient will, are left out
+  key caching      repeated lists of keys are replaced by a hash
+  KKT              features are left out whose weight is 0 and, by their gradient, will stay 0
   + lz4, + zstd    KKT, key caching, and compression of pushes and answers
-  + fixed_point    KKT, key caching, rows of the passes rounded at random to 2 bytes or 1, and compression
+  + fixed_point    KKT, key caching, rows of the passes rounded at random to 2 or 1 bytes, and compression
 
   mpips bench filters                            the project's own data: flights, 205,119 features
   mpips bench filters --quick
   mpips bench filters --train news20.train.svm.xz --optimum 1056.5146 --json filters.json
   mpips bench filters --filter '["zeros", {name = "zstd", level = 3}]' --filter '["lz4"]'
-  mpips bench filters --settle                   not to the target: to the optimum that each combination finds
+  mpips bench filters --settle                   to the optimum that each combination finds, not to the target
 
-`fewer` is how many times fewer bytes were sent than without filters; for servers also as the paper counts, where
-answers without filters hold keys beside the values, as pushes do: here they never do. `KKT` is the mean share of
-features that it leaves out in a pass. `ms/MB` is the processor time of encoding and decoding for each megabyte that
-the chain behind KKT and key caching saves; on 1 Gbit/s a megabyte takes 8 ms. Bytes are those of the training alone,
-headers and all. This job lets only the rows of its passes be rounded: answers, starts and resets come as they are.
-The figure goes beside the JSON file, or into the folder that is kept, with the table.
+`fewer` is the factor by which filters reduce the bytes; for servers also as the paper counts, where answers without
+filters contain keys and values, as pushes do (here they never contain keys). `KKT` is the mean share of features that
+it leaves out in a pass. `ms/MB` is the processor time of encoding and decoding per megabyte that the chain after KKT
+and key caching saves; 1 Gbit/s transfers a megabyte in 8 ms. Bytes are those of training only, with headers. This job
+allows rounding only for the rows of its passes, not for answers, starts and resets.
+The figure is written next to the JSON file, or into the folder of --keep, with the table.
 """
 
 COLUMNS = (
@@ -67,7 +67,7 @@ class Combination(NamedTuple):
 
     @property
     def settings(self) -> list[str]:
-        """Give what makes a job run with these."""
+        """Give the settings of this combination."""
         chain = toml(self.chain)
         cache = [] if self.caching else ["ring.key_cache=0"]
         return [
@@ -96,7 +96,7 @@ QUICK_CHAINS = CHAINS[1:2]
 
 
 def toml(chain: Sequence[Any]) -> str:
-    """Write a chain as it stands in a job file."""
+    """Format a chain as in a job file."""
 
     def entry(each: Any) -> str:
         if isinstance(each, str):
@@ -107,12 +107,12 @@ def toml(chain: Sequence[Any]) -> str:
 
 
 def combinations(chains: Sequence[Sequence[Any]], quick: bool = False) -> list[Combination]:
-    """Give the combinations to compare, none first.
+    """Give the combinations to compare, the one without filters first.
 
     Raises:
-        InputError: a chain needs a library that is not here.
+        InputError: a chain needs a library that is not installed.
     """
-    more: dict[str, Combination] = {}  # what is asked for twice is run once
+    more: dict[str, Combination] = {}  # Duplicates are run once.
     for chain in chains:
         named.check(list(chain))
         more[toml(chain)] = Combination(f"+ {coding.written(chain)}", True, True, tuple(chain))
@@ -120,7 +120,7 @@ def combinations(chains: Sequence[Sequence[Any]], quick: bool = False) -> list[C
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 when a run without rounding did not come to the target."""
+    """Run the benchmark; return 1 if a run without rounding did not reach the target."""
     asked = parsed(arguments)
     chains = [*(QUICK_CHAINS if asked.quick else CHAINS), *map(coding.chain, asked.filter)]
     combos = combinations(chains, asked.quick)
@@ -164,29 +164,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the switches."""
+    """Parse the switches."""
     parser = _runs.switches("filters", DESCRIPTION, repeat=1)
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
-        "--target", type=_runs.above_one, default=1.001, help="times the optimum; default 1.001"
+        "--target", type=_runs.above_one, default=1.001, help="relative to the optimum; default 1.001"
     )
+    parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if known")
     parser.add_argument(
-        "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
+        "--filter", action="append", default=[], metavar="LIST", help="an additional chain; repeatable"
     )
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="LIST", help="a chain of your own, too; repeatable"
-    )
-    parser.add_argument("--settle", action="store_true", help="let each run go on to its own end")
+    parser.add_argument("--settle", action="store_true", help="let each run converge")
     parser.add_argument("--quick", action="store_true", help="only none, key caching, KKT with it, and zstd")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw it there (pip install 'mpips[report]')")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="the file of the plot (pip install 'mpips[report]')"
+    )
     return parser.parse_args(arguments)
 
 
 def figure_path(asked: argparse.Namespace) -> Path | None:
-    """Say where the figure goes: where it was asked for, else beside the JSON file, else into the kept folder.
+    """Give the path of the figure: of --plot, else next to the JSON file, else in the kept folder.
 
     Raises:
-        InputError: it was asked for, and cannot be drawn there.
+        InputError: it was requested, and cannot be drawn there.
     """
     if asked.plot is not None:
         delay.check_plot(asked.plot)
@@ -203,7 +203,7 @@ def figure_path(asked: argparse.Namespace) -> Path | None:
 
 
 def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, str]:
-    """Give the optimum, and where it is from; it is computed if it is not known."""
+    """Give the optimum, and its source; it is computed if it is not known."""
     own = bool(asked.train or asked.set)
     data = folder / "data.npz"
     if asked.optimum is None and (own or job.settings.l1 != 1.0):
@@ -215,13 +215,13 @@ def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, s
 
 
 def until(asked: argparse.Namespace, target: float) -> list[str]:
-    """Give what ends a run: the target; or, `--settle`, that it has settled, which it must not do before either way."""
+    """Give the setting that ends a run: at the target or, with `--settle`, at convergence."""
     epsilon = min(2e-4, (asked.target - 1.0) / 5.0)
     return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if asked.settle else [f"sparse_lr.target={target!r}"])
 
 
 def measured(combo: Combination, run: Run, best: float, target: float) -> dict[str, Any]:
-    """Give what was measured of a run; None for what it did not come to."""
+    """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     traffic = trained(run)
     mine = [
@@ -256,7 +256,7 @@ def trained(run: Run) -> dict[str, Any]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give a row for each combination, none first: medians over its runs, and how many times fewer bytes there were."""
+    """Give a row for each combination: medians over its runs, and the factor by which bytes are reduced."""
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(each["name"] for each in runs):
         mine = [each for each in runs if each["name"] == name]
@@ -278,7 +278,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def filtered(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Give the share of features that KKT left out in each pass, by combination; the same shares are named once."""
+    """Give the share of features that KKT left out in each pass, by combination; equal shares occur once."""
     found: dict[str, list[float]] = {}
     for each in runs:
         if each["kkt"] and each["filtered"] not in found.values():
@@ -287,12 +287,12 @@ def filtered(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Give the mean of some values; 0 of none."""
+    """Give the mean of values; 0 if there are none."""
     return sum(values) / max(len(values), 1)
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     layout, rows = report["layout"], report["table"]
     base, best, runs = rows[0], report["optimum"], report["runs"]
     end = "the end of each run" if report["settle"] else "the target"
@@ -314,7 +314,7 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"filtered by KKT, % of the features in each pass, {name}: {' '.join(shown)}")
     missed = [row["name"] for row in rows if row["seconds"] is None]
     if missed:
-        lines.append(f"not every run came to the target: {', '.join(missed)}")
+        lines.append(f"not every run reached the target: {', '.join(missed)}")
     return "\n".join(lines)
 
 
@@ -322,7 +322,7 @@ def text(report: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Draw the bytes of each combination (the paper's figure 11), and what KKT leaves out by pass (figure 12)."""
+    """Draw the bytes of each combination (the paper's figure 11), and the features left out by pass (figure 12)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -360,6 +360,6 @@ def _draw_filtered(axes: Any, report: dict[str, Any]) -> None:
     axes.set_xlabel("pass")
     axes.set_ylabel("features filtered by KKT, %")
     axes.set_ylim(0.0, 102.0)
-    axes.set_title("what the KKT filter leaves out", fontsize=9)
+    axes.set_title("features left out by the KKT filter", fontsize=9)
     if report["filtered"]:
         axes.legend(frameon=False, fontsize=7)

@@ -1,4 +1,4 @@
-"""`mpips bench ftrl`: how fast does online learning stream from disk, and what bounds it?"""
+"""`mpips bench ftrl`: throughput of online learning from disk, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
 
 DESCRIPTION = """\
-Examples per second of FTRL on mini-batches, streamed from disk by all workers, and what bounds the speed: each stage is
-also run alone, in this process, on a sample of the same data.
+Examples per second of FTRL on mini-batches, streamed from disk by all workers, and the bottleneck: each stage is also
+run alone, in this process, on a sample of the same data.
 
   mpips bench ftrl                                         the project's own data, 10 passes
   mpips bench ftrl --train flights.train.tsv.xz --crosses  with the crosses of the project's own data
@@ -30,8 +30,8 @@ also run alone, in this process, on a sample of the same data.
   mpips bench ftrl --set 'consistency.model="bounded"' --set consistency.tau=2
   mpips bench ftrl --set sparse_lr.batch=20000
 
-With fewer files than workers every worker unpacks all of them and takes its lines; with more, it reads
-its own files only.
+With fewer files than workers, every worker decompresses all of them and takes its lines; with more, it reads only its
+own files.
 """
 
 STAGES = (
@@ -44,7 +44,7 @@ STAGES = (
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     parser = _runs.switches("ftrl", DESCRIPTION)
-    parser.add_argument("--passes", type=at_least(1), help="over the data; default 10, with --train 1")
+    parser.add_argument("--passes", type=at_least(1), help="passes over the data; default 10, with --train 1")
     parser.add_argument(
         "--crosses", action="store_true", help="--train has the columns of the project's own data"
     )
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """Give what was measured of a run: its speed over all passes, scoring of the training data at the end left out."""
+    """Give the measurements of a run: its speed over all passes, without the final scoring of the training data."""
     elapsed, metrics = run.passes[-1]["seconds"], run.result["metrics"]
     examples = metrics["examples"] * metrics["passes"]
     keys = ("auc", "logloss", "nonzeros", "passes")
@@ -105,7 +105,7 @@ def measured(run: Run) -> dict[str, Any]:
 def measure_stages(job: Job, workers: int, sample: int, file: Path) -> dict[str, float]:
     """Run every stage alone on the first lines of the training data; give seconds per million examples.
 
-    "unpack" and "parse" are of one worker while it takes its part of a million; the others of all the million.
+    "unpack" and "parse" are times of one worker for its part of a million examples; the others are for all of them.
     """
     spec = resolve(job.data, str(job.base))
     divided = len(spec.train) < workers
@@ -119,7 +119,7 @@ def measure_stages(job: Job, workers: int, sample: int, file: Path) -> dict[str,
         break
     parts = workers if divided else 1
     took["parse"] = timed(lambda: sum(len(batch) for batch in read([str(file)], alone, 0, parts)))
-    if not divided:  # each worker unpacks and parses its own files only
+    if not divided:  # Each worker unpacks and parses only its own files.
         took["unpack"] /= workers
         took["parse"] /= workers
     batches = list(minibatches(read([str(file)], alone), job.settings.batch))
@@ -137,7 +137,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def skim(files: Sequence[str], lines: int) -> None:
-    """Unpack about so many lines, and let them go."""
+    """Unpack about so many lines, and discard them."""
     for path in files:
         for block in line_blocks(path):
             lines -= block.count(b"\n")
@@ -183,11 +183,11 @@ def stopwatch() -> Iterator[float]:
     return clock
 
 
-# --- What bounds it --------------------------------------------------------------------------------------
+# --- The bottleneck ---------------------------------------------------------------------------------------
 
 
 def ceilings(report: dict[str, Any]) -> dict[str, float]:
-    """Give the examples per second that each resource alone would allow, messages being free."""
+    """Give the limit of examples per second by each resource, if messages cost nothing."""
     stages, layout = report["stages"], report["layout"]
     servers, workers, cores = layout["servers"], layout["workers"], report["conditions"]["cores"]
     worker = stages["parse"] + (stages["unique"] + stages["gradient"]) / workers
@@ -202,7 +202,7 @@ def ceilings(report: dict[str, Any]) -> dict[str, float]:
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     stages, layout, runs = report["stages"], report["layout"], report["runs"]
     servers, workers, cores = layout["servers"], layout["workers"], report["conditions"]["cores"]
     rate = spread(run["examples_per_second"] for run in runs)
@@ -230,18 +230,18 @@ def text(report: dict[str, Any]) -> str:
         _runs.described(report["conditions"]),
         f"servers {servers}, workers {workers}; {model}; mini-batches of {report['batch']:,}",
         "",
-        f"{si(rate['median'])} examples/s (least {si(rate['min'])}, most {si(rate['max'])}): "
+        f"{si(rate['median'])} examples/s (min {si(rate['min'])}, max {si(rate['max'])}): "
         f"{si(runs[0]['examples'])} examples in {seconds(spread(run['seconds'] for run in runs)['median'])}, "
         f"{runs[0]['passes']} passes; workers waiting {share(wait)}",
         *([f"test AUC {auc:.4f}, log-loss {runs[0]['logloss']:.4f}"] if auc is not None else []),
         "",
         _runs.table(STAGES, rows),
         "",
-        "ceilings, messages being free:",
+        "limits, if messages cost nothing:",
         *(f"  {si(value):>6} examples/s  {name}" for name, value in report["ceilings"].items()),
-        f"the lowest ceiling: {bound}; measured {share(rate['median'] / ceiling)} of it",
+        f"the lowest limit: {bound}; measured {share(rate['median'] / ceiling)} of it",
         *(
-            ["the bound: messages, waiting and idle cores, more than all the work"]
+            ["the bottleneck: messages, waiting and idle cores, more than all work"]
             if rest > spent / 2
             else []
         ),

@@ -1,4 +1,4 @@
-"""`mpips bench lda`: time to the likelihood that tomotopy comes to, on the same documents, in the same run."""
+"""`mpips bench lda`: time to the likelihood that tomotopy reaches on the same documents."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from mpips.errors import InputError
 from mpips.rundir.progress import Column, seconds, si, significant
 
 DESCRIPTION = """\
-Topics of the same documents, by tomotopy (collapsed Gibbs, one thread) and by the job `lda`: first tomotopy does its
-sweeps; then the job runs until its joint log-likelihood, by the same formula, is as high. Reading is not counted on
-either side, nor is what either does to be told how good it is on tomotopy's; the job looks after each sweep, which
-counts. alpha and beta are the same, and fixed.
+Topics of the same documents, by tomotopy (collapsed Gibbs, one thread) and by the job `lda`: first tomotopy runs its
+sweeps; then the job runs until its joint log-likelihood, by the same formula, is as high. Times do not include reading
+the data, nor tomotopy's evaluation of the likelihood; they include the job's, after each sweep. alpha and beta are the
+same, and fixed.
 
   mpips bench lda                                        the project's own data: 395 Reuters stories
   mpips bench lda --train 20news.train.ldac.gz --topics 1000,100
   mpips bench lda --train 20news.train.ldac.gz --rates 10,100,1000,10000
   mpips bench lda --set lda.sampler='"mh"'
 
-With --rates: tokens a second of the job for so many topics, over a few sweeps from the twentieth on; no tomotopy.
+With --rates: tokens per second of the job for these numbers of topics, over a few sweeps from the twentieth on, without
+tomotopy.
 """
 
 COLUMNS = (
@@ -49,11 +50,11 @@ RATES = (
 )
 ALPHA, BETA = 0.1, 0.01
 FIRST, LAST = 20, 25
-"""Sweeps between which rates are taken."""
+"""The sweeps between which rates are measured."""
 
 
 class Peer(NamedTuple):
-    """What tomotopy came to."""
+    """The result of tomotopy."""
 
     seconds: float
     likelihood: float
@@ -61,17 +62,19 @@ class Peer(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if mpips did not come to the likelihood."""
+    """Run the benchmark; return 1 if mpips did not reach the likelihood."""
     parser = _runs.switches("lda", DESCRIPTION, repeat=1)
     numbers = _runs.listed(_runs.count)
     parser.add_argument("--topics", type=numbers, default=[20], metavar="K,...", help="default 20")
     parser.add_argument(
-        "--sweeps", type=_runs.at_least(1), default=50, metavar="N", help="tomotopy's; default 50"
+        "--sweeps", type=_runs.at_least(1), default=50, metavar="N", help="sweeps of tomotopy; default 50"
     )
-    parser.add_argument("--rates", type=numbers, metavar="K,...", help="only rates, for so many topics")
+    parser.add_argument(
+        "--rates", type=numbers, metavar="K,...", help="measure only rates, for these numbers of topics"
+    )
     asked = parser.parse_args(arguments)
     if asked.test:
-        raise InputError("--test: nothing is tested here")
+        raise InputError("--test: this benchmark does not evaluate on test data")
     settings = [*_overrides(asked), f"lda.alpha={ALPHA}", f"lda.beta={BETA}"]
     job_file = _runs.job_file("job.toml", "lda")
     conditions, rows = _runs.conditions(), []
@@ -106,9 +109,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check_installed() -> None:
-    """Raise InputError unless tomotopy is there."""
+    """Raise InputError unless tomotopy is installed."""
     if find_spec("tomotopy") is None:
-        raise InputError("mpips bench lda compares with tomotopy: pip install tomotopy (or use --rates)")
+        raise InputError("the comparison needs tomotopy: pip install tomotopy (or use --rates)")
 
 
 def _files(asked: Any) -> list[Path]:
@@ -127,7 +130,7 @@ def _overrides(asked: Any) -> list[str]:
 def _run(
     job: Path, folder: Path, settings: Sequence[str], topics: int, sweeps: int, launcher: str
 ) -> list[dict[str, Any]]:
-    """Run the job; give the lines of its sweeps."""
+    """Run the job; give the metrics of its sweeps."""
     shape = [f"lda.topics={topics}", f"lda.sweeps={sweeps}"]
     run = _runs.run(job, folder, [*settings, *shape], launcher)
     tokens = {"tokens": run.result["metrics"]["tokens"]}
@@ -135,7 +138,7 @@ def _run(
 
 
 def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the tokens a second from sweep FIRST to LAST, and the likelihood there."""
+    """Give the tokens per second from sweep FIRST to LAST, and the likelihood at LAST."""
     first, last = sweeps[FIRST - 1], sweeps[LAST - 1]
     elapsed = last["seconds"] - first["seconds"]
     return {
@@ -145,7 +148,7 @@ def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str, Any]:
-    """Give when the job was as good as its peer."""
+    """Give the time at which the job reached the likelihood of tomotopy."""
     reached = next(
         (line for line in sweeps if line.get("log_likelihood", -math.inf) >= peer.likelihood), None
     )
@@ -161,7 +164,7 @@ def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str
 
 
 def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> Peer:
-    """Let tomotopy sample, on one thread; give its seconds, and the joint log-likelihood by the job's own formula."""
+    """Sample by tomotopy on one thread; give its seconds, and the joint log-likelihood by the job's formula."""
     import tomotopy as peer  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     from mpips.jobs.lda.corpus import Block, open_corpus

@@ -1,4 +1,4 @@
-"""`mpips bench memory`: do time and memory grow no faster than the data?"""
+"""`mpips bench memory`: growth of time and memory with the size of the data."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mpips.errors import InputError
 from mpips.rundir.progress import Column, bytes_si, seconds, si, significant
 
 DESCRIPTION = """\
-Memory and time of the block proximal method on growing parts of the data. Memory: the highest resident set of each
-worker process (VmHWM), reading the data included, less that of a worker of a run on eight examples; beside it
-the bytes of the worker's data as compressed columns (CSC). Time: seconds per pass over the first passes.
+Memory and time of the block proximal method on increasing parts of the data. Memory: the peak resident set of each
+worker process (VmHWM), with reading the data, minus that of a worker of a run on eight examples; and the bytes of the
+worker's data as compressed columns (CSC). Time: seconds per pass over the first passes.
 
   mpips bench memory                                the project's own data, 1/8 to all of it
   mpips bench memory --parts 0.1,1 --workers 1
   mpips bench memory --train news20.train.svm.xz --json memory.json
 
-Text files only; they are unpacked into a temporary folder.
+Text files only; they are decompressed into a temporary folder.
 """
 
 COLUMNS = (
@@ -44,11 +44,11 @@ COLUMNS = (
     Column("nanoseconds", "ns/non-zero", 11, significant(3)),
 )
 EMPTY = 8
-"""Examples of the run whose workers count as empty."""
+"""The number of examples of the run without data."""
 
 
 def parts(text: str) -> list[float]:
-    """Read the parts of the data: 0.25,0.5,1."""
+    """Parse the parts of the data: 0.25,0.5,1."""
     try:
         values = sorted({float(part) for part in text.split(",")})
     except ValueError:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     asked = parser.parse_args(arguments)
     if not Path("/proc/self/status").is_file():
-        raise InputError("this system tells no memory of processes (no /proc/self/status)")
+        raise InputError("this system does not report the memory of processes (no /proc/self/status)")
     settings = [*_runs.overrides(asked), f"sparse_lr.passes={asked.passes}", "data.test=[]"]
     conditions, job = _runs.conditions(), load(_runs.job_file(), settings)
     spec = resolve(job.data, str(job.base))
@@ -113,11 +113,11 @@ def count_lines(spec: DataSpec) -> int:
     """Count the lines of the training files.
 
     Raises:
-        InputError: one is an HDF5 file, which has no lines.
+        InputError: a file is HDF5, which has no lines.
     """
     for path in spec.train:
         if format_of(path, spec) == "hdf5":
-            raise InputError(f"{path}: this takes text files; give the file it was converted from")
+            raise InputError(f"{path}: must be a text file; give the file it was converted from")
     return sum(block.count(b"\n") for path in spec.train for block in line_blocks(path))
 
 
@@ -134,7 +134,7 @@ def write_lines(spec: DataSpec, count: int, target: Path) -> None:
 
 
 def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) -> dict[str, Any]:
-    """Run the job, looking at its workers' memory all the while."""
+    """Run the job, and sample its workers' memory meanwhile."""
     peaks: dict[int, int] = {}
     workers: list[int] = []
 
@@ -148,7 +148,7 @@ def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) ->
 
     run = _runs.run(_runs.job_file(), folder, settings, asked.launcher, watch)
     if len(peaks) < asked.workers or not all(peaks.values()):
-        raise InputError("the workers' memory cannot be seen from here: run all ranks on this machine")
+        raise InputError("the workers' memory cannot be read: run all ranks on this machine")
     return {
         "peak": max(peaks.values()),
         "load": run.result["seconds"]["load"],
@@ -157,7 +157,7 @@ def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) ->
 
 
 def peak_memory(pid: int) -> int:
-    """Give the highest resident set of a process so far, in bytes; 0 when it is gone."""
+    """Give the peak resident set of a process so far, in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -166,7 +166,7 @@ def peak_memory(pid: int) -> int:
 
 
 def summary(part: float, spec: DataSpec, workers: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the medians over the runs of one part, and the size of the workers' data: the largest of them."""
+    """Give the medians over the runs of one part, and the largest size of a worker's data."""
     columns = [load_columns(read(listed(spec.train), spec, index, workers)) for index in range(workers)]
     nonzeros = sum(len(each.rows) for each in columns)
     row = {key: spread(each[key] for each in runs)["median"] for key in ("peak", "load", "pass_seconds")}
@@ -180,7 +180,7 @@ def summary(part: float, spec: DataSpec, workers: int, runs: Sequence[dict[str, 
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     rows = report["rows"]
     lines = [
         _runs.described(report["conditions"]),
@@ -195,7 +195,7 @@ def text(report: dict[str, Any]) -> str:
         first, last = rows[0], rows[-1]
         slope = (last["peak"] - first["peak"]) / (last["columns"] - first["columns"])
         lines.append(
-            f"from the first part to the last, each further byte of CSC data takes {slope:.2f} bytes"
+            f"from the first part to the last, each additional byte of CSC data takes {slope:.2f} bytes"
         )
         grown = last["nonzeros"] / first["nonzeros"]
         lines.append(

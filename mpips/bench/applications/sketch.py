@@ -1,4 +1,4 @@
-"""`mpips bench sketch`: how many keys a second go into a CountMin sketch, and is it as right as it should be?"""
+"""`mpips bench sketch`: inserts per second into a CountMin sketch, and the errors of its estimates."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from mpips.jobs.sketch.source import Zipf
 from mpips.rundir.progress import Column, share, si, significant
 
 DESCRIPTION = """\
-Inserts a second into a sketch of depth 4 and width 2^20, the stream being generated and in memory before the clock
-starts; it stops when the servers hold every count. Afterwards the same stream is counted exactly, here, and every key
-of it is compared with its estimate.
+Inserts per second into a sketch of depth 4 and width 2^20. The time starts with the generated stream in memory, and
+ends when the servers have every count. Afterwards the same stream is counted exactly in this process, and every key's
+count is compared with its estimate.
 
-  inserts/s     of all workers: median, least and most of the runs
-  one core      the same work of one worker without servers, in this process: the limit is this times the cores
-  too high      the largest difference between an estimate and the truth; bound: e/width of all items
-  beyond        the share of keys that are further off than that: at most e^-4 = 1.8 %
-  too low       keys whose estimate is below the truth: none
-  top 100       how many of the 100 most frequent keys are among the 100 that the sketch says are
+  inserts/s     of all workers: median, minimum and maximum of the runs
+  one core      the same work of one worker without servers, in this process; the limit is this times the cores
+  too high      the largest difference between an estimate and the count; bound: e/width of all items
+  beyond        the share of keys whose error exceeds the bound: at most e^-4 = 1.8 %
+  too low       keys whose estimate is below the count: none
+  top 100       how many of the 100 most frequent keys are among the top 100 of the sketch
 
   mpips bench sketch                                100 million keys, Zipf 1.1 and 1.3, 2 workers and 1 server
   mpips bench sketch --zipf 1.05 --items 1e7 --json sketch.json
@@ -71,7 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         "--zipf", type=_runs.listed(positive), default=[1.1, 1.3], help="exponents; default 1.1,1.3"
     )
     parser.add_argument("--items", type=_runs.count, default=10**8, help="items of a stream; default 1e8")
-    parser.add_argument("--keys", type=_runs.count, default=10**8, help="keys that there are; default 1e8")
+    parser.add_argument(
+        "--keys", type=_runs.count, default=10**8, help="number of distinct keys; default 1e8"
+    )
     asked = parser.parse_args(arguments)
     conditions = _runs.conditions()
     with _runs.folders(asked.keep) as folder:
@@ -93,18 +95,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def overrides(asked: argparse.Namespace) -> list[str]:
-    """Give the settings of every run; those of the user come last."""
+    """Give the settings of every run; the user's come last."""
     shape = [f"sketch.depth={DEPTH}", f"sketch.width={WIDTH}", f"sketch.top={TOP}", "sketch.exact=1024"]
     return [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *shape, *asked.set]
 
 
 def job_file() -> Path:
-    """Find the job file that comes with the sketch."""
+    """Find the job file of the sketch."""
     return Path(sketch_job.__file__).resolve().parent / "job.toml"
 
 
 def runs(asked: argparse.Namespace, settings: Sequence[str], folder: Path, name: str) -> list[_runs.Run]:
-    """Run a job as often as was asked for."""
+    """Run a job --repeat times."""
     done = []
     for number in range(asked.repeat):
         note(f"{name}: run {number + 1} of {asked.repeat}")
@@ -113,7 +115,7 @@ def runs(asked: argparse.Namespace, settings: Sequence[str], folder: Path, name:
 
 
 def measured(done: Sequence[_runs.Run]) -> dict[str, Any]:
-    """Say how fast some runs were."""
+    """Give the speed of some runs."""
     metrics = [run.result["metrics"] for run in done]
     rate = spread(each["inserts_per_second"] for each in metrics)
     return {
@@ -137,7 +139,7 @@ def generated(asked: argparse.Namespace, exponent: float, folder: Path) -> dict[
     job = load(job_file(), settings)
     zipf = source.zipf_of(job.settings, job.seed)
     if zipf is None or not job.settings.hold:
-        raise InputError("--set must leave sketch.zipf and sketch.hold as they are")
+        raise InputError("--set must not change sketch.zipf and sketch.hold")
     parts = job.data.parts or asked.workers
     done = runs(asked, settings, folder, f"zipf-{exponent:g}")
     note(f"zipf {exponent:g}: counting exactly")
@@ -171,7 +173,7 @@ def tallied(zipf: Zipf, parts: int) -> NDArray[np.int32]:
 
 
 def against(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> dict[str, Any]:
-    """Compare the estimate of every number that came with its count."""
+    """Compare the estimate of every number in the stream with its count."""
     total, keys, over, beyond, below = int(counts.sum(dtype=np.int64)), 0, 0, 0, 0
     allowed = results.bound(sketch.width, total)
     for begin in range(0, len(counts), 1 << 20):
@@ -184,7 +186,7 @@ def against(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> 
         below += int((error < 0).sum())
     first = np.argsort(counts[: 1 << 16], kind="stable")[::-1][:TOP].astype(
         np.uint64
-    )  # later ones are rarer by far
+    )  # Later numbers are much rarer.
     scan.scramble(first)
     truth = {str(key) for key in first.tolist()}
     found = {name for name, _ in listed(folder)}
@@ -207,7 +209,7 @@ def listed(folder: Path) -> list[tuple[str, int]]:
 
 
 def one_core(zipf: Zipf, conservative: bool) -> float:
-    """Measure what a worker does with a batch, here and alone: items a second."""
+    """Measure a worker's processing of batches in this process: items per second."""
     one = zipf._replace(items=min(zipf.items, zipf.batch))
     chunks = [chunk.keys for batch in one.batches(0, 1, 0) for chunk in batch]
     deltas, best = Deltas(shape_for(DEPTH, WIDTH, 1, 2), False, 1024, conservative), float("inf")

@@ -1,4 +1,4 @@
-"""`mpips bench sparse_lr`: time to the optimum beside LIBLINEAR's, on the same data, in the same run."""
+"""`mpips bench sparse_lr`: time to the optimum compared with LIBLINEAR, on the same data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mpips.config.job_file import Job, load
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
-Training time of the block proximal method to 0.1 % above the optimum, beside scikit-learn's liblinear
-L1 solver, in turns on the same data. mpips: seconds of training at the first pass whose objective is no higher
-than the target. liblinear: seconds of the fit alone, one thread, a fresh process, at the loosest tolerance that
-comes to the target (found beforehand). Neither has its reading of the data counted; liblinear orders the data by
-columns within its fit, mpips does so while reading, so that is shown too.
+Training time of the block proximal method to 0.1 % above the optimum, compared with scikit-learn's liblinear L1 solver,
+alternating on the same data. mpips: seconds of training at the first pass whose objective is not above the target.
+liblinear: seconds of the fit alone, on one thread, in a new process, at the loosest tolerance that reaches the target
+(determined before). Times do not include reading the data; liblinear orders the data by columns within its fit, mpips
+does so while reading, so the time of reading is shown too.
 
   mpips bench sparse_lr                                  the project's own data: flights, 205,119 features
   mpips bench sparse_lr --repeat 5 --json speed.json
@@ -25,11 +25,11 @@ columns within its fit, mpips does so while reading, so that is shown too.
   mpips bench sparse_lr --train log.tsv --set 'data.crosses=[["site", "hour"]]' --l1 5
   mpips bench sparse_lr --set consistency.tau=4 --servers 2
 
-The optimum is liblinear's at tolerance 1e-6, which may take minutes once: it is kept in ~/.cache/mpips.
+The optimum is that of liblinear at tolerance 1e-6. Its computation may take minutes; it is cached in ~/.cache/mpips.
 """
 
 FLIGHTS_OPTIMUM = 99169.717
-"""Of the job's own data at l1 = 1: liblinear at tolerance 1e-6 (jobs/sparse_lr/README.md)."""
+"""The optimum of the job's own data at l1 = 1: liblinear at tolerance 1e-6 (jobs/sparse_lr/README.md)."""
 
 COLUMNS = (
     Column("what", "", 32, lambda text: str(text).ljust(32)),
@@ -40,15 +40,13 @@ COLUMNS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 when mpips did not come to the target."""
+    """Run the benchmark; return 1 if mpips did not reach the target."""
     parser = _runs.switches("sparse_lr", DESCRIPTION)
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
-        "--target", type=_runs.above_one, default=1.001, help="times the optimum; default 1.001"
+        "--target", type=_runs.above_one, default=1.001, help="relative to the optimum; default 1.001"
     )
-    parser.add_argument(
-        "--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if you know it"
-    )
+    parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if known")
     asked = parser.parse_args(arguments)
     _liblinear.check_installed()
     settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         size = _liblinear.write_data(job.data, job.base, data)
         best, source = known_optimum(asked.optimum, job, bool(asked.train or asked.set), data)
         target = asked.target * best
-        note("looking for the loosest tolerance of liblinear that comes to the target")
+        note("searching the loosest tolerance of liblinear that reaches the target")
         with _liblinear.fits(data, job.settings.l1) as fit:
             tolerance = _liblinear.loosest(fit, target)
         runs: list[Run] = []
@@ -93,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> tuple[float, str]:
-    """Give the optimum, and where it is from."""
+    """Give the optimum, and its source."""
     if given is not None:
         return given, "given"
     if not own_data and job.settings.l1 == 1.0:
@@ -103,7 +101,7 @@ def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> 
 
 
 def measured(run: Run, target: float) -> dict[str, Any]:
-    """Give what was measured of a run; None for what it did not come to."""
+    """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {
         "seconds": reached["seconds"] if reached else None,
@@ -120,7 +118,7 @@ def measured(run: Run, target: float) -> dict[str, Any]:
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     size, runs, fits = report["data"], report["mpips"], report["liblinear"]["fits"]
     layout, best, target = report["layout"], report["optimum"], report["target"]
     rows: list[dict[str, Any]] = []
@@ -134,10 +132,10 @@ def text(report: dict[str, Any]) -> str:
 
     add("mpips, to the target", of("seconds"), seconds)
     add("liblinear, to the target", [fit["seconds"] for fit in fits], seconds)
-    add("mpips, to its own stop", of("seconds_train"), seconds)
+    add("mpips, to convergence", of("seconds_train"), seconds)
     add("mpips, reading the data", of("seconds_load"), seconds)
     add("mpips, passes to the target", of("passes"), "{:g}".format)
-    add("mpips, passes to its stop", of("passes_train"), "{:g}".format)
+    add("mpips, passes to convergence", of("passes_train"), "{:g}".format)
     add("mpips, bytes sent", of("sent"), bytes_si)
     add("mpips, workers' waiting", of("waiting"), share)
     add("mpips, final objective/optimum", [each / best for each in of("objective")], significant(7))
@@ -148,14 +146,14 @@ def text(report: dict[str, Any]) -> str:
         f"l1 = {report['l1']:g}",
         f"optimum {best:.8g} ({report['optimum_from']}); target {target:.8g} = {target / best:.6g} times it",
         f"mpips: servers {layout['servers']}, workers {layout['workers']}; liblinear: one thread, "
-        f"tolerance {report['liblinear']['tolerance']:.2g}; {len(runs)} rounds in turns",
+        f"tolerance {report['liblinear']['tolerance']:.2g}; {len(runs)} alternating rounds",
         "",
         _runs.table(COLUMNS, rows),
         "",
     ]
     times = [value for value in of("seconds") if value is not None]
     if len(times) < len(runs):
-        lines.append(f"mpips did not come to the target in {len(runs) - len(times)} of {len(runs)} runs")
+        lines.append(f"mpips did not reach the target in {len(runs) - len(times)} of {len(runs)} runs")
     else:
         ratio = spread(times)["median"] / spread(fit["seconds"] for fit in fits)["median"]
         lines.append(f"mpips takes {ratio:.2f} times liblinear's time to the target (medians)")

@@ -1,1 +1,1 @@
-"""Ranks and whole runs that are killed at random instants: no update may be lost or applied twice."""
+"""Ranks and complete runs that are killed at random times: no update may be lost or applied twice."""

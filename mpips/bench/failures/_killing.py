@@ -1,7 +1,7 @@
-"""Runs that are killed as a whole, like a node that loses power, and go on elsewhere: see `restart`.
+"""Runs whose ranks are all killed, as by a power failure, and that continue on another layout: see `restart`.
 
-The ranks are launched without `mpips run` in between, as a batch system does. All of them get SIGKILL within
-microseconds, by the process ids of `run.json`, and after them the launcher with its process group.
+The ranks are launched without `mpips run`, as by a batch system. All of them get SIGKILL within microseconds, by the
+process ids of `run.json`, then the launcher with its process group.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from mpips.launch import mpi_launcher
 from mpips.launch.processes import end_with_parent
 
 LONGEST = 300.0
-"""Seconds after which a run that has not ended is taken for hung."""
+"""Seconds after which a run that has not ended counts as hung."""
 PATIENCE = 2.0
-"""Seconds for a checkpoint to be begun that an aimed strike waits for."""
+"""Time limit for a checkpoint to begin, for which an aimed kill waits, s."""
 WRITES = 0.02
-"""Seconds, at most, from the moment when a checkpoint is seen to be written to the strike that is aimed at it."""
+"""Maximum time from the detection of a checkpoint being written to the kill aimed at it, s."""
 POLL = 0.0005
 GONE = 5.0
-"""Seconds within which killed processes must be gone."""
+"""Time limit for killed processes to end, s."""
 SHARED = re.compile(r"(/dev/shm/\S+)")
 NOTED = '"event": "checkpoint"'
 WARNING = "no checkpoint was written"
 
 
 def first_examples(job_file: Path, part: Path, count: int) -> None:
-    """Write the first examples of a job's own data, delimited lines under a heading, to a file."""
+    """Write the first examples of a job's own data, delimited lines after a header, to a file."""
     job = load(job_file)
     train = job.data.train
     file = job.resolve(train if isinstance(train, str) else train[0])
@@ -54,34 +54,34 @@ def first_examples(job_file: Path, part: Path, count: int) -> None:
 
 @dataclass
 class Trial:
-    """A run that was killed, and the one that went on; layouts are (servers, workers)."""
+    """A run that was killed, and the one that continued; layouts are (servers, workers)."""
 
     begun: tuple[int, int]
     resumed: tuple[int, int]
     aimed: bool
-    """Struck when a checkpoint was being written, if one was begun in time."""
+    """Killed while a checkpoint was being written, if one began in time."""
     after: float = 0.0
-    """Seconds from the moment when the process ids were known to the strike."""
+    """Seconds from the time when the process ids were known to the kill."""
     writing: bool = False
-    """Whether a checkpoint was being written: a folder without a manifest is left."""
+    """Whether a checkpoint was being written: a folder without a manifest remains."""
     early: int = 0
-    """How many runs had ended before they were to be struck, and were begun again."""
+    """The number of runs that ended before the kill, and were repeated."""
     noted: int = -1
-    """The step of the last checkpoint that the run called complete; -1: none."""
+    """The step of the last checkpoint that the run reported as complete; -1: none."""
     latest: int = -1
-    """The step of the latest checkpoint that is complete."""
+    """The step of the latest complete checkpoint."""
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
-    """What `verify` found wrong with it."""
+    """The problems that `verify` found in it."""
     verify_seconds: float = 0.0
     left_behind: int = 0
-    """Processes that were still there seconds after."""
+    """Processes that existed after the time limit."""
     resume_seconds: float = 0.0
     objective: float | None = None
     sha256: str = ""
     passes: int = 0
     said: str = ""
-    """The last line of the run that was to go on, if it failed."""
+    """The last line of the continued run, if it failed."""
     excess: float | None = None
     same_bits: bool | None = None
     failures: list[str] = field(default_factory=list)
@@ -89,16 +89,16 @@ class Trial:
 
 @dataclass
 class Ended:
-    """A run that has ended: its exit code, its result if it wrote one, and what it said."""
+    """A run that has ended: its exit code, its result if it wrote one, and its output."""
 
     code: int
     result: dict[str, Any] | None
-    said: str
+    output: str
     seconds: float
 
 
 class Campaign:
-    """Runs of one job, undisturbed and killed."""
+    """Runs of one job, without failures and killed."""
 
     def __init__(self, job: Path, folder: Path, settings: Sequence[str], launcher: str = "auto") -> None:
         self._job, self._folder, self._settings, self._launcher = job, folder, list(settings), launcher
@@ -111,7 +111,7 @@ class Campaign:
         self._lasts = 1.0
 
     def measure(self, workers: Iterable[int]) -> None:
-        """Run undisturbed, with every number of workers: what killed runs are to come to, and how long they take."""
+        """Run without failures, with every number of workers: the reference of killed runs, and their duration."""
         for number in workers:
             seen: dict[str, float] = {}
 
@@ -145,7 +145,7 @@ class Campaign:
     def trial(
         self, n: int, begun: tuple[int, int], resumed: tuple[int, int], rng: random.Random, *, aimed: bool
     ) -> Trial:
-        """Run, kill, verify, and go on with another layout to the end."""
+        """Run, kill, verify, and continue with another layout to the end."""
         trial = Trial(begun, resumed, aimed)
         at = self._folder / f"trial-{n}"
         delay = rng.uniform(0.0, self._lasts)
@@ -170,17 +170,19 @@ class Campaign:
             trial.sha256 = ended.result["parameters_sha256"]
         else:
             trial.said = (
-                ended.said.strip().splitlines()[-1] if ended.said.strip() else f"exit code {ended.code}"
+                ended.output.strip().splitlines()[-1] if ended.output.strip() else f"exit code {ended.code}"
             )
         return trial
 
     def _killed(self, trial: Trial, at: Path, delay: float, lag: float) -> bool:
-        """Run until the strike, `lag` after a checkpoint is begun if it is aimed; give whether the run was going on."""
+        """Run until the kill, `lag` after a checkpoint begins if it is aimed; tell whether the run had not ended."""
         process = self._start(at, trial.begun, at / "checkpoints", resume=False)
         pids: list[int] = []
         try:
             if not wait_for(lambda: process.poll() is not None or bool(pids_of(at)), LONGEST, 0.005):
-                raise _runs.RunFailed(f"a run did not begin within {LONGEST:g} s; it said: {said(at)[-300:]}")
+                raise _runs.RunFailed(
+                    f"a run did not start within {LONGEST:g} s; its output: {output(at)[-300:]}"
+                )
             pids = pids_of(at)
             known = time.monotonic()
             wait_for(lambda: process.poll() is not None, delay, 0.005)
@@ -201,7 +203,7 @@ class Campaign:
         elif (at / "result.json").exists():
             result = json.loads((at / "result.json").read_text())
             if result["status"] != "completed":
-                raise _runs.RunFailed(f"a run failed before it was struck: {result.get('error')}")
+                raise _runs.RunFailed(f"a run failed before it was killed: {result.get('error')}")
         return struck
 
     def _finish(self, at: Path, layout: tuple[int, int], checkpoints: Path, *, resume: bool) -> Ended:
@@ -216,12 +218,12 @@ class Campaign:
         result = None
         with suppress(OSError, ValueError):
             result = json.loads((at / "result.json").read_text())
-        return Ended(process.returncode, result, said(at), time.monotonic() - began)
+        return Ended(process.returncode, result, output(at), time.monotonic() - began)
 
     def _start(
         self, at: Path, layout: tuple[int, int], checkpoints: Path, resume: bool
     ) -> subprocess.Popen[bytes]:
-        """Launch the ranks of a run in its folder, in a process group of their launcher's own."""
+        """Launch the ranks of a run in its folder, in a new process group of the launcher."""
         servers, workers = layout
         settings = [
             *self._settings, f"layout.servers={servers}", f"layout.workers={workers}",
@@ -235,9 +237,9 @@ class Campaign:
             self._starter, job.layout.size(), mpi_launcher.rank_command(self._job, arguments), survive=survive
         )
         at.mkdir(parents=True)
-        scratch = at / "tmp"  # the launcher's own files, which nobody else would remove
+        scratch = at / "tmp"  # The launcher's files, which nothing else removes.
         scratch.mkdir()
-        with (at / "said.txt").open("wb") as out:
+        with (at / "output.txt").open("wb") as out:
             return subprocess.Popen(
                 planned.line,
                 env={**planned.environment(), "TMPDIR": str(scratch)},
@@ -251,7 +253,7 @@ class Campaign:
     # --- a full disk -------------------------------------------------------------------------------
 
     def full_disk(self) -> dict[str, Any]:
-        """Run with room for one checkpoint only: it must go on, say so, and leave the one that there is."""
+        """Run with space for only one checkpoint: the run must continue, report it, and keep the checkpoint."""
         size, mounted = max(each["checkpoint_bytes"] for each in self.undisturbed), self._folder / "full"
         found: dict[str, Any] = {"skipped": "", "failed": "", "size": size * 8 // 5, "checkpoint": size}
         mounted.mkdir()
@@ -264,19 +266,19 @@ class Campaign:
             torn = [path for path in folders(mounted / "checkpoints") if not (path / MANIFEST).exists()]
         finally:
             subprocess.run(["umount", str(mounted)], check=False)
-        found |= {"given_up": ended.said.count(WARNING), "sound": len(sound), "torn": len(torn)}
-        found["warning"] = next((line for line in ended.said.splitlines() if WARNING in line), "")
+        found |= {"given_up": ended.output.count(WARNING), "sound": len(sound), "torn": len(torn)}
+        found["warning"] = next((line for line in ended.output.splitlines() if WARNING in line), "")
         result = ended.result or {}
         if result.get("status") != "completed":
             found["failed"] = (
-                f"it ended with exit code {ended.code}: {result.get('error', ended.said[-300:])}"
+                f"it ended with exit code {ended.code}: {result.get('error', ended.output[-300:])}"
             )
         elif result["parameters_sha256"] != self.hashes[2]:
-            found["failed"] = "the parameters are not the undisturbed run's"
+            found["failed"] = "the parameters differ from those of the run without failures"
         elif not found["given_up"]:
-            found["failed"] = "no checkpoint was given up"
+            found["failed"] = "no checkpoint was abandoned"
         elif not sound:
-            found["failed"] = "no sound checkpoint was left"
+            found["failed"] = "no sound checkpoint remains"
         return found
 
 
@@ -284,7 +286,7 @@ class Campaign:
 
 
 def wait_for(condition: Callable[[], bool], patience: float, pause: float = POLL) -> bool:
-    """Wait until something holds; give whether it does within so many seconds."""
+    """Wait until a condition holds; tell whether it does within the time limit (s)."""
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
@@ -294,14 +296,14 @@ def wait_for(condition: Callable[[], bool], patience: float, pause: float = POLL
 
 
 def pids_of(run: Path) -> list[int]:
-    """Give the process ids of a run's ranks; none while they are not known."""
+    """Give the process ids of a run's ranks; empty while they are not known."""
     with suppress(OSError, ValueError, KeyError):
         return [int(each["pid"]) for each in json.loads((run / "run.json").read_text())["ranks"]]
     return []
 
 
 def kill(pids: Iterable[int], launcher: subprocess.Popen[bytes]) -> None:
-    """Kill ranks, all at once, and then their launcher with its process group; none of it need be there."""
+    """Kill all ranks, then their launcher with its process group; some may have ended."""
     for pid in [pid for pid in pids if is_alive(pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -312,7 +314,7 @@ def kill(pids: Iterable[int], launcher: subprocess.Popen[bytes]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process of this interpreter's kind is there and no zombie."""
+    """Tell whether a process of this interpreter exists and is not a zombie."""
     try:
         ends = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
         return not ends and Path(os.readlink(f"/proc/{pid}/exe")) == Path(sys.executable).resolve()
@@ -321,7 +323,7 @@ def is_alive(pid: int) -> bool:
 
 
 def shared_memory(pids: Iterable[int]) -> set[Path]:
-    """Give the files of shared memory that processes have mapped: killed ones do not remove theirs."""
+    """Give the shared memory files that processes have mapped: killed processes do not remove theirs."""
     found = set()
     for pid in pids:
         with suppress(OSError):
@@ -337,7 +339,7 @@ def is_writing(checkpoints: Path) -> bool:
 
 
 def last_noted(metrics: Path) -> int:
-    """Give the step of the last checkpoint that a run called complete, -1 if there is none."""
+    """Give the step of the last checkpoint that a run reported as complete, -1 if there is none."""
     steps = [-1]
     with suppress(OSError):
         for line in metrics.read_text().splitlines():
@@ -348,17 +350,17 @@ def last_noted(metrics: Path) -> int:
 
 
 def size_of(checkpoint: Path) -> int:
-    """Give the bytes of a checkpoint."""
+    """Give the size of a checkpoint in bytes."""
     return sum(int(entry["bytes"]) for entry in read_manifest(checkpoint)["files"])
 
 
-def said(run: Path) -> str:
-    """Give all that a run has said."""
-    return (run / "said.txt").read_text(errors="replace")
+def output(run: Path) -> str:
+    """Give the output of a run."""
+    return (run / "output.txt").read_text(errors="replace")
 
 
 def mount(folder: Path, size: int) -> str:
-    """Mount a file system of so many bytes; give why that is not possible, or nothing."""
+    """Mount a file system of a given size in bytes; give the reason why it is impossible, or ""."""
     if os.geteuid() != 0:
         return "only root can mount a small file system"
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -1,8 +1,7 @@
-"""What is pushed in a trial of the fault campaign, what was acknowledged, and what must be there in the end.
+"""The updates of a trial: pushed, acknowledged, and expected on the servers at the end.
 
-Each push names two keys that no other push names, each round of aggregated pushes four, and all share a few hot keys.
-So a lost update and a doubled one cannot make up for each other, and who reads a hot key can tell whether it goes back
-in time.
+Each push updates two keys of its own, each round of aggregated pushes four, and all update a few common hot keys. So a
+lost update and one that is applied twice cannot cancel out, and a reader of a hot key can detect a stale value.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from dataclasses import dataclass, field
 
 EXTENT = 1 << 16
 SPREAD = 40503
-"""Odd, so that n -> n * SPREAD % EXTENT names each key once, all over the shards."""
+"""Odd, so that n -> n * SPREAD % EXTENT is a permutation, which distributes keys over all shards."""
 HOT = 12
-"""Keys 1 to HOT, spread, are pushed by everyone."""
+"""The keys of the numbers 1 to HOT are pushed by all workers."""
 SINGLES, ROUNDS = "singles", "rounds"
 
 
@@ -26,30 +25,30 @@ HOT_KEYS = frozenset(key(number) for number in range(1, HOT + 1))
 
 
 def push_keys(number: int) -> tuple[int, int]:
-    """Give the keys that push `number` alone names."""
+    """Give the keys that only push `number` updates."""
     return key(HOT + 1 + 2 * number), key(HOT + 2 + 2 * number)
 
 
 def round_keys(number: int) -> list[int]:
-    """Give the keys that round `number` alone names."""
+    """Give the keys that only round `number` updates."""
     return [key(HOT + 1 + 4 * number + j) for j in range(4)]
 
 
 @dataclass
 class Ledger:
-    """What was pushed and what was acknowledged."""
+    """The pushed and the acknowledged updates."""
 
     pushes: list[bool] = field(default_factory=list)
     """By number: whether it was acknowledged."""
     rounds: dict[int, int] = field(default_factory=dict)
-    """By number: how many workers were to push."""
+    """By number: the number of workers that push."""
     completed: set[int] = field(default_factory=set)
-    """Rounds that are done: the call in which they were pushed has ended on every worker."""
+    """Finished rounds: the call in which they were pushed has ended on every worker."""
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
 
     def judge(self, counts: dict[str, dict[int, int]]) -> None:
-        """Compare with what is on the servers in the end."""
+        """Compare with the values on the servers at the end."""
         singles, rounds = dict(counts[SINGLES]), dict(counts[ROUNDS])
         for number, acked in enumerate(self.pushes):
             for each in push_keys(number):
@@ -61,7 +60,7 @@ class Ledger:
                 )
         self._hot(SINGLES, singles, sum(self.pushes), len(self.pushes))
         done = sum(self.rounds[number] for number in self.completed)
-        for hot in range(1, HOT + 1):  # every round names all of them
+        for hot in range(1, HOT + 1):  # Every round updates all of them.
             self._hot(
                 f"{ROUNDS}, key {key(hot)}", {0: rounds.pop(key(hot), 0)}, done, sum(self.rounds.values())
             )
@@ -69,7 +68,7 @@ class Ledger:
             (SINGLES, {k: n for k, n in singles.items() if k not in HOT_KEYS}),
             (ROUNDS, rounds),
         ):
-            self.doubled += [f"{name}, key {k}: {n} updates that nobody pushed" for k, n in left.items()]
+            self.doubled += [f"{name}, key {k}: {n} updates that were not pushed" for k, n in left.items()]
 
     def _one(self, what: str, count: int, whole: int, acked: bool) -> None:
         if acked and count < whole:

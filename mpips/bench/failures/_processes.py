@@ -1,8 +1,9 @@
-"""Faults that befall real processes: ranks are killed and stopped from outside while pushes go on, and it is timed.
+"""Faults of real processes: ranks are killed and stopped from outside during pushes, and the recovery is timed.
 
-One launch has many faults, one after the other, each at a random instant once all copies are whole again. The
-workers of `_pushing` note when each push was answered and by which primary, so it is known when the shards of a struck
-server were answered for again; and when each call of the scheduler came, which tells the same of a scheduler or worker.
+One launch has several faults, one after the other, each at a random time after all copies are complete again. The
+workers of `_pushing` record when each push was answered and by which primary, which gives the time when the shards of a
+faulty server were served again; and when each call of the scheduler arrived, which gives the same for a scheduler or
+worker.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from mpips.rundir.folder import Lines
 
 SERVERS, WORKERS, SPARES, REPLICAS = 4, 2, 4, 1
 PER_LAUNCH = 7
-"""Strikes of one launch."""
+"""Number of faults of one launch."""
 PAUSE = (0.2, 0.7)
-"""Seconds between the recovery from one strike and the next."""
+"""Seconds between the recovery from one fault and the next fault."""
 WAKES = 1.0
-"""Seconds after which a stopped rank is woken up."""
+"""Seconds after which a stopped rank is continued."""
 PATIENCE, LONG = 0.4, 3.0
 """Seconds of silence after which a rank counts as hung: in launches whose ranks are stopped, and in the others."""
 ROLES = ("server", "server", "server", "scheduler", "worker")
@@ -43,7 +44,7 @@ RANK = re.compile(r"rank (\d+)")
 
 @dataclass
 class Struck:
-    """One strike and what it cost; times in seconds."""
+    """One fault and its cost; times in seconds."""
 
     launch: int
     role: str
@@ -53,18 +54,18 @@ class Struck:
     at: float
     """Wall."""
     recovery: float | None = None
-    """Until all that the rank answered for is answered again; None if it answered for nothing."""
+    """Time until everything that the rank served is served again; None if it served nothing."""
     detection: float | None = None
     takeover: float | None = None
 
 
 @dataclass
 class Launched:
-    """One launch with its strikes."""
+    """One launch with its faults."""
 
     number: int
     lossy: bool
-    """Messages are lost and doubled."""
+    """Messages are lost and duplicated."""
     stops: bool
     """Ranks are stopped; else they are killed."""
     struck: list[Struck] = field(default_factory=list)
@@ -73,12 +74,12 @@ class Launched:
     doubled: int = 0
     survivors: int = 0
     left_behind: int = 0
-    """Ranks that were woken up and did not leave."""
+    """Ranks that were continued and did not leave."""
     error: str = ""
 
 
 def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> list[Launched]:
-    """Strike `count` times, in as many launches as that takes."""
+    """Inject `count` faults, in as many launches as this needs."""
     launches: list[Launched] = []
     left = count
     while left > 0:
@@ -87,8 +88,8 @@ def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> 
         launches.append(launched)
         left -= len(launched.struck)
         _runs.note(
-            f"launch {number}: {len(launched.struck)} ranks struck, "
-            f"{launched.error or 'all updates there' if not launched.lost + launched.doubled else 'WRONG'}"
+            f"launch {number}: {len(launched.struck)} faults, "
+            f"{launched.error or 'all updates present' if not launched.lost + launched.doubled else 'WRONG'}"
         )
         if launched.error:
             break
@@ -96,7 +97,7 @@ def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> 
 
 
 def strike(count: int, seed: int, number: int, folder: Path, launcher: str = "auto") -> Launched:
-    """Launch once and strike so many ranks."""
+    """Launch once and inject this number of faults."""
     rng = random.Random(f"processes/{seed}/{number}")
     launched = Launched(number, lossy=number % 2 == 1, stops=number % 4 == 2)
     job = folder.parent / "pushing.toml"
@@ -129,7 +130,7 @@ def strike(count: int, seed: int, number: int, folder: Path, launcher: str = "au
 
 
 class _Attack:
-    """Strikes ranks of a run while it is watched."""
+    """Injects faults into the ranks of a run while it is watched."""
 
     def __init__(self, folder: Path, launched: Launched, count: int, rng: random.Random) -> None:
         self._folder, self._launched, self._left, self._rng = folder, launched, count, rng
@@ -138,7 +139,7 @@ class _Attack:
         self._wake: list[tuple[float, int]] = []
 
     def __call__(self, folder: Path) -> None:
-        """Do what is due."""
+        """Do the next action if it is due."""
         now = time.time()
         for at, pid in [each for each in self._wake if each[0] <= now]:
             self._wake.remove((at, pid))
@@ -163,7 +164,7 @@ class _Attack:
             self._next = now + 0.05
 
     def _noticed(self, status: str, now: float) -> bool:
-        """Tell whether the last strike is over: the rank is out, or has been woken up in time."""
+        """Tell whether the last fault is over: the rank is excluded, or was continued in time."""
         if not self._launched.struck:
             return True
         last = self._launched.struck[-1]
@@ -171,7 +172,7 @@ class _Attack:
         return lost or (last.act == "stop" and now > last.at + 2 * WAKES)
 
     def wake_all(self) -> None:
-        """Let no process be stopped for ever."""
+        """Continue all stopped processes."""
         for _, pid in self._wake:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -196,9 +197,9 @@ class _Attack:
 
 
 def choose(status: str, rng: random.Random) -> tuple[str, int] | None:
-    """Choose whom to strike, given what `mpips ctl RUN status` says: (role, rank); None if that one must live.
+    """Choose the rank of the next fault by the output of `mpips ctl RUN status`: (role, rank); None if it must live.
 
-    Two servers must be left, with spares counted, and the first worker, who remembers all answers.
+    Two servers must remain, spares included, and the first worker, which has the record of all answers.
     """
     here = {
         name.strip(): [int(rank) for rank in RANK.findall(rest)]
@@ -218,9 +219,9 @@ def choose(status: str, rng: random.Random) -> tuple[str, int] | None:
 
 
 def measure(struck: Sequence[Struck], recoveries: Sequence[dict[str, Any]], answers: NDArray[Any]) -> None:
-    """Find out how long each strike was felt.
+    """Determine the duration of each fault's effect.
 
-    `recoveries` are the result's; `answers` f8[n, 4] what the workers noted: (shard, primary, issued, answered).
+    `recoveries` are the result's; `answers` f8[n, 4] the workers' records: (shard, primary, issued, answered).
     """
     noticed = {each["rank"]: each["noticed_after"] for each in recoveries}
     answers = answers[np.argsort(answers[:, 3])]
@@ -250,7 +251,7 @@ def _begun(folder: Path) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process is there and no zombie."""
+    """Tell whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -262,7 +263,7 @@ def is_running(pid: int) -> bool:
 
 @dataclass
 class Trained:
-    """A training run and which rank was killed in it."""
+    """A training run, and which rank was killed in it."""
 
     killed: str
     seconds: float
@@ -273,7 +274,7 @@ class Trained:
 
 
 def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
-    """Train sparse_lr with nobody killed, then with a server, then with the scheduler killed: the same bits."""
+    """Train sparse_lr without a fault, then with a server, then with the scheduler killed: the same bits."""
     rng = random.Random(f"train/{seed}")
     data = folder / "examples.svm"
     write_examples(data, seed)
@@ -296,12 +297,12 @@ def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
         )
         runs[-1].same = runs[-1].sha == runs[0].sha
         if role != "nobody" and not runs[-1].recoveries:
-            runs[-1].error = "the training was over before"
+            runs[-1].error = "the training ended before"
     return runs
 
 
 def write_examples(path: Path, seed: int) -> None:
-    """Write 4,000 examples of 20 features each, of 500 in all, some of which matter."""
+    """Write 4,000 examples with 20 of 500 features each; the labels depend on some of them."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = rng.normal(size=500) * (rng.random(500) < 0.2)
@@ -313,7 +314,7 @@ def write_examples(path: Path, seed: int) -> None:
 
 
 def _killer(role: str, after: float) -> Callable[[Path], None]:
-    """Kill the first rank of a role, so many seconds after the first pass."""
+    """Kill the first rank of a role, a given time (s) after the first pass."""
     due: list[float] = []
 
     def watch(folder: Path) -> None:
@@ -331,5 +332,5 @@ def _killer(role: str, after: float) -> Callable[[Path], None]:
 
 
 def to_json(launches: Sequence[Launched], trained: Sequence[Trained]) -> dict[str, Any]:
-    """Give all that was measured as JSON-able data."""
+    """Give all measurements as JSON-able data."""
     return {"launches": [asdict(each) for each in launches], "training": [asdict(each) for each in trained]}

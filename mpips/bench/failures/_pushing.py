@@ -1,7 +1,7 @@
-"""A program that pushes into every shard all the time, and notes when each push was answered: see `_processes`.
+"""A program that pushes to every shard continuously, and records when each push was answered: see `_processes`.
 
-Every worker pushes a one into a key of its own in every shard, again as soon as the last one was answered. In the end
-each key is the number of those pushes, which is known exactly.
+Every worker pushes 1 to a key of its own in every shard, again as soon as the last push was answered. At the end the
+value of each key must be the number of those pushes, which is known exactly.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ EXTENT = 1 << 40
 VECTOR = "counts"
 ANSWERS = "answers.npy"
 ENOUGH = "enough"
-"""A file in the run's folder that ends the pushing."""
+"""A file in the run's folder that ends the pushes."""
 BEGUN = 10
-"""Calls after which the run's `metrics.jsonl` says that pushing has begun."""
+"""Calls after which the run's `metrics.jsonl` records the start of pushes."""
 CALLS = -1
-"""Stands for the scheduler in the answers: a call of it has come."""
+"""The shard number of records of calls by the scheduler."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Settings:
     """The program's table."""
 
     seconds: float = field(default=10.0, metadata={"above": 0.0})
-    """How long to push at most."""
+    """Maximum duration of pushes, s."""
     beat: float = field(default=0.02, metadata={"above": 0.0})
-    """Seconds that the workers spend in one call of the scheduler."""
+    """Duration of one call of the workers, s."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let the workers push for so long; compare what is on the servers with what they say."""
+    """Push on all workers for the given time; compare the values on the servers with the workers' counts."""
     lost, again, step, enough = 0, False, 0, cluster.folder.path / ENOUGH
     until = cluster.decide(lambda: cluster.node.van.wall() + settings.seconds)
     while True:
@@ -55,7 +55,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             if step == BEGUN:
                 cluster.event("begun")
             if cluster.decide(lambda: cluster.node.van.wall() >= until or enough.exists()):
-                told = cluster.workers.gather("end")
+                counts = cluster.workers.gather("end")
                 _keep_answers(cluster)
                 break
         except WorkerLost:
@@ -64,20 +64,20 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     found: dict[int, int] = {}
     for keys, rows in cluster.export(vector):
         found.update(zip(keys.tolist(), rows[:, 0].tolist(), strict=True))
-    return {"steps": step, "workers_lost": lost, **judge(found, told)}
+    return {"steps": step, "workers_lost": lost, **judge(found, counts)}
 
 
 def _keep_answers(cluster: Cluster) -> None:
-    """Leave what the workers know of answers in the run's folder."""
-    parts = [rows for _, rows in cluster.workers.gather("told")]
+    """Write the workers' records of answers to the run's folder."""
+    parts = [rows for _, rows in cluster.workers.gather("records")]
     np.save(cluster.folder.path / ANSWERS, np.concatenate(parts))
 
 
-def judge(found: dict[int, int], told: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Compare the servers' counts with those of the workers that are there in the end."""
+def judge(found: dict[int, int], counts: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Compare the servers' values with the counts of the workers that exist at the end."""
     left, wrong = dict(found), {"lost": 0, "doubled": 0}
     updates = 0
-    for keys, rows in told:
+    for keys, rows in counts:
         for key, pushed in zip(keys.tolist(), rows[:, 0].tolist(), strict=True):
             count = left.pop(key, 0)
             updates += pushed
@@ -87,7 +87,7 @@ def judge(found: dict[int, int], told: list[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 class Worker:
-    """Pushes from one moment to the next, whatever the scheduler does meanwhile."""
+    """Pushes until it is stopped, independently of the scheduler."""
 
     def __init__(self, context: Context) -> None:
         self.node, self.context = context.node, context
@@ -101,7 +101,7 @@ class Worker:
         """(shard, its primary then, when a push was issued, when it was answered): wall, s."""
 
     def push(self, seconds: float) -> None:
-        """Begin to push, and do so for so long at least."""
+        """Start to push, for at least the given time."""
         now = self.node.van.wall()
         self.answers.append((CALLS, self.node.view.leader, now, now))
         if not self.shards:
@@ -135,12 +135,12 @@ class Worker:
         vector.push(self._keys[at : at + 1], self._one).then(answered)
 
     def end(self) -> Answer:
-        """Push no more; give how often each key was pushed."""
+        """Stop; give the number of pushes of each key."""
         self._ends = True
         self.node.wait_until(lambda: not self._under_way)
         order = np.argsort(self._keys)
         return Answer(None, self._pushed[order][:, None], self._keys[order])
 
-    def told(self) -> Answer:
+    def records(self) -> Answer:
         """Give all answers, as f8[n, 4]."""
         return Answer(None, np.array(self.answers, np.float64).reshape(-1, 4))

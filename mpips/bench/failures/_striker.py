@@ -1,9 +1,8 @@
-"""What befalls a simulated cluster, between any two of its messages, and whether it may: who must survive.
+"""Injects faults into a simulated cluster, between any two of its messages, and decides which ranks must survive.
 
-A run survives the loss of any `replicas` servers at once, and of more one after the other once the copies are whole
+A run survives the loss of any `replicas` servers at once, and of more one after the other when the copies are complete
 again; of all workers but one; and of the scheduler, with as many of its successors as there are copies of the journal.
-So before a rank is struck, it is made sure that what must survive is with somebody else. A strike that would go too far
-waits until it does not.
+So before a fault, the other ranks must hold everything that must survive. A fault that would violate this is postponed.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from mpips.transport.in_memory import Fate, Network, Strike
 from mpips.transport.message import Kind, Message
 
 EVERY = 4
-"""Messages between two looks at whether a strike that waits may be made."""
+"""Messages between two checks whether a postponed fault is possible."""
 ROLES = {"server": Role.SERVER, "worker": Role.WORKER, "spare": Role.SPARE, "scheduler": Role.SCHEDULER}
 
 
 class Event(NamedTuple):
-    """Something that is to happen once so many messages were posted."""
+    """A fault or a change, after a number of posted messages."""
 
     what: str
     after: int
@@ -35,15 +34,15 @@ class Event(NamedTuple):
     """kill, stop, join or leave."""
     role: str
     ranks: int
-    """How many ranks at once, if so many may be struck."""
+    """Number of ranks at once, if so many may be lost."""
     lasting: float | None
-    """How long a stop lasts (s); for ever if None."""
+    """Duration of a stop (s); None: it does not end."""
     luck: float
-    """Chooses the ranks."""
+    """The seed of the choice of ranks."""
 
 
 class Striker:
-    """A fate that counts what it does to messages, and makes events happen, which `say` is told; see the module."""
+    """Message faults with counts, and events, which are reported by `say`; see the module."""
 
     def __init__(
         self, events: Sequence[Event], fate: Fate, stage: Stage, say: Callable[[str], object]
@@ -55,22 +54,22 @@ class Striker:
         self.network: Counter[str] = Counter()
         self.worker_struck = False
         self._over = False
-        self._leaving: set[int] = set()  # servers that were asked to
+        self._leaving: set[int] = set()  # Servers that were ordered to leave.
 
     def ending(self, schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Give the program after whose end nothing more happens."""
+        """Give the program; no events happen after its end."""
 
         def run(cluster: Any) -> Any:
             try:
                 return schedule(cluster)
             finally:
-                # A leader that was killed unwinds as well; its successor goes on.
+                # A killed leader unwinds too; its successor continues.
                 self._over = bool(self._stage.network and self._stage.network.runs(cluster.node.rank))
 
         return run
 
     def __call__(self, source: int, dest: int, message: Message) -> Sequence[float]:
-        """Draw a message's fate, and do what is due."""
+        """Draw the faults of a message, and do the events that are due."""
         network = self._stage.network
         assert network is not None
         if self._events and not self._over and network.posted % EVERY == 0:
@@ -88,7 +87,7 @@ class Striker:
                 self._events.remove(event)
 
     def _happens(self, event: Event, network: Network) -> bool:
-        """Make an event happen; give whether it did, or never can."""
+        """Do an event; tell whether it happened, or is impossible for ever."""
         view = self._view(network)
         if view is None:
             return False
@@ -111,7 +110,9 @@ class Striker:
                 network.stop(rank)
                 if event.lasting is not None:
                     network.plan(Strike("resume", rank, at=network.time + event.lasting))
-            kind = event.what if event.lasting is None or event.act == "kill" else f"{event.what}, then wake"
+            kind = (
+                event.what if event.lasting is None or event.act == "kill" else f"{event.what}, then continue"
+            )
             self._note(kind, network, f"rank {rank}")
         return bool(victims)
 
@@ -138,7 +139,7 @@ class Striker:
         if (event.act, event.role) == ("leave", "server"):
             staying = [rank for rank in view.ring.servers if rank not in self._leaving]
             if len(staying) <= membership.replicas + 1:
-                return ""  # it would take a copy with it, and whoever is struck meanwhile the last one
+                return ""  # It would remove one copy, and a fault meanwhile the last one.
             rank = random.Random(event.luck).choice(staying)
             self._leaving.add(rank)
             membership.leave_server(rank)
@@ -157,10 +158,10 @@ class Striker:
         self.done[kind] += 1
         self._say(f"{network.time:.4f} s, message {network.posted}: {kind}: {text}")
 
-    # --- who may be struck -------------------------------------------------------------------------
+    # --- choice of ranks --------------------------------------------------------------------------
 
     def _view(self, network: Network) -> View | None:
-        """Give the latest view that a living rank has."""
+        """Give the latest view of all living ranks."""
         views = [node.view for rank, node in self._stage.nodes.items() if network.runs(rank)]
         return max(views, key=lambda view: view.epoch, default=None)
 
@@ -178,13 +179,13 @@ class Striker:
         return bool(heirs) and self._knows(view, heirs[0])
 
     def _to_hold(self, view: View) -> Iterator[tuple[int, ...]]:
-        """Give those who are to hold each shard, when all that is under way is done."""
+        """Give the members of each shard's chain after all changes in progress."""
         replicas = self._stage.memberships[view.leader].replicas
         for shard in range(len(view.chains)):
             yield view.ring.holders(shard, replicas)
 
     def _knows(self, view: View, heir: int) -> bool:
-        """Tell whether a rank could go on with the program: what was decided, and replies that nobody else keeps."""
+        """Tell whether a rank could continue the program: it has the decisions, and the replies that no other has."""
         mine = self._stage.journals[heir]
         leaders = [
             journal for journal in self._stage.journals.values() if journal.returned or journal is mine
@@ -193,7 +194,7 @@ class Striker:
 
 
 def _holds(node: Node, left: set[int]) -> bool:
-    """Tell whether every shard has a member among those that are left, as far as a rank knows."""
+    """Tell whether every shard has a member among the remaining ranks, by a rank's view."""
     return all(not left.isdisjoint(chain.members) for chain in node.view.chains)
 
 

@@ -1,9 +1,9 @@
-"""One trial of the fault campaign on the twin: a random cluster, a random program, and what must come of it.
+"""One trial of the fault campaign on the twin: a random cluster, a random program, and its exact result.
 
 The program's workers push ones, so every key of a vector counts its updates.
 
-All ranks of a twin are greenlets of one process, which run one at a time, so what was issued and what was
-acknowledged is noted in one `Ledger` as it happens.
+All ranks of a twin are greenlets of one process, which run one at a time, so one `Ledger` records what was issued and
+what was acknowledged.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from mpips.worker.worker import Context
 HORIZON = 10.0
 """Seconds of fake time after which a trial counts as hung."""
 TICK = 0.004
-"""Steps of fake time when nothing else happens (s); a node looks about itself every 5 ms."""
+"""Steps of fake time when nothing else happens (s); a node checks its timers every 5 ms."""
 PATIENCE, DETECTION = 0.12, 0.01
-"""Seconds of fake time until a stopped rank, and a killed one, is noticed."""
+"""Seconds of fake time until a stopped rank, and a killed one, is detected."""
 
 
 class Wrong(AssertionError):
-    """The parameters, or what a rank was told of them, are not what was pushed."""
+    """The parameters, or values that a rank received, differ from what was pushed."""
 
 
 @call("faults_bump")
@@ -65,7 +65,7 @@ def bumps(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Step(NamedTuple):
-    """A step of the program: a call of all workers with so many rounds, a call of all shards, or a rest (s)."""
+    """A step of the program: a call of all workers with a number of rounds, a call of all shards, or a pause (s)."""
 
     kind: str
     amount: float
@@ -73,7 +73,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A trial, as drawn from its seed."""
+    """A trial, drawn from its seed."""
 
     seed: int
     servers: int
@@ -86,14 +86,14 @@ class Plan:
     drop: float
     duplicate: float
     loss: float
-    """The chance that a message which a killed rank has sent, and nobody taken, is lost with it.
+    """The probability that a message of a killed rank is lost with it if it was not received.
 
-    Where ranks wake up again there is none: one that the others gave up meanwhile must be told."""
+    It is 0 if stopped ranks continue: one that was excluded meanwhile must be informed."""
     steps: tuple[Step, ...]
     events: tuple[Event, ...]
 
     def text(self) -> str:
-        """Say in a line what the cluster is and what befalls it."""
+        """Describe the cluster and its events in one line."""
         shape = f"{self.schedulers}+{self.servers}+{self.workers}+{self.spares} ranks"
         events = "; ".join(f"{event.what} at message {event.after}" for event in self.events)
         return f"{shape} (scheduler, server, worker, spare), replicas {self.replicas}: {events or 'nothing'}"
@@ -137,20 +137,22 @@ class Client:
 
     def __init__(self, context: Context, seed: int, ledger: Ledger) -> None:
         self.context, self.node, self.seed, self.ledger = context, context.node, seed, ledger
-        self._floor: NDArray[np.int64] = np.zeros(HOT, np.int64)  # what it was told of the hot keys at least
-        self._own: dict[int, bool] = {}  # key -> whether its push was acknowledged
+        # The minimum values of the hot keys, by answers.
+        self._floor: NDArray[np.int64] = np.zeros(HOT, np.int64)
+        # Whether the push of a key was acknowledged.
+        self._own: dict[int, bool] = {}
         self._last: tuple[int, Task] | None = None
         self._wrong: list[str] = []
 
-    def go(self, rounds: list[int], attempt: int, crew: int, floor: list[int]) -> dict[str, Any]:
-        """Push these rounds, and whatever comes to mind between them; return what it knows of the hot keys."""
+    def go(self, rounds: list[int], attempt: int, workers: int, floor: list[int]) -> dict[str, Any]:
+        """Push these rounds, with random requests between them; return the known minimum values of the hot keys."""
         rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
         self._floor = np.maximum(self._floor, np.array(floor, np.int64))
         together: list[Task] = []
         alone: list[Task] = []
         try:
             for number in rounds:
-                together.append(self._round(number, crew, rng.random() < 0.6))
+                together.append(self._round(number, workers, rng.random() < 0.6))
                 for _ in range(rng.randrange(4)):
                     alone.append(rng.choice((self._push, self._push, self._push_pull, self._pull))(rng))
                 if rng.random() < 0.3:
@@ -164,7 +166,7 @@ class Client:
             raise Wrong("; ".join(self._wrong[:3]))
         return {"floor": self._floor.tolist()}
 
-    def _round(self, number: int, crew: int, wants: bool) -> Task:
+    def _round(self, number: int, workers: int, wants: bool) -> Task:
         vector = self.context.vectors[ROUNDS]
         keys = np.array(sorted({*HOT_KEYS, *round_keys(number)}), np.uint64)
         ones = np.ones(len(keys), np.int64)
@@ -173,14 +175,14 @@ class Client:
         def done(task: Task) -> None:
             if task.error is not None:
                 return
-            if wants and (task.result[mine] != crew).any():
-                self._wrong.append(f"round {number} answered {task.result[mine].tolist()}, not {crew}")
+            if wants and (task.result[mine] != workers).any():
+                self._wrong.append(f"round {number} answered {task.result[mine].tolist()}, not {workers}")
 
         push = vector.push_pull if wants else vector.push
         return push(keys, ones, round=number).then(done)
 
     def _keys(self, rng: random.Random) -> tuple[int, int, NDArray[np.uint64]]:
-        """Draw the keys of the next push: its number, the place of its hot key among all hot ones, all in order."""
+        """Draw the keys of the next push: its number, the index of its hot key among all hot ones, all keys sorted."""
         number, hot = len(self.ledger.pushes), rng.randrange(HOT)
         self.ledger.pushes.append(False)
         return number, hot, np.array(sorted((key(hot + 1), *push_keys(number))), np.uint64)
@@ -198,7 +200,7 @@ class Client:
         def done(task: Task) -> None:
             if task.error is None:
                 row = task.result
-                self._told(hot, int(row[at]), floor + 1)
+                self._check_hot(hot, int(row[at]), floor + 1)
                 if np.delete(row, at).tolist() != [1, 1]:
                     self._wrong.append(f"push {number} answered {row.tolist()}")
 
@@ -215,7 +217,7 @@ class Client:
         return task.then(done)
 
     def _pull(self, rng: random.Random) -> Task:
-        """Read all hot keys, and those of the last own push: with a dependency on it they are there."""
+        """Pull all hot keys, and those of its last push; a dependency on the push makes the result certain."""
         number, last = self._last or (-1, None)
         after = [last] if last is not None and rng.random() < 0.5 else []
         own = sorted(push_keys(number)) if last is not None else []
@@ -228,21 +230,21 @@ class Client:
             if task.error is not None:
                 return
             for hot in range(HOT):
-                self._told(hot, int(task.result[places[key(hot + 1)]]), int(floor[hot]))
+                self._check_hot(hot, int(task.result[places[key(hot + 1)]]), int(floor[hot]))
             found = [int(task.result[places[each]]) for each in own]
             if any(n > 1 or (sure and n != 1) for n in found):
                 self._wrong.append(f"a pull after push {number} reads {found}")
 
         return self.context.vectors[SINGLES].pull(keys, after=after).then(done)
 
-    def _told(self, hot: int, value: int, least: int) -> None:
+    def _check_hot(self, hot: int, value: int, least: int) -> None:
         if value < least:
-            self._wrong.append(f"key {key(hot + 1)} went back: {value} after {least}")
+            self._wrong.append(f"key {key(hot + 1)} is stale: {value} after {least}")
         self._floor[hot] = max(self._floor[hot], value)
 
 
 class Course:
-    """The scheduler's part of a trial as one rank runs it; another may run it again from its start."""
+    """The scheduler's part of a trial on one rank; a successor runs it again from its start."""
 
     def __init__(self, plan: Plan, ledger: Ledger, cluster: Cluster) -> None:
         self.plan, self.ledger, self.cluster = plan, ledger, cluster
@@ -250,7 +252,7 @@ class Course:
         self._lost = False
 
     def run(self) -> dict[str, dict[int, int]]:
-        """Do all steps; give every vector as it is in the end."""
+        """Do all steps; give every vector at the end."""
         for name in (ROUNDS, SINGLES):
             self._insist(partial(self._create, name))
         for step in self.plan.steps:
@@ -266,7 +268,7 @@ class Course:
         return {name: _read(self.cluster, name) for name in (ROUNDS, SINGLES)}
 
     def _insist(self, do: Callable[[], None]) -> None:
-        """Do something with the workers, again with other workers as long as some die meanwhile."""
+        """Do a step with the workers, and repeat it with the remaining workers as long as some die."""
         while True:
             try:
                 if self._lost or self.cluster.renewed():
@@ -290,19 +292,19 @@ class Course:
         rounds = list(range(self._round, self._round + count))
         self._round += count
         self._attempt += 1
-        crew = len(self.cluster.workers)
-        self.ledger.rounds.update(dict.fromkeys(rounds, crew))
-        args = {"rounds": rounds, "attempt": self._attempt, "crew": crew, "floor": self._floor}
-        told_all = self.cluster.workers.call("go", args)
+        workers = len(self.cluster.workers)
+        self.ledger.rounds.update(dict.fromkeys(rounds, workers))
+        args = {"rounds": rounds, "attempt": self._attempt, "workers": workers, "floor": self._floor}
+        answers = self.cluster.workers.call("go", args)
         self.ledger.completed.update(rounds)
-        for told in told_all:
-            self._floor = [max(pair) for pair in zip(self._floor, told["floor"], strict=True)]
+        for answer in answers:
+            self._floor = [max(pair) for pair in zip(self._floor, answer["floor"], strict=True)]
 
     def _bump(self) -> None:
         self._bumps += 1
-        for told in self.cluster.servers.call("faults_bump", vector=self.cluster.vectors[SINGLES]):
-            if told["bumps"] != self._bumps:
-                raise Wrong(f"server call {self._bumps} was told that it is number {told['bumps']}")
+        for answer in self.cluster.servers.call("faults_bump", vector=self.cluster.vectors[SINGLES]):
+            if answer["bumps"] != self._bumps:
+                raise Wrong(f"server call {self._bumps} was answered as number {answer['bumps']}")
 
 
 def _read(cluster: Cluster, name: str) -> dict[int, int]:
@@ -314,29 +316,29 @@ def _read(cluster: Cluster, name: str) -> dict[int, int]:
 
 @dataclass
 class Outcome:
-    """What came of a trial."""
+    """The outcome of a trial."""
 
     seed: int
     error: str = ""
     faults: Counter[str] = field(default_factory=Counter)
-    """How often each kind of fault did befall the cluster."""
+    """The number of faults of each kind."""
     lost: int = 0
     doubled: int = 0
     updates: int = 0
     """Keys of pushes and rounds that were acknowledged."""
     survivors: int = 0
     stranded: int = 0
-    """Ranks that woke up after all who knew that they are out had died, and wait for ever."""
+    """Continued ranks that wait for ever: every rank that knew of their exclusion had died."""
     ranks: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether the run ended, and every update is there as often as it was made."""
+        """Whether the run ended, and every update was applied exactly once."""
         return not self.error
 
 
 def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
-    """Run one trial; `say` is told what happens to the cluster."""
+    """Run one trial; `say` receives the events of the cluster."""
     drawn, ledger, stage = plan(seed), Ledger(), Stage()
     fate = rough(seed, delay=drawn.delay, drop=drawn.drop, duplicate=drawn.duplicate)
     striker = Striker(drawn.events, fate, stage, say)
@@ -351,7 +353,7 @@ def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
             remains=torn(seed, drawn.loss), stage=stage,
         )  # fmt: skip
         if counts is None:
-            raise Wrong("nobody finished the program")
+            raise Wrong("no rank finished the program")
         ledger.judge(counts)
         if not striker.worker_struck and not all(ledger.pushes):
             raise Wrong(f"{ledger.pushes.count(False)} pushes of living workers were never answered")

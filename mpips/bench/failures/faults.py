@@ -1,4 +1,4 @@
-"""`mpips bench faults`: ranks die, hang, come and go at random instants, and no update is lost or done twice."""
+"""`mpips bench faults`: ranks die, hang, join and leave at random times; no update is lost or applied twice."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column
 
 DESCRIPTION = """\
-Disturb runs at random and count what was lost.
+Inject random faults into runs, and count lost updates.
 
-Trials run whole clusters on the in-memory twin, in fake time: random layouts and random pushes, pulls, rounds of
-aggregated pushes and server calls, whose results are known exactly, while ranks are killed, stopped and woken up,
-messages are dropped, doubled and delayed, and servers and workers join and leave. With --processes, ranks of real
-runs are struck as well (Open MPI 5), recoveries are timed, and training with a death must give the same bits.
+Trials simulate clusters on the in-memory twin, in fake time: random layouts and random pushes, pulls, rounds of
+aggregated pushes and server calls, whose results are known exactly, while ranks are killed, stopped and continued,
+messages are dropped, duplicated and delayed, and servers and workers join and leave. With --processes, ranks of real
+runs are killed and stopped too (Open MPI 5), recoveries are timed, and training with a death must give the same bits.
 
   mpips bench faults                            a thousand trials on the twin
-  mpips bench faults --trials 0 --processes 100 a hundred strikes at real processes
-  mpips bench faults --only 4711                repeat one trial, and tell what happens in it
+  mpips bench faults --trials 0 --processes 100 a hundred faults of real processes
+  mpips bench faults --only 4711                repeat one trial, and print its events
 """
 SHOWN = 10
-"""Trials that failed of which a line is said."""
+"""Maximum number of failed trials that are printed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,25 +39,27 @@ def parser() -> argparse.ArgumentParser:
     parser = program_parser("mpips bench faults", DESCRIPTION)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=1000, metavar="N", help="on the twin; default 1000")
-    parser.add_argument("--seed", type=number, default=0, metavar="S", help="of the first trial; default 0")
     parser.add_argument(
-        "--processes", type=number, default=0, metavar="M", help="strikes at real processes; default 0"
+        "--seed", type=number, default=0, metavar="S", help="seed of the first trial; default 0"
+    )
+    parser.add_argument(
+        "--processes", type=number, default=0, metavar="M", help="faults of real processes; default 0"
     )
     parser.add_argument("--only", type=number, metavar="SEED", help="repeat this trial alone, verbosely")
-    add_launcher(parser, "as of mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    add_launcher(parser, "how ranks are started, as for mpips run")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the campaign; 1 if anything was lost, done twice or did not end."""
+    """Run the campaign; return 1 if an update was lost or applied twice, or a run did not end."""
     asked = parser().parse_args(argv)
     if asked.only is not None:
         return repeat(asked.only)
     if asked.processes and not mpi_launcher.find_starter(asked.launcher).mpi.ulfm:
         raise InputError(
-            f"--processes {asked.processes}: this MPI ends all ranks when one dies; it takes Open MPI 5 with ULFM"
+            f"--processes {asked.processes}: this MPI ends all ranks when one dies; Open MPI 5 with ULFM is required"
         )
     conditions = _runs.conditions()
     print(_runs.described(conditions))
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def repeat(seed: int) -> int:
-    """Run one trial, and tell what happens in it."""
+    """Run one trial, and print its events."""
     print(f"trial {seed}: {_trial.plan(seed).text()}")
     log: list[str] = []
     outcome = _trial.run(seed, log.append)
@@ -83,8 +85,8 @@ def repeat(seed: int) -> int:
         print(f"  {line}")
     for name, count in sorted(outcome.faults.items()):
         print(f"  {count:5d} x {name}")
-    print(f"  {outcome.updates} updates acknowledged, {outcome.survivors} of {outcome.ranks} ranks are left")
-    print(outcome.error or "every update is there, once")
+    print(f"  {outcome.updates} updates acknowledged, {outcome.survivors} of {outcome.ranks} ranks remain")
+    print(outcome.error or "every update was applied once")
     return 0 if outcome.ok else 1
 
 
@@ -92,7 +94,7 @@ def repeat(seed: int) -> int:
 
 
 def on_twin(count: int, seed: int) -> dict[str, Any]:
-    """Run trials on the twin and print what came of them; give it as JSON-able data."""
+    """Run trials on the twin, and print the outcomes; give them as JSON-able data."""
     began = time.perf_counter()
     outcomes = []
     for each in range(seed, seed + count):
@@ -128,7 +130,7 @@ def summed(outcomes: Sequence[_trial.Outcome]) -> dict[str, Any]:
 
 
 def twin_text(summary: dict[str, Any]) -> str:
-    """Write what came of the trials on the twin."""
+    """Format the outcomes of the trials on the twin."""
     rows = [{"fault": name, "count": count} for name, count in summary["faults"].items()]
     columns = (Column("fault", "injected", 12), Column("count", "times", 8, "{:,}".format))
     return "\n".join(
@@ -137,9 +139,10 @@ def twin_text(summary: dict[str, Any]) -> str:
             f"on the in-memory twin, {summary['seconds']:.1f} s",
             _runs.table(columns, rows),
             f"trials survived: {summary['survived']} of {summary['trials']}; "
-            f"ranks left in the end: {summary['surviving_ranks']:,} of {summary['ranks']:,}; "
-            f"woken up and never told that they are out: {summary['stranded']}",
-            f"updates acknowledged: {summary['updates']:,}; lost: {summary['lost']}; doubled: {summary['doubled']}",
+            f"ranks at the end: {summary['surviving_ranks']:,} of {summary['ranks']:,}; "
+            f"continued, and not informed of their exclusion: {summary['stranded']}",
+            f"updates acknowledged: {summary['updates']:,}; lost: {summary['lost']}; "
+            f"applied twice: {summary['doubled']}",
         ]
     )
 
@@ -148,7 +151,7 @@ def twin_text(summary: dict[str, Any]) -> str:
 
 
 def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str, Any]:
-    """Strike real ranks, and train with deaths; print what came of it; give it as JSON-able data."""
+    """Inject faults into real ranks, and train with deaths; print the outcomes; give them as JSON-able data."""
     launches = _processes.strike_many(count, seed, folder, launcher)
     trained = _processes.train(folder, seed, launcher)
     struck = [each for launched in launches for each in launched.struck]
@@ -183,7 +186,7 @@ FIGURES = ("recovery", "detection", "takeover")
 
 
 def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
-    """Give median, 99th percentile and maximum of each time of some strikes (s); what was not felt is left out."""
+    """Give median, 99th percentile and maximum of each time of some faults (s); faults without effect are left out."""
     found: dict[str, float] = {}
     struck = list(struck)
     for figure in FIGURES:
@@ -196,7 +199,7 @@ def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
 
 
 def processes_text(facts: dict[str, Any]) -> str:
-    """Write what came of the strikes at real processes."""
+    """Format the outcomes of the faults of real processes."""
     seconds = "{:.3f}".format
     columns = [Column("struck", "struck", 10), Column("times", "times", 5)]
     for figure in FIGURES:
@@ -212,11 +215,11 @@ def processes_text(facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"on real processes: {facts['strikes']} strikes in {len(facts['launches'])} launches, "
-            f"{facts['lossy_launches']} of which lose and double 1 % of all messages",
+            f"on real processes: {facts['strikes']} faults in {len(facts['launches'])} launches, "
+            f"{facts['lossy_launches']} of which lose and duplicate 1 % of all messages",
             _runs.table(columns, facts["table"]),
-            f"updates acknowledged: {facts['updates']:,}; lost: {facts['lost']}; doubled: {facts['doubled']}; "
-            f"woken ranks that stayed: {facts['left_behind']}; ranks left in the end: {facts['survivors']}",
+            f"updates acknowledged: {facts['updates']:,}; lost: {facts['lost']}; applied twice: {facts['doubled']}; "
+            f"continued ranks that did not leave: {facts['left_behind']}; ranks at the end: {facts['survivors']}",
             f"training: {training}",
             *facts["errors"],
         ]

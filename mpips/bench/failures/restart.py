@@ -1,4 +1,4 @@
-"""`mpips bench restart`: whole runs are killed at random instants, and go on from their last checkpoint elsewhere."""
+"""`mpips bench restart`: runs are killed at random times, and continue from their last checkpoint on another layout."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_p
 from mpips.rundir.progress import bytes_si
 
 DESCRIPTION = """\
-Kill runs, and see what is left. Each trial trains sparse_lr with a checkpoint after every pass, sends SIGKILL to all
-ranks and then to their launcher at a random instant, checks the latest checkpoint to the last byte, and goes on from
-it on other numbers of servers and workers to the end. The objective must then be that of undisturbed runs, within
-0.1 %; and where as many workers went on as had begun, the parameters must be the same bits as theirs.
+Kill runs, and continue them. Each trial trains sparse_lr with a checkpoint after every pass, sends SIGKILL to all ranks
+and then to their launcher at a random time, verifies the latest checkpoint, and continues from it with other numbers of
+servers and workers to the end. The objective must be that of runs without failures, within 0.1 %. With the same number
+of workers before and after, the parameters must have the same bits.
 
   mpips bench restart                           50 trials, on a part of the project's own data
   mpips bench restart --trials 200 --seed 7
   mpips bench restart --train a9a.svm --trials 5
 
-Every second instant is chosen so that a checkpoint is being written: once a folder without a manifest is there. As
-root, a last run writes its checkpoints to a file system that is too small for a second one: it must go on to its end,
-say so, and the first one must stay.
+In every second trial the kill waits until a checkpoint is being written: a folder without a manifest exists. As root, a
+last run writes its checkpoints to a file system without space for a second one: the run must complete and report it,
+and the first checkpoint must remain.
 """
 
 TOLERANCE = 1e-3
-"""How far the objective may be from the undisturbed runs', relative to it."""
+"""Maximum relative difference of the objective from that of the runs without failures."""
 EXAMPLES = 4_000
-"""Of the project's own data."""
+"""Examples of the project's own data."""
 MOST_SERVERS, MOST_WORKERS = 3, 3
 
 
@@ -46,26 +46,26 @@ def parser() -> argparse.ArgumentParser:
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=50, metavar="N", help="default 50")
     parser.add_argument(
-        "--seed", type=number, default=0, metavar="S", help="of all that is random; default 0"
+        "--seed", type=number, default=0, metavar="S", help="seed of the random choices; default 0"
     )
-    parser.add_argument("--train", action="append", metavar="FILE", help="train on this; repeatable")
+    parser.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
     )
-    add_launcher(parser, "as of mpips run", MPI_LAUNCHERS)
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    add_launcher(parser, "how ranks are started, as for mpips run", MPI_LAUNCHERS)
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the campaign; 1 if a checkpoint was unsound, or a run did not come to the same end."""
+    """Run the campaign; return 1 if a checkpoint was unsound, or a run did not reach the same result."""
     asked = parser().parse_args(arguments)
     rng = random.Random(f"restart/{asked.seed}")
     conditions = _runs.conditions()
     with _runs.folders(asked.keep) as folder:
         settings = job_settings(asked, folder)
-        load(_runs.job_file(), settings)  # what is wrong is said before anything is run
+        load(_runs.job_file(), settings)  # Wrong switches are reported before any run.
         campaign = Campaign(_runs.job_file(), folder, settings, asked.launcher)
         campaign.measure(range(1, MOST_WORKERS + 1))
         trials = []
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         "conditions": conditions,
         "seed": asked.seed,
         "mpi": campaign.mpi,
-        "data": asked.train or f"the first {EXAMPLES:,} examples of the project's own, l1 = 3",
+        "data": asked.train or f"the first {EXAMPLES:,} examples of the project's own data, l1 = 3",
         "settings": settings,
         "undisturbed": campaign.undisturbed,
         "tolerance": TOLERANCE,
@@ -105,41 +105,43 @@ def job_settings(asked: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def layouts(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Choose (servers, workers) to begin with, and others to go on with."""
+    """Choose (servers, workers) of the first run, and others of the continued run."""
     every = [(s, w) for s in range(1, MOST_SERVERS + 1) for w in range(1, MOST_WORKERS + 1)]
     begun, resumed = rng.sample(every, 2)
     return begun, resumed
 
 
 def judge(trial: Trial, objectives: Mapping[int, float], hashes: Mapping[int, str]) -> None:
-    """Find out whether a trial went well, beside the undisturbed runs with as many workers; `trial` is completed."""
+    """Judge a trial by the runs without failures with the same number of workers; `trial` is completed."""
     if trial.noted > trial.latest:
-        trial.failures.append(f"the checkpoint of step {trial.noted} is gone, the latest is {trial.latest}")
+        trial.failures.append(
+            f"the checkpoint of step {trial.noted} is missing, the latest is {trial.latest}"
+        )
     trial.failures += trial.problems
     if trial.objective is None:
-        trial.failures.append(f"it did not go on: {trial.said}")
+        trial.failures.append(f"it did not continue: {trial.said}")
         return
     reference = objectives[trial.resumed[1]]
     trial.excess = trial.objective / reference - 1.0
     if abs(trial.excess) > TOLERANCE:
-        trial.failures.append(f"objective {trial.objective:.8g}, undisturbed {reference:.8g}")
+        trial.failures.append(f"objective {trial.objective:.8g}, without failures {reference:.8g}")
     if trial.latest < 0 or trial.begun[1] == trial.resumed[1]:
         trial.same_bits = trial.sha256 == hashes[trial.resumed[1]]
         if not trial.same_bits:
-            trial.failures.append("the parameters are not the undisturbed run's")
+            trial.failures.append("the parameters differ from those of the run without failures")
 
 
 def line_of(trial: Trial) -> str:
-    """Say in a line what came of a trial."""
+    """Format the outcome of a trial in one line."""
     (servers, workers), (more_servers, more_workers) = trial.begun, trial.resumed
-    when = f"killed after {trial.after:.2f} s" + (", a checkpoint being written" if trial.writing else "")
+    when = f"killed after {trial.after:.2f} s" + (", during a checkpoint" if trial.writing else "")
     source = f"from step {trial.latest}" if trial.latest >= 0 else "from the start"
     ended = "; ".join(trial.failures) or f"excess {trial.excess:+.5%}"
     return f"{servers}+{workers} {when}; {more_servers}+{more_workers} {source}: {ended}"
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Count what came of all trials."""
+    """Count the outcomes of all trials."""
     ended = [trial for trial in trials if trial.excess is not None]
     compared = [trial for trial in trials if trial.same_bits is not None]
     return {
@@ -157,31 +159,31 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     counts, full = report["summary"], report["full_disk"]
     undisturbed = ", ".join(
         f"{each['workers']} workers {each['objective']:.8g}" for each in report["undisturbed"]
     )
     lines = [
         _runs.described(report["conditions"]),
-        f"{report['mpi']}; undisturbed: {undisturbed}",
-        f"trials {counts['trials']}, of which {counts['struck_while_writing']} were struck while a checkpoint was "
-        f"being written; went on from a checkpoint {counts['resumed']}, from the start {counts['from_the_start']}",
+        f"{report['mpi']}; without failures: {undisturbed}",
+        f"trials {counts['trials']}, of which {counts['struck_while_writing']} were killed while a checkpoint was "
+        f"being written; continued from a checkpoint {counts['resumed']}, from the start {counts['from_the_start']}",
     ]
     if counts["greatest_excess"] is not None:
         lines.append(
-            f"objectives are within {counts['greatest_excess']:.5%} of the undisturbed runs' (target "
+            f"objectives are within {counts['greatest_excess']:.5%} of the runs without failures (target "
             f"{report['tolerance']:.1%}); same bits {counts['bits_same']} of {counts['bits_compared']} compared"
         )
     for n, trial in enumerate(report["trials"]):
         lines += [f"  trial {n + 1} FAILED: {failure}" for failure in trial["failures"]]
     lines.append(f"failures: {counts['failures']}")
     if full["skipped"]:
-        lines.append(f"full disk: not tried ({full['skipped']})")
+        lines.append(f"full disk: skipped ({full['skipped']})")
     else:
-        verdict = f"FAILED: {full['failed']}" if full["failed"] else "went on to its end with a warning"
+        verdict = f"FAILED: {full['failed']}" if full["failed"] else "completed with a warning"
         lines.append(
             f"full disk of {bytes_si(full['size'])}, a checkpoint being {bytes_si(full['checkpoint'])}: {verdict}; "
-            f"checkpoints given up {full['given_up']}, sound ones left {full['sound']}"
+            f"checkpoints abandoned {full['given_up']}, sound ones remaining {full['sound']}"
         )
     return "\n".join(lines)

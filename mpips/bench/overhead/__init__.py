@@ -1,1 +1,1 @@
-"""What a run costs beyond its requests: idle ranks, tracing and recording."""
+"""The cost of a run besides its requests: idle ranks, tracing and recording."""

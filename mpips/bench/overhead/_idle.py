@@ -1,4 +1,4 @@
-"""A program that lets nothing happen, wakes ranks that rest, or asks as fast as it can: see `idle`."""
+"""A program that idles, wakes idle ranks, or sends requests as fast as possible: see `idle`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mpips.worker.worker import Answer, Context, at_once
 VECTOR = "counts"
 EXTENT = 1 << 20
 WARM = 200
-"""Requests before anything is measured."""
+"""Requests before the measurement."""
 SETTLE = 0.5
-"""Seconds for what was to be done to be done, before nothing happens."""
+"""Seconds until all earlier work has ended, before the ranks count as idle."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Settings:
     """The program's table."""
 
     part: Literal["rest", "ask"] = "rest"
-    """What is measured: ranks at rest and how they wake, or requests as fast as they go."""
+    """The measurement: idle ranks and their wake-up, or the throughput of requests."""
     seconds: float = field(default=5.0, metadata={"above": 0.0})
-    """How long nothing happens."""
+    """Duration of the idle time, s."""
     pauses: list[float] = field(default_factory=lambda: [0.005, 0.05, 0.5])
-    """Seconds of rest before a round trip."""
+    """Pauses before a round trip, s."""
     wakes: float = field(default=6.0, metadata={"above": 0.0})
-    """Seconds for the round trips after each kind of pause."""
+    """Duration of the round trips after each pause, s."""
     requests: int = field(default=40_000, metadata={"at_least": 1})
     """Pushes and pulls of all workers together."""
     batch: int = field(default=100, metadata={"at_least": 1, "at_most": EXTENT // 2})
-    """Keys of each, which are neighbours: so most are one server's, however many there are."""
+    """Keys of each request. They are adjacent, so most requests go to one server."""
 
 
 # --- The scheduler -------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 def watch(cluster: Cluster, seconds: float) -> dict[str, Any]:
-    """Let nothing happen for so long; give the processor time that each rank took meanwhile (s), by rank."""
+    """Idle for the given time; give the processor time of each rank meanwhile (s), by rank."""
     ranks = ranks_of(cluster)
     rest(cluster.node, SETTLE)
     begin, before = perf_counter_ns(), [processor_seconds(each["pid"]) for each in ranks]
@@ -83,7 +83,7 @@ def ranks_of(cluster: Cluster) -> list[dict[str, Any]]:
     """Give `ranks` of the run's run.json.
 
     Raises:
-        InputError: some are on another host, and one cannot see how much processor time they take.
+        InputError: a rank is on another host, where its processor time cannot be read.
     """
     ranks: list[dict[str, Any]] = json.loads((cluster.folder.path / "run.json").read_text())["ranks"]
     check_here(ranks, host_name())
@@ -91,10 +91,10 @@ def ranks_of(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def check_here(ranks: Sequence[Mapping[str, Any]], here: str) -> None:
-    """Make sure that all ranks are on the host `here`.
+    """Check that all ranks are on the host `here`.
 
     Raises:
-        InputError: they are not.
+        InputError: a rank is on another host.
     """
     away = sorted({each["host"] for each in ranks} - {here})
     if away:
@@ -104,12 +104,12 @@ def check_here(ranks: Sequence[Mapping[str, Any]], here: str) -> None:
 
 
 def processor_seconds(pid: int, proc: Path = Path("/proc")) -> float:
-    """Give the processor time that a process has taken, in seconds, all of its threads.
+    """Give the processor time of all threads of a process, in seconds.
 
-    In nanoseconds where the kernel counts them (schedstat), else in its ticks, of 10 ms mostly.
+    The resolution is nanoseconds if the kernel has schedstat, else ticks, usually of 10 ms.
 
     Raises:
-        InputError: this system does not say.
+        InputError: this system does not report it.
     """
     folder = proc / str(pid)
     try:
@@ -120,11 +120,11 @@ def processor_seconds(pid: int, proc: Path = Path("/proc")) -> float:
                 return sum(int(file.read_text().split()[0]) for file in files) * 1e-9
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{folder}: does not say how much processor time was taken: {error}") from None
+        raise InputError(f"{folder}: does not report the processor time: {error}") from None
 
 
 def trips(cluster: Cluster, settings: Settings) -> list[dict[str, Any]]:
-    """Wake servers by a push of the first worker, and workers by a call, after each kind of pause and without any."""
+    """Wake servers by a push of the first worker, and workers by a call, after each pause and without a pause."""
     found = []
     workers = cluster.workers
     for pause in [0.0, *settings.pauses]:
@@ -133,7 +133,7 @@ def trips(cluster: Cluster, settings: Settings) -> list[dict[str, Any]]:
         heard: list[int] = []
 
         def call(heard: list[int] = heard) -> None:
-            """Call the workers in turn; note how long it took until that one had the message in hand."""
+            """Call one worker after the other; record the time until it received the call."""
             only = [len(heard) % len(workers)]
             heard.append(workers.call("hear", {"sent": perf_counter_ns()}, only=only)[0]["after"])
 
@@ -146,12 +146,12 @@ def trips(cluster: Cluster, settings: Settings) -> list[dict[str, Any]]:
 
 
 def repeats(pause: float, seconds: float) -> int:
-    """Give how many round trips with pauses go into so many seconds, within bounds."""
+    """Give the number of round trips with pauses in a given time (s), within bounds."""
     return min(max(int(seconds / max(pause, 1e-3)), 10), 300)
 
 
 def timed(node: Node, pause: float, count: int, trip: Callable[[], Any]) -> list[int]:
-    """Do a round trip so many times, each after a pause (s); give how long each took, in ns."""
+    """Repeat a round trip, each after a pause (s); give the durations in ns."""
     took = []
     for _ in range(count):
         if pause:
@@ -163,7 +163,7 @@ def timed(node: Node, pause: float, count: int, trip: Callable[[], Any]) -> list
 
 
 def rest(node: Node, seconds: float) -> None:
-    """Do nothing but hear messages for so long."""
+    """Process messages only, for the given time."""
     until = node.van.now() + seconds
     node.wait_until(lambda: node.van.now() >= until)
 
@@ -172,7 +172,7 @@ def rest(node: Node, seconds: float) -> None:
 
 
 class Worker:
-    """Pushes and pulls when it is told to."""
+    """Pushes and pulls when it is called."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
@@ -180,18 +180,18 @@ class Worker:
 
     @at_once
     def hear(self, sent: int) -> dict[str, int]:
-        """Say how long ago that was, in ns: clocks of one host are the same."""
+        """Give the time since `sent`, in ns: the processes of a host share a clock."""
         return {"after": perf_counter_ns() - sent}
 
     def wake(self, pause: float, count: int) -> Answer:
-        """Push one key so many times, each after a pause (s); give how long each took, i8[count, 1] in ns."""
+        """Push one key `count` times, each after a pause (s); give the durations, i8[count, 1] in ns."""
         vector, one = self.context.vectors[VECTOR], np.ones(1, np.float32)
         keys = iter(np.sort(self._rng.integers(0, EXTENT, (count, 1), np.uint64), axis=1))
         took = timed(self.node, pause, count, lambda: self.node.wait(vector.push(next(keys), one)))
         return Answer(None, np.array(took, np.int64)[:, None])
 
     def ask(self, requests: int, batch: int) -> None:
-        """Push and pull neighbouring keys so many times in all, each when the last was answered."""
+        """Push and pull adjacent keys, each request after the answer of the last one."""
         vector, node = self.context.vectors[VECTOR], self.node
         ones, keys = np.ones(batch, np.float32), np.arange(batch, dtype=np.uint64)
         for number in range(requests):

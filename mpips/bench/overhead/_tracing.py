@@ -1,4 +1,4 @@
-"""A program whose worker asks for one thing after another: see `trace`."""
+"""A program whose worker sends one request after another: see `trace`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mpips.tasks.task import Task
 from mpips.worker.worker import Context
 
 CELLS = "cells.json"
-"""In the run's folder: seconds of a request in each block, by what is asked for."""
+"""A file in the run's folder: seconds of a request in each block, by kind of request."""
 LOOPS = ("push 1 key", "pull 1,000 keys", "push_pull 1,000 keys, summed")
-"""The first two are answered by compiled code where there is one copy, the last one never."""
+"""The first two use the fast path if there is one copy, the last one never."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Settings:
     """The program's table."""
 
     blocks: int = field(default=40, metadata={"at_least": 1})
-    """Blocks of requests, each timed for itself."""
+    """Blocks of requests; each is timed."""
     requests: int = field(default=1000, metadata={"at_least": 1})
     """Requests of a block."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let the workers measure each loop."""
+    """Measure each loop on the workers."""
     for name, summed in (("plain", False), ("summed", True)):
         spec = VectorSpec(name, "float32", extent=1000, dense=True, aggregate=summed)
         cluster.create_vector(spec)

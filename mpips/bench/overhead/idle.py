@@ -1,4 +1,4 @@
-"""`mpips bench idle`: what ranks with nothing to do cost, how fast they wake, and what it costs to be many."""
+"""`mpips bench idle`: the cost of idle ranks, their wake-up latency, and the cost of more ranks than cores."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_p
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
-Three things that a rank which waits must get right, in turn:
+Measure waiting ranks in two parts:
 
-  rest   nothing happens for some seconds: the share of a core that each rank takes meanwhile, all its threads;
-         then, after a pause, a worker pushes one key (push), and the scheduler calls a worker (call): the round
-         trips, and how long it took until that worker had the call in hand (heard); each beyond the median of those
-         that follow one another at once: so much later a rank at rest hears, and does what it has not done for long
-  crowd  the same work by few ranks and by many, more than there are cores, in turns: sparse_lr on the
-         project's own data, and requests of neighbouring keys, the same number in all; the ratio of their times
+  rest   all ranks are idle for some seconds: the share of a core that each rank uses, with all its threads;
+         then, after a pause, a worker pushes one key (push), and the scheduler calls a worker (call): the round-trip
+         times, and the time until the worker received the call (heard), each minus the median of those without a
+         pause: the additional latency of an idle rank
+  crowd  the same work by few ranks, and by more ranks than cores, alternating: sparse_lr on the project's own data,
+         and requests of adjacent keys, the same total number; the ratio of their times
 
-  mpips bench idle                              both: 2 servers and 4 workers; 1 + 2 against 3 + 4
+  mpips bench idle                              both parts: 2 servers and 4 workers; 1 + 2 against 3 + 4
   mpips bench idle --part rest --seconds 20 --servers 1 --workers 1
   mpips bench idle --part rest --pauses 0.002,0.02,0.2
   mpips bench idle --part crowd --few 1+1 --many 4+11 --repeat 5
 
-Every layout has a scheduler besides. Processor time is read from /proc, so all ranks must be on this host.
+Every layout also has a scheduler. Processor time is read from /proc, so all ranks must be on this host.
 """
 
 SHARE, LATE, CROWDED = 0.03, 1e-3, 1.5
-"""Targets: of a core for each rank at rest, seconds until it wakes (p99), time of many ranks over that of few."""
+"""Targets: share of a core of an idle rank, its wake-up latency (s, p99), time of many ranks relative to few."""
 PARTS = ("rest", "crowd")
 ALONE = ("ring.replicas=0",)
-"""Of the crowd: copies would be work that one server alone does not have."""
+"""Settings of the part `crowd`: without copies, which a single server would not have."""
 
 RESTING = (
     Column("role", "at rest", 10, lambda text: str(text).ljust(10)),
@@ -70,52 +70,70 @@ def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
     parser = program_parser("mpips bench idle", DESCRIPTION)
     least = _runs.at_least
-    parser.add_argument("--part", choices=PARTS, help="only this one")
-    parser.add_argument("--servers", type=least(1), default=2, metavar="S", help="at rest; default 2")
-    parser.add_argument("--workers", type=least(1), default=4, metavar="W", help="at rest; default 4")
+    parser.add_argument("--part", choices=PARTS, help="only this part")
     parser.add_argument(
-        "--seconds", type=least(0.1, float), default=5.0, metavar="T", help="of nothing at all; default 5"
+        "--servers", type=least(1), default=2, metavar="S", help="servers of the part rest; default 2"
+    )
+    parser.add_argument(
+        "--workers", type=least(1), default=4, metavar="W", help="workers of the part rest; default 4"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=least(0.1, float),
+        default=5.0,
+        metavar="T",
+        help="duration of the idle time; default 5",
     )
     parser.add_argument(
         "--pauses",
         type=pauses,
         default=[0.005, 0.05, 0.5],
         metavar="T,...",
-        help="s; default 0.005,0.05,0.5",
+        help="pauses in s; default 0.005,0.05,0.5",
     )
     parser.add_argument(
         "--wakes",
         type=least(0.01, float),
         default=6.0,
         metavar="T",
-        help="seconds of round trips after each kind of pause, at least 10 of them; default 6",
-    )
-    parser.add_argument("--few", type=layout, default=(1, 2), metavar="S+W", help="in the crowd; default 1+2")
-    parser.add_argument(
-        "--many", type=layout, default=(3, 4), metavar="S+W", help="in the crowd; default 3+4"
+        help="duration of the round trips after each pause, at least 10 of them; default 6",
     )
     parser.add_argument(
-        "--requests", type=least(1), default=40_000, metavar="N", help="in the crowd; default 40,000"
+        "--few", type=layout, default=(1, 2), metavar="S+W", help="layout of few ranks; default 1+2"
     )
-    parser.add_argument("--batch", type=batch, default=100, metavar="B", help="keys of each; default 100")
-    parser.add_argument("--repeat", type=least(1), default=3, metavar="N", help="crowds; default 3")
+    parser.add_argument(
+        "--many", type=layout, default=(3, 4), metavar="S+W", help="layout of many ranks; default 3+4"
+    )
+    parser.add_argument(
+        "--requests",
+        type=least(1),
+        default=40_000,
+        metavar="N",
+        help="requests of the part crowd; default 40,000",
+    )
+    parser.add_argument(
+        "--batch", type=batch, default=100, metavar="B", help="keys of a request; default 100"
+    )
+    parser.add_argument(
+        "--repeat", type=least(1), default=3, metavar="N", help="rounds of the part crowd; default 3"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the jobs"
     )
-    add_launcher(parser, "as of mpips run", MPI_LAUNCHERS)
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    add_launcher(parser, "how ranks are started, as for mpips run", MPI_LAUNCHERS)
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
 def pauses(text: str) -> list[float]:
-    """Read pauses: seconds, with commas between them."""
+    """Parse pauses: seconds, separated by commas."""
     read = _runs.at_least(1e-4, float)
     return [read(each) for each in text.split(",")]
 
 
 def batch(text: str) -> int:
-    """Read how many keys a request has: as many as leave room for others."""
+    """Parse the number of keys of a request, at most half of all keys."""
     count = int(_runs.at_least(1)(text))
     if count > _idle.EXTENT // 2:
         raise argparse.ArgumentTypeError(f"must be at most {_idle.EXTENT // 2}, got {text}")
@@ -123,7 +141,7 @@ def batch(text: str) -> int:
 
 
 def layout(text: str) -> tuple[int, int]:
-    """Read a layout: servers and workers, as in 1+2."""
+    """Parse a layout: servers and workers, as in 1+2."""
     parts = text.split("+")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"must be servers+workers, as in 1+2, got {text!r}")
@@ -131,7 +149,7 @@ def layout(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if a target was missed."""
+    """Run the benchmark; return 1 if a target was missed."""
     asked = parser().parse_args(arguments)
     if sum(asked.many) <= sum(asked.few):
         raise InputError(
@@ -152,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(checks(report).values()) else 1
 
 
-# --- at rest ---------------------------------------------------------------------------------------------
+# --- rest ------------------------------------------------------------------------------------------------
 
 
 def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
@@ -175,7 +193,7 @@ def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any
 
 
 def shares(ranks: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give median and greatest share of a core by role, from processor seconds by rank."""
+    """Give median and maximum share of a core by role, from processor seconds by rank."""
     by_role: dict[str, list[float]] = {}
     for each in ranks:
         took = measured["processor"][str(each["rank"])]
@@ -184,7 +202,7 @@ def shares(ranks: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> l
 
 
 def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sum up round trips (s), and how much longer than the median without a pause those after one took."""
+    """Summarize round trips (s), and the additional time after a pause, relative to the median without a pause."""
     rows = []
     for each in trips:
         took = np.array(each["ns"]) * 1e-9
@@ -198,11 +216,11 @@ def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["what"], row["pause"]))
 
 
-# --- in a crowd ------------------------------------------------------------------------------------------
+# --- crowd -----------------------------------------------------------------------------------------------
 
 
 def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
-    """Run the part `crowd`; give the rows of its table, and what was timed."""
+    """Run the part `crowd`; give the rows of its table, and the times."""
     requests = [f"_idle.requests={asked.requests}", f"_idle.batch={asked.batch}", "_idle.part=ask"]
     works: dict[str, tuple[Path, list[str]]] = {
         "sparse_lr": (_runs.job_file(), []),
@@ -240,7 +258,7 @@ def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, 
 
 
 def crowded(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
-    """Set the times of many ranks beside those of few: medians, and the ratios of each round."""
+    """Compare the times of many ranks with those of few: medians, and the ratio of each round."""
     ratios = spread(b / a for a, b in zip(few, many, strict=True))
     return {
         "work": work,
@@ -252,28 +270,28 @@ def crowded(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str,
     }
 
 
-# --- what is said ----------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------
 
 
 def checks(report: Mapping[str, Any]) -> dict[str, bool]:
-    """Hold what was measured against the targets."""
+    """Compare the measurements with the targets."""
     found = {}
     if "rest" in report:
-        found["each rank at rest < 3 % of a core"] = all(row["max"] < SHARE for row in report["rest"])
+        found["each idle rank < 3 % of a core"] = all(row["max"] < SHARE for row in report["rest"])
         late = [row["late_p99"] for row in report["wake"] if row["what"] == "heard" and row["pause"]]
-        found["heard within 1 ms more (p99)"] = max(late) < LATE
+        found["additional latency < 1 ms (p99)"] = max(late) < LATE
     if "crowd" in report:
         found["many <= 1.5 times few"] = all(row["ratio"] <= CROWDED for row in report["crowd"])
     return found
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     lines = [_runs.described(report["conditions"])]
     if "rest" in report:
         size = report["layout"]
         lines += [
-            f"servers {size['servers']}, workers {size['workers']}, and a scheduler; nothing happened for "
+            f"servers {size['servers']}, workers {size['workers']}, and a scheduler; idle for "
             f"{report['seconds']:.1f} s",
             "",
             _runs.table(RESTING, report["rest"]),

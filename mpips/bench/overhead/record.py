@@ -1,4 +1,4 @@
-"""`mpips bench record`: what it costs that a run is recorded, and whether recorded runs can be done again."""
+"""`mpips bench record`: the cost of recording a run, and whether recorded runs can be reproduced."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mpips.process import interpreter
 from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
-What it costs that a run writes down in which order messages took effect: the training of the jobs that come with mpips,
-in runs with and without a record that alternate, each first in every other round. The target is below 3 %.
+The cost of recording the order in which messages take effect: training of the jobs of mpips, in alternating runs with
+and without a record, each first in every other round. The target is below 3 %.
 
   mpips bench record                            5 rounds
   mpips bench record --repeat 15 --jobs darlin,lda
-  mpips bench record --repeat 0 --again 20      instead: asynchronous runs, with stragglers and deaths, done again
+  mpips bench record --repeat 0 --again 20      instead: asynchronous runs, with stragglers and deaths, reproduced
   mpips bench record --repeat 0 --again 20 --python /elsewhere/bin/python
-                                                the same, done again under another environment's MPI
+                                                the same, reproduced with another environment's MPI
 
-Ratio: the median over the rounds of recorded to unrecorded.
+Ratio: the median over the rounds of recorded to unrecorded time.
 """
 
 TARGET = 1.03
-"""Times the time of a run that is not recorded."""
+"""Maximum time relative to a run that is not recorded."""
 BOUNDED = "consistency.model=bounded"
 JOBS: dict[str, tuple[str, str, list[str]]] = {
     "darlin": ("sparse_lr", "job.toml", [BOUNDED, "consistency.tau=4"]),
@@ -36,14 +36,14 @@ JOBS: dict[str, tuple[str, str, list[str]]] = {
     "lda": ("lda", "job.toml", [BOUNDED, "consistency.tau=2", "lda.sweeps=60"]),
     "sketch": ("sketch", "job.toml", ["sketch.zipf=1.1", "sketch.items=20_000_000", "sketch.batch=200_000"]),
 }
-"""By name: a program, its job file, and what is set."""
+"""By name: a program, its job file, and settings."""
 
 COLUMNS = (
     Column("job", "job", 8, lambda text: str(text).ljust(8)),
     Column("off", "off", 8, duration),
     Column("on", "on", 8, duration),
     Column("ratio", "ratio", 6, significant(4)),
-    Column("range", "of the rounds", 15),
+    Column("range", "of rounds", 15),
     Column("bytes", "record", 9, bytes_si),
     Column("rate", "bytes/s", 9, bytes_si),
     Column("met", "< 1.03", 6),
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=_runs.listed(_runs.one_of(JOBS)), default=list(JOBS), metavar="NAMES",
                         help=f"of {', '.join(JOBS)}; default all")  # fmt: skip
     parser.add_argument("--again", type=at_least(0), default=0, metavar="N",
-                        help="runs that are recorded and done again; default 0")  # fmt: skip
+                        help="runs that are recorded and reproduced; default 0")  # fmt: skip
     parser.add_argument(
-        "--python", default=sys.executable, metavar="PATH", help="with which they are done again"
+        "--python", default=sys.executable, metavar="PATH", help="the Python that reproduces them"
     )
     next(each for each in parser._actions if each.dest == "repeat").type = at_least(0)
     asked = parser.parse_args(arguments)
@@ -98,7 +98,7 @@ def costs(asked: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 def trial(number: int) -> tuple[str, list[str]]:
-    """Choose what the run of a number is: a job, its delay, its straggler, and every other time a death."""
+    """Choose the run of a number: a job, its delay, its straggler, and for every other run a death."""
     name = list(JOBS)[number % len(JOBS)]
     tau = (1, 2, 4, 8, 16)[number % 5]
     model = (
@@ -116,7 +116,7 @@ def trial(number: int) -> tuple[str, list[str]]:
 
 
 def again(asked: Any, folder: Path, number: int) -> dict[str, Any]:
-    """Record a run, and do it again; say whether it gave the same bits."""
+    """Record a run, and reproduce it; tell whether it gave the same bits."""
     name, sets = trial(number)
     program, file, settings = JOBS[name]
     note(f"run {number + 1} of {asked.again}: {name} {' '.join(sets)}")
@@ -134,7 +134,7 @@ def again(asked: Any, folder: Path, number: int) -> dict[str, Any]:
         f"{place}-again",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
     note(last)
     return {
         "run": name,
@@ -146,7 +146,7 @@ def again(asked: Any, folder: Path, number: int) -> dict[str, Any]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     lines = [_runs.described(report["conditions"])]
     if "table" in report:
         lines += ["", _runs.table(COLUMNS, report["table"])]

@@ -1,4 +1,4 @@
-"""`mpips bench trace`: what it costs that a run is traced."""
+"""`mpips bench trace`: the cost of tracing a run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from mpips.config.job_file import load
 from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
-What it costs that each rank writes down where its time goes: training by sparse_lr, and loops in which a worker waits
-for one small request after another, which is where a trace costs most. Runs with and without a trace alternate, each
-first in every other round. The target is below 2 %.
+The cost of tracing: training by sparse_lr, and loops in which a worker waits for one small request after another, where
+a trace costs most. Runs with and without a trace alternate, each first in every other round. The target is below 2 %.
 
   mpips bench trace                             the project's own data, 5 rounds
   mpips bench trace --repeat 15 --requests 3000
   mpips bench trace --set trace.limit=2e6
 
-Of a loop, what a request takes is that of a run's lower quartile of blocks, so that whatever else the machine does in
-between hardly counts; then, as of the training, the median over the rounds of traced to untraced.
+The time of a request in a loop is the lower quartile of a run's blocks, which other load on the machine hardly changes.
+The ratio is the median over the rounds of traced to untraced time, as for training.
 """
 
 TARGET = 1.02
-"""Times the time of a run that is not traced."""
+"""Maximum time relative to a run that is not traced."""
 TRAINING = "sparse_lr, training"
 
 COLUMNS = (
@@ -39,7 +38,7 @@ COLUMNS = (
     Column("off", "off", 8, duration),
     Column("on", "on", 8, duration),
     Column("ratio", "ratio", 6, significant(4)),
-    Column("range", "of the rounds", 15),
+    Column("range", "of rounds", 15),
     Column("bytes", "trace/rank/s", 12, bytes_si),
     Column("met", "< 1.02", 6),
 )
@@ -49,12 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     parser = _runs.switches("trace", DESCRIPTION, repeat=5)
     parser.add_argument(
-        "--requests", type=at_least(1), default=1000, metavar="N", help="of a block; default 1000"
+        "--requests", type=at_least(1), default=1000, metavar="N", help="requests of a block; default 1000"
     )
-    parser.add_argument("--blocks", type=at_least(1), default=40, metavar="N", help="of a loop; default 40")
+    parser.add_argument(
+        "--blocks", type=at_least(1), default=40, metavar="N", help="blocks of a loop; default 40"
+    )
     asked = parser.parse_args(arguments)
     own = _runs.overrides(asked)
-    load(_runs.job_file(), own)  # what is wrong is said before anything is run
+    load(_runs.job_file(), own)  # Wrong switches are reported before any run.
     conditions = _runs.conditions()
     times: dict[str, dict[str, list[float]]] = {}
     written: dict[str, list[float]] = {}
@@ -97,14 +98,14 @@ def _add(times: dict[str, dict[str, list[float]]], what: str, how: str, seconds:
 
 
 def _measure(written: dict[str, list[float]], what: str, run: _runs.Run) -> None:
-    """Note how many bytes a rank has written in a second of a run, if it was traced."""
+    """Record the bytes that a rank wrote per second of a run, if it was traced."""
     size = trace_bytes(run.folder)
     if size:
         written.setdefault(what, []).append(size / max(float(run.result["seconds"]["total"]), 1e-9))
 
 
 def trace_bytes(folder: Path) -> float:
-    """Give the bytes that a rank of a run has written, on average."""
+    """Give the mean bytes that a rank of a run has written."""
     sizes = [path.stat().st_size for path in (folder / "trace").glob("rank-*.bin")]
     return sum(sizes) / len(sizes) if sizes else 0.0
 
@@ -112,7 +113,7 @@ def trace_bytes(folder: Path) -> float:
 def table(
     times: Mapping[str, Mapping[str, Sequence[float]]], written: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Give times without and with a trace, and the median of the rounds' ratios."""
+    """Give the times without and with a trace, and the median of the rounds' ratios."""
     rows = []
     for what, by in times.items():
         size = median(written[what]) if what in written else None
@@ -121,10 +122,10 @@ def table(
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     lines = [
         _runs.described(report["conditions"]),
-        f"{report['repeat']} rounds; ratio: median of the rounds' traced to untraced, least and most of them",
+        f"{report['repeat']} rounds; ratio: median of the rounds' traced to untraced, minimum and maximum",
         "",
         _runs.table(COLUMNS, report["table"]),
     ]

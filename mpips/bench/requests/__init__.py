@@ -1,1 +1,1 @@
-"""Single pushes and pulls, and the parts that their time goes to: filters and the key index."""
+"""Single pushes and pulls, and parts of their time: filters and the key index."""

@@ -1,11 +1,10 @@
-"""The limit of a push or pull: the same bytes between the same ranks by bare mpi4py, with a bare numpy add or copy.
+"""The limit of a push or pull: the same bytes between the same ranks by mpi4py alone, with a numpy add or copy.
 
-A round of a push: the worker sends values (and keys, if the request that is compared names them) to every server, each
-adds its part to an array that stands ready and sends one byte back. Of a pull: the worker sends the keys or one byte,
-each server copies its part out of its array and sends it, the worker receives into its own array.
+A round of a push: the worker sends values (and keys, if the compared request sends them) to every server; each adds its
+part to an existing array and sends one byte back. Of a pull: the worker sends the keys or one byte; each server copies
+its part from its array and sends it; the worker receives into its own array.
 
-The messages go over MPI.COMM_WORLD, where nothing else travels while a run goes on: the van has a communicator of its
-own.
+The messages use MPI.COMM_WORLD, which a run does not use otherwise: the van has its own communicator.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ Start = Callable[[], MPI.Request]
 
 
 def send(array: NDArray[Any], rank: int, tag: int) -> Start:
-    """Give what sends a contiguous array."""
+    """Give a function that starts to send a contiguous array."""
     return partial(MPI.COMM_WORLD.Isend, [array.view(np.uint8), MPI.BYTE], rank, tag)
 
 
 def receive(array: NDArray[Any], rank: int, tag: int) -> Start:
-    """Give what receives into a contiguous array."""
+    """Give a function that starts to receive into a contiguous array."""
     return partial(MPI.COMM_WORLD.Irecv, [array.view(np.uint8), MPI.BYTE], rank, tag)
 
 
 def waits(crowded: bool) -> Callable[[list[MPI.Request]], object]:
-    """Give what waits for all of some requests: where ranks outnumber cores, without keeping one from its sender."""
+    """Give a function that waits for all requests; with more ranks than cores it yields the processor."""
     return _yielding if crowded else MPI.Request.Waitall
 
 
@@ -56,9 +55,9 @@ def ask(
     rows: NDArray[Any],
     out: NDArray[Any] | None,
 ) -> list[Start]:
-    """Give what a worker starts in a round: a pull if there is an `out` to receive into, else a push of `rows`.
+    """Give the sends and receives of a worker's round: a pull into `out` if there is one, else a push of `rows`.
 
-    Server i, a rank, has the keys and rows [cuts[i], cuts[i + 1]). Without `keys` none travel.
+    Server i, a rank, has the keys and rows [cuts[i], cuts[i + 1]). Without `keys` none are sent.
     """
     receives, sends = [], []
     for rank, begin, end in zip(servers, cuts[:-1], cuts[1:], strict=True):
@@ -75,7 +74,7 @@ def ask(
 
 
 def rounds(each: Sequence[Sequence[Start]], crowded: bool = False) -> NDArray[np.float64]:
-    """Do a round of each of these starts; give what it took (ns)."""
+    """Do one round for each of these starts; give the durations (ns)."""
     wait, times = waits(crowded), np.empty(len(each))
     for at, starts in enumerate(each):
         begin = perf_counter_ns()
@@ -88,7 +87,7 @@ def rounds(each: Sequence[Sequence[Start]], crowded: bool = False) -> NDArray[np
 
 
 class _Peer:
-    """A worker, as a server sees it: `store` is what it pushes to and pulls from."""
+    """The server's state for a worker: `store` has the rows that it pushes to and pulls from."""
 
     def __init__(self, rank: int, store: NDArray[Any], rounds: int, pulls: bool, listed: bool) -> None:
         self.left = rounds
@@ -105,9 +104,9 @@ class _Peer:
         self.sent = MPI.REQUEST_NULL
 
     def answer(self) -> None:
-        """Do what a round asks for, and be ready for the next one before its sender can begin it."""
+        """Serve one round, and post the receives of the next one before its sender can start it."""
         if self._pulls:
-            self.sent.Wait()  # it has arrived: else there were no further round
+            self.sent.Wait()  # It has arrived; otherwise the worker would not start another round.
             np.copyto(self._rows, self._store)
         else:
             np.add(self._store, self._rows, self._store)
@@ -120,7 +119,7 @@ class _Peer:
 def serve(
     peers: Sequence[tuple[int, int]], rounds: int, *, pulls: bool, listed: bool, crowded: bool = False
 ) -> None:
-    """Serve so many rounds of every worker; `peers` are ranks, and how many of their float32 rows are here."""
+    """Serve a number of rounds of every worker; `peers` are ranks, and the number of their float32 rows here."""
     store = np.ones(max([0, *(count for _, count in peers)]), np.float32)
     everyone = [_Peer(rank, store[:count], rounds, pulls, listed) for rank, count in peers if count]
     wait = waits(crowded)

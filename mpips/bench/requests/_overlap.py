@@ -1,4 +1,4 @@
-"""A program whose worker pushes and pulls while it computes, and each by itself: see `overlap`."""
+"""A program whose worker pushes and pulls while it computes, and does each alone: see `overlap`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mpips.worker.key_list import Keys
 from mpips.worker.worker import Context
 
 CELLS = "cells.json"
-"""In the run's folder: [{mode, op, keys, and seconds by KINDS}]."""
+"""A file in the run's folder: [{mode, op, keys, and seconds by KINDS}]."""
 KINDS = ("sync", "alone", "alone_pieces", "async", "async_pieces")
-"""What is measured, in turns: a request alone, computing alone, both; the last two in one go and in pieces."""
+"""The alternating measurements: a request alone, computation alone, both; the last two in one piece and in several."""
 OWN = 4096
-"""Numbers that the worker computes with: they stay in its core's cache."""
+"""Size of the array that the worker computes on, which fits into its core's cache."""
 LEAST = 2e-3
-"""Seconds of computing at least."""
+"""Minimum duration of the computation, s."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Settings:
     repeats: int = field(default=40, metadata={"at_least": 2})
     """Repetitions of everything."""
     longer: float = field(default=4.0, metadata={"above": 0.0})
-    """How many times as long as a request the worker computes."""
+    """Duration of the computation relative to a request."""
     pieces: int = field(default=20, metadata={"at_least": 1})
-    """Pieces of the computing between which messages are moved."""
+    """Pieces of the computation, with a poll between two of them."""
 
 
 @kernel("void(f8[::1], i8)")
@@ -54,13 +54,13 @@ def compute(own: NDArray[np.float64], passes: int) -> None:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let the worker measure each mode and operation."""
+    """Measure each mode and operation on the worker."""
     cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=len(cluster.servers), dense=True))
     cells = []
     with cluster.phase("train"):
         for mode in MODES:
             if mode == "sparse":
-                continue  # a list is new only once
+                continue  # A list is new only once.
             dense = mode == "dense"
             spec = VectorSpec(mode, DTYPE, extent=settings.keys if dense else 2**64, dense=dense)
             cluster.create_vector(spec, settings.keys * len(cluster.workers))
@@ -108,13 +108,13 @@ class Worker:
         return times
 
     def _passes(self, request: Callable[[], Task], longer: float, pieces: int) -> int:
-        """Find the passes of a piece such that all pieces take so many times as long as a request."""
+        """Find the passes of a piece such that all pieces take the given multiple of a request's time."""
         took = min(self._timed(lambda: self._sync(request)) for _ in range(10))
         a_pass = min(self._timed(lambda: self._compute([100])) for _ in range(10)) / 100
         return max(1, round(max(longer * took, LEAST) / pieces / a_pass))
 
     def _timed(self, do: Callable[[], None]) -> float:
-        """Time something, with the server awake: it has just answered."""
+        """Time a function while the server is awake: it has just answered."""
         board = self.context.vectors[BOARD]
         self.node.wait(board.pull(KeyRange(0, board.spec.extent)))
         begin = perf_counter()

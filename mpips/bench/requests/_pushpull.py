@@ -1,8 +1,8 @@
-"""A program that pushes and pulls in blocks, and in turn with them sends the same bytes by bare MPI: see `pushpull`.
+"""A program that alternates blocks of pushes or pulls with blocks of the same bytes by plain MPI: see `pushpull`.
 
-One cell of the table (a mode, an operation, a number of keys) is: the workers prepare it; a block that warms up; then
-blocks of requests and blocks of bare rounds in turns. Before each block the servers are woken up, and all workers
-begin together.
+One cell of the table (a mode, an operation, a number of keys): the workers prepare it; a block for warm-up; then blocks
+of requests and blocks of plain rounds, alternating. Before each block the servers are woken up, and all workers start
+at the same time.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ MODES: tuple[Mode, ...] = ("dense", "sparse", "cached")
 OPS: tuple[Op, ...] = ("push", "pull")
 DTYPE = "float32"
 CELLS = "cells.json"
-"""In the run's folder: [{mode, op, keys, ours, bare}], the last two lists of seconds, all workers' together."""
+"""A file in the run's folder: [{mode, op, keys, ours, bare}], the last two lists of seconds of all workers."""
 BOARD = "board"
-"""A vector of one key a server, on which the servers are called, and woken up."""
+"""A vector of one key per server, by which the servers are called and woken up."""
 BLOCKS = 5
-"""At least so many blocks of a cell, where it has as many repetitions."""
+"""Minimum number of blocks of a cell, if it has as many repetitions."""
 LONGEST = 200
-"""Repetitions of the longest block."""
+"""Maximum number of repetitions of a block."""
 PATTERN = 7
-"""Rows repeat 1, 2, ... so far: what was pushed k times reads k times that, exactly."""
+"""Rows are 1, 2, ... repeatedly up to this: after k pushes a pull gives exactly k times that."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     """The program's table."""
 
     keys: tuple[int, ...] = (1, 1000)
-    """How many keys a request has, one after the other."""
+    """The numbers of keys of a request."""
     modes: tuple[Mode, ...] = MODES
     """Which modes."""
     ops: tuple[Op, ...] = OPS
@@ -60,15 +60,15 @@ class Settings:
     effort: float = field(default=1.0, metadata={"above": 0.0})
     """Repetitions, as a multiple of the usual number."""
     arrays: bool = False
-    """Whether a cached list is named by a plain array, not by a `KeyList`."""
+    """Whether a cached list is a plain array, not a `KeyList`."""
     scattered: bool = False
-    """Whether rows of a cached list stand apart from one another on the servers."""
+    """Whether the rows of a cached list are scattered on the servers."""
     crowded: bool = False
-    """Whether ranks outnumber cores, so that bare rounds must yield while they wait."""
+    """Whether ranks outnumber cores, so that plain rounds must yield while they wait."""
 
 
 def repeats(mode: Mode, keys: int, effort: float = 1.0) -> int:
-    """Say how often a cell is repeated: less for more keys; lists that must be new cost memory and time besides."""
+    """Give the repetitions of a cell: fewer for more keys, and for new lists, which cost memory and time."""
     if mode == "sparse":
         usual = float(np.interp(np.log10(keys), [0, 3, 5, 6, 7], [200, 100, 20, 7, 3]))
     else:
@@ -89,7 +89,7 @@ def random_keys(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
         more = rng.integers(0, 2**64 - 1, number - len(keys), np.uint64, endpoint=True)
         keys = np.concatenate([keys, more])
         keys.sort()
-        twice = keys[1:] == keys[:-1]  # np.unique hashes, which takes a hundred times as long
+        twice = keys[1:] == keys[:-1]  # np.unique hashes, which takes a hundred times as long.
         if twice.any():
             keys = np.delete(keys, np.flatnonzero(twice))
     return keys
@@ -99,11 +99,11 @@ def random_keys(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Measure every cell, and write down all times."""
+    """Measure every cell, and write all times to the file."""
     servers = cluster.servers.ranks
     if len(set(servers)) < len(servers):
         raise InputError(
-            f"{len(servers)} shards on {len(set(servers))} servers: a request is to be one message a server; "
+            f"{len(servers)} shards on {len(set(servers))} servers: a request must be one message per server; "
             "leave ring.virtual_servers at 1"
         )
     board = cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=len(servers), dense=True))
@@ -118,7 +118,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 def create(cluster: Cluster, settings: Settings, mode: Mode, keys: int) -> None:
-    """Make the vectors of a mode: one, and one besides for every first push."""
+    """Make the vectors of a mode: one, and another one for every first push."""
     if mode == "dense":
         cluster.create_vector(VectorSpec(f"dense-{keys}", DTYPE, extent=keys, dense=True))
         return
@@ -152,7 +152,7 @@ def measured(
 
 
 def requested(cluster: Cluster, size: int) -> list[float]:
-    """Let the workers do a block of requests; give what each took, in seconds."""
+    """Do a block of requests on the workers; give the durations in seconds."""
     cluster.workers.call("draw", {"size": size})
     return seconds(cluster, cluster.workers.start("requests"))
 
@@ -166,7 +166,7 @@ def bare(
     pulls: bool,
     size: int,
 ) -> list[float]:
-    """Let the same ranks do a block of bare rounds, the first of them unmeasured; give what each took."""
+    """Do a block of plain rounds on the same ranks, the first one for warm-up; give the durations."""
     how = {"rounds": size + 1, "listed": listed, "pulls": pulls, "crowded": settings.crowded}
     ranks = cluster.workers.ranks
     each = [
@@ -180,7 +180,7 @@ def bare(
 
 
 def seconds(cluster: Cluster, task: Task) -> list[float]:
-    """Wait for a call that gives times (ns); give those of all workers."""
+    """Wait for a call that gives durations (ns); give those of all workers."""
     rows = [reply.values for reply in cluster.node.wait(task)]
     return (np.concatenate(rows).ravel() * 1e-9).tolist()  # type: ignore[no-any-return]
 
@@ -190,7 +190,7 @@ def seconds(cluster: Cluster, task: Task) -> list[float]:
 
 @call("pushpull.serve", reads=True)
 def serve(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Leave the server's loop for so many bare rounds."""
+    """Leave the server's loop for a number of plain rounds."""
     _bare.serve(**args)
     return {}
 
@@ -199,7 +199,7 @@ def serve(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Worker:
-    """Does blocks of requests, and of bare rounds."""
+    """Does blocks of requests, and of plain rounds."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
@@ -214,7 +214,7 @@ class Worker:
     def prepare(
         self, mode: Mode, op: Op, keys: int, repeats: int, scattered: bool, arrays: bool
     ) -> dict[str, Any]:
-        """Make a cell's arrays, and put the keys there that are to be there; give where servers' parts begin."""
+        """Make a cell's arrays, and insert the keys that must exist; give the offsets of the servers' parts."""
         rng = np.random.default_rng([keys, self.context.index])
         more = repeats if mode == "sparse" and op == "pull" else 0
         self._rows = np.tile(np.arange(1, PATTERN + 1, dtype=DTYPE), (keys + more) // PATTERN + 1)[
@@ -239,7 +239,7 @@ class Worker:
         return {"cuts": self._cuts()}
 
     def _fill(self, keys: NDArray[np.uint64] | KeyRange, scattered: bool) -> None:
-        """Push all keys once: as they are, or as two lists of every second one, so that rows do not stand in order."""
+        """Push all keys once: as one list, or as two lists of every second key, so that rows are not in key order."""
         if isinstance(keys, KeyRange) or not scattered:
             self.node.wait(self._vector.push(keys, self._rows))
             return
@@ -247,17 +247,17 @@ class Worker:
             self.node.wait(self._vector.push(keys[part::2].copy(), self._rows[part::2].copy()))
 
     def _cuts(self) -> list[int]:
-        """Say where in the keys each server's part begins, and the end."""
+        """Give the offset of each server's part in the keys, and the end."""
         ring, extent = self.node.view.ring, self._vector.spec.extent
         ends = [ring.range(shard, extent).end for shard in range(ring.shards)]
         if isinstance(self._keys, KeyRange):
             return [0, *ends]
         return [0, *np.searchsorted(self._keys, np.array(ends[:-1], np.uint64)).tolist(), len(self._keys)]
 
-    # Requests: what is done to make the next one is not measured.
+    # Requests. Their preparation is not measured.
 
     def _first_pushes(self, rng: np.random.Generator, keys: int) -> Iterator[Request]:
-        """Push lists that the servers have never seen, of new keys."""
+        """Push lists of new keys that are new to the servers."""
         self._vector, self._keys = self.context.vectors[f"new-{keys}-0"], random_keys(rng, keys)
 
         def later() -> Iterator[Request]:
@@ -269,7 +269,7 @@ class Worker:
         return later()
 
     def _first_pulls(self, known: NDArray[np.uint64], keys: int) -> Iterator[Request]:
-        """Pull lists that the servers have never seen, of keys that were pushed there in other lists."""
+        """Pull lists that are new to the servers, of keys that were pushed in other lists."""
         self._vector, self._keys = self.context.vectors[f"sparse-{keys}"], known[:keys].copy()
         self._fill(known, scattered=True)
 
@@ -287,11 +287,11 @@ class Worker:
     # Blocks.
 
     def draw(self, size: int) -> None:
-        """Make ready for a block of requests."""
+        """Prepare a block of requests."""
         self._drawn = list(islice(self._requests, size))
 
     def requests(self) -> Answer:
-        """Do a block of requests, each when the last one is finished; give what each took, f8[size, 1] (ns)."""
+        """Do a block of requests, one after the other; give the durations, f8[size, 1] (ns)."""
         drawn, self._drawn = self._drawn, []
         board = self.context.vectors[BOARD]
         self.node.wait(board.pull(KeyRange(0, board.spec.extent)))
@@ -303,9 +303,9 @@ class Worker:
         return Answer(None, np.array(times, np.float64)[:, None])
 
     def bare(self, servers: list[int], rounds: int, listed: bool, pulls: bool, crowded: bool) -> Answer:
-        """Do a block of bare rounds, the first unmeasured; give what each took, f8[rounds - 1, 1] (ns).
+        """Do a block of plain rounds, the first one for warm-up; give the durations, f8[rounds - 1, 1] (ns).
 
-        Keys that travel are a list of their own in each round, as they are in the requests that are compared.
+        Keys that are sent are another list in each round, as in the compared requests.
         """
         out = np.zeros_like(self._out) if pulls and self._out is not None else None
         ask = partial(_bare.ask, servers, self._cuts())
@@ -316,10 +316,10 @@ class Worker:
         return Answer(None, _bare.rounds(starts, crowded)[1:, None].copy())
 
     def check(self) -> None:
-        """Make sure that what was pulled is a multiple of what was pushed."""
+        """Check that the pulled rows are a multiple of the pushed ones."""
         if self._out is None:
             return
         rows = self._rows[self._begin : self._begin + len(self._out)]
         times = self._out[0] / rows[0]
         if not (times >= 1 and np.array_equal(self._out, times * rows)):
-            raise RuntimeError(f"{self._vector.spec.name}: what was pulled is not what was pushed")
+            raise RuntimeError(f"{self._vector.spec.name}: the pulled rows differ from the pushed ones")

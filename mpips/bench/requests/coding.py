@@ -1,4 +1,4 @@
-"""`mpips bench coding`: what each filter costs in processor time, and what it saves, on one core in this process."""
+"""`mpips bench coding`: processor time and savings of each filter, on one core in this process."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mpips.rundir.progress import Column, si, significant
 from mpips.transport.message import Command, Kind, Message, from_bytes, to_bytes
 
 DESCRIPTION = """\
-A chain of filters encodes and decodes one message again and again, in this process. The messages:
+A chain of filters encodes and decodes one message repeatedly, in this process. The messages:
 
-  gradients   float32, normal, with random 64-bit keys beside them
-  steps       float32, 70 % of them zero, for a list of keys that is known
-  columns     two columns of float32, of different sizes, for a list of keys that is known
-  counts      int64, most of them small, with dense keys beside them
+  gradients   float32, normal, with random 64-bit keys
+  steps       float32, 70 % of them zero, for a cached list of keys
+  columns     two columns of float32, of different magnitudes, for a cached list of keys
+  counts      int64, most of them small, with dense keys
 
-`size` is what is left of the bytes, `ms/MB` the processor time of encoding and decoding for each megabyte that is
-saved, and `pays below` the speed of a network on which that saves no time any more. 1 Gbit/s is 8 ms/MB.
+`size` is the remaining share of the bytes, `ms/MB` the processor time of encoding and decoding per saved megabyte, and
+`pays below` the network speed below which the filter saves time. 1 Gbit/s is 8 ms/MB.
 
   mpips bench coding                            every filter, at 1,000,000 rows
   mpips bench coding --rows 1000,100000
@@ -73,9 +73,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = program_parser("mpips bench coding", DESCRIPTION)
     numbers = _runs.listed(_runs.count)
     parser.add_argument("--rows", type=numbers, default=(1_000_000,), metavar="N,...", help="default 1e6")
-    parser.add_argument("--filter", metavar="LIST", help="only this chain, written as in a job file")
-    parser.add_argument("--repeat", type=_runs.at_least(1), default=9, metavar="N", help="of each; default 9")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    parser.add_argument("--filter", metavar="LIST", help="only this chain, in the format of the job file")
+    parser.add_argument(
+        "--repeat", type=_runs.at_least(1), default=9, metavar="N", help="rounds of each; default 9"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     asked = parser.parse_args(arguments)
     chains = CHAINS
     if asked.filter is not None:
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def chain(text: str) -> list[Any]:
-    """Read a chain as it stands in a job file."""
+    """Parse a chain in the format of the job file."""
     found = override_value(text)
     try:
         named.chain_of(found if isinstance(found, list) else [found])
@@ -102,7 +104,7 @@ def chain(text: str) -> list[Any]:
 
 
 def written(entries: Sequence[Any]) -> str:
-    """Write a chain in few words."""
+    """Format a chain briefly."""
     names = []
     for entry in entries:
         table = {"name": entry} if isinstance(entry, str) else dict(entry)
@@ -114,7 +116,7 @@ def written(entries: Sequence[Any]) -> str:
 
 
 def gradients(rng: np.random.Generator, rows: int) -> Message:
-    """Make a push of a list that is named for the first time."""
+    """Make a push of a new list of keys."""
     keys = np.unique(rng.integers(0, 2**64, rows, np.uint64))
     return _push(keys, rng.normal(size=(len(keys), 1)).astype(np.float32), listed=True)
 
@@ -150,7 +152,7 @@ def _push(keys: np.ndarray[Any, np.dtype[np.uint64]], values: Any, listed: bool)
 
 
 def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[str, Any]:
-    """Encode and decode a message so many times, each time as if it were the first of its chain."""
+    """Encode and decode a message repeatedly, each time with a new state of the chain."""
     whole = MESSAGES[name](np.random.default_rng(1), rows)
     keys = whole.keys if whole.keys is not None else whole.withheld
     raw, wire = whole.payload_bytes, 0
@@ -176,7 +178,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
 
 
 def _there(sender: Chain, receiver: Chain, whole: Message, about: About) -> tuple[float, float, int]:
-    """Give the seconds that it takes to encode and to decode a message, and the bytes that travel."""
+    """Give the seconds to encode and to decode a message, and the bytes that are sent."""
     message = Message(whole.kind, whole.command, 1, 1, 0, keys=whole.keys, values=whole.values)
     message.withheld = whole.withheld
     begin = perf_counter()

@@ -1,4 +1,4 @@
-"""`mpips bench index`: how fast a server's key index takes new keys and finds them, and how large it is."""
+"""`mpips bench index`: speed and size of a server's key index."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mpips.rundir.progress import Column, seconds, si, significant
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 
 DESCRIPTION = """\
-The index from keys to slots of one server, on one core, in this process: random 64-bit keys, in lists as requests
-bring them, sorted and unique.
+The index from keys to slots of one server, on one core, in this process: random 64-bit keys in sorted lists without
+duplicates, as in requests.
 
-  grow      new keys, into an index that began empty
-  insert    new keys, into an index with room for all of them
-  find      known keys: lists drawn at random from all of them, so that none repeats a list that was inserted
-  again     the lists that were inserted, once more
+  grow      new keys, into an initially empty index
+  insert    new keys, into an index with space for all of them
+  find      known keys, in random lists other than the inserted ones
+  again     the inserted lists once more
 
-Beside them, in the same run: the bare copy of the same keys (memcpy), and np.searchsorted of the same lists in all
-keys, sorted, which finds but takes no new keys. Rates are million keys a second.
+For comparison: a copy of the same keys (memcpy), and np.searchsorted of the same lists in all sorted keys, which finds
+keys but cannot insert. Rates are million keys per second.
 
   mpips bench index                             100,000, 1 and 10 million keys
   mpips bench index --keys 30000000 --json index.json
@@ -35,9 +35,9 @@ keys, sorted, which finds but takes no new keys. Rates are million keys a second
 Keys = NDArray[np.uint64]
 LISTS = (1_000, 100_000, 1_000_000)
 LOOKUPS = 3_000_000
-"""Keys that are found at most, of a large index, in small lists."""
+"""Maximum number of keys that are looked up in a large index in small lists."""
 PAUSED = 1_000
-"""Keys of the lists whose longest insertion is the pause."""
+"""Keys of the lists whose longest insertion is `pause`."""
 
 COLUMNS = (
     Column("keys", "keys", 6, si),
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         help="keys of the index; repeatable",
     )
     parser.add_argument("--seed", type=_runs.at_least(0), default=1, metavar="N", help="default 1")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     asked = parser.parse_args(arguments)
     sizes = asked.keys or [100_000, 1_000_000, 10_000_000]
     if max(sizes) > MAX_KEYS:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def whole(text: str) -> int:
-    """Read a whole number, as in 1000 or 1e7."""
+    """Parse an integer, as in 1000 or 1e7."""
     value = float(text.replace("_", ""))
     if value != value // 1:
         raise ValueError
@@ -100,12 +100,12 @@ def drawn(count: int, rng: np.random.Generator) -> Keys:
 
 
 def lists(keys: Keys, length: int) -> list[Keys]:
-    """Cut keys into lists as requests bring them: sorted."""
+    """Cut keys into sorted lists, as in requests."""
     return [np.sort(keys[at : at + length]) for at in range(0, len(keys), length)]
 
 
 def measured(keys: Keys, length: int, seed: int) -> dict[str, Any]:
-    """Measure an index of these keys that come in lists of a length."""
+    """Measure an index of these keys in lists of a given length."""
     brought = lists(keys, length)
     shuffled = np.random.default_rng(seed + 1).permutation(keys)
     wanted = brought if length == len(keys) else lists(shuffled[:LOOKUPS], length)
@@ -147,12 +147,12 @@ def pause(keys: Keys) -> float:
 
 
 def text(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     return "\n".join(
         [
             _runs.described(report["conditions"]),
-            "million keys a second; bytes with a float32 value; "
-            f"pause: the longest insertion of {PAUSED:,} new keys while the index grew",
+            "million keys per second; bytes with a float32 value; "
+            f"pause: the longest insertion of {PAUSED:,} new keys while the index grows",
             "",
             _runs.table(COLUMNS, report["rows"]),
         ]

@@ -1,4 +1,4 @@
-"""`mpips bench overlap`: what a push or a pull costs a worker that computes meanwhile."""
+"""`mpips bench overlap`: the cost of a push or a pull for a worker that computes meanwhile."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
-One worker, one server. The worker waits for a push or a pull (sync); it computes, several times as long, without any
-request (alone); it issues the request, computes as much, and then waits for what is left (async). All in turns. What
-the request costs a worker that computes is async - alone, and the target is below 20 % of sync.
+One worker, one server. The worker waits for a push or a pull (sync); it computes, several times as long, without a
+request (alone); it issues the request, computes the same, and waits for the request (async). The three alternate. The
+cost of the request for a computing worker is async - alone; the target is below 20 % of sync.
 
   mpips bench overlap                           10^6 keys, float32, dense and cached
   mpips bench overlap --keys 100000 --pieces 5
 
-The computing is done in one go, during which the worker calls nothing of mpips, and in pieces with one poll between
-two of them, as `node.breathe` does it (there `alone` is in pieces too, without the polls). It is plain arithmetic on
-an array that stays in the core's cache.
+The computation is done in one piece, without calls of mpips, and in several pieces with a poll between two of them, as
+by `context.polling` (there `alone` is in pieces too, without polls). It is arithmetic on an array in the core's cache.
 """
 
 COST = 0.2
@@ -50,20 +49,20 @@ def parser() -> argparse.ArgumentParser:
     parser = program_parser("mpips bench overlap", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=_runs.count, default=1_000_000, metavar="N", help="default 10^6")
-    parser.add_argument("--repeat", type=least(2), default=40, metavar="N", help="of everything; default 40")
+    parser.add_argument("--repeat", type=least(2), default=40, metavar="N", help="repetitions; default 40")
     parser.add_argument(
         "--longer", type=least(0.1, float), default=4.0, metavar="X",
-        help="how many times as long as a request the worker computes; default 4",
+        help="duration of the computation relative to a request; default 4",
     )  # fmt: skip
     parser.add_argument(
-        "--pieces", type=least(1), default=20, metavar="N", help="of the computing; default 20"
+        "--pieces", type=least(1), default=20, metavar="N", help="pieces of the computation; default 20"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    add_launcher(parser, "as of mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folder here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    add_launcher(parser, "how ranks are started, as for mpips run")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folder in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     with _runs.folders(asked.keep) as folder:
         job = folder / "overlap.toml"
         job.write_text('[job]\nprogram = "mpips.bench.requests._overlap"\n')
-        load(job, settings)  # what is wrong is said before anything is run
+        load(job, settings)  # Wrong switches are reported before any run.
         run = _runs.run(job, folder / "run", settings, asked.launcher)
         cells = json.loads((run.folder / _overlap.CELLS).read_text())
     report = {
@@ -99,13 +98,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(cell: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
-    """Give what a request costs beside computing in one go, and in pieces.
+    """Give the cost of a request during a computation in one piece, and in several.
 
-    All are medians over the repetitions, the cost that of the differences, which a drift of the machine meets less.
+    All are medians over the repetitions; the cost is the median difference, which a drift of the machine affects less.
     """
     times = {kind: float(np.median(cell[kind])) for kind in _overlap.KINDS}
     rows = []
-    for how, suffix in (("in one go", ""), (f"{pieces} pieces", "_pieces")):
+    for how, suffix in (("in one piece", ""), (f"{pieces} pieces", "_pieces")):
         alone, both = times[f"alone{suffix}"], times[f"async{suffix}"]
         cost = float(np.median(np.subtract(cell[f"async{suffix}"], cell[f"alone{suffix}"])))
         part = cost / times["sync"]
@@ -125,7 +124,7 @@ def table(cell: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     rows = report["table"]
     met = sum(row["met"] == "yes" for row in rows)
     worst = max(rows, key=lambda row: row["share"])
@@ -137,6 +136,6 @@ def text(report: Mapping[str, Any]) -> str:
             _runs.table(COLUMNS, rows),
             "",
             f"cost below 20 % of sync: {'yes' if met == len(rows) else 'NO'}, {met} of {len(rows)}; "
-            f"most {share(worst['share'])} ({worst['mode']} {worst['op']}, {worst['how']})",
+            f"maximum {share(worst['share'])} ({worst['mode']} {worst['op']}, {worst['how']})",
         ]
     )

@@ -1,4 +1,4 @@
-"""`mpips bench pushpull`: pushes and pulls beside bare MPI, which is their limit."""
+"""`mpips bench pushpull`: pushes and pulls compared with plain MPI, the upper limit."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, si, significant
 
 DESCRIPTION = """\
-Push and pull float32 values, each request when the last is finished, and set what it takes beside the limit: the same
-bytes between the same ranks by bare mpi4py (Isend, Irecv), with a bare numpy add or copy, in turns in the same run.
+Push and pull float32 values, one request after the other, and compare with the limit: the same bytes between the same
+ranks by mpi4py alone (Isend, Irecv), with a numpy add or copy, alternating in the same run.
 
   mpips bench pushpull                          1, 10^3, 10^5, 10^6, 10^7 keys; 1 server + 1 worker, and 2 + 2
   mpips bench pushpull --layouts 1+1 --keys 1000,1e6 --modes cached
-  mpips bench pushpull --sweep                  many sizes, and what a request and a key cost by a fit
-  mpips bench pushpull --quick                  does it work?
+  mpips bench pushpull --sweep                  many sizes, and a fit of the cost of a request and of a key
+  mpips bench pushpull --quick                  a short test
 
-  dense    a range of keys of a dense vector; the limit moves values
-  sparse   random 64-bit keys in a list that is new to the servers: a push makes all its keys; a pull finds keys that
-           were pushed in other lists; the limit moves keys and values
-  cached   the same list again and again; the limit moves values
+  dense    a range of keys of a dense vector; the limit sends values
+  sparse   random 64-bit keys in a list that is new to the servers: a push inserts all its keys; a pull finds keys that
+           were pushed in other lists; the limit sends keys and values
+  cached   the same list repeatedly; the limit sends values
 
-There is no aggregation, no copy on another server, and every server holds one shard, so that a request is one message
-a server. With several workers all do the same at the same time, each with a list of its own. Ratio is limit / median;
-rate counts the keys of all workers; bytes are those that the limit moves.
+There is no aggregation and no replication, and every server holds one shard, so that a request is one message per
+server. Several workers do the same at the same time, each with its own list. Ratio is limit / median; rate counts the
+keys of all workers; bytes are those that the limit sends.
 """
 
 MOST_RANKS = 8
-"""Ranks a core: with more, nobody's times mean anything."""
+"""Maximum number of ranks per core; with more, times are not meaningful."""
 KEYS = (1, 10**3, 10**5, 10**6, 10**7)
 QUICK = (1, 10**3, 2 * 10**4)
 SWEEP = (*(4**power for power in range(12)), 10**7)
@@ -50,7 +50,7 @@ VALUE, KEY = 4, 8
 
 
 class Target(NamedTuple):
-    """What is asked of some rows: a ratio to the limit."""
+    """A target for some rows: a ratio to the limit."""
 
     name: str
     least: float
@@ -65,12 +65,12 @@ TARGETS = (
     Target("dense, from 100,000 keys on: at least 0.8 of the limit", 0.8, _many("dense")),
     Target("cached, from 100,000 keys on: at least 0.6 of the limit", 0.6, _many("cached")),
     Target("sparse, from 100,000 keys on: at least 0.4 of the limit", 0.4, _many("sparse")),
-    Target("1 key: at most 2.5 times the bare round trip", 1 / 2.5, lambda row: row["keys"] == 1),
+    Target("1 key: at most 2.5 times the plain round trip", 1 / 2.5, lambda row: row["keys"] == 1),
 )
 
 
 def duration(value: float) -> str:
-    """Write seconds in three digits: 2.35 us, 12.3 ms."""
+    """Format seconds with three digits: 2.35 us, 12.3 ms."""
     size = abs(value)
     factor, unit = (1e6, "us") if size < 0.9995e-3 else (1e3, "ms") if size < 0.9995 else (1.0, "s")
     return f"{significant(3)(factor * value)} {unit}"
@@ -95,13 +95,13 @@ FIT_COLUMNS = (
     Column("op", "op", 4),
     Column("fixed", "a request", 9, duration),
     Column("each", "a key", 8, lambda value: f"{value * 1e9:.2f} ns"),
-    Column("limit_fixed", "bare: a request", 15, duration),
+    Column("limit_fixed", "plain: a request", 15, duration),
     Column("limit_each", "a key", 8, lambda value: f"{value * 1e9:.2f} ns"),
 )
 
 
 class Layout(NamedTuple):
-    """How many servers and workers, written S+W."""
+    """The numbers of servers and workers, written S+W."""
 
     servers: int
     workers: int
@@ -114,7 +114,7 @@ class Layout(NamedTuple):
 
 
 def layout(text: str) -> Layout:
-    """Read a layout, as in 2+2."""
+    """Parse a layout, as in 2+2."""
     found = re.fullmatch(r"(\d{1,5})\+(\d{1,5})", text)
     if not found or "0" in (found[1].strip("0") or "0", found[2].strip("0") or "0"):
         raise argparse.ArgumentTypeError(
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "--keys",
         type=_runs.listed(_runs.count),
         metavar="N,...",
-        help="keys a request; default 1,1e3,1e5,1e6,1e7",
+        help="keys of a request; default 1,1e3,1e5,1e6,1e7",
     )
     parser.add_argument(
         "--layouts", type=_runs.listed(layout), default=[Layout(1, 1), Layout(2, 2)], metavar="S+W,...",
@@ -160,23 +160,23 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--arrays",
         action="store_true",
-        help="cached: name the keys by a plain array, which is checked and signed every time, not by a KeyList",
+        help="cached: use a plain array of keys, which is checked and hashed every time, not a KeyList",
     )
     parser.add_argument(
         "--scattered", action="store_true",
-        help="cached: push the keys in two other lists first, so that their rows do not stand in order",
+        help="cached: push the keys in two other lists first, so that their rows are not in order",
     )  # fmt: skip
     parser.add_argument("--sweep", action="store_true", help="sizes by powers of 4, and a fit")
-    parser.add_argument("--quick", action="store_true", help="few sizes and repetitions: only to see it work")
+    parser.add_argument("--quick", action="store_true", help="few sizes and repetitions, for a short test")
     parser.add_argument(
         "--repeat", type=_runs.at_least(1), default=1, metavar="N", help="runs of each layout; default 1"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    add_launcher(parser, "as of mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders here")
-    parser.add_argument("--json", metavar="FILE", help="write the table here too: a list of rows")
+    add_launcher(parser, "how ranks are started, as for mpips run")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write the table to this file: a list of rows")
     return parser
 
 
@@ -202,10 +202,10 @@ def settings_of(asked: argparse.Namespace, each: Layout) -> list[str]:
 
 
 def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
-    """Refuse what this machine cannot hold: `free` bytes, None if unknown; a batch system's nodes are not looked at.
+    """Check that the runs fit this machine: `free` bytes of memory, None if unknown; not for a batch system's nodes.
 
     Raises:
-        InputError: one line that says what would be right.
+        InputError: they do not; the text is one line with a solution.
     """
     if asked.launcher == "srun":
         return
@@ -213,7 +213,7 @@ def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
         ranks = 1 + sum(each)
         if ranks > MOST_RANKS * cores:
             raise InputError(
-                f"--layouts {each}: {ranks} ranks on {cores} cores; at most {MOST_RANKS} a core: fewer servers "
+                f"--layouts {each}: {ranks} ranks on {cores} cores; at most {MOST_RANKS} per core: use fewer servers "
                 "or workers, or --launcher srun in an allocation"
             )
         wanted = room(each, asked.keys, asked.modes, asked.ops, 0.02 if asked.quick else 1.0)
@@ -225,8 +225,8 @@ def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
 
 
 def room(each: Layout, keys: Iterable[int], modes: Sequence[str], ops: Sequence[str], effort: float) -> float:
-    """Estimate the bytes of memory that a run takes on all ranks together."""
-    held = 0.0  # on servers, per worker: vectors stay
+    """Estimate the memory of a run on all ranks, in bytes."""
+    held = 0.0  # On servers, for each worker: vectors are kept.
     largest = 0
     for number in keys:
         largest = max(largest, number)
@@ -234,12 +234,12 @@ def room(each: Layout, keys: Iterable[int], modes: Sequence[str], ops: Sequence[
         if "sparse" in modes and "push" in ops:
             lists += _pushpull.repeats("sparse", number, effort) + 1
         held += number * (32 * lists + VALUE * ("dense" in modes))
-    blocks = 10 * (KEY + VALUE) * largest  # of the workers, and of the servers while they receive
+    blocks = 10 * (KEY + VALUE) * largest  # Of the workers, and of the servers during receives.
     return each.workers * (held + blocks) + 80e6 * (1 + sum(each))
 
 
 def free_memory() -> int | None:
-    """Give the bytes of memory that are free, None if nobody tells."""
+    """Give the free memory in bytes, None if unknown."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str]) -> int:
         job = folder / "pushpull.toml"
         job.write_text('[job]\nprogram = "mpips.bench.requests._pushpull"\n')
         for each in asked.layouts:
-            load(job, settings_of(asked, each))  # what is wrong is said before anything is run
+            load(job, settings_of(asked, each))  # Wrong switches are reported before any run.
         for each in asked.layouts:
             runs = []
             for number in range(asked.repeat):
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(layout: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Sum up the cells of runs of one layout, the repetitions of all runs and workers together."""
+    """Summarize the cells of runs of one layout, over the repetitions of all runs and workers."""
     rows = []
     for cells in zip(*runs, strict=True):
         ours, bare = ([time for cell in cells for time in cell[kind]] for kind in ("ours", "bare"))
@@ -294,14 +294,14 @@ def table(layout: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
 
 
 def rates(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a row with its throughput beside: keys and bytes per second of all workers, at the median."""
+    """Add the throughput to a row: keys and bytes per second of all workers, at the median."""
     workers = int(row["layout"].partition("+")[2])
     rate = workers * row["keys"] / row["median_s"]
     return {**row, "rate": rate, "bytes": rate * (VALUE + KEY * (row["mode"] == "sparse"))}
 
 
 def fit(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
-    """Fit times (s) by a + b n, neither negative, so that relative errors are least; give a and b."""
+    """Fit times (s) by a + b n, a and b not negative, with minimal relative errors; give a and b."""
     n, t = np.array(sizes, np.float64), np.array(times, np.float64)
     terms = np.stack([1 / t, n / t], axis=1)
     both = np.linalg.lstsq(terms, np.ones(len(t)), rcond=None)[0]
@@ -314,7 +314,7 @@ def fit(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
 
 
 def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give what a request and a key cost, by layout, mode and operation."""
+    """Give the cost of a request and of a key, by layout, mode and operation."""
     found = []
     names = ("layout", "mode", "op")
     for group in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
@@ -327,7 +327,7 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def verdict(target: Target, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say in a line whether a target is met, and where least; None if no row is asked."""
+    """Describe in one line whether a target is met, and its smallest ratio; None if it applies to no row."""
     mine = [row for row in rows if target.asked(row)]
     if not mine:
         return None
@@ -335,13 +335,13 @@ def verdict(target: Target, rows: Sequence[Mapping[str, Any]]) -> str | None:
     met = sum(row["ratio"] >= target.least for row in mine)
     held = "yes" if met == len(mine) else "NO"
     where = f"{least['layout']} {least['mode']} {least['op']} {least['keys']:,}"
-    return f"{target.name}: {held}, {met} of {len(mine)}; least {least['ratio']:.2f} ({where})"
+    return f"{target.name}: {held}, {met} of {len(mine)}; minimum {least['ratio']:.2f} ({where})"
 
 
 def text(conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sweep: bool = False) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     lines = [_runs.described(conditions), "", _runs.table(COLUMNS, [rates(row) for row in rows]), ""]
     if sweep:
-        lines += ["by a fit of fixed cost and cost a key:", _runs.table(FIT_COLUMNS, fits(rows)), ""]
+        lines += ["fit of the cost of a request and of a key:", _runs.table(FIT_COLUMNS, fits(rows)), ""]
     lines += [said for target in TARGETS if (said := verdict(target, rows)) is not None]
     return "\n".join(lines)

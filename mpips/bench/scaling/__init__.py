@@ -1,1 +1,1 @@
-"""What grows with the number of ranks and with the load; servers that join and leave; replication."""
+"""Costs as functions of the number of ranks and of the load; servers that join and leave; replication."""

@@ -1,4 +1,4 @@
-"""How a cost grows with the number of ranks: a power law through what was measured."""
+"""Growth of a cost with the number of ranks: a power law fitted to measurements."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FLAT, LINEAR = 0.2, 0.8
-"""Exponents below the first are called constant, and those from the second on linear, up to `STEEP`."""
+"""Exponents below the first count as constant, those from the second on as linear, up to `STEEP`."""
 STEEP = 1.3
 
 
 @dataclass(frozen=True)
 class Growth:
-    """The law a * N ** b."""
+    """The power law a * N ** b."""
 
     a: float
     b: float
 
     def at(self, ranks: float) -> float:
-        """Give what the law says of so many ranks."""
+        """Give the cost by the law for a number of ranks."""
         return float(self.a * ranks**self.b)
 
     @property
     def kind(self) -> str:
-        """Say how the cost grows, in a word or two."""
+        """Describe the growth briefly."""
         if self.b < FLAT:
             return "constant" if self.b > -FLAT else "falls"
         if self.b < LINEAR:
@@ -33,7 +33,7 @@ class Growth:
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Growth | None:
-    """Fit the law to (ranks, cost) by least squares in logarithms; None without two sizes of a cost above 0."""
+    """Fit the law to (ranks, cost) by least squares in logarithms; None without two sizes with a cost above 0."""
     logs = [(math.log(ranks), math.log(cost)) for ranks, cost in points if cost > 0]
     if len({x for x, _ in logs}) < 2:
         return None

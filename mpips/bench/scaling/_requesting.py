@@ -1,7 +1,7 @@
-"""A program that pushes and pulls all the time while a server joins and another leaves: see `elastic`.
+"""A program that pushes and pulls continuously while a server joins and another leaves: see `elastic`.
 
-Every request names a few random keys and is waited for before the next one, as a worker meets it. A push adds one to
-each of its keys; so the sums are known in the end, and a worker never pulls less than what it has pushed itself.
+Every request has a few random keys, and the worker waits for it before the next one. A push adds 1 to each of its keys;
+so the sums at the end are known, and a worker never pulls less than what it has pushed itself.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mpips.worker.worker import Answer, Context, at_once
 
 VECTOR = "counts"
 NOTES = "requests.npy"
-"""In the run's folder: f8[n, 4], (worker, PUSH or PULL, wall when it was issued (s), latency (ns)) by request."""
+"""A file in the run's folder: f8[n, 4], (worker, PUSH or PULL, wall time of issue (s), latency (ns)) by request."""
 PUSH, PULL = 0, 1
 PIECE = 1 << 16
-"""Keys of one push while the vector is filled."""
+"""Keys of one push while the vector is initialized."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Settings:
     """The program's table."""
 
     keys: int = field(default=1_000_000, metadata={"at_least": 1})
-    """How many keys there are; each is pushed once before anything is measured."""
+    """Number of keys; each is pushed once before the measurement."""
     dtype: Literal["float32", "float64"] = "float64"
     """The type of their values."""
     batch: int = field(default=16, metadata={"at_least": 1})
     """Keys of one request."""
     pause: float = field(default=3.0, metadata={"above": 0.0})
-    """Seconds of requests before the join, after it, and after the departure."""
+    """Duration of requests before the join, after it, and after the leave, s."""
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let a server join and another leave while the workers go on; give when, and who held how much."""
+    """Make a server join and another leave while the workers continue; give times, and what each server held."""
     vector = cluster.create_vector(VectorSpec(VECTOR, settings.dtype, extent=settings.keys), settings.keys)
     cluster.workers.call("fill")
     work = cluster.workers.start("work", {"batch": settings.batch})
@@ -73,7 +73,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, joins: bool) -> dict[str, Any]:
-    """Order a server to join or leave, wait until all shards are where they are to be; say what that took."""
+    """Order a server to join or leave, wait until all shards are at their owners; give the cost."""
     rest(cluster, settings.pause)
     node = cluster.node
     before, accounts = cluster.decide(lambda: list(node.view.ring.slots)), hosts(cluster)
@@ -102,24 +102,24 @@ def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, jo
 
 
 def leave(cluster: Cluster, rank: int) -> int:
-    """Let a server leave; give its rank."""
+    """Make a server leave; give its rank."""
     cluster.membership.leave_server(rank)
     return rank
 
 
 def hosts(cluster: Cluster) -> dict[int, dict[str, Any]]:
-    """Ask the ranks that hold shards what they hold and have received, by rank."""
+    """Give what each server holds and has received, by rank."""
     group = cluster.hosts
     return dict(zip(group.addresses, group.call("account"), strict=True))
 
 
 def in_place(cluster: Cluster) -> bool:
-    """Tell whether every shard is held by those by whom the ring wants it held, and nothing is on its way."""
+    """Tell whether every shard is held by its owners in the ring, and no transfer is in progress."""
     return settled(cluster.node.view, cluster.membership.replicas)
 
 
 def settled(view: View, replicas: int) -> bool:
-    """Tell whether all chains of a view are as its ring wants them."""
+    """Tell whether all chains of a view are as in its ring."""
     return all(
         chain.learner == NOBODY and not chain.closing and chain.members == view.ring.holders(shard, replicas)
         for shard, chain in enumerate(view.chains)
@@ -127,14 +127,14 @@ def settled(view: View, replicas: int) -> bool:
 
 
 def rest(cluster: Cluster, seconds: float) -> None:
-    """Let requests go on for so long."""
+    """Continue with requests for the given time."""
     node = cluster.node
     until = node.van.now() + seconds
     node.wait_until(lambda: node.van.now() >= until)
 
 
 def judge(exported: Any, counts: list[NDArray[Any]]) -> dict[str, int]:
-    """Compare the servers' sums with what the workers pushed: updates, and those that were lost or done twice."""
+    """Compare the servers' sums with the workers' pushes: updates, and those that were lost or applied twice."""
     wanted = np.sum(counts, axis=0)
     found = np.zeros_like(wanted)
     for keys, rows in exported:
@@ -151,7 +151,7 @@ def judge(exported: Any, counts: list[NDArray[Any]]) -> dict[str, int]:
 
 
 class Worker:
-    """Pushes and pulls, one request at a time, until it is told to end."""
+    """Pushes and pulls, one request at a time, until `end` is called."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
@@ -172,7 +172,7 @@ class Worker:
         self._counts[begin:end] = 1
 
     def work(self, batch: int) -> Answer:
-        """Request until told to end; give when each request was issued and how long it took."""
+        """Send requests until `end` is called; give the time of issue and the latency of each."""
         vector = self.context.vectors[VECTOR]
         rng = np.random.default_rng(self.context.index)
         ones = np.ones(batch, vector.spec.dtype)
@@ -189,7 +189,7 @@ class Worker:
         return Answer({"failed": len(errors), "stale": stale, "errors": errors[:10]}, notes)
 
     def _ask(self, kind: int, issue: Callable[[], Task]) -> Task | None:
-        """Issue a request, wait for it, and note how long that takes; None if it failed."""
+        """Issue a request, wait for it, and record its latency; None if it failed."""
         wall, begin = self.node.van.wall(), perf_counter_ns()
         try:
             task = issue()
@@ -202,9 +202,9 @@ class Worker:
 
     @at_once
     def end(self) -> None:
-        """End after the request at hand."""
+        """End after the current request."""
         self._ends = True
 
     def counts(self) -> Answer:
-        """Give how often each key was pushed by this worker, i8[keys, 1]."""
+        """Give the number of pushes of each key by this worker, i8[keys, 1]."""
         return Answer(None, self._counts[:, None])

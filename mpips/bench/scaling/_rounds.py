@@ -1,4 +1,4 @@
-"""A program whose workers push the same keys again and again, summed or each by itself: see `replication`."""
+"""A program whose workers push the same keys repeatedly, with or without aggregation: see `replication`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Settings:
     """The program's table."""
 
     rounds: int = field(default=50, metadata={"at_least": 1})
-    """How often every worker pushes all keys."""
+    """Pushes of all keys by every worker."""
     keys: int = field(default=50_000, metadata={"at_least": 1})
-    """How many keys there are."""
+    """Number of keys."""
     summed: bool = True
-    """Whether the servers sum a round's pushes, and update (and replicate) once."""
+    """Whether the servers aggregate a round's pushes, and update (and replicate) once."""
     pulled: bool = False
-    """Whether a push also brings back what became of the keys."""
+    """Whether a push also pulls the updated values."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let the workers push their rounds."""
+    """Push the rounds on all workers."""
     cluster.create_vector(
         VectorSpec(VECTOR, extent=settings.keys, dense=True, aggregate=settings.summed), expect=settings.keys
     )
@@ -44,13 +44,13 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker:
-    """Pushes whole numbers, whose sums are the same in any order."""
+    """Pushes integers, whose sums do not depend on the order."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def push(self, rounds: int, summed: bool, pulled: bool) -> None:
-        """Push all keys so many times, each when the last push is finished."""
+        """Push all keys repeatedly, each after the last push is finished."""
         vector, node = self.context.vectors[VECTOR], self.context.node
         rows = np.arange(vector.spec.extent, dtype=np.float64) + self.context.index
         push = vector.push_pull if pulled else vector.push

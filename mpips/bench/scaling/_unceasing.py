@@ -1,4 +1,4 @@
-"""A program whose workers push and pull until a moment, and note when each round was answered: see `overload`."""
+"""A program whose workers push and pull for a given time, and record when each round was answered: see `overload`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mpips.worker.worker import Answer, Context
 
 VECTOR, KEYS = "counts", 1000
 OUTSTANDING = 1000
-"""Pushes of which a worker that floods hears nothing yet: many times what it may have under way."""
+"""Unanswered pushes of a flooding worker: many times the limit of requests in flight."""
 DONE = "done.npy"
-"""In the run's folder: f8[n], when each round was answered, of all workers (wall, s)."""
+"""A file in the run's folder: f8[n], the times of answers of all workers' rounds (wall, s)."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The program's table; times are seconds from the beginning."""
+    """The program's table; times are seconds from the start."""
 
     seconds: float = field(default=30.0, metadata={"above": 0.0})
-    """How long it goes on."""
+    """Duration."""
     flood_begin: float = field(default=20.0, metadata={"at_least": 0.0})
-    """When the last worker begins to push without waiting."""
+    """When the last worker starts to push without waiting."""
     flood_end: float = field(default=25.0, metadata={"at_least": 0.0})
-    """When it ends."""
+    """When the last worker stops it."""
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Let the workers go on; give how many pushes there were, and whether each is there once."""
+    """Run the workers; give the number of pushes, and whether each was applied once."""
     vector = cluster.create_vector(VectorSpec(VECTOR, "float64", extent=KEYS, dense=True), KEYS)
     begun = cluster.decide(time.time)
     cluster.event("begun")
@@ -51,13 +51,13 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker:
-    """Adds one to all keys, again and again."""
+    """Adds 1 to all keys repeatedly."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def work(self, until: float, flood: list[float]) -> Answer:
-        """Push and pull, each round when the last one is answered; while the last worker floods, it hardly waits."""
+        """Push and pull, each round after the answer of the last one; while it floods, the last worker rarely waits."""
         vector, node, keys = self.context.vectors[VECTOR], self.context.node, KeyRange(0, KEYS)
         ones, done, pushes = np.ones(KEYS), list[float](), 0
         flooding: deque[Task] = deque()

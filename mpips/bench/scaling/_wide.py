@@ -1,6 +1,6 @@
 """Many workers on the in-memory twin, each of which pushes and pulls keys of few shards: see `scale`.
 
-All ranks are greenlets of one process, so processor time and memory are not told apart by rank. Messages are.
+All ranks are greenlets of one process, so messages are counted by rank, but processor time and memory are not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mpips.worker.worker import Context
 
 WORKERS_PER_SERVER = 16
 PLACES, RUN = 4, 16
-"""Each worker's keys: so many runs of so many keys, evenly over all."""
+"""Each worker's keys: the number and the length of its runs of keys, evenly distributed."""
 ROUNDS = 4
 """Rounds of a pass."""
 VECTOR, EXTENT = "wide", 1 << 20
@@ -29,13 +29,13 @@ TICK = 0.005
 
 
 class Worker:
-    """Pushes and pulls the same keys, which overlap with nobody else's."""
+    """Pushes and pulls the same keys, which no other worker uses."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def go(self, rounds: int) -> None:
-        """Do so many rounds, each when the last one is finished."""
+        """Do a number of rounds, each after the last one is finished."""
         vector, node = self.context.vectors[VECTOR], self.context.node
         index, count = self.context.index, self.context.count
         begins = sorted(
@@ -47,7 +47,7 @@ class Worker:
 
 
 def measured(workers: int, replicas: int) -> dict[str, Any]:
-    """Run a pass after a first one with so many workers; give messages and bytes of a rank, by role."""
+    """Run one pass for warm-up and one for measurement; give messages and bytes of a rank, by role."""
     servers, stage = max(2, workers // WORKERS_PER_SERVER), Stage()
     began = time.perf_counter()
 
@@ -80,7 +80,7 @@ def sent(stage: Stage) -> dict[int, tuple[int, int]]:
 def by_role(
     stage: Stage, before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
 ) -> dict[str, float]:
-    """Give the means of a role's ranks, and the most that one of the servers has sent."""
+    """Give the means of a role's ranks, and the maximum of a server."""
     found: dict[str, float] = {}
     for role in (Role.SCHEDULER, Role.SERVER, Role.WORKER):
         ranks = [rank for rank, node in stage.nodes.items() if node.place.role is role]

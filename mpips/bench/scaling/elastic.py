@@ -1,4 +1,4 @@
-"""`mpips bench elastic`: what a server that joins, and one that leaves, cost those who push and pull meanwhile."""
+"""`mpips bench elastic`: latency of requests while a server joins, and while one leaves."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
-A server joins a running job, and later another one leaves. All the while the workers push and pull a few random keys
-at a time, each as soon as the last request was answered, and note how long it took. In the end every sum on the
-servers is compared with what was pushed.
+A server joins a running job, and later another one leaves. Meanwhile the workers push and pull a few random keys at a
+time, one request after the other, and record the latencies. At the end every sum on the servers is compared with the
+pushes.
 
   mpips bench elastic                           2 servers and a spare, 2 workers, a million keys
   mpips bench elastic --servers 4 --keys 10000000 --set ring.replicas=1
   mpips bench elastic --set ring.repair_bandwidth=20e6
-                                                copy more slowly: longer, and felt less
+                                                copy more slowly: longer, with less effect on requests
 
-Keys moved are set beside the least that any balanced ring of one server more must move: 1 / (S + 1) of all keys; for
-the server that leaves it is what it held. A request that met the move is one under way between the order and the
-moment when the last shard stood where it is to stay.
+The number of moved keys is compared with the minimum for a balanced ring of one more server, 1 / (S + 1) of all keys;
+for a server that leaves, with what it held. Requests during the move are those in flight between the order and the
+time when the last shard arrived.
 """
 
 LATENCY, MOVED, IMBALANCE = 100e-3, 1.10, 1.15
-"""Targets: p99 in seconds while a server joins, keys moved over the least, the fullest server over the mean."""
+"""Targets: p99 in seconds while a server joins, moved keys relative to the minimum, fullest server to the mean."""
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
@@ -50,28 +50,32 @@ def parser() -> argparse.ArgumentParser:
     parser = program_parser("mpips bench elastic", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=least(1), default=1_000_000, metavar="N", help="default 1,000,000")
-    parser.add_argument("--servers", type=least(1), default=2, metavar="S", help="at first; default 2")
+    parser.add_argument(
+        "--servers", type=least(1), default=2, metavar="S", help="servers at the start; default 2"
+    )
     parser.add_argument("--workers", type=least(1), default=2, metavar="W", help="default 2")
-    parser.add_argument("--batch", type=least(1), default=16, metavar="B", help="keys a request; default 16")
+    parser.add_argument(
+        "--batch", type=least(1), default=16, metavar="B", help="keys of a request; default 16"
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default float64")
     parser.add_argument(
         "--pause",
         type=least(0.01, float),
         default=3.0,
         metavar="SECONDS",
-        help="of requests before the join, after it, and after the departure; default 3",
+        help="duration of requests before the join, after it, and after the leave; default 3",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
     )
-    add_launcher(parser, "as of mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folder here")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    add_launcher(parser, "how ranks are started, as for mpips run")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folder in this folder")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if a request failed, an update was lost or done twice, or too many keys moved."""
+    """Run the benchmark; return 1 if a request failed, an update was lost or applied twice, or too many keys moved."""
     asked = parser().parse_args(arguments)
     settings = [
         f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", "layout.spares=1",
@@ -110,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
 def phases(
     notes: NDArray[np.float64], join: Mapping[str, Any], departure: Mapping[str, Any], end: float
 ) -> list[dict[str, Any]]:
-    """Sum up the requests before, during and after both changes; `notes` as `_requesting.NOTES`."""
+    """Summarize the requests before, during and after both changes; `notes` as `_requesting.NOTES`."""
     begin = float(notes[:, 2].min()) if len(notes) else join["begin"]
     spans = {
         "before": (begin, join["begin"]),
@@ -123,7 +127,7 @@ def phases(
 
 
 def latencies(notes: NDArray[np.float64], begin: float, end: float) -> dict[str, Any]:
-    """Sum up the requests that were under way at some moment of [begin, end) (wall, s); None where there is none."""
+    """Summarize the requests in flight during [begin, end) (wall, s); None if there are none."""
     issued, took = notes[:, 2], notes[:, 3] * 1e-9
     took = took[(issued < end) & (issued + took >= begin)]
     seconds = end - begin
@@ -135,7 +139,7 @@ def latencies(notes: NDArray[np.float64], begin: float, end: float) -> dict[str,
 
 
 def cost(change: Mapping[str, Any], keys: int) -> dict[str, Any]:
-    """Say how much a join or a departure moved, beside the least that it must, and how even it left the load."""
+    """Give how much a join or leave moved, relative to the minimum, and the balance after it."""
     before, after = change["keys_before"], change["keys_after"]
     gained = {rank: held - before.get(rank, 0) for rank, held in after.items()}
     rank = str(change["rank"])
@@ -154,24 +158,24 @@ def cost(change: Mapping[str, Any], keys: int) -> dict[str, Any]:
 
 
 def good(report: Mapping[str, Any]) -> bool:
-    """Tell whether nothing failed, was lost, done twice or out of date, and no more moved than may."""
+    """Tell whether no request failed, was lost, applied twice or stale, and no more keys moved than allowed."""
     wrong = sum(report[name] for name in ("failed", "stale", "lost", "doubled"))
     join = report["join"]
     return bool(wrong == 0 and join["moved"] <= MOVED and join["imbalance"] < IMBALANCE)
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     layout = report["layout"]
     lines = [
         _runs.described(report["conditions"]),
         f"servers {layout['servers']} and a spare, workers {layout['workers']}; {report['keys']:,} keys of "
-        f"{report['dtype']}, {report['batch']} a request",
+        f"{report['dtype']}, {report['batch']} per request",
         "",
         _runs.table(COLUMNS, report["requests"]),
         "",
         f"requests failed: {report['failed']} of {report['issued']:,}; updates: {report['updates']:,}, "
-        f"lost {report['lost']}, done twice {report['doubled']}; pulled out of date: "
+        f"lost {report['lost']}, applied twice {report['doubled']}; stale pulls: "
         f"{report['stale']}",
     ]
     lines += [f"  {error}" for error in report["errors"]]
@@ -179,7 +183,7 @@ def text(report: Mapping[str, Any]) -> str:
         each = report[name]
         lines.append(
             f"rank {each['rank']} {what} in {each['seconds']:.3f} s: {each['keys_moved']:,} keys moved, "
-            f"{each['moved']:.3f} times the least ({each['keys_least']:,.0f}); "
+            f"{each['moved']:.3f} times the minimum ({each['keys_least']:,.0f}); "
             f"{len(each['shards_moved'])} of {each['shards']} shards, {bytes_si(each['bytes'])} received; "
             f"fullest server {each['imbalance']:.3f} times the mean"
         )
@@ -187,7 +191,7 @@ def text(report: Mapping[str, Any]) -> str:
     join = report["join"]
     checks = {
         "p99 while joining < 100 ms": joining["p99"] is not None and joining["p99"] < LATENCY,
-        "moved <= 1.10 times the least": join["moved"] <= MOVED,
+        "moved <= 1.10 times the minimum": join["moved"] <= MOVED,
         "fullest < 1.15 times the mean": join["imbalance"] < IMBALANCE,
     }
     lines.append("; ".join(f"{name}: {'yes' if held else 'NO'}" for name, held in checks.items()))

@@ -1,4 +1,4 @@
-"""`mpips bench overload`: load slows a run down, and is over when it is over."""
+"""`mpips bench overload`: recovery of a run from overload, and the cost of more ranks than cores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mpips.bench.scaling._pulse import rates, recovered
 from mpips.rundir.progress import Column, seconds, significant
 
 DESCRIPTION = """\
-Disturb real ranks, and see how soon they are themselves again. Workers push and pull all the time, while
-  slow     all servers get a fiftieth of their time for 5 s,
-  stopped  one server stands still, for less than the patience with which ranks are taken for hung,
-  flood    one worker pushes for 5 s, with a thousand pushes unanswered at any time.
-After each, rounds must come at 90 % of the rate before within 2 s; no push may be lost, and none be sent twice.
+Disturb real ranks, and measure the time of recovery. Workers push and pull continuously, while
+  slow     all servers run for a fiftieth of the time, for 5 s,
+  stopped  one server is stopped, for less than the patience after which ranks count as hung,
+  flood    one worker pushes for 5 s, with a thousand unanswered pushes at any time.
+After each, the rate of rounds must be 90 % of the earlier rate within 2 s; no push may be lost or sent twice.
 
-Then a crowd: the same work by far more ranks than cores with 0 copies of all keys, and with 1. The copies may cost at
-most 1.5 times the time and 2.2 times the bytes, and nothing may be sent twice.
+Then a crowd: the same work by many more ranks than cores with 0 copies of all keys, and with 1. The copies may cost at
+most 1.5 times the time and 2.2 times the bytes, and no message may be sent twice.
 
   mpips bench overload                          2 servers, 4 workers; a crowd of 32 ranks
   mpips bench overload --ranks 0                without the crowd
@@ -36,11 +36,11 @@ most 1.5 times the time and 2.2 times the bytes, and nothing may be sent twice.
 """
 
 CALM, PULSE, STOPPED = 4.0, 5.0, 0.6
-"""Seconds before and after each disturbance, of the slow servers and of the flood, and of the one that stops."""
+"""Seconds before and after each disturbance, of the slow servers and of the flood, and of the stopped server."""
 FACTOR, PERIOD = 50.0, 0.1
-"""A slow server runs for one part in so many of each period (s)."""
+"""A slow server runs for 1 / FACTOR of each `PERIOD` (s)."""
 WITHIN, TIME, BYTES = 2.0, 1.5, 2.2
-"""Seconds until the rate must be back; what copies may cost, beside none."""
+"""Time limit for the recovery of the rate, s; limits on the cost of copies, relative to none."""
 
 COLUMNS = (
     Column("what", "disturbed", 9),
@@ -62,23 +62,31 @@ CROWD = (
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
     parser = _runs.parser("overload", DESCRIPTION)
-    parser.add_argument("--servers", type=at_least(2), default=2, metavar="S", help="at least 2; default 2")
-    parser.add_argument("--workers", type=at_least(2), default=4, metavar="W", help="at least 2; default 4")
     parser.add_argument(
-        "--ranks", type=at_least(0), default=32, metavar="N", help="of the crowd; default 32; 0: none"
+        "--servers", type=at_least(2), default=2, metavar="S", help="servers, at least 2; default 2"
     )
     parser.add_argument(
-        "--train", action="append", metavar="FILE", help="the crowd trains on this; repeatable"
+        "--workers", type=at_least(2), default=4, metavar="W", help="workers, at least 2; default 4"
     )
-    parser.add_argument("--passes", type=at_least(1), default=10, help="of the crowd; default 10")
+    parser.add_argument(
+        "--ranks",
+        type=at_least(0),
+        default=32,
+        metavar="N",
+        help="ranks of the crowd; default 32; 0: no crowd",
+    )
+    parser.add_argument(
+        "--train", action="append", metavar="FILE", help="training data of the crowd; repeatable"
+    )
+    parser.add_argument("--passes", type=at_least(1), default=10, help="passes of the crowd; default 10")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if a run is not itself again in time, or anything was lost or sent twice."""
+    """Run the benchmark; return 1 if a run does not recover in time, or a message was lost or sent twice."""
     asked = parser().parse_args(arguments)
     conditions = _runs.conditions()
     with _runs.folders(asked.keep) as folder:
@@ -97,13 +105,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Disturber:
-    """Disturbs the servers of a run, once it has begun; `spans` is when, by what was done (wall, s)."""
+    """Disturbs the servers of a run after its start; `spans` has the times by disturbance (wall, s)."""
 
     def __init__(self) -> None:
         self.spans: dict[str, tuple[float, float]] = {}
 
     def __call__(self, folder: Path) -> None:
-        """Do all of it when the time has come, which takes some seconds."""
+        """Do all disturbances when they are due, which takes some seconds."""
         if self.spans:
             return
         with suppress(OSError, ValueError):
@@ -118,7 +126,7 @@ class Disturber:
 
 
 def slowed(pids: Sequence[int], lasting: float, runs: float, period: float = PERIOD) -> tuple[float, float]:
-    """Let processes run for `runs` seconds of each period only; give begin and end (wall, s)."""
+    """Make processes run for only `runs` seconds of each period; give begin and end (wall, s)."""
     begin = time.time()
     try:
         while time.time() < begin + lasting:
@@ -136,8 +144,8 @@ def slowed(pids: Sequence[int], lasting: float, runs: float, period: float = PER
 
 
 def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, Any]:
-    """Run the program that is disturbed; give what came of each disturbance."""
-    note(f"slow servers, one that stops, and a flood, k = {replicas}")
+    """Run the program and disturb it; give the effect of each disturbance."""
+    note(f"slow servers, a stopped server, and a flood, k = {replicas}")
     job = folder / "unceasing.toml"
     job.write_text('[job]\nprogram = "mpips.bench.scaling._unceasing"\n')
     flood = 3 * CALM + PULSE + STOPPED
@@ -163,7 +171,7 @@ def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, 
 
 
 def felt(what: str, span: tuple[float, float], done: Sequence[float]) -> dict[str, Any]:
-    """Say how a disturbance was felt, by when rounds were answered."""
+    """Give the effect of a disturbance, by the times of answered rounds."""
     near = [at for at in done if span[0] - CALM + 0.5 <= at < span[1] + CALM]
     before, meanwhile = rates(near, span[0] - CALM + 0.5, span[0]), rates(near, *span)
     after = rates(near, span[1], span[1] + CALM)
@@ -204,20 +212,20 @@ def crowd(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-# --- what it says ----------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------
 
 
 def problems(report: Mapping[str, Any]) -> list[str]:
-    """Say what must not be."""
+    """Describe the violated conditions."""
     found = []
     for each in report["pulses"]:
         k = f"k = {each['replicas']}"
         found += [
-            f"{k}, {row['what']}: back after {row['back']:.2f} s, not {WITHIN:g}"
+            f"{k}, {row['what']}: recovered after {row['back']:.2f} s, not {WITHIN:g}"
             for row in each["rows"]
             if row["back"] > WITHIN
         ]
-        for key, what in (("lost", "pushes were lost or doubled"), ("losses", "ranks were taken for dead")):
+        for key, what in (("lost", "pushes were lost or applied twice"), ("losses", "ranks were excluded")):
             found += [f"{k}: {each[key]} {what}"] if each[key] else []
         found += [f"{k}: sent again: {each['sent_again']}"] if each["sent_again"] else []
     for each in report["crowd"]:
@@ -230,7 +238,7 @@ def problems(report: Mapping[str, Any]) -> list[str]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     servers, workers = report["layout"]
     lines = [_runs.described(report["conditions"])]
     for each in report["pulses"]:
@@ -241,5 +249,9 @@ def text(report: Mapping[str, Any]) -> str:
     if report["crowd"]:
         lines += ["", _runs.table(CROWD, report["crowd"])]
     return "\n".join(
-        [*lines, "", *(report["problems"] or ["nothing was lost or sent twice; all were back in time"])]
+        [
+            *lines,
+            "",
+            *(report["problems"] or ["no message was lost or sent twice; all disturbances ended in time"]),
+        ]
     )

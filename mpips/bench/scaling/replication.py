@@ -1,4 +1,4 @@
-"""`mpips bench replication`: what copies of every key on other servers cost in bytes and time."""
+"""`mpips bench replication`: the cost of replication in bytes and time."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mpips.process.argument_parser import Parser
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
-What replication costs (paper, section 4.3): sparse_lr in sequential mode with k = 0, 1 (and, from 3 servers on, 2)
-copies of every key on other servers. All k are run in turns, so that a drift of the machine meets them alike. The
-parameters must be the same bits for every k.
+The cost of replication (paper, section 4.3): sparse_lr in sequential mode with k = 0, 1 (and, from 3 servers on, 2)
+copies of every key on other servers. Runs of all k alternate, so that a drift of the machine's speed affects them
+equally. The parameters must have the same bits for every k.
 
   mpips bench replication                       2 servers, 4 workers, the project's own data
   mpips bench replication --train news20.train.svm.xz --servers 3
   mpips bench replication --rounds 0            without the plain pushes
 
-Beside it, workers that do nothing but push the same keys: once into a vector whose servers sum a round's pushes and
-replicate the sum, once with each push replicated by itself. With n workers the copies then add k / n to the traffic in
-the one case, k in the other: that is why the paper replicates after aggregation.
+Then workers that only push the same keys: once to a vector whose servers aggregate a round's pushes and replicate the
+sum, once with each push replicated separately. With n workers the copies add k / n to the traffic in the first case, k
+in the second: therefore the paper replicates after aggregation.
 """
 
 BYTES, TIME = 1.3, 1.15
-"""Targets for k = 1 beside k = 0: bytes sent, seconds of training."""
+"""Targets for k = 1 relative to k = 0: bytes sent, seconds of training."""
 
 PROGRAMS = ("sparse_lr", "summed", "single")
 
@@ -40,7 +40,7 @@ COLUMNS = (
     Column("added", "added", 6, lambda value: f"{value:+.3f}"),
     Column("expected", "expected", 8, lambda value: f"{value:+.3f}"),
     Column("train", "train", 7, seconds),
-    Column("range", "least - most", 15),
+    Column("range", "min - max", 15),
     Column("time_ratio", "to k = 0", 8, significant(3)),
     Column("same", "same bits", 9),
 )
@@ -56,24 +56,30 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         parents=[shared],
-        conflict_handler="resolve",  # other defaults than the other benchmarks'
+        conflict_handler="resolve",  # Defaults other than those of the common switches.
     )
-    parser.add_argument("--servers", type=at_least(2), default=2, metavar="S", help="at least 2; default 2")
+    parser.add_argument(
+        "--servers", type=at_least(2), default=2, metavar="S", help="servers, at least 2; default 2"
+    )
     parser.add_argument("--workers", type=at_least(1), default=4, metavar="W", help="default 4")
     parser.add_argument(
-        "--rounds", type=at_least(0), default=50, metavar="R", help="of plain pushes; default 50; 0: none"
+        "--rounds",
+        type=at_least(0),
+        default=50,
+        metavar="R",
+        help="rounds of plain pushes; default 50; 0: none",
     )
     parser.add_argument(
-        "--keys", type=at_least(1), default=50_000, metavar="N", help="of a plain push; default 50,000"
+        "--keys", type=at_least(1), default=50_000, metavar="N", help="keys of a plain push; default 50,000"
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if the parameters are not the same for every k."""
+    """Run the benchmark; return 1 if the parameters are not the same for every k."""
     asked = parser().parse_args(arguments)
     own = [*_runs.overrides(asked), 'consistency.model="sequential"', "consistency.tau=0"]
-    load(_runs.job_file(), own)  # what is wrong is said before anything is run
+    load(_runs.job_file(), own)  # Wrong switches are reported before any run.
     conditions = _runs.conditions()
     copies = [0, 1, 2] if asked.servers > 2 else [0, 1]
     runs: list[dict[str, Any]] = []
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         "benchmark": "replication",
         "conditions": conditions,
         "layout": {"servers": asked.servers, "workers": asked.workers},
-        "data": asked.train or "the project's own",
+        "data": asked.train or "the project's own data",
         "settings": asked.set,
         "repeat": asked.repeat,
         "pushes": {"rounds": asked.rounds, "keys": asked.keys},
@@ -106,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def plain_pushes(asked: argparse.Namespace, copies: Sequence[int], folder: Path) -> list[dict[str, Any]]:
-    """Run workers that only push, with and without sums, for every number of copies."""
+    """Run workers that only push, with and without aggregation, for every number of copies."""
     job = folder / "rounds.toml"
     job.write_text('[job]\nprogram = "mpips.bench.scaling._rounds"\n')
     layout = [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}"]
@@ -122,7 +128,7 @@ def plain_pushes(asked: argparse.Namespace, copies: Sequence[int], folder: Path)
 
 
 def measured(program: str, replicas: int, run: Run) -> dict[str, Any]:
-    """Give what was measured of a run."""
+    """Give the measurements of a run."""
     result = run.result
     return {
         "program": program,
@@ -139,7 +145,7 @@ def measured(program: str, replicas: int, run: Run) -> dict[str, Any]:
 
 
 def table(runs: Sequence[Mapping[str, Any]], workers: int) -> list[dict[str, Any]]:
-    """Give the medians of each program and number of copies, beside those without copies."""
+    """Give the medians of each program and number of copies, relative to those without copies."""
     rows: list[dict[str, Any]] = []
     for program in PROGRAMS:
         of_program = [run for run in runs if run["program"] == program]
@@ -157,14 +163,14 @@ def table(runs: Sequence[Mapping[str, Any]], workers: int) -> list[dict[str, Any
             row["bytes_ratio"] = row["sent"] / first["sent"]
             row["time_ratio"] = row["train"] / max(first["train"], 1e-9)
             row["added"] = row["bytes_ratio"] - 1.0
-            if program != "sparse_lr":  # its pulls have their part in the traffic too
+            if program != "sparse_lr":  # Its pulls are part of the traffic too.
                 row["expected"] = k / workers if program == "summed" else float(k)
             rows.append(row)
     return rows
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     layout, rows, pushes = report["layout"], report["table"], report["pushes"]
     lines = [
         _runs.described(report["conditions"]),
@@ -173,7 +179,7 @@ def text(report: Mapping[str, Any]) -> str:
     if pushes["rounds"]:
         lines.append(
             f"summed, single: every worker pushes {pushes['keys']:,} keys {pushes['rounds']} times\n"
-            "expected: what copies add to the traffic, k / workers where pushes are summed first, else k"
+            "expected: traffic that copies add, k / workers with aggregation, else k"
         )
     lines += ["", _runs.table(COLUMNS, rows), ""]
     one = next(row for row in rows if row["program"] == "sparse_lr" and row["replicas"] == 1)
@@ -181,5 +187,5 @@ def text(report: Mapping[str, Any]) -> str:
         held = "below" if one[key] < target else "NOT below"
         lines.append(f"sparse_lr, k = 1: {one[key]:.3f} times the {name} of k = 0, {held} {target}")
     if any(row["same"] != "yes" for row in rows):
-        lines.append("the parameters are NOT the same bits for every k")
+        lines.append("the parameters do NOT have the same bits for every k")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`mpips bench scale`: what each cost of a run becomes as ranks grow in number."""
+"""`mpips bench scale`: each cost of a run as a function of the number of ranks."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from mpips.report import charts
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
-The same work by more and more ranks on this machine, a quarter of them servers, with and without copies of all keys:
-messages and bytes of a rank and pass, processor time, memory, seconds to start, to leave, and to bear the death of a
-server. On the in-memory twin a pass of many more workers, who each push and pull keys of few shards.
+The same work by increasing numbers of ranks on this machine, a quarter of them servers, with and without copies of all
+keys: messages and bytes of a rank and pass, processor time, memory, seconds to start, to end, and to recover from the
+death of a server. On the in-memory twin a pass of many more workers, each of which pushes and pulls keys of few shards.
 
   mpips bench scale                                  4, 8, 16 and 32 ranks; 64 and 256 workers on the twin
   mpips bench scale --ranks 4,8,16,32,64 --twin 64,256,1024 --plot scale.svg
-  mpips bench scale --train a9a.svm --train news20b.svm.xz --programs darlin    each file is a data set of its own
+  mpips bench scale --train a9a.svm --train news20b.svm.xz --programs darlin    each file is a separate data set
   mpips bench scale --ranks 64 --replicas 1 --programs darlin --no-deaths
 
-Programs: darlin and ftrl are sparse_lr in sequential mode, rounds are pushes and pulls of all keys that the servers
-sum over the workers. Processor time is what ranks spend in training. PSS is a rank's share of memory: what several
-hold together is divided. Nothing may be sent twice where nobody dies, and the parameters must be the same bits for
-any number of copies, and where a server dies.
+Programs: darlin and ftrl are sparse_lr in sequential mode; rounds are pushes and pulls of all keys, aggregated over the
+workers. Processor time is that of training. PSS is a rank's share of memory: shared memory is divided. No message may
+be sent twice in a run without deaths, and the parameters must have the same bits for any number of copies, also after
+the death of a server.
 
 Each cost is fitted by a * N^b, N being the number of ranks (least squares in logarithms).
 """
 
 PROGRAMS = ("darlin", "ftrl", "rounds")
 EXAMPLES = 4_000
-"""Of the project's own data, unless --train is given."""
+"""Examples of the project's own data, unless --train is given."""
 LOOK = 0.05
-"""Seconds between two looks at whether training has begun."""
+"""Seconds between two checks whether training has started."""
 FAR = (1_000, 3_000)
-"""Numbers of ranks of which the fit says something."""
+"""Numbers of ranks for which the fit is evaluated."""
 ROLES = ("scheduler", "server", "worker")
 
 COSTS = {
@@ -59,9 +59,9 @@ COSTS = {
     **{f"cpu_{role}": (f"processor time of a {role}", seconds) for role in ROLES},
     "pss": ("PSS of a rank", bytes_si),
     "private": ("private memory of a rank", bytes_si),
-    "survived": ("seconds to survive a server's death", seconds),
+    "survived": ("seconds to recover from a server's death", seconds),
 }
-"""What is fitted: its text, and how it is shown."""
+"""The fitted costs: text and format."""
 
 COLUMNS = (
     Column("program", "program", 7),
@@ -97,7 +97,7 @@ DRAWN = {
     "cpu_worker": "processor time of a worker",
     "private": "private memory",
 }
-"""What the plot shows, beside what it is with the fewest ranks."""
+"""The costs in the plot, relative to those with the fewest ranks."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,14 +110,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--replicas", type=listed(at_least(0)), default=[0, 1], help="default 0,1")
     parser.add_argument("--programs", type=listed(one_of(PROGRAMS)), default=list(PROGRAMS),
                         help=f"default {','.join(PROGRAMS)}")  # fmt: skip
-    parser.add_argument("--train", action="append", metavar="FILE", help="a data set of its own; repeatable; "
+    parser.add_argument("--train", action="append", metavar="FILE", help="a separate data set; repeatable; "
                         f"default: {EXAMPLES:,} of the project's own examples")  # fmt: skip
     parser.add_argument("--passes", type=at_least(1), default=10, help="default 10")
-    parser.add_argument("--keys", type=at_least(1), default=50_000, help="of a round; default 50,000")
+    parser.add_argument("--keys", type=at_least(1), default=50_000, help="keys of a round; default 50,000")
     parser.add_argument("--no-deaths", action="store_true", help="kill no server")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured here too")
+    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw it")
     return parser
 
@@ -135,7 +135,7 @@ def sizes(least: int) -> Any:
 
 
 class Work(NamedTuple):
-    """What is run by ever more ranks."""
+    """A program to run with increasing numbers of ranks."""
 
     name: str
     job: Path
@@ -145,7 +145,7 @@ class Work(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if anything was sent twice where nobody died, or the bits are not the same."""
+    """Run the benchmark; return 1 if a message was sent twice in a run without deaths, or the bits differ."""
     asked = parser().parse_args(arguments)
     check_plot(asked.plot)
     dies = not asked.no_deaths and bool(asked.ranks) and mpi_launcher.find_starter(asked.launcher).mpi.ulfm
@@ -154,12 +154,12 @@ def main(arguments: Sequence[str]) -> int:
     with _runs.folders(asked.keep) as folder:
         works = list(programs(asked, folder)) if asked.ranks else []
         for work in works:
-            load(work.job, work.settings)  # what is wrong is said before anything is run
+            load(work.job, work.settings)  # Wrong switches are reported before any run.
         for ranks in asked.ranks:
             for work in works:
                 for row in real(asked, work, ranks, folder, dies):
                     rows.append(row)
-                    # Large sizes take long: what is known is kept, whatever becomes of them.
+                    # Large sizes take long: earlier measurements are written even if these fail.
                     _runs.write_report(asked.json, {"benchmark": "scale", "rows": rows})
     for workers in asked.twin:
         for replicas in asked.replicas:
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
-    """Give what is run, on each data set; `folder` is for files of this benchmark's own."""
+    """Give the programs, for each data set; `folder` is for files of this benchmark."""
     if asked.train:
         sets = {Path(file).name.partition(".")[0]: _runs.absolute([file]) for file in asked.train}
         crosses = ["data.crosses=[]"]
@@ -216,7 +216,7 @@ def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
 def real(
     asked: argparse.Namespace, work: Work, ranks: int, folder: Path, dies: bool
 ) -> Iterator[dict[str, Any]]:
-    """Run a program with so many ranks, for every number of copies; once more where there are some, with a death."""
+    """Run a program with a number of ranks, for every number of copies; with copies also with a death."""
     servers = max(1, round(ranks / 4))
     for replicas in asked.replicas:
         if replicas >= servers:
@@ -235,14 +235,14 @@ def real(
 
 
 class Watch:
-    """Notes when a run was launched, when its training began, and when all of it had gone (wall, s)."""
+    """Records when a run was launched, when its training started, and when it had ended (wall, s)."""
 
     def __init__(self) -> None:
         self.launched = self._looked = time.time()
         self.began: float | None = None
 
     def __call__(self, folder: Path) -> None:
-        """Look whether training has begun."""
+        """Check whether training has started."""
         now = time.time()
         if self.began is not None or now < self._looked + LOOK:
             return
@@ -254,13 +254,13 @@ class Watch:
                     return
 
     def times(self, folder: Path) -> dict[str, float | None]:
-        """Give the seconds to start and to leave of a run that has just ended."""
+        """Give the seconds to start and to end of a run that has just ended."""
         left = time.time() - (folder / "result.json").stat().st_mtime
         return {"start": None if self.began is None else self.began - self.launched, "leave": left}
 
 
 def measured(program: str, replicas: int, killed: bool, run: Run, watch: Watch) -> dict[str, Any]:
-    """Give what was measured of a run that has just ended; of a disturbed one, only what became of it."""
+    """Give the measurements of a run that has just ended; for a run with a death, only its outcome."""
     result = run.result
     layout, passes = result["layout"], count_passes(result["metrics"])
     row: dict[str, Any] = {
@@ -286,12 +286,12 @@ def measured(program: str, replicas: int, killed: bool, run: Run, watch: Watch) 
 
 
 def count_passes(metrics: Mapping[str, Any]) -> int:
-    """Give how many passes, or rounds, a run has done."""
+    """Give the number of passes, or rounds, of a run."""
     return int(metrics.get("passes") or metrics["rounds"])
 
 
 def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
-    """Give the means of each role's ranks for a pass, and those of all ranks' memory."""
+    """Give the means of each role's ranks for a pass, and the mean memory of all ranks."""
     found: dict[str, float] = {}
     for role in ROLES:
         mine = [each for each in ranks if each["role"] == role]
@@ -304,11 +304,11 @@ def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
     return found
 
 
-# --- what it says ----------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------
 
 
 def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what must not be: where nobody died, a thing sent twice or a rank lost; other bits; a death not noticed."""
+    """Describe violations: messages sent twice or ranks lost without a death; other bits; an undetected death."""
     found = []
     bits: dict[tuple[str, int], str] = {}
     for row in rows:
@@ -317,17 +317,17 @@ def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["sent_again"] and not row.get("killed"):
             found.append(f"{which}: sent again: {row['sent_again']}")
         if row.get("lost") and not row.get("killed"):
-            found.append(f"{which}: healthy ranks taken for dead: {row['lost']}")
+            found.append(f"{which}: healthy ranks excluded: {row['lost']}")
         if row.get("killed") and row.get("survived") is None:
-            found.append(f"{which}: no death was noticed")
+            found.append(f"{which}: the death was not detected")
         sha = row.get("parameters_sha256")
         if sha is not None and bits.setdefault((row["program"], row["ranks"]), sha) != sha:
-            found.append(f"{which}: other bits than in the first run of so many ranks")
+            found.append(f"{which}: other bits than in the first run with the same number of ranks")
     return found
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give a line for each program, number of ranks and of copies; what came of a death stands beside."""
+    """Give a row for each program, number of ranks and of copies, with the outcome of a death."""
     lines = []
     for row in (each for each in rows if not each.get("killed")):
         of = ("program", "ranks", "replicas")
@@ -367,7 +367,7 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report as text."""
     rows = report["rows"]
     lines = [
         _runs.described(report["conditions"]) + f"; {report['conditions']['load_after']:.2f} at the end",
@@ -378,17 +378,19 @@ def text(report: Mapping[str, Any]) -> str:
     ]
     if report["fits"]:
         lines += ["", "cost = a * N^b, N ranks:", _runs.table(FITS, report["fits"])]
-    return "\n".join([*lines, "", *(report["problems"] or ["nothing was sent twice; the bits are the same"])])
+    return "\n".join(
+        [*lines, "", *(report["problems"] or ["no message was sent twice; the bits are the same"])]
+    )
 
 
 def check_plot(path: str | None) -> None:
-    """Raise InputError before anything is run if nothing can be drawn there."""
+    """Raise InputError before any run if the plot cannot be written."""
     if path is not None and (Path(path).suffix != ".svg" or not Path(path).absolute().parent.is_dir()):
         raise InputError(f"--plot {path}: must be an .svg in a folder that exists")
 
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw costs of the first program with most copies, each beside what it is with the fewest ranks, as SVG."""
+    """Draw costs of the first program with most copies, relative to those with the fewest ranks, as SVG."""
     lines = table(rows)
     first = max(lines, key=lambda line: (line["program"] == lines[0]["program"], line["replicas"]))
     mine = [line for line in lines if all(line[key] == first[key] for key in ("program", "replicas"))]
@@ -398,7 +400,9 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
         if points:
             least = points[0][1]
             series.append(charts.Series(name, [(ranks, value / least) for ranks, value in points], number))
-    label = f"{first['program']}, k = {first['replicas']}: costs of a rank, beside those with {mine[0]['ranks']} ranks"
+    label = (
+        f"{first['program']}, k = {first['replicas']}: costs of a rank, relative to {mine[0]['ranks']} ranks"
+    )
     svg = charts.lines(series, label=label, x="ranks", y=label, log=True)
     legend = [(f"k{each.colour}", each.name) for each in series]
     style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")

@@ -110,7 +110,7 @@ def test_bytes_are_compared_with_those_of_no_filter(tmp_path: Path) -> None:
     assert "none: servers sent 4.00kB; as the paper counts, with keys, 8.00kB" in text
     assert "in each pass, KKT: 0.0 50.0" in text and "not every run" not in text
     report["table"][-1]["seconds"] = None
-    assert filters.text(report).endswith("not every run came to the target: + fixed_point 1, zstd")
+    assert filters.text(report).endswith("not every run reached the target: + fixed_point 1, zstd")
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_the_workers_word_is_compared_with_what_is_on_the_servers() -> None:
 def test_a_campaign_that_goes_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults.main(["--trials", "3", "--seed", "2", "--json", str(tmp_path / "x.json")]) == 0
     said = capsys.readouterr().out
-    assert "trials survived: 3 of 3" in said and "lost: 0; doubled: 0" in said
+    assert "trials survived: 3 of 3" in said and "lost: 0; applied twice: 0" in said
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["twin"]["trials"] == 3 and report["twin"]["failed"] == [] and report["seed"] == 2
 
@@ -192,7 +192,7 @@ def test_one_trial_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     seed = next(seed for seed in range(100) if _trial.run(seed).faults["kill server"])
     assert faults.main(["--only", str(seed)]) == 0
     said = capsys.readouterr().out
-    assert "kill server: rank" in said and "every update is there, once" in said
+    assert "kill server: rank" in said and "every update was applied once" in said
 
 
 @pytest.mark.parametrize(
@@ -233,5 +233,5 @@ def _find(monkeypatch: pytest.MonkeyPatch, ulfm: bool) -> None:
 
 def test_without_ulfm_no_process_is_struck(monkeypatch: pytest.MonkeyPatch) -> None:
     _find(monkeypatch, ulfm=False)
-    with pytest.raises(InputError, match="takes Open MPI 5 with ULFM"):
+    with pytest.raises(InputError, match="Open MPI 5 with ULFM is required"):
         faults.main(["--processes", "1"])

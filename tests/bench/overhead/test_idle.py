@@ -94,7 +94,7 @@ def test_only_what_was_measured_is_judged() -> None:
 
 def test_a_rank_that_hears_late_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "LATE", 200e-6)
-    assert "heard within 1 ms more (p99): NO" in idle.text(a_report())
+    assert "additional latency < 1 ms (p99): NO" in idle.text(a_report())
 
 
 def test_processor_time_is_read_of_all_threads(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_processor_time_is_read_of_all_threads(tmp_path: Path) -> None:
     for file in folder.glob("task/*/schedstat"):
         file.unlink()
     assert _idle.processor_seconds(7, tmp_path) == (14 + 15) / os.sysconf("SC_CLK_TCK")
-    with pytest.raises(InputError, match="8: does not say how much processor time"):
+    with pytest.raises(InputError, match="8: does not report the processor time"):
         _idle.processor_seconds(8, tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_round_trips_are_enough_and_not_too_many() -> None:
     [
         (["--workers", "0"], "--workers: must be at least 1, got 0"),
         (["--seconds", "nan"], "--seconds: must be at least 0.1, got nan"),
-        (["--pauses", "0.1,x"], "--pauses: 'x' is no number"),
+        (["--pauses", "0.1,x"], "--pauses: 'x' is not a number"),
         (["--pauses", "0"], "--pauses: must be at least 0.0001, got 0"),
         (["--few", "3"], "--few: must be servers+workers, as in 1+2, got '3'"),
         (["--many", "0+4"], "--many: must be servers+workers, as in 1+2, got '0+4'"),

@@ -76,12 +76,14 @@ def test_targets_are_judged_by_the_worst_row() -> None:
         a_row(0.9), a_row(0.79, op="pull"), a_row(0.1, keys=1000), a_row(0.41, keys=1),
         a_row(0.6, mode="cached"), a_row(0.4, mode="sparse"), a_row(0.39, mode="sparse", layout="2+2", keys=10**6),
     ]  # fmt: skip
-    assert str(pushpull.verdict(dense, rows)).endswith(": NO, 1 of 2; least 0.79 (1+1 dense pull 100,000)")
-    assert str(pushpull.verdict(cached, rows)).endswith(": yes, 1 of 1; least 0.60 (1+1 cached push 100,000)")
-    assert str(pushpull.verdict(sparse, rows)).endswith(
-        ": NO, 1 of 2; least 0.39 (2+2 sparse push 1,000,000)"
+    assert str(pushpull.verdict(dense, rows)).endswith(": NO, 1 of 2; minimum 0.79 (1+1 dense pull 100,000)")
+    assert str(pushpull.verdict(cached, rows)).endswith(
+        ": yes, 1 of 1; minimum 0.60 (1+1 cached push 100,000)"
     )
-    assert str(pushpull.verdict(one, rows)).endswith(": yes, 1 of 1; least 0.41 (1+1 dense push 1)")
+    assert str(pushpull.verdict(sparse, rows)).endswith(
+        ": NO, 1 of 2; minimum 0.39 (2+2 sparse push 1,000,000)"
+    )
+    assert str(pushpull.verdict(one, rows)).endswith(": yes, 1 of 1; minimum 0.41 (1+1 dense push 1)")
     assert pushpull.verdict(cached, rows[:3]) is None
 
 
@@ -172,9 +174,9 @@ def test_a_drift_of_the_machine_is_no_cost() -> None:
 def test_the_overlap_report_names_the_worst() -> None:
     report = {"conditions": CONDITIONS, "keys": 9, "repeat": 3, "table": overlap.table(an_overlap(), 20)}
     said = overlap.text(report)
-    assert "NO, 1 of 2; most 40 % (dense pull, 20 pieces)" in said
+    assert "NO, 1 of 2; maximum 40 % (dense pull, 20 pieces)" in said
     good = report | {"table": overlap.table(an_overlap(async_pieces=[4.0e-3]), 20)}
-    assert "yes, 2 of 2; most 15 %" in overlap.text(good)
+    assert "yes, 2 of 2; maximum 15 %" in overlap.text(good)
 
 
 # --- arguments -----------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
     ):
         pushpull.check_room(a_request(), 10**9, 2)
     pushpull.check_room(a_request(quick=True, keys=[1000]), 10**9, 2)
-    with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 a core"):
+    with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 per core"):
         pushpull.check_room(a_request(layouts=[Layout(8, 9)]), None, 2)
     less = pushpull.room(Layout(2, 2), [10**6], ["dense"], ["push"], 1.0)
     assert less < pushpull.room(Layout(2, 2), [10**6], ["dense", "sparse"], ["push"], 1.0)

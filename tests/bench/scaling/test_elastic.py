@@ -153,7 +153,7 @@ def test_the_replication_report_is_honest() -> None:
     said = replication.text(report)
     assert "1.400 times the bytes of k = 0, NOT below 1.3" in said
     assert "1.100 times the time of k = 0, below 1.15" in said
-    assert "the parameters are NOT the same bits" in said
+    assert "the parameters do NOT have the same bits" in said
 
 
 # --- restart -------------------------------------------------------------------------------------------
@@ -169,14 +169,14 @@ def a_trial(**changed: Any) -> Trial:
     [
         ({}, ""),
         ({"latest": 6}, ""),
-        ({"noted": 6}, "the checkpoint of step 6 is gone"),
+        ({"noted": 6}, "the checkpoint of step 6 is missing"),
         ({"problems": ["server-0001.h5: damaged"]}, "server-0001.h5: damaged"),
-        ({"objective": None, "said": "no room"}, "it did not go on: no room"),
-        ({"objective": 100.2}, "objective 100.2, undisturbed 100"),
-        ({"objective": 99.8}, "objective 99.8, undisturbed 100"),
-        ({"sha256": "b"}, "the parameters are not the undisturbed run's"),
+        ({"objective": None, "said": "no room"}, "it did not continue: no room"),
+        ({"objective": 100.2}, "objective 100.2, without failures 100"),
+        ({"objective": 99.8}, "objective 99.8, without failures 100"),
+        ({"sha256": "b"}, "the parameters differ from those of the run without failures"),
         ({"sha256": "b", "begun": (1, 3)}, ""),
-        ({"sha256": "b", "begun": (1, 3), "noted": -1, "latest": -1}, "the parameters are not"),
+        ({"sha256": "b", "begun": (1, 3), "noted": -1, "latest": -1}, "the parameters differ"),
     ],
 )
 def test_a_restart_is_judged(changed: dict[str, Any], failure: str) -> None:

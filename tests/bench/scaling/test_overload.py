@@ -37,16 +37,16 @@ def a_report(**changed: Any) -> dict[str, Any]:
 def test_a_good_run_has_no_problems() -> None:
     report = a_report()
     assert overload.problems(report) == []
-    assert "all were back in time" in overload.text(report | {"problems": []})
+    assert "all disturbances ended in time" in overload.text(report | {"problems": []})
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"back": 2.5}, "back after 2.50 s"),
-        ({"back": float("inf")}, "back after inf s"),
+        ({"back": 2.5}, "recovered after 2.50 s"),
+        ({"back": float("inf")}, "recovered after inf s"),
         ({"lost": 3}, "3 pushes were lost"),
-        ({"losses": 1}, "1 ranks were taken for dead"),
+        ({"losses": 1}, "1 ranks were excluded"),
         ({"sent_again": {"chain": 1}}, "sent again: {'chain': 1}"),
         ({"time_ratio": 1.6}, "1.60 times the time"),
         ({"bytes_ratio": 2.3}, "2.30 times the bytes"),

@@ -61,10 +61,10 @@ def test_undisturbed_runs_that_are_the_same_are_good() -> None:
     ("rows", "told"),
     [
         ([a_row(8, 0), a_row(8, 1, sent_again={"chain": 2})], "sent again: {'chain': 2}"),
-        ([a_row(8, 0), a_row(8, 1, lost=2)], "healthy ranks taken for dead: 2"),
+        ([a_row(8, 0), a_row(8, 1, lost=2)], "healthy ranks excluded: 2"),
         ([a_row(8, 0), a_row(8, 1, "other")], "other bits"),
         ([a_row(8, 1), a_death(8, "other")], "a server killed: other bits"),
-        ([a_row(8, 1), a_death(8, survived=None)], "no death was noticed"),
+        ([a_row(8, 1), a_death(8, survived=None)], "the death was not detected"),
     ],
 )
 def test_what_must_not_be_is_told(rows: list[dict[str, Any]], told: str) -> None:
@@ -77,7 +77,7 @@ def test_the_report_is_drawn_and_written() -> None:
     facts = {"cpu": "a machine", "cores": 2, "load": 0.1, "load_after": 0.2}
     report = {"conditions": facts, "passes": 3, "rows": rows, "fits": scale.fits(rows), "problems": []}
     said = scale.text(report)
-    assert "+1.00         as N" in said and "nothing was sent twice" in said
+    assert "+1.00         as N" in said and "no message was sent twice" in said
     assert scale.drawn(rows).count("<polyline") == len(scale.DRAWN)
 
 
