@@ -255,6 +255,7 @@ class Network:
         errors: list[BaseException] = []
 
         def body(rank: int) -> None:
+            starter.switch()
             try:
                 self.touch(rank)
                 result = programs[rank](self.vans[rank])
@@ -269,12 +270,16 @@ class Network:
             self._alive.discard(rank)
             self._idle.discard(rank)
 
+        starter = greenlet.getcurrent()
         self._running = [greenlet(body) for _ in range(self.size)]
+        # A greenlet inherits the recursion depth of the one that starts it, so all are started from here.
+        for rank, running in enumerate(self._running):
+            running.switch(rank)
         self._strike()
         heir = 0 if 0 not in self._stopped else self._next()
         while True:
             # This returns when a program ends, whichever of them.
-            self._running[heir].switch(heir)
+            self._running[heir].switch()
             if not self._alive:
                 break
             heir = self._next()
@@ -371,7 +376,7 @@ class Network:
 
     def _hand(self, heir: int, mine: int) -> None:
         if heir != mine:
-            self._running[heir].switch(heir)
+            self._running[heir].switch()
         if self._ended or mine in self._dead:
             raise _Ended
 
