@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
-    from mpips.checkpoint.checkpoint import load_range as load_range
+    from mpips.checkpoint.loading import load_range as load_range
     from mpips.checkpoint.manifest import (
         MANIFEST as MANIFEST,
         explained as explained,
@@ -99,7 +99,7 @@ warnings.filterwarnings("ignore", "A Numba config file is found")
 __version__ = "0.1.0"
 
 _HOMES = {
-    "mpips.checkpoint.checkpoint": "load_range",
+    "mpips.checkpoint.loading": "load_range",
     "mpips.checkpoint.manifest": "MANIFEST explained read_manifest",
     "mpips.consistency": "Bounded Consistency ConsistencySpec PushPull bounded eventual push_pull "
     "sequential unmet",

@@ -101,7 +101,7 @@ if __name__ == "__main__":
     from mpips.launch.processes import clear_session
 
     # What most commands load.
-    for module in ("checkpoint.checkpoint", "data.convert", "launch.mpi_launcher", "config.program"):
+    for module in ("checkpoint.loading", "data.convert", "launch.mpi_launcher", "config.program"):
         import_module(f"mpips.{module}")
     gc.freeze()  # or each fork looks through all of it as it ends, and so copies it
     serve()

@@ -1,7 +1,7 @@
 """Writes a rank's checkpoint files in a background thread, while training continues.
 
 HDF5 serializes all threads, so one thread is enough. It holds the GIL only briefly: h5py releases it while HDF5 copies,
-and writes, syncs and hashes run without it. The thread writes a copy (`checkpoint.save`), so training waits for the
+and writes, syncs and hashes run without it. The thread writes a copy (`saved.save`), so training waits for the
 copy only, or, if it uses HDF5 itself, for the array that is being written.
 """
 
@@ -42,7 +42,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
-        """Start `write(*arguments)`: `checkpoint.write_shard` or `write_worker`.
+        """Start `write(*arguments)`: `saved.write_shard` or `write_worker`.
 
         Poll the future by `done()`; `result()` returns the entry for `checkpoint.commit`, or raises the CheckpointError
         that says why the file could not be written. The arguments must not change until then.

@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own
-from mpips.checkpoint import checkpoint
+from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.lineage import Lineage, of_run
+from mpips.checkpoint.manifest import read_manifest
 from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
@@ -583,11 +584,11 @@ _RESUMED = {
 
 def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is damaged."""
-    problems = checkpoint.verify(resume)
+    problems = inspection.verify(resume)
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
-    specs = {name: asdict(spec) for name, spec in checkpoint.vectors(resume).items()}
-    manifest = checkpoint.read_manifest(resume)
+    specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
+    manifest = read_manifest(resume)
     problem = misfit(manifest["about"], _RESUMED)
     unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
     if problem or unknown:

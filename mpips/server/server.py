@@ -21,17 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own
-from mpips.checkpoint.checkpoint import (
-    Saved,
-    joined,
-    load_clocks,
-    load_range,
-    save,
-    save_note,
-    vectors,
-    write_shard,
-)
+from mpips.checkpoint.loading import load_clocks, load_range, vectors
 from mpips.checkpoint.manifest import NOTE
+from mpips.checkpoint.saved import Saved, joined, save, save_note, write_shard
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import NOBODY, View

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own, check_worker
-from mpips.checkpoint.checkpoint import load_worker, load_worker_if_any, write_worker
+from mpips.checkpoint.loading import load_worker, load_worker_if_any
+from mpips.checkpoint.saved import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
 from mpips.errors import ProtocolError

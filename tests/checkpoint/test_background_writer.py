@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from files.test_error_latching_file import part
 
-from mpips.checkpoint import checkpoint
 from mpips.checkpoint.background_writer import Writer
-from mpips.checkpoint.checkpoint import begin, commit, verify, write_shard
+from mpips.checkpoint.checkpoint import begin, commit
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.manifest import Entry
+from mpips.checkpoint.saved import write_shard
 from mpips.errors import CheckpointError, ClosedError
 
 
@@ -32,7 +34,7 @@ def test_the_caller_goes_on_while_it_is_written(tmp_path: Path) -> None:
     """The caller may even use HDF5 itself; what was started is finished in its order before the writer closes."""
     gate, threads, order = threading.Event(), set(), []
 
-    def held_up(folder: Path, number: int, *rest: Any) -> checkpoint.Entry:
+    def held_up(folder: Path, number: int, *rest: Any) -> Entry:
         gate.wait()
         threads.add(threading.get_ident())
         order.append(number)

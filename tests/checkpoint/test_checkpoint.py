@@ -19,25 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpips.checkpoint.checkpoint import (
-    abandon,
-    begin,
-    commit,
-    describe,
-    joined,
-    latest,
-    load_range,
-    load_server,
-    load_worker,
-    prune,
-    read_manifest,
-    save,
-    save_note,
-    vectors,
-    verify,
-    write_shard,
-    write_worker,
-)
+from mpips.checkpoint.checkpoint import abandon, begin, commit, prune
+from mpips.checkpoint.inspection import describe, verify
+from mpips.checkpoint.loading import load_range, load_server, load_worker, vectors
+from mpips.checkpoint.manifest import latest, read_manifest
+from mpips.checkpoint.saved import joined, save, save_note, write_shard, write_worker
 from mpips.errors import CheckpointError
 from mpips.ranges import ALL, KeyRange
 from mpips.storage.segment import Segment

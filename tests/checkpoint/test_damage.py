@@ -14,8 +14,9 @@ from checkpoint.test_checkpoint import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpips.checkpoint.checkpoint import latest, load_range, load_worker, verify
-from mpips.checkpoint.manifest import write_manifest
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.loading import load_range, load_worker
+from mpips.checkpoint.manifest import latest, write_manifest
 from mpips.errors import CheckpointError
 from mpips.ranges import ALL
 

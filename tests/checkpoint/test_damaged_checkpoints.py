@@ -15,8 +15,9 @@ import pytest
 from checkpoint.test_checkpoint import write
 from hostile.test_damaged_runs import changed, judge, places, some
 
-from mpips.checkpoint.checkpoint import latest, load_clocks, verify
-from mpips.checkpoint.manifest import _own_hash, entry_of, read_manifest, text_of
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.loading import load_clocks
+from mpips.checkpoint.manifest import _own_hash, entry_of, latest, read_manifest, text_of
 from mpips.errors import CheckpointError
 
 COMMANDS = (

@@ -15,8 +15,10 @@ NURSERY = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from files.test_error_latching_file import part
-from mpips.checkpoint.checkpoint import begin, commit, latest, prune, verify, write_shard
-from mpips.checkpoint.manifest import complete, folders, order_of
+from mpips.checkpoint.checkpoint import begin, commit, prune
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.manifest import complete, folders, latest, order_of
+from mpips.checkpoint.saved import write_shard
 from mpips.checkpoint.background_writer import Writer
 
 directory, kills = Path(sys.argv[1]), int(sys.argv[2])

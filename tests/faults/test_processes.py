@@ -19,7 +19,7 @@ from conftest import Finished, Started, patience
 
 from mpips.bench import _runs
 from mpips.bench.failures import _processes, _pushing
-from mpips.checkpoint.checkpoint import verify
+from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import complete
 from mpips.rundir import order_files
 

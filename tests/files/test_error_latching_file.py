@@ -15,7 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from mpips.checkpoint.checkpoint import Saved, abandon, begin, commit, latest, verify, write_shard
+from mpips.checkpoint.checkpoint import abandon, begin, commit
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.manifest import latest
+from mpips.checkpoint.saved import Saved, write_shard
 from mpips.errors import CheckpointError, ClosedError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.ranges import ALL
@@ -132,7 +135,10 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from files.test_error_latching_file import part
-from mpips.checkpoint.checkpoint import abandon, begin, commit, latest, verify, write_shard
+from mpips.checkpoint.checkpoint import abandon, begin, commit
+from mpips.checkpoint.inspection import verify
+from mpips.checkpoint.manifest import latest
+from mpips.checkpoint.saved import write_shard
 from mpips.errors import CheckpointError
 directory = Path(sys.argv[1])
 if len(sys.argv) > 2:

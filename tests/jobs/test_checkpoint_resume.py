@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmlight
 
-from mpips.checkpoint import checkpoint
-from mpips.checkpoint.manifest import complete, step_of
+from mpips.checkpoint import checkpoint, inspection
+from mpips.checkpoint.manifest import complete, read_manifest, step_of
 from mpips.errors import CheckpointError, MpipsError, RemoteError
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import rough
@@ -132,7 +132,7 @@ def test_a_shorter_run_keeps_its_own_beside_a_longer_one(made: Made, tmp_path: P
     told = [Path(event["folder"]) for event in stopped.log if event["event"] == "checkpoint"]
     assert [step_of(path) for path in told] == [1, 2, 3]
     assert set(complete(tmp_path)) == {*longer, *told[1:]}
-    assert not any(checkpoint.verify(path) for path in complete(tmp_path))
+    assert not any(inspection.verify(path) for path in complete(tmp_path))
 
 
 def test_a_resumed_run_removes_what_it_went_on_from(
@@ -145,7 +145,7 @@ def test_a_resumed_run_removes_what_it_went_on_from(
     last = again.metrics["passes"] - 1
     assert not two.exists() and not four.exists()
     assert [step_of(path) for path in complete(tmp_path)] == [6, last - 2, last - 1, last]
-    assert not checkpoint.verify(six), "it went on from an earlier one: this is another run's"
+    assert not inspection.verify(six), "it went on from an earlier one: this is another run's"
 
 
 def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
@@ -165,7 +165,7 @@ def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
 def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     path = complete(folder)[0]
-    text = checkpoint.describe(path)
+    text = inspection.describe(path)
     lines = text.splitlines()
     assert lines[0].startswith(f"{path}: complete") and "shards 2, worker states 2" in lines[0]
     assert "  program: sparse_lr" in lines and "  step: 2" in lines
@@ -173,7 +173,7 @@ def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
         line.startswith("  vector w: 40 keys, float64, sparse, update block_proximal") for line in lines
     )
     assert sum("server-" in line for line in lines) == 2
-    assert not checkpoint.verify(path)
+    assert not inspection.verify(path)
 
 
 # --- What cannot be resumed --------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
 
     run_twin(made, 1, 1, hooks=Hooks(checkpoints=tmp_path, stop_after=2))
     (path,) = complete(tmp_path)
-    about = checkpoint.read_manifest(path)["about"]
+    about = read_manifest(path)["about"]
     about["facts"] = {}
     cluster = object.__new__(Cluster)
 
@@ -284,7 +284,7 @@ def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
 
 def test_another_program_is_refused(written: tuple[Path, Outcome], made: Made, tmp_path: Path) -> None:
     path = copied(complete(written[0])[0], tmp_path / "other")
-    manifest = checkpoint.read_manifest(path)
+    manifest = read_manifest(path)
     files = [entry for entry in manifest["files"] if entry["kind"] != "view"]
     checkpoint.commit(path, files, manifest["about"] | {"program": "lda"})
     assert "is of program 'lda', not 'sparse_lr'" in refusal(made, path, tmp_path / "c")

@@ -14,7 +14,7 @@ import pytest
 from conftest import patience
 from made import Hooks, Made, Outcome, job_of, make, objective, optimum, run_twin, svmlight
 
-from mpips.checkpoint import checkpoint
+from mpips.checkpoint import loading
 from mpips.checkpoint.manifest import complete
 from mpips.data import Examples, load_columns
 from mpips.errors import CheckpointError, InputError, JobError
@@ -235,7 +235,7 @@ def test_a_run_resumes_on_other_numbers_to_the_same_bits(
         stopped = run_twin(data, 2, 2, layout=EXACT, hooks=hooks)
         assert stopped.stopped
         resume = complete(tmp_path)[-1]
-        assert not any("before" in name or "earlier" in name for name in checkpoint.vectors(resume))
+        assert not any("before" in name or "earlier" in name for name in loading.vectors(resume))
         again = run_twin(data, servers, workers, layout=EXACT, hooks=Hooks(resume=resume))
         assert again.sha == whole.sha
         assert stopped.passes() + again.passes() == whole.passes()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpips.checkpoint.checkpoint import Saved, commit, write_shard
+from mpips.checkpoint.checkpoint import commit
+from mpips.checkpoint.saved import Saved, write_shard
 from mpips.cli import main
 from mpips.cli.runs.diff import Paint, report
 from mpips.ranges import ALL

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.checkpoint import checkpoint
+from mpips.checkpoint.saved import Saved, write_shard
 from mpips.errors import InputError
 from mpips.ranges import KeyRange
 from mpips.report import table_diff
@@ -87,8 +88,8 @@ def written(folder: Path, cuts: list[int], rows: dict[int, float]) -> Path:
         keys = np.array([key for key in sorted(rows) if begin <= key < end], np.uint64)
         values = np.array([[rows[int(key)]] for key in keys]).reshape(len(keys), 1)
         part = Rows(keys, values, {"sum": values * values})
-        saved = checkpoint.Saved(spec, {}, [KeyRange(begin, end)], part)
-        entries.append(checkpoint.write_shard(folder, server, {"w": saved}))
+        saved = Saved(spec, {}, [KeyRange(begin, end)], part)
+        entries.append(write_shard(folder, server, {"w": saved}))
     checkpoint.commit(folder, entries, {"step": 1})
     return folder
 

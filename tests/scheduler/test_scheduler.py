@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from simulated import simulate
 
-from mpips.checkpoint import checkpoint
+from mpips.checkpoint import checkpoint, loading
 from mpips.errors import InputError, RemoteError, UsageError
 from mpips.ranges import KeyRange
 from mpips.scheduler import scheduler
@@ -257,7 +257,7 @@ def clock(folder: Path) -> RangedClock:
     """Put the servers' clocks of a checkpoint together; no two of them may speak of one key."""
     whole = RangedClock()
     spoken: list[KeyRange] = []
-    for part in checkpoint.load_clocks(folder, "v"):
+    for part in loading.load_clocks(folder, "v"):
         assert part.nodes() == (AGGREGATE,)
         spoken += [keys for keys, time in part.entries(AGGREGATE) if time != NOTHING]
         whole.merge(part)

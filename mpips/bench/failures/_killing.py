@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.checkpoint.checkpoint import verify
+from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import MANIFEST, complete, folders, latest, read_manifest, step_of
 from mpips.config.job_file import load
 from mpips.launch import mpi_launcher

@@ -224,7 +224,7 @@ def checkpoint(named: str | None) -> str:
     """Give the absolute path of the checkpoint to continue from; empty if there is none."""
     from pathlib import Path
 
-    from mpips.checkpoint.checkpoint import read_manifest
+    from mpips.checkpoint.manifest import read_manifest
     from mpips.errors import InputError
 
     if not named:

@@ -35,7 +35,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the file."""
-    from mpips.checkpoint.checkpoint import load_range, vectors
+    from mpips.checkpoint.loading import load_range, vectors
     from mpips.checkpoint.manifest import explained
     from mpips.errors import CheckpointError, InputError
     from mpips.files.safe_open import replacing

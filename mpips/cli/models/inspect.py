@@ -26,7 +26,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Describe the checkpoint."""
     from pathlib import Path
 
-    from mpips.checkpoint.checkpoint import describe
+    from mpips.checkpoint.inspection import describe
     from mpips.checkpoint.manifest import read_manifest
     from mpips.errors import CheckpointError
     from mpips.process.printable import json_text, printable

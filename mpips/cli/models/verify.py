@@ -25,7 +25,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Check the checkpoints; print one line for each, and one for each problem."""
     from pathlib import Path
 
-    from mpips.checkpoint.checkpoint import verify
+    from mpips.checkpoint.inspection import verify
     from mpips.checkpoint.manifest import folders, read_manifest
     from mpips.process.printable import one_line
 

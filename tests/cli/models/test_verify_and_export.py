@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpips.checkpoint.checkpoint import begin, commit, load_range, write_shard
+from mpips.checkpoint.checkpoint import begin, commit
+from mpips.checkpoint.loading import load_range
+from mpips.checkpoint.saved import write_shard
 from mpips.cli.models import export, verify
 from mpips.errors import CheckpointError, InputError
 from mpips.ranges import ALL, KeyRange

@@ -1,0 +1,81 @@
+"""What people ask of a checkpoint: whether all of its bytes are right, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+from mpips.checkpoint.loading import vectors
+from mpips.checkpoint.manifest import (
+    MANIFEST,
+    Entry,
+    cover_problems,
+    entry_of,
+    read_manifest,
+    runs_of,
+    text_of,
+)
+from mpips.checkpoint.shard_file import misfits, opened
+from mpips.errors import CheckpointError
+from mpips.files.safe_open import read_bytes
+from mpips.process.printable import printable
+
+
+def verify(path: Path) -> list[str]:
+    """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid."""
+    path = Path(path)
+    try:
+        manifest = read_manifest(path)
+        entries = manifest["files"]
+        problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
+        if read_bytes(path / MANIFEST, follow=False) != text_of(manifest).encode():
+            problems.append(f"{path / MANIFEST}: damaged: it is not written as it was")
+        shards = {entry["name"] for entry in entries if entry["kind"] == "server"}
+        for entry in sorted(entries, key=lambda entry: bool(entry["kind"] == "view")):
+            if entry["kind"] != "view":
+                problems += _file_problems(path / entry["name"], entry, ())
+            # the view's data are read only if all shards are valid, since HDF5 opens the files that it refers to
+            else:
+                held = {} if problems else entry.get("vectors", {})
+                problems += _file_problems(path / entry["name"], {**entry, "vectors": held}, shards)
+    except CheckpointError as error:
+        return [str(error)]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        return [f"{path / MANIFEST}: damaged: {type(error).__name__}: {error}"]
+    return problems
+
+
+def _file_problems(file: Path, entry: Entry, beside: Container[str]) -> list[str]:
+    """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to files `beside` it."""
+    try:
+        found = entry_of(file, entry["kind"], entry["number"])
+        if found["bytes"] != entry["bytes"]:
+            return [f"{file}: {found['bytes']} bytes, the manifest says {entry['bytes']}"]
+        if found["sha256"] != entry["sha256"]:
+            return [f"{file}: damaged: its sha256 is not the manifest's"]
+        with opened(file, beside) as held:
+            parts = entry.get("vectors", {}).items()
+            return [f"{file}: {problem}" for name, part in parts for problem in misfits(held, name, part)]
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def describe(path: Path) -> str:
+    """Return a readable description of a checkpoint, in a few lines."""
+    manifest = read_manifest(path)
+    entries = manifest["files"]
+    size = sum(entry["bytes"] for entry in entries)
+    servers, workers = (sum(entry["kind"] == kind for entry in entries) for kind in ("server", "worker"))
+    lines = [f"{path}: complete, {size / 1e6:,.1f} MB, shards {servers}, worker states {workers}"]
+    plain = {k: v for k, v in manifest["about"].items() if isinstance(v, int | float | str)}
+    lines += [f"  {key}: {value}" for key, value in sorted(plain.items())]
+    for name, spec in vectors(path).items():
+        rows = sum(run.rows for run in runs_of(entries, name))
+        shape = f"{spec.dtype} x {spec.width}" if spec.width > 1 else spec.dtype
+        kind = "dense" if spec.dense else "sparse"
+        settings = "".join(f", {key} = {value}" for key, value in sorted(spec.settings.items()))
+        lines.append(f"  vector {name}: {rows:,} keys, {shape}, {kind}, update {spec.update}{settings}")
+    for entry in entries:
+        held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
+        lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{held}")
+    return "\n".join(printable(line, keep="") for line in lines)

@@ -1,0 +1,107 @@
+"""Reading a checkpoint for any layout.
+
+`load_range` reads from each shard the runs of rows that intersect a new owner's ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.checkpoint.manifest import MANIFEST, explained, read_manifest, runs_of, spec_of, vector_names
+from mpips.checkpoint.shard_file import concatenated, meta_of, opened, read_rows, read_run
+from mpips.errors import CheckpointError, UsageError
+from mpips.ranges import KeyRange, coalesce, intersection
+from mpips.storage.segment import Rows
+from mpips.storage.updates import VectorSpec
+from mpips.storage.vector_clock import RangedClock
+
+
+def vectors(path: Path) -> dict[str, VectorSpec]:
+    """Return the vectors of a checkpoint by name; their settings are those at the time of saving."""
+    entries = read_manifest(path)["files"]
+    try:
+        return {name: VectorSpec(**spec_of(entries, name)) for name in vector_names(entries)}
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(f"{Path(path) / MANIFEST} is damaged: {error}") from None
+
+
+def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
+    """Read the rows of one vector that lie in `ranges`, in key order, from whichever shards hold them.
+
+    Raises CheckpointError when there is no such vector, or a shard cannot be read.
+    """
+    path = Path(path)
+    entries = read_manifest(path)["files"]
+    if name not in vector_names(entries):
+        known = ", ".join(vector_names(entries)) or "none"
+        raise CheckpointError(f"{path} has no vector {name!r}; it has: {known}")
+    wanted = coalesce(ranges)
+    runs = runs_of(entries, name)
+    used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
+    found: list[tuple[int, Rows]] = []
+    for shard in sorted({run.file for run in used}) or [runs[0].file]:
+        with opened(path / shard) as file:
+            group = file[f"vectors/{name}"]
+            # no rows, of the right types
+            found.append((-1, read_rows(group, slice(0, 0))))
+            for run in used:
+                if run.file == shard:
+                    found += read_run(group, run, wanted)
+    found.sort(key=lambda part: part[0])
+    spec = spec_of(entries, name)
+    for _, rows in found:
+        if rows.values.dtype != spec["dtype"] or rows.values.shape[1] != spec["width"]:
+            raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
+    with explained("read", path):
+        return concatenated([rows for _, rows in found])
+
+
+def load_server(path: Path, server: int) -> dict[str, Any]:
+    """Return the `meta` that a server's shard was written with."""
+    with opened(Path(path) / f"server-{server:04d}.h5") as file:
+        return meta_of(file)
+
+
+def load_clocks(path: Path, name: str) -> list[RangedClock]:
+    """Return the clock of one vector on every server that wrote the checkpoint; CheckpointError if one is invalid."""
+    path = Path(path)
+    clocks = []
+    for entry in read_manifest(path)["files"]:
+        if entry["kind"] == "server":
+            try:
+                saved = load_server(path, entry["number"]).get("clocks", {}).get(name)
+                if saved:
+                    nodes, firsts, lasts, times = saved
+                    clocks.append(
+                        RangedClock.from_arrays(
+                            np.array(nodes, np.int64),
+                            np.array(firsts, np.uint64),
+                            np.array(lasts, np.uint64),
+                            np.array(times, np.int64),
+                        )
+                    )
+            except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+                said = " ".join(str(error).split())
+                raise CheckpointError(
+                    f"{path / entry['name']}: is damaged: the clock of vector {name!r}: {said}"
+                ) from None
+    return clocks
+
+
+def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the `meta` that a worker's state was written with."""
+    with opened(Path(path) / f"worker-{worker:04d}.h5") as file:
+        return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, meta_of(file)
+
+
+def load_worker_if_any(path: Path, worker: int) -> dict[str, NDArray[Any]]:
+    """Return a worker's arrays; none if it had no state."""
+    entries = read_manifest(path)["files"]
+    if not any(entry["kind"] == "worker" and entry["number"] == worker for entry in entries):
+        return {}
+    return load_worker(path, worker)[0]

@@ -1,0 +1,104 @@
+"""What a rank saves in a checkpoint: a server's rows and a worker's arrays, copied, and written to its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.checkpoint.manifest import NOTE, Entry, entry_of
+from mpips.checkpoint.shard_file import concatenated, created, located, write_array
+from mpips.errors import CheckpointError
+from mpips.ranges import KeyRange, coalesce
+from mpips.storage.segment import Rows, Segment
+from mpips.storage.updates import Setting, VectorSpec
+
+
+class Saved(NamedTuple):
+    """One server's part of a vector, copied so that it can be written while training goes on."""
+
+    spec: VectorSpec
+    settings: dict[str, Setting]
+    ranges: list[KeyRange]
+    rows: Rows
+
+
+def save(segment: Segment) -> Saved:
+    """Copy the saved parts of a segment: its rows in key order, its ranges and settings."""
+    return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
+
+
+def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
+    """Copy a segment's note, (slots, rows), as a vector of its own that holds the noted keys."""
+    slots, rows = noted
+    keys = segment.keys_of(slots)
+    order = np.argsort(keys)
+    spec = VectorSpec(
+        f"{segment.spec.name}{NOTE}{note}", rows.dtype.name, rows.shape[1], segment.spec.extent, "assign"
+    )
+    return Saved(spec, {}, list(segment.ranges), Rows(keys[order], rows[order], {}))
+
+
+def joined(parts: Sequence[Saved]) -> Saved:
+    """Merge parts of one vector, whose ranges are disjoint, into one with its rows in key order.
+
+    Specification and settings are those of the first. Raises CheckpointError when a key is in two parts.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    keys, values, state = concatenated([part.rows for part in parts])
+    if np.any(keys[1:] <= keys[:-1]):
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        state = {name: column[order] for name, column in state.items()}
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if len(twice):
+            raise CheckpointError(
+                f"key {twice[0]} of vector {first.spec.name!r} is in two shards of one server"
+            )
+    ranges = coalesce(piece for part in parts for piece in part.ranges)
+    return first._replace(ranges=ranges, rows=Rows(keys, values, state))
+
+
+def write_shard(
+    folder: Path, server: int, segments: Mapping[str, Segment | Saved], meta: Mapping[str, Any] | None = None
+) -> Entry:
+    """Write a server's file, durably; return its entry for `commit`.
+
+    `segments` by vector name; `meta` is any JSON-able dict (clocks, counters), returned by `load_server`.
+    """
+    vectors: dict[str, Any] = {}
+    path = Path(folder) / f"server-{server:04d}.h5"
+    with created(path, meta) as file:
+        for name, segment in segments.items():
+            saved = save(segment) if isinstance(segment, Segment) else segment
+            keys, values, state = saved.rows
+            group = file.create_group(f"vectors/{name}")
+            write_array(group, "keys", keys)
+            write_array(group, "values", values)
+            columns = group.create_group("state")
+            for column, array in state.items():
+                write_array(columns, column, array)
+            vectors[name] = {
+                "spec": asdict(saved.spec) | {"settings": dict(saved.settings)},
+                "rows": len(keys),
+                "ranges": located(saved.ranges, keys),
+            }
+    return entry_of(path, "server", server) | {"vectors": vectors}
+
+
+def write_worker(
+    folder: Path, worker: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any] | None = None
+) -> Entry:
+    """Write a worker's arrays (numbers, of any shape), durably; return its entry for `commit`."""
+    path = Path(folder) / f"worker-{worker:04d}.h5"
+    with created(path, meta) as file:
+        group = file.create_group("arrays")
+        for name, array in arrays.items():
+            write_array(group, name, np.asarray(array))
+    return entry_of(path, "worker", worker)
