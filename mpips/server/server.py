@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mpips.cluster.registration import Registration
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.ranges import KeyRange
+from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.replication import Link, RateLimit
 from mpips.server.shard import AGGREGATE, Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
 from mpips.server.shard_snapshot import unpack
@@ -78,8 +80,6 @@ MOST_BACKLOG = 64
 """Changes of other primaries that may be queued; one is applied after each request, and all when there is none."""
 MOST_UNSENT = 1 << 28
 """Unsent bytes of answers to one caller from which on its further pulls wait."""
-LONGEST_HELD = 0.05
-"""Seconds for which an acknowledgement waits for an answer that carries it, before it is sent by itself."""
 KEY_CACHE = 256e6
 """Default number of bytes of cached key lists."""
 
@@ -119,19 +119,12 @@ class Server:
         }
         # Pulls of callers with too many unsent bytes.
         self._unanswered: deque[Message] = deque()
-        self._words: dict[int, list[tuple[int, int]]] = {}
-        """Acknowledgements of pushes that were answered ahead, (shard, time) by caller; they are sent with the next
-        answer."""
-        self._words_due = 0.0
-        # Pushes answered ahead that are not on all copies yet.
-        self._coming: dict[int, set[tuple[int, int]]] = {}
+        self._acknowledgements = Acknowledgements(self._send_acknowledged)
         self._steps = 0
         # Messages of chains.
         self._backlog: deque[Message] = deque()
         # Requests that wait for the keys of their signature.
         self._keyless: list[Message] = []
-        self._hasty: dict[int, dict[int, int]] = {}
-        """By caller and shard: the last push whose acknowledgement a caller waits for, with nothing else to do."""
         self._gates = node.policy.gates(self)
         self._role = Registration(handlers={Command.CALL: self._call_rank})
         # Not of the role: in a replay, a rank serves the shards of its former role as a worker, too.
@@ -252,7 +245,7 @@ class Server:
         link.take(message)
         for passed_on in observers.passed_on:
             passed_on(begin, message)
-        self._answer_hasty()
+        self._acknowledgements.send_due()
 
     def _probed(self, link: Link, probe: Message) -> None:
         """Answer a probe: name the requests that have not arrived, and send again the answers to those that have."""
@@ -516,7 +509,7 @@ class Server:
         if ahead:
             for request in requests:
                 self._answer_one(shard, request, kept, summed, ahead)
-                self._coming.setdefault(request.origin, set()).add((shard.number, request.time))
+                self._acknowledgements.expect(request.origin, (shard.number, request.time))
         if follows:
             # All keys of the range.
             whole = segment.spec.dense and isinstance(summed.slots, slice)
@@ -537,48 +530,38 @@ class Server:
         `ahead`: the result is valid but not yet durable; an ACKNOWLEDGED message follows.
         """
         if not isinstance(kept, RoundAnswer):
-            reply = for_caller(_caller(request), kept)
+            # The kept one stays as it is: it is the answer to a repeated request, which is not given ahead.
+            reply = copy(for_caller(_caller(request), kept))
         elif request.command is Command.PUSH_PULL and kept.rows is not None:
             reply = reply_to(request, kept.rows[summed.places[request.origin]])
         else:
             reply = reply_to(request)
         if ahead:
-            reply.acked, reply.after = AHEAD, tuple(self._words.pop(request.origin, ()))
+            reply.acked, reply.after = AHEAD, self._acknowledgements.take(request.origin)
         try:
             self.node.answer(request.origin, reply)
         except Exception as error:
-            # An answer that cannot be encoded.
-            self.node.answer(request.origin, shard.failure(request, error))
+            # An answer that cannot be encoded; what it was to carry is not lost.
+            failure = shard.failure(request, error)
+            failure.after = reply.after
+            self.node.answer(request.origin, failure)
 
     def _acknowledge(self, callers: Sequence[Caller], number: int) -> None:
-        """Record that the chain has a round that was answered ahead; the next messages to its callers say so."""
+        """Record that the chain has a round that was answered ahead."""
         for caller in callers:
-            self._words.setdefault(caller.origin, []).append((number, caller.time))
-            self._coming.get(caller.origin, set()).discard((number, caller.time))
+            self._acknowledgements.add(caller.origin, (number, caller.time))
 
     def _acknowledge_again(self, origin: int, number: int, time: int) -> None:
         """Acknowledge again, to a caller that has not received it, that the chain has one of its pushes."""
-        self._words.setdefault(origin, []).append((number, time))
-        self._send_words(origin)
-
-    def _send_words(self, origin: int) -> None:
-        """Send a caller its pending acknowledgements."""
-        words = self._words.pop(origin, None)
-        if words:
-            word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=tuple(words))
-            self.node.send(self.node.view.caller(origin), word)
+        self._acknowledgements.add(origin, (number, time))
+        self._acknowledgements.send(origin)
 
     def _hasten(self, message: Message) -> None:
-        """Record that a caller waits for the acknowledgement of the pushes that it names, and for nothing else."""
-        self._hasty.setdefault(message.origin, {}).update(message.after)
-        self._answer_hasty()
+        self._acknowledgements.ask(message.origin, message.after)
 
-    def _answer_hasty(self) -> None:
-        """Send callers that wait for nothing else their acknowledgements in one message, once all are true."""
-        for origin, named in list(self._hasty.items()):
-            if not any(time <= named.get(number, -1) for number, time in self._coming.get(origin, ())):
-                del self._hasty[origin]
-                self._send_words(origin)
+    def _send_acknowledged(self, origin: int, pushes: tuple[Push, ...]) -> None:
+        word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=pushes)
+        self.node.send(self.node.view.caller(origin), word)
 
     def unfinished_rounds(self) -> dict[Hashable, str]:
         """Describe the incomplete rounds and the workers whose pushes are missing."""
@@ -677,25 +660,12 @@ class Server:
                 del self._held[number]
                 for message in held if link.primary else ():
                     self._admit(link, message)
-        self._leave_to_others()
+        mine = {link.number for link in self.links.values() if link.primary}
+        self._acknowledgements.keep(mine, lambda origin: view.roles[view.caller(origin)] is not None)
         for each in self.links.values():
             self._open(each)
         self._drained.clear()
         self._report()
-
-    def _leave_to_others(self) -> None:
-        """Drop acknowledgements for shards that have another primary now, and of callers that are lost."""
-        mine = {link.number for link in self.links.values() if link.primary}
-        self._coming = {
-            origin: {each for each in coming if each[0] in mine}
-            for origin, coming in self._coming.items()
-            if self.node.view.roles[self.node.view.caller(origin)] is not None
-        }
-        roles, caller = self.node.view.roles, self.node.view.caller
-        self._words = {
-            origin: words for origin, words in self._words.items() if roles[caller(origin)] is not None
-        }
-        self._answer_hasty()
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
         """Replay what was executed as one step in the recorded run: a request, or those of a round `together`."""
@@ -755,11 +725,6 @@ class Server:
 
     def _tick(self) -> None:
         now = self.node.van.now()
-        # A caller may wait for an acknowledgement that no answer will carry.
-        if self._words and now >= self._words_due:
-            self._words_due = now + LONGEST_HELD
-            for origin in list(self._words):
-                self._send_words(origin)
         self._answer_late()
         if self._keyless:
             self._admit_keyless()

@@ -566,9 +566,6 @@ class Tasks:
         if part is None:
             if reply.acked != AHEAD:
                 self._acknowledged(peer, reply.time)
-            # A new primary has executed it again, perhaps after it was asked to acknowledge it.
-            elif reply.time in peer.ahead:
-                self._fresh_ahead.add(address)
             return
         self._leave_desk(part)
         if peer.timer is not None:

@@ -1,0 +1,84 @@
+"""Acknowledgements of pushes that were answered ahead: what their callers still wait to hear (paper, section 4.3).
+
+A push of a round may be answered before all copies have it; its caller is told so later, by an ACKNOWLEDGED message or
+with a later answer. An acknowledgement is held until the next answer to its caller carries it. A caller that has
+nothing else to wait for asks for the acknowledgements up to a push (HASTEN); from then on those are sent as soon as
+the last of them is true.
+
+What a caller has asked for is never forgotten while it lives, and only grows. So it does not matter in which order
+HASTEN messages arrive, nor whether a new primary is asked for a push before it has executed it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+Push = tuple[int, int]
+"""A push of a caller: its shard, and its time."""
+
+
+class Acknowledgements:
+    """A server's acknowledgements, by caller; `send(origin, pushes)` sends some by themselves. See the module."""
+
+    def __init__(self, send: Callable[[int, tuple[Push, ...]], None]) -> None:
+        self._send = send
+        # Pushes answered ahead that are not on all copies yet.
+        self._coming: dict[int, set[Push]] = {}
+        # Pushes on all copies, of which the caller has not been told.
+        self._held: dict[int, list[Push]] = {}
+        # By caller and shard: the last push that the caller has asked for.
+        self._asked: dict[int, dict[int, int]] = {}
+        # Callers that have asked for a push that is on all copies now.
+        self._due: set[int] = set()
+
+    def expect(self, origin: int, push: Push) -> None:
+        """Record that a push was answered ahead."""
+        self._coming.setdefault(origin, set()).add(push)
+
+    def add(self, origin: int, push: Push) -> None:
+        """Record that all copies have a push; if it was asked for, it is due at the next `send_due`."""
+        self._held.setdefault(origin, []).append(push)
+        self._coming.get(origin, set()).discard(push)
+        if self._has_asked(origin, push):
+            self._due.add(origin)
+
+    def take(self, origin: int) -> tuple[Push, ...]:
+        """Return what is held for a caller: the message that is about to be sent to it carries it."""
+        return tuple(self._held.pop(origin, ()))
+
+    def ask(self, origin: int, pushes: Iterable[Push]) -> None:
+        """Record that a caller waits for its pushes up to these, each at its shard; send what is due."""
+        asked = self._asked.setdefault(origin, {})
+        for shard, time in pushes:
+            asked[shard] = max(time, asked.get(shard, time))
+        self._due.add(origin)
+        self.send_due()
+
+    def send_due(self) -> None:
+        """Send each caller what it has asked for in one message, once all of it is on all copies."""
+        due, self._due = self._due, set()
+        for origin in sorted(due):
+            # The last push that it waits for makes it due again.
+            if not any(self._has_asked(origin, push) for push in self._coming.get(origin, ())):
+                self.send(origin)
+
+    def send(self, origin: int) -> None:
+        """Send a caller what is held for it, now."""
+        if pushes := self.take(origin):
+            self._send(origin, pushes)
+
+    def keep(self, shards: Collection[int], lives: Callable[[int], bool]) -> None:
+        """Drop what concerns callers that are lost; do not wait for pushes to other shards than these any more.
+
+        Their callers ask the new primaries.
+        """
+        for table in (self._coming, self._held, self._asked):
+            for origin in [each for each in table if not lives(each)]:
+                del table[origin]
+        for origin, coming in self._coming.items():
+            self._coming[origin] = {push for push in coming if push[0] in shards}
+        self._due.update(self._asked)
+        self.send_due()
+
+    def _has_asked(self, origin: int, push: Push) -> bool:
+        return push[1] <= self._asked.get(origin, {}).get(push[0], -1)

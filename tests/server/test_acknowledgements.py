@@ -1,0 +1,237 @@
+"""Acknowledgements of pushes that were answered ahead: who waits for one gets it, in whatever order things come."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpips import Cluster, Context, VectorSpec
+from mpips.errors import RemoteError
+from mpips.filters.chain import Chain, Step
+from mpips.filters.filter import Coder
+from mpips.rank.simulation import Stage, simulate
+from mpips.server.acknowledgements import Acknowledgements, Push
+from mpips.server.server import Server
+from mpips.storage.updates import update
+from mpips.tasks.task import AHEAD
+from mpips.transport.in_memory import Strike, rough
+
+KEYS = np.arange(40, dtype=np.uint64)
+
+
+class Told:
+    """Acknowledgements, and what was sent by itself."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, tuple[Push, ...]]] = []
+        self.of = Acknowledgements(lambda origin, pushes: self.sent.append((origin, pushes)))
+
+    def drain(self) -> list[tuple[int, tuple[Push, ...]]]:
+        sent, self.sent[:] = list(self.sent), []
+        return sent
+
+
+def test_they_go_with_the_next_answer_unless_they_are_asked_for() -> None:
+    told = Told()
+    told.of.expect(3, (0, 5))
+    told.of.add(3, (0, 5))
+    told.of.send_due()
+    assert told.sent == [] and told.of.take(3) == ((0, 5),) and told.of.take(3) == ()
+    for time in (6, 7):
+        told.of.expect(3, (0, time))
+    told.of.ask(3, [(0, 7)])
+    told.of.add(3, (0, 6))
+    told.of.send_due()
+    assert told.sent == [], "all that was asked for goes in one message"
+    told.of.add(3, (0, 7))
+    told.of.send_due()
+    assert told.drain() == [(3, ((0, 6), (0, 7)))]
+
+
+def test_a_caller_that_asks_too_late_is_told_at_once() -> None:
+    told = Told()
+    told.of.expect(3, (1, 5))
+    told.of.add(3, (1, 5))
+    told.of.ask(3, [(1, 5)])
+    assert told.drain() == [(3, ((1, 5),))]
+
+
+def test_an_earlier_question_that_comes_later_takes_nothing_back() -> None:
+    told = Told()
+    told.of.expect(3, (1, 45))
+    told.of.add(3, (1, 45))
+    told.of.expect(3, (1, 53))
+    told.of.ask(3, [(1, 53)])
+    told.of.ask(3, [(1, 45)])
+    told.of.add(3, (1, 53))
+    told.of.send_due()
+    assert told.drain() == [(3, ((1, 45), (1, 53)))]
+
+
+def test_a_primary_that_is_asked_before_it_executes_a_push_again_tells_of_it() -> None:
+    told = Told()
+    told.of.ask(3, [(1, 53)])
+    told.of.expect(3, (1, 53))
+    told.of.add(3, (1, 53))
+    told.of.send_due()
+    assert told.drain() == [(3, ((1, 53),))]
+
+
+def test_what_another_primary_will_tell_is_not_waited_for() -> None:
+    told = Told()
+    for push in ((0, 5), (1, 6)):
+        told.of.expect(3, push)
+        told.of.expect(4, push)
+    for origin in (3, 4):
+        told.of.ask(origin, [(0, 5), (1, 6)])
+        told.of.add(origin, (0, 5))
+    told.of.send_due()
+    assert told.sent == []
+    told.of.keep({0}, lambda origin: origin == 3)
+    assert told.drain() == [(3, ((0, 5),))], "and who is lost is told nothing"
+    assert told.of.take(4) == ()
+
+
+@given(st.integers(0, 2**32))
+def test_whoever_asks_for_all_of_its_pushes_hears_of_all(seed: int) -> None:
+    """Pushes, questions, copies and answers come in any order; each push counts as told once."""
+    rng, told = random.Random(seed), Told()
+    waiting: list[Push] = []
+    heard: list[Push] = []
+    asking: list[list[Push]] = []
+    fresh: dict[int, int] = {}
+    time = 0
+    while time < 30 or waiting or asking or fresh:
+        what = rng.choice(["push", "copy", "ask", "arrive", "answer"])
+        if what == "push" and time < 30:
+            push = (rng.randrange(3), time)
+            time += 1
+            told.of.expect(7, push)
+            waiting.append(push)
+            fresh[push[0]] = push[1]
+        elif what == "copy" and waiting:
+            told.of.add(7, waiting.pop(rng.randrange(len(waiting))))
+            told.of.send_due()
+        elif what == "ask" and fresh:
+            asking.append(list(fresh.items()))
+            fresh.clear()
+        elif what == "arrive" and asking:
+            told.of.ask(7, asking.pop(rng.randrange(len(asking))))
+        elif what == "answer" and time < 30:
+            heard += told.of.take(7)
+    heard += [push for _, pushes in told.sent for push in pushes]
+    assert sorted(each for _, each in heard) == list(range(30))
+
+
+# Whole clusters: no rank may wait for ever.
+
+
+@update("acknowledgements.refuses")
+def refuses(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Refuse rows that have a negative number, else add."""
+    if rows.size and rows.min() < 0:
+        raise ValueError("a negative row")
+    values[slots] += rows
+
+
+class Worker:
+    """Pushes in rounds, and waits for what each call has pushed."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def push(self, first: int, rounds: int, value: float = 1.0) -> None:
+        """Push, and let the end of the call wait for copies."""
+        for round_ in range(first, first + rounds):
+            self.context.vectors["v"].push(KEYS, np.full(len(KEYS), value), round=round_)
+
+    def ask_early(self, first: int, rounds: int) -> None:
+        """Push round by round, asking for acknowledgements after each."""
+        node, vector = self.context.node, self.context.vectors["v"]
+        for round_ in range(first, first + rounds):
+            node.wait(vector.push(KEYS, np.ones(len(KEYS)), round=round_))
+            node.hasten()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_worker_waits_for_ever_for_copies_of_its_pushes(seed: int) -> None:
+    def schedule(cluster: Cluster) -> list[float]:
+        vector = cluster.create_vector(VectorSpec("v", extent=len(KEYS), aggregate=True))
+        for call in range(8):
+            how = {"first": 6 * call, "rounds": 6}
+            cluster.workers.call(("push", "ask_early")[call % 2], how)
+        return list(cluster.node.wait(vector.pull(KEYS)).tolist())
+
+    strikes = [Strike("kill", 1 + seed % 3, after_messages=150 + 20 * seed)] if seed % 2 else []
+    got = simulate(
+        schedule, Worker, servers=3, workers=3, spares=1, replicas=1, fate=rough(seed, delay=0.004), seed=seed,
+        strikes=strikes, horizon=20.0,
+    )  # fmt: skip
+    assert got == [3.0 * 48] * len(KEYS)
+
+
+def servers_of(stage: Stage) -> list[Server]:
+    ticking = [getattr(each, "__self__", None) for node in stage.nodes.values() for each in node.on_tick]
+    return [each for each in ticking if isinstance(each, Server)]
+
+
+def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None:
+    """The caller is told ahead, with what is held for it; the kept answer says neither."""
+    stage = Stage()
+    kept: list[Any] = []
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(
+            VectorSpec("v", extent=len(KEYS), aggregate=True, update="acknowledgements.refuses")
+        )
+        cluster.workers.call("push", {"first": 0, "rounds": 1})
+        with pytest.raises(RemoteError, match="a negative row"):
+            cluster.workers.call("push", {"first": 1, "rounds": 1, "value": -1.0})
+        for server in servers_of(stage):
+            for link in server.links.values():
+                assert link.shard is not None
+                for _, _, replies in link.shard.inbox.callers().values():
+                    kept.extend(
+                        each for each in replies.values() if not callable(each) and "text" in each.meta
+                    )
+
+    simulate(schedule, Worker, servers=2, workers=2, replicas=1, stage=stage)
+    assert kept and all(each.acked != AHEAD and not each.after for each in kept)
+
+
+def test_an_answer_that_cannot_be_encoded_loses_no_acknowledgement() -> None:
+    encoded: list[int] = []
+
+    def encode(state: Any, content: Any, about: Any) -> Any:
+        encoded.append(about.time)
+        if len(encoded) % 3 == 0:
+            raise ValueError("no more of these")
+        return state, content
+
+    class Pulling(Worker):
+        """Wants rows back, which are not encoded now and then."""
+
+        def run(self) -> int:
+            vector, node, failed = self.context.vectors["v"], self.context.node, 0
+            for round_ in range(12):
+                try:
+                    node.wait(vector.push_pull(KEYS, np.ones(len(KEYS)), round=round_))
+                except RemoteError:
+                    failed += 1
+            return failed
+
+    def schedule(cluster: Cluster) -> list[int]:
+        cluster.create_vector(VectorSpec("v", extent=len(KEYS), aggregate=True))
+        return list(cluster.workers.call("run"))
+
+    failing = Step("failing", Coder(encode, lambda content: content))
+    got = simulate(
+        schedule, Pulling, servers=2, workers=1, replicas=1,
+        filters=lambda: (Chain(), Chain([failing])), horizon=20.0,
+    )  # fmt: skip
+    assert got == [8]
