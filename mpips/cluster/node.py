@@ -577,10 +577,11 @@ class Node:
             self.handlers.clear()
         if view.crew != before.crew:
             self._break_rounds()
+        # In a view that this rank has missed, another server may have been the primary for a while.
         moved = [
             ~shard
             for shard, (old, new) in enumerate(zip(before.chains, view.chains, strict=True))
-            if old.members[0] != new.members[0]
+            if old.members[0] != new.members[0] or new.since > before.epoch + 1
         ]
         for told in self.on_view:
             told(before, view)

@@ -116,6 +116,25 @@ def test_an_older_view_changes_nothing() -> None:
     assert told == [(0, 3), (3, 5)] and worker.view.epoch == 5
 
 
+def test_requests_are_sent_again_where_another_primary_may_have_been_in_a_view_that_was_missed() -> None:
+    layout = Layout.of(4, LayoutSpec(servers=2, workers=1))
+    view = first_view(layout, replicas=1)
+    network = Network(4)
+    worker = Node(network.vans[3], layout, view)
+    worker.tasks.submit([(~shard, call()) for shard in range(len(view.chains))])
+
+    def adopt(epoch: int, since: int) -> int:
+        """Go over to a view in which the last change of the first chain was at epoch `since`."""
+        chains = (view.chains[0]._replace(since=since), *view.chains[1:])
+        worker.adopt(replace(view, epoch=epoch, chains=chains))
+        return worker.again["moved"]
+
+    assert adopt(1, 1) == 0, "its primary is the same"
+    assert adopt(3, 2) == 0, "it has not changed in the view that was missed"
+    assert adopt(5, 5) == 1, "in view 4 it may have had another primary"
+    assert adopt(9, 5) == 1
+
+
 def test_a_command_that_nobody_serves_is_refused() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
     server.handlers[Command.PULL] = server.reply
