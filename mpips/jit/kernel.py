@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -69,14 +69,9 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
 
 def _made(function: Callable[..., Any], options: dict[str, Any], folder: Path | None) -> Any:
     """Let numba make a dispatcher whose cache is in a folder, or which has none."""
-    with global_compiler_lock:
-        before = config.CACHE_DIR
-        # Numba appends a name of its own to this folder; without one it takes `__pycache__`.
-        config.CACHE_DIR = "" if folder is None or folder.name == "__pycache__" else str(folder)
-        try:
-            jit = numba.njit(**options, cache=folder is not None)(function)
-        finally:
-            config.CACHE_DIR = before
+    # Numba appends a name of its own to this folder; without one it takes `__pycache__`.
+    with _configured(CACHE_DIR="" if folder is None or folder.name == "__pycache__" else str(folder)):
+        jit = numba.njit(**options, cache=folder is not None)(function)
     cache: Any = getattr(jit, "_cache", None)
     if hasattr(cache, "_cache_file"):
         _read_own_files(cache._cache_file)
@@ -87,9 +82,27 @@ def _made(function: Callable[..., Any], options: dict[str, Any], folder: Path | 
 
 def _load(jit: Any, signatures: Sequence[str]) -> None:
     """Make a kernel ready, from the cache or by compiling it."""
-    for signature in signatures:
-        jit.compile(signature)
+    with _configured():
+        for signature in signatures:
+            jit.compile(signature)
     jit.disable_compile()
+
+
+@contextmanager
+def _configured(**values: str) -> Iterator[None]:
+    """Set variables of numba's configuration for a while.
+
+    Kernels are compiled also with NUMBA_DISABLE_JIT, which is for the program's own functions: they use pointers, so
+    that Python cannot run them.
+    """
+    values |= {"DISABLE_JIT": ""}
+    with global_compiler_lock:
+        before = {name: getattr(config, name) for name in values}
+        config.__dict__.update(values)
+        try:
+            yield
+        finally:
+            config.__dict__.update(before)
 
 
 def _is_cached(jit: Any, signatures: Sequence[str]) -> bool:

@@ -6,18 +6,17 @@ without an error. So each starts `mpips.launch.ping`, and the worlds that its ra
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpips.files.json_shape import NUMBER, misfit, parsed
 from mpips.launch import slurm_env
-from mpips.process import interpreter
+from mpips.process import child_answer, interpreter
 
 PATIENCE = 30.0
 """Seconds for two ranks to start, communicate and end."""
@@ -25,6 +24,12 @@ MARK = "mpips-ping "
 """Prefix of the line with the report of each world's first rank."""
 FITS = {"openmpi": ("pmix", "pmi2"), "mpich": ("pmi2", "cray_shasta", "pmix")}
 """MPI plugins of srun to try with an MPI, most likely first."""
+
+_WORLD = {
+    "size": int, "hosts?": int, "thread_level?": str, "latency_seconds?": NUMBER, "bytes_per_second?": NUMBER,
+    "ulfm?": bool,
+}  # fmt: skip
+"""The form of a report."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> 
     for line in output.splitlines():
         if MARK in line:
             with suppress(ValueError):
-                worlds.append(json.loads(line.split(MARK, 1)[1]))
+                world = parsed(line.split(MARK, 1)[1])
+                if not misfit(world, _WORLD):
+                    worlds.append(world)
     last = worlds[-1] if worlds else {}
     if last.get("size") == 2:
         hosts = last.get("hosts", 1)
@@ -78,36 +85,20 @@ def start(
 ) -> Trial:
     """Start two ranks by a command line, and return the outcome within `patience` seconds."""
     try:
-        process = subprocess.Popen(
-            line, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", process_group=0,
-        )  # fmt: skip
+        answer = child_answer.ask(line, patience, environ=environ)
     except OSError as error:
         return Trial(launcher, False, f"cannot be started: {error.strerror}", {})
-    code: int | None = None
-    with process:
-        try:
-            output, complaint = process.communicate(timeout=patience)
-            code = process.returncode
-        except subprocess.TimeoutExpired:
-            # srun then ends its step, and mpirun its ranks.
-            process.terminate()
-            try:
-                output, complaint = process.communicate(timeout=5.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                output, complaint = process.communicate()
-    return judge(launcher, output, code, complaint)
+    return judge(launcher, answer.output, answer.code, answer.complaint)
 
 
 def plugins(srun: str) -> list[str]:
     """List srun's plugins for MPI (`srun --mpi=list`); empty if the call fails."""
     try:
-        done = subprocess.run([srun, "--mpi=list"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        answer = child_answer.ask([srun, "--mpi=list"], 10.0)
+    except OSError:
         return []
     words = re.findall(
-        r"[a-z][a-z0-9_]+", re.sub(r"(?m)^.*(types are|available):?", "", done.stdout + done.stderr)
+        r"[a-z][a-z0-9_]+", re.sub(r"(?m)^.*(types are|available):?", "", answer.output + answer.complaint)
     )
     return list(dict.fromkeys(words))
 

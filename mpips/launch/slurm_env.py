@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from mpips.process import child_answer
 
 _TEXTS = {
     "job_id": "SLURM_JOB_ID",
@@ -25,6 +26,11 @@ _TEXTS = {
 }
 MOST_NODES = 100_000
 """Largest number of nodes in a list: beyond any cluster, so that a mistyped range does not fill the memory."""
+MOST_PARTS = 1024
+"""Largest number of components of a heterogeneous job: beyond Slurm's own limit."""
+_DIGITS = 18
+LATEST = 253_402_300_000
+"""The largest time, in the year 9999: s since 1970."""
 SKEW = 60.0
 """Seconds by which a node's clock may be behind the controller's."""
 PATIENCE = 5.0
@@ -51,9 +57,8 @@ def facts(environ: Mapping[str, str], end: float | None = None) -> dict[str, Any
 
 def _all(environ: Mapping[str, str], name: str) -> str | None:
     """Return a list; in a heterogeneous job that of all components."""
-    groups = range(number(environ.get("SLURM_HET_SIZE")) or 0)
-    parts = [environ.get(f"{name}_HET_GROUP_{group}") for group in groups]
-    return ",".join(part for part in parts if part) or environ.get(name)
+    found = [environ.get(f"{name}_HET_GROUP_{group}") for group in range(parts(environ))]
+    return ",".join(part for part in found if part) or environ.get(name)
 
 
 def _tried(read: Any, text: str | None) -> Any:
@@ -65,7 +70,7 @@ def _tried(read: Any, text: str | None) -> Any:
 
 def number(text: str | None) -> int | None:
     """Return a count from Slurm; None if it is not a number."""
-    return int(text) if text and text.isdecimal() and text.isascii() else None
+    return int(text) if text and text.isdecimal() and text.isascii() and len(text) <= _DIGITS else None
 
 
 def node_count(environ: Mapping[str, str]) -> int:
@@ -82,7 +87,7 @@ def node_count(environ: Mapping[str, str]) -> int:
 
 def parts(environ: Mapping[str, str]) -> int:
     """Return the number of components of a heterogeneous job; 1 for any other."""
-    return number(environ.get("SLURM_HET_SIZE")) or 1
+    return min(number(environ.get("SLURM_HET_SIZE")) or 1, MOST_PARTS)
 
 
 def without(environ: Mapping[str, str]) -> dict[str, str]:
@@ -102,7 +107,8 @@ def end_time(environ: Mapping[str, str], now: float) -> float | None:
     An end in the past, or a start in the future, belongs to another allocation, whose environment is inherited.
     """
     end, begin = (number(environ.get(name)) for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"))
-    if not environ.get("SLURM_JOB_ID") or not end or now >= end or (begin is not None and now < begin - SKEW):
+    begun = begin is None or now >= begin - SKEW
+    if not environ.get("SLURM_JOB_ID") or not end or not now < end <= LATEST or not begun:
         return None
     return float(end)
 
@@ -116,13 +122,10 @@ def ask_end_time(environ: Mapping[str, str], now: float, scontrol: str = "scontr
     if known is not None or not job.isdecimal():
         return known
     try:
-        done = subprocess.run(
-            [scontrol, "--oneliner", "show", "job", job],
-            capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        answer = child_answer.ask([scontrol, "--oneliner", "show", "job", job], PATIENCE)
+    except OSError:
         return None
-    line = next((line for line in done.stdout.splitlines() if line.startswith(f"JobId={job} ")), "")
+    line = next((line for line in answer.output.splitlines() if line.startswith(f"JobId={job} ")), "")
     running = re.search(r"\sJobState=RUNNING\s", line)
     found = re.search(r"\sEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\s|$)", line) if running else None
     # Slurm writes local time.
@@ -178,5 +181,8 @@ def numbers(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:\(x(\d{1,6})\))?", part.strip())
         if not match:
             raise ValueError(f"not a list of numbers: {text!r}")
-        found += [int(match[1])] * int(match[2] or 1)
+        times = int(match[2] or 1)
+        if len(found) + times > MOST_NODES:
+            raise ValueError(f"more than {MOST_NODES} numbers: {text[:80]!r}")
+        found += [int(match[1])] * times
     return found

@@ -163,6 +163,48 @@ def test_a_python_without_mpi4py_is_an_input_error(tmp_path: Path) -> None:
         mpi_launcher.find_mpi(str(python))
 
 
+@pytest.mark.parametrize("says", ["hello", "{}", "[1]", r"printf \\377", ""])
+def test_a_python_that_says_something_else_is_an_input_error(tmp_path: Path, says: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {shlex.quote(says)}; printf '\\377' >&2\n")
+    python.chmod(0o755)
+    with pytest.raises(InputError, match="mpi4py loads no MPI"):
+        mpi_launcher.find_mpi(str(python))
+
+
+def test_a_python_that_does_not_end_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = fake(tmp_path / "python", "x'; sleep 60; echo '")
+    monkeypatch.setattr(mpi_launcher, "LOADING", 0.2)
+    with pytest.raises(InputError, match=r"mpi4py loads no MPI \(no end within 0\.2 s\)"):
+        mpi_launcher.find_mpi(str(python))
+
+
+def test_whatever_is_on_the_path_the_launcher_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere" / "python"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "nowhere"))
+    for name in ("fifo", "folder", "loop", "binary", "odd", "right"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "fifo" / "mpirun")
+    (tmp_path / "folder" / "mpirun").mkdir()
+    (tmp_path / "loop" / "mpirun").symlink_to("mpirun")
+    (tmp_path / "binary" / "mpirun").write_bytes(b"\0\1\2")
+    (tmp_path / "binary" / "mpirun").chmod(0o755)
+    fake(tmp_path / "odd" / "mpirun", "'; printf '\\377\\376'; setsid sleep 8 & echo '")
+    right = fake(tmp_path / "right" / "mpirun", "mpirun (Open MPI) 5.0.3")
+    folders = [
+        "x" * 5000,
+        "\udcff",
+        "",
+        *(tmp_path / name for name in ("fifo", "folder", "loop", "binary", "odd", "right")),
+    ]
+    mpi = Mpi("openmpi", "Open MPI", "5.0.3", "3.1", "", "")
+    assert mpi_launcher.find_launcher(mpi, os.pathsep.join(map(str, folders))) == right
+
+
 def test_the_wrong_launcher_by_name_is_refused() -> None:
     other = "mpich" if mpi_launcher.find_mpi().kind == "openmpi" else "openmpi"
     with pytest.raises(InputError, match=f"--launcher {other}: but mpi4py loads"):

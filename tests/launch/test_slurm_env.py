@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.launch.slurm_env import ask_end_time, end_time, facts, node_count, nodes, numbers, without
+from mpips.launch.slurm_env import ask_end_time, end_time, facts, node_count, nodes, numbers, parts, without
 
 NODES = {
     "n1": ["n1"],
@@ -98,6 +98,26 @@ def test_what_cannot_be_read_is_none_and_takes_nothing_else_along() -> None:
     odd = facts(TOLD | {"SLURM_JOB_NODELIST": "n[", "SLURM_TASKS_PER_NODE": "?"})["slurm"]
     assert odd["nodes"] is odd["tasks_per_node"] is odd["end"] is None
     assert odd["job_id"] == "17"
+
+
+MANY = 5000 * "9"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"SLURM_HET_SIZE": "9" * 12},
+        {"SLURM_HET_SIZE": MANY, "SLURM_RESTART_COUNT": MANY, "SLURM_JOB_NUM_NODES": MANY},
+        {"SLURM_JOB_END_TIME": MANY, "SLURM_JOB_START_TIME": MANY},
+        {"SLURM_JOB_END_TIME": 15 * "9"},
+        {"SLURM_TASKS_PER_NODE": ",".join(1000 * ["2(x999999)"]), "SLURM_JOB_NODELIST": f"n[{MANY}]"},
+    ],
+)
+def test_no_number_in_the_environment_is_too_large(odd: dict[str, str]) -> None:
+    environ = {"SLURM_JOB_ID": "17", **odd}
+    found = facts(environ, end_time(environ, NOW))["slurm"]
+    assert found["end"] is found["nodes"] is found["tasks_per_node"] is None
+    assert node_count(environ) == 1 and 1 <= parts(environ) <= 1024
 
 
 NOW = 1_699_999_000.0

@@ -51,9 +51,10 @@ def alone(environ: Mapping[str, str]) -> None:
     """Raise InputError if srun started several copies of this command: each would examine the same machine."""
     from mpips.errors import InputError
     from mpips.exit_codes import ExitCode
+    from mpips.launch.slurm_env import number
 
-    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if environ.get("SLURM_STEP_ID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1:
+    tasks = number(environ.get("SLURM_STEP_NUM_TASKS")) or 1
+    if environ.get("SLURM_STEP_ID", "").isdecimal() and tasks > 1:
         if environ.get("SLURM_PROCID", "0") != "0":
             raise SystemExit(ExitCode.BAD_INPUT)
         raise InputError(

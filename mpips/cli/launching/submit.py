@@ -68,32 +68,26 @@ def submit(text: str) -> str:
     """
     import os
     import re
-    import subprocess
 
     from mpips.errors import InputError
     from mpips.launch.slurm_env import without
+    from mpips.process.child_answer import ask
 
     try:
-        done = subprocess.run(
-            ["sbatch", "--parsable"],
-            env=without(os.environ),
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        answer = ask(["sbatch", "--parsable"], 120.0, environ=without(os.environ), given=text)
     except FileNotFoundError:
         raise InputError("there is no sbatch on the PATH: is this a login node of a Slurm cluster?") from None
-    except subprocess.TimeoutExpired:
-        raise InputError("sbatch did not answer within 120 s: does `squeue` answer?") from None
-    message = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", done.stderr).split())
+    except OSError as error:
+        raise InputError(f"sbatch cannot be started: {error.strerror}") from None
+    if answer.code is None:
+        raise InputError("sbatch did not answer within 120 s: does `squeue` answer?")
+    message = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", answer.complaint).split())
     # A site's own messages may come before.
-    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", done.stdout)
-    if done.returncode:
-        raise InputError(f"sbatch refused the job: {message or f'exit code {done.returncode}'}")
+    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", answer.output)
+    if answer.code:
+        raise InputError(f"sbatch refused the job: {message or f'exit code {answer.code}'}")
     if found is None:
         raise InputError(
-            f"sbatch accepted the job, but printed no number: {' '.join(done.stdout.split())!r}; see squeue --me"
+            f"sbatch accepted the job, but printed no number: {' '.join(answer.output.split())!r}; see squeue --me"
         )
     return found[1]

@@ -179,6 +179,18 @@ def test_where_nothing_fits_it_says_so(
     assert "neither the MPI's launcher nor srun starts one world here" in said and "use:" not in said
 
 
+@pytest.mark.parametrize(
+    "said", ["3", "[]", '{"size": "2"}', '{"size": 2, "hosts": "n1"}', 9000 * "[", 5000 * "9"]
+)
+def test_what_is_no_report_of_ranks_is_not_taken_for_one(
+    allocation: Callable[[str], None], srun: str, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    allocation(f"echo '{MARK}{said}'")
+    script(Path(srun), f"echo '{MARK}{said}'")
+    assert main(["doctor"]) == 1
+    assert "exit code 0: no output" in capsys.readouterr().out
+
+
 def test_several_copies_of_it_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,3 +203,4 @@ def test_several_copies_of_it_are_refused(
         main(["doctor"])
     assert capsys.readouterr().err == ""
     doctor.alone({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    doctor.alone({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": 5000 * "9"})
