@@ -1,0 +1,382 @@
+"""One rank's part in a run under MPI: start with all others, run the roles, end with all others."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mpips.checkpoint.background_writer import Writer
+from mpips.cluster.crowding import crowding
+from mpips.cluster.faults import Faults
+from mpips.cluster.heartbeat import Heartbeat
+from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
+from mpips.cluster.membership import Membership
+from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.registration import Registration
+from mpips.cluster.view import View, first_view
+from mpips.errors import InputError, ShardLost, in_a_line
+from mpips.exit_codes import ExitCode
+from mpips.filters.named import chain_of
+from mpips.process.first_rank import seems_first
+from mpips.process.host import host_name
+from mpips.process.stop_signals import ASKS
+from mpips.provenance import first_failure
+from mpips.rank.ending import LAST, ResultFile, alarm, end_hung, say
+from mpips.rank.leader import Leader
+from mpips.rank.long_waits import LongWaits
+from mpips.rank.prepare import Prepared
+from mpips.rank.retransmission_counts import RetransmissionCounts
+from mpips.rank.roles import Roles
+from mpips.rank.start_up import (
+    Process,
+    first_error,
+    introduce,
+    make_folder,
+    share_folder,
+    start_heartbeat,
+    write_run,
+)
+from mpips.replay.player import Player
+from mpips.replay.recorder import Recorder
+from mpips.rundir import claim, log
+from mpips.rundir.folder import Lines, RunFolder
+from mpips.scheduler.journal import Journal
+from mpips.server.server import Server
+from mpips.server.snapshot_file import SnapshotFile
+from mpips.tracing.recorder import trace_node
+from mpips.tracing.trace_file import What
+from mpips.transport import process_memory
+from mpips.transport.backoff import Backoff
+from mpips.transport.message import Command
+from mpips.transport.wakeup import connect
+from mpips.worker.worker import CallExecutor
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PATIENCE = 3.0
+"""Seconds for the scheduler to answer a failed rank (it writes the result first), and for all ranks to exit."""
+
+
+class RankRun:
+    """One rank of a run; see the module. `mpi` is `mpi4py.MPI`, and `started` is on the clock of `perf_counter`."""
+
+    def __init__(
+        self,
+        mpi: Any,
+        options: argparse.Namespace | None,
+        prepared: Prepared | None,
+        asked: list[int],
+        started: float,
+    ) -> None:
+        self.mpi, self.options, self.prepared, self.asked, self.started = (
+            mpi,
+            options,
+            prepared,
+            asked,
+            started,
+        )
+        self.world: MPI.Intracomm = mpi.COMM_WORLD
+        self.world.Set_errhandler(mpi.ERRORS_RETURN)
+        self.rank = self.world.Get_rank()
+        self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
+        self.result = ResultFile(prepared)
+        self.survives, self.crowded, self.replicas = False, False, 0
+        # The largest number of ranks on one host.
+        self.fullest = 1
+        self.wall = time.time() - (time.perf_counter() - started)
+        self.heart: Heartbeat | None = None
+        self.membership: Membership | None = None
+        self.log = log.begin(self.rank)
+        self.peers: first_failure.Peers | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, from the agreement of all ranks on."""
+        assert self.result.folder is not None
+        return self.result.folder
+
+    def live(self, error: BaseException | None) -> int:
+        """Start, run the loop of the role, exit; return the exit code. `error`: why this rank cannot start."""
+        layout: Layout | None = None
+        prepared = self.prepared
+        processes, differ = introduce(self.world, prepared)
+        self.fullest = max(Counter(host for _, host in processes).values())
+        try:
+            check_singleton(self.world.Get_size(), os.environ)
+            if differ is not None:
+                raise differ
+            if error is None and prepared is not None:
+                layout = Layout.of(self.world.Get_size(), prepared.job.layout)
+        except InputError as raised:
+            error = error or raised
+        try:
+            if self.speaks:
+                self._make_folder(layout, processes)
+        except InputError as raised:
+            error = error or raised
+        failed = first_error(self.world, error)
+        if failed is not None:
+            why, text = failed
+            if not self.speaks:
+                return why
+            return self.result.end({"status": "failed", "exit_code": why, "error": text})
+        if layout is None or prepared is None:
+            return ExitCode.FAILED
+        folder, prepared.resume = share_folder(self.world, self.result.folder, prepared.resume)
+        self.result = ResultFile(prepared, folder, recorded=True)
+        self._begin_log(layout.places[self.rank], processes)
+        self.communicators = split(self.world, layout)
+        node, van = self._node(layout, prepared, [host for _, host in processes])
+        # From here on the heartbeats of other ranks detect a hang.
+        faulthandler.cancel_dump_traceback_later()
+        self._follow(node, prepared)
+        trace_node(node, prepared.job.trace, folder.trace_of(self.rank), self.started, say)
+        try:
+            code = self._serve(node, prepared)
+            log.note("end", code=code)
+            with node.observers.during(What.LEAVE):
+                left = node.leave(PATIENCE)
+            if self.membership is not None and self.membership.gave_up:
+                # The launcher ends hung ranks on all hosts.
+                self._quit(code or ExitCode.FAILED)
+            elif self.survives:
+                end_hung(node.view, processes)
+            elif not left:
+                self._quit(code or ExitCode.FAILED)
+            return code
+        finally:
+            for close in node.observers.close:
+                close()
+            van.close()
+
+    # --- the start ---------------------------------------------------------------------------
+
+    def _make_folder(self, layout: Layout | None, processes: list[Process]) -> None:
+        """Make the run's folder, on rank 0; a run that cannot start uses only an existing one."""
+        prepared, options = self.prepared, self.options
+        if layout is None or prepared is None:
+            if options is not None and options.run_dir and Path(options.run_dir).is_dir():
+                found = RunFolder.claim(options.run_dir, bool(options.resume), options.claim)
+                self.result = ResultFile(prepared, found)
+            return
+        folder = make_folder(prepared)
+        self.result = ResultFile(prepared, folder)
+        library = self.mpi.Get_library_version().split("\n")[0].strip("\0 ")
+        write_run(folder, prepared, layout, processes, library)
+        self.result = ResultFile(prepared, folder, recorded=True)
+
+    def _begin_log(self, place: Place, processes: list[Process]) -> None:
+        (pid, host), ranks = processes[self.rank], len(processes)
+        log.note("start", role=str(place), group=place.group, host=host, pid=pid, ranks=ranks)
+        self.log.place(self.folder.log(self.rank), ranks)
+        self.peers = first_failure.Peers(self.rank, processes)
+
+    def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
+        from mpips.transport.van import MPIVan
+
+        job = prepared.job
+        place = layout.places[self.rank]
+        wakeup, self.crowded = connect(self.world)
+        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, wakeup=wakeup), wakeup)
+        van.process_memory = process_memory.discover(self.world)
+        self.survives = van.survives
+        if van.survives:
+            self.replicas = job.ring.replicas
+        self.heart = start_heartbeat(self.world, job.heartbeat.period)
+        spec = job.faults
+        faults = None
+        if spec != type(spec)():
+            faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
+        lossy = spec.drop is not None
+        view = first_view(layout, job.ring.virtual_servers, self.replicas, hosts)
+        pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))
+        return Node(
+            van, layout, view, faults=faults, resend=0.25 if lossy else None,
+            pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
+        ), van  # fmt: skip
+
+    def _follow(self, node: Node, prepared: Prepared) -> None:
+        """Record the order of effects, or replay a recorded run."""
+        if prepared.options.replay:
+            node.follow(Player(node, Path(prepared.options.replay)))
+            # Stop requests come from the record.
+            for kind in ASKS:
+                signal.signal(kind, signal.SIG_DFL)
+        elif prepared.job.record.on:
+            Recorder(node, self.folder.record)
+
+    def _strike(self, kind: signal.Signals) -> None:
+        """Send an injected fault's signal to this process, and record its time, to measure recoveries."""
+        line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
+        log.note("struck", logging.WARNING, signal=kind.name)
+        with Lines(self.folder.path / "strikes.jsonl") as lines:
+            lines.append(line)
+        os.kill(os.getpid(), kind)
+
+    # --- the roles ---------------------------------------------------------------------------
+
+    def _serve(self, node: Node, prepared: Prepared) -> int:
+        """Run the role that the view gives this rank, until the stop message; return the exit code.
+
+        An error is reported to the leader.
+        """
+        try:
+            try:
+                return self._roles(node, prepared)
+            except (Stopped, Fenced):
+                raise
+            except BaseException as error:
+                self._report(node, error)
+        except Stopped as stopped:
+            return stopped.code
+        except Fenced:
+            log.note("fenced", logging.WARNING)
+            say(f"mpips: rank {self.rank} was declared dead by the others, and exits")
+            os._exit(ExitCode.COMPLETED)
+
+    def _roles(self, node: Node, prepared: Prepared) -> int:
+        job = prepared.job
+        beat = job.heartbeat
+        membership = Membership(
+            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
+            crowding(self.fullest),
+        )  # fmt: skip
+        self.membership = membership
+        waits, repeats = LongWaits(node, lambda text: say(f"mpips: {text}")), RetransmissionCounts(node)
+        journal = Journal(node, self.replicas + 1)
+        node.register(Registration(views=(self._log_view,)))
+        file = SnapshotFile(node, Writer())
+        group = self.communicators.group if self.communicators.group else None
+        roles = Roles(
+            node,
+            membership,
+            partial(
+                Server, node, job.ring.repair_bandwidth, file, job.ring.key_cache, ahead=not self.crowded
+            ),
+            partial(CallExecutor, node, prepared.program.worker, job, group, file),
+            partial(self._lead, node, prepared, journal, membership, waits, repeats),
+            lambda role: log.note("role", role=role and role.value),
+        )
+        waits.rounds = roles.unfinished_rounds
+        if not membership.leading and not node.policy.again:
+            # The leader gets them too, and decides.
+            for kind in ASKS:
+                signal.signal(kind, self._asked_to_stop)
+        return roles.run()
+
+    def _lead(
+        self,
+        node: Node,
+        prepared: Prepared,
+        journal: Journal,
+        membership: Membership,
+        waits: LongWaits,
+        repeats: RetransmissionCounts,
+    ) -> int:
+        self.folder.held = self.folder.held or claim.succeed(self.folder.path)
+        leader = Leader(
+            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
+        )
+        with node.observers.during(What.PROGRAM):
+            result = leader.run(self.asked)
+        for kind in ASKS:
+            signal.signal(kind, signal.SIG_IGN)
+        if leader.error:
+            say(leader.error)
+        code = self.result.end(result)
+        leader.stop_all(code)
+        return code
+
+    def _log_view(self, before: View, view: View) -> None:
+        """Log the roles, if they have changed."""
+        if before.roles != view.roles or before.leader != view.leader:
+            changed = {
+                rank: role and role.value
+                for rank, (was, role) in enumerate(zip(before.roles, view.roles, strict=True))
+                if was != role
+            }
+            lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
+            log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
+
+    def _asked_to_stop(self, number: int, _: object = None) -> None:
+        """Record a stop signal."""
+        if not self.asked:
+            log.note("asked", signal=signal.Signals(number).name)
+        self.asked.append(number)
+        if number == signal.SIGTERM:
+            self._miss()
+
+    def _miss(self) -> first_failure.Failure | None:
+        """Find ranks that ended without a message, when a launcher ends all; the lowest rank left on a host reports."""
+        if self.peers is None or self.survives:
+            return None
+        missing = self.peers.missing()
+        for rank in missing:
+            log.note("lost", logging.ERROR, lost=rank, cause=Cause.DIED, error=self.peers.why(), fatal=True)
+        first = first_failure.first(self.folder) if missing and self.peers.speaks(missing) else None
+        if first is None:
+            return None
+        facts = first.facts(self.folder)
+        # Rank 0 is lost, and cannot write it.
+        if 0 in missing and not self.folder.result.exists():
+            self.result.fail(first.text, first_failure=facts)
+        if not self.result.judged:
+            say(f"mpips: first to fail: {first_failure.sentence(facts)}")
+        return first
+
+    def _report(self, node: Node, error: BaseException) -> NoReturn:
+        """Report this rank's error to the scheduler, and wait for its stop message (`Stopped`)."""
+        facts = node.describe(error)
+        if not isinstance(error, self.mpi.Exception):
+            node.control(node.view.leader, Command.FAILED, facts)
+            # The leader is lost, too.
+            if isinstance(error, ShardLost):
+                self.result.fail(facts["text"])
+            deadline = node.van.now() + PATIENCE
+            while node.van.now() < deadline:
+                # The run fails already; a second error adds nothing.
+                with suppress(Exception):
+                    node.wait_until(lambda: node.van.now() > deadline)
+        self._quit(
+            ExitCode.FAILED,
+            f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}",
+            facts["trace"],
+        )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def write_failure(self, error: str) -> None:
+        """Write a failed result if there is none and this rank leads."""
+        leads = self.rank == 0 if self.membership is None else self.membership.leading
+        if leads:
+            self.result.fail_if_absent(f"rank {self.rank} on {host_name()}: {error}")
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """End every rank after an error outside the role loop."""
+        text = f"rank {self.rank} on {host_name()}: {in_a_line(error)}"
+        trace = "".join(traceback.format_exception(error))
+        follows = isinstance(error, self.mpi.Exception)
+        log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
+        self.result.fail(text)
+        self._quit(ExitCode.FAILED, text, trace)
+
+    def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
+        """End every rank now; this one by a signal if MPI itself does not return."""
+        alarm(LAST)
+        if why:
+            say(f"{trace}mpips: error: {why}")
+        sys.stdout.flush()
+        self.world.Abort(code)
+        os._exit(code)

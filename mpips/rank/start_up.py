@@ -1,0 +1,144 @@
+"""The start of a run: what all ranks exchange and agree on before the first message. Functions of a communicator are
+collective.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mpips.cluster.heartbeat import Address, Heartbeat
+from mpips.cluster.layout import Layout
+from mpips.cluster.view import first_view
+from mpips.errors import InputError, in_a_line
+from mpips.exit_codes import ExitCode
+from mpips.filters.named import fingerprint, parsed
+from mpips.process.host import LOOPBACK, host_address, host_name, machine
+from mpips.process.printable import printable
+from mpips.provenance import provenance
+from mpips.rank.ending import say
+from mpips.rank.prepare import Prepared
+from mpips.replay.recorder import write_about
+from mpips.rundir.folder import RunFolder, write_text
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_INTRODUCTION = 256
+"""Bytes of a rank's introduction: process id, filters, and host name."""
+
+
+class Process(NamedTuple):
+    """The process of a rank."""
+
+    pid: int
+    host: str
+
+
+def gather(world: MPI.Intracomm, mine: bytes) -> list[bytes]:
+    """Gather the bytes `mine` of each rank, of the same number, by rank."""
+    everyone = np.empty((world.Get_size(), len(mine)), np.uint8)
+    world.Allgather(np.frombuffer(mine, np.uint8), everyone)
+    return [raw.tobytes() for raw in everyone]
+
+
+def introduce(world: MPI.Intracomm, prepared: Prepared | None) -> tuple[list[Process], InputError | None]:
+    """Gather the processes, by rank; also return the error of ranks that have different filters, if any has."""
+    chains = () if prepared is None else (prepared.job.filters.push, prepared.job.filters.pull)
+    filters = "-".join(fingerprint(each).hex() for each in chains)
+    text = f"{os.getpid()} {filters} {host_name()}".encode()
+    said = [
+        raw.rstrip(b"\0").decode().split(" ", 2) for raw in gather(world, text.ljust(_INTRODUCTION, b"\0"))
+    ]
+    problem = None
+    for rank, (_, theirs, where) in enumerate(said):
+        if prepared is not None and theirs not in ("", said[0][1]):
+            named = ", ".join(found.name for chain in chains for found, _ in map(parsed, chain))
+            problem = InputError(
+                f"rank {rank} on {where} has other filters than rank 0 on {said[0][2]}: "
+                f"{named} must be the same everywhere"
+            )
+    return [Process(int(pid), where) for pid, _, where in said], problem
+
+
+def first_error(world: MPI.Intracomm, error: BaseException | None) -> tuple[ExitCode, str] | None:
+    """Agree that every rank can start: None, or the exit code and text of the first rank that cannot."""
+    from mpi4py import MPI
+
+    size, rank = world.Get_size(), world.Get_rank()
+    none = 2 * size
+    mine = np.array([none if error is None else 2 * rank + (not isinstance(error, InputError))], np.int64)
+    first = np.empty(1, np.int64)
+    world.Allreduce(mine, first, MPI.MIN)
+    if first[0] == none:
+        return None
+    failed, code = int(first[0]) // 2, ExitCode.FAILED if first[0] % 2 else ExitCode.BAD_INPUT
+    letter = np.zeros(8192, np.uint8)
+    if error is not None:
+        text = in_a_line(error)
+        if code == ExitCode.FAILED:
+            text = f"rank {failed} on {host_name()}: {text}"
+            say("".join(traceback.format_exception(error)).rstrip())
+        raw = np.frombuffer(printable(text).encode()[: letter.size], np.uint8)
+        letter[: raw.size] = raw
+    world.Bcast(letter, failed)
+    return code, letter.tobytes().rstrip(b"\0").decode(errors="replace")
+
+
+def share_folder(
+    world: MPI.Intracomm, folder: RunFolder | None, resume: Path | None
+) -> tuple[RunFolder, Path | None]:
+    """Broadcast the run's folder and checkpoint, of rank 0: any rank may have to lead, or write the result.
+
+    Other runs write checkpoints meanwhile, so ranks may have found different latest ones.
+    """
+    letter = np.zeros(2 * 4096, np.uint8)
+    if folder is not None:
+        raw = os.fsencode(folder.path) + b"\0" + os.fsencode(resume or "")
+        letter[: len(raw)] = np.frombuffer(raw, np.uint8)
+    world.Bcast(letter, 0)
+    if folder is not None:
+        return folder, resume
+    path, checkpoint = map(os.fsdecode, letter.tobytes().split(b"\0")[:2])
+    return RunFolder(path), Path(checkpoint) if checkpoint else None
+
+
+def start_heartbeat(world: MPI.Intracomm, period: float) -> Heartbeat:
+    """Exchange the addresses of heartbeats, and start to send them every `period` seconds."""
+    alone = len(set(gather(world, machine()))) == 1
+    heart = Heartbeat(world.Get_rank(), period, LOOPBACK if alone else host_address())
+    heart.start([Address.from_bytes(raw) for raw in gather(world, heart.address.to_bytes())])
+    return heart
+
+
+def make_folder(prepared: Prepared) -> RunFolder:
+    """Make the run's folder, or claim the one that was named; on one rank."""
+    named = prepared.options.run_dir
+    if named:
+        return RunFolder.claim(named, prepared.resume is not None, prepared.options.claim)
+    return RunFolder.create(prepared.job.name)
+
+
+def write_run(
+    folder: RunFolder, prepared: Prepared, layout: Layout, processes: list[Process], library: str
+) -> None:
+    """Write the job and its provenance into the run's folder; `library` is the MPI library's version.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    job = prepared.job
+    ranks = provenance.placed(layout, processes, first_view(layout, job.ring.virtual_servers))
+    before = provenance.ancestry(prepared.resume) if prepared.resume is not None else []
+    facts = prepared.facts or provenance.collect(job, children=False)
+    try:
+        write_text(folder.job, job.to_toml())
+        provenance.write_run(folder, facts, ranks, mpi=library, ancestry=before)
+        if job.record.on:
+            write_about(folder.record, job, prepared.resume)
+    except OSError as error:
+        raise InputError(f"{folder.path}: the run folder cannot be written: {error.strerror}") from error
