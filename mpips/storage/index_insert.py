@@ -1,4 +1,4 @@
-"""Insertion into a key index: new leaves beside the old ones, and new keys in them (mpips/storage/index_lookup.py:
+"""Insertion into a key index: new leaves beside the old ones, and new keys in them (mpips/storage/index_layout.py:
 the layout).
 """
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from mpips.jit.kernel import kernel
 from mpips.jit.numba_pointers import address, halves, moved
-from mpips.storage.index_lookup import (
-    AHEAD,
+from mpips.storage.index_layout import (
     BITS,
     COUNT,
     COUNTS,
@@ -32,18 +31,21 @@ from mpips.storage.index_lookup import (
     U8,
     U64,
     UNSET,
-    agreeing,
-    far_apart,
     keys_below,
     locate,
+    node,
+    upper,
+)
+from mpips.storage.index_lookup import (
+    AHEAD,
+    agreeing,
+    far_apart,
     look_ahead,
     near,
-    node,
     note_listed,
     note_run,
     scale_of,
     stretch,
-    upper,
 )
 
 SPARE_PAGES, SPARE_TOPS = 8, 3

@@ -1,7 +1,7 @@
 """The key index: maps a key to its slot in a segment's arrays (paper section 3.4: sparse, hashed keys).
 
 Requests have sorted keys. So the index is ordered too, and a request traverses it like a merge of two sorted lists. It
-is a tree of three levels, top, nodes and leaves (mpips/storage/index_lookup.py), like a B+ tree, with these
+is a tree of three levels, top, nodes and leaves (mpips/storage/index_layout.py), like a B+ tree, with these
 differences:
 
 - `known` has the keys in slot order, and the new keys of a request get consecutive slots: `known` consists of sorted
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import LayoutError
-from mpips.storage import index_insert, index_lookup
+from mpips.storage import index_insert, index_layout, index_lookup
 from mpips.storage.growable_array import GrowableArray
 
 MAX_KEYS = 2**31 - 2
@@ -49,12 +49,12 @@ class KeyIndex:
         if capacity_hint > MAX_KEYS:
             raise LayoutError(_full(capacity_hint))
         self._head = np.zeros(5, np.int64)
-        self._head[index_lookup.FIRST] = index_lookup.UNSET
+        self._head[index_layout.FIRST] = index_layout.UNSET
         self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True)
         # If all leaves become explicit, they are two thirds full.
-        pages = capacity_hint and capacity_hint * 3 // (2 * index_lookup.LEAF) + index_insert.SPARE_PAGES + 2
-        self._arena = GrowableArray(np.uint64, (index_lookup.PAGE,), rows=pages, touch=True)
-        self._top = np.empty(2 * (pages // index_lookup.FAN + index_insert.SPARE_TOPS), np.uint64)
+        pages = capacity_hint and capacity_hint * 3 // (2 * index_layout.LEAF) + index_insert.SPARE_PAGES + 2
+        self._arena = GrowableArray(np.uint64, (index_layout.PAGE,), rows=pages, touch=True)
+        self._top = np.empty(2 * (pages // index_layout.FAN + index_insert.SPARE_TOPS), np.uint64)
         self._publish()
 
     def _publish(self) -> None:
@@ -62,7 +62,7 @@ class KeyIndex:
         self._arrays = (self._head, self._known.array[:MAX_KEYS], arena, self._top)
 
     def __len__(self) -> int:
-        return int(self._head.item(index_lookup.COUNT))
+        return int(self._head.item(index_layout.COUNT))
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +90,7 @@ class KeyIndex:
         keys = _ready(keys)
         out = np.empty(len(keys), np.int32)
         first = index_insert.insert(*self._arrays, keys, out)
-        while first == index_lookup.ROOM:
+        while first == index_layout.ROOM:
             self._grow(len(keys))
             first = index_insert.insert(*self._arrays, keys, out)
         return slice(first, first + len(keys)) if first >= 0 else out
@@ -112,12 +112,12 @@ class KeyIndex:
         head = self._head
         count, pages, tops, done = (
             int(head[at])
-            for at in (index_lookup.COUNT, index_lookup.PAGES, index_lookup.TOPS, index_lookup.DONE)
+            for at in (index_layout.COUNT, index_layout.PAGES, index_layout.TOPS, index_layout.DONE)
         )
         # views, which would prevent the arrays from growing in place
         del self._arrays
         try:
-            step = min(wanted - done, index_lookup.RUN)
+            step = min(wanted - done, index_layout.RUN)
             if count + step > MAX_KEYS:
                 raise LayoutError(_full(count + step))
             if len(self._known) < count + step:
@@ -129,7 +129,7 @@ class KeyIndex:
                 top[: len(self._top)] = self._top
                 self._top = top
         except BaseException:
-            head[index_lookup.DONE], head[index_lookup.FIRST] = 0, index_lookup.UNSET
+            head[index_layout.DONE], head[index_layout.FIRST] = 0, index_layout.UNSET
             raise
         finally:
             self._publish()

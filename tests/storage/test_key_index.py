@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mpips.errors import LayoutError
-from mpips.storage import index_lookup
+from mpips.storage import index_layout
 from mpips.storage import key_index as index_module
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 
@@ -169,9 +169,9 @@ def test_keys_cannot_be_written_through_and_views_outlive_growth() -> None:
 def test_more_keys_than_slots_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LayoutError, match="use more servers"):
         KeyIndex(MAX_KEYS + 1)
-    monkeypatch.setattr(index_module, "MAX_KEYS", 3 * index_lookup.RUN)
-    index, keys = KeyIndex(), drawn(4, 4 * index_lookup.RUN)
+    monkeypatch.setattr(index_module, "MAX_KEYS", 3 * index_layout.RUN)
+    index, keys = KeyIndex(), drawn(4, 4 * index_layout.RUN)
     with pytest.raises(LayoutError, match="use more servers"):
         index.insert(keys)
-    assert len(index) <= 3 * index_lookup.RUN
+    assert len(index) <= 3 * index_layout.RUN
     assert index.find(keys[:100]) == slice(0, 100), "what it holds it still finds"
