@@ -136,7 +136,7 @@ class Judge(Sweeper):
         """Give the counts of words first .. last - 1 that are not 0, i4[n, 1], by (w - first) K + k."""
         topics = self.settings.topics
         pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
-        rows = self.context.wait(pull).reshape(-1)
+        rows = pull.result().reshape(-1)
         (found,) = np.nonzero(rows)
         return Answer(keys=found.astype(np.uint64), values=rows[found][:, None])
 
@@ -146,7 +146,7 @@ class Judge(Sweeper):
         topics = prior.topics
         known = self.documents.any.words
         vocab = self.vocabulary if known is None else known
-        n_k = self.context.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))).reshape(-1)
+        n_k = self.context.vectors["topics"].pull(KeyRange(0, topics)).result().reshape(-1)
         log_p, tokens = [0.0], 0
         with open_corpus(
             [Path(name) for name in self.data.test], vocab, part, of, Path(scratch),
@@ -170,7 +170,7 @@ class Judge(Sweeper):
             mine = ids[(ids >= first) & (ids < last)]
             if len(mine):
                 pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
-                found.append(self.context.wait(pull).reshape(-1, topics)[mine - first])
+                found.append(pull.result().reshape(-1, topics)[mine - first])
         return np.concatenate(found)
 
     def cooccurrence(self, values: Any) -> Answer:

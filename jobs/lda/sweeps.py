@@ -101,7 +101,7 @@ class Totals:
             task, _ = self._flying[time]
             if not task.done:
                 break
-            self._base = self.context.wait(task).reshape(-1)
+            self._base = task.result().reshape(-1)
             del self._flying[time]
         now = self._base.copy()
         for _, change in self._flying.values():
@@ -243,12 +243,12 @@ class Sweeper:
         fit = bool(self._rooms) and len(self._rooms[0]) >= size
         rooms = self._rooms if fit else [np.empty(size, np.int32) for _ in range(2)]
         self._rooms = []  # a call that fails leaves pulls behind, which would write into them
-        self._begin(self.context.wait(self.context.vectors["topics"].pull(KeyRange(0, topics))))
+        self._begin(self.context.vectors["topics"].pull(KeyRange(0, topics)).result())
         ahead = self._pull(plan[0], rooms[0]) if plan else None
         for step, words in enumerate(plan):
             self.context.step(round + step)
             assert ahead is not None
-            rows = self.context.wait(ahead).reshape(-1)
+            rows = ahead.result().reshape(-1)
             totals = self._totals.at(self.consistency.pull(step))
             if step + 1 < len(plan):
                 ahead = self._pull(plan[step + 1], rooms[(step + 1) % 2])

@@ -180,9 +180,9 @@ class Training:
         settings, workers = self.settings, self.cluster.workers
         learn = settings.learn_alpha != "fixed" and self.sweeps >= BURN_IN
         if self.sweeps == 0 and len(workers) > 1:
-            self.cluster.wait(self._sweep(planting=True))
+            self._sweep(planting=True).result()
         task = self._sweep(learn=learn)
-        replies = self.cluster.wait(task)
+        replies = task.result()
         cells, totals = self.check()
         last = self.sweeps + 1 >= settings.sweeps
         if last or (self.sweeps + 1) % settings.evaluate_every == 0:

@@ -291,8 +291,7 @@ class Insertion:
         if asking is not None:
             try:
                 askers.call("enough", {"round": self.rounds})
-                self.cluster.wait(asking)
-                queries.append(_together([reply.meta for reply in asking.result]))
+                queries.append(_together([reply.meta for reply in asking.result()]))
             except WorkerLost:
                 lost = True
         for one in done:

@@ -201,7 +201,7 @@ class Answers:
         keys, out = self.keys[begin : begin + ASKED], np.empty(ASKED, np.int64)
         n = kernels.asked(keys, shift, depth, width, np.uint64(seed), self._marks, self._cells, self._blocks)
         blocks, rows = self._blocks[:n], self._rows[:n]
-        self.context.wait(self.context.vectors["table"].pull(blocks, out=rows))
+        self.context.vectors["table"].pull(blocks, out=rows).result()
         kernels.answered(rows, blocks, shift, depth, self._marks, self._cells, out)
         return out
 

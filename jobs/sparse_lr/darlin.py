@@ -233,7 +233,9 @@ class Darlin:
         plan["round"] = self._rounds(blocks)
         task = self.workers.start("iterate", plan, keys=self.begins)
         model = self._model(task)
-        pushed, features = (sum(reply.meta[each] for reply in task.result) for each in ("pushed", "features"))
+        pushed, features = (
+            sum(reply.meta[each] for reply in task.result()) for each in ("pushed", "features")
+        )
         self.now = {"blocks": blocks, "filtered": 1.0 - pushed / max(features, 1)}
         return model
 
@@ -283,7 +285,7 @@ class Darlin:
         mixed = {"mixture": mixture, "forget": choice.outcome == "undone"}
         task = self.servers.start("mix", mixed, vector=self.w)
         self._phase("step", self.control.threshold, after=[task])
-        found = [reply.meta for reply in self.cluster.wait(task)]
+        found = [reply.meta for reply in task.result()]
         self.now |= {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
         self._heard(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
 
@@ -324,7 +326,7 @@ class Darlin:
 
     def _heard(self, task: Task) -> None:
         """Take what the workers say of their active features, and of how they fare."""
-        accounts = [reply.meta for reply in self.cluster.wait(task)]
+        accounts = [reply.meta for reply in task.result()]
         self.weight = sum(each["weight"] for each in accounts)
         self.now |= self.cluster.lately(accounts)
 

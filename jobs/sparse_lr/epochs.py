@@ -85,11 +85,11 @@ class Epochs:
         task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
         flying.append(task.then(partial(self._take_radius, cols)))
         if len(flying) > 2:
-            self.context.wait(flying.popleft())
+            flying.popleft().result()
 
     def _take_radius(self, cols: Columns, task: Task) -> None:
-        if task.error is None and task.result is not None and len(task.result):
-            self.blocks.wake(cols, task.result)
+        if task.error is None and (radii := task.result()) is not None and len(radii):
+            self.blocks.wake(cols, radii)
 
     @property
     def w(self) -> Vector:
@@ -120,9 +120,9 @@ class Epochs:
         """Build it anew from the weights, when the examples are spread over other workers."""
         if self.blocks is not None and not self.context.job.layout.exact_sums:  # then it is told: `recall`
             blocks = self.blocks
-            blocks.radius[:] = self.context.wait(self.asked(slice(None), round))
+            blocks.radius[:] = self.asked(slice(None), round).result()
             active = np.flatnonzero(blocks.radius > 0.0)
-            blocks.set_weights(active, self.context.wait(self.w.pull(blocks.keys[active])))
+            blocks.set_weights(active, self.w.pull(blocks.keys[active]).result())
 
     def asked(self, cols: Columns, round: int) -> Task:
         """Ask for the radii of some columns, pushing nothing."""
@@ -146,11 +146,11 @@ class Epochs:
 
     def begin_recall(self, round: int) -> None:
         """Take the radii of all features; the weights at the starts of the last passes follow."""
-        self.blocks.begin_recall(self.context.wait(self.asked(slice(None), round)))
+        self.blocks.begin_recall(self.asked(slice(None), round).result())
 
     def recall(self, last: bool) -> None:
         """Take the weights that the servers show."""
-        self.blocks.recall(self.context.wait(self.w.pull(self.blocks.keys)))
+        self.blocks.recall(self.w.pull(self.blocks.keys).result())
         if last:
             self.blocks.end_recall()
 

@@ -156,7 +156,7 @@ def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float
     vector = context.vectors["w"]
     known = int(np.searchsorted(keys, np.uint64(vector.spec.extent - 1), "right"))
     weights = np.zeros(len(keys))
-    weights[:known] = context.wait(vector.pull(keys[:known]))
+    weights[:known] = vector.pull(keys[:known]).result()
     return weights
 
 
@@ -182,7 +182,7 @@ def test(cluster: Cluster) -> dict[str, Any]:
     if not cluster.job.data.test:
         return {"auc": None, "accuracy": None, "logloss": None}
     asking = cluster.workers.start("score", {"which": "test"}, each=parts_of(cluster))
-    scored = cluster.wait(asking)
+    scored = asking.result()
     rows = np.concatenate([each.values for each in scored])
     if not len(rows):
         raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")

@@ -76,10 +76,10 @@ class ExactDarlin(Darlin):
         self._heard(self.workers.start("report"))
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:
-        moved = [reply.meta["steps"] for reply in self.cluster.wait(iterated)]
+        moved = [reply.meta["steps"] for reply in iterated.result()]
         task = self.workers.start("model", {"steps": np.max(moved, axis=0).tolist()})
         model = self.workers.total(task)
-        model[-1, 0] = _added(reply.meta["losses"] for reply in task.result)
+        model[-1, 0] = _added(reply.meta["losses"] for reply in task.result())
         return model
 
     def _losses(self, task: Task) -> NDArray[np.float64]:

@@ -158,7 +158,7 @@ class Worker(Epochs):
     def _arrived(self, cols: NDArray[np.int64], task: Task) -> None:
         if task.error is None and len(cols):
             with self.context.working():
-                self.blocks.apply(cols, task.result)
+                self.blocks.apply(cols, task.result())
 
     def losses(self, values: NDArray[np.float64]) -> Answer:
         """Give the losses of every mixture of the last passes."""
@@ -169,7 +169,7 @@ class Worker(Epochs):
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            self.blocks.wake(cols, self.context.wait(self.asked(cols, round)))
+            self.blocks.wake(cols, self.asked(cols, round).result())
         return self.report()
 
     def dual(self, shrink: float) -> dict[str, Any]:

@@ -354,7 +354,7 @@ class Learner:
     def flush(self, round: int) -> None:
         """Push what filters have held back."""
         together = pace(self.context.job.consistency).aggregate
-        self.context.wait(self.context.vectors["w"].flush(round=round if together else NO_ROUND))
+        self.context.vectors["w"].flush(round=round if together else NO_ROUND).result()
 
     def learnt(self, first_round: int) -> dict[str, Any]:
         """Say what was done in the call of that round, whatever became of it."""
@@ -377,7 +377,7 @@ class Learner:
             self.context.wait_all(
                 step.after
             )  # should one fail, for the loss of a worker, the pull may never come
-        weights, batch = self.context.wait(step.pull), step.batch
+        weights, batch = step.pull.result(), step.batch
         with self.context.working():
             gradient = np.empty(len(step.keys))
             values = np.empty(0, np.float32) if batch.values is None else batch.values

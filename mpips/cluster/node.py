@@ -221,6 +221,7 @@ class Node:
             withdraw=self.van.withdraw,
             timer=self.new_timer,
             again=self.again,
+            wait=self.wait,
         )
         tasks.now = self.van.now
         for made in self.observers.tasks:
@@ -627,7 +628,7 @@ class Node:
             task.heeded = True
             self._say_who_asked(task)
             raise task.error
-        return task.result
+        return task.values
 
     def _say_who_asked(self, task: Task) -> None:
         """Let an error of another rank's tell what was asked for, and on which line of the program."""

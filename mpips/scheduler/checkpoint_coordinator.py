@@ -155,7 +155,7 @@ class CheckpointCoordinator:
             self._commit(pending)
 
     def _commit(self, pending: _Pending) -> None:
-        entries = [reply.meta for task in pending.tasks for reply in task.result if reply.meta]
+        entries = [reply.meta for task in pending.tasks for reply in task.values if reply.meta]
         cluster = self._cluster
         try:
             checkpoint.commit(pending.folder, entries, pending.about, self._provenance(), cluster.lineage.run)

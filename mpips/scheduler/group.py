@@ -66,7 +66,7 @@ class Group:
             message.meta = {"call": function, "args": own, "crew": self.crew}
             parts.append((rank, message))
         task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
-        task.result, task.what, task.spot = replies, f"call of {function}", here(sys._getframe(1))
+        task.values, task.what, task.spot = replies, f"call of {function}", here(sys._getframe(1))
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:

@@ -165,17 +165,8 @@ class Cluster:
         self.node.layout.group(name)
         return self.some(self.node.layout.members(self.workers.addresses)[name])
 
-    def wait(self, task: Task) -> Any:
-        """Wait until a task is finished; give its result: a pull's rows, or the replies to `Group.start`.
-
-        Raises:
-            RemoteError: it failed on another rank.
-            WorkerLost: a worker died that had a part in it, and all others have ended theirs.
-        """
-        return self.node.wait(task)
-
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
-        """Wait for each of some tasks; give their results, in order. Raises as `wait`."""
+        """Wait for each of some tasks; give their results, in order. Raises as `Task.result`."""
         return self.node.wait_all(tasks)
 
     @property
@@ -247,7 +238,7 @@ class Cluster:
         task = group.start(Own.ACCOUNT)
         with suppress(WorkerLost):
             self.node.wait(task)
-        replies = zip(group.addresses, task.result, strict=True)
+        replies = zip(group.addresses, task.values, strict=True)
         return {rank: reply.meta for rank, reply in replies if reply is not None}
 
     @property

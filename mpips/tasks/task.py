@@ -17,7 +17,7 @@ all members of the chain have it. Parts that are sent to that shard meanwhile de
 A part is identified by its task's caller and time: when a caller dies, another rank can take over and issue the same
 tasks at the same times (`recall`).
 
-It is a state machine: it gets messages and a function that sends, and never waits.
+It is a state machine: it gets messages, and functions that send and that wait.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from mpips.transport.message import Command, Kind, Message
 Send = Callable[[int, Message], None]
 Deliver = Callable[[int, Message], None]
 Filtered = Callable[[int, Message], Message]
+Wait = Callable[["Task"], Any]
 
 AHEAD = 1
 """In `acked` of a reply: the result is valid but not yet durable; an ACKNOWLEDGED message follows (`acknowledge`)."""
@@ -51,32 +52,45 @@ def unfiltered(peer: int, message: Message) -> Message:
     return message
 
 
+def finished(task: Task) -> Any:
+    """Return the values of a finished task: the `Wait` where no event loop could finish it."""
+    if task.error is not None:
+        raise task.error
+    if not task.done:
+        raise RuntimeError(f"task {task.time} is not finished, and nothing can wait for it")
+    return task.values
+
+
 class Task:
     """A future: the caller's handle of a task.
 
-    `time` orders the caller's tasks. `expected` and `received` count its parts. `result` is set by its issuer (a pull:
-    its values); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
+    `time` orders the caller's tasks. `expected` and `received` count its parts. `values` is set by its issuer (a pull:
+    its rows); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
     `what` and `spot`: the command, and the program's line that issued it.
     """
 
     __slots__ = (
         "_callbacks",
         "_deliver",
+        "_wait",
         "error",
         "expected",
         "heeded",
         "nbytes",
         "received",
-        "result",
         "spot",
         "time",
         "under_way",
+        "values",
         "what",
     )
 
-    def __init__(self, time: int, expected: int, deliver: Deliver | None = None) -> None:
+    def __init__(
+        self, time: int, expected: int, deliver: Deliver | None = None, wait: Wait = finished
+    ) -> None:
         self.time, self.expected, self.received = time, expected, 0
-        self.result: Any = None
+        self._wait = wait
+        self.values: Any = None
         self.error: BaseException | None = None
         self.heeded = False
         self.nbytes = 0  # of rows that it sends
@@ -113,6 +127,15 @@ class Task:
         else:
             self._callbacks.append(callback)
         return self
+
+    def result(self) -> Any:
+        """Wait until the task is finished; return its values: the rows of a pull, the replies to a call, else None.
+
+        Raises:
+            RemoteError: it failed on another rank.
+            WorkerLost: another worker that took part in it has died.
+        """
+        return self._wait(self)
 
     def answer(self, part: int, reply: Message) -> None:
         """Take the reply to one part."""
@@ -268,7 +291,7 @@ class Tasks:
     `origin` identifies the caller, `send(address, message)` sends, `window` bounds the unanswered parts per address,
     `timer` makes retransmission timers (None: the van loses no messages; `mpips.tasks.retransmission`). An address is a
     rank, or ~shard. `encode` applies the filters, once to each part, however often it is sent. `withdraw(slot)` frees a
-    slot of the client fast path, whose request is then answered by a message.
+    slot of the client fast path, whose request is then answered by a message. `wait(task)` is what `Task.result` does.
     """
 
     def __init__(
@@ -281,11 +304,12 @@ class Tasks:
         withdraw: Callable[[int], None] = lambda slot: None,
         timer: Callable[[], Timer | None] = lambda: None,
         again: Counter[str] | None = None,
+        wait: Wait = finished,
     ) -> None:
         self._withdraw, self._timer, self._budget = withdraw, timer, Budget()
         # by slot of the client fast path
         self._asked: dict[int, _Part] = {}
-        self._send, self._window, self.origin = send, window, origin
+        self._send, self._window, self.origin, self._wait = send, window, origin, wait
         self._encode = encode
         self._peers: dict[int, _Peer] = {}
         self._time = 0
@@ -354,7 +378,7 @@ class Tasks:
         of `after` is finished everywhere. `deliver(part number, reply)` gets each reply. A task without parts finishes
         when all of `after` has.
         """
-        task = Task(self._time, len(parts), deliver)
+        task = Task(self._time, len(parts), deliver, self._wait)
         self._time += 1
         waits = [earlier for earlier in after if not earlier.done]
         if not parts:
@@ -382,7 +406,7 @@ class Tasks:
     def ask(self, request: Request) -> Task:
         """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
         addresses = request.addresses
-        task = Task(self._time, len(addresses), request)
+        task = Task(self._time, len(addresses), request, self._wait)
         time, acked = self._time, self.acked
         self._time += 1
         self.unfinished[time] = task

@@ -197,7 +197,7 @@ class Request:
 
     def _put_together(self, task: Task) -> None:
         assert self.out is not None and self.late is not None
-        result = task.result = self.out.copy()
+        result = task.values = self.out.copy()
         rows = result.reshape(self.plan.n, self.maker.spec.width)
         for part, values in self.late.items():
             piece = self.plan.slices[part]
@@ -233,12 +233,12 @@ class Request:
             # Without keys the update did not run, so the width of the rows is not its answer's.
             return
         if self.out is None and len(slices) == 1 and len(rows) == n:
-            self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
+            self.task.values = rows[:, 0] if rows.shape[1] == 1 else rows
             return
         # Of empty answers the widest counts, in any order of arrival.
         if not n and self.out is None:
-            if self.task.result is None or rows.shape[1] > self.task.result.shape[-1]:
-                self.task.result = rows[:, 0] if rows.shape[1] == 1 else rows
+            if self.task.values is None or rows.shape[1] > self.task.values.shape[-1]:
+                self.task.values = rows[:, 0] if rows.shape[1] == 1 else rows
             return
         out = self.allocate(rows.shape[1], rows.dtype)
         if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
@@ -248,10 +248,10 @@ class Request:
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
         """Return the array of results, zero where no server answers."""
         assert self.task is not None
-        if self.task.result is None:
+        if self.task.values is None:
             shape = (self.plan.n,) if width == 1 else (self.plan.n, width)
-            self.task.result = np.zeros(shape, dtype) if self.out is None else self.out
+            self.task.values = np.zeros(shape, dtype) if self.out is None else self.out
             if self.out is not None:
                 self.out[...] = 0
-        result: Rows = self.task.result
+        result: Rows = self.task.values
         return result

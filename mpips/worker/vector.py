@@ -173,7 +173,7 @@ class Vector:
         request = Request(self._maker, command, plan, rows, round, out)
         if request.is_direct() and not after and self.node.direct and tasks.direct:
             task = request.task = tasks.ask(request)
-            task.result, task.what, task.spot = request.out, self._titles[command], caller()
+            task.values, task.what, task.spot = request.out, self._titles[command], caller()
             if rows is not None:
                 tasks.weigh(task, rows.nbytes)
             return task
@@ -190,7 +190,7 @@ class Vector:
         if not parts:
             request.allocate(self.spec.width, np.dtype(self.spec.dtype))
         elif request.places is not None:
-            task.result = request.out
+            task.values = request.out
         return task
 
     def _is_much(self) -> bool:

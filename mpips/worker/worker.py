@@ -106,17 +106,8 @@ class Context:
         """This worker's rank among all of the run."""
         return self.node.rank
 
-    def wait(self, task: Task) -> Any:
-        """Wait until a task is finished; return its result: the rows of a pull.
-
-        Raises:
-            RemoteError: it failed on another rank.
-            WorkerLost: another worker that took part in it has died.
-        """
-        return self.node.wait(task)
-
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
-        """Wait for all tasks; return their results, in order. Raises as `wait`."""
+        """Wait for all tasks; return their results, in order. Raises as `Task.result`."""
         return self.node.wait_all(tasks)
 
     def working(self) -> AbstractContextManager[None]:

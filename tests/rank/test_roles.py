@@ -31,7 +31,7 @@ class Worker:
         SHARE.append(ref(self.share))
 
     def go(self) -> float:
-        self.context.wait(self.context.vectors["sums"].push(KEYS, np.ones(8)))
+        self.context.vectors["sums"].push(KEYS, np.ones(8)).result()
         return float(self.share.sum())
 
     @at_once

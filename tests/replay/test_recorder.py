@@ -114,7 +114,7 @@ def schedule(cluster: Cluster, calls: int = 3, steps: int = 4) -> dict[str, Any]
         task = cluster.workers.start("walk", {"first": next(rounds), "steps": steps})
         hint = cluster.decide(lambda: int(cluster.node.van.now() * 1e6) % 7)
         cluster.node.wait_all([task, cluster.workers.start("nudge", {"by": hint})])
-        said.append([reply.meta for reply in task.result])
+        said.append([reply.meta for reply in task.result()])
 
     while len(said) < calls:
         surely(cluster, call)
@@ -328,7 +328,7 @@ def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
             if not cluster.node.policy.again:  # there nobody gives orders
                 move(cluster, *moves[len(said)])
             cluster.node.wait(task)
-            said.append([reply.meta for reply in task.result])
+            said.append([reply.meta for reply in task.result()])
 
         while len(said) < len(moves):
             surely(cluster, call)

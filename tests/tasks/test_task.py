@@ -197,6 +197,20 @@ def test_a_failure_is_the_tasks_error() -> None:
     assert str(task.error) == "rank 2 (server 1 on h): no such vector"
 
 
+def test_a_result_is_that_of_a_finished_task() -> None:
+    """Where no event loop finishes tasks, nothing is waited for."""
+    wire = Wire(1)
+    task = wire.tasks.submit([(1, call())])
+    task.values = 7
+    with pytest.raises(RuntimeError, match="task 0 is not finished"):
+        task.result()
+    wire.settle()
+    assert task.result() == 7
+    task.error = RemoteError(1, "server", "host", "broken")
+    with pytest.raises(RemoteError, match="broken"):
+        task.result()
+
+
 def test_a_failing_callback_of_the_caller_is_raised_at_its_task() -> None:
     def deliver(part: int, reply: Message) -> None:
         raise KeyError("mine")

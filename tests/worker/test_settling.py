@@ -49,10 +49,20 @@ class Worker:
     def caught(self) -> str:
         task = self.context.vectors["v"].push(KEYS, np.full(100, -1.0))
         try:
-            self.node.wait(task)
+            task.result()
         except RemoteError as error:
             return str(error)
         return ""
+
+    def pulled(self) -> dict[str, Any]:
+        vector, seen = self.context.vectors["v"], []
+        pushed = vector.push(KEYS, np.ones(100))
+        task = vector.pull(KeyRange(0, 3), after=[pushed]).then(
+            lambda done: seen.append(done.result().tolist())
+        )
+        early = task.done
+        return {"early": early, "rows": task.result().tolist(), "seen": seen, "again": task.result() is task.result(),
+                "push": pushed.result()}  # fmt: skip
 
     def breaks(self) -> None:
         def broken(_: Task) -> None:
@@ -114,6 +124,19 @@ def test_a_push_that_fails_and_that_nobody_waits_for_fails_its_call_and_names_it
     assert (
         f'test_settling.py", line {line("raise ValueError(")}' in raised.value.trace
     )  # the update's own line
+
+
+def test_a_result_is_waited_for_and_stays() -> None:
+    """A push has none; a callback gets the result of its finished task at once."""
+    (found,) = run(lambda cluster: cluster.workers.call("pulled"), workers=1)
+    assert found == {"early": False, "rows": [1.0] * 3, "seen": [[1.0] * 3], "again": True, "push": None}
+
+
+def test_the_result_of_a_call_is_its_replies() -> None:
+    replies = run(
+        lambda cluster: [reply.meta for reply in cluster.workers.start("push", {"value": 1.0}).result()]
+    )
+    assert len(replies) == 2
 
 
 def test_a_call_has_settled_when_it_returns() -> None:

@@ -321,7 +321,7 @@ class Rounds(Quiet):
         mine = np.array(keys[self.context.index], np.uint64)
         task = self.context.vectors["v"].push_pull(mine, np.ones(len(mine)), round=round)
         answer = self._hear(task)
-        return answer if "heard" in answer else {"shape": list(np.shape(task.result))}
+        return answer if "heard" in answer else {"shape": list(np.shape(task.result()))}
 
     def _hear(self, task: Any) -> dict[str, Any]:
         try:

@@ -175,8 +175,8 @@ class Client:
         def done(task: Task) -> None:
             if task.error is not None:
                 return
-            if wants and (task.result[mine] != workers).any():
-                self._wrong.append(f"round {number} answered {task.result[mine].tolist()}, not {workers}")
+            if wants and (task.result()[mine] != workers).any():
+                self._wrong.append(f"round {number} answered {task.result()[mine].tolist()}, not {workers}")
 
         push = vector.push_pull if wants else vector.push
         return push(keys, ones, round=number).then(done)
@@ -199,7 +199,7 @@ class Client:
 
         def done(task: Task) -> None:
             if task.error is None:
-                row = task.result
+                row = task.result()
                 self._check_hot(hot, int(row[at]), floor + 1)
                 if np.delete(row, at).tolist() != [1, 1]:
                     self._wrong.append(f"push {number} answered {row.tolist()}")
@@ -230,8 +230,8 @@ class Client:
             if task.error is not None:
                 return
             for hot in range(HOT):
-                self._check_hot(hot, int(task.result[places[key(hot + 1)]]), int(floor[hot]))
-            found = [int(task.result[places[each]]) for each in own]
+                self._check_hot(hot, int(task.result()[places[key(hot + 1)]]), int(floor[hot]))
+            found = [int(task.result()[places[each]]) for each in own]
             if any(n > 1 or (sure and n != 1) for n in found):
                 self._wrong.append(f"a pull after push {number} reads {found}")
 

@@ -183,7 +183,7 @@ class Worker:
                 self._counts[keys] += 1
             pull = self._ask(PULL, partial(vector.pull, keys))
             if pull is not None:
-                stale += int((pull.result < self._counts[keys]).sum())
+                stale += int((pull.result() < self._counts[keys]).sum())
         notes = np.array(self._notes, np.float64).reshape(-1, 4)
         errors = self._errors
         return Answer({"failed": len(errors), "stale": stale, "errors": errors[:10]}, notes)

@@ -95,7 +95,7 @@ def schedule(cluster, settings):
                 cluster.workers.start("lone", {"round": 10**6}, only=[0])
                 time.sleep(0.2)
             fail(told("schedule", "round"))
-            cluster.wait(task)
+            task.result()
             cluster.servers.call("touch", {"fail": told("server_call")}, vector=w)
             cluster.event("pass", number=number)
             cluster.say(f"round {number}")
@@ -141,11 +141,11 @@ class Worker:
             return
         if at == "callback":
             task.then(lambda _: self.fail())
-        self.context.wait(task)
+        task.result()
 
     def lone(self, round):
         w = self.context.vectors["w"]
-        self.context.wait(w.push(np.arange(8, dtype=np.uint64), np.ones(8), round=round))
+        w.push(np.arange(8, dtype=np.uint64), np.ones(8), round=round).result()
 
     def last(self):
         self.fail()

@@ -62,10 +62,10 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             if cluster.due(step + 1):
                 cluster.checkpoint(step + 1, {"step": step + 1})
     there = np.arange(KEYS, dtype=np.uint64)
-    before = cluster.wait(w.pull(there))
+    before = w.pull(there).result()
     if settings.flush:
         cluster.workers.call("flush")
-    after = cluster.wait(w.pull(there))
+    after = w.pull(there).result()
     due = np.zeros(KEYS)
     for keys, rows in (changes(part, step) for part in range(PARTS) for step in range(settings.steps)):
         due[keys.astype(np.int64)] += rows

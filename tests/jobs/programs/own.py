@@ -63,7 +63,7 @@ def schedule(cluster: Any, settings: Settings) -> dict[str, Any]:
         for tau in settings.taus:
             cluster.node.wait_until(_later(cluster.node, 0.05))
             cluster.workers.call("delay", {"tau": tau})
-        done = cluster.wait(running)
+        done = running.result()
     counts = cluster.servers.call("pushes", {"least": 1}, vector=w)
     return {
         "keys": sum(each["keys"] for each in counts),

@@ -82,12 +82,12 @@ class Worker:
             waiting += [ranges.push(whole, ones), lists.push(listed, ones), ranges.pull(whole)]
             pushed += 1
             while len(waiting) > 20:
-                self.context.wait(waiting.popleft())
+                waiting.popleft().result()
             if pushed % 10 == 0:
                 self.context.wait_all(waiting)
                 waiting.clear()
-                fresh = self.context.wait(ranges.pull(whole))
-                self.context.wait(lists.pull(listed, out=out))
+                fresh = ranges.pull(whole).result()
+                lists.pull(listed, out=out).result()
                 stale += int((fresh < pushed).any()) + int((out < pushed).any())
         self.context.wait_all(waiting)
         return {"pushed": pushed, "stale": stale}
