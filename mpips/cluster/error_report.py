@@ -22,6 +22,7 @@ from mpips.errors import (
 )
 from mpips.process import program_line
 from mpips.rundir.log import note
+from mpips.tasks.task import Task
 
 
 def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
@@ -54,3 +55,12 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
         **({"lost": True} if lost else {}),
         **({"is_environment": True} if is_environment(error) else {}),
     }
+
+
+def say_who_asked(task: Task, who: str) -> None:
+    """Add to an error of another rank what the task was, and which line of the program on rank `who` issued it."""
+    error, at = task.error, program_line.told(task.spot)
+    # A call of a worker's method has that worker's own line.
+    called = isinstance(error, RemoteError) and error.at and min(task.under_way, default=-1) >= 0
+    if isinstance(error, RemoteError) and at and not error.asked and not called:
+        error.asked = f"{who} at {at} ({task.what})"

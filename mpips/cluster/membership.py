@@ -25,9 +25,10 @@ from dataclasses import replace
 from logging import ERROR, WARNING
 from typing import NoReturn, Protocol
 
+from mpips.cluster.departure import Fenced
 from mpips.cluster.hash_ring import VACANT
 from mpips.cluster.layout import Cause, Role
-from mpips.cluster.node import Fenced, Node
+from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import (
     GENERATION,
@@ -168,7 +169,7 @@ class Membership:
             if (needed or self._awaited) and not self.gave_up:
                 self._await(self.heart, needed)
         for rank in self._dead:
-            self.node.absent(rank)
+            self.node.departure.absent(rank)
 
     def _silent(self, heart: FailureDetector) -> list[int]:
         """List the watched ranks that seem to hang; on oversubscribed cores, where healthy ranks are slow, later."""
@@ -206,7 +207,7 @@ class Membership:
         self.gave_up = True
         for rank in hung:
             note("lost", ERROR, lost=rank, cause=Cause.HUNG, error=Cause.HUNG.text, fatal=True)
-            self.node.absent(rank)
+            self.node.departure.absent(rank)
         raise ShardLost(
             f"{', '.join(map(self._name, sorted(hung)))}: no heartbeat for {self._give_up:g} s ([heartbeat] "
             "give_up), and no other rank can replace it: resume from the last checkpoint with --resume latest"

@@ -10,49 +10,42 @@ says is gone is dropped. When a view changes who holds a shard, the node sends a
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from heapq import heappop, heappush
-from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from mpips.cluster.error_report import describe
+from mpips.cluster.departure import Departure, Fenced, stop
+from mpips.cluster.error_report import describe, say_who_asked
 from mpips.cluster.faults import Faults
 from mpips.cluster.filter_codec import FilterCodec
 from mpips.cluster.layout import Layout, Role
 from mpips.cluster.observer import Observers
+from mpips.cluster.outbox import TURN, Outbox
 from mpips.cluster.policy import LIVE, Policy
 from mpips.cluster.registration import Handler, Registration
-from mpips.cluster.usage import Savings, held_memory, process_usage
-from mpips.cluster.view import NOBODY, View
+from mpips.cluster.usage import Savings, TimeUse, held_memory, process_usage
+from mpips.cluster.view import View
 from mpips.errors import (
     FilterError,
-    MpipsError,
-    ProtocolError,
     RemoteError,
 )
 from mpips.filters.chain import Chain
 from mpips.process import program_line
 from mpips.process.host import host_name
 from mpips.storage.updates import VectorSpec
-from mpips.tasks.request_dedup import RequestDedup
+from mpips.tasks.callee import Callee
 from mpips.tasks.retransmission import Timer
 from mpips.tasks.task import Task, Tasks
-from mpips.transport.header import HEADER_BYTES
 from mpips.transport.message import (
     ANSWER,
     NO_ROUND,
     Command,
     Kind,
     Message,
-    bundle,
-    missing_of,
-    reply_to,
     unbundle,
 )
 
@@ -80,26 +73,8 @@ IDLE = "the next call"
 """What a worker waits for that has nothing to do."""
 TICK = 0.005
 """Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
-TURN = 16
-"""Messages that a rank takes before it sends what it has gathered, if there are always more."""
-MOST_GATHERED = 16 * 1024
-"""Bytes that travel together at most."""
-LARGE = 4096
-"""Bytes of a message from which on it travels by itself."""
 LAG = 8
 """Tasks by which the oldest push whose copies are not acknowledged may be behind before a rank asks about it."""
-
-
-class Stopped(BaseException):
-    """The scheduler asks this rank to leave with an exit code; unwinds whatever the rank was doing."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(code, reason)
-        self.code, self.reason = code, reason
-
-
-class Fenced(BaseException):
-    """The others have taken this rank for dead and gone on without it: it leaves."""
 
 
 def _no_shards(message: Message) -> None:
@@ -108,28 +83,6 @@ def _no_shards(message: Message) -> None:
 
 def _no_work() -> bool:
     return False
-
-
-class _Working:
-    """The context of `Node.working`; not nested, and cheap enough to stand around tens of microseconds."""
-
-    __slots__ = ("_node", "_start")
-
-    def __init__(self, node: Node) -> None:
-        self._node, self._start = node, 0.0
-
-    def __enter__(self) -> None:
-        self._start = self._node.van.now()
-
-    def __exit__(self, *_: object) -> None:
-        node, start = self._node, self._start
-        seconds = node.van.now() - start
-        if node.faults is not None:
-            node.faults.worked(seconds)
-            seconds = node.van.now() - start
-        node.worked += seconds
-        for computed in node.observers.computed:
-            computed(start, seconds)
 
 
 class Node:
@@ -156,6 +109,9 @@ class Node:
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
         self.observers = Observers()
+        self.outbox = Outbox(van, faults, self.observers)
+        self.time_use = TimeUse(van, faults, self.observers)
+        self.departure = Departure(van, lambda: self.view, self.control, self.poll)
         self.policy: Policy = LIVE
         self._delivered: Handler = self.deliver
         self.place = layout.places[van.rank]
@@ -179,37 +135,25 @@ class Node:
         self.direct = self.plain and resend is None
         """Whether requests may go by the van's desk."""
         van.epoch, van.landing = view.epoch, self._landing
-        self.inbox = RequestDedup(self.answer, self.keeps)
+        self.callee = Callee(self.answer, self.keeps, self.describe)
         self.handlers: dict[Command, Handler] = {}
         self.shards: Handler = _no_shards
         self.controls: dict[Command, Handler] = {
-            Command.STOP: self._stop,
+            Command.STOP: stop,
             Command.FAILED: self._failed,
-            Command.BARRIER: lambda message: self._barrier.add(message.sender),
-            Command.GONE: self._all_gone,
+            Command.BARRIER: self.departure.take_barrier,
+            Command.GONE: self.departure.take_gone,
             Command.ACKNOWLEDGED: self._acknowledged,
         }
         self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
         self.idle_work: Callable[[], bool] = _no_work
         self.crew = 0  # the epoch of the workers with whom the call at hand is done
-        self.waited = 0.0  # seconds in `wait`, all told
-        self.worked = 0.0  # seconds in `working`
         self.faults = faults
-        self._ready: deque[Message] = deque()
         self._early: list[Message] = []  # of later epochs
-        self._delayed: list[tuple[float, int, int, Message]] = []
-        self._order = count()
         self._next_tick = 0.0
-        self._gathered: dict[tuple[int, Kind], list[Message]] = {}  # what is sent at the end of this turn
-        self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
-        self._turn = 0  # messages taken in it
         self.moving = False
         """Whether it moves messages just now: what is called then, as a task's callback, must not wait."""
-        self._barrier: set[int] = set()  # at the leader: who has nothing left to do, or is gone
-        self._gone_together = False
-        self._working = _Working(self)
-        self._wait: tuple[float, Task | str] | None = None  # since when this rank waits, and for what
 
     def new_tasks(self, origin: int) -> Tasks:
         """Make the caller's half for a caller of that name."""
@@ -279,55 +223,7 @@ class Node:
         """This rank's role now; None if the others take it for dead."""
         return self.view.roles[self.rank]
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there are requests to this rank that may start, and have not."""
-        return bool(self._ready)
-
     # --- sending -----------------------------------------------------------------------------
-
-    def send(self, dest: int, message: Message) -> None:
-        """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
-        message.sender, message.epoch = self.rank, self.view.epoch
-        for sent in self.observers.sent:
-            sent(message)
-        if self.faults is None or message.kind is Kind.CONTROL:  # nobody would send a lost one again
-            self.van.send(dest, message)
-            return
-        for delay in self.faults.message():
-            if delay > 0:
-                heappush(self._delayed, (self.van.now() + delay, next(self._order), dest, message))
-            else:
-                self.van.send(dest, message)
-
-    def send_soon(self, dest: int, message: Message) -> None:
-        """Send one message at the end of this turn, together with others of its kind to the same rank.
-
-        A turn is over when no message waits here, or a few were taken: so nothing is late that somebody idle waits for.
-        """
-        size = HEADER_BYTES + message.payload_bytes + 16 * len(message.after)
-        if self.faults is not None or size > LARGE:
-            self.send(dest, message)
-            return
-        message.sender, message.epoch = self.rank, self.view.epoch
-        for sent in self.observers.sent:
-            sent(message)
-        key = dest, message.kind
-        self._gathered.setdefault(key, []).append(message)
-        self._gathered_bytes[key] += size
-        if self._gathered_bytes[key] > MOST_GATHERED:
-            self._send_gathered(key)
-
-    def _send_gathered(self, key: tuple[int, Kind]) -> None:
-        messages = self._gathered.pop(key)
-        del self._gathered_bytes[key]
-        self.van.send(key[0], messages[0] if len(messages) == 1 else bundle(messages))
-
-    def flush(self) -> None:
-        """End the turn: send what was gathered in it."""
-        self._turn = 0
-        for key in list(self._gathered):
-            self._send_gathered(key)
 
     def request(self, address: int, message: Message) -> None:
         """Send a request to a rank, or to whoever holds shard ~address."""
@@ -339,7 +235,7 @@ class Node:
         else:
             if self.policy.lost(address, message.time):
                 self.tasks.echoes.append(self._gone(dest, message))
-            self.send(dest, message)
+            self.outbox.send(dest, message)
 
     def _gone(self, rank: int, request: Message) -> Message:
         """Make the reply that a dead rank would give."""
@@ -364,7 +260,7 @@ class Node:
             spec = self.spec_of(reply.namespace)
             assert spec is not None
             reply = self.codec.reply(origin, receiver, reply, spec)
-        self.send(receiver, reply)
+        self.outbox.send(receiver, reply)
 
     def decoded(self, message: Message) -> bool:
         """Undo what filters did with a message; give whether to go on.
@@ -377,36 +273,12 @@ class Node:
             if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
                 message.error, message.filtered = error, False
                 return True
-            failure = self.failure(message, error)
+            failure = self.callee.failure(message, error)
             failure.sender, failure.epoch, failure.acked = message.sender, message.epoch, message.acked
             failure.after = message.after
             self._take_reply(failure)
             return False
         return True
-
-    def reply(
-        self,
-        request: Message,
-        values: NDArray[Any] | None = None,
-        meta: dict[str, Any] | None = None,
-        keys: NDArray[np.uint64] | None = None,
-    ) -> None:
-        """Finish a request to this rank, with rows of values, with metadata, with keys, or with nothing."""
-        self._finish(request, reply_to(request, values, meta, keys))
-
-    def fail(self, request: Message, error: BaseException) -> None:
-        """Finish a request to this rank with an error, which is raised where its caller waits for it."""
-        self._finish(request, self.failure(request, error))
-
-    def _finish(self, request: Message, reply: Message) -> None:
-        self._ready.extend(self.inbox.finish(request.origin, request.time, reply))
-        self.answer(request.origin, reply)
-
-    def failure(self, request: Message, error: BaseException) -> Message:
-        """Make the reply that says why a request failed."""
-        reply = reply_to(request, meta=self.describe(error))
-        reply.kind = Kind.FAILURE
-        return reply
 
     def describe(self, error: BaseException) -> dict[str, Any]:
         """Say what failed on this rank; see `mpips.cluster.error_report`."""
@@ -442,24 +314,25 @@ class Node:
             self.take(message)
         elif self.policy.tell():
             pass
-        elif not self.tasks.echoes and not (self._ready and self.handlers) and not self.idle_work():
-            self.flush()
+        elif not self.tasks.echoes and not (self.callee.ready and self.handlers) and not self.idle_work():
+            self.outbox.flush()
             return False
         self.act()
-        self._turn += 1
-        if self._turn >= TURN:
-            self.flush()
+        outbox = self.outbox
+        outbox.turn += 1
+        if outbox.turn >= TURN:
+            self.outbox.flush()
         return True
 
     def act(self) -> None:
         """Do what follows from what has been taken."""
         while self.tasks.echoes:
             self.tasks.answer(self.tasks.echoes.popleft())
-        while self._ready and self.handlers:  # without any, this rank is about to take another role
+        while self.callee.ready and self.handlers:  # without any, this rank is about to take another role
             for begins in self.observers.request_begins:
                 begins()
             try:
-                self._start(self._ready.popleft())
+                self.callee.start(self.handlers)
             finally:
                 for ends in self.observers.request_ends:
                     ends()
@@ -467,9 +340,7 @@ class Node:
     def _tick(self, now: float) -> None:
         if self.faults is not None:
             self.faults.poll()
-            while self._delayed and self._delayed[0][0] <= now:
-                _, _, dest, late = heappop(self._delayed)
-                self.van.send(dest, late)
+            self.outbox.send_delayed(now)
         if self.resend is not None:
             self.tasks.probe()
         if self.tasks.ahead and self.tasks.time - self.tasks.acked > LAG:
@@ -500,24 +371,15 @@ class Node:
         elif message.filtered and not self.decoded(message):
             return
         elif kind is Kind.REQUEST:
-            self.admit(message)
+            self.callee.admit(message)
         elif kind is Kind.PROBE:
-            self._probed(message)
+            self.callee.probed(message)
         elif kind is Kind.MISSING:
             self.tasks.missing(message)
         elif kind is Kind.SEND_KEYS:
             self.savings.sent_keys += self.tasks.send_keys(message)
         else:
             self._take_reply(message)
-
-    def admit(self, request: Message) -> None:
-        """Let a request to this rank start as soon as it may."""
-        self._ready.extend(self.inbox.admit(request))
-
-    def _probed(self, probe: Message) -> None:
-        """Tell a caller that hears nothing which of its requests to this rank have not come."""
-        missing = [(time, time + 1) for time, _ in probe.after if not self.inbox.repeat(probe.origin, time)]
-        self.answer(probe.origin, missing_of(probe, missing))
 
     def _landing(self, message: Message) -> NDArray[Any] | None:
         """Say where the values of a message that is on its way are wanted."""
@@ -535,18 +397,6 @@ class Node:
             # What a former primary read may be older than what its successor has told others since.
             self.tasks.answer(message)
 
-    def _start(self, request: Message) -> None:
-        try:
-            handler = self.handlers.get(request.command)
-            if handler is None:
-                raise ProtocolError(f"no {request.command.name} is served here")
-            handler(request)
-        except Exception as error:
-            self.fail(request, error)
-
-    def _stop(self, message: Message) -> None:
-        raise Stopped(int(message.meta["code"]), str(message.meta.get("reason", "")))
-
     def _failed(self, message: Message) -> None:
         raise RemoteError.from_meta(message.meta, message.sender)
 
@@ -561,7 +411,7 @@ class Node:
         before = self.view
         if view.epoch <= before.epoch:
             return
-        self.flush()  # under the view by which it was meant
+        self.outbox.flush()  # under the view by which it was meant
         self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
@@ -571,7 +421,7 @@ class Node:
                 crew(view)
         for rank in set(before.alive) - set(view.alive):
             self.van.exclude(rank)
-            self._barrier.add(rank)
+            self.departure.absent(rank)
             lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
             self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
         if view.roles[self.rank] is not before.roles[self.rank]:
@@ -610,33 +460,20 @@ class Node:
             WorkerLost: a worker has died that had part in it, and all others have ended theirs.
         """
         if task.received < task.expected:
-            start, worked = self.van.now(), self.worked
-            outer, self._wait = self._wait, (start, task)
+            wait = self.time_use.begin(task)
             try:
                 while not task.settled:
                     if not self.poll():
                         self.van.idle()
             finally:
-                self._wait = outer
-            self.flush()
-            now = self.van.now()
-            own = now - start - (self.worked - worked)
-            self.waited += own
-            for waited in self.observers.waited:
-                waited(start, now, own, task.time, "")
+                self.time_use.end(wait)
+            self.outbox.flush()
+            self.time_use.count(wait)
         if task.error is not None:
             task.heeded = True
-            self._say_who_asked(task)
+            say_who_asked(task, self.who)
             raise task.error
         return task.values
-
-    def _say_who_asked(self, task: Task) -> None:
-        """Let an error of another rank's tell what was asked for, and on which line of the program."""
-        error, at = task.error, program_line.told(task.spot)
-        if isinstance(error, RemoteError) and at and not error.asked:
-            if error.at and min(task.under_way, default=-1) >= 0:
-                return  # a call of a worker's method, whose own line is known
-            error.asked = f"{self.who} at {at} ({task.what})"
 
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
         """Wait for each of `tasks`; give their results in order."""
@@ -647,29 +484,19 @@ class Node:
 
         A trace says that the wait was for the `cause`.
         """
-        start, worked = self.van.now(), self.worked
-        outer, self._wait = self._wait, (start, cause)
+        wait = self.time_use.begin(cause)
         try:
             while not done():
                 if not self.poll():
                     self.van.idle()
         finally:
-            self._wait = outer
-        self.flush()
-        now = self.van.now()
-        own = now - start - (self.worked - worked)
-        self.waited += own
-        for waited in self.observers.waited:
-            waited(start, now, own, -1, cause)
-
-    @property
-    def waits_since(self) -> float | None:
-        """Since when this rank waits; None if it does not."""
-        return None if self._wait is None else self._wait[0]
+            self.time_use.end(wait)
+        self.outbox.flush()
+        self.time_use.count(wait)
 
     def waits_for(self) -> str:
         """Say what this rank waits for, and from whom; "" if for nothing that has a name."""
-        what = "" if self._wait is None else self._wait[1]
+        what = self.time_use.cause
         if isinstance(what, str):
             return what
         at = program_line.told(what.spot)
@@ -709,11 +536,7 @@ class Node:
             named.setdefault(self.view.rank_of(address), []).append((~address, time))
         for dest, pushes in named.items():
             hasten = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
-            self.send(dest, hasten)
-
-    def working(self) -> _Working:
-        """Count the time inside `with node.working():` as work; an injected straggler is slow there."""
-        return self._working
+            self.outbox.send(dest, hasten)
 
     def account(self) -> dict[str, Any]:
         """Say what this node has sent and done so far: bytes, seconds, its process' `cpu` time and peak `memory`.
@@ -725,8 +548,8 @@ class Node:
             "sent": self.van.sent_bytes,
             "messages": self.van.sent_messages,
             "received": self.van.received_bytes,
-            "waited": self.waited,
-            "worked": self.worked,
+            "waited": self.time_use.waited,
+            "worked": self.time_use.worked,
             "sent_again": dict(self.again),
             **process_usage(),
             **self._held(),
@@ -754,47 +577,10 @@ class Node:
         finally:  # the program may go on after an error
             for ends in self.observers.breath_ends:
                 ends()
-        self.flush()
+        self.outbox.flush()
 
     # --- leaving -----------------------------------------------------------------------------
 
     def control(self, dest: int, command: Command, meta: dict[str, Any]) -> None:
         """Send a control message."""
-        self.send(dest, Message(Kind.CONTROL, command, meta=meta))
-
-    def absent(self, rank: int) -> None:
-        """Note that a rank is gone, view or not: it is not waited for when all leave."""
-        self._barrier.add(rank)
-
-    def _all_gone(self, message: Message) -> None:
-        self._gone_together = True
-
-    def leave(self, patience: float = 3.0) -> bool:
-        """Leave together: wait until every rank has nothing left to do; give whether all were so in time.
-
-        Each tells the leader, and the leader tells all: two messages a rank. A successor to the leader is told again.
-        """
-        deadline = self.van.now() + patience
-        told = NOBODY
-        while not self._gone_together or self.van.pending():
-            leader = self.view.leader
-            if leader == self.rank:
-                others = set(self.view.alive) - {self.rank}
-                if not self._gone_together and others <= self._barrier:
-                    self._gone_together = True
-                    for dest in others:
-                        self.control(dest, Command.GONE, {})
-            elif told != leader:
-                told = leader
-                self.control(leader, Command.BARRIER, {})
-            if self.van.now() > deadline:
-                return False
-            self._barrier.update(self.van.failed())
-            try:
-                if not self.poll():
-                    self.van.idle()
-            except (Stopped, MpipsError):
-                continue  # it leaves already
-            except Fenced:
-                return True
-        return True
+        self.outbox.send(dest, Message(Kind.CONTROL, command, meta=meta))

@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Any
 
 from mpips.checkpoint.lineage import of_run
+from mpips.cluster.departure import Fenced
 from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
-from mpips.cluster.node import Fenced, Node
+from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.errors import (
     InputError,

@@ -69,7 +69,7 @@ class LongWaits:
         late = min(self._since, key=lambda name: self._since[name], default=None)
         if late is not None and now - self._since[late] >= PATIENCE:
             return late, self._since[late], rounds[late]
-        wait = self.node.waits_since
+        wait = self.node.time_use.since
         if wait is None or now - wait < PATIENCE:
             return None
         text = self.node.waits_for()

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpips.checkpoint.background_writer import Writer
-from mpips.cluster.crowding import crowding
+from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.faults import Faults
 from mpips.cluster.heartbeat import Heartbeat
 from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
 from mpips.cluster.membership import Membership
-from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import chain_of
+from mpips.launch.crowding import crowding
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.stop_signals import ASKS
@@ -147,7 +148,7 @@ class RankRun:
             code = self._serve(node, prepared)
             log.note("end", code=code)
             with node.observers.during(What.LEAVE):
-                left = node.leave(PATIENCE)
+                left = node.departure.leave(PATIENCE)
             if self.membership is not None and self.membership.gave_up:
                 # The launcher ends hung ranks on all hosts.
                 self._quit(code or ExitCode.FAILED)

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
-from mpips.cluster.node import Fenced, Node, Stopped
+from mpips.cluster.node import Node
 from mpips.cluster.view import View, first_view
 from mpips.config.job_file import CheckpointSpec
 from mpips.exit_codes import ExitCode
@@ -159,7 +160,7 @@ class Simulation:
             try:
                 roles.run()
             except Stopped:
-                left = me.leave()
+                left = me.departure.leave()
                 assert left or self._is_disturbed(me)
         stage.left.add(rank)
 
@@ -200,7 +201,7 @@ class Simulation:
         for rank in me.view.alive:
             if rank != me.rank:
                 me.control(rank, Command.STOP, {"code": ExitCode.COMPLETED})
-        left = me.leave()
+        left = me.departure.leave()
         self.stage.view = me.view
         return left
 

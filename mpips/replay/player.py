@@ -122,13 +122,13 @@ class Player(Policy):
         if (
             request.meta["call"] == Own.WRITTEN
         ):  # nothing is, and whoever was asked may be something else by now
-            node.reply(request, meta={})
+            node.callee.reply(request, meta={})
         elif (last, True) in self._crews or request.time in self._called:
             self._calls[request.time] = request
         elif node.role is Role.WORKER:
             self._others.append(request)
         else:
-            node.admit(request)
+            node.callee.admit(request)
 
     def lost(self, address: int, time: int) -> bool:
         """Tell whether the leader was told that who is asked so is lost."""
@@ -192,7 +192,7 @@ class Player(Policy):
             event.kind == CREW and self.node.role is not Role.WORKER
         ):  # it may have to do something else before
             called = next((each.time for each in self._events or () if each.kind == CALL), None)
-            return called in self._calls and not self.node.waiting
+            return called in self._calls and not self.node.callee.ready
         return True
 
     def _do(self, event: Told) -> None:
@@ -200,7 +200,7 @@ class Player(Policy):
         if event.kind == ANSWER:
             node.tasks.answer(self._replies.pop((event.rank, event.time)))
         elif event.kind == CALL:
-            node.admit(self._calls.pop(event.time))
+            node.callee.admit(self._calls.pop(event.time))
             node.act()
         elif event.kind == ASIDE:
             node.controls[Command.ASIDE](Message(Kind.CONTROL, Command.ASIDE, meta=event.text))
@@ -209,7 +209,7 @@ class Player(Policy):
             if node.role is not Role.WORKER:
                 others, self._others = self._others, []
                 for request in others:
-                    node.admit(request)
+                    node.callee.admit(request)
 
     # --- at a server -------------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class Journal:
         entry.meta["number"], entry.meta["base"] = len(self._entries), self._base
         self._entries.append(entry)
         for rank in self._followers:
-            self.node.send_soon(rank, entry)
+            self.node.outbox.send_soon(rank, entry)
 
     def _follow(self, before: View, view: View) -> None:
         """Send all entries to a new successor."""
@@ -128,7 +128,7 @@ class Journal:
         for rank in [rank for rank, has in self._followers.items() if has < 0]:
             self._followers[rank] = 0
             for entry in self._entries:
-                self.node.send_soon(rank, entry)
+                self.node.outbox.send_soon(rank, entry)
 
     def _logged(self, message: Message) -> None:
         if message.sender in self._followers:

@@ -184,7 +184,7 @@ class Server:
         node = self.node
         chain = node.view.chains[number]
         self.links[number] = Link(
-            number, node.rank, chain, shard, node.send_soon, self._repeat, self._pace, node.new_timer(),
+            number, node.rank, chain, shard, node.outbox.send_soon, self._repeat, self._pace, node.new_timer(),
             node.again,
         )  # fmt: skip
         self._open(self.links[number])
@@ -561,7 +561,7 @@ class Server:
 
     def _send_acknowledged(self, origin: int, pushes: tuple[Push, ...]) -> None:
         word = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=pushes)
-        self.node.send(self.node.view.caller(origin), word)
+        self.node.outbox.send(self.node.view.caller(origin), word)
 
     def unfinished_rounds(self) -> dict[Hashable, str]:
         """Describe the incomplete rounds and the workers whose pushes are missing."""
@@ -594,7 +594,7 @@ class Server:
             self._file.await_written(request)
         elif name in self._own:
             with self.node.observers.calling(request):
-                self.node.reply(request, meta=self._own[name](**request.meta["args"]))
+                self.node.callee.reply(request, meta=self._own[name](**request.meta["args"]))
         else:
             raise ProtocolError(f"a server has no function {name!r}")
 

@@ -43,7 +43,7 @@ class SnapshotFile:
             return
         for request in self._awaiting:
             try:
-                self._node.reply(request, meta=self._file.result())
+                self._node.callee.reply(request, meta=self._file.result())
             except Exception as error:
-                self._node.fail(request, error)
+                self._node.callee.fail(request, error)
         self._awaiting.clear()

@@ -218,13 +218,13 @@ class Trace:
         if node is None or self.gate.open:
             return 0.0, 0.0, 0
         waited, worked, issued = self._counted
-        return node.waited - waited, node.worked - worked, node.tasks.issued - issued
+        return node.time_use.waited - waited, node.time_use.worked - worked, node.tasks.issued - issued
 
     def _shut(self, now: float) -> None:
         self.gate.open, self.gate.since = False, now
         node = self._node
         if node is not None:
-            self._counted = (node.waited, node.worked, node.tasks.issued)
+            self._counted = (node.time_use.waited, node.time_use.worked, node.tasks.issued)
             self.watch(node.tasks)
 
     def _reopen(self, now: float) -> None:

@@ -41,7 +41,7 @@ class What(IntEnum):
     PROGRAM = 3  # the scheduler's program
     PHASE = 4  # of the program: load, train, checkpoint
     CALL = 5  # what the scheduler has called for is executed
-    COMPUTE = 6  # inside `node.working()`
+    COMPUTE = 6  # inside `node.time_use.working()`
     WAIT = 7  # for a task, whose last answer came from `peer`, or for something that `name` says
     EXECUTE = 8  # a server executes a request
     CHAIN = 9  # a change of another primary is applied, or a word of it passed on

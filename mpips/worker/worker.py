@@ -112,7 +112,7 @@ class Context:
 
     def working(self) -> AbstractContextManager[None]:
         """Count the seconds inside `with context.working():` as work in the run's accounts and trace."""
-        return self.node.working()
+        return self.node.time_use.working()
 
     def step(self, number: int) -> None:
         """Mark the start of a step of the algorithm: injected faults (`[faults]`) are triggered by its number."""
@@ -236,7 +236,7 @@ class CallExecutor:
                     self.node.settle(since)
                 self._answer(request, answer)
             except Exception as error:
-                self.node.fail(request, error)
+                self.node.callee.fail(request, error)
             finally:
                 if not at_once:
                     self._settled = tasks.time
@@ -250,7 +250,7 @@ class CallExecutor:
         return tasks
 
     def _answer(self, request: Message, answer: Answer) -> None:
-        self.node.reply(request, answer.values, answer.meta, answer.keys)
+        self.node.callee.reply(request, answer.values, answer.meta, answer.keys)
 
     def _arguments(self, request: Message) -> dict[str, Any]:
         arguments = dict(request.meta["args"])
@@ -307,7 +307,7 @@ class CallExecutor:
                 self.node.wait(failed)
             self._answer(request, answer)
         except Exception as error:
-            self.node.fail(request, error)
+            self.node.callee.fail(request, error)
 
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)

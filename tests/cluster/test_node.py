@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.faults import Chance, Faults, FaultsSpec, Slow
 from mpips.cluster.layout import Layout, LayoutSpec
-from mpips.cluster.node import LARGE, TICK, TURN, Fenced, Node, Stopped
+from mpips.cluster.node import TICK, Node
+from mpips.cluster.outbox import LARGE, TURN
 from mpips.cluster.view import Loss, View, first_view, without
 from mpips.errors import InputError, RemoteError, WorkerLost
 from mpips.transport.in_memory import Network, TwinVan
@@ -51,7 +53,7 @@ def test_a_request_of_a_later_epoch_waits_for_the_view() -> None:
 
     def serve(request: Message) -> None:
         served.append((request.epoch, server.view.epoch))
-        server.reply(request)
+        server.callee.reply(request)
 
     server.handlers[Command.CALL] = serve
     before = scheduler.tasks.submit([(SERVER, call())])
@@ -80,13 +82,13 @@ def test_what_a_gone_rank_has_sent_is_dropped() -> None:
     settle(all_nodes)
     server.take(Message(Kind.REQUEST, Command.CALL, WORKER, origin=WORKER, epoch=1, time=2))
     settle(all_nodes)
-    assert served == [] and server.inbox.unfinished() == 0
+    assert served == [] and server.callee.inbox.unfinished() == 0
 
 
 def test_parts_at_a_gone_rank_fail_at_once_and_later_ones_too() -> None:
     scheduler, server, worker = nodes(Network(3))
     for node in (server, worker):
-        node.handlers[Command.CALL] = node.reply
+        node.handlers[Command.CALL] = node.callee.reply
     task = scheduler.tasks.submit([(SERVER, call()), (WORKER, call())])
     scheduler.adopt(later(1, WORKER))
     assert isinstance(task.error, WorkerLost) and "rank 2 (worker 0) is gone" in str(task.error)
@@ -137,7 +139,7 @@ def test_requests_are_sent_again_where_another_primary_may_have_been_in_a_view_t
 
 def test_a_command_that_nobody_serves_is_refused() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
-    server.handlers[Command.PULL] = server.reply
+    server.handlers[Command.PULL] = server.callee.reply
     task = scheduler.tasks.submit([(SERVER, call())])
     settle(all_nodes)
     assert isinstance(task.error, RemoteError)
@@ -147,11 +149,11 @@ def test_a_command_that_nobody_serves_is_refused() -> None:
 def test_an_answer_that_cannot_travel_fails_the_request_only() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
     answers = iter([np.ones((2, 1), bool), np.ones((2, 1))])
-    server.handlers[Command.CALL] = lambda request: server.reply(request, next(answers))
+    server.handlers[Command.CALL] = lambda request: server.callee.reply(request, next(answers))
     first, second = (scheduler.tasks.submit([(SERVER, call())]) for _ in range(2))
     settle(all_nodes)
     assert first.done and "type bool cannot travel" in str(first.error)
-    assert second.done and second.error is None and server.inbox.unfinished() == 0
+    assert second.done and second.error is None and server.callee.inbox.unfinished() == 0
 
 
 def test_wait_raises_as_soon_as_one_part_has_failed() -> None:
@@ -168,7 +170,7 @@ def test_wait_raises_as_soon_as_one_part_has_failed() -> None:
         if van.rank == SERVER:  # it takes the call and never answers
             node.handlers[Command.CALL] = lambda request: None
         else:
-            node.handlers[Command.PULL] = node.reply
+            node.handlers[Command.PULL] = node.callee.reply
         node.wait_until(lambda: van.now() > 1.0)
 
     assert Network(3).run([lead, serve, serve])[0] < 0.5
@@ -220,14 +222,16 @@ def test_work_within_a_wait_is_not_waiting() -> None:
     turns = iter([1.0, 2.0, 0.0])
 
     def done() -> bool:
-        with node.working():
+        with node.time_use.working():
             network.time += (spent := next(turns))
         return spent == 0.0
 
     node.wait_until(done)  # two turns, with one idle tick after each
-    assert node.worked == pytest.approx(3.0)
-    assert node.waited == pytest.approx(network.time - 3.0) and 0 < node.waited < 0.1
-    assert node.account()["worked"] == node.worked and node.account()["waited"] == node.waited
+    assert node.time_use.worked == pytest.approx(3.0)
+    assert node.time_use.waited == pytest.approx(network.time - 3.0) and 0 < node.time_use.waited < 0.1
+    assert (
+        node.account()["worked"] == node.time_use.worked and node.account()["waited"] == node.time_use.waited
+    )
 
 
 def test_long_loops_still_hear_a_stop() -> None:
@@ -258,10 +262,10 @@ def faulty(spec: FaultsSpec, **options: Any) -> tuple[Network, Node]:
 def test_a_slow_worker_works_for_longer_and_its_account_says_so() -> None:
     network, node = faulty(FaultsSpec(slow=(Slow("worker", 0, 3.0),)))
     for _ in range(2):
-        with node.working():
+        with node.time_use.working():
             network.time += 0.5
-    assert network.time == pytest.approx(3.0) and node.worked == pytest.approx(3.0)
-    assert node.waited == 0.0
+    assert network.time == pytest.approx(3.0) and node.time_use.worked == pytest.approx(3.0)
+    assert node.time_use.waited == 0.0
 
 
 def arrivals(network: Network, node: Node, until: float) -> list[float]:
@@ -338,7 +342,7 @@ def test_a_lossy_wire_and_a_node_that_sends_again_lose_nothing() -> None:
 
     def serve(request: Message) -> None:
         served.append(request.time)
-        server.reply(request, meta={"time": request.time})
+        server.callee.reply(request, meta={"time": request.time})
 
     server.handlers[Command.CALL] = serve
     answers: list[int] = []
@@ -366,7 +370,7 @@ def leaving(waits: tuple[float | None, ...], patience: float) -> list[tuple[bool
             if wait is None:
                 return None
             node.wait_until(lambda: van.now() >= wait)
-            return node.leave(patience), van.now()
+            return node.departure.leave(patience), van.now()
 
         return leave
 
@@ -398,7 +402,7 @@ def test_what_is_still_being_sent_is_waited_for_and_a_late_stop_changes_nothing(
     left = iter([2, 1, 1, 0])
     asked: list[int] = []
     network.vans[WORKER].pending = lambda: (asked.append(n := next(left, 0)), n)[1]  # type: ignore[method-assign]
-    assert worker.leave(1.0)
+    assert worker.departure.leave(1.0)
     assert asked[:4] == [2, 1, 1, 0]
 
 
@@ -411,7 +415,7 @@ def test_small_messages_travel_together_at_the_end_of_a_turn() -> None:
 
     def gather(*times: int) -> None:
         for time in times:
-            sender.send_soon(1, Message(Kind.CONTROL, Command.LOG, time=time))
+            sender.outbox.send_soon(1, Message(Kind.CONTROL, Command.LOG, time=time))
 
     def hear() -> list[tuple[int, int]]:
         while receiver.poll():
@@ -435,5 +439,5 @@ def test_small_messages_travel_together_at_the_end_of_a_turn() -> None:
     assert hear() == [(5, 0)]
     receiver.adopt(later(1))
     large = Message(Kind.CONTROL, Command.LOG, values=np.zeros(LARGE))
-    sender.send_soon(1, large)
+    sender.outbox.send_soon(1, large)
     assert len(hear()) == 1, "by itself, and at once"

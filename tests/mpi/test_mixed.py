@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpips.cluster.departure import Stopped
 from mpips.cluster.layout import Layout, LayoutSpec, Role
-from mpips.cluster.node import Node, Stopped
+from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.ranges import KeyRange
 from mpips.rundir.folder import RunFolder
@@ -126,5 +127,5 @@ def test_sums_are_exact_whoever_answers(tmp_path: Path) -> None:
             worker.run()
     except Stopped as stopped:
         assert stopped.code == 0
-    assert node.leave(10.0)
+    assert node.departure.leave(10.0)
     node.van.close()

@@ -350,7 +350,7 @@ class Worker:
         vector, node = self.context.vectors["w"], self.context.node
         rows = np.ones(100, np.float32)
         for number in range(rounds):
-            with node.working():
+            with node.time_use.working():
                 rows *= 0.5
             node.wait(vector.push_pull(KeyRange(0, 100), rows, round=number))
         node.wait(vector.pull(KeyRange(0, 100)))

@@ -95,7 +95,7 @@ class Worker:
     def sums(self, w: F8) -> tuple[float, F8]:
         """Give the log-loss of all workers' examples, and its gradient, f8[features]."""
         own = np.zeros(len(w) + 1)
-        with self.node.working():
+        with self.node.time_use.working():
             mine, gradient = w[self.places], np.empty(len(self.keys), np.float32)
             cols = np.flatnonzero(mine)
             kernels.set_margins(*self.matrix, cols, mine[cols], self.state)

@@ -38,11 +38,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
-    from mpips.cluster import crowding
     from mpips.config.job_file import load
     from mpips.config.program import vouched
     from mpips.errors import InputError
-    from mpips.launch import placement
+    from mpips.launch import crowding, placement
     from mpips.process.host import host_name
     from mpips.process.printable import json_text
     from mpips.rundir.order_files import named_run

@@ -94,13 +94,12 @@ def command(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
     import os
 
-    from mpips.cluster import crowding
     from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
     from mpips.exit_codes import ExitCode
     from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
-    from mpips.launch import mpi_launcher
+    from mpips.launch import crowding, mpi_launcher
     from mpips.launch.processes import Children
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mpips.cluster.crowding import MOST, crowding, factor, warning
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
+from mpips.launch.crowding import MOST, crowding, factor, warning
 from mpips.transport.in_memory import Network
 
 

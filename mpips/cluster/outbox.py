@@ -1,0 +1,89 @@
+"""A node's outbox: sends each message at once, later, or together with others that go to the same rank.
+
+Small messages of one kind to one rank are gathered during a turn, and sent as one message at its end. A turn is over
+when no message waits here, or some were received: so nothing is late that an idle rank waits for. Injected faults drop,
+duplicate or delay messages here; then none are gathered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING
+
+from mpips.cluster.faults import Faults
+from mpips.cluster.observer import Observers
+from mpips.transport.header import HEADER_BYTES
+from mpips.transport.message import Kind, Message, bundle
+
+if TYPE_CHECKING:
+    from mpips.transport.van import Van  # whose import starts MPI
+
+TURN = 16
+"""Messages that a rank receives before it sends what it has gathered, if there are always more."""
+MOST_GATHERED = 16 * 1024
+"""Bytes that are sent together at most."""
+LARGE = 4096
+"""Bytes of a message from which on it is sent by itself."""
+
+
+class Outbox:
+    """What a node sends; a message carries the van's rank and epoch."""
+
+    def __init__(self, van: Van, faults: Faults | None, observers: Observers) -> None:
+        self._van, self._faults, self._observers = van, faults, observers
+        self._delayed: list[tuple[float, int, int, Message]] = []
+        self._order = count()
+        self._gathered: dict[tuple[int, Kind], list[Message]] = {}
+        self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
+        self.turn = 0
+        """Messages that were received in this turn; after `TURN` the node calls `flush`."""
+
+    def send(self, dest: int, message: Message) -> None:
+        """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
+        self._stamp(message)
+        # nobody would send a lost control message again
+        if self._faults is None or message.kind is Kind.CONTROL:
+            self._van.send(dest, message)
+            return
+        for delay in self._faults.message():
+            if delay > 0:
+                heappush(self._delayed, (self._van.now() + delay, next(self._order), dest, message))
+            else:
+                self._van.send(dest, message)
+
+    def send_soon(self, dest: int, message: Message) -> None:
+        """Send one message at the end of this turn, together with others of its kind to the same rank."""
+        size = HEADER_BYTES + message.payload_bytes + 16 * len(message.after)
+        if self._faults is not None or size > LARGE:
+            self.send(dest, message)
+            return
+        self._stamp(message)
+        key = dest, message.kind
+        self._gathered.setdefault(key, []).append(message)
+        self._gathered_bytes[key] += size
+        if self._gathered_bytes[key] > MOST_GATHERED:
+            self._send_gathered(key)
+
+    def _stamp(self, message: Message) -> None:
+        message.sender, message.epoch = self._van.rank, self._van.epoch
+        for sent in self._observers.sent:
+            sent(message)
+
+    def _send_gathered(self, key: tuple[int, Kind]) -> None:
+        messages = self._gathered.pop(key)
+        del self._gathered_bytes[key]
+        self._van.send(key[0], messages[0] if len(messages) == 1 else bundle(messages))
+
+    def flush(self) -> None:
+        """End the turn: send what was gathered in it."""
+        self.turn = 0
+        for key in list(self._gathered):
+            self._send_gathered(key)
+
+    def send_delayed(self, now: float) -> None:
+        """Send the messages whose injected delay is over."""
+        while self._delayed and self._delayed[0][0] <= now:
+            _, _, dest, late = heappop(self._delayed)
+            self._van.send(dest, late)
