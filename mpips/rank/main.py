@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from mpips.cluster.crowding import crowding
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.process.ucx import away
@@ -38,7 +39,7 @@ from mpips.rank.rank_run import RankRun
 from mpips.rundir import log
 
 START = 120.0
-"""Seconds for all ranks to start; then this one prints its stacks and exits."""
+"""Seconds for all ranks to start, more on a loaded host; then this one prints its stacks and exits."""
 
 
 def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     runs: list[RankRun] = []
     parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
     # Other ranks wait in MPI_Init for a rank that ends before, without limit with ULFM.
-    faulthandler.dump_traceback_later(START, exit=True)
+    faulthandler.dump_traceback_later(START * crowding(1)(), exit=True)
     threading.excepthook = end_for_thread
     import mpi4py
 

@@ -67,7 +67,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 PATIENCE = 3.0
-"""Seconds for the scheduler to answer a failed rank (it writes the result first), and for all ranks to exit."""
+"""Seconds for the scheduler to answer a failed rank (it writes the result first), and for all ranks to exit.
+
+More on a host whose cores are oversubscribed.
+"""
 
 
 class RankRun:
@@ -148,7 +151,7 @@ class RankRun:
             code = self._serve(node, prepared)
             log.note("end", code=code)
             with node.observers.during(What.LEAVE):
-                left = node.departure.leave(PATIENCE)
+                left = node.departure.leave(self._patience())
             if self.membership is not None and self.membership.gave_up:
                 # The launcher ends hung ranks on all hosts.
                 self._quit(code or ExitCode.FAILED)
@@ -345,16 +348,21 @@ class RankRun:
             # The leader is lost, too.
             if isinstance(error, ShardLost):
                 self.result.fail(facts["text"])
-            deadline = node.van.now() + PATIENCE
+            deadline = node.van.now() + self._patience()
             while node.van.now() < deadline:
                 # The run fails already; a second error adds nothing.
                 with suppress(Exception):
                     node.wait_until(lambda: node.van.now() > deadline)
+        by_input = facts["is_input"] and not facts["is_usage"]
         self._quit(
-            ExitCode.FAILED,
+            ExitCode.BAD_INPUT if facts["is_input"] else ExitCode.FAILED,
             f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}",
-            facts["trace"],
+            "" if by_input else facts["trace"],
         )
+
+    def _patience(self) -> float:
+        """Return how many seconds another rank may take to answer on this host."""
+        return PATIENCE * crowding(self.fullest)()
 
     # --- the end -----------------------------------------------------------------------------
 
