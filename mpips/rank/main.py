@@ -28,9 +28,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from mpips.cluster.crowding import crowding
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
+from mpips.launch.crowding import crowding
 from mpips.process.ucx import away
 from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
