@@ -149,7 +149,7 @@ class Online:
         """Make the vector of weights, or take up a checkpoint."""
         cluster, settings = self.cluster, self.settings
         cluster.vectors.clear()  # those of an attempt that a worker was lost in
-        aggregate = pace(cluster.job.consistency).aggregate
+        aggregate = synchronization(cluster.job.consistency).aggregate
         numbers = {"l1": settings.l1, "l2": settings.l2}
         if settings.algorithm == "sgd":  # steps along the mean gradient, so the penalty is per example too
             each = {name: number / self.data.examples for name, number in numbers.items()}
@@ -331,7 +331,7 @@ class Learner:
 
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
-        keep = pace(self.context.job.consistency)
+        keep = synchronization(self.context.job.consistency)
         self._learnt, self._pushes = Learnt(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
@@ -353,7 +353,7 @@ class Learner:
 
     def flush(self, round: int) -> None:
         """Push what filters have held back."""
-        together = pace(self.context.job.consistency).aggregate
+        together = synchronization(self.context.job.consistency).aggregate
         self.context.vectors["w"].flush(round=round if together else NO_ROUND).result()
 
     def learnt(self, first_round: int) -> dict[str, Any]:
@@ -395,19 +395,19 @@ class Learner:
             push.then(partial(self._learnt.count, step.part, len(batch), float(loss)))
 
 
-class Pace(NamedTuple):
-    """How the workers keep step: `aggregate` each step over all of them, and pull so many steps `ahead`."""
+class Synchronization(NamedTuple):
+    """How workers synchronize: `aggregate` each step over all workers, and pull `ahead` by a number of steps."""
 
     aggregate: bool
     ahead: int
 
 
-def pace(spec: ConsistencySpec) -> Pace:
-    """Give the pace that a consistency model allows."""
+def synchronization(spec: ConsistencySpec) -> Synchronization:
+    """Give the synchronization of a consistency model."""
     if spec.is_sequential:
-        return Pace(True, 0)
+        return Synchronization(True, 0)
     tau = spec.tau if spec.pull_tau is None else spec.pull_tau
-    return Pace(False, 2 if spec.model == "eventual" else min(tau, 2))
+    return Synchronization(False, 2 if spec.model == "eventual" else min(tau, 2))
 
 
 NOTHING = Examples(np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.uint64))

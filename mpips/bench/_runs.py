@@ -177,7 +177,7 @@ def absolute(files: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """The files of a complete run."""
 
     folder: Path
@@ -196,7 +196,7 @@ class Run:
         return int(traffic["worker_sent"]) + int(traffic["server_sent"])
 
 
-def waiting(run: Run, until: Mapping[str, Any] | None = None) -> float:
+def waiting(run: FinishedRun, until: Mapping[str, Any] | None = None) -> float:
     """Give the workers' mean share of waiting, up to a pass if the lines of passes have it, else of all training."""
     lines = [line for line in run.passes if until is None or line["pass"] <= until["pass"]]
     if not lines or any("waiting" not in line for line in lines):
@@ -212,7 +212,7 @@ def run(
     settings: Sequence[str],
     launcher: str = "auto",
     watch: Callable[[Path], None] | None = None,
-) -> Run:
+) -> FinishedRun:
     """Run a job as `mpips run` does, in a new folder; `watch(folder)` is called periodically meanwhile.
 
     Raises:
@@ -246,10 +246,10 @@ def run(
     return read_run(folder)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read the files of a run's folder."""
     result = json.loads((folder / "result.json").read_text())
-    return Run(folder, result, events(folder, "pass"))
+    return FinishedRun(folder, result, events(folder, "pass"))
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -28,14 +28,13 @@ from mpips.files.safe_open import inside, read_bytes
 MARK = ".run.json"
 _LARGEST_MARK = 16384
 
-Order = tuple[int, int]
-
 
 class Ancestor(NamedTuple):
     """A checkpoint that a run continues from: the run that wrote it, and its place."""
 
     run: str
-    order: Order
+    order: tuple[int, int]
+    """Its step and attempt."""
 
 
 class Lineage(NamedTuple):

@@ -65,7 +65,7 @@ Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
 
 
-class Run(NamedTuple):
+class StoredRange(NamedTuple):
     """Where a range of a vector lies: `rows` rows of `file`, from row `first` on, in key order."""
 
     begin: int
@@ -234,11 +234,11 @@ def spec_of(entries: list[Entry], name: str) -> dict[str, Any]:
     return dict(next(e["vectors"][name]["spec"] for e in entries if name in e.get("vectors", {})))
 
 
-def runs_of(entries: list[Entry], name: str) -> list[Run]:
+def runs_of(entries: list[Entry], name: str) -> list[StoredRange]:
     """Return where the ranges of a vector lie, in key order."""
     holders = [entry for entry in entries if name in entry.get("vectors", {})]
     parts = [(part, entry["name"]) for entry in holders for part in entry["vectors"][name]["ranges"]]
-    return sorted(Run(begin, end, first, rows, file) for (begin, end, first, rows), file in parts)
+    return sorted(StoredRange(begin, end, first, rows, file) for (begin, end, first, rows), file in parts)
 
 
 def cover_problems(entries: list[Entry]) -> list[str]:
@@ -249,7 +249,7 @@ def cover_problems(entries: list[Entry]) -> list[str]:
         if any(spec | {"settings": {}} != specs[0] | {"settings": {}} for spec in specs):
             problems.append(f"the shards of vector {name!r} differ in its specification")
         at = 0
-        for run in [*runs_of(entries, name), Run(int(specs[0]["extent"]), 0, 0, 0, "")]:
+        for run in [*runs_of(entries, name), StoredRange(int(specs[0]["extent"]), 0, 0, 0, "")]:
             # a note need not cover all keys
             if run.begin > at and NOTE not in name:
                 problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")

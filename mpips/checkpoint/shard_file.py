@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import FORMAT, VERSION, Run, explained, sync
+from mpips.checkpoint.manifest import FORMAT, VERSION, StoredRange, explained, sync
 from mpips.errors import CheckpointError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
@@ -93,7 +93,7 @@ def meta_of(file: h5py.File) -> dict[str, Any]:
     return dict(json.loads(file["meta"][()])) if "meta" in file else {}
 
 
-def read_run(group: h5py.Group, run: Run, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
+def read_run(group: h5py.Group, run: StoredRange, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
     """Read the rows of a run that lie in the ranges; return (begin, rows) for each.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mpips.cluster.faults import Faults
 from mpips.cluster.observer import Observers
-from mpips.filters.chain import Chain, Saved
+from mpips.filters.chain import Chain, FilterCost
 from mpips.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -129,24 +129,24 @@ class Savings:
     def __init__(self) -> None:
         self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
         """Bytes of keys that requests of this rank named, that they carried, and that the answers were about."""
-        self._own: dict[str, dict[str, Saved]] = {}
+        self._own: dict[str, dict[str, FilterCost]] = {}
 
     def add(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
         """Count what a filter of the program's own has left out, of what workers or servers send: bytes.
 
         A worker may speak for the servers, as far as they answer it.
         """
-        each = self._own.setdefault(name, {}).setdefault(role, Saved())
+        each = self._own.setdefault(name, {}).setdefault(role, FilterCost())
         each.raw += raw
         each.wire += wire
 
-    def by_filter(self, pushes: Chain, pulls: Chain) -> dict[str, dict[str, Saved]]:
+    def by_filter(self, pushes: Chain, pulls: Chain) -> dict[str, dict[str, FilterCost]]:
         """Return the bytes into and out of each filter, by its name and the role of the sender."""
         found = {name: dict(by) for name, by in self._own.items()}
         if self.key_bytes:
             caching = found.setdefault("key_caching", {})
-            caching["worker"] = Saved(self.key_bytes, self.sent_keys)
-            caching["server"] = Saved(self.answered_keys, 0)
+            caching["worker"] = FilterCost(self.key_bytes, self.sent_keys)
+            caching["server"] = FilterCost(self.answered_keys, 0)
         for role, chain in (("worker", pushes), ("server", pulls)):
             for name, each in chain.saved.items():
                 found.setdefault(name, {})[role] = each

@@ -35,8 +35,8 @@ NO_VALUES = np.empty(0, np.uint8)
 
 
 @dataclass
-class Saved:
-    """Bytes of a filter's input and output, and the seconds that it took."""
+class FilterCost:
+    """The bytes of a filter's input and output, and its seconds."""
 
     raw: int = 0
     wire: int = 0
@@ -57,7 +57,7 @@ class Chain:
         self, steps: Iterable[Step] = (), seed: int = 0, clock: Callable[[], int] = perf_counter_ns
     ) -> None:
         self.steps, self.seed = tuple(steps), seed
-        self.saved = {step.name: Saved() for step in self.steps}
+        self.saved = {step.name: FilterCost() for step in self.steps}
         self.states: dict[tuple[int, str], list[State]] = {}
         """By peer and vector: a state per filter."""
         self._clock = clock
@@ -254,7 +254,7 @@ def per_filter(
     for account in accounts:
         for name, by in account.items():
             for role, each in by.items():
-                total = totals.setdefault(name, {}).setdefault(role, asdict(Saved()))
+                total = totals.setdefault(name, {}).setdefault(role, asdict(FilterCost()))
                 for key, value in each.items():
                     total[key] += value
     return totals

@@ -129,7 +129,7 @@ class Log:
             self._file = -1
 
 
-class Order:
+class ChangeOrder:
     """The order of the changes of one copy of a shard."""
 
     def __init__(self, recorder: Recorder, number: int) -> None:
@@ -165,7 +165,7 @@ class Recorder:
         self._node, self.folder, self.rank = node, folder, node.rank
         self._logs: list[Log] = []
         self._told: dict[str, Log] = {}
-        self._orders: dict[int, Order] = {}
+        self._orders: dict[int, ChangeOrder] = {}
         self._decisions: int | None = None
         self._flags = self._breath = self._breaths = self._nested = 0
         events = node.observers
@@ -198,9 +198,9 @@ class Recorder:
         self._logs.append(log)
         return log
 
-    def order(self, shard: int) -> Order:
+    def order(self, shard: int) -> ChangeOrder:
         """Give what notes the changes of a shard's copies here, of which there may be several in turn."""
-        return self._orders.setdefault(shard, Order(self, shard))
+        return self._orders.setdefault(shard, ChangeOrder(self, shard))
 
     def close(self) -> None:
         """Close all files; idempotent."""

@@ -13,7 +13,7 @@ import pytest
 from conftest import Finished, TinyData
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run
+from mpips.bench._runs import FinishedRun
 from mpips.bench.applications import _liblinear, delay, ftrl, memory, sparse_lr
 from mpips.cli import main
 from mpips.cli.bench import modules
@@ -25,7 +25,7 @@ from mpips.rundir.progress import Column
 CONDITIONS = {"cpu": "a machine", "cores": 2, "load": 0.01, "python": "3", "at": "now"}
 
 
-def a_run(objectives: list[float], folder: Path = Path(), **line: object) -> Run:
+def a_run(objectives: list[float], folder: Path = Path(), **line: object) -> FinishedRun:
     passes = [
         {"event": "pass", "pass": i + 1, "seconds": (i + 1) / 2, "objective": value, "blocks": 4, **line}
         for i, value in enumerate(objectives)
@@ -37,7 +37,7 @@ def a_run(objectives: list[float], folder: Path = Path(), **line: object) -> Run
         "traffic": {"worker_sent": 1000, "server_sent": 500},
         "layout": {"servers": 1, "workers": 2},
     }
-    return Run(folder, result, passes)
+    return FinishedRun(folder, result, passes)
 
 
 # --- runs ----------------------------------------------------------------------------------------------

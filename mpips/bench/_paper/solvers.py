@@ -80,7 +80,7 @@ def settings(name: str, job: Job, target: float) -> list[str]:
     return [*common, f"consistency.tau={TAU}"]
 
 
-def measured(run: _runs.Run, target: float) -> dict[str, Any]:
+def measured(run: _runs.FinishedRun, target: float) -> dict[str, Any]:
     """Give the objective of a run over time, and its workers' time breakdown."""
     last = run.passes[-1]
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications import _liblinear, sparse_lr
 from mpips.config.job_file import load
 from mpips.errors import InputError
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
     job_file, conditions = _runs.job_file(), _runs.conditions()
     job = load(job_file, settings)
-    runs: dict[int, list[Run]] = {tau: [] for tau in asked.tau}
+    runs: dict[int, list[FinishedRun]] = {tau: [] for tau in asked.tau}
     with _runs.folders(asked.keep) as folder:
         data = folder / "data.npz"
         known = asked.optimum is not None or (job.settings.l1 == 1.0 and not (asked.train or asked.set))
@@ -164,7 +164,7 @@ def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
     ]
 
 
-def measured(tau: int, run: Run, target: float) -> dict[str, Any]:
+def measured(tau: int, run: FinishedRun, target: float) -> dict[str, Any]:
     """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {

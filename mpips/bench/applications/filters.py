@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications import _liblinear, delay, sparse_lr
 from mpips.bench.requests import coding
 from mpips.config.job_file import load
@@ -220,7 +220,7 @@ def until(asked: argparse.Namespace, target: float) -> list[str]:
     return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if asked.settle else [f"sparse_lr.target={target!r}"])
 
 
-def measured(combo: Combination, run: Run, best: float, target: float) -> dict[str, Any]:
+def measured(combo: Combination, run: FinishedRun, best: float, target: float) -> dict[str, Any]:
     """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     traffic = trained(run)
@@ -249,7 +249,7 @@ def measured(combo: Combination, run: Run, best: float, target: float) -> dict[s
     }
 
 
-def trained(run: Run) -> dict[str, Any]:
+def trained(run: FinishedRun) -> dict[str, Any]:
     """Give the traffic of a run's training, without that of its evaluation."""
     traffic: dict[str, Any] = _runs.events(run.folder, "trained")[0]["traffic"]
     return traffic

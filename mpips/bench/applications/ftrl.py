@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications.memory import count_lines, write_lines
 from mpips.config.job_file import Job, load
 from mpips.data import Examples, format_of, minibatches, read, resolve
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     settings += [f"sparse_lr.passes={passes}"]
     job_file, conditions = _runs.job_file("ftrl.toml"), _runs.conditions()
     job = load(job_file, settings)
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     with _runs.folders(asked.keep) as folder:
         note("each stage alone")
         stages = measure_stages(job, asked.workers, asked.sample, folder / "sample")
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measured(run: Run) -> dict[str, Any]:
+def measured(run: FinishedRun) -> dict[str, Any]:
     """Give the measurements of a run: its speed over all passes, without the final scoring of the training data."""
     elapsed, metrics = run.passes[-1]["seconds"], run.result["metrics"]
     examples = metrics["examples"] * metrics["passes"]

@@ -105,7 +105,9 @@ def job_file() -> Path:
     return Path(sketch_job.__file__).resolve().parent / "job.toml"
 
 
-def runs(asked: argparse.Namespace, settings: Sequence[str], folder: Path, name: str) -> list[_runs.Run]:
+def runs(
+    asked: argparse.Namespace, settings: Sequence[str], folder: Path, name: str
+) -> list[_runs.FinishedRun]:
     """Run a job --repeat times."""
     done = []
     for number in range(asked.repeat):
@@ -114,7 +116,7 @@ def runs(asked: argparse.Namespace, settings: Sequence[str], folder: Path, name:
     return done
 
 
-def measured(done: Sequence[_runs.Run]) -> dict[str, Any]:
+def measured(done: Sequence[_runs.FinishedRun]) -> dict[str, Any]:
     """Give the speed of some runs."""
     metrics = [run.result["metrics"] for run in done]
     rate = spread(each["inserts_per_second"] for each in metrics)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications import _liblinear
 from mpips.config.job_file import Job, load
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         note("searching the loosest tolerance of liblinear that reaches the target")
         with _liblinear.fits(data, job.settings.l1) as fit:
             tolerance = _liblinear.loosest(fit, target)
-        runs: list[Run] = []
+        runs: list[FinishedRun] = []
         fitted: list[dict[str, Any]] = []
         for number in range(asked.repeat):
             note(f"round {number + 1} of {asked.repeat}")
@@ -100,7 +100,7 @@ def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> 
     return _liblinear.optimum(data, job.settings.l1)
 
 
-def measured(run: Run, target: float) -> dict[str, Any]:
+def measured(run: FinishedRun, target: float) -> dict[str, Any]:
     """Give the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {

@@ -97,7 +97,7 @@ def _add(times: dict[str, dict[str, list[float]]], what: str, how: str, seconds:
     times.setdefault(what, {}).setdefault(how, []).append(seconds)
 
 
-def _measure(written: dict[str, list[float]], what: str, run: _runs.Run) -> None:
+def _measure(written: dict[str, list[float]], what: str, run: _runs.FinishedRun) -> None:
     """Record the bytes that a rank wrote per second of a run, if it was traced."""
     size = trace_bytes(run.folder)
     if size:

@@ -100,7 +100,7 @@ FIT_COLUMNS = (
 )
 
 
-class Layout(NamedTuple):
+class Size(NamedTuple):
     """The numbers of servers and workers, written S+W."""
 
     servers: int
@@ -113,14 +113,14 @@ class Layout(NamedTuple):
 # --- Switches ------------------------------------------------------------------------------------------
 
 
-def layout(text: str) -> Layout:
+def layout(text: str) -> Size:
     """Parse a layout, as in 2+2."""
     found = re.fullmatch(r"(\d{1,5})\+(\d{1,5})", text)
     if not found or "0" in (found[1].strip("0") or "0", found[2].strip("0") or "0"):
         raise argparse.ArgumentTypeError(
             f"must be servers+workers, at least one of each, as in 1+1,2+2; got {text!r}"
         )
-    return Layout(int(found[1]), int(found[2]))
+    return Size(int(found[1]), int(found[2]))
 
 
 def one_of(known: Sequence[str]) -> Callable[[str], str]:
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
         help="keys of a request; default 1,1e3,1e5,1e6,1e7",
     )
     parser.add_argument(
-        "--layouts", type=_runs.listed(layout), default=[Layout(1, 1), Layout(2, 2)], metavar="S+W,...",
+        "--layouts", type=_runs.listed(layout), default=[Size(1, 1), Size(2, 2)], metavar="S+W,...",
         help="servers + workers; default 1+1,2+2",
     )  # fmt: skip
     parser.add_argument(
@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings_of(asked: argparse.Namespace, each: Layout) -> list[str]:
+def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
     """Give the settings of a run."""
     cores = len(os.sched_getaffinity(0))
     crowded = asked.launcher != "srun" and sum(each) > cores
@@ -224,7 +224,7 @@ def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
             )
 
 
-def room(each: Layout, keys: Iterable[int], modes: Sequence[str], ops: Sequence[str], effort: float) -> float:
+def room(each: Size, keys: Iterable[int], modes: Sequence[str], ops: Sequence[str], effort: float) -> float:
     """Estimate the memory of a run on all ranks, in bytes."""
     held = 0.0  # On servers, for each worker: vectors are kept.
     largest = 0

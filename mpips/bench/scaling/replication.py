@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.config.job_file import load
 from mpips.process.argument_parser import Parser
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
@@ -127,7 +127,7 @@ def plain_pushes(asked: argparse.Namespace, copies: Sequence[int], folder: Path)
     return found
 
 
-def measured(program: str, replicas: int, run: Run) -> dict[str, Any]:
+def measured(program: str, replicas: int, run: FinishedRun) -> dict[str, Any]:
     """Give the measurements of a run."""
     result = run.result
     return {

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run, at_least, listed, note, one_of
+from mpips.bench._runs import FinishedRun, at_least, listed, note, one_of
 from mpips.bench.failures import _killing
 from mpips.bench.scaling import _wide
 from mpips.bench.scaling._growth import fitted
@@ -259,7 +259,7 @@ class Watch:
         return {"start": None if self.began is None else self.began - self.launched, "leave": left}
 
 
-def measured(program: str, replicas: int, killed: bool, run: Run, watch: Watch) -> dict[str, Any]:
+def measured(program: str, replicas: int, killed: bool, run: FinishedRun, watch: Watch) -> dict[str, Any]:
     """Give the measurements of a run that has just ended; for a run with a death, only its outcome."""
     result = run.result
     layout, passes = result["layout"], count_passes(result["metrics"])

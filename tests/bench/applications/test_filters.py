@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpips.bench import _runs
-from mpips.bench._runs import Run
+from mpips.bench._runs import FinishedRun
 from mpips.bench.applications import filters
 from mpips.cli import main
 from mpips.config.job_file import load, override_value
@@ -28,7 +28,7 @@ def part(raw: int, wire: int, seconds: float) -> dict[str, Any]:
     return {"raw": raw, "wire": wire, "seconds": seconds}
 
 
-def a_run(folder: Path, sent: dict[str, Any], objectives: Sequence[float] = (150.0, 100.05)) -> Run:
+def a_run(folder: Path, sent: dict[str, Any], objectives: Sequence[float] = (150.0, 100.05)) -> FinishedRun:
     """Make what a run leaves."""
     folder.mkdir(parents=True)
     lines = [
@@ -124,7 +124,7 @@ def test_the_whole_benchmark(
 ) -> None:
     asked: list[Sequence[str]] = []
 
-    def run(job: Path, folder: Path, settings: Sequence[str], launcher: str) -> Run:
+    def run(job: Path, folder: Path, settings: Sequence[str], launcher: str) -> FinishedRun:
         asked.append(settings)
         return a_run(folder, traffic(1000 // len(asked), 500 // len(asked)))
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.bench.requests import _bare, _overlap, _pushpull, overlap, pushpull
-from mpips.bench.requests.pushpull import Layout
+from mpips.bench.requests.pushpull import Size
 from mpips.cli import main
 from mpips.errors import InputError
 
@@ -184,8 +184,8 @@ def test_the_overlap_report_names_the_worst() -> None:
 
 def test_switches_are_read() -> None:
     asked = pushpull.parser().parse_args(["--keys", "1,1e5, 1_000,1", "--layouts", "1+1,10+3"])
-    assert asked.keys == [1, 10**5, 1000] and asked.layouts == [Layout(1, 1), Layout(10, 3)]
-    settings = pushpull.settings_of(asked, Layout(10, 3))
+    assert asked.keys == [1, 10**5, 1000] and asked.layouts == [Size(1, 1), Size(10, 3)]
+    settings = pushpull.settings_of(asked, Size(10, 3))
     assert "layout.servers=10" in settings and "_pushpull.keys=[1, 100000, 1000]" in settings
     assert "ring.virtual_servers=1" in settings and '_pushpull.ops=["push", "pull"]' in settings
 
@@ -206,9 +206,9 @@ def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
         pushpull.check_room(a_request(), 10**9, 2)
     pushpull.check_room(a_request(quick=True, keys=[1000]), 10**9, 2)
     with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 per core"):
-        pushpull.check_room(a_request(layouts=[Layout(8, 9)]), None, 2)
-    less = pushpull.room(Layout(2, 2), [10**6], ["dense"], ["push"], 1.0)
-    assert less < pushpull.room(Layout(2, 2), [10**6], ["dense", "sparse"], ["push"], 1.0)
+        pushpull.check_room(a_request(layouts=[Size(8, 9)]), None, 2)
+    less = pushpull.room(Size(2, 2), [10**6], ["dense"], ["push"], 1.0)
+    assert less < pushpull.room(Size(2, 2), [10**6], ["dense", "sparse"], ["push"], 1.0)
 
 
 @pytest.mark.parametrize(
