@@ -16,76 +16,40 @@ recover then calls `regroup`, gives the lost work to the present workers, and co
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import Own
-from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.lineage import Lineage, of_run
-from mpips.checkpoint.manifest import read_manifest
-from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
-from mpips.files.json_shape import ANY, NUMBER, Each, misfit
-from mpips.files.json_shape import Table as Form
-from mpips.files.json_values import keep, plain
-from mpips.files.safe_open import open_regular
-from mpips.filters.chain import left_out, per_filter
-from mpips.process.printable import brief, printable
-from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
+from mpips.scheduler import resuming
+from mpips.scheduler.accounts import Accounts, differences
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
+from mpips.scheduler.export import digest, export
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
+from mpips.scheduler.output import Output
 from mpips.scheduler.pending_orders import PendingOrders
+from mpips.scheduler.regrouping import Regrouped, choose_workers, still_workers
 from mpips.scheduler.time_limit import Durations
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.tracing.trace_file import What
-from mpips.transport.message import Command, Kind, Message
+from mpips.transport.message import Command
 from mpips.worker.vector import Vector, Vectors
 
 T = TypeVar("T")
-# Rows per message when a whole vector is read.
-EXPORT_ROWS = 1 << 18
-
-
-class Regrouped(NamedTuple):
-    """A change of the workers, in ranks: `before`, `now`, and the new ones (`come`), which hold no state yet."""
-
-    before: tuple[int, ...]
-    now: tuple[int, ...]
-    come: tuple[int, ...]
-
-    @property
-    def gone(self) -> list[int]:
-        """Return the ranks that are no longer workers."""
-        return [rank for rank in self.before if rank not in self.now]
-
-
-class _Live:
-    """The program's output, without what another rank has printed before."""
-
-    def __init__(self, out: TextIO, journal: Journal) -> None:
-        self._out, self._journal = out, journal
-
-    def write(self, text: str) -> int:
-        """Write, unless the journal is being replayed."""
-        return len(text) if self._journal.replaying else self._out.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
 
 
 class Cluster:
@@ -126,13 +90,9 @@ class Cluster:
         self._settled = self.workers.addresses
         # Those of them that have all vectors.
         self._informed = set(self._settled)
-        self._out: Any = _Live(sys.stdout if out is None else out, self.journal)
-        self._lines = Lines(folder.metrics)
-        base = self.decide(lambda: self._count_lines())
-        # The program's lines that a rank before this one has written.
-        self._written = self._count_lines() - base
+        self._output = Output(folder, out, self.journal)
         self._training: float | None = None
-        self._last: tuple[dict[int, float], float] = ({}, node.van.now())
+        self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self.stopped_early = False
         self.facts: dict[str, Any] = {}
@@ -145,11 +105,6 @@ class Cluster:
         self._last_checkpoint = node.van.now()
         self.pace = Durations()
         self.coordinator = CheckpointCoordinator(self, self.say, provenance)
-
-    def _count_lines(self) -> int:
-        """Count the lines of the program in `metrics.jsonl`, from any rank."""
-        with open_regular(self.folder.metrics, follow=False) as lines:
-            return sum(b'"noted": true' not in line for line in lines)
 
     @property
     def hosts(self) -> Group:
@@ -194,7 +149,7 @@ class Cluster:
 
     def close(self) -> None:
         """Close the files; idempotent."""
-        self._lines.close()
+        self._output.close()
 
     def __enter__(self) -> Cluster:
         return self
@@ -215,7 +170,7 @@ class Cluster:
         elapsed = self.decide(wall) - start
         if name == "train":
             elapsed -= self.seconds["checkpoint"] - inner
-            self.spent = _differences(before, self.accounts())
+            self.spent = differences(before, self.accounts())
             shares = [each["waited"] / max(elapsed, 1e-9) for each in self.spent if each["role"] == "worker"]
             self.waiting = min(1.0, sum(shares) / max(len(shares), 1))
         self.seconds[name] += elapsed
@@ -226,20 +181,7 @@ class Cluster:
         Each also has its `rank` and `role`. Ranks that have died are left out; the program sees their loss in its next
         call.
         """
-        own = [{**self.node.account(), "rank": self.node.rank, "role": "scheduler"}]
-        groups = (("server", self.hosts), ("worker", self.workers))
-        return own + [
-            {**each, "rank": rank, "role": role}
-            for role, group in groups
-            for rank, each in self._accounts(group).items()
-        ]
-
-    def _accounts(self, group: Group) -> dict[int, dict[str, Any]]:
-        task = group.start(Own.ACCOUNT)
-        with suppress(WorkerLost):
-            self.node.wait(task)
-        replies = zip(group.addresses, task.values, strict=True)
-        return {rank: reply.meta for rank, reply in replies if reply is not None}
+        return self._accounts.all()
 
     @property
     def trained(self) -> float:
@@ -254,20 +196,7 @@ class Cluster:
 
         `unfiltered` are the bytes that they would have sent without filters.
         """
-        said = (
-            self._accounts(self.workers)
-            if accounts is None
-            else dict(zip(self.workers.addresses, accounts, strict=True))
-        )
-        now = self.node.van.now()
-        waited = {rank: each["waited"] for rank, each in said.items()}
-        before, since = self._last
-        self._last = (waited, now)
-        elapsed = max(now - since, 1e-9)
-        waiting = [min(max((b - before.get(rank, 0.0)) / elapsed, 0.0), 1.0) for rank, b in waited.items()]
-        sent = sum(each["sent"] for each in said.values())
-        saved = sum(left_out(each["filters"], "worker") for each in said.values())
-        return {"waiting": waiting, "sent": sent, "unfiltered": sent + saved}
+        return self._accounts.lately(accounts)
 
     def aside(self, function: str, args: dict[str, Any]) -> None:
         """Call a function of the workers outside the program's order, without a reply.
@@ -316,24 +245,8 @@ class Cluster:
 
     def _new_crew(self) -> tuple[list[int], int, list[int]]:
         """Choose the workers; return them, the epoch of this set, and those that have been workers throughout."""
-        view = self.node.view
-        were = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
-        spares = list(self.node.view.spares)
-        now: list[int] = []
-        for rank in self.workers.addresses:
-            here = view.roles[rank] is Role.WORKER
-            if here and rank not in self.orders.leaving:
-                now.append(rank)
-            elif not here and spares:
-                now.append(spares.pop())
-        while self.orders.joining and spares:
-            now.append(spares.pop())
-            self.orders.joining -= 1
-        if not now:
-            # All others have died meanwhile.
-            now = [rank for rank in self.workers.addresses if view.roles[rank] is Role.WORKER]
-        self.orders.leaving.clear()
-        self.membership.set_workers(now)
+        were = still_workers(self.node.view, self.workers.addresses)
+        self.membership.set_workers(choose_workers(self.node.view, self.workers.addresses, self.orders))
         view = self.node.view
         return list(view.workers), view.crew, [rank for rank in were if rank in view.workers]
 
@@ -409,7 +322,7 @@ class Cluster:
 
     def worker_is_lost(self) -> bool:
         """Return whether one of the program's workers is lost at this moment."""
-        return any(self.node.view.roles[rank] is not Role.WORKER for rank in self.workers.addresses)
+        return len(still_workers(self.node.view, self.workers.addresses)) < len(self.workers)
 
     def restore(self, unfit: Callable[[dict[str, Any]], str] | None = None) -> dict[str, Any] | None:
         """Restore the checkpoint that the run resumes from, if any; return the state that was saved with it.
@@ -425,17 +338,9 @@ class Cluster:
         if self.resume is None:
             return None
         with self.phase("checkpoint"):
-            about, specs = self.decide(partial(_read, self.resume))
-            if about["program"] != self.job.program:
-                raise CheckpointError(
-                    f"checkpoint {self.resume} is of program {about['program']!r}, not {self.job.program!r}"
-                )
-            for fact, value in self.facts.items():
-                if about["facts"].get(fact) != value:
-                    raise CheckpointError(
-                        f"checkpoint {self.resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
-                    )
-            changed = self._changed(about, specs)
+            about, specs = self.decide(partial(resuming.read, self.resume))
+            resuming.check(self.resume, about, self.job, self.facts)
+            changed = resuming.changed_settings(self.resume, about, specs, self.job)
             if unfit is not None and (problem := unfit(about)):
                 raise CheckpointError(f"checkpoint {self.resume} cannot be resumed: {problem}")
             self._trained_before = about["trained"]
@@ -454,59 +359,27 @@ class Cluster:
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state
 
-    def _changed(self, about: dict[str, Any], specs: dict[str, Any]) -> list[str]:
-        """List the program's settings that differ from those in the checkpoint.
-
-        A vector keeps the settings of its update; a different one in the job file would be ignored, and is an error.
-        """
-        table, found = self.job.table, []
-        before = about.get("job", {}).get(table, {})
-        for key, value in self.job.tables()[table].items():
-            was = before.get(key, value)
-            if plain(was, keep) == plain(value, keep):
-                continue
-            if any(key in spec["settings"] and spec["settings"][key] == was for spec in specs.values()):
-                raise CheckpointError(
-                    f"checkpoint {self.resume} was written with [{table}] {key} = {was}, which its vectors keep, "
-                    f"not {value}"
-                )
-            found.append(f"[{table}] {key} = {value}, was {was}")
-        return found
-
     # --- output ------------------------------------------------------------------------------
 
     def event(self, event: str, **facts: Any) -> None:
         """Append a line to the run's `metrics.jsonl`."""
-        if self._written > 0:
-            self._written -= 1
-        else:
-            self._lines.append({"event": event, **facts})
+        self._output.event(event, **facts)
 
     def note(self, event: str, **facts: Any) -> None:
         """Append a line that is not the program's, at any time."""
-        self._lines.append({"event": event, **facts, "noted": True})
+        self._output.note(event, **facts)
 
     def table(self, columns: Sequence[Column]) -> Table:
         """Return the table that shows the run's progress."""
-        return Table(columns, self._out)
+        return self._output.table(columns)
 
     def say(self, text: str) -> None:
         """Print a line to the user."""
-        print(brief(printable(text)), file=self._out, flush=True)
+        self._output.say(text)
 
     def traffic(self) -> dict[str, Any]:
         """Return bytes sent by role, with filters and as if without, and the effect of each filter."""
-        said = self.accounts()
-        filters = per_filter([each["filters"] for each in said])
-        sent = {
-            role: sum(each["sent"] for each in said if each["role"] == role) for role in ("worker", "server")
-        }
-        return {
-            **{f"{role}_sent": count for role, count in sent.items()},
-            **{f"{role}_raw": count + left_out(filters, role) for role, count in sent.items()},
-            "sent_again": dict(sum((Counter(each["sent_again"]) for each in said), Counter())),
-            "per_filter": filters,
-        }
+        return self._accounts.traffic()
 
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
         """Create a vector on all servers and workers; return a handle. `expect` is the expected number of keys."""
@@ -526,64 +399,8 @@ class Cluster:
 
     def export(self, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
         """Yield a whole vector in key order: (keys, rows) chunks of bounded size, rows of zeros left out."""
-        ring, extent = self.node.view.ring, vector.spec.extent
-        for shard in range(ring.shards):
-            part = ring.range(shard, extent)
-            begin: int | None = None if part.empty else part.begin
-            while begin is not None:
-                message = Message(Kind.REQUEST, Command.EXPORT, namespace=vector.number)
-                message.meta = {"begin": begin, "end": part.end, "limit": EXPORT_ROWS}
-                reply = self._ask(~shard, message)
-                begin = reply.meta.get("next")
-                if reply.keys is not None and reply.values is not None:
-                    yield reply.keys, reply.values
-
-    def _ask(self, address: int, request: Message) -> Message:
-        replies: list[Message] = []
-        self.node.wait(self.node.tasks.submit([(address, request)], lambda _, reply: replies.append(reply)))
-        return replies[0]
+        return export(self.node, vector)
 
     def digest(self, vector: Vector) -> str:
         """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
-        sha = hashlib.sha256()
-        for keys, rows in self.export(vector):
-            record = np.empty(len(keys), [("key", "<u8"), ("row", rows.dtype, (rows.shape[1],))])
-            record["key"], record["row"] = keys, rows
-            sha.update(record.tobytes())
-        return sha.hexdigest()
-
-
-SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
-
-
-def _differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the work of each rank between two accounts; of a rank that is new in `after`, all of it."""
-    known = {each["rank"]: each for each in before}
-    return [
-        {name: late.get(name) for name in ("rank", "role", "memory", "pss", "private")}
-        | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
-        for late in after
-    ]
-
-
-_RESUMED = {
-    "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
-    "vectors": Each(Each(ANY)),
-}  # fmt: skip
-"""The fields of a manifest's `about` in a checkpoint that a run can resume from."""
-
-
-def _read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is damaged."""
-    problems = inspection.verify(resume)
-    if problems:
-        raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
-    specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
-    manifest = read_manifest(resume)
-    problem = misfit(manifest["about"], _RESUMED)
-    unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
-    if problem or unknown:
-        raise CheckpointError(
-            f"checkpoint {resume} cannot be resumed: {problem or f'it has no vector {unknown[0]!r}'}"
-        )
-    return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs
+        return digest(self.node, vector)

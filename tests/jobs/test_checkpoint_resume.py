@@ -15,7 +15,7 @@ from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmli
 from mpips.checkpoint import checkpoint, inspection
 from mpips.checkpoint.manifest import complete, read_manifest, step_of
 from mpips.errors import CheckpointError, MpipsError, RemoteError
-from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.resuming import changed_settings
 from mpips.transport.in_memory import rough
 
 EVERY = {"every": 2, "keep": 50}
@@ -260,7 +260,6 @@ def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
     (path,) = complete(tmp_path)
     about = read_manifest(path)["about"]
     about["facts"] = {}
-    cluster = object.__new__(Cluster)
 
     class Job:
         table = "sparse_lr"
@@ -271,15 +270,11 @@ def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
         def tables(self) -> dict[str, Any]:
             return {"sparse_lr": about["job"]["sparse_lr"] | self.settings}
 
-    cluster.resume = path
     specs = {"w": {"settings": {"alpha": about["job"]["sparse_lr"]["alpha"], "passes": 77}}}
-    cluster.job = Job(alpha=0.5)
     with pytest.raises(CheckpointError, match=r"written with \[sparse_lr\] alpha = 0\.1, .* not 0\.5"):
-        cluster._changed(about, specs)
-    cluster.job = Job(passes=5)
-    assert cluster._changed(about, specs) == ["[sparse_lr] passes = 5, was 0"]
-    cluster.job = Job()
-    assert cluster._changed(about, specs) == []
+        changed_settings(path, about, specs, Job(alpha=0.5))
+    assert changed_settings(path, about, specs, Job(passes=5)) == ["[sparse_lr] passes = 5, was 0"]
+    assert changed_settings(path, about, specs, Job()) == []
 
 
 def test_another_program_is_refused(written: tuple[Path, Outcome], made: Made, tmp_path: Path) -> None:

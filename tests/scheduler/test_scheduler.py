@@ -13,12 +13,13 @@ from simulated import simulate
 from mpips.checkpoint import checkpoint, loading
 from mpips.errors import InputError, RemoteError, UsageError
 from mpips.ranges import KeyRange
-from mpips.scheduler import scheduler
+from mpips.scheduler import export
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.shard import AGGREGATE
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING, RangedClock
 from mpips.transport.in_memory import Deadlock, rough
+from mpips.transport.message import Command, Kind, Message
 from mpips.worker.worker import Answer, Context, at_once
 
 SEVEN = np.array([7], np.uint64)
@@ -95,7 +96,7 @@ def test_a_call_that_depends_on_another_starts_when_that_has_returned(lossy: boo
         return answers
 
     answers: list[dict[str, Any]] = []
-    request = scheduler.Message(scheduler.Kind.REQUEST, scheduler.Command.CALL)
+    request = Message(Kind.REQUEST, Command.CALL)
     request.meta = {"call": "pause", "args": {"seconds": 0.5}}
     fate = rough(1, delay=0.02, drop=0.2) if lossy else rough(1, delay=0.02)
     first, second = simulate(schedule, Worker, fate=fate)
@@ -220,13 +221,13 @@ def test_an_export_in_pieces_gives_every_row_once_in_key_order(
         cluster.node.wait(vector.push(keys, rows))
         found = list(cluster.export(vector))
         digest = cluster.digest(vector)
-        monkeypatch.setattr(scheduler, "EXPORT_ROWS", 1 << 18)
+        monkeypatch.setattr(export, "EXPORT_ROWS", 1 << 18)
         assert digest == cluster.digest(vector), "whatever the pieces"
         return found, digest
 
     digests = set()
     for servers in (1, 3):
-        monkeypatch.setattr(scheduler, "EXPORT_ROWS", limit)
+        monkeypatch.setattr(export, "EXPORT_ROWS", limit)
         found, digest = simulate(schedule, Worker, servers=servers)
         digests.add(digest)
         assert np.array_equal(np.concatenate([k for k, _ in found]), keys[there])

@@ -1,0 +1,48 @@
+"""Export of a whole vector, read from the servers in key order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.cluster.node import Node
+from mpips.transport.message import Command, Kind, Message
+from mpips.worker.vector import Vector
+
+EXPORT_ROWS = 1 << 18
+"""Rows per message."""
+
+
+def export(node: Node, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
+    """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of zeros left out."""
+    ring, extent = node.view.ring, vector.spec.extent
+    for shard in range(ring.shards):
+        part = ring.range(shard, extent)
+        begin: int | None = None if part.empty else part.begin
+        while begin is not None:
+            message = Message(Kind.REQUEST, Command.EXPORT, namespace=vector.number)
+            message.meta = {"begin": begin, "end": part.end, "limit": EXPORT_ROWS}
+            reply = _ask(node, ~shard, message)
+            begin = reply.meta.get("next")
+            if reply.keys is not None and reply.values is not None:
+                yield reply.keys, reply.values
+
+
+def _ask(node: Node, address: int, request: Message) -> Message:
+    replies: list[Message] = []
+    node.wait(node.tasks.submit([(address, request)], lambda _, reply: replies.append(reply)))
+    return replies[0]
+
+
+def digest(node: Node, vector: Vector) -> str:
+    """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
+    sha = hashlib.sha256()
+    for keys, rows in export(node, vector):
+        record = np.empty(len(keys), [("key", "<u8"), ("row", rows.dtype, (rows.shape[1],))])
+        record["key"], record["row"] = keys, rows
+        sha.update(record.tobytes())
+    return sha.hexdigest()

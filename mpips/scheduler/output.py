@@ -1,0 +1,67 @@
+"""What a program prints, and writes into `metrics.jsonl`: each line once, whichever ranks have run the program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from mpips.files.safe_open import open_regular
+from mpips.process.printable import brief, printable
+from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.progress import Column, Table
+from mpips.scheduler.journal import Journal
+
+
+class _Live:
+    """The program's output, without what another rank has printed before."""
+
+    def __init__(self, out: TextIO, journal: Journal) -> None:
+        self._out, self._journal = out, journal
+
+    def write(self, text: str) -> int:
+        """Write, unless the journal is being replayed."""
+        return len(text) if self._journal.replaying else self._out.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+
+class Output:
+    """The program's lines in the run's `metrics.jsonl`, and its text, on `out` or else standard output."""
+
+    def __init__(self, folder: RunFolder, out: TextIO | None, journal: Journal) -> None:
+        self._folder = folder
+        self._out: Any = _Live(sys.stdout if out is None else out, journal)
+        self._lines = Lines(folder.metrics)
+        base = journal.decide(self._count_lines)
+        # The program's lines that a rank before this one has written.
+        self._written = self._count_lines() - base
+
+    def _count_lines(self) -> int:
+        """Count the lines of the program in `metrics.jsonl`, from any rank."""
+        with open_regular(self._folder.metrics, follow=False) as lines:
+            return sum(b'"noted": true' not in line for line in lines)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Append a line of the program to `metrics.jsonl`."""
+        if self._written > 0:
+            self._written -= 1
+        else:
+            self._lines.append({"event": event, **facts})
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append a line that is not the program's, at any time."""
+        self._lines.append({"event": event, **facts, "noted": True})
+
+    def table(self, columns: Sequence[Column]) -> Table:
+        """Return the table that shows the run's progress."""
+        return Table(columns, self._out)
+
+    def say(self, text: str) -> None:
+        """Print a line to the user."""
+        print(brief(printable(text)), file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._lines.close()

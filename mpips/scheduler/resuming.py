@@ -1,0 +1,66 @@
+"""The checkpoint that a run resumes from: its description, and whether it fits the job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpips.checkpoint import inspection, loading
+from mpips.checkpoint.manifest import read_manifest
+from mpips.errors import CheckpointError
+from mpips.files.json_shape import ANY, NUMBER, Each, misfit
+from mpips.files.json_shape import Table as Form
+from mpips.files.json_values import keep, plain
+
+_RESUMED = {
+    "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
+    "vectors": Each(Each(ANY)),
+}  # fmt: skip
+"""The fields of a manifest's `about` in a checkpoint that a run can resume from."""
+
+
+def read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is damaged."""
+    problems = inspection.verify(resume)
+    if problems:
+        raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
+    specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
+    manifest = read_manifest(resume)
+    problem = misfit(manifest["about"], _RESUMED)
+    unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
+    if problem or unknown:
+        raise CheckpointError(
+            f"checkpoint {resume} cannot be resumed: {problem or f'it has no vector {unknown[0]!r}'}"
+        )
+    return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs
+
+
+def check(resume: Path, about: dict[str, Any], job: Any, facts: dict[str, Any]) -> None:
+    """Raise CheckpointError if a checkpoint is of another program, or was written under other `facts`."""
+    if about["program"] != job.program:
+        raise CheckpointError(f"checkpoint {resume} is of program {about['program']!r}, not {job.program!r}")
+    for fact, value in facts.items():
+        if about["facts"].get(fact) != value:
+            raise CheckpointError(
+                f"checkpoint {resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
+            )
+
+
+def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Any) -> list[str]:
+    """List the program's settings that differ from those in a checkpoint.
+
+    A vector keeps the settings of its update; a different one in the job file would be ignored, and is an error.
+    """
+    table, found = job.table, []
+    before = about.get("job", {}).get(table, {})
+    for key, value in job.tables()[table].items():
+        was = before.get(key, value)
+        if plain(was, keep) == plain(value, keep):
+            continue
+        if any(key in spec["settings"] and spec["settings"][key] == was for spec in specs.values()):
+            raise CheckpointError(
+                f"checkpoint {resume} was written with [{table}] {key} = {was}, which its vectors keep, not {value}"
+            )
+        found.append(f"[{table}] {key} = {value}, was {was}")
+    return found
