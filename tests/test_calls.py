@@ -11,8 +11,8 @@ from mpips.calls import Own
 from mpips.config.program import load_program
 from mpips.errors import JobError
 from mpips.rank.simulation import simulate
-from mpips.server.server import OWN as SHARDS
 from mpips.server.server import Server
+from mpips.server.shard_functions import OWN as SHARDS
 from mpips.storage.updates import call
 from mpips.worker.worker import CallExecutor, Context
 

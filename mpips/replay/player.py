@@ -293,7 +293,7 @@ class Gate:
         held = self._held
         for key in sorted(self._due & held.keys()):
             self._due.remove(key)
-            self._server.perform(self._link, [held.pop(key)], together=False)
+            self._server.executor.perform(self._link, [held.pop(key)], together=False)
         if self._due or not self._next or not all(key in held for key in self._next):
             return False
         shard = self._link.shard
@@ -303,7 +303,7 @@ class Gate:
         which = f"shard {self._link.number}: change {self._changes + 1}, request {first.time} of rank {first.origin},"
         if command not in [each.command for each in requests]:
             raise Diverged(f"{which} was a {command.name}, and is a {first.command.name} now")
-        self._server.perform(self._link, requests, together=first.round != NO_ROUND)
+        self._server.executor.perform(self._link, requests, together=first.round != NO_ROUND)
         self._changes += 1
         if shard.changes != self._changes:
             raise Diverged(f"{which} changes nothing now")
@@ -331,7 +331,7 @@ class Gates:
 
     def admit(self, link: Link, request: Message) -> None:
         """Take a request to a shard."""
-        if not self._server.recall(request):
+        if not self._server.admission.recall(request):
             return
         gate = self._gates.get(link.number)
         if gate is None:

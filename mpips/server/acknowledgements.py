@@ -18,10 +18,10 @@ Push = tuple[int, int]
 
 
 class Acknowledgements:
-    """A server's acknowledgements, by caller; `send(origin, pushes)` sends some by themselves. See the module."""
+    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some by themselves. See the module."""
 
-    def __init__(self, send: Callable[[int, tuple[Push, ...]], None]) -> None:
-        self._send = send
+    def __init__(self, tell: Callable[[int, tuple[Push, ...]], None]) -> None:
+        self._tell = tell
         # Pushes answered ahead that are not on all copies yet.
         self._coming: dict[int, set[Push]] = {}
         # Pushes on all copies, of which the caller has not been told.
@@ -42,6 +42,11 @@ class Acknowledgements:
         if self._has_asked(origin, push):
             self._due.add(origin)
 
+    def repeat(self, origin: int, push: Push) -> None:
+        """Tell a caller again that all copies have a push, since it has not heard of it."""
+        self.add(origin, push)
+        self._send(origin)
+
     def take(self, origin: int) -> tuple[Push, ...]:
         """Return what is held for a caller: the message that is about to be sent to it carries it."""
         return tuple(self._held.pop(origin, ()))
@@ -60,12 +65,7 @@ class Acknowledgements:
         for origin in sorted(due):
             # The last push that it waits for makes it due again.
             if not any(self._has_asked(origin, push) for push in self._coming.get(origin, ())):
-                self.send(origin)
-
-    def send(self, origin: int) -> None:
-        """Send a caller what is held for it, now."""
-        if pushes := self.take(origin):
-            self._send(origin, pushes)
+                self._send(origin)
 
     def keep(self, shards: Collection[int], lives: Callable[[int], bool]) -> None:
         """Drop what concerns callers that are lost; do not wait for pushes to other shards than these any more.
@@ -79,6 +79,10 @@ class Acknowledgements:
             self._coming[origin] = {push for push in coming if push[0] in shards}
         self._due.update(self._asked)
         self.send_due()
+
+    def _send(self, origin: int) -> None:
+        if pushes := self.take(origin):
+            self._tell(origin, pushes)
 
     def _has_asked(self, origin: int, push: Push) -> bool:
         return push[1] <= self._asked.get(origin, {}).get(push[0], -1)

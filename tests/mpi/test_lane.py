@@ -105,11 +105,11 @@ def together(
         assert view.ring.shards == shards
         if node.rank == 1:
             server = Server(node, key_cache=most)
-            for link in server.links.values():
+            for link in server.chains:
                 assert link.shard is not None
                 for number, spec in enumerate(specs):
                     link.shard.create(number, spec)
-                server._open(link)
+                server.fast_path.open(link)
             prepare(server)
             taken = Taken(server)
             beside.Barrier()
@@ -118,9 +118,9 @@ def together(
                 node.adopt(turn(view))
                 server.run(beside.Ibarrier().Test)
             asked = beside.allreduce(0)
-            for link in server.links.values():
+            for link in server.chains:
                 assert link.shard is not None
-                server._catch_up(link.shard)
+                server.fast_path.catch_up(link.shard)
             check(server, taken, asked)
         else:
             beside.Barrier()

@@ -193,7 +193,7 @@ def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None
         with pytest.raises(RemoteError, match="a negative row"):
             cluster.workers.call("push", {"first": 1, "rounds": 1, "value": -1.0})
         for server in servers_of(stage):
-            for link in server.links.values():
+            for link in server.chains:
                 assert link.shard is not None
                 for _, _, replies in link.shard.inbox.callers().values():
                     kept.extend(

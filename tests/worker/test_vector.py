@@ -18,7 +18,7 @@ from mpips.consistency import bounded, sequential
 from mpips.errors import InputError, RemoteError, WorkerLost
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
-from mpips.server.server import MOST_UNSENT
+from mpips.server.executor import MOST_UNSENT
 from mpips.storage.updates import Column, VectorSpec, update
 from mpips.transport.in_memory import Network, TwinVan, rough
 from mpips.transport.message import Command, Kind, Message

@@ -1,0 +1,169 @@
+"""The chains of a server's shards: its links, the changes that other primaries send it, and the copies that it learns.
+
+Acknowledgements are passed on at once, since callers wait for them. Changes of other primaries wait in a backlog, of
+which one is applied after each request and all when there is none, so that neither kind of work starves the other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from mpips.cluster.node import Node
+from mpips.cluster.view import View
+from mpips.server.acknowledgements import Acknowledgements
+from mpips.server.replication import Link, RateLimit
+from mpips.server.shard import Shard
+from mpips.server.shard_functions import OWN
+from mpips.server.shard_snapshot import unpack
+from mpips.tasks.request_dedup import RequestDedup
+from mpips.transport.message import Command, Message
+
+MOST_BACKLOG = 64
+"""Changes of other primaries that may be queued."""
+
+
+class Chains:
+    """A node's links of chains, by shard. `repair_bandwidth` bounds the bytes per second of copies (0: no limit)."""
+
+    def __init__(self, node: Node, acknowledgements: Acknowledgements, repair_bandwidth: float) -> None:
+        self._node, self._acknowledgements = node, acknowledgements
+        self._pace = RateLimit(repair_bandwidth, node.van.now)
+        self._backlog: deque[Message] = deque()
+        # Shards that were reported to the leader in this view as having no unacknowledged change.
+        self._drained: set[int] = set()
+        self.links: dict[int, Link] = {}
+        for number, chain in enumerate(node.view.chains):
+            if node.rank in chain.everyone:
+                # A learner has no shard until the first piece of its copy arrives.
+                self._link(number, self._make(number) if node.rank in chain.members else None)
+
+    def __iter__(self) -> Iterator[Link]:
+        """Iterate over the links."""
+        return iter(self.links.values())
+
+    def led(self) -> list[Link]:
+        """Return the links to shards of which this server is the primary."""
+        return [link for link in self.links.values() if link.primary]
+
+    def _make(self, number: int) -> Shard:
+        node = self._node
+
+        def answer(origin: int, reply: Message) -> None:
+            self.links[number].after_all(lambda: node.answer(origin, reply))
+
+        inbox = RequestDedup(answer, node.keeps)
+        shard = Shard(number, node.view.ring, node.view.workers, inbox, node.describe)
+        shard.order = next((order(number) for order in node.observers.orders), None)
+        return shard
+
+    def _link(self, number: int, shard: Shard | None) -> None:
+        node = self._node
+        self.links[number] = Link(
+            number, node.rank, node.view.chains[number], shard, node.outbox.send_soon, _repeat, self._pace,
+            node.new_timer(), node.again,
+        )  # fmt: skip
+
+    # --- messages of chains --------------------------------------------------------------------
+
+    def take(self, link: Link, message: Message) -> None:
+        """Receive a message of a chain: pass on an acknowledgement, queue a change."""
+        if message.command is Command.APPLIED:
+            self._pass(link, message)
+            return
+        self._backlog.append(message)
+        if len(self._backlog) > MOST_BACKLOG:
+            self.work_off()
+
+    def work_off(self) -> bool:
+        """Apply the first queued change of another primary; return whether there was one."""
+        if not self._backlog:
+            return False
+        message = self._backlog.popleft()
+        link = self.links.get(message.shard)
+        if link is not None:
+            self._pass(link, message)
+        return True
+
+    def _pass(self, link: Link, message: Message) -> None:
+        observers = self._node.observers
+        for busy in observers.busy:
+            busy()
+        begin = self._node.van.now()
+        link.take(message)
+        for passed_on in observers.passed_on:
+            passed_on(begin, message)
+        self._acknowledgements.send_due()
+
+    # --- when they change ----------------------------------------------------------------------
+
+    def rewire(self, view: View) -> list[int]:
+        """Adopt the chains of a new view, once nothing is queued; return the shards that this server does not hold."""
+        absent = []
+        for number, chain in enumerate(view.chains):
+            link = self.links.get(number)
+            if self._node.rank not in chain.everyone:
+                self.links.pop(number, None)
+                absent.append(number)
+            elif link is None:
+                self._link(number, None)
+            elif link.chain != chain:
+                link.rewire(chain)
+        for each in self.led():
+            if each.shard is not None and each.shard.order is not None:
+                each.shard.order.mark(each.shard.changes)
+        return absent
+
+    def change_crew(self, workers: tuple[int, ...]) -> None:
+        """Drop the rounds that wait for lost workers, or do not include new ones."""
+        for link in self.links.values():
+            if link.shard is not None:
+                link.shard.workers = workers
+                for hosted in link.shard.vectors.values():
+                    for request in hosted.abandon(workers):
+                        link.shard.inbox.forget(request)
+
+    def report(self) -> None:
+        """Report complete copies and drained shards to the leader, in a new view."""
+        self._drained.clear()
+        for link in self.links.values():
+            if link.learning and link.shard is not None:
+                self._tell_leader(Command.WHOLE, link)
+            self._report_drained(link)
+
+    def _report_drained(self, link: Link) -> None:
+        """Report to the leader, once per view, that a closing chain has no unacknowledged change."""
+        if link.chain.closing and link.primary and link.still and link.number not in self._drained:
+            self._drained.add(link.number)
+            self._tell_leader(Command.DRAINED, link)
+
+    def _tell_leader(self, command: Command, link: Link) -> None:
+        meta = {"shard": link.number, "since": link.chain.since}
+        self._node.control(self._node.view.leader, command, meta)
+
+    # --- copies --------------------------------------------------------------------------------
+
+    def piece(self, message: Message) -> None:
+        """Receive a piece of a copy that this server learns."""
+        link = self.links.get(message.shard)
+        if link is not None and link.piece(message, self._make, unpack):
+            self._tell_leader(Command.WHOLE, link)
+
+    def fed(self, message: Message) -> None:
+        """Receive a learner's acknowledgement of a piece."""
+        link = self.links.get(message.shard)
+        if link is not None:
+            link.fed(message)
+
+    def tick(self) -> None:
+        """Send pieces of copies at their pace, report drained shards, and ask successors that are silent."""
+        now = self._node.van.now()
+        for link in self.links.values():
+            if link.feed is not None:
+                link.send_pieces()
+            self._report_drained(link)
+            link.probe(now)
+
+
+def _repeat(shard: Shard, change: Message) -> None:
+    shard.repeat(change, OWN.get(change.meta.get("call", "")))

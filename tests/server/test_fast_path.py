@@ -1,0 +1,65 @@
+"""The fast path at a server: which shards it serves, and whose requests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mpips.cluster.layout import Layout, LayoutSpec
+from mpips.cluster.node import Node
+from mpips.cluster.view import first_view
+from mpips.server.server import Server
+from mpips.transport.fastpath_table import OPEN
+from mpips.transport.in_memory import Network
+from mpips.transport.message import Command, Kind, Message
+
+LAYOUT = Layout.of(4, LayoutSpec(servers=2, workers=1))
+SERVER, WORKER = 1, 3
+SHARD = 0
+
+
+def server_of(replicas: int = 0) -> Server:
+    """Make a server that is the primary of a shard with one vector; what it sends is lost."""
+    van = Network(4).vans[SERVER]
+    van.send = lambda dest, message: None  # type: ignore[method-assign]
+    server = Server(Node(van, LAYOUT, first_view(LAYOUT, replicas=replicas)))
+    create = {"call": "create_vector", "args": {"spec": {"name": "v", "extent": 8}, "number": 0, "expect": 0}}
+    server.node.shards(Message(Kind.REQUEST, Command.CALL, 0, origin=0, shard=SHARD, time=0, meta=create))
+    return server
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_shard_is_served_if_it_has_no_copies(replicas: int) -> None:
+    assert server_of(replicas).fast_path.table.parts[SHARD, 0, OPEN] == (replicas == 0)
+
+
+def test_a_shard_is_not_served_while_its_chain_is_closing() -> None:
+    server = server_of()
+    table, view = server.fast_path.table, server.node.view
+    for epoch, closing in ((1, True), (2, False)):
+        chain = view.chains[SHARD]._replace(closing=closing, since=epoch)
+        server.node.adopt(replace(view, epoch=epoch, chains=(chain, *view.chains[1:])))
+        assert table.parts[SHARD, 0, OPEN] == (not closing)
+
+
+def test_a_caller_is_served_unless_a_request_of_it_waits_for_another() -> None:
+    server = server_of()
+    link = server.chains.links[SHARD]
+    assert link.shard is not None
+    begin = link.shard.vectors[0].segment.ranges[0].begin
+
+    def push(time: int, after: tuple[tuple[int, int], ...] = ()) -> bool:
+        """Push; return whether the fast path may serve the caller then."""
+        request = Message(
+            Kind.REQUEST, Command.PUSH, WORKER, origin=WORKER, shard=SHARD, time=time, after=after
+        )
+        request.keys, request.values = np.array([begin], np.uint64), np.ones((1, 1))
+        server.node.shards(request)
+        return bool(server.fast_path.table.rows_of[SHARD, WORKER])
+
+    assert push(0)
+    assert not push(2, after=((1, 2),)), "what it waits for must not be finished unnoticed"
+    push(1)
+    assert push(3), "nothing waits any more"
