@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Finished, TinyData
+from made import optimum
 
 from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun
@@ -256,13 +259,19 @@ def test_the_peak_of_a_process_is_read_and_of_none_is_0() -> None:
 # --- LIBLINEAR -----------------------------------------------------------------------------------------
 
 
-def test_liblinear_finds_the_optimum_and_remembers_it(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_liblinear_finds_the_optimum_and_remembers_it(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process makes all fits: it takes seconds to start."""
     data, cache = tmp_path / "data.npz", tmp_path / "cache" / "optimum.json"
     size = _liblinear.write_data(DataSpec(train=str(tiny_data.train)), tmp_path, data)
     assert size["examples"] == 240 and size["nonzeros"] == np.count_nonzero(tiny_data.train_rows)
-    best, source = _liblinear.optimum(data, 1.0, cache)
-    assert _liblinear.optimum(data, 1.0, cache) == (best, source + ", computed before")
     with _liblinear.fits(data, 1.0) as fit:
+        started = deque([nullcontext(fit)])
+        monkeypatch.setattr(_liblinear, "fits", lambda *_: started.popleft())
+        best, source = _liblinear.optimum(data, 1.0, cache)
+        assert best == pytest.approx(optimum(tiny_data.train_rows, tiny_data.train_labels, 1.0), rel=1e-6)
+        assert _liblinear.optimum(data, 1.0, cache) == (best, source + ", computed before")
         tolerance = _liblinear.loosest(fit, 1.01 * best)
         loose, tight = fit(tolerance), fit(1e-6)
         assert best * (1 - 1e-6) <= tight["objective"] <= loose["objective"] <= 1.01 * best
