@@ -7,10 +7,11 @@ the page's style sheet defines, so that one chart serves light, dark and print. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from mpips.report.html import MOST_ROWS, Html, element, joined, more
+from mpips.process.printable import printable
+from mpips.report.html import MOST_ROWS, Html, html
 from mpips.rundir.progress import real, si
 
 COLOURS = 6
@@ -113,33 +114,33 @@ def is_drawable(value: float) -> bool:
     return size == 0 or 1e-300 < size < 1e300
 
 
-def _svg(width: float, height: float, label: str, body: Sequence[Html], kind: str = "chart") -> Html:
-    return element(
-        "svg",
-        Html("\n"),
-        joined(body, "\n"),
-        Html("\n"),
-        class_=kind,
-        viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
-        aria_label=label[:LONGEST],
-    )
+class Shape(NamedTuple):
+    """An element of a chart: its attributes, of which None leaves one out, and what is inside it, in this order."""
+
+    name: str
+    attributes: Mapping[str, object]
+    inside: Sequence[Shape] = ()
+    title: str | None = None
+    text: str | None = None
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Html:
-    return element("text", text[:LONGEST], class_=kind, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+def _svg(width: float, height: float, label: str, body: Sequence[Shape], kind: str = "chart") -> Html:
+    size, told = f"0 0 {width:g} {height:g}", printable(label[:LONGEST])
+    return html.chart({"class": kind, "viewBox": size, "role": "img", "aria-label": told}, body)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str | None = None) -> Html:
-    return element("line", class_=kind, x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}")
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Shape:
+    place = {"class": kind, "x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}
+    return Shape("text", place, text=text[:LONGEST])
 
 
-def _title(text: str) -> Html:
-    return element("title", text[:LONGEST])
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str | None = None) -> Shape:
+    ends = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
+    return Shape("line", {"class": kind, **ends})
 
 
 def _none() -> Html:
-    return element("p", "nothing to draw", class_="none")
+    return html.note("nothing to draw", "none")
 
 
 def lines(
@@ -191,7 +192,7 @@ def lines(
         at = ticks(low, high)
     across = _Scale(left, right, LEFT, WIDTH - RIGHT)
     up = _Scale(low, high, HEIGHT - BOTTOM, TOP, log)
-    body = []
+    body: list[Shape] = []
     for tick in at:
         body.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "grid"))
         body.append(_text(LEFT - 6, up(tick) + 4, show_y(tick), "tick", "end"))
@@ -206,16 +207,17 @@ def lines(
     for mark in marks:
         place = across(mark.x)
         stroke = _line(place, TOP, place, HEIGHT - BOTTOM, f"mark c{mark.colour % COLOURS}")
-        body.append(element("g", stroke, _title(mark.text)))
+        body.append(Shape("g", {}, [stroke], mark.text[:LONGEST]))
     for each in drawn:
         path = " ".join(f"{across(p[0]):.1f},{up(p[1]):.1f}" for p in each.points)
         dashes = " dashed" if each.colour >= COLOURS else ""
         colour = f"c{each.colour % COLOURS}{dashes}"
-        body.append(element("polyline", class_=f"line {colour}", points=path))
+        body.append(Shape("polyline", {"class": f"line {colour}", "points": path}))
         for point in each.points if len(each.points) <= 60 else each.points[-1:]:
             told = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
             at_x, at_y = f"{across(point[0]):.1f}", f"{up(point[1]):.1f}"
-            body.append(element("circle", _title(told), class_=f"dot {colour}", cx=at_x, cy=at_y, r="2.2"))
+            dot = {"class": f"dot {colour}", "cx": at_x, "cy": at_y, "r": "2.2"}
+            body.append(Shape("circle", dot, title=told[:LONGEST]))
     return _svg(WIDTH, HEIGHT, label, body)
 
 
@@ -236,15 +238,16 @@ def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None
     for number, bar in enumerate(shown):
         top, at = number * row + 3, 0.0
         body.append(_text(names - 8, top + 13, bar.name, "row", "end"))
-        body.append(element("rect", class_="rail", x=names, y=top, width=WIDTH - names - notes, height=17))
+        rail = {"x": names, "y": top, "width": WIDTH - names - notes, "height": 17}
+        body.append(Shape("rect", {"class": "rail", **rail}))
         for part in bar.parts:
             begin, end = scale(min(at, longest)), scale(min(at + part.value, longest))
             at += part.value
             told = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
             place = {"x": f"{begin:.1f}", "y": top, "width": f"{end - begin:.1f}", "height": 17}
-            body.append(element("rect", _title(told), class_=part.kind, **place))
+            body.append(Shape("rect", {"class": part.kind, **place}, title=told[:LONGEST]))
         body.append(_text(WIDTH - notes + 8, top + 13, bar.note, "tick"))
-    return joined([_svg(WIDTH, row * len(shown) + 4, label, body), more(len(rows) - len(shown))])
+    return _svg(WIDTH, row * len(shown) + 4, label, body) + html.more(len(rows) - len(shown))
 
 
 def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Html:
@@ -266,38 +269,28 @@ def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Ht
                 continue
             left, size = scale(begin), max(scale(min(until, end)) - scale(begin), 1.0)
             place = {"x": f"{left:.1f}", "y": top, "width": f"{size:.1f}", "height": 15, "rx": 2}
-            body.append(element("rect", _title(told), class_=kind, **place))
+            body.append(Shape("rect", {"class": kind, **place}, title=told[:LONGEST]))
         for x, kind, told in lane.moments:
             if not x >= 0:
                 continue
             at = scale(min(x, end))
-            dot = element("circle", cx=f"{at:.1f}", cy=top + 7.5, r=4.5)
-            body.append(element("g", _line(at, top - 3, at, top + 18), dot, _title(told), class_=kind))
+            dot = Shape("circle", {"cx": f"{at:.1f}", "cy": top + 7.5, "r": 4.5})
+            stroke = _line(at, top - 3, at, top + 18)
+            body.append(Shape("g", {"class": kind}, [stroke, dot], told[:LONGEST]))
     drawn = _svg(width, bottom + 20, label, body, "chart wide")
-    return joined([drawn, more(len(lanes) - len(shown))])
+    return drawn + html.more(len(lanes) - len(shown))
 
 
 def standalone(svg: Html, legend: Sequence[tuple[str, str]], style: str) -> Html:
     """Return a chart as a standalone SVG picture, with its legend (class, text) below it, and the style sheet."""
-    width, height = (float(size) for size in svg.partition('viewBox="0 0 ')[2].partition('"')[0].split())
+    width, height = (float(size) for size in str(svg).partition('viewBox="0 0 ')[2].partition('"')[0].split())
     body, at = [], 12.0
     for kind, text in legend:
         place = {"x": f"{at:.0f}", "y": f"{height + 9:g}", "width": 14, "height": 8, "rx": 2}
-        body.append(element("rect", class_=kind, **place))
+        body.append(Shape("rect", {"class": kind, **place}))
         body.append(_text(at + 19, height + 17, text, "tick"))
         at += 36 + 6.2 * len(text)
     whole = height + (26 if legend else 0)
-    inner = Html(svg.replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1))
-    made = element(
-        "svg",
-        Html("\n"),
-        element("style", Html(f"\n{style}")),
-        Html("\n"),
-        joined([inner, *body], "\n"),
-        Html("\n"),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:g} {whole:g}",
-        width=f"{width:g}",
-        height=f"{whole:g}",
-    )
-    return Html(f"{made}\n")
+    inner = Html(str(svg).replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1))
+    size = {"viewBox": f"0 0 {width:g} {whole:g}", "width": f"{width:g}", "height": f"{whole:g}"}
+    return html.picture({"xmlns": "http://www.w3.org/2000/svg", **size}, Html(style), inner, body)

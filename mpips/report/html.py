@@ -1,58 +1,50 @@
-"""Elements of an HTML page: tables, legends, cards and sections; formatting of values.
+"""The templates of pages and charts (`templates/`), which escape all text: no name or message of a run is markup.
 
-`Html` is text that is HTML already, and only this module makes it. All other text is escaped, so that no name, value or
-message of a run can be markup.
+`html` has the macros of `templates/parts.html`: each returns a part of a page as `Html`. Other values that are put
+into a template are text: escaped, with control characters shown as escapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeAlias, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from mpips.process.printable import printable
 from mpips.rundir.progress import si
 
+Html: TypeAlias = Markup
+"""Text that is HTML, and is not escaped again."""
 ALL = "all"
 """The entry of a table where everything was saved."""
 MOST_ROWS = 2000
 """Largest number of rows of a table or a chart."""
-_EMPTY = frozenset({"meta", "line", "rect", "circle", "polyline"})
-"""Elements without an end tag."""
 
 
-class Html(str):
-    """Text that is HTML."""
-
-    __slots__ = ()
-
-
-def html(value: object) -> Html:
-    """Return a value as HTML: text is escaped, and its control characters are shown as escapes."""
-    return value if isinstance(value, Html) else Html(escape(printable(value)))
+def _finished(value: object) -> object:
+    """Return a template's value with its control characters shown; Jinja escapes the result, unless it is HTML."""
+    return value if isinstance(value, Html) else printable(value)
 
 
-def joined(parts: Iterable[object], between: str = "") -> Html:
-    """Concatenate values."""
-    return Html(between.join(map(html, parts)))
+TEMPLATES = Environment(
+    loader=PackageLoader("mpips.report"),
+    autoescape=True,
+    finalize=_finished,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-def element(name: str, /, *inside: object, **attributes: object) -> Html:
-    """Return an element.
+class _Parts(Protocol):
+    """The macros of a file of templates."""
 
-    Args:
-        name: the element's name; from the page's own code, as are the attributes' names.
-        inside: its contents, in order.
-        attributes: attribute values; None leaves one out. `class_` is class, `text_anchor` is text-anchor.
-    """
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(printable(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    if name in _EMPTY and not inside:
-        return Html(f"<{name}{given}/>")
-    return Html(f"<{name}{given}>{joined(inside)}</{name}>")
+    def __getattr__(self, name: str, /) -> Callable[..., Html]: ...
+
+
+html = cast(_Parts, TEMPLATES.get_template("parts.html").module)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[bool] = ()) -> Html:
@@ -64,44 +56,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], differs: Sequence[
         for column in range(len(head))
     ]
     kinds = ["number" if each else None for each in right]
-    titles = [element("th", title, class_=kind) for kind, title in zip(kinds, head, strict=True)]
-    body = []
-    for number, row in enumerate(listed):
-        cells = [element("td", cell, class_=kind) for kind, cell in zip(kinds, row, strict=True)]
-        stands_out = number < len(differs) and differs[number]
-        body.append(element("tr", *cells, class_="differs" if stands_out else None))
-    made = element("table", element("thead", element("tr", *titles)), element("tbody", *body))
-    return joined([made, more(len(whole) - len(listed))])
-
-
-def more(count: int) -> Html:
-    """Return the number of rows not shown; empty if all are."""
-    return element("p", f"and {count:,} more", class_="soft") if count > 0 else Html()
-
-
-def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """Return a legend of colours: (class, text)."""
-    items = [element("span", element("i", class_=kind), text) for kind, text in entries]
-    return element("div", *items, class_="legend")
-
-
-def card(title: str, *body: object) -> Html:
-    """Return a frame with a heading."""
-    return element("div", element("h3", title), *body, class_="card")
-
-
-def section(title: str, intro: str, *bodies: Html) -> Html:
-    """Return a section; empty if it has no contents."""
-    kept = [body for body in bodies if body]
-    if not kept:
-        return Html()
-    return element("section", element("h2", title), element("p", intro, class_="soft"), *kept)
-
-
-def pair(*cards: Html) -> Html:
-    """Return cards side by side, where there is room."""
-    kept = [each for each in cards if each]
-    return element("div", *kept, class_="pair") if kept else Html()
+    marked = [*differs, *([False] * len(listed))]
+    return html.table(head, listed, kinds, marked, len(whole) - len(listed))
 
 
 def figure(value: Any) -> str:

@@ -20,7 +20,7 @@ from mpips.cluster.layout import Role
 from mpips.files.safe_open import read_text
 from mpips.report import time_breakdown
 from mpips.report.charts import COLOURS, Bar, BarPart, Lane, Mark, Series, bars, is_drawable, lines, timeline
-from mpips.report.html import ALL, Html, card, element, figure, joined, legend, pair, section, table
+from mpips.report.html import ALL, TEMPLATES, Html, figure, html, table
 from mpips.report.run_data import Curve, Run
 from mpips.rundir.progress import bytes_si, seconds, share, si
 
@@ -34,7 +34,7 @@ ROLES = tuple(role.value for role in Role)
 def heading(runs: Sequence[Run]) -> Html:
     """The names of the runs and their main results."""
     if len(runs) > 1:
-        return joined([element("h1", f"{len(runs)} runs side by side"), summary(runs)])
+        return html.heading_of_several(len(runs), summary(runs))
     (run,) = runs
     kind = "good" if run.status in ("completed", "stopped") else "bad"
     layout = run.job["layout"]
@@ -42,17 +42,11 @@ def heading(runs: Sequence[Run]) -> Html:
     count = sum(workers.values()) if isinstance(workers, dict) else workers
     roles = f"{layout.get('servers', '?')} servers, {count} workers, {layout.get('spares', '?')} spares"
     about = f"{run.job['job']['program']} · {run.about.get('started', '')} · {roles}"
-    said = run.result.get("error", "")
-    return joined([
-        element("h1", run.name, " ", element("span", run.status, class_=f"status {kind}")),
-        element("p", about, class_="soft"),
-        element("p", said, class_="bad") if said else "",
-        tiles(run),
-    ])  # fmt: skip
+    return html.heading(run.name, run.status, kind, about, run.result.get("error", ""), tiles(run))
 
 
-def tiles(run: Run) -> Html:
-    """The most important figures."""
+def tiles(run: Run) -> list[tuple[str, str]]:
+    """Return the most important figures: (title, value)."""
     traffic = run.result.get("traffic", {})
     shown = [("training", seconds(run.seconds["train"]))] if "train" in run.seconds else []
     shown += [("in all", seconds(run.seconds["total"]))] if "total" in run.seconds else []
@@ -66,10 +60,7 @@ def tiles(run: Run) -> Html:
     if run.recoveries:
         worst = max(each["seconds"] for each in run.recoveries)
         shown.append((f"{len(run.recoveries)} recoveries, at most", seconds(worst)))
-    cells = [
-        element("div", element("b", value), element("span", name), class_="tile") for name, value in shown
-    ]
-    return element("div", *cells, class_="tiles")
+    return shown
 
 
 def summary(runs: Sequence[Run]) -> Html:
@@ -101,7 +92,7 @@ def summary(runs: Sequence[Run]) -> Html:
     row("recoveries", [str(len(run.recoveries)) for run in runs])
     row("parameters", [str(run.result.get("parameters_sha256", ""))[:16] for run in runs])
     names = [f"{run.name}" for run in runs]
-    return element("div", table(["", *names], rows, differs), class_="card")
+    return html.framed(table(["", *names], rows, differs))
 
 
 def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
@@ -152,12 +143,15 @@ def convergence(runs: Sequence[Run]) -> Html:
         intro = f"{curve.title} during the run."
     intro += " Dashed lines: a rank was lost." if marks else ""
     names = (
-        legend((f"k{number % COLOURS}", run.name) for number, run in enumerate(runs))
+        html.legend([(f"k{number % COLOURS}", run.name) for number, run in enumerate(runs)])
         if len(runs) > 1
         else Html()
     )
-    return section(
-        "Convergence", intro, names, pair(card("against time", drawn), card("against passes", steps))
+    return html.section(
+        "Convergence",
+        intro,
+        names,
+        html.pair(html.card("against time", drawn), html.card("against passes", steps)),
     )
 
 
@@ -185,11 +179,11 @@ def time_spent(runs: Sequence[Run]) -> Html:
             rows.append(Bar(name, parts, note))
         if rows:
             drawn = bars(rows, label=f"time of each rank of {run.name}", show=seconds)
-            cards.append(card(run.name if several else "seconds of training", drawn))
+            cards.append(html.card(run.name if several else "seconds of training", drawn))
     intro = "Workers: computing, waiting for messages, and all else (sending, checkpoints). Others: processor time."
-    key = legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
-    counted = [key, pair(*cards)] if cards else []
-    return section("Where the time went", intro, *counted, *traced)
+    key = html.legend([("busy", "computing"), ("waiting", "waiting, or idle"), ("other", "else")])
+    counted = [key, html.pair(*cards)] if cards else []
+    return html.section("Where the time went", intro, *counted, *traced)
 
 
 def traffic(runs: Sequence[Run]) -> Html:
@@ -217,11 +211,13 @@ def traffic(runs: Sequence[Run]) -> Html:
                 cells.append([name, role, *sizes, fewer, seconds(each["seconds"])])
         heads = ["filter", "by", "given", "made of it", "times fewer", "time"]
         cards.append(
-            card(run.name if len(runs) > 1 else "bytes", drawn, table(heads, cells) if cells else "")
+            html.card(run.name if len(runs) > 1 else "bytes", drawn, table(heads, cells) if cells else "")
         )
     intro = "Bytes on the wire, and how many more they would have been without filters."
     return (
-        section("Traffic", intro, legend([("busy", "sent"), ("waiting", "saved")]), pair(*cards))
+        html.section(
+            "Traffic", intro, html.legend([("busy", "sent"), ("waiting", "saved")]), html.pair(*cards)
+        )
         if cards
         else Html()
     )
@@ -253,9 +249,9 @@ def delay(runs: Sequence[Run]) -> Html:
         bars(rows, label="time of training by delay", show=seconds) if len(set(taus.values())) > 1 else ""
     )
     intro = f"Tasks may run ahead by tau = {', '.join(dict.fromkeys(taus.values()))}."
-    cards = pair(card("waiting, mean of the workers", drawn) if drawn else Html(),
-                 card("training by delay", several) if several else Html())  # fmt: skip
-    return section("Delay", intro, cards)
+    cards = html.pair(html.card("waiting, mean of the workers", drawn) if drawn else Html(),
+                 html.card("training by delay", several) if several else Html())  # fmt: skip
+    return html.section("Delay", intro, cards)
 
 
 def _tau(run: Run) -> str:
@@ -273,12 +269,12 @@ def _delays(run: Run) -> float:
 
 def losses(runs: Sequence[Run]) -> Html:
     """Lost ranks on a timeline, and the cost of recoveries."""
-    cards = [card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
+    cards = [html.card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
     intro = (
         "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
     )
-    key = legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
-    return section("Recoveries", intro, key, *cards) if cards else Html()
+    key = html.legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
+    return html.section("Recoveries", intro, key, *cards) if cards else Html()
 
 
 def _timeline(run: Run) -> Html:
@@ -331,14 +327,15 @@ def layout(runs: Sequence[Run]) -> Html:
     """The roles of the ranks, by host."""
     cards = []
     for run in runs:
-        hosts: dict[str, list[Html]] = {}
+        hosts: dict[str, list[tuple[int, str]]] = {}
         for rank in run.about.get("ranks", []):
-            number = element("span", rank["rank"], class_="hash")
-            hosts.setdefault(rank["host"], []).append(joined([number, f" {rank['role']} {rank['index']}"]))
+            hosts.setdefault(rank["host"], []).append((rank["rank"], f"{rank['role']} {rank['index']}"))
         if hosts:
-            rows = [[host, joined(ranks, ", ")] for host, ranks in hosts.items()]
-            cards.append(card(run.name if len(runs) > 1 else "ranks by host", table(["host", "ranks"], rows)))
-    return section("Layout", "Roles as they were at the start.", pair(*cards))
+            rows = [[host, html.roles(ranks)] for host, ranks in hosts.items()]
+            cards.append(
+                html.card(run.name if len(runs) > 1 else "ranks by host", table(["host", "ranks"], rows))
+            )
+    return html.section("Layout", "Roles as they were at the start.", html.pair(*cards))
 
 
 FACTS = ("started", "host", "platform", "cores", "python", "mpi", "working_directory", "job_digest")
@@ -350,7 +347,7 @@ def provenance(runs: Sequence[Run]) -> Html:
 
     def row(name: str, cells: Sequence[object]) -> None:
         texts = ["" if cell is None else str(cell) for cell in cells]
-        rows.append([name, *(element("code", cell) for cell in texts)])
+        rows.append([name, *(html.code(cell) for cell in texts)])
         differs.append(len(set(texts)) > 1)
 
     row("parameters_sha256", [run.result.get("parameters_sha256") for run in runs])
@@ -361,8 +358,8 @@ def provenance(runs: Sequence[Run]) -> Html:
         row(package, [run.about.get("packages", {}).get(package) for run in runs])
     row("command", [" ".join(run.about.get("argv", [])) for run in runs])
     heads = ["", *(run.name for run in runs)]
-    facts = element("div", table(heads, rows, differs if len(runs) > 1 else ()), class_="card")
-    return section("Provenance", "What ran, on what.", facts, _jobs(runs))
+    facts = html.framed(table(heads, rows, differs if len(runs) > 1 else ()))
+    return html.section("Provenance", "What ran, on what.", facts, _jobs(runs))
 
 
 def _source(run: Run) -> str:
@@ -373,17 +370,17 @@ def _source(run: Run) -> str:
 def _jobs(runs: Sequence[Run]) -> Html:
     if len(runs) == 1:
         text = read_text(runs[0].folder.job, follow=False)
-        return element("details", element("summary", "the job, as resolved"), element("pre", text))
+        return html.job(text)
     keys = dict.fromkeys((table, key) for run in runs for table in run.job for key in run.job[table])
     rows = []
     for name, key in keys:
         cells = [json.dumps(run.job.get(name, {}).get(key), default=str) for run in runs]
         if len(set(cells)) > 1:
-            rows.append([f"{name}.{key}", *(element("code", cell) for cell in cells)])
+            rows.append([f"{name}.{key}", *(html.code(cell) for cell in cells)])
     if not rows:
-        return element("p", "All keys of the jobs are the same.", class_="none")
+        return html.note("All keys of the jobs are the same.", "none")
     heads = ["job key that differs", *(run.name for run in runs)]
-    return element("div", table(heads, rows), class_="card")
+    return html.framed(table(heads, rows))
 
 
 # --- The page --------------------------------------------------------------------------------------------------------
@@ -399,16 +396,8 @@ def page(runs: Sequence[Run]) -> Html:
     )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = (
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Html(style)),
+    sections = [part for part in (each(runs) for each in SECTIONS) if part]
+    made = TEMPLATES.get_template("page.html").render(
+        title=title, style=Html(style), policy=policy, heading=heading(runs), sections=sections
     )
-    parts = [part for part in (each(runs) for each in SECTIONS) if part]
-    body = element("header", heading(runs)), element("main", joined(parts, "\n"))
-    whole = element(
-        "html", element("head", joined(head, "\n")), element("body", joined(body, "\n")), lang="en"
-    )
-    return Html(f"<!DOCTYPE html>\n{whole}\n")
+    return Html(f"{made}\n")

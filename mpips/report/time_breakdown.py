@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from mpips.report.charts import COLOURS, Bar, BarPart, bars
-from mpips.report.html import Html, card, element, joined, legend, pair, table
+from mpips.report.html import Html, html, table
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import seconds, share
 
@@ -82,20 +82,20 @@ def drawn(traced: Traced, name: str = "") -> Html:
     shown = [title + problem for problem in traced.problems[:MOST_LINES]]
     if len(traced.problems) > MOST_LINES:
         shown.append(f"and {len(traced.problems) - MOST_LINES} more")
-    lines = [element("p", each, class_="bad") for each in shown]
+    lines = Html().join(html.note(each, "bad") for each in shown)
     if traced.found is None:
-        return joined(lines)
+        return lines
     ranks, whole = traced.found["ranks"], max(traced.found["seconds"], 0.0)
     when, dropped = "training" if traced.found["phase"] else "the run", traced.found["dropped"]
     full = f"{dropped:,} records found no room in [trace] limit, and are in the sums only."
-    note = element("p", full, class_="soft") if dropped > 0 else ""
-    drawing = pair(
-        card(f"{title}what {when} went into, by the trace", _uses(ranks, whole), note),
-        card(f"{title}what was waited for", _waits(ranks, whole)),
+    note = html.note(full, "soft") if dropped > 0 else ""
+    drawing = html.pair(
+        html.card(f"{title}what {when} went into, by the trace", _uses(ranks, whole), note),
+        html.card(f"{title}what was waited for", _waits(ranks, whole)),
     )
     waits = _longest(traced.found["waits"], {rank["rank"]: _name(rank) for rank in ranks}, whole)
-    longest = pair(card(f"{title}the longest waits", waits)) if waits else ""
-    return joined([*lines, drawing, longest])
+    longest = html.pair(html.card(f"{title}the longest waits", waits)) if waits else ""
+    return lines + drawing + longest
 
 
 def _name(rank: Mapping[str, Any]) -> str:
@@ -114,8 +114,8 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
         parts = [BarPart(value, kind, text) for kind, text, value in spent if value > 0]
         seen |= {part.kind for part in parts}
         rows.append(Bar(_name(rank), parts, f"{_share(rank, 'busy')} busy"))
-    key = legend((kind, text) for kind, text, _ in USES if kind in seen)
-    return joined([key, bars(rows, label="what each rank's time went into", show=seconds, most=whole)])
+    key = html.legend([(kind, text) for kind, text, _ in USES if kind in seen])
+    return Html(key + bars(rows, label="what each rank's time went into", show=seconds, most=whole))
 
 
 def cause(wait: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     key += [("waiting", "all else")] if len(order) > COLOURS else []
     key += [("idle", WORK)] if any(rank["uses"]["idle"] > 0 for rank in ranks) else []
     drawing = bars(rows, label="what each rank waited for", show=seconds, most=whole)
-    return joined([legend(key), drawing])
+    return html.legend(key) + drawing
 
 
 def _parts(name: str, kind: str, waits: Sequence[Mapping[str, Any]]) -> list[BarPart]:

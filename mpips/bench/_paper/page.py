@@ -10,7 +10,7 @@ from typing import Any
 from mpips.bench._paper.experiment import Picture, Section, table
 from mpips.process.printable import printable
 from mpips.report import charts
-from mpips.report.html import html
+from mpips.report.html import Html
 
 WIDTH = 150
 """Width of the text."""
@@ -51,7 +51,7 @@ def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: s
         parts += [each.table, _filled(why)]
         at = about[name]
         code = f"; {at['commit']}" if "commit" in at else ""
-        where = html(f"{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}")
+        where = Html.escape(printable(f"{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}"))
         parts.append(f"<sub>{where}; `{printable(at['command'], keep='')}`</sub>")
     return "\n\n".join(parts) + "\n"
 
