@@ -7,14 +7,12 @@ messages a rank. A successor of the leader is told again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import MpipsError
 from mpips.transport.message import Command, Message
-
-if TYPE_CHECKING:
-    from mpips.transport.van import Van  # whose import starts MPI
+from mpips.transport.van import Van
 
 
 class Stopped(BaseException):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
 
 from mpips.cluster.observer import Observers
 from mpips.filters.chain import Chain
 from mpips.filters.filter import About
 from mpips.storage.updates import VectorSpec, update_named
 from mpips.transport.message import Kind, Message
-
-if TYPE_CHECKING:
-    from mpips.transport.van import Van  # whose import starts MPI
+from mpips.transport.van import Van
 
 
 class FilterCodec:

@@ -48,10 +48,10 @@ from mpips.transport.message import (
     Message,
     unbundle,
 )
+from mpips.transport.van import Van
 
 if TYPE_CHECKING:
     from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
-    from mpips.transport.van import Van  # whose import starts MPI
 
 T = TypeVar("T")
 URGENT = frozenset(

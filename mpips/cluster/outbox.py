@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING
 
 from mpips.cluster.faults import Faults
 from mpips.cluster.observer import Observers
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.message import Kind, Message, bundle
-
-if TYPE_CHECKING:
-    from mpips.transport.van import Van  # whose import starts MPI
+from mpips.transport.van import Van
 
 TURN = 16
 """Messages that a rank receives before it sends what it has gathered, if there are always more."""

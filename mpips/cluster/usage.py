@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mpips.cluster.faults import Faults
 from mpips.cluster.observer import Observers
 from mpips.filters.chain import Chain, FilterCost
 from mpips.tasks.task import Task
-
-if TYPE_CHECKING:
-    from mpips.transport.van import Van  # whose import starts MPI
+from mpips.transport.van import Van
 
 
 def process_usage() -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _number() -> int:
     todo = {name for name in sys.modules if name.partition(".")[0] == "mpips"}
     if "mpips.rank.main" in todo:
         # it is loaded later
-        todo.add("mpips.transport.van")
+        todo.add("mpips.transport.mpi.van")
     seen: set[str] = set()
     count = 0
     while todo:

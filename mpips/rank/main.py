@@ -104,7 +104,7 @@ def _load_van() -> None:
 
     mpi4py.rc.initialize = False
     with away():
-        import mpips.transport.van  # noqa: F401
+        import mpips.transport.mpi.van  # noqa: F401
 
 
 def _orphaned(daemon: str, run: RankRun | None) -> None:

@@ -57,9 +57,9 @@ from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.tracing.recorder import trace_node
 from mpips.tracing.trace_file import What
-from mpips.transport import process_memory
 from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command
+from mpips.transport.mpi import process_memory
 from mpips.transport.wakeup import connect
 from mpips.worker.worker import CallExecutor
 
@@ -188,7 +188,7 @@ class RankRun:
         self.peers = first_failure.Peers(self.rank, processes)
 
     def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
-        from mpips.transport.van import MPIVan
+        from mpips.transport.mpi.van import MPIVan
 
         job = prepared.job
         place = layout.places[self.rank]

@@ -1,7 +1,7 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
-The fast path (`mpips.transport.fastpath_server`) applies a push or pull where it receives it, if the request names a
-dense range or a cached list of keys, the shard has no replica, and the vector's update is `add` or `assign`: such a
+The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request names
+a dense range or a cached list of keys, the shard has no replica, and the vector's update is `add` or `assign`: such a
 request has no dependencies and is not replicated. All other requests go to Python. `FastPathTable` says which shards
 and vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so
 that each push is applied exactly once and is known to be.

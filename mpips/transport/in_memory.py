@@ -418,19 +418,7 @@ class TwinVan:
         self.received_bytes += size
         return message
 
-    def ask(
-        self,
-        dest: int,
-        head: int,
-        time: int,
-        acked: int,
-        raw: NDArray[Any],
-        first: int,
-        nbytes: int,
-        kind: int,
-        pushes: bool,
-        fresh: bool,
-    ) -> int:
+    def ask(self, *request: Any, **named: Any) -> int:
         return -1
 
     def version(self) -> int:

@@ -23,16 +23,7 @@ from numpy.typing import NDArray
 from mpips.errors import ProtocolError
 from mpips.files.json_values import keep, plain
 from mpips.ranges import ALL, KeyRange
-from mpips.transport.header import (
-    DETACHED,
-    FILTERED,
-    HEADER,
-    HEADER_BYTES,
-    LISTED,
-    MAGIC,
-    NO_VALUES,
-    PACKING,
-)
+from mpips.transport.header import DETACHED, FILTERED, HEADER, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, PACKING
 
 
 class Kind(IntEnum):

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heartbeat
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi.van import MPIVan
 
 ROWS = 300_000
 END = 10.0
@@ -75,7 +75,7 @@ def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> Non
             return
         assert intact(got)
         if got.sender == victim:
-            assert how != "stopped" or victim not in van._ignored
+            assert how != "stopped" or victim not in van._deaths.ignored
         else:
             missing.remove((got.sender, got.time))
 
@@ -85,7 +85,7 @@ def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> Non
             take()
         assert van.failed() == []
         van.exclude(victim)
-        assert van._abandoned  # MPI may still read what was sent to it
+        assert van._deaths.abandoned  # MPI may still read what was sent to it
     else:
         while not dead:
             take()
@@ -101,7 +101,7 @@ def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> Non
         take()
     if how == "stopped" and van.rank == left[0]:
         os.kill(pid, signal.SIGKILL)
-    while van._abandoned:
+    while van._deaths.abandoned:
         take()
         assert victim not in van.failed()  # the others may have left already
 

@@ -19,7 +19,7 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
 from mpips.storage.updates import VectorSpec
 from mpips.transport.message import Command
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi.van import MPIVan
 from mpips.worker.worker import CallExecutor, Context
 
 KEYS = np.arange(0, 10_000, 7, dtype=np.uint64)

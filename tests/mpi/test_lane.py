@@ -19,10 +19,10 @@ from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport import fastpath_table as lane_module
-from mpips.transport import van as van_module
 from mpips.transport.message import Message
-from mpips.transport.process_memory import discover
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi import van as van_module
+from mpips.transport.mpi.process_memory import discover
+from mpips.transport.mpi.van import MPIVan
 from mpips.worker import request as request_module
 from mpips.worker.vector import Vector
 

@@ -21,7 +21,7 @@ from mpips.server.server import Server
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
 from mpips.transport.message import Command
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi.van import MPIVan
 from mpips.worker.worker import CallExecutor, Context
 
 EXTENT = 40_000

@@ -10,7 +10,8 @@ from conformance import FOR_TWO, PROGRAMS
 from mpi4py import MPI
 
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.van import _MANY, MPIVan, Van
+from mpips.transport.mpi.van import _MANY, MPIVan
+from mpips.transport.van import Van
 
 
 @pytest.mark.mpi

@@ -13,7 +13,6 @@ from mpi4py import MPI
 from mpips.errors import ProtocolError
 from mpips.ranges import KeyRange
 from mpips.transport import header
-from mpips.transport.fastpath_client import SLOTS, ask
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.header import DETACHED, REACHED
 from mpips.transport.key_cache import KeyCache
@@ -29,8 +28,9 @@ from mpips.transport.message import (
     heading,
     reply_to,
 )
-from mpips.transport.mpi_kernels import FRAME
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi.fastpath_client import SLOTS, ask
+from mpips.transport.mpi.kernels import FRAME
+from mpips.transport.mpi.van import MPIVan
 
 EPOCH, SHARD, NAMESPACE = 4, 2, 9
 

@@ -27,7 +27,7 @@ from mpips.transport.fastpath_table import (
 )
 from mpips.transport.key_cache import KeyCache, Known, sign
 from mpips.transport.message import CODES, INLINE, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi.van import MPIVan
 
 EPOCH = 3
 BEGIN = 100

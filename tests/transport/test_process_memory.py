@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import Finished
 
-from mpips.transport.process_memory import _above, common
+from mpips.transport.mpi.process_memory import _above, common
 
 MEETING = """
 import ctypes
 import os
 from mpi4py import MPI
-from mpips.transport import process_memory
+from mpips.transport.mpi import process_memory
 
 allowed = []
 class System(ctypes.CDLL):
@@ -42,7 +42,7 @@ def test_the_nearest_process_above_all_ranks_is_found() -> None:
 
 def test_a_process_knows_what_is_above_it() -> None:
     mine = _above(os.getpid())
-    code = "import os; from mpips.transport.process_memory import _above; print(*_above(os.getpid()))"
+    code = "import os; from mpips.transport.mpi.process_memory import _above; print(*_above(os.getpid()))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},

@@ -12,9 +12,9 @@ from conftest import ROOT, Started
 from mpi4py import MPI
 
 from mpips.launch import mpi_launcher
-from mpips.transport import van as van_module
 from mpips.transport.message import Command, Kind, Message, encode
-from mpips.transport.van import MPIVan
+from mpips.transport.mpi import deaths
+from mpips.transport.mpi.van import MPIVan
 
 
 @pytest.mark.ranks
@@ -37,7 +37,7 @@ def test_those_who_are_left_go_on(start: Callable[..., Started], starter: Any, h
 
 def test_without_the_launchers_word_no_mpi_is_taken_to_survive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMPI_MCA_mpi_ft_enable", raising=False)
-    assert not van_module.survives_deaths()
+    assert not deaths.survives_deaths()
 
 
 DIED = MPI.ERR_PROC_FAILED
@@ -143,7 +143,7 @@ class FakeStatus:
 
 @pytest.fixture
 def comm(monkeypatch: pytest.MonkeyPatch) -> FakeComm:
-    monkeypatch.setattr(van_module, "survives_deaths", lambda: True)
+    monkeypatch.setattr(deaths, "survives_deaths", lambda: True)
     return FakeComm()
 
 
@@ -226,7 +226,7 @@ def test_a_frame_whose_sender_dies_is_dropped(comm: FakeComm) -> None:
     comm.dead, slow.outcome = [2], DIED
     assert taken(van) == []
     assert van.failed() == [2]
-    assert van._frames == []
+    assert van._incoming.frames == []
 
 
 def test_sends_to_the_dead_do_not_count_and_their_buffers_are_kept_until_mpi_is_done(comm: FakeComm) -> None:
@@ -238,7 +238,7 @@ def test_sends_to_the_dead_do_not_count_and_their_buffers_are_kept_until_mpi_is_
     comm.dead = [2]
     assert van.failed() == [2]
     assert van.pending() == 2
-    assert len(van._abandoned) == 2
+    assert len(van._deaths.abandoned) == 2
     before = van.sent_bytes
     van.send(2, message)
     assert van.sent_bytes == before
@@ -246,7 +246,7 @@ def test_sends_to_the_dead_do_not_count_and_their_buffers_are_kept_until_mpi_is_
     for (_, request), outcome in zip(comm.sends, (True, True, True, DIED), strict=True):
         request.outcome = outcome
     assert van.pending() == 0
-    assert van._abandoned == []
+    assert van._deaths.abandoned == []
 
 
 @pytest.mark.parametrize("find", [MPIVan.pending, MPIVan.receive])
@@ -276,7 +276,7 @@ def test_the_buried_are_not_told_of(comm: FakeComm) -> None:
     ]
     assert taken(van) == []
     van.exclude(2)
-    assert len(van._abandoned) == 2
+    assert len(van._deaths.abandoned) == 2
     comm.receives[0][1].outcome = True
     comm.arriving = [(2, frame_of(2, 3), FakeRequest(True))]
     assert taken(van) == []
@@ -292,7 +292,7 @@ def test_other_errors_go_up_and_so_do_deaths_that_mpi_does_not_survive(
     comm.outcome = MPI.ERR_TRUNCATE
     with pytest.raises(MPI.Exception):
         van.send(1, Message(Kind.REQUEST, Command.CALL, 0))
-    monkeypatch.setattr(van_module, "survives_deaths", lambda: False)
+    monkeypatch.setattr(deaths, "survives_deaths", lambda: False)
     frail = van_over(comm)
     comm.dead = [2]
     assert frail.failed() == []

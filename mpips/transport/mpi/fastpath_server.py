@@ -43,8 +43,8 @@ from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
-from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
-from mpips.transport.mpi_kernels import (
+from mpips.transport.mpi.abi import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
+from mpips.transport.mpi.kernels import (
     BODY,
     BROKEN,
     EAGER,
@@ -283,7 +283,7 @@ def serve(
     i8[n, 5]: busy, request, address, size and receiver of the send buffers for large answers; `landing`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
     `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
-    (`mpips.transport.process_memory`), 0: none; `trail` i8[0 or 257, 3]: the pushes in order, for a record.
+    (`mpips.transport.mpi.process_memory`), 0: none; `trail` i8[0 or 257, 3]: the pushes in order, for a record.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)

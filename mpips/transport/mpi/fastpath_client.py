@@ -17,8 +17,8 @@ from mpips.jit.kernel import kernel
 from mpips.transport import header
 from mpips.transport.header import DETACHED, HEADER_BYTES, MAGIC, NO_VALUES, REACH, REACHED
 from mpips.transport.message import INLINE, Kind
-from mpips.transport.mpi_abi import BYTE, COMM, IRECV, MEMCPY, STATUS_BYTES, at, call, table
-from mpips.transport.mpi_kernels import (
+from mpips.transport.mpi.abi import BYTE, COMM, IRECV, MEMCPY, STATUS_BYTES, at, call, table
+from mpips.transport.mpi.kernels import (
     ASKED,
     BODY,
     BROKEN,
@@ -49,7 +49,7 @@ from mpips.transport.mpi_kernels import (
 )
 
 ANSWERED = 6
-"""A result of `receive`, beside those in `mpips.transport.mpi_kernels`: the request in a slot is answered."""
+"""A result of `receive`, beside those in `mpips.transport.mpi.kernels`: the request in a slot is answered."""
 FRAME_BYTES = HEADER_BYTES + INLINE
 
 WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)
@@ -185,7 +185,7 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
 def receive(memory: Any, looks: int) -> Any:
     """Receive one message, with `looks` polls; complete the request in a slot if the message answers it.
 
-    Returns one of the results of `mpips.transport.mpi_kernels`, or ANSWERED + 256 * slot.
+    Returns one of the results of `mpips.transport.mpi.kernels`, or ANSWERED + 256 * slot.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)

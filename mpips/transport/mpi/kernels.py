@@ -13,7 +13,7 @@ import numpy as np
 from mpips.jit.kernel import kernel
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.message import INLINE
-from mpips.transport.mpi_abi import (
+from mpips.transport.mpi.abi import (
     ANY,
     BYTE,
     COMM,

@@ -1,0 +1,4 @@
+"""The van over MPI: sends and receives, also in compiled code without Python objects, and detects deaths.
+
+Nothing else in mpips communicates between two ranks by MPI. Importing `van` initializes MPI.
+"""

@@ -1,0 +1,467 @@
+"""The van over MPI. No other module of mpips communicates point-to-point.
+
+A message is one frame under the tag `FRAME`; if its payload is large, keys and values follow as buffers under
+the tag `BODY`, sent from and received into the arrays themselves. MPI keeps the order of messages between two ranks
+under one tag, so the bodies of a frame are the next ones from its sender. Frames are found by matched probe (a probe
+and a receive cannot race). The outbox keeps buffers alive until their sends are complete. A frame that is not complete
+yet (its sender may have been stopped) delays later frames from the same sender, so that each gets its own bodies.
+
+Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from mpips.errors import ClosedError, UsageError
+from mpips.transport import header
+from mpips.transport.backoff import Backoff, sharpen_sleep
+from mpips.transport.buffer_pool import LEAST, BufferPool
+from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.header import HEADER_BYTES, REACHED
+from mpips.transport.message import ANSWER, Kind, Message, bodies, decode, encode
+from mpips.transport.mpi.abi import STATUS_BYTES, library
+from mpips.transport.mpi.deaths import Deaths, over
+from mpips.transport.mpi.fastpath_client import (
+    ANSWERED,
+    BYTES,
+    COMING,
+    PLACE,
+    WAITS,
+    FastPathClient,
+    ask,
+    receive,
+    take_answer,
+)
+from mpips.transport.mpi.fastpath_server import serve
+from mpips.transport.mpi.incoming import Body, Frame, Incoming
+from mpips.transport.mpi.kernels import (
+    BIG,
+    BODY,
+    BROKEN,
+    BUSY,
+    CELLS,
+    ERROR,
+    FRAME,
+    FRAME_ROOM,
+    FRAMES,
+    FROM,
+    LATE,
+    LATE_BODY,
+    LOST,
+    MEMORY,
+    MESSAGE,
+    NEXT,
+    NOTHING,
+    POSTED,
+    RECEIVED,
+    REQUEST,
+    SENT,
+    SERVED,
+    SIZE,
+    SLEEPERS,
+    STATUS,
+    URGENT,
+    WANTED,
+    unsent,
+)
+from mpips.transport.mpi.process_memory import ProcessMemory
+from mpips.transport.wakeup import Wakeup
+
+# bytes of one send: some MPIs refuse more than 2 GiB
+_PIECE = 1 << 30
+# length of the outbox from which on all of its sends are tested
+_MANY = 64
+# bytes: so small a message is sent with its envelope (eager protocol), so that its receive does not wait
+_AT_ONCE = 1024
+LANDING = 2.0
+"""Seconds that `finish_receives` waits at most for the rest of a message."""
+LOOKS = 32
+"""Polls for a message before an idle rank backs off."""
+
+
+def _pieces(buffer: memoryview) -> list[memoryview]:
+    """Split a buffer into pieces of a size that every MPI accepts."""
+    return [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
+
+
+class MPIVan:
+    """A van over an MPI communicator whose errors return; see `Van`."""
+
+    def __init__(
+        self, comm: MPI.Intracomm, backoff: Backoff | None = None, wakeup: Wakeup | None = None
+    ) -> None:
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._owner = get_ident()
+        self.sent_bytes = self.received_bytes = self.sent_messages = 0
+        self._comm: MPI.Intracomm | None = comm
+        self._status = MPI.Status()
+        self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
+        self._deaths = Deaths(self._open, self._lose)
+        self.survives = self._deaths.survives
+        self._incoming = Incoming(self._deaths)
+        self._backoff = backoff or Backoff(wakeup=wakeup)
+        self._wakeup = wakeup
+        self._asleep: memoryview | bytes = wakeup.asleep if wakeup is not None else bytes(self.size)
+        self._flags = wakeup.flags if wakeup is not None else np.zeros(2 * self.size, np.uint8)[::2]
+        self._library = library(comm)
+        self._memory = np.zeros(FRAMES + 1, np.int64)
+        self._cells = self._memory[MEMORY - CELLS : MEMORY]
+        self._statuses = np.zeros(STATUS_BYTES, np.uint8)
+        self._frame = np.zeros(FRAME_ROOM, np.uint8)
+        self._answer = self._frame
+        self._looks = 1
+        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.fast_path: FastPathTable | None = None
+        self.epoch = 0
+        self.slot = -1
+        self.buffers = BufferPool()
+        self.process_memory = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
+        self._fast_client = FastPathClient()
+        self._open_fast_path()
+        sharpen_sleep()
+
+    def _open_fast_path(self) -> None:
+        """Enter the addresses of the client's tables into the memory of its fast path."""
+        if self._library is not None:
+            client = self._fast_client
+            places = (self._statuses, self._frame, client.asked, client.heads, client.tails, client.frames)
+            self._memory[: len(self._library)] = self._library
+            self._memory[STATUS:] = [place.ctypes.data for place in places]
+
+    def _open(self) -> MPI.Intracomm:
+        if self._comm is None:
+            raise ClosedError("this van is closed")
+        self._check_thread()
+        return self._comm
+
+    def _check_thread(self) -> None:
+        """Raise UsageError in a thread that does not own the van: MPI would end the run without an explanation."""
+        if get_ident() != self._owner:
+            raise UsageError(
+                "push, pull, call and wait must run in the thread in which mpips calls the program, not in one that "
+                "the program starts"
+            )
+
+    def send(self, dest: int, message: Message) -> None:
+        comm = self._open()
+        if dest in self._deaths.lost:
+            return
+        frame, buffers = encode(message)
+        tag = URGENT if message.kind is Kind.CONTROL and not buffers else FRAME
+        try:
+            request = comm.Isend((frame, MPI.BYTE), dest, tag)
+            self.sent_bytes += len(frame)
+            self.sent_messages += 1
+            if buffers or not request.Test():
+                self._outbox.append((request, dest, frame))
+            for buffer in buffers:
+                for piece in _pieces(buffer):
+                    request = comm.Isend((piece, MPI.BYTE), dest, BODY)
+                    self._outbox.append((request, dest, (piece, message)))
+                self.sent_bytes += len(buffer)
+        except MPI.Exception as error:
+            self._deaths.note(error, dest)
+        else:
+            self._wake(dest)
+
+    def _wake(self, dest: int) -> None:
+        """Wake the receiver of a message if it sleeps; restart the backoff, since an answer may follow soon."""
+        if self._asleep[dest]:
+            assert self._wakeup is not None
+            self._wakeup.wake(dest)
+        if self._backoff.waiting:
+            self._backoff.reset()
+
+    def receive(self) -> Message | None:
+        comm = self._open()
+        if self._outbox:
+            self._sweep()
+        incoming = self._incoming
+        if incoming.messages and (message := incoming.next_message()) is not None:
+            self._backoff.reset()
+            return message
+        if incoming.frames and (late := incoming.next_frame()) is not None:
+            self._backoff.reset()
+            if (message := self._unpack(late.source, late.buffer)) is not None:
+                return message
+        if self._library is not None and not incoming.frames:
+            return self._receive_fast()
+        return self._probe(comm, URGENT) or self._probe(comm, FRAME)
+
+    def _receive_fast(self) -> Message | None:
+        """Receive by the fast path, which at a server may answer requests itself."""
+        table, cells = self.fast_path, self._cells
+        if table is None:
+            looks, self._looks = self._looks, 1
+            found = receive(self._memory, looks)
+            self._count(cells)
+            if found & 0xFF == ANSWERED:
+                self.slot = found >> 8
+                if self._fast_client.reached[self.slot]:
+                    self._fast_client.kept[self.slot] = None
+                self._backoff.reset()
+                self._answer = self._frame
+                return ANSWER
+        else:
+            cells[SERVED] = cells[SLEEPERS] = 0
+            found = serve(
+                self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
+                table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
+                table.landing, self._flags, table.sleepers, self.process_memory.pids, table.trail,
+            )  # fmt: skip
+            self._account(cells, table)
+        if cells[ERROR] and found != BROKEN:
+            self._complain()
+        if found == NOTHING:
+            return None
+        self._backoff.reset()
+        source, size = int(cells[FROM]), int(cells[SIZE])
+        if found == BROKEN:
+            self._complain(source)
+            return None
+        if found == BIG:
+            return self._begin(source, size, MPI.Message.fromhandle(int(cells[MESSAGE])))
+        if found == LATE:
+            request = MPI.Request.fromhandle(int(cells[REQUEST]))
+            self._incoming.frames.append(Frame(source, self._frame[:size].data, request))
+            self._frame = np.zeros(FRAME_ROOM, np.uint8)
+            self._open_fast_path()
+            return None
+        frame = bytearray(self._frame[:size].data)
+        if found == LATE_BODY:
+            message, _, value_bytes = decode(frame)
+            self.received_bytes += size + value_bytes
+            assert message.values is not None
+            raw = self._answer_buffer() if table is None else table.give_up_landing()[:value_bytes]
+            message.values = raw.view(message.values.dtype).reshape(message.values.shape)
+            request = MPI.Request.fromhandle(int(cells[REQUEST]))
+            self._incoming.messages.append(Body(source, message, [request]))
+            return None
+        return self._unpack(source, frame)
+
+    def _complain(self, source: int = -1) -> None:
+        """Handle an MPI error of a fast path, perhaps in the middle of a message from `source`."""
+        error = MPI.Exception(int(self._cells[ERROR]))
+        self._cells[ERROR] = 0
+        self._deaths.note(error, source if source >= 0 else None, torn=source >= 0)
+
+    def _answer_buffer(self) -> NDArray[np.uint8]:
+        """Return the memory that receives the answer at the last slot, which is handled as a message from now on."""
+        slot = int(self._cells[NEXT])
+        place, nbytes = self._fast_client.asked[slot, PLACE : BYTES + 1].tolist()
+        self._fast_client.asked[slot, WAITS] = COMING
+        raw = self._fast_client.kept[slot]
+        assert raw is not None
+        first = place - raw.ctypes.data
+        return raw[first : first + nbytes]
+
+    def ask(
+        self,
+        dest: int,
+        head: int,
+        time: int,
+        acked: int,
+        raw: NDArray[np.uint8],
+        first: int,
+        nbytes: int,
+        kind: int,
+        pushes: bool,
+        fresh: bool,
+    ) -> int:
+        if (
+            self._library is None
+            or self.fast_path is not None
+            or dest in self._deaths.lost
+            or nbytes > _PIECE
+        ):
+            return -1
+        self._check_thread()
+        reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
+        slot: int = ask(
+            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach
+        )
+        if self._cells[ERROR]:
+            self._complain()
+        if slot >= 0:
+            self._fast_client.kept[slot], self._fast_client.reached[slot] = raw, reach
+            self._looks = LOOKS
+            self._wake(dest)
+        return slot
+
+    def version(self) -> int:
+        return int(self._answer[:HEADER_BYTES].view(np.int64)[header.ROUND])
+
+    def withdraw(self, slot: int) -> None:
+        self._fast_client.withdraw(slot)
+
+    def _count(self, cells: NDArray[np.int64]) -> None:
+        """Count the bytes and messages that the fast path has sent and received."""
+        if cells[SENT] or cells[RECEIVED]:
+            self.sent_bytes += int(cells[SENT])
+            self.sent_messages += int(cells[POSTED])
+            self.received_bytes += int(cells[RECEIVED])
+            cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
+
+    def _account(self, cells: NDArray[np.int64], table: FastPathTable) -> None:
+        """Count what the server fast path has done, wake answered ranks that sleep, and allocate buffers it lacked."""
+        if cells[SERVED]:
+            self._backoff.reset()
+            self._looks = LOOKS
+            for position in range(int(cells[SLEEPERS])):
+                self._wake(int(table.sleepers[position]))
+            if len(table.trail):
+                table.tell()
+            if table.served is not None:
+                table.served(int(cells[SERVED]))
+            self._count(cells)
+        if cells[WANTED]:
+            table.provide(int(cells[WANTED]))
+            cells[WANTED] = 0
+
+    def _probe(self, comm: MPI.Intracomm, tag: int) -> Message | None:
+        """Probe for a frame of a tag, and receive it or start to."""
+        try:
+            arrived = comm.Improbe(MPI.ANY_SOURCE, tag, self._status)
+        except MPI.Exception as error:
+            self._deaths.note(error)
+            return None
+        if arrived is None:
+            return None
+        self._backoff.reset()
+        return self._begin(self._status.Get_source(), self._status.Get_count(MPI.BYTE), arrived)
+
+    def _begin(self, source: int, size: int, arrived: MPI.Message) -> Message | None:
+        """Receive a matched frame, or start to."""
+        frame = bytearray(size)
+        try:
+            if size <= _AT_ONCE and not self._incoming.frames:
+                arrived.Recv((frame, MPI.BYTE))
+            else:
+                request = arrived.Irecv((frame, MPI.BYTE))
+                if not request.Test() or any(late.source == source for late in self._incoming.frames):
+                    self._incoming.frames.append(Frame(source, frame, request))
+                    return None
+        except MPI.Exception as error:
+            self._deaths.note(error, source, torn=True)
+            return None
+        return self._unpack(source, frame)
+
+    def _sweep(self) -> None:
+        """Remove complete sends from the front of the outbox; from all of it when it is long."""
+        outbox = self._outbox
+        try:
+            while outbox and outbox[0][0].Test():
+                outbox.popleft()
+        except MPI.Exception as error:
+            self._deaths.note(error, outbox[0][1])
+        if len(self._outbox) > _MANY:
+            # one slow receiver must not keep the buffers of complete sends
+            self.pending()
+
+    def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
+        """Return the message of a received frame, or start to receive its keys and values."""
+        self.received_bytes += len(frame)
+        if source in self._deaths.ignored:
+            return None
+        if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & REACHED:
+            raw = np.frombuffer(frame, np.uint8)
+            self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._fast_client.asked)
+            self._answer = raw
+            # without a slot, the request was withdrawn
+            return ANSWER if self.slot >= 0 else None
+        message, key_bytes, value_bytes = decode(frame, self.buffers)
+        if not key_bytes and not value_bytes:
+            return message
+        self.received_bytes += key_bytes + value_bytes
+        if value_bytes and (place := self.landing(message)) is not None:
+            message.values = place
+        incoming = Body(source, message, [])
+        try:
+            for body in bodies(message):
+                for piece in _pieces(body):
+                    incoming.requests.append(self._open().Irecv((piece, MPI.BYTE), source, BODY))
+        except MPI.Exception as error:
+            self._incoming.drop(incoming)
+            self._deaths.note(error, source, torn=True)
+        else:
+            self._incoming.messages.append(incoming)
+        return None
+
+    def idle(self) -> None:
+        self._deaths.clear()
+        waiting = self._backoff.waiting
+        moving = waiting and bool(
+            self._outbox or self._incoming.messages or self._incoming.frames or self._unsent()
+        )
+        self._backoff.wait(moving=moving)
+        self._looks = 1 if self._backoff.resting else LOOKS
+
+    def _unsent(self) -> int:
+        """Count the incomplete sends of the fast paths."""
+        if self._library is None:
+            return 0
+        pairs = [(self._fast_client.heads, self._fast_client.tails)]
+        if self.fast_path is not None:
+            pairs.append((self.fast_path.slots, self.fast_path.buffers))
+        return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
+
+    def arriving(self, source: int) -> bool:
+        return self._incoming.arriving(source)
+
+    def unsent(self, dest: int) -> int:
+        return sum(len(kept[0]) for _, to, kept in self._outbox if to == dest and isinstance(kept, tuple))
+
+    def pending(self) -> int:
+        self._deaths.clear()
+        try:
+            self._outbox = deque(entry for entry in self._outbox if not entry[0].Test())
+        except MPI.Exception as error:
+            self._deaths.note(error)
+            self._outbox = deque(entry for entry in self._outbox if not over(entry[0]))
+        return len(self._outbox) + self._unsent()
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def wall(self) -> float:
+        return time.time()
+
+    def close(self) -> None:
+        self._comm, self._asleep = None, bytes(self.size)
+        if self._wakeup is not None:
+            self._wakeup.close()
+            self._wakeup = None
+
+    # --- deaths ------------------------------------------------------------------------------
+
+    def failed(self) -> list[int]:
+        self._open()
+        return self._deaths.failed()
+
+    def exclude(self, rank: int) -> None:
+        self._deaths.exclude(rank)
+        self._incoming.exclude(rank)
+
+    def _lose(self, rank: int) -> None:
+        """Do not count the sends to a lost rank as pending any more."""
+        # another process may get its process id
+        self.process_memory.pids[rank] = 0
+        tables = [self._fast_client.heads, self._fast_client.tails]
+        if self.fast_path is not None:
+            tables += [self.fast_path.slots, self.fast_path.buffers]
+        for table in tables:
+            table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
+        self._deaths.abandoned += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
+        self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
+
+    def finish_receives(self) -> None:
+        self._incoming.finish(self.now, LANDING)
