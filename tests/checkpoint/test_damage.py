@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,13 @@ def test_a_flipped_bit_is_found_and_the_file_named(sound: Path, tmp_path: Path, 
     problems = verify(copy)
     assert problems
     assert all(path.name in problem and "\n" not in problem for problem in problems)
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    os.truncate(folder / "server-0001.h5", 1 << 40)
+    (problem,) = verify(folder)
+    assert "server-0001.h5: 1099511627776 bytes, the manifest says" in problem
 
 
 def test_missing_and_cut_files_are_named(tmp_path: Path) -> None:
