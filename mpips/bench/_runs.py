@@ -22,7 +22,7 @@ from typing import Any
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
-from mpips.process.argument_parser import add_launcher, program_parser
+from mpips.process.argument_parser import LAUNCHERS, add_launcher, program_parser
 from mpips.rundir.progress import Column, fitting, header, row
 
 POLL = 0.01
@@ -105,17 +105,34 @@ def above_one(text: str) -> float:
     return value
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Give a parser with the switches of every benchmark that runs complete jobs."""
+def parser(name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS) -> argparse.ArgumentParser:
+    """Give a parser with the switches of every benchmark that starts ranks."""
     made = program_parser(f"mpips bench {name}", description)
-    add_launcher(made, "how ranks are started, as for mpips run")
+    add_launcher(made, "how ranks are started, as for mpips run", launchers)
     made.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
+    return made
+
+
+def add_json(made: argparse.ArgumentParser) -> None:
+    """Add the switch for `write_report`."""
+    made.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
+
+
+def job_parser(
+    name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS
+) -> argparse.ArgumentParser:
+    """Give a parser with the switches of every benchmark that runs jobs with settings of the user."""
+    made = parser(name, description, launchers)
+    made.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
+    )
+    add_json(made)
     return made
 
 
 def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
     """Give a parser with the switches of the benchmarks that run one job."""
-    made = parser(name, description)
+    made = job_parser(name, description)
     made.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
     made.add_argument("--test", action="append", metavar="FILE", help="test data; repeatable")
     made.add_argument("--servers", type=at_least(1), default=1, metavar="S", help="default 1")
@@ -123,10 +140,6 @@ def switches(name: str, description: str, *, repeat: int = 3) -> argparse.Argume
     made.add_argument(
         "--repeat", type=at_least(1), default=repeat, metavar="N", help=f"rounds; default {repeat}"
     )
-    made.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
-    )
-    made.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return made
 
 

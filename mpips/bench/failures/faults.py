@@ -15,7 +15,6 @@ from mpips.bench import _runs
 from mpips.bench.failures import _processes, _trial
 from mpips.errors import InputError
 from mpips.launch import mpi_launcher
-from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column
 
 DESCRIPTION = """\
@@ -36,7 +35,7 @@ SHOWN = 10
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench faults", DESCRIPTION)
+    parser = _runs.parser("faults", DESCRIPTION)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=1000, metavar="N", help="on the twin; default 1000")
     parser.add_argument(
@@ -46,9 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=number, default=0, metavar="M", help="faults of real processes; default 0"
     )
     parser.add_argument("--only", type=number, metavar="SEED", help="repeat this trial alone, verbosely")
-    add_launcher(parser, "how ranks are started, as for mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
+    _runs.add_json(parser)
     return parser
 
 

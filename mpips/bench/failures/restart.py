@@ -15,7 +15,7 @@ from mpips.bench import _runs
 from mpips.bench.failures import _killing
 from mpips.bench.failures._killing import Campaign, Trial
 from mpips.config.job_file import load
-from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_parser
+from mpips.process.argument_parser import MPI_LAUNCHERS
 from mpips.rundir.progress import bytes_si
 
 DESCRIPTION = """\
@@ -42,19 +42,13 @@ MOST_SERVERS, MOST_WORKERS = 3, 3
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench restart", DESCRIPTION)
+    parser = _runs.job_parser("restart", DESCRIPTION, MPI_LAUNCHERS)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=50, metavar="N", help="default 50")
     parser.add_argument(
         "--seed", type=number, default=0, metavar="S", help="seed of the random choices; default 0"
     )
     parser.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
-    )
-    add_launcher(parser, "how ranks are started, as for mpips run", MPI_LAUNCHERS)
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 

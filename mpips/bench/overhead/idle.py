@@ -14,7 +14,7 @@ from mpips.bench import _runs
 from mpips.bench._runs import note, spread
 from mpips.bench.overhead import _idle
 from mpips.errors import InputError
-from mpips.process.argument_parser import MPI_LAUNCHERS, add_launcher, program_parser
+from mpips.process.argument_parser import MPI_LAUNCHERS
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
@@ -68,7 +68,7 @@ CROWD = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench idle", DESCRIPTION)
+    parser = _runs.job_parser("idle", DESCRIPTION, MPI_LAUNCHERS)
     least = _runs.at_least
     parser.add_argument("--part", choices=PARTS, help="only this part")
     parser.add_argument(
@@ -117,12 +117,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat", type=least(1), default=3, metavar="N", help="rounds of the part crowd; default 3"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the jobs"
-    )
-    add_launcher(parser, "how ranks are started, as for mpips run", MPI_LAUNCHERS)
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--repeat", type=_runs.at_least(1), default=9, metavar="N", help="rounds of each; default 9"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
+    _runs.add_json(parser)
     asked = parser.parse_args(arguments)
     chains = CHAINS
     if asked.filter is not None:

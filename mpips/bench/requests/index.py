@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         help="keys of the index; repeatable",
     )
     parser.add_argument("--seed", type=_runs.at_least(0), default=1, metavar="N", help="default 1")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
+    _runs.add_json(parser)
     asked = parser.parse_args(arguments)
     sizes = asked.keys or [100_000, 1_000_000, 10_000_000]
     if max(sizes) > MAX_KEYS:

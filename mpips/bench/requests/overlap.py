@@ -13,7 +13,6 @@ from mpips.bench import _runs
 from mpips.bench.requests import _overlap
 from mpips.bench.requests.pushpull import duration
 from mpips.config.job_file import load
-from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, share
 
 DESCRIPTION = """\
@@ -46,7 +45,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench overlap", DESCRIPTION)
+    parser = _runs.job_parser("overlap", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=_runs.count, default=1_000_000, metavar="N", help="default 10^6")
     parser.add_argument("--repeat", type=least(2), default=40, metavar="N", help="repetitions; default 40")
@@ -57,12 +56,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pieces", type=least(1), default=20, metavar="N", help="pieces of the computation; default 20"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
-    )
-    add_launcher(parser, "how ranks are started, as for mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folder in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 

@@ -18,7 +18,6 @@ from mpips.bench.requests import _pushpull
 from mpips.bench.requests._pushpull import MODES, OPS
 from mpips.config.job_file import load
 from mpips.errors import InputError
-from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, si, significant
 
 DESCRIPTION = """\
@@ -136,7 +135,7 @@ def one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench pushpull", DESCRIPTION)
+    parser = _runs.job_parser("pushpull", DESCRIPTION)
     parser.add_argument(
         "--keys",
         type=_runs.listed(_runs.count),
@@ -171,12 +170,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat", type=_runs.at_least(1), default=1, metavar="N", help="runs of each layout; default 1"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
-    )
-    add_launcher(parser, "how ranks are started, as for mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write the table to this file: a list of rows")
     return parser
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mpips.bench import _runs
 from mpips.bench.scaling import _requesting
-from mpips.process.argument_parser import add_launcher, program_parser
 from mpips.rundir.progress import Column, bytes_si, significant
 
 DESCRIPTION = """\
@@ -47,7 +46,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = program_parser("mpips bench elastic", DESCRIPTION)
+    parser = _runs.job_parser("elastic", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=least(1), default=1_000_000, metavar="N", help="default 1,000,000")
     parser.add_argument(
@@ -65,12 +64,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="duration of requests before the join, after it, and after the leave; default 3",
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job"
-    )
-    add_launcher(parser, "how ranks are started, as for mpips run")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folder in this folder")
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 

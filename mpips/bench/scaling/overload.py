@@ -61,7 +61,7 @@ CROWD = (
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = _runs.parser("overload", DESCRIPTION)
+    parser = _runs.job_parser("overload", DESCRIPTION)
     parser.add_argument(
         "--servers", type=at_least(2), default=2, metavar="S", help="servers, at least 2; default 2"
     )
@@ -79,9 +79,6 @@ def parser() -> argparse.ArgumentParser:
         "--train", action="append", metavar="FILE", help="training data of the crowd; repeatable"
     )
     parser.add_argument("--passes", type=at_least(1), default=10, help="passes of the crowd; default 10")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     return parser
 
 

@@ -102,7 +102,7 @@ DRAWN = {
 
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = _runs.parser("scale", DESCRIPTION)
+    parser = _runs.job_parser("scale", DESCRIPTION)
     parser.add_argument("--ranks", type=sizes(4), default=[4, 8, 16, 32], metavar="N,...",
                         help="real ranks; default 4,8,16,32; 0: none")  # fmt: skip
     parser.add_argument("--twin", type=sizes(1), default=[64, 256], metavar="W,...",
@@ -115,9 +115,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--passes", type=at_least(1), default=10, help="default 10")
     parser.add_argument("--keys", type=at_least(1), default=50_000, help="keys of a round; default 50,000")
     parser.add_argument("--no-deaths", action="store_true", help="kill no server")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override a key of the jobs")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw it")
     return parser
 
