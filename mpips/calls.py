@@ -13,7 +13,7 @@ from typing import Any
 from mpips.errors import UsageError
 
 
-class Own(StrEnum):
+class BuiltInCall(StrEnum):
     """A call that mpips serves."""
 
     ACCOUNT = "account"
@@ -27,7 +27,7 @@ class Own(StrEnum):
 
 def check_worker(worker: Any) -> None:
     """Raise UsageError, naming its line, if a program's worker or its class has a method with a reserved name."""
-    for name in Own:
+    for name in BuiltInCall:
         method = getattr(worker, name, None)
         if method is None or (name in _TAKES_PART and _TAKES_PART[name](worker, method)):
             continue
@@ -35,14 +35,17 @@ def check_worker(worker: Any) -> None:
         at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
         raise UsageError(
             f"Worker.{name}{at}: the name is reserved by mpips; rename the method. Reserved names are "
-            f"{', '.join(Own)}; `restore` together with `state`, and `rebuild` without arguments, are for checkpoints"
+            f"{', '.join(BuiltInCall)}; `restore` together with `state`, and `rebuild` without arguments, are for "
+            "checkpoints"
         )
 
 
 def check_function(name: str) -> None:
     """Raise UsageError if a function for shards has a reserved name."""
-    if name in list(Own):
-        raise UsageError(f"call {name!r}: the name is reserved by mpips; reserved names are {', '.join(Own)}")
+    if name in list(BuiltInCall):
+        raise UsageError(
+            f"call {name!r}: the name is reserved by mpips; reserved names are {', '.join(BuiltInCall)}"
+        )
 
 
 def _takes_back(worker: Any, method: Any) -> bool:
@@ -57,4 +60,4 @@ def _needs_nothing(worker: Any, method: Any) -> bool:
     )
 
 
-_TAKES_PART = {Own.RESTORE: _takes_back, Own.REBUILD: _needs_nothing}
+_TAKES_PART = {BuiltInCall.RESTORE: _takes_back, BuiltInCall.REBUILD: _needs_nothing}

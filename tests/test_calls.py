@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.config.program import load_program
 from mpips.errors import JobError
 from mpips.rank.simulation import simulate
@@ -37,9 +37,11 @@ def load(folder: Path, methods: str) -> None:
     load_program("mine.py", folder)
 
 
-@pytest.mark.parametrize("name", list(Own))
+@pytest.mark.parametrize("name", list(BuiltInCall))
 def test_a_worker_whose_method_mpips_would_not_call_does_not_load(tmp_path: Path, name: str) -> None:
-    with pytest.raises(JobError, match=rf"mine\.py.*Worker\.{name} \(.*mine\.py:15\).*{', '.join(Own)}"):
+    with pytest.raises(
+        JobError, match=rf"mine\.py.*Worker\.{name} \(.*mine\.py:15\).*{', '.join(BuiltInCall)}"
+    ):
         load(tmp_path, f"\n    def {name}(self, folder):\n        return 1\n")
 
 
@@ -50,7 +52,7 @@ def test_the_methods_by_which_a_worker_takes_part_in_checkpoints_load(tmp_path: 
     )
 
 
-@pytest.mark.parametrize("name", [str(name) for name in Own])
+@pytest.mark.parametrize("name", [str(name) for name in BuiltInCall])
 def test_a_function_for_shards_has_no_such_name(name: str) -> None:
     with pytest.raises(JobError, match=f"'{name}': the name is reserved"):
         call(name)(lambda segment, args: {})
@@ -74,4 +76,4 @@ def test_the_list_is_what_is_served_and_holds_for_all_workers() -> None:
                     CallExecutor(context.node, lambda context: Mine(), None)  # made by a function
 
     simulate(look, Looks)
-    assert served | {Own.WRITTEN} == set(Own)
+    assert served | {BuiltInCall.WRITTEN} == set(BuiltInCall)

@@ -59,7 +59,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
 
 def say_who_asked(task: Task, who: str) -> None:
     """Add to an error of another rank what the task was, and which line of the program on rank `who` issued it."""
-    error, at = task.error, program_line.told(task.spot)
+    error, at = task.error, program_line.describe(task.location)
     # A call of a worker's method has that worker's own line.
     called = isinstance(error, RemoteError) and error.at and min(task.under_way, default=-1) >= 0
     if isinstance(error, RemoteError) and at and not error.asked and not called:

@@ -148,7 +148,7 @@ class Node:
         self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
         self.idle_work: Callable[[], bool] = _no_work
-        self.crew = 0  # the epoch of the workers with whom the call at hand is done
+        self.workers_since = 0  # the epoch of the workers with whom the call at hand is done
         self.faults = faults
         self._early: list[Message] = []  # of later epochs
         self._next_tick = 0.0
@@ -416,9 +416,9 @@ class Node:
         if view.roles[self.rank] is None:
             raise Fenced
         works = Role.WORKER in (before.roles[self.rank], view.roles[self.rank])
-        if works and view.crew != before.crew:
-            for crew in self.observers.crew:
-                crew(view)
+        if works and view.workers_since != before.workers_since:
+            for callback in self.observers.workers:
+                callback(view)
         for rank in set(before.alive) - set(view.alive):
             self.van.exclude(rank)
             self.departure.absent(rank)
@@ -426,7 +426,7 @@ class Node:
             self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
         if view.roles[self.rank] is not before.roles[self.rank]:
             self.handlers.clear()
-        if view.crew != before.crew:
+        if view.workers_since != before.workers_since:
             self._break_rounds()
         # In a view that this rank has missed, another server may have been the primary for a while.
         moved = [
@@ -499,7 +499,7 @@ class Node:
         what = self.time_use.cause
         if isinstance(what, str):
             return what
-        at = program_line.told(what.spot)
+        at = program_line.describe(what.location)
         whom = sorted(set(map(self.view.rank_of, self.tasks.unanswered(what))))
         names = ", ".join(f"rank {rank} ({self.layout.places[rank]})" for rank in whom)
         then = f"no answer from {names}" if whom else "not sent yet, since what it is to follow is unfinished"

@@ -58,7 +58,7 @@ class Observers:
     breath_begins: Callbacks[[]] = ()
     breath_ends: Callbacks[[]] = ()
     """The program polls from inside a long loop between the two."""
-    crew: Callbacks[[View]] = ()
+    workers: Callbacks[[View]] = ()
     """The workers are others, and this rank is or was one of them."""
     encoded: Callbacks[[float, int, Message]] = ()
     """Filters encoded a message: begin, receiver's rank, message."""

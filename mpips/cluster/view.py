@@ -62,7 +62,7 @@ class View:
     """By rank; None for lost ranks."""
     workers: tuple[int, ...]
     """In worker order: the order in which contributions are added."""
-    crew: int
+    workers_since: int
     """The epoch at which the workers last changed."""
     ring: Ring
     chains: tuple[Chain, ...]
@@ -115,7 +115,7 @@ class View:
             "leader": self.leader,
             "roles": [role and role.value for role in self.roles],
             "workers": self.workers,
-            "crew": self.crew,
+            "workers_since": self.workers_since,
             "slots": self.ring.slots,
             "virtual": self.ring.virtual_servers,
             "hosts": self.ring.hosts,
@@ -133,7 +133,7 @@ class View:
             meta["leader"],
             tuple(Role(role) if role else None for role in meta["roles"]),
             tuple(meta["workers"]),
-            meta["crew"],
+            meta["workers_since"],
             Ring(tuple(meta["slots"]), meta["virtual"], tuple(meta["hosts"])),
             tuple(
                 Chain(tuple(members), learner, closing, since)
@@ -187,7 +187,7 @@ def without(view: View, losses: Iterable[Loss]) -> View:
         view,
         roles=tuple(None if rank in gone else role for rank, role in enumerate(view.roles)),
         workers=workers,
-        crew=view.epoch if workers != view.workers else view.crew,
+        workers_since=view.epoch if workers != view.workers else view.workers_since,
         ring=ring,
         chains=chains,
         heirs=tuple(rank for rank in view.heirs if rank not in gone),
@@ -245,10 +245,10 @@ def with_workers(view: View, workers: Iterable[int]) -> View:
             roles[rank] = Role.SPARE
     for rank in workers:
         roles[rank] = Role.WORKER
-    crew = view.epoch if workers != view.workers else view.crew
+    workers_since = view.epoch if workers != view.workers else view.workers_since
     heirs = [rank for rank in view.heirs if rank not in workers]
     heirs += [rank for rank in view.workers if roles[rank] is Role.SPARE]
-    return replace(view, roles=tuple(roles), workers=workers, crew=crew, heirs=tuple(heirs))
+    return replace(view, roles=tuple(roles), workers=workers, workers_since=workers_since, heirs=tuple(heirs))
 
 
 def whole(view: View, shard: int, rank: int, since: int) -> View:

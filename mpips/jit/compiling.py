@@ -66,7 +66,7 @@ def _taken(handle: int) -> bool:
 
 
 @contextmanager
-def told(module: str, folder: Path | None) -> Iterator[None]:
+def announced(module: str, folder: Path | None) -> Iterator[None]:
     """Print, on the first rank, that a kernel of a module is being compiled, and where it is cached."""
     first = not _modules
     _modules[module] = None

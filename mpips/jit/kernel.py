@@ -57,7 +57,7 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
             if _is_cached(jit, signatures):
                 _load_when_used(jit, signatures)
             else:
-                with compiling.told(function.__module__, folder), compiling.alone(folder):
+                with compiling.announced(function.__module__, folder), compiling.alone(folder):
                     if _is_cached(jit, signatures):  # another process was first
                         _load_when_used(jit, signatures)
                     else:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips.process.stop_signals import Wishes
+from mpips.process.stop_signals import StopRequests
 
 if TYPE_CHECKING:
     from mpips.launch.mpi_launcher import Launch
@@ -46,7 +46,7 @@ class Children:
     Args:
         launch: the command to run.
         result: returns the run's result once there is one.
-        wishes: the stop signals of the command; default: those that arrive while the launcher runs.
+        requests: the stop signals of the command; default: those that arrive while the launcher runs.
         ready: returns whether the ranks can be asked to stop.
     """
 
@@ -54,11 +54,11 @@ class Children:
         self,
         launch: Launch,
         result: Callable[[], Mapping[str, Any] | None] = lambda: None,
-        wishes: Wishes | None = None,
+        requests: StopRequests | None = None,
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._launch, self._result, self._ready = launch, result, ready
-        self._wishes = wishes
+        self._requests = requests
         self._look = 0.0
         self._over = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,13 +86,13 @@ class Children:
 
     def run(self) -> int:
         """Run the launch to its end; return its exit code, negative for a signal."""
-        if self._wishes is not None:
-            return self._run(self._wishes)
-        with Wishes() as wishes:
-            wishes.keep()
-            return self._run(wishes)
+        if self._requests is not None:
+            return self._run(self._requests)
+        with StopRequests() as requests:
+            requests.keep()
+            return self._run(requests)
 
-    def _run(self, wishes: Wishes) -> int:
+    def _run(self, requests: StopRequests) -> int:
         adopt_orphans()
         try:
             self._process = subprocess.Popen(
@@ -114,7 +114,7 @@ class Children:
                         copying.join(1.0)
                     return code
                 except subprocess.TimeoutExpired:
-                    self._heed(self._process, wishes.kinds)
+                    self._heed(self._process, requests.kinds)
                     if self._lingers():
                         self._end()
                     if self._deadline is not None and time.monotonic() > self._deadline:
@@ -123,16 +123,16 @@ class Children:
             self._kill()
             raise
 
-    def _heed(self, process: subprocess.Popen[bytes], wishes: Sequence[int]) -> None:
+    def _heed(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
         """Forward stop requests; USR1, which batch systems send by themselves, never kills."""
-        stops = sum(kind != signal.SIGUSR1 for kind in wishes)
+        stops = sum(kind != signal.SIGUSR1 for kind in requests)
         if stops and not self._promised:
             self._promised = True
             print("mpips: stopping after a checkpoint; repeat to kill the run", file=sys.stderr, flush=True)
         now = time.monotonic()
         if stops > 1:
             self._end()
-        elif wishes and now >= self._ask and self._deadline is None and self._ready():
+        elif requests and now >= self._ask and self._deadline is None and self._ready():
             process.send_signal(signal.SIGUSR1)
             self._ask, self._pause = now + self._pause, min(2 * self._pause, ASK_AT_LEAST)
 

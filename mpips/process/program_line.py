@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 from types import CodeType, FrameType
 
-Spot = tuple[CodeType, int]
+CodeLocation = tuple[CodeType, int]
 """A code object and an offset in it: cheap to record with every request."""
 
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
@@ -38,7 +38,7 @@ def is_program(file: str) -> bool:
     return file.startswith((*_homes, *_JOBS)) or not (file.startswith(_LIBRARIES) or file[:1] == "<")
 
 
-def here(frame: FrameType | None) -> Spot | None:
+def innermost(frame: FrameType | None) -> CodeLocation | None:
     """Return the innermost program line from a frame outwards; None if mpips issued the request itself."""
     while frame is not None:
         if is_program(frame.f_code.co_filename):
@@ -47,17 +47,17 @@ def here(frame: FrameType | None) -> Spot | None:
     return None
 
 
-def caller() -> Spot:
+def caller() -> CodeLocation:
     """Return the line three calls further out: that of `a` in a -> push -> submit -> caller."""
     frame = sys._getframe(3)
     return frame.f_code, frame.f_lasti
 
 
-def told(spot: Spot | None) -> str:
+def describe(location: CodeLocation | None) -> str:
     """Return a line as `file:line`; "" if it does not belong to a program."""
-    if spot is None or not is_program(spot[0].co_filename):
+    if location is None or not is_program(location[0].co_filename):
         return ""
-    code, offset = spot
+    code, offset = location
     line = next(
         (line for start, end, line in code.co_lines() if start <= offset < end and line), code.co_firstlineno
     )

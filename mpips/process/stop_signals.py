@@ -18,7 +18,7 @@ ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop."""
 
 
-class Wishes:
+class StopRequests:
     """The stop requests of a command that starts a run, SIGHUP included unless it is ignored, as under nohup.
 
     A context manager. Until `keep` is called, a signal calls `end` with its number; from then on it is only appended to

@@ -109,8 +109,8 @@ class Leader:
                 self._ends = end
                 if not node.policy.again:
                     self.started = started
-                    self._hear(asked)
-                    self._obey(cluster)
+                    self._handle_signals(asked)
+                    self._watch_orders(cluster)
                     watch(cluster, self.started, end)
                     enforce(cluster, prepared.ends)
                 self._hash_inputs()
@@ -139,7 +139,7 @@ class Leader:
 
     # --- signals and orders -------------------------------------------------------------------------
 
-    def _hear(self, asked: list[int]) -> None:
+    def _handle_signals(self, asked: list[int]) -> None:
         """Ask the program to stop when this process gets a stop signal, or has got one."""
 
         def ask(number: int, frame: FrameType | None = None) -> None:
@@ -167,7 +167,7 @@ class Leader:
             {"status": "failed", "exit_code": ExitCode.FAILED, "error": text, "provisional": True, **said},
         )
 
-    def _obey(self, cluster: Cluster) -> None:
+    def _watch_orders(self, cluster: Cluster) -> None:
         """Execute the orders that `mpips ctl` writes into the run's folder, between messages."""
         van = self.node.van
         orders = Orders(self.folder.path, van.now, wall=van.wall)
@@ -175,13 +175,13 @@ class Leader:
         def look() -> None:
             for order in orders.poll():
                 try:
-                    orders.answer(order, True, self._follow(cluster, order))
+                    orders.answer(order, True, self._carry_out(cluster, order))
                 except InputError as error:
                     orders.answer(order, False, str(error))
 
         self.node.register(Registration(ticks=(look,)))
 
-    def _follow(self, cluster: Cluster, order: Order) -> str:
+    def _carry_out(self, cluster: Cluster, order: Order) -> str:
         verb, arguments = order.verb, order.arguments
         if verb == "checkpoint":
             self._orders.checkpoint = True
@@ -192,7 +192,7 @@ class Leader:
         if verb == "join":
             return self._join(cluster, order.name, str(arguments["role"]))
         if verb == "leave":
-            return self._let_go(cluster, int(arguments["rank"]))
+            return self._remove(cluster, int(arguments["rank"]))
         if verb == "tau":
             return self._set_tau(cluster, int(arguments["tau"]))
         return self.status(cluster)
@@ -210,7 +210,7 @@ class Leader:
             return "a spare will join the workers after the present step"
         return f"rank {self._joined[name]} joins as a server; it gets its keys while the run continues"
 
-    def _let_go(self, cluster: Cluster, rank: int) -> str:
+    def _remove(self, cluster: Cluster, rank: int) -> str:
         view = self.node.view
         if rank in view.workers:
             if len(set(view.workers) - self._orders.leaving) <= 1:

@@ -74,7 +74,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         ends = (slurm_env.ask_end_time if first else slurm_env.end_time)(os.environ, time.time())
         job = job_file.load(options.job, options.overrides)
         if options.replay:
-            job = untroubled(job)
+            job = without_faults(job)
         program = load_program(job.program, job.base)
         module = program.schedule.__module__
         facts = None
@@ -88,7 +88,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     return Prepared(options, job, program, facts, _checkpoint(options, job), ends)
 
 
-def untroubled(job: Job) -> Job:
+def without_faults(job: Job) -> Job:
     """Return the job for a replay: without faults, and so without copies."""
     return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
 

@@ -35,12 +35,12 @@ from mpips.replay.recorder import (
     CELL,
     CELL_BYTES,
     CHANGE,
-    CREW,
     HEAD,
     LOST,
     MAGIC,
     MARK,
     VERSION,
+    WORKERS,
 )
 from mpips.transport.message import Command
 
@@ -51,7 +51,7 @@ CELLS = np.dtype(
 """Cells as numpy sees them."""
 CALLERS = np.dtype([("rank", "<i4"), ("time", "<i8")])
 READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
-_TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, CREW: Each(range(1 << 31))}
+_TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, WORKERS: Each(range(1 << 31))}
 _COMMANDS = list(Command)
 Cells = NDArray[Any]
 Key = tuple[int, int]
@@ -107,7 +107,7 @@ class LeaderCourse:
         return cls(kept["decisions"], {(address, time) for address, time in kept["lost"]})
 
 
-class Told(NamedTuple):
+class RecordedEvent(NamedTuple):
     """Something that a worker was told; see `mpips.replay.recorder`."""
 
     kind: int
@@ -166,12 +166,12 @@ def read_told(path: Path) -> Cells:
     return _checked(path, read_cells(path))
 
 
-def load_told(path: Path) -> list[Told]:
+def load_events(path: Path) -> list[RecordedEvent]:
     """Read what a worker is to be told, as `Course.save` writes it. RecordError if it is missing or damaged."""
     raw = _content(path)
     if len(raw) % CELL_BYTES:
         raise RecordError(f"{path}: cut short: {len(raw)} bytes are no whole cells")
-    return told(_checked(path, np.frombuffer(raw, CELLS)))
+    return decode_events(_checked(path, np.frombuffer(raw, CELLS)))
 
 
 def _content(path: Path) -> bytes:
@@ -184,11 +184,11 @@ def _content(path: Path) -> bytes:
 
 def _checked(path: Path, cells: Cells) -> Cells:
     """Return cells whose texts are what is meant; RecordError if they are not."""
-    texts = np.isin(cells["kind"], (ASIDE, CREW))
+    texts = np.isin(cells["kind"], (ASIDE, WORKERS))
     try:
         if (cells["value"][texts] < 0).any():
             raise ValueError
-        for each in told(cells) if texts.any() else ():
+        for each in decode_events(cells) if texts.any() else ():
             if each.kind in _TEXTS and misfit(each.text, _TEXTS[each.kind]):
                 raise ValueError
     except (ValueError, RecursionError):
@@ -196,27 +196,27 @@ def _checked(path: Path, cells: Cells) -> Cells:
     return cells
 
 
-def told(cells: Cells) -> list[Told]:
+def decode_events(cells: Cells) -> list[RecordedEvent]:
     """List what a worker was told."""
     found, at, raw = [], 0, cells.tobytes()
     while at < len(cells):
         kind, flags, _, rank, breath, time, value = cells[at].item()
         text, at = None, at + 1
-        if kind in (ASIDE, CREW):
+        if kind in (ASIDE, WORKERS):
             text = json.loads(raw[at * CELL_BYTES : at * CELL_BYTES + value])
             at += -(-value // CELL_BYTES)
-        found.append(Told(kind, flags, rank, breath, time, value, text))
+        found.append(RecordedEvent(kind, flags, rank, breath, time, value, text))
     return found
 
 
 def heads(cells: Cells) -> Cells:
     """Return the cells of what a rank was told, without texts."""
-    if not (np.isin(cells["kind"], (ASIDE, CREW))).any():
+    if not (np.isin(cells["kind"], (ASIDE, WORKERS))).any():
         return cells
     chosen, at = [], 0
     while at < len(cells):
         chosen.append(at)
-        text = int(cells["value"][at]) if cells["kind"][at] in (ASIDE, CREW) else 0
+        text = int(cells["value"][at]) if cells["kind"][at] in (ASIDE, WORKERS) else 0
         at += 1 + -(-text // CELL_BYTES)
     return cells[chosen]
 

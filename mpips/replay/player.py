@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.cluster.layout import Role
 from mpips.cluster.policy import Policy
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
 from mpips.errors import Diverged
-from mpips.replay.history import LeaderCourse, ShardCourse, Told, load_told
-from mpips.replay.recorder import ANSWER, ASIDE, CALL, CREW, JOINED
+from mpips.replay.history import LeaderCourse, RecordedEvent, ShardCourse, load_events
+from mpips.replay.recorder import ANSWER, ASIDE, CALL, JOINED, WORKERS
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class Player(Policy):
     def __init__(self, node: Node, folder: Path) -> None:
         self.node, self._folder = node, folder
         path = folder / f"worker-{node.rank:04d}.bin"
-        self._events = deque(load_told(path)) if os.path.lexists(path) else None
+        self._events = deque(load_events(path)) if os.path.lexists(path) else None
         """What this rank was told as a worker; None if it never was one."""
-        self._crews = [(node.view.crew, node.place.role is Role.WORKER)]
+        self._worked = [(node.view.workers_since, node.place.role is Role.WORKER)]
         """Since which epochs of the workers it was one of them, and was not."""
         for event in self._events or ():
-            if event.kind == CREW:
-                self._crews.append((event.time, node.rank in event.text))
+            if event.kind == WORKERS:
+                self._worked.append((event.time, node.rank in event.text))
         self._called = {event.time for event in self._events or () if event.kind == CALL}
         self._replies: dict[Key, Message] = {}
         self._calls: dict[int, Message] = {}
@@ -83,7 +83,7 @@ class Player(Policy):
         node.observers.sent += (self._sent,)
         node.register(
             Registration(
-                controls={Command.ASK_STATE: self.watch.asked, Command.STATE: self.watch.told},
+                controls={Command.ASK_STATE: self.watch.send_state, Command.STATE: self.watch.take_state},
                 ticks=(self.watch.tick,),
             )
         )
@@ -117,13 +117,13 @@ class Player(Policy):
 
     def _call(self, request: Message) -> None:
         """Take a call: to a worker, where it waits for its turn, or to a server."""
-        node, crew = self.node, int(request.meta.get("crew", 0))
-        last = max(since for since, _ in self._crews if since <= crew)
+        node, workers_since = self.node, int(request.meta.get("workers_since", 0))
+        last = max(since for since, _ in self._worked if since <= workers_since)
         if (
-            request.meta["call"] == Own.WRITTEN
+            request.meta["call"] == BuiltInCall.WRITTEN
         ):  # nothing is, and whoever was asked may be something else by now
             node.callee.reply(request, meta={})
-        elif (last, True) in self._crews or request.time in self._called:
+        elif (last, True) in self._worked or request.time in self._called:
             self._calls[request.time] = request
         elif node.role is Role.WORKER:
             self._others.append(request)
@@ -183,19 +183,19 @@ class Player(Policy):
             self._telling, self.node.moving = False, outer
         return True
 
-    def _is_here(self, event: Told) -> bool:
+    def _is_here(self, event: RecordedEvent) -> bool:
         if event.kind == ANSWER:
             return (event.rank, event.time) in self._replies
         if event.kind == CALL:
             return event.time in self._calls and bool(self.node.handlers)
         if (
-            event.kind == CREW and self.node.role is not Role.WORKER
+            event.kind == WORKERS and self.node.role is not Role.WORKER
         ):  # it may have to do something else before
             called = next((each.time for each in self._events or () if each.kind == CALL), None)
             return called in self._calls and not self.node.callee.ready
         return True
 
-    def _do(self, event: Told) -> None:
+    def _do(self, event: RecordedEvent) -> None:
         node = self.node
         if event.kind == ANSWER:
             node.tasks.answer(self._replies.pop((event.rank, event.time)))
@@ -204,8 +204,8 @@ class Player(Policy):
             node.act()
         elif event.kind == ASIDE:
             node.controls[Command.ASIDE](Message(Kind.CONTROL, Command.ASIDE, meta=event.text))
-        elif event.kind == CREW:
-            node.adopt(with_crew(node.view, event.time, tuple(event.text)))
+        elif event.kind == WORKERS:
+            node.adopt(with_workers_since(node.view, event.time, tuple(event.text)))
             if node.role is not Role.WORKER:
                 others, self._others = self._others, []
                 for request in others:
@@ -237,7 +237,7 @@ class Player(Policy):
     def _name(self) -> str:
         return f"worker {self.node.place.index} (rank {self.node.rank})"
 
-    def _named(self, event: Told) -> str:
+    def _named(self, event: RecordedEvent) -> str:
         missing = {
             ANSWER: f"the answer of shard {~event.rank} to its request {event.time}",
             CALL: f"call {event.time}",
@@ -251,13 +251,15 @@ def _address(reply: Message) -> int:
     return ~reply.shard if reply.shard >= 0 else reply.sender
 
 
-def with_crew(view: View, since: int, workers: tuple[int, ...]) -> View:
+def with_workers_since(view: View, since: int, workers: tuple[int, ...]) -> View:
     """Return a view with these workers since an epoch; all others that were some are spares."""
     roles = [
         Role.WORKER if rank in workers else Role.SPARE if role is Role.WORKER else role
         for rank, role in enumerate(view.roles)
     ]
-    return replace(view, epoch=max(since, view.epoch + 1), crew=since, workers=workers, roles=tuple(roles))
+    return replace(
+        view, epoch=max(since, view.epoch + 1), workers_since=since, workers=workers, roles=tuple(roles)
+    )
 
 
 class Gate:
@@ -382,13 +384,13 @@ class Watch:
                 if rank != node.rank:
                     node.control(rank, Command.ASK_STATE, {})
 
-    def asked(self, message: Message) -> None:
+    def send_state(self, message: Message) -> None:
         """Answer the leader, if this rank waits: else it will ask again."""
         player = self._player
         meta = {"waits": player.waits, "sent": self.sent, "taken": self.taken, "text": player.waits_for()}
         self._node.control(message.sender, Command.STATE, meta)
 
-    def told(self, message: Message) -> None:
+    def take_state(self, message: Message) -> None:
         """Take somebody's answer."""
         meta = message.meta
         if self._wave is None:

@@ -31,7 +31,7 @@ kind HEAD, has in `value` how many cells count, itself included, in `time` VERSI
     ANSWER  rank: the address, a rank or ~shard; time: of the task; value: after how many changes, -1: it was one;
     CALL    rank, time: of whom, which; when it is begun, or, unless it runs at once, put in the line
     ASIDE   value: bytes of text (JSON) in the cells after it: what to call, with what
-    CREW    time: the workers' epoch; value: bytes of text: who they are
+    WORKERS time: the workers' epoch; value: bytes of text: who they are
 
 Of what a worker was told flags has JOINED: in one go with what is before it; `more` is in which breath, see
 `Node.breathe` (0: it waited).
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 CELL = struct.Struct("<HHIiIqq")
 CELL_BYTES = CELL.size
-HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, ASIDE, CREW = range(1, 9)
+HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, ASIDE, WORKERS = range(1, 9)
 JOINED, FAILED, LOST = 1, 2, 4
 """Flags: told in one go with what is before; an error; the loss of a worker."""
 MAGIC, VERSION = 0x7370696D, 1
@@ -176,7 +176,7 @@ class Recorder:
         events.request_ends += (self._request_ends,)
         events.breath_begins += (self._breath_begins,)
         events.breath_ends += (self._breath_ends,)
-        events.crew += (self._crew,)
+        events.workers += (self._workers,)
         events.serves += (self._serves,)
         events.orders += (self.order,)
         events.called += (self._called,)
@@ -275,10 +275,10 @@ class Recorder:
         text = json.dumps({"call": meta["call"], "args": meta["args"]}).encode()
         self._tell(ASIDE, 0, 0, 0, len(text), text)
 
-    def _crew(self, view: View) -> None:
+    def _workers(self, view: View) -> None:
         """Note that the workers are others now."""
         text = json.dumps(view.workers).encode()
-        self._tell(CREW, 0, self.rank, view.crew, len(text), text)
+        self._tell(WORKERS, 0, self.rank, view.workers_since, len(text), text)
 
     # --- what the leader decides ---------------------------------------------------------------------
 

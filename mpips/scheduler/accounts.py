@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.cluster.node import Node
 from mpips.errors import WorkerLost
 from mpips.filters.chain import left_out, per_filter
@@ -36,7 +36,7 @@ class Accounts:
         ]
 
     def _of(self, group: Group) -> dict[int, dict[str, Any]]:
-        task = group.start(Own.ACCOUNT)
+        task = group.start(BuiltInCall.ACCOUNT)
         with suppress(WorkerLost):
             self._node.wait(task)
         replies = zip(group.addresses, task.values, strict=True)

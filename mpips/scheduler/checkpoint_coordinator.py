@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.checkpoint import checkpoint
 from mpips.checkpoint.lineage import Lineage
 from mpips.checkpoint.manifest import MANIFEST
@@ -113,8 +113,8 @@ class CheckpointCoordinator:
         try:
             cluster.node.wait_all(
                 [
-                    hosts.start(Own.SNAPSHOT, {"folder": str(folder)}, each=each),
-                    cluster.workers.start(Own.SNAPSHOT, {"folder": str(folder)}),
+                    hosts.start(BuiltInCall.SNAPSHOT, {"folder": str(folder)}, each=each),
+                    cluster.workers.start(BuiltInCall.SNAPSHOT, {"folder": str(folder)}),
                 ]
             )
         except WorkerLost:
@@ -123,7 +123,7 @@ class CheckpointCoordinator:
             return False
         about = about | {"servers": len(held)}
         groups: list[Group] = [hosts, cluster.workers]
-        writing = [group.start(Own.WRITTEN) for group in groups]
+        writing = [group.start(BuiltInCall.WRITTEN) for group in groups]
         for task in writing:
             # `_look` handles its error.
             task.heeded = True

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
-from mpips.process.program_line import here
+from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector
@@ -21,11 +21,12 @@ Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
 class Group:
     """Receivers of calls: the workers, in worker order, or the shards, in key order.
 
-    `addresses` are ranks, or ~shard for shards; `crew` is the epoch of the set of workers that the caller knows.
+    `addresses` are ranks, or ~shard for shards; `workers_since` is the epoch of the set of workers that the caller
+    knows.
     """
 
-    def __init__(self, node: Node, addresses: Sequence[int], crew: int = 0) -> None:
-        self.node, self.addresses, self.crew = node, tuple(addresses), crew
+    def __init__(self, node: Node, addresses: Sequence[int], workers_since: int = 0) -> None:
+        self.node, self.addresses, self.workers_since = node, tuple(addresses), workers_since
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -63,10 +64,10 @@ class Group:
                 own.update(each[position])
             message = Message(Kind.REQUEST, Command.CALL, keys=keys, values=values)
             message.namespace = vector.number if vector is not None else 0
-            message.meta = {"call": function, "args": own, "crew": self.crew}
+            message.meta = {"call": function, "args": own, "workers_since": self.workers_since}
             parts.append((rank, message))
         task = self.node.tasks.submit(parts, replies.__setitem__, after, whole=True)
-        task.values, task.what, task.spot = replies, f"call of {function}", here(sys._getframe(1))
+        task.values, task.what, task.location = replies, f"call of {function}", innermost(sys._getframe(1))
         return task
 
     def call(self, function: str, args: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:

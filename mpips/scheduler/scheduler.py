@@ -26,7 +26,7 @@ from typing import Any, TextIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.checkpoint.lineage import Lineage, of_run
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
@@ -113,7 +113,7 @@ class Cluster:
 
     def some(self, ranks: Sequence[int]) -> Group:
         """Return some ranks as a group."""
-        return Group(self.node, ranks, self.workers.crew)
+        return Group(self.node, ranks, self.workers.workers_since)
 
     def group(self, name: str) -> Group:
         """Return one worker group of the job; `workers` is all of them. KeyError if no group has that name."""
@@ -224,18 +224,18 @@ class Cluster:
             NoWorkerLeft: there is no worker and no spare.
         """
         while True:
-            now, crew, stayed = self.decide(self._new_crew)
+            now, workers_since, stayed = self.decide(self._new_workers)
             if not now:
                 raise NoWorkerLeft("no worker is left, and no spare: resume with --resume latest")
             self.node.tasks.leap()
             self._since = self.node.tasks.time
             # A rank that was not a worker in between has lost its state.
             self._informed &= set(stayed)
-            self.workers.addresses, self.workers.crew = tuple(now), crew
-            newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], crew)
+            self.workers.addresses, self.workers.workers_since = tuple(now), workers_since
+            newcomers = Group(self.node, [rank for rank in now if rank not in self._informed], workers_since)
             try:
                 for vector in self.vectors.values() if len(newcomers) else ():
-                    newcomers.call(Own.CREATE_VECTOR, self._making(vector))
+                    newcomers.call(BuiltInCall.CREATE_VECTOR, self._making(vector))
             except WorkerLost:
                 # A new worker was lost, too.
                 continue
@@ -243,12 +243,12 @@ class Cluster:
             self._informed, self._settled = set(now), tuple(now)
             return changed
 
-    def _new_crew(self) -> tuple[list[int], int, list[int]]:
+    def _new_workers(self) -> tuple[list[int], int, list[int]]:
         """Choose the workers; return them, the epoch of this set, and those that have been workers throughout."""
         were = still_workers(self.node.view, self.workers.addresses)
         self.membership.set_workers(choose_workers(self.node.view, self.workers.addresses, self.orders))
         view = self.node.view
-        return list(view.workers), view.crew, [rank for rank in were if rank in view.workers]
+        return list(view.workers), view.workers_since, [rank for rank in were if rank in view.workers]
 
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
@@ -346,12 +346,15 @@ class Cluster:
             self._trained_before = about["trained"]
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))
-            self.servers.call(Own.RESTORE, {"folder": str(self.resume)})
+            self.servers.call(BuiltInCall.RESTORE, {"folder": str(self.resume)})
             same = about["workers"] == len(self.workers)
             self.workers.call(
-                Own.RESTORE if same else Own.REBUILD, {"folder": str(self.resume)} if same else {}
+                BuiltInCall.RESTORE if same else BuiltInCall.REBUILD,
+                {"folder": str(self.resume)} if same else {},
             )
-            self.workers.call(Own.RESTORE_FILTERS, {"folder": str(self.resume), "workers": about["workers"]})
+            self.workers.call(
+                BuiltInCall.RESTORE_FILTERS, {"folder": str(self.resume), "workers": about["workers"]}
+            )
         wrote = about.get("run")
         self.say(f"resumed from {self.resume}" + (f", of run {wrote}" if wrote else ""))
         if changed:
@@ -389,7 +392,7 @@ class Cluster:
             raise UsageError(f"vector {spec.name!r} exists already")
         vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
         making = self._making(vector) | {"expect": expect // len(self.servers)}
-        tasks = [group.start(Own.CREATE_VECTOR, making) for group in (self.servers, self.workers)]
+        tasks = [group.start(BuiltInCall.CREATE_VECTOR, making) for group in (self.servers, self.workers)]
         self.node.wait_all(tasks)
         return vector
 

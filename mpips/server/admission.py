@@ -44,7 +44,7 @@ class Admission:
             self._held.setdefault(message.shard, []).append(message)
             return
         assert link.shard is not None
-        if message.round != NO_ROUND and message.epoch < self._node.view.crew:
+        if message.round != NO_ROUND and message.epoch < self._node.view.workers_since:
             # Its sender has dropped it: the set of workers has changed.
             return
         inbox = link.shard.inbox

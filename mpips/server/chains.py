@@ -114,7 +114,7 @@ class Chains:
                 each.shard.order.mark(each.shard.changes)
         return absent
 
-    def change_crew(self, workers: tuple[int, ...]) -> None:
+    def change_workers(self, workers: tuple[int, ...]) -> None:
         """Drop the rounds that wait for lost workers, or do not include new ones."""
         for link in self.links.values():
             if link.shard is not None:

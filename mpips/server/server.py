@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.checkpoint.saved import write_shard
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
@@ -66,8 +66,8 @@ class Server:
             node, self.lists, self.chains, self.fast_path, self.executor, self._acknowledgements
         )
         self._own: dict[str, Callable[..., dict[str, Any]]] = {
-            Own.ACCOUNT: self._account,
-            Own.SNAPSHOT: self._snapshot,
+            BuiltInCall.ACCOUNT: self._account,
+            BuiltInCall.SNAPSHOT: self._snapshot,
         }
         self._gates = node.policy.gates(self)
         for link in self.chains:
@@ -158,7 +158,7 @@ class Server:
     def _call_rank(self, request: Message) -> None:
         """Run a function that the scheduler calls on this server as a whole."""
         name = request.meta["call"]
-        if name == Own.WRITTEN:
+        if name == BuiltInCall.WRITTEN:
             self._file.await_written(request)
         elif name in self._own:
             with self.node.observers.calling(request):
@@ -197,8 +197,8 @@ class Server:
             self.fast_path.close(link)
         for number in self.chains.rewire(view):
             self.lists.forget(number)
-        if view.crew != before.crew:
-            self.chains.change_crew(view.workers)
+        if view.workers_since != before.workers_since:
+            self.chains.change_workers(view.workers)
         self.admission.reopen()
         led = {link.number for link in self.chains.led()}
         self._acknowledgements.keep(led, lambda origin: view.roles[view.caller(origin)] is not None)

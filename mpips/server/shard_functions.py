@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.checkpoint.loading import load_clocks, load_range, vectors
 from mpips.checkpoint.manifest import NOTE
 from mpips.server.shard import AGGREGATE, Shard
@@ -40,5 +40,8 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
     return {}
 
 
-OWN: dict[str, Callable[..., dict[str, Any]]] = {Own.CREATE_VECTOR: create_vector, Own.RESTORE: restore}
+OWN: dict[str, Callable[..., dict[str, Any]]] = {
+    BuiltInCall.CREATE_VECTOR: create_vector,
+    BuiltInCall.RESTORE: restore,
+}
 """By name: each gets the shard and the arguments of the call."""

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
-from mpips.process.program_line import Spot
+from mpips.process.program_line import CodeLocation
 from mpips.tasks.retransmission import Budget, Timer
 from mpips.transport.message import Command, Kind, Message
 
@@ -66,7 +66,7 @@ class Task:
 
     `time` orders the caller's tasks. `expected` and `received` count its parts. `values` is set by its issuer (a pull:
     its rows); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
-    `what` and `spot`: the command, and the program's line that issued it.
+    `what` and `location`: the command, and the program's line that issued it.
     """
 
     __slots__ = (
@@ -76,9 +76,9 @@ class Task:
         "error",
         "expected",
         "heeded",
+        "location",
         "nbytes",
         "received",
-        "spot",
         "time",
         "under_way",
         "values",
@@ -95,7 +95,7 @@ class Task:
         self.heeded = False
         self.nbytes = 0  # of rows that it sends
         self.what = ""
-        self.spot: Spot | None = None
+        self.location: CodeLocation | None = None
         # the addresses of parts that are queued, sent or answered
         self.under_way: set[int] = set()
         self._deliver = deliver

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpips.calls import Own
+from mpips.calls import BuiltInCall
 from mpips.tracing.one_clock import read
 from mpips.tracing.rank_trace import RankTrace, TraceError
 from mpips.tracing.spans import Spans, spans, unfinished
@@ -38,7 +38,15 @@ USES = (
 )
 """What a rank's time goes to. program: the program's own Python outside `working()`; apply: requests executed; serve:
 those by compiled code; copies: what comes along chains; other: moving messages, and leaving."""
-CHECKPOINTING = frozenset(("checkpoint", Own.SNAPSHOT, Own.RESTORE, Own.REBUILD, Own.RESTORE_FILTERS))
+CHECKPOINTING = frozenset(
+    (
+        "checkpoint",
+        BuiltInCall.SNAPSHOT,
+        BuiltInCall.RESTORE,
+        BuiltInCall.REBUILD,
+        BuiltInCall.RESTORE_FILTERS,
+    )
+)
 """Names of calls and phases that are about checkpoints."""
 BRIEF = "brief waits, summed"
 NEXT_CALL = "the next call"

@@ -172,7 +172,7 @@ class Network:
         raw = bytearray(heapq.heappop(wire)[3])
         return from_bytes(raw), len(raw)
 
-    def told(self, rank: int) -> list[int]:
+    def detected(self, rank: int) -> list[int]:
         """Return the ranks whose death `rank` detects now, each once."""
         news, out = self._news[rank], []
         while news and news[0][0] <= self.time:
@@ -449,7 +449,7 @@ class TwinVan:
         return self._open().time
 
     def failed(self) -> list[int]:
-        return self._open().told(self.rank)
+        return self._open().detected(self.rank)
 
     def exclude(self, rank: int) -> None:
         self._open().exclude(self.rank, rank)

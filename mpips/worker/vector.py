@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError, WorkerLost
-from mpips.process.program_line import caller, here
+from mpips.process.program_line import caller, innermost
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
@@ -123,17 +123,18 @@ class Vector:
         for _, message in parts:
             message.flush = True
         task = self.node.tasks.submit(parts, None, after)
-        task.what, task.spot = f"flush of vector {self.spec.name}", here(sys._getframe())
+        task.what, task.location = f"flush of vector {self.spec.name}", innermost(sys._getframe())
         return task
 
     def _check_workers(self) -> None:
         """Raise WorkerLost if the set of workers has changed since the present call began."""
         view = self.node.view
-        if self.node.crew < view.crew:
+        if self.node.workers_since < view.workers_since:
             lost = ", ".join(f"rank {loss.rank} ({loss.cause})" for loss in view.losses) or "none"
             raise WorkerLost(
-                f"vector {self.spec.name}: the set of workers has changed in epoch {view.crew}, after the present call "
-                f"began (epoch {self.node.crew}): workers are now ranks {', '.join(map(str, view.workers))}; "
+                f"vector {self.spec.name}: the set of workers has changed in epoch {view.workers_since}, after "
+                f"the present call began (epoch {self.node.workers_since}): workers are now ranks "
+                f"{', '.join(map(str, view.workers))}; "
                 f"lost ranks: {lost}; the scheduler's program can call cluster.regroup() and repeat the step"
             )
 
@@ -173,7 +174,7 @@ class Vector:
         request = Request(self._maker, command, plan, rows, round, out)
         if request.is_direct() and not after and self.node.direct and tasks.direct:
             task = request.task = tasks.ask(request)
-            task.values, task.what, task.spot = request.out, self._titles[command], caller()
+            task.values, task.what, task.location = request.out, self._titles[command], caller()
             if rows is not None:
                 tasks.weigh(task, rows.nbytes)
             return task
@@ -181,7 +182,7 @@ class Vector:
         for _, message in parts:
             message.exact = exact
         task = tasks.submit(parts, None if command is Command.PUSH else request, after)
-        task.what, task.spot = self._titles[command], caller()
+        task.what, task.location = self._titles[command], caller()
         if rows is not None:
             tasks.weigh(task, rows.nbytes)
         if command is Command.PUSH:

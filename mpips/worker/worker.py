@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import Own, check_worker
+from mpips.calls import BuiltInCall, check_worker
 from mpips.checkpoint.loading import load_worker, load_worker_if_any
 from mpips.checkpoint.saved import write_worker
 from mpips.cluster.node import IDLE, Node
@@ -173,12 +173,12 @@ class CallExecutor:
         # Registered while there are such calls, also when the rank is no worker any more.
         self._late = Registration(ticks=(self._answer_all_late,))
         self._own: dict[str, Callable[..., Any]] = {
-            Own.CREATE_VECTOR: self._create_vector,
-            Own.ACCOUNT: node.account,
-            Own.SNAPSHOT: self._snapshot,
-            Own.RESTORE: self._restore,
-            Own.REBUILD: self._rebuild,
-            Own.RESTORE_FILTERS: self._restore_filters,
+            BuiltInCall.CREATE_VECTOR: self._create_vector,
+            BuiltInCall.ACCOUNT: node.account,
+            BuiltInCall.SNAPSHOT: self._snapshot,
+            BuiltInCall.RESTORE: self._restore,
+            BuiltInCall.REBUILD: self._rebuild,
+            BuiltInCall.RESTORE_FILTERS: self._restore_filters,
         }
 
     def enter(self) -> None:
@@ -195,11 +195,11 @@ class CallExecutor:
             self.node.wait_until(lambda: bool(self.calls) or until(), IDLE)
             if self.calls:
                 request = self.calls.popleft()
-                self.node.crew = int(request.meta.get("crew", 0))
+                self.node.workers_since = int(request.meta.get("workers_since", 0))
                 self._execute(request)
 
     def _receive(self, request: Message) -> None:
-        if request.meta["call"] == Own.WRITTEN:
+        if request.meta["call"] == BuiltInCall.WRITTEN:
             self._file.await_written(request)
             return
         for called in self.node.observers.called:

@@ -64,7 +64,7 @@ def sound(view: View) -> None:
             busy += [chain.members[-1], chain.learner]
     assert len(set(busy)) == len(busy), "nobody feeds or learns two at once"
     assert set(view.ring.servers) <= set(view.servers)
-    assert set(view.workers) == set(view.of(Role.WORKER)) and view.crew <= view.epoch
+    assert set(view.workers) == set(view.of(Role.WORKER)) and view.workers_since <= view.epoch
     gone = {rank for rank, role in enumerate(view.roles) if role is None}
     assert {each.rank for each in view.losses} == gone and len(view.losses) == len(gone)
     assert View.from_meta(json.loads(json.dumps(view.to_meta()))) == view
@@ -73,7 +73,7 @@ def sound(view: View) -> None:
 def lawful(before: View, after: View) -> None:
     """What holds between a view and the one that follows it: a shard's changes stay with its chain."""
     assert after.epoch == before.epoch + 1
-    assert (after.crew == after.epoch) == (after.workers != before.workers)
+    assert (after.workers_since == after.epoch) == (after.workers != before.workers)
     for old, new in zip(before.chains, after.chains, strict=True):
         assert (new.since == after.epoch) == (new != old)
         assert set(new.members) <= set(old.everyone), "nobody is a member who has not learnt"
@@ -108,7 +108,9 @@ class History:
 
     def step(self) -> bool:
         """Let something happen; give whether the cluster lives on."""
-        happening = self.rng.choice([self.die, self.die, self.join, self.leave, self.crew, *[self.learn] * 6])
+        happening = self.rng.choice(
+            [self.die, self.die, self.join, self.leave, self.regroup, *[self.learn] * 6]
+        )
         before = self.view
         hopeless = False
         try:
@@ -148,7 +150,7 @@ class History:
         servers = view.ring.servers
         return without_server(view, self.rng.choice(servers)) if len(servers) > 1 else view
 
-    def crew(self, view: View) -> View:
+    def regroup(self, view: View) -> View:
         some = [*view.workers, *view.of(Role.SPARE)]
         return with_workers(view, self.rng.sample(some, self.rng.randint(0, len(some))))
 
@@ -341,12 +343,12 @@ def test_workers_come_and_go_in_the_order_that_is_given() -> None:
     view = next_epoch(make(workers=3, spares=2))
     workers, spares = view.workers, view.of(Role.SPARE)
     changed = with_workers(view, [workers[2], spares[1], workers[0]])
-    assert changed.workers == (workers[2], spares[1], workers[0]) and changed.crew == 1
+    assert changed.workers == (workers[2], spares[1], workers[0]) and changed.workers_since == 1
     assert set(changed.of(Role.SPARE)) == {spares[0], workers[1]}
     same = with_workers(view, workers)
-    assert same.crew == 0 and same == view
+    assert same.workers_since == 0 and same == view
     lost = without(view, [loss(view, workers[1])])
-    assert lost.workers == (workers[0], workers[2]) and lost.crew == 1
+    assert lost.workers == (workers[0], workers[2]) and lost.workers_since == 1
 
 
 def test_the_leader_comes_first_then_schedulers_spares_and_servers() -> None:

@@ -1,4 +1,4 @@
-"""A whole cluster on the MPI van: what the lane answers, between everything that it leaves to Python."""
+"""A whole cluster on the MPI van: what the fast path answers, between everything that it leaves to Python."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Started
 
-from mpips.process.stop_signals import Wishes
+from mpips.process.stop_signals import StopRequests
 
 KINDS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -28,22 +28,22 @@ def test_a_wish_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_then_on(
     hup: None, kind: signal.Signals
 ) -> None:
     before, ended = signal.getsignal(kind), []
-    with Wishes(ended.append) as wishes:
+    with StopRequests(ended.append) as requests:
         os.kill(os.getpid(), kind)
-        assert (ended, wishes.kinds) == ([kind], [])
-        wishes.keep()
+        assert (ended, requests.kinds) == ([kind], [])
+        requests.keep()
         os.kill(os.getpid(), kind)
         os.kill(os.getpid(), kind)
-        assert (ended, wishes.kinds) == ([kind], [kind, kind])
+        assert (ended, requests.kinds) == ([kind], [kind, kind])
     assert signal.getsignal(kind) is before
 
 
 def test_what_nohup_ignores_is_no_wish(hup: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with Wishes() as wishes:
-        wishes.keep()
+    with StopRequests() as requests:
+        requests.keep()
         os.kill(os.getpid(), signal.SIGHUP)
-        assert wishes.kinds == []
+        assert requests.kinds == []
 
 
 LAUNCHER = """

@@ -39,12 +39,12 @@ from mpips.replay.history import (
     LeaderCourse,
     ShardCourse,
     last_decisions,
-    load_told,
+    load_events,
     merged,
     read_cells,
     read_course,
 )
-from mpips.replay.recorder import ANSWER, ASIDE, CELL, CHANGE, CREW, MARK, Log, size
+from mpips.replay.recorder import ANSWER, ASIDE, CELL, CHANGE, MARK, WORKERS, Log, size
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -445,7 +445,7 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
             read_course(place)
 
 
-@pytest.mark.parametrize("kind", [ASIDE, CREW])
+@pytest.mark.parametrize("kind", [ASIDE, WORKERS])
 @pytest.mark.parametrize("text", [b"{", b"7", b'[-1, "a"]', b'{"call": 1}', b"\xff", b"[" * 100_000])
 def test_a_text_that_nobody_is_told_is_refused(
     recorded: Path, tmp_path: Path, kind: int, text: bytes
@@ -550,9 +550,9 @@ def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> No
     assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}
 
 
-@pytest.mark.parametrize("load", [load_told, LeaderCourse.load, ShardCourse.load])
+@pytest.mark.parametrize("load", [load_events, LeaderCourse.load, ShardCourse.load])
 @pytest.mark.parametrize(
-    "spoilt", [b"", b"{}", CELL.pack(ASIDE, 0, 0, 0, 0, 0, -1), CELL.pack(CREW, 0, 0, 0, 0, 0, 9), None]
+    "spoilt", [b"", b"{}", CELL.pack(ASIDE, 0, 0, 0, 0, 0, -1), CELL.pack(WORKERS, 0, 0, 0, 0, 0, 9), None]
 )
 def test_a_course_that_is_damaged_or_no_file_is_refused(
     tmp_path: Path, load: Callable[[Path], object], spoilt: bytes | None
@@ -562,7 +562,7 @@ def test_a_course_that_is_damaged_or_no_file_is_refused(
         os.mkfifo(path)
     else:
         path.write_bytes(spoilt)
-    if load is load_told and spoilt == b"":
+    if load is load_events and spoilt == b"":
         assert load(path) == []
         return
     with pytest.raises(InputError, match="course"):

@@ -93,7 +93,7 @@ def test_requests_that_wait_for_a_shard_of_another_server_are_dropped() -> None:
 
 def test_a_push_whose_change_of_workers_is_over_is_dropped() -> None:
     primary = Primary()
-    primary.change(lambda view: replace(view, crew=view.epoch))
+    primary.change(lambda view: replace(view, workers_since=view.epoch))
     request = primary.push(0, round=3)
     request.epoch = 0
     primary.node.shards(request)

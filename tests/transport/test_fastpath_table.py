@@ -1,4 +1,4 @@
-"""The lane: what the compiled loop answers, as Python would, and what it leaves; one rank that asks itself."""
+"""The fast path's table: what the compiled loop answers, as Python would, and what it leaves; one rank asks itself."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ SHARD, NAMESPACE, ROWS = 1, 2, 12_000
 
 
 class Alone:
-    """A rank that sends itself requests and lets its lane, which has rows of a vector, answer them."""
+    """A rank that sends itself requests and lets its table, which has rows of a vector, answer them."""
 
     def __init__(self, comm: MPI.Intracomm, dtype: str, width: int, push: int, pull: bool = True) -> None:
         self.van = MPIVan(comm)
         self.van.epoch = EPOCH
         self.lists = KeyCache(1e6)
-        self.lane = FastPathTable(3, 2, self.lists)
+        self.table = FastPathTable(3, 2, self.lists)
         rng = np.random.default_rng(5)
         self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
         address, code = self.values.ctypes.data, CODES[self.values.dtype]
         self.simple = Simple(address, code, width, BEGIN, ROWS, push, pull)
-        self.lane.open(SHARD, NAMESPACE, self.simple)
-        self.lane.admitted(SHARD, 0, -1)
+        self.table.open(SHARD, NAMESPACE, self.simple)
+        self.table.admitted(SHARD, 0, -1)
         self.time = 0
         self._answers: list[Message] = []
 
@@ -78,11 +78,11 @@ class Alone:
         return made
 
     def serve(self, request: Message) -> Message | None:
-        """Let the lane have a request; give it if it was handed over, None if it was answered."""
-        news = self.lane.parts[:, 0, NEWS]
+        """Let the table have a request; give it if it was handed over, None if it was answered."""
+        news = self.table.parts[:, 0, NEWS]
         news[:] = 0
         self.van.send(0, request)
-        self.van.fast_path = self.lane
+        self.van.fast_path = self.table
         message = self._next(lambda: bool(news.any()))
         self.van.fast_path = None
         if not news.any():
@@ -98,7 +98,7 @@ class Alone:
         raise AssertionError("nothing came")
 
     def answer(self) -> Message:
-        """Receive what the lane has answered."""
+        """Receive what the table has answered."""
         message = self._answers.pop() if self._answers else self._next()
         assert message is not None
         return message
@@ -153,7 +153,7 @@ def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, w
                 if request.command is Command.PUSH:
                     model[slots] = rows if push == ASSIGN else model[slots] + rows
                 assert np.array_equal(alone.values, model)
-                (done,) = alone.lane.finished(SHARD)
+                (done,) = alone.table.finished(SHARD)
                 assert done == Finished(0, 0, [(request.time, request.command is Command.PUSH)])
                 answers.append((request, alone.answer()))
             for request, answer in answers:
@@ -166,7 +166,7 @@ def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, w
             assert answers[0][1].values is None
             pulled = answers[1][1].values
             assert pulled is not None and pulled.dtype == dtype and np.array_equal(pulled, model[slots])
-        assert alone.lane.changes(SHARD) == 4 and alone.lane.changes(SHARD) == 0
+        assert alone.table.changes(SHARD) == 4 and alone.table.changes(SHARD) == 0
         assert alone.is_silent() and alone.van.pending() == 0
 
 
@@ -245,12 +245,12 @@ OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_left_to_python(comm: MPI.Intracomm, name: str) -> None:
     alone = Alone(comm, "float32", 1, ADD)
-    alone.lane.provide(1 << 20)
+    alone.table.provide(1 << 20)
     before = alone.values.copy()
     alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
-    alone.lane.open(SHARD, 0, alone.simple._replace(begin=0))
+    alone.table.open(SHARD, 0, alone.simple._replace(begin=0))
     assert alone.serve(alone.request(Command.PULL, TEN, time=0)) is None
-    list(alone.lane.finished(SHARD))
+    list(alone.table.finished(SHARD))
     alone.answer()
     command, keys, rows, fields = OTHERS[name]
     request = alone.request(command, keys, rows, **fields)
@@ -261,7 +261,7 @@ def test_what_is_left_to_python(comm: MPI.Intracomm, name: str) -> None:
     for one, other in ((handed.keys, request.keys), (handed.values, request.values)):
         assert (one is None) == (other is None)
         assert one is None or other is None or (one.dtype == other.dtype and np.array_equal(one, other))
-    assert not alone.lane.has_news(SHARD) and not alone.lane.changes(SHARD)
+    assert not alone.table.has_news(SHARD) and not alone.table.changes(SHARD)
     assert np.array_equal(alone.values, before) and alone.is_silent()
     # And it goes on as before.
     assert alone.serve(alone.request(Command.PUSH, TEN, ONES, time=7)) is None
@@ -273,14 +273,14 @@ def test_a_vector_may_be_open_for_some_things_only(comm: MPI.Intracomm) -> None:
     alone = Alone(comm, "float32", 1, NO_PUSH)
     assert alone.serve(alone.request(Command.PUSH, TEN, ONES)) is not None
     assert alone.serve(alone.request(Command.PULL, TEN)) is None
-    list(alone.lane.finished(SHARD))
+    list(alone.table.finished(SHARD))
     alone.answer()
-    alone.lane.open(SHARD, NAMESPACE, alone.simple._replace(push=ADD, pull=False))
+    alone.table.open(SHARD, NAMESPACE, alone.simple._replace(push=ADD, pull=False))
     assert alone.serve(alone.request(Command.PULL, TEN)) is not None
     assert alone.serve(alone.request(Command.PUSH, TEN, ONES)) is None
-    list(alone.lane.finished(SHARD))
+    list(alone.table.finished(SHARD))
     alone.answer()
-    alone.lane.open(SHARD, NAMESPACE, alone.simple._replace(begin=0, rows=0, push=ADD))  # a sparse one
+    alone.table.open(SHARD, NAMESPACE, alone.simple._replace(begin=0, rows=0, push=ADD))  # a sparse one
     alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
     assert alone.serve(alone.request(Command.PULL, TEN)) is not None
     assert alone.serve(alone.request(Command.PULL, KNOWN)) is None
@@ -293,19 +293,19 @@ def test_nothing_of_a_closed_shard_nor_of_a_forgotten_caller_is_answered(comm: M
     def served() -> bool:
         if alone.serve(alone.request(Command.PULL, TEN)) is not None:
             return False
-        list(alone.lane.finished(SHARD))
+        list(alone.table.finished(SHARD))
         return alone.answer().time == alone.time
 
     assert served()
-    alone.lane.forget(SHARD, 0)
+    alone.table.forget(SHARD, 0)
     assert not served()
-    alone.lane.admitted(SHARD, 0, alone.time)
+    alone.table.admitted(SHARD, 0, alone.time)
     assert served()
-    alone.lane.close(SHARD)
+    alone.table.close(SHARD)
     assert not served()
-    alone.lane.admitted(SHARD, 0, alone.time)
+    alone.table.admitted(SHARD, 0, alone.time)
     assert not served()
-    alone.lane.open(SHARD, NAMESPACE, alone.simple)
+    alone.table.open(SHARD, NAMESPACE, alone.simple)
     assert served()
 
 
@@ -323,57 +323,57 @@ def test_no_more_is_noted_than_there_is_room_for(comm: MPI.Intracomm) -> None:
     assert [push() for _ in range(WINDOW)] == [None] * WINDOW
     assert push() is not None, "nobody knows yet of those that are finished"
     assert push(acked=WINDOW - 2) is None, "what the caller has heard of need not be noted"
-    (done,) = alone.lane.finished(SHARD)
+    (done,) = alone.table.finished(SHARD)
     assert done.acked == WINDOW - 2
     assert done.times == [(time, True) for time in (WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 2)]
     assert push() is None
-    assert alone.values[0, 0] == before + WINDOW + 2 == before + alone.lane.changes(SHARD)
+    assert alone.values[0, 0] == before + WINDOW + 2 == before + alone.table.changes(SHARD)
 
 
 # --- its tables ------------------------------------------------------------------------------------------
 
 
 def test_memory_is_provided_once_and_within_bounds() -> None:
-    lane = FastPathTable(1, 1, KeyCache(0))
-    assert lane.provide(1000) and len(lane.landing) >= 1000
+    table = FastPathTable(1, 1, KeyCache(0))
+    assert table.provide(1000) and len(table.landing) >= 1000
     for _ in range(BUFFERS):
-        assert lane.provide(1000)
-    sizes = lane.buffers[:, 3].tolist()
-    assert min(sizes) >= 1000 and not lane.provide(1000), "all are large enough"
-    lane.buffers[1:, 0] = 1
-    landing = lane.landing
-    assert lane.provide(5000) and len(lane.landing) >= 5000 and lane.landing is not landing
-    assert lane.provide(5000) and lane.buffers[0, 3] >= 5000 and lane.buffers[1:, 3].tolist() == sizes[1:]
-    assert not lane.provide(5000), "all that are large enough are busy, and none that is not is free"
-    assert not lane.provide(MOST_BYTES + 1)
-    given = lane.give_up_landing()
-    assert len(given) >= 5000 and not len(lane.landing)
+        assert table.provide(1000)
+    sizes = table.buffers[:, 3].tolist()
+    assert min(sizes) >= 1000 and not table.provide(1000), "all are large enough"
+    table.buffers[1:, 0] = 1
+    landing = table.landing
+    assert table.provide(5000) and len(table.landing) >= 5000 and table.landing is not landing
+    assert table.provide(5000) and table.buffers[0, 3] >= 5000 and table.buffers[1:, 3].tolist() == sizes[1:]
+    assert not table.provide(5000), "all that are large enough are busy, and none that is not is free"
+    assert not table.provide(MOST_BYTES + 1)
+    given = table.give_up_landing()
+    assert len(given) >= 5000 and not len(table.landing)
 
 
 def test_tables_grow_and_keep_what_they_hold() -> None:
     """Callers come and go at random; a dictionary knows their highest times."""
     shards, ranks = 3, 40
-    lane, rng = FastPathTable(shards, ranks, KeyCache(0)), np.random.default_rng(0)
+    table, rng = FastPathTable(shards, ranks, KeyCache(0)), np.random.default_rng(0)
     highest: dict[tuple[int, int], int] = {}
     for _ in range(2000):
         name = (int(rng.integers(0, shards)), int(rng.integers(0, ranks)))
         draw = rng.random()
         if draw < 0.6:
             time = int(rng.integers(0, 1000))
-            lane.admitted(*name, time)
+            table.admitted(*name, time)
             highest[name] = max(time, highest.get(name, -1))
         elif draw < 0.99:
-            lane.forget(*name)
+            table.forget(*name)
             highest.pop(name, None)
         else:
-            lane.close(name[0])
+            table.close(name[0])
             highest = {each: time for each, time in highest.items() if each[0] != name[0]}
-        known = np.argwhere(lane.rows_of)
+        known = np.argwhere(table.rows_of)
         assert {(int(s), int(o)) for s, o in known} == set(highest)
-        rows = [int(lane.rows_of[each]) for each in highest]
+        rows = [int(table.rows_of[each]) for each in highest]
         assert len(set(rows)) == len(rows), "each has a row of its own"
-        assert [int(lane.callers[row, 0]) for row in rows] == list(highest.values())
-    assert len(lane.callers) <= 4 * shards * ranks
+        assert [int(table.callers[row, 0]) for row in rows] == list(highest.values())
+    assert len(table.callers) <= 4 * shards * ranks
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system tells no memory of processes")
@@ -381,32 +381,32 @@ def test_shards_that_are_elsewhere_take_no_memory() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-    before, lane = resident(), FastPathTable(2000, 8000, KeyCache(0))
+    before, table = resident(), FastPathTable(2000, 8000, KeyCache(0))
     for shard, origin in ((3, 7999), (3, 0), (1500, 20)):
-        lane.admitted(shard, origin, 5)
-    assert resident() - before < 16e6 < lane.rows_of.nbytes / 3
-    assert [lane.callers[lane.rows_of[each], 0] for each in ((3, 7999), (3, 0), (1500, 20))] == [5, 5, 5]
+        table.admitted(shard, origin, 5)
+    assert resident() - before < 16e6 < table.rows_of.nbytes / 3
+    assert [table.callers[table.rows_of[each], 0] for each in ((3, 7999), (3, 0), (1500, 20))] == [5, 5, 5]
 
 
 def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
-    lane = FastPathTable(2, 1, KeyCache(0))
+    table = FastPathTable(2, 1, KeyCache(0))
     simples = {number: Simple(number, 0, 1, number, 10, ADD, True) for number in (0, 3, 4, 500, 7)}
     for number, simple in simples.items():
-        lane.open(1, number, simple)
-        lane.parts[1, number, CHANGES] = number
+        table.open(1, number, simple)
+        table.parts[1, number, CHANGES] = number
     for number, simple in simples.items():
-        assert lane.parts[1, number, :CHANGES].tolist() == [1, *simple]
-    assert not lane.parts[0].any()
-    lane.open(1, 4, simples[4]._replace(address=77))
-    assert lane.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
-    lane.close(1)
-    assert not lane.parts.any()
+        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple]
+    assert not table.parts[0].any()
+    table.open(1, 4, simples[4]._replace(address=77))
+    assert table.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
+    table.close(1)
+    assert not table.parts.any()
 
 
 def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intracomm) -> None:
     alone = Alone(comm, "float32", 1, ADD)
     told: list[tuple[int, int, int]] = []
-    alone.lane.follow(lambda *push: told.append(push))
+    alone.table.follow(lambda *push: told.append(push))
     times = []
     for command in (Command.PUSH, Command.PULL, Command.PUSH):
         rows = None if command is Command.PULL else ONES

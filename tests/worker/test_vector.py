@@ -558,7 +558,7 @@ def test_rounds_with_other_workers_are_given_up() -> None:
     with pytest.raises(WorkerLost, match=r"set of workers has changed in epoch \d+, .*lost ranks: "):
         summed.push(keys, np.ones(2), round=1)
     assert summed.pull(keys).error is None
-    node.crew = node.view.crew  # a call of the scheduler's that knows of the new workers
+    node.workers_since = node.view.workers_since  # a call of the scheduler's that knows of the new workers
     assert summed.push(keys, np.ones(2), round=1).error is None
 
 

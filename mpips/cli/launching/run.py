@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mpips.process.argument_parser import add_command, add_launcher
 
 if TYPE_CHECKING:
-    from mpips.process.stop_signals import Wishes
+    from mpips.process.stop_signals import StopRequests
 
 DESCRIPTION = """\
 Run a job on this machine, or inside an allocation: finds the MPI that mpi4py loads and its launcher, starts the ranks
@@ -85,13 +85,13 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run the job; return 0 completed, 85 stopped, 128 + the signal if it came before the run, else failed."""
-    from mpips.process.stop_signals import Wishes
+    from mpips.process.stop_signals import StopRequests
 
-    with Wishes() as wishes:
-        return _run(arguments, wishes)
+    with StopRequests() as requests:
+        return _run(arguments, requests)
 
 
-def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
+def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     import os
 
     from mpips.cluster.layout import Cause
@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         mark.set()
     named = arguments.run_dir
     # From here on there is a run folder, which records the outcome of the run.
-    wishes.keep()
+    requests.keep()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.handed_on()])
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace, wishes: Wishes) -> int:
         """Tell whether the ranks have started: a run.json may be that of the previous run."""
         return provenance() not in (None, stale)
 
-    children = Children(ready, folder.read_result, wishes, has_begun)
+    children = Children(ready, folder.read_result, requests, has_begun)
     with first_failure.Watch(folder) as watch:
         ended = children.run()
     begun = has_begun()

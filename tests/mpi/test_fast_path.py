@@ -1,4 +1,4 @@
-"""A server whose lane answers what it can, and callers that ask at their desks: sums against numpy."""
+"""A server whose fast path answers what it can, and callers that ask at their desks: sums against numpy."""
 
 from __future__ import annotations
 
@@ -250,8 +250,8 @@ def test_anything_in_any_order(dense: bool, shards: int, most: float) -> None:
     ]  # fmt: skip
 
     def check(server: Server, taken: Taken, asked: int) -> None:
-        by_lane = asked - len(taken.requests)
-        assert by_lane > (asked / 4 if dense else asked / 20 if most == KEY_CACHE else 0)
+        by_fast_path = asked - len(taken.requests)
+        assert by_fast_path > (asked / 4 if dense else asked / 20 if most == KEY_CACHE else 0)
         if most < KEY_CACHE:
             assert server.lists.misses > 0
         else:  # one may be named again while its many keys are still arriving
@@ -294,7 +294,7 @@ def test_what_is_sent_again_under_another_view_is_applied_once(ahead: int) -> No
         assert shard.changes == asked
 
     def turn(view: View) -> View:
-        return replace(view, epoch=1, crew=1)
+        return replace(view, epoch=1, workers_since=1)
 
     together([SUMS], ask, check, turn=turn)
 
