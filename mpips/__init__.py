@@ -93,7 +93,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from mpips.worker.vector import Vector as Vector
     from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
 
-# What numba says of settings in the working folder that it cannot read: they do not count (`mpips.jit.kernel`).
+# What numba says of settings in the working folder that it cannot read: they do not count, see
+# `mpips.jit.numba_internals`.
 warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"

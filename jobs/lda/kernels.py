@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -79,9 +79,7 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
         number = ir.IntType(32)
         wanted = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            builder.module, wanted, "llvm.prefetch.p0i8"
-        )
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], wanted)
         builder.call(function, [address, *(ir.Constant(number, each) for each in (1, 3, 1))])
         return context.get_dummy_value()
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba import types
 from numba.extending import intrinsic
 
 
 def _address(typing: Any, array: Any) -> Any:
     """Return the address of an array's first element; accesses are not checked, and the array is not kept alive."""
-    # Imported at compilation only: it loads 3 MB of modules that ranks with cached kernels do not need.
-    from numba.np.arrayobj import make_array
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind: Any = make_array
-        return kind(signature.args[0])(context, builder, arguments[0]).data
+        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
     pointer: Any = types.CPointer
     return pointer(array.dtype)(array), generate

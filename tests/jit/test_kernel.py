@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpips.jit.kernel import _is_cached
+from mpips.jit.numba_internals import is_cached
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +116,7 @@ def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> No
 
 
 def test_a_numba_that_keeps_its_cache_another_way_is_let_do_it() -> None:
-    assert not _is_cached(SimpleNamespace(), ["f8(f8)"])  # it has none of the parts that are looked at
+    assert not is_cached(SimpleNamespace(), ["f8(f8)"])  # it has none of the parts that are looked at
 
 
 def test_threads_may_be_first_together(folder: Path) -> None:

@@ -1,0 +1,119 @@
+"""What mpips uses of numba beyond its public names is still there, and only one module uses it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+from numba.core import config, environment, funcdesc
+from numba.core.runtime import nrt
+
+from mpips.jit.numba_internals import TRIED
+
+ROOT = Path(__file__).parents[2]
+SIGNATURE = "f8(f8)"
+PUBLIC = {"numba", "numba.extending", "numba.types"}
+INTERNALS = ROOT / "mpips" / "jit" / "numba_internals.py"
+USED = {
+    "configuration": {"_config_fname", "reload_config", "CACHE_DIR", "DISABLE_JIT"},
+    "dispatcher": {
+        "_cache", "_compile_for_args", "compile", "disable_compile", "get_call_template", "overloads", "targetctx",
+    },
+    "cache": {"_cache_file", "_impl", "_index_key", "_load_overload", "load_overload", "save_overload"},
+    "cache implementation": {"rebuild", "reduce"},
+    "cache file": {"_data_path", "_index_path", "_load_data", "_load_index", "_source_stamp", "load"},
+    "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
+    "code library": {"_get_module_for_linking", "_shared_module"},
+    "function descriptor": {"llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname"},
+    "environment": {"consts"},
+    "runtime": {"initialize"},
+}  # fmt: skip
+"""By object: the attributes that `mpips.jit.numba_internals` and its intrinsics take for granted."""
+
+
+def half(x: float) -> float:
+    return x / 2
+
+
+class Made:
+    """One compiled and cached function, and the objects of numba that belong to it."""
+
+    def __init__(self, folder: Path) -> None:
+        before = config.CACHE_DIR  # type: ignore[attr-defined]
+        config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        try:
+            jit: Any = numba.njit(SIGNATURE, cache=True)(half)
+        finally:
+            config.CACHE_DIR = before  # type: ignore[attr-defined]
+        (result,) = jit.overloads.values()
+        self.objects: dict[str, Any] = {
+            "configuration": config, "dispatcher": jit, "target context": jit.targetctx, "runtime": nrt.rtsys,
+            "code library": result.library, "function descriptor": result.fndesc,
+            "environment": environment.Environment({"__name__": "made"}),
+        }  # fmt: skip
+        self.objects["cache"] = cache = getattr(jit, "_cache", None)
+        self.objects["cache implementation"] = getattr(cache, "_impl", None)
+        self.objects["cache file"] = getattr(cache, "_cache_file", None)
+
+    def entry(self) -> Any:
+        """Return what numba has saved of the function."""
+        cache, jit = self.objects["cache"], self.objects["dispatcher"]
+        return cache._cache_file.load(cache._index_key(SIGNATURE, jit.targetctx.codegen()))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(owner, name) for owner, names in USED.items() for name in sorted(names)]
+)
+def test_numba_still_has_what_is_used(made: Made, owner: str, name: str) -> None:
+    assert hasattr(made.objects[owner], name), (
+        f"numba {numba.__version__}: the {owner} ({type(made.objects[owner]).__name__}) has no {name} any more, "
+        f"which mpips/jit/numba_internals.py uses; it was tried with {', '.join(TRIED)}"
+    )
+
+
+def test_numba_still_saves_a_function_as_one_object_file_with_its_bitcode(made: Made) -> None:
+    match made.entry():
+        case (str(), "object", (bytes(), bytes())), funcdesc.FunctionDescriptor(), *_:
+            return
+        case entry:
+            pytest.fail(
+                f"numba {numba.__version__} saves a compiled function as something else, {entry!r:.200}: "
+                f"mpips/jit/numba_internals.py then loads the compiler too; it was tried with {', '.join(TRIED)}"
+            )
+
+
+def test_the_installed_numba_is_one_that_was_tried() -> None:
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    first, last = ([int(part) for part in each.split(".")[:2]] for each in TRIED)
+    assert f"numba>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}" in lines
+    here = [int(part) for part in version("numba").split(".")[:2]]
+    assert first <= here <= last, f"numba {version('numba')} was not tried: see {INTERNALS.name}"
+
+
+def test_one_module_alone_uses_what_numba_keeps_to_itself() -> None:
+    private = re.compile(
+        r"\.(_cache_file|_compile_for_args|_config_fname|_impl\.re\w+|_index_key|_load_overload|_shared_module|targetctx)\b"
+    )
+    for path in [*(ROOT / "mpips").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
+        if path == INTERNALS:
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not private.search(text), (
+            f"{path} uses what is private to numba: that belongs to {INTERNALS.name}"
+        )
+        for node in ast.walk(ast.parse(text)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            inner = {name for name in names if name.split(".")[0] == "numba"} - PUBLIC
+            assert not inner, f"{path} imports {inner}: that belongs to {INTERNALS.name}"
