@@ -83,7 +83,7 @@ def unmet(dependencies: Collection[int], unfinished: Iterable[int]) -> list[int]
 
 @dataclass(frozen=True)
 class ConsistencySpec:
-    """The job file's table [consistency]: which tasks wait for which (paper, section 3.4)."""
+    """The job file's table [consistency]: which tasks wait for which (paper, section 3.5)."""
 
     model: Literal["sequential", "bounded", "eventual"] = "bounded"
     """A task waits for all earlier ones, for those more than tau back, or for none."""

@@ -1,4 +1,4 @@
-"""The compiled inner loops of sparse logistic regression (section 6 of the paper).
+"""The compiled inner loops of sparse logistic regression (paper, section 5.1).
 
 A worker holds its n examples by columns (CSC over its own features): `colptr` i8[m+1], `rows` i4[nnz] and
 `values` f4[nnz], an empty array when every value is one. What it knows of an example stands in one row of

@@ -1,4 +1,4 @@
-"""The filter codec of a node: encodes what is sent to and by shards, and decodes what arrives (paper, section 5.1)."""
+"""The filter codec of a node: encodes what is sent to and by shards, and decodes what arrives (paper, section 3.6)."""
 
 from __future__ import annotations
 

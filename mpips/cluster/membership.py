@@ -1,4 +1,4 @@
-"""Membership: detection of lost ranks, and the leader's decisions on the view (paper, section 4.3: server manager).
+"""Membership: detection of lost ranks, and the leader's decisions on the view (paper, section 4.5: server manager).
 
     leader                                               every other rank
     watch all ranks;                                     watch the leader and the ranks before it in the succession;

@@ -1,4 +1,4 @@
-"""Views: the ranks, their roles, and the holders of each shard in one epoch (paper, section 4.3).
+"""Views: the ranks, their roles, and the holders of each shard in one epoch (paper, sections 4.3 and 4.5).
 
 The leader (the paper's server manager) owns the view; every other rank has the last one that it received. Each message
 carries its sender's epoch, and a rank in an earlier epoch keeps the message until it has caught up: an effect of a

@@ -120,7 +120,7 @@ class HeartbeatSpec:
 
 @dataclass(frozen=True)
 class FiltersSpec:
-    """Filters of messages, in order (paper, section 5.1): "zstd", or {name = "fixed_point", bytes = 1}."""
+    """Filters of messages, in order (paper, section 3.6): "zstd", or {name = "fixed_point", bytes = 1}."""
 
     push: tuple[str | dict[str, Any], ...] = ()
     """Filters of messages to the servers, by name, or as tables with a name and settings."""

@@ -1,4 +1,4 @@
-"""Filters: encoders and decoders of the keys and values of messages (paper, section 5.1).
+"""Filters: encoders and decoders of the keys and values of messages (paper, section 3.6).
 
     [filters]
     push = ["significant", {name = "fixed_point", bytes = 1}, "zstd"]      # in this order, decoded in reverse

@@ -1,4 +1,4 @@
-"""Chains of filters: encode and decode all messages of one direction, and count what that saves (paper, section 5.1).
+"""Chains of filters: encode and decode all messages of one direction, and count what that saves (paper, section 3.6).
 
 The encoded content is sent as the values of its message, one run of bytes:
 

@@ -1,4 +1,4 @@
-"""Lossless compression of keys and values by Zstandard or LZ4, where it pays (paper, section 5.1).
+"""Lossless compression of keys and values by Zstandard or LZ4, where it pays (paper, section 4.2).
 
 Sorted keys are delta-encoded. The differences and the values are split into byte planes (mpips/filters/planes.py);
 bytes of an earlier filter are split into chunks instead. A sample of each plane or chunk decides: incompressible ones

@@ -1,4 +1,4 @@
-"""A filter is a pair of pure functions with explicit state (paper, section 5.1).
+"""A filter is a pair of pure functions with explicit state (paper, section 3.6).
 
 It encodes the keys and rows of a message before it is sent, and decodes them at the receiver. Only the encoder has
 state, one per peer and vector. What the decoder needs is in the note that is sent with the message. So a message that

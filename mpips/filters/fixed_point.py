@@ -1,4 +1,4 @@
-"""Fixed point: numbers in one or two bytes, by stochastic rounding, which is unbiased (paper, section 5.1).
+"""Fixed point: numbers in one or two bytes, by stochastic rounding, which is unbiased (NIPS companion paper).
 
 The smallest and the largest number of each column are sent. The interval between them is divided into 2^(8b) - 2 equal
 steps, b bytes per code. A number between two steps is rounded up with the probability that makes the expectation the

@@ -1,4 +1,4 @@
-"""The significantly-modified filter: a change is sent once it is large enough (paper, section 5.1).
+"""The significantly-modified filter: a change is sent once it is large enough (paper, section 3.6).
 
 Additive changes can be sent together. A row is held back while its largest number, summed with what was held back
 before, is at most Delta; then the sum is sent. So each number at the servers differs at any time by at most Delta per

@@ -1,4 +1,4 @@
-"""Zero removal: sends a bitmap of the nonzero values, and these values (paper, section 5.1).
+"""Zero removal: sends a bitmap of the nonzero values, and these values (paper, section 4.2).
 
     bitmap, 1 bit per value, the lowest first, in words of 8 bytes | byte planes of the nonzero values
 

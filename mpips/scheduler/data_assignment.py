@@ -1,4 +1,4 @@
-"""Assignment of data parts to workers (paper, section 3.2: the task scheduler's workload table).
+"""Assignment of data parts to workers (paper, section 4.6: the task scheduler).
 
 Data is cut into parts (`Cut`). The scheduler assigns every part to a worker and records its progress. The part of a
 lost worker goes to its replacement, or else to the worker with the least work left; new workers, and idle ones, get

@@ -1,4 +1,4 @@
-"""Groups: the receivers of a scheduler's call, and their replies (paper, section 3.2: the task scheduler)."""
+"""Groups: the receivers of a scheduler's call, and their replies (paper, section 3.4: tasks of the scheduler)."""
 
 from __future__ import annotations
 

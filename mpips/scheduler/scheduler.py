@@ -1,4 +1,4 @@
-"""The scheduler: calls workers and servers, and records the progress of the run (paper, sections 3.2 and 4.3).
+"""The scheduler: calls workers and servers, and records the progress of the run (paper, sections 3 and 3.4).
 
 A program's `schedule(cluster, settings)` runs here. It addresses the workers, or the shards of the servers, as a
 `Group`; a call is a task like any other, so several may be outstanding at once.

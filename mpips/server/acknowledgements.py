@@ -1,4 +1,4 @@
-"""Acknowledgements of pushes that were answered ahead: what their callers still wait to hear (paper, section 4.3).
+"""Acknowledgements of pushes that were answered ahead: what their callers still wait to hear (paper, section 4.4).
 
 A push of a round may be answered before all copies have it; its caller is told so later, by an ACKNOWLEDGED message or
 with a later answer. An acknowledgement is held until the next answer to its caller carries it. A caller that has

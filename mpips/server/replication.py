@@ -1,9 +1,9 @@
-"""Chain replication: a server's position in the chains of its shards (paper, section 4.3).
+"""Chain replication: a server's position in the chains of its shards (paper, section 4.4).
 
 Every change of a shard goes from its primary down the chain, member by member. The last member acknowledges it;
 acknowledgements travel back up the chain, and only then does the primary answer the callers: so an answered push is on
 every member, and what a member has applied, all before it have. Pushes that are summed over the workers are one change
-(replication after aggregation, section 4.2).
+(replication after aggregation).
 
     primary      apply the change; forward it; answer its callers once it is acknowledged
     member       apply it; forward it; forward the acknowledgement

@@ -1,4 +1,4 @@
-"""A shard: the keys of one virtual server of the ring, and the record of the requests that were applied (paper, 4.3).
+"""A shard: the keys of one virtual server of the ring, and the record of the requests that were applied (paper, 4.4).
 
 For every vector it has the rows of a fixed range of keys, with the update's state, settings, notes and clock, and the
 deduplication table of its requests. Changes are applied one after the other, numbered from 1: every member of the

@@ -1,4 +1,4 @@
-"""Aggregation: the pushes of all workers, summed round by round before one update (paper, section 3.2)."""
+"""Aggregation: the pushes of all workers, summed round by round before one update (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Summed(NamedTuple):
 
 
 class Aggregator:
-    """Sums the pushes of all workers to one segment, round by round (paper section 3.2).
+    """Sums the pushes of all workers to one segment, round by round (paper, section 3.4).
 
     The pushes of a key are summed in the order of `workers`, not of arrival, so the result does not depend on timing,
     to the bit. Rounds may overlap; each is complete when its last push has arrived.

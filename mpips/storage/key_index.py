@@ -1,4 +1,4 @@
-"""The key index: maps a key to its slot in a segment's arrays (paper section 3.4: sparse, hashed keys).
+"""The key index: maps a key to its slot in a segment's arrays (paper, section 3.1: sparse, hashed keys).
 
 Requests have sorted keys. So the index is ordered too, and a request traverses it like a merge of two sorted lists. It
 is a tree of three levels, top, nodes and leaves (mpips/storage/index_layout.py), like a B+ tree, with these

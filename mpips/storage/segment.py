@@ -1,4 +1,4 @@
-"""Segments: a server's part of the vectors (paper sections 3.2, 3.4).
+"""Segments: a server's part of the vectors (paper, sections 3.1 and 3.2).
 
 A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
 state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a

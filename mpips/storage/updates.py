@@ -1,4 +1,4 @@
-"""Server functions: what a push does to the values (paper section 3.3), and calls that the scheduler issues.
+"""Server functions: what a push does to the values (paper, section 3.3), and calls that the scheduler issues.
 
 An update is a named tuple of functions without hidden state: the values and the state columns beside them
 are arrays handed in, so that they are saved, replicated and moved like any other rows. The user's own stand

@@ -1,4 +1,4 @@
-"""Tasks: asynchronous requests with execute-after-finished dependencies (paper, section 3.2).
+"""Tasks: asynchronous requests with execute-after-finished dependencies (paper, section 3.4).
 
 A task is a push, a pull, or a user function that its caller sends in one or several parts, each to one address: a
 shard, whichever server holds it, or a rank. It is `(expected, received)`: finished for its caller when all parts are

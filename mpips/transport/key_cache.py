@@ -1,4 +1,4 @@
-"""Key caching: a list of keys is identified by a 128-bit hash, its signature (paper, section 5.1).
+"""Key caching: a list of keys is identified by a 128-bit hash, its signature (paper, section 4.2).
 
 A worker that sends the same keys again sends only their signature. The server keeps the slots of the keys, so that a
 repeated push needs no lookup. A server that does not know a signature asks for the keys.

@@ -1,6 +1,6 @@
 """Messages: a fixed header, followed by metadata, keys and values as raw buffers.
 
-A message is [range, keys, values] with a header that names sender, receiver and command (paper, sections 3.3 and 4.1).
+A message is [range, keys, values] with a header that names sender, receiver and command (paper, section 4.2).
 Nothing is pickled and no code is sent: the header is a packed struct, metadata is JSON, dependencies are int64 pairs,
 keys are uint64, values have one of four number types. A message of up to `INLINE` payload bytes is sent as one frame;
 the buffers of a larger one follow the frame as messages of their own and are never copied.

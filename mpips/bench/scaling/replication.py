@@ -14,7 +14,7 @@ from mpips.process.argument_parser import Parser
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
-The cost of replication (paper, section 4.3): sparse_lr in sequential mode with k = 0, 1 (and, from 3 servers on, 2)
+The cost of replication (paper, section 4.4): sparse_lr in sequential mode with k = 0, 1 (and, from 3 servers on, 2)
 copies of every key on other servers. Runs of all k alternate, so that a drift of the machine's speed affects them
 equally. The parameters must have the same bits for every k.
 
