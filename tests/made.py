@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from simulated import simulate
 
-from mpips.config.job_file import Job, load, write_toml
+from mpips.config.job_file import Job, load
 from mpips.config.program import load_program, table_name
+from mpips.config.toml_text import write_toml
 from mpips.filters.named import chain_of
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster

@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 from mpips import typed
 from mpips.cluster.faults import FaultsSpec
 from mpips.cluster.layout import LayoutSpec
+from mpips.config.overrides import apply
+from mpips.config.toml_text import line_of, write_toml
 from mpips.consistency import ConsistencySpec
 from mpips.data.spec import DataSpec
 from mpips.errors import JobError
@@ -249,7 +251,7 @@ def load(
     """
     path = Path(path)
     text, tables = _read(path)
-    origins = _apply(overrides, tables)
+    origins = apply(overrides, tables)
 
     def place(at: typed.Path) -> str:
         for length in range(len(at), 0, -1):
@@ -318,62 +320,6 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise JobError(f"{path}{line}: not TOML: {str(error).split(' (at ')[0]}") from None
 
 
-def _apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path, str]:
-    """Apply the overrides to the tables; return the `--set` option of each changed path."""
-    origins: dict[typed.Path, str] = {}
-    for override in overrides:
-        parts, value = override_of(override)
-        if parts[0] not in tables:
-            origins[parts[:1]] = f"--set {override}"
-        table = tables
-        for part in parts[:-1]:
-            inner = table.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise JobError(f"--set {override}: {part} is a value, not a table")
-            table = inner
-        table[parts[-1]] = value
-        origins[parts] = f"--set {override}"
-    return origins
-
-
-def override_of(text: str) -> tuple[tuple[str, ...], Any]:
-    """Parse an override: the path of its key, and its value. JobError if it is malformed."""
-    key, equals, value = text.partition("=")
-    parts = tuple(part.strip() for part in key.split("."))
-    if not equals or len(parts) < 2 or not all(parts):
-        raise JobError(f"--set {text}: write --set table.key=value, as in --set layout.servers=2")
-    return parts, override_value(value)
-
-
-def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, Any]]) -> list[str]:
-    """Add the options of a command to the overrides: (option, value) by key; None means not given.
-
-    Raises:
-        JobError: an override gives another value for the same key.
-    """
-    given = {key: each for key, each in switches.items() if each[1] is not None}
-    for override in overrides:
-        path, value = override_of(override)
-        for key, (switch, said) in given.items():
-            parts = tuple(key.split("."))
-            same = path[: len(parts)] == parts[: len(path)]
-            if same and not (path == parts and type(value) is type(said) and value == said):
-                shown = switch if said is True else f"{switch} {said}"
-                raise JobError(
-                    f"--set {override} and {shown} are both given, and differ: leave out one of them"
-                )
-    return [*overrides, *(f"{key}={json.dumps(said)}" for key, (_, said) in given.items())]
-
-
-def override_value(text: str) -> Any:
-    """Parse an override's value: TOML, or else a string."""
-    try:
-        read = typed.toml(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return read["value"] if len(read) == 1 else text
-
-
 def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = tables.get(name, {})
     if not isinstance(table, Mapping):
@@ -399,60 +345,3 @@ def _find_program(name: str, base: Path, programs: Callable[[str, Path], Program
     if not is_dataclass(program.settings):
         raise Misfit(("job", "program"), f"the Settings of {name!r} must be a dataclass")
     return program
-
-
-_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
-_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
-_HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]")
-_ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
-
-
-def line_of(text: str, path: typed.Path) -> int | None:
-    """Return the line (from 1) of a path of a TOML text, or of the nearest enclosing table."""
-    lines: dict[typed.Path, int] = {}
-    table: typed.Path = ()
-    counts: dict[typed.Path, int] = {}
-    quoted = False
-    for number, line in enumerate(text.splitlines(), 1):
-        inside, quoted = quoted, quoted ^ (max(line.count('"""'), line.count("'" * 3)) % 2 == 1)
-        if inside:
-            continue
-        if header := _HEADER.match(line):
-            table = _split(header[2])
-            if header[1] == "[[":
-                counts[table] = counts.get(table, -1) + 1
-                lines.setdefault(table, number)
-                table = (*table, counts[table])
-            lines.setdefault(table, number)
-        elif entry := _ENTRY.match(line):
-            lines.setdefault(table + _split(entry[1]), number)
-    return next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)
-
-
-def _split(name: str) -> typed.Path:
-    return tuple(part.strip("\"'") for part in re.findall(_KEY, name))
-
-
-def write_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return tables of plain values as TOML."""
-    blocks = []
-    for name, table in tables.items():
-        lines = [f"{_name(key)} = {_value(value)}" for key, value in table.items()]
-        blocks.append("\n".join([f"[{_name(name)}]", *lines]) + "\n")
-    return "\n".join(blocks)
-
-
-def _name(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_name(key)} = {_value(item)}" for key, item in value.items()) + "}"
-    return repr(value)

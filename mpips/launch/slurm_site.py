@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpips import typed
-from mpips.config.job_file import line_of
+from mpips.config.toml_text import line_of
 from mpips.errors import InputError
 from mpips.files.safe_open import read_text
 from mpips.process import user_folders

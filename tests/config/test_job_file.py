@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from mpips import typed
 from mpips.cluster.faults import InjectedSignal
-from mpips.config import job_file as module
-from mpips.config.job_file import load
+from mpips.config.job_file import TABLES, load
+from mpips.config.overrides import override_value
+from mpips.config.toml_text import line_of, write_toml
 from mpips.errors import JobError
 
 
@@ -170,7 +171,7 @@ def test_overrides_win_in_order(job_file: Callable[..., Path]) -> None:
     ],
 )
 def test_an_override_is_toml_or_a_string(text: str, value: object) -> None:
-    assert module.override_value(text) == value
+    assert override_value(text) == value
 
 
 @pytest.mark.parametrize(
@@ -300,22 +301,22 @@ PLAIN = st.recursive(
     )
 )
 def test_any_plain_values_survive_writing(tables: dict[str, dict[str, Any]]) -> None:
-    assert tomllib.loads(module.write_toml(tables)) == tables
+    assert tomllib.loads(write_toml(tables)) == tables
 
 
 def test_lines_are_found_past_strings_and_arrays() -> None:
     text = '[a]\nx = """\n[b]\ny = 1\n"""\n"q r" = 2\n[[c.d]]\nz = 1\n[[c.d]]\nz = 2\n[e]\nf.g = 1\n'
-    assert module.line_of(text, ("a", "x")) == 2
-    assert module.line_of(text, ("a", "q r")) == 6
-    assert module.line_of(text, ("b",)) is None
-    assert module.line_of(text, ("c", "d", 0, "z")) == 8
-    assert module.line_of(text, ("c", "d", 1, "z")) == 10
-    assert module.line_of(text, ("e", "f", "g")) == 12
-    assert module.line_of(text, ("e", "missing")) == 11
+    assert line_of(text, ("a", "x")) == 2
+    assert line_of(text, ("a", "q r")) == 6
+    assert line_of(text, ("b",)) is None
+    assert line_of(text, ("c", "d", 0, "z")) == 8
+    assert line_of(text, ("c", "d", 1, "z")) == 10
+    assert line_of(text, ("e", "f", "g")) == 12
+    assert line_of(text, ("e", "missing")) == 11
 
 
 def test_every_shared_key_says_what_it_means() -> None:
-    for name, spec in module.TABLES.items():
+    for name, spec in TABLES.items():
         for key in typed.documented(spec):
             assert key.doc, f"[{name}] {key.name} has no text under it"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mpips.cli.main import main
-from mpips.config.job_file import write_toml
+from mpips.config.toml_text import write_toml
 
 RANKS = [
     {"rank": 0, "role": "scheduler", "index": 0, "host": "n0", "pid": 1},

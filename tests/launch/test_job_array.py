@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.config.job_file import override_value, write_toml
+from mpips.config.overrides import override_value
+from mpips.config.toml_text import write_toml
 from mpips.errors import InputError
 from mpips.launch.job_array import from_file, product, split
 

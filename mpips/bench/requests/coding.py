@@ -12,7 +12,7 @@ import numpy as np
 from mpips.bench import _runs
 from mpips.bench._runs import note
 from mpips.bench.requests.pushpull import duration
-from mpips.config.job_file import override_value
+from mpips.config.overrides import override_value
 from mpips.errors import InputError
 from mpips.filters import named
 from mpips.filters.chain import Chain

@@ -127,7 +127,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Estimate the costs, and predict."""
     from mpips.bench import _runs
     from mpips.cluster.layout import MOST
-    from mpips.config.job_file import override_of, with_switches
+    from mpips.config.overrides import override_of, with_switches
     from mpips.errors import InputError
     from mpips.planning.model import fitted
     from mpips.report.run_data import read

@@ -74,7 +74,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
     """Collect the overrides of the job file: `--set` and the switches. JobError if they contradict each other."""
-    from mpips.config.job_file import with_switches
+    from mpips.config.overrides import with_switches
 
     keys = {f"layout.{role}": role for role in ("servers", "workers", "spares", "schedulers")}
     keys["ring.replicas"] = "replicas"

@@ -36,7 +36,7 @@ def command(arguments: argparse.Namespace) -> int:
     import sys
 
     from mpips import typed
-    from mpips.config.job_file import override_value
+    from mpips.config.overrides import override_value
     from mpips.data.convert import convert
     from mpips.data.spec import DataSpec
     from mpips.errors import JobError

@@ -13,7 +13,8 @@ from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun
 from mpips.bench.applications import filters
 from mpips.cli import main
-from mpips.config.job_file import load, override_value
+from mpips.config.job_file import load
+from mpips.config.overrides import override_value
 from mpips.errors import InputError
 
 CHAIN = ({"name": "fixed_point", "bytes": 1}, "zstd")

@@ -1,0 +1,66 @@
+"""TOML as text: the line of a key in it, and tables written as TOML."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mpips import typed
+
+_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]")
+_ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
+
+
+def line_of(text: str, path: typed.Path) -> int | None:
+    """Return the line (from 1) of a path of a TOML text, or of the nearest enclosing table."""
+    lines: dict[typed.Path, int] = {}
+    table: typed.Path = ()
+    counts: dict[typed.Path, int] = {}
+    quoted = False
+    for number, line in enumerate(text.splitlines(), 1):
+        inside, quoted = quoted, quoted ^ (max(line.count('"""'), line.count("'" * 3)) % 2 == 1)
+        if inside:
+            continue
+        if header := _HEADER.match(line):
+            table = _split(header[2])
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                lines.setdefault(table, number)
+                table = (*table, counts[table])
+            lines.setdefault(table, number)
+        elif entry := _ENTRY.match(line):
+            lines.setdefault(table + _split(entry[1]), number)
+    return next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)
+
+
+def _split(name: str) -> typed.Path:
+    return tuple(part.strip("\"'") for part in re.findall(_KEY, name))
+
+
+def write_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return tables of plain values as TOML."""
+    blocks = []
+    for name, table in tables.items():
+        lines = [f"{_name(key)} = {_value(value)}" for key, value in table.items()]
+        blocks.append("\n".join([f"[{_name(name)}]", *lines]) + "\n")
+    return "\n".join(blocks)
+
+
+def _name(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_name(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)
