@@ -38,8 +38,9 @@ from mpips.process import program_line
 from mpips.process.host import host_name
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.callee import Callee
+from mpips.tasks.caller import Tasks
 from mpips.tasks.retransmission import Timer
-from mpips.tasks.task import Task, Tasks
+from mpips.tasks.task import Task
 from mpips.transport.message import (
     ANSWER,
     NO_ROUND,
@@ -343,7 +344,7 @@ class Node:
             self.outbox.send_delayed(now)
         if self.resend is not None:
             self.tasks.probe()
-        if self.tasks.ahead and self.tasks.time - self.tasks.acked > LAG:
+        if self.tasks.ahead.count and self.tasks.time - self.tasks.acked > LAG:
             self.hasten()
         for ticking in self.on_tick:
             ticking()
@@ -507,7 +508,7 @@ class Node:
 
     def _acknowledged(self, message: Message) -> None:
         for shard, time in message.after:
-            self.tasks.acknowledge(~shard, time)
+            self.tasks.ahead.acknowledge(~shard, time)
 
     def settle(self, since: int) -> None:
         """Wait until what was asked for at time `since` or later is finished, and whole chains have its pushes.
@@ -524,7 +525,7 @@ class Node:
 
     def _is_settled(self) -> bool:
         self.hasten()
-        return not self.tasks.ahead
+        return not self.tasks.ahead.count
 
     def hasten(self) -> None:
         """Tell servers that their words on what was answered ahead are waited for: each once, until there is more.
@@ -532,7 +533,7 @@ class Node:
         The words then come as soon as they are true.
         """
         named: dict[int, list[tuple[int, int]]] = {}
-        for address, time in self.tasks.newly_ahead():
+        for address, time in self.tasks.ahead.newly():
             named.setdefault(self.view.rank_of(address), []).append((~address, time))
         for dest, pushes in named.items():
             hasten = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))

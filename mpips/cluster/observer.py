@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from mpips.cluster.view import View
-from mpips.tasks.task import Tasks
+from mpips.tasks.caller import Tasks
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from mpips.cluster.node import Node
     from mpips.cluster.view import View
     from mpips.config.job_file import Job
-    from mpips.tasks.task import Tasks
+    from mpips.tasks.caller import Tasks
     from mpips.transport.fastpath_table import FastPathTable
 
 CELL = struct.Struct("<HHIiIqq")

@@ -28,7 +28,7 @@ from mpips.server.shard_functions import OWN
 from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment, Slots
 from mpips.storage.updates import call_named
-from mpips.tasks.task import AHEAD
+from mpips.tasks.ahead import AHEAD
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, reply_to
 

@@ -13,7 +13,7 @@ repeated `push_pull` needs the rows of its first answer. So each request has a n
 - what was applied: the shard's table of requests, which answers a repeated one again (`mpips.tasks.request_dedup`);
 - which pushes a round has: the aggregator (`mpips.storage.aggregate`);
 - from where to go on in a chain that has lost a server: numbers of changes (`mpips.server.replication`), and callers
-  send what is unanswered again (`mpips.tasks.task`);
+  send what is unanswered again (`mpips.tasks.caller`);
 - from where the scheduler's program goes on: the journal (`mpips.scheduler.journal`), or in another run the state that
   the program has saved with a checkpoint.
 

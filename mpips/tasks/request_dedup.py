@@ -4,7 +4,7 @@ A `RequestDedup` belongs to one address. A request starts when all requests that
 one starts exactly once; a repeated request is answered from its reply, which is kept until the caller acknowledges it.
 A shard's `RequestDedup` moves with the shard, so that a push is applied once, whichever server applies it.
 
-It is a state machine like `mpips.tasks.task`: it gets messages and a function that sends, and never waits.
+It is a state machine like `mpips.tasks.caller`: it gets messages and a function that sends, and never waits.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from mpips.transport.message import Command, Message
 if TYPE_CHECKING:
     from mpips.cluster.node import Node
     from mpips.cluster.view import View
-    from mpips.tasks.task import Tasks, _Part
+    from mpips.tasks.caller import Tasks
+    from mpips.tasks.part import Part
     from mpips.transport.fastpath_table import FastPathTable
     from mpips.transport.van import Van
 
@@ -387,7 +388,7 @@ class Trace:
             waited, worked, issued = self._counted
             self._counted = waited + own, worked, issued
 
-    def _answered(self, part: _Part) -> None:
+    def _answered(self, part: Part) -> None:
         """Take note of a part that was answered; while the gate is open."""
         node, address, command = self._node, part.address, part.command
         assert node is not None

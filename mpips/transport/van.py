@@ -4,7 +4,7 @@
 same conformance tests. One thread owns a van.
 
 The guarantees of a van are weak on purpose: a message arrives completely or not at all, in no order, and the twin may
-also drop or duplicate it. Order, exactly-once execution and flow control belong to `mpips.tasks.task`.
+also drop or duplicate it. Order, exactly-once execution and flow control belong to `mpips.tasks.caller`.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ class CallExecutor:
     def _answer_late(self, request: Message, answer: Answer, tasks: list[Task]) -> None:
         """Answer a call that ran at once, as soon as its pushes are durable, or have failed."""
         failed = next((task for task in tasks if task.error is not None), None)
-        if failed is None and self.node.tasks.ahead:
+        if failed is None and self.node.tasks.ahead.count:
             self.node.hasten()
             return
         self._unanswered = [each for each in self._unanswered if each[0] is not request]

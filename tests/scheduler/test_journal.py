@@ -43,7 +43,7 @@ class World:
             self.nodes[rank].fail(request, RuntimeError("as it was told"))
             return
         rows = np.full((2, 1), float(request.meta["n"]))
-        self.nodes[rank].reply(
+        self.nodes[rank].callee.reply(
             request, rows, {"n": request.meta["n"], "rank": rank}, np.arange(2, dtype=np.uint64)
         )
 
@@ -203,7 +203,7 @@ def test_a_reply_that_no_successor_has_is_kept_by_who_gave_it() -> None:
     for number in range(3 * OFTEN):
         world.ask(FIRST, {SERVER: number})
     assert tasks.acked == before
-    kept = world.nodes[SERVER].inbox.callers()[FIRST][2]
+    kept = world.nodes[SERVER].callee.inbox.callers()[FIRST][2]
     assert set(range(before, 6 * OFTEN)) <= set(kept)
     world.gone.clear()
     world.settle()

@@ -18,7 +18,7 @@ from mpips.rank.simulation import Stage, simulate
 from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.server import Server
 from mpips.storage.updates import update
-from mpips.tasks.task import AHEAD
+from mpips.tasks.ahead import AHEAD
 from mpips.transport.in_memory import Strike, rough
 
 KEYS = np.arange(40, dtype=np.uint64)

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpips.errors import JournalLost, RemoteError, WorkerLost
+from mpips.tasks.ahead import AHEAD
+from mpips.tasks.caller import JUMP, Tasks
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import BURST, SHARE, Timer
-from mpips.tasks.task import AHEAD, JUMP, Task, Tasks, remote_error
+from mpips.tasks.task import Task, remote_error
 from mpips.transport.message import Command, Kind, Message, missing_of
 
 
@@ -505,14 +507,14 @@ def test_a_part_that_another_primary_answers_ahead_again_is_asked_for_once() -> 
     tasks.submit([(~0, call())])
     ahead = Message(Kind.REPLY, Command.CALL, sender=5, shard=0, time=0, acked=AHEAD)
     tasks.answer(ahead)
-    assert tasks.newly_ahead() == [(~0, 0)] and tasks.newly_ahead() == []
+    assert tasks.ahead.newly() == [(~0, 0)] and tasks.ahead.newly() == []
     tasks.redirect([~0], "moved")
-    assert tasks.newly_ahead() == [(~0, 0)], "the new primary is asked, and may not have applied it yet"
+    assert tasks.ahead.newly() == [(~0, 0)], "the new primary is asked, and may not have applied it yet"
     tasks.answer(ahead)
-    assert tasks.newly_ahead() == [] and tasks.ahead == 1, "it remembers that it was asked"
-    tasks.acknowledge(~0, 0)
+    assert tasks.ahead.newly() == [] and tasks.ahead.count == 1, "it remembers that it was asked"
+    tasks.ahead.acknowledge(~0, 0)
     tasks.answer(ahead)
-    assert tasks.newly_ahead() == [] and tasks.ahead == 0
+    assert tasks.ahead.newly() == [] and tasks.ahead.count == 0
 
 
 def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
