@@ -19,7 +19,7 @@ from mpips.config.toml_text import write_toml
 from mpips.filters.named import chain_of
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Fate, calm
+from mpips.transport.network_faults import Fate, calm
 
 F8 = NDArray[np.float64]
 

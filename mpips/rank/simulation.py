@@ -27,8 +27,9 @@ from mpips.scheduler.journal import Journal
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
-from mpips.transport.in_memory import Deadlock, Fate, Network, Remains, Strike, TwinVan, arrives, calm
+from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
+from mpips.transport.network_faults import Fate, Remains, Strike, arrives, calm
 from mpips.worker.worker import CallExecutor, Context
 
 T = TypeVar("T")

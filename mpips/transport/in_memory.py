@@ -1,18 +1,15 @@
 """The in-memory twin of the van: a deterministic simulation of a cluster in one process, with fake time and a seed.
 
-A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so ranks share no objects. A policy,
-`fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is duplicated);
-`rough(seed, ...)` draws such delays at random.
+A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so ranks share no objects.
 
 `Network.run` executes one blocking function per rank, each in a greenlet of its own, so exactly one runs at a time: a
 rank runs until it is idle, then the next one is chosen under the seed. Time advances only when all ranks are
 idle, to the next delivery. So every run is deterministic, takes milliseconds, and executes the code that runs under
 MPI. A rank that waits for a message that cannot come is reported as a deadlock.
 
-Ranks can also be killed or stopped: a `Strike` (an injected fault) says which rank, how and when, by fake time or by
-the number of messages posted so far, so that a test can inject a fault between any two steps of a protocol. A killed
-rank never returns from its current van call: its greenlet ends by an exception that no program catches, and `failed()`
-of each other van reports it after `detection` seconds. A stopped rank keeps its state and does not run.
+Messages are lost, delayed and duplicated, and ranks are killed and stopped, as `mpips.transport.network_faults` says. A
+killed rank never returns from its current van call: its greenlet ends by an exception that no program catches, and
+`failed()` of each other van reports it after `detection` seconds. A stopped rank keeps its state and does not run.
 """
 
 from __future__ import annotations
@@ -22,9 +19,8 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from greenlet import greenlet
 from numpy.typing import NDArray
@@ -33,10 +29,7 @@ from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
-
-Fate = Callable[[int, int, Message], Sequence[float]]
-Remains = Callable[[int, int], bool]
-"""(killed rank, destination) -> whether a message in flight still arrives."""
+from mpips.transport.network_faults import Fate, Remains, Strike, arrives, calm
 
 
 class Deadlock(RuntimeError):
@@ -45,67 +38,6 @@ class Deadlock(RuntimeError):
 
 class _Ended(BaseException):
     """Unwinds a rank that was killed, or whose network ended without it."""
-
-
-@dataclass(frozen=True)
-class Strike:
-    """An injected fault: kill, stop or resume a rank at fake time `at`, or once `after_messages` messages were posted.
-
-    A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
-    fault takes effect. A fault of a rank whose program has ended has no effect.
-    """
-
-    act: Literal["kill", "stop", "resume"]
-    rank: int
-    at: float | None = None
-    after_messages: int | None = None
-    lasting: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError unless there is exactly one instant."""
-        if (self.at is None) == (self.after_messages is None):
-            raise ValueError(f"a strike is either at a time or after a number of messages: {self}")
-
-
-def calm(source: int, dest: int, message: Message) -> Sequence[float]:
-    """Deliver every message once and without delay."""
-    return (0.0,)
-
-
-def rough(
-    seed: int, *, delay: float = 0.0, drop: float = 0.0, duplicate: float = 0.0, spare_control: bool = True
-) -> Fate:
-    """Return a policy that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
-
-    `drop` and `duplicate` are probabilities. With `spare_control`, control messages are only delayed.
-    """
-    rng = random.Random(seed)
-
-    def fate(source: int, dest: int, message: Message) -> Sequence[float]:
-        first = rng.random() * delay
-        luck = rng.random()
-        if spare_control and message.kind == 4:
-            return (first,)
-        if luck < drop:
-            return ()
-        if luck < drop + duplicate:
-            return (first, rng.random() * delay)
-        return (first,)
-
-    # whether requests must be sent again
-    fate.loses = drop > 0  # type: ignore[attr-defined]
-    return fate
-
-
-def arrives(killed: int, dest: int) -> bool:
-    """Deliver all messages that a killed rank had posted."""
-    return True
-
-
-def torn(seed: int, loss: float) -> Remains:
-    """Return a policy that loses each undelivered message of a killed rank with probability `loss`."""
-    rng = random.Random(seed)
-    return lambda killed, dest: rng.random() >= loss
 
 
 class Network:

@@ -16,7 +16,8 @@ from mpips.cluster.view import GENERATION, NOBODY, View
 from mpips.errors import InputError, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call
-from mpips.transport.in_memory import Network, Strike, TwinVan, calm, rough, torn
+from mpips.transport.in_memory import Network, TwinVan
+from mpips.transport.network_faults import Strike, calm, rough, torn
 from mpips.worker.worker import Context
 
 EXTENT = 1000

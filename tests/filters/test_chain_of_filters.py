@@ -31,8 +31,8 @@ from mpips.filters.saved import take_back, to_arrays
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
-from mpips.transport.in_memory import Strike, rough
 from mpips.transport.message import Command, Kind, Message, from_bytes, to_bytes
+from mpips.transport.network_faults import Strike, rough
 from mpips.worker.worker import Context
 
 Entries = list[Any]

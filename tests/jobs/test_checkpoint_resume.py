@@ -16,7 +16,7 @@ from mpips.checkpoint import checkpoint, inspection
 from mpips.checkpoint.manifest import complete, read_manifest, step_of
 from mpips.errors import CheckpointError, MpipsError, RemoteError
 from mpips.scheduler.resuming import changed_settings
-from mpips.transport.in_memory import rough
+from mpips.transport.network_faults import rough
 
 EVERY = {"every": 2, "keep": 50}
 

@@ -24,7 +24,7 @@ from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.spread import Holder
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Strike, calm, rough
+from mpips.transport.network_faults import Strike, calm, rough
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}

@@ -22,7 +22,7 @@ from mpips.jobs.sparse_lr import exact_darlin, exact_kernels, kernels
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.job import Worker
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Strike, rough
+from mpips.transport.network_faults import Strike, rough
 
 EXACT = {"exact_sums": True}
 LAYOUTS = [(1, 1), (2, 1), (3, 2), (1, 3), (3, 3), (2, 5)]

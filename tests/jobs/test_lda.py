@@ -23,7 +23,7 @@ from mpips.errors import MpipsError
 from mpips.jobs.lda import results, sweeps, training
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Strike, calm, rough
+from mpips.transport.network_faults import Strike, calm, rough
 
 TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
 

@@ -13,7 +13,7 @@ from made import F8, Hooks, Made, Outcome, make, objective, run_twin, svmlight
 from mpips.checkpoint.manifest import complete
 from mpips.data import DataSpec, read
 from mpips.data.convert import convert
-from mpips.transport.in_memory import rough
+from mpips.transport.network_faults import rough
 from mpips.worker.vector import Vector
 
 ALGORITHMS = ["ftrl", "adagrad", "sgd"]

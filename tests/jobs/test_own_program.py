@@ -14,7 +14,7 @@ from made import run_twin
 
 from mpips.config.job_file import load
 from mpips.errors import JobError, RemoteError
-from mpips.transport.in_memory import rough
+from mpips.transport.network_faults import rough
 
 PROGRAM = Path(__file__).parent / "programs" / "own.py"
 

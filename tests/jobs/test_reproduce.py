@@ -17,7 +17,7 @@ from simulated import simulate
 from mpips.config.program import load_program
 from mpips.replay.history import read_course
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Strike, rough
+from mpips.transport.network_faults import Strike, rough
 
 EVENTUAL, BOUNDED = {"model": "eventual"}, {"model": "bounded", "tau": 4}
 JOBS: dict[str, dict[str, Any]] = {

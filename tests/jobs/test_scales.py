@@ -73,7 +73,7 @@ def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: P
     from made import Hooks
 
     from mpips.checkpoint.manifest import complete
-    from mpips.transport.in_memory import Strike
+    from mpips.transport.network_faults import Strike
 
     data, _ = scaled(tmp_path, MIXED)
     settings = {"l1": 1.0, "epsilon": 1e-5}

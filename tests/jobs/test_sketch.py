@@ -27,7 +27,7 @@ from mpips.errors import InputError, RemoteError
 from mpips.jobs.sketch import results
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.in_memory import Strike, calm, rough
+from mpips.transport.network_faults import Strike, calm, rough
 
 ROOT = Path(__file__).parent.parent.parent
 SKETCH = {"depth": 4, "width": 200, "exact": 1, "top": 10}

@@ -15,7 +15,7 @@ from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
 
 from mpips.cluster.usage import Savings
 from mpips.jobs.sparse_lr import control, proximal
-from mpips.transport.in_memory import rough
+from mpips.transport.network_faults import rough
 from mpips.worker.key_list import KeyList
 from mpips.worker.vector import Vector
 

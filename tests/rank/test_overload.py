@@ -17,7 +17,7 @@ from mpips.replay.history import read_course
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.in_memory import Strike
+from mpips.transport.network_faults import Strike
 from mpips.worker import vector
 from mpips.worker.worker import Context
 

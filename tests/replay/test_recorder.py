@@ -48,8 +48,8 @@ from mpips.replay.recorder import ANSWER, ASIDE, CELL, CHANGE, MARK, WORKERS, Lo
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.in_memory import Fate, Strike, rough
 from mpips.transport.message import Command, Message
+from mpips.transport.network_faults import Fate, Strike, rough
 from mpips.worker.worker import Context
 
 EXTENT = 40

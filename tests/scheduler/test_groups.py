@@ -12,7 +12,7 @@ from mpips import Cluster, Context
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.errors import WorkerLost
 from mpips.rank.simulation import simulate
-from mpips.transport.in_memory import Strike
+from mpips.transport.network_faults import Strike
 
 GROUPS = {"train": 2, "query": 3}
 

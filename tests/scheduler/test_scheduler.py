@@ -18,8 +18,9 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.server.shard import AGGREGATE
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING, RangedClock
-from mpips.transport.in_memory import Deadlock, rough
+from mpips.transport.in_memory import Deadlock
 from mpips.transport.message import Command, Kind, Message
+from mpips.transport.network_faults import rough
 from mpips.worker.worker import Answer, Context, at_once
 
 SEVEN = np.array([7], np.uint64)

@@ -19,7 +19,7 @@ from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.stopping import enforce, watch
 from mpips.scheduler.time_limit import MOST, Durations, end_of, reserve
-from mpips.transport.in_memory import Strike
+from mpips.transport.network_faults import Strike
 from mpips.worker.worker import Context
 
 seconds = st.floats(0, 1e6)

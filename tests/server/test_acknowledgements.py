@@ -19,7 +19,7 @@ from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.server import Server
 from mpips.storage.updates import update
 from mpips.tasks.ahead import AHEAD
-from mpips.transport.in_memory import Strike, rough
+from mpips.transport.network_faults import Strike, rough
 
 KEYS = np.arange(40, dtype=np.uint64)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from conformance import PROGRAMS
 
-from mpips.transport.in_memory import Deadlock, Network, Strike, TwinVan, calm, rough, torn
+from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
+from mpips.transport.network_faults import Strike, calm, rough, torn
 from mpips.transport.van import Van
 
 

@@ -20,8 +20,8 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.in_memory import Fate, Strike, calm, rough
 from mpips.transport.message import NO_SIGNATURE, Kind, Message
+from mpips.transport.network_faults import Fate, Strike, calm, rough
 from mpips.worker.key_list import KeyList
 from mpips.worker.worker import Answer, Context
 

@@ -16,7 +16,7 @@ from mpips.errors import RemoteError, ShardLost, UsageError
 from mpips.rank.simulation import simulate
 from mpips.storage.updates import update
 from mpips.tasks.task import Task
-from mpips.transport.in_memory import Strike, rough
+from mpips.transport.network_faults import Strike, rough
 from mpips.worker.worker import at_once
 
 KEYS = np.arange(100, dtype=np.uint64)

@@ -20,8 +20,9 @@ from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.executor import MOST_UNSENT
 from mpips.storage.updates import Column, VectorSpec, update
-from mpips.transport.in_memory import Network, TwinVan, rough
+from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
+from mpips.transport.network_faults import rough
 from mpips.worker.vector import Vector
 from mpips.worker.worker import Answer, Context
 

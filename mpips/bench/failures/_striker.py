@@ -17,8 +17,9 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.errors import InputError
 from mpips.rank.simulation import Stage, Watched
-from mpips.transport.in_memory import Fate, Network, Strike
+from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
+from mpips.transport.network_faults import Fate, Strike
 
 EVERY = 4
 """Messages between two checks whether a postponed fault is possible."""

@@ -36,7 +36,7 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
-from mpips.transport.in_memory import rough, torn
+from mpips.transport.network_faults import rough, torn
 from mpips.worker.worker import Context
 
 HORIZON = 10.0

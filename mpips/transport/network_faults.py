@@ -1,0 +1,81 @@
+"""Faults of the simulated network: what becomes of messages, and which ranks are killed or stopped.
+
+A policy, `Fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
+duplicated); `rough(seed, ...)` draws such delays at random. A `Strike` says which rank is killed, stopped or resumed,
+and when: by fake time, or by the number of messages posted so far, so that a test can inject a fault between any two
+steps of a protocol.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mpips.transport.message import Kind, Message
+
+Fate = Callable[[int, int, Message], Sequence[float]]
+Remains = Callable[[int, int], bool]
+"""(killed rank, destination) -> whether a message in flight still arrives."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """An injected fault: kill, stop or resume a rank at fake time `at`, or once `after_messages` messages were posted.
+
+    A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
+    fault takes effect. A fault of a rank whose program has ended has no effect.
+    """
+
+    act: Literal["kill", "stop", "resume"]
+    rank: int
+    at: float | None = None
+    after_messages: int | None = None
+    lasting: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is exactly one instant."""
+        if (self.at is None) == (self.after_messages is None):
+            raise ValueError(f"a strike is either at a time or after a number of messages: {self}")
+
+
+def calm(source: int, dest: int, message: Message) -> Sequence[float]:
+    """Deliver every message once and without delay."""
+    return (0.0,)
+
+
+def rough(
+    seed: int, *, delay: float = 0.0, drop: float = 0.0, duplicate: float = 0.0, spare_control: bool = True
+) -> Fate:
+    """Return a policy that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
+
+    `drop` and `duplicate` are probabilities. With `spare_control`, control messages are only delayed.
+    """
+    rng = random.Random(seed)
+
+    def fate(source: int, dest: int, message: Message) -> Sequence[float]:
+        first = rng.random() * delay
+        luck = rng.random()
+        if spare_control and message.kind is Kind.CONTROL:
+            return (first,)
+        if luck < drop:
+            return ()
+        if luck < drop + duplicate:
+            return (first, rng.random() * delay)
+        return (first,)
+
+    # whether requests must be sent again
+    fate.loses = drop > 0  # type: ignore[attr-defined]
+    return fate
+
+
+def arrives(killed: int, dest: int) -> bool:
+    """Deliver all messages that a killed rank had posted."""
+    return True
+
+
+def torn(seed: int, loss: float) -> Remains:
+    """Return a policy that loses each undelivered message of a killed rank with probability `loss`."""
+    rng = random.Random(seed)
+    return lambda killed, dest: rng.random() >= loss
