@@ -467,7 +467,7 @@ class Node:
                     if not self.poll():
                         self.van.idle()
             finally:
-                self.time_use.end(wait)
+                self.time_use.wait = wait[-1]
             self.outbox.flush()
             self.time_use.count(wait)
         if task.error is not None:
@@ -491,7 +491,7 @@ class Node:
                 if not self.poll():
                     self.van.idle()
         finally:
-            self.time_use.end(wait)
+            self.time_use.wait = wait[-1]
         self.outbox.flush()
         self.time_use.count(wait)
 

@@ -39,71 +39,49 @@ def held_memory() -> dict[str, int]:
     }
 
 
+Wait = tuple[float, Task | str, float, Any]
+"""One wait: when it began, for what, what had been worked until then, and the wait (or None) inside which it is."""
+
+
 class TimeUse:
     """How a rank uses its time: what it waits for now, and seconds that it has waited and worked."""
 
     def __init__(self, van: Van, faults: Faults | None, observers: Observers) -> None:
         self.waited = self.worked = 0.0
         """Seconds in waits, without what was worked meanwhile, and inside `working`."""
+        self.wait: Wait | None = None
+        """The present wait."""
         self._van, self._faults, self._observers = van, faults, observers
-        self._wait: Wait | None = None
         self._working = _Working(self)
 
     @property
     def since(self) -> float | None:
         """Since when the rank waits; None if it does not."""
-        return None if self._wait is None else self._wait.start
+        return None if self.wait is None else self.wait[0]
 
     @property
     def cause(self) -> Task | str:
         """What the rank waits for: a task, or a cause; "" if it does not wait."""
-        return "" if self._wait is None else self._wait.cause
+        return "" if self.wait is None else self.wait[1]
 
     def begin(self, cause: Task | str) -> Wait:
-        """Begin a wait, perhaps inside another."""
-        self._wait = wait = Wait(self._van.now(), cause, self.worked, self._wait)
+        """Begin a wait, perhaps inside another; the caller sets `wait` to the outer one at its end."""
+        self.wait = wait = (self._van.now(), cause, self.worked, self.wait)
         return wait
-
-    def end(self, wait: Wait) -> None:
-        """End a wait, also one that an error ends."""
-        self._wait = wait.outer
 
     def count(self, wait: Wait) -> None:
         """Count the time of a wait that no error has ended, up to now."""
+        start, cause, worked, _ = wait
         now = self._van.now()
-        own = now - wait.start - (self.worked - wait.worked)
+        own = now - start - (self.worked - worked)
         self.waited += own
-        cause = wait.cause
-        time, name = (-1, cause) if isinstance(cause, str) else (cause.time, "")
         for waited in self._observers.waited:
-            waited(wait.start, now, own, time, name)
+            time, name = (-1, cause) if isinstance(cause, str) else (cause.time, "")
+            waited(start, now, own, time, name)
 
     def working(self) -> _Working:
         """Count the time inside `with ...working():` as work; an injected straggler is slow there."""
         return self._working
-
-    def work(self, start: float) -> None:
-        """Count what was worked since `start`."""
-        seconds = self._van.now() - start
-        if self._faults is not None:
-            self._faults.worked(seconds)
-            seconds = self._van.now() - start
-        self.worked += seconds
-        for computed in self._observers.computed:
-            computed(start, seconds)
-
-    def now(self) -> float:
-        """Return the seconds on the van's clock."""
-        return self._van.now()
-
-
-class Wait:
-    """One wait: when it began, for what, what had been worked until then, and the wait inside which it is."""
-
-    __slots__ = ("cause", "outer", "start", "worked")
-
-    def __init__(self, start: float, cause: Task | str, worked: float, outer: Wait | None) -> None:
-        self.start, self.cause, self.worked, self.outer = start, cause, worked, outer
 
 
 class _Working:
@@ -115,10 +93,17 @@ class _Working:
         self._use, self._start = use, 0.0
 
     def __enter__(self) -> None:
-        self._start = self._use.now()
+        self._start = self._use._van.now()
 
     def __exit__(self, *_: object) -> None:
-        self._use.work(self._start)
+        use, start = self._use, self._start
+        seconds = use._van.now() - start
+        if use._faults is not None:
+            use._faults.worked(seconds)
+            seconds = use._van.now() - start
+        use.worked += seconds
+        for computed in use._observers.computed:
+            computed(start, seconds)
 
 
 class Savings:
