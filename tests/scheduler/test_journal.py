@@ -40,7 +40,7 @@ class World:
     def serve(self, rank: int, request: Message) -> None:
         self.served.append((rank, request.origin, request.time))
         if request.meta.get("fail"):
-            self.nodes[rank].fail(request, RuntimeError("as it was told"))
+            self.nodes[rank].callee.fail(request, RuntimeError("as it was told"))
             return
         rows = np.full((2, 1), float(request.meta["n"]))
         self.nodes[rank].callee.reply(
