@@ -173,6 +173,11 @@ class Node:
             made(tasks)
         return tasks
 
+    def call_as(self, origin: int) -> Tasks:
+        """Issue tasks as another caller from now on; return its half."""
+        self.tasks = self.new_tasks(origin)
+        return self.tasks
+
     def follow(self, policy: Policy) -> None:
         """Go by another policy, before this rank takes a role; messages then go by neither fast path."""
         self.policy, self._delivered = policy, policy.delivery(self.deliver)

@@ -25,9 +25,10 @@ class LongWaits:
     `rounds` returns other waits at this rank, by name: the incomplete aggregation rounds of a server.
     """
 
-    def __init__(self, node: Node, say: Callable[[str], None] = lambda text: None) -> None:
-        self.node, self._say = node, say
-        self.rounds: Rounds = dict
+    def __init__(
+        self, node: Node, say: Callable[[str], None] = lambda text: None, rounds: Rounds = dict
+    ) -> None:
+        self.node, self._say, self._rounds = node, say, rounds
         # Start of each wait that `rounds` returned.
         self._since: dict[Hashable, float] = {}
         self._checked_at = self._reported_at = 0.0
@@ -64,7 +65,7 @@ class LongWaits:
 
     def _longest(self, now: float) -> tuple[Hashable, float, str] | None:
         """Return (name, start, description) of this rank's longest wait; None if no wait is long."""
-        rounds = self.rounds()
+        rounds = self._rounds()
         self._since = {name: self._since.get(name, now) for name in rounds}
         late = min(self._since, key=lambda name: self._since[name], default=None)
         if late is not None and now - self._since[late] >= PATIENCE:

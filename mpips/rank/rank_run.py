@@ -193,8 +193,8 @@ class RankRun:
         job = prepared.job
         place = layout.places[self.rank]
         wakeup, self.crowded = connect(self.world)
-        van = MPIVan(self.world.Dup(), Backoff(crowded=self.crowded, wakeup=wakeup), wakeup)
-        van.process_memory = process_memory.discover(self.world)
+        backoff = Backoff(crowded=self.crowded, wakeup=wakeup)
+        van = MPIVan(self.world.Dup(), backoff, wakeup, process_memory.discover(self.world))
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas
@@ -258,7 +258,8 @@ class RankRun:
             crowding(self.fullest),
         )  # fmt: skip
         self.membership = membership
-        waits, repeats = LongWaits(node, lambda text: say(f"mpips: {text}")), RetransmissionCounts(node)
+        waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
+        repeats = RetransmissionCounts(node)
         journal = Journal(node, self.replicas + 1)
         node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, Writer())
@@ -273,7 +274,6 @@ class RankRun:
             partial(self._lead, node, prepared, journal, membership, waits, repeats),
             lambda role: log.note("role", role=role and role.value),
         )
-        waits.rounds = roles.unfinished_rounds
         if not membership.leading and not node.policy.again:
             # The leader gets them too, and decides.
             for kind in ASKS:

@@ -67,10 +67,10 @@ class Journal:
         self._leading, self._base = True, len(self._entries)
         for entry in self._entries:
             entry.meta["base"] = self._base
-        node.tasks = node.new_tasks(node.view.origin)
+        tasks = node.call_as(node.view.origin)
         if node.van.survives and not node.policy.again:
-            node.tasks.recall(self.replies)
-            node.tasks.stable, node.tasks.noted = self._stable_time, self._note
+            tasks.recall(self.replies)
+            tasks.stable, tasks.noted = self._stable_time, self._note
             self._follow(node.view, node.view)
 
     @property

@@ -99,8 +99,7 @@ def together(
         beside = comm.Dup()
         layout = roles(comm.Get_size())
         view = first_view(layout, shards)
-        van = MPIVan(comm)
-        van.process_memory = discover(beside)
+        van = MPIVan(comm, process_memory=discover(beside))
         node = Node(van, layout, view)
         assert view.ring.shards == shards
         if node.rank == 1:

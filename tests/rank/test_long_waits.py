@@ -48,7 +48,7 @@ def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerne
         (mine,) = [
             each.__self__ for each in server.on_tick if isinstance(getattr(each, "__self__", None), Server)
         ]
-        LongWaits(server, SAID.append).rounds = mine.unfinished_rounds
+        LongWaits(server, SAID.append, mine.unfinished_rounds)
         cluster.create_vector(VectorSpec("sums", extent=10, aggregate=True))
         task = cluster.workers.start("push", {"alone": True})
         until = node.van.now() + 25.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
 import numpy as np
 
+from mpips.calls import BuiltInCall
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.observer import Observers
@@ -33,6 +35,14 @@ class Worker:
     def go(self) -> float:
         self.context.vectors["sums"].push(KEYS, np.ones(8)).result()
         return float(self.share.sum())
+
+    def rest(self, seconds: float) -> None:
+        node = self.context.node
+        until = node.van.now() + seconds
+        node.wait_until(lambda: node.van.now() >= until)
+
+    def state(self) -> dict[str, Any]:
+        return {"share": self.share}
 
     @at_once
     def ping(self) -> None:
@@ -86,3 +96,37 @@ def test_a_rank_that_changes_its_role_keeps_nothing_of_the_former_one() -> None:
     simulate(schedule, Worker, workers=3, stage=stage)
     assert len(SHARE) == 3 + CHANGES
     assert seen == [seen[0]] * CHANGES
+
+
+def test_a_rank_that_leaves_and_joins_again_within_one_call_goes_on_as_a_new_worker() -> None:
+    SHARE.clear()
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("sums", extent=8))
+        rank = cluster.workers.addresses[-1]
+        resting = cluster.workers.start("rest", {"seconds": 1.0}, only=[2])
+        cluster.orders.leaving.add(rank)
+        cluster.regroup()
+        cluster.orders.joining += 1
+        # It executes the call to create vectors once it has ended the other one.
+        assert cluster.regroup().come == (rank,)
+        cluster.workers.call("go")
+        resting.result()
+
+    simulate(schedule, Worker, workers=3)
+    assert len(SHARE) == 4, "a new worker, since the former one has lost its state"
+
+
+def test_a_rank_answers_for_its_snapshot_in_another_role(tmp_path: Path) -> None:
+    def schedule(cluster: Cluster) -> tuple[Any, Any]:
+        cluster.create_vector(VectorSpec("sums", extent=8))
+        rank = cluster.workers.addresses[-1]
+        (tmp_path / "snapshot").mkdir()
+        cluster.workers.call(BuiltInCall.SNAPSHOT, {"folder": str(tmp_path / "snapshot")})
+        cluster.orders.leaving.add(rank)
+        cluster.regroup()
+        assert cluster.node.view.roles[rank] is Role.SPARE
+        return cluster.some([rank]).call(BuiltInCall.WRITTEN), cluster.workers.call(BuiltInCall.WRITTEN)
+
+    (spare,), workers = simulate(schedule, Worker, workers=3)
+    assert spare.keys() == workers[0].keys() and spare["bytes"] == workers[0]["bytes"]

@@ -97,7 +97,11 @@ class MPIVan:
     """A van over an MPI communicator whose errors return; see `Van`."""
 
     def __init__(
-        self, comm: MPI.Intracomm, backoff: Backoff | None = None, wakeup: Wakeup | None = None
+        self,
+        comm: MPI.Intracomm,
+        backoff: Backoff | None = None,
+        wakeup: Wakeup | None = None,
+        process_memory: ProcessMemory | None = None,
     ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._owner = get_ident()
@@ -124,7 +128,9 @@ class MPIVan:
         self.epoch = 0
         self.slot = -1
         self.buffers = BufferPool()
-        self.process_memory = ProcessMemory(np.zeros(self.size, np.int64), np.zeros(0, np.uint8))
+        self.process_memory = process_memory or ProcessMemory(
+            np.zeros(self.size, np.int64), np.zeros(0, np.uint8)
+        )
         self._fast_client = FastPathClient()
         self._open_fast_path()
         sharpen_sleep()
