@@ -14,9 +14,12 @@ given by a change must be among them.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +56,8 @@ CALLERS = np.dtype([("rank", "<i4"), ("time", "<i8")])
 READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
 _TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, WORKERS: Each(range(1 << 31))}
 _COMMANDS = list(Command)
+_PIECE = CELL_BYTES << 17
+"""Bytes that are read at once."""
 Cells = NDArray[Any]
 Key = tuple[int, int]
 """A request to a shard: (origin, time)."""
@@ -148,17 +153,20 @@ def read_cells(path: Path) -> Cells:
     Raises:
         RecordError: it is none, or it is cut short.
     """
-    raw = _content(path)
-    if len(raw) < CELL_BYTES:
-        raise RecordError(f"{path}: {len(raw)} bytes are no record of a run")
-    kind, _, _, _, magic, version, count = CELL.unpack_from(raw)
-    if (kind, magic) != (HEAD, MAGIC):
-        raise RecordError(f"{path}: is no record of a run")
-    if version != VERSION:
-        raise RecordError(f"{path}: is of version {version} of the format, and this mpips reads {VERSION}")
-    if count < 1 or count * CELL_BYTES > len(raw):
-        raise RecordError(f"{path}: cut short: {len(raw)} bytes where {count * CELL_BYTES} are due")
-    return np.frombuffer(raw, CELLS, count)[1:]
+    with _opened(path) as file:
+        head, size = file.read(CELL_BYTES), os.fstat(file.fileno()).st_size
+        if len(head) < CELL_BYTES:
+            raise RecordError(f"{path}: {len(head)} bytes are no record of a run")
+        kind, _, _, _, magic, version, count = CELL.unpack(head)
+        if (kind, magic) != (HEAD, MAGIC):
+            raise RecordError(f"{path}: is no record of a run")
+        if version != VERSION:
+            raise RecordError(
+                f"{path}: is of version {version} of the format, and this mpips reads {VERSION}"
+            )
+        if count < 1 or count * CELL_BYTES > size:
+            raise RecordError(f"{path}: cut short: {size} bytes where {count * CELL_BYTES} are due")
+        return _cells(path, file, count - 1)
 
 
 def read_told(path: Path) -> Cells:
@@ -168,18 +176,34 @@ def read_told(path: Path) -> Cells:
 
 def load_events(path: Path) -> list[RecordedEvent]:
     """Read what a worker is to be told, as `Course.save` writes it. RecordError if it is missing or damaged."""
-    raw = _content(path)
-    if len(raw) % CELL_BYTES:
-        raise RecordError(f"{path}: cut short: {len(raw)} bytes are no whole cells")
-    return decode_events(_checked(path, np.frombuffer(raw, CELLS)))
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size % CELL_BYTES:
+            raise RecordError(f"{path}: cut short: {size} bytes are no whole cells")
+        cells = _cells(path, file, size // CELL_BYTES)
+    return decode_events(_checked(path, cells))
 
 
-def _content(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with open_regular(path, follow=False) as file:
-            return file.read()
+            yield file
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
+
+
+def _cells(path: Path, file: BufferedReader, count: int) -> Cells:
+    """Read so many cells. RecordError if one was never written: of a file with holes, nothing more is read."""
+    raw = bytearray()
+    while len(raw) < count * CELL_BYTES:
+        piece = file.read(min(_PIECE, count * CELL_BYTES - len(raw)))
+        if not piece or len(piece) % CELL_BYTES or not np.frombuffer(piece, CELLS)["kind"].all():
+            raise RecordError(
+                f"{path}: cut short: cell {len(raw) // CELL_BYTES + 1} or a later one is missing"
+            )
+        raw += piece
+    return np.frombuffer(raw, CELLS)
 
 
 def _checked(path: Path, cells: Cells) -> Cells:

@@ -44,7 +44,20 @@ from mpips.replay.history import (
     read_cells,
     read_course,
 )
-from mpips.replay.recorder import ANSWER, ASIDE, CELL, CHANGE, MARK, WORKERS, Log, size
+from mpips.replay.recorder import (
+    ANSWER,
+    ASIDE,
+    CELL,
+    CELL_BYTES,
+    CHANGE,
+    HEAD,
+    MAGIC,
+    MARK,
+    VERSION,
+    WORKERS,
+    Log,
+    size,
+)
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -548,6 +561,16 @@ def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> No
     assert (read_cells(path) == before).all()
     assert before[before["kind"] == CHANGE]["value"][-1] == 4999
     assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}
+
+
+def test_of_a_record_that_is_a_hole_nothing_is_kept(tmp_path: Path) -> None:
+    path, cells = tmp_path / "record", 1 << 35
+    path.write_bytes(CELL.pack(HEAD, 0, 0, 0, MAGIC, VERSION, cells))
+    os.truncate(path, cells * CELL_BYTES)
+    with pytest.raises(RecordError, match="record: cut short"):
+        read_cells(path)
+    with pytest.raises(RecordError, match="record: cut short"):
+        load_events(path)
 
 
 @pytest.mark.parametrize("load", [load_events, LeaderCourse.load, ShardCourse.load])
