@@ -25,12 +25,20 @@ Consistency = Callable[[int], Collection[int]]
 
 
 def sequential(time: int) -> range:
-    """Return every earlier time."""
+    """Return every earlier time.
+
+    >>> sequential(3)
+    range(0, 3)
+    """
     return range(time)
 
 
 def eventual(time: int) -> range:
-    """Return no time at all."""
+    """Return no time at all.
+
+    >>> list(eventual(3))
+    []
+    """
     return range(0)
 
 
@@ -54,7 +62,7 @@ class Bounded:
 
     @property
     def tau(self) -> int:
-        """Return the greatest number of unfinished tasks that a task may pass."""
+        """The greatest number of unfinished tasks that a task may pass; to set a negative one raises ValueError."""
         return self._tau
 
     @tau.setter
@@ -72,18 +80,33 @@ class Bounded:
 
 
 def bounded(tau: int) -> Bounded:
-    """Return the bounded delay model of `tau`, whose `tau` can be changed later; ValueError if negative."""
+    """Return the bounded delay model of `tau`, whose `tau` can be changed later; ValueError if negative.
+
+    >>> bounded(1)(3)
+    range(0, 2)
+    """
     return Bounded(tau)
 
 
 def unmet(dependencies: Collection[int], unfinished: Iterable[int]) -> list[int]:
-    """Return the tasks of `unfinished` that are depended on: O(unfinished), however old the job."""
+    """Return the tasks of `unfinished` that are depended on: O(unfinished), however old the job.
+
+    >>> unmet(bounded(1)(3), unfinished=[1, 2])
+    [1]
+    """
     return [time for time in unfinished if time in dependencies]
 
 
 @dataclass(frozen=True)
 class ConsistencySpec:
-    """The job file's table [consistency]: which tasks wait for which (paper, section 3.5)."""
+    """The job file's table [consistency]: which tasks wait for which (paper, section 3.5).
+
+    Raises:
+        ValueError: a delay is negative, or given to a model that has none.
+
+    >>> ConsistencySpec("bounded", tau=0).is_sequential
+    True
+    """
 
     model: Literal["sequential", "bounded", "eventual"] = "bounded"
     """A task waits for all earlier ones, for those more than tau back, or for none."""
@@ -111,7 +134,11 @@ class ConsistencySpec:
 
 
 class PushPull(NamedTuple):
-    """The models of pushes and of pulls."""
+    """The models of pushes and of pulls.
+
+    >>> PushPull(push=eventual, pull=sequential).pull(2)
+    range(0, 2)
+    """
 
     push: Consistency
     pull: Consistency
@@ -125,7 +152,12 @@ def from_spec(spec: ConsistencySpec) -> Consistency:
 
 
 def push_pull(spec: ConsistencySpec) -> PushPull:
-    """Return the models of pushes and pulls, each with its own delay."""
+    """Return the models of pushes and pulls, each with its own delay.
+
+    >>> models = push_pull(ConsistencySpec("bounded", tau=2, pull_tau=0))
+    >>> models.push(5), models.pull(5)
+    (range(0, 3), range(0, 5))
+    """
     if spec.model != "bounded":
         return PushPull(from_spec(spec), from_spec(spec))
     return PushPull(

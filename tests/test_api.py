@@ -6,12 +6,16 @@ import ast
 import doctest
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import mpips
+from mpips.filters.filter import known
+from mpips.storage import updates
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
@@ -75,14 +79,36 @@ def test_each_name_says_what_it_is(name: str) -> None:
         assert thing.__doc__
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_examples_of_docstrings_are_so(name: str) -> None:
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Forget the updates, calls and filters that examples register."""
+    with patch.dict(updates._updates), patch.dict(updates._calls), patch.dict(known):
+        yield
+
+
+def examples(name: str) -> list[doctest.DocTest]:
+    """Find the examples in the docstrings of a public name."""
     thing: Any = getattr(mpips, name)
-    if inspect.isclass(thing) or inspect.isfunction(thing) or inspect.ismodule(thing):
-        for test in doctest.DocTestFinder().find(thing, name, extraglobs={"mpips": mpips}):
-            assert doctest.DocTestRunner().run(test).failed == 0
+    if not (inspect.isclass(thing) or inspect.isfunction(thing) or inspect.ismodule(thing)):
+        return []
+    return doctest.DocTestFinder().find(thing, name, extraglobs={"mpips": mpips})
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("registered")
+def test_the_examples_of_docstrings_are_so(name: str) -> None:
+    for test in examples(name):
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_is_used_in_an_example_of_its_own_or_of_the_page(name: str) -> None:
+    page = doctest.DocTestParser().get_examples(PAGE.read_text())
+    tried = [*page, *(example for test in examples(name) for example in test.examples)]
+    assert any(re.search(rf"\b{name}\b", example.source) for example in tried)
+
+
+@pytest.mark.usefixtures("registered")
 def test_the_examples_of_the_page_are_so() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert tried

@@ -34,6 +34,18 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     """Read the rows of one vector that lie in `ranges`, in key order, from whichever shards hold them.
 
     Raises CheckpointError when there is no such vector, or a shard cannot be read.
+
+    >>> import tempfile
+    >>> from mpips.checkpoint.checkpoint import begin, commit
+    >>> from mpips.checkpoint.saved import write_shard
+    >>> from mpips.storage.segment import Segment
+    >>> part = Segment(VectorSpec("w", extent=3, dense=True))
+    >>> with tempfile.TemporaryDirectory() as runs:
+    ...     folder = begin(Path(runs), 1)
+    ...     written = commit(folder, [write_shard(folder, 0, {"w": part})], {"step": 1})
+    ...     rows = load_range(folder, "w", [KeyRange(1, 3)])
+    >>> rows.keys.tolist(), rows.values.tolist()
+    ([1, 2], [[0.0], [0.0]])
     """
     path = Path(path)
     entries = read_manifest(path)["files"]

@@ -163,7 +163,13 @@ def write_manifest(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint folder; CheckpointError if it is missing or damaged."""
+    """Return the manifest of a checkpoint folder; CheckpointError if it is missing or damaged.
+
+    >>> read_manifest(Path("step-000001"))
+    Traceback (most recent call last):
+        ...
+    mpips.errors.CheckpointError: step-000001 is no complete checkpoint: manifest.json: No such file or directory
+    """
     path = Path(path)
     try:
         manifest = parsed(read_bytes(path / MANIFEST, follow=False))
@@ -276,7 +282,15 @@ def entry_of(path: Path, kind: str, number: int) -> Entry:
 
 @contextmanager
 def explained(verb: str, path: Path) -> Iterator[None]:
-    """Convert errors of the operating system and HDF5 to one line that names the file."""
+    """Convert errors of the operating system and HDF5 to one line that names the file.
+
+    >>> try:
+    ...     with explained("read", Path("weights.h5")):
+    ...         raise FileNotFoundError(2, "No such file or directory")
+    ... except CheckpointError as error:
+    ...     print(error)
+    cannot read weights.h5: No such file or directory
+    """
     try:
         yield
     except CheckpointError:

@@ -38,7 +38,11 @@ _NAMES = {
 
 
 class Each(NamedTuple):
-    """A list, every item of a form."""
+    """A list, every item of a form.
+
+    >>> misfit([1, "2"], Each(NUMBER))
+    '[1] is a text, and should be an integer or a number'
+    """
 
     form: Any
 

@@ -151,6 +151,13 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
 
     Raises:
         OSError: it cannot be written, or it is a device; names `path`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "scores.txt"), "w") as file:
+    ...         size = file.write("0.93")
+    ...     Path(folder, "scores.txt").read_text()
+    '0.93'
     """
     path = Path(path)
     temporary: str | None = None

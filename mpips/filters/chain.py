@@ -198,7 +198,11 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
 
 
 def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], bool]:
-    """Read what `pack` wrote, for a chain of `steps` filters; also return whether there were values."""
+    """Read what `pack` wrote, for a chain of `steps` filters; also return whether there were values.
+
+    Raises:
+        FilterError: it is not what `pack` writes.
+    """
     body = message.values
     if body is None or body.nbytes < _HEAD.size + 4 * steps:
         raise FilterError(

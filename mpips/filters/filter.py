@@ -47,6 +47,9 @@ class Content(NamedTuple):
     `keys` are u64[n], sorted and unique, or None: all keys of the message's range. `values` are rows [n, width] of
     float32, float64, int32 or int64, or u1[bytes], the output of an earlier filter of the chain. `note` is passed to
     this filter's decoder. A filter must not write into these arrays.
+
+    >>> Content(np.array([3, 8], np.uint64), np.ones((2, 1))).nbytes
+    32
     """
 
     keys: NDArray[np.uint64] | None
@@ -67,6 +70,10 @@ class About(NamedTuple):
     job's, `origin` and `time` identify the request: random numbers are drawn from these, so that a run is reproducible.
     `keys` are those of the rows, also where they are not sent. `flush`: hold nothing back. `exact`: rows must not be
     rounded.
+
+    >>> about = About("w", Command.PUSH, KeyRange(0, 100), sums=True, seed=1, origin=3, shard=0, time=7)
+    >>> about.command.name, about.flush
+    ('PUSH', False)
     """
 
     vector: str
@@ -88,6 +95,16 @@ class Coder(NamedTuple):
     `encode` raises InputError for rows that it cannot take, `decode` FilterError for content that `encode` cannot have
     made. `drops`: it may drop rows, so that it is applied to plain pushes (Command.PUSH) only. `rounds`: decoded
     numbers may differ, so that it is not applied to messages that must be exact.
+
+    >>> def encode(state, content, about):
+    ...     return state, content._replace(values=content.values.astype(np.float32))
+    >>> def decode(content):
+    ...     return content._replace(values=content.values.astype(np.float64))
+    >>> halved = Coder(encode, decode, rounds=True)
+    >>> about = About("w", Command.PUSH, KeyRange(0, 100), sums=True, seed=1, origin=3, shard=0, time=7)
+    >>> _, sent = halved.encode({}, Content(None, np.ones((2, 1))), about)
+    >>> sent.values.dtype.name, halved.decode(sent).values.dtype.name
+    ('float32', 'float64')
     """
 
     encode: Callable[[State, Content, About], tuple[State, Content]]
@@ -121,6 +138,15 @@ def filter_(
 
     Raises:
         JobError: there is a filter of that name.
+
+    >>> @dataclass(frozen=True)
+    ... class Unchanged:
+    ...     vectors: tuple[str, ...] = ()
+    >>> @filter_("example_unchanged", Unchanged)
+    ... def unchanged(settings):
+    ...     return Coder(lambda state, content, about: (state, content), lambda content: content)
+    >>> unchanged(Unchanged()).rounds
+    False
     """
 
     def register(make: Make) -> Make:

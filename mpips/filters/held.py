@@ -33,7 +33,7 @@ def are_rows(content: Content) -> bool:
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array aligned and in C order, as kernels need it; copied only if necessary."""
+    """Return an array of any shape and dtype aligned and in C order, as kernels need it; copied only if necessary."""
     return np.require(array, requirements=["C", "A"])
 
 

@@ -44,7 +44,7 @@ def parsed(entry: Entry) -> tuple[Filter, Any]:
     """Return a filter of a job file, and its settings.
 
     Raises:
-        ValueError: there is no such filter, or its settings are wrong.
+        JobError: there is no such filter, or its settings are wrong.
     """
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = table.pop("name", None)
@@ -58,7 +58,7 @@ def chain_of(entries: Iterable[Entry], seed: int = 0) -> Chain:
     """Return the chain of some entries.
 
     Raises:
-        ValueError: an entry is wrong or repeated, or drops rows after a filter that encodes them as bytes.
+        JobError: an entry is wrong or repeated, or drops rows after a filter that encodes them as bytes.
     """
     steps: list[Step] = []
     for entry in entries:

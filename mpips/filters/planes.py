@@ -28,7 +28,7 @@ _BYTES, _OFFSETS, _KEYS = (f"Array({t}, 1, 'C', True)" for t in ("uint8", "int64
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only view of an array, in C order and aligned; copied only if necessary."""
+    """Return a read-only view of an array of any dtype, in C order and aligned; copied only if necessary."""
     flags = array.flags
     view = array.view() if flags.c_contiguous and flags.aligned else array.copy("C")
     view.flags.writeable = False

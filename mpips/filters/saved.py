@@ -31,7 +31,7 @@ def to_arrays(chain: Chain) -> Arrays:
 
 
 def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
-    """Set the states of a chain to those of one or several workers; `cuts` returns the first key of each shard.
+    """Set the states of a chain to those of one or several workers; `cuts` gives u64[shards], their first keys.
 
     Raises:
         CheckpointError: a saved filter holds changes back and is not in this chain.

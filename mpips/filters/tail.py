@@ -51,7 +51,8 @@ def tail(settings: Tail) -> Coder:
     """Return the coder that drops rows of keys that were pushed fewer than f times.
 
     Its state is "sketch", [depth, width] of the smallest unsigned type that holds f, one for each server and vector.
-    Rows may be of any type. A flush has no effect, since nothing is held back.
+    Rows may be of any type. A flush has no effect, since nothing is held back. Encoding raises InputError where a
+    restored sketch has another shape.
     """
     dtype = np.min_scalar_type(settings.at_least)
 

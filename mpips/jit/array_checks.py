@@ -25,7 +25,11 @@ def bad_row(indptr: NDArray[np.integer], entries: int) -> int:
 
 
 def rows_flaw(indptr: NDArray[np.integer], columns: NDArray[np.integer], rows: int, count: int) -> str:
-    """Describe why arrays are not compressed sparse rows with columns 0 .. count-1; "" if they are."""
+    """Describe why arrays are not compressed sparse rows with columns 0 .. count-1; "" if they are.
+
+    >>> rows_flaw(np.array([0, 1, 3]), np.array([4, 0, 9]), rows=2, count=5)
+    'it has an entry beyond the 5 columns'
+    """
     if (
         indptr.ndim != 1
         or columns.ndim != 1
@@ -44,7 +48,11 @@ def rows_flaw(indptr: NDArray[np.integer], columns: NDArray[np.integer], rows: i
 
 
 def cells_flaw(table: NDArray[np.number], depth: int, width: int) -> str:
-    """Describe why a table is not a one-dimensional array of depth * width integers; "" if it is."""
+    """Describe why a table is not a one-dimensional array of depth * width integers; "" if it is.
+
+    >>> cells_flaw(np.zeros(6, np.int64), depth=2, width=3)
+    ''
+    """
     if table.ndim != 1 or table.dtype.kind not in "iu":
         return "its table is no row of whole numbers"
     if depth < 1 or width < 1 or len(table) != depth * width:

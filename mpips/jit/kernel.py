@@ -30,6 +30,12 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
 
     Without a signature the function is compiled for the types of its first caller: for helpers that
     other kernels call.
+
+    >>> @kernel("f8(f8, f8)")
+    ... def product(a, b):
+    ...     return a * b
+    >>> product(2.0, 1.5)
+    3.0
     """
 
     def compile_it(function: F) -> F:

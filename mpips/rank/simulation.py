@@ -245,6 +245,9 @@ def simulate(
     the run, and at its end. `filters` makes a rank's chains: of messages to the servers, and of the answers. `hosts`
     are the ranks' host names; by default all are on one host. The order of effects is written to the folder `record`,
     or read from `replay` (`mpips.replay.history`).
+
+    >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
+    3
     """
     if resend is None and getattr(fate, "loses", False):
         resend = RESEND

@@ -17,6 +17,9 @@ class Cut(NamedTuple):
     """A partition of the data into `coarse` parts, for the first read, each of `fine` parts, which can be reassigned.
 
     Part p is the (p // coarse)-th of the fine parts of the coarse part p % coarse.
+
+    >>> Cut(coarse=2, fine=3).parts
+    6
     """
 
     coarse: int
@@ -87,6 +90,9 @@ class Workload:
 
     Part p is first assigned to worker p modulo their number, in their order. Raises ValueError for no parts or no
     workers.
+
+    >>> [part.number for part in Workload(parts=4, workers=[10, 11]).of(11)]
+    [1, 3]
     """
 
     def __init__(self, parts: int, workers: Iterable[int]) -> None:

@@ -34,6 +34,12 @@ def finish(
 
     Raises:
         Exception: the first error of a step.
+
+    >>> from mpips import simulate
+    >>> def schedule(cluster):
+    ...     return finish(cluster, {"loss": 0.5}, lambda: {"accuracy": 0.9})
+    >>> simulate(schedule, worker=lambda context: None)
+    {'loss': 0.5, 'accuracy': 0.9}
     """
     cluster.metrics.update(metrics)
     failed: list[Exception] = []

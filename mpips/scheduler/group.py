@@ -23,6 +23,19 @@ class Group:
 
     `addresses` are ranks, or ~shard for shards; `workers_since` is the epoch of the set of workers that the caller
     knows.
+
+    >>> from mpips import simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.index = context.index
+    ...
+    ...     def squared(self, of):
+    ...         return {"index": self.index, "is": of * of}
+    >>> def schedule(cluster):
+    ...     assert isinstance(cluster.workers, Group)
+    ...     return cluster.workers.call("squared", each=[{"of": 3}, {"of": 4}])
+    >>> simulate(schedule, Worker, workers=2)
+    [{'index': 0, 'is': 9}, {'index': 1, 'is': 16}]
     """
 
     def __init__(self, node: Node, addresses: Sequence[int], workers_since: int = 0) -> None:

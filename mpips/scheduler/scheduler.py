@@ -57,6 +57,15 @@ class Cluster:
 
     `servers` are the shards, on whichever server. `seconds` and `waiting` are measured by `phase`. `facts` must be
     equal in the run and in the checkpoint that it resumes from, by name.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> def schedule(cluster: Cluster):
+    ...     cluster.create_vector(VectorSpec("w"))
+    ...     with cluster.phase("train"):
+    ...         cluster.event("began", workers=len(cluster.workers))
+    ...     return sorted(cluster.vectors), len(cluster.servers)
+    >>> simulate(schedule, worker=lambda context: None, servers=2)
+    (['w'], 2)
     """
 
     def __init__(

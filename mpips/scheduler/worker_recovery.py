@@ -16,7 +16,20 @@ T = TypeVar("T")
 
 
 def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] | None = None) -> T:
-    """Run a step that calls workers; if one is lost, call `mend` with the present workers, and repeat the step."""
+    """Run a step that calls workers; if one is lost, call `mend` with the present workers, and repeat the step.
+
+    >>> from mpips import simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         pass
+    ...
+    ...     def train(self):
+    ...         return {"loss": 0.5}
+    >>> def schedule(cluster):
+    ...     return surely(cluster, lambda: cluster.workers.call("train"), mend=lambda: cluster.say("load it again"))
+    >>> simulate(schedule, Worker, workers=2)
+    [{'loss': 0.5}, {'loss': 0.5}]
+    """
     lost = False
     while True:
         try:
@@ -29,7 +42,24 @@ def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] |
 
 
 def regroup(cluster: Cluster) -> None:
-    """Continue with the present workers. NoWorkerLeft if there is no worker and no spare."""
+    """Continue with the present workers. NoWorkerLeft if there is no worker and no spare.
+
+    >>> from mpips import simulate
+    >>> def schedule(cluster):
+    ...     try:
+    ...         return cluster.workers.call("train")
+    ...     except WorkerLost:
+    ...         regroup(cluster)
+    ...         return cluster.workers.call("train")
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         pass
+    ...
+    ...     def train(self):
+    ...         return {"loss": 0.5}
+    >>> simulate(schedule, Worker)
+    [{'loss': 0.5}]
+    """
     first = cluster.workers.addresses
     cluster.regroup()
     now = cluster.workers.addresses

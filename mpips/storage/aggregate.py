@@ -95,7 +95,7 @@ class Aggregator:
         return {round_: list(parts) for round_, parts in self._pending.items()}
 
     def add(self, round_: Hashable, worker: int, slots: Slots, rows: Array) -> Summed | None:
-        """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows).
+        """Take a worker's part of a round (slots resolved with `create`, perhaps none, and rows [n, width]).
 
         Returns None while parts are missing, then the sum. `rows` is kept, not copied, until then. Raises
         ProtocolError for an unknown worker, a second part, or rows of another width.

@@ -43,6 +43,9 @@ class KeyIndex:
 
     `capacity_hint` keys fit before the index first grows; their memory is mapped from the start. The same calls always
     return the same slots.
+
+    Raises:
+        LayoutError: more keys than MAX_KEYS are to fit.
     """
 
     def __init__(self, capacity_hint: int = 0) -> None:

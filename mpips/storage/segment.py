@@ -89,9 +89,20 @@ class Rows(NamedTuple):
 class Segment:
     """The rows of one vector on one server.
 
+    Keys are u64[n], sorted and unique. Slots are i32[n], or a slice of one run. Rows are [n, width] of the vector's
+    dtype, pushed ones of the type and width that the update takes.
+
     `ranges` are the key ranges that the server owns, cut at the vector's extent. `update` is looked up by the vector's
     specification unless given. `settings` may be changed at any time. `expect` keys fit before a sparse segment first
     grows.
+
+    Raises:
+        LayoutError: there are more dense keys than slots, or the update has columns of no known type.
+
+    >>> segment = Segment(VectorSpec("w", width=2))
+    >>> slots = segment.resolve(np.array([5, 9], np.uint64), create=True)
+    >>> len(segment), segment.values[slots].tolist()
+    (2, [[0.0, 0.0], [0.0, 0.0]])
     """
 
     def __init__(
@@ -209,7 +220,7 @@ class Segment:
             )
 
     def listed(self, wanted: KeyRange) -> Keys:
-        """Return every owned key of a range, in order: for ranges that fit in memory."""
+        """Return every owned key of a range, in order; ProtocolError if they are more than there may be slots."""
         pieces = [piece for owned in self.ranges if (piece := intersection(owned, wanted))]
         if sum(piece.span for piece in pieces) > MAX_KEYS:
             raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
@@ -243,7 +254,7 @@ class Segment:
         return self.pull_slots(self.resolve(keys), out)
 
     def pull_slots(self, slots: Slots, out: Array | None = None) -> Array:
-        """Return the rows of slots that were resolved before, as `pull` does."""
+        """Return the rows of slots that were resolved before, as `pull` does; TypeError if `out` does not fit."""
         if self.update.read is not None:
             rows = self._read(slots)
             if out is None:
@@ -292,7 +303,7 @@ class Segment:
         return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
 
     def shaped(self, slots: Slots, rows: Array) -> Array:
-        """Return rows as updates take them: [n, push width], of the pushed dtype, writable and aligned."""
+        """Return rows as updates take them, [n, push width], writable and aligned; ProtocolError if they are others."""
         size = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
         width = self._push_width or (rows.shape[1] if rows.ndim == 2 else 1)
         if rows.size != size * width or rows.dtype != self._push_dtype:
@@ -388,7 +399,11 @@ class Segment:
         return Rows(self.keys_of(slice(0, n)), self.values[:n].copy(), state)
 
     def import_state(self, rows: Rows) -> None:
-        """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`."""
+        """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`.
+
+        Raises:
+            ProtocolError: they have other state columns.
+        """
         if set(rows.state) != set(self.state):
             have, want = sorted(rows.state), sorted(self.state)
             raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")

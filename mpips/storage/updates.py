@@ -43,6 +43,9 @@ class VectorSpec:
     """The specification of a namespace: the type of its rows, its keys, and its update.
 
     Raises UsageError when a field is out of range. `update` and its settings are looked up by `update_of`.
+
+    >>> VectorSpec("w", "float32", width=2, extent=100, dense=True).update
+    'add'
     """
 
     name: str
@@ -74,7 +77,11 @@ class VectorSpec:
 
 
 class Column(NamedTuple):
-    """One array of rows: its dtype (of DTYPES, or "int8" for state), values per row, what a new key starts with."""
+    """One array of rows: its dtype (of DTYPES, or "int8" for state), values per row, what a new key starts with.
+
+    >>> Column("int64", fill=1)
+    Column(dtype='int64', width=1, fill=1)
+    """
 
     dtype: str
     width: int = 1
@@ -134,6 +141,18 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     changes, of which two may as well come as one that is their sum (filters may then hold small ones back);
     `exact_replies`, whether workers must be told the values as they are, so that filters round none of them.
     Raises UsageError when another function has the name.
+
+    >>> from mpips import simulate
+    >>> @update("example_mean", columns=lambda spec: {"pushes": Column("int64")})
+    ... def mean(values, state, slots, rows, settings):
+    ...     state["pushes"][slots] += 1
+    ...     values[slots] += (rows - values[slots]) / state["pushes"][slots]
+    >>> def schedule(cluster):
+    ...     w, keys = cluster.create_vector(VectorSpec("w", update="example_mean")), np.array([3], np.uint64)
+    ...     cluster.wait_all([w.push(keys, np.array([row])) for row in (1.0, 3.0)])
+    ...     return w.pull(keys).result().tolist()
+    >>> simulate(schedule, worker=lambda context: None)
+    [2.0]
     """
 
     def register(apply: Apply) -> Apply:
@@ -149,6 +168,17 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 
     `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
     changes nothing should say that it `reads`. Raises UsageError when another function has the name, or mpips itself.
+
+    >>> from mpips import simulate
+    >>> @call("example_count", reads=True)
+    ... def count(segment, args):
+    ...     return {"above": int((segment.values[: len(segment)] > args["least"]).sum())}
+    >>> def schedule(cluster):
+    ...     w = cluster.create_vector(VectorSpec("w"))
+    ...     w.push(np.arange(4, dtype=np.uint64), np.arange(4.0)).result()
+    ...     return cluster.servers.call("example_count", {"least": 1}, vector=w)
+    >>> simulate(schedule, worker=lambda context: None)
+    [{'above': 2}]
     """
 
     def register(function: Function) -> Function:

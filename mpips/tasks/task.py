@@ -35,6 +35,17 @@ class Task:
     `time` orders the caller's tasks. `expected` and `received` count its parts. `values` is set by its issuer (a pull:
     its rows); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
     `what` and `location`: the command, and the program's line that issued it.
+
+    >>> import numpy as np
+    >>> from mpips import VectorSpec, simulate
+    >>> def schedule(cluster):
+    ...     w, keys = cluster.create_vector(VectorSpec("w")), np.array([3], np.uint64)
+    ...     first = w.push(keys, np.ones(1))
+    ...     second = w.pull(keys, after=[first])
+    ...     rows = second.result()
+    ...     return isinstance(first, Task), first.done, rows.tolist()
+    >>> simulate(schedule, worker=lambda context: None)
+    (True, True, [1.0])
     """
 
     __slots__ = (

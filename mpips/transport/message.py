@@ -48,7 +48,11 @@ class Kind(IntEnum):
 
 
 class Command(IntEnum):
-    """The command of a message."""
+    """The command of a message.
+
+    >>> Command.PUSH_PULL.name
+    'PUSH_PULL'
+    """
 
     PUSH = 1
     PULL = 2

@@ -54,6 +54,15 @@ class KeyList:
 
     `keys` u64[n] is a read-only copy; `vector` created it, for requests in the range `within`. Wherever that
     vector takes keys it takes the list.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> def schedule(cluster):
+    ...     w = cluster.create_vector(VectorSpec("w"))
+    ...     keys = w.key_list(np.array([3, 8], np.uint64))
+    ...     cluster.wait_all([w.push(keys, np.ones(2)) for _ in range(2)])
+    ...     return isinstance(keys, KeyList), len(keys), w.pull(keys).result().tolist()
+    >>> simulate(schedule, worker=lambda context: None)
+    (True, 2, [2.0, 2.0])
     """
 
     __slots__ = ("everywhere", "keys", "plan", "vector", "within")
@@ -96,7 +105,7 @@ class Planner:
         self._samples: set[tuple[int, ...]] = set()
 
     def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None) -> KeyList:
-        """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
+        """Check, partition and sign a copy of `keys` u64[n]; see `Vector.key_list`."""
         listed = self._listed(keys).copy()
         _, within = self._check(listed, within)
         return KeyList(self.vector, listed, within, self._cut(listed, within, self.spec.aggregate))
@@ -109,7 +118,11 @@ class Planner:
         return Plan(0, slices, np.empty(0, np.uint64), None)
 
     def plan(self, keys: Keys, within: KeyRange | None, together: bool) -> Plan:
-        """Check keys, and partition them by shard."""
+        """Check keys, u64[n] if they are an array, and partition them by shard.
+
+        Raises:
+            UsageError: they are not sorted and unique, not within `within`, or a list of another vector.
+        """
         if isinstance(keys, KeyRange):
             plan = self._plans.get((keys, together))
             if plan is None:

@@ -210,7 +210,7 @@ class Request:
             self.places = [rows[piece.begin : piece.end] for piece in self.plan.slices]
 
     def __call__(self, part: int, reply: Message) -> None:
-        """Receive the rows of a part's reply."""
+        """Receive the rows of a part's reply; UsageError if `out` has another width."""
         rows, slices, n = reply.values, self.plan.slices, self.plan.n
         if self.command is Command.PUSH:
             return
@@ -246,7 +246,7 @@ class Request:
         out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
 
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
-        """Return the array of results, zero where no server answers."""
+        """Return the array of results, [n, width] ([n] for width 1) of `dtype`; zero where no server answers."""
         assert self.task is not None
         if self.task.values is None:
             shape = (self.plan.n,) if width == 1 else (self.plan.n, width)

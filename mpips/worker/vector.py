@@ -32,6 +32,16 @@ class Vector:
 
     Rows are `[n, width]` arrays of the vector's dtype (`[n]` when the width is 1); an update may take rows of another
     width or type, and answer a `push_pull` with rows of its own.
+
+    >>> import numpy as np
+    >>> from mpips import VectorSpec, simulate
+    >>> def schedule(cluster):
+    ...     w = cluster.create_vector(VectorSpec("w", width=2))
+    ...     pushed = w.push(np.array([3, 8], np.uint64), np.ones((2, 2)))
+    ...     assert isinstance(w, Vector)
+    ...     return w.pull(np.array([8, 9], np.uint64), after=[pushed]).result().tolist()
+    >>> simulate(schedule, worker=lambda context: None)
+    [[1.0, 1.0], [0.0, 0.0]]
     """
 
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:

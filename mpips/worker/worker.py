@@ -39,13 +39,37 @@ T = TypeVar("T")
 
 
 def at_once(method: Method) -> Method:
-    """Mark a worker's method to run before the present call ends; it must not wait for tasks itself."""
+    """Mark a worker's method to run before the present call ends; it must not wait for tasks itself.
+
+    >>> class Worker:
+    ...     tau = 0
+    ...
+    ...     @at_once
+    ...     def set_tau(self, tau):
+    ...         self.tau = tau
+    >>> Worker.set_tau.at_once
+    True
+    """
     method.at_once = True  # type: ignore[attr-defined]
     return method
 
 
 class Answer(NamedTuple):
-    """Return value of a worker's method with arrays: metadata, rows, keys."""
+    """Return value of a worker's method with arrays: metadata, rows, keys.
+
+    >>> from mpips import simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         pass
+    ...
+    ...     def gradient(self):
+    ...         return Answer({"loss": 0.5}, values=np.ones(2), keys=np.array([3, 8], np.uint64))
+    >>> def schedule(cluster):
+    ...     ((keys, rows),) = cluster.workers.gather("gradient")
+    ...     return keys.tolist(), rows.tolist(), cluster.workers.call("gradient")
+    >>> simulate(schedule, Worker)
+    ([3, 8], [[1.0], [1.0]], [{'loss': 0.5}])
+    """
 
     meta: dict[str, Any] | None = None
     values: NDArray[Any] | None = None
@@ -66,6 +90,23 @@ class Context:
     together, the members of `cluster.workers`: use these for what differs per worker, such as a seed. `communicator` is
     the MPI communicator of the group (None in simulations), for the program's own collectives: while it loads, for
     example, and never while tasks are outstanding.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> class Worker:
+    ...     def __init__(self, context: Context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         context, w = self.context, self.context.vectors["w"]
+    ...         with context.working():
+    ...             rows = np.full(1, context.index + 1.0)
+    ...         w.push(np.array([context.index], np.uint64), rows).result()
+    >>> def schedule(cluster):
+    ...     w = cluster.create_vector(VectorSpec("w"))
+    ...     cluster.workers.call("train")
+    ...     return w.pull(np.arange(3, dtype=np.uint64)).result().tolist()
+    >>> simulate(schedule, Worker, workers=2)
+    [1.0, 2.0, 0.0]
     """
 
     def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
