@@ -17,9 +17,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pwd
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
@@ -28,30 +26,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import InputError
-from mpips.files.safe_open import inside, open_regular, read_bytes
-from mpips.process import user_folders
+from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
 from mpips.provenance.input_hashes import fingerprint, seen
 from mpips.provenance.provenance import state_line
+from mpips.report import crate_files
 from mpips.report.diff import FLEETING
-from mpips.rundir.folder import RunFolder, write_json
+from mpips.rundir.folder import RunFolder
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 TERMS = "https://w3id.org/ro/terms/workflow-run/context"
 LIMIT = 100e6
 """Size in bytes above which an output is referenced and not copied."""
-COPIED = ("job.toml", "run.json", "result.json", "metrics.jsonl")
-"""A run's own files, all of them text."""
 TYPES = {
     ".toml": "application/toml", ".json": "application/json", ".jsonl": "application/jsonl", ".txt": "text/plain",
     ".tsv": "text/tab-separated-values", ".h5": "application/x-hdf5", ".npz": "application/zip", ".png": "image/png",
     ".py": "text/x-python", ".html": "text/html", ".svm": "text/plain", ".gz": "application/gzip",
     ".xz": "application/x-xz", ".zst": "application/zstd", ".bz2": "application/x-bzip2", ".hdf5": "application/x-hdf5",
 }  # fmt: skip
-METADATA = "ro-crate-metadata.json"
 UNLICENSED = "None is stated: ask whoever made this crate what it may be used for."
-PERSONAL = re.compile(r"(^|_)(USER|UID|GID|ACCOUNT|GROUP)(_|$)")
-"""Environment variables that identify a person."""
 
 
 class Agent(NamedTuple):
@@ -101,7 +94,7 @@ def export(
         made, staged = Path(room) / "crate", Path(room) / "files"
         staged.mkdir()
         try:
-            _stage(folder, facts, staged, personal)
+            crate_files.stage(folder, facts, staged, personal)
             shown, came = printable_in(facts), printable_in(result)  # JSON-LD is UTF-8, and read by people
             words = printable(title), printable(license)
             who = agent and Agent(*map(printable, agent))
@@ -128,68 +121,7 @@ def _parent(target: Path) -> Path:
 
 
 def _is_local(name: str) -> bool:
-    return ":" not in name and name not in ("./", METADATA)
-
-
-# --- privacy ------------------------------------------------------------------------------------------
-
-
-def _stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: bool) -> None:
-    """Copy the run's own files, without personal data."""
-    names = set() if personal else _names(folder, facts)
-    for name in COPIED:
-        source = folder.path / name
-        try:
-            with open_regular(source, follow=False) as file:
-                when = os.fstat(file.fileno())
-            text = read_bytes(source, follow=False).decode("utf-8", "replace")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise InputError(f"{source}: {error.strerror}") from None
-        if name == "run.json" and not personal:
-            shown = dict(facts)
-            shown["environment"] = {
-                key: value for key, value in facts.get("environment", {}).items() if not PERSONAL.search(key)
-            }
-            if shown["environment"] != facts.get("environment", {}):
-                write_json(staged / name, shown)
-                text = (staged / name).read_text(encoding="utf-8")
-        (staged / name).write_text(impersonal(text, names), encoding="utf-8")
-        os.utime(staged / name, ns=(when.st_atime_ns, when.st_mtime_ns))
-
-
-def _taken(source: Path, staged: Path, limit: float, *, follow: bool = False) -> Path | None:
-    """Copy a file to be packed, so that the packed bytes are the checked ones; None if it must not be packed."""
-    target = staged / source.name
-    with suppress(OSError), open_regular(source, follow=follow) as file:
-        about = os.fstat(file.fileno())
-        if about.st_size <= limit and target.name != METADATA:
-            # Two files of one name would collide in the crate.
-            with target.open("xb") as copy:
-                shutil.copyfileobj(file, copy)
-            os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
-            return target
-    return None
-
-
-def _names(folder: RunFolder, facts: Mapping[str, Any]) -> set[str]:
-    """Return the user names that a run's files may contain: of the run, and of the export."""
-    home = user_folders.home()
-    names = {str(facts.get("environment", {}).get("SLURM_JOB_USER", "")), "" if home is None else home.name}
-    for uid in (os.getuid(), folder.run.stat().st_uid):
-        with suppress(KeyError):
-            names.add(pwd.getpwuid(uid).pw_name)
-    return names - {"", "root", "home"}
-
-
-def impersonal(text: str, names: Iterable[str]) -> str:
-    """Remove user names from the paths in a text: ``/home/NAME/x`` becomes ``~/x``, ``/data/NAME`` ``/data/user``."""
-    for name in names:
-        one = re.escape(name)
-        text = re.sub(rf"/(?:home|users|Users|u)/{one}(?![\w.-])", "~", text)
-        text = re.sub(rf"(?<=/){one}(?![\w.-])", "user", text)
-    return text
+    return ":" not in name and name not in ("./", crate_files.METADATA)
 
 
 # --- the crate ----------------------------------------------------------------------------------------
@@ -342,11 +274,11 @@ class _Maker:
         listed = self.facts.get("outputs", {}).get("files", [])
         added = []
         for file in listed:
-            if file["name"] in COPIED:
+            if file["name"] in crate_files.COPIED:
                 continue
             path = None
             with suppress(OSError):
-                path = _taken(inside(self.folder.path, file["name"]), self.staged, self.limit)
+                path = crate_files.take(inside(self.folder.path, file["name"]), self.staged, self.limit)
             if path is not None:
                 added.append(self._copy(path, "written by the run"))
             else:
@@ -379,7 +311,7 @@ class _Maker:
         if self.program is None:
             known = {"path": str(program.get("file")), "sha256": program["sha256"]}
             return [self._reference(known, f"{text}; not in this crate")]
-        path = _taken(self.program, self.staged, LIMIT, follow=True)
+        path = crate_files.take(self.program, self.staged, LIMIT, follow=True)
         if path is None or fingerprint(path, float("inf")).get("sha256") != program["sha256"]:
             raise InputError(
                 f"{self.program}: is not the program that ran, whose sha256 is {program['sha256']}"

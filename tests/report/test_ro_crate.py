@@ -15,7 +15,7 @@ import pytest
 from mpips.cli import main
 from mpips.errors import InputError
 from mpips.provenance import provenance
-from mpips.report import ro_crate
+from mpips.report import crate_files, ro_crate
 from mpips.rundir.folder import RunFolder, write_json, write_text
 
 rocrate = pytest.importorskip("rocrate")
@@ -272,7 +272,7 @@ def test_nothing_outside_of_the_run_is_packed(run: RunFolder, tmp_path: Path) ->
     assert "do not tell" not in "".join(path.read_text() for path in (tmp_path / "large").iterdir())
 
 
-@pytest.mark.parametrize("name", ro_crate.COPIED)
+@pytest.mark.parametrize("name", crate_files.COPIED)
 def test_a_link_in_place_of_a_runs_own_file_is_refused(run: RunFolder, tmp_path: Path, name: str) -> None:
     if name in ("run.json", "result.json"):
         (run.path / name).rename(tmp_path / name)
@@ -310,7 +310,7 @@ def test_a_run_json_that_no_run_writes_is_said_to_be_one(
     ],
 )
 def test_names_go_out_of_paths_only(text: str, expected: str) -> None:
-    assert ro_crate.impersonal(text, {"ada"}) == expected
+    assert crate_files.impersonal(text, {"ada"}) == expected
 
 
 def test_bad_input_is_one_line(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
