@@ -1,4 +1,4 @@
-"""Request deduplication, the callee's half of tasks: which requests may start, which are finished (paper, section 3.4).
+"""Request deduplication: which of a caller's requests may start, which are finished (paper, sections 3.4 and 4.4).
 
 A `RequestDedup` belongs to one address. A request starts when all requests that it depends on have finished there. Each
 one starts exactly once; a repeated request is answered from its reply, which is kept until the caller acknowledges it.
