@@ -1,4 +1,4 @@
-"""Convert data: svmlight and HDF5 either way, delimited categories to both with hashed keys."""
+"""Convert data between svmlight and HDF5, and from delimited categories to both, with hashed keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIECE = 1 << 16
 
 @kernel()
 def put_whole(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
-    """Write a whole number in decimal at `pos`; return the position after it."""
+    """Write an integer in decimal at `pos`; return the position after it."""
     begin = pos
     while True:
         tenth = whole // np.uint64(10)
@@ -46,7 +46,7 @@ def put_whole(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
 
 @kernel()
 def put_value(out: NDArray[np.uint8], pos: int, value: np.float32) -> int:
-    """Write a finite float32 in the fewest of at most nine digits that read back as the same bits."""
+    """Write a finite float32 with the fewest digits, at most nine, that restore the same bits."""
     size = np.float64(value)
     if np.signbit(value):
         out[pos] = MINUS
@@ -90,7 +90,7 @@ def write_lines(
     values: NDArray[np.float32],
     out: NDArray[np.uint8],
 ) -> int:
-    """Write rows as svmlight lines into `out`, long enough for the longest; return the bytes written."""
+    """Write rows as svmlight lines to `out`, which is long enough for any; return the bytes written."""
     pos = 0
     for row in range(labels.shape[0]):
         out[pos] = PLUS if labels[row] > 0 else MINUS
@@ -107,7 +107,7 @@ def write_lines(
 
 
 def svmlight_lines(batch: Examples) -> bytes:
-    """Return a batch as svmlight text, one line an example, each value to the bit."""
+    """Return a batch as svmlight text, one line per example; values are restored to the same bits."""
     values = np.zeros(0, np.float32) if batch.values is None else batch.values
     out = np.empty(4 * len(batch) + LONGEST_PAIR * len(batch.keys), np.uint8)
     size = write_lines(batch.labels, batch.indptr, batch.keys, values, out)
@@ -115,7 +115,7 @@ def svmlight_lines(batch: Examples) -> bytes:
 
 
 def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
-    """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or ""); whole or not at all."""
+    """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or ""); atomically."""
     with replacing(path) as whole:
         file = packing_into(path, whole, kind) if kind else whole
         for batch in batches:
@@ -130,7 +130,7 @@ def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
 
 
 def check_target(files: Sequence[str], target: str, force: bool) -> None:
-    """Raise `InputError` where writing `target` would lose something: an input, or a file that is there already.
+    """Raise `InputError` if writing `target` would overwrite an input or another existing file.
 
     A glob that matches the output of an earlier call, or a call without an output, makes the last input the target. An
     empty file may be replaced, as `mktemp` makes it.
@@ -138,11 +138,11 @@ def check_target(files: Sequence[str], target: str, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not os.path.isfile(target):
-        raise InputError(f"{target}: is there, and no regular file; name a file to write")
+        raise InputError(f"{target}: exists, and is not a regular file; name a file to write")
     if any(os.path.samefile(file, target) for file in files):
         raise InputError(f"{target}: is one of the files to read; name another one to write")
     if os.path.getsize(target) and not force:
-        raise InputError(f"{target}: is there already; remove it, or give --force to replace it")
+        raise InputError(f"{target}: exists; remove it, or give --force to replace it")
 
 
 def convert(
@@ -150,9 +150,9 @@ def convert(
 ) -> Tally:
     """Convert files to one svmlight (.svm, also packed, as .svm.gz) or HDF5 file (.h5), by the target's name.
 
-    `spec` says how to read the source: its format, header, separator, crosses. The target appears whole or
-    not at all; one that is there is replaced only by `force`. Returns how many examples were written and bad lines
-    skipped. Raises `InputError`, also for a delimited target: hashed keys cannot be turned back into columns.
+    `spec` describes the source: its format, header, separator, crosses. The target is written atomically; an
+    existing one is replaced only with `force`. Returns the counts of written examples and skipped bad lines. Raises
+    `InputError`, also for a delimited target: hashed keys cannot be converted to columns.
     """
     spec = DataSpec() if spec is None else spec
     files, empty = find(source if isinstance(source, str) else list(source))
@@ -183,7 +183,7 @@ def convert(
 
 
 def counted(batches: Iterable[Examples], tally: Tally, files: Sequence[str]) -> Iterator[Examples]:
-    """Pass batches through; raise `DataError` if there were none at all."""
+    """Pass batches through; raise `DataError` if there are no examples."""
     yield from batches
     if tally.examples == 0:
         raise DataError(f"{files[0]}: holds no examples{', nor do the others' if len(files) > 1 else ''}")

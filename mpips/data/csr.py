@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROWS = 1 << 16
 MOST_KEYS = 2**31 - 1
-"""Of one row."""
+"""The maximum number of keys of one row."""
 NONZEROS = 1 << 18
 GOOD, WRONG_LABEL, NOT_FINITE, NOT_ASCENDING = range(4)
 WRONG = {
@@ -42,7 +42,7 @@ def check_rows(
     values: NDArray[np.float32],
     verdict: NDArray[np.uint8],
 ) -> None:
-    """Write into `verdict` what is wrong with each row; empty `values`: ones. `indptr` must be sound."""
+    """Write the error code of each row to `verdict`; empty `values`: ones. `indptr` must be valid."""
     for row in range(labels.shape[0]):
         verdict[row] = GOOD
         label = labels[row]
@@ -65,7 +65,7 @@ def copy_rows(
     values: NDArray[np.float32],
     new_values: NDArray[np.float32],
 ) -> None:
-    """Copy the given rows' keys and values, if there are any, to where `new_indptr` puts them."""
+    """Copy the given rows' keys, and values if there are any, to the positions of `new_indptr`."""
     for row in range(rows.shape[0]):
         source, target = indptr[rows[row]], new_indptr[row]
         for i in range(new_indptr[row + 1] - target):
@@ -86,7 +86,7 @@ def select(batch: Examples, rows: NDArray[np.int64]) -> Examples:
 
 
 def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
-    """Return the data sets labels, indptr, keys, values (or None), once they are seen to fit together."""
+    """Return the data sets labels, indptr, keys, values (or None) after a check of their sizes."""
     import h5py
 
     def dataset(*names: str, kinds: str) -> Any:
@@ -118,13 +118,13 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
 
 
 def read_range(path: str, sets: tuple[Any, Any, Any, Any], begin: int, indptr: NDArray[np.int64]) -> Examples:
-    """Read the rows from `begin` on whose places in the keys are `indptr`."""
+    """Read the rows from `begin` on, whose positions in the keys are `indptr`."""
     labels, _, all_keys, all_values = sets
     low, high = int(indptr[0]), int(indptr[-1])
     keys = all_keys[low:high]
     if keys.dtype.kind == "i" and len(keys) and keys.min() < 0:
         row = begin + int(np.searchsorted(indptr, low + int(np.argmax(keys < 0)), side="right")) - 1
-        raise DataError(f"{path}: row {row}: has a negative key; keys are whole numbers from 0 to 2**64 - 1")
+        raise DataError(f"{path}: row {row}: has a negative key; keys are integers from 0 to 2**64 - 1")
     with np.errstate(over="ignore"):
         values = None if all_values is None else all_values[low:high].astype(np.float32)
         found = labels[begin : begin + len(indptr) - 1].astype(np.float32)
@@ -151,7 +151,7 @@ def read_csr(
                 wrong = bad_row(indptr, len(sets[2]))
                 if wrong >= 0:
                     raise DataError(
-                        f"{path}: row {begin + wrong}: indptr falls, or goes beyond the {len(sets[2])} keys"
+                        f"{path}: row {begin + wrong}: indptr decreases, or exceeds the {len(sets[2])} keys"
                     )
                 rows = max(1, int(np.searchsorted(indptr, indptr[0] + nonzeros, side="right")) - 1)
                 if indptr[rows] - indptr[0] > MOST_KEYS:
@@ -167,7 +167,7 @@ def read_csr(
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         text = " ".join(str(error).split())
-        # refused, not damaged
+        # The file was refused, not damaged.
         if text.startswith(f"{path}: "):
             raise DataError(text) from None
         if isinstance(error, OSError) and error.filename == path:
@@ -203,7 +203,7 @@ def write_csr(path: str, batches: Iterable[Examples]) -> None:
     with hdf5.writing(path) as file:
 
         def growing(name: str, dtype: str) -> Any:
-            # without byte shuffling, which hides repeated hashed keys: measured 3 times the size and the time
+            # Byte shuffling hides repeated hashed keys: 3 times the size and the time, as measured.
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": name != "keys"}
             return file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1 << 16,), **packed)
 

@@ -90,7 +90,7 @@ def left_out(empty: list[str]) -> str:
 
 
 def concatenate(batches: Iterable[Examples]) -> Examples:
-    """Join batches into one, in order; none at all make one of no examples."""
+    """Join batches into one, in order; no batches give one without examples."""
     parts = list(batches)
     if len(parts) == 1:
         return parts[0]
@@ -112,7 +112,7 @@ def concatenate(batches: Iterable[Examples]) -> Examples:
 
 
 def minibatches(batches: Iterable[Examples], size: int) -> Iterator[Examples]:
-    """Cut a stream of batches anew so that each holds exactly `size` examples (the last: what is left)."""
+    """Cut a stream of batches so that each holds exactly `size` examples (the last: the rest)."""
     if size < 1:
         raise ValueError(f"a minibatch holds at least one example, not {size}")
     held: list[Examples] = []

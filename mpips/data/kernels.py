@@ -1,20 +1,19 @@
 """Compiled parsers of text: svmlight lines, and delimited categorical rows hashed to keys.
 
-A parser works through a block of whole lines, `text`, whose last byte is a newline: every inner loop stops
-at a newline, so none can leave the block, and every write is preceded by a test of the output's room. The
-parser keeps its place in `state` (i8, see the names below) and returns when the block is used up (DONE),
-when the output is FULL (it then stands at the start of the line that found no room), or after a bad line
-(any other code; the line is passed over, ERROR_BEGIN is where its bad token starts). The caller acts and
-calls again.
+A parser reads a block of complete lines, `text`, whose last byte is a newline: every inner loop stops at a
+newline, so none can leave the block, and every write is preceded by a check of the output's space. The parser
+keeps its position in `state` (i8, see the names below) and returns at the end of the block (DONE), when the
+output is FULL (the position is then the start of the line that did not fit), or after a bad line (any other
+code; the line is skipped, ERROR_BEGIN is the position of its bad token). The caller handles it and calls again.
 
-Part p of P is every line whose index is p modulo P; blank and comment lines have no index, bad lines do. So
-a part never parses a line of another part, and all parts agree on the index of every line.
+Part p of P consists of the lines whose index is p modulo P; blank and comment lines have no index, bad lines
+do. So a part never parses a line of another part, and all parts agree on the index of every line.
 
 Numbers. A value is the float32 nearest to the float64 nearest to the text, as ``np.float32(float(text))``
 is. With at most 15 digits and a power of ten up to 22 one float64 operation is exact to half a unit
 (Clinger, PLDI 1990). Beyond, the float64 result is off by a few units, so it is accepted only if everything
 within 8 units of it rounds to the same float32; the one in 10^7 where that fails is listed in `hard` and
-left to Python.
+parsed by Python.
 
 Hashing. Field c (0 = the first after the label) with bytes b is hashed as h = mix(c); for each full group
 of eight bytes, a little-endian word w: h = mix(h ^ w); last, with the 0 to 7 bytes left and the length
@@ -51,7 +50,7 @@ def is_space(byte: int) -> bool:
 
 @kernel()
 def next_line(text: NDArray[np.uint8], pos: int) -> int:
-    """Return where the line after the one at `pos` starts."""
+    """Return the start of the line after the one at `pos`."""
     while text[pos] != NEWLINE:
         pos += 1
     return pos + 1
@@ -122,7 +121,7 @@ def number(text: NDArray[np.uint8], pos: int) -> tuple[float, int, int]:
 
 @kernel()
 def starts_with_qid(text: NDArray[np.uint8], pos: int) -> bool:
-    """Tell whether ``qid:`` stands at `pos`; looks no further than a newline."""
+    """Tell whether ``qid:`` is at `pos`; reads no further than a newline."""
     if text[pos] != 113 or text[pos + 1] != 105 or text[pos + 2] != 100:
         return False
     return bool(text[pos + 3] == COLON)
@@ -130,7 +129,7 @@ def starts_with_qid(text: NDArray[np.uint8], pos: int) -> bool:
 
 @kernel()
 def label_at(text: NDArray[np.uint8], pos: int) -> tuple[float, int, bool]:
-    """Parse a label: (-1 or +1, position after it, whether it was one of -1, 0, 1)."""
+    """Parse a label: (-1 or +1, position after it, whether it is one of -1, 0, 1)."""
     value, pos, code = number(text, pos)
     if code != OK or not (value == 1.0 or value == 0.0 or value == -1.0):
         return 0.0, pos, False
@@ -149,7 +148,7 @@ def parse_svmlight(
     hard: NDArray[np.int64],
     state: NDArray[np.int64],
 ) -> None:
-    """Parse lines ``label id:value ...`` of one part from state[POS] on; see the module's text."""
+    """Parse lines ``label id:value ...`` of one part from state[POS] on; see the module's docstring."""
     end = text.shape[0]
     pos, line, index = state[POS], state[LINE], state[INDEX]
     n, nnz, hards, ones = state[EXAMPLES], state[NONZEROS], state[HARD], state[ONES]
@@ -286,9 +285,9 @@ def parse_rows(
 ) -> None:
     """Parse rows ``label<separator>field...`` of one part from state[POS] on.
 
-    `places` says which column of the data set each one of the file is. By that, `bucketed` (one per column) marks
-    numbers to be put in buckets; cross i joins the columns cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields` (one
-    per column) is scratch space. A field whose key is 0 counts as missing (so does one value in 2^64).
+    `places` gives the column of the data set for each column of the file. By the former, `bucketed` (one per column)
+    marks numbers to be put in buckets; cross i joins the columns cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields`
+    (one per column) is scratch space. A field whose key is 0 counts as missing (so does one value in 2^64).
     """
     end = text.shape[0]
     columns, crosses = fields.shape[0], cross_ptr.shape[0] - 1

@@ -1,9 +1,9 @@
-"""A worker's training data as a matrix in compressed sparse columns over the features that it has seen.
+"""A worker's training data as a matrix in compressed sparse columns over the features that occur in it.
 
-Built in two passes over memory, none over the file twice. While batches arrive, a growing hash index gives
-each key a local number in order of first appearance, and only that number (4 bytes a non-zero) is kept.
-Then the keys are sorted, the columns counted, and the numbers scattered in row order into their columns,
-chunk by chunk, each freed once it is placed. So rows ascend within a column, and the peak stays under three
+It is built in two passes over memory, and one over the files. While batches arrive, a growing hash index gives
+each key a local number in order of first appearance, and only that number (4 bytes per non-zero) is kept.
+Then the keys are sorted, the columns counted, and the numbers scattered in row order into their columns, chunk
+by chunk; each chunk is freed after that. So rows ascend within a column, and the peak memory is below three
 times the result.
 """
 
@@ -48,7 +48,7 @@ class Columns:
 
 @kernel("void(i4[::1], i8[::1])")
 def count_slots(slots: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
-    """Add to counts[s] how often slot s occurs."""
+    """Add the number of occurrences of each slot s to counts[s]."""
     for slot in slots:
         counts[slot] += 1
 
@@ -63,9 +63,9 @@ def scatter_rows(
     rows: NDArray[np.int32],
     placed: NDArray[np.float32],
 ) -> None:
-    """Put a chunk of rows, numbered from `first`, at their columns' next `places`, and move those on.
+    """Put a chunk of rows, numbered from `first`, at their columns' next `places`, and advance those.
 
-    Empty `placed`: no values are wanted; empty `values`: ones.
+    Empty `placed`: without values; empty `values`: ones.
     """
     for row in range(indptr.shape[0] - 1):
         for i in range(indptr[row], indptr[row + 1]):
@@ -77,7 +77,7 @@ def scatter_rows(
 
 
 def give_back() -> None:
-    """Return freed memory to the system, if the C library (glibc) can: the batches were freed in pieces."""
+    """Return freed memory to the system, if the C library (glibc) supports it: the batches were freed in pieces."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

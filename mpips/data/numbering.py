@@ -1,4 +1,4 @@
-"""Numbers the keys of training data, which come in any order and with many repetitions.
+"""Numbers the keys of training data, which occur in any order and with many repetitions.
 
 A server's index (mpips/storage/key_index.py) is ordered, since requests are; the keys of examples are not, and most
 of them are known. So this is a hash table: open addressing with linear probing over one array of 64-bit entries. An
@@ -63,7 +63,7 @@ def _find(
             h = mix(keys[U8(start + i)])
             hashes[i] = h
             touched[i] = table[h >> shift]
-        # most homes hold the key itself: load its place among the keys as well
+        # Most homes hold the key itself: load its entry among the keys as well.
         for i in range(size):
             entry = touched[i]
             if (entry ^ hashes[i]) & _HIGH == 0 and entry != 0:
@@ -149,7 +149,7 @@ def _bits_for(keys: int) -> int:
 class Numbering:
     """Map uint64 keys to dense int32 slots, numbered from 0 in order of first appearance.
 
-    `capacity_hint` keys fit before the index first grows. The same calls give the same slots, always.
+    `capacity_hint` keys fit before the index first grows. The same calls always give the same slots.
     """
 
     def __init__(self, capacity_hint: int = 0) -> None:

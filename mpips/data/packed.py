@@ -29,23 +29,24 @@ WINDOW = 1 << 28
 """Bytes that decompression may need: twice those of `zstd --long` and four times those of `xz -9`."""
 _PIECE = 1 << 16
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""What a frame of Zstandard that holds no data begins with, after a byte 0x50 to 0x5f."""
+"""The start of a Zstandard frame without data, after a byte 0x50 to 0x5f."""
 _ZSTD_BLOCK = 1 << 17
-"""Bytes that a block of Zstandard unpacks to, at most."""
+"""The maximum decompressed size of a Zstandard block, bytes."""
 
 
 def open_data(path: str) -> BinaryIO:
-    """Open a data file to read its bytes; raise `DataError` for what is missing, unreadable or no regular file."""
+    """Open a data file for reading; raise `DataError` if it is missing, unreadable or not a regular file."""
     try:
         return open_regular(path, follow=True)
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, not a data file; name its files, as in {path}/*.svm") from None
-    except (OSError, ValueError) as error:  # a name with a NUL byte
+    # ValueError: a name with a NUL byte.
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def empty(path: str) -> DataError:
-    """Make the error for a file that holds nothing, also once it is unpacked."""
+    """Make the error for a file that is empty, perhaps only after decompression."""
     return DataError(f"{path}: is empty; a data file holds at least one example")
 
 
@@ -79,7 +80,8 @@ def packing(path: str, file: BinaryIO) -> str:
     if _is_skippable(head):
         found = "zst"
     if found == "bz2" and head[4:6] not in (b"1A", b"\x17r"):
-        found = ""  # a word that begins so
+        # A text that starts with these letters.
+        found = ""
     promised = os.path.splitext(path)[1][1:].lower()
     if promised in MAGIC and found != promised:
         is_found = found or "not compressed, or damaged"
@@ -109,11 +111,11 @@ class Unpacker(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether it needs more input to continue."""
+        """Whether it needs more input."""
 
     @property
     def unused_data(self) -> bytes:
-        """What came after the stream's end."""
+        """The bytes after the stream's end."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         """Take compressed bytes, and return at most `max_length` decompressed ones."""
@@ -185,7 +187,7 @@ class _ZstandardFrame:
             yield self._walk.send(part)
 
     def _parts(self) -> Generator[int, bytes, None]:
-        """Ask for the frame's parts by their sizes, and pass them on."""
+        """Request the frame's parts by their sizes, and pass them to the package."""
         start = yield 4
         if _is_skippable(start):
             left = int.from_bytes((yield 4), "little")
@@ -193,7 +195,7 @@ class _ZstandardFrame:
                 left -= len((yield min(left, _PIECE)))
             return
         if start != MAGIC["zst"]:
-            raise self._error("what follows is no frame of Zstandard")
+            raise self._error("the following bytes are not a Zstandard frame")
         about = yield 1
         whole, dictionary, size = about[0] >> 5 & 1, about[0] & 3, about[0] >> 6
         rest = yield (1 - whole) + (0, 1, 2, 4)[dictionary] + (whole, 2, 4, 8)[size]
@@ -204,7 +206,7 @@ class _ZstandardFrame:
             number = int.from_bytes(head, "little")
             last, repeats, size = number & 1, number >> 1 & 3 == 1, number >> 3
             if size > _ZSTD_BLOCK:
-                raise self._error("a block is larger than any can be")
+                raise self._error("a block exceeds the maximum size")
             self._pass(head + (yield 1 if repeats else size))
         if about[0] & 4:
             self._pass((yield 4))
@@ -218,9 +220,9 @@ def _is_skippable(head: bytes) -> bool:
 
 
 class Unpacked(io.RawIOBase):
-    """The unpacked bytes of an open file; closing it leaves that open.
+    """The decompressed bytes of an open file; closing it leaves the file open.
 
-    Raises EOFError for a file that was cut short, and what the decompressors raise.
+    Raises EOFError for a truncated file, and the errors of the decompressors.
     """
 
     def __init__(self, file: BinaryIO, make: Callable[[], Unpacker]) -> None:
@@ -250,7 +252,7 @@ class Unpacked(io.RawIOBase):
         return 0
 
     def _another(self) -> bool:
-        """Begin another stream, if one follows."""
+        """Start the next stream, if there is one."""
         while not (packed := self._packed.lstrip(b"\0")):
             self._packed = self._file.read(_PIECE)
             if not self._packed:
@@ -260,7 +262,7 @@ class Unpacked(io.RawIOBase):
 
 
 def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
-    """Give the unpacked bytes of an open file that is packed as `packing` told."""
+    """Give the decompressed bytes of an open file of the compression `kind`, see `packing`."""
     make: Callable[[], Unpacker]
     if kind == "":
         return file
@@ -298,7 +300,7 @@ def explained(path: str, kind: str) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
     if "memory" in text.lower() and not isinstance(error, MemoryError):
-        text += f" (more than {WINDOW >> 20} MiB; pack it with less, as by xz -9 or zstd -19)"
+        text += f" (more than {WINDOW >> 20} MiB; compress it with less, as by xz -9 or zstd -19)"
     return text
 
 
@@ -306,7 +308,7 @@ def _why(error: BaseException) -> str:
 
 
 def packing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
-    """Return a file that compresses its bytes into an open one; closing it ends the stream and leaves that open."""
+    """Return a file that compresses its bytes into an open one; closing it ends the stream, not the other."""
     if kind == "gz":
         return gzip.GzipFile("", "wb", 6, file)  # type: ignore[return-value]
     if kind == "xz":

@@ -1,4 +1,4 @@
-"""Read examples from files of any format, each worker its part."""
+"""Read a worker's part of the examples from files of any format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDINGS = {
 
 
 def named_format(path: str) -> str:
-    """Return the format that a file's name promises, or "" if it promises none."""
+    """Return the format by a file's name, or "" if the name has none."""
     return ENDINGS.get(os.path.splitext(unpacked_name(path))[1][1:].lower(), "")
 
 
@@ -53,7 +53,8 @@ def sniffed(path: str, spec: DataSpec) -> str:
     if any(line.split(b"#")[0].split() for line in block.split(b"\n")):
         return "svmlight"
     if whole:
-        return "svmlight"  # which holds no examples
+        # The file holds no examples.
+        return "svmlight"
     raise DataError(f"{path}: holds no examples that show its format; set [data] format")
 
 
@@ -64,7 +65,7 @@ def shard(files: Sequence[str], part: int, parts: int) -> tuple[list[str], int, 
     it takes the examples whose index is p modulo `parts`, counted over all the files.
     """
     if not 0 <= part < parts:
-        raise ValueError(f"part {part} of {parts}: parts count from 0")
+        raise ValueError(f"part {part} of {parts}: parts are numbered from 0")
     if len(files) >= parts:
         return list(files[part::parts]), 0, 1
     return list(files), part, parts
@@ -77,7 +78,7 @@ def read(
 
     A batch holds up to about 260,000 non-zeros; memory stays bounded whatever the files' size. An example's
     index counts every line that is not blank or a comment, bad ones too. Columns with names are numbered as in the
-    first file of [data] train, or else of `files`. `tally` is counted up while reading. Raises `DataError` with file
+    first file of [data] train, or else of `files`. `tally` is updated while reading. Raises `DataError` with file
     and line.
     """
     tally = Tally() if tally is None else tally
@@ -100,7 +101,7 @@ def read(
 
 
 def first_head(files: Sequence[str], spec: DataSpec) -> text.Head | None:
-    """Read the line by which columns are numbered: that of the first file of [data] train, or else of `files`."""
+    """Read the line that numbers the columns: that of the first file of [data] train, or else of `files`."""
     train = [each for each in listed(spec.train) if os.path.isfile(each)]
     heads = (text.first_head(each, spec) for each in [*train, *files] if format_of(each, spec) == "tsv")
     return next((found for found in heads if found is not None), None)

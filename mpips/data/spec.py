@@ -1,4 +1,4 @@
-"""The job file's [data] table: which files, what is in them, and what to do with a bad line."""
+"""The job file's [data] table: the files, their format, and the handling of bad lines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mpips.errors import JobError
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Say which data to read and how; every field is a key of the job file's [data] table."""
+    """The data to read, and how; every field is a key of the job file's [data] table."""
 
     train: str | list[str] = ""
     """Files to train on; globs allowed; relative to the job file's folder."""
     test: str | list[str] = ""
     """Files to evaluate on; none: no evaluation."""
     vocab: str = ""
-    """Documents of words: the file of the words, one a line."""
+    """Documents of words: the file of the words, one per line."""
     format: Literal["auto", "svmlight", "tsv", "hdf5"] = "auto"
     """"svmlight", "tsv", "hdf5", or "auto": by name without .gz, .xz, .zst, .bz2, then by content."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -33,17 +33,17 @@ class DataSpec:
     """tsv: whether each file starts with a line of column names; "auto": if its first field is neither a number nor a
     missing label (empty, NA, ?). Names decide which column is which."""
     separator: str = "\t"
-    """tsv: the one character between fields; there is no quoting."""
+    """tsv: the character between fields; there is no quoting."""
     crosses: list[list[str | int]] = field(default_factory=list)
-    """tsv: sets of columns, each joined into one more key; columns by name, or by place from 0."""
+    """tsv: sets of columns, each joined into an additional key; columns by name, or by position from 0."""
     column: str | int = ""
-    """Tables of keys: the column of the keys, by name or by place from 0; "": each whole line is one."""
+    """Tables of keys: the column of the keys, by name or by position from 0; "": each line is a key."""
     weight: str | int = ""
-    """Tables of keys: the column of whole numbers that keys weigh, by name or by place; "": each weighs 1."""
+    """Tables of keys: the column of integer weights of the keys, by name or by position; "": weight 1."""
     parts: int = field(default=0, metadata={"at_least": 0})
-    """Parts that the data is cut into, to be spread over the workers; 0: one for each worker."""
+    """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
     log_buckets: list[str | int] = field(default_factory=list)
-    """tsv: columns of numbers; above 2, the key is that of floor(ln(x)^2), as usual for Criteo's counts."""
+    """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""
 
     def __post_init__(self) -> None:
         """Raise `JobError` for a value that no reader can use."""
@@ -57,7 +57,7 @@ class DataSpec:
                 raise JobError(f"[data] {name} = {patterns!r}: must be a file name or a list of file names")
         bad = "\r\n\"'+-.eE0123456789"
         if not isinstance(self.separator, str) or len(self.separator.encode()) != 1 or self.separator in bad:
-            text = "must be one ASCII character that is no part of a number"
+            text = "must be one ASCII character that is not part of a number"
             raise JobError(f"[data] separator = {self.separator!r}: {text}")
         for cross in self.crosses:
             if not isinstance(cross, list | tuple) or len(cross) < 2 or len(set(cross)) != len(cross):
@@ -67,7 +67,7 @@ class DataSpec:
         ]:
             for column in columns:
                 if not (isinstance(column, str) or (type(column) is int and column >= 0)):
-                    text = "a column is named by the header, or by its place after the label, from 0"
+                    text = "a column is given by its name in the header, or by its position after the label, from 0"
                     raise JobError(f"[data] {name}: {column!r}: {text}")
 
 
@@ -78,34 +78,34 @@ def choose(name: str, value: Any, valid: tuple[str, ...]) -> None:
 
 
 def listed(names: str | list[str]) -> list[str]:
-    """Return one name or many as a list; an empty name is none."""
+    """Return one name or several as a list; an empty name gives an empty list."""
     return ([names] if names else []) if isinstance(names, str) else list(names)
 
 
 class Found(NamedTuple):
-    """The files that names stand for: those to read, and those that hold nothing."""
+    """The files of names and globs: those to read, and empty ones."""
 
     files: list[str]
     empty: list[str]
 
 
 def expand(names: str | list[str], base: str = "") -> list[str]:
-    """Return the files that names and globs stand for, as `find` does: those to read."""
+    """Return the files of names and globs that are to be read, see `find`."""
     return find(names, base).files
 
 
 def find(names: str | list[str], base: str = "") -> Found:
-    """Find the files that names and globs stand for, in order; relative ones are taken from folder `base`.
+    """Find the files of names and globs, in order; relative names start from folder `base`.
 
-    Files that hold nothing are told apart, such as the empty parts and marks that other programs leave; where all do,
-    they are to be read, and the reader refuses them. Raises `JobError` for a name or glob that no file answers to, and
-    for what is no regular file.
+    Empty files are separated, such as the empty parts and marks that other programs write; if all are empty, they are
+    to be read, and the reader refuses them. Raises `JobError` for a name or glob without a file, and for what is not a
+    regular file.
     """
     files: list[str] = []
     for name in listed(names):
         path = os.path.join(base, os.path.expanduser(name))
         if "\0" in path:
-            raise JobError(f"[data] {name!r} is no file name")
+            raise JobError(f"[data] {name!r} is not a file name")
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not found:
             raise JobError(f"[data] {_lacking(name, path)}")
@@ -113,7 +113,8 @@ def find(names: str | list[str], base: str = "") -> Found:
             if os.path.isdir(file):
                 raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
             if not os.path.isfile(file):
-                open_data(file).close()  # says what it is
+                # Raises an error that describes it.
+                open_data(file).close()
         files += found
     empty = dict.fromkeys(file for file in files if len(files) > 1 and holds_nothing(file))
     if len(empty) == len(set(files)):
@@ -122,9 +123,11 @@ def find(names: str | list[str], base: str = "") -> Found:
 
 
 def _lacking(name: str, path: str) -> str:
-    """Say why no file answers to a name."""
+    """Describe why there is no file of a name."""
     if path.startswith(("/dev/fd/", "/proc/")):
-        return f"no such file: {name}; a pipe of the shell, as <(...), ends at the process it is given to: write a file"
+        return (
+            f"no such file: {name}; a pipe of the shell, as <(...), exists only in one process: write a file"
+        )
     try:
         os.stat(path)
     except OSError as error:
@@ -135,25 +138,23 @@ def _lacking(name: str, path: str) -> str:
 
 
 def note(spec: DataSpec, base: str) -> str:
-    """Say which of a job's files are not read, for they hold nothing, and which are read more than once; "" if none."""
+    """Describe a job's empty files, which are not read, and those that are read more than once; "" if none."""
     train, test = find(spec.train, base), find(spec.test, base)
     empty = [*train.empty, *test.empty]
     said = [left_out(empty)] if empty else []
     for files in (train.files, test.files):
         twice = [file for file, times in Counter(files).items() if times > 1]
         if twice:
-            said.append(
-                f"{len(twice):,} files are named more than once and read so often, the first: {twice[0]}"
-            )
+            said.append(f"{len(twice):,} files are named, and read, more than once, the first: {twice[0]}")
     return "\n".join(said)
 
 
 def resolve(spec: DataSpec, base: str) -> DataSpec:
-    """Return the spec with globs expanded, files named from the root; `base` is the job file's folder."""
+    """Return the spec with globs expanded and absolute paths; `base` is the job file's folder."""
     folder = os.path.abspath(base)
     vocab = expand(spec.vocab, folder)
     if len(vocab) > 1:
-        raise JobError(f"[data] vocab = {spec.vocab!r} stands for {len(vocab)} files; name one")
+        raise JobError(f"[data] vocab = {spec.vocab!r} matches {len(vocab)} files; name one")
     return replace(
         spec, train=expand(spec.train, folder), test=expand(spec.test, folder), vocab="".join(vocab)
     )

@@ -1,6 +1,6 @@
-"""Streams of bytes out of plain and compressed files (`packed`), cut into blocks of whole lines.
+"""Streams of bytes from plain and compressed files (`packed`), cut into blocks of complete lines.
 
-One block is read ahead in a thread: the decompressors release the GIL, so that unpacking overlaps with parsing.
+One block is read ahead in a thread: the decompressors release the GIL, so that decompression overlaps with parsing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 27
-"""Bytes of a line: a file without newlines must not fill the memory."""
+"""Maximum size of a line, bytes: a file without newlines must not fill the memory."""
 SMALL = 512
-"""Size of packed files, in bytes, up to which their content is checked for being empty: packers add a few dozen."""
+"""Size of compressed files, in bytes, up to which their content is checked for being empty."""
 FOREIGN = {
     **dict.fromkeys(UTF32, "is UTF-32 text; convert it, as by iconv -f UTF-32 -t UTF-8"),
     **dict.fromkeys(UTF16, "is UTF-16 text; convert it, as by iconv -f UTF-16 -t UTF-8"),
@@ -42,9 +42,9 @@ FOREIGN = {
 
 
 def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
-    """Read a file's unpacked bytes in chunks of `size` (the last: the rest), one ahead of the caller.
+    """Read a file's decompressed bytes in chunks of `size` (the last: the rest), one chunk ahead of the caller.
 
-    Raises `DataError`, naming the file, when it is missing, no regular file, truncated or damaged, or when its size
+    Raises `DataError` with the file's name if it is missing, not a regular file, truncated or damaged, or if its size
     changes meanwhile.
     """
     with closing(open_data(path)) as whole:
@@ -69,7 +69,7 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
 
 
 def holds_nothing(path: str) -> bool:
-    """Tell whether a file is empty, also once it is unpacked, but for a byte order mark; damaged ones are not."""
+    """Tell whether a file is empty after decompression, except for a byte order mark; damaged files are not."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
@@ -78,15 +78,15 @@ def holds_nothing(path: str) -> bool:
             return True
         with closing(chunks(path, SMALL)) as stream:
             return next(stream, b"") in (b"", codecs.BOM_UTF8)
-    # the error is raised where the file is read
+    # The error is raised when the file is read.
     except (OSError, DataError):
         return False
 
 
 def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None]:
-    """Cut a file's text into blocks of whole lines, each ending in a newline, of about `size` bytes.
+    """Cut a file's text into blocks of complete lines, each ending in a newline, of about `size` bytes.
 
-    Gives at least one. Raises `DataError`, also for a file that holds nothing.
+    Gives at least one. Raises `DataError`, also for an empty file.
     """
     held: list[bytes | memoryview] = []
     length = begin = mark = 0
@@ -124,7 +124,7 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
 
 
 def _lines(path: str, size: int) -> int:
-    """Count the newlines in the first bytes of a file by reading them again, since lines are not counted otherwise."""
+    """Count the newlines in the first bytes of a file by reading them again; lines are not counted before an error."""
     with closing(chunks(path)) as stream:
         lines = 0
         for chunk in stream:

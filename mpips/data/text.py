@@ -25,7 +25,7 @@ BATCH_NONZEROS = 1 << 17
 
 @dataclass
 class Batch:
-    """The arrays that a parser fills, used again and again, and the parser's place."""
+    """The arrays that a parser fills, which are reused, and the parser's state."""
 
     labels: NDArray[np.float32]
     indptr: NDArray[np.int64]
@@ -35,21 +35,21 @@ class Batch:
     state: NDArray[np.int64]
 
     def take(self) -> Examples:
-        """Copy out what is filled, and start again."""
+        """Copy the parsed examples, and reset."""
         n, nnz = int(self.state[k.EXAMPLES]), int(self.state[k.NONZEROS])
         values = None if self.state[k.ONES] == nnz else self.values[:nnz].copy()
         self.state[[k.EXAMPLES, k.NONZEROS, k.HARD, k.ONES]] = 0
         return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), self.keys[:nnz].copy(), values)
 
     def grow(self) -> None:
-        """Double the room: one line needs more than there is."""
+        """Double the space: one line needs more."""
         nnz, hards = 2 * len(self.keys), 2 * len(self.hard)
         self.keys, self.values = np.empty(nnz, np.uint64), np.empty(nnz, np.float32)
         self.hard = np.empty((hards, 2), np.int64)
 
 
 def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS) -> Batch:
-    """Return room for a batch, with the parser's place at line 0, before the line of the given index."""
+    """Return an empty batch, with the parser at line 0, before the line of the given index."""
     state = np.zeros(k.STATE_SIZE, np.int64)
     state[k.INDEX] = index
     return Batch(
@@ -73,7 +73,7 @@ def token(text: bytearray, begin: int, stops: bytes = b" \t\r\v\f\n#") -> str:
 
 
 def wrong_pair(text: bytearray, code: int, begin: int) -> str:
-    """Say in words what is wrong in a svmlight line, and what would be right."""
+    """Describe the error in a svmlight line, and the expected form."""
     word = token(text, begin)
     if code == k.BAD_LABEL:
         return f"label {word} is not one of -1, 0, +1"
@@ -82,7 +82,7 @@ def wrong_pair(text: bytearray, code: int, begin: int) -> str:
     if code == k.BAD_ORDER:
         return f"id in {word} is not above the one before it; ids must ascend, each once in a line"
     if code == k.BAD_ID:
-        return f"id in {word} is too large; ids are whole numbers from 0 to 2**64 - 1"
+        return f"id in {word} is too large; ids are integers from 0 to 2**64 - 1"
     if code == k.BAD_VALUE and word.partition(":")[2].strip("'+-").lower() not in ("nan", "inf", "infinity"):
         return f"value in {word} is not a number; expected id:value, as in 7:0.5"
     if code in (k.BAD_VALUE, k.NOT_FINITE):
@@ -99,7 +99,7 @@ def parsed(
     on_error: str,
     tally: Tally,
 ) -> Generator[Examples, None, int]:
-    """Drive a compiled parser over blocks of lines; yield batches, return the index after the last line."""
+    """Run a compiled parser over blocks of lines; yield batches, return the index after the last line."""
     state = batch.state
     for text in blocks:
         block = np.frombuffer(text, np.uint8)
@@ -133,8 +133,8 @@ def read_svmlight(
 ) -> Generator[Examples, None, int]:
     """Read part `part` of `parts` of a svmlight file whose first line has the given index.
 
-    Lines are ``label id:value id:value ... # comment``: label -1, 0 (read as -1) or +1; ids ascending whole
-    numbers below 2**64; values finite. Yields batches in order; returns the index after the last line.
+    Lines are ``label id:value id:value ... # comment``: label -1, 0 (read as -1) or +1; ids ascending
+    integers below 2**64; values finite. Yields batches in order; returns the index after the last line.
     Raises `DataError` with file and line.
     """
     batch = empty_batch(index)
@@ -150,7 +150,7 @@ def read_svmlight(
 
 @dataclass(frozen=True)
 class Table:
-    """Say which columns a delimited file has (the label not counted), in the form that the parser takes."""
+    """The columns of a delimited file (without the label), in the form of the parser."""
 
     columns: int
     places: NDArray[np.int64]
@@ -158,15 +158,15 @@ class Table:
     cross_ptr: NDArray[np.int64]
     cross_columns: NDArray[np.int64]
     header: int
-    """How many bytes of the first block the line of names takes, newline included; 0: there is none."""
+    """The bytes of the line of names in the first block, with the newline; 0: there is none."""
 
 
 MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none", ".", "-"))
-"""What stands for a label that is missing, in lower case: a row that begins so is no line of names."""
+"""Representations of a missing label, in lower case: a row that starts with one is not a line of names."""
 
 
 def is_label(field: str) -> bool:
-    """Tell whether a field can be read as a number, as every label can, or stands for a missing one."""
+    """Tell whether a field can be read as a number, as every label can, or represents a missing label."""
     if field.strip().strip("\"'").lower() in MISSING:
         return True
     try:
@@ -183,12 +183,12 @@ class Head(NamedTuple):
     fields: list[str]
     """The label's, then the columns'."""
     size: int
-    """Its bytes if it holds names, newline included; 0: it is a row."""
+    """Its bytes if it holds names, with the newline; 0: it is a row."""
 
     def places(self, first: Head) -> list[int]:
-        """Say which column of a data set each of this file's is, by name if they have names.
+        """Give the column of the data set for each column of this file, by name if they have names.
 
-        `first` is the head of the file that the set's columns are numbered by. Raises `DataError` where the two do not
+        `first` is the head of the file that numbers the columns of the data set. Raises `DataError` if the two do not
         fit.
         """
         if bool(self.size) != bool(first.size):
@@ -251,14 +251,14 @@ def head(path: str, spec: DataSpec, block: bytearray) -> Head:
 
 
 def first_head(path: str, spec: DataSpec) -> Head | None:
-    """Read the first line of another file; None where that has only blank ones."""
+    """Read the first line of another file; None if that has only blank lines."""
     with closing(line_blocks(path, 1 << 16)) as blocks:
         block = next(blocks)
         return head(path, spec, block) if block.strip() else None
 
 
 def table(found: Head, first: Head, spec: DataSpec) -> Table:
-    """Find the columns that a file has, and those that `spec` names; they are numbered as in `first`."""
+    """Find the columns of a file, and those in `spec`; they are numbered as in `first`."""
     path, fields = first.path, first.fields
     names = fields[1:] if first.size else []
 
@@ -270,7 +270,7 @@ def table(found: Head, first: Head, spec: DataSpec) -> Table:
             raise JobError(f"[data] column {column}: {path} has columns 0 to {last} after the label")
         if column in names:
             return names.index(column)
-        have = f"its columns are {', '.join(names)}" if names else "it has no header; use places from 0"
+        have = f"its columns are {', '.join(names)}" if names else "it has no header; use positions from 0"
         raise JobError(f"[data] column {column!r} is not in {path}: {have}")
 
     crosses = [[place(column) for column in cross] for cross in spec.crosses]
@@ -287,7 +287,7 @@ def table(found: Head, first: Head, spec: DataSpec) -> Table:
 
 
 def wrong_row(separator: bytes, columns: int, text: bytearray, code: int, begin: int) -> str:
-    """Say in words what is wrong in a delimited row, and what would be right."""
+    """Describe the error in a delimited row, and the expected form."""
     word = token(text, begin, separator + b"\r\n")
     if code == k.BAD_LABEL:
         return f"label {word} is not one of -1, 0, +1"
@@ -310,9 +310,9 @@ def read_rows(
     """Read part `part` of `parts` of a delimited file of categories, hashed to 64-bit keys.
 
     A row is a label and a fixed number of fields; an empty field is missing and gives no key. A key depends
-    on the column's place and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
+    on the column's position and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
     same in every file and run. `first` is the head of the file by which columns are numbered, unless it is this
-    one: where columns have names, they may stand in another order here. The keys of one example are sorted; equal
+    one: where columns have names, they may be in another order here. The keys of one example are sorted; equal
     ones, which only a collision makes, are merged. Yields, returns and raises as `read_svmlight`.
     """
     with closing(line_blocks(path, size)) as blocks:

@@ -92,10 +92,11 @@ def test_other_tools_names_and_types(tmp_path: Path, names: tuple[str, str], dty
         ({"values": [1, 1e39, 1, 1]}, "row 0: has a value that is not finite"),
         ({"values": [1.0, 2.0]}, "has 2 values for 4 keys"),
         ({"indptr": [0, 2, 4]}, "indptr has 3 entries"),
-        ({"indptr": [0, 3, 2, 4]}, "row 1: indptr falls"),
-        ({"indptr": [0, 2**40, 2, 4]}, "row 0: indptr falls, or goes beyond the 4 keys"),
-        ({"indptr": [0, 2**62 + 1, -(2**62), 4]}, "row 0: indptr falls"),  # all differences wrap to above 0
-        ({"indptr": [0, -5, 2, 4]}, "row 0: indptr falls"),
+        ({"indptr": [0, 3, 2, 4]}, "row 1: indptr decreases"),
+        ({"indptr": [0, 2**40, 2, 4]}, "row 0: indptr decreases, or exceeds the 4 keys"),
+        # All differences wrap to above 0.
+        ({"indptr": [0, 2**62 + 1, -(2**62), 4]}, "row 0: indptr decreases"),
+        ({"indptr": [0, -5, 2, 4]}, "row 0: indptr decreases"),
         ({"indptr": [0, 2, 2, 9]}, "indptr goes from 0 to 9"),
         ({"indptr": [1, 2, 2, 4]}, "indptr goes from 1 to 4"),
         ({"labels": [], "indptr": [0], "keys": np.uint64([]), "values": []}, "holds no examples"),

@@ -140,7 +140,7 @@ def test_files_that_are_named_twice_are_said(tmp_path: Path) -> None:
     for name in ("a.svm", "b.svm"):
         (tmp_path / name).write_bytes(CONTENT)
     said = note(DataSpec(train=["a.svm", "*.svm"]), str(tmp_path))
-    assert said == f"1 files are named more than once and read so often, the first: {tmp_path}/a.svm"
+    assert said == f"1 files are named, and read, more than once, the first: {tmp_path}/a.svm"
 
 
 def test_files_that_hold_nothing_are_told_apart(tmp_path: Path) -> None:
@@ -177,5 +177,5 @@ def test_pipes_and_devices_are_refused_before_anything_is_read(tmp_path: Path) -
         expand(str(tmp_path / "link"))
     with pytest.raises(JobError, match="cannot be reached: File name too long"):
         expand("a" * 300)
-    with pytest.raises(JobError, match="no file name"):
+    with pytest.raises(JobError, match="not a file name"):
         expand("a\0b")
