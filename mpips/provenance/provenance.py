@@ -1,14 +1,13 @@
-"""Provenance of a run: the resolved job, the code, the machine, the inputs; and at the end its outcome.
+"""Provenance of a run: the resolved job, the code, the machine, the inputs; collected at its start.
 
     before MPI starts     ask(folder)              git starts to query the sources, while the program loads
                           collect(job, asking)     facts that need child processes, and those that do not
-    all ranks started     write_run                run.json: all that, and each rank's role, host and keys
-    inputs are hashed     amend                    by the leader, in the background (`mpips.provenance.input_hashes`)
-    a checkpoint          read_run                 its manifest has a copy, so it has its own provenance
-    the end               conclude                 exit status and reason, and the hashes of the outputs
+    all ranks started     run_json.write_run       run.json: all that, and each rank's role, host and keys
+    inputs are hashed     run_json.amend           by the leader, in the background (`mpips.provenance.input_hashes`)
+    a checkpoint          run_json.read_run        its manifest has a copy, so it has its own provenance
+    the end               run_json.conclude        exit status and reason, and the hashes of the outputs
 
-The leader may be another rank by then: all that it needs is in the run's folder. A run that was killed has no `exit`.
-No error here fails a run: facts that cannot be found or written are left out.
+No error here fails a run: facts that cannot be found are left out.
 """
 
 from __future__ import annotations
@@ -23,23 +22,17 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpips.checkpoint.lineage import of_run, owner_of
-from mpips.checkpoint.manifest import held, read_manifest
-from mpips.errors import CheckpointError, InputError
 from mpips.process.host import host_name
 from mpips.provenance import git_state
 from mpips.provenance.git_state import Asked
-from mpips.provenance.input_hashes import fingerprint, outputs_of
-from mpips.ranges import coalesce
-from mpips.rundir.folder import RunFolder, utc_now, write_json
+from mpips.provenance.input_hashes import fingerprint
+from mpips.rundir.folder import utc_now
 
 if TYPE_CHECKING:
-    from mpips.cluster.layout import Layout
-    from mpips.cluster.view import View
     from mpips.config.job_file import Job
 
 PACKAGES = (
@@ -70,10 +63,6 @@ NAMES = (
 
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "COOKIE", "CREDENTIAL", "JWT", "AUTH", "URI")
 """A variable whose name contains one of these is never recorded."""
-
-BOOKKEEPING = ("job.toml", "run.json", "run.previous.json", "result.json", "result.previous.json", "strikes.jsonl",
-               "report.html")  # fmt: skip
-"""Files of a run's folder that are not outputs of its program."""
 
 Facts = dict[str, Any]
 
@@ -285,183 +274,3 @@ def _blas() -> str:
         found = built["Build Dependencies"]["blas"]
         return f"{found['name']} {found['version']}"
     return ""
-
-
-# --- run.json ----------------------------------------------------------------------------------------
-
-
-def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> list[Facts]:
-    """Return role, host and initial keys of each rank.
-
-    Args:
-        layout: the places.
-        processes: (process id, host) by rank.
-        view: the first one.
-
-    Returns:
-        `rank`, `role`, `index`, `group` (workers), `host`, `pid`; for servers also `ranges`, texts BEGIN:END, in the
-        key space [0, 2**64); the key space of each vector is partitioned in the same proportions.
-    """
-    ranks: list[Facts] = []
-    for place, (pid, host) in zip(layout.places, processes, strict=True):
-        facts: Facts = {"rank": place.rank, "role": place.role.value, "index": place.index}
-        facts |= {"group": place.group} if place.group else {}
-        facts |= {"host": host, "pid": pid}
-        if place.role.value == "server":
-            held = coalesce(view.ring.range(shard) for shard in view.primary_of(place.rank))
-            facts["ranges"] = [f"{part.begin}:{part.end}" for part in held]
-        ranks.append(facts)
-    return ranks
-
-
-def ancestry(checkpoint: Path) -> list[Facts]:
-    """Return the ancestry of a run that resumes from a checkpoint: that checkpoint, after those before it.
-
-    Each is `checkpoint`, `step`, `manifest_sha256`, and of the run that wrote it `run`, `started`, `job_digest` and
-    `commit`, as far as the checkpoint has them.
-    """
-    try:
-        manifest = read_manifest(checkpoint)
-    except CheckpointError:
-        # Reported when the rest is read.
-        return []
-    run = manifest.get("provenance") or {}
-    known = {key: run[key] for key in ("id", "started", "job_digest", "folder") if key in run}
-    owner = owner_of(manifest)
-    known |= {"id": owner} if owner else {}
-    commit = (run.get("source") or {}).get("commit")
-    step = {
-        "checkpoint": str(checkpoint.absolute()),
-        "step": manifest["about"].get("step"),
-        "manifest_sha256": manifest["sha256"],
-        **known,
-        **({"commit": commit} if commit else {}),
-    }
-    return [*run.get("ancestry", []), step]
-
-
-def write_run(
-    folder: RunFolder, provenance: Provenance, ranks: Sequence[Mapping[str, Any]], **more: object
-) -> None:
-    """Write `run.json`.
-
-    Args:
-        folder: the run's folder.
-        provenance: as collected at the start.
-        ranks: the result of `placed`, or at least {`rank`, `role`, `host`, `pid`} per rank.
-        more: further entries, such as the MPI library's name.
-    """
-    facts = {"folder": str(folder.path), **asdict(provenance), **more}
-    write_json(folder.run, {**facts, "ranks": [dict(rank) for rank in ranks]})
-
-
-def read_run(folder: RunFolder) -> Facts | None:
-    """Read `run.json`; None if it does not exist or is damaged. `RunFolder.read_run` raises the error."""
-    try:
-        return folder.read_run()
-    except InputError:
-        return None
-
-
-def latest(folder: RunFolder, directory: Path) -> Path | None:
-    """Return the newest checkpoint that a run can resume from: its own, or the one that it has itself resumed from.
-
-    Args:
-        folder: the run's folder.
-        directory: the folder of its checkpoints.
-    """
-    facts = read_run(folder)
-    if facts is None:
-        return None
-    found = of_run(folder.path, facts).latest(directory)
-    if found is None and facts.get("ancestry"):
-        before = facts["ancestry"][-1]
-        path = Path(before["checkpoint"])
-        with suppress(CheckpointError):
-            found = path if read_manifest(path)["sha256"] == before.get("manifest_sha256") else None
-    return found
-
-
-def amend(folder: RunFolder, **more: object) -> None:
-    """Add entries to `run.json`; errors are ignored."""
-    facts = read_run(folder)
-    if facts is not None:
-        with suppress(OSError):
-            write_json(folder.run, facts | more)
-
-
-def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | None = None) -> None:
-    """Add exit status and outputs to `run.json`; errors are ignored.
-
-    Args:
-        folder: the run's folder.
-        result: the contents of `result.json`.
-        checkpoints: the folder of its checkpoints. Nothing is hashed for a run that failed, so that it ends quickly.
-    """
-    facts = read_run(folder)
-    if facts is None or "exit" in facts:
-        return
-    facts |= {"ended": utc_now().isoformat(), "exit": _exit(result)}
-    if result.get("status") != "failed":
-        with suppress(OSError, CheckpointError):
-            facts["outputs"] = {
-                "files": outputs_of(folder.path, BOOKKEEPING),
-                "checkpoints": [] if checkpoints is None else _written(checkpoints, facts.get("id")),
-                "parameters_sha256": result.get("parameters_sha256", ""),
-            }
-    with suppress(OSError):
-        write_json(folder.run, facts)
-
-
-def _exit(result: Mapping[str, Any]) -> Facts:
-    status = str(result.get("status", "failed"))
-    default = {"completed": "the program ended", "stopped": "asked to stop"}.get(status, "unknown")
-    said = result.get("error") if status == "failed" else result.get("stopped_by")
-    facts = {"status": status, "code": result.get("exit_code"), "reason": said or default}
-    return facts | {key: result[key] for key in ("failed_rank",) if key in result}
-
-
-def _written(checkpoints: Path, run: object) -> list[Facts]:
-    """List the existing checkpoints that a run has written."""
-    found = []
-    for path, manifest in held(checkpoints):
-        if owner_of(manifest) == run:
-            step = manifest["about"].get("step")
-            found.append(
-                {"folder": str(path.absolute()), "step": step, "manifest_sha256": manifest["sha256"]}
-            )
-    return found
-
-
-def summary(facts: Mapping[str, Any]) -> list[str]:
-    """Return a readable summary of a run's provenance, in a few lines."""
-    ranks: list[Facts] = facts.get("ranks", [])
-    hosts = list(dict.fromkeys(str(rank["host"]) for rank in ranks))
-    shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
-    lines = [
-        f"run: {facts.get('folder', '?')}, started {facts.get('started', '?')}",
-        f"command: {' '.join(facts.get('argv', []))}",
-        f"job: {facts.get('job_file', '?')}, sha256 {facts.get('job_digest', '?')}",
-    ]
-    for name, state in (("mpips", facts.get("source")), ("job's tree", facts.get("repository"))):
-        if state:
-            lines.append(f"{name}: {state_line(state)}")
-    lines.append(
-        f"ranks: {len(ranks)} on {shown or '?'}; Python {facts.get('python', '?')}; {facts.get('mpi', '?')}"
-    )
-    for each in facts.get("inputs", []):
-        value = each.get("sha256") or each.get("sample_sha256") or "not hashed"
-        kind = "sha256 " if "sha256" in each else "sample_sha256 " if "sample_sha256" in each else ""
-        lines.append(f"{each['role']}: {each['path']}, {each.get('bytes', 0):,} bytes, {kind}{value}")
-    for each in facts.get("ancestry", []):
-        lines.append(f"resumed from: {each['checkpoint']}")
-    return lines
-
-
-def state_line(state: Mapping[str, Any]) -> str:
-    """Return the state of a source tree in a line."""
-    if not state.get("commit"):
-        return f"installed, files' sha256 {state.get('record_sha256', '?')}"
-    if state.get("dirty"):
-        return f"commit {state['commit']}, changed: diff sha256 {state['diff_sha256']}"
-    return f"commit {state['commit']}" + ("" if state.get("dirty", False) is False else ", perhaps changed")

@@ -19,7 +19,7 @@ from mpips.errors import in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.process.host import host_name
 from mpips.process.printable import brief, printable
-from mpips.provenance import first_failure, provenance
+from mpips.provenance import first_failure, run_json
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rundir import log
 from mpips.rundir.folder import RunFolder, write_json
@@ -127,4 +127,4 @@ class ResultFile:
         # Provenance that cannot be written does not fail a run.
         with suppress(Exception):
             where = None if self._prepared is None else checkpoints(self._prepared.job)
-            provenance.conclude(folder, result, where)
+            run_json.conclude(folder, result, where)

@@ -37,7 +37,7 @@ from mpips.files.json_shape import is_number
 from mpips.files.json_values import Nulls, plain
 from mpips.filters.chain import described
 from mpips.process.stop_signals import ASKS
-from mpips.provenance import provenance
+from mpips.provenance import run_json
 from mpips.provenance.first_failure import Failure, first, log_of
 from mpips.provenance.input_hashes import Inputs
 from mpips.rank.long_waits import LongWaits
@@ -101,7 +101,7 @@ class Leader:
                 orders=self._orders,
                 checkpoints=checkpoints(prepared.job),
                 resume=prepared.resume,
-                lineage=of_run(self.folder.path, provenance.read_run(self.folder), prepared.resume),
+                lineage=of_run(self.folder.path, run_json.read_run(self.folder), prepared.resume),
                 provenance=self._provenance,
             ) as cluster:
                 started = cluster.decide(lambda: self.started)
@@ -128,7 +128,7 @@ class Leader:
         except Fenced:
             raise
         except BaseException as error:
-            provenance.amend(self.folder, inputs=self._inputs.facts())
+            run_json.amend(self.folder, inputs=self._inputs.facts())
             return self._failure(error)
 
     def stop_all(self, code: int) -> None:
@@ -259,13 +259,13 @@ class Leader:
         def look() -> None:
             if self._inputs.done and not self._hashed:
                 self._hashed = True
-                provenance.amend(self.folder, inputs=self._inputs.facts())
+                run_json.amend(self.folder, inputs=self._inputs.facts())
 
         self.node.register(Registration(ticks=(look,)))
 
     def _provenance(self) -> dict[str, Any] | None:
         """Return the provenance for a checkpoint's manifest."""
-        known = provenance.read_run(self.folder)
+        known = run_json.read_run(self.folder)
         return None if known is None else known | {"inputs": self._inputs.facts()}
 
     def _end_hashing(self, cluster: Cluster) -> None:
@@ -280,7 +280,7 @@ class Leader:
                 ):
                     break
                 time.sleep(0.05)
-        provenance.amend(self.folder, inputs=self._inputs.finish(HASHES))
+        run_json.amend(self.folder, inputs=self._inputs.finish(HASHES))
 
     # --- the result ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from mpips.filters import named
 from mpips.launch import slurm_env
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
-from mpips.provenance import provenance
+from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder
 
 
@@ -100,7 +100,7 @@ def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
     folder = checkpoints(job)
     run = RunFolder(options.run_dir) if options.run_dir else None
     if run is not None and run.run.exists():
-        found, whose = provenance.latest(run, folder), f" of the run in {run.path}"
+        found, whose = run_json.latest(run, folder), f" of the run in {run.path}"
     else:
         found, whose = newest_run(folder), ""
     if found is None:
@@ -117,5 +117,5 @@ def checkpoints(job: Job) -> Path:
 
 def advice(job: Job, folder: RunFolder) -> str:
     """Return how to resume a failed run, if it has a checkpoint of its own."""
-    found = provenance.latest(folder, checkpoints(job))
+    found = run_json.latest(folder, checkpoints(job))
     return "" if found is None else f"; resume from {found} with: --run-dir {folder.path} --resume latest"

@@ -19,7 +19,7 @@ from mpips.exit_codes import ExitCode
 from mpips.filters.named import fingerprint, parsed
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
 from mpips.process.printable import printable
-from mpips.provenance import provenance
+from mpips.provenance import provenance, run_json
 from mpips.rank.ending import say
 from mpips.rank.prepare import Prepared
 from mpips.replay.recorder import write_about
@@ -132,12 +132,12 @@ def write_run(
         InputError: they cannot be written.
     """
     job = prepared.job
-    ranks = provenance.placed(layout, processes, first_view(layout, job.ring.virtual_servers))
-    before = provenance.ancestry(prepared.resume) if prepared.resume is not None else []
+    ranks = run_json.placed(layout, processes, first_view(layout, job.ring.virtual_servers))
+    before = run_json.ancestry(prepared.resume) if prepared.resume is not None else []
     facts = prepared.facts or provenance.collect(job, children=False)
     try:
         write_text(folder.job, job.to_toml())
-        provenance.write_run(folder, facts, ranks, mpi=library, ancestry=before)
+        run_json.write_run(folder, facts, ranks, mpi=library, ancestry=before)
         if job.record.on:
             write_about(folder.record, job, prepared.resume)
     except OSError as error:

@@ -29,7 +29,7 @@ from mpips.errors import InputError
 from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
 from mpips.provenance.input_hashes import fingerprint, seen
-from mpips.provenance.provenance import state_line
+from mpips.provenance.run_json import state_line
 from mpips.report import crate_files
 from mpips.report.diff import FLEETING
 from mpips.rundir.folder import RunFolder

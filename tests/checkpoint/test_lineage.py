@@ -14,7 +14,7 @@ from mpips.checkpoint.checkpoint import begin, commit, prune
 from mpips.checkpoint.lineage import MARK, Ancestor, Lineage, newest_run, of_run, owner_of
 from mpips.checkpoint.manifest import complete, order_of, read_manifest
 from mpips.errors import CheckpointError
-from mpips.provenance import provenance
+from mpips.provenance import run_json
 from mpips.rundir.folder import RunFolder
 
 A, B = Lineage("a" * 32, "/runs/a"), Lineage("b" * 32, "/runs/b")
@@ -208,7 +208,7 @@ def test_a_checkpoint_from_elsewhere_makes_no_other_run_an_ancestor(tmp_path: Pa
     if way == "linked":
         (ours / "step-000009").symlink_to(theirs)
         theirs = ours / "step-000009"
-    facts = {"id": B.run, "ancestry": provenance.ancestry(theirs)} if way == "recorded" else None
+    facts = {"id": B.run, "ancestry": run_json.ancestry(theirs)} if way == "recorded" else None
     lineage = of_run(tmp_path / "run", facts, theirs)
     write(ours, lineage, 10)
     assert names(lineage.checkpoints(ours)) == ["step-000010"]
@@ -221,13 +221,13 @@ def test_a_runs_lineage_comes_from_its_folder(tmp_path: Path) -> None:
     renamed = first.rename(tmp_path / "best")
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    assert provenance.latest(folder, tmp_path / "ck") is None
-    folder.run.write_text(json.dumps({"id": B.run, "ancestry": provenance.ancestry(renamed)}))
-    lineage = of_run(folder.path, provenance.read_run(folder))
+    assert run_json.latest(folder, tmp_path / "ck") is None
+    folder.run.write_text(json.dumps({"id": B.run, "ancestry": run_json.ancestry(renamed)}))
+    lineage = of_run(folder.path, run_json.read_run(folder))
     assert lineage == Lineage(B.run, str(folder.path), (Ancestor(A.run, (3, 1)),), str(tmp_path.resolve()))
-    assert provenance.latest(folder, tmp_path / "ck") == renamed, "where it went on from, wherever that is"
+    assert run_json.latest(folder, tmp_path / "ck") == renamed, "where it went on from, wherever that is"
     write(tmp_path / "ck", A, 9)
     own = write(tmp_path / "ck", B, 4)
-    assert provenance.latest(folder, tmp_path / "ck") == own
+    assert run_json.latest(folder, tmp_path / "ck") == own
     without = of_run(folder.path, None, own)
     assert without == of_run(folder.path, None, own) and without.before == (Ancestor(B.run, order_of(own)),)

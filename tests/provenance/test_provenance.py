@@ -18,7 +18,7 @@ from mpips.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.view import first_view
 from mpips.config.job_file import Job, load
-from mpips.provenance import provenance
+from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder, write_json
 
 
@@ -68,7 +68,7 @@ def test_run_json_names_job_and_ranks(tmp_path: Path) -> None:
     known = provenance.collect(
         job, ["mpips", "job.toml"], environ, batch=lambda environ: {"job": environ["SLURM_JOB_ID"]}
     )
-    provenance.write_run(folder, known, ranks, mpi="MPI X")
+    run_json.write_run(folder, known, ranks, mpi="MPI X")
     written = json.loads(folder.run.read_text())
     assert written["ranks"] == ranks
     assert written["argv"] == ["mpips", "job.toml"]
@@ -118,7 +118,7 @@ def test_the_program_is_known_by_its_contents(tmp_path: Path) -> None:
 def test_servers_key_ranges_cover_all_keys() -> None:
     layout = Layout.of(6, LayoutSpec(servers=3, workers={"a": 1, "b": 1}))
     processes = [(100 + rank, f"n{rank // 2}") for rank in range(6)]
-    ranks = provenance.placed(layout, processes, first_view(layout))
+    ranks = run_json.placed(layout, processes, first_view(layout))
     assert [each["role"] for each in ranks] == ["scheduler", *["server"] * 3, *["worker"] * 2]
     assert [each["host"] for each in ranks] == ["n0", "n0", "n1", "n1", "n2", "n2"]
     assert [each.get("group") for each in ranks[-2:]] == ["a", "b"]
@@ -132,7 +132,7 @@ def test_servers_key_ranges_cover_all_keys() -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
-    provenance.write_run(folder, provenance.collect(job_at(tmp_path)), [], mpi="MPI X", ancestry=[])
+    run_json.write_run(folder, provenance.collect(job_at(tmp_path)), [], mpi="MPI X", ancestry=[])
     return folder
 
 
@@ -153,8 +153,8 @@ def checkpoint(folder: Path, facts: dict[str, Any] | None, step: int = 3) -> Pat
     ],
 )  # fmt: skip
 def test_the_end_says_why(run: RunFolder, result: dict[str, Any], exit: dict[str, Any]) -> None:
-    provenance.conclude(run, result)
-    written = provenance.read_run(run)
+    run_json.conclude(run, result)
+    written = run_json.read_run(run)
     assert written is not None
     assert written["exit"] == exit
     assert written["ended"].endswith("+00:00")
@@ -163,13 +163,13 @@ def test_the_end_says_why(run: RunFolder, result: dict[str, Any], exit: dict[str
 
 def test_the_end_names_what_is_left_behind(run: RunFolder, tmp_path: Path) -> None:
     (run.path / "model.npz").write_bytes(b"x")
-    mine = provenance.read_run(run)
+    mine = run_json.read_run(run)
     assert mine is not None
     path = checkpoint(tmp_path / "ck" / "step-000003", mine)
     checkpoint(tmp_path / "ck" / "step-000006", mine | {"id": "of another run"})
     checkpoint(tmp_path / "ck" / "step-000009", None)
-    provenance.conclude(run, {"status": "completed", "parameters_sha256": "ab"}, tmp_path / "ck")
-    written = provenance.read_run(run)
+    run_json.conclude(run, {"status": "completed", "parameters_sha256": "ab"}, tmp_path / "ck")
+    written = run_json.read_run(run)
     assert written is not None
     outputs = written["outputs"]
     assert [each["name"] for each in outputs["files"]] == ["model.npz"]
@@ -179,59 +179,59 @@ def test_the_end_names_what_is_left_behind(run: RunFolder, tmp_path: Path) -> No
 
 
 def test_the_first_word_on_the_end_stands(run: RunFolder) -> None:
-    provenance.conclude(run, {"status": "failed", "error": "rank 1 died"})
-    provenance.conclude(run, {"status": "failed", "error": "no result"})
-    written = provenance.read_run(run)
+    run_json.conclude(run, {"status": "failed", "error": "rank 1 died"})
+    run_json.conclude(run, {"status": "failed", "error": "no result"})
+    written = run_json.read_run(run)
     assert written is not None
     assert written["exit"]["reason"] == "rank 1 died"
 
 
 def test_what_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    provenance.amend(folder, inputs=[])
-    provenance.conclude(folder, {"status": "completed"})
+    run_json.amend(folder, inputs=[])
+    run_json.conclude(folder, {"status": "completed"})
     folder.run.write_text("{torn")
-    provenance.conclude(folder, {"status": "completed"})
+    run_json.conclude(folder, {"status": "completed"})
     assert folder.run.read_text() == "{torn"
 
 
 def test_checkpoints_carry_their_ancestors(run: RunFolder, tmp_path: Path) -> None:
-    first = provenance.read_run(run)
+    first = run_json.read_run(run)
     assert first is not None
-    assert provenance.ancestry(checkpoint(tmp_path / "step-000001", None, 1)) == [
+    assert run_json.ancestry(checkpoint(tmp_path / "step-000001", None, 1)) == [
         {
             "checkpoint": str(tmp_path / "step-000001"),
             "step": 1,
             "manifest_sha256": read_manifest(tmp_path / "step-000001")["sha256"],
         }
     ]
-    (one,) = provenance.ancestry(checkpoint(tmp_path / "step-000002", first, 2))
+    (one,) = run_json.ancestry(checkpoint(tmp_path / "step-000002", first, 2))
     assert one["id"] == first["id"]
     assert one["job_digest"] == first["job_digest"]
     again = first | {"id": "second", "ancestry": [one]}
-    found = provenance.ancestry(checkpoint(tmp_path / "step-000003", again, 3))
+    found = run_json.ancestry(checkpoint(tmp_path / "step-000003", again, 3))
     assert [each["id"] for each in found] == [first["id"], "second"]
     assert found[0] == one
 
 
 def test_a_damaged_checkpoint_has_no_ancestors(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{}")
-    assert provenance.ancestry(tmp_path) == []
+    assert run_json.ancestry(tmp_path) == []
 
 
 def test_the_summary_says_where_a_run_came_from(run: RunFolder) -> None:
     ranks = [{"rank": rank, "host": f"n{rank}"} for rank in range(5)]
-    facts = provenance.read_run(run)
+    facts = run_json.read_run(run)
     assert facts is not None
     inputs = [{"role": "train", "path": "/d/x.svm", "bytes": 1234, "sample_sha256": "ab"}]
     facts |= {"ranks": ranks, "inputs": inputs, "ancestry": [{"checkpoint": "/c/step-000003"}]}
     lines = "\n".join(
-        provenance.summary(facts | {"source": {"commit": "c0ffee", "dirty": True, "diff_sha256": "dd"}})
+        run_json.summary(facts | {"source": {"commit": "c0ffee", "dirty": True, "diff_sha256": "dd"}})
     )
     for part in ("5 on n0, n1, n2 and 2 more", "commit c0ffee, changed: diff sha256 dd", "resumed from: /c/step-000003",
                  "train: /d/x.svm, 1,234 bytes, sample_sha256 ab", str(run.path)):  # fmt: skip
         assert part in lines
-    assert provenance.summary({})  # of an earlier version
+    assert run_json.summary({})  # of an earlier version
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_summary_says_where_a_run_came_from(run: RunFolder) -> None:
     ],
 )
 def test_a_state_is_a_line(state: dict[str, Any], line: str) -> None:
-    assert provenance.state_line(state) == line
+    assert run_json.state_line(state) == line
 
 
 def test_resuming_in_the_same_folder_keeps_the_former_provenance(run: RunFolder) -> None:

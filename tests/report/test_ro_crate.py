@@ -14,7 +14,7 @@ import pytest
 
 from mpips.cli import main
 from mpips.errors import InputError
-from mpips.provenance import provenance
+from mpips.provenance import run_json
 from mpips.report import crate_files, ro_crate
 from mpips.rundir.folder import RunFolder, write_json, write_text
 
@@ -79,11 +79,11 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def finish(folder: RunFolder, result: dict[str, Any]) -> None:
-    facts = provenance.read_run(folder)
+    facts = run_json.read_run(folder)
     assert facts is not None
     facts.pop("exit", None)
     write_json(folder.run, facts)
-    provenance.conclude(folder, result)
+    run_json.conclude(folder, result)
     write_json(folder.result, result)
 
 
@@ -228,10 +228,10 @@ def test_a_program_of_ones_own_goes_with_it_if_it_is_named_and_is_the_one_that_r
 ) -> None:
     program = tmp_path / "mean.py"
     program.write_text("x = 1\n")
-    facts = provenance.read_run(run)
+    facts = run_json.read_run(run)
     assert facts is not None
     sha = hashlib.sha256(program.read_bytes()).hexdigest()
-    provenance.amend(run, program={"name": "mean.py", "file": str(program), "sha256": sha})
+    run_json.amend(run, program={"name": "mean.py", "file": str(program), "sha256": sha})
     assert main(["crate", str(run.path), "-o", str(tmp_path / "one"), "--program", str(program)]) == 0
     assert graph_of(tmp_path / "one")["mean.py"]["@type"] == ["File", "SoftwareSourceCode"]
     assert (tmp_path / "one" / "mean.py").read_text() == "x = 1\n"
@@ -256,7 +256,7 @@ def test_nothing_outside_of_the_run_is_packed(run: RunFolder, tmp_path: Path) ->
         "link", "../secret.py", str(secret), "/etc/passwd", "folder", "folder/../../secret.py", "pipe", ".", "", "real",
         "real", "ro-crate-metadata.json", "gone", "a\0b",
     ]  # fmt: skip
-    provenance.amend(
+    run_json.amend(
         run,
         program={"name": "secret.py", "file": str(secret), "sha256": sha},
         outputs={"files": [{"name": name, "bytes": 1} for name in names], "checkpoints": []},
@@ -293,7 +293,7 @@ def test_a_link_in_place_of_a_runs_own_file_is_refused(run: RunFolder, tmp_path:
 def test_a_run_json_that_no_run_writes_is_said_to_be_one(
     run: RunFolder, tmp_path: Path, facts: dict[str, Any]
 ) -> None:
-    provenance.amend(run, **facts)
+    run_json.amend(run, **facts)
     with pytest.raises(InputError, match=r"run\.json: is not what a run writes"):
         ro_crate.export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
-    from mpips.provenance.provenance import conclude
+    from mpips.provenance.run_json import conclude
     from mpips.rundir import claim
     from mpips.rundir.folder import RunFolder, write_json
 

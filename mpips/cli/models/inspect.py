@@ -30,7 +30,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.checkpoint.manifest import read_manifest
     from mpips.errors import CheckpointError
     from mpips.process.printable import json_text, printable
-    from mpips.provenance.provenance import summary
+    from mpips.provenance.run_json import summary
 
     path = Path(arguments.checkpoint)
     facts = read_manifest(path).get("provenance")

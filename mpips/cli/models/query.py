@@ -91,7 +91,7 @@ def _has_model(result: dict[str, Any]) -> bool:
 def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     from mpips.config.job_file import load
     from mpips.errors import InputError
-    from mpips.provenance.provenance import latest
+    from mpips.provenance.run_json import latest
     from mpips.rank.prepare import checkpoints
     from mpips.rundir.folder import RunFolder
 

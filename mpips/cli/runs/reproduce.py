@@ -171,7 +171,7 @@ def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     """Hash the inputs as the recorded run did (`provenance`); describe the check. InputError if one differs."""
     from mpips.errors import RecordError
     from mpips.provenance.input_hashes import HASHES, altered, hashed
-    from mpips.provenance.provenance import read_run
+    from mpips.provenance.run_json import read_run
 
     inputs = (read_run(recorded) or {}).get("inputs")
     listed = [each for each in inputs if isinstance(each, Mapping)] if isinstance(inputs, list) else []
