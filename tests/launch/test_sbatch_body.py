@@ -155,7 +155,7 @@ def test_bad_input_is_not_tried_again(stage: Stage) -> None:
 def test_a_run_that_stopped_goes_back_into_the_queue_and_resumes(stage: Stage) -> None:
     code, said = stage.run(CHECKPOINT + "exit 85")
     assert (code, stage.requeued()) == (0, ["7"])
-    assert "stopped: back into the queue" in said
+    assert "stopped: requeued, to continue" in said
     code, said = stage.run("exit 0", restarts=1)
     assert code == 0 and said.startswith("mpips: start 2 of job 7")
     assert after(stage.called(), "--resume") == ["latest"]
@@ -170,7 +170,7 @@ def test_without_requeue_it_says_how_it_ended(stage: Stage) -> None:
 def test_it_is_not_started_again_for_ever(stage: Stage) -> None:
     code, said = stage.run(CHECKPOINT + "exit 85", restarts=50)
     assert (code, stage.requeued()) == (85, [])
-    assert "not started again: it was 50 times" in said
+    assert "not restarted: it was restarted 50 times" in said
 
 
 def test_a_refused_requeue_says_how_to_go_on(stage: Stage) -> None:
@@ -197,13 +197,13 @@ def test_a_lost_rank_sends_it_back_until_it_gets_no_further(stage: Stage) -> Non
         assert stage.requeued() == ["7"]
     code, said = stage.run("exit 137", restarts=6)
     assert (code, stage.requeued()) == (137, [])
-    assert "failed 5 times in a row with no checkpoint between" in said
+    assert "failed 5 times in a row without a new checkpoint" in said
 
 
 def test_a_program_that_failed_is_not_tried_again(stage: Stage) -> None:
     code, said = stage.run(CHECKPOINT + 'echo \'{"fault": "program"}\' >"$run/result.json"; exit 1')
     assert (code, stage.requeued()) == (1, [])
-    assert "the program failed, so another start would too" in said
+    assert "the program failed, so a restart would fail too" in said
 
 
 def test_a_restart_without_a_checkpoint_begins_anew_and_keeps_what_was_written(stage: Stage) -> None:
@@ -309,7 +309,7 @@ def strike(stage: Stage, *kinds: signal.Signals, needed: int = 1, **more: Any) -
 def test_the_signal_before_the_time_limit_stops_the_run_and_requeues_it(stage: Stage) -> None:
     code, said = strike(stage, signal.SIGUSR1)
     assert (code, stage.requeued()) == (0, ["7"])
-    assert "stopped: back into the queue" in said
+    assert "stopped: requeued, to continue" in said
 
 
 def test_a_signal_that_is_lost_comes_again(stage: Stage) -> None:
@@ -331,7 +331,7 @@ def test_a_job_at_its_time_limit_goes_back_though_slurm_is_ending_it(stage: Stag
 def test_a_job_that_slurm_has_requeued_is_not_requeued_twice(stage: Stage) -> None:
     code, said = strike(stage, signal.SIGTERM, state="COMPLETING", counted=1)
     assert (code, stage.requeued()) == (0, [])
-    assert "Slurm has put the job back into the queue already" in said
+    assert "Slurm has requeued the job already" in said
 
 
 def test_reproducing_follows_success_only(stage: Stage) -> None:
@@ -433,5 +433,5 @@ def test_numbers_from_the_environment_are_numbers(tmp_path: Path, name: str) -> 
     done = subprocess.run(
         ["bash", body, "job.toml"], env=environ, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (2, f"mpips: error: {name} is no number\n")
+    assert (done.returncode, done.stderr) == (2, f"mpips: error: {name} is not a number\n")
     assert not (tmp_path / "ran").exists()

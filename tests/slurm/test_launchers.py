@@ -43,7 +43,7 @@ def test_a_rank_that_dies_under_srun_has_the_job_start_again(jobs: dict[str, Job
     result = job.finish()
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
     text = job.text()
-    if "ended by Killed" not in text or text.count("back into the queue") != max(job.restarts(), 1):
+    if "ended by Killed" not in text or text.count(": requeued, to continue") != max(job.restarts(), 1):
         job.fail(f"started again {job.restarts()} times, which is not what it says")
     assert result["parameters_sha256"] == jobs["mpirun"].finish()["parameters_sha256"]
 
