@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
+import tomllib
+from glob import glob
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -100,3 +102,18 @@ def test_every_package_says_what_it_is_for() -> None:
         str(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent, f"packages without a docstring: {silent}"
+
+
+def test_what_is_no_code_is_installed_too() -> None:
+    """A plain installation takes of it what pyproject.toml names, for each package, and nothing below that."""
+    told = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    missing = []
+    for folder, within, files in os.walk(ROOT):
+        within[:] = [each for each in within if each != "__pycache__"]
+        package = next(
+            each for each in (Path(folder), *Path(folder).parents) if (each / "__init__.py").is_file()
+        )
+        listed = {each for pattern in told["*"] for each in glob(f"{package}/{pattern}", recursive=True)}
+        whole = {str(Path(folder, file)) for file in files if not file.endswith(".py")}
+        missing += sorted(whole - listed)
+    assert missing == []

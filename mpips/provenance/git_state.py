@@ -214,7 +214,7 @@ def state_of(folder: Path, root: Path | None = None, trusted: bool = False) -> d
 
 def root_of(folder: Path) -> Path | None:
     """Return the root of the git tree that a folder is in; None if it is in none."""
-    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), None)
+    return next((each for each in (folder, *folder.parents) if os.path.exists(each / ".git")), None)
 
 
 def _text(said: bytes | None) -> str:

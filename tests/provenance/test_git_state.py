@@ -30,6 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_no_tree_has_no_state(tmp_path: Path) -> None:
+    assert git_state.root_of(tmp_path / ("x" * 300)) is None, "a folder that cannot be looked into"
     assert git_state.state_of(tmp_path) is None
 
 
