@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Column, Segment, VectorSpec, call, exact_sums, update
-from mpips.jobs.sparse_lr import exact_kernels, kernels
+from mpips.jobs.sparse_lr import exact_kernels, kernels, server_kernels
 from mpips.jobs.sparse_lr.control import MEMORY
 
 Array = NDArray[Any]
@@ -72,7 +72,7 @@ def block_proximal(
     threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2), np.float32)
-        worst = kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
+        worst = server_kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
     radius = np.empty(len(slots), np.float32)
@@ -87,10 +87,10 @@ def block_proximal(
         elif rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
-        kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
+        server_kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
     else:
         far = float(settings["far"])
-        largest, returned = kernels.reset_keys(
+        largest, returned = server_kernels.reset_keys(
             slots, rows.reshape(-1), l1, threshold, far, w, d, active, radius
         )
         settings["largest"] = max(float(settings["largest"]), largest)
@@ -143,7 +143,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     history[-1] = segment.values[slots, 0]
     segment.notes[HISTORY] = (slots, history.T)
     terms = np.empty_like(history)
-    kernels.size_terms(history, terms)
+    server_kernels.size_terms(history, terms)
     return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
 
 
@@ -153,7 +153,7 @@ def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     slots, history = _history(segment)
     mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
-    kernels.mixed_sizes(history, mixtures, terms)
+    server_kernels.mixed_sizes(history, mixtures, terms)
     return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]}
 
 

@@ -332,14 +332,14 @@ def test_a_feature_that_was_dropped_too_early_comes_back(
     l1 = 2.0
     assert abs(gradient[2]) < l1 < abs(gradient[0]), "feature 3 starts inactive"
     returned = []
-    reset_keys = proximal.kernels.reset_keys
+    reset_keys = proximal.server_kernels.reset_keys
 
     def spy(*arguments: Any) -> Any:
         largest, count = reset_keys(*arguments)
         returned.append(count)
         return largest, count
 
-    monkeypatch.setattr(proximal.kernels, "reset_keys", spy)
+    monkeypatch.setattr(proximal.server_kernels, "reset_keys", spy)
     outcome = run_twin(path, 2, 2, settings={"l1": l1})
     best = optimum(x, y, l1)
     assert outcome.passes("active")[0] == 2 and outcome.passes("active")[-1] == 3
@@ -353,7 +353,7 @@ def test_a_feature_dropped_during_the_passes_comes_back(
 ) -> None:
     """Every feature but the first ten is thrown out by force in the first pass; the reset finds them again."""
     data = made("real")
-    prox_step = proximal.kernels.prox_step
+    prox_step = proximal.server_kernels.prox_step
     victims: set[int] = set()
 
     def harsh(slots: Any, rows: Any, l1: float, threshold: float, w: Any, *rest: Any) -> Any:
@@ -367,7 +367,7 @@ def test_a_feature_dropped_during_the_passes_comes_back(
             reply[at] = 0.0
         return worst
 
-    monkeypatch.setattr(proximal.kernels, "prox_step", harsh)
+    monkeypatch.setattr(proximal.server_kernels, "prox_step", harsh)
     outcome = run_twin(data, 1, 2)
     assert len(victims) > 15 and outcome.passes("active")[0] <= 10
     assert outcome.metrics["objective"] <= 1.001 * optimum(data.x, data.y, 1.0)

@@ -18,7 +18,9 @@ SILENT = {
     tokenize.ENDMARKER,
 }  # fmt: skip
 """Tokens that do not count as code."""
-METHOD = ("job.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py")
+METHOD = (
+    "job.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py", "server_kernels.py",
+)  # fmt: skip
 """The files of sparse_lr that are the block proximal method itself."""
 
 

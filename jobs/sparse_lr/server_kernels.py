@@ -1,0 +1,133 @@
+"""The compiled loops of sparse logistic regression on the servers: keys, proximal steps, sizes; see `proximal`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mpips import kernel
+from mpips.jobs.sparse_lr.kernels import B1, F4, F8, FAINT, FAR, I4, LARGE, NEAR, NEVER, SMALL, TOO_FAINT
+
+_SUMS = "f4", "f8"
+"""Types of sums over workers; f8 if they are exact."""
+
+
+@kernel(*(f"void(i4[::1], {t}[:, ::1], f8, b1, f4[::1], f4[::1], b1[::1], f4[::1])" for t in _SUMS))
+def start_keys(
+    slots: I4, sums: F4 | F8, l1: float, kkt: bool, d: F4, scale: F4, active: B1, reply: F4
+) -> None:
+    """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4 or f8[k, 4].
+
+    scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
+    starts active, as all do without `kkt`; NEAR where w = 0 is optimal to begin with; NEVER where it is for
+    every value of the other weights (max(along, against) <= l1), so that nobody ever need ask again.
+    """
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
+        along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
+        unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
+        if unit > FAINT:  # what weighs nothing whatever comes has no need of one
+            unit = TOO_FAINT if max(along, against) > l1 else 1.0
+        scale[s] = unit
+        d[s] = scale[s]
+        active[s] = not kkt or 0.5 * abs(against - along) > l1  # the gradient at w = 0
+        if active[s]:
+            reply[k] = d[s]
+        else:
+            reply[k] = NEAR if max(along, against) > l1 else NEVER
+
+
+@kernel(*(f"f8(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])" for t in _SUMS))
+def prox_step(
+    slots: I4, sums: F4 | F8, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
+) -> float:
+    """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
+
+    w' = S(U w - g, l1) / U, clipped to w +- d, as f4; then d = 2 |step|, but at least d / 2 and scale / 1000,
+    and at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
+    slot, and comes back by `reset_keys`. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
+
+    The reply is the weight, not the step: so it is exact in f4 where a step, of any weight to 0 say, is not, and the
+    workers' margins belong to just these weights.
+    """
+    worst = 0.0
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        g = np.float64(sums[k, 0])
+        unit = np.float64(scale[s])
+        least_u = 1e-30 if 1.0 / LARGE < unit < 1.0 / SMALL else 1e-30 / (unit * unit)
+        u = max(np.float64(sums[k, 1]), least_u)
+        radius = np.float64(d[s])
+        old = w[s]
+        if old == 0.0:
+            worst = max(worst, abs(g) - l1)
+            if abs(g) < l1 - threshold:
+                active[s] = False
+                reply[k, 0] = 0.0
+                reply[k, 1] = 0.0
+                continue
+        else:
+            worst = max(worst, abs(g + math.copysign(l1, old)))
+        z = u * old - g
+        target = math.copysign(abs(z) - l1, z) / u if abs(z) > l1 else 0.0
+        reply[k, 0] = min(max(target, old - radius), old + radius)
+        w[s] = reply[k, 0]
+        least, most = 1e-3 * np.float64(scale[s]), 5.0 * np.float64(scale[s])
+        d[s] = min(max(2.0 * abs(w[s] - old), 0.5 * radius, least), most)
+        active[s] = True
+        reply[k, 1] = d[s]
+    return worst
+
+
+@kernel(
+    *(f"UniTuple(f8, 2)(i4[::1], {t}[::1], f8, f8, f8, f8[::1], f4[::1], b1[::1], f4[::1])" for t in _SUMS)
+)
+def reset_keys(
+    slots: I4, g: F4 | F8, l1: float, threshold: float, far: float, w: F8, d: F4, active: B1, reply: F4
+) -> tuple[float, float]:
+    """Choose the active set anew from the exact gradient g f4[k]: w != 0, or |g| >= l1 - threshold.
+
+    reply[k] is the radius of an active feature, FAR where |g| < far, and else NEAR. Return (max |g|,
+    number of features that had been dropped although |g| > l1).
+    """
+    largest = 0.0
+    returned = 0.0
+    for k in range(slots.shape[0]):
+        s = slots[k]
+        size = np.float64(abs(g[k]))
+        largest = max(largest, size)
+        if size > l1 and not active[s]:
+            returned += 1.0
+        active[s] = w[s] != 0.0 or size >= l1 - threshold
+        reply[k] = d[s] if active[s] else FAR if size < far else NEAR
+    return largest, returned
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1])")
+def size_terms(history: F8, out: F8) -> None:
+    """Fill the l1 term and its slopes, key by key, to be summed exactly by the caller.
+
+    history: f8[K+1, s], w at the start of the last K passes, and now. out: f8[K+1, s]: out[k] = sign(w) (w -
+    history[k]) for k < K, out[K] = |w|.
+    """
+    last = history.shape[0] - 1
+    for s in range(history.shape[1]):
+        w = history[last, s]
+        sign = 0.0 if w == 0.0 else math.copysign(1.0, w)
+        for k in range(last):
+            out[k, s] = sign * (w - history[k, s])
+        out[last, s] = abs(w)
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1], f8[:, ::1])")
+def mixed_sizes(history: F8, mixtures: F8, out: F8) -> None:
+    """Fill out[c, s] = |sum_k mixtures[c, k] history[k, s]|: every mixture's l1 term, key by key."""
+    for c in range(mixtures.shape[0]):
+        for s in range(history.shape[1]):
+            w = 0.0
+            for k in range(history.shape[0]):
+                if mixtures[c, k] != 0.0:
+                    w += mixtures[c, k] * history[k, s]
+            out[c, s] = abs(w)
