@@ -140,7 +140,7 @@ class Judge(Sweeper):
         (found,) = np.nonzero(rows)
         return Answer(keys=found.astype(np.uint64), values=rows[found][:, None])
 
-    def score(self, part: int, of: int, scratch: str, values: Any) -> dict[str, Any]:
+    def score(self, part: int, of: int, scratch: str, values: NDArray[Any]) -> dict[str, Any]:
         """Score one part of the test documents by completing them."""
         prior = self._prior(values)
         topics = prior.topics
@@ -173,7 +173,7 @@ class Judge(Sweeper):
                 found.append(pull.result().reshape(-1, topics)[mine - first])
         return np.concatenate(found)
 
-    def cooccurrence(self, values: Any) -> Answer:
+    def cooccurrence(self, values: NDArray[Any]) -> Answer:
         """Count the documents that have two of a topic's top words, values: i4[K, n]; as rows i8[K, n n]."""
         ids = np.ascontiguousarray(values, np.int32)
         topics, n = ids.shape

@@ -171,7 +171,14 @@ class Sweeper:
     # --- sweeps
 
     def sweep(
-        self, number: int, groups: int, cuts: list[int], round: int, learn: bool, planting: bool, values: Any
+        self,
+        number: int,
+        groups: int,
+        cuts: list[int],
+        round: int,
+        learn: bool,
+        planting: bool,
+        values: NDArray[Any],
     ) -> Answer:
         """Draw a topic for each token; give the documents' part of the log-likelihood, and alpha's slopes if asked.
 
@@ -202,7 +209,7 @@ class Sweeper:
         meta = {"likelihood": likelihood, "account": self.context.account()}
         return Answer(meta, values=slopes[:, None] if learn else None)
 
-    def draw(self, cuts: list[int], values: Any) -> None:
+    def draw(self, cuts: list[int], values: NDArray[Any]) -> None:
         """Give topics to tokens that have none, by counts that stay as they are."""
         prior = self._prior(values)
         lacking = [g for g in range(len(self.documents.groups)) if (self.documents.topics(g) < 0).any()]
@@ -279,7 +286,7 @@ class Sweeper:
         self.context.wait_all([task for _, task in self._pushes])
         self._totals.at(range(2**62))
 
-    def _prior(self, values: Any) -> Prior:
+    def _prior(self, values: NDArray[Any]) -> Prior:
         flat = np.asarray(values, np.float64).reshape(-1)
         return Prior(flat[:-1].copy(), float(flat[-1]), self.vocabulary)
 

@@ -215,7 +215,7 @@ class Insertion:
     def _files(self) -> DataSpec:
         return resolve(self.cluster.job.data, str(self.cluster.job.base))
 
-    def _items(self) -> Any:
+    def _items(self) -> list[Any]:
         """Name what the parts are cut from, which must be the same when the run is resumed."""
         settings, data = self.settings, self.cluster.job.data
         if settings.zipf:

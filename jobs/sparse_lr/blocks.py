@@ -64,10 +64,10 @@ class Blocks:
         )  # whose weights are noted: all others weigh 0 until the next epoch
 
     @property
-    def _matrix(self) -> tuple[Any, Any, Any]:
+    def _matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         return self.colptr, self.rows, self.values
 
-    def sums(self, begin: int, end: int, ones: bool) -> F4:
+    def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
         """Give the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
         out = np.empty((end - begin, 4), self.dtype)
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
@@ -173,7 +173,7 @@ class Blocks:
         self.cols = np.flatnonzero(self.radius > 0.0)
         self.cuts = [*np.searchsorted(self.keys[self.cols], begins).tolist(), len(self.cols)]
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4]:
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
         """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2), self.dtype)
@@ -197,7 +197,7 @@ class Blocks:
         kernels.margin_model(self.history, model)
         return {}, model
 
-    def losses(self, mixtures: F8) -> F8:
+    def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
         """Give the losses of every mixture of the noted margins."""
         out = np.empty(len(mixtures))
         kernels.mixed_losses(self.history, mixtures, out)
@@ -217,7 +217,7 @@ class Blocks:
         """Bring what is derived from the margins up to date, after a mixture."""
         kernels.refresh_odds(self.state)
 
-    def full_gradient(self, cols: NDArray[np.int64]) -> F4:
+    def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Give the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols), self.dtype)
         kernels.full_gradient(*self._matrix, cols, self.state, out)

@@ -48,7 +48,7 @@ class ExactBlocks(Blocks):
         if not ones and len(self.values) == 0:
             self.values = np.ones(len(self.rows), np.float32)
 
-    def sums(self, begin: int, end: int, ones: bool) -> Any:
+    def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
         """Give the `column_sums` of some columns: what the servers start from."""
         out = np.empty((end - begin, 1 + 3 * exact_kernels.PARTS))
         exact_kernels.column_sums(
@@ -65,7 +65,7 @@ class ExactBlocks(Blocks):
             radius = radius[:, 0]
         self.radius[cols] = radius
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], Any]:
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
         """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2))
@@ -73,7 +73,7 @@ class ExactBlocks(Blocks):
         exact_kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, self.bounds, rows)
         return cols, self.keys[cols], rows
 
-    def full_gradient(self, cols: NDArray[np.int64]) -> Any:
+    def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Give the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols))
         exact_kernels.full_gradient(*self._matrix, cols, self.state, self.bounds, out)
@@ -109,7 +109,7 @@ class ExactBlocks(Blocks):
         exact_kernels.margin_model(self.history, magnets, out, losses)
         return {"losses": losses.tolist()}, out
 
-    def losses(self, mixtures: F8) -> Any:
+    def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
         """Give the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
         out = np.zeros((len(mixtures), exact_sums.SIZE), np.int64)
         exact_kernels.mixed_losses(self.history, mixtures, out)
