@@ -129,6 +129,10 @@ class Cluster:
         self.node.layout.group(name)
         return self.some(self.node.layout.members(self.workers.addresses)[name])
 
+    def wait(self, task: Task) -> Any:
+        """Wait until a task is finished; return its values. The same as `task.result()`."""
+        return task.result()
+
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
         """Wait for each of some tasks; give their results, in order. Raises as `Task.result`."""
         return self.node.wait_all(tasks)

@@ -147,6 +147,10 @@ class Context:
         """This worker's rank among all of the run."""
         return self.node.rank
 
+    def wait(self, task: Task) -> Any:
+        """Wait until a task is finished; return its values. The same as `task.result()`."""
+        return task.result()
+
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
         """Wait for all tasks; return their results, in order. Raises as `Task.result`."""
         return self.node.wait_all(tasks)
