@@ -14,7 +14,7 @@ error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
 to some ranks before it died. It asks only ranks other than workers for their views: no other rank depends on a
-worker's view.
+worker's view. The latest of them decides who succeeds: ranks with different views may each take itself for the one.
 """
 
 from __future__ import annotations
@@ -417,8 +417,13 @@ class Membership:
             self._take_over()
 
     def _take_over(self) -> None:
+        """Lead, unless the latest view names another successor than the view of this rank did."""
         self._asked = None
         latest = self._latest
+        heirs = [rank for rank in latest.succession() if rank not in self._dead]
+        if heirs and heirs[0] != self.node.rank:
+            self._hand_over(latest)
+            return
         epoch = (latest.epoch // GENERATION + 1) * GENERATION
         gone = [rank for rank in self._dead if latest.roles[rank] is not None]
         roles = {rank: latest.roles[rank] for rank in gone}
@@ -427,3 +432,11 @@ class Membership:
             made = self._promote(made, role)
         made = replace(mended(made, self.replicas), leader=self.node.rank)
         self._publish(made, gone)
+
+    def _hand_over(self, latest: View) -> None:
+        """Adopt the lost leader's last view, and send it to all, since it names the leader."""
+        for rank in latest.alive:
+            if rank != self.node.rank and rank not in self._dead:
+                self.node.control(rank, Command.VIEW, latest.to_meta())
+        self.node.adopt(latest)
+        self._watch()

@@ -424,6 +424,33 @@ def test_a_spare_that_leads_is_nobodys_replacement() -> None:
     assert told["view"].leader == 4
 
 
+@pytest.mark.parametrize("sent", range(14))
+def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: int) -> None:
+    """The spare is the heir, until the view in which it is a worker; some have that view, and some have not."""
+    told: dict[str, Any] = {}
+    begun: list[int] = []
+
+    def schedule(cluster: Cluster) -> tuple[int, ...]:
+        begun.append(cluster.node.rank)
+        create(cluster)
+        go(cluster, 0)
+        network: Network = told["network"]
+        if cluster.node.rank == 0:
+            network.plan(Strike("kill", 0, after_messages=network.posted + sent))
+        cluster.orders.joining = 1
+        while True:
+            try:
+                cluster.regroup()
+                go(cluster, 10 * len(begun))
+                return cluster.workers.ranks
+            except WorkerLost:
+                continue
+
+    workers = simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, told=told)
+    assert begun == [0, 1] and told["view"].leader == 1
+    assert workers in [(3,), (3, 4)]
+
+
 def test_who_joins_and_leaves_takes_and_gives_shards() -> None:
     told: dict[str, Any] = {}
 
