@@ -41,7 +41,7 @@ def test_computing_is_timed_with_and_without_a_request(
     assert done.code == 0, done.stdout + done.stderr
     rows = json.loads(report.read_text())["table"]
     assert [(row["mode"], row["op"], row["how"]) for row in rows] == list(
-        product(("dense", "cached"), ("push", "pull"), ("in one go", "3 pieces"))
+        product(("dense", "cached"), ("push", "pull"), ("in one piece", "3 pieces"))
     )
     assert all(row["alone_s"] > _overlap.LEAST / 2 and row["sync_s"] > 0 for row in rows)
     assert all(row["met"] == ("yes" if row["share"] < overlap.COST else "NO") for row in rows)
