@@ -25,7 +25,7 @@ demo: .venv/run-ready
 
 test:
 	$(SIDE_BY_SIDE) ready
-	$(SIDE_BY_SIDE) --keep-going $(OPENMPI) test-mpich slurm-one-by-one
+	$(SIDE_BY_SIDE) --jobs=3 --keep-going $(OPENMPI) test-mpich slurm-one-by-one
 
 # What takes long before the first test: kernels are compiled on one core while the other installs.
 ready: kernels .venv-mpich/test-ready
@@ -33,10 +33,10 @@ ready: kernels .venv-mpich/test-ready
 kernels: .venv/test-ready
 	.venv/bin/python tests/compile_kernels.py
 
-# Parts that take about as long, two at once: a core each for what starts no ranks, and ranks wait a lot.
-OPENMPI = test-jobs test-parts ranks-jobs ranks-parts
+# Parts of the suite, three at once on two cores: what starts ranks waits a lot. The longest come first.
+OPENMPI = ranks-jobs test-parts test-jobs ranks-parts
 test-openmpi:
-	$(SIDE_BY_SIDE) --keep-going $(OPENMPI)
+	$(SIDE_BY_SIDE) --jobs=3 --keep-going $(OPENMPI)
 
 test-jobs: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
