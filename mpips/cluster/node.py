@@ -6,6 +6,9 @@ What a request means is a policy: the role registers a handler for each command.
 
 A message of a later epoch than the node's waits until the node has adopted that view; one from a rank that the view
 says is gone is dropped. When a view changes who holds a shard, the node sends again what is unanswered there.
+
+The module is long since receiving, dispatch, waiting and the change of a view read and write the same state: in several
+files each would reach into the others.
 """
 
 from __future__ import annotations

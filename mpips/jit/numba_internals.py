@@ -27,7 +27,7 @@ from numba.core.runtime.nrt import rtsys
 from mpips.jit import kernel_cache
 
 TRIED = ("0.61.2", "0.68.1")
-"""Versions of numba with which tests/jit passed: the least and the latest."""
+"""Versions that were tried: the latest with all of tests/jit, the least with the tests of kernels and these names."""
 
 config: Any = _config
 # numba reads a file of the working folder, which may be anybody's, and may say from where cached code is loaded.

@@ -8,7 +8,8 @@ until it is finished.
 A part is identified by its task's caller and time: when a caller dies, another rank can take over and issue the same
 tasks at the same times (`recall`).
 
-It is a state machine: it gets messages, and functions that send and that wait.
+It is a state machine: it gets messages, and functions that send and that wait. The module is long since all its
+transitions change the same tables of parts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ under one tag, so the bodies of a frame are the next ones from its sender. Frame
 and a receive cannot race). The outbox keeps buffers alive until their sends are complete. A frame that is not complete
 yet (its sender may have been stopped) delays later frames from the same sender, so that each gets its own bodies.
 
-Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`.
+Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`. The module is long since sends, receives
+and the fast path share buffers and the order of frames.
 """
 
 from __future__ import annotations
