@@ -10,7 +10,7 @@ import sys
 
 from mpips.process import interpreter
 
-# Python is looking for a module of ours that it was told to run: nothing may come from the working folder before it.
+# Under `python -m`, remove the working folder from sys.path so it cannot shadow modules.
 if sys.argv[:1] == ["-m"]:
     interpreter.forget_working_folder(by_module=True)
 

@@ -1,9 +1,8 @@
 """The documents over the workers: who has which, also when workers are lost, join or leave.
 
-Chunks of 64 documents go round robin to the coarse parts, one for each worker, and of these to fine ones
-(`mpips.scheduler.data_assignment.Cut`). A worker reads its coarse part at once; whoever is lost leaves fine ones,
-which many can share. Topics go along with documents that stay with a worker, whichever parts it holds; documents new
-to it have none.
+Chunks of 64 documents are assigned round robin to the parts. Each coarse part (first read), one for each worker,
+consists of fine parts (`mpips.scheduler.data_assignment.Cut`); a lost worker's fine parts are distributed among several
+workers. Documents that stay with a worker keep their topics, whichever parts it holds; documents new to it have none.
 """
 
 from __future__ import annotations

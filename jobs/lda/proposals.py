@@ -1,17 +1,24 @@
 """The compiled inner loop of the Metropolis-Hastings sampler: the cost of a token does not grow with the topics.
 
 In turn two topics t are proposed for the token at hand, whose topic is s: one by its document, one by its word
-(LightLDA, Yuan et al., WWW 2015; WarpLDA, Chen et al., VLDB 2016). Whatever a proposal is drawn by falls out of
-the ratio by which it is taken; notation and the order of the visits are those of `kernels`.
+(LightLDA, Yuan et al., WWW 2015; WarpLDA, Chen et al., VLDB 2016). The proposal probability cancels in the acceptance
+ratio; notation and the order of the visits are those of `kernels`.
 
+    proposal    drawn by            acceptance ratio
     document    by n_dk + a_k       q_t / q_s
     word        by n_wk + b         (n_dt^- + a_t) inverse_t / ((n_ds^- + a_s) inverse_s)
 
-Both are drawn by the counts as they are: the topic of any token of the document, of any token of the word among those
-here, from an alias table of the counts that others have of it, or of a prior. So the chain is exact; tables
-that have the word's own tokens in them, as they were some time ago, would draw by something that depends on the state.
+Each proposal is a mixture:
 
-Counts of a document are found by going over the topics of its tokens, 32 at a time (WarpLDA).
+    document    the topic of a random token of the document (n_dk); a draw from the alias table of the prior (a_k)
+    word        the topic of a random token of the word in this block; a draw from the alias table of the word's counts
+                elsewhere, which stay the same during the block (together n_wk); a uniformly random topic (b)
+
+So both are drawn by the current counts, and the chain is exact. The word's own tokens are not in the alias table: their
+topics change during the block, and a table of their earlier topics would make the proposal depend on earlier states, so
+that its probability would no longer cancel.
+
+The counts of a document are computed by scanning the topics of its tokens, 32 at a time (WarpLDA).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scheduler's half: sweeps, what is learned of the priors between them, and what becomes of them when workers go.
+"""The scheduler's half: sweeps, estimation of the priors between them, and new counts after the loss of a worker.
 
     scheduler                               worker r                              server
     for each sweep:                         sweep over its documents, in          add changes
@@ -6,9 +6,9 @@
         ask for the sums of the counts                                            tally
         learn alpha and beta, if wanted
 
-The counts on the servers are those of the topics of all tokens, at every moment between two steps. When a worker is
-lost in a step they are not: then all counts are made anew. Whoever has now the documents that it had draws topics
-for their tokens by the counts as they are; the counts are set to 0; everybody pushes the counts of its own tokens.
+Between two steps, the counts on the servers are those of the topics of all tokens. When a worker is lost in a step they
+are not, and all counts are computed again: the workers that now have its documents draw topics for their tokens by the
+present counts; the counts are set to 0; each worker pushes the counts of its own tokens.
 """
 
 from __future__ import annotations

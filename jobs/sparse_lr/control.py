@@ -6,11 +6,12 @@ long. Three things keep the objective falling for any data, any cut into blocks 
 * The workers' bound (`kernels`) counts how the features of the blocks in flight meet in examples; `theta`
   scales that count. After each pass the slope of F along the pass's step tells how much longer or shorter
   the step should have been; theta follows it.
-* After each pass F is minimised over the plane of the last `MEMORY` passes' steps: margins and
-  weights are linear in w, so that every rank mixes what it remembers, and only a few scalars travel. This is
-  sequential subspace optimisation (Narkiss and Zibulevsky 2005); it makes up for the tail of coordinate
-  descent where features are strongly correlated, and it shortens or takes back a pass that went too far.
-* A pass that cannot be mended is undone, and theta multiplied.
+* After each pass F is minimised over the subspace of the last `MEMORY` passes' steps: margins and weights
+  are linear in w, so each rank combines its stored margins or weights at the starts of these passes, and
+  now, linearly (a mixture), and only a few scalars are sent. This is sequential subspace optimisation
+  (Narkiss and Zibulevsky 2005); it shortens the slow tail of coordinate descent where features are strongly
+  correlated, and it shortens or undoes a pass that went too far.
+* A pass that raises F even after this search is undone, and theta is multiplied by 8.
 
 Nothing here depends on how keys are spread over servers: the sums over keys that enter are exact, those over
 examples are added in worker order.

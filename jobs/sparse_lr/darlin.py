@@ -1,4 +1,7 @@
-"""The scheduler's half of the delayed block proximal method (Algorithm 3): issue passes, decide between them."""
+"""The scheduler's half of the delayed block proximal method (Algorithm 3): issue passes, decide between them.
+
+For the KKT filter see `proximal` and `server_kernels`.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""A worker's examples where sums are exact: what it gives of them, added to what others give, hangs on no one's share.
+"""A worker's examples with exact sums: the sums over all workers do not depend on how examples are distributed.
 
-Three things besides the sums (`exact_kernels`) would tell who has which examples:
+Besides the sums (`exact_kernels`), three things would depend on the distribution:
 
-* Margins that are moved step by step round otherwise than margins computed anew. So they are computed anew from the
-  weights at the end of each pass, and after each mixture: they are then the same whoever computes them, from weights
-  that the servers have. A worker that comes later is told those at the starts of the last passes (`recall`), and knows
-  all that another would.
-* Examples whose values are all one are visited in a shorter way, with other roundings. Here all workers do, or none.
-* Blocks are cut where a sketch of each worker's features says. Here the keys to cut at are drawn by their hash, and
-  counted exactly (`sample`, `weigh`).
+* Margins that are updated step by step are rounded differently from margins computed from the weights. So they are
+  computed from the servers' weights at the end of each pass and after each mixture (see `control`), with the same
+  result on any worker. A worker that joins later receives the weights at the starts of the last passes, at most MEMORY
+  (`recall`), and recomputes its margins.
+* Examples whose values are all one take a shorter loop with different rounding. Here all workers take it, or none.
+* Blocks are cut by a sketch of each worker's features. Here the keys to cut at are drawn by their hash, and counted
+  exactly (`sample`, `weigh`).
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """The kernels of sparse logistic regression whose sums over examples are exact: `[layout] exact_sums`.
 
-What is computed of one example hangs on that example alone; what is added up over examples is added exactly, so that it
-does not matter which worker has which examples, or in which order. Few sums (losses, the dual) go to accumulators
+A term depends on its own example only, and terms are added exactly. So the sums over all workers do not depend on how
+examples are distributed, nor on their order. Few sums (losses, the dual) go to accumulators
 (`mpips.exact_sums.accumulate`). Where they are many, each term is rounded to a multiple of a quantum first,
 which all workers take from the same bounds (`mpips.exact_sums.snap`):
 
     g_j     |y_i p_i x_ij| <= |x_ij|                                         sum_i |x_ij|          < bounds[j, 0]
     U_j     H_i |x_ij| (|x_ij| + theta/d_j c_i), H_i <= 1/4, c_i <= REACH    sum_i x_ij^2          < bounds[j, 1]
 
-the sums being over all examples of all workers: servers make bounds of them at the start, powers of two. So a term of
-g_j is off by at most 2**-51 sum_i |x_ij|. The first sums themselves have no bound but N max |x|, which is far too high
-where features are of different scale: they are kept in three parts, each for what those before it have left of a term.
+the sums being over all examples of all workers: servers compute bounds from them at the start, powers of two. So the
+error of a term of g_j is at most 2**-51 sum_i |x_ij|. The first sums themselves have no bound but N max |x|, which is
+far too high where features differ in scale: they are split into three parts; each holds the remainder that the earlier
+parts rounded off.
 """
 
 from __future__ import annotations

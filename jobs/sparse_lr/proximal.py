@@ -2,23 +2,27 @@
 
 The update has three phases, which the scheduler sets (`settings["phase"]`):
 
-    start   rows: `column_sums`          reply: radius, or what stands for none (`kernels.NEAR` ...)
+    start   rows: `column_sums`          reply: radius or code
     step    rows: (g, U) of a block      reply: (w, radius, or 0 when dropped)
-    reset   rows: g at one fixed w       reply: radius, or what stands for none
+    reset   rows: g at one fixed w       reply: radius or code
 
-Rows of width 0 ask for the radius, after a mixture; a weight that it made non-zero is active again. Without the KKT
-filter (`settings["kkt"]`) all features start active, and none is ever dropped.
+The radius of an active feature is positive. A feature that is not active has a code instead (`kernels`): NEAR (0), its
+gradient is computed at the next reset; FAR (-1), at the next full reset; NEVER (-2), not again.
 
-Replies must arrive as they are: F is told from the workers' margins and the servers' weights, and a search along steps
-that are not the same for both would follow their difference. Rows of a block may be rounded on their way: that makes a
-step somewhat worse, no more. Those of a start or reset decide what is dropped for good, and when to stop.
+A mixture is a linear combination of the weights at the starts of the last passes and now (`control`). After one, rows
+of width 0 ask for the radius; a weight that became non-zero is active again. Without the KKT filter
+(`settings["kkt"]`) all features start active, and none is ever dropped.
 
-With `settings["exact"]` rows come as float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and what
-stands for its radius (`code`) are kept; at a start, and in a phase of its own, the reply is (radius, bounds):
+Replies must not be rounded on the way: F is computed from the workers' margins and the servers' weights, and with
+different steps on both sides the search would follow their difference. Rows of a block may be rounded: that makes a
+step somewhat worse, no more. Rows of a start or reset decide what is dropped for good, and when to stop.
 
-    recall  rows: of width 0             reply: (radius, bounds)
+With `settings["exact"]` rows come as float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and `code`
+are kept; at a start, and in a phase of its own, the reply is (radius or code, bounds):
 
-So a worker that comes later can know all that the others do, and what a broken-off pass has changed is taken back
+    recall  rows: of width 0             reply: (radius or code, bounds)
+
+So a worker that joins later gets the same state as the others, and the changes of an interrupted pass are undone
 (`undo`).
 
 An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the

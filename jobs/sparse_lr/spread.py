@@ -1,8 +1,8 @@
 """The training data over the workers: who reads which parts, also when workers are lost, join or leave.
 
-The data is cut twice (`mpips.scheduler.data_assignment.Cut`): at the start each worker reads a coarse part, in one
-go; whoever is lost leaves fine ones, which many can share. A worker reads what it has not read before and joins it
-to what it has; one that gives parts to a newcomer reads those that it keeps anew, while the newcomer reads its own.
+Each coarse part (first read) consists of fine parts (`mpips.scheduler.data_assignment.Cut`); a lost worker's fine
+parts are distributed among several workers. A worker reads only the parts that it does not have, and joins them to the
+others. A worker that gives parts to a new one reads those that it keeps again, while the new one reads its own.
 """
 
 from __future__ import annotations

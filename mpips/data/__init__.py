@@ -1,6 +1,7 @@
 """Training data: readers of svmlight, delimited categories and HDF5; each worker's part; its matrix; conversion.
 
-The workers' data of the paper's section 3.1. Imports what comes before it (errors to storage).
+The workers' data of the paper's section 3.1. May import: the root modules, process/, files/, jit/, rundir/ and
+storage/.
 """
 
 from mpips.data.examples import Examples, Tally, concatenate, minibatches

@@ -1,4 +1,4 @@
-"""The end of a rank: its last words, the run's result, and the end of its process, which nothing may delay."""
+"""The end of a rank: its final messages, the run's result, and the end of its process, forced after a time limit."""
 
 from __future__ import annotations
 

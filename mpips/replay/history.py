@@ -1,14 +1,13 @@
 """The course of a recorded run: what its ranks wrote down (`mpips.replay.recorder`), put together.
 
-Several servers have noted what became of a shard, each of the copy that it had, and some of them may have begun what
-was never so: a primary that applied a change and died, or was given up, before anybody else had it. Whoever answered
-for the shard next has noted since which epoch, and after how many changes (MARK): what others noted under earlier
-epochs beyond that has not happened. All the rest agrees, for it went down the chain.
+Several servers log the changes of a shard, each those of its own copy. A primary may have logged a change that no other
+member received, because it died or was excluded. Each new primary logs a MARK (epoch, number of changes); changes above
+it logged under earlier epochs are discarded. All other logs agree, since the changes went down the chain.
 
-Of what leaders were told, the last one's word counts, for it has run the program from its start.
+Of the leaders' records, the last leader's replies are used, since it has run the program from its start.
 
-All of it is checked here, before any rank is started: each change must be there, and each answer that somebody was
-given by a change must be among them.
+The record is checked here, before any rank is started: no change may be missing, and each recorded reply to a change
+must belong to a recorded change.
 """
 
 from __future__ import annotations

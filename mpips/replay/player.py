@@ -1,21 +1,22 @@
 """A run done again, as it was recorded (`mpips.replay.recorder`, `mpips.replay.history`), on ranks of which none dies.
 
-    worker    is told what it was told, in that order, and nothing else; what comes early waits. One that died waits for
-              ever after the last thing that it was told.
-    shard     executes what it executed, in that order, and each read after as many changes as then; what took no
-              effect is not executed.
-    leader    runs the program, is told the decisions that were made, and of each part that told of a loss that loss.
+    worker    handles the recorded events in the recorded order, and no others; early messages are queued. A worker that
+              died in the recorded run waits forever after its last event.
+    shard     executes the recorded changes in the recorded order; each read runs after the same number of changes as in
+              the recorded run. Requests that took no effect are not executed.
+    leader    runs the program with the recorded decisions, and receives WorkerLost for each part that raised it in the
+              recorded run.
 
-Each worker, shard and leader so goes through the same states: what each does next follows from its program and from
-what it was told so far. And it cannot come to a stop: in the run that was recorded, each thing came after what led to
-it, so there is always one that may happen next. When the ranks stand still all the same, the program has done
-something else than then. That is found out by counting (Mattern 1987): the leader asks all ranks twice who waits, and
-how many messages each has sent and taken; if all wait, and all that was sent was taken, and nothing has moved between
-the two times, nothing will. Then the run ends, and says who waited for what.
+Each worker, shard and leader thus goes through the same states: what each does next follows from its program and the
+events so far. The replay cannot deadlock: in the recorded run each event came after its causes, so there is always one
+that can happen next. If all ranks wait nevertheless, the program has diverged from the recorded run. That is detected
+by counting messages (Mattern 1987): the leader asks all ranks twice whether they wait, and how many messages each has
+sent and received. If all wait, all sent messages were received, and no count has changed between the two times, the
+run ends with an error that names who waits for what.
 
-Views are not sent: a worker goes over to other workers where it did, and who holds what never changes. So a server that
-gave up its shards and became a worker is both now: it works as soon as it is first called to, and answers for its
-shards beside. What it is called to do as a server, before and after, it does when it is no worker.
+Views are not sent; a worker changes its worker set at the recorded event. Shard holders never change, so a server that
+became a worker in the recorded run plays both roles: it becomes a worker when its first call as a worker has arrived,
+and serves its shards all the time. Calls to it as a server are executed only while it is not a worker.
 """
 
 from __future__ import annotations

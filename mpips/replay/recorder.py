@@ -1,24 +1,24 @@
 """The record of a run: what took effect in which order, so that the run can be done again to the bit.
 
-What a rank does follows from its program, from what it is told, and from the order in which it is told. So it is enough
-to write down, of
+What a rank does follows from its program and from the events that it handles, in their order. So it is enough to
+record, of
 
     a shard    each change, in order: its number, and whose request it was (of a round: whose, in worker order)
-    a worker   what it was told, in order: replies, and of each that read a shard, after how many of its changes;
-               calls; asides; other workers
-    the leader the same replies, without an order: its program depends on none (`mpips.scheduler.journal`); which of
-               them said that a worker was lost; every decision
+    a worker   its events, in order: replies (for reads: number of the shard's changes before); calls; immediate
+               calls (ASIDE); changes of the worker set
+    the leader the same replies, in any order: its program does not depend on it (`mpips.scheduler.journal`); which
+               of them reported the loss of a worker; every decision
 
-Nothing of that is about places: who held a shard, who died, what was sent twice leaves no trace. So a run in which
-servers and schedulers died is done again (`mpips.replay.player`) on ranks of which none does, under any MPI. A
-worker that died is one whose record ends. Each server that has a copy of a shard writes down what that copy went
-through, and each leader what it was told; which of it is the truth is seen afterwards (`mpips.replay.history`).
+The record does not depend on placement: who held a shard, who died and what was sent twice is not in it. So a run in
+which servers and schedulers died is replayed (`mpips.replay.player`) on ranks of which none dies, under any MPI. The
+record of a worker that died just ends. Each server that has a copy of a shard records the changes of that copy, and
+each leader its replies; which of these records are valid is determined afterwards (`mpips.replay.history`).
 
 The files, in the run's folder `record`; all numbers little-endian:
 
     shard-0003.rank-0001.bin   the copy of shard 3 on rank 1
-    worker-0004.bin            what rank 4 was told as a worker
-    leader-0000.bin            what rank 0 was told as the leader
+    worker-0004.bin            the events of rank 4 as a worker
+    leader-0000.bin            the replies to rank 0 as the leader
     decisions-0000.jsonl       {"number", "epoch", "value"}: the decisions that were made on rank 0
 
 A .bin file is cells of 32 bytes: u2 kind, u2 flags, u4 epoch, i4 rank, u4 more, i8 time, i8 value. The first one, of
@@ -26,15 +26,17 @@ kind HEAD, has in `value` how many cells count, itself included, in `time` VERSI
 
     CHANGE  value: number of the change; more: how many callers; rank, time: the first one; flags: its command;
             in the cells after it CALLER (rank, time), the others
-    MARK    value: changes of the shard when, as of `epoch`, the server came to answer for it: what others note of
-            earlier epochs beyond that has not happened
-    ANSWER  rank: the address, a rank or ~shard; time: of the task; value: after how many changes, -1: it was one;
-    CALL    rank, time: of whom, which; when it is begun, or, unless it runs at once, put in the line
-    ASIDE   value: bytes of text (JSON) in the cells after it: what to call, with what
-    WORKERS time: the workers' epoch; value: bytes of text: who they are
+    MARK    the server is the primary as of `epoch`; value: its number of changes. Changes above it that others logged
+            under earlier epochs are discarded
+    ANSWER  a reply; rank: the address, a rank or ~shard; time: of the task; value: of a read, the number of the
+            shard's changes before it, else -1
+    CALL    rank, time: of the request; logged when the call is queued, or, of a method marked `at_once`, begins
+    ASIDE   a call outside the program's order, executed at once and without a reply; value: bytes of text (JSON) in
+            the cells after it: function and arguments
+    WORKERS time: the epoch of the worker set; value: bytes of text: its ranks
 
-Of what a worker was told flags has JOINED: in one go with what is before it; `more` is in which breath, see
-`Node.breathe` (0: it waited).
+Of a worker's events, flags has JOINED if it was handled in the same poll as the event before, or in a poll nested in
+that one; `more` is the number of the step of `Node.breathe` in which it was handled, 0 if during a wait.
 
 The files are mapped into memory: what was written before a process was killed, by whatever signal, is there.
 """
@@ -67,7 +69,7 @@ CELL = struct.Struct("<HHIiIqq")
 CELL_BYTES = CELL.size
 HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, ASIDE, WORKERS = range(1, 9)
 JOINED, FAILED, LOST = 1, 2, 4
-"""Flags: told in one go with what is before; an error; the loss of a worker."""
+"""Flags: handled in the same poll as the event before; an error; the loss of a worker."""
 MAGIC, VERSION = 0x7370696D, 1
 FIRST, MOST = 1 << 16, 1 << 22
 """Bytes by which a file grows: at first, and at most."""
@@ -154,7 +156,7 @@ class ChangeOrder:
         self.log.extend(cells)
 
     def mark(self, number: int) -> None:
-        """Note that this server answers for the shard since the present epoch, after so many changes."""
+        """Note that this server is the shard's primary as of the present epoch, after so many changes."""
         self.log.add(MARK, 0, self._recorder.epoch, self._recorder.rank, 0, 0, number)
 
 
@@ -220,18 +222,18 @@ class Recorder:
         order = self._orders[shard]
         order.change(order.count + 1, int(Command.PUSH), [(origin, time)])
 
-    # --- what a rank is told -----------------------------------------------------------------------
+    # --- the events of a rank ----------------------------------------------------------------------
 
     def _watch(self, tasks: Tasks) -> None:
         tasks.heard = self._heard
 
     def _turn(self) -> None:
-        """Note that a message is about to be received: what follows from it is told in one go."""
+        """Note that a poll begins, which receives at most one message: the next event is the first of this poll."""
         if not self._nested:
             self._flags = 0
 
     def _request_begins(self) -> None:
-        """What a request leads to is told in one go with it: a call that runs at once may wait for copies."""
+        """Count the polls nested in a request as its own: a call that runs at once may wait for copies."""
         self._nested += 1
 
     def _request_ends(self) -> None:
@@ -297,7 +299,7 @@ class Recorder:
 
 
 def size(folder: Path) -> dict[str, int]:
-    """Count what a record has in it: `bytes`, and `changes` of all copies of shards, replies and calls: `entries`."""
+    """Return the size of a record: `bytes`, and `cells` of all its .bin files."""
     total = entries = 0
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix == ".jsonl":

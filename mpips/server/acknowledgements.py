@@ -1,9 +1,9 @@
-"""Acknowledgements of pushes that were answered ahead: what their callers still wait to hear (paper, section 4.4).
+"""Acknowledgements of pushes that were answered ahead, that is, answered before replication (paper, section 4.4).
 
-A push of a round may be answered before all copies have it; its caller is told so later, by an ACKNOWLEDGED message or
-with a later answer. An acknowledgement is held until the next answer to its caller carries it. A caller that has
-nothing else to wait for asks for the acknowledgements up to a push (HASTEN); from then on those are sent as soon as
-the last of them is true.
+A push of a round may be answered before it is on all copies. When it is, its caller receives an acknowledgement, in an
+ACKNOWLEDGED message or with a later answer: it is held until the next answer to its caller carries it. A caller that
+has nothing else to wait for asks for the acknowledgements up to a push (HASTEN); from then on these are sent as soon
+as the last of these pushes is on all copies.
 
 What a caller has asked for is never forgotten while it lives, and only grows. So it does not matter in which order
 HASTEN messages arrive, nor whether a new primary is asked for a push before it has executed it again.

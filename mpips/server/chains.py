@@ -1,4 +1,4 @@
-"""The chains of a server's shards: its links, the changes that other primaries send it, and the copies that it learns.
+"""A server's positions in the chains of its shards: its links, changes of other primaries, and copies being received.
 
 Acknowledgements are passed on at once, since callers wait for them. Changes of other primaries wait in a backlog, of
 which one is applied after each request and all when there is none, so that neither kind of work starves the other.

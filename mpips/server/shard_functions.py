@@ -1,4 +1,7 @@
-"""Functions that the scheduler calls on shards, besides those that programs register."""
+"""The built-in functions that the scheduler calls on shards.
+
+For functions that programs register see `mpips.storage.updates`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The file of a rank's last snapshot: written in the background, and answered for when it is on disk.
+"""The file of a rank's last snapshot, written in the background; requests for it are answered when it is on disk.
 
-A rank has one, whatever its role: it may have become another when the scheduler asks for the file.
+A rank of any role has one: when the scheduler asks for the file, its role may have changed by then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Asynchronous tasks with execute-after-finished dependencies, and exactly-once requests (paper, section 3.4).
 
-Imports what comes before it (errors to filters); knows no roles.
+May import: the root modules, process/, files/, jit/, rundir/, storage/, data/, transport/ and filters/. Does not depend
+on roles (cluster/).
 """

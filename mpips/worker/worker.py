@@ -8,6 +8,8 @@ A call is complete when it is answered: all its tasks are finished, and an error
 the call. Calls are executed one after the other, except those of methods marked `at_once`: these run as soon as they
 arrive, also while another call waits for messages; a delay is changed in this way during a pass. They are answered when
 their tasks are finished, without blocking the worker.
+
+For push and pull see `mpips.worker.vector`.
 """
 
 from __future__ import annotations
