@@ -40,7 +40,7 @@ class DataSpec:
     """Tables of keys: the column of the keys, by name or by position from 0; "": each line is a key."""
     weight: str | int = ""
     """Tables of keys: the column of integer weights of the keys, by name or by position; "": weight 1."""
-    parts: int = field(default=0, metadata={"at_least": 0})
+    parts: int = field(default=0, metadata={"at_least": 0, "at_most": (1 << 20) - 1})
     """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""

@@ -59,6 +59,17 @@ def program_parser(name: str, description: str) -> Parser:
     )
 
 
+def not_empty(text: str) -> str:
+    """Return the value of a switch; refuse an empty one, as `"$UNSET"` in a shell is.
+
+    Raises:
+        ArgumentTypeError: the value is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty: leave the switch out, or give a value")
+    return text
+
+
 def add_launcher(
     parser: argparse.ArgumentParser, meaning: str = "how ranks are started", of: tuple[str, ...] = LAUNCHERS
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mpips.process.argument_parser import add_command
+from mpips.process.argument_parser import add_command, not_empty
 
 if TYPE_CHECKING:
     from mpips.cluster.layout import LayoutSpec
@@ -89,9 +89,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         layout.add_argument(f"--{role}", type=int, metavar="N", help=words)
     layout.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a key of the job file; repeatable")  # fmt: skip
-    layout.add_argument("--run-dir", metavar="DIR", help="the run's folder instead of runs/NAME-JOBID")
     layout.add_argument(
-        "--resume", metavar="CHECKPOINT", help="the checkpoint that the first start continues from"
+        "--run-dir", type=not_empty, metavar="DIR", help="the run's folder instead of runs/NAME-JOBID"
+    )
+    layout.add_argument(
+        "--resume",
+        type=not_empty,
+        metavar="CHECKPOINT",
+        help="the checkpoint that the first start continues from",
     )
     restart = parser.add_argument_group("time limits and failures")
     restart.add_argument(

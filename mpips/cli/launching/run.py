@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpips.process.argument_parser import add_command, add_launcher
+from mpips.process.argument_parser import add_command, add_launcher, not_empty
 
 if TYPE_CHECKING:
     from mpips.process.stop_signals import StopRequests
@@ -55,9 +55,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="TABLE.KEY=VALUE",
         help="override a key of the job file; repeatable",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; default runs/NAME-UTC")
     parser.add_argument(
-        "--resume", metavar="CHECKPOINT", help="continue from a checkpoint folder, or from the latest one"
+        "--run-dir", type=not_empty, metavar="DIR", help="the run's folder; default runs/NAME-UTC"
+    )
+    parser.add_argument(
+        "--resume",
+        type=not_empty,
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint folder, or from the latest one",
     )
     add_launcher(parser)
     parser.add_argument(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips.process.argument_parser import add_command, add_launcher
+from mpips.process.argument_parser import add_command, add_launcher, not_empty
 from mpips.cli import own_program
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument(
         "--run-dir",
+        type=not_empty,
         metavar="DIR",
         help="the folder of the repeated run; default runs/NAME-again-UTC",
     )
