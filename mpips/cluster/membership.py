@@ -143,7 +143,11 @@ class Membership:
 
     def _watchers(self) -> list[int]:
         """List the ranks that watch those before them: the leader, those with its journal, and one more to report."""
-        return [rank for rank in self.node.view.succession() if rank not in self._dead][: self.replicas + 3]
+        return self._heirs(self.node.view)[: self.replicas + 3]
+
+    def _heirs(self, view: View) -> list[int]:
+        """List the ranks of a view that are not lost and may lead, in order of succession."""
+        return [rank for rank in view.succession() if rank not in self._dead]
 
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
@@ -237,7 +241,7 @@ class Membership:
             self._orphaned = self._orphaned or self.node.van.now()
             if self.node.van.now() - self._orphaned > ORPHANED:
                 raise Fenced
-            heirs = [rank for rank in view.succession() if rank not in self._dead]
+            heirs = self._heirs(view)
             if heirs and heirs[0] == self.node.rank:
                 self._succeed()
 
@@ -420,7 +424,7 @@ class Membership:
         """Lead, unless the latest view names another successor than the view of this rank did."""
         self._asked = None
         latest = self._latest
-        heirs = [rank for rank in latest.succession() if rank not in self._dead]
+        heirs = self._heirs(latest)
         if heirs and heirs[0] != self.node.rank:
             self._hand_over(latest)
             return
