@@ -353,7 +353,7 @@ class RankRun:
                 # The run fails already; a second error adds nothing.
                 with suppress(Exception):
                     node.wait_until(lambda: node.van.now() > deadline)
-        by_input = facts["is_input"] and not facts["is_usage"]
+        by_input = facts["is_input"] and not facts.get("is_usage", False)
         self._quit(
             ExitCode.BAD_INPUT if facts["is_input"] else ExitCode.FAILED,
             f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}",
