@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.bench.requests._pushpull import BOARD, DTYPE, MODES, OPS, Mode, Op, random_keys
+from mpips.bench.requests._pushpull import BOARD, DTYPE, MODES, Mode, Op, random_keys
 from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
@@ -25,6 +25,8 @@ CELLS = "cells.json"
 """A file in the run's folder: [{mode, op, keys, and seconds by KINDS}]."""
 KINDS = ("sync", "alone", "alone_pieces", "async", "async_pieces")
 """The alternating measurements: a request alone, computation alone, both; the last two in one piece and in several."""
+REPEATED: tuple[Mode, ...] = ("dense", "cached")
+"""The modes whose requests can be repeated: a list is new only once, and a round is one of all workers."""
 OWN = 4096
 """Size of the array that the worker computes on, which fits into its core's cache."""
 LEAST = 2e-3
@@ -58,13 +60,11 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=len(cluster.servers), dense=True))
     cells = []
     with cluster.phase("train"):
-        for mode in MODES:
-            if mode == "sparse":
-                continue  # A list is new only once.
+        for mode in REPEATED:
             dense = mode == "dense"
             spec = VectorSpec(mode, DTYPE, extent=settings.keys if dense else 2**64, dense=dense)
             cluster.create_vector(spec, settings.keys * len(cluster.workers))
-            for op in OPS:
+            for op in MODES[mode]:
                 how: dict[str, Any] = {"mode": mode, "op": op, "keys": settings.keys}
                 how |= {name: getattr(settings, name) for name in ("repeats", "longer", "pieces")}
                 for times in cluster.workers.call("measure", how):

@@ -8,10 +8,10 @@ at the same time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, islice, repeat
+from itertools import count, islice, repeat, zip_longest
 from time import perf_counter_ns
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.bench.requests import _bare
-from mpips.errors import InputError
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call
@@ -28,23 +27,29 @@ from mpips.worker.key_list import Keys
 from mpips.worker.vector import Vector
 from mpips.worker.worker import Answer, Context
 
-Mode = Literal["dense", "sparse", "cached"]
-Op = Literal["push", "pull"]
+Mode = Literal["dense", "sparse", "cached", "rounds"]
+Op = Literal["push", "pull", "push_pull"]
 Request = Callable[[], Task]
 
-MODES: tuple[Mode, ...] = ("dense", "sparse", "cached")
-OPS: tuple[Op, ...] = ("push", "pull")
+MODES: dict[Mode, tuple[Op, ...]] = {
+    "dense": ("push", "pull"),
+    "sparse": ("push", "pull"),
+    "cached": ("push", "pull"),
+    "rounds": ("push_pull",),
+}
+"""The modes, and the operations of each."""
+OPS: tuple[Op, ...] = ("push", "pull", "push_pull")
 DTYPE = "float32"
 CELLS = "cells.json"
-"""A file in the run's folder: [{mode, op, keys, ours, bare}], the last two lists of seconds of all workers."""
+"""A file in the run's folder: [{mode, op, keys, copies, ours, bare}], the last two lists of seconds of all workers."""
 BOARD = "board"
-"""A vector of one key per server, by which the servers are called and woken up."""
+"""A vector with keys on every server, by which the servers are called and woken up."""
 BLOCKS = 5
 """Minimum number of blocks of a cell, if it has as many repetitions."""
 LONGEST = 200
 """Maximum number of repetitions of a block."""
 PATTERN = 7
-"""Rows are 1, 2, ... repeatedly up to this: after k pushes a pull gives exactly k times that."""
+"""Values are 1, 2, ... repeatedly up to this, in key order: those of every layout and update repeat like that."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,14 @@ class Settings:
 
     keys: tuple[int, ...] = (1, 1000)
     """The numbers of keys of a request."""
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[Mode, ...] = tuple(MODES)
     """Which modes."""
     ops: tuple[Op, ...] = OPS
-    """Which operations."""
+    """Which operations, of those that a mode has."""
+    update: str = "add"
+    """What a push does: one of `_bare.UPDATES`."""
+    width: int = field(default=1, metadata={"at_least": 1})
+    """Values per key."""
     effort: float = field(default=1.0, metadata={"above": 0.0})
     """Repetitions, as a multiple of the usual number."""
     arrays: bool = False
@@ -67,12 +76,12 @@ class Settings:
     """Whether ranks outnumber cores, so that plain rounds must yield while they wait."""
 
 
-def repeats(mode: Mode, keys: int, effort: float = 1.0) -> int:
-    """Give the repetitions of a cell: fewer for more keys, and for new lists, which cost memory and time."""
+def repeats(mode: Mode, values: int, effort: float = 1.0) -> int:
+    """Give the repetitions of a cell: fewer for more values, and for new lists, which cost memory and time."""
     if mode == "sparse":
-        usual = float(np.interp(np.log10(keys), [0, 3, 5, 6, 7], [200, 100, 20, 7, 3]))
+        usual = float(np.interp(np.log10(values), [0, 3, 5, 6, 7], [200, 100, 20, 7, 3]))
     else:
-        usual = float(np.clip(6e7 / keys, 10, 2000))
+        usual = float(np.clip(6e7 / values, 10, 2000))
     return max(2, round(usual * effort))
 
 
@@ -100,47 +109,43 @@ def random_keys(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Measure every cell, and write all times to the file."""
-    servers = cluster.servers.ranks
-    if len(set(servers)) < len(servers):
-        raise InputError(
-            f"{len(servers)} shards on {len(set(servers))} servers: a request must be one message per server; "
-            "leave ring.virtual_servers at 1"
-        )
-    board = cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=len(servers), dense=True))
+    board = cluster.create_vector(VectorSpec(BOARD, DTYPE, extent=1 << 20, dense=True))
     cells = []
     with cluster.phase("train"):
         for keys in settings.keys:
             for mode in settings.modes:
                 create(cluster, settings, mode, keys)
-                cells += [measured(cluster, settings, board, mode, op, keys) for op in settings.ops]
+                ops = [op for op in MODES[mode] if op in settings.ops]
+                cells += [measured(cluster, settings, board, mode, op, keys) for op in ops]
     (cluster.folder.path / CELLS).write_text(json.dumps(cells))
     return {"cells": len(cells)}
 
 
 def create(cluster: Cluster, settings: Settings, mode: Mode, keys: int) -> None:
     """Make the vectors of a mode: one, and another one for every first push."""
-    if mode == "dense":
-        cluster.create_vector(VectorSpec(f"dense-{keys}", DTYPE, extent=keys, dense=True))
+    like = VectorSpec(f"{mode}-{keys}", DTYPE, settings.width, update=settings.update)
+    if mode in ("dense", "rounds"):
+        cluster.create_vector(replace(like, extent=keys, dense=True, aggregate=mode == "rounds"))
         return
     expect = keys * len(cluster.workers)
-    cluster.create_vector(VectorSpec(f"{mode}-{keys}", DTYPE), expect)
+    cluster.create_vector(like, expect)
     if mode == "sparse" and "push" in settings.ops:
-        for number in range(repeats(mode, keys, settings.effort) + 1):
-            cluster.create_vector(VectorSpec(f"new-{keys}-{number}", DTYPE), expect)
+        for number in range(repeats(mode, keys * settings.width, settings.effort) + 1):
+            cluster.create_vector(replace(like, name=f"new-{keys}-{number}"), expect)
 
 
 def measured(
     cluster: Cluster, settings: Settings, board: Vector, mode: Mode, op: Op, keys: int
 ) -> dict[str, Any]:
     """Measure a cell."""
-    workers, times = cluster.workers, repeats(mode, keys, settings.effort)
-    how = {"mode": mode, "op": op, "keys": keys, "repeats": times + 1}
+    workers, times = cluster.workers, repeats(mode, keys * settings.width, settings.effort)
+    how = {"mode": mode, "op": op, "keys": keys, "repeats": times + 1, "width": settings.width}
     told = workers.call("prepare", how | {"scattered": settings.scattered, "arrays": settings.arrays})
     cuts: list[list[int]] = [each["cuts"] for each in told]
     found: dict[str, list[float]] = {"ours": [], "bare": []}
     kinds = {
         "ours": partial(requested, cluster),
-        "bare": partial(bare, cluster, settings, board, cuts, mode == "sparse", op == "pull"),
+        "bare": partial(bare, cluster, settings, board, cuts, mode, op),
     }
     for each in kinds.values():
         each(1)
@@ -148,7 +153,8 @@ def measured(
         for kind in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
             found[kind] += kinds[kind](size)
     workers.call("check")
-    return {"mode": mode, "op": op, "keys": keys, **found}
+    copies = max(len(chain.members) for chain in cluster.node.view.chains) - 1
+    return {"mode": mode, "op": op, "keys": keys, "copies": copies, **found}
 
 
 def requested(cluster: Cluster, size: int) -> list[float]:
@@ -162,21 +168,65 @@ def bare(
     settings: Settings,
     board: Vector,
     cuts: list[list[int]],
-    listed: bool,
-    pulls: bool,
+    mode: Mode,
+    op: Op,
     size: int,
 ) -> list[float]:
     """Do a block of plain rounds on the same ranks, the first one for warm-up; give the durations."""
-    how = {"rounds": size + 1, "listed": listed, "pulls": pulls, "crowded": settings.crowded}
-    ranks = cluster.workers.ranks
-    each = [
-        {"peers": [(rank, own[shard + 1] - own[shard]) for rank, own in zip(ranks, cuts, strict=True)]}
-        for shard in range(len(cluster.servers))
-    ]
-    serving = cluster.servers.start("pushpull.serve", how, each=each, vector=board)
-    asking = cluster.workers.start("bare", how | {"servers": cluster.servers.ranks})
+    shared = {"rounds": size + 1, "listed": mode == "sparse", "crowded": settings.crowded}
+    shared |= {"pushes": op != "pull", "pulls": op != "push"}
+    how = {
+        "width": settings.width,
+        "update": settings.update,
+        "ahead": mode == "rounds" and not settings.crowded,
+    }
+    workers, chains = cluster.workers.ranks, [chain.members for chain in cluster.node.view.chains]
+    stages = staged(chains, workers, cuts, summed=mode == "rounds", copied=op != "pull")
+    # One call for each server, also if it is the primary of several shards.
+    primary = {members[0]: shard for shard, members in enumerate(chains)}
+    each = [{"stages": stages.get(rank, [])} for rank in primary]
+    serving = cluster.servers.start(
+        "pushpull.serve", shared | how, each=each, only=list(primary.values()), vector=board
+    )
+    tags = [tags_of(len(chains), 0 if mode == "rounds" else at) for at in range(len(workers))]
+    asking = cluster.workers.start(
+        "bare", shared | {"servers": [members[0] for members in chains]}, each=[{"tags": own} for own in tags]
+    )
     cluster.node.wait(serving)
     return seconds(cluster, asking)
+
+
+def tags_of(shards: int, worker: int) -> list[int]:
+    """Give the first tag of a worker's messages about each shard."""
+    return [_bare.TAGS * (worker * shards + shard) for shard in range(shards)]
+
+
+def staged(
+    chains: Sequence[Sequence[int]],
+    workers: Sequence[int],
+    cuts: Sequence[Sequence[int]],
+    summed: bool,
+    copied: bool,
+) -> dict[int, list[dict[str, Any]]]:
+    """Give the arguments of `_bare.serve` by server: a stage for each holder of a shard, and worker or sum of all.
+
+    `cuts` are the offsets of the shards' parts in each worker's keys.
+    """
+    found: dict[int, list[dict[str, Any]]] = {}
+    sums = (
+        [(workers, cuts[0])] if summed else [([rank], own) for rank, own in zip(workers, cuts, strict=True)]
+    )
+    for at, (sources, own) in enumerate(sums):
+        for shard, tag in enumerate(tags_of(len(chains), at)):
+            about = {"shard": shard, "keys": own[shard + 1] - own[shard], "tag": tag}
+            holders = chains[shard] if copied else chains[shard][:1]
+            before: Sequence[int] = sources
+            for place, (rank, following) in enumerate(zip_longest(holders, holders[1:])):
+                links = {"sources": list(before), "following": following, "copies": place > 0}
+                if about["keys"]:
+                    found.setdefault(rank, []).append(about | links)
+                before = [rank]
+    return found
 
 
 def seconds(cluster: Cluster, task: Task) -> list[float]:
@@ -205,49 +255,49 @@ class Worker:
         self.context, self.node = context, context.node
         self._vector: Vector
         self._keys: NDArray[np.uint64] | KeyRange
-        self._rows: NDArray[Any]
+        self._rows: NDArray[Any] | None
         self._out: NDArray[Any] | None
         self._requests: Iterator[Request]
         self._drawn: list[Request] = []
-        self._begin = 0
 
     def prepare(
-        self, mode: Mode, op: Op, keys: int, repeats: int, scattered: bool, arrays: bool
+        self, mode: Mode, op: Op, keys: int, repeats: int, width: int, scattered: bool, arrays: bool
     ) -> dict[str, Any]:
-        """Make a cell's arrays, and insert the keys that must exist; give the offsets of the servers' parts."""
+        """Make a cell's arrays, and insert the keys that must exist; give the offsets of the shards' parts."""
         rng = np.random.default_rng([keys, self.context.index])
         more = repeats if mode == "sparse" and op == "pull" else 0
-        self._rows = np.tile(np.arange(1, PATTERN + 1, dtype=DTYPE), (keys + more) // PATTERN + 1)[
-            : keys + more
-        ]
-        self._out = np.full(keys, np.nan, DTYPE) if op == "pull" else None
-        self._begin = 0
+        shape = (width,) if width > 1 else ()
+        rows = np.resize(np.arange(1, PATTERN + 1, dtype=DTYPE), (keys + more, *shape))
+        self._rows = rows[:keys] if op != "pull" else None
+        self._out = np.full((keys, *shape), np.nan, DTYPE) if op != "push" else None
+        self._keys = KeyRange(0, keys)
         if mode == "sparse" and op == "push":
             self._requests = self._first_pushes(rng, keys)
         elif mode == "sparse":
-            self._requests = self._first_pulls(random_keys(rng, keys + more), keys)
+            self._requests = self._first_pulls(random_keys(rng, keys + more), rows, keys)
+        elif mode == "rounds":
+            self._vector = self.context.vectors[f"{mode}-{keys}"]
+            self._requests = (self._request(self._keys, round=number) for number in count())
         else:
             self._vector = self.context.vectors[f"{mode}-{keys}"]
-            names: Keys
-            if mode == "dense":
-                self._keys = names = KeyRange(0, keys)
-            else:
+            names: Keys = self._keys
+            if mode == "cached":
                 self._keys = listed = random_keys(rng, keys)
                 names = listed if arrays else self._vector.key_list(listed)
-            self._fill(self._keys, scattered)
+            self._fill(self._keys, rows, scattered)
             self._requests = repeat(self._request(names))
         return {"cuts": self._cuts()}
 
-    def _fill(self, keys: NDArray[np.uint64] | KeyRange, scattered: bool) -> None:
+    def _fill(self, keys: NDArray[np.uint64] | KeyRange, rows: NDArray[Any], scattered: bool) -> None:
         """Push all keys once: as one list, or as two lists of every second key, so that rows are not in key order."""
         if isinstance(keys, KeyRange) or not scattered:
-            self.node.wait(self._vector.push(keys, self._rows))
+            self.node.wait(self._vector.push(keys, rows))
             return
         for part in (0, 1):
-            self.node.wait(self._vector.push(keys[part::2].copy(), self._rows[part::2].copy()))
+            self.node.wait(self._vector.push(keys[part::2].copy(), rows[part::2].copy()))
 
     def _cuts(self) -> list[int]:
-        """Give the offset of each server's part in the keys, and the end."""
+        """Give the offset of each shard's part in the keys, and the end."""
         ring, extent = self.node.view.ring, self._vector.spec.extent
         ends = [ring.range(shard, extent).end for shard in range(ring.shards)]
         if isinstance(self._keys, KeyRange):
@@ -268,21 +318,18 @@ class Worker:
 
         return later()
 
-    def _first_pulls(self, known: NDArray[np.uint64], keys: int) -> Iterator[Request]:
+    def _first_pulls(self, known: NDArray[np.uint64], rows: NDArray[Any], keys: int) -> Iterator[Request]:
         """Pull lists that are new to the servers, of keys that were pushed in other lists."""
         self._vector, self._keys = self.context.vectors[f"sparse-{keys}"], known[:keys].copy()
-        self._fill(known, scattered=True)
+        self._fill(known, rows, scattered=True)
+        return (self._request(known[begin : begin + keys].copy()) for begin in count())
 
-        def later() -> Iterator[Request]:
-            for self._begin in count():
-                yield self._request(known[self._begin : self._begin + keys].copy())
-
-        return later()
-
-    def _request(self, keys: Keys) -> Request:
+    def _request(self, keys: Keys, **options: Any) -> Request:
+        if self._rows is None:
+            return partial(self._vector.pull, keys, out=self._out)
         if self._out is None:
             return partial(self._vector.push, keys, self._rows)
-        return partial(self._vector.pull, keys, out=self._out)
+        return partial(self._vector.push_pull, keys, self._rows, out=self._out, **options)
 
     # Blocks.
 
@@ -302,13 +349,22 @@ class Worker:
             times.append(perf_counter_ns() - begin)
         return Answer(None, np.array(times, np.float64)[:, None])
 
-    def bare(self, servers: list[int], rounds: int, listed: bool, pulls: bool, crowded: bool) -> Answer:
+    def bare(
+        self,
+        servers: list[int],
+        tags: list[int],
+        rounds: int,
+        listed: bool,
+        crowded: bool,
+        pushes: bool,
+        pulls: bool,
+    ) -> Answer:
         """Do a block of plain rounds, the first one for warm-up; give the durations, f8[rounds - 1, 1] (ns).
 
         Keys that are sent are another list in each round, as in the compared requests.
         """
-        out = np.zeros_like(self._out) if pulls and self._out is not None else None
-        ask = partial(_bare.ask, servers, self._cuts())
+        out = np.zeros_like(self._out) if self._out is not None else None
+        ask = partial(_bare.ask, servers, self._cuts(), tags)
         if listed and not isinstance(self._keys, KeyRange):
             starts = [ask(self._keys.copy(), self._rows, out) for _ in range(rounds)]
         else:
@@ -316,10 +372,9 @@ class Worker:
         return Answer(None, _bare.rounds(starts, crowded)[1:, None].copy())
 
     def check(self) -> None:
-        """Check that the pulled rows are a multiple of the pushed ones."""
+        """Check that the pulled values repeat as the pushed ones do."""
         if self._out is None:
             return
-        rows = self._rows[self._begin : self._begin + len(self._out)]
-        times = self._out[0] / rows[0]
-        if not (times >= 1 and np.array_equal(self._out, times * rows)):
-            raise RuntimeError(f"{self._vector.spec.name}: the pulled rows differ from the pushed ones")
+        values = self._out.ravel()
+        if not (values.all() and np.array_equal(values, np.resize(values[:PATTERN], len(values)))):
+            raise RuntimeError(f"{self._vector.spec.name}: the pulled rows are not those of the pushed ones")

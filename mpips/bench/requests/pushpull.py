@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from mpips.bench import _runs
-from mpips.bench.requests import _pushpull
+from mpips.bench.requests import _bare, _ps_lite, _pushpull
 from mpips.bench.requests._pushpull import MODES, OPS
 from mpips.config.job_file import load
 from mpips.errors import InputError
@@ -22,10 +22,11 @@ from mpips.rundir.progress import Column, bytes_si, si, significant
 
 DESCRIPTION = """\
 Push and pull float32 values, one request after the other, and compare with the limit: the same bytes between the same
-ranks by mpi4py alone (Isend, Irecv), with a numpy add or copy, alternating in the same run.
+ranks by mpi4py alone (Isend, Irecv), with numpy's work for the update, alternating in the same run.
 
   mpips bench pushpull                          1, 10^3, 10^5, 10^6, 10^7 keys; 1 server + 1 worker, and 2 + 2
   mpips bench pushpull --layouts 1+1 --keys 1000,1e6 --modes cached
+  mpips bench pushpull --modes rounds --update ftrl --width 16 --replicas 1
   mpips bench pushpull --sweep                  many sizes, and a fit of the cost of a request and of a key
   mpips bench pushpull --quick                  a short test
 
@@ -33,10 +34,27 @@ ranks by mpi4py alone (Isend, Irecv), with a numpy add or copy, alternating in t
   sparse   random 64-bit keys in a list that is new to the servers: a push inserts all its keys; a pull finds keys that
            were pushed in other lists; the limit sends keys and values
   cached   the same list repeatedly; the limit sends values
+  rounds   push_pull of a dense range by all workers: the servers sum their values, update once, and answer with the
+           result; the limit sends values
 
-There is no aggregation and no replication, and every server holds one shard, so that a request is one message per
-server. Several workers do the same at the same time, each with its own list. Ratio is limit / median; rate counts the
-keys of all workers; bytes are those that the limit sends.
+Runs have the default configuration: where there are two servers and MPI survives a death, each key has a copy
+(--replicas), which the limit makes too. Several workers do the same at the same time, each with its own list if it has
+one. Ratio is limit / median; rate counts the keys of all workers; bytes are those that the limit sends between workers
+and servers.
+
+--ps-lite PATH also runs a benchmark that is linked with ps-lite, once for every layout and number of keys. It is
+started on this machine as ps-lite's tests/local.sh does: 1 scheduler, S servers and W workers with DMLC_ROLE,
+DMLC_NUM_SERVER, DMLC_NUM_WORKER, DMLC_PS_ROOT_URI and DMLC_PS_ROOT_PORT set, and the arguments
+
+  PATH KEYS WIDTH REPEATS
+
+Each worker pushes KEYS keys of WIDTH float32 values REPEATS times, and pulls them as often, each time until the request
+is finished, and prints a line for each request after its warm-up:
+
+  push SECONDS
+  pull SECONDS
+
+Other lines are ignored. All processes must exit with code 0.
 """
 
 MOST_RANKS = 8
@@ -46,6 +64,9 @@ QUICK = (1, 10**3, 2 * 10**4)
 SWEEP = (*(4**power for power in range(12)), 10**7)
 VALUE, KEY = 4, 8
 """Bytes."""
+MOST_WIDTH = 256
+PS_LITE = "ps-lite"
+"""The mode of rows that ps-lite's benchmark measured; it sends keys and values, as `sparse` does."""
 
 
 class Target(NamedTuple):
@@ -64,7 +85,11 @@ TARGETS = (
     Target("dense, from 100,000 keys on: at least 0.8 of the limit", 0.8, _many("dense")),
     Target("cached, from 100,000 keys on: at least 0.6 of the limit", 0.6, _many("cached")),
     Target("sparse, from 100,000 keys on: at least 0.4 of the limit", 0.4, _many("sparse")),
-    Target("1 key: at most 2.5 times the plain round trip", 1 / 2.5, lambda row: row["keys"] == 1),
+    Target(
+        "1 key: at most 2.5 times the plain round trip",
+        1 / 2.5,
+        lambda row: row["keys"] == 1 and row["mode"] in MODES,
+    ),
 )
 
 
@@ -77,8 +102,11 @@ def duration(value: float) -> str:
 
 COLUMNS = (
     Column("layout", "layout", 6),
+    Column("copies", "copies", 6),
     Column("mode", "mode", 6),
+    Column("update", "update", 6),
     Column("op", "op", 4),
+    Column("width", "width", 5),
     Column("keys", "keys", 10, "{:,}".format),
     Column("median_s", "median", 8, duration),
     Column("p99_s", "p99", 8, duration),
@@ -90,8 +118,11 @@ COLUMNS = (
 
 FIT_COLUMNS = (
     Column("layout", "layout", 6),
+    Column("copies", "copies", 6),
     Column("mode", "mode", 6),
+    Column("update", "update", 6),
     Column("op", "op", 4),
+    Column("width", "width", 5),
     Column("fixed", "a request", 9, duration),
     Column("each", "a key", 8, lambda value: f"{value * 1e9:.2f} ns"),
     Column("limit_fixed", "plain: a request", 15, duration),
@@ -122,15 +153,12 @@ def layout(text: str) -> Size:
     return Size(int(found[1]), int(found[2]))
 
 
-def one_of(known: Sequence[str]) -> Callable[[str], str]:
-    """Give an argparse type for one of some words."""
-
-    def read(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}; got {text!r}")
-        return text
-
-    return read
+def width(text: str) -> int:
+    """Parse a number of values per key."""
+    value = int(text) if re.fullmatch(r"\d{1,5}", text) else 0
+    if not 1 <= value <= MOST_WIDTH:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_WIDTH}, got {text!r}")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,13 +176,25 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--modes",
-        type=_runs.listed(one_of(MODES)),
+        type=_runs.listed(_runs.one_of(MODES)),
         default=list(MODES),
         metavar="MODE,...",
         help="default: all",
     )
     parser.add_argument(
-        "--ops", type=_runs.listed(one_of(OPS)), default=list(OPS), metavar="OP,...", help="default push,pull"
+        "--ops", type=_runs.listed(_runs.one_of(OPS)), default=list(OPS), metavar="OP,...",
+        help=f"{', '.join(OPS)}, as far as a mode has them; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replicas", type=_runs.at_least(0), metavar="N",
+        help="copies of each key on other servers; default: as in a job without ring.replicas",
+    )  # fmt: skip
+    parser.add_argument(
+        "--update", type=_runs.one_of(_bare.UPDATES), default="add", metavar="NAME",
+        help=f"what a push does: {', '.join(_bare.UPDATES)}; default add",
+    )  # fmt: skip
+    parser.add_argument(
+        "--width", type=width, default=1, metavar="N", help=f"values per key, 1 to {MOST_WIDTH}; default 1"
     )
     parser.add_argument(
         "--arrays",
@@ -170,7 +210,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat", type=_runs.at_least(1), default=1, metavar="N", help="runs of each layout; default 1"
     )
+    parser.add_argument(
+        "--ps-lite", metavar="PATH", help="also run this benchmark, which is linked with ps-lite; see above"
+    )
     return parser
+
+
+def effort(asked: argparse.Namespace) -> float:
+    """Give the repetitions, as a multiple of the usual number."""
+    return 0.02 if asked.quick else 1.0
 
 
 def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
@@ -181,17 +229,32 @@ def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
         "keys": asked.keys,
         "modes": asked.modes,
         "ops": asked.ops,
-        "effort": 0.02 if asked.quick else 1.0,
+        "update": asked.update,
+        "width": asked.width,
+        "effort": effort(asked),
         "arrays": asked.arrays,
         "scattered": asked.scattered,
         "crowded": crowded,
     }
     return [
         f"layout.servers={each.servers}", f"layout.workers={each.workers}",
-        "ring.virtual_servers=1", "ring.replicas=0", "heartbeat.patience=30",
+        # The limit keeps servers from their heartbeats.
+        "heartbeat.patience=30",
+        *([] if asked.replicas is None else [f"ring.replicas={asked.replicas}"]),
         *(f"_pushpull.{name}={json.dumps(value)}" for name, value in own.items()),
         *asked.set,
     ]  # fmt: skip
+
+
+def check_modes(asked: argparse.Namespace) -> None:
+    """Check that there is something to measure.
+
+    Raises:
+        InputError: no mode has one of the operations.
+    """
+    if not any(op in MODES[mode] for mode in asked.modes for op in asked.ops):
+        known = "; ".join(f"{mode}: {', '.join(MODES[mode])}" for mode in asked.modes)
+        raise InputError(f"--ops {','.join(asked.ops)}: none of the modes has it; they have {known}")
 
 
 def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
@@ -209,7 +272,7 @@ def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
                 f"--layouts {each}: {ranks} ranks on {cores} cores; at most {MOST_RANKS} per core: use fewer servers "
                 "or workers, or --launcher srun in an allocation"
             )
-        wanted = room(each, asked.keys, asked.modes, asked.ops, 0.02 if asked.quick else 1.0)
+        wanted = room(each, asked)
         if free is not None and wanted > free:
             raise InputError(
                 f"--keys {max(asked.keys)}: layout {each} needs about {bytes_si(wanted)} of memory, "
@@ -217,18 +280,19 @@ def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
             )
 
 
-def room(each: Size, keys: Iterable[int], modes: Sequence[str], ops: Sequence[str], effort: float) -> float:
+def room(each: Size, asked: argparse.Namespace) -> float:
     """Estimate the memory of a run on all ranks, in bytes."""
-    held = 0.0  # On servers, for each worker: vectors are kept.
-    largest = 0
-    for number in keys:
-        largest = max(largest, number)
-        lists = ("sparse" in modes) + ("cached" in modes)
-        if "sparse" in modes and "push" in ops:
-            lists += _pushpull.repeats("sparse", number, effort) + 1
-        held += number * (32 * lists + VALUE * ("dense" in modes))
-    blocks = 10 * (KEY + VALUE) * largest  # Of the workers, and of the servers during receives.
-    return each.workers * (held + blocks) + 80e6 * (1 + sum(each))
+    held = 0  # On servers, for each worker: vectors are kept.
+    row: int = VALUE * asked.width * (1 + _bare.UPDATES[asked.update].arrays)
+    for number in asked.keys:
+        lists = ("sparse" in asked.modes) + ("cached" in asked.modes)
+        if "sparse" in asked.modes and "push" in asked.ops:
+            lists += _pushpull.repeats("sparse", number * asked.width, effort(asked)) + 1
+        held += number * ((28 + row) * lists + row * len({"dense", "rounds"}.intersection(asked.modes)))
+    copies = min(1 if asked.replicas is None else asked.replicas, each.servers - 1)
+    # Of the workers, and of the servers during receives.
+    blocks: int = 10 * (KEY + VALUE * asked.width) * max(asked.keys)
+    return each.workers * (held * (1 + copies) + blocks) + 80e6 * (1 + sum(each))
 
 
 def free_memory() -> int | None:
@@ -246,7 +310,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     asked = parser().parse_args(arguments)
     asked.keys = asked.keys or list(SWEEP if asked.sweep else QUICK if asked.quick else KEYS)
+    check_modes(asked)
     check_room(asked, free_memory(), len(os.sched_getaffinity(0)))
+    other = None if asked.ps_lite is None else _ps_lite.program(asked.ps_lite)
     conditions = _runs.conditions()
     rows: list[dict[str, Any]] = []
     with _runs.folders(asked.keep) as folder:
@@ -261,36 +327,60 @@ def main(arguments: Sequence[str]) -> int:
                 at = folder / f"{each.servers}-{each.workers}-{number}"
                 run = _runs.run(job, at, settings_of(asked, each), asked.launcher)
                 runs.append(json.loads((run.folder / _pushpull.CELLS).read_text()))
-            rows += table(str(each), runs)
+            mine = table(str(each), runs, asked.update, asked.width)
+            rows += mine
+            if other is not None:
+                rows += beside(mine, asked, each, other)
     print(text(conditions, rows, asked.sweep))
     _runs.write_report(asked.json, cast(Any, rows))
     return 0
 
 
-def table(layout: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def table(
+    layout: str, runs: Sequence[Sequence[Mapping[str, Any]]], update: str, width: int
+) -> list[dict[str, Any]]:
     """Summarize the cells of runs of one layout, over the repetitions of all runs and workers."""
     rows = []
     for cells in zip(*runs, strict=True):
         ours, bare = ([time for cell in cells for time in cell[kind]] for kind in ("ours", "bare"))
-        median, limit = float(np.median(ours)), float(np.median(bare))
-        rows.append(
-            {
-                "layout": layout,
-                **{name: cells[0][name] for name in ("mode", "op", "keys")},
-                "median_s": median,
-                "p99_s": float(np.quantile(ours, 0.99, method="higher")),
-                "limit_s": limit,
-                "ratio": limit / median,
-            }
-        )
+        about = {name: cells[0][name] for name in ("mode", "op", "keys", "copies")}
+        about |= {"update": update, "width": width}
+        rows.append({"layout": layout, **about, **summary(ours, float(np.median(bare)))})
     return rows
+
+
+def summary(times: Sequence[float], limit: float | None) -> dict[str, Any]:
+    """Summarize the durations of requests beside the limit, if it is known."""
+    median = float(np.median(times))
+    return {
+        "median_s": median,
+        "p99_s": float(np.quantile(times, 0.99, method="higher")),
+        "limit_s": limit,
+        "ratio": None if limit is None else limit / median,
+    }
+
+
+def beside(
+    rows: Sequence[Mapping[str, Any]], asked: argparse.Namespace, each: Size, program: Path
+) -> list[dict[str, Any]]:
+    """Measure ps-lite's benchmark; its limit is that of `sparse` in `rows`, if there is one."""
+    found = []
+    limits = {(row["keys"], row["op"]): row["limit_s"] for row in rows if row["mode"] == "sparse"}
+    for keys in asked.keys:
+        _runs.note(f"{each}, {PS_LITE}, {keys:,} keys")
+        times = _pushpull.repeats("cached", keys * asked.width, effort(asked))
+        about = {"layout": str(each), "mode": PS_LITE, "keys": keys, "copies": 0, "width": asked.width}
+        for op, seconds in _ps_lite.measured(program, *each, (keys, asked.width, times)).items():
+            found.append({**about, "op": op, **summary(seconds, limits.get((keys, op)))})
+    return found
 
 
 def rates(row: Mapping[str, Any]) -> dict[str, Any]:
     """Add the throughput to a row: keys and bytes per second of all workers, at the median."""
     workers = int(row["layout"].partition("+")[2])
     rate = workers * row["keys"] / row["median_s"]
-    return {**row, "rate": rate, "bytes": rate * (VALUE + KEY * (row["mode"] == "sparse"))}
+    values = VALUE * row["width"] * (2 if row["op"] == "push_pull" else 1)
+    return {**row, "rate": rate, "bytes": rate * (values + KEY * (row["mode"] in ("sparse", PS_LITE)))}
 
 
 def fit(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float]:
@@ -310,6 +400,7 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Give the cost of a request and of a key, by layout, mode and operation."""
     found = []
     names = ("layout", "mode", "op")
+    rows = [row for row in rows if row["mode"] in MODES]
     for group in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
         mine = [row for row in rows if tuple(row[name] for name in names) == group]
         sizes = [row["keys"] for row in mine]

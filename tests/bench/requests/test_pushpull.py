@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.bench.requests import _bare, _overlap, _pushpull, overlap, pushpull
+from mpips.bench import _runs
+from mpips.bench.requests import _bare, _overlap, _ps_lite, _pushpull, overlap, pushpull
 from mpips.bench.requests.pushpull import Size
 from mpips.cli import main
 from mpips.errors import InputError
+from mpips.ranges import KeyRange
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 CONDITIONS = {"cpu": "a machine", "cores": 2, "load": 0.01, "python": "3", "at": "now"}
 
@@ -25,6 +31,7 @@ def a_cell(**changed: Any) -> dict[str, Any]:
         "mode": "dense",
         "op": "push",
         "keys": 1000,
+        "copies": 1,
         "ours": [4e-6, 2e-6, 9e-6],
         "bare": [1e-6, 3e-6, 1e-6],
     }
@@ -33,6 +40,7 @@ def a_cell(**changed: Any) -> dict[str, Any]:
 
 def a_row(ratio: float, **changed: Any) -> dict[str, Any]:
     row = {"layout": "1+1", "mode": "dense", "op": "push", "keys": 10**5, "median_s": 1e-3, "p99_s": 2e-3}
+    row |= {"copies": 0, "update": "add", "width": 1}
     return row | {"limit_s": ratio * 1e-3, "ratio": ratio} | changed
 
 
@@ -40,9 +48,18 @@ def a_row(ratio: float, **changed: Any) -> dict[str, Any]:
 
 
 def test_runs_and_workers_are_summed_up_together() -> None:
-    (row,) = pushpull.table("2+2", [[a_cell()], [a_cell(ours=[20e-6, 1e-6], bare=[2e-6, 3e-6])]])
-    assert list(row) == ["layout", "mode", "op", "keys", "median_s", "p99_s", "limit_s", "ratio"]
-    assert (row["layout"], row["mode"], row["op"], row["keys"]) == ("2+2", "dense", "push", 1000)
+    runs = [[a_cell()], [a_cell(ours=[20e-6, 1e-6], bare=[2e-6, 3e-6])]]
+    (row,) = pushpull.table("2+2", runs, "sgd", 8)
+    about = {
+        "layout": "2+2",
+        "mode": "dense",
+        "op": "push",
+        "keys": 1000,
+        "copies": 1,
+        "update": "sgd",
+        "width": 8,
+    }
+    assert row.items() > about.items()
     assert (row["median_s"], row["p99_s"], row["limit_s"], row["ratio"]) == (4e-6, 20e-6, 2e-6, 0.5)
 
 
@@ -50,6 +67,7 @@ def test_throughput_is_that_of_all_workers() -> None:
     values = pushpull.rates(a_row(0.5, layout="3+2"))
     assert (values["rate"], values["bytes"]) == (pytest.approx(2e8), pytest.approx(8e8))
     assert pushpull.rates(a_row(0.5, mode="sparse"))["bytes"] == pytest.approx(1e8 * 12)
+    assert pushpull.rates(a_row(0.5, op="push_pull", width=16))["bytes"] == pytest.approx(1e8 * 16 * 4 * 2)
 
 
 @given(st.floats(1e-7, 1e-3), st.floats(1e-11, 1e-6))
@@ -95,7 +113,7 @@ def test_the_report_shows_every_row_and_the_fit() -> None:
         for n in sizes
     ]
     said = pushpull.text(CONDITIONS, rows, True)
-    assert said.count("dense  push") == len(sizes) + 1
+    assert len(re.findall(r"dense +add +push", said)) == len(sizes)
     fits = pushpull.fits(rows)
     assert [(fit["op"], fit["fixed"], fit["limit_each"]) for fit in fits] == [
         (op, pytest.approx(2e-6), pytest.approx(1e-9)) for op in ("push", "pull")
@@ -139,16 +157,93 @@ def test_keys_that_were_drawn_twice_are_drawn_again() -> None:
 
 def test_bare_rounds_go_to_servers_that_have_keys() -> None:
     keys, rows, out = np.arange(9, dtype=np.uint64), np.ones(9, np.float32), np.ones(9, np.float32)
-    how = ([1, 2, 3], [0, 4, 4, 9])
+    how = ([1, 2, 3], [0, 4, 4, 9], [0, 4, 8])
     assert len(_bare.ask(*how, None, rows, None)) == 2 * 2  # values there, a byte back
     assert len(_bare.ask(*how, keys, rows, None)) == 2 * 3
-    assert len(_bare.ask(*how, None, rows, out)) == len(_bare.ask(*how, keys, rows, out)) == 2 * 2
+    assert len(_bare.ask(*how, None, None, out)) == len(_bare.ask(*how, keys, None, out)) == 2 * 2
+    assert len(_bare.ask(*how, None, rows, out)) == 2 * 2
 
 
-def test_a_request_of_several_messages_a_server_is_refused() -> None:
-    cluster: Any = SimpleNamespace(servers=SimpleNamespace(ranks=(1, 2, 1, 2)))
-    with pytest.raises(InputError, match=r"4 shards on 2 servers.*leave ring\.virtual_servers at 1"):
-        _pushpull.schedule(cluster, _pushpull.Settings())
+def test_bare_rounds_use_the_links_of_the_chains() -> None:
+    chains, workers, cuts = [(1, 2), (2, 1), (1, 2)], (3, 4), [[0, 5, 7, 7], [0, 1, 3, 6]]
+    single = _pushpull.staged(chains, workers, cuts, summed=False, copied=True)
+    links = sorted(
+        (source, rank, stage["tag"], stage["keys"])
+        for rank, stages in single.items()
+        for stage in stages
+        for source in stage["sources"]
+    )
+    # By worker and shard: from the worker to the primary, and from there to the copy; worker 3 has no keys of shard 2.
+    third = [(3, 1, 0, 5), (1, 2, 0, 5), (3, 2, 3, 2), (2, 1, 3, 2)]
+    fourth = [(4, 1, 9, 1), (1, 2, 9, 1), (4, 2, 12, 2), (2, 1, 12, 2), (4, 1, 15, 3), (1, 2, 15, 3)]
+    assert links == sorted([*third, *fourth])
+    assert _pushpull.tags_of(3, 1) == [9, 12, 15]
+    summed = _pushpull.staged([(1, 2), (2, 1)], workers, [[0, 5, 7]] * 2, summed=True, copied=True)
+    assert [stage["sources"] for stage in summed[1]] == [[3, 4], [2]]
+    assert [(stage["following"], stage["copies"]) for stage in summed[1]] == [(2, False), (None, True)]
+    pulled = _pushpull.staged(chains, workers, cuts, summed=False, copied=False)
+    assert all(stage["following"] is None for stages in pulled.values() for stage in stages)
+
+
+@pytest.mark.parametrize("name", _bare.UPDATES)
+def test_the_work_of_an_update_by_numpy_has_its_result(name: str) -> None:
+    segment = Segment(VectorSpec("w", "float32", width=3, extent=5, dense=True, update=name))
+    work, rng = _bare.UPDATES[name], np.random.default_rng(1)
+    values, *state = (np.zeros((5, 3), np.float32) for _ in range(1 + work.arrays))
+    for _ in range(3):
+        rows = rng.normal(size=(5, 3)).astype(np.float32)
+        segment.push(KeyRange(0, 5), rows.copy())
+        work.apply(values, state, rows)
+    np.testing.assert_allclose(values, segment.values[:5], rtol=1e-4, atol=1e-6)
+
+
+# --- ps-lite -------------------------------------------------------------------------------------------
+
+
+def a_program(folder: Path, body: str) -> str:
+    path = folder / "benchmark"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_benchmark_with_ps_lite_is_started_by_roles_and_read(tmp_path: Path) -> None:
+    body = """
+        case "$DMLC_ROLE $DMLC_NUM_SERVER $DMLC_NUM_WORKER $1 $2 $3" in
+        "worker 2 3 1000 4 7") echo "push 0.5"; echo "pull 2e-3"; echo "push: 9"; echo "push 0.25" ;;
+        "server 2 3 1000 4 7" | "scheduler 2 3 1000 4 7") echo "pull 1.0" ;;
+        *) exit 3 ;;
+        esac"""
+    program = _ps_lite.program(a_program(tmp_path, body))
+    found = _ps_lite.measured(program, 2, 3, (1000, 4, 7))
+    assert found == {"push": [0.5, 0.25] * 3, "pull": [2e-3] * 3}
+    asked = pushpull.parser().parse_args(["--keys", "1000", "--width", "4", "--modes", "cached"])
+    limit = a_row(0.5, mode="sparse", keys=1000, op="pull")
+    other = a_program(tmp_path, "echo push 1; echo pull 1; test $3 = 40")
+    push, pull = pushpull.beside(
+        [limit], a_request(quick=True, width=4, keys=[1000]), Size(1, 1), Path(other)
+    )
+    assert (push["limit_s"], push["ratio"], pull["limit_s"]) == (None, None, limit["limit_s"])
+    assert pushpull.text(CONDITIONS, [limit, push, pull], True).count("ps-lite") == 2 and asked.width == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "test $DMLC_ROLE != server || { echo out of ports; exit 4; }; exec sleep 60",
+            "a server ended with exit code 4: ",
+        ),
+        ("echo push 1", "a worker printed no line 'pull SECONDS'"),
+    ],
+)
+def test_a_benchmark_with_ps_lite_that_fails_is_told(
+    body: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = Path(a_program(tmp_path, body))
+    with pytest.raises(_runs.RunFailed):
+        _ps_lite.measured(program, 1, 1, (1, 1, 1))
+    assert said in capsys.readouterr().err
 
 
 # --- overlap -------------------------------------------------------------------------------------------
@@ -187,7 +282,12 @@ def test_switches_are_read() -> None:
     assert asked.keys == [1, 10**5, 1000] and asked.layouts == [Size(1, 1), Size(10, 3)]
     settings = pushpull.settings_of(asked, Size(10, 3))
     assert "layout.servers=10" in settings and "_pushpull.keys=[1, 100000, 1000]" in settings
-    assert "ring.virtual_servers=1" in settings and '_pushpull.ops=["push", "pull"]' in settings
+    assert '_pushpull.ops=["push", "pull", "push_pull"]' in settings
+    # The default configuration, but for what is asked.
+    assert not any(setting.startswith("ring.") for setting in settings)
+    copied = pushpull.parser().parse_args(["--replicas", "2", "--update", "ftrl", "--width", "16"])
+    settings = pushpull.settings_of(copied, Size(3, 1))
+    assert {"ring.replicas=2", '_pushpull.update="ftrl"', "_pushpull.width=16"} <= set(settings)
 
 
 def a_request(**changed: Any) -> argparse.Namespace:
@@ -207,8 +307,9 @@ def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
     pushpull.check_room(a_request(quick=True, keys=[1000]), 10**9, 2)
     with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 per core"):
         pushpull.check_room(a_request(layouts=[Size(8, 9)]), None, 2)
-    less = pushpull.room(Size(2, 2), [10**6], ["dense"], ["push"], 1.0)
-    assert less < pushpull.room(Size(2, 2), [10**6], ["dense", "sparse"], ["push"], 1.0)
+    less = pushpull.room(Size(2, 2), a_request(modes=["dense"], replicas=0))
+    for more in ({"modes": ["dense", "sparse"]}, {"replicas": 1}, {"width": 2}, {"update": "ftrl"}):
+        assert less < pushpull.room(Size(2, 2), a_request(**{"modes": ["dense"], "replicas": 0} | more))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +328,17 @@ def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
         ),
         (["pushpull", "--layouts", "2"], "got '2'"),
         (["pushpull", "--layouts", "9000+9000"], "18001 ranks on"),
-        (["pushpull", "--modes", "dense,spars"], "must be of dense, sparse, cached; got 'spars'"),
-        (["pushpull", "--ops", "pushpull"], "must be of push, pull; got 'pushpull'"),
+        (["pushpull", "--modes", "dense,spars"], "'spars' is none of dense, sparse, cached, rounds"),
+        (["pushpull", "--ops", "pushpull"], "'pushpull' is none of push, pull, push_pull"),
+        (
+            ["pushpull", "--modes", "rounds", "--ops", "push"],
+            "none of the modes has it; they have rounds: push_pull",
+        ),
+        (["pushpull", "--width", "257"], "--width: must be a whole number from 1 to 256, got '257'"),
+        (["pushpull", "--width", "0"], "got '0'"),
+        (["pushpull", "--replicas", "-1"], "--replicas: must be at least 0, got -1"),
+        (["pushpull", "--update", "median"], "--update: 'median' is none of add, assign"),
+        (["pushpull", "--ps-lite", "no/such"], "--ps-lite no/such: no such executable file"),
         (["pushpull", "--repeat", "0"], "--repeat: must be at least 1, got 0"),
         (["pushpull", "--quick", "--set", "ring.replica=1"], "unknown key 'replica'"),
         (
