@@ -26,10 +26,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a file system that are clear without a file's name."""
+from mpips.exit_codes import ExitCode
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors of a file system that is full or read-only: clear without a file's name."""
 
 
 class MpipsError(Exception):
@@ -109,8 +112,8 @@ class RemoteError(MpipsError, RuntimeError):
 
     `text` is the remote error in one line, `trace` its traceback; `at` is the program's line that raised it, if any;
     `is_input`: it is an `InputError`, which the user can correct; `is_usage`: a `UsageError`, which the program's
-    author can correct; `is_environment`: files or MPI failed. `asked` names the rank that issued the task, and its line
-    of the program.
+    author can correct; `is_environment`: files or MPI failed; `no_room`: the disk is full, or fails. `asked` names the
+    rank that issued the task, and its line of the program.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class RemoteError(MpipsError, RuntimeError):
         asked: str = "",
         at: str = "",
         is_environment: bool = False,
+        no_room: bool = False,
     ) -> None:
         super().__init__(rank, role, host, text)
         self.rank = rank
@@ -137,6 +141,7 @@ class RemoteError(MpipsError, RuntimeError):
         self.asked = asked
         self.at = at
         self.is_environment = is_environment
+        self.no_room = no_room
 
     def __str__(self) -> str:
         """Return which rank failed, for which caller, and why."""
@@ -162,6 +167,7 @@ class RemoteError(MpipsError, RuntimeError):
             str(meta.get("asked", "")),
             str(meta.get("at", "")),
             bool(meta.get("is_environment", False)),
+            bool(meta.get("no_room", False)),
         )
 
     def to_meta(self) -> dict[str, Any]:
@@ -171,6 +177,7 @@ class RemoteError(MpipsError, RuntimeError):
             "asked": self.asked,
             "at": self.at,
             "is_environment": self.is_environment,
+            "no_room": self.no_room,
         }
         return {
             "rank": self.rank,
@@ -184,9 +191,39 @@ class RemoteError(MpipsError, RuntimeError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error's text in one line, after its type's name unless it is an error of mpips."""
+    """Return an error's text in one line: of a file, its name and why; else after its type, unless it is mpips' own."""
     text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
     return " ".join(text.split()).removesuffix(":")
+
+
+def cannot_write(path: str | Path, error: OSError, what: str = "cannot be written") -> InputError | OSError:
+    """Return the error of a file or folder that cannot be written: OSError without room, else InputError.
+
+    >>> import errno
+    >>> cannot_write("a.h5", PermissionError(errno.EACCES, "Permission denied"))
+    InputError('a.h5: cannot be written: Permission denied')
+    >>> cannot_write("a.h5", OSError(errno.ENOSPC, "No space left on device")).filename
+    'a.h5'
+    """
+    text = f"{what}: {error.strerror or error}"
+    return OSError(error.errno, text, str(path)) if has_no_room(error) else InputError(f"{path}: {text}")
+
+
+def has_no_room(error: BaseException) -> bool:
+    """Tell whether the disk is full, read-only or fails, here or on another rank."""
+    if isinstance(error, RemoteError):
+        return error.no_room
+    return isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EIO)
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """Return the exit code of a process that an error ends."""
+    if has_no_room(error):
+        return ExitCode.UNWRITABLE
+    is_input = error.is_input if isinstance(error, RemoteError) else isinstance(error, InputError)
+    return ExitCode.BAD_INPUT if is_input else ExitCode.FAILED
 
 
 def is_environment(error: BaseException) -> bool:

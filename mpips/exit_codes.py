@@ -10,7 +10,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     BAD_INPUT = 2
     UNWRITABLE = 74
-    """The output of a command could not be written (EX_IOERR)."""
+    """The output could not be written: the disk is full, read-only or fails (EX_IOERR)."""
     STOPPED = 85
     """Stopped with a checkpoint; asks a batch system to start the run again."""
     READER_GONE = 141

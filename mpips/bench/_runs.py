@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpips.errors import InputError
+from mpips.errors import InputError, cannot_write
 from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
 from mpips.process.argument_parser import LAUNCHERS, add_launcher, program_parser
@@ -354,7 +354,7 @@ def write_report(path: str | None, report: Mapping[str, Any]) -> None:
         try:
             Path(path).write_text(json.dumps(report, indent=2) + "\n")
         except OSError as error:
-            raise InputError(f"--json {path}: cannot be written: {error.strerror or error}") from None
+            raise cannot_write(f"--json {path}", error) from None
 
 
 def note(text: str) -> None:

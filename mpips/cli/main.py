@@ -11,7 +11,7 @@ from mpips.cli import bench
 from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
 from mpips.cli.models import convert, export, infer, inspect, query, verify
 from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
-from mpips.errors import InputError
+from mpips.errors import InputError, has_no_room, says_all
 from mpips.exit_codes import ExitCode, by_signal
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
@@ -101,16 +101,18 @@ def _run(argv: Sequence[str]) -> int:
     try:
         return int(arguments.command(arguments))
     except InputError as error:
-        return _wrong(str(error))
+        return _wrong(str(error), ExitCode.BAD_INPUT)
     except OSError as error:
-        # Without a file name the error is not about the user's input.
-        if error.filename is None:
+        # Without a file name, or a full disk, the error is not about the user's input.
+        if standard_streams.lost() or not says_all(error):
             raise
-        return _wrong(f"{error.filename}: {error.strerror or error}")
+        where = "" if error.filename is None else f"{error.filename}: "
+        code = ExitCode.UNWRITABLE if has_no_room(error) else ExitCode.BAD_INPUT
+        return _wrong(f"{where}{error.strerror or error}", code)
     except KeyboardInterrupt:
         return by_signal(signal.SIGINT)
 
 
-def _wrong(what: str) -> int:
+def _wrong(what: str, code: ExitCode) -> int:
     print(f"mpips: error: {one_line(what)}", file=sys.stderr)
-    return ExitCode.BAD_INPUT
+    return code

@@ -15,6 +15,7 @@ from mpips.errors import (
     ShardLost,
     UsageError,
     WorkerLost,
+    has_no_room,
     in_a_line,
     is_environment,
     is_mpi,
@@ -54,6 +55,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
         "at": at,
         **({"lost": True} if lost else {}),
         **({"is_environment": True} if is_environment(error) else {}),
+        **({"no_room": True} if has_no_room(error) else {}),
     }
 
 

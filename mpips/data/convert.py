@@ -13,7 +13,7 @@ from mpips.data.examples import Examples, Tally
 from mpips.data.packed import MAGIC, packing_into
 from mpips.data.read import named_format, read
 from mpips.data.spec import DataSpec, find
-from mpips.errors import DataError, InputError
+from mpips.errors import DataError, InputError, cannot_write
 from mpips.files.safe_open import replacing
 from mpips.jit.kernel import kernel
 
@@ -178,7 +178,7 @@ def convert(
         else:
             write_csr(target, examples)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
+        raise cannot_write(target, error) from None
     return tally
 
 

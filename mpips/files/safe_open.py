@@ -77,7 +77,7 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         if size < len(found) <= most:
             found += file.read(most + 1 - len(found))
     if max(size, len(found)) > most:
-        raise OSError(errno.EFBIG, f"holds more than the {most:,} bytes that can be meant", str(path))
+        raise OSError(errno.EINVAL, f"holds more than the {most:,} bytes that can be meant", str(path))
     return found
 
 

@@ -29,6 +29,9 @@ from mpips.provenance.first_failure import sentence
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Set to 1 unless the user has set them: there is already one rank per core."""
 
+ERROR = "mpips: error: "
+"""The begin of a line by which a rank says why it ends."""
+
 LOADING = 120.0
 """Seconds for mpi4py to load its MPI."""
 _FACTS = {**dict.fromkeys(("vendor", "version", "library", "standard", "text"), str), "ulfm": bool}
@@ -340,18 +343,20 @@ def progress_environment(stream: TextIO) -> dict[str, str]:
 
 
 def verdict(
-    result: Mapping[str, Any] | None, launcher_code: int, folder: Path, first: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None,
+    launcher_code: int,
+    folder: Path,
+    first: Mapping[str, Any] | None = None,
+    said: str = "",
 ) -> tuple[int, str]:
     """Return the exit code of `mpips run`, from `result.json`, and its last line.
 
-    `first` is the first rank to fail, if it is known.
+    `first` is the first rank to fail, if it is known; `said` is the last output of the ranks.
     """
     if result is None:
-        blame = f"; first to fail: {sentence(first)}" if first else ""
-        return (
-            ExitCode.BAD_INPUT if launcher_code == ExitCode.BAD_INPUT else ExitCode.FAILED,
-            f"mpips: failed: {no_result(launcher_code)}{blame}; run folder: {folder}",
-        )
+        why = no_result(launcher_code, said)
+        blame = f"; first to fail: {sentence(first, why)}" if first else ""
+        return code_of(launcher_code), f"mpips: failed: {why}{blame}; run folder: {folder}"
     status = result.get("status")
     if status == "completed":
         return ExitCode.COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
@@ -363,16 +368,16 @@ def verdict(
             ExitCode.STOPPED,
             f"mpips: stopped with a checkpoint{why}; resume{where} with: {again}; run folder: {folder}",
         )
-    said = result.get("exit_code")
-    code = said if isinstance(said, int) and said > 0 else ExitCode.FAILED
+    given = result.get("exit_code")
+    code = given if isinstance(given, int) and given > 0 else ExitCode.FAILED
     reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
     if first and code != ExitCode.BAD_INPUT:
         if f"rank {first['rank']} " in reason:
             reason += f"; first to fail: {sentence(first, reason)}"
         else:
             # The error of another rank, a consequence of the first failure.
-            said = str(first["error"])
-            reason = f"{said}; first to fail: {sentence(first, said)}; then {reason}"
+            error = str(first["error"])
+            reason = f"{error}; first to fail: {sentence(first, error)}; then {reason}"
     return code, f"mpips: failed: {reason}; run folder: {folder}"
 
 
@@ -382,9 +387,18 @@ def after(recoveries: object) -> str:
     return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
 
 
-def no_result(launcher_code: int) -> str:
-    """Return the reason of a run without a result."""
+def no_result(launcher_code: int, said: str = "") -> str:
+    """Return the reason of a run without a result: the error that a rank has printed, if one has."""
+    errors = [line for line in said.splitlines() if line.startswith(ERROR)]
+    if errors:
+        return errors[-1].removeprefix(ERROR)
     return f"the ranks left no result.json ({ended(launcher_code)}); their output is above"
+
+
+def code_of(launcher_code: int) -> ExitCode:
+    """Return the exit code of a run without a result: that of the ranks, where launchers pass it on."""
+    passed_on = ExitCode.BAD_INPUT, ExitCode.UNWRITABLE
+    return ExitCode(launcher_code) if launcher_code in passed_on else ExitCode.FAILED
 
 
 def ended(code: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mpips.cluster.layout import Cause
 from mpips.cluster.view import View
-from mpips.errors import in_a_line
+from mpips.errors import cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.process.host import host_name
 from mpips.process.printable import brief, printable
@@ -83,6 +83,8 @@ class ResultFile:
         self._prepared, self.folder, self._recorded = prepared, folder, recorded
         self.judged = bool(os.environ.get(JUDGED))
         """Whether `mpips run` reads the result, and reports it."""
+        self._unwritten = ExitCode.FAILED
+        """The exit code of a run that succeeds, and whose result cannot be written."""
 
     def end(self, result: dict[str, Any]) -> int:
         """Write the result and print the error; return the exit code of every rank."""
@@ -94,7 +96,7 @@ class ResultFile:
         if "first_failure" in result:
             known = str(result.get("error", ""))
             say(f"mpips: first to fail: {first_failure.sentence(result['first_failure'], known)}")
-        return code if written or "error" in result else ExitCode.FAILED
+        return code if written or "error" in result else self._unwritten
 
     def write(self, result: dict[str, Any]) -> bool:
         """Write the result, after run.json's end if there is time for it; return whether it was written."""
@@ -106,8 +108,13 @@ class ResultFile:
         try:
             write_json(self.folder.result, result)
         except (OSError, TypeError, ValueError) as error:
+            if isinstance(error, OSError):
+                why = in_a_line(cannot_write(self.folder.result, error))
+            else:
+                why = f"{self.folder.result}: cannot be written: {in_a_line(error)}"
+            self._unwritten = exit_code(error)
             if not failed:
-                say(f"mpips: error: {self.folder.result}: cannot be written: {in_a_line(error)}")
+                say(f"mpips: error: {why}")
             return False
         if self._recorded and failed:
             self._conclude(self.folder, result)

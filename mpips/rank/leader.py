@@ -29,6 +29,7 @@ from mpips.errors import (
     ShardLost,
     StopOverdue,
     WorkerLost,
+    exit_code,
     is_environment,
 )
 from mpips.exit_codes import ExitCode
@@ -389,7 +390,7 @@ class Leader:
             text += "; the record may be damaged, or of another program: see the log"
         return {
             "status": "failed",
-            "exit_code": ExitCode.FAILED,
+            "exit_code": exit_code(error),
             "error": text + (advice(self.prepared.job, self.folder) if again else ""),
             "failed_rank": where,
             "first_failure": first.facts(self.folder),

@@ -25,7 +25,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
-from mpips.errors import InputError, ShardLost, in_a_line
+from mpips.errors import InputError, ShardLost, exit_code, in_a_line, says_all
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import chain_of
 from mpips.launch.crowding import crowding
@@ -128,7 +128,7 @@ class RankRun:
         try:
             if self.speaks:
                 self._make_folder(layout, processes)
-        except InputError as raised:
+        except (InputError, OSError) as raised:
             error = error or raised
         failed = first_error(self.world, error)
         if failed is not None:
@@ -355,8 +355,8 @@ class RankRun:
                     node.wait_until(lambda: node.van.now() > deadline)
         by_input = facts["is_input"] and not facts.get("is_usage", False)
         self._quit(
-            ExitCode.BAD_INPUT if facts["is_input"] else ExitCode.FAILED,
-            f"rank {node.rank} ({facts['role']} on {node.host}): {facts['text']}",
+            exit_code(error),
+            f"rank {facts['rank']} ({facts['role']} on {facts['host']}): {facts['text']}",
             "" if by_input else facts["trace"],
         )
 
@@ -379,7 +379,7 @@ class RankRun:
         follows = isinstance(error, self.mpi.Exception)
         log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
         self.result.fail(text)
-        self._quit(ExitCode.FAILED, text, trace)
+        self._quit(exit_code(error), text, "" if says_all(error) else trace)
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by a signal if MPI itself does not return."""

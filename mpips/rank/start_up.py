@@ -14,7 +14,7 @@ import numpy as np
 from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Layout
 from mpips.cluster.view import first_view
-from mpips.errors import InputError, in_a_line
+from mpips.errors import InputError, cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import fingerprint, parsed
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
@@ -28,6 +28,8 @@ from mpips.rundir.folder import RunFolder, write_text
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_NONE = 2**62
+"""Above the number of any rank that cannot start."""
 _INTRODUCTION = 256
 """Bytes of a rank's introduction: process id, filters, and host name."""
 
@@ -69,14 +71,13 @@ def first_error(world: MPI.Intracomm, error: BaseException | None) -> tuple[Exit
     """Agree that every rank can start: None, or the exit code and text of the first rank that cannot."""
     from mpi4py import MPI
 
-    size, rank = world.Get_size(), world.Get_rank()
-    none = 2 * size
-    mine = np.array([none if error is None else 2 * rank + (not isinstance(error, InputError))], np.int64)
+    rank = world.Get_rank()
+    mine = np.array([_NONE if error is None else rank << 8 | exit_code(error)], np.int64)
     first = np.empty(1, np.int64)
     world.Allreduce(mine, first, MPI.MIN)
-    if first[0] == none:
+    if first[0] == _NONE:
         return None
-    failed, code = int(first[0]) // 2, ExitCode.FAILED if first[0] % 2 else ExitCode.BAD_INPUT
+    failed, code = int(first[0]) >> 8, ExitCode(int(first[0]) & 0xFF)
     letter = np.zeros(8192, np.uint8)
     if error is not None:
         text = in_a_line(error)
@@ -130,6 +131,7 @@ def write_run(
 
     Raises:
         InputError: they cannot be written.
+        OSError: there is no room for them.
     """
     job = prepared.job
     ranks = run_json.placed(layout, processes, first_view(layout, job.ring.virtual_servers))
@@ -141,4 +143,4 @@ def write_run(
         if job.record.on:
             write_about(folder.record, job, prepared.resume)
     except OSError as error:
-        raise InputError(f"{folder.path}: the run folder cannot be written: {error.strerror}") from error
+        raise cannot_write(folder.path, error, "the run folder cannot be written") from error

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpips.errors import InputError
+from mpips.errors import InputError, cannot_write
 from mpips.files.json_shape import COUNT, Each, misfit
 from mpips.files.safe_open import open_regular
 from mpips.process.host import host_name, is_gone, machine
@@ -64,6 +64,7 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
 
     Raises:
         InputError: another start holds the folder, or the claim cannot be written.
+        OSError: there is no room for it.
     """
     before = _last(folder)
     if before is not None and not (handed and before.said.get("id") == handed):
@@ -80,7 +81,10 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
     except FileExistsError:
         raise _taken(folder, _last(folder)) from None
     except OSError as error:
-        raise InputError(f"{claim.path}: cannot be written: {error.strerror or error}") from None
+        # an empty one would look like that of another start
+        with suppress(OSError):
+            claim.path.unlink()
+        raise cannot_write(claim.path, error) from None
     last = _last(folder)
     # the listing of the folder was outdated
     if last is None or last.said.get("id") != claim.id:
@@ -98,7 +102,7 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
 def succeed(folder: Path) -> Claim | None:
     """Claim the folder of this process's run after another rank has led it; None if that is not possible."""
     last = _last(folder)
-    with suppress(InputError):
+    with suppress(InputError, OSError):
         return take(folder, "" if last is None else last.said.get("id", ""))
     return None
 

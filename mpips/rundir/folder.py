@@ -12,11 +12,12 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpips.errors import InputError
+from mpips.errors import InputError, cannot_write
 from mpips.files.json_lines import Lines as Lines
 from mpips.files.json_lines import Read, read_lines
 from mpips.files.json_shape import ANY, LARGEST, NUMBER, Each, Table, misfit, read_json
@@ -126,6 +127,7 @@ class RunFolder:
 
         Raises:
             InputError: the folder cannot be made.
+            OSError: there is no room for it.
         """
         stem = f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}-{now():%Y%m%dT%H%M%SZ}"
         number = 1
@@ -137,11 +139,14 @@ class RunFolder:
             except FileExistsError:
                 number += 1
             except OSError as error:
-                raise InputError(
-                    f"{path}: the run folder cannot be made: {error.strerror or error}"
-                ) from None
+                raise cannot_write(path, error, "the run folder cannot be made") from None
         folder = cls(path)
-        folder.held = take(folder.path)
+        try:
+            folder.held = take(folder.path)
+        except OSError:
+            with suppress(OSError):
+                path.rmdir()
+            raise
         return folder
 
     @classmethod
@@ -158,6 +163,7 @@ class RunFolder:
 
         Raises:
             InputError: it holds a run already, is claimed by another start, is not a folder, or cannot be created.
+            OSError: there is no room for what a start writes.
         """
         folder = cls(path)
         try:
@@ -165,7 +171,7 @@ class RunFolder:
         except FileExistsError:
             raise InputError(f"{path}: the run folder is a file") from None
         except OSError as error:
-            raise InputError(f"{path}: the run folder cannot be made: {error.strerror or error}") from None
+            raise cannot_write(path, error, "the run folder cannot be made") from None
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
         for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
@@ -183,9 +189,7 @@ class RunFolder:
                 folder._check_new(path)
         except OSError as error:
             release(folder.path)
-            raise InputError(
-                f"{path}: the run before cannot be set aside: {error.strerror or error}"
-            ) from None
+            raise cannot_write(path, error, "the run before cannot be set aside") from None
         except InputError:
             release(folder.path)
             raise

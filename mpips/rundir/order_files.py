@@ -28,7 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mpips.errors import InputError
+from mpips.errors import InputError, cannot_write
 from mpips.files.safe_open import inside, read_bytes, read_text, replacing
 from mpips.rundir.folder import RunFolder
 
@@ -57,7 +57,7 @@ SHARE = 0.05
 FARTHEST = 86400.0
 """Seconds for which an order can be open: its sender waits no longer."""
 
-NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
+NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 """Errors of a file that is not an order and cannot become one."""
 
 STALE = 60.0
@@ -244,7 +244,7 @@ def ask(
         inside(run.path, folder.name).mkdir(exist_ok=True)
         put(folder / f"{name}.json", order)
     except OSError as error:
-        raise InputError(f"{folder}: the order cannot be written: {error.strerror or error}") from None
+        raise cannot_write(folder, error, "the order cannot be written") from None
     try:
         said = _await(run, folder / (name + ANSWER), patience)
     finally:

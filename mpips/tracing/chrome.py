@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError
+from mpips.errors import cannot_write
 from mpips.files.safe_open import replacing
 from mpips.tracing.analysis import KINDS
 from mpips.tracing.one_clock import tied
@@ -70,6 +70,7 @@ def write(
 
     Raises:
         InputError: the file cannot be written.
+        OSError: there is no room for it.
     """
     chosen = [trace for trace in traces if ranks is None or trace.rank in ranks]
     start = within[0] if within is not None else min((trace.begin for trace in chosen), default=0.0)
@@ -81,7 +82,7 @@ def write(
                 file = stack.enter_context(gzip.open(file, "wt", 6))
             return _write(file, traces, chosen, start, within)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise cannot_write(path, error) from None
 
 
 def _write(

@@ -16,7 +16,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import TICK, Node
 from mpips.cluster.outbox import LARGE, TURN
 from mpips.cluster.view import Loss, View, first_view, without
-from mpips.errors import InputError, RemoteError, WorkerLost
+from mpips.errors import InputError, RemoteError, WorkerLost, exit_code
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
 
@@ -196,6 +196,14 @@ def test_another_rank_is_told_whether_files_or_mpi_have_failed() -> None:
         assert passed_on.get("is_environment", False) is expected
 
 
+def test_another_rank_is_told_that_a_disk_is_full() -> None:
+    node = nodes(Network(3))[WORKER]
+    for error, expected in (OSError(28, "No space left", "x"), 74), (FileNotFoundError(2, "no", "x"), 1):
+        remote = RemoteError.from_meta(node.describe(error), WORKER)
+        assert exit_code(error) == exit_code(remote) == expected
+        assert exit_code(RemoteError.from_meta(node.describe(remote), WORKER)) == expected
+
+
 def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace() -> None:
     node = nodes(Network(3))[WORKER]
     told = []
@@ -208,7 +216,7 @@ def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace(
             raise error
         except OSError as raised:
             told.append(node.describe(raised))
-    assert told[0]["text"].startswith("OSError: [Errno 5] Input/output error: '/scratch/a' (at ")
+    assert told[0]["text"].startswith("/scratch/a: Input/output error (at ")
     assert [bool(each["trace"]) for each in told] == [False, False, True]
     assert node.describe(KeyboardInterrupt())["text"] == "KeyboardInterrupt"
 

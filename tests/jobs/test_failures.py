@@ -297,18 +297,34 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("taken", "what", "code"), [(7, "the run folder cannot be written", 2), (2, "metrics.jsonl", 1)]
+    ("taken", "what"), [(8, ".claim-1"), (7, "the run folder cannot be written"), (2, "metrics.jsonl")]
 )
 def test_a_full_disk_is_named(
-    run_ranks: Callable[..., Finished], small_disk: Path, taken: int, what: str, code: int
+    run_ranks: Callable[..., Finished], small_disk: Path, taken: int, what: str
 ) -> None:
+    (small_disk / "run").mkdir()
     (small_disk / "fill").write_bytes(b"x" * 4096 * taken)
     arguments = ("-m", "mpips", JOB, "--run-dir", small_disk / "run", *sets(rounds=2000))
     done = run_ranks(3, *arguments, timeout=SECONDS)
-    assert ended_with(done, code)
+    assert ended_with(done, 74)
+    assert what != ".claim-1" or not list((small_disk / "run").iterdir())
     assert len(errors(done)) == 1
+    assert errors(done)[0].count(str(small_disk)) == 1
     assert str(small_disk / "run") in errors(done)[0] and what in errors(done)[0]
     assert "No space left on device" in errors(done)[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("taken", [8, 7, 6, 2])
+def test_mpips_run_passes_on_that_the_disk_is_full(
+    run_mpips: Callable[..., Finished], small_disk: Path, taken: int
+) -> None:
+    (small_disk / "run").mkdir()
+    (small_disk / "fill").write_bytes(b"x" * 4096 * taken)
+    done = run_mpips("run", JOB, "--run-dir", small_disk / "run", *sets(rounds=2000), timeout=SECONDS)
+    assert ended_with(done, 74)
+    assert "No space left on device" in done.last_line and "left no result.json" not in done.stderr
+    assert not list((small_disk / "run").glob(".claim-*"))
     assert "Traceback" not in done.stderr
 
 

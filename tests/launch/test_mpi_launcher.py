@@ -225,6 +225,7 @@ def test_the_wrong_launcher_by_name_is_refused() -> None:
         ({"status": "failed"}, -9, 1, "SIGKILL"),
         (None, 0, 1, "no result.json (the launcher ended with exit code 0)"),
         (None, 2, 2, "no result.json"),
+        (None, 74, 74, "no result.json"),
         (None, 137, 1, "exit code 137"),
         (None, -15, 1, "ended by SIGTERM"),
     ],
@@ -236,6 +237,12 @@ def test_the_verdict_is_the_results(
     assert judged == code
     assert said in line
     assert "\n" not in line
+
+
+def test_without_a_result_what_a_rank_has_said_is_the_reason() -> None:
+    said = "mpips: error: first\n pass 7\nmpips: error: /r/metrics.jsonl: No space left on device\nabort"
+    _, line = mpi_launcher.verdict(None, 74, Path("/runs/x"), said=said)
+    assert line == "mpips: failed: /r/metrics.jsonl: No space left on device; run folder: /runs/x"
 
 
 def test_a_verdict_does_not_blame_two_ranks() -> None:

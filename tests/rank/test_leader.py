@@ -69,6 +69,14 @@ def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
     assert result["error"] == first
 
 
+def test_a_full_disk_on_any_rank_is_the_exit_code(leader: Leader) -> None:
+    leader.prepared.job = SimpleNamespace(checkpoint=SimpleNamespace(directory="c"), resolve=Path)  # type: ignore[assignment]
+    leader.recoveries = list  # type: ignore[method-assign]
+    full = RemoteError(2, "worker 0", "n1", "a.h5: No space left", is_environment=True, no_room=True)
+    assert leader._failure(full)["exit_code"] == 74
+    assert leader._failure(RemoteError(2, "worker 0", "n1", "KeyError: 2"))["exit_code"] == 1
+
+
 def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
     leader.node.policy = SimpleNamespace(again=True)  # type: ignore[assignment]
     result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))

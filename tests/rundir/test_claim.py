@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mpips.errors import InputError
+from mpips.errors import InputError, exit_code
 from mpips.rundir import claim
 from mpips.rundir.folder import RunFolder, write_json
 
@@ -25,6 +27,25 @@ def ended() -> list[int]:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     return [done.pid, 1]
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """Let no byte be written to a file of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_on_a_full_disk_no_claim_is_left(tmp_path: Path, full: None) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(OSError, match="cannot be written: File too large") as raised:
+        RunFolder.claim(tmp_path / "run")
+    assert exit_code(raised.value) == 74 and not list((tmp_path / "run").iterdir())
+    with pytest.raises(OSError, match="cannot be written: File too large"):
+        RunFolder.create("toy", tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_of_many_that_start_at_once_one_has_the_folder(tmp_path: Path) -> None:

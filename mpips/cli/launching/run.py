@@ -163,7 +163,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     first = first_failure.first(folder, children.said, watch.seen) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
-        result = {"status": "failed", "exit_code": ExitCode.FAILED, "error": first.text}
+        result = {"status": "failed", "exit_code": mpi_launcher.code_of(ended), "error": first.text}
     # The launcher may know which signal killed a rank.
     elif (
         first is not None
@@ -171,7 +171,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         and result.get("first_failure", {}).get("cause") == Cause.DIED
     ):
         result = {**result, "error": str(result["error"]).replace(Cause.DIED.text, first.error)}
-    code, line = mpi_launcher.verdict(result, ended, folder.path, facts)
+    code, line = mpi_launcher.verdict(result, ended, folder.path, facts, children.said)
     failed = code not in (ExitCode.COMPLETED, ExitCode.BAD_INPUT, ExitCode.STOPPED)
     if failed:
         from mpips.rank.prepare import advice
@@ -179,7 +179,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         how = advice(job, folder)
         line += "" if how in line else how
     if failed or result is None:
-        result = result or {"status": "failed", "exit_code": code, "error": mpi_launcher.no_result(ended)}
+        why = mpi_launcher.no_result(ended, children.said)
+        result = result or {"status": "failed", "exit_code": code, "error": why}
         result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):
             write_json(folder.result, result)

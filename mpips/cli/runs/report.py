@@ -31,7 +31,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and print its path."""
-    from mpips.errors import InputError
+    from mpips.errors import cannot_write
     from mpips.report.report import page
     from mpips.report.run_data import check, read, with_trace
     from mpips.rundir.folder import write_text
@@ -45,6 +45,6 @@ def command(arguments: argparse.Namespace) -> int:
     try:
         write_text(out, page(runs))
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise cannot_write(out, error) from None
     print(out)
     return 0

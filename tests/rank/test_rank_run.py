@@ -1,0 +1,94 @@
+"""How a rank that has failed ends when the leader does not stop it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpips.cluster.error_report import describe
+from mpips.cluster.layout import Layout, LayoutSpec
+from mpips.errors import DataError, InputError, RemoteError, UsageError
+from mpips.rank.rank_run import RankRun
+from mpips.transport.message import Command
+
+
+class Ended(BaseException):
+    """The rank has ended."""
+
+
+@pytest.fixture
+def rank() -> Any:
+    """Give a rank, as far as it reports errors, and what it has sent and said at its end."""
+    made: Any = object.__new__(RankRun)
+    made.mpi, made.fullest, made.sent, made.ended = SimpleNamespace(Exception=KeyboardInterrupt), 1, [], ()
+    clock = iter(range(1000))
+    van = SimpleNamespace(now=lambda: float(next(clock)))
+    place = Layout.of(3, LayoutSpec()).places[2]
+
+    def quit_now(code: int, why: str = "", trace: str = "") -> None:
+        made.ended = (int(code), why, trace)
+        raise Ended
+
+    made._quit = quit_now
+    made.node = SimpleNamespace(
+        describe=lambda error: describe(error, place, "n1"), rank=2, host="n1", van=van,
+        view=SimpleNamespace(leader=0), control=lambda *what: made.sent.append(what), wait_until=lambda met: met(),
+    )  # fmt: skip
+    return made
+
+
+def own(error: BaseException) -> BaseException:
+    """Give an error that has a traceback."""
+    try:
+        raise error
+    except BaseException as raised:
+        return raised
+
+
+REMOTE = ("server 0", "n2", "KeyError: 7", "its trace")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "why", "traced"),
+    [
+        (RemoteError(1, *REMOTE), 1, "rank 1 (server 0 on n2): KeyError: 7", True),
+        (RemoteError(1, *REMOTE, is_input=True), 2, "rank 1 (server 0 on n2): KeyError: 7", False),
+        (
+            RemoteError(1, *REMOTE, is_input=True, is_usage=True),
+            2,
+            "rank 1 (server 0 on n2): KeyError: 7",
+            True,
+        ),
+        (
+            RemoteError(1, "server 0", "n2", "a.h5: No space left", no_room=True),
+            74,
+            "a.h5: No space left",
+            False,
+        ),
+        (own(DataError("a.svm:1: no label")), 2, "rank 2 (worker 0 on n1): a.svm:1: no label", False),
+        (own(UsageError("keys must be sorted")), 2, "rank 2 (worker 0 on n1): keys must be sorted", True),
+        (
+            own(OSError(28, "No space left", "a.h5")),
+            74,
+            "rank 2 (worker 0 on n1): a.h5: No space left",
+            False,
+        ),
+        (own(ZeroDivisionError("by zero")), 1, "rank 2 (worker 0 on n1): ZeroDivisionError: by zero", True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_rank_that_is_not_stopped_says_why_it_ends(
+    rank: Any, error: BaseException, code: int, why: str, traced: bool
+) -> None:
+    with pytest.raises(Ended):
+        rank._report(rank.node, error)
+    ended, said, trace = rank.ended
+    assert ended == code and why in said and bool(trace) is traced
+    [(to, command, facts)] = rank.sent
+    assert (to, command) == (0, Command.FAILED)
+    # The leader gets the same error of it.
+    told = RemoteError.from_meta(facts, 2)
+    assert told.text in said and told.is_input == (code == 2)
+    assert issubclass(UsageError, InputError)
