@@ -127,7 +127,7 @@ class ConsistencySpec:
 
     @property
     def is_sequential(self) -> bool:
-        """Tell whether tasks run one after the other, so that results do not depend on the layout."""
+        """Return whether tasks run one after the other, so that results do not depend on the layout."""
         if self.model == "bounded":
             return self.tau == 0 and not self.push_tau and not self.pull_tau
         return self.model == "sequential"

@@ -227,17 +227,17 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def is_environment(error: BaseException) -> bool:
-    """Tell whether files or MPI failed, here or on another rank, which may not happen at another start."""
+    """Return whether files or MPI failed, here or on another rank, which may not happen at another start."""
     if isinstance(error, RemoteError):
         return error.is_environment
     return isinstance(error, OSError) or is_mpi(error)
 
 
 def is_mpi(error: BaseException) -> bool:
-    """Tell whether MPI raised it; mpi4py is not imported for that."""
+    """Return whether MPI raised it; mpi4py is not imported for that."""
     return type(error).__module__.startswith("mpi4py")
 
 
 def says_all(error: BaseException) -> bool:
-    """Tell whether an error is one of the file system for which a traceback is not needed."""
+    """Return whether an error is one of the file system for which a traceback is not needed."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM)

@@ -25,7 +25,7 @@ class KeyRange(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Tell whether no key lies in the range."""
+        """Return whether no key lies in the range."""
         return self.begin >= self.end
 
     @property

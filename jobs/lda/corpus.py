@@ -166,7 +166,7 @@ class Corpus:
         return Block(ends - span.token, _read(self._words, np.int32, span.token, span.tokens_end))
 
     def topics(self, b: int) -> NDArray[np.int32]:
-        """Give the topics of a block's tokens, i4[tokens], -1 at first: mapped, so that what is written stays."""
+        """Return the topics of a block's tokens, i4[tokens], -1 at first: mapped, so that what is written stays."""
         span = self._spans[b]
         size = span.tokens_end - span.token
         if size == 0:
@@ -181,19 +181,19 @@ class Corpus:
         topics[:] = z
 
     def documents(self, b: int) -> NDArray[np.int64]:
-        """Give the indices of a block's documents among those of all parts: i8[docs], the same for any blocks."""
+        """Return the indices of a block's documents among those of all parts: i8[docs], the same for any blocks."""
         span = self._spans[b]
         here = np.arange(span.doc, span.docs_end)
         return (here // CHUNK * self._parts + self._part) * CHUNK + here % CHUNK
 
     def close(self) -> None:
-        """Give back the room on disk."""
+        """Release the disk space."""
         for file in (self._words, self._ends, self._topics):
             file.close()
         self._spans = []
 
     def __enter__(self) -> Corpus:
-        """Give itself."""
+        """Return self."""
         return self
 
     def __exit__(self, *exception: object) -> None:

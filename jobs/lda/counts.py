@@ -22,7 +22,7 @@ SMALL = 4096
 
 @call("lda_tally", reads=True)
 def tally(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Give the sum of a shard's counts, and how many cells there are of each count but 0; sum -1: one is negative."""
+    """Return the sum of a shard's counts, and how many cells there are of each count but 0; sum -1: one is negative."""
     counts = segment.values[: len(segment)].reshape(-1)
     if counts.dtype != np.int32:  # the topics' totals
         return {"sum": -1 if len(counts) and counts.min() < 0 else int(counts.sum()), "cells": []}
@@ -53,13 +53,13 @@ def cells_of(answers: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def words_term(cells: Iterable[tuple[int, int]], beta: float) -> float:
-    """Give the words' part of the joint log-likelihood: sum over (w, k) of lgG(n_wk + b) - lgG(b)."""
+    """Return the words' part of the joint log-likelihood: sum over (w, k) of lgG(n_wk + b) - lgG(b)."""
     start = math.lgamma(beta)
     return math.fsum(times * (math.lgamma(n + beta) - start) for n, times in cells)
 
 
 def digamma(x: Any) -> Any:
-    """Give psi(x) of numbers x > 0, to about 13 digits."""
+    """Return psi(x) of numbers x > 0, to about 13 digits."""
     x = np.asarray(x, np.float64)
     result = np.zeros_like(x)
     for _ in range(8):
@@ -70,7 +70,7 @@ def digamma(x: Any) -> Any:
 
 
 def rising(n: Any, a: float) -> Any:
-    """Give psi(n + a) - psi(a)."""
+    """Return psi(n + a) - psi(a)."""
     return digamma(np.asarray(n) + a) - digamma(a)
 
 

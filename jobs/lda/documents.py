@@ -39,7 +39,7 @@ class Spread:
         self.table = Workload(self.cut.parts, workers)
 
     def load(self) -> list[dict[str, Any]]:
-        """Let every worker read what it has to and has not; give what each has."""
+        """Let every worker read what it has to and has not; return what each has."""
         workers = self.cluster.workers.addresses
         self.table.follow(workers)
         each = [{"reads": self.reads(worker)} for worker in workers]
@@ -118,7 +118,7 @@ class Documents:
         return sum(int((self.topics(group) < 0).sum()) for group in range(len(self.groups)))
 
     def load(self, group: int) -> tuple[Block, NDArray[np.int32]]:
-        """Give a group as one block, and its tokens' topics."""
+        """Return a group as one block, and its tokens' topics."""
         blocks = [place.corpus.load(place.block) for place in self.groups[group]]
         if len(blocks) == 1:
             return blocks[0], self.topics(group)
@@ -128,7 +128,7 @@ class Documents:
         return Block(np.append(np.concatenate(ptr), ends[-1]), words), self.topics(group)
 
     def topics(self, group: int) -> NDArray[np.int32]:
-        """Give the topics of a group's tokens as they were kept last."""
+        """Return the topics of a group's tokens as they were kept last."""
         return np.concatenate([place.corpus.topics(place.block) for place in self.groups[group]])
 
     def keep(self, group: int, z: NDArray[np.int32]) -> None:
@@ -140,12 +140,12 @@ class Documents:
             at += size
 
     def first(self, group: int) -> int:
-        """Give the index of a group's first document among all."""
+        """Return the index of a group's first document among all."""
         return int(self.groups[group][0].documents[0])
 
 
 def _close(corpora: dict[tuple[int, int], Corpus]) -> None:
-    """Give back the room on disk."""
+    """Release the disk space."""
     for corpus in corpora.values():
         corpus.close()
 

@@ -69,7 +69,7 @@ def _documents(
 
 
 def doc_likelihood(block: Block, z: NDArray[np.int32], topics: int, alpha: NDArray[np.float64]) -> float:
-    """Give the documents' part of the joint log-likelihood.
+    """Return the documents' part of the joint log-likelihood.
 
     Args:
         block: the documents.
@@ -92,7 +92,7 @@ def doc_likelihood(block: Block, z: NDArray[np.int32], topics: int, alpha: NDArr
 
 @kernel("f8(f8)")
 def log_gamma(x: float) -> float:
-    """Give lgG(x) of x >= 100 by Stirling's series, to the last digits."""
+    """Return lgG(x) of x >= 100 by Stirling's series, to the last digits."""
     y = 1.0 / (x * x)
     return (
         (x - 0.5) * math.log(x) - x + 0.9189385332046727 + (1.0 / 12 - y * (1.0 / 360 - y * (1.0 / 1260))) / x
@@ -118,7 +118,7 @@ def _table(beta: float) -> NDArray[np.float64]:
 
 
 def word_likelihood(rows: NDArray[np.int32], beta: float) -> float:
-    """Give the words' part of the joint log-likelihood, of counts n_wk: i4 of any shape; zeros may be left out.
+    """Return the words' part of the joint log-likelihood, of counts n_wk: i4 of any shape; zeros may be left out.
 
     Raises:
         ValueError: a count is negative.
@@ -131,7 +131,7 @@ def word_likelihood(rows: NDArray[np.int32], beta: float) -> float:
 
 
 def topic_norm(n_k: NDArray[np.int64], beta: float, vocabulary: int) -> float:
-    """Give the topics' part of the joint log-likelihood, of n_k: i8[K], or of some of the topics."""
+    """Return the topics' part of the joint log-likelihood, of n_k: i8[K], or of some of the topics."""
     mass = beta * vocabulary
     return sum(math.lgamma(mass) - math.lgamma(n + mass) for n in n_k.tolist())
 
@@ -166,7 +166,7 @@ def _fold_in(
     scratch: NDArray[np.float64],
     rounds: int,
 ) -> float:
-    """Find theta of a document with `size` distinct words; give the last change of it."""
+    """Find theta of a document with `size` distinct words; return the last change of it."""
     topics = theta.shape[0]
     scaled, gathered = scratch[:topics], scratch[topics:]
     mass = 0.0
@@ -212,7 +212,7 @@ def _fold_in(
 def _count(
     words: NDArray[np.int32], begin: int, end: int, found: NDArray[np.int32], times: NDArray[np.int64]
 ) -> int:
-    """Sort words[begin:end]; fill in which there are and how often; give how many."""
+    """Sort words[begin:end]; fill in which there are and how often; return how many."""
     part = np.sort(words[begin:end])
     size = 0
     for word in part:
@@ -318,11 +318,11 @@ def completion(
 
 
 def perplexity(log_p: float, tokens: int) -> float | None:
-    """Give exp(-log p per token); None of no tokens."""
+    """Return exp(-log p per token); None of no tokens."""
     return math.exp(-log_p / tokens) if tokens else None
 
 
 def infer_theta(block: Block, phi: Phi, rounds: int = FOLD_IN) -> NDArray[np.float64]:
-    """Give the shares of topics in documents, f8[docs, K], each row adding up to 1; words as for `completion`."""
+    """Return the shares of topics in documents, f8[docs, K], each row adding up to 1; words as for `completion`."""
     docs = len(block.ptr) - 1
     return _run(block, np.zeros(docs, np.int64), phi, rounds, 0, docs)[1]

@@ -61,7 +61,7 @@ def exact_sums(job: Any) -> str:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Read the documents, sweep, evaluate; give the run's metrics."""
+    """Read the documents, sweep, evaluate; return the run's metrics."""
     training = Training(cluster, settings)
     with cluster.phase("load"):
         if cluster.job.data.test:

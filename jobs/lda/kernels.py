@@ -61,13 +61,13 @@ def draw(rng: U8) -> Any:
 
 @kernel("f4(u8)", inline=True)
 def unit(bits: Any) -> Any:
-    """Give a number in [0, 1) by the upper 24 bits."""
+    """Return a number in [0, 1) by the upper 24 bits."""
     return np.float32(np.int64(bits >> np.uint64(40))) * np.float32(2.0**-24)
 
 
 @kernel("i8(u8, i8)", inline=True)
 def below(bits: Any, n: int) -> Any:
-    """Give a number in [0, n), n < 2**32, by the lower 32 bits."""
+    """Return a number in [0, n), n < 2**32, by the lower 32 bits."""
     return np.int64(((bits & np.uint64(0xFFFFFFFF)) * np.uint64(n)) >> np.uint64(32))
 
 
@@ -160,7 +160,7 @@ def topics_of(pairs: Any, shift: int, heads: I4, slots: I4, order: I4, z: I4) ->
 
 @kernel("i8(i8, i4[::1], u1[::1], u8[::1], i4[::1], i8)")
 def take_changes(first: int, moved: I4, marks: NDArray[np.uint8], keys: U8, changes: I4, count: int) -> int:
-    """Append what has moved in a row, whose first key is `first`, and forget it; give how many changes there are now.
+    """Append what has moved in a row, whose first key is `first`, and forget it; return how many changes there are now.
 
     moved: i4[K]; marks[g] is not 0 if any of the g-th GROUP of these has moved.
     """
@@ -188,7 +188,7 @@ def weigh(row: I4, beta: Any, inverse: F4, q: F4) -> None:
 
 @kernel("f4(f4[::1], f4[::1], f4[::1])")
 def sum_lanes(alpha: F4, q: F4, lanes: F4) -> Any:
-    """Fill the partial sums of a_k q_k; give their sum."""
+    """Fill the partial sums of a_k q_k; return their sum."""
     for j in range(LANES):
         lanes[j] = 0.0
     whole = len(q) // LANES * LANES
@@ -206,7 +206,7 @@ def sum_lanes(alpha: F4, q: F4, lanes: F4) -> Any:
 
 @kernel("i8(f4, f4[::1], f4[::1], f4[::1])")
 def find_topic(u: Any, alpha: F4, q: F4, lanes: F4) -> Any:
-    """Give the topic at `u`, from 0 to the sum of all a_k q_k."""
+    """Return the topic at `u`, from 0 to the sum of all a_k q_k."""
     lane, topics = 0, len(q)
     while lane + 8 < min(LANES, topics):
         some = lanes[lane : lane + 8]

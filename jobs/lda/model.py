@@ -50,7 +50,7 @@ class Model(NamedTuple):
     counts: NDArray[np.int32]
 
     def rows(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Give n_wk of some words: i4[n, K]."""
+        """Return n_wk of some words: i4[n, K]."""
         sizes = self.indptr[ids + 1] - self.indptr[ids]
         starts = np.cumsum(sizes) - sizes
         entries = np.arange(int(sizes.sum())) + np.repeat(self.indptr[ids] - starts, sizes)
@@ -59,7 +59,7 @@ class Model(NamedTuple):
         return rows
 
     def top(self, n: int = SHOWN) -> Top:
-        """Give each topic's n top words."""
+        """Return each topic's n top words."""
         top = no_words(len(self.alpha), n)
         step = max(1, CELLS // len(self.alpha))
         for begin in range(0, self.vocabulary, step):
@@ -77,7 +77,7 @@ def export_model(
     words: Sequence[str] | None,
     n: int = SHOWN,
 ) -> tuple[Top, NDArray[np.int64]]:
-    """Write `model.h5`, which appears whole; give the topics' top words and n_k.
+    """Write `model.h5`, which appears whole; return the topics' top words and n_k.
 
     Args:
         path: the file.

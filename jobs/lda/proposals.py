@@ -36,7 +36,7 @@ U2 = NDArray[np.uint16]
 
 @kernel("f4(f4[::1], i4[::1], i8, f4[::1], i4[::1], i4[::1])")
 def alias_table(weights: F4, topics: I4, n: int, keep: F4, other: I4, stack: I4) -> Any:
-    """Make the alias table of n weights (Walker 1977; Vose 1991); give their sum.
+    """Make the alias table of n weights (Walker 1977; Vose 1991); return their sum.
 
     Entry e stands for topics[e] with probability keep[e], else for other[e]. stack: i4[n].
     """

@@ -124,7 +124,7 @@ def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int 
 
 
 def _uci_header(path: str, blocks: Iterator[bytearray], named: str) -> tuple[list[int], bytearray]:
-    """Take D, W and NNZ off a UCI file; give them, and the rest of the blocks that they were in."""
+    """Take D, W and NNZ off a UCI file; return them, and the rest of the blocks that they were in."""
     block = bytearray()
     while block.count(b"\n") < 3:
         more = next(blocks, None)
@@ -153,7 +153,7 @@ def _uci_header(path: str, blocks: Iterator[bytearray], named: str) -> tuple[lis
 
 
 def uci_vocabulary(path: str) -> int:
-    """Give W, the size of the vocabulary of a UCI bag of words."""
+    """Return W, the size of the vocabulary of a UCI bag of words."""
     with closing(line_blocks(path, 1 << 16)) as blocks:
         return _uci_header(path, blocks, "")[0][1]
 

@@ -54,11 +54,11 @@ class Results:
         return {"model": str(self.folder / FILE)}
 
     def perplexity(self) -> dict[str, Any]:
-        """Give the perplexity of the test documents, None without any."""
+        """Return the perplexity of the test documents, None without any."""
         return {"perplexity": _perplexity(self.cluster, self.training)}
 
     def topics(self) -> dict[str, Any]:
-        """Write the topics as a table and a picture, and say what they are; give their coherence."""
+        """Write the topics as a table and a picture, and say what they are; return their coherence."""
         if self.top is None:  # the model could not be written
             return {}
         cluster, (top, n_k) = self.cluster, self.top
@@ -128,12 +128,12 @@ class Judge(Sweeper):
             look_at(files, Path(data.vocab) if data.vocab else None, Path(data.train[0]))
 
     def words(self) -> dict[str, Any]:
-        """Give the vocabulary's words, if they are known."""
+        """Return the vocabulary's words, if they are known."""
         words = self.documents.any.words
         return {"words": None if words is None else list(words)}
 
     def counts(self, first: int, last: int) -> Answer:
-        """Give the counts of words first .. last - 1 that are not 0, i4[n, 1], by (w - first) K + k."""
+        """Return the counts of words first .. last - 1 that are not 0, i4[n, 1], by (w - first) K + k."""
         topics = self.settings.topics
         pull = self.context.vectors["words"].pull(KeyRange(first * topics, last * topics))
         rows = pull.result().reshape(-1)

@@ -64,13 +64,13 @@ class Sampler(Protocol):
         """
 
     def topics(self) -> I4:
-        """Give the topics of the block's tokens, i4[tokens], in the order of the block."""
+        """Return the topics of the block's tokens, i4[tokens], in the order of the block."""
 
     def documents(self, prior: Prior, slopes: F8) -> float:
-        """Give the documents' part of the joint log-likelihood; see `terms.document_terms` for `slopes`."""
+        """Return the documents' part of the joint log-likelihood; see `terms.document_terms` for `slopes`."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Give what goes on to the bit where this one is."""
+        """Return what goes on to the bit where this one is."""
 
     def take(self, state: dict[str, NDArray[Any]]) -> None:
         """Take it back, made for the same block.
@@ -243,6 +243,6 @@ def counts_of(block: Block, z: I4, words: tuple[int, int], topics: int) -> Chang
 
 
 def random_state(seed: int, sweep: int, document: int) -> U8:
-    """Give the random state with which a block is visited that begins with a document."""
+    """Return the random state with which a block is visited that begins with a document."""
     state: U8 = np.random.SeedSequence([seed, sweep, document]).generate_state(2, np.uint64).astype(np.uint64)
     return state

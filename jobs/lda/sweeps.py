@@ -95,7 +95,7 @@ class Totals:
         )
 
     def at(self, needed: Collection[int]) -> I8:
-        """Give the totals, i8[K], with at least the answers to pushes at the times `needed`."""
+        """Return the totals, i8[K], with at least the answers to pushes at the times `needed`."""
         self.context.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
         for time in list(self._flying):
             task, _ = self._flying[time]
@@ -180,7 +180,7 @@ class Sweeper:
         planting: bool,
         values: NDArray[Any],
     ) -> Answer:
-        """Draw a topic for each token; give the documents' part of the log-likelihood, and alpha's slopes if asked.
+        """Draw a topic for each token; return the documents' part of the log-likelihood, and alpha's slopes if asked.
 
         planting: only the first worker does.
         values: f8[K + 1, 1], alpha and beta.
@@ -210,7 +210,7 @@ class Sweeper:
         return Answer(meta, values=slopes[:, None] if learn else None)
 
     def draw(self, cuts: list[int], values: NDArray[Any]) -> None:
-        """Give topics to tokens that have none, by counts that stay as they are."""
+        """Draw topics for tokens that have none, by counts that stay as they are."""
         prior = self._prior(values)
         lacking = [g for g in range(len(self.documents.groups)) if (self.documents.topics(g) < 0).any()]
         rng = random_state(self.context.job.seed, 2**32 - 1, self.context.rank)
@@ -293,7 +293,7 @@ class Sweeper:
     # --- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Give the topics of all tokens, and of those that are held the samplers to the bit, by group."""
+        """Return the topics of all tokens, and of those that are held the samplers to the bit, by group."""
         arrays: dict[str, Any] = {}
         for group in range(len(self.documents.groups)):
             found = self._samplers.get(group)
@@ -324,7 +324,7 @@ class Sweeper:
             raise CheckpointError(OTHERS) from None
 
     def _sound(self, z: NDArray[Any]) -> NDArray[np.int32]:
-        """Give the topics of tokens as they are read from a file; ValueError unless they are topics."""
+        """Return the topics of tokens as they are read from a file; ValueError unless they are topics."""
         if (
             z.ndim != 1
             or z.dtype.kind != "i"

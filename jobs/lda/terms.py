@@ -20,7 +20,7 @@ F8 = NDArray[np.float64]
 
 @kernel(*(f"f8(i8[::1], {t}[::1], i8, f8[::1], f8[::1])" for t in ("u4", "u8")))
 def document_terms(ptr: I8, pairs: Any, shift: int, alpha: F8, slopes: F8) -> float:
-    """Give the documents' part of the joint log-likelihood, and add up what alpha is learned from.
+    """Return the documents' part of the joint log-likelihood, and add up what alpha is learned from.
 
     slopes: f8[K + 1]: sum_d (psi(n_dk + a_k) - psi(a_k)), and sum_d (psi(n_d + A) - psi(A)), A = sum a_k; or f8[0].
     """

@@ -57,7 +57,7 @@ def _offer(
 
 
 def no_words(topics: int, n: int) -> Top:
-    """Give the top of no words: what to begin `offer` with."""
+    """Return the top of no words: what to begin `offer` with."""
     return Top(np.full((topics, n), -1, np.int32), np.zeros((topics, n), np.int32))
 
 
@@ -67,19 +67,19 @@ def offer(top: Top, ids: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
 
 
 def top_words(rows: NDArray[np.int32], n: int) -> Top:
-    """Give the n top words of each topic, of n_wk of all words: i4[V, K]."""
+    """Return the n top words of each topic, of n_wk of all words: i4[V, K]."""
     top = no_words(rows.shape[1], n)
     offer(top, np.arange(len(rows), dtype=np.int32), rows)
     return top
 
 
 def named(ids: Sequence[int], words: Sequence[str] | None) -> list[str]:
-    """Give words by their ids, those below 0 left out; `#17` where they are not known."""
+    """Return words by their ids, those below 0 left out; `#17` where they are not known."""
     return [f"#{word}" if words is None else words[word] for word in ids if word >= 0]
 
 
 def largest(n_k: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the topics by size, the largest first; of equal ones the first."""
+    """Return the topics by size, the largest first; of equal ones the first."""
     return np.argsort(-n_k, kind="stable")
 
 
@@ -202,7 +202,7 @@ def cooccurrence(block: Block, top: NDArray[np.int32], vocabulary: int) -> NDArr
 
 
 def umass(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give each topic's UMass coherence, f8[K], of `cooccurrence` over all documents; at most 0, higher is better.
+    """Return each topic's UMass coherence, f8[K], of `cooccurrence` over all documents; at most 0, higher is better.
 
     Top words that no document has are left out.
     """

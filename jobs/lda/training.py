@@ -119,7 +119,7 @@ class Training:
         return facts
 
     def run(self) -> dict[str, Any]:
-        """Sweep until done; give the metrics."""
+        """Sweep until done; return the metrics."""
         cluster, table = self.cluster, self.cluster.table(COLUMNS)
         surely(cluster, self.begin, self._load)
         stop, before = self.sweeps >= self.settings.sweeps, self.sweeps
@@ -145,7 +145,7 @@ class Training:
         }
 
     def gain(self) -> float | None:
-        """Give by how much a sweep has raised the likelihood of a token, over the last tenth of them; None if unknown.
+        """Return the mean gain per sweep of the log-likelihood per token, over the last tenth of the sweeps, or None.
 
         About 0: more sweeps would hardly help.
         """
@@ -205,7 +205,7 @@ class Training:
         return self.cluster.workers.start("sweep", ask, values=self.priors())
 
     def check(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-        """See that the counts are those of all tokens; give how many cells there are of each count n_wk, and n_k.
+        """See that the counts are those of all tokens; return how many cells there are of each count n_wk, and n_k.
 
         Raises:
             ProtocolError: they are not.
@@ -238,11 +238,11 @@ class Training:
         self.check()
 
     def priors(self) -> NDArray[np.float64]:
-        """Give alpha and beta as workers are told them: f8[K + 1, 1]."""
+        """Return alpha and beta as workers are told them: f8[K + 1, 1]."""
         return np.append(self.alpha, self.beta)[:, None]
 
     def words(self) -> list[str] | None:
-        """Give the vocabulary's words, if they are known."""
+        """Return the vocabulary's words, if they are known."""
         words: list[str] | None = self.cluster.workers.call("words", only=[0])[0]["words"]
         return words
 

@@ -39,7 +39,7 @@ def folded(word: str) -> str:
 
 
 def is_short(word: str) -> bool:
-    """Tell whether a word has too few letters to count."""
+    """Return whether a word has too few letters to count."""
     return len(word) < SHORTEST and (len(word) < SHORTEST_EAST or not _EAST.search(word))
 
 
@@ -91,7 +91,7 @@ class Lexicon:
                 self._numbers.setdefault(folded(word).encode(), at)
 
     def encode(self, text: bytes | bytearray) -> NDArray[np.int32]:
-        """Give the numbers of a text's words, `NEWLINE` for each end of a line; raises UnicodeDecodeError."""
+        """Return the numbers of a text's words, `NEWLINE` for each end of a line; raises UnicodeDecodeError."""
         if not text.isascii():
             text = folded(text.decode()).translate(_LETTERS).encode()
         found = bytes(text).translate(_LOWER).replace(_MARK, b" \0 ").split()

@@ -95,7 +95,7 @@ class Settings:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Count the stream; give the run's metrics."""
+    """Count the stream; return the run's metrics."""
     return Insertion(cluster, settings).run()
 
 
@@ -330,7 +330,7 @@ class Insertion:
         self._follow()
 
     def _follow(self) -> None:
-        """Give the parts of workers that are gone to others."""
+        """Reassign the parts of lost workers."""
         self.parts.follow(self._inserters().addresses)
 
     # --- what is kept and said
@@ -350,7 +350,7 @@ class Insertion:
         return {"model": str(self.sketch.save(cluster.folder.path))}
 
     def _results(self) -> dict[str, Any]:
-        """Read the servers' other vectors; write `top.tsv`, and give the metrics."""
+        """Read the servers' other vectors; write `top.tsv`, and return the metrics."""
         cluster, sketch = self.cluster, self.sketch
         heaviest = results.top(sketch, *self._export("heavy"), self.settings.top)
         keys, counts = self._export("exact")

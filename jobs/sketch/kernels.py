@@ -35,13 +35,13 @@ _SPREAD, _OTHER = U8(0x9E3779B97F4A7C15), U8(0xE7037ED1A0B428DB)
 
 @kernel("u8(u8, u8, i8)", inline=True)
 def _two(key: np.uint64, seed: np.uint64, pair: int) -> np.uint64:
-    """Give the bits of rows 2 pair and 2 pair + 1."""
+    """Return the bits of rows 2 pair and 2 pair + 1."""
     return mix(key ^ (seed + U8(pair) * _STEP))
 
 
 @kernel("u8(u8, i8, i8)", inline=True)
 def _cell(bits: np.uint64, row: int, width: int) -> np.uint64:
-    """Give the cell of a row: the high half of the bits for even rows, the low one for odd, scaled to the width."""
+    """Return the cell of a row: the high half of the bits for even rows, the low one for odd, scaled to the width."""
     half = bits & _LOW if row & 1 else bits >> _S32
     return U8(row * width) + ((half * U8(width)) >> _S32)
 
@@ -54,7 +54,7 @@ def _cell(bits: np.uint64, row: int, width: int) -> np.uint64:
 
 @kernel("UniTuple(i8, 2)(u8[::1], i8, i8[:,::1], u8[::1], i8[::1])")
 def count(keys: Keys, pos: int, slots: Counts, out: Keys, counts: Counts) -> tuple[int, int]:
-    """Count keys from `pos` on, each once, until `out` is full; give where it stopped, and how many are in `out`.
+    """Count keys from `pos` on, each once, until `out` is full; return where it stopped, and how many are in `out`.
 
     slots i8[2**SLOTS, 4]: two keys and their counts, of which the first should be the larger; a count of 0 is none.
     """
@@ -147,7 +147,7 @@ def spill(
     cells: NDArray[np.uint32],
     most: Counts,
 ) -> None:
-    """Add the counts of n keys to a worker's own table; give what its first row then holds of each.
+    """Add the counts of n keys to a worker's own table; return what its first row then holds of each.
 
     cells u4[depth, or one more if that is odd, n or more] is for its own use: to hash first and to add then, a row at a
     time, leaves the processor more cells to wait for at once.
@@ -324,7 +324,7 @@ def asked(
     cells: Counts,
     blocks: Keys,
 ) -> int:
-    """List the blocks that hold the cells of keys, in order, each once; give how many they are.
+    """List the blocks that hold the cells of keys, in order, each once; return how many they are.
 
     marks i4[all blocks], zero before, are the places in that list, from 1; cells i8[n * depth] are the keys' cells.
     """

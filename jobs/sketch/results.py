@@ -36,7 +36,7 @@ class Sketch(NamedTuple):
         return out
 
     def save(self, folder: Path) -> Path:
-        """Write it to a run's folder; give the file."""
+        """Write it to a run's folder; return the file."""
         with replacing(folder / FILE) as file:
             np.savez(file, **self._asdict())
         return folder / FILE
@@ -83,7 +83,7 @@ def load(path: Path) -> Sketch:
 
 
 def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
-    """Give how many blocks of so many cells a table has; ValueError if the numbers are those of none."""
+    """Return how many blocks of so many cells a table has; ValueError if the numbers are those of none."""
     if not all(isinstance(each, int) for each in (depth, width, seed)):
         raise ValueError("its depth, width and seed must be whole numbers")
     if not (depth >= 1 and width >= 1 and depth * width <= MOST_CELLS and 0 <= seed < 2**64):
@@ -103,7 +103,7 @@ def query(path: Path, keys: Sequence[str]) -> list[int]:
 
 
 def bound(width: int, weight: int) -> float:
-    """Give epsilon N: by more than this an estimate is too high with a chance of at most delta = e^-depth."""
+    """Return epsilon N: by more than this an estimate is too high with a chance of at most delta = e^-depth."""
     return math.e / width * weight
 
 
@@ -171,7 +171,7 @@ def packed(names: Sequence[bytes], words: int) -> Counts:
 
 
 def top(sketch: Sketch, keys: Keys, rows: Counts, most: int) -> list[tuple[str, int]]:
-    """Give the `most` frequent keys among some, and their estimates, the largest first; rows are as `packed`."""
+    """Return the `most` frequent keys among some, and their estimates, the largest first; rows are as `packed`."""
     estimates = sketch.estimate(keys)
     first = np.lexsort((keys, -estimates))[:most]
     found = []

@@ -37,7 +37,7 @@ def _place(area: float, less: float) -> float:
 
 @kernel("u8(u8[::1], u8, f8, i8)")
 def zipf(out: Keys, state: np.uint64, exponent: float, most: int) -> np.uint64:
-    """Draw numbers k from 1 to `most` with probability proportional to k^-exponent; give the next state.
+    """Draw numbers k from 1 to `most` with probability proportional to k^-exponent; return the next state.
 
     Rejection-inversion (Hoermann, Derflinger, ACM TOMACS 6, 1996); the uniform numbers are those of splitmix64.
     """

@@ -47,7 +47,7 @@ class Shape(NamedTuple):
 
 
 def seed_for(job_seed: int) -> int:
-    """Give the seed of the table's hash functions."""
+    """Return the seed of the table's hash functions."""
     return int(np.random.SeedSequence(job_seed).generate_state(1, np.uint64)[0])
 
 
@@ -102,5 +102,5 @@ def keep_larger(
 
 @call("sketch_total", reads=True)
 def total(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Give the sum of all cells of this server."""
+    """Return the sum of all cells of this server."""
     return {"total": int(segment.values[: len(segment)].sum())}

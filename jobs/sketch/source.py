@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
     ends: Counts | None = None
 
     def name(self, index: int) -> bytes:
-        """Give the text of a key."""
+        """Return the text of a key."""
         assert self.text is not None and self.begins is not None and self.ends is not None
         return bytes(self.text[self.begins[index] : self.ends[index]])
 
@@ -96,7 +96,7 @@ def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
 
 
 def header(spec: DataSpec) -> str:
-    """Give the names that the first file's columns have, and its name; "" if none are looked for."""
+    """Return the names that the first file's columns have, and its name; "" if none are looked for."""
     for text in line_blocks(spec.train[0], 1 << 12):
         size = _columns(spec.train[0], spec, text)[1]
         names = bytes(text[:size]).decode("utf-8", "replace").split(spec.separator)
@@ -105,20 +105,20 @@ def header(spec: DataSpec) -> str:
 
 
 def first_row(spec: DataSpec) -> str:
-    """Give the first line of the first file, where nothing says whether it is a row, and it counts as one; else ""."""
+    """Return the first file's first line if it is ambiguous whether it is a row, and is taken as one; else ""."""
     if spec.header != "auto" or not isinstance(spec.column, int) or spec.weight != "":
         return ""
     return f"{spec.separator.join(_first_fields(spec))[:100]!r} ({spec.train[0]})"
 
 
 def _first_fields(spec: DataSpec) -> list[str]:
-    """Give the first line of the first file: whether it has names decides whether later ones may."""
+    """Return the first line of the first file: whether it has names decides whether later ones may."""
     text = next(line_blocks(spec.train[0], 1 << 12), bytearray())
     return bytes(text[: text.find(b"\n")]).decode("utf-8", "replace").rstrip("\r").split(spec.separator)
 
 
 def _weighs_nothing(fields: Sequence[str], spec: DataSpec) -> bool:
-    """Tell whether a line has no number at all where it should have a weight, as a line of names has not."""
+    """Return whether a line has no number at all where it should have a weight, as a line of names has not."""
     if not isinstance(spec.weight, int) or spec.weight >= len(fields):
         return False
     try:
@@ -129,7 +129,7 @@ def _weighs_nothing(fields: Sequence[str], spec: DataSpec) -> bool:
 
 
 def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int], int]:
-    """Find the columns of keys and weights, from the first line if they have names; give the header's bytes too."""
+    """Find the columns of keys and weights, from the first line if they have names; return the header's bytes too."""
     named = any(isinstance(column, str) and column for column in (spec.column, spec.weight))
     end = text.find(b"\n") + 1
     names = bytes(text[:end]).decode("utf-8", "replace").rstrip("\r\n").split(spec.separator)
@@ -196,7 +196,7 @@ class Text:
         self._spec, self._lines, self._skipped, self._stream = spec, lines, skipped, iter(stream)
 
     def batches(self, done: int) -> Iterator[Iterator[Chunk]]:
-        """Give the batches, each as its chunks."""
+        """Return the batches, each as its chunks."""
         for batch in islice(self._cut(), done, None):
             yield (parsed(block, self._spec, self._skipped) for block in batch)
 
@@ -228,7 +228,7 @@ class Zipf(NamedTuple):
     """Items of a batch."""
 
     def size(self, part: int, parts: int, number: int) -> int:
-        """Give the items of a batch of a part; 0 or less beyond its last."""
+        """Return the items of a batch of a part; 0 or less beyond its last."""
         mine = self.items // parts + (part < self.items % parts)
         return min(self.batch, mine - number * self.batch)
 
@@ -243,7 +243,7 @@ class Zipf(NamedTuple):
             yield drawn
 
     def batches(self, part: int, parts: int, done: int) -> Iterator[Iterator[Chunk]]:
-        """Give the batches of a part from the `done`-th on, each as its chunks."""
+        """Return the batches of a part from the `done`-th on, each as its chunks."""
         while self.size(part, parts, done) > 0:
             yield map(_scrambled, self.numbers(part, parts, done))
             done += 1
@@ -276,7 +276,7 @@ def hashes(words: Sequence[str], text: bool) -> Keys:
 
 
 def zipf_of(settings: Any, seed: int) -> Zipf | None:
-    """Give the generated stream that the job asks for, if any."""
+    """Return the generated stream that the job asks for, if any."""
     if not settings.zipf:
         return None
     return Zipf(settings.zipf, settings.items, settings.keys, seed, settings.batch)

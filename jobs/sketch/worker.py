@@ -29,7 +29,7 @@ class Stream:
         self.part, self.done, self._batches = part, done, batches
 
     def take(self) -> Iterator[Chunk] | None:
-        """Give the next one; None if there is none left."""
+        """Return the next one; None if there is none left."""
         batch = next(self._batches, None)
         self.done += batch is not None
         return batch
@@ -119,7 +119,7 @@ class Worker:
         return source.Text(self.data, self.settings.batch, self._skipped, blocks).batches(done)
 
     def _count(self, batch: Iterator[Chunk], part: int, number: int) -> tuple[int, int]:
-        """Count a batch and begin to push it; give its items and their weight."""
+        """Count a batch and begin to push it; return its items and their weight."""
         deltas, chunks, items = self.deltas, list[Chunk](), 0
         for chunk in self.context.polling(batch):
             with self.context.working():
@@ -207,7 +207,7 @@ class Answers:
 
 
 def _names(chunks: list[Chunk], heavy: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Look up what heavy keys are called in the text of their batch; give their rows."""
+    """Look up what heavy keys are called in the text of their batch; return their rows."""
     if not chunks:
         return np.ones((len(heavy), 1), np.int64)
     names = [b""] * len(heavy)

@@ -20,7 +20,7 @@ NO_VALUES = np.empty(0, np.float32)
 
 
 def joined(first: Columns, second: Columns) -> Columns:
-    """Give two sets of examples as one, those of the second behind those of the first."""
+    """Return two sets of examples as one, those of the second behind those of the first."""
     keys = np.union1d(first.keys, second.keys)
     parts = [(part, np.searchsorted(keys, part.keys)) for part in (first, second)]
     counts = np.zeros(len(keys), np.int64)
@@ -68,7 +68,7 @@ class Blocks:
         return self.colptr, self.rows, self.values
 
     def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
-        """Give the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
+        """Return the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
         out = np.empty((end - begin, 4), self.dtype)
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
@@ -163,7 +163,7 @@ class Blocks:
         return int((self.colptr[1:][active] - self.colptr[:-1][active]).sum())
 
     def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Give the sketch of the active non-zeros from which blocks are cut."""
+        """Return the sketch of the active non-zeros from which blocks are cut."""
         cols = np.flatnonzero(self.radius > 0.0)
         return weight_sketch(self.keys[cols], self.colptr[cols + 1] - self.colptr[cols])
 
@@ -190,7 +190,7 @@ class Blocks:
         self.w[cols], self.radius[cols] = reply[:, 0], reply[:, 1]
 
     def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
-        """Note the margins after a pass; give the losses' second-order model over the noted passes."""
+        """Note the margins after a pass; return the losses' second-order model over the noted passes."""
         self._note()
         steps = len(self.history) - 1
         model = np.empty((steps + 2, steps))
@@ -198,7 +198,7 @@ class Blocks:
         return {}, model
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
-        """Give the losses of every mixture of the noted margins."""
+        """Return the losses of every mixture of the noted margins."""
         out = np.empty(len(mixtures))
         kernels.mixed_losses(self.history, mixtures, out)
         return out
@@ -218,21 +218,21 @@ class Blocks:
         kernels.refresh_odds(self.state)
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
-        """Give the exact gradient of some columns, at the margins of the last `refresh`."""
+        """Return the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols), self.dtype)
         kernels.full_gradient(*self._matrix, cols, self.state, out)
         return out
 
     def loss(self) -> float:
-        """Give the sum of the log-losses at the margins that were noted last."""
+        """Return the sum of the log-losses at the margins that were noted last."""
         return float(self.losses(np.eye(len(self.history))[-1:])[0])
 
     def dual(self, shrink: float) -> dict[str, Any]:
-        """Give this worker's parts of the dual objective and of the losses."""
+        """Return this worker's parts of the dual objective and of the losses."""
         return {"dual": float(kernels.dual_objective(self.state, shrink)), "loss": self.loss()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give what a checkpoint keeps: radii, what was noted, the epoch's columns, and the data's checksum."""
+        """Return what a checkpoint keeps: radii, what was noted, the epoch's columns, and the data's checksum."""
         return {
             "radius": self.radius,
             "epoch": self._epoch,

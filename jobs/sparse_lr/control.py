@@ -253,7 +253,7 @@ def resumed(control: Control, objective: float) -> Control:
 
 
 def has_settled(objectives: Sequence[float], epsilon: float) -> bool:
-    """Tell whether F fell by no more than epsilon F over the last half of the passes, and at least ten."""
+    """Return whether F fell by no more than epsilon F over the last half of the passes, and at least ten."""
     done = len(objectives) - 1
     window = max(10, (done + 1) // 2)
     return done >= window and objectives[-1 - window] - objectives[-1] <= epsilon * abs(objectives[-1])
@@ -271,7 +271,7 @@ def _next_theta(theta: float, report: PassReport, before: float) -> float:
 
 
 def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
-    """Give `exact` and `patience` after a pass.
+    """Return `exact` and `patience` after a pass.
 
     Rounded rows are right on average, and may still be too rough for rare features beside frequent ones, so long as
     these are far from their optimum. So a pass that raised F is not to be repeated with rounded rows.

@@ -108,7 +108,7 @@ class Darlin:
         return self.cluster.vectors["w"]
 
     def run(self) -> dict[str, Any]:
-        """Pass over the blocks until the objective has settled; give the metrics."""
+        """Pass over the blocks until the objective has settled; return the metrics."""
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
             stop = self._surely(self.one_pass)
@@ -146,7 +146,7 @@ class Darlin:
         return "gap" if self.gap <= self.settings.epsilon else "settled"
 
     def objective(self) -> dict[str, Any]:
-        """Give nothing: the objective is known."""
+        """Return nothing: the objective is known."""
         return {}
 
     def begin(self) -> None:
@@ -184,7 +184,7 @@ class Darlin:
             )
 
     def one_pass(self) -> bool:
-        """Visit every block, search along the steps, choose the active features anew when due; give whether to stop."""
+        """Visit all blocks, search along the steps, select the active features when due; return whether to stop."""
         model = self.visit_blocks()
         report = self.search(model)
         self.control, decision = control.next_pass(
@@ -227,7 +227,7 @@ class Darlin:
         return len(self.control.objectives) - 1
 
     def visit_blocks(self) -> NDArray[np.float64]:
-        """Issue every block once, in random order, with this pass's theta; give the workers' model of the losses."""
+        """Issue every block once, in random order, with this pass's theta; return the workers' model of the losses."""
         if abs(self.weight - self.cut_at) > control.CUT_AGAIN * self.cut_at:
             self._cut_blocks()
         blocks = len(self.begins)
@@ -243,7 +243,7 @@ class Darlin:
         return model
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:
-        """Give the workers' model of the losses after a pass."""
+        """Return the workers' model of the losses after a pass."""
         return self.workers.total(iterated)
 
     def _cut_blocks(self) -> None:
@@ -258,7 +258,7 @@ class Darlin:
         return [(keys, weights[:, 0]) for keys, weights in self.workers.gather("sketch")]
 
     def _first_blocks(self) -> NDArray[np.uint64]:
-        """Give the pieces of a start that makes all features active: blocks, so that lists of keys come again."""
+        """Return the pieces of a start that makes all features active: blocks, so that lists of keys come again."""
         self._cut_blocks()
         return self.begins
 
@@ -278,7 +278,7 @@ class Darlin:
         return control.PassReport(proposal, choice, violation, self.examples)
 
     def _losses(self, task: Task) -> NDArray[np.float64]:
-        """Give the losses of every mixture."""
+        """Return the losses of every mixture."""
         losses: NDArray[np.float64] = self.workers.total(task)[:, 0]
         return losses
 
@@ -310,7 +310,7 @@ class Darlin:
         return control.after_reset(self.control, returned, gap, self.settings.epsilon)
 
     def _new_epoch(self, shrink: float) -> tuple[float, float]:
-        """Let the servers note the weights of the features that are active now; give F, and the dual objective."""
+        """Let the servers note the weights of the features that are active now; return F, and the dual objective."""
         size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
         loss, dual = self._loss_and_dual(self.workers.call("dual", {"shrink": shrink}))
         return loss + self.settings.l1 * float(size), dual

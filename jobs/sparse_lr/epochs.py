@@ -66,7 +66,7 @@ class Epochs:
         return self.report()
 
     def named(self, keys: NDArray[np.uint64], within: KeyRange) -> KeyList:
-        """Give the keys of a block as a list: the one that was last made there, if they are the same."""
+        """Return the keys of a block as a list: the one that was last made there, if they are the same."""
         last = self.lists.get(within)
         if last is None or last.vector is not self.w or not np.array_equal(last.keys, keys):
             last = self.lists[within] = self.w.key_list(keys, within)
@@ -97,7 +97,7 @@ class Epochs:
         return self.context.vectors["w"]
 
     def sketch(self) -> Answer:
-        """Give the weights of the active features, from which blocks are cut."""
+        """Return the weights of the active features, from which blocks are cut."""
         keys, weights = self.blocks.sketch()
         return Answer(values=weights, keys=keys)
 
@@ -108,7 +108,7 @@ class Epochs:
     # --- checkpoints
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Give what a checkpoint keeps of this worker."""
+        """Return what a checkpoint keeps of this worker."""
         return self.blocks.arrays() if self.blocks is not None else {}
 
     def restore(self, **arrays: NDArray[Any]) -> None:
@@ -155,11 +155,11 @@ class Epochs:
             self.blocks.end_recall()
 
     def model(self, steps: list[float]) -> Answer:
-        """Give the model of the losses after a pass, and the losses."""
+        """Return the model of the losses after a pass, and the losses."""
         return Answer(*self.blocks.bounded_model(steps))
 
     def sample(self, share: float) -> Answer:
-        """Give active features' keys, from which it is chosen where blocks are cut."""
+        """Return active features' keys, from which it is chosen where blocks are cut."""
         return Answer(keys=self.blocks.sample(share))
 
     def weigh(self, keys: NDArray[np.uint64]) -> Answer:
@@ -168,6 +168,6 @@ class Epochs:
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:
-    """Give the ranges of keys that begin at `begins`, u64[b], and fill [0, extent)."""
+    """Return the ranges of keys that begin at `begins`, u64[b], and fill [0, extent)."""
     starts = begins.tolist()
     return [KeyRange(begin, end) for begin, end in zip(starts, [*starts[1:], extent], strict=True)]

@@ -55,7 +55,7 @@ class Data(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Tell whether float32 could not hold what workers push."""
+        """Return whether float32 could not hold what workers push."""
         return self.least < kernels.SMALL or self.most > kernels.LARGE
 
 
@@ -100,7 +100,7 @@ def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> N
 
 
 def delay(spec: ConsistencySpec) -> int:
-    """Give the delay that the cut into blocks reckons with."""
+    """Return the delay that the cut into blocks reckons with."""
     if spec.is_sequential:
         return 0
     return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
@@ -133,7 +133,7 @@ class Scorer:
             next(read([path], self.data), None)
 
     def score(self, which: str, part: int, of: int) -> Answer:
-        """Give (x.w, label) of one part of the "train" or "test" data: f8[n, 2]; and what was met there, a `Tally`."""
+        """Return (x.w, label) of one part of the "train" or "test" data, f8[n, 2], and its `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
         for batch in self.context.polling(read(getattr(self.data, which), self.data, part, of, tally)):
             keys, positions = distinct(batch.keys)
@@ -145,7 +145,7 @@ class Scorer:
         return Answer(asdict(tally), np.concatenate(rows))
 
     def training_loss(self, part: int, of: int) -> dict[str, float]:
-        """Give the sum of the log-losses of one part of the training data."""
+        """Return the sum of the log-losses of one part of the training data."""
         rows = self.score("train", part, of).values
         assert rows is not None
         return {"loss": float(log_losses(rows[:, 0] * rows[:, 1]).sum())}
@@ -161,7 +161,7 @@ def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float
 
 
 def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Give the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
+    """Return the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
     index = Numbering()
     slots = index.insert(keys)
     found = index.keys()
@@ -172,13 +172,13 @@ def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.i
 
 
 def parts_of(cluster: Cluster) -> list[dict[str, Any]]:
-    """Give each worker a part of some data, whichever."""
+    """Assign each worker a part of some data, in any order."""
     count = len(cluster.workers)
     return [{"part": part, "of": count} for part in range(count)]
 
 
 def test(cluster: Cluster) -> dict[str, Any]:
-    """Score the test data; give auc, accuracy and logloss (None without test data)."""
+    """Score the test data; return auc, accuracy and logloss (None without test data)."""
     if not cluster.job.data.test:
         return {"auc": None, "accuracy": None, "logloss": None}
     asking = cluster.workers.start("score", {"which": "test"}, each=parts_of(cluster))
@@ -212,7 +212,7 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
 
 
 def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, Any]:
-    """Give the area under the ROC curve (ties count half), accuracy at 0 and mean log-loss of scores f8[n]."""
+    """Return the area under the ROC curve (ties count half), accuracy at 0 and mean log-loss of scores f8[n]."""
     n, positives = len(scores), int(positive.sum())
     if n == 0:
         return {"auc": None, "accuracy": None, "logloss": None}
@@ -233,7 +233,7 @@ def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str,
 
 
 def log_losses(margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give log(1 + exp(-margin)) of margins f8[n], without overflow."""
+    """Return log(1 + exp(-margin)) of margins f8[n], without overflow."""
     return np.log1p(np.exp(-np.abs(margins))) + np.maximum(-margins, 0.0)
 
 

@@ -49,7 +49,7 @@ class ExactBlocks(Blocks):
             self.values = np.ones(len(self.rows), np.float32)
 
     def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
-        """Give the `column_sums` of some columns: what the servers start from."""
+        """Return the `column_sums` of some columns: what the servers start from."""
         out = np.empty((end - begin, 1 + 3 * exact_kernels.PARTS))
         exact_kernels.column_sums(
             self.colptr[begin : end + 1], self.rows, self.values, self.state, self.largest, self.terms, out
@@ -74,7 +74,7 @@ class ExactBlocks(Blocks):
         return cols, self.keys[cols], rows
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
-        """Give the exact gradient of some columns, at the margins of the last `refresh`."""
+        """Return the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols))
         exact_kernels.full_gradient(*self._matrix, cols, self.state, self.bounds, out)
         return out
@@ -101,7 +101,7 @@ class ExactBlocks(Blocks):
         return {"steps": steps.tolist()}, None
 
     def bounded_model(self, steps: list[float]) -> tuple[dict[str, Any], F8]:
-        """Give the losses, and their model over the noted passes; `steps`: the largest that anyone has seen."""
+        """Return the losses, and their model over the noted passes; `steps`: the largest that anyone has seen."""
         most = np.array(steps)
         curvatures = np.multiply.outer(most, 0.25 * most)
         out, losses = np.empty((len(most) + 2, len(most))), np.zeros(exact_sums.SIZE, np.int64)
@@ -110,7 +110,7 @@ class ExactBlocks(Blocks):
         return {"losses": losses.tolist()}, out
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
-        """Give the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
+        """Return the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
         out = np.zeros((len(mixtures), exact_sums.SIZE), np.int64)
         exact_kernels.mixed_losses(self.history, mixtures, out)
         return out
@@ -122,7 +122,7 @@ class ExactBlocks(Blocks):
             self._note_margins(self._noted - 1)
 
     def dual(self, shrink: float) -> dict[str, Any]:
-        """Give this worker's parts of the dual objective and of the losses."""
+        """Return this worker's parts of the dual objective and of the losses."""
         dual = np.zeros(exact_sums.SIZE, np.int64)
         exact_kernels.dual_objective(self.state, shrink, dual)
         return {"dual": dual.tolist(), "loss": self.losses(np.eye(len(self.history))[-1:])[0].tolist()}
@@ -151,7 +151,7 @@ class ExactBlocks(Blocks):
         kernels.refresh_odds(self.state)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give what a checkpoint keeps: nothing, the servers have it all."""
+        """Return what a checkpoint keeps: nothing, the servers have it all."""
         return {}
 
     def take(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -160,7 +160,7 @@ class ExactBlocks(Blocks):
     # --- where to cut blocks
 
     def sample(self, share: float) -> NDArray[np.uint64]:
-        """Give the keys of the active features, of many a `share` that their hash draws."""
+        """Return the keys of the active features, of many a `share` that their hash draws."""
         keys = self.keys[self.radius > 0.0]
         mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         drawn: NDArray[np.uint64] = keys[(mixed >> np.uint64(32)) < np.uint64(share * 2.0**32)]

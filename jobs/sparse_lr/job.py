@@ -78,7 +78,7 @@ def exact_sums(job: Any) -> str:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Load the data, train, evaluate; give the run's metrics."""
+    """Load the data, train, evaluate; return the run's metrics."""
     exact = cluster.job.layout.exact_sums
     cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1, "exact_sums": exact}
     spread = Spread(cluster)
@@ -161,7 +161,7 @@ class Worker(Epochs):
                 self.blocks.apply(cols, task.result())
 
     def losses(self, values: NDArray[np.float64]) -> Answer:
-        """Give the losses of every mixture of the last passes."""
+        """Return the losses of every mixture of the last passes."""
         return Answer(values=self.blocks.losses(values))
 
     def mix(self, mixture: list[float] | None, forget: bool, round: int) -> dict[str, Any]:
@@ -173,5 +173,5 @@ class Worker(Epochs):
         return self.report()
 
     def dual(self, shrink: float) -> dict[str, Any]:
-        """Give this worker's part of the dual objective, and its losses."""
+        """Return this worker's part of the dual objective, and its losses."""
         return self.blocks.dual(shrink)  # type: ignore[no-any-return]

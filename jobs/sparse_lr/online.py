@@ -107,7 +107,7 @@ class Online:
         surely(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
-        """Drive the passes; give the metrics."""
+        """Drive the passes; return the metrics."""
         cluster, settings = self.cluster, self.settings
         table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
         while not stop:
@@ -140,7 +140,7 @@ class Online:
         return {"nonzeros": nonzeros, "passes": last.number, "examples": last.seen, "ended_by": why}
 
     def objective(self) -> dict[str, Any]:
-        """Give the objective of the final model on the training data."""
+        """Return the objective of the final model on the training data."""
         cluster = self.cluster
         parts = cluster.workers.call("training_loss", each=parts_of(cluster))
         return {"objective": sum(each["loss"] for each in parts) + self.settings.l1 * self.size}
@@ -171,7 +171,7 @@ class Online:
             part.worker, part.done, part.finished = workers[worker % len(workers)], done, finished
 
     def learn(self) -> list[dict[str, Any]]:
-        """Let every worker learn from some more mini-batches; give how they fare, nothing if one was lost."""
+        """Let every worker learn from some more mini-batches; return how they fare, nothing if one was lost."""
         cluster, first = self.cluster, self.at.rounds
         each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
         self.at = self.at._replace(rounds=first + BATCHES)
@@ -225,7 +225,7 @@ class Online:
         return Workload(parts or job.data.parts or each * len(workers), workers)
 
     def _state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         workers = self.cluster.workers.addresses
         parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
         return self.at._asdict() | {"parts": parts}
@@ -264,11 +264,11 @@ class Stream:
         self._batches = islice(batches, done, None)
 
     def is_at(self, part: int, of: int, done: int) -> bool:
-        """Tell whether these are the mini-batches of a part, after so many of them."""
+        """Return whether these are the mini-batches of a part, after so many of them."""
         return (self.part, self.of, self.done) == (part, of, done)
 
     def take(self, learnt: Learnt) -> Examples | None:
-        """Give the next one; None if there is none left. What was skipped on the way is counted in `learnt`."""
+        """Return the next one; None if there is none left. What was skipped on the way is counted in `learnt`."""
         before = self._tally.skipped
         batch = next(self._batches, None)
         self.done += batch is not None
@@ -320,7 +320,7 @@ class Learner:
         self._pushes: dict[int, Task] = {}
 
     def look_over(self, batches: Iterator[Examples], tally: Tally) -> int:
-        """Give the last key that there may be: hashed keys may be any; for others, read all and look."""
+        """Return the last key that there may be: hashed keys may be any; for others, read all and look."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
@@ -403,7 +403,7 @@ class Synchronization(NamedTuple):
 
 
 def synchronization(spec: ConsistencySpec) -> Synchronization:
-    """Give the synchronization of a consistency model."""
+    """Return the synchronization of a consistency model."""
     if spec.is_sequential:
         return Synchronization(True, 0)
     tau = spec.tau if spec.pull_tau is None else spec.pull_tau

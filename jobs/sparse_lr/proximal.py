@@ -125,14 +125,14 @@ def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _history(segment: Segment) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Give the noted slots, and their weights at the starts of the last passes: f8[passes, slots]."""
+    """Return the noted slots, and their weights at the starts of the last passes: f8[passes, slots]."""
     slots, rows = segment.notes[HISTORY]
     return slots, np.ascontiguousarray(rows.T)
 
 
 @call("begin_epoch")
 def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note w of the features that are active now; give |w|_1."""
+    """Note w of the features that are active now; return |w|_1."""
     slots = np.flatnonzero(segment.state["active"][: len(segment)]).astype(np.int32)
     segment.notes[HISTORY] = (slots, segment.values[slots])
     return norm(segment, args)
@@ -140,7 +140,7 @@ def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("sizes")
 def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note w after a pass; give the l1 term and its slopes along the noted passes, as exact sums."""
+    """Note w after a pass; return the l1 term and its slopes along the noted passes, as exact sums."""
     slots, before = _history(segment)
     history = np.empty((len(before) + 1, len(slots)))
     history[:-1] = before
@@ -153,7 +153,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("mixed_sizes", reads=True)
 def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Give the l1 term of every mixture of the noted weights, as exact sums."""
+    """Return the l1 term of every mixture of the noted weights, as exact sums."""
     slots, history = _history(segment)
     mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
@@ -163,7 +163,7 @@ def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("mix")
 def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Set w to a mixture of the noted weights (or leave it), and forget what is too old; give the non-zeros."""
+    """Set w to a mixture of the noted weights (or leave it), and forget what is too old; return the non-zeros."""
     slots, history = _history(segment)
     if args["mixture"] is not None:
         kernels.mix(history, np.array(args["mixture"]), history[-1])
@@ -177,7 +177,7 @@ def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("norm", reads=True)
 def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Give |w|_1, as an exact sum, and the number of non-zeros."""
+    """Return |w|_1, as an exact sum, and the number of non-zeros."""
     values = segment.values[: len(segment)]
     return {
         "sums": [exact_sums.ExactSum(np.abs(values).reshape(-1)).to_list()],
@@ -249,7 +249,7 @@ def _recall(segment: Segment, at: int) -> dict[str, Any]:
 
 @call("faint", reads=True)
 def faint(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Give the features whose weights float32 does not hold, though they may matter: the first key, and how many."""
+    """Return the features whose weights float32 does not hold, though they may matter: the first key, and how many."""
     slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.TOO_FAINT)
     keys = segment.keys_of(slots.astype(np.int32)).tolist()
     return {"first": min(keys, default=None), "count": len(keys)}

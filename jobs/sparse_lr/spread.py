@@ -77,11 +77,11 @@ class Spread:
                     self.table.parts[part].worker = worker
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps, so that as many workers read the same again."""
+        """Return what a checkpoint keeps, so that as many workers read the same again."""
         return {"cut": self.cut, "reads": [self.reads[worker] for worker in self.cluster.workers.addresses]}
 
     def load(self) -> Data:
-        """Let every worker read what it has to and has not; give what it all comes to.
+        """Let every worker read what it has to and has not; return what it all comes to.
 
         Raises:
             InputError: there are no examples, or not those that there were.

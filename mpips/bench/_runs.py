@@ -44,7 +44,7 @@ class RunFailed(SystemExit):
 
 
 def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """Give an argparse type for numbers of at least `least`."""
+    """Return an argparse type for numbers of at least `least`."""
 
     def read(text: str) -> Any:
         try:
@@ -59,12 +59,12 @@ def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], 
 
 
 def listed(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Give an argparse type for comma-separated lists without duplicates."""
+    """Return an argparse type for comma-separated lists without duplicates."""
     return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
 
 
 def one_of(valid: Iterable[str]) -> Callable[[str], str]:
-    """Give an argparse type for one of some names."""
+    """Return an argparse type for one of some names."""
     names = list(valid)
 
     def read(text: str) -> str:
@@ -106,7 +106,7 @@ def above_one(text: str) -> float:
 
 
 def parser(name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS) -> argparse.ArgumentParser:
-    """Give a parser with the switches of every benchmark that starts ranks."""
+    """Return a parser with the switches of every benchmark that starts ranks."""
     made = program_parser(f"mpips bench {name}", description)
     add_launcher(made, "how ranks are started, as for mpips run", launchers)
     made.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
@@ -121,7 +121,7 @@ def add_json(made: argparse.ArgumentParser) -> None:
 def job_parser(
     name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS
 ) -> argparse.ArgumentParser:
-    """Give a parser with the switches of every benchmark that runs jobs with settings of the user."""
+    """Return a parser with the switches of every benchmark that runs jobs with settings of the user."""
     made = parser(name, description, launchers)
     made.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
@@ -131,7 +131,7 @@ def job_parser(
 
 
 def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
-    """Give a parser with the switches of the benchmarks that run one job."""
+    """Return a parser with the switches of the benchmarks that run one job."""
     made = job_parser(name, description)
     made.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
     made.add_argument("--test", action="append", metavar="FILE", help="test data; repeatable")
@@ -170,12 +170,12 @@ def slowed(workers: Iterable[int], factor: float, probability: float = 1.0, spel
 
 
 def straggling(slow: Iterable[str]) -> str:
-    """Give the setting of entries of `slowed`."""
+    """Return the setting of entries of `slowed`."""
     return f"faults.slow=[{', '.join(slow)}]"
 
 
 def absolute(files: Sequence[str]) -> list[str]:
-    """Give absolute paths, since relative ones in a job file start from its folder.
+    """Return absolute paths, since relative ones in a job file start from its folder.
 
     Raises:
         InputError: a file is missing.
@@ -199,7 +199,7 @@ class FinishedRun:
     """The lines of its metrics.jsonl for passes."""
 
     def reached(self, objective: float) -> dict[str, Any] | None:
-        """Give the first pass whose objective is not above `objective`, None if there was none."""
+        """Return the first pass whose objective is not above `objective`, None if there was none."""
         return next((line for line in self.passes if line["objective"] <= objective), None)
 
     @property
@@ -210,7 +210,7 @@ class FinishedRun:
 
 
 def waiting(run: FinishedRun, until: Mapping[str, Any] | None = None) -> float:
-    """Give the workers' mean share of waiting, up to a pass if the lines of passes have it, else of all training."""
+    """Return the workers' mean share of waiting, up to a pass if the lines of passes have it, else of all training."""
     lines = [line for line in run.passes if until is None or line["pass"] <= until["pass"]]
     if not lines or any("waiting" not in line for line in lines):
         return float(run.result["waiting"])
@@ -273,7 +273,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def folders(keep: str | None) -> Iterator[Path]:
-    """Give a folder for run folders: the one to keep, or a temporary one that is removed at the end."""
+    """Return a folder for run folders: the one to keep, or a temporary one that is removed at the end."""
     if keep is not None:
         path = Path(keep).absolute()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -292,7 +292,7 @@ def folders(keep: str | None) -> Iterator[Path]:
 
 
 def conditions() -> dict[str, Any]:
-    """Give the conditions of a measurement: the machine, its cores, and its present load."""
+    """Return the conditions of a measurement: the machine, its cores, and its present load."""
     model = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -316,7 +316,7 @@ def described(facts: Mapping[str, Any]) -> str:
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Give median, minimum and maximum of at least one value."""
+    """Return median, minimum and maximum of at least one value."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 

@@ -113,7 +113,7 @@ def before(path: Path) -> dict[str, Any]:
 
 
 def tell(name: str, found: dict[str, Any]) -> Section:
-    """Give the results of an experiment. InputError if the measurements are incomplete."""
+    """Return the results of an experiment. InputError if the measurements are incomplete."""
     try:
         return EXPERIMENTS[name].tell(found)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:

@@ -156,7 +156,7 @@ def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable
 
 
 def _torn(path: Path, sound: Container[Path], lineage: Lineage) -> bool:
-    """Tell whether this is an incomplete attempt of this lineage."""
+    """Return whether this is an incomplete attempt of this lineage."""
     if path in sound or path.is_symlink() or not path.is_dir():
         return False
     try:

@@ -78,7 +78,7 @@ class Lineage(NamedTuple):
         return found[-1] if found else None
 
     def left(self, attempt: Path) -> bool:
-        """Tell whether an attempt without a manifest was made by this run, or by an earlier start in its folder."""
+        """Return whether an attempt without a manifest was made by this run, or by an earlier start in its folder."""
         run, folder = _marked(attempt)
         return run == self.run or (folder == self.folder != "")
 

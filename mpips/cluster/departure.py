@@ -1,7 +1,7 @@
-"""How a rank leaves: together with all others at the end, or at once, when it is told to or was excluded.
+"""How a rank leaves: together with all others at the end, or at once, when it is stopped or was excluded.
 
 At the end each rank tells the leader that it has nothing left to do, and the leader tells all when they have: two
-messages a rank. A successor of the leader is told again.
+messages a rank. Ranks repeat their message to a successor of the leader.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpips.transport.van import Van
 
 
 class Stopped(BaseException):
-    """The scheduler asks this rank to leave with an exit code; unwinds whatever the rank was doing."""
+    """The scheduler asks this rank to leave with an exit code; unwinds the call stack."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)
@@ -24,16 +24,16 @@ class Stopped(BaseException):
 
 
 class Fenced(BaseException):
-    """The others have taken this rank for dead and gone on without it: it leaves."""
+    """The other ranks have excluded this rank, and it leaves."""
 
 
 def stop(message: Message) -> None:
-    """Take a STOP message: raise Stopped."""
+    """Receive a STOP message: raise Stopped."""
     raise Stopped(int(message.meta["code"]), str(message.meta.get("reason", "")))
 
 
 class Departure:
-    """The leaving of one rank. `view()` returns its view, `control` sends a control message, `poll` moves messages."""
+    """The departure of one rank. `view()` returns its view, `control` sends a control message, `poll` receives one."""
 
     def __init__(
         self,
@@ -43,25 +43,25 @@ class Departure:
         poll: Callable[[], bool],
     ) -> None:
         self._van, self._view, self._control, self._poll = van, view, control, poll
-        # at the leader: who has nothing left to do, or is gone
+        # at the leader: the ranks that have finished, or are lost
         self._ready: set[int] = set()
         self._gone_together = False
 
     def absent(self, rank: int) -> None:
-        """Note that a rank is gone, view or not: it is not waited for when all leave."""
+        """Record that a rank is gone, even if it is in the view: it is not waited for when all leave."""
         self._ready.add(rank)
 
     def take_barrier(self, message: Message) -> None:
-        """Note at the leader that the sender has nothing left to do."""
+        """Record, at the leader, that the sender has finished."""
         self._ready.add(message.sender)
 
     def take_gone(self, message: Message) -> None:
-        """Note that all ranks leave."""
+        """Record that all ranks leave."""
         self._gone_together = True
 
     def leave(self, patience: float = 3.0) -> bool:
-        """Leave together: wait until no rank has anything left to do; return False after `patience` seconds."""
-        van, told = self._van, NOBODY
+        """Leave together: wait until all ranks have finished; return False after `patience` seconds."""
+        van, informed = self._van, NOBODY
         deadline = van.now() + patience
         while not self._gone_together or van.pending():
             view = self._view()
@@ -71,9 +71,9 @@ class Departure:
                     self._gone_together = True
                     for dest in others:
                         self._control(dest, Command.GONE, {})
-            elif told != view.leader:
-                told = view.leader
-                self._control(told, Command.BARRIER, {})
+            elif informed != view.leader:
+                informed = view.leader
+                self._control(informed, Command.BARRIER, {})
             if van.now() > deadline:
                 return False
             self._ready.update(van.failed())
@@ -81,7 +81,7 @@ class Departure:
                 if not self._poll():
                     van.idle()
             except (Stopped, MpipsError):
-                # it leaves already
+                # it is leaving already
                 continue
             except Fenced:
                 return True

@@ -1,4 +1,4 @@
-"""What a rank says of an error: metadata that travels to whoever waits, and a line in the log."""
+"""A rank's report of an error: metadata that is sent to the waiting rank, and a line in the log."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from mpips.tasks.task import Task
 
 
 def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
-    """Say what failed and where, as metadata and in the log; another rank's error keeps what that rank said."""
+    """Return the metadata of an error, and log it; an error of another rank keeps that rank's metadata."""
     if isinstance(error, RemoteError):
         return error.to_meta()
     text = in_a_line(error)
     usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
     at = "" if is_input and not usage else program_line.of(error)
-    # A traceback says it of all others.
+    # All other errors have a traceback.
     if at and (usage or says_all(error) or isinstance(error, ProtocolError)):
         text = f"{text} (at {at})"
     trace = "".join(traceback.format_exception(error))
     lost = isinstance(error, (WorkerLost, NoWorkerLeft))
-    # Of one death there may be hundreds.
+    # One death may cause hundreds of them.
     follows = lost or isinstance(error, ShardLost) or is_mpi(error)
     if follows:
         note("failed", error=text, follows=True)
@@ -60,7 +60,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
 
 
 def say_who_asked(task: Task, who: str) -> None:
-    """Add to an error of another rank what the task was, and which line of the program on rank `who` issued it."""
+    """Add the task, and the line of the program on rank `who` that issued it, to an error of another rank."""
     error, at = task.error, program_line.describe(task.location)
     # A call of a worker's method has that worker's own line.
     called = isinstance(error, RemoteError) and error.at and min(task.under_way, default=-1) >= 0

@@ -1,11 +1,11 @@
 """A node: one rank at work (the paper's node; ps-lite's postoffice).
 
 It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` moves one message and
-`wait` polls until a task is finished; everything that a rank does goes on inside one of the two, in one thread.
-What a request means is a policy: the role registers a handler for each command.
+`wait` polls until a task is finished; all work of a rank happens inside one of the two, in one thread.
+The role registers a handler for each command, which executes its requests.
 
 A message of a later epoch than the node's waits until the node has adopted that view; one from a rank that the view
-says is gone is dropped. When a view changes who holds a shard, the node sends again what is unanswered there.
+excludes is dropped. When a shard gets another primary, the node repeats its unanswered requests.
 
 The module is long since receiving, dispatch, waiting and the change of a view read and write the same state: in several
 files each would reach into the others.
@@ -55,7 +55,9 @@ from mpips.transport.message import (
 from mpips.transport.van import Van
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
+    from mpips.transport.fastpath_table import (
+        FastPathTable,
+    )  # for types only: it loads kernels
 
 T = TypeVar("T")
 URGENT = frozenset(
@@ -70,15 +72,15 @@ URGENT = frozenset(
     )
 )
 """Control messages that do not wait for the view under which they were sent."""
-_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # what is answered with rows of a vector
+_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # commands that are answered with rows of a vector
 _REQUESTS = _ROWS | {Command.PUSH}
 _ASKING = frozenset((Kind.REQUEST, Kind.PROBE))
 IDLE = "the next call"
-"""What a worker waits for that has nothing to do."""
+"""The cause of an idle worker's wait."""
 TICK = 0.005
-"""Seconds between two looks at what happens by itself: resends, deaths, the pace of copies."""
+"""Seconds between two runs of the periodic callbacks: retransmission, detection of deaths, pieces of copies."""
 LAG = 8
-"""Tasks by which the oldest push whose copies are not acknowledged may be behind before a rank asks about it."""
+"""Number of later tasks after which a rank requests the acknowledgement of a push that was answered ahead."""
 
 
 def _no_shards(message: Message) -> None:
@@ -90,11 +92,11 @@ def _no_work() -> bool:
 
 
 class Node:
-    """One rank's part in the cluster.
+    """One rank of the cluster.
 
-    `resend` is the time in seconds after which a silent rank is first asked what has come of requests to it (None:
-    never; MPI loses nothing). Through `pushes` goes what workers ask shards, through `pulls` what shards answer;
-    `signs`: lists of keys that come again are named by a signature. `held` tells what memory this process holds.
+    `resend`: seconds without an answer before the first probe (None: no probes, since MPI loses no messages).
+    `pushes` filters the requests of workers to shards, `pulls` the replies of shards. `signs`: repeated lists of keys
+    are sent as a signature. `held` returns the memory in use by this process.
     """
 
     def __init__(
@@ -123,21 +125,21 @@ class Node:
         self.codec = FilterCodec(pushes or Chain(), pulls or Chain(), van, self.observers)
         self.signs = signs
         self.specs: dict[int, VectorSpec] = {}
-        """By namespace: the vectors that this rank has handles on."""
+        """By namespace: the specification of each vector that this rank has a handle on."""
         self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
         self.savings = Savings()
         self._window, self.resend, self._held = window, resend, held
         self._chance = Random(van.rank).random
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move
-        """Whether a request may come twice, so that replies are kept."""
+        """Whether requests may arrive twice, so that replies are kept."""
         self.again: Counter[str] = Counter()
         """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
         self.tasks = self.new_tasks(self.rank)
         self.plain = faults is None and not self.codec.pushes and not self.codec.pulls
-        """Whether messages are what they seem, and nothing is done to them on the way."""
+        """Whether messages are sent unchanged: no filters, no injected faults."""
         self.direct = self.plain and resend is None
-        """Whether requests may go by the van's desk."""
+        """Whether requests may take the client fast path."""
         van.epoch, van.landing = view.epoch, self._landing
         self.callee = Callee(self.answer, self.keeps, self.describe)
         self.handlers: dict[Command, Handler] = {}
@@ -152,15 +154,15 @@ class Node:
         self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
         self.idle_work: Callable[[], bool] = _no_work
-        self.workers_since = 0  # the epoch of the workers with whom the call at hand is done
+        self.workers_since = 0  # the epoch of the worker set of the present call
         self.faults = faults
-        self._early: list[Message] = []  # of later epochs
+        self._early: list[Message] = []  # messages of later epochs
         self._next_tick = 0.0
         self.moving = False
-        """Whether it moves messages just now: what is called then, as a task's callback, must not wait."""
+        """Whether a poll is in progress: functions called then, such as a task's callback, must not wait."""
 
     def new_tasks(self, origin: int) -> Tasks:
-        """Make the caller's half for a caller of that name."""
+        """Create the caller's half of tasks for the caller `origin`."""
         tasks = Tasks(
             self.request,
             self._window,
@@ -182,7 +184,7 @@ class Node:
         return self.tasks
 
     def follow(self, policy: Policy) -> None:
-        """Go by another policy, before this rank takes a role; messages then go by neither fast path."""
+        """Use another policy, before this rank takes a role; messages then take neither fast path."""
         self.policy, self._delivered = policy, policy.delivery(self.deliver)
         self.plain = self.direct = self.keeps = False
 
@@ -194,7 +196,7 @@ class Node:
         self.on_view += part.views
 
     def unregister(self, part: Registration) -> None:
-        """Take back the callbacks of a part of this rank, those that are still registered."""
+        """Remove the callbacks of a part of this rank that are still registered."""
         for registered, its in ((self.handlers, part.handlers), (self.controls, part.controls)):
             for command in [each for each, handler in its.items() if registered.get(each) == handler]:
                 del registered[command]
@@ -209,17 +211,17 @@ class Node:
         spec_of: Callable[[int], VectorSpec | None],
         table: FastPathTable,
     ) -> None:
-        """Give requests to shards, and messages of chains, to `take` from now on; plain ones to the van, by `table`.
+        """Pass requests to shards and messages of chains to `take`; the fast path serves those that `table` allows.
 
-        `idle_work` does a piece of work that is not urgent, and returns whether there was any; `spec_of` returns the
-        vector of a namespace.
+        `idle_work`: low-priority work hook; returns True if it did something. `spec_of` returns the specification of
+        the vector with a namespace.
         """
         self.shards, self.idle_work, self.spec_of = take, idle_work, spec_of
         if self.plain:
             self.van.fast_path = table
 
     def new_timer(self) -> Timer | None:
-        """Make what says when to ask again for what stays unanswered; None where nothing is lost."""
+        """Return a retransmission timer; None where no messages are lost."""
         return None if self.resend is None else Timer(self.resend, self._chance)
 
     @property
@@ -229,13 +231,13 @@ class Node:
 
     @property
     def role(self) -> Role | None:
-        """This rank's role now; None if the others take it for dead."""
+        """This rank's present role; None if it is excluded."""
         return self.view.roles[self.rank]
 
     # --- sending -----------------------------------------------------------------------------
 
     def request(self, address: int, message: Message) -> None:
-        """Send a request to a rank, or to whoever holds shard ~address."""
+        """Send a request to a rank, or to the primary of shard ~address."""
         dest = self.view.rank_of(address)
         if self.view.roles[dest] is None and message.kind is Kind.PROBE:
             return
@@ -247,7 +249,7 @@ class Node:
             self.outbox.send(dest, message)
 
     def _gone(self, rank: int, request: Message) -> Message:
-        """Make the reply that a dead rank would give."""
+        """Return the failure that answers a request to a lost rank."""
         text = f"rank {rank} ({self.layout.places[rank]}) is gone"
         reply = Message(Kind.FAILURE, request.command, rank, meta={"lost": True, "text": text})
         reply.time, reply.epoch = request.time, self.view.epoch
@@ -263,7 +265,7 @@ class Node:
         return self.codec.request(address, self.view.rank_of(address), message, spec)
 
     def answer(self, origin: int, reply: Message) -> None:
-        """Send a reply to a task's caller; what a shard answers goes through the filters."""
+        """Send a reply to a task's caller; replies of shards pass through the filters."""
         receiver = self.view.caller(origin)
         if self.codec.pulls and reply.values is not None and reply.command in _ROWS:
             spec = self.spec_of(reply.namespace)
@@ -272,14 +274,14 @@ class Node:
         self.outbox.send(receiver, reply)
 
     def decoded(self, message: Message) -> bool:
-        """Undo what filters did with a message; give whether to go on.
+        """Decode a filtered message in place; return whether it can be handled.
 
-        What they cannot read is a request that will be refused, or a reply that says so.
+        A request that the filters cannot read is refused later; a reply becomes a failure.
         """
         try:
             self.codec.decode(message)
         except FilterError as error:
-            if message.kind is Kind.REQUEST:  # whatever depends on it waits until it has been refused
+            if message.kind is Kind.REQUEST:  # requests that depend on it wait until it is refused
                 message.error, message.filtered = error, False
                 return True
             failure = self.callee.failure(message, error)
@@ -290,13 +292,13 @@ class Node:
         return True
 
     def describe(self, error: BaseException) -> dict[str, Any]:
-        """Say what failed on this rank; see `mpips.cluster.error_report`."""
+        """Return the metadata of an error of this rank; see `mpips.cluster.error_report`."""
         return describe(error, self.place, self.host)
 
     # --- receiving ---------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        """Move at most one message, or do a piece of idle work; give whether there was anything to do."""
+        """Receive at most one message, or do some low-priority work; return whether there was anything to do."""
         outer, self.moving = self.moving, True
         try:
             return self._poll()
@@ -321,7 +323,7 @@ class Node:
             for busy in self.observers.busy:
                 busy()
             self.take(message)
-        elif self.policy.tell():
+        elif self.policy.next_event():
             pass
         elif not self.tasks.echoes and not (self.callee.ready and self.handlers) and not self.idle_work():
             self.outbox.flush()
@@ -334,10 +336,12 @@ class Node:
         return True
 
     def act(self) -> None:
-        """Do what follows from what has been taken."""
+        """Handle the recalled replies, and execute the requests that may start."""
         while self.tasks.echoes:
             self.tasks.answer(self.tasks.echoes.popleft())
-        while self.callee.ready and self.handlers:  # without any, this rank is about to take another role
+        while (
+            self.callee.ready and self.handlers
+        ):  # without handlers, this rank is about to take another role
             for begins in self.observers.request_begins:
                 begins()
             try:
@@ -353,12 +357,12 @@ class Node:
         if self.resend is not None:
             self.tasks.probe()
         if self.tasks.ahead.count and self.tasks.time - self.tasks.acked > LAG:
-            self.hasten()
+            self.request_acknowledgements()
         for ticking in self.on_tick:
             ticking()
 
     def take(self, message: Message) -> None:
-        """Take a message that has arrived."""
+        """Receive an arrived message: deliver, defer or drop it by its epoch and sender."""
         if self.view.roles[message.sender] is None:
             return
         if message.command is Command.TOGETHER:
@@ -368,7 +372,7 @@ class Node:
             self._delivered(message)
 
     def deliver(self, message: Message) -> None:
-        """Give a message to whatever it is for."""
+        """Deliver a message to its handler."""
         kind, shard = message.kind, message.shard
         if message.epoch > self.view.epoch and message.command not in URGENT:
             self._early.append(message)
@@ -391,9 +395,9 @@ class Node:
             self._take_reply(message)
 
     def _landing(self, message: Message) -> NDArray[Any] | None:
-        """Say where the values of a message that is on its way are wanted."""
+        """Return the array that receives the values of a message; None: a new one."""
         if not self.direct or message.kind is not Kind.REPLY or message.command is not Command.PULL:
-            return None  # an answer that came twice would be written twice, the second time perhaps too late
+            return None  # a repeated answer would be written again, perhaps after the caller has reused the array
         if message.shard < 0 or message.sender != self.view.chains[message.shard].members[0]:
             return None
         return self.tasks.place(message)
@@ -403,7 +407,7 @@ class Node:
         if message.after:
             self._acknowledged(message)
         if shard < 0 or message.sender == self.view.chains[shard].members[0]:
-            # What a former primary read may be older than what its successor has told others since.
+            # A read by a former primary may be older than reads that its successor has answered since.
             self.tasks.answer(message)
 
     def _failed(self, message: Message) -> None:
@@ -412,7 +416,7 @@ class Node:
     # --- the view ------------------------------------------------------------------------------
 
     def adopt(self, view: View) -> None:
-        """Go over to a later view; what waits for ranks that are gone, or is another rank's to answer, is seen to.
+        """Adopt a later view: fail or redirect the requests to ranks that are lost or have another role.
 
         Raises:
             Fenced: this rank is not in it.
@@ -420,7 +424,7 @@ class Node:
         before = self.view
         if view.epoch <= before.epoch:
             return
-        self.outbox.flush()  # under the view by which it was meant
+        self.outbox.flush()  # messages are sent under the view in which they were issued
         self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
@@ -437,14 +441,14 @@ class Node:
             self.handlers.clear()
         if view.workers_since != before.workers_since:
             self._break_rounds()
-        # In a view that this rank has missed, another server may have been the primary for a while.
+        # Another server may have been the primary in a view that this rank has missed.
         moved = [
             ~shard
             for shard, (old, new) in enumerate(zip(before.chains, view.chains, strict=True))
             if old.members[0] != new.members[0] or new.since > before.epoch + 1
         ]
-        for told in self.on_view:
-            told(before, view)
+        for notify in self.on_view:
+            notify(before, view)
         self.van.finish_receives()
         self.tasks.redirect(moved, "moved")
         early, self._early = self._early, []
@@ -452,21 +456,21 @@ class Node:
             self.take(message)
 
     def _break_rounds(self) -> None:
-        """Fail what was to be summed with contributions of workers that are not the same any more."""
+        """Fail the aggregated pushes that were issued with the previous worker set."""
         why = Message(Kind.FAILURE, Command.PUSH, meta={"lost": True, "text": "the workers have changed"})
         self.tasks.give_up(why, lambda address, request: address < 0 and request.round != NO_ROUND)
-        # Others may wait at their shards for what was given up: they do not depend on it any more.
+        # Requests at shards that depend on the failed ones must not wait for them any more.
         self.tasks.redirect([~shard for shard in range(len(self.view.chains))], "workers")
 
     # --- waiting and working -----------------------------------------------------------------
 
     def wait(self, task: Task) -> Any:
-        """Poll until `task` is finished; give its result.
+        """Poll until `task` is finished; return its result.
 
         Raises:
-            RemoteError: a part of the task failed on another rank. It is raised at once: the other parts may
-                be waiting for what will never come.
-            WorkerLost: a worker has died that had part in it, and all others have ended theirs.
+            RemoteError: a part of the task failed on another rank. It is raised at once, since the other parts may
+                wait forever.
+            WorkerLost: a worker that took part in it has died, and all other parts have ended.
         """
         if task.received < task.expected:
             wait = self.time_use.begin(task)
@@ -485,13 +489,13 @@ class Node:
         return task.values
 
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
-        """Wait for each of `tasks`; give their results in order."""
+        """Wait for each of `tasks`; return their results in order."""
         return [self.wait(task) for task in list(tasks)]
 
     def wait_until(self, done: Callable[[], bool], cause: str = "") -> None:
-        """Poll until `done()`; the time counts as waiting, but for what callbacks spend `working`.
+        """Poll until `done()`; the time counts as waiting, except for `working` inside callbacks.
 
-        A trace says that the wait was for the `cause`.
+        `cause` names the wait in traces.
         """
         wait = self.time_use.begin(cause)
         try:
@@ -504,14 +508,18 @@ class Node:
         self.time_use.count(wait)
 
     def waits_for(self) -> str:
-        """Say what this rank waits for, and from whom; "" if for nothing that has a name."""
+        """Describe what this rank waits for, and from which ranks; "" if it does not wait."""
         what = self.time_use.cause
         if isinstance(what, str):
             return what
         at = program_line.describe(what.location)
         whom = sorted(set(map(self.view.rank_of, self.tasks.unanswered(what))))
         names = ", ".join(f"rank {rank} ({self.layout.places[rank]})" for rank in whom)
-        then = f"no answer from {names}" if whom else "not sent yet, since what it is to follow is unfinished"
+        then = (
+            f"no answer from {names}"
+            if whom
+            else "not sent yet, since a task that it depends on is unfinished"
+        )
         return f"{what.what or 'an answer'}{f' at {at}' if at else ''}: {then}"
 
     def _acknowledged(self, message: Message) -> None:
@@ -519,12 +527,12 @@ class Node:
             self.tasks.ahead.acknowledge(~shard, time)
 
     def settle(self, since: int) -> None:
-        """Wait until what was asked for at time `since` or later is finished, and whole chains have its pushes.
+        """Wait until tasks issued at `since` or later are finished, and all pushes answered ahead are on all copies.
 
-        That are all pushes of this node that were answered ahead. What somebody has waited for costs nothing again.
+        Tasks that the program has waited for already cost nothing.
 
         Raises:
-            RemoteError, WorkerLost: some of it has failed, and nobody was told.
+            RemoteError, WorkerLost: a task has failed, and the program has not handled its error.
         """
         while self.tasks.time > since and (tasks := self.tasks.unheeded(since)):
             for task in tasks:
@@ -532,25 +540,22 @@ class Node:
         self.wait_until(self._is_settled, "copies of its pushes")
 
     def _is_settled(self) -> bool:
-        self.hasten()
+        self.request_acknowledgements()
         return not self.tasks.ahead.count
 
-    def hasten(self) -> None:
-        """Tell servers that their words on what was answered ahead are waited for: each once, until there is more.
-
-        The words then come as soon as they are true.
-        """
+    def request_acknowledgements(self) -> None:
+        """Request, once for each push that was answered ahead, its acknowledgement as soon as it is on all copies."""
         named: dict[int, list[tuple[int, int]]] = {}
         for address, time in self.tasks.ahead.newly():
             named.setdefault(self.view.rank_of(address), []).append((~address, time))
         for dest, pushes in named.items():
-            hasten = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
-            self.outbox.send(dest, hasten)
+            request = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
+            self.outbox.send(dest, request)
 
     def account(self) -> dict[str, Any]:
-        """Say what this node has sent and done so far: bytes, seconds, its process' `cpu` time and peak `memory`.
+        """Return the accounts of this node: bytes, messages, seconds, `cpu` time and peak `memory` of its process.
 
-        Of the memory now, `pss` is its share, and `private` what it shares with nobody (bytes, on Linux).
+        On Linux also its present proportional (`pss`) and unshared (`private`) memory, in bytes.
         """
         filters = self.savings.by_filter(self.codec.pushes, self.codec.pulls)
         return {
@@ -568,23 +573,23 @@ class Node:
         }
 
     def step(self, step: int) -> None:
-        """Say that a step of the algorithm begins; injected faults may be due."""
+        """Begin a step of the algorithm; injected faults may be due."""
         if self.faults is not None:
             self.faults.step(step)
 
-    def breathe(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass items through, moving messages between them, so that a long loop still hears a stop."""
+    def poll_between(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and poll between them, so that a long loop can be stopped."""
         for item in items:
-            self._breathe()
+            self._poll_in_program()
             yield item
 
-    def _breathe(self) -> None:
-        for begins in self.observers.breath_begins:
+    def _poll_in_program(self) -> None:
+        for begins in self.observers.program_poll_begins:
             begins()
         try:
-            self.policy.breathe(self.poll)
-        finally:  # the program may go on after an error
-            for ends in self.observers.breath_ends:
+            self.policy.poll_in_program(self.poll)
+        finally:  # the program may continue after an error
+            for ends in self.observers.program_poll_ends:
                 ends()
         self.outbox.flush()
 

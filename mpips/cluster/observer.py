@@ -1,4 +1,4 @@
-"""Observers: who is told of a node's events, as a trace (`mpips.tracing`) and a record (`mpips.replay`) are.
+"""Observers: callbacks for a node's events, by which traces (`mpips.tracing`) and records (`mpips.replay`) are made.
 
 Each event has a tuple of callbacks, so an event that nobody observes costs one loop over an empty tuple. An observer
 adds its methods to the events that it needs when it is attached, before the node takes a role.
@@ -16,25 +16,27 @@ from mpips.tasks.caller import Tasks
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
+    from mpips.transport.fastpath_table import (
+        FastPathTable,
+    )  # for types only: it loads kernels
 
 P = ParamSpec("P")
 Callbacks = tuple[Callable[P, None], ...]
 Wrappers = tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]
-"""Each is given a function, and gives what to call instead of it."""
+"""Each takes a function, and returns the function to call instead of it."""
 
 
 class ChangeOrder(Protocol):
-    """Writes down the changes of one copy of a shard, in order."""
+    """Records the changes of one copy of a shard, in order."""
 
     count: int
     """The number of the last change."""
 
     def change(self, number: int, command: int, callers: Sequence[tuple[int, int]]) -> None:
-        """Note that this is change `number`, and whose requests (origin, time) it was."""
+        """Record change `number`, and the requests (origin, time) that it finished."""
 
     def mark(self, number: int) -> None:
-        """Note that this server answers for the shard since the present epoch, after so many changes."""
+        """Record that this server is the primary as of the present epoch, after `number` changes."""
 
 
 @dataclass(slots=True)
@@ -47,19 +49,19 @@ class Observers:
     turn: Callbacks[[]] = ()
     """A message is about to be received."""
     busy: Callbacks[[]] = ()
-    """There is something to do: a message was received, or work without urgency is at hand."""
+    """The node becomes busy: a message was received, or there is low-priority work."""
     answered: Callbacks[[int]] = ()
     """A request of the fast path, of this slot, is answered."""
     sent: Callbacks[[Message]] = ()
     """A message is about to be sent."""
     request_begins: Callbacks[[]] = ()
     request_ends: Callbacks[[]] = ()
-    """A request to this rank is handled between the two."""
-    breath_begins: Callbacks[[]] = ()
-    breath_ends: Callbacks[[]] = ()
-    """The program polls from inside a long loop between the two."""
+    """A request to this rank is handled between these two events."""
+    program_poll_begins: Callbacks[[]] = ()
+    program_poll_ends: Callbacks[[]] = ()
+    """The program polls inside a long loop between these two events."""
     workers: Callbacks[[View]] = ()
-    """The workers are others, and this rank is or was one of them."""
+    """The worker set has changed, and this rank is or was in it."""
     encoded: Callbacks[[float, int, Message]] = ()
     """Filters encoded a message: begin, receiver's rank, message."""
     decoded: Callbacks[[float, Message]] = ()
@@ -67,36 +69,36 @@ class Observers:
     computed: Callbacks[[float, float]] = ()
     """The program has worked: begin, seconds."""
     waited: Callbacks[[float, float, float, int, str]] = ()
-    """The node has waited: begin, end, seconds in which nothing else was done, time of the task or -1, cause."""
+    """The node has waited: begin, end, idle seconds, time of the task or -1, cause."""
     # A server.
     serves: Callbacks[[FastPathTable]] = ()
-    """A server begins, with this table of what its fast path serves."""
+    """A server starts, with the table of its fast path."""
     orders: tuple[Callable[[int], ChangeOrder], ...] = ()
-    """Each gives what is told of the changes of the shard of a number."""
+    """Each returns the recorder of the changes of shard `number`."""
     passed_on: Callbacks[[float, Message]] = ()
-    """What came along a chain was applied and passed on."""
+    """A change of another primary was applied and forwarded."""
     executed: Callbacks[[float, Message]] = ()
     """A request to a shard was executed."""
     resting: Wrappers = ()
-    """Around what a server calls when it has nothing to do."""
+    """Wrap the function that a server calls when it is idle."""
     # Calls and checkpoints.
     called: Callbacks[[Message]] = ()
-    """A call of the scheduler has come to a worker."""
+    """A call of the scheduler has arrived at a worker."""
     aside: Callbacks[[dict[str, Any]]] = ()
-    """Something is to be done beside the worker's program."""
+    """An immediate call has arrived at a worker."""
     calls: tuple[Callable[[Message], AbstractContextManager[None]], ...] = ()
-    """A call is executed inside."""
+    """Contexts in which a call is executed."""
     writing: Wrappers = ()
-    """Around what writes a file of a checkpoint, in another thread."""
+    """Wrap the function that writes a file of a checkpoint, in another thread."""
     # The leader.
     spans: tuple[Callable[[int, str], AbstractContextManager[None]], ...] = ()
-    """What is done inside is one span of a kind (`mpips.tracing.trace_file.What`), with a name."""
+    """Contexts that are one span each, of a kind (`mpips.tracing.trace_file.What`) and a name."""
     decided: Callbacks[[int, Any]] = ()
-    """The leader has made the decision of a number."""
+    """The leader has made a decision: its number and value."""
     results: tuple[Callable[[], dict[str, Any]], ...] = ()
-    """Each gives what it adds to `result.json`."""
+    """Each returns its entries of `result.json`."""
     need_start: bool = False
-    """Whether the checkpoint that the run started from must stay."""
+    """Whether the checkpoint that the run started from must not be removed."""
     close: Callbacks[[]] = ()
     """The node has left."""
 
@@ -107,11 +109,11 @@ class Observers:
         return function
 
     def during(self, what: int, name: str = "") -> AbstractContextManager[None]:
-        """Tell observers that what is done inside is one span."""
+        """Return a context that observers see as one span."""
         return _inside(span(what, name) for span in self.spans)
 
     def calling(self, request: Message) -> AbstractContextManager[None]:
-        """Tell observers that a call is executed inside."""
+        """Return the context in which a call is executed."""
         return _inside(call(request) for call in self.calls)
 
 

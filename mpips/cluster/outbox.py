@@ -1,8 +1,8 @@
 """A node's outbox: sends each message at once, later, or together with others that go to the same rank.
 
-Small messages of one kind to one rank are gathered during a turn, and sent as one message at its end. A turn is over
-when no message waits here, or some were received: so nothing is late that an idle rank waits for. Injected faults drop,
-duplicate or delay messages here; then none are gathered.
+Small messages of one kind to one rank are gathered during a turn, and sent as one message at its end. A turn ends
+when no message has arrived, or after `TURN` received ones, so an idle rank never waits for a gathered message. Injected
+faults drop, duplicate or delay messages here; then none are gathered.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mpips.transport.message import Kind, Message, bundle
 from mpips.transport.van import Van
 
 TURN = 16
-"""Messages that a rank receives before it sends what it has gathered, if there are always more."""
+"""Messages that a rank receives at most before it sends the gathered ones."""
 MOST_GATHERED = 16 * 1024
-"""Bytes that are sent together at most."""
+"""Largest size in bytes of gathered messages."""
 LARGE = 4096
-"""Bytes of a message from which on it is sent by itself."""
+"""Size in bytes from which on a message is sent alone."""
 
 
 class Outbox:
-    """What a node sends; a message carries the van's rank and epoch."""
+    """Sends the messages of a node, each stamped with the van's rank and epoch."""
 
     def __init__(self, van: Van, faults: Faults | None, observers: Observers) -> None:
         self._van, self._faults, self._observers = van, faults, observers
@@ -38,9 +38,9 @@ class Outbox:
         """Messages that were received in this turn; after `TURN` the node calls `flush`."""
 
     def send(self, dest: int, message: Message) -> None:
-        """Send one message, through whatever faults are injected; to a rank that is gone, nothing is sent."""
+        """Send one message, subject to injected faults; messages to lost ranks are dropped."""
         self._stamp(message)
-        # nobody would send a lost control message again
+        # control messages are not retransmitted
         if self._faults is None or message.kind is Kind.CONTROL:
             self._van.send(dest, message)
             return
@@ -74,7 +74,7 @@ class Outbox:
         self._van.send(key[0], messages[0] if len(messages) == 1 else bundle(messages))
 
     def flush(self) -> None:
-        """End the turn: send what was gathered in it."""
+        """End the turn: send the gathered messages."""
         self.turn = 0
         for key in list(self._gathered):
             self._send_gathered(key)

@@ -1,4 +1,4 @@
-"""The policy of a node: where its messages, idle moments and decisions come from."""
+"""The policy of a node: in which order messages take effect, and where decisions come from."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Gates(Protocol):
 
 
 class Policy:
-    """The policy of a live run: messages count as they come. `mpips.replay.player` has that of a run done again."""
+    """The policy of a live run: messages take effect as they arrive. `mpips.replay.player` has that of a replay."""
 
     again = False
-    """Whether a recorded run is done again, which asks nobody to stop and writes no checkpoints."""
+    """Whether this is a replay, which ignores stop requests and writes no checkpoints."""
 
     def delivery(self, deliver: Callable[[Message], None]) -> Callable[[Message], None]:
-        """Give what takes each message that has arrived, where the node itself would `deliver` it."""
+        """Return the function that receives each arrived message; the node's own is `deliver`."""
         return deliver
 
     def lost(self, address: int, time: int) -> bool:
-        """Tell whether whoever is asked so, by the task of that time, counts as lost."""
+        """Return whether the part of the task `time` at `address` fails by the loss of a worker."""
         return False
 
-    def tell(self) -> bool:
-        """Do the next thing, when no message is there; give whether there was any."""
+    def next_event(self) -> bool:
+        """Handle the next recorded event, when no message has arrived; return whether there was one."""
         return False
 
-    def breathe(self, poll: Callable[[], bool]) -> None:
-        """Let the node move messages inside a long loop of the program."""
+    def poll_in_program(self, poll: Callable[[], bool]) -> None:
+        """Poll once inside a long loop of the program."""
         poll()
 
     def decide(self, number: int, make: Callable[[], T]) -> T:
-        """Give the leader's decision of a number."""
+        """Return the leader's decision `number`, made by `make` unless it is recorded."""
         return make()
 
     def gates(self, server: Any) -> Gates | None:
-        """Give what decides when requests to a server's shards are executed; None: at once, in order of arrival."""
+        """Return the object that admits requests to a server's shards; None: at once, in order of arrival."""
         return None
 
 

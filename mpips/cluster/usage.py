@@ -20,9 +20,9 @@ def process_usage() -> dict[str, Any]:
 
 
 def held_memory() -> dict[str, int]:
-    """Return this process' proportional (`pss`) and `private` memory in bytes; {} if the system does not say.
+    """Return this process' proportional (`pss`) and `private` memory in bytes; {} where the system does not report it.
 
-    The system walks all pages for it: some 10 ms for a process of 400 MB.
+    The system walks all pages: about 10 ms for a process of 400 MB.
     """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
@@ -40,15 +40,15 @@ def held_memory() -> dict[str, int]:
 
 
 Wait = tuple[float, Task | str, float, Any]
-"""One wait: when it began, for what, what had been worked until then, and the wait (or None) inside which it is."""
+"""A wait: its begin, its cause, the seconds worked until then, and the enclosing wait or None."""
 
 
 class TimeUse:
-    """How a rank uses its time: what it waits for now, and seconds that it has waited and worked."""
+    """How a rank uses its time: its present wait, and the seconds that it has waited and worked."""
 
     def __init__(self, van: Van, faults: Faults | None, observers: Observers) -> None:
         self.waited = self.worked = 0.0
-        """Seconds in waits, without what was worked meanwhile, and inside `working`."""
+        """Seconds in waits, without work during them, and seconds inside `working`."""
         self.wait: Wait | None = None
         """The present wait."""
         self._van, self._faults, self._observers = van, faults, observers
@@ -56,12 +56,12 @@ class TimeUse:
 
     @property
     def since(self) -> float | None:
-        """Since when the rank waits; None if it does not."""
+        """The begin of the present wait; None without one."""
         return None if self.wait is None else self.wait[0]
 
     @property
     def cause(self) -> Task | str:
-        """What the rank waits for: a task, or a cause; "" if it does not wait."""
+        """The task or the cause that the rank waits for; "" if it does not wait."""
         return "" if self.wait is None else self.wait[1]
 
     def begin(self, cause: Task | str) -> Wait:
@@ -70,7 +70,7 @@ class TimeUse:
         return wait
 
     def count(self, wait: Wait) -> None:
-        """Count the time of a wait that no error has ended, up to now."""
+        """Count the time of a wait up to now, unless an error has ended it."""
         start, cause, worked, _ = wait
         now = self._van.now()
         own = now - start - (self.worked - worked)
@@ -85,7 +85,7 @@ class TimeUse:
 
 
 class _Working:
-    """The context of `TimeUse.working`; not nested, and cheap enough to stand around tens of microseconds."""
+    """The context of `TimeUse.working`; not nested; its cost is small compared with tens of microseconds."""
 
     __slots__ = ("_start", "_use")
 
@@ -111,13 +111,13 @@ class Savings:
 
     def __init__(self) -> None:
         self.key_bytes, self.sent_keys, self.answered_keys = 0, 0, 0
-        """Bytes of keys that requests of this rank named, that they carried, and that the answers were about."""
+        """Bytes of keys: in the requests of this rank before caching, as sent, and in the answers to them."""
         self._own: dict[str, dict[str, FilterCost]] = {}
 
     def add(self, name: str, role: Literal["worker", "server"], raw: int, wire: int) -> None:
-        """Count what a filter of the program's own has left out, of what workers or servers send: bytes.
+        """Count the bytes that a filter of the program itself saves in messages of workers or servers.
 
-        A worker may speak for the servers, as far as they answer it.
+        A worker may count for the servers that answer it.
         """
         each = self._own.setdefault(name, {}).setdefault(role, FilterCost())
         each.raw += raw

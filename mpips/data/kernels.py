@@ -44,7 +44,7 @@ CROSS = np.uint64(1 << 32)
 
 @kernel()
 def is_space(byte: int) -> bool:
-    """Tell whether a byte is white space other than a newline."""
+    """Return whether a byte is white space other than a newline."""
     return byte == SPACE or (byte != NEWLINE and byte >= 9 and byte <= 13)
 
 
@@ -121,7 +121,7 @@ def number(text: NDArray[np.uint8], pos: int) -> tuple[float, int, int]:
 
 @kernel()
 def starts_with_qid(text: NDArray[np.uint8], pos: int) -> bool:
-    """Tell whether ``qid:`` is at `pos`; reads no further than a newline."""
+    """Return whether ``qid:`` is at `pos`; reads no further than a newline."""
     if text[pos] != 113 or text[pos + 1] != 105 or text[pos + 2] != 100:
         return False
     return bool(text[pos + 3] == COLON)

@@ -262,7 +262,7 @@ class Unpacked(io.RawIOBase):
 
 
 def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
-    """Give the decompressed bytes of an open file of the compression `kind`, see `packing`."""
+    """Return the decompressed bytes of an open file of the compression `kind`, see `packing`."""
     make: Callable[[], Unpacker]
     if kind == "":
         return file

@@ -69,7 +69,7 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
 
 
 def holds_nothing(path: str) -> bool:
-    """Tell whether a file is empty after decompression, except for a byte order mark; damaged files are not."""
+    """Return whether a file is empty after decompression, except for a byte order mark; damaged files are not."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:

@@ -166,7 +166,7 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none", ".", "-"))
 
 
 def is_label(field: str) -> bool:
-    """Tell whether a field can be read as a number, as every label can, or represents a missing label."""
+    """Return whether a field can be read as a number, as every label can, or represents a missing label."""
     if field.strip().strip("\"'").lower() in MISSING:
         return True
     try:
@@ -186,7 +186,7 @@ class Head(NamedTuple):
     """Its bytes if it holds names, with the newline; 0: it is a row."""
 
     def places(self, first: Head) -> list[int]:
-        """Give the column of the data set for each column of this file, by name if they have names.
+        """Return the column of the data set for each column of this file, by name if they have names.
 
         `first` is the head of the file that numbers the columns of the data set. Raises `DataError` if the two do not
         fit.

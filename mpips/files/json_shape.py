@@ -99,7 +99,7 @@ def _is(value: Any, kind: type | range | None) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a number, perhaps not a finite one."""
+    """Return whether a value is a number, perhaps not a finite one."""
     return _is(value, int) or _is(value, float)
 
 

@@ -191,7 +191,7 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
 
 
 def _is_device(path: Path) -> bool:
-    """Tell whether a path is a device, or a link in the system's folder of devices, such as /dev/stdout."""
+    """Return whether a path is a device, or a link in the system's folder of devices, such as /dev/stdout."""
     if os.path.realpath(path.parent) == "/dev":
         return True
     try:

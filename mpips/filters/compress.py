@@ -125,9 +125,9 @@ def _zstd(settings: Zstd) -> Codec:
         if not hasattr(own, "decompressor"):
             own.decompressor = library.ZstdDecompressor()
         try:
-            told = library.frame_content_size(data)
-            if told != size:
-                raise FilterError(f"Zstandard frame has {told} bytes, expected {size}")
+            announced = library.frame_content_size(data)
+            if announced != size:
+                raise FilterError(f"Zstandard frame has {announced} bytes, expected {size}")
             return bytes(own.decompressor.decompress(data, max_output_size=size, allow_extra_data=False))
         except library.ZstdError as error:
             raise FilterError(f"not a complete Zstandard frame: {error}") from error

@@ -23,12 +23,12 @@ GIVEN = "Array(u8, 1, 'C', True), Array({t}, 2, 'C', True)"
 
 
 def applies(vectors: Sequence[str], about: About) -> bool:
-    """Tell whether a filter is applied to a message: `vectors` are those that its settings name, none: all."""
+    """Return whether a filter is applied to a message: `vectors` are those that its settings name, none: all."""
     return not vectors or about.vector in vectors
 
 
 def are_rows(content: Content) -> bool:
-    """Tell whether there are rows of numbers, not encoded as bytes by an earlier filter."""
+    """Return whether there are rows of numbers, not encoded as bytes by an earlier filter."""
     return content.values.dtype != np.uint8 and len(content.values) > 0
 
 

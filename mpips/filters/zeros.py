@@ -148,7 +148,7 @@ def _spread(bitmap: NDArray[Any], rest: Words, words: Words) -> None:
 
 @kernel(f"b1({_READ[1]}, i8, i8)")
 def _fits(bitmap: NDArray[Any], total: int, count: int) -> bool:
-    """Tell whether exactly `count` bits are set, all of them among the first `total`."""
+    """Return whether exactly `count` bits are set, all of them among the first `total`."""
     found = 0
     for word in bitmap:
         bits = word

@@ -164,7 +164,7 @@ def _roots() -> tuple[int, ...]:
 
 
 def is_own_file(path: str | Path) -> bool:
-    """Tell whether a path is a regular file of this user or of root, and no link; a named pipe would be waited for."""
+    """Return whether a path is a regular file of this user or of root: no link, and no pipe, which would block."""
     try:
         about = os.lstat(path)
     except (OSError, ValueError):

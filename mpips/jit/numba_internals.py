@@ -74,7 +74,7 @@ def _configured(**values: str) -> Iterator[None]:
 
 
 def is_cached(jit: Any, signatures: Sequence[str]) -> bool:
-    """Tell whether a kernel is in the cache for all its signatures; no, if this numba keeps its cache another way."""
+    """Return whether a kernel is in the cache for all its signatures; no, if this numba keeps its cache another way."""
     try:
         cache, codegen = jit._cache, jit.targetctx.codegen()
         names = cache._cache_file._load_index()
@@ -176,7 +176,7 @@ def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
 
 
 def _outline(function: Any) -> bytes:
-    """Give a module in LLVM's bitcode that has a function's names and no code: numba looks for them in it."""
+    """Return a module in LLVM's bitcode that has a function's names and no code: numba looks for them in it."""
     names = (function.llvm_func_name, function.llvm_cpython_wrapper_name, function.llvm_cfunc_wrapper_name)
     text = "\n".join(f'define void @"{name}"() {{ ret void }}' for name in names)
     with llvm.parse_assembly(text) as module:
@@ -211,7 +211,7 @@ def _saver(cache: Any) -> Callable[[Any, Any], None]:
 
 
 def is_compiled(value: object) -> bool:
-    """Tell whether a value of a module is a compiled function."""
+    """Return whether a value of a module is a compiled function."""
     return type(value).__module__.startswith("numba")
 
 

@@ -31,7 +31,7 @@ def add_command(
     epilog: str | None = None,
     **flags: bool,
 ) -> argparse.ArgumentParser:
-    """Add a command of `mpips` to its command line, and give the parser of its arguments.
+    """Add a command of `mpips` to its command line, and return the parser of its arguments.
 
     `flags` say how it is run (see `mpips.cli.main`): `prints_data`, `passes_on`.
     """
@@ -49,7 +49,7 @@ def add_command(
 
 
 def program_parser(name: str, description: str) -> Parser:
-    """Give the parser of a program of its own, such as a benchmark, without any switches."""
+    """Return the parser of a program of its own, such as a benchmark, without any switches."""
     return Parser(
         prog=name,
         usage=f"{name} [switches]",

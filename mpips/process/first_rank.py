@@ -8,5 +8,5 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "PMI_ID")
 
 
 def seems_first() -> bool:
-    """Tell whether the launcher's environment says that this is rank 0, or says nothing."""
+    """Return whether the launcher's environment says that this is rank 0, or says nothing."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)

@@ -44,7 +44,7 @@ def machine() -> bytes:
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether a process of this host has ended, or is a zombie."""
+    """Return whether a process of this host has ended, or is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def host_address() -> str:
 
 
 def _is_here(host: str) -> bool:
-    """Tell whether an address is one of this machine."""
+    """Return whether an address is one of this machine."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return True

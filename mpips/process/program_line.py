@@ -32,7 +32,7 @@ def register(file: str | None) -> None:
 
 
 def is_program(file: str) -> bool:
-    """Tell whether a file belongs to a program, and neither to mpips nor to a library."""
+    """Return whether a file belongs to a program, and neither to mpips nor to a library."""
     if file.startswith(_PACKAGE):
         return file.startswith(_JOBS)
     return file.startswith((*_homes, *_JOBS)) or not (file.startswith(_LIBRARIES) or file[:1] == "<")

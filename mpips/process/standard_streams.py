@@ -110,7 +110,7 @@ def settled(code: int) -> int:
 
 
 def lost() -> bool:
-    """Tell whether some output could not be written to stdout."""
+    """Return whether some output could not be written to stdout."""
     return isinstance(sys.stdout, Stream) and sys.stdout.problem is not None
 
 

@@ -16,7 +16,15 @@ from mpips.process.host import is_gone
 
 LOOK = 0.25
 """Seconds between two checks whether the daemon exists."""
-TOLD = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_ID", "PMI_FD", "PMI_PORT")
+RANK_VARIABLES = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMIX_NAMESPACE",
+    "PMI_RANK",
+    "PMI_ID",
+    "PMI_FD",
+    "PMI_PORT",
+)
 """Environment variables that a daemon sets for a rank, and that its own environment lacks or has for another job."""
 
 
@@ -35,11 +43,11 @@ def daemon(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
 
     The processes in between are wrapper scripts of the rank.
     """
-    told = {os.fsencode(f"{name}={environ[name]}") for name in TOLD if name in environ}
+    variables = {os.fsencode(f"{name}={environ[name]}") for name in RANK_VARIABLES if name in environ}
     pid = os.getppid()
-    while told and pid > 0:
+    while variables and pid > 0:
         try:
-            if not told <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+            if not variables <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
                 return pid, _name(pid)
         except OSError:
             # Another user's process, such as a batch system's daemon.

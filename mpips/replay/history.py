@@ -1,4 +1,4 @@
-"""The course of a recorded run: what its ranks wrote down (`mpips.replay.recorder`), put together.
+"""The history of a recorded run, assembled from the records of its ranks (`mpips.replay.recorder`).
 
 Several servers log the changes of a shard, each those of its own copy. A primary may have logged a change that no other
 member received, because it died or was excluded. Each new primary logs a MARK (epoch, number of changes); changes above
@@ -56,17 +56,17 @@ READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
 _TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, WORKERS: Each(range(1 << 31))}
 _COMMANDS = list(Command)
 _PIECE = CELL_BYTES << 17
-"""Bytes that are read at once."""
+"""Bytes per read."""
 Cells = NDArray[Any]
 Key = tuple[int, int]
 """A request to a shard: (origin, time)."""
 
 
 @dataclass
-class ShardCourse:
-    """What became of a shard: change n was that of `callers[first[n - 1]:first[n]]`, by `commands[n - 1]`.
+class ShardHistory:
+    """The history of a shard: change n was made for `callers[first[n - 1]:first[n]]`, by `commands[n - 1]`.
 
-    `reads` are sorted by `version`, after how many changes they were done.
+    `reads` are sorted by `version`, the number of changes before the read.
     """
 
     first: NDArray[np.int64]
@@ -76,7 +76,7 @@ class ShardCourse:
 
     @property
     def changes(self) -> int:
-        """How many changes there are."""
+        """The number of changes."""
         return len(self.commands)
 
     def save(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class ShardCourse:
             np.savez(file, first=self.first, callers=self.callers, commands=self.commands, reads=self.reads)
 
     @classmethod
-    def load(cls, path: Path) -> ShardCourse:
+    def load(cls, path: Path) -> ShardHistory:
         """Read it from a file."""
         with explained("read", path):
             kept = npz.load(path, follow=False)
@@ -93,8 +93,8 @@ class ShardCourse:
 
 
 @dataclass
-class LeaderCourse:
-    """What the leader's program was told: its decisions, and which parts (address, time) told of a loss."""
+class LeaderHistory:
+    """The inputs of the leader's program: its decisions, and the parts (address, time) that reported a loss."""
 
     decisions: list[Any] = field(default_factory=list)
     lost: set[tuple[int, int]] = field(default_factory=set)
@@ -105,35 +105,35 @@ class LeaderCourse:
             json.dump({"decisions": self.decisions, "lost": sorted(self.lost)}, file)
 
     @classmethod
-    def load(cls, path: Path) -> LeaderCourse:
+    def load(cls, path: Path) -> LeaderHistory:
         """Read it from a file. InputError if it is damaged, OSError if it is missing."""
         kept = read_json(path, {"decisions": list, "lost": Each([int, int])}, most=LARGEST_TEXT)
         return cls(kept["decisions"], {(address, time) for address, time in kept["lost"]})
 
 
 class RecordedEvent(NamedTuple):
-    """Something that a worker was told; see `mpips.replay.recorder`."""
+    """An event of a worker; see `mpips.replay.recorder`."""
 
     kind: int
     flags: int
     rank: int
-    breath: int
+    program_poll: int
     time: int
     value: int
     text: Any = None
 
 
 @dataclass
-class Course:
-    """The course of a run, by shard and by worker."""
+class History:
+    """The history of a run, by shard and by worker."""
 
-    shards: dict[int, ShardCourse]
+    shards: dict[int, ShardHistory]
     workers: dict[int, Cells]
-    """By rank: what it was told, as cells."""
-    leader: LeaderCourse
+    """By rank: its events, as cells."""
+    leader: LeaderHistory
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder, for the ranks that are to do it again."""
+        """Write it to a folder, for the ranks of the replay."""
         folder.mkdir(parents=True, exist_ok=True)
         for number, shard in self.shards.items():
             shard.save(folder / f"shard-{number:04d}.npz")
@@ -143,42 +143,42 @@ class Course:
         self.leader.save(folder / "leader.json")
 
 
-# --- reading what ranks have written down ------------------------------------------------------------------------
+# --- reading records ------------------------------------------------------------------------
 
 
 def read_cells(path: Path) -> Cells:
-    """Read a file of a record: the cells that count, without the first.
+    """Read the valid cells of a record's file, without the first.
 
     Raises:
-        RecordError: it is none, or it is cut short.
+        RecordError: it is not such a file, or it is cut short.
     """
     with _opened(path) as file:
         head, size = file.read(CELL_BYTES), os.fstat(file.fileno()).st_size
         if len(head) < CELL_BYTES:
-            raise RecordError(f"{path}: {len(head)} bytes are no record of a run")
+            raise RecordError(f"{path}: {len(head)} bytes are too few for a record of a run")
         kind, _, _, _, magic, version, count = CELL.unpack(head)
         if (kind, magic) != (HEAD, MAGIC):
-            raise RecordError(f"{path}: is no record of a run")
+            raise RecordError(f"{path}: is not a record of a run")
         if version != VERSION:
             raise RecordError(
                 f"{path}: is of version {version} of the format, and this mpips reads {VERSION}"
             )
         if count < 1 or count * CELL_BYTES > size:
-            raise RecordError(f"{path}: cut short: {size} bytes where {count * CELL_BYTES} are due")
+            raise RecordError(f"{path}: cut short: {size} bytes instead of {count * CELL_BYTES}")
         return _cells(path, file, count - 1)
 
 
-def read_told(path: Path) -> Cells:
-    """Read what a rank was told; as `read_cells`, and the texts in it must be what is meant."""
+def read_events(path: Path) -> Cells:
+    """Read a rank's events: `read_cells`, with a check of the texts."""
     return _checked(path, read_cells(path))
 
 
 def load_events(path: Path) -> list[RecordedEvent]:
-    """Read what a worker is to be told, as `Course.save` writes it. RecordError if it is missing or damaged."""
+    """Read a worker's events, as `History.save` writes them. RecordError if the file is missing or damaged."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size % CELL_BYTES:
-            raise RecordError(f"{path}: cut short: {size} bytes are no whole cells")
+            raise RecordError(f"{path}: cut short: {size} bytes are not a multiple of {CELL_BYTES}")
         cells = _cells(path, file, size // CELL_BYTES)
     return decode_events(_checked(path, cells))
 
@@ -193,7 +193,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 
 
 def _cells(path: Path, file: BufferedReader, count: int) -> Cells:
-    """Read so many cells. RecordError if one was never written: of a file with holes, nothing more is read."""
+    """Read `count` cells. RecordError at the first one that was never written, so no sparse file is read to its end."""
     raw = bytearray()
     while len(raw) < count * CELL_BYTES:
         piece = file.read(min(_PIECE, count * CELL_BYTES - len(raw)))
@@ -206,7 +206,7 @@ def _cells(path: Path, file: BufferedReader, count: int) -> Cells:
 
 
 def _checked(path: Path, cells: Cells) -> Cells:
-    """Return cells whose texts are what is meant; RecordError if they are not."""
+    """Return the cells; RecordError if a text in them has not the form that ranks write."""
     texts = np.isin(cells["kind"], (ASIDE, WORKERS))
     try:
         if (cells["value"][texts] < 0).any():
@@ -215,25 +215,25 @@ def _checked(path: Path, cells: Cells) -> Cells:
             if each.kind in _TEXTS and misfit(each.text, _TEXTS[each.kind]):
                 raise ValueError
     except (ValueError, RecursionError):
-        raise RecordError(f"{path}: damaged: a text in it is none that a rank is told") from None
+        raise RecordError(f"{path}: damaged: a text in it is not one that a rank writes") from None
     return cells
 
 
 def decode_events(cells: Cells) -> list[RecordedEvent]:
-    """List what a worker was told."""
+    """Return the events in a worker's cells."""
     found, at, raw = [], 0, cells.tobytes()
     while at < len(cells):
-        kind, flags, _, rank, breath, time, value = cells[at].item()
+        kind, flags, _, rank, program_poll, time, value = cells[at].item()
         text, at = None, at + 1
         if kind in (ASIDE, WORKERS):
             text = json.loads(raw[at * CELL_BYTES : at * CELL_BYTES + value])
             at += -(-value // CELL_BYTES)
-        found.append(RecordedEvent(kind, flags, rank, breath, time, value, text))
+        found.append(RecordedEvent(kind, flags, rank, program_poll, time, value, text))
     return found
 
 
 def heads(cells: Cells) -> Cells:
-    """Return the cells of what a rank was told, without texts."""
+    """Return the cells of a rank's events, without texts."""
     if not (np.isin(cells["kind"], (ASIDE, WORKERS))).any():
         return cells
     chosen, at = [], 0
@@ -244,13 +244,13 @@ def heads(cells: Cells) -> Cells:
     return cells[chosen]
 
 
-# --- putting it together ---------------------------------------------------------------------------------------
+# --- assembling the history ---------------------------------------------------------------------------------------
 
 
-def _is_true(heads: Cells, marks: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Tell which of the changes that a copy went through have happened.
+def _valid(heads: Cells, marks: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Return which changes in a copy's log are valid: not discarded by a later primary.
 
-    `marks` are (epoch, changes so far) of those who came to answer for the shard.
+    `marks` are (epoch, number of changes) of each new primary of the shard.
     """
     kept = np.ones(len(heads), np.bool_)
     for epoch, number in marks:
@@ -259,10 +259,10 @@ def _is_true(heads: Cells, marks: Sequence[tuple[int, int]]) -> NDArray[np.bool_
 
 
 def merged(name: str, copies: Iterable[Cells]) -> tuple[NDArray[np.int64], Cells, NDArray[np.int64]]:
-    """Put together what servers have noted of their copies of a shard; give `first`, callers and commands.
+    """Merge the logs of the copies of a shard; return `first`, callers and commands.
 
     Raises:
-        RecordError: a change is missing, or they do not agree.
+        RecordError: a change is missing, or the logs contradict each other.
     """
     copies = list(copies)
     marks = [
@@ -271,7 +271,7 @@ def merged(name: str, copies: Iterable[Cells]) -> tuple[NDArray[np.int64], Cells
     known: dict[int, tuple[bytes, int, Cells]] = {}
     for cells in copies:
         at = np.flatnonzero(cells["kind"] == CHANGE)
-        for place in at[_is_true(cells[at], marks)].tolist():
+        for place in at[_valid(cells[at], marks)].tolist():
             whole = cells[place : place + int(cells["more"][place])]
             if len(whole) < cells["more"][place] or (whole["kind"][1:] != CALLER).any():
                 raise RecordError(f"{name}: change {cells['value'][place]} is cut short")
@@ -289,8 +289,8 @@ def merged(name: str, copies: Iterable[Cells]) -> tuple[NDArray[np.int64], Cells
     return first, callers, np.array([each[1] for each in ordered], np.int64)
 
 
-def last_word(logs: Iterable[Cells]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Give (flags, version) of what the program was told last by (address, time), of all leaders' answers."""
+def last_replies(logs: Iterable[Cells]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return (flags, version) of the last reply to each (address, time), over the records of all leaders."""
     found: dict[tuple[int, int], tuple[int, int, int]] = {}
     for cells in logs:
         for _, flags, epoch, address, _, time, value in cells[cells["kind"] == ANSWER].tolist():
@@ -300,7 +300,7 @@ def last_word(logs: Iterable[Cells]) -> dict[tuple[int, int], tuple[int, int]]:
 
 
 def last_decisions(lines: Iterable[dict[str, Any]]) -> list[Any]:
-    """Give what was decided, by number: of several, what the last leader did."""
+    """Return the decisions in order of their numbers; of several with one number, the last leader's."""
     found: dict[int, tuple[int, Any]] = {}
     for line in lines:
         number, epoch = line["number"], line["epoch"]
@@ -313,7 +313,7 @@ def last_decisions(lines: Iterable[dict[str, Any]]) -> list[Any]:
 
 
 class _Answers(NamedTuple):
-    """What callers were answered by shards: u4 shard, then as READS; version -1: by a change."""
+    """The replies of shards to one caller: shards i8[n], and rows as READS; version -1: the reply to a change."""
 
     shard: NDArray[np.int64]
     reads: NDArray[Any]
@@ -326,30 +326,30 @@ def _answers(rank: int, cells: Cells) -> _Answers:
     return _Answers(~mine["rank"].astype(np.int64), reads)
 
 
-def course(
+def assemble(
     copies: dict[int, list[Cells]],
     workers: dict[int, Cells],
     leaders: Sequence[Cells],
     decisions: Iterable[dict[str, Any]],
     origin: int,
-) -> Course:
-    """Put together a run's course.
+) -> History:
+    """Assemble a run's history.
 
     Args:
-        copies: by shard, what servers have noted of the copies that they had.
-        workers: by rank, what it was told as a worker.
-        leaders: what each leader was told.
-        decisions: what each of them decided.
-        origin: the name of the scheduler as a caller.
+        copies: by shard, the logs of its copies.
+        workers: by rank, its events as a worker.
+        leaders: the replies to each leader.
+        decisions: the decisions of all leaders.
+        origin: the id of the scheduler as a caller.
 
     Raises:
-        RecordError: something is missing, or does not agree.
+        RecordError: a record is missing, or contradicts another.
     """
-    told_last = last_word(leaders)
+    replies = last_replies(leaders)
     answers = [_answers(rank, heads(cells)) for rank, cells in workers.items()]
     by_shard = [
         (~address, version, origin, time)
-        for (address, time), (flags, version) in told_last.items()
+        for (address, time), (flags, version) in replies.items()
         if address < 0 and not flags & LOST
     ]
     reads = np.array([each[1:] for each in by_shard], READS)
@@ -361,21 +361,21 @@ def course(
         name = f"shard {number}"
         first, callers, commands = merged(name, copies.get(number, []))
         if (odd := np.flatnonzero(~np.isin(commands, _COMMANDS))).size:
-            raise RecordError(f"{name}: change {odd[0] + 1} is of no kind that there is")
+            raise RecordError(f"{name}: change {odd[0] + 1} has an unknown command")
         mine = reads[shards == number]
         _check_answers(name, mine[mine["version"] < 0], callers, copies.get(number, []))
         asked = np.sort(mine[mine["version"] >= 0], order=["version", "rank", "time"])
         if len(asked) and asked["version"][-1] > len(commands):
             raise RecordError(
-                f"{name}: somebody has read it after {asked['version'][-1]} changes, and {len(commands)} are recorded"
+                f"{name}: it was read after {asked['version'][-1]} changes, but only {len(commands)} are recorded"
             )
-        found[number] = ShardCourse(first, callers, commands, asked)
-    lost = {key for key, (flags, _) in told_last.items() if flags & LOST}
-    return Course(found, workers, LeaderCourse(last_decisions(decisions), lost))
+        found[number] = ShardHistory(first, callers, commands, asked)
+    lost = {key for key, (flags, _) in replies.items() if flags & LOST}
+    return History(found, workers, LeaderHistory(last_decisions(decisions), lost))
 
 
 def _check_answers(name: str, answers: NDArray[Any], callers: Cells, copies: Iterable[Cells]) -> None:
-    """See that what somebody was answered by a change is among the changes."""
+    """Raise RecordError if a reply to a change belongs to no recorded change."""
     changed = set(zip(callers["rank"].tolist(), callers["time"].tolist(), strict=True))
     for _, rank, time in answers.tolist():
         if (rank, time) in changed:
@@ -383,7 +383,7 @@ def _check_answers(name: str, answers: NDArray[Any], callers: Cells, copies: Ite
         if any(((cells["rank"] == rank) & (cells["time"] == time)).any() for cells in copies):
             raise RecordError(
                 f"{name}: rank {rank} was answered request {time}, of a round, by a server that was lost before any "
-                "other had it, and when a worker was lost too the round was given up: such a run cannot be done again"
+                "other had it, and the round was abandoned when a worker was lost too: such a run cannot be replayed"
             )
         raise RecordError(f"{name}: rank {rank} was answered by a change ({time}) that is not recorded")
 
@@ -391,11 +391,11 @@ def _check_answers(name: str, answers: NDArray[Any], callers: Cells, copies: Ite
 NAMES = re.compile(r"(shard)-(\d+)\.rank-\d+\.bin|(worker|leader)-(\d+)\.bin|(decisions)-\d+\.jsonl")
 
 
-def read_course(folder: Path, origin: int = 0) -> Course:
-    """Read a run's record, and put its course together.
+def read_history(folder: Path, origin: int = 0) -> History:
+    """Read a run's record, and assemble its history.
 
     Raises:
-        RecordError: there is none, or it is torn.
+        RecordError: there is none, or it is incomplete.
     """
     copies: dict[int, list[Cells]] = {}
     workers: dict[int, Cells] = {}
@@ -408,15 +408,15 @@ def read_course(folder: Path, origin: int = 0) -> Course:
         if matched[1]:
             copies.setdefault(int(matched[2]), []).append(read_cells(path))
         elif matched[3] == "worker":
-            workers[int(matched[4])] = read_told(path)
+            workers[int(matched[4])] = read_events(path)
         elif matched[3] == "leader":
-            leaders.append(read_told(path))
+            leaders.append(read_events(path))
         else:
             decisions += _lines(path)
     if not leaders:
         raise RecordError(f"{folder}: there is no record; a run writes one with [record] on = true")
     try:
-        return course(copies, workers, leaders, decisions, origin)
+        return assemble(copies, workers, leaders, decisions, origin)
     except RecordError as error:
         raise RecordError(f"{folder}: {error}") from None
 
@@ -426,8 +426,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_text(path, follow=False).split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
-    for number, line in enumerate(lines[:-1], 1):  # what does not end was never acted upon
+        raise RecordError(f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from None
+    for number, line in enumerate(lines[:-1], 1):  # a decision takes effect after its line is complete
         try:
             found.append(json.loads(line))
             if (
@@ -436,5 +436,5 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             ):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise RecordError(f"{path}:{number}: is no decision") from None
+            raise RecordError(f"{path}:{number}: is not a decision") from None
     return found

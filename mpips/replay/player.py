@@ -37,7 +37,7 @@ from mpips.cluster.policy import Policy
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
 from mpips.errors import Diverged
-from mpips.replay.history import LeaderCourse, RecordedEvent, ShardCourse, load_events
+from mpips.replay.history import LeaderHistory, RecordedEvent, ShardHistory, load_events
 from mpips.replay.recorder import ANSWER, ASIDE, CALL, JOINED, WORKERS
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Key = tuple[int, int]
 QUIET = 1.0
-"""Seconds for which the leader has had nothing to do before it asks the others whether they have."""
+"""Seconds without progress after which the leader queries the other ranks."""
 MOST_NAMED = 4
-"""How many of those who wait are named."""
-DEAF = frozenset((Command.VIEW, Command.ASIDE, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
-"""Control messages that mean nothing here."""
+"""Number of waiting ranks that an error message names."""
+IGNORED = frozenset((Command.VIEW, Command.ASIDE, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
+"""Control messages without a meaning in a replay."""
 
 
 class Player(Policy):
-    """One rank's part in a run that is done again, from the course in a folder; see the module."""
+    """The policy of one rank in a replay of the history in `folder`; see the module."""
 
     again = True
 
@@ -65,44 +65,47 @@ class Player(Policy):
         self.node, self._folder = node, folder
         path = folder / f"worker-{node.rank:04d}.bin"
         self._events = deque(load_events(path)) if os.path.lexists(path) else None
-        """What this rank was told as a worker; None if it never was one."""
+        """The events of this rank as a worker; None if it never was one."""
         self._worked = [(node.view.workers_since, node.place.role is Role.WORKER)]
-        """Since which epochs of the workers it was one of them, and was not."""
+        """(epoch, whether this rank was a worker since then), for each recorded change of the worker set."""
         for event in self._events or ():
             if event.kind == WORKERS:
                 self._worked.append((event.time, node.rank in event.text))
         self._called = {event.time for event in self._events or () if event.kind == CALL}
         self._replies: dict[Key, Message] = {}
         self._calls: dict[int, Message] = {}
-        self._others: list[Message] = []  # calls to this rank as a server, which it is not yet
-        self._breaths = 0
-        self._working = self._telling = False
-        self._leader = LeaderCourse.load(folder / "leader.json") if node.rank == node.view.leader else None
+        self._others: list[Message] = []  # calls to this rank as a server, while it is a worker
+        self._program_polls = 0
+        self._working = self._handling = False
+        self._leader = LeaderHistory.load(folder / "leader.json") if node.rank == node.view.leader else None
         self._lost = set(self._leader.lost) if self._leader is not None else set()
-        self.watch = Watch(node, self)
+        self.detector = DeadlockDetector(node, self)
         self._gates: Gates | None = None
         node.observers.sent += (self._sent,)
         node.register(
             Registration(
-                controls={Command.ASK_STATE: self.watch.send_state, Command.STATE: self.watch.take_state},
-                ticks=(self.watch.tick,),
+                controls={
+                    Command.ASK_STATE: self.detector.send_state,
+                    Command.STATE: self.detector.take_state,
+                },
+                ticks=(self.detector.tick,),
             )
         )
 
     # --- at every rank -----------------------------------------------------------------------------
 
     def delivery(self, deliver: Callable[[Message], None]) -> Callable[[Message], None]:
-        """Messages count in the order that is recorded."""
+        """Return the function that receives messages: it queues them until the recorded order admits them."""
         return self._take
 
     def _take(self, message: Message) -> None:
-        """Take a message that has arrived: most wait until their turn has come."""
+        """Receive a message; replies and calls are queued until the recorded order admits them."""
         node, kind = self.node, message.kind
         if kind is Kind.CONTROL:
-            if message.command in node.controls and message.command not in DEAF:
+            if message.command in node.controls and message.command not in IGNORED:
                 node.controls[message.command](message)
             return
-        self.watch.taken += 1
+        self.detector.taken += 1
         if message.filtered and not node.decoded(message):
             return
         if kind is Kind.REQUEST and message.shard >= 0:
@@ -117,12 +120,12 @@ class Player(Policy):
             self._replies[_address(message), message.time] = message
 
     def _call(self, request: Message) -> None:
-        """Take a call: to a worker, where it waits for its turn, or to a server."""
+        """Receive a call: queue it if it is for the worker role, else execute it."""
         node, workers_since = self.node, int(request.meta.get("workers_since", 0))
         last = max(since for since, _ in self._worked if since <= workers_since)
         if (
             request.meta["call"] == BuiltInCall.WRITTEN
-        ):  # nothing is, and whoever was asked may be something else by now
+        ):  # a replay writes no files, and the rank may have another role by now
             node.callee.reply(request, meta={})
         elif (last, True) in self._worked or request.time in self._called:
             self._calls[request.time] = request
@@ -132,17 +135,17 @@ class Player(Policy):
             node.callee.admit(request)
 
     def lost(self, address: int, time: int) -> bool:
-        """Tell whether the leader was told that who is asked so is lost."""
+        """Return whether the recorded task (address, time) of the leader failed by the loss of a worker."""
         return (address, time) in self._lost
 
     def _sent(self, message: Message) -> None:
-        """Count a message that is about to be sent."""
-        self.watch.sent += message.kind is not Kind.CONTROL
+        """Count a message before it is sent."""
+        self.detector.sent += message.kind is not Kind.CONTROL
 
     # --- at the leader -----------------------------------------------------------------------------
 
     def decide(self, number: int, make: Callable[[], T]) -> T:
-        """Give what was decided then."""
+        """Return the recorded decision."""
         assert self._leader is not None
         if number >= len(self._leader.decisions):
             raise Diverged(
@@ -153,16 +156,16 @@ class Player(Policy):
 
     # --- at a worker -------------------------------------------------------------------------------
 
-    def tell(self) -> bool:
-        """Tell this rank what comes next, if it waits for that and it is here, and what came in one go with it."""
-        return self._tell(0)
+    def next_event(self) -> bool:
+        """Handle the next recorded event, and those joined to it, if they have arrived; return whether they have."""
+        return self._handle_next(0)
 
-    def breathe(self, poll: Callable[[], bool]) -> None:
-        """Tell what was told when the program looked up from its work at this place, if anything."""
-        self._breaths += 1
+    def poll_in_program(self, poll: Callable[[], bool]) -> None:
+        """Handle the events that were recorded at this poll of the program, if any."""
+        self._program_polls += 1
         node, events = self.node, self._events
-        if events and events[0].breath == self._breaths:
-            node.wait_until(lambda: self._tell(self._breaths))
+        if events and events[0].program_poll == self._program_polls:
+            node.wait_until(lambda: self._handle_next(self._program_polls))
         else:
             self._working = True
             message = node.van.receive()
@@ -170,18 +173,23 @@ class Player(Policy):
                 node.take(message)
             self._working = False
 
-    def _tell(self, breath: int) -> bool:
+    def _handle_next(self, program_poll: int) -> bool:
         events = self._events
-        if self._telling or not events or events[0].breath != breath or not self._is_here(events[0]):
+        if (
+            self._handling
+            or not events
+            or events[0].program_poll != program_poll
+            or not self._is_here(events[0])
+        ):
             return False
-        self._telling, outer, self.node.moving = True, self.node.moving, True
+        self._handling, outer, self.node.moving = True, self.node.moving, True
         try:
             self._do(events.popleft())
             while events and events[0].flags & JOINED:
                 self.node.wait_until(lambda: self._is_here(events[0]))
                 self._do(events.popleft())
         finally:
-            self._telling, self.node.moving = False, outer
+            self._handling, self.node.moving = False, outer
         return True
 
     def _is_here(self, event: RecordedEvent) -> bool:
@@ -189,9 +197,7 @@ class Player(Policy):
             return (event.rank, event.time) in self._replies
         if event.kind == CALL:
             return event.time in self._calls and bool(self.node.handlers)
-        if (
-            event.kind == WORKERS and self.node.role is not Role.WORKER
-        ):  # it may have to do something else before
+        if event.kind == WORKERS and self.node.role is not Role.WORKER:  # a call as a server may precede it
             called = next((each.time for each in self._events or () if each.kind == CALL), None)
             return called in self._calls and not self.node.callee.ready
         return True
@@ -215,22 +221,22 @@ class Player(Policy):
     # --- at a server -------------------------------------------------------------------------------
 
     def gates(self, server: Server) -> Gates:
-        """Give what lets requests into a server's shards."""
+        """Return the object that admits requests to a server's shards."""
         self._gates = Gates(server, self._folder)
         return self._gates
 
-    # --- when nothing moves ------------------------------------------------------------------------
+    # --- detection of deadlocks ------------------------------------------------------------------------
 
     @property
     def waits(self) -> bool:
-        """Whether this rank will do nothing unless a message comes."""
+        """Whether this rank waits for a message."""
         events = self._events
         if self._working or not events or not self._is_here(events[0]):
             return not self._working
-        return not self._telling and events[0].breath not in (0, self._breaths)
+        return not self._handling and events[0].program_poll not in (0, self._program_polls)
 
     def waits_for(self) -> str:
-        """Say what this rank waits for, "" if for nothing that was recorded."""
+        """Describe the recorded event that this rank waits for; "" if there is none."""
         if self._events:
             return f"{self._name()} waits for {self._named(self._events[0])}"
         return "" if self._gates is None else self._gates.waits_for()
@@ -243,8 +249,8 @@ class Player(Policy):
             ANSWER: f"the answer of shard {~event.rank} to its request {event.time}",
             CALL: f"call {event.time}",
         }
-        if event.breath and event.breath != self._breaths:
-            return f"nothing, where it was told something in its breath {event.breath}, after {self._breaths}"
+        if event.program_poll and event.program_poll != self._program_polls:
+            return f"poll {event.program_poll} of its program, which has made {self._program_polls}"
         return missing.get(event.kind, "other workers")
 
 
@@ -253,7 +259,7 @@ def _address(reply: Message) -> int:
 
 
 def with_workers_since(view: View, since: int, workers: tuple[int, ...]) -> View:
-    """Return a view with these workers since an epoch; all others that were some are spares."""
+    """Return a view with these workers since an epoch; all other former workers are spares."""
     roles = [
         Role.WORKER if rank in workers else Role.SPARE if role is Role.WORKER else role
         for rank, role in enumerate(view.roles)
@@ -264,10 +270,10 @@ def with_workers_since(view: View, since: int, workers: tuple[int, ...]) -> View
 
 
 class Gate:
-    """Lets requests into one shard in the order in which they took effect; see the module."""
+    """Admits requests to one shard in the recorded order; see the module."""
 
-    def __init__(self, server: Server, link: Link, course: ShardCourse) -> None:
-        self._server, self._link, self._course = server, link, course
+    def __init__(self, server: Server, link: Link, history: ShardHistory) -> None:
+        self._server, self._link, self._history = server, link, history
         self._held: dict[Key, Message] = {}
         self._changes = 0
         self._reads_done = 0
@@ -276,18 +282,18 @@ class Gate:
         self._turn()
 
     def _turn(self) -> None:
-        """See what is due after so many changes: reads, and then the next change."""
-        course, at = self._course, self._reads_done
-        end = int(np.searchsorted(course.reads["version"], self._changes, "right"))
-        self._due = {(rank, time) for _, rank, time in course.reads[at:end].tolist()}
+        """Determine the requests that are due after `_changes` changes: reads, and then the next change."""
+        history, at = self._history, self._reads_done
+        end = int(np.searchsorted(history.reads["version"], self._changes, "right"))
+        self._due = {(rank, time) for _, rank, time in history.reads[at:end].tolist()}
         self._reads_done = end
         self._next = []
-        if self._changes < course.changes:
-            first, last = course.first[self._changes], course.first[self._changes + 1]
-            self._next = course.callers[first:last].tolist()  # as tuples
+        if self._changes < history.changes:
+            first, last = history.first[self._changes], history.first[self._changes + 1]
+            self._next = history.callers[first:last].tolist()  # as tuples
 
     def admit(self, request: Message) -> None:
-        """Take a request; execute what can be, now."""
+        """Receive a request; execute all that are due now."""
         self._held[request.origin, request.time] = request
         while self._advance():
             pass
@@ -302,19 +308,19 @@ class Gate:
         shard = self._link.shard
         assert shard is not None
         requests = [held.pop(key) for key in self._next]
-        first, command = requests[0], Command(int(self._course.commands[self._changes]))
+        first, command = requests[0], Command(int(self._history.commands[self._changes]))
         which = f"shard {self._link.number}: change {self._changes + 1}, request {first.time} of rank {first.origin},"
         if command not in [each.command for each in requests]:
-            raise Diverged(f"{which} was a {command.name}, and is a {first.command.name} now")
+            raise Diverged(f"{which} was a {command.name}, but is now a {first.command.name}")
         self._server.executor.perform(self._link, requests, together=first.round != NO_ROUND)
         self._changes += 1
         if shard.changes != self._changes:
-            raise Diverged(f"{which} changes nothing now")
+            raise Diverged(f"{which} now changes nothing")
         self._turn()
         return True
 
     def waits_for(self) -> str:
-        """Say what this shard waits for; "" if for nothing."""
+        """Describe the request that this shard waits for; "" if there is none."""
         missing = [key for key in (*sorted(self._due), *self._next) if key not in self._held]
         if not missing:
             return ""
@@ -333,18 +339,18 @@ class Gates:
         self._gates: dict[int, Gate] = {}
 
     def admit(self, link: Link, request: Message) -> None:
-        """Take a request to a shard."""
+        """Receive a request to a shard."""
         if not self._server.admission.recall(request):
             return
         gate = self._gates.get(link.number)
         if gate is None:
             path = self._folder / f"shard-{link.number:04d}.npz"
-            course = ShardCourse.load(path) if os.path.lexists(path) else NOTHING
-            gate = self._gates[link.number] = Gate(self._server, link, course)
+            history = ShardHistory.load(path) if os.path.lexists(path) else NOTHING
+            gate = self._gates[link.number] = Gate(self._server, link, history)
         gate.admit(request)
 
     def waits_for(self) -> str:
-        """Say what a shard waits for; "" if none does."""
+        """Describe the request that the first waiting shard waits for; "" if none waits."""
         return next((text for gate in self._gates.values() if (text := gate.waits_for())), "")
 
 
@@ -352,27 +358,27 @@ def _none(dtype: Any) -> NDArray[Any]:
     return np.empty(0, dtype)
 
 
-NOTHING = ShardCourse(
+NOTHING = ShardHistory(
     np.zeros(1, np.int64),
     _none([("rank", "<i4"), ("time", "<i8")]),
     _none(np.int64),
     _none([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")]),
 )
-"""The course of a shard that nothing was asked of."""
+"""The history of a shard without requests."""
 
 
-class Watch:
-    """Finds out that nothing will move any more: one rank's part, and at the leader the whole; see the module."""
+class DeadlockDetector:
+    """Detects that no rank can make progress; the leader evaluates the states of all ranks. See the module."""
 
     def __init__(self, node: Node, player: Player) -> None:
         self._node, self._player = node, player
         self.sent = self.taken = 0
-        self._moved = (-1, 0.0)  # how many messages had been sent and taken, since when
+        self._moved = (-1, 0.0)  # number of messages sent and received, and the time of the last change of it
         self._wave: dict[int, tuple[int, int, str]] | None = None
         self._before: tuple[int, int] | None = None
 
     def tick(self) -> None:
-        """Ask everybody, at the leader, when it has had nothing to do for a while."""
+        """Query all ranks, at the leader, after `QUIET` seconds without progress."""
         node = self._node
         if node.view.leader != node.rank:
             return
@@ -386,13 +392,13 @@ class Watch:
                     node.control(rank, Command.ASK_STATE, {})
 
     def send_state(self, message: Message) -> None:
-        """Answer the leader, if this rank waits: else it will ask again."""
+        """Answer the leader's query: whether this rank waits, for what, and its message counts."""
         player = self._player
         meta = {"waits": player.waits, "sent": self.sent, "taken": self.taken, "text": player.waits_for()}
         self._node.control(message.sender, Command.STATE, meta)
 
     def take_state(self, message: Message) -> None:
-        """Take somebody's answer."""
+        """Receive a rank's answer; the last one completes the wave."""
         meta = message.meta
         if self._wave is None:
             return
@@ -402,17 +408,17 @@ class Watch:
             return
         self._wave[message.sender] = (meta["sent"], meta["taken"], meta["text"])
         if len(self._wave) == len(self._node.view.alive):
-            self._judge(self._wave)
+            self._compare(self._wave)
 
-    def _judge(self, wave: dict[int, tuple[int, int, str]]) -> None:
+    def _compare(self, wave: dict[int, tuple[int, int, str]]) -> None:
         sums = sum(each[0] for each in wave.values()), sum(each[1] for each in wave.values())
         self._wave = None
         if sums[0] == sums[1] and sums == self._before:
             texts = [text for _, (_, _, text) in sorted(wave.items()) if text]
             more = f"; and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
             raise Diverged(
-                "the run cannot go on as it is recorded: "
-                + ("; ".join(texts[:MOST_NAMED]) + more if texts else "all that is recorded was done")
+                "the replay cannot continue as recorded: "
+                + ("; ".join(texts[:MOST_NAMED]) + more if texts else "all recorded events were handled")
             )
         self._before = sums if sums[0] == sums[1] else None
         self._moved = (self._moved[0], self._node.van.now())

@@ -36,7 +36,7 @@ kind HEAD, has in `value` how many cells count, itself included, in `time` VERSI
     WORKERS time: the epoch of the worker set; value: bytes of text: its ranks
 
 Of a worker's events, flags has JOINED if it was handled in the same poll as the event before, or in a poll nested in
-that one; `more` is the number of the step of `Node.breathe` in which it was handled, 0 if during a wait.
+that one; `more` is the number of the poll by `Node.poll_between` in which it was handled, 0 if during a wait.
 
 The files are mapped into memory: what was written before a process was killed, by whatever signal, is there.
 """
@@ -88,7 +88,7 @@ class Log:
         CELL.pack_into(self._map, 0, HEAD, 0, 0, rank, MAGIC, VERSION, 1)
 
     def _grown(self) -> mmap.mmap:
-        """Make the file larger. OSError if there is no room: a mapped file without any would end the process."""
+        """Enlarge the file. OSError if the disk is full: a write to the mapping would then end the process (SIGBUS)."""
         more = min(max(FIRST, self._size), MOST)
         try:
             os.posix_fallocate(self._file, self._size, more)
@@ -108,11 +108,11 @@ class Log:
         value: int,
         text: bytes = b"",
     ) -> None:
-        """Append a cell, and a text behind it."""
+        """Append a cell, followed by a text."""
         self.extend([CELL.pack(kind, flags, epoch, rank, more, time, value)], text)
 
     def extend(self, cells: Sequence[bytes], text: bytes = b"") -> None:
-        """Append cells; they count once all of them are there."""
+        """Append cells; they are valid once all of them are written."""
         raw = b"".join(cells) + text
         at, end = self.count * CELL_BYTES, self.count * CELL_BYTES + len(raw)
         while end > self._size:
@@ -123,7 +123,7 @@ class Log:
         _COUNT.pack_into(self._map, _COUNT_AT, self.count)
 
     def close(self) -> None:
-        """Give back what the file has too much; idempotent."""
+        """Truncate the file to its used size; idempotent."""
         if self._file >= 0:
             self._map.close()
             os.ftruncate(self._file, self.count * CELL_BYTES)
@@ -142,13 +142,13 @@ class ChangeOrder:
 
     @property
     def log(self) -> Log:
-        """The file, made when there is something to write."""
+        """The file, created at the first write."""
         if self._log is None:
             self._log = self._recorder.open(f"shard-{self._number:04d}.rank-{self._recorder.rank:04d}.bin")
         return self._log
 
     def change(self, number: int, command: int, callers: Sequence[tuple[int, int]]) -> None:
-        """Note that this is change `number`, and whose requests (origin, time) it was."""
+        """Record change `number`, and the requests (origin, time) that it finished."""
         epoch, self.count = self._recorder.epoch, number
         origin, time = callers[0]
         cells = [CELL.pack(CHANGE, command, epoch, origin, len(callers), time, number)]
@@ -156,28 +156,28 @@ class ChangeOrder:
         self.log.extend(cells)
 
     def mark(self, number: int) -> None:
-        """Note that this server is the shard's primary as of the present epoch, after so many changes."""
+        """Record that this server is the primary as of the present epoch, after `number` changes."""
         self.log.add(MARK, 0, self._recorder.epoch, self._recorder.rank, 0, 0, number)
 
 
 class Recorder:
-    """What one rank writes down."""
+    """Writes the record of one rank."""
 
     def __init__(self, node: Node, folder: Path) -> None:
         self._node, self.folder, self.rank = node, folder, node.rank
         self._logs: list[Log] = []
-        self._told: dict[str, Log] = {}
+        self._event_logs: dict[str, Log] = {}
         self._orders: dict[int, ChangeOrder] = {}
         self._decisions: int | None = None
-        self._flags = self._breath = self._breaths = self._nested = 0
+        self._flags = self._program_poll = self._program_polls = self._nested = 0
         events = node.observers
         events.tasks += (self._watch,)
         events.turn += (self._turn,)
         events.answered += (self._answered,)
         events.request_begins += (self._request_begins,)
         events.request_ends += (self._request_ends,)
-        events.breath_begins += (self._breath_begins,)
-        events.breath_ends += (self._breath_ends,)
+        events.program_poll_begins += (self._program_poll_begins,)
+        events.program_poll_ends += (self._program_poll_ends,)
         events.workers += (self._workers,)
         events.serves += (self._serves,)
         events.orders += (self.order,)
@@ -185,23 +185,23 @@ class Recorder:
         events.aside += (self._aside,)
         events.decided += (self._decided,)
         events.results += (lambda: {"record": size(folder)},)
-        events.need_start = True  # the run can be done again from what it started from only
+        events.need_start = True  # a replay starts from the checkpoint that the run started from
         events.close += (self.close,)
         self._watch(node.tasks)
 
     @property
     def epoch(self) -> int:
-        """The epoch of what is written down now."""
+        """The present epoch."""
         return self._node.view.epoch
 
     def open(self, name: str) -> Log:
-        """Begin a file."""
+        """Create a file of the record."""
         log = Log(self.folder / name, self.rank)
         self._logs.append(log)
         return log
 
     def order(self, shard: int) -> ChangeOrder:
-        """Give what notes the changes of a shard's copies here, of which there may be several in turn."""
+        """Return the recorder of a shard's changes on this rank; successive copies share it."""
         return self._orders.setdefault(shard, ChangeOrder(self, shard))
 
     def close(self) -> None:
@@ -212,23 +212,23 @@ class Recorder:
             os.close(self._decisions)
             self._decisions = None
 
-    # --- what a server does ------------------------------------------------------------------------
+    # --- changes at a server ------------------------------------------------------------------------
 
     def _serves(self, table: FastPathTable) -> None:
         table.follow(self._pushed)
 
     def _pushed(self, shard: int, origin: int, time: int) -> None:
-        """Note a push that a server's fast path has done."""
+        """Record a push that the server's fast path has applied."""
         order = self._orders[shard]
         order.change(order.count + 1, int(Command.PUSH), [(origin, time)])
 
     # --- the events of a rank ----------------------------------------------------------------------
 
     def _watch(self, tasks: Tasks) -> None:
-        tasks.heard = self._heard
+        tasks.on_reply = self._replied
 
     def _turn(self) -> None:
-        """Note that a poll begins, which receives at most one message: the next event is the first of this poll."""
+        """Begin a poll, which receives at most one message: the next event is the first of this poll."""
         if not self._nested:
             self._flags = 0
 
@@ -239,53 +239,53 @@ class Recorder:
     def _request_ends(self) -> None:
         self._nested -= 1
 
-    def _breath_begins(self) -> None:
-        self._breaths += 1
-        self._breath = self._breaths
+    def _program_poll_begins(self) -> None:
+        self._program_polls += 1
+        self._program_poll = self._program_polls
 
-    def _breath_ends(self) -> None:
-        self._breath = 0
+    def _program_poll_ends(self) -> None:
+        self._program_poll = 0
 
-    def _tell(self, kind: int, flags: int, rank: int, time: int, value: int, text: bytes = b"") -> None:
+    def _record(self, kind: int, flags: int, rank: int, time: int, value: int, text: bytes = b"") -> None:
         leads = self._node.view.leader == self.rank
         role = "leader" if leads else "worker"
-        log = self._told.get(role)
+        log = self._event_logs.get(role)
         if log is None:
-            log = self._told[role] = self.open(f"{role}-{self.rank:04d}.bin")
-        log.add(kind, flags | self._flags, self.epoch, rank, self._breath, time, value, text)
+            log = self._event_logs[role] = self.open(f"{role}-{self.rank:04d}.bin")
+        log.add(kind, flags | self._flags, self.epoch, rank, self._program_poll, time, value, text)
         self._flags = JOINED
 
-    def _heard(self, address: int, time: int, reply: Message, given_up: bool) -> None:
-        """Note that a reply counts; one that was `given_up` for other workers follows from these, at a worker."""
+    def _replied(self, address: int, time: int, reply: Message, given_up: bool) -> None:
+        """Record an accepted reply; at a worker not one `given_up` by a change of the workers, which is recorded."""
         if given_up and self._node.view.leader != self.rank:
             return
         failed = reply.kind is Kind.FAILURE
         flags = (FAILED if failed else 0) | (LOST if failed and reply.meta.get("lost") else 0)
-        self._tell(ANSWER, flags, address, time, NO_ROUND if given_up else reply.round)
+        self._record(ANSWER, flags, address, time, NO_ROUND if given_up else reply.round)
 
     def _answered(self, slot: int) -> None:
-        """Note that what was asked on the fast path is answered."""
+        """Record the reply to a request of the fast path."""
         node = self._node
-        self._tell(ANSWER, 0, *node.tasks.asked_at(slot), node.van.version())
+        self._record(ANSWER, 0, *node.tasks.asked_at(slot), node.van.version())
 
     def _called(self, request: Message) -> None:
-        """Note that a call has come."""
-        self._tell(CALL, 0, request.origin, request.time, 0)
+        """Record the arrival of a call."""
+        self._record(CALL, 0, request.origin, request.time, 0)
 
     def _aside(self, meta: dict[str, Any]) -> None:
-        """Note that something is to be done beside the program."""
+        """Record an immediate call."""
         text = json.dumps({"call": meta["call"], "args": meta["args"]}).encode()
-        self._tell(ASIDE, 0, 0, 0, len(text), text)
+        self._record(ASIDE, 0, 0, 0, len(text), text)
 
     def _workers(self, view: View) -> None:
-        """Note that the workers are others now."""
+        """Record a change of the worker set."""
         text = json.dumps(view.workers).encode()
-        self._tell(WORKERS, 0, self.rank, view.workers_since, len(text), text)
+        self._record(WORKERS, 0, self.rank, view.workers_since, len(text), text)
 
-    # --- what the leader decides ---------------------------------------------------------------------
+    # --- decisions of the leader ---------------------------------------------------------------------
 
     def _decided(self, number: int, value: Any) -> None:
-        """Note what was decided."""
+        """Record a decision."""
         path = self.folder / f"decisions-{self.rank:04d}.jsonl"
         if self._decisions is None:
             self._decisions = open_own(path, append=True)
@@ -313,20 +313,20 @@ def size(folder: Path) -> dict[str, int]:
 
 
 ABOUT = "about.json"
-"""What a recorded run started from: {"resume": a checkpoint or null, "inputs": {file: bytes}}."""
+"""The file that describes the start of a recorded run: {"resume": a checkpoint or null, "inputs": {file: bytes}}."""
 
 
 def write_about(folder: Path, job: Job, resume: Path | None) -> None:
-    """Write down what a run starts from, beside its job."""
+    """Write `ABOUT` for a run."""
     about = {"resume": None if resume is None else str(resume.absolute()), "inputs": inputs(job)}
     write_json(folder / ABOUT, about)
 
 
 def inputs(job: Job) -> dict[str, int]:
-    """Give the sizes of a job's data files, in bytes."""
+    """Return the sizes of a job's data files, in bytes."""
     try:
         data = resolve(job.data, str(job.base))
-    except InputError:  # the program says what is wrong with it
+    except InputError:  # the program reports the error
         return {}
     named = (*data.train, *data.test, *([data.vocab] if data.vocab else []))
     return {path: os.path.getsize(path) for path in named if os.path.isfile(path)}

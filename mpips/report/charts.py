@@ -125,8 +125,8 @@ class Shape(NamedTuple):
 
 
 def _svg(width: float, height: float, label: str, body: Sequence[Shape], kind: str = "chart") -> Html:
-    size, told = f"0 0 {width:g} {height:g}", printable(label[:LONGEST])
-    return html.chart({"class": kind, "viewBox": size, "role": "img", "aria-label": told}, body)
+    size, description = f"0 0 {width:g} {height:g}", printable(label[:LONGEST])
+    return html.chart({"class": kind, "viewBox": size, "role": "img", "aria-label": description}, body)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Shape:
@@ -214,10 +214,10 @@ def lines(
         colour = f"c{each.colour % COLOURS}{dashes}"
         body.append(Shape("polyline", {"class": f"line {colour}", "points": path}))
         for point in each.points if len(each.points) <= 60 else each.points[-1:]:
-            told = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
+            tooltip = f"{each.name}: {show_x(point[0])}, {show_y(point[1])}"
             at_x, at_y = f"{across(point[0]):.1f}", f"{up(point[1]):.1f}"
             dot = {"class": f"dot {colour}", "cx": at_x, "cy": at_y, "r": "2.2"}
-            body.append(Shape("circle", dot, title=told[:LONGEST]))
+            body.append(Shape("circle", dot, title=tooltip[:LONGEST]))
     return _svg(WIDTH, HEIGHT, label, body)
 
 
@@ -243,9 +243,9 @@ def bars(rows: Sequence[Bar], *, label: str, show: Show = si, most: float | None
         for part in bar.parts:
             begin, end = scale(min(at, longest)), scale(min(at + part.value, longest))
             at += part.value
-            told = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
+            tooltip = f"{bar.name}: {part.text or part.kind} {show(part.value)}"
             place = {"x": f"{begin:.1f}", "y": top, "width": f"{end - begin:.1f}", "height": 17}
-            body.append(Shape("rect", {"class": part.kind, **place}, title=told[:LONGEST]))
+            body.append(Shape("rect", {"class": part.kind, **place}, title=tooltip[:LONGEST]))
         body.append(_text(WIDTH - notes + 8, top + 13, bar.note, "tick"))
     return _svg(WIDTH, row * len(shown) + 4, label, body) + html.more(len(rows) - len(shown))
 
@@ -264,19 +264,19 @@ def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Ht
     for number, lane in enumerate(shown):
         top = number * row + 4
         body.append(_text(names - 8, top + 12, lane.name, "row", "end"))
-        for begin, until, kind, told in lane.spans:
+        for begin, until, kind, tooltip in lane.spans:
             if not 0 <= begin <= end or not begin <= until:
                 continue
             left, size = scale(begin), max(scale(min(until, end)) - scale(begin), 1.0)
             place = {"x": f"{left:.1f}", "y": top, "width": f"{size:.1f}", "height": 15, "rx": 2}
-            body.append(Shape("rect", {"class": kind, **place}, title=told[:LONGEST]))
-        for x, kind, told in lane.moments:
+            body.append(Shape("rect", {"class": kind, **place}, title=tooltip[:LONGEST]))
+        for x, kind, tooltip in lane.moments:
             if not x >= 0:
                 continue
             at = scale(min(x, end))
             dot = Shape("circle", {"cx": f"{at:.1f}", "cy": top + 7.5, "r": 4.5})
             stroke = _line(at, top - 3, at, top + 18)
-            body.append(Shape("g", {"class": kind}, [stroke, dot], told[:LONGEST]))
+            body.append(Shape("g", {"class": kind}, [stroke, dot], tooltip[:LONGEST]))
     drawn = _svg(width, bottom + 20, label, body, "chart wide")
     return drawn + html.more(len(lanes) - len(shown))
 

@@ -97,9 +97,9 @@ def summary(runs: Sequence[Run]) -> Html:
 
 def _excess(runs: Sequence[Run], curve: Curve) -> tuple[float | None, str]:
     """Return the value used as the optimum of a curve, and the title of the excess over it."""
-    told = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
-    if told and all(isinstance(each, int | float) and each and is_drawable(each) for each in told):
-        return min(told), "F / F* − 1"
+    optima = [run.settings.get(curve.optimum, 0) for run in runs if curve.optimum]
+    if optima and all(isinstance(each, int | float) and each and is_drawable(each) for each in optima):
+        return min(optima), "F / F* − 1"
     seen = [value for run in runs for _, _, value in run.values(curve.key) if is_drawable(value)]
     if curve.optimum and seen and min(seen):
         return min(seen), "F / least F − 1"
@@ -190,13 +190,13 @@ def traffic(runs: Sequence[Run]) -> Html:
     """Bytes sent, and bytes saved by each filter (the paper's Fig. 11)."""
     cards = []
     for run in runs:
-        told = run.result.get("traffic")
-        if not told:
+        sums = run.result.get("traffic")
+        if not sums:
             continue
         rows = []
-        most = max(told["worker_raw"], told["server_raw"], 1)
+        most = max(sums["worker_raw"], sums["server_raw"], 1)
         for role in ("worker", "server"):
-            raw, sent = told[f"{role}_raw"], told[f"{role}_sent"]
+            raw, sent = sums[f"{role}_raw"], sums[f"{role}_sent"]
             parts = [
                 BarPart(sent, "busy", "sent"),
                 BarPart(max(raw - sent, 0), "waiting", "saved by filters"),
@@ -204,7 +204,7 @@ def traffic(runs: Sequence[Run]) -> Html:
             rows.append(Bar(f"{role}s", parts, f"{bytes_si(sent)}, {raw / max(sent, 1):.2g} times less"))
         drawn = bars(rows, label=f"bytes sent in {run.name}", show=bytes_si, most=most)
         cells = []
-        for name, by in told["per_filter"].items():
+        for name, by in sums["per_filter"].items():
             for role, each in by.items():
                 fewer = f"{each['raw'] / each['wire']:.3g}" if each["wire"] else ALL
                 sizes = bytes_si(each["raw"]), bytes_si(each["wire"])
@@ -255,8 +255,10 @@ def delay(runs: Sequence[Run]) -> Html:
 
 
 def _tau(run: Run) -> str:
-    told = run.job.get("consistency", {})
-    return {"sequential": "0", "eventual": "infinite"}.get(str(told.get("model")), str(told.get("tau", 0)))
+    consistency = run.job.get("consistency", {})
+    return {"sequential": "0", "eventual": "infinite"}.get(
+        str(consistency.get("model")), str(consistency.get("tau", 0))
+    )
 
 
 def _delays(run: Run) -> float:
@@ -287,8 +289,8 @@ def _timeline(run: Run) -> Html:
         name = f"{rank['role']} {rank['index']}, rank {rank['rank']}"
         moments = []
         if gone:
-            told = f"{gone['cause']} at {seconds(until)}; the others went on after {seconds(gone['seconds'])}"
-            moments.append((until, LOST, told))
+            after = seconds(gone["seconds"])
+            moments.append((until, LOST, f"{gone['cause']} at {seconds(until)}; recovered after {after}"))
         since, role = places.get(rank["rank"], (until, ""))
         spans = [(0.0, min(since, until), _kind(rank["role"]), f"{name} on {rank['host']}")]
         if since < until:
@@ -308,9 +310,9 @@ def _places(run: Run) -> dict[int, tuple[float, str]]:
     spares = [each["rank"] for each in run.about.get("ranks", []) if each["role"] == "spare"]
     taken: dict[int, tuple[float, str]] = {}
     for loss in run.recoveries:
-        heir = next((r for r in spares if roles.get(r) == loss["role"] and r not in taken), None)
-        if heir is not None and "at" in loss:
-            taken[heir] = (loss["at"] + loss["seconds"], loss["role"])
+        spare = next((r for r in spares if roles.get(r) == loss["role"] and r not in taken), None)
+        if spare is not None and "at" in loss:
+            taken[spare] = (loss["at"] + loss["seconds"], loss["role"])
     return taken
 
 

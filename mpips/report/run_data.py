@@ -89,14 +89,14 @@ class Run:
     @property
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds of its phases."""
-        told: Mapping[str, float] = self.result.get("seconds", {})
-        return told
+        found: Mapping[str, float] = self.result.get("seconds", {})
+        return found
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Return the program's own table of the job file."""
-        told: Mapping[str, Any] = self.job.get(table_name(self.job["job"]["program"]), {})
-        return told
+        found: Mapping[str, Any] = self.job.get(table_name(self.job["job"]["program"]), {})
+        return found
 
     @property
     def curve(self) -> Curve | None:

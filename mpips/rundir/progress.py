@@ -190,7 +190,7 @@ class Table:
 
 
 def wants_live(stream: TextIO) -> bool:
-    """Tell whether lines can be overwritten: as MPIPS_PROGRESS says, or else if the stream is a terminal.
+    """Return whether lines can be overwritten: as MPIPS_PROGRESS says, or else if the stream is a terminal.
 
     Open MPI gives its ranks pseudo-terminals, wherever their output goes: these do not count.
     """

@@ -134,7 +134,7 @@ class Cluster:
         return task.result()
 
     def wait_all(self, tasks: Iterable[Task]) -> list[Any]:
-        """Wait for each of some tasks; give their results, in order. Raises as `Task.result`."""
+        """Wait for each of some tasks; return their results, in order. Raises as `Task.result`."""
         return self.node.wait_all(tasks)
 
     @property

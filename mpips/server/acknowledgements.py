@@ -18,13 +18,13 @@ Push = tuple[int, int]
 
 
 class Acknowledgements:
-    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some by themselves. See the module."""
+    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some in a message. See the module."""
 
     def __init__(self, tell: Callable[[int, tuple[Push, ...]], None]) -> None:
         self._tell = tell
         # Pushes answered ahead that are not on all copies yet.
         self._coming: dict[int, set[Push]] = {}
-        # Pushes on all copies, of which the caller has not been told.
+        # Pushes on all copies whose acknowledgement is not sent yet.
         self._held: dict[int, list[Push]] = {}
         # By caller and shard: the last push that the caller has asked for.
         self._asked: dict[int, dict[int, int]] = {}
@@ -43,7 +43,7 @@ class Acknowledgements:
             self._due.add(origin)
 
     def repeat(self, origin: int, push: Push) -> None:
-        """Tell a caller again that all copies have a push, since it has not heard of it."""
+        """Acknowledge a push again: the first acknowledgement was lost."""
         self.add(origin, push)
         self._send(origin)
 

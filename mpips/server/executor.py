@@ -1,8 +1,8 @@
 """Execution of requests to shards: pulls, pushes, rounds of pushes, and functions that the scheduler calls.
 
 A request that changes a shard is answered once all members of the chain have the change. The pushes of a round are
-answered ahead, before that, where copies are made: their callers may use the result, and are told later that it is
-durable (`mpips.server.acknowledgements`).
+answered ahead, before that, where copies are made: their callers may use the result, and get an acknowledgement when
+it is durable (`mpips.server.acknowledgements`).
 """
 
 from __future__ import annotations

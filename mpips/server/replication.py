@@ -170,7 +170,7 @@ class Link:
             return
         if message.command is Command.APPLIED:
             if message.sender == self.next:
-                self._word(message.time)
+                self._acknowledged(message.time)
         elif message.command is Command.RECEIVED:
             if message.sender == self.next:
                 self._send_missing(message)
@@ -185,7 +185,7 @@ class Link:
         if self.learning:
             if change.time > self.everywhere:
                 self.early[change.time] = change
-            self._give_word()
+            self._acknowledge()
             return
         assert shard is not None
         again = change.time <= shard.changes
@@ -193,7 +193,7 @@ class Link:
             self.early[change.time] = change
             self._apply()
         if again or self.next == NOBODY:
-            self._give_word()
+            self._acknowledge()
 
     def _apply(self) -> None:
         """Apply the received changes that are next in order, and forward them."""
@@ -204,7 +204,7 @@ class Link:
             if (following := self.next) != NOBODY:
                 self._pass_on(change, following)
 
-    def _give_word(self) -> None:
+    def _acknowledge(self) -> None:
         shard = self.shard
         if self.learning:
             while self.feed_known and self.everywhere + 1 in self.early:
@@ -217,8 +217,8 @@ class Link:
             word = Message(Kind.CHAIN, Command.APPLIED, shard=self.number, time=self.everywhere)
             self._send(self.previous, word)
 
-    def _word(self, time: int) -> None:
-        """All members from here on have applied the changes up to `time`."""
+    def _acknowledged(self, time: int) -> None:
+        """Record that all members from here on have applied the changes up to `time`."""
         self.everywhere = max(self.everywhere, time)
         sent = self.sent
         while sent and next(iter(sent)) <= time:
@@ -228,7 +228,7 @@ class Link:
         while releases and releases[0].change <= self.everywhere:
             releases.popleft().action()
         if self.previous != NOBODY:
-            self._give_word()
+            self._acknowledge()
 
     def _pass_on(self, change: Message, following: int) -> None:
         self.sent[change.time] = change
@@ -257,13 +257,13 @@ class Link:
         following = self.next
         if following in (NOBODY, chain.learner):
             assert self.shard is not None
-            self._word(self.shard.changes)
+            self._acknowledged(self.shard.changes)
             if following != NOBODY:
                 self._start_feed()
         else:
             self.send_again()
         if self.previous != NOBODY:
-            self._give_word()
+            self._acknowledge()
 
     def send_again(self) -> None:
         """Send unacknowledged changes again, to the new successor."""
@@ -302,7 +302,7 @@ class Link:
         received.after = tuple((time, time + 1) for time in self.early)
         self._send(self.previous, received)
         if not self.learning:
-            self._give_word()
+            self._acknowledge()
 
     def _send_missing(self, received: Message) -> None:
         """Send missing changes again: only those sent before the query, since the answer does not cover later ones."""
@@ -364,7 +364,7 @@ class Link:
             self.everywhere = message.time
         self._pieces[message.round] = message
         self._send(message.sender, Message(Kind.CONTROL, Command.FED, shard=self.number))
-        self._give_word()
+        self._acknowledge()
         if len(self._pieces) < message.meta["of"]:
             return False
         parts = [self._pieces[number].values for number in sorted(self._pieces)]

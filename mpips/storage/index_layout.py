@@ -113,7 +113,7 @@ def upper(head: I64, arena: U64, top: U64, t: int, p: int) -> tuple[Any, bool]:
 
 @kernel()
 def inside(head: I64, arena: U64, top: U64, t: int, p: int, key: Any) -> Any:
-    """Tell whether a key belongs to leaf p of node t, if that exists."""
+    """Return whether a key belongs to leaf p of node t, if that exists."""
     if t >= head[TOPS]:
         return False
     at, size = node(top, t)

@@ -131,7 +131,7 @@ def note_listed(out: I32, first: int, i: int, j: int) -> int:
 
 @kernel()
 def far_apart(head: I64, arena: U64, top: U64, t: int, p: int, keys: U64, i: int, total: int) -> Any:
-    """Tell whether the keys from i on are so many leaves apart that their loads should overlap."""
+    """Return whether the keys from i on are so many leaves apart that their loads should overlap."""
     if total - i < MANY:
         return False
     last = keys[min(i + AHEAD, total) - 1]
@@ -220,7 +220,7 @@ def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, s
 
 @kernel()
 def equal(array: U64, begin: int, keys: U64, i: int, j: int) -> Any:
-    """Tell whether keys[i:j] equal those from `begin` on."""
+    """Return whether keys[i:j] equal those from `begin` on."""
     differ = U8(0)
     for x in range(j - i):
         differ |= array[begin + x] ^ keys[i + x]

@@ -77,13 +77,13 @@ class Tasks:
         self.lossy = timer() is not None
         self.stamps = self.lossy
         """Whether the time of each part's last send is recorded."""
-        self.watch: Callable[[Part], None] | None = None
+        self.on_answered: Callable[[Part], None] | None = None
         """Callback for each answered part."""
         self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
         self.noted: Callable[[int, Message], None] | None = (
-            None  # is told each reply that counts, and its address
+            None  # called with each accepted reply, and its address
         )
-        self.heard: Callable[[int, int, Message, bool], None] | None = None
+        self.on_reply: Callable[[int, int, Message, bool], None] | None = None
         """Callback for each accepted reply: its address and time, the reply, and whether the part was given up."""
         self.recalled: dict[tuple[int, int], Message] = {}
         self.echoes: deque[Message] = deque()
@@ -193,8 +193,8 @@ class Tasks:
         peer, task = self._peers[part.address], part.task
         del peer.unanswered[task.time]
         part.slot = -1
-        if self.watch is not None:
-            self.watch(part)
+        if self.on_answered is not None:
+            self.on_answered(part)
         task.received += 1
         try:
             if task.received == task.expected:
@@ -211,7 +211,7 @@ class Tasks:
             part.slot = -1
 
     def weigh(self, task: Task, nbytes: int) -> None:
-        """Note how many bytes of rows a task sends that was just issued."""
+        """Record the bytes of rows that a new task sends."""
         if not task.done:
             task.nbytes = nbytes
             self.nbytes += nbytes
@@ -346,10 +346,10 @@ class Tasks:
         self._leave_desk(part)
         if peer.timer is not None:
             peer.timer.heard(self.now())
-        if self.watch is not None:
-            self.watch(part)
-        if self.heard is not None:
-            self.heard(address, reply.time, reply, False)
+        if self.on_answered is not None:
+            self.on_answered(part)
+        if self.on_reply is not None:
+            self.on_reply(address, reply.time, reply, False)
         if reply.acked == AHEAD and not part.sure:
             self.ahead.keep(peer, part)
         try:
@@ -413,17 +413,17 @@ class Tasks:
                 stamp(probe, 0, address)
                 self._send(address, probe)
 
-    def missing(self, told: Message) -> None:
+    def missing(self, answer: Message) -> None:
         """Send again, within the budget, the parts that a callee has not received."""
-        address = ~told.shard if told.shard >= 0 else told.sender
+        address = ~answer.shard if answer.shard >= 0 else answer.sender
         peer = self._peers.get(address)
         if peer is None:
             return
         if peer.timer is not None:
             peer.timer.answered(self.now())
-            if told.after:
+            if answer.after:
                 peer.timer.heard(self.now())
-        parts = [peer.unanswered.get(time) or peer.ahead.get(time) for time, _ in told.after]
+        parts = [peer.unanswered.get(time) or peer.ahead.get(time) for time, _ in answer.after]
         self._again((part for part in parts if part is not None and self._budget.spend()), "lost")
 
     def redirect(self, addresses: Collection[int], cause: str) -> int:
@@ -466,8 +466,8 @@ class Tasks:
 
     def _fail(self, address: int, part: Part, why: Message) -> None:
         self._leave_desk(part)
-        if self.heard is not None:
-            self.heard(address, part.task.time, why, True)
+        if self.on_reply is not None:
+            self.on_reply(address, part.task.time, why, True)
         if self.noted is not None:
             reply = copy(why)
             reply.time = part.task.time

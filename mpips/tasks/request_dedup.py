@@ -63,7 +63,7 @@ class RequestDedup:
         self._callers: dict[int, _Caller] = {}
 
     def knows(self, request: Message) -> bool:
-        """Tell whether a request was received before and need not be decoded: `admit` answers or ignores it.
+        """Return whether a request was received before and need not be decoded: `admit` answers or ignores it.
 
         A repeated push of an aggregation must be decoded, since its reply depends on its keys.
         """
@@ -77,7 +77,7 @@ class RequestDedup:
         return (time < caller.acked or time in caller.finished) and request.command not in READS
 
     def has_finished(self, origin: int, time: int) -> bool:
-        """Tell whether a request of that time has finished."""
+        """Return whether a request of that time has finished."""
         caller = self._callers.get(origin)
         return caller is not None and (time < caller.acked or time in caller.finished)
 
@@ -173,7 +173,7 @@ class RequestDedup:
         return -1 if caller is None else caller.latest
 
     def parks(self, origin: int) -> bool:
-        """Tell whether requests of a caller wait for dependencies."""
+        """Return whether requests of a caller wait for dependencies."""
         caller = self._callers.get(origin)
         return caller is not None and bool(caller.parked)
 

@@ -70,7 +70,7 @@ class Timer:
         self._tries, self._due = 0, math.inf
 
     def expired(self, now: float) -> bool:
-        """Tell whether to probe now; a stopped timer starts."""
+        """Return whether to probe now; a stopped timer starts."""
         if self._due == math.inf:
             self._due = now + self._timeout()
         if now < self._due:
@@ -94,7 +94,7 @@ class Budget:
         self._left = min(self._left + share, BURST)
 
     def spend(self) -> bool:
-        """Tell whether one more message may be sent again, and count it."""
+        """Return whether one more message may be sent again, and count it."""
         if self._left < 1.0:
             return False
         self._left -= 1.0

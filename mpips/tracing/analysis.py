@@ -55,7 +55,7 @@ ANSWERS = frozenset(("push", "pull", "push_pull", "export", BRIEF))
 
 
 def phases(traces: Iterable[RankTrace]) -> dict[str, tuple[float, float]]:
-    """Give from when to when each phase of the program went on, by name."""
+    """Return from when to when each phase of the program went on, by name."""
     found: dict[str, tuple[float, float]] = {}
     for trace in traces:
         for each in np.concatenate([trace.of(What.PHASE), unfinished(trace)]):
@@ -189,7 +189,7 @@ def _grouped(found: Spans) -> list[tuple[int, int, int, float, float, int]]:
 
 
 def _unseen(trace: RankTrace, begin: float, end: float) -> dict[int, float]:
-    """Give the seconds that are known as sums only, by `What`: those of a gap that reaches out of the time in part."""
+    """Return the seconds known only as sums, by `What`; of a gap that is only partly in the interval, that part."""
     total: dict[int, float] = {}
     gaps = [
         (float(each["begin"]), float(each["end"]), int(each["name"]), int(each["size"]) * 1e-9)

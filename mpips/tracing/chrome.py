@@ -139,7 +139,7 @@ def _meta(what: str, pid: int, tid: int, **args: Any) -> str:
 
 
 def _ns(times: NDArray[np.float64], start: float) -> NDArray[np.int64]:
-    """Give times as nanoseconds since the start."""
+    """Return times as nanoseconds since the start."""
     return np.rint((times - start) * 1e9).astype(np.int64)
 
 
@@ -157,7 +157,7 @@ def _span(pid: int, tid: int, name: str, kind: str, begin: int, end: int, args: 
 
 
 def _spans(trace: RankTrace, found: Spans, labels: dict[int, str], start: float) -> Iterator[_Event]:
-    """Give the spans of a rank's own thread."""
+    """Return the spans of a rank's own thread."""
     pid = _pid(trace)
     begins, ends = _ns(found.begin, start).tolist(), _ns(found.end, start).tolist()
     for each, begin, end in zip(found.records.tolist(), begins, ends, strict=True):
@@ -179,7 +179,7 @@ def _spans(trace: RankTrace, found: Spans, labels: dict[int, str], start: float)
 
 
 def _beside(trace: RankTrace, start: float, within: tuple[float, float] | None) -> Iterator[str]:
-    """Give what is no span of the rank's own: the background, sums of brief spans, views, bytes per second."""
+    """Return what is no span of the rank's own: the background, sums of brief spans, views, bytes per second."""
     pid, rank = _pid(trace), trace.rank
     low, high = within or (-np.inf, np.inf)
     events: list[_Event] = []
@@ -251,7 +251,7 @@ def _flows(
 
 
 def _within(found: Spans, at: NDArray[np.int64], start: float) -> NDArray[np.bool_]:
-    """Tell which moments lie in a span."""
+    """Return which moments lie in a span."""
     outermost = found.outer < 0
     begin, end = _ns(found.begin[outermost], start), _ns(found.end[outermost], start)
     if not len(begin):

@@ -32,7 +32,7 @@ def read(folder: Path) -> list[RankTrace]:
 
 
 def readable(folder: Path) -> tuple[list[RankTrace], list[TraceError]]:
-    """Read those traces of a run that can be read, by rank, on one clock; give what is wrong with the others, too.
+    """Read those traces of a run that can be read, by rank, on one clock; return what is wrong with the others, too.
 
     Raises:
         TraceError: there is none.
@@ -108,7 +108,7 @@ def tied(traces: Sequence[RankTrace], on_one_clock: bool = True) -> Tied:
 
 
 def align(traces: Sequence[RankTrace]) -> dict[str, float]:
-    """Set all traces to the clock of the first one's machine; give by how many seconds each clock was changed."""
+    """Set all traces to the clock of the first one's machine; return by how many seconds each clock was changed."""
     clocks = list(dict.fromkeys(trace.clock for trace in traces))
     changed = {clocks[0]: 0.0}
     if len(clocks) > 1:

@@ -212,7 +212,7 @@ class Trace:
 
     def watch(self, tasks: Tasks) -> None:
         """Let the answers to a caller's tasks be told, while the gate is open."""
-        tasks.watch = self._answered if self.gate.open else None
+        tasks.on_answered = self._answered if self.gate.open else None
         tasks.stamps = tasks.lossy or self.gate.open
 
     def _behind(self) -> tuple[float, float, int]:
@@ -406,7 +406,7 @@ class Trace:
     # --- rest ----------------------------------------------------------------------------------------
 
     def resting(self, idle: Callable[[], None]) -> Callable[[], None]:
-        """Let it be known when a rank that serves has nothing to do: give what to call then instead of `idle`."""
+        """Let it be known when a rank that serves has nothing to do: return what to call then instead of `idle`."""
 
         def rest() -> None:
             if not self._quiet:

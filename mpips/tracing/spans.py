@@ -39,7 +39,7 @@ def nest(begin: Any, end: Any, own: Any, outer: Any) -> None:
 
 
 def spans(trace: RankTrace, within: tuple[float, float] | None = None) -> Spans:
-    """Give a rank's spans, or what lies of them `within` a time; those that never ended end with the trace."""
+    """Return a rank's spans, or what lies of them `within` a time; those that never ended end with the trace."""
     found = np.concatenate([trace.of(*SPANS), unfinished(trace)])
     begin, end = found["begin"], np.maximum(found["end"], found["begin"])
     if within is not None:

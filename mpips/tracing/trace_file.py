@@ -135,7 +135,7 @@ class TraceFile:
         return True
 
     def name(self, text: str) -> int:
-        """Give the number of a name; where there is no room for one more, that of none."""
+        """Return the number of a name; where there is no room for one more, that of none."""
         number = self._names.get(text)
         if number is None:
             number = self._names[text] = self._write_name(max(self._names.values()) + 1, text)
@@ -166,7 +166,7 @@ class TraceFile:
         return self._file < 0
 
     def close(self) -> None:
-        """Give back the room that was not used; idempotent."""
+        """Release the unused disk space; idempotent."""
         if self.closed:
             return
         self.full = True

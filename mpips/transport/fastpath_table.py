@@ -124,7 +124,7 @@ class FastPathTable:
     # What was finished.
 
     def has_news(self, shard: int) -> bool:
-        """Tell whether the fast path has finished a request at a shard since the last `finished`."""
+        """Return whether the fast path has finished a request at a shard since the last `finished`."""
         return bool(self.parts[shard, 0, NEWS])
 
     def finished(self, shard: int) -> Iterable[Finished]:
@@ -178,7 +178,7 @@ class FastPathTable:
         return False
 
     def give_up_landing(self) -> NDArray[np.uint8]:
-        """Give up the receive buffer, into which values may still be received."""
+        """Abandon the receive buffer, into which values may still be received."""
         landing, self.landing = self.landing, np.empty(0, np.uint8)
         return landing
 

@@ -159,11 +159,11 @@ class Network:
             self._idle.discard(rank)
 
     def runs(self, rank: int) -> bool:
-        """Tell whether a rank's program has not ended, and was neither killed nor stopped."""
+        """Return whether a rank's program has not ended, and was neither killed nor stopped."""
         return rank in self._alive and rank not in self._dead and rank not in self._stopped
 
     def lives(self, rank: int) -> bool:
-        """Tell whether a rank was not killed."""
+        """Return whether a rank was not killed."""
         return rank not in self._dead
 
     def heart(self, rank: int) -> TwinHeart:

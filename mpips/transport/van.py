@@ -93,7 +93,7 @@ class Van(Protocol):
         """
 
     def arriving(self, source: int) -> bool:
-        """Tell whether a message from a rank is being received: later messages may overtake its end."""
+        """Return whether a message from a rank is being received: later messages may overtake its end."""
 
     def unsent(self, dest: int) -> int:
         """Count the bytes of keys and values whose sends to a rank are not complete."""

@@ -132,7 +132,7 @@ def _shared(cards: NDArray[np.uint8]) -> tuple[str, bool]:
 
 
 def outnumbered(cards: NDArray[np.uint8], rank: int) -> bool:
-    """Tell whether there are more ranks on this rank's host than cores that they may run on."""
+    """Return whether there are more ranks on this rank's host than cores that they may run on."""
     here = cards[(cards[:, :_HOST] == cards[rank, :_HOST]).all(axis=1), _HOST:_PATH]
     return len(here) > int(np.unpackbits(np.bitwise_or.reduce(here)).sum())
 

@@ -167,7 +167,7 @@ class Context:
 
     def polling(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and process messages between them, so that a long loop without requests can be stopped."""
-        return self.node.breathe(items)
+        return self.node.poll_between(items)
 
     def wall(self) -> float:
         """The time now, in seconds since the epoch."""
@@ -233,7 +233,7 @@ class CallExecutor:
         self.node.register(self._role)
 
     def leave(self) -> None:
-        """Give the role back; calls that ran at once are still answered."""
+        """Leave the role; calls that ran at once are still answered."""
         self.node.unregister(self._role)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -346,7 +346,7 @@ class CallExecutor:
         """Answer a call that ran at once, as soon as its pushes are durable, or have failed."""
         failed = next((task for task in tasks if task.error is not None), None)
         if failed is None and self.node.tasks.ahead.count:
-            self.node.hasten()
+            self.node.request_acknowledgements()
             return
         self._unanswered = [each for each in self._unanswered if each[0] is not request]
         try:

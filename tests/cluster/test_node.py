@@ -246,7 +246,7 @@ def test_long_loops_still_hear_a_stop() -> None:
     scheduler, _, worker = nodes(Network(3))
     seen = []
     with pytest.raises(Stopped) as stopped:
-        for item in worker.breathe(range(10)):
+        for item in worker.poll_between(range(10)):
             seen.append(item)
             if item == 3:
                 scheduler.control(WORKER, Command.STOP, {"code": 5, "reason": "enough"})

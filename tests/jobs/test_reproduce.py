@@ -15,7 +15,7 @@ from made import job_of
 from simulated import simulate
 
 from mpips.config.program import load_program
-from mpips.replay.history import read_course
+from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.network_faults import Strike, rough
 
@@ -79,7 +79,7 @@ def test_a_job_in_which_ranks_die_is_done_again(
     ]
     how = {"record": tmp_path / "record", "replicas": 1, "strikes": strikes}
     first = run(name, data, tmp_path, fate=rough(seed, delay=0.004), seed=seed, **how)
-    read_course(tmp_path / "record").save(tmp_path / "replay")
+    read_history(tmp_path / "record").save(tmp_path / "replay")
     assert run(name, data, tmp_path, fate=rough(9, delay=0.004), seed=9, replay=tmp_path / "replay") == first
 
 

@@ -13,7 +13,7 @@ from queueing import Queueing
 from mpips.bench.scaling._pulse import rates, recovered
 from mpips.cluster.hash_ring import Ring
 from mpips.rank.simulation import Stage, simulate
-from mpips.replay.history import read_course
+from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -150,7 +150,7 @@ def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
         return sorted(most)
 
     queued = run(replicas, record=tmp_path)
-    read_course(tmp_path).save(tmp_path / "replay")
+    read_history(tmp_path).save(tmp_path / "replay")
     assert run(0, replay=tmp_path / "replay") == queued
     if replicas:
         run(replicas, strikes=[Strike("kill", 1, at=0.1)])

@@ -69,7 +69,7 @@ def test_a_rank_on_its_own_is_not_watched() -> None:
         "from mpips.rank import parent_daemon; import threading; "
         "parent_daemon.watch(print); print(threading.active_count())"
     )
-    environ = {name: value for name, value in os.environ.items() if name not in parent_daemon.TOLD}
+    environ = {name: value for name, value in os.environ.items() if name not in parent_daemon.RANK_VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=60
     )

@@ -35,14 +35,14 @@ from mpips.ranges import KeyRange
 from mpips.replay.history import (
     CELLS,
     Cells,
-    Course,
-    LeaderCourse,
-    ShardCourse,
+    History,
+    LeaderHistory,
+    ShardHistory,
     last_decisions,
     load_events,
     merged,
     read_cells,
-    read_course,
+    read_history,
 )
 from mpips.replay.recorder import (
     ANSWER,
@@ -95,7 +95,7 @@ class Wanderer:
         soft, hard, summed = (self.context.vectors[name] for name in ("soft", "hard", "summed"))
         flying: dict[int, Task] = {}
         finished = 0
-        for step in self.node.breathe(range(first, first + steps)):
+        for step in self.node.poll_between(range(first, first + steps)):
             self.node.wait_all(task for time, task in list(flying.items()) if time < step - self.tau)
             finished += sum(task.done for task in flying.values())
             flying = {time: task for time, task in flying.items() if not task.done}
@@ -159,8 +159,8 @@ def again(
     folder: Path, recorded: Callable[..., Any], seed: int, delay: float = 0.004, **layout: Any
 ) -> tuple[Any, Any]:
     """Do a recorded run again, under another schedule."""
-    course = read_course(folder / "record")
-    course.save(folder / "replay")
+    history = read_history(folder / "record")
+    history.save(folder / "replay")
     return simulate(
         recorded, Wanderer, seed=seed, fate=jerky(seed, delay=delay), replay=folder / "replay", **layout
     )
@@ -394,7 +394,7 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
         try:
             assert again(place, moving(moves), seed + 1, **chains, **layout) == first
         except RecordError as error:
-            assert "such a run cannot be done again" in str(error)
+            assert "such a run cannot be replayed" in str(error)
 
 
 # What does not go on as it is recorded, is said, and by nobody waited for.
@@ -408,42 +408,42 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "record"
 
 
-def diverge(course: Course, folder: Path) -> str:
-    """Do a course again that cannot be gone; give what is said about it."""
-    course.save(folder)
+def diverge(history: History, folder: Path) -> str:
+    """Do a history again that cannot be gone; give what is said about it."""
+    history.save(folder)
     with pytest.raises((Diverged, RemoteError)) as raised:
         simulate(schedule, Wanderer, replay=folder, workers=2)
     return str(raised.value)
 
 
 def test_a_shard_says_which_change_does_not_come(recorded: Path, tmp_path: Path) -> None:
-    course = read_course(recorded)
-    shard = course.shards[0]
+    history = read_history(recorded)
+    shard = history.shards[0]
     shard.callers["time"][shard.first[8]] += 1000
-    assert "shard 0 waits for its change 9, request" in diverge(course, tmp_path)
+    assert "shard 0 waits for its change 9, request" in diverge(history, tmp_path)
 
 
 def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path) -> None:
-    course = read_course(recorded)
-    cells = course.workers[2] = course.workers[2].copy()
+    history = read_history(recorded)
+    cells = history.workers[2] = history.workers[2].copy()
     at = np.flatnonzero(cells["kind"] == ANSWER)[3]
     cells["time"][at] += 1000
-    told = diverge(course, tmp_path)
+    told = diverge(history, tmp_path)
     assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in told
 
 
 def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_path: Path) -> None:
-    course = read_course(recorded)
-    shard = course.shards[0]
+    history = read_history(recorded)
+    shard = history.shards[0]
     pushes = np.flatnonzero(shard.commands == Command.PUSH)
     shard.commands[pushes[0]] = Command.PUSH_PULL
-    assert f"change {pushes[0] + 1}, request" in diverge(course, tmp_path)
+    assert f"change {pushes[0] + 1}, request" in diverge(history, tmp_path)
 
 
 def test_a_program_that_decides_more_is_noticed(recorded: Path, tmp_path: Path) -> None:
-    course = read_course(recorded)
-    course.leader.decisions.pop()
-    assert "asks for decision" in diverge(course, tmp_path)
+    history = read_history(recorded)
+    history.leader.decisions.pop()
+    assert "asks for decision" in diverge(history, tmp_path)
 
 
 # Putting together what several ranks have noted.
@@ -455,7 +455,7 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
         file = next(place.glob(f"{torn}*"))
         file.write_bytes(file.read_bytes()[:-5])
         with pytest.raises(RecordError, match=f"{torn}.*: cut short"):
-            read_course(place)
+            read_history(place)
 
 
 @pytest.mark.parametrize("kind", [ASIDE, WORKERS])
@@ -467,7 +467,7 @@ def test_a_text_that_nobody_is_told_is_refused(
     log.add(kind, 0, 0, 0, 0, 0, len(text), text)
     log.close()
     with pytest.raises(RecordError, match=r"worker-0002\.bin: damaged: a text in it"):
-        read_course(tmp_path)
+        read_history(tmp_path)
 
 
 def test_a_change_of_an_unknown_kind_is_refused(recorded: Path, tmp_path: Path) -> None:
@@ -476,17 +476,17 @@ def test_a_change_of_an_unknown_kind_is_refused(recorded: Path, tmp_path: Path) 
         raw = np.frombuffer(path.read_bytes(), CELLS).copy()
         raw["flags"][raw["kind"] == CHANGE] = 999
         path.write_bytes(raw.tobytes())
-    with pytest.raises(RecordError, match="shard 0: change 1 is of no kind that there is"):
-        read_course(place)
+    with pytest.raises(RecordError, match="shard 0: change 1 has an unknown command"):
+        read_history(place)
 
 
 def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
     place = shutil.copytree(recorded, tmp_path / "record")
     next(place.glob("shard-0000*")).unlink()
     with pytest.raises(RecordError, match=r"shard 0: rank \d was answered by a change"):
-        read_course(place)
+        read_history(place)
     with pytest.raises(RecordError, match="there is no record"):
-        read_course(tmp_path / "nowhere")
+        read_history(tmp_path / "nowhere")
 
 
 def copies(*logs: list[tuple[int, int, int, int]]) -> list[Cells]:
@@ -573,14 +573,14 @@ def test_of_a_record_that_is_a_hole_nothing_is_kept(tmp_path: Path) -> None:
         load_events(path)
 
 
-@pytest.mark.parametrize("load", [load_events, LeaderCourse.load, ShardCourse.load])
+@pytest.mark.parametrize("load", [load_events, LeaderHistory.load, ShardHistory.load])
 @pytest.mark.parametrize(
     "spoilt", [b"", b"{}", CELL.pack(ASIDE, 0, 0, 0, 0, 0, -1), CELL.pack(WORKERS, 0, 0, 0, 0, 0, 9), None]
 )
 def test_a_course_that_is_damaged_or_no_file_is_refused(
     tmp_path: Path, load: Callable[[Path], object], spoilt: bytes | None
 ) -> None:
-    path = tmp_path / "course"
+    path = tmp_path / "history"
     if spoilt is None:
         os.mkfifo(path)
     else:
@@ -588,5 +588,5 @@ def test_a_course_that_is_damaged_or_no_file_is_refused(
     if load is load_events and spoilt == b"":
         assert load(path) == []
         return
-    with pytest.raises(InputError, match="course"):
+    with pytest.raises(InputError, match="history"):
         load(path)

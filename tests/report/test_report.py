@@ -135,7 +135,7 @@ def test_a_run_with_two_recoveries(tmp_path: Path) -> None:
     text = " ".join(" ".join(found.texts).split())
     assert "run<1>" in text and "<1>" not in html, "names are escaped"
     assert "zstd<&>" in text and "zstd<&>" not in html
-    for said in ("completed", "F / F* − 1", "died at 4.00s; the others went on after 50ms", "hung at 6.00s",
+    for said in ("completed", "F / F* − 1", "died at 4.00s; recovered after 50ms", "hung at 6.00s",
                  "rank 5 is a server from here on", "computing 3.00s", "5 times less", "tau = 0", "n2"):  # fmt: skip
         assert said in text, said
     spans = [tag for tag in found.tags if tag[0] == "rect" and tag[1]["class"] in ("server", "spare")]

@@ -155,7 +155,7 @@ class Worker:
         node, vector = self.context.node, self.context.vectors["v"]
         for round_ in range(first, first + rounds):
             node.wait(vector.push(KEYS, np.ones(len(KEYS)), round=round_))
-            node.hasten()
+            node.request_acknowledgements()
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -29,7 +29,7 @@ PAPERS = 8
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Train with several delays, alternating; give the benchmark's report."""
+    """Train with several delays, alternating; return the benchmark's report."""
     report = lab.folder / "delay.json"
     arguments = ["--slow", str(SLOW), "--chance", str(CHANCE), "--repeat", str(lab.repeat)]
     arguments += ["--workers", str(WORKERS), "--slower", str(SLOWER)]

@@ -83,7 +83,7 @@ class Experiment(Protocol):
 
 
 def machines(workers: int, stragglers: bool = True) -> str:
-    """Give the setting that makes workers slow like small machines, with or without stragglers."""
+    """Return the setting that makes workers slow like small machines, with or without stragglers."""
     slow = _runs.slowed(range(workers), SLOWER)
     if stragglers:
         slow += _runs.slowed(range(workers), SLOW, CHANCE)
@@ -99,6 +99,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def agreement(ours: float, claim: tuple[float, float], partly: tuple[float, float] = (1.0, 0.0)) -> str:
-    """Tell whether our figure is in the range (least, most) of the paper's claim, or in part of it."""
+    """Return whether our figure is in the range (least, most) of the paper's claim, or in part of it."""
     (least, most), (low, high) = claim, partly
     return "yes" if least <= ours <= most else "in part" if low <= ours <= high else "no"

@@ -49,7 +49,7 @@ class Settings:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Load the data, and iterate on all workers; give the run's metrics."""
+    """Load the data, and iterate on all workers; return the run's metrics."""
     with cluster.phase("load"):
         loaded = cluster.workers.gather("load")
         keys: NDArray[np.uint64] = reduce(np.union1d, (each for each, _ in loaded if each is not None))
@@ -76,10 +76,10 @@ class Worker:
         self.round = 0
 
     def load(self) -> Answer:
-        """Read a part of the examples; give its features."""
+        """Read a part of the examples; return its features."""
         data = resolve(self.context.job.data, str(self.context.base))
         part = read(data.train, data, self.context.index, self.context.count)
-        columns = load_columns(self.node.breathe(part))
+        columns = load_columns(self.node.poll_between(part))
         values = NO_VALUES if columns.values is None else columns.values
         self.keys, self.matrix = columns.keys, (columns.colptr, columns.rows, values)
         self.state = kernels.new_state(columns.labels)
@@ -93,7 +93,7 @@ class Worker:
         self.loss, self.gradient = self.sums(self.w)
 
     def sums(self, w: F8) -> tuple[float, F8]:
-        """Give the log-loss of all workers' examples, and its gradient, f8[features]."""
+        """Return the log-loss of all workers' examples, and its gradient, f8[features]."""
         own = np.zeros(len(w) + 1)
         with self.node.time_use.working():
             mine, gradient = w[self.places], np.empty(len(self.keys), np.float32)
@@ -110,7 +110,7 @@ class Worker:
         return float(total[0]), total[1:].copy()
 
     def iterate(self) -> dict[str, Any]:
-        """Take one step; give the state after it."""
+        """Take one step; return the state after it."""
         w, l1 = self.w, self.settings.l1
         slope = pseudo_gradient(w, self.gradient, l1)
         way = direction(slope, self.steps)
@@ -134,26 +134,26 @@ class Worker:
         return self.position(after, moved=True)
 
     def position(self, objective: float, moved: bool) -> dict[str, Any]:
-        """Give the state of the iteration, which is the same on all workers."""
+        """Return the state of the iteration, which is the same on all workers."""
         return {"objective": objective, "nonzeros": int(np.count_nonzero(self.w)), "moved": moved}
 
 
 def pseudo_gradient(w: F8, gradient: F8, l1: float) -> F8:
-    """Give the objective's slope along each axis, with the l1 norm: 0 where it increases in both directions."""
+    """Return the objective's slope along each axis, with the l1 norm: 0 where it increases in both directions."""
     up, down = gradient + l1, gradient - l1
     at_zero = np.where(up < 0.0, up, np.where(down > 0.0, down, 0.0))
     return np.where(w > 0.0, up, np.where(w < 0.0, down, at_zero))
 
 
 def direction(slope: F8, steps: deque[tuple[F8, F8]]) -> F8:
-    """Give the direction of L-BFGS, without components that do not descend along their axis."""
+    """Return the direction of L-BFGS, without components that do not descend along their axis."""
     way = two_loops(slope, steps)
     way[way * slope >= 0.0] = 0.0
     return way
 
 
 def two_loops(slope: F8, steps: deque[tuple[F8, F8]]) -> F8:
-    """Give minus the slope, f8[n], times the inverse Hessian that (step, gradient change) of the last steps make."""
+    """Return minus the slope, f8[n], times the inverse Hessian that (step, gradient change) of the last steps make."""
     way = -slope
     shares = []
     for step, change in reversed(steps):

@@ -19,7 +19,7 @@ TEXT = "page.md"
 
 
 def drawn(picture: Picture) -> str:
-    """Give a plot as an SVG file, for light and dark backgrounds."""
+    """Return a plot as an SVG file, for light and dark backgrounds."""
     style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
     return charts.standalone(picture.svg, picture.legend, style)
 

@@ -62,7 +62,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def settings(name: str, job: Job, target: float) -> list[str]:
-    """Give the settings of a system."""
+    """Return the settings of a system."""
     common = ["layout.servers=1", f"layout.workers={WORKERS}", machines(WORKERS)]
     if name == "A":
         spec = resolve(job.data, str(job.base))
@@ -81,7 +81,7 @@ def settings(name: str, job: Job, target: float) -> list[str]:
 
 
 def measured(run: _runs.FinishedRun, target: float) -> dict[str, Any]:
-    """Give the objective of a run over time, and its workers' time breakdown."""
+    """Return the objective of a run over time, and its workers' time breakdown."""
     last = run.passes[-1]
     return {
         "seconds": last["seconds"] if last["objective"] <= target else None,
@@ -157,5 +157,5 @@ def tell(found: Mapping[str, Any]) -> Section:
 
 
 def median_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the run of median time; those that did not reach the objective sort last."""
+    """Return the run of median time; those that did not reach the objective sort last."""
     return sorted(runs, key=lambda run: run["seconds"] or math.inf)[len(runs) // 2]

@@ -35,7 +35,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 
 def corpus(lab: Lab) -> list[str]:
-    """Give the settings of the documents: the project's own, or those of the command line."""
+    """Return the settings of the documents: the project's own, or those of the command line."""
     if not lab.corpus:
         return []
     return [f"data.train={json.dumps([*lab.corpus])}", 'data.vocab=""']
@@ -47,7 +47,7 @@ def name(lab: Lab) -> str:
 
 
 def reached(course: list[list[float]], level: float) -> float:
-    """Give the seconds until a run reached a likelihood, which it does."""
+    """Return the seconds until a run reached a likelihood, which it does."""
     return next(at for at, value in course if value >= level)
 
 

@@ -16,7 +16,7 @@ CACHING, KKT, ALL = "key caching", "KKT, key caching", "+ zstd"
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Train with every combination of filters; give the benchmark's report."""
+    """Train with every combination of filters; return the benchmark's report."""
     report = lab.folder / "filters.json"
     arguments = ["--keep", str(lab.folder / "filters"), "--json", str(report), *lab.switches]
     filters.main([*arguments, "--repeat", "1"])
@@ -104,7 +104,7 @@ def _fewer(row: Mapping[str, Any], key: str) -> str:
 
 
 def _bars(row: Mapping[str, Any]) -> list[Bar]:
-    """Give the bars of a combination: without filters, answers as the paper counts them."""
+    """Return the bars of a combination: without filters, answers as the paper counts them."""
     server = row["counted"] if "server_counted" not in row else row["server"]
     name = row["name"].replace("fixed_point 1", "1 byte").replace("fixed_point 2", "2 bytes")
     return [

@@ -45,7 +45,7 @@ def check_installed() -> None:
 
 
 def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
-    """Write the training data as CSR over its distinct keys, f8; give examples, features and nonzeros."""
+    """Write the training data as CSR over its distinct keys, f8; return examples, features and nonzeros."""
     examples = concatenate(read(resolve(spec, str(base)).train, spec))
     keys, indices = np.unique(examples.keys, return_inverse=True)
     values = np.ones(len(indices)) if examples.values is None else examples.values.astype(np.float64)
@@ -61,7 +61,7 @@ def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
 
 @contextmanager
 def fits(data: Path, l1: float) -> Iterator[Fit]:
-    """Start the process, which loads the data and warms up; give `fit(tolerance, iterations)`."""
+    """Start the process, which loads the data and warms up; return `fit(tolerance, iterations)`."""
     environment = os.environ | dict.fromkeys(THREADS, "1")
     command = [*interpreter.python(), "-m", "mpips.bench.applications._liblinear", str(data), repr(l1)]
     process = subprocess.Popen(
@@ -115,7 +115,7 @@ def loosest(fit: Fit, objective: float) -> float:
 
 
 def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, str]:
-    """Give LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and its source."""
+    """Return LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and its source."""
     cache = cache_file() if cache is None else cache
     name = f"{digest(data)} l1={l1!r}"
     known = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
@@ -130,13 +130,13 @@ def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, st
 
 
 def cache_file() -> Path | None:
-    """Give the path of the cache of optima; None if the user has no folder for it."""
+    """Return the path of the cache of optima; None if the user has no folder for it."""
     folder = user_folders.cache()
     return None if folder is None else folder / "mpips" / "optimum.json"
 
 
 def digest(data: Path) -> str:
-    """Give the SHA-256 of the arrays of a data set."""
+    """Return the SHA-256 of the arrays of a data set."""
     sha = hashlib.sha256()
     with np.load(data) as arrays:
         for name in sorted(arrays.files):
@@ -148,7 +148,7 @@ def digest(data: Path) -> str:
 
 
 def objective(x: Any, y: Any, w: Any, l1: float) -> float:
-    """Give sum_i log(1 + exp(-y_i x_i.w)) + l1 |w|_1."""
+    """Return sum_i log(1 + exp(-y_i x_i.w)) + l1 |w|_1."""
     return float(np.logaddexp(0.0, -y * (x @ w)).sum() + l1 * np.abs(w).sum())
 
 

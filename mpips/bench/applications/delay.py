@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
-    """Give the settings that make workers slow, and end a run of one tau soon after the target."""
+    """Return the settings that make workers slow, and end a run of one tau soon after the target."""
     who = range(asked.workers if asked.chance < 1.0 else 1)
     slow = _runs.slowed(who, asked.slow, asked.chance, asked.spell)
     if asked.slower > 1.0:
@@ -165,7 +165,7 @@ def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
 
 
 def measured(tau: int, run: FinishedRun, target: float) -> dict[str, Any]:
-    """Give the measurements of a run; None if it did not reach the target."""
+    """Return the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {
         "tau": tau,
@@ -181,7 +181,7 @@ def measured(tau: int, run: FinishedRun, target: float) -> dict[str, Any]:
 
 
 def summary(tau: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the medians over the runs of one tau; no time if one of them did not reach the target."""
+    """Return the medians over the runs of one tau; no time if one of them did not reach the target."""
     mine = [each for each in runs if each["tau"] == tau]
     keys = ("waiting", "blocks", "train", "sent")
     row = {"tau": tau} | {key: spread(each[key] for each in mine)["median"] for key in keys}

@@ -67,7 +67,7 @@ class Combination(NamedTuple):
 
     @property
     def settings(self) -> list[str]:
-        """Give the settings of this combination."""
+        """Return the settings of this combination."""
         chain = toml(self.chain)
         cache = [] if self.caching else ["ring.key_cache=0"]
         return [
@@ -107,7 +107,7 @@ def toml(chain: Sequence[Any]) -> str:
 
 
 def combinations(chains: Sequence[Sequence[Any]], quick: bool = False) -> list[Combination]:
-    """Give the combinations to compare, the one without filters first.
+    """Return the combinations to compare, the one without filters first.
 
     Raises:
         InputError: a chain needs a library that is not installed.
@@ -183,7 +183,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def figure_path(asked: argparse.Namespace) -> Path | None:
-    """Give the path of the figure: of --plot, else next to the JSON file, else in the kept folder.
+    """Return the path of the figure: of --plot, else next to the JSON file, else in the kept folder.
 
     Raises:
         InputError: it was requested, and cannot be drawn there.
@@ -203,7 +203,7 @@ def figure_path(asked: argparse.Namespace) -> Path | None:
 
 
 def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, str]:
-    """Give the optimum, and its source; it is computed if it is not known."""
+    """Return the optimum, and its source; it is computed if it is not known."""
     own = bool(asked.train or asked.set)
     data = folder / "data.npz"
     if asked.optimum is None and (own or job.settings.l1 != 1.0):
@@ -215,13 +215,13 @@ def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, s
 
 
 def until(asked: argparse.Namespace, target: float) -> list[str]:
-    """Give the setting that ends a run: at the target or, with `--settle`, at convergence."""
+    """Return the setting that ends a run: at the target or, with `--settle`, at convergence."""
     epsilon = min(2e-4, (asked.target - 1.0) / 5.0)
     return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if asked.settle else [f"sparse_lr.target={target!r}"])
 
 
 def measured(combo: Combination, run: FinishedRun, best: float, target: float) -> dict[str, Any]:
-    """Give the measurements of a run; None if it did not reach the target."""
+    """Return the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     traffic = trained(run)
     mine = [
@@ -250,13 +250,13 @@ def measured(combo: Combination, run: FinishedRun, best: float, target: float) -
 
 
 def trained(run: FinishedRun) -> dict[str, Any]:
-    """Give the traffic of a run's training, without that of its evaluation."""
+    """Return the traffic of a run's training, without that of its evaluation."""
     traffic: dict[str, Any] = _runs.events(run.folder, "trained")[0]["traffic"]
     return traffic
 
 
 def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give a row for each combination: medians over its runs, and the factor by which bytes are reduced."""
+    """Return a row for each combination: medians over its runs, and the factor by which bytes are reduced."""
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(each["name"] for each in runs):
         mine = [each for each in runs if each["name"] == name]
@@ -278,7 +278,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def filtered(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Give the share of features that KKT left out in each pass, by combination; equal shares occur once."""
+    """Return the share of features that KKT left out in each pass, by combination; equal shares occur once."""
     found: dict[str, list[float]] = {}
     for each in runs:
         if each["kkt"] and each["filtered"] not in found.values():
@@ -287,7 +287,7 @@ def filtered(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Give the mean of values; 0 if there are none."""
+    """Return the mean of values; 0 if there are none."""
     return sum(values) / max(len(values), 1)
 
 

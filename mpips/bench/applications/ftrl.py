@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measured(run: FinishedRun) -> dict[str, Any]:
-    """Give the measurements of a run: its speed over all passes, without the final scoring of the training data."""
+    """Return the measurements of a run: its speed over all passes, without the final scoring of the training data."""
     elapsed, metrics = run.passes[-1]["seconds"], run.result["metrics"]
     examples = metrics["examples"] * metrics["passes"]
     keys = ("auc", "logloss", "nonzeros", "passes")
@@ -103,7 +103,7 @@ def measured(run: FinishedRun) -> dict[str, Any]:
 
 
 def measure_stages(job: Job, workers: int, sample: int, file: Path) -> dict[str, float]:
-    """Run every stage alone on the first lines of the training data; give seconds per million examples.
+    """Run every stage alone on the first lines of the training data; return seconds per million examples.
 
     "unpack" and "parse" are times of one worker for its part of a million examples; the others are for all of them.
     """
@@ -130,7 +130,7 @@ def measure_stages(job: Job, workers: int, sample: int, file: Path) -> dict[str,
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Give the seconds that `work` takes."""
+    """Return the seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -146,7 +146,7 @@ def skim(files: Sequence[str], lines: int) -> None:
 
 
 def learn(job: Job, batches: Sequence[Examples]) -> dict[str, float]:
-    """Learn from mini-batches in this process, without messages; give the seconds of every stage."""
+    """Learn from mini-batches in this process, without messages; return the seconds of every stage."""
     from mpips.jobs.sparse_lr import kernels
     from mpips.jobs.sparse_lr.evaluate import distinct
 
@@ -169,7 +169,7 @@ def learn(job: Job, batches: Sequence[Examples]) -> dict[str, float]:
 
 
 def stopwatch() -> Iterator[float]:
-    """Give a generator whose next value is the seconds since the one before."""
+    """Return a generator whose next value is the seconds since the one before."""
 
     def laps() -> Iterator[float]:
         before = time.perf_counter()
@@ -187,7 +187,7 @@ def stopwatch() -> Iterator[float]:
 
 
 def ceilings(report: dict[str, Any]) -> dict[str, float]:
-    """Give the limit of examples per second by each resource, if messages cost nothing."""
+    """Return the limit of examples per second by each resource, if messages cost nothing."""
     stages, layout = report["stages"], report["layout"]
     servers, workers, cores = layout["servers"], layout["workers"], report["conditions"]["cores"]
     worker = stages["parse"] + (stages["unique"] + stages["gradient"]) / workers

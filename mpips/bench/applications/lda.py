@@ -130,7 +130,7 @@ def _overrides(asked: Any) -> list[str]:
 def _run(
     job: Path, folder: Path, settings: Sequence[str], topics: int, sweeps: int, launcher: str
 ) -> list[dict[str, Any]]:
-    """Run the job; give the metrics of its sweeps."""
+    """Run the job; return the metrics of its sweeps."""
     shape = [f"lda.topics={topics}", f"lda.sweeps={sweeps}"]
     run = _runs.run(job, folder, [*settings, *shape], launcher)
     tokens = {"tokens": run.result["metrics"]["tokens"]}
@@ -138,7 +138,7 @@ def _run(
 
 
 def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the tokens per second from sweep FIRST to LAST, and the likelihood at LAST."""
+    """Return the tokens per second from sweep FIRST to LAST, and the likelihood at LAST."""
     first, last = sweeps[FIRST - 1], sweeps[LAST - 1]
     elapsed = last["seconds"] - first["seconds"]
     return {
@@ -148,7 +148,7 @@ def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str, Any]:
-    """Give the time at which the job reached the likelihood of tomotopy."""
+    """Return the time at which the job reached the likelihood of tomotopy."""
     reached = next(
         (line for line in sweeps if line.get("log_likelihood", -math.inf) >= peer.likelihood), None
     )
@@ -164,7 +164,7 @@ def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str
 
 
 def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> Peer:
-    """Sample by tomotopy on one thread; give its seconds, and the joint log-likelihood by the job's formula."""
+    """Sample by tomotopy on one thread; return its seconds, and the joint log-likelihood by the job's formula."""
     import tomotopy as peer  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     from mpips.jobs.lda.corpus import Block, open_corpus

@@ -157,7 +157,7 @@ def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) ->
 
 
 def peak_memory(pid: int) -> int:
-    """Give the peak resident set of a process so far, in bytes; 0 if it has ended."""
+    """Return the peak resident set of a process so far, in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -166,7 +166,7 @@ def peak_memory(pid: int) -> int:
 
 
 def summary(part: float, spec: DataSpec, workers: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the medians over the runs of one part, and the largest size of a worker's data."""
+    """Return the medians over the runs of one part, and the largest size of a worker's data."""
     columns = [load_columns(read(listed(spec.train), spec, index, workers)) for index in range(workers)]
     nonzeros = sum(len(each.rows) for each in columns)
     row = {key: spread(each[key] for each in runs)["median"] for key in ("peak", "load", "pass_seconds")}

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def overrides(asked: argparse.Namespace) -> list[str]:
-    """Give the settings of every run; the user's come last."""
+    """Return the settings of every run; the user's come last."""
     shape = [f"sketch.depth={DEPTH}", f"sketch.width={WIDTH}", f"sketch.top={TOP}", "sketch.exact=1024"]
     return [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *shape, *asked.set]
 
@@ -117,7 +117,7 @@ def runs(
 
 
 def measured(done: Sequence[_runs.FinishedRun]) -> dict[str, Any]:
-    """Give the speed of some runs."""
+    """Return the speed of some runs."""
     metrics = [run.result["metrics"] for run in done]
     rate = spread(each["inserts_per_second"] for each in metrics)
     return {

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> tuple[float, str]:
-    """Give the optimum, and its source."""
+    """Return the optimum, and its source."""
     if given is not None:
         return given, "given"
     if not own_data and job.settings.l1 == 1.0:
@@ -101,7 +101,7 @@ def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> 
 
 
 def measured(run: FinishedRun, target: float) -> dict[str, Any]:
-    """Give the measurements of a run; None if it did not reach the target."""
+    """Return the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
     return {
         "seconds": reached["seconds"] if reached else None,

@@ -296,7 +296,7 @@ def wait_for(condition: Callable[[], bool], patience: float, pause: float = POLL
 
 
 def pids_of(run: Path) -> list[int]:
-    """Give the process ids of a run's ranks; empty while they are not known."""
+    """Return the process ids of a run's ranks; empty while they are not known."""
     with suppress(OSError, ValueError, KeyError):
         return [int(each["pid"]) for each in json.loads((run / "run.json").read_text())["ranks"]]
     return []
@@ -314,7 +314,7 @@ def kill(pids: Iterable[int], launcher: subprocess.Popen[bytes]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process of this interpreter exists and is not a zombie."""
+    """Return whether a process of this interpreter exists and is not a zombie."""
     try:
         ends = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
         return not ends and Path(os.readlink(f"/proc/{pid}/exe")) == Path(sys.executable).resolve()
@@ -323,7 +323,7 @@ def is_alive(pid: int) -> bool:
 
 
 def shared_memory(pids: Iterable[int]) -> set[Path]:
-    """Give the shared memory files that processes have mapped: killed processes do not remove theirs."""
+    """Return the shared memory files that processes have mapped: killed processes do not remove theirs."""
     found = set()
     for pid in pids:
         with suppress(OSError):
@@ -332,14 +332,14 @@ def shared_memory(pids: Iterable[int]) -> set[Path]:
 
 
 def is_writing(checkpoints: Path) -> bool:
-    """Tell whether a checkpoint is being written."""
+    """Return whether a checkpoint is being written."""
     with suppress(OSError):
         return any(not (path / MANIFEST).exists() for path in folders(checkpoints))
     return False
 
 
 def last_noted(metrics: Path) -> int:
-    """Give the step of the last checkpoint that a run reported as complete, -1 if there is none."""
+    """Return the step of the last checkpoint that a run reported as complete, -1 if there is none."""
     steps = [-1]
     with suppress(OSError):
         for line in metrics.read_text().splitlines():
@@ -350,17 +350,17 @@ def last_noted(metrics: Path) -> int:
 
 
 def size_of(checkpoint: Path) -> int:
-    """Give the size of a checkpoint in bytes."""
+    """Return the size of a checkpoint in bytes."""
     return sum(int(entry["bytes"]) for entry in read_manifest(checkpoint)["files"])
 
 
 def output(run: Path) -> str:
-    """Give the output of a run."""
+    """Return the output of a run."""
     return (run / "output.txt").read_text(errors="replace")
 
 
 def mount(folder: Path, size: int) -> str:
-    """Mount a file system of a given size in bytes; give the reason why it is impossible, or ""."""
+    """Mount a file system of a given size in bytes; return the reason why it is impossible, or ""."""
     if os.geteuid() != 0:
         return "only root can mount a small file system"
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -17,7 +17,7 @@ SINGLES, ROUNDS = "singles", "rounds"
 
 
 def key(number: int) -> int:
-    """Give the key of a number."""
+    """Return the key of a number."""
     return number * SPREAD % EXTENT
 
 
@@ -25,12 +25,12 @@ HOT_KEYS = frozenset(key(number) for number in range(1, HOT + 1))
 
 
 def push_keys(number: int) -> tuple[int, int]:
-    """Give the keys that only push `number` updates."""
+    """Return the keys that only push `number` updates."""
     return key(HOT + 1 + 2 * number), key(HOT + 2 + 2 * number)
 
 
 def round_keys(number: int) -> list[int]:
-    """Give the keys that only round `number` updates."""
+    """Return the keys that only round `number` updates."""
     return [key(HOT + 1 + 4 * number + j) for j in range(4)]
 
 

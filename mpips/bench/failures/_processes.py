@@ -164,7 +164,7 @@ class _Attack:
             self._next = now + 0.05
 
     def _noticed(self, status: str, now: float) -> bool:
-        """Tell whether the last fault is over: the rank is excluded, or was continued in time."""
+        """Return whether the last fault is over: the rank is excluded, or was continued in time."""
         if not self._launched.struck:
             return True
         last = self._launched.struck[-1]
@@ -251,7 +251,7 @@ def _begun(folder: Path) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process exists and is not a zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -332,5 +332,5 @@ def _killer(role: str, after: float) -> Callable[[Path], None]:
 
 
 def to_json(launches: Sequence[Launched], trained: Sequence[Trained]) -> dict[str, Any]:
-    """Give all measurements as JSON-able data."""
+    """Return all measurements as JSON-able data."""
     return {"launches": [asdict(each) for each in launches], "training": [asdict(each) for each in trained]}

@@ -135,12 +135,12 @@ class Worker:
         vector.push(self._keys[at : at + 1], self._one).then(answered)
 
     def end(self) -> Answer:
-        """Stop; give the number of pushes of each key."""
+        """Stop; return the number of pushes of each key."""
         self._ends = True
         self.node.wait_until(lambda: not self._under_way)
         order = np.argsort(self._keys)
         return Answer(None, self._pushed[order][:, None], self._keys[order])
 
     def records(self) -> Answer:
-        """Give all answers, as f8[n, 4]."""
+        """Return all answers, as f8[n, 4]."""
         return Answer(None, np.array(self.answers, np.float64).reshape(-1, 4))

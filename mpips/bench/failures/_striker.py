@@ -58,7 +58,7 @@ class Striker:
         self._leaving: set[int] = set()  # Servers that were ordered to leave.
 
     def ending(self, schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Give the program; no events happen after its end."""
+        """Return the program; no events happen after its end."""
 
         def run(cluster: Any) -> Any:
             try:
@@ -118,7 +118,7 @@ class Striker:
         return bool(victims)
 
     def _orders(self, event: Event, view: View) -> bool:
-        """Give the leader an order, as `mpips ctl` does."""
+        """Return the leader an order, as `mpips ctl` does."""
         cluster = self._stage.cluster
         network = self._stage.network
         if cluster is None or network is None or not network.runs(view.leader):
@@ -162,7 +162,7 @@ class Striker:
     # --- choice of ranks --------------------------------------------------------------------------
 
     def _view(self, network: Network) -> View | None:
-        """Give the latest view of all living ranks."""
+        """Return the latest view of all living ranks."""
         views = [node.view for rank, node in self._stage.nodes.items() if network.runs(rank)]
         return max(views, key=lambda view: view.epoch, default=None)
 
@@ -180,13 +180,13 @@ class Striker:
         return bool(heirs) and self._knows(view, heirs[0])
 
     def _to_hold(self, view: View) -> Iterator[tuple[int, ...]]:
-        """Give the members of each shard's chain after all changes in progress."""
+        """Return the members of each shard's chain after all changes in progress."""
         replicas = self._stage.memberships[view.leader].replicas
         for shard in range(len(view.chains)):
             yield view.ring.holders(shard, replicas)
 
     def _knows(self, view: View, heir: int) -> bool:
-        """Tell whether a rank could continue the program: it has the decisions, and the replies that no other has."""
+        """Return whether a rank could continue the program: it has the decisions, and the replies that no other has."""
         mine = self._stage.journals[heir]
         leaders = [
             journal for journal in self._stage.journals.values() if journal.returned or journal is mine
@@ -195,7 +195,7 @@ class Striker:
 
 
 def _holds(node: Node, left: set[int]) -> bool:
-    """Tell whether every shard has a member among the remaining ranks, by a rank's view."""
+    """Return whether every shard has a member among the remaining ranks, by a rank's view."""
     return all(not left.isdisjoint(chain.members) for chain in node.view.chains)
 
 

@@ -60,7 +60,7 @@ def bump(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("faults_bumps", reads=True)
 def bumps(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Give how often `bump` was called."""
+    """Return how often `bump` was called."""
     return {"bumps": int(segment.settings.get("bumps", 0))}
 
 
@@ -252,7 +252,7 @@ class Course:
         self._lost = False
 
     def run(self) -> dict[str, dict[int, int]]:
-        """Do all steps; give every vector at the end."""
+        """Do all steps; return every vector at the end."""
         for name in (ROUNDS, SINGLES):
             self._insist(partial(self._create, name))
         for step in self.plan.steps:

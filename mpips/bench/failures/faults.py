@@ -34,7 +34,7 @@ SHOWN = 10
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.parser("faults", DESCRIPTION)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=1000, metavar="N", help="on the twin; default 1000")
@@ -91,7 +91,7 @@ def repeat(seed: int) -> int:
 
 
 def on_twin(count: int, seed: int) -> dict[str, Any]:
-    """Run trials on the twin, and print the outcomes; give them as JSON-able data."""
+    """Run trials on the twin, and print the outcomes; return them as JSON-able data."""
     began = time.perf_counter()
     outcomes = []
     for each in range(seed, seed + count):
@@ -148,7 +148,7 @@ def twin_text(summary: dict[str, Any]) -> str:
 
 
 def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str, Any]:
-    """Inject faults into real ranks, and train with deaths; print the outcomes; give them as JSON-able data."""
+    """Inject faults into real ranks, and train with deaths; print the outcomes; return them as JSON-able data."""
     launches = _processes.strike_many(count, seed, folder, launcher)
     trained = _processes.train(folder, seed, launcher)
     struck = [each for launched in launches for each in launched.struck]
@@ -183,7 +183,7 @@ FIGURES = ("recovery", "detection", "takeover")
 
 
 def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
-    """Give median, 99th percentile and maximum of each time of some faults (s); faults without effect are left out."""
+    """Return median, 99th percentile and maximum of each time of some faults (s), without those that had no effect."""
     found: dict[str, float] = {}
     struck = list(struck)
     for figure in FIGURES:

@@ -41,7 +41,7 @@ MOST_SERVERS, MOST_WORKERS = 3, 3
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("restart", DESCRIPTION, MPI_LAUNCHERS)
     number = _runs.at_least(0)
     parser.add_argument("--trials", type=number, default=50, metavar="N", help="default 50")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def job_settings(asked: argparse.Namespace, folder: Path) -> list[str]:
-    """Give the overrides of the job file: small data, a checkpoint after every pass, the same bits for any servers."""
+    """Return the overrides of the job file: small data, a checkpoint per pass, the same bits for any servers."""
     if asked.train:
         data = [f"data.train={json.dumps(_runs.absolute(asked.train))}", "data.crosses=[]"]
     else:

@@ -50,7 +50,7 @@ class Settings:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Do one part; give seconds of processor time by rank and round trips in ns, or the seconds of all requests."""
+    """Do one part; return seconds of processor time by rank and round trips in ns, or the seconds of all requests."""
     cluster.create_vector(VectorSpec(VECTOR, "float32", extent=EXTENT), EXTENT // 8)
     cluster.workers.call("ask", {"requests": WARM, "batch": settings.batch})
     if settings.part == "ask":
@@ -65,7 +65,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 def watch(cluster: Cluster, seconds: float) -> dict[str, Any]:
-    """Idle for the given time; give the processor time of each rank meanwhile (s), by rank."""
+    """Idle for the given time; return the processor time of each rank meanwhile (s), by rank."""
     ranks = ranks_of(cluster)
     rest(cluster.node, SETTLE)
     begin, before = perf_counter_ns(), [processor_seconds(each["pid"]) for each in ranks]
@@ -80,7 +80,7 @@ def watch(cluster: Cluster, seconds: float) -> dict[str, Any]:
 
 
 def ranks_of(cluster: Cluster) -> list[dict[str, Any]]:
-    """Give `ranks` of the run's run.json.
+    """Return `ranks` of the run's run.json.
 
     Raises:
         InputError: a rank is on another host, where its processor time cannot be read.
@@ -104,7 +104,7 @@ def check_here(ranks: Sequence[Mapping[str, Any]], here: str) -> None:
 
 
 def processor_seconds(pid: int, proc: Path = Path("/proc")) -> float:
-    """Give the processor time of all threads of a process, in seconds.
+    """Return the processor time of all threads of a process, in seconds.
 
     The resolution is nanoseconds if the kernel has schedstat, else ticks, usually of 10 ms.
 
@@ -146,12 +146,12 @@ def trips(cluster: Cluster, settings: Settings) -> list[dict[str, Any]]:
 
 
 def repeats(pause: float, seconds: float) -> int:
-    """Give the number of round trips with pauses in a given time (s), within bounds."""
+    """Return the number of round trips with pauses in a given time (s), within bounds."""
     return min(max(int(seconds / max(pause, 1e-3)), 10), 300)
 
 
 def timed(node: Node, pause: float, count: int, trip: Callable[[], Any]) -> list[int]:
-    """Repeat a round trip, each after a pause (s); give the durations in ns."""
+    """Repeat a round trip, each after a pause (s); return the durations in ns."""
     took = []
     for _ in range(count):
         if pause:
@@ -180,11 +180,11 @@ class Worker:
 
     @at_once
     def hear(self, sent: int) -> dict[str, int]:
-        """Give the time since `sent`, in ns: the processes of a host share a clock."""
+        """Return the time since `sent`, in ns: the processes of a host share a clock."""
         return {"after": perf_counter_ns() - sent}
 
     def wake(self, pause: float, count: int) -> Answer:
-        """Push one key `count` times, each after a pause (s); give the durations, i8[count, 1] in ns."""
+        """Push one key `count` times, each after a pause (s); return the durations, i8[count, 1] in ns."""
         vector, one = self.context.vectors[VECTOR], np.ones(1, np.float32)
         keys = iter(np.sort(self._rng.integers(0, EXTENT, (count, 1), np.uint64), axis=1))
         took = timed(self.node, pause, count, lambda: self.node.wait(vector.push(next(keys), one)))

@@ -53,7 +53,7 @@ class Worker:
         self._round = 0
 
     def measure(self, loop: str, blocks: int, requests: int) -> dict[str, list[float]]:
-        """Give the seconds of a request in each block."""
+        """Return the seconds of a request in each block."""
         ask = self._asker(loop)
         found = []
         for _ in range(blocks + 1):

@@ -67,7 +67,7 @@ CROWD = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("idle", DESCRIPTION, MPI_LAUNCHERS)
     least = _runs.at_least
     parser.add_argument("--part", choices=PARTS, help="only this part")
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
-    """Run the part `rest`; give the rows of its two tables."""
+    """Run the part `rest`; return the rows of its two tables."""
     note("at rest")
     settings = [
         f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", "_idle.part=rest",
@@ -187,7 +187,7 @@ def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any
 
 
 def shares(ranks: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give median and maximum share of a core by role, from processor seconds by rank."""
+    """Return median and maximum share of a core by role, from processor seconds by rank."""
     by_role: dict[str, list[float]] = {}
     for each in ranks:
         took = measured["processor"][str(each["rank"])]
@@ -214,7 +214,7 @@ def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
-    """Run the part `crowd`; give the rows of its table, and the times."""
+    """Run the part `crowd`; return the rows of its table, and the times."""
     requests = [f"_idle.requests={asked.requests}", f"_idle.batch={asked.batch}", "_idle.part=ask"]
     works: dict[str, tuple[Path, list[str]]] = {
         "sparse_lr": (_runs.job_file(), []),

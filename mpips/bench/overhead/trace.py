@@ -105,7 +105,7 @@ def _measure(written: dict[str, list[float]], what: str, run: _runs.FinishedRun)
 
 
 def trace_bytes(folder: Path) -> float:
-    """Give the mean bytes that a rank of a run has written."""
+    """Return the mean bytes that a rank of a run has written."""
     sizes = [path.stat().st_size for path in (folder / "trace").glob("rank-*.bin")]
     return sum(sizes) / len(sizes) if sizes else 0.0
 
@@ -113,7 +113,7 @@ def trace_bytes(folder: Path) -> float:
 def table(
     times: Mapping[str, Mapping[str, Sequence[float]]], written: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Give the times without and with a trace, and the median of the rounds' ratios."""
+    """Return the times without and with a trace, and the median of the rounds' ratios."""
     rows = []
     for what, by in times.items():
         size = median(written[what]) if what in written else None

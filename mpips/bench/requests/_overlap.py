@@ -83,7 +83,7 @@ class Worker:
     def measure(
         self, mode: Mode, op: Op, keys: int, repeats: int, longer: float, pieces: int
     ) -> dict[str, list[float]]:
-        """Measure one mode and operation; give the seconds of each repetition, by KINDS."""
+        """Measure one mode and operation; return the seconds of each repetition, by KINDS."""
         vector = self.context.vectors[mode]
         names: Keys = KeyRange(0, keys)
         if mode == "cached":
@@ -98,7 +98,7 @@ class Worker:
             "alone": lambda: self._compute(whole),
             "alone_pieces": lambda: self._compute(parts),
             "async": lambda: self._both(request, whole),
-            "async_pieces": lambda: self._both(request, self.node.breathe(parts)),
+            "async_pieces": lambda: self._both(request, self.node.poll_between(parts)),
         }
         times: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(repeats):

@@ -178,7 +178,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
 
 
 def _there(sender: Chain, receiver: Chain, whole: Message, about: About) -> tuple[float, float, int]:
-    """Give the seconds to encode and to decode a message, and the bytes that are sent."""
+    """Return the seconds to encode and to decode a message, and the bytes that are sent."""
     message = Message(whole.kind, whole.command, 1, 1, 0, keys=whole.keys, values=whole.values)
     message.withheld = whole.withheld
     begin = perf_counter()

@@ -124,7 +124,7 @@ def measured(keys: Keys, length: int, seed: int) -> dict[str, Any]:
 
 
 def rate(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
-    """Give million keys a second of a function of lists."""
+    """Return million keys a second of a function of lists."""
     begin = perf_counter()
     for each in brought:
         function(each)
@@ -132,12 +132,12 @@ def rate(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
 
 
 def best(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
-    """Give the best rate of three."""
+    """Return the best rate of three."""
     return max(rate(function, brought) for _ in range(3))
 
 
 def pause(keys: Keys) -> float:
-    """Give the seconds of the longest single insertion while an index grows by short lists."""
+    """Return the seconds of the longest single insertion while an index grows by short lists."""
     index, longest = KeyIndex(), 0.0
     for each in lists(keys, PAUSED):
         begin = perf_counter()

@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("overlap", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=_runs.count, default=1_000_000, metavar="N", help="default 10^6")
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(cell: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
-    """Give the cost of a request during a computation in one piece, and in several.
+    """Return the cost of a request during a computation in one piece, and in several.
 
     All are medians over the repetitions; the cost is the median difference, which a drift of the machine affects less.
     """

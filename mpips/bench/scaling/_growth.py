@@ -19,7 +19,7 @@ class Growth:
     b: float
 
     def at(self, ranks: float) -> float:
-        """Give the cost by the law for a number of ranks."""
+        """Return the cost by the law for a number of ranks."""
         return float(self.a * ranks**self.b)
 
     @property

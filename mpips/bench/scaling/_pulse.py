@@ -14,14 +14,14 @@ SHARE = 0.9
 
 
 def rates(done: Sequence[float], begin: float, end: float) -> list[float]:
-    """Give rounds per second in each complete window from `begin` to `end`; `done` has the times of answers (s)."""
+    """Return rounds per second in each complete window from `begin` to `end`; `done` has the times of answers (s)."""
     windows = max(0, math.floor((end - begin) / WINDOW + 1e-9))
     edges = begin + WINDOW * np.arange(windows + 1)
     return (np.histogram(np.asarray(done, np.float64), edges)[0] / WINDOW).tolist() if windows else []
 
 
 def recovered(done: Sequence[float], pulse: tuple[float, float]) -> float:
-    """Give the seconds from a pulse's end to the first window at the earlier rate (median); inf if there is none."""
+    """Return the seconds from a pulse's end to the first window at the earlier rate (median); inf if there is none."""
     before = rates(done, min(done, default=0.0), pulse[0])
     if not before:
         return math.inf

@@ -50,7 +50,7 @@ class Settings:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Make a server join and another leave while the workers continue; give times, and what each server held."""
+    """Make a server join and another leave while the workers continue; return times, and what each server held."""
     vector = cluster.create_vector(VectorSpec(VECTOR, settings.dtype, extent=settings.keys), settings.keys)
     cluster.workers.call("fill")
     work = cluster.workers.start("work", {"batch": settings.batch})
@@ -73,7 +73,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, joins: bool) -> dict[str, Any]:
-    """Order a server to join or leave, wait until all shards are at their owners; give the cost."""
+    """Order a server to join or leave, wait until all shards are at their owners; return the cost."""
     rest(cluster, settings.pause)
     node = cluster.node
     before, accounts = cluster.decide(lambda: list(node.view.ring.slots)), hosts(cluster)
@@ -102,24 +102,24 @@ def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, jo
 
 
 def leave(cluster: Cluster, rank: int) -> int:
-    """Make a server leave; give its rank."""
+    """Make a server leave; return its rank."""
     cluster.membership.leave_server(rank)
     return rank
 
 
 def hosts(cluster: Cluster) -> dict[int, dict[str, Any]]:
-    """Give what each server holds and has received, by rank."""
+    """Return what each server holds and has received, by rank."""
     group = cluster.hosts
     return dict(zip(group.addresses, group.call("account"), strict=True))
 
 
 def in_place(cluster: Cluster) -> bool:
-    """Tell whether every shard is held by its owners in the ring, and no transfer is in progress."""
+    """Return whether every shard is held by its owners in the ring, and no transfer is in progress."""
     return settled(cluster.node.view, cluster.membership.replicas)
 
 
 def settled(view: View, replicas: int) -> bool:
-    """Tell whether all chains of a view are as in its ring."""
+    """Return whether all chains of a view are as in its ring."""
     return all(
         chain.learner == NOBODY and not chain.closing and chain.members == view.ring.holders(shard, replicas)
         for shard, chain in enumerate(view.chains)
@@ -172,7 +172,7 @@ class Worker:
         self._counts[begin:end] = 1
 
     def work(self, batch: int) -> Answer:
-        """Send requests until `end` is called; give the time of issue and the latency of each."""
+        """Send requests until `end` is called; return the time of issue and the latency of each."""
         vector = self.context.vectors[VECTOR]
         rng = np.random.default_rng(self.context.index)
         ones = np.ones(batch, vector.spec.dtype)
@@ -206,5 +206,5 @@ class Worker:
         self._ends = True
 
     def counts(self) -> Answer:
-        """Give the number of pushes of each key by this worker, i8[keys, 1]."""
+        """Return the number of pushes of each key by this worker, i8[keys, 1]."""
         return Answer(None, self._counts[:, None])

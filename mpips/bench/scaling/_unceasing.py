@@ -35,7 +35,7 @@ class Settings:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Run the workers; give the number of pushes, and whether each was applied once."""
+    """Run the workers; return the number of pushes, and whether each was applied once."""
     vector = cluster.create_vector(VectorSpec(VECTOR, "float64", extent=KEYS, dense=True), KEYS)
     begun = cluster.decide(time.time)
     cluster.event("begun")

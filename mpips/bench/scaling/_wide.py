@@ -47,7 +47,7 @@ class Worker:
 
 
 def measured(workers: int, replicas: int) -> dict[str, Any]:
-    """Run one pass for warm-up and one for measurement; give messages and bytes of a rank, by role."""
+    """Run one pass for warm-up and one for measurement; return messages and bytes of a rank, by role."""
     servers, stage = max(2, workers // WORKERS_PER_SERVER), Stage()
     began = time.perf_counter()
 
@@ -73,14 +73,14 @@ def measured(workers: int, replicas: int) -> dict[str, Any]:
 
 
 def sent(stage: Stage) -> dict[int, tuple[int, int]]:
-    """Give the messages and bytes that each rank has sent so far."""
+    """Return the messages and bytes that each rank has sent so far."""
     return {rank: (node.van.sent_messages, node.van.sent_bytes) for rank, node in stage.nodes.items()}
 
 
 def by_role(
     stage: Stage, before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
 ) -> dict[str, float]:
-    """Give the means of a role's ranks, and the maximum of a server."""
+    """Return the means of a role's ranks, and the maximum of a server."""
     found: dict[str, float] = {}
     for role in (Role.SCHEDULER, Role.SERVER, Role.WORKER):
         ranks = [rank for rank, node in stage.nodes.items() if node.place.role is role]

@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("elastic", DESCRIPTION)
     least = _runs.at_least
     parser.add_argument("--keys", type=least(1), default=1_000_000, metavar="N", help="default 1,000,000")
@@ -132,7 +132,7 @@ def latencies(notes: NDArray[np.float64], begin: float, end: float) -> dict[str,
 
 
 def cost(change: Mapping[str, Any], keys: int) -> dict[str, Any]:
-    """Give how much a join or leave moved, relative to the minimum, and the balance after it."""
+    """Return how much a join or leave moved, relative to the minimum, and the balance after it."""
     before, after = change["keys_before"], change["keys_after"]
     gained = {rank: held - before.get(rank, 0) for rank, held in after.items()}
     rank = str(change["rank"])
@@ -151,7 +151,7 @@ def cost(change: Mapping[str, Any], keys: int) -> dict[str, Any]:
 
 
 def good(report: Mapping[str, Any]) -> bool:
-    """Tell whether no request failed, was lost, applied twice or stale, and no more keys moved than allowed."""
+    """Return whether no request failed, was lost, applied twice or stale, and no more keys moved than allowed."""
     wrong = sum(report[name] for name in ("failed", "stale", "lost", "doubled"))
     join = report["join"]
     return bool(wrong == 0 and join["moved"] <= MOVED and join["imbalance"] < IMBALANCE)

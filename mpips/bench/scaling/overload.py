@@ -60,7 +60,7 @@ CROWD = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("overload", DESCRIPTION)
     parser.add_argument(
         "--servers", type=at_least(2), default=2, metavar="S", help="servers, at least 2; default 2"
@@ -123,7 +123,7 @@ class Disturber:
 
 
 def slowed(pids: Sequence[int], lasting: float, runs: float, period: float = PERIOD) -> tuple[float, float]:
-    """Make processes run for only `runs` seconds of each period; give begin and end (wall, s)."""
+    """Make processes run for only `runs` seconds of each period; return begin and end (wall, s)."""
     begin = time.time()
     try:
         while time.time() < begin + lasting:
@@ -141,7 +141,7 @@ def slowed(pids: Sequence[int], lasting: float, runs: float, period: float = PER
 
 
 def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, Any]:
-    """Run the program and disturb it; give the effect of each disturbance."""
+    """Run the program and disturb it; return the effect of each disturbance."""
     note(f"slow servers, a stopped server, and a flood, k = {replicas}")
     job = folder / "unceasing.toml"
     job.write_text('[job]\nprogram = "mpips.bench.scaling._unceasing"\n')
@@ -168,7 +168,7 @@ def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, 
 
 
 def felt(what: str, span: tuple[float, float], done: Sequence[float]) -> dict[str, Any]:
-    """Give the effect of a disturbance, by the times of answered rounds."""
+    """Return the effect of a disturbance, by the times of answered rounds."""
     near = [at for at in done if span[0] - CALM + 0.5 <= at < span[1] + CALM]
     before, meanwhile = rates(near, span[0] - CALM + 0.5, span[0]), rates(near, *span)
     after = rates(near, span[1], span[1] + CALM)
@@ -186,7 +186,7 @@ def felt(what: str, span: tuple[float, float], done: Sequence[float]) -> dict[st
 
 
 def crowd(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Do the same work with many ranks, with and without copies; give what the copies cost."""
+    """Do the same work with many ranks, with and without copies; return what the copies cost."""
     switches = ["--programs", "darlin,rounds", "--passes", str(asked.passes), "--launcher", asked.launcher]
     switches += [part for file in asked.train or () for part in ("--train", file)]
     switches += [part for setting in asked.set for part in ("--set", setting)]

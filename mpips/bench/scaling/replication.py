@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     shared = _runs.switches("replication", DESCRIPTION)
     parser = Parser(
         prog=shared.prog,
@@ -128,7 +128,7 @@ def plain_pushes(asked: argparse.Namespace, copies: Sequence[int], folder: Path)
 
 
 def measured(program: str, replicas: int, run: FinishedRun) -> dict[str, Any]:
-    """Give the measurements of a run."""
+    """Return the measurements of a run."""
     result = run.result
     return {
         "program": program,
@@ -145,7 +145,7 @@ def measured(program: str, replicas: int, run: FinishedRun) -> dict[str, Any]:
 
 
 def table(runs: Sequence[Mapping[str, Any]], workers: int) -> list[dict[str, Any]]:
-    """Give the medians of each program and number of copies, relative to those without copies."""
+    """Return the medians of each program and number of copies, relative to those without copies."""
     rows: list[dict[str, Any]] = []
     for program in PROGRAMS:
         of_program = [run for run in runs if run["program"] == program]

@@ -101,7 +101,7 @@ DRAWN = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _runs.job_parser("scale", DESCRIPTION)
     parser.add_argument("--ranks", type=sizes(4), default=[4, 8, 16, 32], metavar="N,...",
                         help="real ranks; default 4,8,16,32; 0: none")  # fmt: skip
@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def sizes(least: int) -> Any:
-    """Give an argparse type for lists of numbers of at least `least`; 0 is none."""
+    """Return an argparse type for lists of numbers of at least `least`; 0 is none."""
 
     def read(text: str) -> list[int]:
         found = listed(at_least(0))(text)
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
-    """Give the programs, for each data set; `folder` is for files of this benchmark."""
+    """Return the programs, for each data set; `folder` is for files of this benchmark."""
     if asked.train:
         sets = {Path(file).name.partition(".")[0]: _runs.absolute([file]) for file in asked.train}
         crosses = ["data.crosses=[]"]
@@ -251,13 +251,13 @@ class Watch:
                     return
 
     def times(self, folder: Path) -> dict[str, float | None]:
-        """Give the seconds to start and to end of a run that has just ended."""
+        """Return the seconds to start and to end of a run that has just ended."""
         left = time.time() - (folder / "result.json").stat().st_mtime
         return {"start": None if self.began is None else self.began - self.launched, "leave": left}
 
 
 def measured(program: str, replicas: int, killed: bool, run: FinishedRun, watch: Watch) -> dict[str, Any]:
-    """Give the measurements of a run that has just ended; for a run with a death, only its outcome."""
+    """Return the measurements of a run that has just ended; for a run with a death, only its outcome."""
     result = run.result
     layout, passes = result["layout"], count_passes(result["metrics"])
     row: dict[str, Any] = {
@@ -283,12 +283,12 @@ def measured(program: str, replicas: int, killed: bool, run: FinishedRun, watch:
 
 
 def count_passes(metrics: Mapping[str, Any]) -> int:
-    """Give the number of passes, or rounds, of a run."""
+    """Return the number of passes, or rounds, of a run."""
     return int(metrics.get("passes") or metrics["rounds"])
 
 
 def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
-    """Give the means of each role's ranks for a pass, and the mean memory of all ranks."""
+    """Return the means of each role's ranks for a pass, and the mean memory of all ranks."""
     found: dict[str, float] = {}
     for role in ROLES:
         mine = [each for each in ranks if each["role"] == role]
@@ -324,7 +324,7 @@ def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give a row for each program, number of ranks and of copies, with the outcome of a death."""
+    """Return a row for each program, number of ranks and of copies, with the outcome of a death."""
     lines = []
     for row in (each for each in rows if not each.get("killed")):
         of = ("program", "ranks", "replicas")

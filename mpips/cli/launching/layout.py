@@ -77,7 +77,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
-    """Give each rank's host, from the arguments, the allocation or this machine; LayoutError if ranks do not fit."""
+    """Return each rank's host, from the arguments, the allocation or this machine; LayoutError if ranks do not fit."""
     import os
 
     from mpips.errors import LayoutError

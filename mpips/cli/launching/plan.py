@@ -45,7 +45,7 @@ TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def measure(units: dict[str, float]) -> Any:
-    """Give an argparse type for positive numbers with a unit, as in 10Gbit or 20us."""
+    """Return an argparse type for positive numbers with a unit, as in 10Gbit or 20us."""
 
     def read(text: str) -> float:
         unit = next((unit for unit in sorted(units, key=len, reverse=True) if text.endswith(unit)), "")
@@ -63,7 +63,7 @@ def measure(units: dict[str, float]) -> Any:
 
 
 def positive(kind: Any) -> Any:
-    """Give an argparse type for numbers above 0."""
+    """Return an argparse type for numbers above 0."""
 
     def read(text: str) -> Any:
         try:
@@ -218,7 +218,7 @@ def measured(run: Run) -> Measured:
 
 
 def _needed() -> dict[str, Any]:
-    """Give the form of the data that a plan reads, by file."""
+    """Return the form of the data that a plan reads, by file."""
     from mpips.files.json_shape import NUMBER, Each
 
     return {

@@ -218,7 +218,7 @@ def site_of(arguments: argparse.Namespace) -> Site:
 
 
 def python_path() -> tuple[tuple[str, str], ...]:
-    """Give PYTHONPATH with absolute folders, since the job may be submitted from another shell."""
+    """Return PYTHONPATH with absolute folders, since the job may be submitted from another shell."""
     import os
 
     paths = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
@@ -226,7 +226,7 @@ def python_path() -> tuple[tuple[str, str], ...]:
 
 
 def checkpoint(named: str | None) -> str:
-    """Give the absolute path of the checkpoint to continue from; empty if there is none."""
+    """Return the absolute path of the checkpoint to continue from; empty if there is none."""
     from pathlib import Path
 
     from mpips.checkpoint.manifest import read_manifest
@@ -245,7 +245,7 @@ def checkpoint(named: str | None) -> str:
 def places(
     arguments: argparse.Namespace, layout: LayoutSpec, site: Site
 ) -> tuple[tuple[Component, ...], int]:
-    """Decide which ranks run on which nodes; give the job's components, and the number of ranks that are not workers.
+    """Decide which ranks run on which nodes; return the job's components, and the number of ranks that are not workers.
 
     Raises:
         InputError: the ranks do not fit the nodes.
@@ -292,7 +292,7 @@ def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namesp
 def tasks(
     arguments: argparse.Namespace, settings: list[str], layout: LayoutSpec, *, elastic: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """Give the settings of each task of a job array; empty if there is no array.
+    """Return the settings of each task of a job array; empty if there is no array.
 
     Raises:
         InputError: settings that cannot be read, or that do not make a valid job of the same size.

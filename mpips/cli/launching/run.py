@@ -152,7 +152,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     stale = provenance()
 
     def has_begun() -> bool:
-        """Tell whether the ranks have started: a run.json may be that of the previous run."""
+        """Return whether the ranks have started: a run.json may be that of the previous run."""
         return provenance() not in (None, stale)
 
     children = Children(ready, folder.read_result, requests, has_begun)

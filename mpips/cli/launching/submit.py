@@ -61,7 +61,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def submit(text: str) -> str:
-    """Submit a script by sbatch; give the job's number.
+    """Submit a script by sbatch; return the job's number.
 
     Raises:
         InputError: there is no sbatch, or it refuses the job; its message is in one line.

@@ -66,7 +66,7 @@ def _write(file: IO[Any], kind: str, rows: Rows) -> None:
 
 
 def _lines(rows: Rows) -> Iterator[str]:
-    """Give the lines of the text, many at a time, with the fewest digits that restore each number."""
+    """Return the lines of the text, many at a time, with the fewest digits that restore each number."""
     for at in range(0, len(rows.keys), _LINES):
         columns = [rows.keys[at : at + _LINES], *rows.values[at : at + _LINES].T]
         cells = zip(*(column.astype(str).tolist() for column in columns), strict=True)

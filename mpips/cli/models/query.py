@@ -58,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def find(named: Path, programs: Programs) -> tuple[Query, Path]:
-    """Give the function that looks up keys, and the folder that it reads: a run's or a checkpoint's.
+    """Return the function that looks up keys, and the folder that it reads: a run's or a checkpoint's.
 
     Args:
         named: that folder.
@@ -83,7 +83,7 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
 
 
 def _has_model(result: dict[str, Any]) -> bool:
-    """Tell whether a run that did not complete has written its model: a later step has failed."""
+    """Return whether a run that did not complete has written its model: a later step has failed."""
     metrics = result.get("metrics")
     return isinstance(metrics, dict) and bool(metrics.get("model"))
 

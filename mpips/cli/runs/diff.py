@@ -110,7 +110,7 @@ def as_json(
     curves: Sequence[CurveDifference],
     parameters: Parameters,
 ) -> dict[str, Any]:
-    """Give the comparison as JSON data."""
+    """Return the comparison as JSON data."""
 
     def figures(some: Iterable[Figure]) -> list[dict[str, Any]]:
         return [each._asdict() | {"difference": each.difference, "relative": each.relative} for each in some]
@@ -152,7 +152,7 @@ def report(
     limit: int = LIMIT,
     cell: int = CELL,
 ) -> list[str]:
-    """Give the lines of the comparison."""
+    """Return the lines of the comparison."""
     lines = [
         paint.beside(paint(name, BOLD), f"  {each.path}  {each.status}, {_when(each)}")
         for name, each in (("A", a), ("B", b))

@@ -60,7 +60,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.config.program import vouched
     from mpips.launch import mpi_launcher
     from mpips.launch.processes import Children
-    from mpips.replay.history import read_course
+    from mpips.replay.history import read_history
     from mpips.rundir.claim import release
     from mpips.rundir.folder import RunFolder, write_text
     from mpips.rundir.order_files import named_run
@@ -71,7 +71,7 @@ def command(arguments: argparse.Namespace) -> int:
     result = result_of(recorded)
     job = load(recorded.job, programs=vouched(arguments.program))
     about = started_from(recorded, job)
-    course = read_course(recorded.record)
+    history = read_history(recorded.record)
     starter = mpi_launcher.find_starter(arguments.launcher)
     print(f"mpips: {same_inputs(recorded, about['inputs'])}", file=sys.stderr, flush=True)
     print(
@@ -81,10 +81,10 @@ def command(arguments: argparse.Namespace) -> int:
     )
     named = arguments.run_dir
     folder = RunFolder.claim(named) if named else RunFolder.create(f"{job.name}-again")
-    course.save(folder.replay)
-    changes = sum(each.changes for each in course.shards.values())
+    history.save(folder.replay)
+    changes = sum(each.changes for each in history.shards.values())
     print(
-        f"mpips: {changes:,} changes of {len(course.shards)} shards, {len(course.workers)} workers",
+        f"mpips: {changes:,} changes of {len(history.shards)} shards, {len(history.workers)} workers",
         file=sys.stderr,
         flush=True,
     )
@@ -191,7 +191,7 @@ def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
 def judged(
     before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
 ) -> tuple[int, str]:
-    """Compare a run's `recorded` result with that of the run `now`; give the exit code and the final line."""
+    """Compare a run's `recorded` result with that of the run `now`; return the exit code and the final line."""
     from mpips.launch import mpi_launcher
 
     result = now.read_result()

@@ -132,7 +132,7 @@ def _who(rank: dict[str, Any]) -> str:
 
 
 def _row(who: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give the shares of some ranks' time."""
+    """Return the shares of some ranks' time."""
     total = sum(rank["seconds"] for rank in ranks) or 1e-9
     uses = {use: sum(rank["uses"][use] for rank in ranks) for use in ranks[0]["uses"]}
     uses["apply"] += uses.pop("serve")

@@ -18,7 +18,7 @@ _DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def survives_deaths() -> bool:
-    """Tell whether ranks survive the death of one: only with Open MPI, under `mpirun --with-ft ulfm`.
+    """Return whether ranks survive the death of one: only with Open MPI, under `mpirun --with-ft ulfm`.
 
     No MPI call reports this: without the option, all return as if no rank had died.
     """
@@ -56,7 +56,7 @@ class Deaths:
         self.ignored.add(rank)
         self.lost.add(rank)
         self._lose(rank)
-        self._news = [told for told in self._news if told != rank]
+        self._news = [each for each in self._news if each != rank]
 
     def note(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
         """Record the death that made a call concerning `rank`, or any rank, fail; re-raise all other errors.
@@ -100,7 +100,7 @@ class Deaths:
 
 
 def over(request: MPI.Request) -> bool:
-    """Tell whether a request has completed, or failed since a rank has died."""
+    """Return whether a request has completed, or failed since a rank has died."""
     try:
         return request.Test()
     except MPI.Exception as error:

@@ -189,7 +189,7 @@ def _reply(
 
 @kernel()
 def _is_simple(frame: Any, epoch: int) -> Any:
-    """Tell whether a frame may be simple: a push or pull without dependencies, metadata or filters."""
+    """Return whether a frame may be simple: a push or pull without dependencies, metadata or filters."""
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     return (
@@ -226,7 +226,7 @@ def _note(caller: Any, time: int, acked: int, pushed: bool) -> None:
 
 @kernel()
 def _has_room(caller: Any, acked: int) -> bool:
-    """Tell whether one more time can be recorded."""
+    """Return whether one more time can be recorded."""
     if caller[NOTED] < WINDOW:
         return True
     acked = max(acked, caller[ACKED])

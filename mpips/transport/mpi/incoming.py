@@ -75,7 +75,7 @@ class Incoming:
         return None
 
     def arriving(self, source: int) -> bool:
-        """Tell whether something from a rank is being received."""
+        """Return whether something from a rank is being received."""
         return any(frame.source == source for frame in self.frames) or any(
             each.source == source for each in self.messages
         )
@@ -93,7 +93,7 @@ class Incoming:
                 self._deaths.note(error, incoming.source, torn=True)
 
     def exclude(self, rank: int) -> None:
-        """Give up what is being received from a rank."""
+        """Abandon what is being received from a rank."""
         for late in self.frames:
             if late.source == rank:
                 self._deaths.abandoned.append((late.request, late.buffer))
@@ -104,7 +104,7 @@ class Incoming:
         self.messages = [incoming for incoming in self.messages if incoming.source != rank]
 
     def drop(self, incoming: Body) -> None:
-        """Give up an incomplete message, but keep the arrays that MPI may still write into."""
+        """Abandon an incomplete message, but keep the arrays that MPI may still write into."""
         for request in incoming.requests:
             # the memory may be the caller's, who may use it again at once
             with suppress(MPI.Exception):

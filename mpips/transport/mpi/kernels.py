@@ -126,7 +126,7 @@ def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: boo
 
 @kernel()
 def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
-    """Tell whether a send slot is free. See the module for `handles`."""
+    """Return whether a send slot is free. See the module for `handles`."""
     if handles[row, 0] == FREE:
         return True
     cells[FLAG] = 0

@@ -58,7 +58,7 @@ class ProcessMemory:
         self.pids, self._secret = pids, secret
 
     def has(self, rank: int) -> bool:
-        """Tell whether a rank's memory can be written to."""
+        """Return whether a rank's memory can be written to."""
         return bool(self.pids[rank])
 
 
@@ -110,7 +110,7 @@ def common(above: Sequence[int], all_above: Sequence[Sequence[int]]) -> int:
 
 
 def _is_there(read: Any, card: Any) -> bool:
-    """Tell whether the secret of a card can be read at the card's address."""
+    """Return whether the secret of a card can be read at the card's address."""
     found = np.zeros(_SECRET, np.uint8)
     here = (ctypes.c_size_t * 2)(found.ctypes.data, _SECRET)
     there = (ctypes.c_size_t * 2)(int(card["address"]), _SECRET)

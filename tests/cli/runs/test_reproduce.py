@@ -74,7 +74,7 @@ def sound(monkeypatch: pytest.MonkeyPatch) -> None:
     from mpips.launch import mpi_launcher
     from mpips.replay import history
 
-    monkeypatch.setattr(history, "read_course", lambda folder: None)
+    monkeypatch.setattr(history, "read_history", lambda folder: None)
     monkeypatch.setattr(mpi_launcher, "find_starter", lambda named: None)
 
 
