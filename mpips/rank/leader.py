@@ -44,6 +44,7 @@ from mpips.provenance.input_hashes import Inputs
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rank.retransmission_counts import RetransmissionCounts
+from mpips.rank.status import Status
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
 from mpips.rundir.order_files import Order, Orders
@@ -77,8 +78,8 @@ class Leader:
         miss: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
-        self._journal, self._membership, self._waits, self._repeats = journal, membership, waits, repeats
-        self._miss = miss
+        self._journal, self._membership, self._miss = journal, membership, miss
+        self._status = Status(node, membership, waits, repeats)
         self._orders = PendingOrders()
         # By the order's name: the rank that it made a server.
         self._joined: dict[str, int] = {}
@@ -175,10 +176,16 @@ class Leader:
 
         def look() -> None:
             for order in orders.poll():
+                if order.verb == "status":
+                    self._status.ask(order)
+                    continue
                 try:
                     orders.answer(order, True, self._carry_out(cluster, order))
                 except InputError as error:
                     orders.answer(order, False, str(error))
+            for order in self._status.ready():
+                title = f"{self.prepared.job.program}: {cluster.trained:.1f} s of training"
+                orders.answer(order, True, self._status.text(title))
 
         self.node.register(Registration(ticks=(look,)))
 
@@ -194,9 +201,7 @@ class Leader:
             return self._join(cluster, order.name, str(arguments["role"]))
         if verb == "leave":
             return self._remove(cluster, int(arguments["rank"]))
-        if verb == "tau":
-            return self._set_tau(cluster, int(arguments["tau"]))
-        return self.status(cluster)
+        return self._set_tau(cluster, int(arguments["tau"]))
 
     def _join(self, cluster: Cluster, name: str, role: str) -> str:
         if name not in self._joined:
@@ -229,29 +234,6 @@ class Leader:
             raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run is reproducible")
         cluster.aside("set_tau", {"tau": tau})
         return f"tau is {tau} from now on"
-
-    def status(self, cluster: Cluster) -> str:
-        """Return the roles, shards, waits and losses in a few lines."""
-        view = self.node.view
-        held = {rank: len(view.primary_of(rank)) for rank in view.servers}
-        lines = [
-            f"{self.prepared.job.program}: {cluster.trained:.1f} s of training, epoch {view.epoch}",
-            f"  leader: rank {view.leader}",
-            "  servers: "
-            + ", ".join(f"rank {rank} ({n} of {len(view.chains)} shards)" for rank, n in held.items()),
-            "  workers: " + ", ".join(f"rank {rank}" for rank in view.workers),
-            "  spares: " + (", ".join(f"rank {rank}" for rank in view.spares) or "none"),
-        ]
-        moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
-        lines += [f"  shards that are being copied: {moving}"] if moving else []
-        again = ", ".join(f"{n} ({cause})" for cause, n in sorted(self._repeats.total().items()))
-        lines += [f"  messages sent again: {again or 'none'}"]
-        lines += [f"  waiting: {each}" for each in self._waits.lines()]
-        for rank in self._membership.awaited:
-            place = self.node.layout.places[rank]
-            lines.append(f"  silent: rank {rank} ({place}), which the run waits for")
-        lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]
-        return "\n".join(lines)
 
     def _hash_inputs(self) -> None:
         """Hash the inputs in the background; run.json, and so each checkpoint, gets the known hashes."""

@@ -9,7 +9,7 @@ while not stopped:
 Any rank that is not a worker can be a server: a spare is a server without shards until the view gives it some.
 
 A message to a shard goes to its chain, or through `admission` to the `executor`. Shards without copies are served by
-the `fast_path` beside. This module wires these to the node, and tells them of new views.
+the `fast_path` in addition. This module connects these to the node, and passes them new views.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mpips.cluster.view import View
 from mpips.errors import ProtocolError, WorkerLost
 from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.admission import Admission
+from mpips.server.applied_rounds import applied_rounds
 from mpips.server.chains import Chains
 from mpips.server.checkpoint_copy import copied
 from mpips.server.executor import Executor
@@ -81,6 +82,7 @@ class Server:
                     Command.HASTEN: self._hasten,
                     Command.FEED: self.chains.piece,
                     Command.FED: self.chains.fed,
+                    Command.ASK_ROUNDS: self._send_rounds,
                 },
                 ticks=(self._tick,),
                 views=(self._rewire,),
@@ -92,7 +94,7 @@ class Server:
         self.node.register(self._role)
 
     def leave(self) -> None:
-        """Give the role back; the shards are served on."""
+        """Leave the role; the shards are served on."""
         self.node.unregister(self._role)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -135,8 +137,11 @@ class Server:
     def _hasten(self, message: Message) -> None:
         self._acknowledgements.ask(message.origin, message.after)
 
+    def _send_rounds(self, message: Message) -> None:
+        self.node.control(message.sender, Command.ROUNDS, applied_rounds(self.shards))
+
     def _acknowledge(self, origin: int, pushes: tuple[Push, ...]) -> None:
-        """Send a caller acknowledgements by themselves."""
+        """Send acknowledgements to a caller in a message of their own."""
         message = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=pushes)
         self.node.outbox.send(self.node.view.caller(origin), message)
 

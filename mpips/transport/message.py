@@ -112,6 +112,10 @@ class Command(IntEnum):
     SENT_AGAIN = 28
     # several messages of this kind; `values` are their frames
     TOGETHER = 29
+    # control: the leader asks a server for ROUNDS
+    ASK_ROUNDS = 30
+    # control: the rounds that the sender has applied, by vector
+    ROUNDS = 31
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

@@ -11,7 +11,7 @@ DESCRIPTION = """\
 Give an order to a running job and print its answer. Orders go through the run folder, so this works on any node that
 sees the folder, such as a login node.
 
-  mpips ctl latest status                       the ranks and the progress
+  mpips ctl latest status                       the ranks, and the rounds that each server has applied
   mpips ctl RUN checkpoint                      write a checkpoint now, and continue
   mpips ctl RUN stop                            write a checkpoint and end with exit code 85
   mpips ctl RUN join server                     make a spare join as a server (or: worker)
@@ -60,7 +60,7 @@ def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Give the order and print the answer; return 0 if it was carried out, else 1."""
+    """Send the order and print the answer; return 0 if it was carried out, else 1."""
     import sys
     from pathlib import Path
 
