@@ -83,9 +83,13 @@ class Hosted:
         if spec.aggregate or update.read is not None or not segment.ranges:
             return None
         values, first = segment.values, segment.ranges[0]
-        rows = first.span if spec.dense and len(segment.ranges) == 1 else 0
+        alone = len(segment.ranges) == 1
+        rows = first.span if spec.dense and alone else 0
+        last = first.end - 1 if first.end <= 2**63 else first.end - 1 - 2**64
+        begin = first.begin if first.begin < 2**63 else first.begin - 2**64
         code = CODES[values.dtype]
-        return Simple(values.ctypes.data, code, spec.width, first.begin if rows else 0, rows, push, True)
+        made = Simple(values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity)
+        return made._replace(key_index=segment.index_addresses) if alone else made
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:
         """Drop incomplete rounds, and continue with these workers; return the dropped requests."""

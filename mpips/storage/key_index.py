@@ -63,6 +63,10 @@ class KeyIndex:
     def _publish(self) -> None:
         arena = self._arena.array.reshape(-1)
         self._arrays = (self._head, self._known.array[:MAX_KEYS], arena, self._top)
+        head, *rooms = self._arrays
+        places = [word for array in rooms for word in (array.ctypes.data, len(array))]
+        self.addresses = (head.ctypes.data, *places)
+        """For kernels: the address of `head`, and the address and length of `known`, `arena` and `top`."""
 
     def __len__(self) -> int:
         return int(self._head.item(index_layout.COUNT))

@@ -159,7 +159,13 @@ class Segment:
         """Rows that fit into all arrays."""
 
     def __len__(self) -> int:
-        return self._count
+        # Compiled requests insert keys, too.
+        return self._count if self.spec.dense else len(self._index)
+
+    @property
+    def index_addresses(self) -> tuple[int, ...]:
+        """The arrays of the key index, as kernels find them: `KeyIndex.addresses`; zeros if there is none."""
+        return (0,) * len(self._index.addresses) if self.spec.dense else self._index.addresses
 
     # Keys to slots.
 

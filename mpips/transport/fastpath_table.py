@@ -1,10 +1,11 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
-The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request names
-a dense range or a cached list of keys, the shard has no replica, and the vector's update is `add` or `assign`: such a
-request has no dependencies and is not replicated. All other requests go to Python. `FastPathTable` says which shards
-and vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so
-that each push is applied exactly once and is known to be.
+The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request has no
+dependencies, names a range or a cached list of keys or lists keys without a signature, the shard has no replica, and
+the vector's update is `add` or `assign`. All other requests go to Python, and also one with new keys for which the
+index or the rows must grow. `FastPathTable` says which shards and vectors may be served (`parts`). Python takes over
+the finished requests (`finished`) before it reads the shard, so that each push is applied exactly once and is known to
+be.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import INLINE
 
-OPEN, VALUES, DTYPE, WIDTH, BEGIN, ROWS, PUSH, PULL, CHANGES, NEWS, VERSION = range(11)
-"""Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; key
-of row 0, and number of rows (0: sparse); action of a push; whether it may be pulled; pushes since the last `changes`;
-and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number of all
-changes of the shard if the run is recorded."""
+OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
+HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM, CHANGES, NEWS, VERSION = range(10, 20)
+"""Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; first
+and last key of the shard; number of rows (0: sparse); action of a push; whether it may be pulled; rows that fit; the
+address of the counts of its key index (0: none), and address and length of each of its arrays; pushes since the last
+`changes`; and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number
+of all changes of the shard if the run is recorded."""
 NO_PUSH, ADD, ASSIGN = range(3)
 """The action of a push: one that the fast path does not apply, addition, or assignment."""
 
@@ -55,9 +58,13 @@ class Simple(NamedTuple):
     """The wire type."""
     width: int
     begin: int
+    last: int
+    """The last key, as int64."""
     rows: int
     push: int
     pull: bool
+    capacity: int = 0
+    key_index: tuple[int, ...] = (0,) * (CHANGES - HEAD)
 
 
 class FastPathTable:
@@ -90,7 +97,7 @@ class FastPathTable:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
             self.parts = grown
-        self.parts[shard, namespace, :CHANGES] = (1, *simple)
+        self.parts[shard, namespace, :CHANGES] = (1, *simple[:-1], *simple.key_index)
 
     def close(self, shard: int) -> None:
         """Stop serving a shard, and forget its callers; call `finished` before."""

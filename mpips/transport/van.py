@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
 
 
+NO_KEYS = np.empty(0, np.uint64)
+
+
 class Van(Protocol):
     """Sends and receives messages of one rank."""
 
@@ -69,12 +72,16 @@ class Van(Protocol):
         kind: int,
         pushes: bool,
         fresh: bool,
+        keys: NDArray[np.uint64] = NO_KEYS,
+        begin: int = 0,
+        count: int = 0,
     ) -> int:
         """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
         `head` is the address of the prepared header (`mpips.transport.message.heading`). A push sends `nbytes` of `raw`
         from byte `first` on, of the wire type `kind`; a pull receives its answer there. `fresh`: that memory has no
-        other use, so that the server may write into it directly.
+        other use, so that the server may write into it directly. The request lists `count` of `keys` from `begin` on,
+        unless the header names them.
         """
 
     def version(self) -> int:

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
+from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
+from mpips.transport.van import NO_KEYS
 from mpips.worker.plan import Head, Plan
 
 Rows = NDArray[Any]
+MOST_HEADS = 1 << 10
+"""Most headers that a vector keeps for requests that list their keys; then it clears them."""
 MOST_SIGNATURES = 1 << 16
 """Most signatures that a vector assumes to be cached at the servers; then it clears them."""
 
@@ -37,6 +41,19 @@ class RequestMaker:
         self.reads_plainly = spec.update in ("add", "assign")
         # Shard and signature of lists that were sent there.
         self._sent: set[tuple[int, bytes]] = set()
+        # Headers of requests that list their keys, by command, shard and range.
+        self._heads: dict[tuple[Command, int, KeyRange], Head] = {}
+
+    def head(self, request: Request, number: int) -> Head:
+        """Return the header of a part that lists its keys, but for their number."""
+        piece = request.plan.slices[number]
+        name = request.command, piece.shard, piece.range
+        found = self._heads.get(name)
+        if found is None:
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            found = self._heads[name] = request.write_head(number, 0)
+        return found
 
     def name(self, message: Message, plan: Plan, number: int) -> None:
         """Set the keys of a slice, or only their signature if the server has it."""
@@ -69,6 +86,7 @@ class Request:
         "fresh",
         "heads",
         "late",
+        "lists",
         "maker",
         "out",
         "places",
@@ -96,6 +114,8 @@ class Request:
         self.late: dict[int, Rows] | None = None
         # Whether `out` was allocated here.
         self.fresh = False
+        # Whether the parts of the fast path list their keys.
+        self.lists = False
         self.task: Task | None = None
         self.places: list[Rows] | None = None
 
@@ -119,27 +139,36 @@ class Request:
             return False
         self.heads = plan.heads.get(command)
         if self.heads is None:
-            if not plan.cached:
+            numbers = range(len(plan.slices))
+            if plan.cached:
+                self.heads = plan.heads[command] = [
+                    self.write_head(number, piece.end - piece.begin)
+                    for number, piece in enumerate(plan.slices)
+                ]
+            elif plan.signatures is None:
+                self.lists, self.heads = True, [maker.head(self, number) for number in numbers]
+            else:
                 return False
-            self.heads = plan.heads[command] = self._write_heads()
         self.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
         return True
 
-    def _write_heads(self) -> list[Head]:
-        """Write the headers of a plan's requests, which are the same each time."""
-        maker, heads = self.maker, list[Head]()
-        for number, piece in enumerate(self.plan.slices):
-            message = self.make(number)
-            message.sender, message.shard = maker.node.rank, piece.shard
-            # The server has cached them, or asks for them.
-            message.keys = None
-            if self.command is Command.PUSH:
-                size, width = piece.end - piece.begin, maker.spec.width
-                head = heading(message, size, maker.dtype, width)
-            else:
-                head = heading(message)
-            heads.append((head, head.ctypes.data))
-        return heads
+    def write_head(self, number: int, size: int) -> Head:
+        """Write the header of a part with rows for `size` keys; the keys are sent beside, or are known."""
+        maker, piece = self.maker, self.plan.slices[number]
+        message = Message(
+            Kind.REQUEST,
+            self.command,
+            maker.node.rank,
+            maker.node.tasks.origin,
+            piece.shard,
+            namespace=maker.number,
+            range=piece.range,
+        )
+        if self.plan.keys is not None and self.plan.signatures is not None:
+            message.signature = self.plan.signatures[number]
+        pushes = self.command is Command.PUSH
+        head = heading(message, size, maker.dtype, maker.spec.width) if pushes else heading(message)
+        return head, head.ctypes.data
 
     @property
     def addresses(self) -> Sequence[int]:
@@ -149,9 +178,12 @@ class Request:
     def send(self, number: int, time: int, acked: int) -> int:
         """Send a part on the client fast path."""
         assert self.heads is not None and self.raw is not None
-        maker, piece = self.maker, self.plan.slices[number]
+        maker, piece, keys, count = self.maker, self.plan.slices[number], NO_KEYS, 0
         node, size = maker.node, maker.row_bytes
-        return node.van.ask(
+        if self.lists:
+            assert self.plan.keys is not None
+            keys, count = self.plan.keys, piece.end - piece.begin
+        slot = node.van.ask(
             node.view.rank_of(~piece.shard),
             self.heads[number][1],
             time,
@@ -162,7 +194,13 @@ class Request:
             maker.kind,
             self.command is Command.PUSH,
             self.fresh,
+            keys,
+            piece.begin,
+            count,
         )
+        if slot >= 0:
+            node.savings.sent_keys += 8 * count
+        return slot
 
     def make(self, number: int) -> Message:
         """Create the message of a part."""

@@ -27,6 +27,7 @@ from mpips.transport.message import (
     encode,
     heading,
     reply_to,
+    to_bytes,
 )
 from mpips.transport.mpi.fastpath_client import SLOTS, ask
 from mpips.transport.mpi.kernels import FRAME
@@ -51,17 +52,28 @@ class Asking:
         return made
 
     def ask(
-        self, command: Command, numbers: Any, n: int, first: int = 0, time: int = 1, acked: int = 0
+        self,
+        command: Command,
+        numbers: Any,
+        n: int,
+        first: int = 0,
+        time: int = 1,
+        acked: int = 0,
+        keys: Any = None,
     ) -> int:
-        """Ask with, or for, `n` rows of one number each, from the first one on."""
+        """Ask with, or for, `n` rows of one number each, from the first one on; list that part of `keys`."""
         without = self.model(command, None, 0)
         pushes = command is Command.PUSH
-        head = heading(without, n, numbers.dtype, 1) if pushes else heading(without)
+        size = n
+        if keys is not None:
+            without.signature, size = NO_SIGNATURE, 0
+        head = heading(without, size, numbers.dtype, 1) if pushes else heading(without)
         self.heads.append(head)
         kind, size = CODES[numbers.dtype], numbers.itemsize
         raw = numbers.view(np.uint8)
+        listed = () if keys is None else (keys, first, n)
         return self.van.ask(
-            0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False
+            0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False, *listed
         )
 
     def receive(self) -> Message:
@@ -107,6 +119,23 @@ def test_a_push_arrives_as_if_python_had_sent_it(asking: Asking, dtype: Any) -> 
         arrived.values = None
         assert arrived == model
         assert asking.answer(arrived) is ANSWER and asking.van.slot == slot
+    assert asking.van.pending() == 0
+
+
+@pytest.mark.parametrize("command", [Command.PUSH, Command.PULL])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_listed_keys_arrive_as_if_python_had_sent_them(asking: Asking, dtype: Any, command: Command) -> None:
+    for time, n in enumerate((1, 100, 2730, 2731, 4096, 4097, 100_000)):
+        numbers, keys = np.arange(n + 10).astype(dtype), np.arange(n + 10, dtype=np.uint64) * 3
+        slot = asking.ask(command, numbers, n, first=7, time=time, keys=keys)
+        arrived = asking.receive()
+        rows = numbers[7 : 7 + n].reshape(n, 1) if command is Command.PUSH else None
+        model = asking.model(command, rows, time)
+        model.signature, model.keys = NO_SIGNATURE, keys[7 : 7 + n]
+        assert to_bytes(arrived) == to_bytes(model)
+        answer = None if command is Command.PUSH else np.ones((n, 1), dtype)
+        assert asking.answer(arrived, answer) is ANSWER and asking.van.slot == slot
+        assert command is Command.PUSH or (numbers[7 : 7 + n] == 1).all()
     assert asking.van.pending() == 0
 
 

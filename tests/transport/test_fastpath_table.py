@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpips.cluster.hash_ring import Ring
 from mpips.ranges import KeyRange
+from mpips.server.shard import Hosted, Shard
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.fastpath_table import (
     ADD,
     ASSIGN,
@@ -26,6 +31,7 @@ from mpips.transport.fastpath_table import (
     Finished,
     Simple,
 )
+from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache, Known, sign
 from mpips.transport.message import CODES, INLINE, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
 from mpips.transport.mpi.van import MPIVan
@@ -60,7 +66,7 @@ class Alone:
         rng = np.random.default_rng(5)
         self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
         address, code = self.values.ctypes.data, CODES[self.values.dtype]
-        self.simple = Simple(address, code, width, BEGIN, ROWS, push, pull)
+        self.simple = Simple(address, code, width, BEGIN, BEGIN + ROWS - 1, ROWS, push, pull)
         self.table.open(SHARD, NAMESPACE, self.simple)
         self.table.admitted(SHARD, 0, -1)
         self.time = 0
@@ -199,6 +205,7 @@ def test_a_list_that_was_used_is_marked(comm: MPI.Intracomm) -> None:
 TEN = KeyRange(BEGIN, BEGIN + 10)
 ONES = np.ones((10, 1), np.float32)
 KNOWN = sign(np.arange(10, dtype=np.uint64))
+MIXED = np.array([BEGIN, 2**63, BEGIN + 1], np.uint64)
 OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
     "an earlier epoch": (Command.PUSH, TEN, ONES, {"epoch": EPOCH - 1}),
     "a later epoch": (Command.PULL, TEN, None, {"epoch": EPOCH + 1}),
@@ -209,7 +216,30 @@ OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
     "push and pull": (Command.PUSH_PULL, TEN, ONES, {}),
     "a call": (Command.CALL, TEN, None, {}),
     "a reply": (Command.PULL, TEN, ONES, {"kind": Kind.REPLY}),
-    "keys": (Command.PUSH, TEN, ONES, {"keys": np.arange(BEGIN, BEGIN + 10, dtype=np.uint64)}),
+    "keys with a signature": (
+        Command.PUSH,
+        KNOWN,
+        ONES,
+        {"keys": np.arange(BEGIN, BEGIN + 10, dtype=np.uint64)},
+    ),
+    "a key before the first": (
+        Command.PUSH,
+        TEN,
+        ONES,
+        {"keys": np.arange(BEGIN - 1, BEGIN + 9, dtype=np.uint64)},
+    ),
+    "a key in the middle, far beyond": (
+        Command.PUSH,
+        TEN,
+        ONES[:3],
+        {"keys": np.array([BEGIN, 2**63, BEGIN + 1], "u8")},
+    ),
+    "fewer rows than keys": (
+        Command.PUSH,
+        TEN,
+        ONES[:9],
+        {"keys": np.arange(BEGIN, BEGIN + 10, dtype=np.uint64)},
+    ),
     "no keys": (Command.PULL, TEN, None, {"keys": np.zeros(0, np.uint64)}),
     "another shard": (Command.PULL, TEN, None, {"shard": 0}),
     "no such shard": (Command.PULL, TEN, None, {"shard": 3}),
@@ -407,12 +437,14 @@ def test_shards_that_are_elsewhere_take_no_memory() -> None:
 
 def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
     table = FastPathTable(2, 1, KeyCache(0))
-    simples = {number: Simple(number, 0, 1, number, 10, ADD, True) for number in (0, 3, 4, 500, 7)}
+    simples = {
+        number: Simple(number, 0, 1, number, number + 9, 10, ADD, True) for number in (0, 3, 4, 500, 7)
+    }
     for number, simple in simples.items():
         table.open(1, number, simple)
         table.parts[1, number, CHANGES] = number
     for number, simple in simples.items():
-        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple]
+        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple[:-1], *simple.key_index]
     assert not table.parts[0].any()
     table.open(1, 4, simples[4]._replace(address=77))
     assert table.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
@@ -432,3 +464,109 @@ def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intraco
         answer = alone.answer()
         assert answer.round == (1 if command is Command.PULL else NO_ROUND)
     assert told == [(SHARD, 0, times[0]), (SHARD, 0, times[2])]
+
+
+# --- keys that a request lists ---------------------------------------------------------------------------
+
+
+class Sparse(Alone):
+    """A rank whose table has a shard of a sparse vector."""
+
+    def __init__(self, comm: MPI.Intracomm, spec: VectorSpec, owned: KeyRange, expect: int) -> None:
+        super().__init__(comm, spec.dtype, spec.width, ADD)
+        self.shard = Shard(SHARD, Ring.__new__(Ring), (0,), RequestDedup(lambda *_: None), lambda error: {})
+        self.segment = Segment(spec, [owned], expect=expect)
+        self.shard.vectors[NAMESPACE] = Hosted(self.segment, (0,))
+        self.expose()
+
+    def expose(self) -> None:
+        simple = self.shard.vectors[NAMESPACE].simple
+        assert simple is not None
+        self.table.open(SHARD, NAMESPACE, simple)
+
+
+def listing(rng: np.random.Generator, kind: str, n: int, owned: KeyRange) -> Any:
+    """Draw sorted keys: near to each other, far apart, or one run."""
+    if kind == "run":
+        first = int(rng.integers(0, 10**6))
+        return np.arange(first, first + n, dtype=np.uint64) + np.uint64(owned.begin)
+    most = 4 * n + 50_000 if kind == "near" else owned.span - 1
+    drawn = np.unique(rng.integers(0, most, n, dtype=np.uint64, endpoint=True))
+    return drawn + np.uint64(owned.begin)
+
+
+OWNED = {
+    "low": KeyRange(0, 2**62),
+    "high": KeyRange(2**63 + 5, 2**64),
+    "across": KeyRange(2**62, 2**63 + 2**62),
+}
+
+
+@pytest.mark.parametrize("where", OWNED)
+@pytest.mark.parametrize("kind", ["run", "near", "far"])
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 1), ("float64", 3), ("int64", 2)])
+def test_listed_keys_are_found_and_get_rows_as_in_a_dict(
+    comm: MPI.Intracomm, dtype: str, width: int, kind: str, where: str
+) -> None:
+    """Without room for new keys the request is handed over whole; when there is room again it is served."""
+    owned, rng = OWNED[where], np.random.default_rng(len(kind) + width)
+    alone = Sparse(comm, VectorSpec("w", dtype, width), owned, 1000)
+    alone.table.provide(1 << 21)
+    model: dict[int, Any] = {}
+    zero, served, handed = np.zeros(width, dtype), 0, 0
+    for n in (1, 40, 3000, 1, 20_000, 500, 3000, 20_000, 7):
+        keys = listing(rng, kind, n, owned)
+        rows = rng.integers(-9, 10, (len(keys), width)).astype(dtype)
+        message = alone.serve(alone.request(Command.PUSH, owned, rows, keys=keys))
+        if message is None:
+            served += 1
+            assert alone.answer().values is None
+        else:
+            handed += 1
+            assert message.keys is not None and message.values is not None
+            assert np.array_equal(message.keys, keys) and np.array_equal(message.values, rows)
+            alone.segment.push(message.keys, message.values)
+            alone.expose()
+            list(alone.table.finished(SHARD))
+            alone.table.admitted(SHARD, 0, alone.time)
+        for key, row in zip(keys.tolist(), rows, strict=True):
+            model[key] = model.get(key, zero) + row
+        assert len(alone.segment) >= len(model)
+        asked = np.unique(np.concatenate([keys[::2], listing(rng, kind, n, owned)]))
+        # The first large answer finds no buffer; then there is one.
+        pulls = (alone.serve(alone.request(Command.PULL, owned, keys=asked)) for _ in range(2))
+        assert any(message is None for message in pulls)
+        pulled = alone.answer().values
+        assert np.array_equal(pulled, [model.get(key, zero) for key in asked.tolist()])
+    keys, rows = alone.segment.items()
+    assert {key: row.tolist() for key, row in zip(keys.tolist(), rows, strict=True) if row.any()} == {
+        key: row.tolist() for key, row in model.items() if row.any()
+    }
+    assert served > 0 and handed > 0
+
+
+@pytest.mark.parametrize("n", [10, 20_000])
+@pytest.mark.parametrize("stray", ["before", "behind"])
+def test_keys_of_other_shards_are_left_to_python(comm: MPI.Intracomm, stray: str, n: int) -> None:
+    owned = KeyRange(1000, 2**40)
+    alone = Sparse(comm, VectorSpec("w", "float32"), owned, 10**6)
+    alone.table.provide(1 << 21)
+    keys = np.arange(1000, 1000 + n, dtype=np.uint64)
+    keys[0 if stray == "before" else -1] = 999 if stray == "before" else 2**40
+    for command, rows in ((Command.PUSH, np.ones((n, 1), np.float32)), (Command.PULL, None)):
+        message = alone.serve(alone.request(command, owned, rows, keys=keys))
+        assert message is not None and message.keys is not None and np.array_equal(message.keys, keys)
+        assert (message.values is None) is (rows is None)
+    assert len(alone.segment) == 0
+
+
+def test_what_lists_its_keys_counts_the_same_bytes_as_a_message(comm: MPI.Intracomm) -> None:
+    alone = Sparse(comm, VectorSpec("w", "float64"), KeyRange(0, 2**64), 10**6)
+    alone.table.provide(1 << 22)
+    for n in (10, 50_000):
+        keys, rows = np.arange(n, dtype=np.uint64), np.ones((n, 1))
+        before = alone.van.received_bytes
+        assert alone.serve(alone.request(Command.PUSH, KeyRange(0, 2**64), rows, keys=keys)) is None
+        alone.answer()
+        # The request, and its answer, which is a header.
+        assert alone.van.received_bytes - before == HEADER_BYTES + 16 * n + HEADER_BYTES

@@ -1,9 +1,9 @@
 """Client fast path: sends and receives dependency-free pushes and pulls without `Message` objects.
 
-A push or pull that has no dependencies and names its keys by a range or a signature is a prepared header, in which a
-few fields change, and rows that are sent without a copy. `ask` sends it and records where the values of the answer go.
-`receive` receives a message; if it answers such a request, its values go directly to that place. All other messages go
-to Python. Tasks are the same on both paths.
+A push or pull that has no dependencies is a prepared header, in which a few fields change, and rows that are sent
+without a copy; so are its keys, unless a range or a signature names them. `ask` sends it and records where the values
+of the answer go. `receive` receives a message; if it answers such a request, its values go directly to that place. All
+other messages go to Python. Tasks are the same on both paths.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
 from mpips.transport import header
-from mpips.transport.header import DETACHED, HEADER_BYTES, MAGIC, NO_VALUES, REACH, REACHED
+from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, REACH, REACHED
 from mpips.transport.message import INLINE, Kind
-from mpips.transport.mpi.abi import BYTE, COMM, IRECV, MEMCPY, STATUS_BYTES, at, call, table
+from mpips.transport.mpi.abi import MEMCPY, STATUS_BYTES, at, call, table
 from mpips.transport.mpi.kernels import (
     ASKED,
     BODY,
     BROKEN,
     CELLS,
     EAGER,
-    ERROR,
     FRAME,
     FRAME_AT,
     FRAME_ROOM,
@@ -32,12 +31,14 @@ from mpips.transport.mpi.kernels import (
     FROM,
     HEADS,
     LATE_BODY,
+    LISTS,
     MEMORY,
     NEXT,
     NOTHING,
     OFTEN,
     RECEIVED,
     REQUEST,
+    SECOND,
     SIZE,
     STATUS,
     TAILS,
@@ -46,6 +47,7 @@ from mpips.transport.mpi.kernels import (
     is_free,
     look,
     post,
+    post_receive,
 )
 
 ANSWERED = 6
@@ -65,7 +67,7 @@ _BYTE1, _INT8 = np.uint8(0), np.int64(0)
 
 
 @kernel()
-def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, tails: Any) -> Any:
+def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, lists: Any, tails: Any) -> Any:
     """Find a slot without a due answer or a send in progress; -1 if there is none."""
     slot = cells[NEXT]
     for _ in range(SLOTS):
@@ -73,13 +75,14 @@ def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, tails: Any)
         if (
             asked[slot, WAITS] == 0
             and is_free(lib, cells, status, heads, slot)
+            and is_free(lib, cells, status, lists, slot)
             and is_free(lib, cells, status, tails, slot)
         ):
             return slot
     return -1
 
 
-@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1, b1)")
+@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1, b1, u8[::1], i8, i8)")
 def ask(
     memory: Any,
     head: int,
@@ -93,20 +96,24 @@ def ask(
     kind: int,
     pushes: bool,
     reach: bool,
+    keys: Any,
+    begin: int,
+    count: int,
 ) -> Any:
     """Send a request; return its slot, -1 if none is free.
 
     A push sends `nbytes` of `raw` from byte `first` on, a pull receives its answer there. With `reach` the server may
     write the answer into this process's memory. `kind` is the wire type of the values, `head` the address of the
-    prepared header.
+    prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
     asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     heads = table(memory[HEADS], SLOTS, 3, _INT8)
+    lists = table(memory[LISTS], SLOTS, 3, _INT8)
     tails = table(memory[TAILS], SLOTS, 3, _INT8)
     frames = table(memory[FRAMES], SLOTS, FRAME_BYTES, _BYTE1)
-    slot = _find(lib, cells, status, asked, heads, tails)
+    slot = _find(lib, cells, status, asked, heads, lists, tails)
     if slot < 0:
         return -1
     cells[NEXT] = slot
@@ -129,13 +136,23 @@ def ask(
         frame[header.FLAGS] |= REACH
         words[header.ROWS] = address
     size = HEADER_BYTES
-    apart = pushes and nbytes > INLINE
-    if pushes and not apart:
-        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES, address, nbytes))
-        size += nbytes
+    listed: Any = np.int64(keys.ctypes.data) + 8 * begin
+    key_bytes, value_bytes = 8 * count, nbytes if pushes else 0
+    apart = key_bytes + value_bytes > INLINE
+    if count > 0:
+        frame[header.FLAGS] |= LISTED | (DETACHED if apart else 0)
+        words[header.KEYS] = count
+        if pushes:
+            words[header.ROWS] = count
+    if not apart:
+        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES, listed, key_bytes))
+        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES + key_bytes, address, value_bytes))
+        size += key_bytes + value_bytes
     post(lib, cells, heads, slot, frame.ctypes.data, size, dest, FRAME)
-    if apart:
-        post(lib, cells, tails, slot, address, nbytes, dest, BODY)
+    if apart and count > 0:
+        post(lib, cells, lists, slot, listed, key_bytes, dest, BODY)
+    if apart and value_bytes > 0:
+        post(lib, cells, tails, slot, address, value_bytes, dest, BODY)
     return slot
 
 
@@ -206,23 +223,10 @@ def receive(memory: Any, looks: int) -> Any:
     if (frame[header.FLAGS] & REACHED) != 0:
         cells[RECEIVED] += nbytes
     elif nbytes > 0 and (frame[header.FLAGS] & DETACHED) != 0:
-        cells[REQUEST] = 0
-        error = call(
-            lib[IRECV],
-            (
-                asked[slot, PLACE],
-                nbytes,
-                lib[BYTE],
-                cells[FROM],
-                BODY,
-                lib[COMM],
-                cells.ctypes.data + 8 * REQUEST,
-            ),
-        )
-        if error != 0:
-            cells[ERROR] = error
+        cells[SECOND] = 0
+        if not post_receive(lib, cells, REQUEST, asked[slot, PLACE], nbytes):
             return BROKEN
-        done = complete(lib, cells, status)
+        done = complete(lib, cells, status, REQUEST)
         if done <= 0:
             return LATE_BODY if done == 0 else BROKEN
         cells[RECEIVED] += nbytes
@@ -248,10 +252,13 @@ class FastPathClient:
     def __init__(self) -> None:
         self.asked = np.zeros((SLOTS, OPEN + 1), np.int64)
         self.heads = np.zeros((SLOTS, 3), np.int64)
+        self.lists = np.zeros((SLOTS, 3), np.int64)
         self.tails = np.zeros((SLOTS, 3), np.int64)
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
         self.kept: list[NDArray[Any] | None] = [None] * SLOTS
         """By slot: the array that is sent or received into, kept alive until the slot is used again."""
+        self.keys: list[NDArray[np.uint64] | None] = [None] * SLOTS
+        """By slot: the array of the keys that are sent, kept alive likewise."""
         self.reached = [False] * SLOTS
         self._lost: list[NDArray[Any] | None] = []
 

@@ -1,7 +1,7 @@
 """Server fast path: receives messages, and answers simple pushes and pulls in compiled code (see
 `mpips.transport.fastpath_table`).
 
-    while there is a message: if it is simple: apply it; answer; record it; else: return it to Python
+    while there is a message: if it is simple: find its rows; apply it; answer; record it; else: return it to Python
 
 No call blocks: a transfer that is not complete after some milliseconds is returned to Python unfinished, and the van
 completes it like any slow message.
@@ -14,15 +14,25 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.storage.index_insert import insert
+from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
+from mpips.storage.index_lookup import find
 from mpips.transport import header
 from mpips.transport.fastpath_table import (
     ACKED,
     ADD,
+    ARENA,
+    ARENA_ROOM,
     ASSIGN,
     BEGIN,
+    CAPACITY,
     CHANGES,
     DTYPE,
+    HEAD,
     HIGHEST,
+    KNOWN,
+    KNOWN_ROOM,
+    LAST,
     NEWS,
     NO_PUSH,
     NOTED,
@@ -32,6 +42,8 @@ from mpips.transport.fastpath_table import (
     ROWS,
     SLOTS_OUT,
     TIMES,
+    TOP,
+    TOP_ROOM,
     VALUES,
     VERSION,
     WIDTH,
@@ -43,20 +55,21 @@ from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
-from mpips.transport.mpi.abi import BYTE, COMM, IRECV, MEMCPY, WRITE, at, call
+from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
 from mpips.transport.mpi.kernels import (
     BODY,
     BROKEN,
     EAGER,
-    ERROR,
     FRAME,
     FROM,
+    LANDED,
     LATE_BODY,
     NEXT,
     NOTHING,
     OFTEN,
     RECEIVED,
     REQUEST,
+    SECOND,
     SENT,
     SERVED,
     SIZE,
@@ -68,6 +81,7 @@ from mpips.transport.mpi.kernels import (
     is_free,
     look,
     post,
+    post_receive,
 )
 
 _MAGIC = int.from_bytes(MAGIC, "little")
@@ -79,7 +93,9 @@ COPY = 0
 EVERYWHERE = 1 << 40
 # the last key of the key space, as int64
 _ALL = -1
-_INT4, _FLOAT4, _FLOAT8, _INT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0)
+_INT4, _FLOAT4, _FLOAT8, _INT8, _UINT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0), np.uint64(0)
+MOST_KEYS = 1 << 27
+"""Keys that a request may list; it is handled in Python if it lists more."""
 
 
 # --- applying a simple request -------------------------------------------------------------------------
@@ -94,7 +110,7 @@ def _add(mine: Any, rows: Any) -> None:
 
 @kernel()
 def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
-    """Apply `act` to the values of slots."""
+    """Apply `act` to the values of slots; a key without a slot (-1) reads as 0."""
     if width == 1:
         for i in range(len(slots)):
             s = np.uint32(slots[i])
@@ -103,7 +119,7 @@ def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
             elif act == ASSIGN:
                 values[s] = rows[i]
             else:
-                rows[i] = values[s]
+                rows[i] = values[s] if slots[i] >= 0 else 0
         return
     for i in range(len(slots)):
         mine, row = np.int64(slots[i]) * width, i * width
@@ -113,7 +129,7 @@ def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
             elif act == ASSIGN:
                 values[mine + j] = rows[row + j]
             else:
-                rows[row + j] = values[mine + j]
+                rows[row + j] = values[mine + j] if mine >= 0 else 0
 
 
 @kernel()
@@ -196,12 +212,10 @@ def _is_simple(frame: Any, epoch: int) -> Any:
         small[header.START] == _MAGIC
         and frame[header.KIND] == _REQUEST
         and (frame[header.COMMAND] == _PUSH or frame[header.COMMAND] == _PULL)
-        and (frame[header.FLAGS] & LISTED) == 0
         and small[header.SHARD] >= 0
         and small[header.EPOCH] == epoch
         and small[header.META] == 0
         and words[header.ROUND] == NO_ROUND
-        and words[header.KEYS] == 0
         and small[header.AFTER] == 0
     )
 
@@ -251,6 +265,55 @@ def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int
     return call(lib[WRITE], (pid, here, 1, here + 16, 1, 0)) == nbytes  # type: ignore[no-any-return]
 
 
+@kernel()
+def _receive(lib: Any, cells: Any, status: Any, landing: Any, key_bytes: int, value_bytes: int) -> int:
+    """Receive the keys and values that follow a frame, one after the other: TAKEN, LATE_BODY or BROKEN."""
+    cells[REQUEST] = cells[SECOND] = 0
+    place = landing.ctypes.data
+    if key_bytes > 0 and not post_receive(lib, cells, REQUEST, place, key_bytes):
+        return BROKEN
+    if value_bytes > 0 and not post_receive(lib, cells, SECOND, place + key_bytes, value_bytes):
+        return BROKEN
+    done = complete(lib, cells, status, REQUEST) if key_bytes > 0 else 1
+    if done > 0 and value_bytes > 0:
+        done = complete(lib, cells, status, SECOND)
+    return TAKEN if done > 0 else LATE_BODY if done == 0 else BROKEN
+
+
+@kernel()
+def _slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
+    """Find the slots of listed keys: whether Python need not do it, the first slot of a run, and whether it is a run.
+
+    With `create`, new keys get slots as long as there is room.
+    """
+    count = len(keys)
+    begin, last = np.uint64(part[BEGIN]), np.uint64(part[LAST])
+    if part[ROWS] > 0:
+        strays = 0
+        for i in range(count):
+            strays += keys[i] < begin or keys[i] > last
+            slots[i] = np.int32(keys[i] - begin)
+        return strays == 0, 0, False
+    if keys[0] < begin or keys[count - 1] > last:
+        return False, 0, False
+    head = at(part[HEAD], FIRST + 1, _INT8)
+    known = at(part[KNOWN], part[KNOWN_ROOM], _UINT8)
+    arena = at(part[ARENA], part[ARENA_ROOM], _UINT8)
+    top = at(part[TOP], part[TOP_ROOM], _UINT8)
+    first = ROOM
+    if create and head[COUNT] + count <= part[CAPACITY]:
+        first = insert(head, known, arena, top, keys, slots)
+    if first == ROOM:
+        # What was inserted so far stays: these keys are only found the next time.
+        head[DONE], head[FIRST] = 0, UNSET
+        first = find(head, known, arena, top, keys, slots)
+        if create and first < 0:
+            for i in range(count):
+                if slots[i] < 0:
+                    return False, 0, False
+    return True, max(first, 0), first >= 0
+
+
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
     " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1])"
@@ -278,7 +341,7 @@ def serve(
 ) -> int:
     """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
-    `parts` i8[shards, namespaces, 11]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
+    `parts` i8[shards, namespaces, 20]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
     known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers`
     i8[n, 5]: busy, request, address, size and receiver of the send buffers for large answers; `landing`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
@@ -315,7 +378,15 @@ def serve(
             return TAKEN
         # The rows.
         count, first, where = 0, 0, 0
-        if words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0:
+        listed = (frame[header.FLAGS] & LISTED) != 0
+        if listed:
+            count = words[header.KEYS]
+            signed = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
+            if signed or count < 1 or count > MOST_KEYS or (part[ROWS] == 0 and part[HEAD] == 0):
+                return TAKEN
+        elif words[header.KEYS] != 0:
+            return TAKEN
+        elif words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0:
             known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
             if known < 0:
                 return TAKEN
@@ -328,8 +399,20 @@ def serve(
                 return TAKEN
         width = part[WIDTH]
         nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
-        apart = nbytes > INLINE
         push = frame[header.COMMAND] == _PUSH
+        # Of the request: its keys and values follow the frame, or are in it. Of the answer: its values do.
+        key_bytes, value_bytes = 8 * count if listed else 0, nbytes if push else 0
+        payload = key_bytes + value_bytes
+        follow, apart = payload > INLINE, not push and nbytes > INLINE
+        if follow != ((frame[header.FLAGS] & DETACHED) != 0):
+            return TAKEN
+        if size != HEADER_BYTES + (0 if follow else payload):
+            return TAKEN
+        # The receive buffer holds the keys, the values, and the slots of the keys.
+        places = -(-payload // 8) * 8 if follow else 0
+        if places + key_bytes // 2 > len(landing):
+            cells[WANTED] = places + key_bytes // 2
+            return TAKEN
         # Buffers for the answer, and for the values of a push.
         out = -1
         for _ in range(SLOTS_OUT):
@@ -348,18 +431,17 @@ def serve(
                 or small[header.WIDTH] != width
             ):
                 return TAKEN
-            if apart != ((frame[header.FLAGS] & DETACHED) != 0) or (
-                not apart and size != HEADER_BYTES + nbytes
-            ):
-                return TAKEN
-            if apart and nbytes > len(landing):
-                cells[WANTED] = nbytes
-                return TAKEN
         else:
-            if part[PULL] == 0 or size != HEADER_BYTES or frame[header.DTYPE] != NO_VALUES:
+            if part[PULL] == 0 or frame[header.DTYPE] != NO_VALUES:
                 return TAKEN
             reached = False
-            if apart and where == 0 and (frame[header.FLAGS] & REACH) != 0 and pids[origin] != 0:
+            if (
+                apart
+                and where == 0
+                and not listed
+                and (frame[header.FLAGS] & REACH) != 0
+                and pids[origin] != 0
+            ):
                 each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
                 values = part[VALUES] + first * width * each
                 reached = _write(lib, cells, pids[origin], values, words[header.ROWS], nbytes)
@@ -373,21 +455,22 @@ def serve(
                 if buffer < 0:
                     cells[WANTED] = nbytes
                     return TAKEN
-        # All conditions hold: apply the request.
+        # All conditions hold but for listed keys: receive the rest, and apply the request.
         head = frames[out]
+        content: Any = np.int64(frame.ctypes.data) + HEADER_BYTES
+        if follow:
+            content = np.int64(landing.ctypes.data)
+            found = _receive(lib, cells, status, landing, key_bytes, value_bytes)
+            if found != TAKEN:
+                return found
+        if listed:
+            there: Any = np.int64(landing.ctypes.data) + places
+            mine, first, run = _slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
+            if not mine:
+                return LANDED if follow else TAKEN
+            where = 0 if run else there
         if push:
-            source: Any = np.int64(frame.ctypes.data) + HEADER_BYTES
-            if apart:
-                source = np.int64(landing.ctypes.data)
-                cells[REQUEST] = 0
-                place = cells.ctypes.data + 8 * REQUEST
-                error = call(lib[IRECV], (source, nbytes, lib[BYTE], cells[FROM], BODY, lib[COMM], place))
-                if error != 0:
-                    cells[ERROR] = error
-                    return BROKEN
-                done = complete(lib, cells, status)
-                if done <= 0:
-                    return LATE_BODY if done == 0 else BROKEN
+            source = content + key_bytes
             _move(lib, part[DTYPE], part[VALUES], source, count, first, where, width, part[PUSH])
             part[CHANGES] += 1
             parts[shard, 0, VERSION] += 1
@@ -396,7 +479,6 @@ def serve(
                 trail[trail[0, 0], 0], trail[trail[0, 0], 1], trail[trail[0, 0], 2] = shard, origin, time
             _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
-            cells[RECEIVED] += nbytes if apart else 0
         else:
             target: Any = np.int64(head.ctypes.data) + HEADER_BYTES
             if buffer >= 0:
@@ -412,7 +494,7 @@ def serve(
             post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)
             if buffer >= 0:
                 post(lib, cells, buffers, buffer, target, nbytes, cells[FROM], BODY)
-        cells[RECEIVED] += size
+        cells[RECEIVED] += size + (payload if follow else 0)
         cells[SERVED] += 1
         if asleep[cells[FROM]] != 0:
             sleepers[cells[SLEEPERS]] = cells[FROM]

@@ -20,6 +20,7 @@ from mpips.transport.mpi.abi import (
     GET_COUNT,
     IMPROBE,
     IMRECV,
+    IRECV,
     ISEND,
     LIBRARY,
     SOURCE,
@@ -32,21 +33,35 @@ from mpips.transport.mpi.abi import (
 FRAME, BODY, URGENT = 1, 2, 3
 """Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
-NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN = range(6)
+NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED = range(7)
 """Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
-with incomplete values; an MPI error."""
+with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer."""
 
-FLAG, MESSAGE, REQUEST, SIZE, FROM, ERROR, SENT, POSTED, RECEIVED, SERVED, NEXT, WANTED, SLEEPERS, VECTORS = (
-    range(14)
-)
-"""Cells of the fast paths' memory, i8[18]: the first four are written by MPI; bytes and frames that were moved, and
+(
+    FLAG,
+    MESSAGE,
+    REQUEST,
+    SECOND,
+    SIZE,
+    FROM,
+    ERROR,
+    SENT,
+    POSTED,
+    RECEIVED,
+    SERVED,
+    NEXT,
+    WANTED,
+    SLEEPERS,
+    VECTORS,
+) = range(15)
+"""Cells of the fast paths' memory, i8[19]: the first five are written by MPI; bytes and frames that were moved, and
 requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
 (0: none); how many of the answered ranks sleep; and two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
-STATUS, FRAME_AT, ASKED, HEADS, TAILS, FRAMES = range(MEMORY, MEMORY + 6)
-"""The memory of the client fast path, i8[36]: a library's table, the cells, and the addresses of a status, of the frame
+STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
+"""The memory of the client fast path, i8[39]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
 EAGER = 4
@@ -65,18 +80,29 @@ _INT4 = np.int32(0)
 
 
 @kernel()
-def complete(lib: Any, cells: Any, status: Any) -> int:
-    """Test the request in its cell until it is complete: 1; 0 if it takes too long; -1 on an error."""
+def complete(lib: Any, cells: Any, status: Any, cell: int) -> int:
+    """Test the request in a cell until it is complete: 1; 0 if it takes too long; -1 on an error."""
     base = cells.ctypes.data
     for _ in range(TRIES):
         cells[FLAG] = 0
-        error = call(lib[TEST], (base + 8 * REQUEST, base + 8 * FLAG, status.ctypes.data))
+        error = call(lib[TEST], (base + 8 * cell, base + 8 * FLAG, status.ctypes.data))
         if error != 0:
             cells[ERROR] = error
             return -1
         if cells[FLAG] != 0:
             return 1
     return 0
+
+
+@kernel()
+def post_receive(lib: Any, cells: Any, cell: int, address: int, size: int) -> bool:
+    """Start to receive keys or values that follow the frame, with the request in a cell; tell whether MPI could."""
+    cells[cell] = 0
+    place = cells.ctypes.data + 8 * cell
+    error = call(lib[IRECV], (address, size, lib[BYTE], cells[FROM], BODY, lib[COMM], place))
+    if error != 0:
+        cells[ERROR] = error
+    return bool(error == 0)
 
 
 @kernel()
@@ -104,7 +130,7 @@ def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
     if error != 0:
         cells[ERROR] = error
         return BROKEN
-    done = complete(lib, cells, status)
+    done = complete(lib, cells, status, REQUEST)
     return TAKEN if done > 0 else LATE if done == 0 else BROKEN
 
 
@@ -153,14 +179,11 @@ def post(lib: Any, cells: Any, handles: Any, row: int, address: int, size: int, 
     cells[POSTED] += tag != BODY
 
 
-@kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1], i8[:,::1])")
-def unsent(lib: Any, cells: Any, status: Any, slots: Any, buffers: Any) -> int:
-    """Count the sends in progress, without those to lost ranks."""
+@kernel("i8(i8[::1], i8[::1], u1[::1], i8[:,::1])")
+def unsent(lib: Any, cells: Any, status: Any, handles: Any) -> int:
+    """Count the sends in progress of a table, without those to lost ranks."""
     count = 0
-    for row in range(len(slots)):
-        if not is_free(lib, cells, status, slots, row) and slots[row, 0] == BUSY:
-            count += 1
-    for row in range(len(buffers)):
-        if not is_free(lib, cells, status, buffers, row) and buffers[row, 0] == BUSY:
+    for row in range(len(handles)):
+        if not is_free(lib, cells, status, handles, row) and handles[row, 0] == BUSY:
             count += 1
     return count

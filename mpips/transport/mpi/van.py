@@ -55,6 +55,7 @@ from mpips.transport.mpi.kernels import (
     FRAME_ROOM,
     FRAMES,
     FROM,
+    LANDED,
     LATE,
     LATE_BODY,
     LOST,
@@ -65,6 +66,7 @@ from mpips.transport.mpi.kernels import (
     POSTED,
     RECEIVED,
     REQUEST,
+    SECOND,
     SENT,
     SERVED,
     SIZE,
@@ -75,6 +77,7 @@ from mpips.transport.mpi.kernels import (
     unsent,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
+from mpips.transport.van import NO_KEYS
 from mpips.transport.wakeup import Wakeup
 
 # bytes of one send: some MPIs refuse more than 2 GiB
@@ -140,7 +143,8 @@ class MPIVan:
         """Enter the addresses of the client's tables into the memory of its fast path."""
         if self._library is not None:
             client = self._fast_client
-            places = (self._statuses, self._frame, client.asked, client.heads, client.tails, client.frames)
+            tables = (client.asked, client.heads, client.lists, client.tails, client.frames)
+            places = (self._statuses, self._frame, *tables)
             self._memory[: len(self._library)] = self._library
             self._memory[STATUS:] = [place.ctypes.data for place in places]
 
@@ -244,14 +248,24 @@ class MPIVan:
             self._open_fast_path()
             return None
         frame = bytearray(self._frame[:size].data)
-        if found == LATE_BODY:
-            message, _, value_bytes = decode(frame)
-            self.received_bytes += size + value_bytes
-            assert message.values is not None
-            raw = self._answer_buffer() if table is None else table.give_up_landing()[:value_bytes]
-            message.values = raw.view(message.values.dtype).reshape(message.values.shape)
-            request = MPI.Request.fromhandle(int(cells[REQUEST]))
-            self._incoming.messages.append(Body(source, message, [request]))
+        if found in (LATE_BODY, LANDED):
+            message, key_bytes, value_bytes = decode(frame, self.buffers)
+            self.received_bytes += size + key_bytes + value_bytes
+            if found == LANDED:
+                assert table is not None
+                at = 0
+                for body in bodies(message):
+                    body[:] = table.landing[at : at + len(body)].data
+                    at += len(body)
+                return message
+            raw = self._answer_buffer() if table is None else table.give_up_landing()
+            if message.keys is not None:
+                message.keys = raw[:key_bytes].view(np.uint64)
+            if message.values is not None:
+                landed = raw[key_bytes : key_bytes + value_bytes]
+                message.values = landed.view(message.values.dtype).reshape(message.values.shape)
+            requests = [MPI.Request.fromhandle(int(cells[cell])) for cell in (REQUEST, SECOND) if cells[cell]]
+            self._incoming.messages.append(Body(source, message, requests))
             return None
         return self._unpack(source, frame)
 
@@ -283,23 +297,28 @@ class MPIVan:
         kind: int,
         pushes: bool,
         fresh: bool,
+        keys: NDArray[np.uint64] = NO_KEYS,
+        begin: int = 0,
+        count: int = 0,
     ) -> int:
         if (
             self._library is None
             or self.fast_path is not None
             or dest in self._deaths.lost
-            or nbytes > _PIECE
+            or max(nbytes, 8 * count) > _PIECE
         ):
             return -1
         self._check_thread()
         reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
-            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach
-        )
+            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach,
+            keys, begin, count,
+        )  # fmt: skip
         if self._cells[ERROR]:
             self._complain()
         if slot >= 0:
-            self._fast_client.kept[slot], self._fast_client.reached[slot] = raw, reach
+            client = self._fast_client
+            client.kept[slot], client.keys[slot], client.reached[slot] = raw, keys, reach
             self._looks = LOOKS
             self._wake(dest)
         return slot
@@ -416,10 +435,14 @@ class MPIVan:
         """Count the incomplete sends of the fast paths."""
         if self._library is None:
             return 0
-        pairs = [(self._fast_client.heads, self._fast_client.tails)]
+        return sum(unsent(self._library, self._cells, self._statuses, table) for table in self._sends())
+
+    def _sends(self) -> list[NDArray[np.int64]]:
+        """Return the tables of the fast paths' sends."""
+        tables = [self._fast_client.heads, self._fast_client.lists, self._fast_client.tails]
         if self.fast_path is not None:
-            pairs.append((self.fast_path.slots, self.fast_path.buffers))
-        return sum(unsent(self._library, self._cells, self._statuses, *pair) for pair in pairs)
+            tables += [self.fast_path.slots, self.fast_path.buffers]
+        return tables
 
     def arriving(self, source: int) -> bool:
         return self._incoming.arriving(source)
@@ -462,10 +485,7 @@ class MPIVan:
         """Do not count the sends to a lost rank as pending any more."""
         # another process may get its process id
         self.process_memory.pids[rank] = 0
-        tables = [self._fast_client.heads, self._fast_client.tails]
-        if self.fast_path is not None:
-            tables += [self.fast_path.slots, self.fast_path.buffers]
-        for table in tables:
+        for table in self._sends():
             table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
         self._deaths.abandoned += [(request, kept) for request, dest, kept in self._outbox if dest == rank]
         self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
