@@ -32,7 +32,9 @@ def test_those_who_are_left_go_on(start: Callable[..., Started], starter: Any, h
         "",
         *(f"rank {rank} ok" for rank in range(4) if rank != victim),
     ]
-    assert done.stderr == ""
+    # Open MPI's launcher closes its pipes to a rank that was killed, of which its event library complains now and then.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("[warn] Epoll")]
+    assert said == []
 
 
 def test_without_the_launchers_word_no_mpi_is_taken_to_survive(monkeypatch: pytest.MonkeyPatch) -> None:
