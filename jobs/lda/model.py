@@ -187,7 +187,7 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
 
     With files: a table of a line per document, tabs between its number from 0 and the shares of all topics, to the file
     `out` or to stdout. Without: the topics with their top words to stdout, and a picture of them to `out` or to
-    `topics.png` beside the model.
+    `topics.svg` beside the model.
 
     Raises:
         InputError: one line.
@@ -196,7 +196,7 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
     if not files:
         top = loaded.top()
         print(table(top, loaded.n_k, loaded.words))
-        picture = out or (model if model.is_dir() else model.parent) / "topics.png"
+        picture = out or (model if model.is_dir() else model.parent) / "topics.svg"
         try:
             draw(picture, top, loaded.n_k, loaded.words)
             print(f"picture: {picture}")

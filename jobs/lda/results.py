@@ -70,7 +70,7 @@ class Results:
         with replacing(self.folder / "topics.txt", "w") as file:
             file.write(text + "\n")
         try:
-            draw(self.folder / "topics.png", top, n_k, self.words)
+            draw(self.folder / "topics.svg", top, n_k, self.words)
         except InputError as error:
             cluster.say(f"no picture of the topics: {error}")
         return {}

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import InputError, kernel, replacing
+from mpips import InputError, kernel, progress, replacing
 from mpips.jobs.lda.corpus import Block
 
 DRAWN = 20
-"""Topics that are drawn, the largest."""
+"""Number of the largest topics that are drawn."""
+COLUMNS = 2
+"""Charts beside each other."""
 
 
 # --- Top words -------------------------------------------------------------------------------------------------------
@@ -104,42 +106,33 @@ def table(
 
 
 def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | None) -> None:
-    """Draw a bar chart of the top words of each of the largest topics into a picture file, PNG or by its ending.
+    """Write an SVG picture: a bar chart of the top words of each of the largest topics.
 
     Raises:
-        InputError: there is no matplotlib, or the file cannot be written.
+        InputError: the file's name does not end in .svg, or it cannot be written.
     """
+    # The templates of charts are loaded only where a picture is drawn.
+    from mpips.report.charts import Bar, BarPart, bars, tiled
+
+    if path.suffix.lower() != ".svg":
+        raise InputError(f"{path}: cannot be written: a picture's name must end in .svg")
+    tokens = max(int(n_k.sum()), 1)
+    panels = []
+    for k in largest(n_k)[:DRAWN].tolist():
+        names = named(top.ids[k].tolist(), words)
+        shares = (top.counts[k, : len(names)] / max(int(n_k[k]), 1)).tolist()
+        rows = [
+            Bar(name, [BarPart(part, "busy")], progress.share(part))
+            for name, part in zip(names, shares, strict=True)
+        ]
+        title = f"topic {k}, {progress.share(n_k[k] / tokens)} of tokens"
+        if rows:
+            panels.append((title, bars(rows, label=f"top words of topic {k}", show=progress.share)))
     try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(f"{path}: drawing needs matplotlib; pip install 'mpips[report]'") from None
-    # A matplotlibrc of the working folder may be anybody's, and may have LaTeX run.
-    with style.context("default"):
-        shown = largest(n_k)[:DRAWN].tolist()
-        columns = min(5, len(shown))
-        lines = -(-len(shown) // columns)
-        height = 0.5 + 0.17 * top.ids.shape[1]
-        figure = Figure(figsize=(2.6 * columns, height * lines), layout="constrained")
-        tokens = max(int(n_k.sum()), 1)
-        for place, k in enumerate(shown):
-            axes = figure.add_subplot(lines, columns, place + 1)
-            names = named(top.ids[k].tolist(), words)
-            shares = 100.0 * top.counts[k, : len(names)] / max(int(n_k[k]), 1)
-            axes.barh(range(len(names)), shares, color="tab:blue")
-            axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=7)
-            axes.invert_yaxis()
-            axes.tick_params(axis="x", labelsize=6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_title(f"topic {k}, {100.0 * n_k[k] / tokens:.1f} % of tokens", fontsize=8)
-            axes.set_xlabel("% of the topic", fontsize=6)
-        try:
-            with replacing(path) as file:
-                figure.savefig(file, dpi=130, format=path.suffix[1:] or None)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
-            ) from None
+        with replacing(path, "w") as file:
+            file.write(tiled(panels, COLUMNS))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 # --- Coherence -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from typing import NamedTuple
 
 from mpips.process.printable import printable
@@ -281,16 +282,40 @@ def timeline(lanes: Sequence[Lane], end: float, *, label: str, show: Show) -> Ht
     return drawn + html.more(len(lanes) - len(shown))
 
 
-def standalone(svg: Html, legend: Sequence[tuple[str, str]], style: str) -> Html:
+def standalone(svg: Html, legend: Sequence[tuple[str, str]] = ()) -> Html:
     """Return a chart as a standalone SVG picture, with its legend (class, text) below it, and the style sheet."""
-    width, height = (float(size) for size in str(svg).partition('viewBox="0 0 ')[2].partition('"')[0].split())
+    width, height = _size(svg)
     body, at = [], 12.0
     for kind, text in legend:
         place = {"x": f"{at:.0f}", "y": f"{height + 9:g}", "width": 14, "height": 8, "rx": 2}
         body.append(Shape("rect", {"class": kind, **place}))
         body.append(_text(at + 19, height + 17, text, "tick"))
         at += 36 + 6.2 * len(text)
-    whole = height + (26 if legend else 0)
     inner = Html(str(svg).replace("<svg ", f'<svg width="{width:g}" height="{height:g}" ', 1))
-    size = {"viewBox": f"0 0 {width:g} {whole:g}", "width": f"{width:g}", "height": f"{whole:g}"}
+    return _picture(width, height + (26 if legend else 0), inner, body)
+
+
+def tiled(panels: Sequence[tuple[str, Html]], columns: int) -> Html:
+    """Return charts as one standalone SVG picture: (title, chart) row by row, in `columns` columns."""
+    sizes = [_size(svg) for _, svg in panels] or [(0.0, 0.0)]
+    width, height = max(x for x, _ in sizes) + 20, max(y for _, y in sizes) + 40
+    titles, inner = [], Html("")
+    for number, (title, svg) in enumerate(panels):
+        x, y = width * (number % columns), height * (number // columns)
+        titles.append(_text(x + 10, y + 16, title, "name"))
+        body = Html(str(svg).partition(">")[2].removesuffix("</svg>"))
+        inner += Html(f'<g transform="translate({x + 10:g} {y + 28:g})">') + body + Html("</g>")
+    rows = -(-len(panels) // columns)
+    return _picture(width * min(columns, len(panels)), height * rows, inner, titles)
+
+
+def _size(svg: Html) -> tuple[float, float]:
+    """Return the width and height of a chart."""
+    width, height = str(svg).partition('viewBox="0 0 ')[2].partition('"')[0].split()
+    return float(width), float(height)
+
+
+def _picture(width: float, height: float, inner: Html, body: Sequence[Shape]) -> Html:
+    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
+    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}"}
     return html.picture({"xmlns": "http://www.w3.org/2000/svg", **size}, Html(style), inner, body)

@@ -41,6 +41,7 @@ LIMIT = 100e6
 TYPES = {
     ".toml": "application/toml", ".json": "application/json", ".jsonl": "application/jsonl", ".txt": "text/plain",
     ".tsv": "text/tab-separated-values", ".h5": "application/x-hdf5", ".npz": "application/zip", ".png": "image/png",
+    ".svg": "image/svg+xml",
     ".py": "text/x-python", ".html": "text/html", ".svm": "text/plain", ".gz": "application/gzip",
     ".xz": "application/x-xz", ".zst": "application/zstd", ".bz2": "application/x-bzip2", ".hdf5": "application/x-hdf5",
 }  # fmt: skip

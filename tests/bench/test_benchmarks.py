@@ -213,8 +213,9 @@ def test_the_delay_report_is_honest_either_way() -> None:
 
 
 def test_the_delay_plot_is_drawn_where_a_tau_missed_too(tmp_path: Path) -> None:
-    delay.plot(delay_report({0: [2.0, 1.0], 4: [3.0, 2.0]}), str(tmp_path / "delay.png"))
-    assert (tmp_path / "delay.png").read_bytes().startswith(b"\x89PNG")
+    delay.plot(delay_report({0: [2.0, 1.0], 4: [3.0, 2.0]}), str(tmp_path / "delay.svg"))
+    drawn = (tmp_path / "delay.svg").read_text()
+    assert drawn.startswith("<svg") and "tau = 0" in drawn and "tau = 4" not in drawn
 
 
 def test_the_bound_is_the_lowest_ceiling() -> None:

@@ -20,19 +20,12 @@ from simulated import simulate
 from mpips.checkpoint.manifest import complete
 from mpips.config.program import load_program
 from mpips.errors import MpipsError
-from mpips.jobs.lda import results, sweeps, training
+from mpips.jobs.lda import sweeps, training
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.network_faults import Strike, calm, rough
 
 TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all the rest of a run here."""
-    if "leaves" not in request.node.name:
-        monkeypatch.setattr(results, "draw", lambda *_: None)
 
 
 @dataclass
@@ -176,7 +169,7 @@ def test_what_a_run_leaves(train: Path, tmp_path: Path) -> None:
     assert lines[-1]["log_likelihood"] > lines[0]["log_likelihood"]
     assert 10 < outcome.metrics["perplexity"] < WORDS
     assert outcome.metrics["coherence"] < 0 and outcome.metrics["tokens_per_second"] > 0
-    assert {"model.h5", "topics.txt", "topics.png"} <= outcome.files
+    assert {"model.h5", "topics.txt", "topics.svg"} <= outcome.files
 
 
 @pytest.mark.parametrize("model", [{"model": "bounded", "tau": 2}, {"model": "eventual"}])

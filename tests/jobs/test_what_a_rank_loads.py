@@ -71,7 +71,7 @@ FORMATS = {"h5py", "mpips.data.convert", "lz4", "zstandard"}
 COMMANDS = {
     "mpips.cli", "mpips.bench", "mpips.report.report", "mpips.report.charts", "mpips.report.ro_crate",
     "mpips.report.diff", "mpips.planning.model", "mpips.launch.mpi_launcher", "mpips.transport.in_memory",
-"mpips.rank.simulation", "jinja2", "matplotlib", "unittest", "asyncio", "multiprocessing", "http", }  # fmt: skip
+"mpips.rank.simulation", "jinja2", "unittest", "asyncio", "multiprocessing", "http", }  # fmt: skip
 """What runs no rank."""
 
 

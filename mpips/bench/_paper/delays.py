@@ -20,7 +20,6 @@ from mpips.bench._paper.experiment import (
 )
 from mpips.bench.applications import delay
 from mpips.errors import InputError
-from mpips.report.charts import Bar, BarPart, bars
 from mpips.rundir.progress import seconds, share
 
 ITEM = "Figure 13"
@@ -59,18 +58,10 @@ def tell(found: Mapping[str, Any]) -> Section:
         *[_gain(f"Fig. 13: tau = {PAPERS}, faster than tau = 0", first["seconds"] / row["seconds"]) for row in slow],
     ]  # fmt: skip
     picture = Picture(
-        bars(
-            [
-                Bar(f"tau = {row['tau']}", [BarPart(row["busy"], "busy"), BarPart(row["waited"], "waiting")],
-                    f"{seconds(row['seconds'])}, {row['passes']:g} passes")
-                for row in timed
-            ],
-            label="busy and waiting time by delay",
-            show=seconds,
-        ),
+        delay.chart(timed),
         f"Time to {found['target'] / found['optimum']:.4g} times the optimum, by delay.",
-        (("busy", "busy"), ("waiting", "waiting")),
-    )  # fmt: skip
+        delay.LEGEND,
+    )
     cells = [
         (f"{row['tau']}", seconds(row["seconds"]), share(row["waiting"]), f"{row['passes']:g}",
          f"{row['seconds'] / row['passes'] * 1e3:.3g} ms")

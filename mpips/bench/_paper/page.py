@@ -20,8 +20,7 @@ TEXT = "page.md"
 
 def drawn(picture: Picture) -> str:
     """Return a plot as an SVG file, for light and dark backgrounds."""
-    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
-    return charts.standalone(picture.svg, picture.legend, style)
+    return charts.standalone(picture.svg, picture.legend)
 
 
 def texts() -> dict[str, tuple[str, str]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
 from mpips.bench.applications import filters
-from mpips.report.charts import Bar, BarPart, Series, bars, lines
 from mpips.rundir.progress import bytes_si, share, si
 
 ITEM = "Figures 11 and 12"
@@ -44,22 +43,12 @@ def tell(found: Mapping[str, Any]) -> Section:
     ]  # fmt: skip
     pictures = {
         "fig11": Picture(
-            bars(
-                [bar for row in found["table"] for bar in _bars(row)],
-                label="bytes sent by filters",
-                show=bytes_si,
-            ),
+            filters.bytes_chart(found["table"]),
             "Bytes sent until training has come to 1.001 times the optimum; servers as the paper counts.",
             (("k0", "workers"), ("k1", "servers")),
         ),
         "fig12": Picture(
-            lines(
-                [Series(KKT, [(number + 1.0, 100.0 * value) for number, value in enumerate(course)])],
-                label="features left out by pass",
-                x="pass",
-                y="% of features left out",
-                show_y="{:g}".format,
-            ),
+            filters.left_out_chart({KKT: course}),
             "Features that the KKT filter leaves out, by pass.",
             (("k0", KKT),),
         ),
@@ -101,17 +90,3 @@ def _claim(what: str, paper: str, ours: float, least: float) -> Claim:
 
 def _fewer(row: Mapping[str, Any], key: str) -> str:
     return f"{row[key]:.3g} times" if row.get(key) is not None else ""
-
-
-def _bars(row: Mapping[str, Any]) -> list[Bar]:
-    """Return the bars of a combination: without filters, answers as the paper counts them."""
-    server = row["counted"] if "server_counted" not in row else row["server"]
-    name = row["name"].replace("fixed_point 1", "1 byte").replace("fixed_point 2", "2 bytes")
-    return [
-        Bar(name, [BarPart(row["worker"], "k0", "workers")], _times(row["worker"], row.get("worker_fewer"))),
-        Bar("", [BarPart(server, "k1", "servers")], _times(server, row.get("server_counted"))),
-    ]
-
-
-def _times(size: float, fewer: float | None) -> str:
-    return bytes_si(size) + (f", {fewer:.3g}x fewer" if fewer is not None else "")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications import _liblinear, sparse_lr
 from mpips.config.job_file import load
 from mpips.errors import InputError
+from mpips.report.charts import Bar, BarPart, bars, standalone
+from mpips.report.html import Html
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
@@ -25,7 +26,7 @@ of the machine's speed affects them equally.
   mpips bench delay --tau 0,4,16 --slow 1             no straggler
   mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
   mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     like four small machines
-  mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.png
+  mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.svg
   mpips bench delay --blocks 0                        blocks by the job's rule: more for a greater tau
 
 A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
@@ -35,6 +36,8 @@ of many small messages may equal the savings of the delay.
 A slow worker sleeps for the additional time, so its core is free meanwhile.
 """
 
+LEGEND = (("busy", "busy"), ("waiting", "waiting"))
+"""The legend of the chart: (class, text)."""
 COLUMNS = (
     Column("tau", "tau", 4),
     Column("seconds", "to target", 9, seconds),
@@ -98,7 +101,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--target", type=_runs.above_one, default=1.005, help="relative to the optimum; default 1.005"
     )
     parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if known")
-    parser.add_argument("--plot", metavar="FILE.png", help="write a plot (pip install 'mpips[report]')")
+    parser.add_argument("--plot", metavar="FILE.svg", help="write a plot")
     return parser.parse_args(arguments)
 
 
@@ -237,31 +240,25 @@ def straggler(report: dict[str, Any]) -> str:
 
 
 def check_plot(path: str) -> None:
-    """Raise InputError before any run if a plot cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("--plot needs matplotlib; pip install 'mpips[report]'") from None
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf") or not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--plot {path}: must be a .png, .svg or .pdf in a folder that exists")
+    """Raise InputError before any run if a plot cannot be written there."""
+    if Path(path).suffix.lower() != ".svg" or not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--plot {path}: must be a .svg in a folder that exists")
+
+
+def chart(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Draw bars of busy and waiting time to the target by tau, as in the paper's figure 13."""
+    return bars(
+        [
+            Bar(f"tau = {row['tau']}", [BarPart(row["busy"], "busy"), BarPart(row["waited"], "waiting")],
+                f"{seconds(row['seconds'])}, {row['passes']:g} passes")
+            for row in rows
+        ],
+        label="busy and waiting time by delay",
+        show=seconds,
+    )  # fmt: skip
 
 
 def plot(report: dict[str, Any], path: str) -> None:
-    """Draw bars of busy and waiting time to the target, as in the paper's figure 13."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = report["table"]
-    names = [str(row["tau"]) for row in rows]
-    busy = [row.get("busy", math.nan) for row in rows]
-    waited = [row.get("waited", math.nan) for row in rows]
-    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.bar(names, busy, label="busy", color="#3b6ea5")
-    axes.bar(names, waited, bottom=busy, label="waiting", color="#d9a441")
-    axes.set_xlabel("maximal delay tau")
-    axes.set_ylabel(f"seconds to {report['target'] / report['optimum']:.4g} times the optimum")
-    axes.set_title(f"{report['layout']['workers']} workers, {straggler(report)}", fontsize=9)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    """Write the chart of the delays with which the target was reached."""
+    reached = [row for row in report["table"] if row.get("busy") is not None]
+    Path(path).write_text(standalone(chart(reached), LEGEND), encoding="utf-8")

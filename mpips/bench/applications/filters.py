@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,8 @@ from mpips.bench.applications import _liblinear, delay, sparse_lr
 from mpips.bench.requests import coding
 from mpips.config.job_file import load
 from mpips.filters import named
+from mpips.report.charts import Bar, BarPart, Series, bars, lines, tiled
+from mpips.report.html import Html
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
@@ -176,9 +177,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--settle", action="store_true", help="let each run converge")
     parser.add_argument("--quick", action="store_true", help="only none, key caching, KKT with it, and zstd")
-    parser.add_argument(
-        "--plot", metavar="FILE.png", help="the file of the plot (pip install 'mpips[report]')"
-    )
+    parser.add_argument("--plot", metavar="FILE.svg", help="the file of the plot")
     return parser.parse_args(arguments)
 
 
@@ -193,12 +192,9 @@ def figure_path(asked: argparse.Namespace) -> Path | None:
         return Path(asked.plot)
     path = None
     if asked.json is not None:
-        path = Path(asked.json).with_suffix(".png")
+        path = Path(asked.json).with_suffix(".svg")
     elif asked.keep is not None:
-        path = Path(asked.keep) / "filters.png"
-    if path is not None and find_spec("matplotlib") is None:
-        note("no figure: it needs matplotlib; pip install 'mpips[report]'")
-        return None
+        path = Path(asked.keep) / "filters.svg"
     return path
 
 
@@ -323,43 +319,37 @@ def text(report: dict[str, Any]) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Draw the bytes of each combination (the paper's figure 11), and the features left out by pass (figure 12)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.0, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1.0))
-    _draw_bytes(left, report)
-    _draw_filtered(right, report)
-    figure.savefig(path, dpi=150)
-
-
-def _draw_bytes(axes: Any, report: dict[str, Any]) -> None:
-    rows = report["table"]
-    roles = (("worker", "workers", "#3b6ea5", -0.2), ("server", "servers", "#d9a441", 0.2))
-    for role, label, color, shift in roles:
-        for place, row in enumerate(rows):
-            first = place == 0
-            size = row["counted"] if role == "server" and first else row[role]
-            fewer = row.get("worker_fewer" if role == "worker" else "server_counted")
-            axes.bar(place + shift, size / 1e6, 0.4, color=color, label=label if first else None)
-            said = f"{fewer:.3g}x" if fewer is not None else "1"
-            axes.text(place + shift, size / 1e6, said, ha="center", va="bottom", fontsize=7)
-    axes.set_yscale("log")
-    names = [row["name"].replace(", ", ",\n").replace("fixed_point", "fixed\npoint") for row in rows]
-    axes.set_xticks(range(len(rows)), names, fontsize=7)
-    axes.set_ylabel("MB sent")
-    axes.set_title("bytes by filters, and how many times fewer\n(servers: as the paper counts)", fontsize=9)
-    axes.margins(y=0.15)
-    axes.legend(frameon=False)
+    panels = [
+        (
+            "bytes sent, and how many times fewer: workers, and servers as the paper counts",
+            bytes_chart(report["table"]),
+        ),
+        ("features left out by the KKT filter", left_out_chart(report["filtered"])),
+    ]
+    path.write_text(tiled([panel for panel in panels if "<svg" in panel[1]], 2), encoding="utf-8")
 
 
-def _draw_filtered(axes: Any, report: dict[str, Any]) -> None:
-    for name, shares in report["filtered"].items():
-        axes.plot(range(1, len(shares) + 1), [100.0 * value for value in shares], label=name, lw=1.2)
-    axes.set_xlabel("pass")
-    axes.set_ylabel("features filtered by KKT, %")
-    axes.set_ylim(0.0, 102.0)
-    axes.set_title("features left out by the KKT filter", fontsize=9)
-    if report["filtered"]:
-        axes.legend(frameon=False, fontsize=7)
+def bytes_chart(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Draw the bytes of each combination; without filters, servers' answers as the paper counts them."""
+    found = []
+    for row in rows:
+        server = row["counted"] if "server_counted" not in row else row["server"]
+        name = row["name"].replace("fixed_point 1", "1 byte").replace("fixed_point 2", "2 bytes")
+        for role, label, kind, size, fewer in (
+            ("workers", name, "k0", row["worker"], row.get("worker_fewer")),
+            ("servers", "", "k1", server, row.get("server_counted")),
+        ):
+            times = f", {fewer:.3g}x fewer" if fewer is not None else ""
+            found.append(Bar(label, [BarPart(size, kind, role)], bytes_si(size) + times))
+    return bars(found, label="bytes sent by filters", show=bytes_si)
+
+
+def left_out_chart(filtered: Mapping[str, Sequence[float]]) -> Html:
+    """Draw the share of the features that the KKT filter leaves out, by pass."""
+    series = [
+        Series(name, [(number + 1.0, 100.0 * value) for number, value in enumerate(shares)], colour)
+        for colour, (name, shares) in enumerate(filtered.items())
+    ]
+    return lines(
+        series, label="features left out by pass", x="pass", y="% of features left out", show_y="{:g}".format
+    )

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -402,5 +401,4 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     svg = charts.lines(series, label=label, x="ranks", y=label, log=True)
     legend = [(f"k{each.colour}", each.name) for each in series]
-    style = files("mpips.report").joinpath("charts.css").read_text(encoding="utf-8")
-    return charts.standalone(svg, legend, style)
+    return charts.standalone(svg, legend)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -115,9 +116,16 @@ def test_bytes_are_compared_with_those_of_no_filter(tmp_path: Path) -> None:
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    filters.draw(a_report(tmp_path), tmp_path / "filters.png")
-    figure = (tmp_path / "filters.png").read_bytes()
-    assert figure.startswith(b"\x89PNG") and len(figure) > 10_000
+    report = a_report(tmp_path)
+    filters.draw(report, tmp_path / "filters.svg")
+    figure = ElementTree.fromstring((tmp_path / "filters.svg").read_text())
+    texts = [each.text for each in figure.iter("{http://www.w3.org/2000/svg}text")]
+    assert "features left out by the KKT filter" in texts and "8.00kB" in texts
+    assert len(list(figure.iter("{http://www.w3.org/2000/svg}polyline"))) == 1
+    bars = [
+        each for each in figure.iter("{http://www.w3.org/2000/svg}rect") if each.get("class") in ("k0", "k1")
+    ]
+    assert len(bars) == 2 * len(report["table"])
 
 
 def test_the_whole_benchmark(
@@ -137,7 +145,7 @@ def test_the_whole_benchmark(
     assert [row["name"] for row in report["table"]][-1] == "+ zeros" and len(asked) == 5
     job = load(_runs.job_file(), asked[-1])
     assert job.filters.push == ("zeros",) and job.settings.target == pytest.approx(100.1)
-    assert file.with_suffix(".png").exists()
+    assert file.with_suffix(".svg").exists()
     assert file.with_suffix(".txt").read_text() == capsys.readouterr().out
     assert filters.main(["--quick", "--optimum", "90", "--target", "1.0001", "--settle"]) == 1, "missed"
     job = load(_runs.job_file(), asked[-1])
