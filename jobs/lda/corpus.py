@@ -1,7 +1,7 @@
 """A worker's documents: read once, kept on disk as binary blocks, so that a corpus may be larger than memory.
 
 Three files in the scratch folder hold the words of all tokens, where documents end, and the topics of all tokens. They
-have no names: the system takes their room back when the process ends, however it ends.
+have no names: the system releases their disk space when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LeftOut(NamedTuple):
     """Not in the vocabulary."""
 
     def said(self, tokens: int) -> str:
-        """Say it in a line, beside how many are counted; "" if there are none."""
+        """Return a line with the number of omitted words; "" if there are none. `tokens` are counted."""
         if not any(self):
             return ""
         return (
@@ -64,7 +64,7 @@ class LeftOut(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Which of a corpus' documents and tokens a block holds."""
+    """The documents and tokens of a corpus that a block holds."""
 
     doc: int
     docs_end: int
@@ -89,8 +89,8 @@ class Corpus:
 
     Args:
         scratch: the folder for the blocks, on a disk with room for 8 bytes a token; made if need be.
-        part, parts: which chunks of documents are here.
-        block_tokens: at most so many tokens are in a block, if it holds more than one document.
+        part, parts: this is part `part` of `parts`, to which chunks of documents go round robin.
+        block_tokens: the largest number of tokens of a block with more than one document.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Corpus:
         self.docs = 0
         self.tokens = 0
         self.all_docs = 0
-        """Documents of all parts together."""
+        """Number of documents of all parts."""
         self.all_tokens = 0
-        """Tokens of all parts together."""
+        """Number of tokens of all parts."""
         self.vocabulary = 0
         self.words: Sequence[str] | None = None
         """The vocabulary's words, if they are known."""
         self.left_out = LeftOut()
-        """Words of all parts together that are not counted."""
+        """Omitted words of all parts."""
         self._part, self._parts, self._most = part, parts, block_tokens
         self._scratch = scratch
         self._spans: list[Span] = []
@@ -137,7 +137,7 @@ class Corpus:
         while at < len(piece.ends):
             doc, _, begin, _ = self._open
             fits = int(np.searchsorted(piece.ends, begin + self._most, "right"))
-            fits = min(fits, doc + self._most - self.docs)  # empty documents take room, too
+            fits = min(fits, doc + self._most - self.docs)  # empty documents take space, too
             alone = fits <= at and self._open.docs_end == doc
             stop = at + 1 if alone else max(fits, at)
             if stop > at:
@@ -156,7 +156,7 @@ class Corpus:
         )
 
     def complete(self) -> None:
-        """Note that all documents have come."""
+        """Close the last block: all documents were added."""
         self._close_block()
 
     def load(self, b: int) -> Block:
@@ -166,7 +166,7 @@ class Corpus:
         return Block(ends - span.token, _read(self._words, np.int32, span.token, span.tokens_end))
 
     def topics(self, b: int) -> NDArray[np.int32]:
-        """Return the topics of a block's tokens, i4[tokens], -1 at first: mapped, so that what is written stays."""
+        """Return the topics of a block's tokens, i4[tokens], -1 at first: a mapping of the file, so writes persist."""
         span = self._spans[b]
         size = span.tokens_end - span.token
         if size == 0:
@@ -174,7 +174,7 @@ class Corpus:
         return np.memmap(self._topics, np.int32, "r+", offset=4 * span.token, shape=(size,)).view(np.ndarray)
 
     def keep(self, b: int, z: NDArray[np.int32]) -> None:
-        """Let z, i4[tokens], be the topics of a block's tokens."""
+        """Store z, i4[tokens], as the topics of a block's tokens."""
         topics = self.topics(b)
         if z.shape != topics.shape:
             raise ValueError(f"block {b} has {len(topics)} tokens, not {z.shape}")
@@ -219,7 +219,7 @@ def _read(file: IO[bytes], dtype: type[np.generic], begin: int, end: int) -> NDA
 
 
 def _known(vocab: Path | Sequence[str] | int | None) -> tuple[Sequence[str] | None, int | None, str]:
-    """Tell what is known of the vocabulary: its words, its size, and how to call it."""
+    """Return what is known of the vocabulary: its words, its size, and its name in messages."""
     if vocab is None:
         return None, None, ""
     if isinstance(vocab, int):
@@ -248,20 +248,20 @@ def open_corpus(
     count: int,
     scratch: Path,
     block_tokens: int = BLOCK_TOKENS,
-    breathe: Callable[[Iterable[Piece]], Iterable[Piece]] = iter,
+    polling: Callable[[Iterable[Piece]], Iterable[Piece]] = iter,
 ) -> Corpus:
     """Read files of documents once; keep part `index` of `count` in blocks below the folder `scratch`.
 
     Args:
         files: UCI bags of words, LDA-C or text, packed or not (`mpips.jobs.lda.readers` tells them).
         scratch: on a disk with room for 8 bytes a token.
-        block_tokens: at most so many tokens are in a block, if it holds more than one document.
-        vocab: the words, or a file with a word on each line; or just how many words there are; or None: W for a bag
+        block_tokens: the largest number of tokens of a block with more than one document.
+        vocab: the words, or a file with a word on each line; or the number of words; or None: W for a bag
             of words, the largest id for LDA-C, every word that is seen for text. Words of a text that are not in the
             vocabulary are left out.
-        index: which part; chunks of 64 documents go round robin to the parts.
-        count: how many parts there are.
-        breathe: passes an iterable through, such as `Node.breathe`.
+        index: the part; chunks of 64 documents go round robin to the parts.
+        count: the number of parts.
+        polling: wraps the iteration, such as `Context.polling`, so that messages are processed meanwhile.
 
     Raises:
         DataError: one line with file and line number.
@@ -282,7 +282,7 @@ def open_corpus(
         for path, _ in formats:
             place = Place(index, count, corpus.all_docs, corpus.tokens)
             totals = _Totalled(_reader(path, kind, place, lexicon, size, named))
-            for piece in breathe(totals):
+            for piece in polling(totals):
                 corpus.add(piece)
             corpus.all_docs += totals.total.docs
             corpus.all_tokens += totals.total.tokens
@@ -313,12 +313,12 @@ def _reader(
 
 
 def look_at(files: Sequence[Path], vocab: Path | None, like: Path) -> None:
-    """Read the beginnings of files of documents that are scored once training is over.
+    """Check the first documents of files that are scored after training.
 
     Args:
         files: the files.
         vocab: as for `open_corpus`.
-        like: a file that is trained on: without `vocab`, a bag of words says how many words there are.
+        like: a file that is trained on: without `vocab`, a bag of words names the number of words.
 
     Raises:
         DataError: one line with file and line number.

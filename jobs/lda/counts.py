@@ -1,4 +1,4 @@
-"""The server's half: what the scheduler asks of the counts, each shard by itself.
+"""The server's half: functions of the counts that the scheduler calls on each shard.
 
 Answers are whole numbers, so that their sums do not depend on the layout.
 """
@@ -17,12 +17,12 @@ from mpips import call
 from mpips.jobs.lda import terms
 
 SMALL = 4096
-"""Counts below which cells are counted in a table."""
+"""Counts below this one are tallied in a table."""
 
 
 @call("lda_tally", reads=True)
 def tally(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Return the sum of a shard's counts, and how many cells there are of each count but 0; sum -1: one is negative."""
+    """Return the sum of a shard's counts, and the number of cells by count, without 0; sum -1: one is negative."""
     counts = segment.values[: len(segment)].reshape(-1)
     if counts.dtype != np.int32:  # the topics' totals
         return {"sum": -1 if len(counts) and counts.min() < 0 else int(counts.sum()), "cells": []}
@@ -88,7 +88,7 @@ def learned_beta(
 
 
 LEAST, MOST = 1e-6, 1e3
-"""Between which learned priors stay."""
+"""Bounds of learned priors."""
 
 
 def learned_alpha(alpha: Any, slopes: Any, symmetric: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The documents over the workers: who has which, also when workers are lost, join or leave.
+"""The assignment of documents to workers, also when workers are lost, join or leave.
 
 Chunks of 64 documents are assigned round robin to the parts. Each coarse part (first read), one for each worker,
 consists of fine parts (`mpips.scheduler.data_assignment.Cut`); a lost worker's fine parts are distributed among several
@@ -22,11 +22,11 @@ from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
 FINE = 8
 """Fine parts of a coarse one."""
 Reads = list[list[int]]
-"""What a worker reads: [part, of how many] each."""
+"""The parts that a worker reads: [part, number of parts] each."""
 
 
 class Spread:
-    """The scheduler's table of who has what."""
+    """The scheduler's table of the workers' parts."""
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
@@ -39,7 +39,7 @@ class Spread:
         self.table = Workload(self.cut.parts, workers)
 
     def load(self) -> list[dict[str, Any]]:
-        """Let every worker read what it has to and has not; return what each has."""
+        """Let each worker read its new parts; return the summary of each."""
         workers = self.cluster.workers.addresses
         self.table.follow(workers)
         each = [{"reads": self.reads(worker)} for worker in workers]
@@ -47,17 +47,17 @@ class Spread:
         return self.cluster.workers.call("load", scratch, each=each)
 
     def reads(self, worker: int) -> Reads:
-        """Say what a worker reads: coarse parts that it has the whole of, and fine ones."""
+        """Return the parts of a worker: coarse ones that it has completely, and fine ones."""
         coarse, fine = self.cut
         mine = {part.number for part in self.table.parts if part.worker == worker}
         whole = [c for c in range(coarse) if all(c + coarse * f in mine for f in range(fine))]
         loose = sorted(part for part in mine if part % coarse not in whole)
-        nothing = [[self.cut.parts, self.cut.parts]]  # no chunk is of that part
+        nothing = [[self.cut.parts, self.cut.parts]]  # that part has no chunk
         return [[c, coarse] for c in whole] + [[part, self.cut.parts] for part in loose] or nothing
 
 
 class Place(NamedTuple):
-    """One block of a corpus."""
+    """The place of one block of a corpus."""
 
     corpus: Corpus
     block: int
@@ -69,9 +69,9 @@ class Place(NamedTuple):
 
 
 class Documents:
-    """The documents of a worker, in groups of blocks; a group is what it samples at a time.
+    """The documents of a worker, in groups of blocks; it samples one group at a time.
 
-    Blocks of several parts are put together, up to `most` tokens, since each group needs all words' counts.
+    A group has blocks of several parts, up to `most` tokens, since each group pulls the counts of all words.
     """
 
     def __init__(self, context: Context, data: DataSpec, most: int) -> None:
@@ -81,7 +81,7 @@ class Documents:
         self.groups: list[list[Place]] = []
 
     def read(self, reads: Reads, scratch: Path) -> None:
-        """Read parts that there were not before; forget those that are not wanted any more."""
+        """Read the parts that are new, and drop those that are not in `reads`."""
         wanted = [(part, of) for part, of in reads]
         before = dict(self._open)
         for each in wanted:
@@ -104,17 +104,17 @@ class Documents:
 
     @property
     def any(self) -> Corpus:
-        """Return a corpus, which knows what all documents come to."""
+        """Return any corpus: each has the totals of all documents."""
         return next(iter(self._open.values()))
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens there are."""
+        """Return the number of tokens."""
         return sum(corpus.tokens for corpus in self._open.values())
 
     @property
     def lacking(self) -> int:
-        """Return how many tokens have no topic."""
+        """Return the number of tokens without a topic."""
         return sum(int((self.topics(group) < 0).sum()) for group in range(len(self.groups)))
 
     def load(self, group: int) -> tuple[Block, NDArray[np.int32]]:
@@ -128,11 +128,11 @@ class Documents:
         return Block(np.append(np.concatenate(ptr), ends[-1]), words), self.topics(group)
 
     def topics(self, group: int) -> NDArray[np.int32]:
-        """Return the topics of a group's tokens as they were kept last."""
+        """Return the stored topics of a group's tokens."""
         return np.concatenate([place.corpus.topics(place.block) for place in self.groups[group]])
 
     def keep(self, group: int, z: NDArray[np.int32]) -> None:
-        """Keep the topics of a group's tokens."""
+        """Store the topics of a group's tokens."""
         at = 0
         for corpus, block in self.groups[group]:
             size = len(corpus.topics(block))
@@ -165,7 +165,7 @@ def _grouped(places: Iterator[Place], most: int) -> Iterator[list[Place]]:
 
 
 def _carry(old: Corpus, new: Corpus) -> None:
-    """Let documents that are in both keep the topics that they had in the old one."""
+    """Copy the topics of the documents that are in both corpora from the old one to the new one."""
     for b in range(new.blocks):
         ptr, z = new.load(b).ptr, new.topics(b)
         documents = new.documents(b)

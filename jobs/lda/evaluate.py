@@ -1,4 +1,4 @@
-"""How good topics are: the joint likelihood and held-out perplexity; for coherence see `topics`.
+"""Measures of quality: the joint likelihood and held-out perplexity; for coherence see `topics`.
 
 The joint log-likelihood of words and topics is a sum over documents, words and topics (Griffiths and Steyvers, PNAS
 2004), with n_dk, n_wk and n_k the counts of topics in documents, of words in topics, and of topics:
@@ -8,7 +8,7 @@ The joint log-likelihood of words and topics is a sum over documents, words and 
                  + sum_k  (lgG(V b) - lgG(n_k + V b))
 
 Each line is a function here, and a sum over parts of the documents, the words or the topics is the whole. A count of 0
-adds 0: words that no token has need not be passed.
+adds 0, so words without tokens can be left out.
 
 Perplexity is by document completion (Wallach et al., ICML 2009): from a random half of a document's tokens its
 topics' shares are found, phi being fixed, and the other half is scored. The shares are the fixed point of
@@ -34,9 +34,9 @@ from mpips.jobs.lda.corpus import Block
 TABLE = 4096
 """Counts below which lgG(n + b) - lgG(b) is looked up."""
 FOLD_IN = 30
-"""Rounds of finding a document's topics: no more than the last digits change after it."""
+"""Iterations of the fixed point of a document; further ones change only the last digits."""
 SETTLED = 1e-5
-"""The rounds end early when the shares have changed by less than this in all."""
+"""The iteration ends when the shares change by less than this in total."""
 
 
 # --- The joint likelihood --------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def _documents(
     alpha_sum: float,
     counts: NDArray[np.int32],
 ) -> float:
-    # G(n + a) / G(a) = a (a + 1) ... (a + n - 1): multiplied up token by token, and its logarithm taken now and then.
+    # G(n + a) / G(a) = a (a + 1) ... (a + n - 1): a product over the tokens, whose logarithm is taken now and then.
     total, start = 0.0, math.lgamma(alpha_sum)
     for d in range(ptr.shape[0] - 1):
         begin, end = ptr[d], ptr[d + 1]
@@ -92,7 +92,7 @@ def doc_likelihood(block: Block, z: NDArray[np.int32], topics: int, alpha: NDArr
 
 @kernel("f8(f8)")
 def log_gamma(x: float) -> float:
-    """Return lgG(x) of x >= 100 by Stirling's series, to the last digits."""
+    """Return lgG(x) of x >= 100 by Stirling's series, to machine precision."""
     y = 1.0 / (x * x)
     return (
         (x - 0.5) * math.log(x) - x + 0.9189385332046727 + (1.0 / 12 - y * (1.0 / 360 - y * (1.0 / 1260))) / x
@@ -118,7 +118,7 @@ def _table(beta: float) -> NDArray[np.float64]:
 
 
 def word_likelihood(rows: NDArray[np.int32], beta: float) -> float:
-    """Return the words' part of the joint log-likelihood, of counts n_wk: i4 of any shape; zeros may be left out.
+    """Return the words' part of the joint log-likelihood, of counts n_wk, i4 of any shape; zeros may be left out.
 
     Raises:
         ValueError: a count is negative.
@@ -136,11 +136,11 @@ def topic_norm(n_k: NDArray[np.int64], beta: float, vocabulary: int) -> float:
     return sum(math.lgamma(mass) - math.lgamma(n + mass) for n in n_k.tolist())
 
 
-# --- Documents whose topics are to be found --------------------------------------------------------------------------
+# --- Inference of documents' topics --------------------------------------------------------------------------
 
 
 class Distinct(NamedTuple):
-    """A block's words, each once, and the block with their places in place of them."""
+    """The distinct words of a block, and the block with positions among these instead of words."""
 
     ids: NDArray[np.int32]
     """i4[n], ascending."""
@@ -148,7 +148,7 @@ class Distinct(NamedTuple):
 
 
 def distinct(block: Block) -> Distinct:
-    """Number a block's words from 0, so that the rows of only these are needed."""
+    """Number the distinct words of a block from 0, so that only their rows are needed."""
     ids, places = np.unique(block.words, return_inverse=True)
     return Distinct(ids, Block(block.ptr, places.astype(np.int32).reshape(-1)))
 
@@ -212,7 +212,7 @@ def _fold_in(
 def _count(
     words: NDArray[np.int32], begin: int, end: int, found: NDArray[np.int32], times: NDArray[np.int64]
 ) -> int:
-    """Sort words[begin:end]; fill in which there are and how often; return how many."""
+    """Sort words[begin:end]; fill in the distinct ones and their counts; return their number."""
     part = np.sort(words[begin:end])
     size = 0
     for word in part:
@@ -237,9 +237,9 @@ def _complete(
     seed: int,
     thetas: NDArray[np.float64],
 ) -> float:
-    """Find theta of each document: from all of its words if `thetas` has room for them, else from half, and score.
+    """Find theta of each document: from all its words if `thetas` has rows, else from half, and score the other half.
 
-    A document is shuffled by its index alone, so that the halves are the same in whatever block it is.
+    A document is shuffled by its index alone, so the halves do not depend on its block.
     """
     topics, longest = alpha.shape[0], 0
     for d in range(ptr.shape[0] - 1):
@@ -274,7 +274,7 @@ def _complete(
 
 
 class Phi(NamedTuple):
-    """What topics make of words, for a few words: the counts and the priors."""
+    """The counts and priors that determine phi, for some words."""
 
     rows: NDArray[np.int32]
     """i4[n, K]: n_wk of n words."""
@@ -284,7 +284,7 @@ class Phi(NamedTuple):
     """f8[K]."""
     beta: float
     vocabulary: int
-    """V, of all words."""
+    """V, the number of all words."""
 
 
 def _run(
@@ -294,7 +294,7 @@ def _run(
     rows = np.ascontiguousarray(phi.rows, np.int32)
     alpha = np.ascontiguousarray(phi.alpha, np.float64)
     if len(block.words) and block.words.max() >= len(rows):
-        raise ValueError(f"a word's place is {block.words.max()} where there are {len(rows)} rows")
+        raise ValueError(f"a word's position is {block.words.max()} where there are {len(rows)} rows")
     thetas = np.empty((room, len(alpha)))
     total = _complete(block.ptr, block.words, documents, rows, inverse, phi.beta, alpha, rounds, seed, thetas)
     return float(total), thetas
@@ -303,14 +303,14 @@ def _run(
 def completion(
     block: Block, documents: NDArray[np.int64], phi: Phi, seed: int = 0, rounds: int = FOLD_IN
 ) -> tuple[float, int]:
-    """Score held-out documents by completing them: (sum of log p over the tokens scored, how many these are).
+    """Score held-out documents by completion; return (sum of log p over the scored tokens, their number).
 
     Args:
-        block: the documents, the words being places in `phi.rows`, as `distinct` makes them.
-        documents: their indices among all, i8[docs], which with `seed` say how each is cut in halves.
+        block: the documents, with positions in `phi.rows` as words, as `distinct` makes them.
+        documents: their indices among all, i8[docs]; with `seed` they determine the halves.
         phi: the topics.
-        seed: of the halves.
-        rounds: at most so many of EM.
+        seed: the seed of the halves.
+        rounds: the largest number of EM iterations.
     """
     lengths = np.diff(block.ptr)
     total, _ = _run(block, documents, phi, rounds, seed, 0)
@@ -318,7 +318,7 @@ def completion(
 
 
 def perplexity(log_p: float, tokens: int) -> float | None:
-    """Return exp(-log p per token); None of no tokens."""
+    """Return exp(-log p per token); None without tokens."""
     return math.exp(-log_p / tokens) if tokens else None
 
 

@@ -1,8 +1,8 @@
 """Latent Dirichlet allocation (paper, section 5.2): topics of documents, as distributions over words.
 
 A document's share of topics is drawn from Dirichlet(alpha), a topic's share of words from Dirichlet(beta), each token's
-topic from the document's, and its word from the topic's. Sampled are the topics z of all tokens, everything
-else being integrated out; what workers share are counts: n_wk, how often word w has topic k, and n_k, their sums.
+topic from the document's, and its word from the topic's. The topics z of all tokens are sampled, and all other
+variables are integrated out. Workers share counts: n_wk, how often word w has topic k, and n_k, their sums.
 
     scheduler                      worker r                                          server
     for each sweep:                for each range of words:                          add the changes
@@ -29,31 +29,31 @@ class Settings:
     """The job file's table [lda]."""
 
     topics: int = field(default=100, metadata={"at_least": 1, "at_most": 1 << 20})
-    """K, how many topics there are."""
+    """K, the number of topics."""
     alpha: float = field(default=0.1, metadata={"at_least": 1e-30, "at_most": 1e6})
-    """The Dirichlet prior of a document's topics, for each; where it starts from if it is learned."""
+    """The Dirichlet prior of each topic of a document; its initial value if it is learned."""
     beta: float = field(default=0.01, metadata={"at_least": 1e-30, "at_most": 1e6})
-    """The Dirichlet prior of a topic's words, for each; where it starts from if it is learned."""
+    """The Dirichlet prior of each word of a topic; its initial value if it is learned."""
     learn_alpha: Literal["fixed", "symmetric", "asymmetric"] = "fixed"
-    """Learn alpha after the first sweeps: one number for all topics, or one for each."""
+    """Learn alpha after the first sweeps: one value for all topics, or one per topic."""
     learn_beta: bool = False
     """Learn beta after the first sweeps."""
     sweeps: int = field(default=200, metadata={"at_least": 1, "at_most": 2**31 - 1})
-    """How often a topic is drawn for each token."""
+    """Number of sweeps: draws of a topic for each token."""
     sampler: Literal["gibbs", "mh"] = "gibbs"
-    """gibbs: exact, the cost of a token grows with the number of topics in its document; mh: with nothing."""
+    """gibbs: exact; the cost of a token grows with the number of topics in its document. mh: a constant cost."""
     mh_steps: int = field(default=2, metadata={"at_least": 1, "at_most": 1000})
-    """mh: pairs of proposals for each token in a sweep."""
+    """mh: pairs of proposals per token and sweep."""
     block_tokens: int = field(default=BLOCK_TOKENS, metadata={"at_least": 1, "at_most": 2**31 - 1})
-    """Tokens that a worker samples at a time; documents are on disk in blocks of so many."""
+    """Tokens that a worker samples at a time; also the size of the blocks of documents on disk."""
     held_tokens: int = field(default=1 << 26, metadata={"at_least": 0, "at_most": 2**62})
-    """Up to so many tokens a worker keeps them in memory between sweeps, 20 bytes each; with more, block by block."""
+    """Tokens up to which a worker keeps all in memory between sweeps (20 bytes each); beyond, one block at a time."""
     evaluate_every: int = field(default=1, metadata={"at_least": 1, "at_most": 2**31 - 1})
-    """Sweeps between two evaluations of the likelihood."""
+    """Number of sweeps between two evaluations of the likelihood."""
 
 
 def exact_sums(job: Any) -> str:
-    """Say why the number of workers shows in the result: [layout] exact_sums cannot help it."""
+    """Return why the result depends on the number of workers, even with [layout] exact_sums."""
     return "lda draws topics by counts that lag behind by what the other workers draw meanwhile"
 
 
@@ -78,4 +78,4 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker(results.Judge):
-    """What the scheduler calls on a worker; see `sweeps`."""
+    """A worker; the scheduler calls its methods. See `sweeps`."""

@@ -1,24 +1,24 @@
 """The compiled inner loops of the samplers: what they share, and exact sparse Gibbs.
 
-A block's tokens are visited word by word, in a range of words whose counts have just been pulled, so that what
-a word needs stands in cache: its row n_wk, and, for the topics k = 1 .. K,
+A block's tokens are visited word by word, in a range of words whose counts have just been pulled, so that the data
+of a word are in cache: its row n_wk, and, for the topics k = 1 .. K,
 
     inverse_k = 1 / (n_k + V b)         q_k = (n_wk + b) inverse_k.
 
-The token at hand is taken out of all counts (-), and `gibbs` draws its topic from
+The present token is removed from all counts (-), and `gibbs` draws its topic from
 
     p(k) ~ (n_dk^- + a_k) (n_wk^- + b) / (n_k^- + V b) = n_dk^- q_k  +  a_k q_k.
 
-The first term is a sum over the topics that the document has, in practice few however many there are in all (Yao, Mimno
+The first term is a sum over the topics that the document has, usually few however large K is (Yao, Mimno
 and McCallum, KDD 2009). The sum of the second is kept up to date, in LANES partial sums over the topics that are equal
-modulo LANES; it is drawn from seldom, in about LANES + K / LANES steps (a tree of sums over the topics, as in Yu et
-al., WWW 2015, would take fewer; two levels can be made by vector instructions, anew for each word).
+modulo LANES; it is drawn from rarely, in about LANES + K / LANES steps (a tree of sums over the topics, as in Yu et
+al., WWW 2015, would take fewer; two levels are computed by vector instructions, again for each word).
 
-A document's topics stand in `pairs`, behind a head that says how many they are: topic << shift | n_dk. A token is known
-by the place (`slot`) of its topic among them, so that nothing is searched. Topics that nobody has any more
-leave holes, which `compact` closes now and then.
+A document's topics are listed in `pairs`, topic << shift | n_dk, after a head with their number. A token refers to its
+topic by its position (`slot`) among them, so nothing is searched. Topics that no token has any more leave holes, which
+`compact` closes now and then.
 
-A token without a topic (-1) is in no count; `gibbs` gives it one when its turn comes, by the same rule.
+A token without a topic (-1) is in no count; `gibbs` draws its first topic by the same rule.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from mpips import kernel
 
 LANES = 64
 GROUP = 32
-"""How many topics are marked as one when their counts have changed."""
+"""Number of topics that share one mark of changed counts."""
 AHEAD = 6
-"""How many tokens ahead documents are fetched into cache."""
+"""Number of tokens by which documents are prefetched."""
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -72,7 +72,7 @@ def below(bits: Any, n: int) -> Any:
 
 
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for array[index] to be fetched into cache, to be written."""
+    """Prefetch array[index] into the cache, for writing."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -160,7 +160,7 @@ def topics_of(pairs: Any, shift: int, heads: I4, slots: I4, order: I4, z: I4) ->
 
 @kernel("i8(i8, i4[::1], u1[::1], u8[::1], i4[::1], i8)")
 def take_changes(first: int, moved: I4, marks: NDArray[np.uint8], keys: U8, changes: I4, count: int) -> int:
-    """Append what has moved in a row, whose first key is `first`, and forget it; return how many changes there are now.
+    """Append the changes of a row with the first key `first`, and reset them; return the total number of changes.
 
     moved: i4[K]; marks[g] is not 0 if any of the g-th GROUP of these has moved.
     """
@@ -253,29 +253,29 @@ def gibbs(
     keys: U8,
     changes: I4,
 ) -> int:
-    """Draw the topics of a block's tokens of the words first .. last - 1 by their exact conditional.
+    """Draw the topics of a block's tokens of the words first .. last - 1 from the exact conditional distribution.
 
     Args:
         first: the first word of the range.
         last: one more than the last.
         starts: i8[V+1], where the tokens of each word begin.
         heads: i4[tokens], by word: where the token's document begins in `pairs`.
-        slots: i4[tokens], by word: its topic's place in there.
+        slots: i4[tokens], by word: its topic's position in the document.
         pairs: the topics of the documents; see the module.
-        shift: the bits of a pair that are n_dk.
-        longest: the most pairs that a document can have.
-        rows: i4[(last - first) K], n_wk, in the end those that the new topics make.
-        totals: i8[K], n_k, as well.
+        shift: the number of bits of n_dk in a pair.
+        longest: the largest number of pairs of a document.
+        rows: i4[(last - first) K], n_wk, updated in place.
+        totals: i8[K], n_k, updated in place.
         alpha: f4[K].
         beta: b.
         mass: V b.
         rng: u8[2].
-        fresh: only tokens without a topic are given one.
-        keys: where to write the keys w K + k of counts n_wk that have changed, ascending; room for 2 a token.
-        changes: by how much they have.
+        fresh: draw only for tokens without a topic.
+        keys: receives the keys w K + k of the changed counts n_wk, ascending; 2 entries per token.
+        changes: receives the differences.
 
     Returns:
-        How many changes there are.
+        The number of changes.
     """
     topics = len(totals)
     one, b, mass_b = np.float32(1.0), np.float32(beta), np.float32(mass)
@@ -374,7 +374,7 @@ def gibbs(
                         u -= np.float32(np.int32(a0 & mask)) * q[a0 >> sh]
                         if u < 0.0:
                             break
-            if into < 0:  # by a_k q_k, or nothing was left at the end of the sum for rounding
+            if into < 0:  # by a_k q_k, or by rounding the sum has ended before u
                 k = find_topic(max(u - total, np.float32(0)), alpha, q, lanes)
                 wanted = np.uint64(k)
                 hole: Any = -1

@@ -1,4 +1,4 @@
-"""A trained model in a file of its own, `model.h5`, and what it says about new documents.
+"""A trained model in its file, `model.h5`, and inference of the topics of new documents.
 
 attributes    program = "lda", beta, vocabulary (V)
 alpha         f8[K]
@@ -34,7 +34,7 @@ FILE = "model.h5"
 SHOWN = 10
 """Top words of a topic."""
 CELLS = 1 << 26
-"""About how many counts are laid out at a time while documents' topics are found."""
+"""Approximate number of counts in memory at a time during inference."""
 
 
 class Model(NamedTuple):
@@ -77,20 +77,20 @@ def export_model(
     words: Sequence[str] | None,
     n: int = SHOWN,
 ) -> tuple[Top, NDArray[np.int64]]:
-    """Write `model.h5`, which appears whole; return the topics' top words and n_k.
+    """Write `model.h5`, atomically; return the topics' top words and n_k.
 
     Args:
         path: the file.
-        pieces: (word ids [m], n_wk [m, K]) in ascending order of the ids, words without tokens left out or not, such as
-            `Cluster.export` gives; memory is bounded by a piece.
+        pieces: (word ids [m], n_wk [m, K]) in ascending order of the ids, with or without words that have no
+            tokens, as `Cluster.export` yields; memory is bounded by a piece.
         alpha: f8[K].
         beta: the words' prior.
         vocabulary: V.
         words: the vocabulary's words, or None.
-        n: how many top words to give.
+        n: the number of top words.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written.
     """
     import h5py
 
@@ -122,7 +122,7 @@ def load_model(path: Path) -> Model:
     """Read a model from its file or from its run's folder.
 
     Raises:
-        InputError: there is none, or it is no model.
+        InputError: the file is missing, or is not a model.
     """
     from mpips import hdf5
 
@@ -149,7 +149,7 @@ def load_model(path: Path) -> Model:
         raise InputError(f"{file_name}: no such file") from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{file_name}: is no model of lda: {' '.join(why.split())}") from None
+        raise InputError(f"{file_name}: is not a model of lda: {' '.join(why.split())}") from None
     flaw = _flaw(model)
     if flaw:
         raise InputError(f"{file_name}: is damaged: {flaw}; copy it again")
@@ -163,13 +163,13 @@ def load_model(path: Path) -> Model:
 
 
 def _flaw(model: Model) -> str:
-    """Say why no kernel is given a model from a file; "" if it is sound."""
+    """Return why a model from a file is invalid, so that no kernel gets it; "" if it is valid."""
     alpha, beta, n_k, vocabulary, words, indptr, topics, counts = model
     arrays = [np.asarray(each) for each in (alpha, n_k, indptr, topics, counts)]
     if [each.ndim for each in arrays] != [1] * 5 or [each.dtype.kind for each in arrays] != list("fiiii"):
-        return "its arrays are not rows of numbers of their types"
+        return "its arrays have wrong types or dimensions"
     if not (len(alpha) and len(n_k) == len(alpha) and len(counts) == len(topics)):
-        return "its arrays do not fit each other"
+        return "the sizes of its arrays are inconsistent"
     if not (np.isfinite(alpha).all() and alpha.min() > 0.0 and math.isfinite(beta) and beta > 0.0):
         return "alpha and beta must be above 0"
     if words is not None and len(words) != vocabulary:
@@ -183,14 +183,14 @@ def _flaw(model: Model) -> str:
 
 
 def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
-    """Say what a model makes of new documents; of none, what its topics are.
+    """Infer the topics of new documents; without documents, describe the model's topics.
 
-    With files: a table of a line per document, tabs between its number from 0 and the shares of all topics, to the file
-    `out` or to stdout. Without: the topics with their top words to stdout, and a picture of them to `out` or to
-    `topics.svg` beside the model.
+    With files: write a tab-separated table to `out` or stdout, a line per document: its number from 0 and the shares of
+    all topics. Without: print the topics with their top words, and write a picture to `out` or to `topics.svg` in the
+    model's folder.
 
     Raises:
-        InputError: one line.
+        InputError: a file cannot be read or written, or is invalid.
     """
     loaded = load_model(model)
     if not files:
@@ -203,17 +203,17 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         except InputError as error:
             if out is not None:
                 raise
-            print(f"no picture: {error}")  # nobody asked for one
+            print(f"no picture: {error}")  # it was not requested
         return
     empty = [str(file) for file in files if len(files) > 1 and holds_nothing(str(file))]
-    if 0 < len(empty) < len(files):  # as in training; where all hold nothing, the reader refuses them
+    if 0 < len(empty) < len(files):  # as in training; if all are empty, the reader raises the error
         print(f"mpips: {left_out(empty)}", file=sys.stderr)
         files = [file for file in files if str(file) not in empty]
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words
     try:
         with ExitStack() as stack:
-            # first, so that a file that cannot be written is found wanting before the work
+            # opened first, so that an error comes before the work
             file = None if out is None else stack.enter_context(replacing(out, "w"))
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
             corpus = stack.enter_context(

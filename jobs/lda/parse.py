@@ -1,9 +1,9 @@
 """Compiled parsers of documents whose words are numbers: UCI bags of words, and LDA-C.
 
 A parser works through a block of whole lines as those of `mpips.data.kernels` do: the last byte is a newline, at which
-every inner loop stops. It keeps its place in `state` (i8, see the names below) and returns when the block is used up
-(DONE), when the output is FULL, which may be amid a document, or at what is wrong in a line (any other code;
-ERROR_BEGIN is where the bad word starts). Words of documents of other parts are checked and counted, not given.
+every inner loop stops. It keeps its position in `state` (i8, see the names below) and returns at the end of the block
+(DONE), when the output is FULL, which may be inside a document, or at an error in a line (any other code;
+ERROR_BEGIN is the start of the invalid word). Words of documents of other parts are checked and counted, not returned.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mpips import kernel
 from mpips.data.kernels import COLON, NEWLINE, NINE, ZERO, is_space
 
 CHUNK = 64
-"""Documents that go together to one part."""
+"""Number of consecutive documents that go to one part."""
 MOST_COUNT = 1 << 24
-"""The largest count of a word in a document: more is surely a mistake, and would not fit into memory."""
+"""The largest count of a word in a document; a larger one is taken as an error."""
 MOST_ID = 2**31 - 1
 MOST_WORDS = 1 << 24
-"""Words that there are without a vocabulary: a larger number is a mistake, and counts of so many fill the memory."""
+"""The largest number of words without a vocabulary: the counts of more would fill the memory."""
 
 POS, LINE, DOC, CODE, ERROR_BEGIN, FILLED, ENDED, KEPT, ALL, TOP, PAIRS, CLAIMED, STATE_SIZE = range(13)
 DONE, FULL, BAD_DOC, BAD_WORD, BAD_COUNT, BAD_ORDER, BAD_COLUMNS, TOO_MANY = range(8)
@@ -55,7 +55,7 @@ def parse_uci(
 ) -> None:
     """Parse lines ``document word count`` from state[POS] on; see the module's text.
 
-    The file's first document has the index `first` among all; state[DOC] is the open one's number here, from 1.
+    `first` is the index of the file's first document among all; state[DOC] is the present one's number here, from 1.
     """
     end = text.shape[0]
     pos, line, doc, pairs = state[POS], state[LINE], state[DOC], state[PAIRS]
@@ -133,7 +133,7 @@ def parse_ldac(
 ) -> None:
     """Parse lines ``M word:count ...`` from state[POS] on; see the module's text.
 
-    state[DOC] is the index of the line's document among all, state[CLAIMED] its M, -1 before that was read.
+    state[DOC] is the index of the line's document among all, state[CLAIMED] its M, -1 before it is read.
     """
     end = text.shape[0]
     pos, doc, pairs, claimed = state[POS], state[DOC], state[PAIRS], state[CLAIMED]

@@ -1,6 +1,6 @@
 """The compiled inner loop of the Metropolis-Hastings sampler: the cost of a token does not grow with the topics.
 
-In turn two topics t are proposed for the token at hand, whose topic is s: one by its document, one by its word
+Alternately two topics t are proposed for the present token, whose topic is s: one by its document, one by its word
 (LightLDA, Yuan et al., WWW 2015; WarpLDA, Chen et al., VLDB 2016). The proposal probability cancels in the acceptance
 ratio; notation and the order of the visits are those of `kernels`.
 

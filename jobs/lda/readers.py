@@ -1,12 +1,12 @@
 """Readers of documents: UCI bags of words, LDA-C, and plain text.
 
-A reader streams one file and gives `Piece`s: the words of the documents of one part, in order, and where documents
-end. Chunks of `CHUNK` documents go round robin to the parts. Every line is read and checked by every part, so that all
-agree on the vocabulary and the totals, and fail alike, at the same line, if they fail.
+A reader streams one file and yields `Piece`s: the words of the documents of one part, in order, and the ends of
+documents. Chunks of `CHUNK` documents go round robin to the parts. Every line is read and checked by every part, so all
+agree on the vocabulary and the totals, and raise the same error at the same line.
 
     UCI bag of words    lines D, W and NNZ, then NNZ lines `document word count`, numbered from 1, by document
     LDA-C               a line per document: `M word:count ...`, M pairs, words numbered from 0
-    text                a line per document; `words` says what a word is
+    text                a line per document; `words` defines what a word is
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mpips.jobs.lda.words import Lexicon
 
 
 class Piece(NamedTuple):
-    """Some of one part's words, in order, and the documents that end among them."""
+    """Consecutive words of one part, and the ends of the documents that end among them."""
 
     words: NDArray[np.int32]
     ends: NDArray[np.int64]
-    """Where each document ends, in words of the part from its first on; never falling."""
+    """The end of each document, in words from the part's first one on; ascending, perhaps equal."""
 
 
 class Totals(NamedTuple):
-    """What a file holds, all parts together."""
+    """The totals of a file, over all parts."""
 
     docs: int
     tokens: int
@@ -51,11 +51,11 @@ class Totals(NamedTuple):
 Reader = Generator[Piece, None, Totals]
 _MANY = f"{p.MOST_WORDS:,} words, each of which takes memory for every topic; number them from 0, or give [data] vocab"
 SPARSE = 1000
-"""Documents of a bag of words for each of its lines: more of them without words cannot be meant."""
+"""The largest number of documents per line of a bag of words; more empty ones are taken as an error."""
 
 
 class Place(NamedTuple):
-    """Where a file starts among the documents of all, and of one part: what a reader needs to go on there."""
+    """Where a file starts: the numbers of documents of earlier files, over all parts and in one part."""
 
     part: int
     parts: int
@@ -92,7 +92,7 @@ def _parsed(
 def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int = 1 << 18) -> Reader:
     """Read one part of an LDA-C file; word ids must be below `limit`.
 
-    `size` is about how many bytes are parsed, and `room` how many words are given, at a time. Raises `DataError`
+    About `size` bytes are parsed, and at most `room` words are yielded, at a time. Raises `DataError`
     with file and line.
     """
     state = np.zeros(p.STATE_SIZE, np.int64)
@@ -124,7 +124,7 @@ def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int 
 
 
 def _uci_header(path: str, blocks: Iterator[bytearray], named: str) -> tuple[list[int], bytearray]:
-    """Take D, W and NNZ off a UCI file; return them, and the rest of the blocks that they were in."""
+    """Read D, W and NNZ of a UCI file; return them, and the rest of the blocks that contained them."""
     block = bytearray()
     while block.count(b"\n") < 3:
         more = next(blocks, None)
@@ -161,7 +161,7 @@ def uci_vocabulary(path: str) -> int:
 def read_uci(
     path: str, place: Place, limit: int, named: str = "", size: int = BLOCK, room: int = 1 << 18
 ) -> Reader:
-    """Read one part of a UCI bag of words; W must be `limit`, which `named` stands for, if that is given.
+    """Read one part of a UCI bag of words; W must equal `limit`, the size of `named`, if that is given.
 
     Otherwise as `read_ldac`.
     """
@@ -209,7 +209,7 @@ def read_uci(
 
 
 def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> Reader:
-    """Read one part of a file of text, a document a line; new words join the lexicon, if it grows.
+    """Read one part of a file of text, a document per line; new words are added to the lexicon, if it grows.
 
     Raises `DataError` with file and line for what is not UTF-8.
     """
@@ -236,7 +236,7 @@ def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> R
 
 
 def format_of(path: str) -> str:
-    """Tell a file's format, "uci", "ldac" or "text", by its name, else by its first lines."""
+    """Return a file's format, "uci", "ldac" or "text", by its name, else by its first lines."""
     name = os.path.basename(unpacked_name(path)).lower()
     if name.endswith(".ldac"):
         return "ldac"

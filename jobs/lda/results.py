@@ -1,4 +1,4 @@
-"""What comes of a run: the model, its topics as table and picture, their coherence, perplexity of test documents."""
+"""The results of a run: the model, its topics as table and picture, their coherence, perplexity of test documents."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
 
 SHOWN = 30
-"""Topics of which the table is shown; a file has all."""
+"""Largest number of topics whose table is printed; the file has all."""
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
 def look(cluster: Cluster) -> None:
-    """Let the workers look at the test documents before anything is done with them."""
+    """Let the workers check the first test documents, so that an error comes before training."""
     cluster.workers.call("look", each=_parts(cluster))
 
 
@@ -35,7 +35,7 @@ def _parts(cluster: Cluster) -> list[dict[str, int]]:
 
 
 class Results:
-    """What is written and said of a trained run, step by step (`mpips.scheduler.finishing`); the model comes first."""
+    """The outputs of a trained run, step by step (`mpips.scheduler.finishing`); the model comes first."""
 
     def __init__(self, cluster: Cluster, training: Training) -> None:
         self.cluster, self.training = cluster, training
@@ -58,8 +58,8 @@ class Results:
         return {"perplexity": _perplexity(self.cluster, self.training)}
 
     def topics(self) -> dict[str, Any]:
-        """Write the topics as a table and a picture, and say what they are; return their coherence."""
-        if self.top is None:  # the model could not be written
+        """Write the topics as a table and a picture, and print them; add their coherence to the metrics."""
+        if self.top is None:  # writing the model has failed
             return {}
         cluster, (top, n_k) = self.cluster, self.top
         coherence = umass(_cooccurrence(cluster, top.ids))
@@ -76,7 +76,7 @@ class Results:
         return {}
 
     def summary(self) -> None:
-        """Say in a line or two what has come of it."""
+        """Print the main metrics."""
         metrics = self.cluster.metrics
         text = f"log likelihood {metrics['log_likelihood']:,.0f}, {metrics['log_likelihood_per_token']:.4f} a token"
         if "coherence" in metrics:
@@ -104,7 +104,7 @@ def _cooccurrence(cluster: Cluster, ids: NDArray[np.int32]) -> NDArray[np.int64]
 
 
 def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Read all counts n_wk by way of the workers, in turn: (words, rows [m, K]) in pieces of bounded size."""
+    """Yield all counts n_wk, read by the workers in turn: (words, rows [m, K]) in pieces of bounded size."""
     step = max(1, PIECE // topics)
     for turn, first in enumerate(range(0, vocabulary, step)):
         asked = {"first": first, "last": min(first + step, vocabulary)}
@@ -119,10 +119,10 @@ def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDAr
 
 
 class Judge(Sweeper):
-    """The part of a worker that measures what topics are worth."""
+    """The part of a worker that measures the quality of topics."""
 
     def look(self, part: int, of: int) -> None:
-        """Look at the first test documents of one part of the files, before anything is done with them."""
+        """Check the first test documents of one part of the files."""
         data, files = self.data, [Path(name) for name in self.data.test[part::of]]
         if files:
             look_at(files, Path(data.vocab) if data.vocab else None, Path(data.train[0]))

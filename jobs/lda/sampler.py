@@ -1,7 +1,7 @@
-"""The samplers: what a worker knows of a block's tokens while it samples them, and how it does.
+"""The samplers: the state of a block's tokens during sampling, and the sampling of their topics.
 
-Both have the same methods: `sample` visits the tokens of a range of words whose counts n_wk were pulled, and gives
-the changes to be pushed; `topics` gives the tokens' topics as they are kept on disk.
+Both have the same methods: `sample` visits the tokens of a range of words whose counts n_wk were pulled, and returns
+the changes to be pushed; `topics` returns the tokens' topics as they are stored on disk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 U8 = NDArray[np.uint64]
 MOST_TOPICS = 0xFFFF
-"""That `Metropolis` takes: its topics are 16 bits."""
+"""Largest number of topics of `Metropolis`, which stores them in 16 bits."""
 RARELY = 4
-"""Every so many visits the holes in the documents' lists of topics are closed; in the first ones each time."""
+"""Number of visits between two calls of `compact`; in the first visits it is called each time."""
 
 
 class Prior(NamedTuple):
@@ -40,7 +40,7 @@ class Prior(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """By how much counts n_wk change: keys w K + k, u8[n], ascending, and i4[n]."""
+    """Changes of counts n_wk: keys w K + k, u8[n], ascending, and differences, i4[n]."""
 
     keys: U8
     counts: I4
@@ -50,17 +50,17 @@ NO_CHANGES = Changes(np.empty(0, np.uint64), np.empty(0, np.int32))
 
 
 class Sampler(Protocol):
-    """What the module says."""
+    """A sampler of one block; see the module."""
 
     def begin(self) -> None:
-        """Say that a visit begins, in which there is a `sample` for each range of words, in any order."""
+        """Begin a visit: one `sample` for each range of words, in any order."""
 
     def sample(
         self, words: tuple[int, int], rows: I4, totals: I8, prior: Prior, rng: U8, fresh: bool = False
     ) -> Changes:
         """Draw topics for the tokens of a range of words; `fresh`: only for those that have none.
 
-        rows: i4[words K], n_wk, and totals: i8[K], n_k; what is drawn is added to both.
+        rows: i4[words K], n_wk, and totals: i8[K], n_k; both are updated in place.
         """
 
     def topics(self) -> I4:
@@ -70,18 +70,18 @@ class Sampler(Protocol):
         """Return the documents' part of the joint log-likelihood; see `terms.document_terms` for `slopes`."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what goes on to the bit where this one is."""
+        """Return the state from which a new sampler continues with the same bits."""
 
     def take(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take it back, made for the same block.
+        """Restore the `state` of a sampler of the same block.
 
         Raises:
-            ValueError: it cannot be of this block.
+            ValueError: it does not fit this block.
         """
 
 
 class _ByWord:
-    """A block's tokens in the order of words."""
+    """The tokens of a block in the order of words."""
 
     def __init__(self, block: Block, vocabulary: int) -> None:
         self.block = block
@@ -91,7 +91,7 @@ class _ByWord:
         kernels.by_word(block.ptr, block.words, self.starts, self.order, self.docs)
 
     def room(self, first: int, last: int) -> Changes:
-        """Make room for what changes while the tokens of a range of words are visited."""
+        """Allocate the changes of a visit to the tokens of a range of words."""
         most = 2 * int(self.starts[last] - self.starts[first])
         return Changes(np.empty(most, np.uint64), np.empty(most, np.int32))
 
@@ -110,7 +110,7 @@ class Gibbs(_ByWord):
         slots = np.empty(len(z), np.int32)
         kernels.fill_pairs(block.ptr, z, topics, self.shift, self.pairs, slots)
         self.slots, self.visits, self.most = slots[self.order], 0, topics
-        del self.docs  # `heads` say the same
+        del self.docs  # `heads` contains it
 
     def begin(self) -> None:
         """See `Sampler`."""
@@ -164,7 +164,7 @@ class Gibbs(_ByWord):
         if (sizes[heads] > rooms).any() or slots.min(initial=0) < -1 or (slots >= sizes[self.heads]).any():
             raise ValueError("a token is in no pair of its document")
         found = np.bincount(self.heads[placed] + 1 + slots[placed], minlength=len(pairs))
-        # A pair counts if it is among as many as its document's head says.
+        # A pair is valid if its index is below the number in its document's head.
         behind = np.arange(len(pairs)) - np.repeat(heads, rooms + 1)
         live = (behind > 0) & (behind <= np.repeat(sizes[heads], rooms + 1))
         counted = (pairs & pairs.dtype.type((1 << self.shift) - 1))[live]
@@ -175,7 +175,7 @@ class Gibbs(_ByWord):
 class Metropolis(_ByWord):
     """Metropolis-Hastings with `steps` pairs of proposals for each token: the cost does not grow with K.
 
-    Tokens are given their first topics by `Gibbs`: proposals take long to get away from random ones.
+    `Gibbs` draws the first topics: from random ones, proposals converge slowly.
     """
 
     def __init__(self, block: Block, z: I4, topics: int, vocabulary: int, steps: int = 2) -> None:
@@ -243,6 +243,6 @@ def counts_of(block: Block, z: I4, words: tuple[int, int], topics: int) -> Chang
 
 
 def random_state(seed: int, sweep: int, document: int) -> U8:
-    """Return the random state with which a block is visited that begins with a document."""
+    """Return the initial random state of a visit to the block that begins with `document`."""
     state: U8 = np.random.SeedSequence([seed, sweep, document]).generate_state(2, np.uint64).astype(np.uint64)
     return state

@@ -1,18 +1,18 @@
 """The worker's half: sweeps over its documents, a range of words at a time.
 
-Every worker takes as many steps, one for each group of documents and range of words, though it may have fewer groups:
+All workers make the same number of steps, one per group of documents and range of words, even with fewer groups:
 
     for each group, for each range of words:
-        pull the rows n_wk of the next range              ahead of time, into one of two places
-        n_k = as the servers had it at most tau steps ago, and what was pushed since
+        pull the rows n_wk of the next range              ahead of time, into one of two buffers
+        n_k = the servers' values at most tau steps ago, plus the pushes since
         draw a topic for each token of the group whose word is in the range      (`sampler`)
         push what has changed: n_wk sparsely; n_k, and get n_k in reply
 
-Each worker begins with a range of its own, so that no two are at the same words at a time, and what others have changed
-of a range is there when it is pulled (as in NOMAD, Yu et al., WWW 2015, where words travel from worker to worker).
-There are at least two ranges for each worker: then nobody changes the one that is being pulled ahead of time. Under
-sequential consistency everybody's pushes of a step are applied together, and a range is pulled when those of the
-last step but one are; so nothing depends on which message comes first, nor on the number of servers.
+Each worker begins with another range, so that no two sample the same words at a time, and a pulled range includes the
+changes of the others (as in NOMAD, Yu et al., WWW 2015, where words travel from worker to worker).
+There are at least two ranges per worker, so no worker changes the range that is pulled ahead of time. Under sequential
+consistency the pushes of all workers of a step are applied together, and a range is pulled after those of the last step
+but one; so nothing depends on the order of messages, nor on the number of servers.
 Otherwise a range is pulled after this worker's own last push to it, so that its own tokens are counted.
 """
 
@@ -51,11 +51,11 @@ from mpips.jobs.lda.sampler import (
 )
 
 PIECE = 1 << 21
-"""Counts n_wk that are pulled at a time, about."""
+"""Approximate number of counts n_wk that are pulled at a time."""
 LEAST = 4
-"""Ranges of words, at least, so that there is one to be pulled meanwhile."""
+"""Least number of ranges of words, so that one can be pulled ahead of time."""
 SKIMMED = 100
-"""Counts of a row that are looked over in the time of a token."""
+"""Number of counts of a row whose scan takes as long as one token."""
 
 OTHERS = (
     "the checkpoint was written with other documents, or other [lda] block_tokens, held_tokens or sampler"
@@ -67,9 +67,9 @@ Words = tuple[int, int]
 
 
 def word_cuts(frequencies: I8, topics: int, workers: int) -> list[int]:
-    """Cut the words into ranges that take about equally long: where each begins, and V.
+    """Partition the words into ranges of about equal cost; return the begin of each, and V.
 
-    frequencies: i8[V], tokens of each word. A range costs by its tokens and by its rows' length.
+    frequencies: i8[V], tokens of each word. The cost of a range is a sum of its tokens and its rows' lengths.
     """
     vocabulary = len(frequencies)
     count = max(LEAST, 2 * workers, vocabulary * topics // PIECE)
@@ -79,14 +79,14 @@ def word_cuts(frequencies: I8, topics: int, workers: int) -> list[int]:
 
 
 class Totals:
-    """The totals n_k as a worker knows them: the servers' last answer, and what it has pushed since."""
+    """A worker's estimate of the totals n_k: the servers' last answer, plus its own pushes since."""
 
     def __init__(self, context: Context, base: I8) -> None:
         self.context, self._base = context, base
         self._flying: dict[int, tuple[Task, I8]] = {}
 
     def push(self, time: int, change: I8, round: int) -> None:
-        """Push changes; the answer will be the totals after them."""
+        """Push changes; the reply has the totals after them."""
         after = [task for task, _ in self._flying.values()][-1:]
         whole = KeyRange(0, len(change))
         self._flying[time] = (
@@ -95,7 +95,7 @@ class Totals:
         )
 
     def at(self, needed: Collection[int]) -> I8:
-        """Return the totals, i8[K], with at least the answers to pushes at the times `needed`."""
+        """Return the totals, i8[K], including at least the replies to the pushes at the times `needed`."""
         self.context.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
         for time in list(self._flying):
             task, _ = self._flying[time]
@@ -110,7 +110,7 @@ class Totals:
 
 
 class Sweeper:
-    """The part of a worker that samples: what the scheduler calls."""
+    """The part of a worker that samples; the scheduler calls its methods."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.settings = context, context.job.settings
@@ -125,7 +125,7 @@ class Sweeper:
     # --- documents
 
     def load(self, reads: Reads, scratch: str) -> dict[str, Any]:
-        """Read documents, to be kept in the folder `scratch`; say what all come to, and what of them is here."""
+        """Read documents into the folder `scratch`; return the totals of all documents, and those of this worker."""
         self._put_down()
         self.documents.read(reads, Path(scratch))
         corpus = self.documents.any
@@ -158,12 +158,12 @@ class Sweeper:
         return found
 
     def _done(self, group: int) -> None:
-        """Put a sampler away if there are too many tokens to keep all."""
+        """Discard a sampler if there are too many tokens to keep all in memory."""
         if self.documents.tokens > self.settings.held_tokens:
             self.documents.keep(group, self._samplers.pop(group).topics())
 
     def _put_down(self) -> None:
-        """Keep the topics that the samplers have, and have none."""
+        """Store the topics of the samplers, and discard these."""
         for group, each in self._samplers.items():
             self.documents.keep(group, each.topics())
         self._samplers.clear()
@@ -210,7 +210,7 @@ class Sweeper:
         return Answer(meta, values=slopes[:, None] if learn else None)
 
     def draw(self, cuts: list[int], values: NDArray[Any]) -> None:
-        """Draw topics for tokens that have none, by counts that stay as they are."""
+        """Draw topics for tokens without one, by the present counts, which are not changed."""
         prior = self._prior(values)
         lacking = [g for g in range(len(self.documents.groups)) if (self.documents.topics(g) < 0).any()]
         rng = random_state(self.context.job.seed, 2**32 - 1, self.context.rank)
@@ -221,7 +221,7 @@ class Sweeper:
         self._put_down()
 
     def recount(self, groups: int, cuts: list[int], round: int) -> None:
-        """Push the counts of all tokens, to servers that have none."""
+        """Push the counts of all tokens to servers whose counts are 0."""
         self._put_down()
         topics = self.settings.topics
         self._begin(np.zeros(topics, np.int64))
@@ -236,7 +236,7 @@ class Sweeper:
         self._end()
 
     def _plan(self, groups: int, cuts: list[int]) -> list[Words]:
-        """List the ranges of words of all steps, each worker beginning elsewhere."""
+        """List the ranges of words of all steps, each worker with another first range."""
         ranges = list(itertools.pairwise(cuts))
         first = self.context.index_of_all * len(ranges) // self.context.count_of_all
         return (ranges[first:] + ranges[:first]) * groups
@@ -244,12 +244,12 @@ class Sweeper:
     def _steps(
         self, groups: int, cuts: list[int], topics: int, round: int = 0
     ) -> Iterator[tuple[int, Words, I4, I8]]:
-        """Take a call's steps: (step, words, n_wk, n_k), the rows of the next one being on their way."""
+        """Yield the steps of a call, (step, words, n_wk, n_k), while the rows of the next one are pulled."""
         plan = self._plan(groups, cuts)
         size = max(last - first for first, last in itertools.pairwise(cuts)) * topics
         fit = bool(self._rooms) and len(self._rooms[0]) >= size
         rooms = self._rooms if fit else [np.empty(size, np.int32) for _ in range(2)]
-        self._rooms = []  # a call that fails leaves pulls behind, which would write into them
+        self._rooms = []  # pulls of a failed call may still write into the old ones
         self._begin(self.context.vectors["topics"].pull(KeyRange(0, topics)).result())
         ahead = self._pull(plan[0], rooms[0]) if plan else None
         for step, words in enumerate(plan):
@@ -263,7 +263,7 @@ class Sweeper:
         self._rooms = rooms
 
     def _pull(self, words: Words, room: I4) -> Task:
-        """Ask for the rows of some words, when the changes to them are there that the module says."""
+        """Pull the rows of some words, after the pushes that the module names."""
         first, last = (word * self.settings.topics for word in words)
         self._pushes = [(of, task) for of, task in self._pushes if not task.done]
         after = [task for of, task in self._pushes if self.aggregate or of == words]
@@ -293,7 +293,7 @@ class Sweeper:
     # --- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Return the topics of all tokens, and of those that are held the samplers to the bit, by group."""
+        """Return the topics of all tokens, and by group the exact state of the samplers in memory."""
         arrays: dict[str, Any] = {}
         for group in range(len(self.documents.groups)):
             found = self._samplers.get(group)
@@ -302,10 +302,10 @@ class Sweeper:
         return arrays
 
     def restore(self, **arrays: NDArray[Any]) -> None:
-        """Take them back.
+        """Restore the arrays of `state`.
 
         Raises:
-            CheckpointError: they are of other documents.
+            CheckpointError: they belong to other documents.
         """
         self._samplers.clear()
         kept: dict[int, dict[str, NDArray[Any]]] = {}
@@ -324,12 +324,12 @@ class Sweeper:
             raise CheckpointError(OTHERS) from None
 
     def _sound(self, z: NDArray[Any]) -> NDArray[np.int32]:
-        """Return the topics of tokens as they are read from a file; ValueError unless they are topics."""
+        """Return topics that were read from a file; ValueError unless they are valid."""
         if (
             z.ndim != 1
             or z.dtype.kind != "i"
             or z.min(initial=0) < -1
             or z.max(initial=0) >= self.settings.topics
         ):
-            raise ValueError("they are not topics of tokens")
+            raise ValueError("they are not valid topics")
         return z.astype(np.int32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpips import kernel
 
 STRIDE = 32
-"""Counts that are looked at together."""
+"""Number of counts that are checked together."""
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -20,7 +20,7 @@ F8 = NDArray[np.float64]
 
 @kernel(*(f"f8(i8[::1], {t}[::1], i8, f8[::1], f8[::1])" for t in ("u4", "u8")))
 def document_terms(ptr: I8, pairs: Any, shift: int, alpha: F8, slopes: F8) -> float:
-    """Return the documents' part of the joint log-likelihood, and add up what alpha is learned from.
+    """Return the documents' part of the joint log-likelihood, and add up the sums for learning alpha.
 
     slopes: f8[K + 1]: sum_d (psi(n_dk + a_k) - psi(a_k)), and sum_d (psi(n_d + A) - psi(A)), A = sum a_k; or f8[0].
     """
@@ -58,9 +58,9 @@ def document_terms(ptr: I8, pairs: Any, shift: int, alpha: F8, slopes: F8) -> fl
 
 @kernel("i8(i4[::1], i8[::1], i8[::1])")
 def histogram(counts: I4, small: I8, large: I8) -> int:
-    """Count how often each count > 0 is there: small[n] of those it has room for; the others are written to `large`.
+    """Count the occurrences of each count > 0 in `small`; counts beyond its length are written to `large`, i8[m].
 
-    Returns how many others there are; -1 if a count is negative. large: i8[m], room for those that fit.
+    Returns the number of the latter; -1 if a count is negative.
     """
     others = 0
     for base in range(0, len(counts), STRIDE):

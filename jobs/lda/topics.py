@@ -1,4 +1,4 @@
-"""What topics are about: their top words, as a table and a picture, and how coherent these are.
+"""The top words of topics, as a table and a picture, and their coherence.
 
 Coherence is UMass (Mimno et al., EMNLP 2011): over pairs of a topic's top words, j before i,
 sum log((D(i, j) + 1) / D(j)), D counting the documents of the training data that have the words.
@@ -27,7 +27,7 @@ COLUMNS = 2
 
 
 class Top(NamedTuple):
-    """The words that a topic has most often, best first; of equal ones the one with the smaller id."""
+    """The most frequent words of each topic, in descending order; ties by ascending id."""
 
     ids: NDArray[np.int32]
     """i4[K, n]; -1: the topic has fewer words."""
@@ -59,12 +59,12 @@ def _offer(
 
 
 def no_words(topics: int, n: int) -> Top:
-    """Return the top of no words: what to begin `offer` with."""
+    """Return an empty `Top`, to which words are `offer`ed."""
     return Top(np.full((topics, n), -1, np.int32), np.zeros((topics, n), np.int32))
 
 
 def offer(top: Top, ids: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
-    """Let some words, i4[m], into the top, in place, if their counts, i4[m, K], are high enough; each word once."""
+    """Insert words, i4[m], into the top, in place, if their counts, i4[m, K], are high enough; each word once."""
     _offer(np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(rows, np.int32), *top)
 
 
@@ -81,7 +81,7 @@ def named(ids: Sequence[int], words: Sequence[str] | None) -> list[str]:
 
 
 def largest(n_k: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the topics by size, the largest first; of equal ones the first."""
+    """Return the topics by size, the largest first; ties in ascending order."""
     return np.argsort(-n_k, kind="stable")
 
 
@@ -91,7 +91,7 @@ def table(
     words: Sequence[str] | None,
     coherence: NDArray[np.float64] | None = None,
 ) -> str:
-    """Write the topics, the largest first, a line or two each: number, share of the tokens, coherence, top words."""
+    """Return a text of a line or two per topic, the largest first: number, share of tokens, coherence, top words."""
     tokens = max(int(n_k.sum()), 1)
     lines = ["topic   share  " + ("coherence  " if coherence is not None else "") + "top words"]
     for k in largest(n_k).tolist():
@@ -197,7 +197,7 @@ def cooccurrence(block: Block, top: NDArray[np.int32], vocabulary: int) -> NDArr
 def umass(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return each topic's UMass coherence, f8[K], of `cooccurrence` over all documents; at most 0, higher is better.
 
-    Top words that no document has are left out.
+    Top words without documents are left out.
     """
     single = np.diagonal(counts, axis1=1, axis2=2)
     n = counts.shape[1]

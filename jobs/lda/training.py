@@ -1,4 +1,4 @@
-"""The scheduler's half: sweeps, estimation of the priors between them, and new counts after the loss of a worker.
+"""The scheduler's half: sweeps, estimation of the priors between them, and recounting after the loss of a worker.
 
     scheduler                               worker r                              server
     for each sweep:                         sweep over its documents, in          add changes
@@ -50,16 +50,16 @@ COLUMNS = (
     progress.Column("sent", "sent", 9, progress.bytes_si),
 )
 LARGE = 1 << 26
-"""Counts whose memory is said before it is taken: 256 MiB."""
+"""Number of counts above which their memory is printed before it is allocated: 256 MiB."""
 BURN_IN = 10
-"""Sweeps before priors are learned."""
+"""Number of sweeps before priors are learned."""
 
 FORM = {"sweeps": COUNT, "round": COUNT, "alpha": Each(NUMBER), "beta": NUMBER, "likelihood": NUMBER}
-"""What a checkpoint keeps."""
+"""The entries of a checkpoint's state."""
 
 
 class Collection(NamedTuple):
-    """What the documents come to."""
+    """The totals of the documents."""
 
     documents: int
     tokens: int
@@ -67,7 +67,7 @@ class Collection(NamedTuple):
 
 
 class Training:
-    """A run: what it needs to go on is the number of sweeps and rounds, and the priors."""
+    """The training of a run; its state is the number of sweeps and rounds, and the priors."""
 
     def __init__(self, cluster: Cluster, settings: Any) -> None:
         self.cluster, self.settings = cluster, settings
@@ -78,7 +78,7 @@ class Training:
         self.groups, self.cuts = 0, [0]
         self.likelihood = math.nan
         self.seen: dict[int, float] = {}
-        """The likelihood after sweeps of this start at which it was evaluated."""
+        """The likelihood after each sweep since this start in which it was evaluated."""
         self.now: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -99,7 +99,7 @@ class Training:
         )
         left_out = LeftOut(*facts[0]["left_out"])
         if self.cluster.job.data.on_error == "skip":
-            self.cluster.say('lda reads right lines only: [data] on_error = "skip" changes nothing')
+            self.cluster.say('lda does not skip invalid lines: [data] on_error = "skip" has no effect')
         cells = self.collection.vocabulary * self.settings.topics
         if cells >= LARGE:
             servers = len(self.cluster.servers)
@@ -119,7 +119,7 @@ class Training:
         return facts
 
     def run(self) -> dict[str, Any]:
-        """Sweep until done; return the metrics."""
+        """Do all sweeps; return the metrics."""
         cluster, table = self.cluster, self.cluster.table(COLUMNS)
         surely(cluster, self.begin, self._load)
         stop, before = self.sweeps >= self.settings.sweeps, self.sweeps
@@ -155,9 +155,9 @@ class Training:
         return (self.seen[late[-1]] - self.seen[late[0]]) / (late[-1] - late[0]) / self.collection.tokens
 
     def begin(self) -> None:
-        """Make the vectors, or take up a checkpoint."""
+        """Create the vectors, or restore a checkpoint."""
         cluster, topics = self.cluster, self.settings.topics
-        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        cluster.vectors.clear()  # discard the counts of an attempt in which a worker was lost
         state = cluster.restore(self._unfit)
         if state is None:
             together = cluster.job.consistency.is_sequential
@@ -173,9 +173,9 @@ class Training:
             self.recount()
 
     def sweep(self) -> None:
-        """Draw a topic for each token; learn the priors; see that no count is lost.
+        """Draw a topic for each token; learn the priors; check the counts.
 
-        Before all others begin, the first worker gives topics to its documents: else each would make topics of its own.
+        The first worker initializes the topics alone: otherwise each worker would form topics of its own.
         """
         settings, workers = self.settings, self.cluster.workers
         learn = settings.learn_alpha != "fixed" and self.sweeps >= BURN_IN
@@ -205,10 +205,10 @@ class Training:
         return self.cluster.workers.start("sweep", ask, values=self.priors())
 
     def check(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-        """See that the counts are those of all tokens; return how many cells there are of each count n_wk, and n_k.
+        """Check that the counts add up to all tokens; return the number of cells by count n_wk, and n_k.
 
         Raises:
-            ProtocolError: they are not.
+            ProtocolError: they do not.
         """
         cluster, tokens = self.cluster, self.collection.tokens
         words = cluster.servers.call("lda_tally", vector=cluster.vectors["words"])
@@ -224,12 +224,12 @@ class Training:
         return counts.cells_of(words), totals
 
     def recover(self) -> None:
-        """Go on with other workers."""
+        """Continue with other workers."""
         self._load()
         self.recount()
 
     def recount(self) -> None:
-        """Make all counts anew, from topics that are drawn where there are none."""
+        """Compute all counts again; tokens without a topic draw one."""
         cluster, workers = self.cluster, self.cluster.workers
         workers.call("draw", {"cuts": self.cuts}, values=self.priors())
         for vector in cluster.vectors.values():
@@ -238,7 +238,7 @@ class Training:
         self.check()
 
     def priors(self) -> NDArray[np.float64]:
-        """Return alpha and beta as workers are told them: f8[K + 1, 1]."""
+        """Return alpha and beta as workers get them: f8[K + 1, 1]."""
         return np.append(self.alpha, self.beta)[:, None]
 
     def words(self) -> list[str] | None:
@@ -247,7 +247,7 @@ class Training:
         return words
 
     def _round(self) -> dict[str, Any]:
-        """Say what the steps of a call are, and the number of its first round."""
+        """Return the arguments of a call: its steps, and the number of its first round."""
         first = self.round
         self.round += self.groups * (len(self.cuts) - 1)
         return {"groups": self.groups, "cuts": self.cuts, "round": first}
@@ -268,7 +268,7 @@ class Training:
         table.row(self.now | facts | {"tokens/s": tokens * self.sweeps / max(trained, 1e-9)})
 
     def _unfit(self, about: dict[str, Any]) -> str:
-        """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+        """Return why a run cannot continue from a checkpoint's state; "" if it can."""
         if problem := misfit(about["state"], FORM, "about.state"):
             return problem
         alpha, beta, topics = about["state"]["alpha"], about["state"]["beta"], self.settings.topics

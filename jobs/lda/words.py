@@ -1,9 +1,9 @@
-"""Words of text: what is one, and its number.
+"""Words of text: how text is split into words, and their numbers.
 
 A word is a run of letters and of the marks that belong to them, such as the vowel signs of Hindi, in lower case. Text
-is brought to NFC first, so that an accented letter is the same however it is written, and invisible characters (soft
+is normalized to NFC first, so that an accented letter is the same however it is written, and invisible characters (soft
 hyphens, joiners, marks of direction) are taken out. Chinese, Japanese and Korean words may have two characters, others
-have three at least. Scripts without blanks between words are not cut: their texts must come with blanks there.
+have at least three. Scripts without blanks between words are not split: their texts must contain blanks.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHORTEST, SHORTEST_EAST = 3, 2
-"""Letters and marks that a word has at least; those of a word of Chinese, Japanese or Korean."""
+"""Least number of letters and marks of a word; that of a Chinese, Japanese or Korean word."""
 NEWLINE, _UNKNOWN, _SHORT = -1, -2, -3
 _MARK = b"\0"
 _LOWER = bytes(
     0 if byte == 10 else byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32
     for byte in range(256)
 )
-"""ASCII to lower case; newlines to the mark, and what is no letter to blanks."""
+"""ASCII to lower case; newlines to the mark, other characters than letters to blanks."""
 _EAST = re.compile(
     "[\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f"
     "\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
 """Han, kana and hangul."""
 _REMEMBERED = 1 << 17
-"""Words without a number that are remembered, so that they need not be looked at again."""
+"""Largest number of words without a number that are cached, so that they are not examined again."""
 
 
 def folded(word: str) -> str:
-    """Bring a word to the form in which it is looked up."""
+    """Return the form in which a word is looked up."""
     return unicodedata.normalize("NFC", word.lower())
 
 
@@ -44,7 +44,7 @@ def is_short(word: str) -> bool:
 
 
 class _Letters(dict[int, int | None]):
-    """What becomes of characters beyond ASCII: letters and marks stay, what is invisible goes, others are blanks."""
+    """Translation of characters beyond ASCII: letters and marks are kept, invisible ones removed, others blanks."""
 
     def __missing__(self, code: int) -> int | None:
         kind = unicodedata.category(chr(code))
@@ -56,7 +56,7 @@ _LETTERS = _Letters()
 
 
 class _Numbers(dict[bytes, int]):
-    """Numbers of words; new ones are numbered as they come, if `words` is a list to put them in."""
+    """Numbers of words; new words are appended to the list `words`, if it is given."""
 
     def __init__(self, words: list[str] | None) -> None:
         super().__init__({_MARK: NEWLINE})
@@ -77,14 +77,14 @@ class _Numbers(dict[bytes, int]):
 
 
 class Lexicon:
-    """Number words of text: those given, others being left out, or all, in the order in which they are seen."""
+    """Numbers the words of text: those of a vocabulary, or all, in the order of their first occurrence."""
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
         seen: list[str] = []
         self.words: Sequence[str] = seen if words is None else words
         """The words in the order of their numbers."""
         self.short = self.unknown = 0
-        """Words that were left out: too short, and others that were not given."""
+        """Numbers of omitted words: too short, and not in the vocabulary."""
         self._numbers = _Numbers(seen if words is None else None)
         for at, word in enumerate(words or ()):
             if not is_short(word):

@@ -320,7 +320,7 @@ def test_what_is_no_model(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged"):
         load_model(model)
     (model / "model.h5").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="is no model of lda"):
+    with pytest.raises(InputError, match="is not a model of lda"):
         load_model(model)
 
 
