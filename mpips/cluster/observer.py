@@ -79,7 +79,7 @@ class Observers:
     """A change of another primary was applied and forwarded."""
     executed: Callbacks[[float, Message]] = ()
     """A request to a shard was executed."""
-    resting: Wrappers = ()
+    idling: Wrappers = ()
     """Wrap the function that a server calls when it is idle."""
     # Calls and checkpoints.
     called: Callbacks[[Message]] = ()

@@ -100,7 +100,7 @@ class Server:
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Run the server's loop; ends by `Stopped`, or when `until()`."""
         node = self.node
-        idle = node.observers.wrapped(node.observers.resting, node.van.idle)
+        idle = node.observers.wrapped(node.observers.idling, node.van.idle)
         while not until():
             if not node.poll():
                 idle()

@@ -1,1 +1,1 @@
-"""Where a rank's time goes: recorded while it runs, analysed afterwards."""
+"""Traces: how each rank spends its time, recorded during the run and analysed afterwards."""

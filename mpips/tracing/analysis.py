@@ -1,7 +1,7 @@
-"""Where the time of each rank of a traced run went (`mpips.tracing.recorder` writes the traces).
+"""The time breakdown of each rank of a traced run (`mpips.tracing.recorder` writes the traces).
 
-The shares of a rank's time add up to all of it: they are what its spans took for themselves (`mpips.tracing.spans`).
-Where brief spans were only summed, the sums count, and are taken from what lies around them.
+The shares of a rank's time add up to all of it: they are the own times of its spans (`mpips.tracing.spans`).
+Where brief spans were only summed, the sums are used, and are subtracted from the enclosing spans.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ USES = (
     "start",
     "other",
 )
-"""What a rank's time goes to. program: the program's own Python outside `working()`; apply: requests executed; serve:
-those by compiled code; copies: what comes along chains; other: moving messages, and leaving."""
+"""The uses of a rank's time. program: the program's Python code outside `working()`; apply: execution of requests;
+serve: that in compiled code; copies: changes of other primaries; other: sending, receiving, and leaving."""
 CHECKPOINTING = frozenset(
     (
         "checkpoint",
@@ -47,7 +47,7 @@ CHECKPOINTING = frozenset(
         BuiltInCall.RESTORE_FILTERS,
     )
 )
-"""Names of calls and phases that are about checkpoints."""
+"""Names of calls and phases of checkpoints."""
 BRIEF = "brief waits, summed"
 NEXT_CALL = "the next call"
 ANSWERS = frozenset(("push", "pull", "push_pull", "export", BRIEF))
@@ -55,7 +55,7 @@ ANSWERS = frozenset(("push", "pull", "push_pull", "export", BRIEF))
 
 
 def phases(traces: Iterable[RankTrace]) -> dict[str, tuple[float, float]]:
-    """Return from when to when each phase of the program went on, by name."""
+    """Return (begin, end) of each phase of the program, by name."""
     found: dict[str, tuple[float, float]] = {}
     for trace in traces:
         for each in np.concatenate([trace.of(What.PHASE), unfinished(trace)]):
@@ -67,12 +67,12 @@ def phases(traces: Iterable[RankTrace]) -> dict[str, tuple[float, float]]:
 
 
 def summary(run: Path, phase: str = "") -> dict[str, Any]:
-    """Say where each rank's time went, in one phase of the program ("train") or in the whole run: seconds.
+    """Return each rank's time breakdown in seconds, in one phase of the program ("train") or in the whole run.
 
-    `ranks`: rank, role, index, host, `seconds` in all, `uses` (by `USES`), `busy`, `waiting` (for others, or for
-    work), `waits` and `calls` by what they took; `dropped` and `unseen` say what is in no record: how many, and seconds
-    that are known as sums only. `waits`: the longest of all ranks; `from`: the rank whose answer came last, or None;
-    `kind`: whether for "answers" of servers, for "calls" (the next one, or what was called), or for "others".
+    `ranks`: rank, role, index, host, total `seconds`, `uses` (by `USES`), `busy`, `waiting` (for others, or for
+    work), `waits` and `calls` by duration; `dropped` is the number of lost records, `unseen` the seconds that are known
+    only as sums. `waits`: the longest of all ranks; `from`: the rank of the last answer, or None; `kind`: "answers" of
+    servers, "calls" (for the next call, or for its answers), or "others".
 
     Raises:
         TraceError: there is no trace, or no such phase in it.
@@ -81,7 +81,7 @@ def summary(run: Path, phase: str = "") -> dict[str, Any]:
 
 
 def summed(traces: Sequence[RankTrace], phase: str = "") -> dict[str, Any]:
-    """Sum up traces; see `summary`."""
+    """Summarize traces; see `summary`."""
     known = phases(traces)
     if phase and phase not in known:
         raise TraceError(f"the trace knows no phase {phase!r}; valid: {', '.join(sorted(known)) or 'none'}")
@@ -122,11 +122,11 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
         uses[KINDS[What(number)]] += seconds
     if unseen.get(What.WAIT):
         waits[BRIEF, NOBODY] = [unseen[What.WAIT], 0]
-    # Brief spans that were only summed lie in what is around them.
+    # Brief spans that were only summed lie inside other spans.
     inner = sum(seconds for number, seconds in unseen.items() if number not in (What.IDLE, What.EXECUTE))
     uses["program"] -= min(inner, uses["program"])
     over, known = sum(uses.values()) - (end - begin), sum(unseen.values())
-    if over > 0.0 < known:  # sums are of some milliseconds each, and a phase may begin or end within those
+    if over > 0.0 < known:  # each sum covers some milliseconds, in which a phase may begin or end
         for number, seconds in unseen.items():
             uses[KINDS[What(number)]] -= seconds * min(over / known, 1.0)
     uses["other"] += max(0.0, end - begin - sum(uses.values()))
@@ -160,14 +160,14 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
 
 
 def _kind(name: str, peer: int) -> str:
-    """Say what kind of thing a wait was for."""
+    """Return the kind of a wait; see `summary`."""
     if name in ANSWERS:
         return "answers"
     return "calls" if name == NEXT_CALL or peer != NOBODY else "others"
 
 
 def _grouped(found: Spans) -> list[tuple[int, int, int, float, float, int]]:
-    """Sum spans by what, name and peer: own seconds, seconds with what is inside, how many."""
+    """Sum spans by kind, name and peer: own seconds, seconds including inner spans, number."""
     kinds = found.records[["what", "name", "peer"]].copy()
     kinds["peer"][found.records["what"] != What.WAIT] = NOBODY
     groups, which = np.unique(kinds, return_inverse=True)

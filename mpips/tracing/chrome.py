@@ -1,8 +1,8 @@
 """Traces as Chrome trace events, which Perfetto and chrome://tracing show.
 
-One process for each role, one thread for each rank, and beside it one for what goes on in its background and one for
-brief spans that were only summed. Arrows go from where a request was sent to where it was executed, and on to where its
-answer was taken. Times are microseconds since the first span, to the nanosecond.
+One process per role and one thread per rank, with one more thread for its background work and one for brief spans that
+were only summed. Arrows lead from the sending of a request to its execution, and on to the receipt of its answer. Times
+are microseconds since the first span, to the nanosecond.
 
 The format: "Trace Event Format", Google, 2016; the events used are X (a span), s, t, f (a flow), i (an instant), C (a
 counter) and M (names).
@@ -33,7 +33,7 @@ ROLES = ("scheduler", "server", "worker", "spare")
 PROCESS = 10_001
 """The number of the first role's process: a thread of the same number would be shown as its main thread."""
 BACKGROUND, SUMMED = 1_000_000, 2_000_000
-"""Added to a rank for the threads beside its own."""
+"""Offset of the numbers of a rank's further threads."""
 _PLAIN = {
     What.START: "start", What.PROGRAM: "program", What.COMPUTE: "compute", What.SERVE: "serve",
     What.IDLE: "idle", What.LEAVE: "leave",
@@ -45,7 +45,7 @@ _FIRST = {
 
 
 class Written(NamedTuple):
-    """What a file of events holds: spans, flows, and flows that were left out as an end of them lies in no span."""
+    """The contents of a file of events: spans, flows, and flows that were left out, since an end lies in no span."""
 
     spans: int
     flows: int
@@ -53,7 +53,7 @@ class Written(NamedTuple):
 
 
 class _Event(NamedTuple):
-    """One event of a thread: when (ns), whether it comes after spans of the same moment, and its text."""
+    """One event of a thread: time (ns), whether it follows spans of the same time, and its text."""
 
     at: int
     late: int
@@ -66,7 +66,7 @@ def write(
     ranks: Sequence[int] | None = None,
     within: tuple[float, float] | None = None,
 ) -> Written:
-    """Write the events of traces, compressed if the file's name ends in .gz: of some ranks, and `within` a time.
+    """Write the events of traces, of some ranks and `within` an interval; compressed if the name ends in .gz.
 
     Raises:
         InputError: the file cannot be written.
@@ -112,7 +112,7 @@ def _write(
 
 
 def _names(traces: Sequence[RankTrace]) -> Iterator[str]:
-    """Name processes and threads, and say in which order they are shown."""
+    """Yield the names and the order of processes and threads."""
     for number, role in enumerate(ROLES):
         if any(trace.role == role for trace in traces):
             yield _meta("process_name", PROCESS + number, 0, name=role if role == "scheduler" else role + "s")
@@ -130,7 +130,7 @@ def _names(traces: Sequence[RankTrace]) -> Iterator[str]:
 
 
 def _pid(trace: RankTrace) -> int:
-    """Number the process in which a rank is shown."""
+    """Return the number of the process in which a rank is shown."""
     return PROCESS + ROLES.index(trace.role)
 
 
@@ -144,7 +144,7 @@ def _ns(times: NDArray[np.float64], start: float) -> NDArray[np.int64]:
 
 
 def _us(ns: int) -> str:
-    """Write nanoseconds as microseconds."""
+    """Format nanoseconds as microseconds."""
     return f"{ns // 1000}.{ns % 1000:03d}"
 
 
@@ -157,7 +157,7 @@ def _span(pid: int, tid: int, name: str, kind: str, begin: int, end: int, args: 
 
 
 def _spans(trace: RankTrace, found: Spans, labels: dict[int, str], start: float) -> Iterator[_Event]:
-    """Return the spans of a rank's own thread."""
+    """Return the spans of a rank's main thread."""
     pid = _pid(trace)
     begins, ends = _ns(found.begin, start).tolist(), _ns(found.end, start).tolist()
     for each, begin, end in zip(found.records.tolist(), begins, ends, strict=True):
@@ -179,7 +179,7 @@ def _spans(trace: RankTrace, found: Spans, labels: dict[int, str], start: float)
 
 
 def _beside(trace: RankTrace, start: float, within: tuple[float, float] | None) -> Iterator[str]:
-    """Return what is no span of the rank's own: the background, sums of brief spans, views, bytes per second."""
+    """Yield the events of the other threads: background work, sums of brief spans, views, bytes per second."""
     pid, rank = _pid(trace), trace.rank
     low, high = within or (-np.inf, np.inf)
     events: list[_Event] = []
@@ -221,7 +221,7 @@ def _beside(trace: RankTrace, start: float, within: tuple[float, float] | None) 
 def _flows(
     traces: Sequence[RankTrace], found: dict[int, Spans], start: float
 ) -> tuple[dict[int, list[_Event]], int]:
-    """Tie requests to their executions and to their answers: events by rank, and how many are not all in spans."""
+    """Return the flows from requests to executions and answers, by rank, and the number of those left out."""
     pairs = tied(traces)
     ranks = np.array([trace.rank for trace in traces])
     ends = (
@@ -251,7 +251,7 @@ def _flows(
 
 
 def _within(found: Spans, at: NDArray[np.int64], start: float) -> NDArray[np.bool_]:
-    """Return which moments lie in a span."""
+    """Return which times lie in a span."""
     outermost = found.outer < 0
     begin, end = _ns(found.begin[outermost], start), _ns(found.end[outermost], start)
     if not len(begin):

@@ -1,8 +1,8 @@
-"""The gate: what a trace may cost, so many records in a second.
+"""The gate: a token bucket that bounds the number of records per second, and so the cost of a trace.
 
-Each record costs one of a budget, which grows with time up to that of a burst. Once it is spent the gate is shut until
-a whole burst has been saved. Meanwhile spans longer than `LONG` are still recorded each for itself; of brief ones only
-the sums are.
+Each record takes a token; tokens accumulate over time, up to those of a burst. Without tokens the gate is closed until
+a whole burst has accumulated. While it is closed, spans longer than `LONG` are still recorded individually; brief ones
+are only summed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from mpips.tracing.trace_file import What
 
 PER = 0.005
-"""Seconds in which a rank may record `detail` spans."""
+"""Seconds in which a rank may record `detail` spans on average."""
 BURST = 10
-"""Times `detail`: what may be recorded at once, once it has been saved; the gate opens for no less."""
+"""Capacity of the bucket, in units of `detail`; the gate opens when it is full."""
 LONG = 500e-6
-"""Seconds from which on a span is recorded for itself in any case."""
+"""Duration in seconds from which on a span is always recorded."""
 
 
 class Gate:
@@ -24,19 +24,19 @@ class Gate:
 
     def __init__(self, detail: int, now: float) -> None:
         self.open = True
-        """Whether brief spans are recorded each for itself at this moment."""
+        """Whether brief spans are recorded individually now."""
         self.budget = float(BURST * detail)
-        """Records that may follow."""
+        """Number of tokens."""
         self.since = 0.0
-        """Since when it is shut, or was last."""
+        """The time at which it was last closed."""
         self.hidden = [0.0] * len(What)
         """Seconds by `What` of the spans that were only summed."""
         self._detail, self._ticked = detail, now
 
     def earn(self, now: float) -> bool:
-        """Add what was saved since the last time; return whether it is enough for the gate to open."""
+        """Add the tokens since the last call; return whether the gate opens."""
         burst = BURST * self._detail
         earned = self._detail * (now - self._ticked) / PER
         self.budget, self._ticked = min(max(self.budget, 0.0) + earned, burst), now
-        # The factor sums up roundings.
+        # The factor allows for rounding.
         return 0 < burst <= self.budget * (1 + 1e-9)

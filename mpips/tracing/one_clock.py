@@ -1,8 +1,8 @@
-"""The traces of a run on one clock.
+"""Clock synchronization of the traces of a run.
 
-Monotonic clocks are a machine's own: its ranks share one. At first all are set by the time of day. Then each request
-that one machine has asked another says more: it was executed after it was sent and before its answer came. What all of
-them leave possible is narrower than what clocks are off, and its middle is taken.
+The ranks of a machine share its monotonic clock. First all clocks are aligned by the time of day. Each request between
+two machines then bounds the offset of their clocks: it was executed after it was sent and before its answer arrived.
+The middle of the interval that all requests allow is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read(folder: Path) -> list[RankTrace]:
     """Read all traces of a run, by rank, on one clock.
 
     Raises:
-        TraceError: there is none, or one is no trace.
+        TraceError: there is none, or one is invalid.
     """
     traces, problems = readable(folder)
     if problems:
@@ -32,7 +32,7 @@ def read(folder: Path) -> list[RankTrace]:
 
 
 def readable(folder: Path) -> tuple[list[RankTrace], list[TraceError]]:
-    """Read those traces of a run that can be read, by rank, on one clock; return what is wrong with the others, too.
+    """Read the valid traces of a run, by rank, on one clock; return them, and the errors of the others.
 
     Raises:
         TraceError: there is none.
@@ -68,7 +68,7 @@ class Tied(NamedTuple):
 
 
 def _names_of(records: Records) -> NDArray[np.uint64]:
-    """Mix (origin, address, time) into one number each."""
+    """Hash (origin, address, time) of each record to a number."""
     mixed = records["time"].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= records["origin"].astype(np.int64).astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed ^= records["address"].astype(np.int64).astype(np.uint64) * np.uint64(0x165667B19E3779F9)
@@ -78,8 +78,8 @@ def _names_of(records: Records) -> NDArray[np.uint64]:
 def tied(traces: Sequence[RankTrace], on_one_clock: bool = True) -> Tied:
     """Find the requests whose execution is recorded, each with one execution.
 
-    What was asked again as its server had died may have been executed twice: the last one before the answer counts, if
-    it came after the request was sent (again). Without common clock those are left out.
+    A request that was repeated after the death of a server may have two executions: the last one before the answer is
+    used, if it follows the (last) sending. Without a common clock such requests are left out.
     """
     asked, done = (
         [trace.of(*what) for trace in traces] for what in ((What.REQUEST,), (What.EXECUTE, What.CALL))
@@ -108,14 +108,14 @@ def tied(traces: Sequence[RankTrace], on_one_clock: bool = True) -> Tied:
 
 
 def align(traces: Sequence[RankTrace]) -> dict[str, float]:
-    """Set all traces to the clock of the first one's machine; return by how many seconds each clock was changed."""
+    """Set all traces to the clock of the first one's machine; return the offset in seconds of each clock."""
     clocks = list(dict.fromkeys(trace.clock for trace in traces))
     changed = {clocks[0]: 0.0}
     if len(clocks) > 1:
         number = np.array([clocks.index(trace.clock) for trace in traces])
         pairs = tied(traces, on_one_clock=False)
         here, there = number[pairs.caller], number[pairs.callee]
-        # By how much the callee's clock may be set forward, relative to the caller's: at least, at most.
+        # The bounds of the callee's offset relative to the caller's clock: lower, upper.
         least = pairs.request["begin"] - pairs.execution["begin"]
         most = pairs.request["end"] - pairs.execution["begin"]
         reached = [0]

@@ -1,4 +1,4 @@
-"""One rank's trace as it was written, read and checked: a file may be cut off, or anybody's."""
+"""Reads and checks the trace of one rank: a file may be truncated, or not written by mpips."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SPANS = (
     What.START, What.PROGRAM, What.PHASE, What.CALL, What.COMPUTE, What.WAIT, What.EXECUTE, What.CHAIN,
     What.ENCODE, What.DECODE, What.SERVE, What.IDLE, What.LEAVE,
 )  # fmt: skip
-"""What a rank does with its own time, as far as it is recorded."""
+"""The kinds of spans of a rank's main thread."""
 FAR = 1e12
-"""Seconds: no time of any clock is beyond."""
+"""Seconds above every valid time."""
 _KNOWN = tuple(What)[1:]
 
 
@@ -40,8 +40,8 @@ class TraceError(InputError):
 class RankTrace:
     """One rank's trace: records in the order in which they were written, times in seconds since the epoch.
 
-    `unseen` are seconds by `What`, from `unseen_since` on, that are in no record; `dropped` counts records for which
-    there was no room; `end` is when the trace ended.
+    `unseen` are the seconds by `What`, from `unseen_since` on, without a record; `dropped` is the number of records
+    beyond the size limit; `end` is the end of the trace.
     """
 
     rank: int
@@ -58,7 +58,7 @@ class RankTrace:
 
     @property
     def begin(self) -> float:
-        """When it begins."""
+        """Its begin."""
         return float(self.records["begin"].min()) if len(self.records) else self.end
 
     @property
@@ -67,11 +67,11 @@ class RankTrace:
         return f"{self.role} {self.index} (rank {self.rank}, {self.host})"
 
     def of(self, *what: What) -> Records:
-        """Return its records of some kinds."""
+        """Return its records of the kinds `what`."""
         return self.records[np.isin(self.records["what"], what)]
 
     def set_forward(self, seconds: float) -> None:
-        """Add so much to all times."""
+        """Add `seconds` to all times."""
         self.records["begin"] += seconds
         self.records["end"] += seconds
         self.end += seconds
@@ -79,12 +79,12 @@ class RankTrace:
 
 
 def load(path: Path) -> tuple[RankTrace, float]:
-    """Read a trace as it was written, and by how much the time of day was ahead of its clock."""
+    """Read a trace; return it, and the offset of the time of day from its clock (s)."""
     try:
         with open_regular(path, follow=False) as file:
             head = file.read(HEADER)
             if len(head) < HEADER or head[: len(MAGIC)] != MAGIC:
-                raise TraceError(f"{path}: is no trace, or was cut off")
+                raise TraceError(f"{path}: is not a trace, or was truncated")
             records = np.fromfile(file, DTYPE)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -107,14 +107,14 @@ def load(path: Path) -> tuple[RankTrace, float]:
         raise TraceError(f"{path}: is damaged: {error}") from None
     wrong = _wrong(records)
     if len(wrong):
-        raise TraceError(f"{path}: is damaged: record {wrong[0]} is none")
+        raise TraceError(f"{path}: is damaged: record {wrong[0]} is invalid")
     if not (np.abs([wall, end, since, *unseen]) < FAR).all():
-        raise TraceError(f"{path}: is damaged: it has no sound times")
+        raise TraceError(f"{path}: is damaged: it has invalid times")
     return trace, wall
 
 
 def _wrong(records: Records) -> NDArray[np.int64]:
-    """Find the records that no rank has written."""
+    """Return the indices of invalid records."""
     what, size = records["what"], records["size"]
     sound = (np.abs(records["begin"]) < FAR) & (np.abs(records["end"]) < FAR) & np.isin(what, _KNOWN)
     sound &= np.where(what == What.BEGUN, np.isin(size, SPANS), True)

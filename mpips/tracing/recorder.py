@@ -1,15 +1,13 @@
-"""The recorder of a trace: what a node does, written down while it does it (`mpips.tracing.analysis` reads it).
+"""The recorder of a trace: writes records of a node's activity (`mpips.tracing.analysis` reads them).
 
-Each rank writes records into a file of its own (`mpips.tracing.trace_file`); nothing is ever written to anybody else.
-What is done at the request of another rank has that request's name, (origin, address, time), as the request's own
-record has at the caller; so a reader can tie them.
+Each rank writes to its own file (`mpips.tracing.trace_file`), and sends nothing. An execution is recorded under the
+name of its request, (origin, address, time), as the request is at the caller, so that a reader can match them.
 
-What it may cost is fixed (`mpips.tracing.gate`). While the gate is shut, brief spans are summed, and most of those are
-counted by the node anyhow. So a rank that computes and waits is shown in full, and one that asks for something every
-ten microseconds in bursts, with the sums of what lies between. (A record takes about 1 us in a loop that does nothing
-else.)
+The cost is bounded (`mpips.tracing.gate`). While the gate is closed, brief spans are summed; the node keeps most of
+these sums anyway. So a rank that computes and waits is recorded in full, and one that sends a request every ten
+microseconds in bursts, with sums in between. (A record takes about 1 us in a loop that does nothing else.)
 
-The module is long since it is one list of probes, each a few lines at its place in the life of a message.
+The module is long since it is one list of probes, a few lines each, in the order of a message's processing.
 """
 
 from __future__ import annotations
@@ -40,28 +38,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAUSE = 50e-6
-"""Seconds of rest that count as part of serving when more is served after them."""
+"""Idle seconds between served requests that count as serving."""
 SAMPLE, NOTE = 0.05, 1.0
-"""Seconds between two samples of the bytes moved, and between two notes of what is in no record yet."""
+"""Seconds between two samples of the transferred bytes, and between two updates of the unrecorded sums."""
 _COMPUTE, _WAIT, _EXECUTE, _REQUEST = map(int, (What.COMPUTE, What.WAIT, What.EXECUTE, What.REQUEST))
 _CALL = Command.CALL
 
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """Whether each rank writes down where its time goes; `mpips trace RUN` shows it."""
+    """Tracing of how each rank spends its time; `mpips trace RUN` shows it."""
 
     on: bool = False
-    """Whether it does."""
+    """Whether ranks write traces."""
     limit: float = field(default=16e6, metadata={"at_least": 4e5})
-    """Bytes that each rank may write; beyond, only sums are kept."""
+    """Largest size in bytes of a rank's trace; beyond it, only sums are kept."""
     detail: int = field(default=5, metadata={"at_least": 0})
-    """Spans that each rank may record every 5 ms on average; beyond, those below half a millisecond are summed only.
+    """Spans that a rank may record per 5 ms on average; beyond, those below half a millisecond are only summed.
     More of them cost more time."""
 
 
 def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Callable[[str], None]) -> None:
-    """Begin to trace a node whose process `started` then, if that is asked for; a run goes on without if it cannot."""
+    """Trace a node, if `spec` asks for it, from its process's start, `started`; warn if the file cannot be created."""
     if not spec.on:
         return
     place = node.place
@@ -79,14 +77,14 @@ def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Ca
 
 
 def _offset(now: Callable[[], float], wall: Callable[[], float]) -> float:
-    """Say by how much the time of day is ahead of a clock, as of the quickest of some looks at both."""
+    """Return the offset of the time of day from a clock (s), from the fastest of several readings of both."""
     looks = ((now(), wall(), now()) for _ in range(5))
     begin, at, end = min(looks, key=lambda look: look[2] - look[0])
     return at - (begin + end) / 2
 
 
 def _clock(host: str) -> str:
-    """Name the clock that this process reads: that of a machine since it was booted."""
+    """Return the identity of this process's monotonic clock: the host and its boot id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -96,10 +94,10 @@ def _clock(host: str) -> str:
 class Trace:
     """One rank's trace, in a file of at most `limit` bytes, with `detail` records in 5 ms; see the module.
 
-    `facts` say whose it is.
+    `facts` identify the rank.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     __slots__ = (
@@ -120,17 +118,17 @@ class Trace:
         self.file = TraceFile(path, {**facts, "wall": _offset(now, wall)}, int(limit))
         self.gate = Gate(detail, now())
         self._node: Node | None = None
-        # The time, rank and name of the last part that was answered.
+        # Time, rank and name of the last answered part.
         self._last = (-1, NOBODY, 0)
-        # Since when there is nothing to do (0: there is), and when it was looked last.
+        # Begin of the present idle time (0: busy), and the time of the last check.
         self._quiet = self._woke = 0.0
-        # Since when compiled code serves, and how much it has.
+        # Begin of the present serving by compiled code, and its number of requests.
         self._serving: tuple[float, int] | None = None
-        # Since when nothing was done that is known of.
+        # End of the last known activity.
         self._since = 0.0
-        # Seconds of brief rests since the last sample.
+        # Brief idle seconds since the last sample.
         self._rested = 0.0
-        # What the node had waited, worked and issued when the gate was shut.
+        # The node's waited and worked seconds and issued tasks when the gate was closed.
         self._counted = (0.0, 0.0, 0)
         self._written: deque[tuple[float, float, str]] = deque()
         self._next_sample = self._next_note = self._sampled = now()
@@ -151,26 +149,26 @@ class Trace:
         gate = self.gate
         if not self.file.add(what, begin, end, name, peer, address, origin, time, size):
             if gate.open:
-                self._shut(self.now())
+                self._close_gate(self.now())
             return False
         gate.budget -= 1
         if gate.budget < 0 and gate.open:
-            self._shut(end)
+            self._close_gate(end)
         return True
 
     def _note(self, now: float) -> None:
-        """Write down what is in no record yet, and how long the trace is: should this be its end."""
-        waited, worked, issued = self._behind()
+        """Write the unrecorded sums and the length of the trace, in case this is its end."""
+        waited, worked, issued = self._since_closed()
         unseen = list(self.gate.hidden)
         unseen[What.WAIT] += waited
         unseen[What.COMPUTE] += worked
         self.file.note(now, issued, self.gate.since, unseen)
 
     def close(self) -> None:
-        """Write down what is left, and close the file; idempotent."""
+        """Write the remaining sums, and close the file; idempotent."""
         if self.file.closed:
             return
-        self.heard()
+        self.end_idle()
         self._next_sample = 0.0
         self.tick()
         self._note(self.now())
@@ -180,11 +178,11 @@ class Trace:
     # --- the node -------------------------------------------------------------------------------
 
     def attach(self, node: Node) -> None:
-        """Trace a node from now on, before it has taken a role."""
+        """Observe a node, before it takes a role."""
         self._node, events = node, node.observers
         node.register(Registration(ticks=(self.tick,), views=(self._viewed,)))
         events.tasks += (self.watch,)
-        events.busy += (self.heard,)
+        events.busy += (self.end_idle,)
         events.encoded += (self.encoded,)
         events.decoded += (self.decoded,)
         events.computed += (self.computed,)
@@ -192,7 +190,7 @@ class Trace:
         events.serves += (self._serves,)
         events.passed_on += (self.passed_on,)
         events.executed += (self.executed,)
-        events.resting += (self.resting,)
+        events.idling += (self.idling,)
         events.calls += (self._calling,)
         events.writing += (self.writing,)
         events.spans += (self.during,)
@@ -211,19 +209,19 @@ class Trace:
             self.called(begin, request)
 
     def watch(self, tasks: Tasks) -> None:
-        """Let the answers to a caller's tasks be told, while the gate is open."""
+        """Observe the answers to a caller's tasks, while the gate is open."""
         tasks.on_answered = self._answered if self.gate.open else None
         tasks.stamps = tasks.lossy or self.gate.open
 
-    def _behind(self) -> tuple[float, float, int]:
-        """Say what the node has waited, worked and issued since the gate was shut."""
+    def _since_closed(self) -> tuple[float, float, int]:
+        """Return the node's waited and worked seconds and issued tasks since the gate was closed."""
         node = self._node
         if node is None or self.gate.open:
             return 0.0, 0.0, 0
         waited, worked, issued = self._counted
         return node.time_use.waited - waited, node.time_use.worked - worked, node.tasks.issued - issued
 
-    def _shut(self, now: float) -> None:
+    def _close_gate(self, now: float) -> None:
         self.gate.open, self.gate.since = False, now
         node = self._node
         if node is not None:
@@ -231,7 +229,7 @@ class Trace:
             self.watch(node.tasks)
 
     def _reopen(self, now: float) -> None:
-        waited, worked, issued = self._behind()
+        waited, worked, issued = self._since_closed()
         gate = self.gate
         hidden, gate.hidden = gate.hidden, [0.0] * len(What)
         hidden[What.WAIT] += waited
@@ -245,7 +243,7 @@ class Trace:
             self.watch(self._node.tasks)
 
     def tick(self) -> None:
-        """Open the gate if it may be, and see to what is due; the node does so every few milliseconds."""
+        """Open the gate if allowed, and write what is due; the node calls it every few milliseconds."""
         now = self.now()
         if self.gate.earn(now) and not self.gate.open and not self.file.full:
             self._reopen(now)
@@ -265,18 +263,18 @@ class Trace:
             self._note(now)
 
     def _sample(self, now: float, van: Van) -> None:
-        """Record how many bytes have been moved so far, and the brief rests since the last time."""
+        """Record the bytes transferred so far, and the brief idle times since the last sample."""
         rested = min(int(self._rested * 1e6), NOWHERE)
         if self.add(
             What.MOVED, self._sampled, now, address=rested, time=van.sent_bytes, size=van.received_bytes
         ):
             self._sampled, self._rested = now, 0.0
 
-    # --- what takes long ---------------------------------------------------------------------------
+    # --- long spans ---------------------------------------------------------------------------
 
     @contextmanager
     def during(self, what: int, name: str = "") -> Iterator[None]:
-        """Record what happens inside as one span."""
+        """Record the time inside the context as one span."""
         start, number = self.begin(what, name), self.file.name(name)
         try:
             yield
@@ -284,8 +282,8 @@ class Trace:
             self.add(what, start, self.now(), number)
 
     def begin(self, what: int, name: str) -> float:
-        """Note that a span begins that is to be known also if it never ends; give when that is."""
-        self.heard()
+        """Record the begin of a span that must be known even if it never ends; return its time."""
+        self.end_idle()
         start = self.now()
         self.add(What.BEGUN, start, start, self.file.name(name), size=what)
         return start
@@ -300,7 +298,7 @@ class Trace:
         )  # fmt: skip
 
     def writing(self, write: Callable[..., T]) -> Callable[..., T]:
-        """Let what another thread writes be recorded, once this one comes to it."""
+        """Wrap a function of another thread, so that its span is recorded by this thread later."""
         return partial(self._write, write)
 
     def _write(self, write: Callable[..., T], *arguments: Any) -> T:
@@ -314,7 +312,7 @@ class Trace:
         now = self.now()
         self.add(What.VIEW, now, now, time=view.epoch)
 
-    # --- what may be brief ---------------------------------------------------------------------------
+    # --- spans that may be brief ---------------------------------------------------------------------------
 
     def span(
         self,
@@ -327,7 +325,7 @@ class Trace:
         time: int = -1,
         size: int = 0,
     ) -> None:
-        """Record a span that ends now, or add it to the sum of those behind the gate."""
+        """Record a span that ends now, or add it to the sums if the gate is closed."""
         end = self._since = self.now()
         seen = self.gate.open or (end - begin > LONG and not self.file.full)
         if not (seen and self.add(what, begin, end, name, peer, address, origin, time, size)):
@@ -349,7 +347,7 @@ class Trace:
             self.gate.hidden[_EXECUTE] += end - begin
 
     def passed_on(self, begin: float, message: Message) -> None:
-        """Record that what came along a chain was applied and passed on."""
+        """Record that a change of another primary was applied and forwarded."""
         self.span(
             What.CHAIN, begin, int(message.command), message.sender, ~message.shard, time=message.time,
             size=message.payload_bytes,
@@ -364,7 +362,7 @@ class Trace:
         self.span(What.DECODE, begin, int(message.command), message.sender, size=message.payload_bytes)
 
     def computed(self, begin: float, seconds: float) -> None:
-        """Record some work; if it is brief and the gate shut, the node's own sum is all there is."""
+        """Record some work; brief work while the gate is closed is only in the node's own sum."""
         if not self.gate.open and (seconds < LONG or self.file.full):
             return
         was_open = self.gate.open
@@ -376,7 +374,7 @@ class Trace:
             self._counted = waited, worked + seconds, issued
 
     def waited(self, begin: float, end: float, own: float, time: int, cause: str = "") -> None:
-        """Record a wait, `own` seconds of which nothing else was done in, for the task of a time or for a cause."""
+        """Record a wait for the task `time` or for a cause; `own`: its idle seconds."""
         if self.file.full or not (self.gate.open or own > LONG):
             return
         last, peer, name = self._last
@@ -391,7 +389,7 @@ class Trace:
             self._counted = waited + own, worked, issued
 
     def _answered(self, part: Part) -> None:
-        """Take note of a part that was answered; while the gate is open."""
+        """Record an answered part; called while the gate is open."""
         node, address, command = self._node, part.address, part.command
         assert node is not None
         name, peer = int(command), node.view.rank_of(address)
@@ -403,10 +401,10 @@ class Trace:
                 _REQUEST, part.sent_at, self.now(), name, peer, address, node.tasks.origin, part.task.time
             )
 
-    # --- rest ----------------------------------------------------------------------------------------
+    # --- idle time ----------------------------------------------------------------------------------------
 
-    def resting(self, idle: Callable[[], None]) -> Callable[[], None]:
-        """Let it be known when a rank that serves has nothing to do: return what to call then instead of `idle`."""
+    def idling(self, idle: Callable[[], None]) -> Callable[[], None]:
+        """Wrap the function that a serving rank calls when it is idle, to record its idle time."""
 
         def rest() -> None:
             if not self._quiet:
@@ -422,8 +420,8 @@ class Trace:
         if now - quiet < LONG or not self.add(What.IDLE, quiet, now):
             self._rested += now - quiet
 
-    def heard(self) -> None:
-        """Take note that there is something to do: since it was looked last, for no look at a clock is free here."""
+    def end_idle(self) -> None:
+        """End the idle time, at the last check: reading the clock here would cost too much."""
         if self._serving is not None:
             self._flush()
         if self._quiet:
@@ -431,7 +429,7 @@ class Trace:
             self._wake(self._woke)
 
     def served(self, count: int) -> None:
-        """Take note that compiled code has answered so many requests, since it was looked last."""
+        """Record that compiled code has answered `count` requests since the last check."""
         now, serving = self.now(), self._serving
         begin = self._woke if self._quiet else self._since
         if serving is not None and begin - self._since <= PAUSE:
@@ -445,7 +443,7 @@ class Trace:
         self._since = now
 
     def _flush(self) -> None:
-        """Record what was served in one go."""
+        """Record the present serving as one span."""
         if self._serving is not None:
             (begin, count), self._serving = self._serving, None
             if self.gate.open or (self._since - begin > LONG and not self.file.full):

@@ -1,4 +1,4 @@
-"""Spans of a rank: how they nest, and what each took for itself: what its inner ones leave of it."""
+"""Spans of a rank: their nesting, and the own time of each: its duration without its inner spans."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mpips.tracing.trace_file import What
 
 
 class Spans(NamedTuple):
-    """A rank's spans by begin, inner ones after those around them: records; begin and end as they nest; own seconds."""
+    """A rank's spans by begin, inner ones after enclosing ones: records; begin and end as nested; own seconds."""
 
     records: Records
     begin: NDArray[np.float64]
     end: NDArray[np.float64]
     own: NDArray[np.float64]
     outer: NDArray[np.int64]
-    """The span around each; -1: none."""
+    """The index of the enclosing span; -1: none."""
 
 
 @kernel("void(f8[::1], f8[::1], f8[::1], i8[::1])")
 def nest(begin: Any, end: Any, own: Any, outer: Any) -> None:
-    """Find what is around each of the spans, sorted by begin and then the later end first; inner ones end with it."""
+    """Find the enclosing span of each, sorted by begin and descending end; inner spans are cut at its end."""
     inside = -1
     for i in range(len(begin)):
         while inside >= 0 and end[inside] <= begin[i]:
@@ -39,7 +39,7 @@ def nest(begin: Any, end: Any, own: Any, outer: Any) -> None:
 
 
 def spans(trace: RankTrace, within: tuple[float, float] | None = None) -> Spans:
-    """Return a rank's spans, or what lies of them `within` a time; those that never ended end with the trace."""
+    """Return a rank's spans, or their parts `within` an interval; unfinished ones end with the trace."""
     found = np.concatenate([trace.of(*SPANS), unfinished(trace)])
     begin, end = found["begin"], np.maximum(found["end"], found["begin"])
     if within is not None:
@@ -54,7 +54,7 @@ def spans(trace: RankTrace, within: tuple[float, float] | None = None) -> Spans:
 
 
 def unfinished(trace: RankTrace) -> Records:
-    """Make spans of what has begun and was never recorded as ended: the rank was killed in it."""
+    """Return spans for the recorded begins without an end: the rank was killed in them."""
     begun = trace.of(What.BEGUN).copy()
     begun["what"], begun["end"], begun["size"] = begun["size"], trace.end, 0
     ended = trace.of(What.PROGRAM, What.PHASE, What.CALL, What.LEAVE)

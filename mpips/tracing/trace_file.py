@@ -1,10 +1,10 @@
 """The file of a trace: a header, and records of fixed size.
 
-Records are written through memory that is shared with the system: what was written is there even if the rank is killed
-in the next moment. The file grows by pieces whose room is taken beforehand, so that a full disk ends the trace and not
-the rank. A record is a span: what the rank did from when to when, and for whom.
+Records are written to a shared mapping, so they persist even if the rank is killed immediately afterwards. The file
+grows by pieces that are allocated in advance, so a full disk ends the trace and not the rank. A record is a span: an
+activity of the rank, its begin and end, and the rank or request that it concerns.
 
-    magic, facts (JSON) | counts: what is in no record | names: "number text" lines | records
+    magic, facts (JSON) | counts: unrecorded sums | names: "number text" lines | records
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ MAGIC = b"mpitrc01"
 RECORD = struct.Struct("<ddqqiiiHH")
 """begin, end (s, monotonic); time, size; peer, address, origin; name, what."""
 PIECE = 4096 * RECORD.size
-"""Bytes by which the file grows: a multiple of every page size there is."""
+"""Bytes by which the file grows: a multiple of every page size."""
 FACTS, COUNTS, NAMES, HEADER = 16, 4096, 8192, 65536
-"""Bytes at which the parts of a file begin: facts (JSON), counts, names, and the records."""
+"""Offsets of the parts of a file: facts (JSON), counts, names, and the records."""
 NOBODY, NOWHERE = -1, 1 << 30
-"""Who is meant by a span that is about no rank, or about no address."""
+"""The rank or address of a span that concerns none."""
 
 
 class What(IntEnum):
-    """What a span is."""
+    """The kind of a span."""
 
-    NOTHING = 0  # where no record is
-    BEGUN = 1  # a span that takes long has begun: `size` says what it is, should it never end
+    NOTHING = 0  # an empty record
+    BEGUN = 1  # begin of a long span of the kind `size`, in case it never ends
     START = 2  # from the process's start to its first message
     PROGRAM = 3  # the scheduler's program
     PHASE = 4  # of the program: load, train, checkpoint
-    CALL = 5  # what the scheduler has called for is executed
+    CALL = 5  # execution of a call of the scheduler
     COMPUTE = 6  # inside `node.time_use.working()`
-    WAIT = 7  # for a task, whose last answer came from `peer`, or for something that `name` says
+    WAIT = 7  # a wait for a task, whose last answer came from `peer`, or for the cause `name`
     EXECUTE = 8  # a server executes a request
-    CHAIN = 9  # a change of another primary is applied, or a word of it passed on
+    CHAIN = 9  # a change of another primary is applied, or its acknowledgement forwarded
     ENCODE = 10
     DECODE = 11
     WRITE = 12  # a file of a checkpoint is written, in the background
     SERVE = 13  # `size` requests were answered by compiled code, pauses of up to PAUSE included
-    IDLE = 14  # nothing to do; rests shorter than LONG are in MOVED
+    IDLE = 14  # idle; idle times shorter than LONG are in MOVED
     LEAVE = 15
-    REQUEST = 16  # from sending a part of a task to its answer: no span of the rank's own time
-    # bytes sent (`time`) and received (`size`) up to the `end`, and `address` us of brief rests in it
+    REQUEST = 16  # from sending a part of a task to its answer; not in the main thread
+    # bytes sent (`time`) and received (`size`) up to the `end`, and `address` us of brief idle times
     MOVED = 17
     VIEW = 18  # at `begin`: a view of the epoch `time` is adopted
     UNSEEN = 19  # `size` ns were spent in brief spans of the kind `name`, `time` requests issued
 
 
 class TraceFile:
-    """One rank's file of at most `limit` bytes; `facts` say whose it is.
+    """One rank's file of at most `limit` bytes; `facts` identify the rank.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     __slots__ = (
@@ -73,11 +73,11 @@ class TraceFile:
     def __init__(self, path: Path, facts: Mapping[str, Any], limit: int) -> None:
         self.path, self.limit = path, limit
         self.full = False
-        """Whether no piece is taken any more."""
+        """Whether the file does not grow any more."""
         self.dropped = 0
-        """Records for which there was no room."""
+        """Number of records that were dropped."""
         self.problem = ""
-        """Why there was none, if it is not the limit."""
+        """The error that stopped the growth, if it was not the limit."""
         self._names: dict[str, int] = {}
         self._names_at = NAMES
         self._pieces, self._at, self._end = 0, 0, 0
@@ -103,7 +103,7 @@ class TraceFile:
         return piece
 
     def _has_room(self) -> bool:
-        """Go over to a new piece of the file, if there may be one."""
+        """Begin a new piece of the file, if the limit allows it; return whether there is one."""
         if not self.full:
             if HEADER + (self._pieces + 1) * PIECE <= self.limit:
                 try:
@@ -135,7 +135,7 @@ class TraceFile:
         return True
 
     def name(self, text: str) -> int:
-        """Return the number of a name; where there is no room for one more, that of none."""
+        """Return the number of a name; that of the empty name if the table of names is full."""
         number = self._names.get(text)
         if number is None:
             number = self._names[text] = self._write_name(max(self._names.values()) + 1, text)
@@ -153,7 +153,7 @@ class TraceFile:
         return number
 
     def note(self, now: float, issued: int, gap: float, unseen: Sequence[float]) -> None:
-        """Write down what is in no record, should this be the end: requests `issued`, seconds by `What` since `gap`."""
+        """Write the unrecorded sums, in case this is the end: requests `issued`, seconds by `What` since `gap`."""
         counts = struct.pack(f"<dqqd{len(unseen)}d", now, self.dropped, issued, gap, *unseen)
         try:
             os.pwrite(self._file, counts, COUNTS)

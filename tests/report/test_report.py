@@ -277,7 +277,7 @@ def broken(tmp_path: Path, number: int, content: bytes | None) -> str:
 
 def test_a_trace_that_is_damaged_in_part_is_shown_in_part(tmp_path: Path) -> None:
     html = broken(tmp_path, 4, b"mpi")
-    assert re.search(r'class="bad">[^<]*rank-0004\.bin: is no trace, or was cut off', html)
+    assert re.search(r'class="bad">[^<]*rank-0004\.bin: is not a trace, or was truncated', html)
     assert drawn(html)["worker, rank 3"]["computing"] == 3.0
     assert "computing" not in drawn(html)["worker, rank 4"]
 
@@ -299,7 +299,7 @@ def test_a_trace_that_is_all_damaged_is_no_reason_to_stop(tmp_path: Path) -> Non
     for path in RunFolder(run).trace.iterdir():
         path.write_bytes(b"")
     html = page([with_trace(read(run))])
-    assert html.count("is no trace, or was cut off") == 4 and "and 2 more" in html
+    assert html.count("is not a trace, or was truncated") == 4 and "and 2 more" in html
     assert "what was waited for" not in html and "computing 3.00s" in html
 
 

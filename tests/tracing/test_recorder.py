@@ -188,11 +188,11 @@ def test_the_rests_of_a_server_and_what_compiled_code_served(tmp_path: Path) -> 
     def idle() -> None:
         clock.at += 1e-3
 
-    rest = trace.resting(idle)
+    rest = trace.idling(idle)
     trace.span(What.EXECUTE, clock.at)
     for _ in range(5):
         rest()
-    trace.heard()  # 5 ms idle
+    trace.end_idle()  # 5 ms idle
     clock.at += 2e-3
     trace.span(What.EXECUTE, clock.at - 2e-3)
     for _ in range(30):  # requests close together are one span
