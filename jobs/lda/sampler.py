@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import InputError
-from mpips.jobs.lda import kernels, proposals, terms
+from mpips.jobs.lda import kernels, proposals
 from mpips.jobs.lda.corpus import Block
+from mpips.jobs.lda.counts import document_terms
 from mpips.jobs.lda.evaluate import doc_likelihood
 
 F8 = NDArray[np.float64]
@@ -67,7 +68,7 @@ class Sampler(Protocol):
         """Return the topics of the block's tokens, i4[tokens], in the order of the block."""
 
     def documents(self, prior: Prior, slopes: F8) -> float:
-        """Return the documents' part of the joint log-likelihood; see `terms.document_terms` for `slopes`."""
+        """Return the documents' part of the joint log-likelihood; see `counts.document_terms` for `slopes`."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the state from which a new sampler continues with the same bits."""
@@ -139,7 +140,7 @@ class Gibbs(_ByWord):
 
     def documents(self, prior: Prior, slopes: F8) -> float:
         """See `Sampler`."""
-        return float(terms.document_terms(self.block.ptr, self.pairs, self.shift, prior.alpha, slopes))
+        return float(document_terms(self.block.ptr, self.pairs, self.shift, prior.alpha, slopes))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See `Sampler`."""
@@ -221,7 +222,7 @@ class Metropolis(_ByWord):
             return doc_likelihood(self.block, z, prior.topics, prior.alpha)
         pairs, shift = np.zeros(len(z) + len(self.block.ptr), np.uint64), 32
         kernels.fill_pairs(self.block.ptr, z, prior.topics, shift, pairs, np.empty(len(z), np.int32))
-        return float(terms.document_terms(self.block.ptr, pairs, shift, prior.alpha, slopes))
+        return float(document_terms(self.block.ptr, pairs, shift, prior.alpha, slopes))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See `Sampler`."""

@@ -49,6 +49,7 @@ from mpips.jobs.lda.sampler import (
     counts_of,
     random_state,
 )
+from mpips.jobs.lda.settings import Settings
 
 PIECE = 1 << 21
 """Approximate number of counts n_wk that are pulled at a time."""
@@ -113,7 +114,8 @@ class Sweeper:
     """The part of a worker that samples; the scheduler calls its methods."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.settings = context, context.job.settings
+        self.context = context
+        self.settings: Settings = context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.consistency: PushPull = push_pull(context.job.consistency)
         self.aggregate = context.job.consistency.is_sequential

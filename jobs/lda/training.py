@@ -38,6 +38,7 @@ from mpips.jobs.lda import counts
 from mpips.jobs.lda.corpus import LeftOut
 from mpips.jobs.lda.documents import Spread
 from mpips.jobs.lda.evaluate import topic_norm
+from mpips.jobs.lda.settings import Settings
 from mpips.jobs.lda.sweeps import word_cuts
 
 COLUMNS = (
@@ -69,7 +70,7 @@ class Collection(NamedTuple):
 class Training:
     """The training of a run; its state is the number of sweeps and rounds, and the priors."""
 
-    def __init__(self, cluster: Cluster, settings: Any) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
         self.spread = Spread(cluster)
         self.alpha = np.full(settings.topics, settings.alpha)

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from mpips import ALL, MANIFEST, InputError, cells_flaw, explained, load_range, npz, read_manifest, replacing
 from mpips.jobs.sketch import kernels, source
+from mpips.jobs.sketch.settings import MOST_CELLS
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 FILE = "sketch.npz"
-MOST_CELLS = 2**32
-"""Of a table: their numbers have 32 bits at the workers."""
 
 
 class Sketch(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from mpips.data.packed import open_data
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.jobs.sketch import scan
+from mpips.jobs.sketch.settings import Settings
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
@@ -275,7 +276,7 @@ def hashes(words: Sequence[str], text: bool) -> Keys:
     return out
 
 
-def zipf_of(settings: Any, seed: int) -> Zipf | None:
+def zipf_of(settings: Settings, seed: int) -> Zipf | None:
     """Return the generated stream that the job asks for, if any."""
     if not settings.zipf:
         return None

@@ -14,6 +14,7 @@ from mpips.data import resolve
 from mpips.jobs.sketch import kernels, results, scan, servers, source
 from mpips.jobs.sketch.deltas import Batch, Deltas
 from mpips.jobs.sketch.servers import Shape
+from mpips.jobs.sketch.settings import Settings
 from mpips.jobs.sketch.source import Chunk
 
 ASKED = 1 << 13
@@ -39,7 +40,8 @@ class Worker:
     """What the scheduler calls on a worker."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.settings = context, context.job.settings
+        self.context = context
+        self.settings: Settings = context.job.settings
         self.data = resolve(context.job.data, str(context.base))
         self.zipf = source.zipf_of(self.settings, context.job.seed)
         self._held: dict[int, list[list[Chunk]]] = {}

@@ -30,6 +30,7 @@ from mpips import (
 )
 from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
 from mpips.jobs.sparse_lr.proximal import exact_total
+from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Spread
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Darlin:
     more: Mapping[str, Setting] = {}
     """Settings of the vector besides."""
 
-    def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: evaluate.Data) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: evaluate.Data) -> None:
         self.cluster, self.settings, self.spread = cluster, settings, spread
         self.servers, self.workers = cluster.servers, cluster.workers
         self.data, self.examples = data, data.examples

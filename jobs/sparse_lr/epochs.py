@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
+from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Holder
 
 Columns = slice | NDArray[np.int64]
@@ -25,7 +26,8 @@ class Epochs:
     """A worker that keeps blocks of features: their radii, margins and weights."""
 
     def __init__(self, context: Context, held: Holder) -> None:
-        self.context, self.settings, self.held = context, context.job.settings, held
+        self.context, self.held = context, held
+        self.settings: Settings = context.job.settings
         self.lists: dict[KeyRange, KeyList] = {}
         """The keys of the pass's blocks."""
 

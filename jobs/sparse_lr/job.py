@@ -15,9 +15,8 @@ When a worker is lost, joins or leaves, its examples go to others, and the pass 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,40 +27,11 @@ from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
 from mpips.jobs.sparse_lr.evaluate import Scorer
 from mpips.jobs.sparse_lr.online import Learner
+from mpips.jobs.sparse_lr.settings import Settings as Settings
 from mpips.jobs.sparse_lr.spread import Holder, Spread
 
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Of a key, and of the row that comes back: (w, radius)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The job file's table [sparse_lr]."""
-
-    algorithm: Literal["darlin", "ftrl", "adagrad", "sgd"] = "darlin"
-    """darlin: the paper's block proximal method, to the optimum; the others learn online."""
-    l1: float = field(default=1.0, metadata={"at_least": 0.0, "at_most": 1e30})
-    """The weight of |w|_1 in the objective."""
-    epsilon: float = field(default=2e-4, metadata={"above": 0.0, "at_most": 1.0})
-    """darlin: stop when the objective has settled to this share of itself."""
-    kkt: bool = True
-    """darlin: leave features out whose weight is 0 and whose gradient says that it stays there (the KKT filter)."""
-    target: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e300})
-    """darlin: stop as soon as the objective is no higher; 0: go on until it has settled."""
-    passes: int = field(default=0, metadata={"at_least": 0, "at_most": 2**31 - 1})
-    """At most so many passes over the data; 0: 1,000 for darlin, 1 online."""
-    optimum: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e300})
-    """The objective's known minimum for this data, to be shown beside the one reached; 0: not known."""
-    blocks: int = field(default=0, metadata={"at_least": 0, "at_most": 1 << 20})
-    """darlin: blocks per pass; 0: as many as the active features need."""
-    batch: int = field(default=10_000, metadata={"at_least": 1, "at_most": 2**31 - 1})
-    """online: examples per mini-batch."""
-    alpha: float = field(default=0.1, metadata={"above": 0.0, "at_most": 1e6})
-    """online: the learning rate; for sgd the step itself."""
-    beta: float = field(default=1.0, metadata={"at_least": 0.0, "at_most": 1e30})
-    """ftrl, adagrad: keeps the first steps short."""
-    l2: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e30})
-    """online: the weight of |w|^2 / 2."""
 
 
 def exact_sums(job: Any) -> str:

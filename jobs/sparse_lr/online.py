@@ -48,6 +48,7 @@ from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
+from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Spread
 
 COLUMNS = (
@@ -98,7 +99,7 @@ def unfit(about: dict[str, Any]) -> str:
 class Online:
     """A training run: `at`, and which worker has which part, and how far (`parts`)."""
 
-    def __init__(self, cluster: Cluster, settings: Any, spread: Spread, data: Data) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: Data) -> None:
         self.cluster, self.settings, self.data = cluster, settings, data
         self.at, self.parts = Progress(), self._cut()
         self._met = Tally()
@@ -314,7 +315,7 @@ class Learner:
 
     def __init__(self, context: Context, data: DataSpec, consistency: PushPull) -> None:
         self.context, self.data, self.consistency = context, data, consistency
-        self.settings = context.job.settings
+        self.settings: Settings = context.job.settings
         self._stream: Stream | None = None
         self._learnt = Learnt(-1)
         self._pushes: dict[int, Task] = {}

@@ -29,6 +29,7 @@ from mpips.data import Columns, DataSpec, Examples, Tally, load_columns, read
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
+from mpips.jobs.sparse_lr.settings import Settings
 
 FINE = 4, 16
 """The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""
@@ -142,7 +143,7 @@ class Holder:
         self, context: Context, data: DataSpec, look_over: Callable[[Iterator[Examples], Tally], int]
     ) -> None:
         self.context, self.data, self._look_over = context, data, look_over
-        self.settings = context.job.settings
+        self.settings: Settings = context.job.settings
         self.blocks: Any = None
         self._columns: Columns | None = None
         self._reads: list[list[int]] | None = None

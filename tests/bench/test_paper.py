@@ -182,7 +182,7 @@ def test_an_experiment_that_there_is_not_is_named_with_those_that_there_are(
 
 def test_the_listing_is_counted_anew_with_the_code() -> None:
     here = _runs.job_file().parent
-    assert measured()["lines"]["listing"] == code_lines.lines_of([here / "job.py"])
+    assert measured()["lines"]["listing"] == code_lines.lines_of([here / "job.py", here / "settings.py"])
     assert measured()["lines"]["method"] == code_lines.lines_of(here / name for name in code_lines.METHOD)
 
 

@@ -19,7 +19,8 @@ SILENT = {
 }  # fmt: skip
 """Tokens that do not count as code."""
 METHOD = (
-    "job.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py", "server_kernels.py",
+    "job.py", "settings.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py",
+    "server_kernels.py",
 )  # fmt: skip
 """The files of sparse_lr that are the block proximal method itself."""
 
@@ -32,7 +33,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         path for path in own.rglob("*.py") if path.relative_to(own).parts[0] not in ("bench", "cli", "jobs")
     ]
     return {
-        "listing": lines_of([jobs["sparse_lr"] / "job.py"]),
+        "listing": lines_of(jobs["sparse_lr"] / name for name in ("job.py", "settings.py")),
         "method": lines_of(jobs["sparse_lr"] / name for name in METHOD),
         **{name: lines_of(folder.glob("*.py")) for name, folder in jobs.items()},
         "lbfgs": lines_of([Path(__file__).with_name("lbfgs.py")]),
@@ -70,7 +71,11 @@ def tell(found: Mapping[str, Any]) -> Section:
     rows = [
         ("system A (L-BFGS)", "10,000", f"{found['lbfgs']:,}, on mpips"),
         ("system B (block proximal gradient)", "30,000", ""),
-        ("the parameter server's (block proximal gradient)", "300", f"{found['listing']:,} (`job.py`)"),
+        (
+            "the parameter server's (block proximal gradient)",
+            "300",
+            f"{found['listing']:,} (`job.py`, `settings.py`)",
+        ),
         ("... with its kernels, step control, active set, start and reset", "", f"{found['method']:,}"),
         ("... and online learners, exact sums, lost workers, evaluation", "", f"{found['sparse_lr']:,}"),
         ("LDA", "", f"{found['lda']:,}"),
