@@ -7,7 +7,7 @@ which one is applied after each request and all when there is none, so that neit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
@@ -24,10 +24,20 @@ MOST_BACKLOG = 64
 
 
 class Chains:
-    """A node's links of chains, by shard. `repair_bandwidth` bounds the bytes per second of copies (0: no limit)."""
+    """A node's links of chains, by shard.
 
-    def __init__(self, node: Node, acknowledgements: Acknowledgements, repair_bandwidth: float) -> None:
-        self._node, self._acknowledgements = node, acknowledgements
+    `repair_bandwidth` bounds the bytes per second of copies (0: no limit). `settled(shard, still)` is called with False
+    when a change of a shard is sent to a copy, with True when all are acknowledged.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        acknowledgements: Acknowledgements,
+        repair_bandwidth: float,
+        settled: Callable[[int, bool], None] = lambda number, still: None,
+    ) -> None:
+        self._node, self._acknowledgements, self._settled = node, acknowledgements, settled
         self._pace = RateLimit(repair_bandwidth, node.van.now)
         self._backlog: deque[Message] = deque()
         # Shards that were reported to the leader in this view as having no unacknowledged change.
@@ -61,7 +71,7 @@ class Chains:
         node = self._node
         self.links[number] = Link(
             number, node.rank, node.view.chains[number], shard, node.outbox.send_soon, _repeat, self._pace,
-            node.new_timer(), node.again,
+            node.new_timer(), node.again, self._settled,
         )  # fmt: skip
 
     # --- messages of chains --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The fast path at a server: which vectors of its shards kernels serve, and what they have executed.
 
-Kernels serve shards of which this server is the only holder, without Python. Before Python looks at such a shard, it
+Kernels serve pulls, and pushes to shards of which this server is the only holder, without Python. They read a shard
+with copies while all of them have all changes. Before Python looks at such a shard, it
 records what they have executed there since (`catch_up`).
 """
 
@@ -11,7 +12,7 @@ from mpips.cluster.view import NOBODY
 from mpips.server.replication import Link
 from mpips.server.shard import Shard
 from mpips.tasks.request_dedup import RequestDedup
-from mpips.transport.fastpath_table import VERSION, FastPathTable
+from mpips.transport.fastpath_table import NO_PUSH, PULL, VERSION, FastPathTable
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import Command, Kind, Message
 
@@ -25,7 +26,7 @@ class FastPath:
             serves(self.table)
 
     def open(self, link: Link) -> None:
-        """Let the fast path serve a shard, if it has no copies."""
+        """Let the fast path serve a shard of which this server is the primary."""
         shard = link.shard
         if shard is None:
             return
@@ -37,8 +38,16 @@ class FastPath:
     def expose(self, link: Link, namespace: int) -> None:
         """Update the addresses of a vector's rows; a change may have moved them."""
         assert link.shard is not None
-        if link.next == NOBODY and (simple := link.shard.vectors[namespace].simple) is not None:
-            self.table.open(link.number, namespace, simple)
+        simple = link.shard.vectors[namespace].simple
+        if simple is None:
+            return
+        if link.next != NOBODY:
+            simple = simple._replace(push=NO_PUSH, pull=link.still)
+        self.table.open(link.number, namespace, simple)
+
+    def settled(self, number: int, still: bool) -> None:
+        """Let the fast path read a shard or not, as all of its copies have all changes now, or do not."""
+        self.table.parts[number, :, PULL] = still
 
     def close(self, link: Link) -> None:
         """Record what was executed at a shard, and do not serve it any more."""

@@ -87,7 +87,9 @@ class Link:
         pace: RateLimit,
         timer: Timer | None = None,
         again: Counter[str] | None = None,
+        settled: Callable[[int, bool], None] = lambda number, still: None,
     ) -> None:
+        self._settled = settled
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
         self._send, self._repeat, self._pace, self._timer = send, repeat, pace, timer
         self.sent: dict[int, Message] = {}
@@ -227,10 +229,13 @@ class Link:
         releases = self._releases
         while releases and releases[0].change <= self.everywhere:
             releases.popleft().action()
+        if not sent:
+            self._settled(self.number, True)
         if self.previous != NOBODY:
             self._acknowledge()
 
     def _pass_on(self, change: Message, following: int) -> None:
+        self._settled(self.number, False)
         self.sent[change.time] = change
         self._sent_bytes += _size(change)
         self._send(following, change)

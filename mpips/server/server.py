@@ -61,7 +61,7 @@ class Server:
         self.lists = KeyCache(key_cache)
         self.fast_path = FastPath(node, self.lists)
         self._acknowledgements = Acknowledgements(self._acknowledge)
-        self.chains = Chains(node, self._acknowledgements, repair_bandwidth)
+        self.chains = Chains(node, self._acknowledgements, repair_bandwidth, self.fast_path.settled)
         self.executor = Executor(node, self.lists, self.chains, self.fast_path, self._acknowledgements, ahead)
         self.admission = Admission(
             node, self.lists, self.chains, self.fast_path, self.executor, self._acknowledgements

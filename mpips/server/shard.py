@@ -73,23 +73,31 @@ class Hosted:
         self.waiting: dict[Round, dict[int, Message]] = {}
         # By round: the error, and the workers that were not sent it yet.
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}
+        self._place: tuple[int, tuple[int, ...]] = (-1, ())
+        self._simple: Simple | None = None
 
     @property
     def simple(self) -> Simple | None:
         """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
+        place = self.segment.moves, self.segment.index_addresses
+        if place != self._place:
+            self._place, self._simple = place, self._described()
+        return self._simple
+
+    def _described(self) -> Simple | None:
         segment = self.segment
         spec, update = segment.spec, segment.update
         push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
-        if spec.aggregate or update.read is not None or not segment.ranges:
+        if spec.aggregate or update.read is not None or len(segment.ranges) != 1:
             return None
-        values, first = segment.values, segment.ranges[0]
-        alone = len(segment.ranges) == 1
-        rows = first.span if spec.dense and alone else 0
-        last = first.end - 1 if first.end <= 2**63 else first.end - 1 - 2**64
-        begin = first.begin if first.begin < 2**63 else first.begin - 2**64
-        code = CODES[values.dtype]
-        made = Simple(values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity)
-        return made._replace(key_index=segment.index_addresses) if alone else made
+        values, owned = segment.values, segment.ranges[0]
+        # Of uint64 keys, the int64 with the same bits.
+        begin, last = np.array([owned.begin, owned.end - 1], np.uint64).view(np.int64).tolist()
+        rows, code = owned.span if spec.dense else 0, CODES[values.dtype]
+        return Simple(
+            values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity,
+            segment.index_addresses,
+        )  # fmt: skip
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:
         """Drop incomplete rounds, and continue with these workers; return the dropped requests."""

@@ -147,6 +147,8 @@ class Segment:
             )
             for name, column in columns.items()
         }
+        self.moves = 0
+        """How often the arrays have moved."""
         self._publish()
 
     def _publish(self) -> None:
@@ -157,6 +159,7 @@ class Segment:
         """State columns by name, [capacity, their width]."""
         self.capacity = min(len(pages) for pages in self._pages.values())
         """Rows that fit into all arrays."""
+        self.moves += 1
 
     def __len__(self) -> int:
         # Compiled requests insert keys, too.

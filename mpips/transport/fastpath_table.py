@@ -1,11 +1,11 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
 The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request has no
-dependencies, names a range or a cached list of keys or lists keys without a signature, the shard has no replica, and
-the vector's update is `add` or `assign`. All other requests go to Python, and also one with new keys for which the
-index or the rows must grow. `FastPathTable` says which shards and vectors may be served (`parts`). Python takes over
-the finished requests (`finished`) before it reads the shard, so that each push is applied exactly once and is known to
-be.
+dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the shard has no
+replica and the vector's update is `add` or `assign`; a pull, if all replicas have all changes. All other requests go to
+Python, and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and
+vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that
+each push is applied exactly once and is known to be.
 """
 
 from __future__ import annotations

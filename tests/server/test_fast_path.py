@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.server.server import Server
-from mpips.transport.fastpath_table import OPEN
+from mpips.transport.fastpath_table import NO_PUSH, OPEN, PULL, PUSH
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
 
@@ -30,9 +29,33 @@ def server_of(replicas: int = 0) -> Server:
     return server
 
 
-@pytest.mark.parametrize("replicas", [0, 1])
-def test_a_shard_is_served_if_it_has_no_copies(replicas: int) -> None:
-    assert server_of(replicas).fast_path.table.parts[SHARD, 0, OPEN] == (replicas == 0)
+def columns(server: Server) -> list[bool]:
+    """Return whether the vector is open, and for pushes and pulls."""
+    part = server.fast_path.table.parts[SHARD, 0]
+    return [bool(part[OPEN]), bool(part[PUSH] != NO_PUSH), bool(part[PULL])]
+
+
+def test_a_shard_without_copies_is_served_for_pushes_and_pulls() -> None:
+    assert columns(server_of(0)) == [True, True, True]
+
+
+def test_a_shard_with_copies_is_read_while_all_of_them_have_all_changes() -> None:
+    server = server_of(1)
+    link = server.chains.links[SHARD]
+    acknowledged = Message(Kind.CHAIN, Command.APPLIED, link.next, shard=SHARD)
+    # The vector was created by a change.
+    assert columns(server) == [True, False, False]
+    assert link.shard is not None
+    for change in (1, 2):
+        acknowledged.time = change
+        server.node.shards(acknowledged)
+        assert columns(server) == [True, False, True]
+        push = Message(Kind.REQUEST, Command.PUSH, WORKER, origin=WORKER, shard=SHARD, time=change)
+        begin = link.shard.vectors[0].segment.ranges[0].begin
+        push.keys, push.values = np.array([begin], np.uint64), np.ones((1, 1))
+        server.node.shards(push)
+        assert link.shard.changes == change + 1
+        assert columns(server) == [True, False, False]
 
 
 def test_a_shard_is_not_served_while_its_chain_is_closing() -> None:
