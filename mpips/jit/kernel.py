@@ -18,7 +18,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
+# isort: off
+from mpips.jit import numba_environment as numba_environment  # before numba itself
 from mpips.jit import compiling, kernel_cache, numba_internals
+
+# isort: on
 
 F = TypeVar("F", bound=Callable[..., Any])
 # By module: the files that its kernels are made of.

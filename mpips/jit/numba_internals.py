@@ -10,6 +10,8 @@ builder and the target context that an intrinsic is given.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,9 @@ from mpips.jit import kernel_cache
 TRIED = ("0.61.2", "0.68.1")
 """Versions that were tried: the latest with all of tests/jit, the least with the tests of kernels and these names."""
 
+DIGEST = 16
+"""Bytes of a digest at the end of a cached file."""
+
 config: Any = _config
 # numba reads a file of the working folder, which may be anybody's, and may say from where cached code is loaded.
 config._config_fname = os.devnull
@@ -38,10 +43,12 @@ config.reload_config()
 def made(function: Callable[..., Any], options: dict[str, Any], folder: Path | None) -> Any:
     """Let numba make a dispatcher whose cache is in a folder, or which has none."""
     # Numba appends a name of its own to this folder; without one it takes `__pycache__`.
-    with _configured(CACHE_DIR="" if folder is None or folder.name == "__pycache__" else str(folder)):
+    where = "" if folder is None or folder.name == "__pycache__" else str(folder)
+    with _configured(CACHE_DIR=where, CACHE_LOCATOR_CLASSES=""):
         jit = numba.njit(**options, cache=folder is not None)(function)
     cache: Any = getattr(jit, "_cache", None)
     if hasattr(cache, "_cache_file"):
+        _seal(cache._cache_file)
         _read_own_files(cache._cache_file)
     if hasattr(cache, "_load_overload"):
         cache.load_overload, cache.save_overload = _loader(cache), _saver(cache)
@@ -65,7 +72,7 @@ def _configured(**values: str) -> Iterator[None]:
     """
     values |= {"DISABLE_JIT": ""}
     with global_compiler_lock:
-        before = {name: getattr(config, name) for name in values}
+        before = {name: getattr(config, name, "") for name in values}
         config.__dict__.update(values)
         try:
             yield
@@ -108,6 +115,35 @@ def load_when_used(jit: Any, signatures: Sequence[str]) -> None:
     jit._compile_for_args, jit.get_call_template = first_call, first_caller
 
 
+def _seal(files: Any) -> None:
+    """Append to each file of a cache the digest of its bytes; what unpickles them stops before it.
+
+    Machine code with a flipped bit is as good to numba as any other.
+    """
+    open_for_write = files._open_for_write
+
+    @contextmanager
+    def sealed(path: str) -> Iterator[io.BytesIO]:
+        content = io.BytesIO()
+        yield content
+        with open_for_write(path) as file:
+            file.write(content.getvalue() + _digest(content.getbuffer()))
+
+    files._open_for_write = sealed
+
+
+def _digest(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+
+
+def _is_sound(path: str) -> bool:
+    """Tell whether a cached file is a regular file of this user, and as it was written."""
+    if not kernel_cache.is_own_file(path):
+        return False
+    content = memoryview(Path(path).read_bytes())
+    return content[-DIGEST:] == _digest(content[:-DIGEST])
+
+
 def _read_own_files(files: Any) -> None:
     """Take what is damaged, or no regular file of this user, as absent: numba then compiles, and replaces it.
 
@@ -117,17 +153,18 @@ def _read_own_files(files: Any) -> None:
 
     def index() -> dict[Any, str]:
         try:
-            return dict(read_index()) if kernel_cache.is_own_file(files._index_path) else {}
+            return dict(read_index()) if _is_sound(files._index_path) else {}
         except Exception:
             return {}
 
     def data(name: str) -> tuple[Any, ...]:
         path = files._data_path(name)
         found = None
-        if kernel_cache.is_own_file(path):
-            with suppress(Exception):
-                found = read_data(name)
+        with suppress(Exception):
+            found = read_data(name) if _is_sound(path) else None
         if not isinstance(found, tuple) or not found:
+            if os.path.lexists(path):
+                kernel_cache.remark(f"{path}: is damaged, and compiled again")
             # which numba takes as absent
             raise FileNotFoundError(path)
         return found

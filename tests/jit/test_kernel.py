@@ -170,6 +170,17 @@ def test_what_is_no_whole_file_in_the_cache_is_compiled_again(folder: Path, spoi
     assert again == ["4", *(["True"] if spoilt == "a folder" else ["False"]), "2", "0"]
 
 
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_one_flipped_bit_in_the_cache_is_noticed(folder: Path, suffix: str) -> None:
+    for path in folder.rglob(f"*double*{suffix}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    code = f"import made_kernels\nprint(made_kernels.double(2)){LOADED}"
+    assert python(folder, code) == ["4", "True", "2", "0"]
+    assert python(folder, code) == ["4", "False", "2", "0"]
+
+
 def test_a_warm_up_compiles_what_ranks_load_later_too(tmp_path: Path) -> None:
     code = f"""
 from mpips.rank.main import main

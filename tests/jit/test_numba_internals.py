@@ -27,7 +27,9 @@ USED = {
     },
     "cache": {"_cache_file", "_impl", "_index_key", "_load_overload", "load_overload", "save_overload"},
     "cache implementation": {"rebuild", "reduce"},
-    "cache file": {"_data_path", "_index_path", "_load_data", "_load_index", "_source_stamp", "load"},
+    "cache file": {
+        "_data_path", "_index_path", "_load_data", "_load_index", "_open_for_write", "_source_stamp", "load",
+    },
     "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
     "code library": {"_get_module_for_linking", "_shared_module"},
     "function descriptor": {"llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname"},

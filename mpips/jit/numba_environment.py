@@ -1,0 +1,46 @@
+"""Imports numba, and says in one line which of its variables in the environment cannot be used.
+
+Numba warns of each with a traceback, or fails. A variable that is refused is removed: child processes need not say it
+again. This module is imported before any other that imports numba.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+
+from mpips.process.first_rank import seems_first
+from mpips.process.printable import one_line
+
+THREADS = "NUMBA_NUM_THREADS"
+_UNPARSED = re.compile(
+    r"Environment variable '(NUMBA_\w+)' is defined but its associated value .*?\n(.*)", re.DOTALL
+)
+
+
+def _refuse(name: str, why: str) -> None:
+    value = os.environ.pop(name, "")
+    if seems_first():
+        print(f"mpips: {one_line(f'{name}={value} is not used: {why}')}", file=sys.stderr, flush=True)
+
+
+def settle() -> None:
+    """Import numba without the variables that it cannot use."""
+    # Numba refuses a number that is not positive by an error of its own, at import.
+    threads = os.environ.get(THREADS, "1").strip()
+    if not (threads.isascii() and threads.isdigit() and int(threads) > 0):
+        _refuse(THREADS, "it must be a whole number, at least 1")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        import numba  # noqa: F401
+    for each in said:
+        found = _UNPARSED.match(str(each.message))
+        if found is None:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif found[1] in os.environ:
+            _refuse(found[1], found[2].strip().splitlines()[-1])
+
+
+settle()
