@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import InputError
-from mpips.files.safe_open import open_regular
+from mpips.files.safe_open import inside, open_regular
 
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
@@ -101,6 +101,31 @@ def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
             if found != facts[kind]:
                 return Altered(path, kind, str(facts[kind]), found)
     return None
+
+
+def altered_output(folder: Path, known: Mapping[str, Any]) -> str:
+    """Say how a file in a run's folder differs from its facts in `run.json`; "" if it does not, or is not there.
+
+    Args:
+        folder: the run's folder, perhaps a stranger's: nothing outside of it is read, and no more than `LARGE` bytes.
+        known: an element of what `outputs_of` has returned.
+    """
+    kind = hashed(known)
+    try:
+        path = inside(folder, known["name"])
+        if not kind or not path.exists():
+            return ""
+        now = {**seen(path), **fingerprint(path, LARGE)}
+    except OSError as error:
+        return f"{folder / str(known['name'])!s}: {error.strerror}"
+    if (now.get("bytes"), now.get(kind)) == (known.get("bytes"), known[kind]):
+        return ""
+    found = (
+        f"its {kind} is {now[kind]}"
+        if kind in now
+        else now.get("problem", f"it has {now.get('bytes')} bytes")
+    )
+    return f"{path}: is not what the run has written: {found}, and run.json has {known[kind]}"
 
 
 def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]) -> str | None:

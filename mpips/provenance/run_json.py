@@ -6,7 +6,7 @@ was killed has no `exit`. No error here fails a run: what cannot be found or wri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mpips.checkpoint.lineage import of_run, owner_of
 from mpips.checkpoint.manifest import held, read_manifest
 from mpips.errors import CheckpointError, InputError
-from mpips.provenance.input_hashes import outputs_of
+from mpips.provenance.input_hashes import altered_output, outputs_of
 from mpips.ranges import coalesce
 from mpips.rundir.folder import RunFolder, utc_now, write_json
 
@@ -150,6 +150,24 @@ def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | N
             }
     with suppress(OSError):
         write_json(folder.run, facts)
+
+
+def altered_outputs(folder: RunFolder, names: Container[str] | None = None) -> list[str]:
+    """Say which of a run's outputs are not as the run has written them, a line each.
+
+    Args:
+        folder: the run's folder; one that is none, or has no outputs in its `run.json`, has nothing to say.
+        names: the files to look at; None: all that `run.json` lists.
+    """
+    listed = ((read_run(folder) or {}).get("outputs") or {}).get("files", [])
+    chosen = (file for file in listed if names is None or file["name"] in names)
+    return [said for file in chosen if (said := altered_output(folder.path, file))]
+
+
+def check_outputs(folder: RunFolder, names: Container[str] | None = None) -> None:
+    """Raise InputError if an output is not as the run has written it; see `altered_outputs`."""
+    for said in altered_outputs(folder, names):
+        raise InputError(said)
 
 
 def _exit(result: Mapping[str, Any]) -> Facts:

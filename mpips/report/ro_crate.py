@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from mpips.errors import InputError
 from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
-from mpips.provenance.input_hashes import fingerprint, seen
+from mpips.provenance.input_hashes import altered_output, fingerprint, seen
 from mpips.provenance.run_json import state_line
 from mpips.report import crate_files
 from mpips.report.diff import FLEETING
@@ -80,8 +80,8 @@ def export(
         program: the file of a program that does not come with mpips; without it only its hash is given.
 
     Raises:
-        InputError: no run, no result yet, the target exists, the program is not the one that ran, or the library is
-            missing.
+        InputError: no run, no result yet, the target exists, the program is not the one that ran, an output is not what
+            the run has written, or the library is missing.
     """
     folder = RunFolder(run)
     facts, result = folder.read_run(), folder.read_result()
@@ -275,12 +275,18 @@ class _Maker:
         listed = self.facts.get("outputs", {}).get("files", [])
         added = []
         for file in listed:
-            if file["name"] in crate_files.COPIED:
-                continue
+            # Of the run's own files, the copies may lack personal data.
+            own = file["name"] in crate_files.COPIED
             path = None
+            if own and (altered := altered_output(self.folder.path, file)):
+                raise InputError(altered)
+            if own:
+                continue
             with suppress(OSError):
                 path = crate_files.take(inside(self.folder.path, file["name"]), self.staged, self.limit)
             if path is not None:
+                if altered := altered_output(self.staged, file):
+                    raise InputError(altered.replace(str(path), str(self.folder.path / path.name), 1))
                 added.append(self._copy(path, "written by the run"))
             else:
                 added.append(self._reference(file, "written by the run; not in this crate"))

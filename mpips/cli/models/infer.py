@@ -50,8 +50,10 @@ def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path
     from mpips.config.job_file import load
     from mpips.config.program import vouched
     from mpips.errors import InputError
+    from mpips.provenance.run_json import check_outputs
     from mpips.rundir.folder import RunFolder
 
+    check_outputs(RunFolder(run if run.is_dir() else run.parent), None if run.is_dir() else {run.name})
     if run.is_dir():
         file = RunFolder(run).job
         if not file.is_file():

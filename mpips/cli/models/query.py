@@ -91,7 +91,7 @@ def _has_model(result: dict[str, Any]) -> bool:
 def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     from mpips.config.job_file import load
     from mpips.errors import InputError
-    from mpips.provenance.run_json import latest
+    from mpips.provenance.run_json import check_outputs, latest
     from mpips.rank.prepare import checkpoints
     from mpips.rundir.folder import RunFolder
 
@@ -99,6 +99,7 @@ def _of_run(folder: Path, programs: Programs) -> tuple[Query, Path]:
     query = programs(job.program, job.base).function("query")
     result = RunFolder(folder).read_result()
     if result is not None and (result.get("status") == "completed" or _has_model(result)):
+        check_outputs(RunFolder(folder))
         return query, folder
     found = latest(RunFolder(folder), checkpoints(job))
     if found is None:

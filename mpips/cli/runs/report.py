@@ -32,6 +32,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and print its path."""
     from mpips.errors import cannot_write
+    from mpips.provenance.run_json import altered_outputs
     from mpips.report.report import page
     from mpips.report.run_data import check, read, with_trace
     from mpips.rundir.folder import write_text
@@ -39,7 +40,8 @@ def command(arguments: argparse.Namespace) -> int:
 
     named = [named_run(each) for each in arguments.runs]
     runs = [with_trace(check(read(path))) for path in named]
-    for each in filter(None, (run.warning for run in runs)):
+    altered = (f"warning: {each}" for run in runs for each in altered_outputs(run.folder))
+    for each in (*filter(None, (run.warning for run in runs)), *altered):
         print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     try:
