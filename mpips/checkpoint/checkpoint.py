@@ -16,6 +16,7 @@ after a crash at any time the previous checkpoint is the latest.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
@@ -54,6 +55,25 @@ if TYPE_CHECKING:
 
 VIEW = "parameters.h5"
 NOBODY = Lineage()
+
+
+def check_directory(directory: Path) -> None:
+    """Raise CheckpointError if checkpoints cannot be written to a folder; it need not exist, and is not made.
+
+    >>> check_directory(Path("/dev/null/checkpoints"))
+    Traceback (most recent call last):
+        ...
+    mpips.errors.CheckpointError: checkpoints cannot be written to /dev/null/checkpoints: /dev/null is not a folder
+    """
+    first = Path(os.path.abspath(directory))
+    while not os.path.lexists(first):
+        first = first.parent
+    if not first.is_dir():
+        raise CheckpointError(f"checkpoints cannot be written to {directory}: {first} is not a folder")
+    if not os.access(first, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"checkpoints cannot be written to {directory}: no permission to write to {first}"
+        )
 
 
 def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:

@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 NOTE = "."
 """Separates a vector's name from that of a server function's note on some of its keys."""
 
+CHOICE = 5
+"""Checkpoints that an error names."""
 _STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 _PIECE = 2**24
 
@@ -168,13 +170,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     >>> read_manifest(Path("step-000001"))
     Traceback (most recent call last):
         ...
-    mpips.errors.CheckpointError: step-000001 is no complete checkpoint: manifest.json: No such file or directory
+    mpips.errors.CheckpointError: there is no checkpoint step-000001
     """
     path = Path(path)
     try:
         manifest = parsed(read_bytes(path / MANIFEST, follow=False))
     except OSError as error:
-        raise CheckpointError(f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}") from None
+        raise CheckpointError(
+            _absent(path) or f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}"
+        ) from None
     except ValueError:
         raise CheckpointError(f"{path / MANIFEST} is damaged: it is no JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -188,6 +192,31 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if problem:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
     return manifest
+
+
+def check_present(path: Path) -> None:
+    """Raise CheckpointError if a path is neither a folder of checkpoints nor that of one, complete or not."""
+    said = _absent(path)
+    if said and not folders(path):
+        raise CheckpointError(said)
+    if not said and not os.path.lexists(path / MANIFEST) and _STEP.fullmatch(path.resolve().name) is None:
+        raise CheckpointError(f"{path} is no checkpoint, and holds none: it has no {MANIFEST}")
+
+
+def _absent(path: Path) -> str:
+    """Say that a path is no checkpoint's folder, and which there are in it or beside it; "" if it may be one."""
+    if folders(path):
+        return f"{path} is a folder of checkpoints: name one of them{_choice(path)}"
+    if os.path.lexists(path):
+        return "" if path.is_dir() else f"{path} is no checkpoint: it is not a folder"
+    return f"there is no checkpoint {path}{_choice(path.parent)}"
+
+
+def _choice(directory: Path) -> str:
+    """List the complete checkpoints in a folder, the last few."""
+    names = [path.name for path in complete(directory)]
+    few = ", ".join(names[-CHOICE:])
+    return f"; in {directory}: {'... ' if len(names) > CHOICE else ''}{few}" if names else ""
 
 
 def _unfit(manifest: Mapping[str, Any]) -> str:

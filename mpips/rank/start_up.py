@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mpips.checkpoint.checkpoint import check_directory
 from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Layout
 from mpips.cluster.view import first_view
@@ -21,7 +22,7 @@ from mpips.process.host import LOOPBACK, host_address, host_name, machine
 from mpips.process.printable import printable
 from mpips.provenance import provenance, run_json
 from mpips.rank.ending import say
-from mpips.rank.prepare import Prepared
+from mpips.rank.prepare import Prepared, checkpoints
 from mpips.replay.recorder import write_about
 from mpips.rundir.folder import RunFolder, write_text
 
@@ -117,7 +118,11 @@ def start_heartbeat(world: MPI.Intracomm, period: float) -> Heartbeat:
 
 
 def make_folder(prepared: Prepared) -> RunFolder:
-    """Make the run's folder, or claim the one that was named; on one rank."""
+    """Make the run's folder, or claim the named one, on one rank; it checks the checkpoints' folder, too."""
+    spec = prepared.job.checkpoint
+    # The default folder is used only if someone asks for a checkpoint.
+    if spec.directory or spec.every or spec.every_seconds:
+        check_directory(checkpoints(prepared.job))
     named = prepared.options.run_dir
     if named:
         return RunFolder.claim(named, prepared.resume is not None, prepared.options.claim)

@@ -21,12 +21,12 @@ _RESUMED = {
 
 
 def read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is damaged."""
+    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged."""
+    manifest = read_manifest(resume)
     problems = inspection.verify(resume)
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
-    manifest = read_manifest(resume)
     problem = misfit(manifest["about"], _RESUMED)
     unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
     if problem or unknown:

@@ -315,6 +315,20 @@ def test_a_full_disk_is_named(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("where", ["/dev/null", "file", "file/deeper"])
+def test_a_folder_for_checkpoints_that_is_none_is_refused_at_the_start(
+    run_mpips: Callable[..., Finished], tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / where
+    settings = (f"checkpoint.directory={folder}", "--run-dir", tmp_path / "run")
+    done = run_mpips("run", JOB, "--set", *settings, *sets(rounds=3), timeout=SECONDS)
+    assert ended_with(done, 2)
+    assert f"checkpoints cannot be written to {folder}: " in done.last_line
+    assert "is not a folder" in done.last_line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("taken", [8, 7, 6, 2])
 def test_mpips_run_passes_on_that_the_disk_is_full(
     run_mpips: Callable[..., Finished], small_disk: Path, taken: int

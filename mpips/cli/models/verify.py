@@ -8,7 +8,8 @@ from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Check every byte of checkpoints, and report for each whether it is sound; problems are listed by file.
-A folder of checkpoints stands for all of them. The exit code is 0 if all are sound, else 1.
+A folder of checkpoints stands for all of them. The exit code is 0 if all are sound, 1 if one is not, 2 if there is
+none.
 
   mpips verify checkpoints/sparse_lr/step-000020
   mpips verify checkpoints/sparse_lr
@@ -26,11 +27,12 @@ def command(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mpips.checkpoint.inspection import verify
-    from mpips.checkpoint.manifest import folders, read_manifest
+    from mpips.checkpoint.manifest import check_present, folders, read_manifest
     from mpips.process.printable import one_line
 
     damaged = 0
     for given in map(Path, arguments.checkpoint):
+        check_present(given)
         for path in folders(given) or [given]:
             problems, shown = verify(path), one_line(path)
             damaged += bool(problems)

@@ -160,7 +160,7 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 1 --server-sbatch=--mem=0", "--server-sbatch and --worker-sbatch need --server-nodes"),
         ("--nodes 1 --spares 1 --launcher srun", "--spares replace ranks that die, but srun ends all"),
         ("--nodes 1 --resume latest", "--resume latest: a new job has no checkpoint yet"),
-        ("--nodes 1 --resume none", "none is no complete checkpoint"),
+        ("--nodes 1 --resume none", "there is no checkpoint none"),
         ("--nodes 1 --site none", "--site none: no such file"),
     ],
 )  # fmt: skip

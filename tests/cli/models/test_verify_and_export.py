@@ -64,8 +64,27 @@ def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"{one}: sound, files 3, 0.0 MB", f"{two}: NOT sound, problems 2"]
     assert "server-0000.h5: No such file" in lines[2] and "server-0001.h5: damaged" in lines[3]
-    assert run("verify", str(tmp_path / "nowhere")) == 1
+    (tmp_path / "step-000003").mkdir()
+    assert run("verify", str(tmp_path / "step-000003")) == 1
     assert "is no complete checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere", "there is no checkpoint {0}/nowhere; in {0}: step-000001"),
+        ("step-000007", "there is no checkpoint {0}/step-000007; in {0}: step-000001"),
+        ("file", "{0}/file is no checkpoint: it is not a folder"),
+        ("folder", "{0}/folder is no checkpoint, and holds none"),
+    ],
+)
+def test_what_is_no_checkpoint_is_bad_input(tmp_path: Path, name: str, said: str) -> None:
+    write(tmp_path, 1, W)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError) as raised:
+        run("verify", str(tmp_path / name))
+    assert str(raised.value).startswith(said.format(tmp_path))
 
 
 @pytest.mark.parametrize("spec", [W, WIDE, VectorSpec("counts", "int64")], ids=lambda spec: spec.name)
@@ -92,10 +111,12 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         (["--out", "w.npz", "--vector", "v"], r"has no vector 'v'; it has: w, wide"),
         (
             ["--out", str(tmp_path / "none" / "w.tsv"), "--vector", "w"],
-            r"cannot write .*w\.tsv: No such file",
+            r"w\.tsv: cannot be written: No such file",
         ),
     ):
         with pytest.raises(InputError, match=text):
             run("export", str(folder), *wrong)
-    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"is a folder of checkpoints: name one of them; in .*: step-000001"
+    ):
         run("export", str(tmp_path), "--out", "w.npz")
