@@ -68,13 +68,6 @@ def offer(top: Top, ids: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
     _offer(np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(rows, np.int32), *top)
 
 
-def top_words(rows: NDArray[np.int32], n: int) -> Top:
-    """Return the n top words of each topic, of n_wk of all words: i4[V, K]."""
-    top = no_words(rows.shape[1], n)
-    offer(top, np.arange(len(rows), dtype=np.int32), rows)
-    return top
-
-
 def named(ids: Sequence[int], words: Sequence[str] | None) -> list[str]:
     """Return words by their ids, those below 0 left out; `#17` where they are not known."""
     return [f"#{word}" if words is None else words[word] for word in ids if word >= 0]

@@ -31,7 +31,7 @@ from mpips.jobs.lda.evaluate import (
     word_likelihood,
 )
 from mpips.jobs.lda.model import export_model, infer, load_model
-from mpips.jobs.lda.topics import Top, cooccurrence, draw, no_words, offer, table, top_words, umass
+from mpips.jobs.lda.topics import Top, cooccurrence, draw, no_words, offer, table, umass
 
 
 def made(
@@ -204,6 +204,13 @@ def test_coherence_is_the_formula() -> None:
     assert counts[1, 2, 0] == documents(14, 3) and counts[0, 1, 1] == documents(3)
     with pytest.raises(ValueError, match="at most 64"):
         cooccurrence(block, np.zeros((1, 65), np.int32), 15)
+
+
+def top_words(rows: NDArray[np.int32], n: int) -> Top:
+    """Return the n top words of each topic, of n_wk of all words: i4[V, K]."""
+    top = no_words(rows.shape[1], n)
+    offer(top, np.arange(len(rows), dtype=np.int32), rows)
+    return top
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
