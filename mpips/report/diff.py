@@ -118,6 +118,23 @@ class Parameters(NamedTuple):
     note: str = ""
 
 
+class Comparison(NamedTuple):
+    """The comparison of two sides; see the functions of its fields' names."""
+
+    a: Side
+    b: Side
+    provenance: dict[str, list[Pair]]
+    metrics: list[Figure]
+    costs: list[Figure]
+    curves: list[CurveDifference]
+    parameters: Parameters
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Compare two sides."""
+    return Comparison(a, b, provenance(a, b), metrics(a, b), costs(a, b), curves(a, b), parameters(a, b))
+
+
 # --- the sides ----------------------------------------------------------------------------------------
 
 

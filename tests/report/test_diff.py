@@ -219,19 +219,9 @@ def test_checkpoints_without_provenance_are_compared_by_their_jobs(tmp_path: Pat
     a, b = diff.side(old), diff.side(write_checkpoint(tmp_path / "step-000002", {1: 1.0, 9: 0.0}, 2, FACTS))
     assert diff.provenance(a, b) == {"job": []}
     assert diff.parameters(a, b).same is True  # a row of zeros is as good as none
-    text = "\n".join(report(a, b, *everything(a, b), paint=Paint(False)))
+    text = "\n".join(report(diff.compare(a, b), Paint(False)))
     assert "A has no provenance" in text
     assert "step 1, no provenance" in text
-
-
-def everything(a: diff.Side, b: diff.Side) -> tuple[Any, ...]:
-    return (
-        diff.provenance(a, b),
-        diff.metrics(a, b),
-        diff.costs(a, b),
-        diff.curves(a, b),
-        diff.parameters(a, b),
-    )
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -267,10 +257,10 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_colour_says_same_or_different(tmp_path: Path) -> None:
     a, b = both(tmp_path, same_again(), RESULT | {"parameters_sha256": "cd"})
-    text = "\n".join(report(a, b, *everything(a, b), paint=Paint(True)))
+    text = "\n".join(report(diff.compare(a, b), Paint(True)))
     assert "\033[31mDIFFERENT\033[0m" in text
     assert "\033[32m  objective" in text
-    assert "\033" not in "\n".join(report(a, b, *everything(a, b), paint=Paint(False)))
+    assert "\033" not in "\n".join(report(diff.compare(a, b), Paint(False)))
 
 
 def test_long_lists_and_values_are_cut_unless_all_is_wanted(

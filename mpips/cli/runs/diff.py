@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpips.process.argument_parser import add_command
 from mpips.process.printable import Control, json_text, one_line, printable
 
 if TYPE_CHECKING:
-    from mpips.report.diff import CurveDifference, Figure, Pair, Parameters, Side
+    from mpips.report.diff import Comparison, CurveDifference, Figure, Parameters, Side
     from mpips.report.table_diff import Difference
 
 DESCRIPTION = """\
@@ -39,7 +39,9 @@ BOLD, RED, GREEN, DIM = "1", "31", "32", "2"
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "diff", "show differences between two runs or checkpoints", DESCRIPTION, command, EPILOG)
+    parser = add_command(
+        subparsers, "diff", "show differences between two runs or checkpoints", DESCRIPTION, command, EPILOG
+    )
     parser.add_argument("a", metavar="A", help="a run's or a checkpoint's folder, or latest")
     parser.add_argument("b", metavar="B", help="the other folder")
     parser.add_argument("--all", action="store_true", help="show all differences, and complete values")
@@ -51,33 +53,22 @@ def command(arguments: argparse.Namespace) -> int:
     import os
     import shutil
     import sys
-    from pathlib import Path
 
     from mpips.report import diff
     from mpips.rundir.order_files import named_run
 
-    a, b = (
-        diff.side(named_run(name))
-        for name in (arguments.a, arguments.b)
-    )
-    for each in filter(None, (a.warning, b.warning)):
+    found = diff.compare(diff.side(named_run(arguments.a)), diff.side(named_run(arguments.b)))
+    for each in filter(None, (found.a.warning, found.b.warning)):
         print(f"mpips: {one_line(each)}", file=sys.stderr)
-    found = (
-        diff.provenance(a, b),
-        diff.metrics(a, b),
-        diff.costs(a, b),
-        diff.curves(a, b),
-        diff.parameters(a, b),
-    )
     if arguments.json:
-        print(json_text(as_json(a, b, *found)))
+        print(json_text(as_json(found)))
     else:
         paint = Paint(sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         fitting = (shutil.get_terminal_size((132, 24)).columns - 36) // 2
         limits = (10**9, 10**9) if arguments.all else (LIMIT, min(CELL, max(16, fitting)))
-        for line in report(a, b, *found, paint=paint, limit=limits[0], cell=limits[1]):
+        for line in report(found, paint, *limits):
             print(line)
-    return 0 if found[-1].same else 1
+    return 0 if found.parameters.same else 1
 
 
 class Paint:
@@ -101,21 +92,13 @@ class Paint:
 # --- JSON ---------------------------------------------------------------------------------------------
 
 
-def as_json(
-    a: Side,
-    b: Side,
-    provenance: Mapping[str, Sequence[Pair]],
-    metrics: Sequence[Figure],
-    costs: Sequence[Figure],
-    curves: Sequence[CurveDifference],
-    parameters: Parameters,
-) -> dict[str, Any]:
+def as_json(found: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON data."""
 
     def figures(some: Iterable[Figure]) -> list[dict[str, Any]]:
         return [each._asdict() | {"difference": each.difference, "relative": each.relative} for each in some]
 
-    tables = [each._asdict() | {"same": each.same} for each in parameters.tables]
+    tables = [each._asdict() | {"same": each.same} for each in found.parameters.tables]
     sides = {
         name: {
             "path": str(each.path),
@@ -123,47 +106,42 @@ def as_json(
             "status": each.status,
             "started": each.facts.get("started"),
         }
-        for name, each in (("a", a), ("b", b))
+        for name, each in (("a", found.a), ("b", found.b))
     }
     return {
-        "same": parameters.same,
+        "same": found.parameters.same,
         **sides,
-        "provenance": {group: [each._asdict() for each in pairs] for group, pairs in provenance.items()},
-        "metrics": figures(metrics),
-        "costs": figures(costs),
-        "curves": [each._asdict() for each in curves],
-        "parameters": parameters._asdict() | {"tables": tables},
+        "provenance": {
+            group: [each._asdict() for each in pairs] for group, pairs in found.provenance.items()
+        },
+        "metrics": figures(found.metrics),
+        "costs": figures(found.costs),
+        "curves": [each._asdict() for each in found.curves],
+        "parameters": found.parameters._asdict() | {"tables": tables},
     }
 
 
 # --- text ---------------------------------------------------------------------------------------------
 
 
-def report(
-    a: Side,
-    b: Side,
-    provenance: Mapping[str, Sequence[Pair]],
-    metrics: Sequence[Figure],
-    costs: Sequence[Figure],
-    curves: Sequence[CurveDifference],
-    parameters: Parameters,
-    *,
-    paint: Paint,
-    limit: int = LIMIT,
-    cell: int = CELL,
-) -> list[str]:
+def report(found: Comparison, paint: Paint, limit: int = LIMIT, cell: int = CELL) -> list[str]:
     """Return the lines of the comparison."""
     lines = [
         paint.beside(paint(name, BOLD), f"  {each.path}  {each.status}, {_when(each)}")
-        for name, each in (("A", a), ("B", b))
+        for name, each in (("A", found.a), ("B", found.b))
     ]
-    lines += ["", paint("provenance", BOLD), *_provenance(a, b, provenance, paint, limit, cell)]
-    if metrics:
-        lines += ["", paint("metrics", BOLD), *_figures(metrics, paint)]
-    if curves:
-        lines += ["", paint("per pass", BOLD), *_curves(curves, paint)]
-    if costs:
-        lines += ["", paint("costs, which vary between runs", BOLD), *_figures(costs, Paint(False), brief=True)]
+    lines += ["", paint("provenance", BOLD), *_provenance(found, paint, limit, cell)]
+    if found.metrics:
+        lines += ["", paint("metrics", BOLD), *_figures(found.metrics, paint)]
+    if found.curves:
+        lines += ["", paint("per pass", BOLD), *_curves(found.curves, paint)]
+    if found.costs:
+        lines += [
+            "",
+            paint("costs, which vary between runs", BOLD),
+            *_figures(found.costs, Paint(False), brief=True),
+        ]
+    parameters = found.parameters
     verdict = {True: ("the same bits", GREEN), False: ("DIFFERENT", RED), None: ("unknown", RED)}
     text, colour = verdict[parameters.same]
     by = f" by {parameters.compared}" if parameters.compared != "nothing" else ""
@@ -181,9 +159,8 @@ def _when(side: Side) -> str:
     return f"{step}run started {started}{where}" if started else f"{step}no provenance"
 
 
-def _provenance(
-    a: Side, b: Side, groups: Mapping[str, Sequence[Pair]], paint: Paint, limit: int, cell: int
-) -> list[str]:
+def _provenance(found: Comparison, paint: Paint, limit: int, cell: int) -> list[str]:
+    groups = found.provenance
     rows = [(group, each) for group, pairs in groups.items() for each in pairs[:limit]]
     shown = [(group, each.key, _cell(each.a, cell), _cell(each.b, cell)) for group, each in rows]
     lines, before = [], ""
@@ -197,7 +174,7 @@ def _provenance(
             lines.append(f"  {group}: {len(pairs) - limit} more; --all shows them")
     if same := [group for group, pairs in groups.items() if not pairs]:
         lines.append(paint(f"  same: {', '.join(same)}", GREEN))
-    for name, each in (("A", a), ("B", b)):
+    for name, each in (("A", found.a), ("B", found.b)):
         if not each.facts:
             lines.append(
                 f"  {name} has no provenance (written by an earlier version): only the job is compared"
