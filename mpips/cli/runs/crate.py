@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mpips.process.argument_parser import add_command
 from mpips.cli import own_program
+from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
 Write a run that has ended as an RO-Crate (a Process Run Crate), a format of catalogues and archives. It contains the

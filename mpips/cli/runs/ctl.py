@@ -62,7 +62,6 @@ def order(verb: str, words: Sequence[str]) -> dict[str, str | int]:
 def command(arguments: argparse.Namespace) -> int:
     """Send the order and print the answer; return 0 if it was carried out, else 1."""
     import sys
-    from pathlib import Path
 
     from mpips.errors import InputError
     from mpips.rundir.order_files import ask, named_run

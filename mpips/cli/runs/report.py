@@ -22,10 +22,15 @@ run (--set trace.on=true) the page shows the time breakdown of each rank, and wh
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "report", "write a page about one run, or compare several", DESCRIPTION, command)
+    parser = add_command(
+        subparsers, "report", "write a page about one run, or compare several", DESCRIPTION, command
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or latest")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", help="the page to write; default RUN/report.html, or ./report.html for several runs"
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="the page to write; default RUN/report.html, or ./report.html for several runs",
     )
 
 

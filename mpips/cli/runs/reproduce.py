@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips.process.argument_parser import add_command, add_launcher, not_empty
 from mpips.cli import own_program
+from mpips.process.argument_parser import add_command, add_launcher, not_empty
 
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
@@ -39,7 +39,9 @@ started from are missing or have changed."""
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "reproduce", "repeat a recorded run, and compare the bits", DESCRIPTION, command, EPILOG)
+    parser = add_command(
+        subparsers, "reproduce", "repeat a recorded run, and compare the bits", DESCRIPTION, command, EPILOG
+    )
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument(
         "--run-dir",
@@ -50,7 +52,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     own_program.add(parser)
     add_launcher(parser)
     parser.add_argument(
-        "--python", metavar="PATH", help="the Python to use, such as that of another environment with another MPI"
+        "--python",
+        metavar="PATH",
+        help="the Python to use, such as that of another environment with another MPI",
     )
 
 
@@ -152,7 +156,9 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{recorded.record / ABOUT}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RecordError(f"{recorded.record / ABOUT}: does not name the files the run started from") from None
+        raise RecordError(
+            f"{recorded.record / ABOUT}: does not name the files the run started from"
+        ) from None
     now = inputs(job)
     for path, size in about["inputs"].items():
         if now.get(path) != size:
@@ -162,9 +168,7 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
     for path in sorted(now.keys() - about["inputs"].keys()):
         raise RecordError(f"{path}: did not exist when the run was recorded, and would be read now")
     if about["resume"] and not Path(about["resume"]).is_dir():
-        raise RecordError(
-            f"{about['resume']}: the checkpoint that the run continued from is missing"
-        )
+        raise RecordError(f"{about['resume']}: the checkpoint that the run continued from is missing")
     return about
 
 

@@ -31,7 +31,9 @@ LONGEST = 10
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "trace", "show the time breakdown of a traced run", DESCRIPTION, command, EPILOG)
+    parser = add_command(
+        subparsers, "trace", "show the time breakdown of a traced run", DESCRIPTION, command, EPILOG
+    )
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument("-o", "--out", metavar="FILE", help="the file of the events; .gz: compressed")
     parser.add_argument("--no-events", action="store_true", help="show the table only")
@@ -40,7 +42,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--between", nargs=2, type=float, metavar=("FROM", "TO"), help="events of these seconds only"
     )
-    parser.add_argument("--all", action="store_true", help=f"one row per rank, also for more than {SHOWN} ranks")
+    parser.add_argument(
+        "--all", action="store_true", help=f"one row per rank, also for more than {SHOWN} ranks"
+    )
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -59,7 +63,9 @@ def command(arguments: argparse.Namespace) -> int:
     try:
         ranks = None if arguments.ranks is None else [int(part) for part in arguments.ranks.split(",")]
     except ValueError:
-        raise InputError(f"--ranks {arguments.ranks}: must be ranks separated by commas, as in 0,3,7") from None
+        raise InputError(
+            f"--ranks {arguments.ranks}: must be ranks separated by commas, as in 0,3,7"
+        ) from None
     traces = read(run)
     unknown = set(ranks or ()) - {trace.rank for trace in traces}
     if unknown:
@@ -78,7 +84,9 @@ def command(arguments: argparse.Namespace) -> int:
     path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
     written = chrome.write(traces, path, ranks, within)
     loose = f" ({written.loose} more begin or end outside of all spans)" if written.loose else ""
-    print(f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages between them{loose}; open it in")
+    print(
+        f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages between them{loose}; open it in"
+    )
     print("https://ui.perfetto.dev")
     return 0
 
@@ -114,9 +122,7 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
             f"\n{seconds(unseen)} of all ranks' time was in spans so short and frequent that only sums were kept"
         )
     if found["dropped"]:
-        lines.append(
-            f"\n{found['dropped']:,} records exceeded [trace] limit: they are in the sums only"
-        )
+        lines.append(f"\n{found['dropped']:,} records exceeded [trace] limit: they are in the sums only")
     return "\n".join(lines)
 
 
