@@ -27,7 +27,7 @@ from mpips.worker import request as request_module
 from mpips.worker.vector import Vector
 
 MOST = 3
-"""Ranks that take part: the server is rank 1, the others ask."""
+"""Ranks that take part: the servers are those from rank 1 on, usually one, and the others ask."""
 BLOCK = 200_000
 """Keys that each caller has for itself."""
 DTYPES = ("float32", "float64", "int32", "int64")
@@ -36,11 +36,11 @@ DTYPES = ("float32", "float64", "int32", "int64")
 class Callers:
     """The ranks that ask, as each of them sees it."""
 
-    def __init__(self, node: Node, specs: Sequence[VectorSpec], comm: MPI.Intracomm) -> None:
+    def __init__(self, node: Node, specs: Sequence[VectorSpec], comm: MPI.Intracomm, servers: int) -> None:
         self.node, self._comm = node, comm
         self.vectors = [Vector(node, spec, number) for number, spec in enumerate(specs)]
-        self.index = 0 if node.rank == 0 else node.rank - 1
-        self.count = comm.Get_size() - 1
+        self.index = 0 if node.rank == 0 else node.rank - servers
+        self.count = comm.Get_size() - servers
 
     def begin(self, number: int) -> int:
         """Return where this caller's block of a vector's keys begins."""
@@ -60,17 +60,18 @@ class Taken:
         self._pass_on(message)
 
 
-def roles(size: int) -> Layout:
-    kinds = [Role.SCHEDULER, Role.SERVER, *[Role.WORKER] * (size - 2)]
-    places = [Place(rank, role, max(0, rank - 2), "") for rank, role in enumerate(kinds)]
+def roles(size: int, servers: int) -> Layout:
+    kinds = [Role.SCHEDULER, *[Role.SERVER] * servers, *[Role.WORKER] * (size - 1 - servers)]
+    indices = [0, *range(servers), *range(size - 1 - servers)]
+    places = [Place(rank, *pair, "") for rank, pair in enumerate(zip(kinds, indices, strict=True))]
     return Layout(tuple(places))
 
 
 @contextmanager
-def some_ranks() -> Iterator[MPI.Intracomm | None]:
+def some_ranks(most: int) -> Iterator[MPI.Intracomm | None]:
     """Give a communicator of those who take part; None to the others."""
     world = MPI.COMM_WORLD
-    inside = world.Get_rank() < MOST
+    inside = world.Get_rank() < most
     comm = world.Split(0 if inside else MPI.UNDEFINED, world.Get_rank())
     try:
         yield comm if inside else None
@@ -86,6 +87,8 @@ def together(
     *,
     shards: int = 1,
     most: float = KEY_CACHE,
+    servers: int = 1,
+    replicas: int = 0,
     prepare: Callable[[Server], None] = lambda server: None,
     turn: Callable[[View], View] | None = None,
 ) -> None:
@@ -93,16 +96,16 @@ def together(
 
     With `turn` all go over to another view when everything that was asked is answered, though nobody has looked.
     """
-    with some_ranks() as comm:
+    with some_ranks(MOST + servers - 1) as comm:
         if comm is None:
             return
         beside = comm.Dup()
-        layout = roles(comm.Get_size())
-        view = first_view(layout, shards)
+        layout = roles(comm.Get_size(), servers)
+        view = first_view(layout, shards, replicas)
         van = MPIVan(comm, process_memory=discover(beside))
         node = Node(van, layout, view)
-        assert view.ring.shards == shards
-        if node.rank == 1:
+        assert view.ring.shards == shards or servers > 1
+        if 1 <= node.rank <= servers:
             server = Server(node, key_cache=most)
             for link in server.chains:
                 assert link.shard is not None
@@ -123,7 +126,7 @@ def together(
             check(server, taken, asked)
         else:
             beside.Barrier()
-            callers = Callers(node, specs, beside)
+            callers = Callers(node, specs, beside, servers)
             asked = ask(callers)
             if turn is not None:
                 beside.Ibarrier().Wait()
@@ -257,6 +260,26 @@ def test_anything_in_any_order(dense: bool, shards: int, most: float) -> None:
             assert server.lists.misses <= asked / 100
 
     together(specs, ask_anything(shards + dense, 2), check, shards=shards, most=most)
+
+
+@pytest.mark.mpi(min_size=5)
+def test_shards_with_copies_are_read_on_the_fast_path() -> None:
+    """Pushes go to all copies, and pulls see them, whichever path they take."""
+    extent = BLOCK * (MPI.COMM_WORLD.Get_size() - 2)
+    specs = [
+        VectorSpec("added", "float32", 1, extent),
+        VectorSpec("assigned", "int64", 3, extent, "assign"),
+    ]
+    served = []
+
+    def prepare(server: Server) -> None:
+        server.fast_path.table.served = served.append
+
+    def check(server: Server, taken: Taken, asked: int) -> None:
+        assert all(link.next >= 0 and link.still for link in server.chains.led())
+        assert sum(served) > len(taken.requests) / 20
+
+    together(specs, ask_anything(11, 2), check, shards=3, servers=2, replicas=1, prepare=prepare)
 
 
 # --- what is easily got wrong ----------------------------------------------------------------------------
