@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from mpips.jit.kernel import kernel as kernel
     from mpips.ranges import ALL as ALL, KeyRange as KeyRange
     from mpips.rank.simulation import simulate as simulate
+    from mpips.report import charts as charts
     from mpips.rundir import progress as progress
     from mpips.scheduler.data_assignment import Cut as Cut, Workload as Workload
     from mpips.scheduler.finishing import finish as finish
@@ -128,6 +129,7 @@ _HOMES = {
     "mpips.worker.worker": "Answer Context at_once",
 }
 _MODULES = {
+    "charts": "mpips.report.charts",
     "exact_sums": "mpips.storage.exact_sums",
     "hdf5": "mpips.files.hdf5",
     "npz": "mpips.files.npz",

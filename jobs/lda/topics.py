@@ -105,7 +105,7 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
         InputError: the file's name does not end in .svg, or it cannot be written.
     """
     # The templates of charts are loaded only where a picture is drawn.
-    from mpips.report.charts import Bar, BarPart, bars, tiled
+    from mpips import charts
 
     if path.suffix.lower() != ".svg":
         raise InputError(f"{path}: cannot be written: a picture's name must end in .svg")
@@ -115,15 +115,15 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
         names = named(top.ids[k].tolist(), words)
         shares = (top.counts[k, : len(names)] / max(int(n_k[k]), 1)).tolist()
         rows = [
-            Bar(name, [BarPart(part, "busy")], progress.share(part))
+            charts.Bar(name, [charts.BarPart(part, "busy")], progress.share(part))
             for name, part in zip(names, shares, strict=True)
         ]
         title = f"topic {k}, {progress.share(n_k[k] / tokens)} of tokens"
         if rows:
-            panels.append((title, bars(rows, label=f"top words of topic {k}", show=progress.share)))
+            panels.append((title, charts.bars(rows, label=f"top words of topic {k}", show=progress.share)))
     try:
         with replacing(path, "w") as file:
-            file.write(tiled(panels, COLUMNS))
+            file.write(charts.tiled(panels, COLUMNS))
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
