@@ -227,7 +227,7 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def is_environment(error: BaseException) -> bool:
-    """Return whether files or MPI failed, here or on another rank, which may not happen at another start."""
+    """Return whether files or MPI failed, here or on another rank, so that another start may succeed."""
     if isinstance(error, RemoteError):
         return error.is_environment
     return isinstance(error, OSError) or is_mpi(error)

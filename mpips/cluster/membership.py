@@ -143,9 +143,9 @@ class Membership:
 
     def _watchers(self) -> list[int]:
         """List the ranks that watch those before them: the leader, those with its journal, and one more to report."""
-        return self._heirs(self.node.view)[: self.replicas + 3]
+        return self._successors(self.node.view)[: self.replicas + 3]
 
-    def _heirs(self, view: View) -> list[int]:
+    def _successors(self, view: View) -> list[int]:
         """List the ranks of a view that are not lost and may lead, in order of succession."""
         return [rank for rank in view.succession() if rank not in self._dead]
 
@@ -241,8 +241,8 @@ class Membership:
             self._orphaned = self._orphaned or self.node.van.now()
             if self.node.van.now() - self._orphaned > ORPHANED:
                 raise Fenced
-            heirs = self._heirs(view)
-            if heirs and heirs[0] == self.node.rank:
+            successors = self._successors(view)
+            if successors and successors[0] == self.node.rank:
                 self._succeed()
 
     # --- the leader ------------------------------------------------------------------------------
@@ -424,8 +424,8 @@ class Membership:
         """Lead, unless the latest view names another successor than the view of this rank did."""
         self._asked = None
         latest = self._latest
-        heirs = self._heirs(latest)
-        if heirs and heirs[0] != self.node.rank:
+        successors = self._successors(latest)
+        if successors and successors[0] != self.node.rank:
             self._hand_over(latest)
             return
         epoch = (latest.epoch // GENERATION + 1) * GENERATION

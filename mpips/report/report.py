@@ -213,7 +213,7 @@ def traffic(runs: Sequence[Run]) -> Html:
         cards.append(
             html.card(run.name if len(runs) > 1 else "bytes", drawn, table(heads, cells) if cells else "")
         )
-    intro = "Bytes on the wire, and how many more they would have been without filters."
+    intro = "Bytes sent, and the additional bytes without filters."
     return (
         html.section(
             "Traffic", intro, html.legend([("busy", "sent"), ("waiting", "saved")]), html.pair(*cards)
@@ -272,9 +272,7 @@ def _delays(run: Run) -> float:
 def losses(runs: Sequence[Run]) -> Html:
     """Lost ranks on a timeline, and the cost of recoveries."""
     cards = [html.card(run.name, _timeline(run), _lost(run)) for run in runs if run.recoveries]
-    intro = (
-        "Each rank by its role at the start; a dot is where one was lost and the others went on without it."
-    )
+    intro = "Each rank by its role at the start; a dot marks the loss of a rank, after which the others continued."
     key = html.legend([(role, role) for role in ("scheduler", "server", "worker", "spare")])
     return html.section("Recoveries", intro, key, *cards) if cards else Html()
 
@@ -296,7 +294,7 @@ def _timeline(run: Run) -> Html:
         if since < until:
             spans.append((since, until, _kind(role), f"rank {rank['rank']} is a {role} from here on"))
         lanes.append(Lane(name, spans, moments))
-    return timeline(lanes, end, label=f"who was there when in {run.name}", show=seconds)
+    return timeline(lanes, end, label=f"ranks over time in {run.name}", show=seconds)
 
 
 def _kind(role: str) -> str:
@@ -361,7 +359,7 @@ def provenance(runs: Sequence[Run]) -> Html:
     row("command", [" ".join(run.about.get("argv", [])) for run in runs])
     heads = ["", *(run.name for run in runs)]
     facts = html.framed(table(heads, rows, differs if len(runs) > 1 else ()))
-    return html.section("Provenance", "What ran, on what.", facts, _jobs(runs))
+    return html.section("Provenance", "Program, versions and machines.", facts, _jobs(runs))
 
 
 def _source(run: Run) -> str:

@@ -1,6 +1,6 @@
 """The data of a run's folder: its job, provenance, result and metrics.
 
-A run that is in progress or has failed has the data known so far. `mpips report` draws them, `mpips plan` fits its
+A run that is in progress or has failed has the data known so far. `mpips report` shows them, `mpips plan` fits its
 costs to them.
 """
 

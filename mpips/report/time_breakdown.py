@@ -87,11 +87,11 @@ def drawn(traced: Traced, name: str = "") -> Html:
         return lines
     ranks, whole = traced.found["ranks"], max(traced.found["seconds"], 0.0)
     when, dropped = "training" if traced.found["phase"] else "the run", traced.found["dropped"]
-    full = f"{dropped:,} records found no room in [trace] limit, and are in the sums only."
+    full = f"{dropped:,} records exceeded [trace] limit, and are only in the sums."
     note = html.note(full, "soft") if dropped > 0 else ""
     drawing = html.pair(
-        html.card(f"{title}what {when} went into, by the trace", _uses(ranks, whole), note),
-        html.card(f"{title}what was waited for", _waits(ranks, whole)),
+        html.card(f"{title}time breakdown of {when}, by the trace", _uses(ranks, whole), note),
+        html.card(f"{title}waits by cause", _waits(ranks, whole)),
     )
     waits = _longest(traced.found["waits"], {rank["rank"]: _name(rank) for rank in ranks}, whole)
     longest = html.pair(html.card(f"{title}the longest waits", waits)) if waits else ""
@@ -115,7 +115,7 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
         seen |= {part.kind for part in parts}
         rows.append(Bar(_name(rank), parts, f"{_share(rank, 'busy')} busy"))
     key = html.legend([(kind, text) for kind, text, _ in USES if kind in seen])
-    return Html(key + bars(rows, label="what each rank's time went into", show=seconds, most=whole))
+    return Html(key + bars(rows, label="time breakdown by rank", show=seconds, most=whole))
 
 
 def cause(wait: Mapping[str, Any]) -> str:
@@ -150,7 +150,7 @@ def _waits(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
     key = [(kinds[each], each) for each in order[:COLOURS]]
     key += [("waiting", "all else")] if len(order) > COLOURS else []
     key += [("idle", WORK)] if any(rank["uses"]["idle"] > 0 for rank in ranks) else []
-    drawing = bars(rows, label="what each rank waited for", show=seconds, most=whole)
+    drawing = bars(rows, label="waits by rank", show=seconds, most=whole)
     return html.legend(key) + drawing
 
 

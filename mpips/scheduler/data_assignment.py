@@ -128,12 +128,12 @@ class Workload:
         gone = [worker for worker in self.workers if worker not in workers]
         come = [worker for worker in workers if worker not in self.workers]
         places = dict(zip(come, gone, strict=False))
-        heirs = {lost: newcomer for newcomer, lost in places.items()}
+        replacements = {lost: newcomer for newcomer, lost in places.items()}
         self.workers = list(workers)
         lost = [part for part in self.parts if part.worker in gone]
         # Replacements first: only then is it known which worker has least left.
-        for part in sorted(lost, key=lambda part: part.worker not in heirs):
-            self._give(part, heirs[part.worker] if part.worker in heirs else self._least())
+        for part in sorted(lost, key=lambda part: part.worker not in replacements):
+            self._give(part, replacements[part.worker] if part.worker in replacements else self._least())
         for newcomer in come[len(gone) :]:
             while self._relieve(newcomer, 2):
                 pass

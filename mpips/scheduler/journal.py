@@ -123,8 +123,8 @@ class Journal:
         """Send all entries to a new successor."""
         if not self._leading:
             return
-        heirs = [rank for rank in view.succession() if rank != self.node.rank][: self._copies]
-        self._followers = {rank: self._followers.get(rank, -1) for rank in heirs}
+        followers = [rank for rank in view.succession() if rank != self.node.rank][: self._copies]
+        self._followers = {rank: self._followers.get(rank, -1) for rank in followers}
         for rank in [rank for rank, has in self._followers.items() if has < 0]:
             self._followers[rank] = 0
             for entry in self._entries:

@@ -166,7 +166,7 @@ class Chains:
             link.fed(message)
 
     def tick(self) -> None:
-        """Send pieces of copies at their pace, report drained shards, and ask successors that are silent."""
+        """Send pieces of copies within the rate limit, report drained shards, and query silent successors."""
         now = self._node.van.now()
         for link in self.links.values():
             if link.feed is not None:

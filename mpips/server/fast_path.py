@@ -46,7 +46,7 @@ class FastPath:
         self.table.open(link.number, namespace, simple)
 
     def settled(self, number: int, still: bool) -> None:
-        """Let the fast path read a shard or not, as all of its copies have all changes now, or do not."""
+        """Allow pulls on the fast path, if all copies of the shard have all its changes (`still`), or forbid them."""
         self.table.parts[number, :, PULL] = still
 
     def close(self, link: Link) -> None:

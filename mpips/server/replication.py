@@ -63,7 +63,7 @@ class Feed:
 
     def __init__(self, parcel: NDArray[np.int64], changes: int) -> None:
         self.parcel, self.changes = parcel, changes
-        self.next, self.count, self.come = 0, -(-len(parcel) // PIECE), 0
+        self.next, self.count, self.acknowledged = 0, -(-len(parcel) // PIECE), 0
 
 
 class _Release(NamedTuple):
@@ -333,7 +333,10 @@ class Link:
         """Send as many chunks of a copy as may be outstanding."""
         feed = self.feed
         while (
-            feed is not None and feed.next < feed.count and feed.next < feed.come + AHEAD and self._pace.may()
+            feed is not None
+            and feed.next < feed.count
+            and feed.next < feed.acknowledged + AHEAD
+            and self._pace.may()
         ):
             piece = feed.parcel[feed.next * PIECE : (feed.next + 1) * PIECE]
             message = Message(
@@ -351,7 +354,7 @@ class Link:
             and message.sender == self.chain.learner
             and message.epoch >= self.chain.since
         ):
-            self.feed.come += 1
+            self.feed.acknowledged += 1
             self.send_pieces()
 
     @property

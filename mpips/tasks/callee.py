@@ -35,7 +35,7 @@ class Callee:
         """The requests that may start, and have not."""
 
     def admit(self, request: Message) -> None:
-        """Let a request start as soon as it may."""
+        """Receive a request; it starts when its dependencies are finished."""
         self.ready.extend(self.inbox.admit(request))
 
     def start(self, handlers: Mapping[Command, Callable[[Message], None]]) -> None:
@@ -60,7 +60,7 @@ class Callee:
         self._finish(request, reply_to(request, values, meta, keys))
 
     def fail(self, request: Message, error: BaseException) -> None:
-        """Finish a request with an error, which is raised where its caller waits for it."""
+        """Finish a request with an error, which its caller raises when it waits for the task."""
         self._finish(request, self.failure(request, error))
 
     def _finish(self, request: Message, reply: Message) -> None:
@@ -74,6 +74,6 @@ class Callee:
         return reply
 
     def probed(self, probe: Message) -> None:
-        """Tell a caller that hears nothing which of its requests have not arrived."""
+        """Answer a caller's probe: name its requests that have not arrived."""
         missing = [(time, time + 1) for time, _ in probe.after if not self.inbox.repeat(probe.origin, time)]
         self._answer(probe.origin, missing_of(probe, missing))

@@ -311,7 +311,7 @@ class Tasks:
         try:
             part.message = self._encode(part.address, message)
             self._dispatch(part)
-        # it cannot be encoded: the error is raised where the task is waited for
+        # it cannot be encoded: the wait for the task raises the error
         except Exception as error:
             del peer.unanswered[time]
             part.task.error = part.task.error or error
@@ -356,7 +356,7 @@ class Tasks:
             if self.noted is not None:
                 self.noted(address, reply)
             part.task.answer(part.number, reply)
-        # a callback's error must not hold back the parts that wait for the window
+        # an error of a callback must not delay the parts that wait for the window
         finally:
             self._refill(peer)
 

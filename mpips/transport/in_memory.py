@@ -123,7 +123,7 @@ class Network:
         if self._ended or rank in self._dead:
             raise _Ended
         if rank in self._stopped:
-            self._hand(self._next(), rank)
+            self._switch_to(self._next(), rank)
 
     def rest(self, rank: int) -> None:
         """`rank` is idle: let other ranks run, or time advance."""
@@ -131,7 +131,7 @@ class Network:
         if not self._running:
             self._advance()
         else:
-            self._hand(self._next(), rank)
+            self._switch_to(self._next(), rank)
 
     # Faults.
 
@@ -208,13 +208,13 @@ class Network:
         for rank, running in enumerate(self._running):
             running.switch(rank)
         self._strike()
-        heir = 0 if 0 not in self._stopped else self._next()
+        chosen = 0 if 0 not in self._stopped else self._next()
         while True:
             # This returns when a program ends, whichever of them.
-            self._running[heir].switch()
+            self._running[chosen].switch()
             if not self._alive:
                 break
-            heir = self._next()
+            chosen = self._next()
         self._running, self._horizon = [], float("inf")
         # A program may have replaced the error by one of its own.
         for error in (*errors, self._failure):
@@ -306,9 +306,9 @@ class Network:
         code = frame.f_code
         return f"waits in {code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})"
 
-    def _hand(self, heir: int, mine: int) -> None:
-        if heir != mine:
-            self._running[heir].switch()
+    def _switch_to(self, chosen: int, mine: int) -> None:
+        if chosen != mine:
+            self._running[chosen].switch()
         if self._ended or mine in self._dead:
             raise _Ended
 

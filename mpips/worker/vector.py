@@ -205,7 +205,7 @@ class Vector:
         return task
 
     def _is_much(self) -> bool:
-        """Return whether so much is under way that a program should wait before it asks for more."""
+        """Return whether so much is unanswered that the program should wait before it sends more."""
         tasks = self.node.tasks
         return tasks.nbytes > MOST_BYTES or tasks.queued > MOST_QUEUED
 

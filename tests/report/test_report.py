@@ -183,7 +183,7 @@ def test_the_command(
     assert "not a run's folder: it has no job.toml" in capsys.readouterr().err
     assert main(["report", str(a), "-o", str(a / "job.toml" / "x.html")]) == 2
     assert main(["report", str(traced(a))]) == 0
-    assert "what was waited for" in (a / "report.html").read_text()
+    assert "waits by cause" in (a / "report.html").read_text()
 
 
 # --- Where the time went, by a trace -------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_without_a_trace_nothing_is_said_of_it(tmp_path: Path) -> None:
 def test_runs_with_and_without_a_trace_stand_side_by_side(tmp_path: Path) -> None:
     runs = [with_trace(read(traced(folder(tmp_path / "a")))), with_trace(read(folder(tmp_path / "b")))]
     html = page(runs)
-    assert html.count("what was waited for") == html.count("a: what was waited for") == 1
+    assert html.count("waits by cause") == html.count("a: waits by cause") == 1
     parsed(html)
 
 
@@ -300,7 +300,7 @@ def test_a_trace_that_is_all_damaged_is_no_reason_to_stop(tmp_path: Path) -> Non
         path.write_bytes(b"")
     html = page([with_trace(read(run))])
     assert html.count("is not a trace, or was truncated") == 4 and "and 2 more" in html
-    assert "what was waited for" not in html and "computing 3.00s" in html
+    assert "waits by cause" not in html and "computing 3.00s" in html
 
 
 @given(st.data())

@@ -176,8 +176,8 @@ class Striker:
             return False
         if not all(left.intersection(to_be) for to_be in self._to_hold(view)):
             return False
-        heirs = [rank for rank in view.succession() if rank in left]
-        return bool(heirs) and self._knows(view, heirs[0])
+        successors = [rank for rank in view.succession() if rank in left]
+        return bool(successors) and self._knows(view, successors[0])
 
     def _to_hold(self, view: View) -> Iterator[tuple[int, ...]]:
         """Return the members of each shard's chain after all changes in progress."""
@@ -185,9 +185,9 @@ class Striker:
         for shard in range(len(view.chains)):
             yield view.ring.holders(shard, replicas)
 
-    def _knows(self, view: View, heir: int) -> bool:
+    def _knows(self, view: View, successor: int) -> bool:
         """Return whether a rank could continue the program: it has the decisions, and the replies that no other has."""
-        mine = self._stage.journals[heir]
+        mine = self._stage.journals[successor]
         leaders = [
             journal for journal in self._stage.journals.values() if journal.returned or journal is mine
         ]

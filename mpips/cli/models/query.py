@@ -65,7 +65,7 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
         programs: loads a program by its name, relative to a folder; see `mpips.config.program.vouched`.
 
     Raises:
-        InputError: it is neither, or its program has no function `query`.
+        InputError: `named` is neither, or its program has no function `query`.
     """
     from mpips.checkpoint.manifest import MANIFEST, read_manifest
     from mpips.errors import InputError
