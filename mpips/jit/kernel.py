@@ -48,8 +48,7 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
             options["inline"] = "always"
         file = function.__code__.co_filename
         folder = kernel_cache.settle(os.path.dirname(file)).folder if os.path.isfile(file) else None
-        jit = numba_internals.made(function, options, folder)
-        _stamp(jit, function)
+        jit = numba_internals.made(function, options, folder, _sources(function))
         if signatures:
             if numba_internals.is_cached(jit, signatures):
                 numba_internals.load_when_used(jit, signatures)
@@ -64,14 +63,16 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
     return compile_it
 
 
-def _stamp(jit: Any, function: Callable[..., Any]) -> None:
-    """Let a cached kernel count as stale when a file changes that it takes helpers or a module's constants from."""
+def _sources(function: Callable[..., Any]) -> list[str]:
+    """List the files that a kernel is made of: its own, and those it takes helpers or a module's constants from."""
     module = function.__module__
     files = _files.setdefault(module, {function.__code__.co_filename})
     for value in function.__globals__.values():
-        if isinstance(value, ModuleType) and value.__name__.startswith("mpips."):
-            files.add(value.__file__ or module)
-        other = getattr(value, "__module__", None)
-        if isinstance(other, str) and other != module and numba_internals.is_compiled(value):
-            files |= _files.get(other) or {getattr(sys.modules.get(other), "__file__", None) or module}
-    numba_internals.stamp(jit, sorted(files))
+        if isinstance(value, ModuleType):
+            if value.__name__.startswith("mpips."):
+                files.add(value.__file__ or module)
+        elif numba_internals.is_compiled(value):
+            other = getattr(value, "__module__", None)
+            if isinstance(other, str) and other != module:
+                files |= _files.get(other) or {getattr(sys.modules.get(other), "__file__", None) or module}
+    return sorted(files)

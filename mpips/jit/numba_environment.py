@@ -34,13 +34,29 @@ def settle() -> None:
         _refuse(THREADS, "it must be a whole number, at least 1")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        import numba  # noqa: F401
+        _import_without_scipy()
     for each in said:
         found = _UNPARSED.match(str(each.message))
         if found is None:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         elif found[1] in os.environ:
             _refuse(found[1], found[2].strip().splitlines()[-1])
+
+
+def _import_without_scipy() -> None:
+    """Import numba, which imports scipy where there is one to compare its version: forty modules in every rank.
+
+    What numba compiles of linear algebra imports scipy again when it is used.
+    """
+    hidden = not {"numba", "scipy"} & sys.modules.keys()
+    if hidden:
+        # to `import`, what is None is not installed
+        sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        import numba  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["scipy"]
 
 
 settle()

@@ -15,16 +15,21 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, cached_property, update_wrapper
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from pathlib import Path
 from typing import Any, cast
 
 import llvmlite.binding as llvm
-import numba
+from numba import _dispatcher
 from numba.core import config as _config
+from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import Environment
 from numba.core.funcdesc import FunctionDescriptor
+from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime.nrt import rtsys
+from numba.core.typeconv.rules import default_type_manager
 
 from mpips.jit import kernel_cache
 
@@ -40,24 +45,110 @@ config._config_fname = os.devnull
 config.reload_config()
 
 
-def made(function: Callable[..., Any], options: dict[str, Any], folder: Path | None) -> Any:
-    """Let numba make a dispatcher whose cache is in a folder, or which has none."""
-    # Numba appends a name of its own to this folder; without one it takes `__pycache__`.
-    where = "" if folder is None or folder.name == "__pycache__" else str(folder)
-    with _configured(CACHE_DIR=where, CACHE_LOCATOR_CLASSES=""):
-        jit = numba.njit(**options, cache=folder is not None)(function)
-    cache: Any = getattr(jit, "_cache", None)
-    if hasattr(cache, "_cache_file"):
-        _seal(cache._cache_file)
-        _read_own_files(cache._cache_file)
-    if hasattr(cache, "_load_overload"):
-        cache.load_overload, cache.save_overload = _loader(cache), _saver(cache)
-    return jit
+class _Locator:
+    """Says where a function's compiled code is cached, and of what state of which files it was made.
+
+    Numba's own locators see a function's own file only, and make a temporary file for each function: every rank would,
+    for each kernel, in a folder that `kernel_cache` has examined.
+    """
+
+    def __init__(self, function: Callable[..., Any], folder: Path, files: Sequence[str]) -> None:
+        self._folder, self._line = str(folder), function.__code__.co_firstlineno
+        stats = [os.stat(file) for file in files if os.path.isfile(file)]
+        self._stamp = tuple((each.st_mtime_ns, each.st_size) for each in stats)
+
+    def from_function(self, function: Any, file: str) -> _Locator:
+        return self
+
+    def ensure_cache_path(self) -> None:
+        """Numba calls it before it writes; the folder is there."""
+
+    def get_cache_path(self) -> str:
+        return self._folder
+
+    def get_source_stamp(self) -> object:
+        return self._stamp
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+# Numba's classes have types of their own, which are not those of what it does.
+_Implementation: Any = FunctionCache._impl_class
+_FunctionCache: Any = FunctionCache
+_Dispatcher: Any = CPUDispatcher
+_types: Any = default_type_manager
+
+
+class _LocatedImplementation(_Implementation):  # type: ignore[misc]
+    def __init__(self, function: Any, locator: _Locator) -> None:
+        self._locator_classes = [locator]
+        super().__init__(function)
+
+
+class _Cache(_FunctionCache):  # type: ignore[misc]
+    def __init__(self, function: Any, locator: _Locator) -> None:
+        self._impl_class = lambda function: _LocatedImplementation(function, locator)
+        with _configured(CACHE_LOCATOR_CLASSES=""):
+            super().__init__(function)
+        if hasattr(self, "_cache_file"):
+            _seal(self._cache_file)
+            _read_own_files(self._cache_file)
+        if hasattr(self, "_load_overload"):
+            self.load_overload, self.save_overload = _loader(self), _saver(self)
+
+
+class Kernel(_Dispatcher):  # type: ignore[misc]
+    """A dispatcher of numba, made when it is first asked for anything: a rank calls a few of the kernels it imports."""
+
+    def __init__(
+        self, function: Callable[..., Any], options: dict[str, Any], locator: _Locator | None
+    ) -> None:
+        update_wrapper(self, function)
+        self._options, self._locator = options, locator
+        code = function.__code__
+        if function.__defaults__ or code.co_kwonlyargcount or code.co_flags & (CO_VARARGS | CO_VARKEYWORDS):
+            self._make()
+            return
+        # For the first call: it finds nothing compiled, and asks `_compile_for_args`.
+        names = code.co_varnames[: code.co_argcount]
+        _dispatcher.Dispatcher.__init__(
+            self, _types.get_pointer(), len(names), self._fold_args, names, (), False, False, False
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # Another thread may be the first.
+        with global_compiler_lock:
+            if "_options" in self.__dict__:
+                self._make()
+            return object.__getattribute__(self, name)
+
+    @cached_property
+    def cache(self) -> _Cache | None:
+        """Where its compiled code is cached, which can be asked without making it."""
+        return None if self._locator is None else _Cache(self.__wrapped__, self._locator)
+
+    def _make(self) -> None:
+        options = {**self.__dict__.pop("_options"), "nopython": True, "boundscheck": None}
+        super().__init__(self.__wrapped__, targetoptions=options)
+        if self.cache is not None:
+            self._cache = self.cache
+
+
+def made(
+    function: Callable[..., Any], options: dict[str, Any], folder: Path | None, files: Sequence[str]
+) -> Kernel:
+    """Make a dispatcher whose cache is in a folder, or which has none; it is stale when one of the files changes."""
+    return Kernel(function, options, None if folder is None else _Locator(function, folder, files))
 
 
 def load(jit: Any, signatures: Sequence[str]) -> None:
-    """Make a kernel ready, from the cache or by compiling it."""
-    with _configured():
+    """Make a kernel ready, from the cache or by compiling it.
+
+    Also with NUMBA_DISABLE_JIT, which is for the program's own functions: kernels use pointers, so that Python cannot
+    run them.
+    """
+    with _configured(DISABLE_JIT=""):
         for signature in signatures:
             jit.compile(signature)
     jit.disable_compile()
@@ -65,12 +156,7 @@ def load(jit: Any, signatures: Sequence[str]) -> None:
 
 @contextmanager
 def _configured(**values: str) -> Iterator[None]:
-    """Set variables of numba's configuration for a while.
-
-    Kernels are compiled also with NUMBA_DISABLE_JIT, which is for the program's own functions: they use pointers, so
-    that Python cannot run them.
-    """
-    values |= {"DISABLE_JIT": ""}
+    """Set variables of numba's configuration for a while."""
     with global_compiler_lock:
         before = {name: getattr(config, name, "") for name in values}
         config.__dict__.update(values)
@@ -83,12 +169,21 @@ def _configured(**values: str) -> Iterator[None]:
 def is_cached(jit: Any, signatures: Sequence[str]) -> bool:
     """Return whether a kernel is in the cache for all its signatures; no, if this numba keeps its cache another way."""
     try:
-        cache, codegen = jit._cache, jit.targetctx.codegen()
+        cache = jit.cache
         names = cache._cache_file._load_index()
-        found = [names.get(cache._index_key(signature, codegen)) for signature in signatures]
+        found = [names.get(cache._index_key(signature, _codegen())) for signature in signatures]
         return all(name and kernel_cache.is_own_file(cache._cache_file._data_path(name)) for name in found)
     except (AttributeError, TypeError):
         return False
+
+
+@cache
+def _codegen() -> Any:
+    """Return what generates code for this machine; it describes the machine once, and not for each kernel."""
+    codegen = cpu_target.target_context.codegen()
+    described = codegen.magic_tuple()
+    codegen.magic_tuple = lambda: described
+    return codegen
 
 
 def load_when_used(jit: Any, signatures: Sequence[str]) -> None:
@@ -249,12 +344,4 @@ def _saver(cache: Any) -> Callable[[Any, Any], None]:
 
 def is_compiled(value: object) -> bool:
     """Return whether a value of a module is a compiled function."""
-    return type(value).__module__.startswith("numba")
-
-
-def stamp(jit: Any, files: Sequence[str]) -> None:
-    """Let a cached kernel count as stale also when one of these files changes; numba sees a kernel's own file only."""
-    stats = [os.stat(file) for file in files if os.path.isfile(file)]
-    cached = getattr(getattr(jit, "_cache", None), "_cache_file", None)
-    if cached is not None and hasattr(cached, "_source_stamp"):
-        cached._source_stamp = (cached._source_stamp, *((each.st_mtime_ns, each.st_size) for each in stats))
+    return isinstance(value, Kernel) or type(value).__module__.startswith("numba")

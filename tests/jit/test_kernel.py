@@ -85,6 +85,17 @@ def test_a_cached_kernel_is_loaded_when_it_is_called_and_the_compiler_is_not(fol
     assert said == ["False", "0", "0", "4", "3.0", "6", "False", "2", "0", "3.0", "False", "2", "1"]
 
 
+def test_a_cached_kernel_that_is_not_called_costs_no_dispatcher_and_no_file(folder: Path) -> None:
+    code = """
+import tempfile
+tempfile.TemporaryFile = None
+import made_kernels
+print("overloads" in vars(made_kernels.double), made_kernels.double(1.5), "overloads" in vars(made_kernels.double))
+print(made_kernels.double.__name__, "scipy" in sys.modules)
+"""
+    assert python(folder, code) == ["False", "3.0", "True", "double", "False"]
+
+
 def test_who_compiles_a_caller_of_a_cached_kernel_gets_what_was_declared(folder: Path) -> None:
     said = python(folder, f"import made_kernels, made_caller{LOADED}print(made_caller.fourfold(1.5))")
     assert said == ["True", "2", "0", "6.0"]

@@ -21,15 +21,14 @@ SIGNATURE = "f8(f8)"
 PUBLIC = {"numba", "numba.extending", "numba.types"}
 INTERNALS = ROOT / "mpips" / "jit" / "numba_internals.py"
 USED = {
-    "configuration": {"_config_fname", "reload_config", "CACHE_DIR", "DISABLE_JIT"},
+    "configuration": {"_config_fname", "reload_config", "DISABLE_JIT"},
     "dispatcher": {
-        "_cache", "_compile_for_args", "compile", "disable_compile", "get_call_template", "overloads", "targetctx",
+        "_cache", "_compile_for_args", "_fold_args", "compile", "disable_compile", "get_call_template", "overloads",
+        "targetctx",
     },
-    "cache": {"_cache_file", "_impl", "_index_key", "_load_overload", "load_overload", "save_overload"},
-    "cache implementation": {"rebuild", "reduce"},
-    "cache file": {
-        "_data_path", "_index_path", "_load_data", "_load_index", "_open_for_write", "_source_stamp", "load",
-    },
+    "cache": {"_cache_file", "_impl", "_impl_class", "_index_key", "_load_overload", "load_overload", "save_overload"},
+    "cache implementation": {"_locator_classes", "rebuild", "reduce"},
+    "cache file": {"_data_path", "_index_path", "_load_data", "_load_index", "_open_for_write", "load"},
     "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
     "code library": {"_get_module_for_linking", "_shared_module"},
     "function descriptor": {"llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname"},
