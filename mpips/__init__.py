@@ -78,6 +78,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from mpips.scheduler.scheduler import Cluster as Cluster
     from mpips.scheduler.worker_recovery import regroup as regroup, surely as surely
     from mpips.storage import exact_sums as exact_sums
+    from mpips.storage.initial import Normal as Normal, Uniform as Uniform
     from mpips.storage.segment import Segment as Segment
     from mpips.storage.updates import (
         Column as Column,
@@ -120,6 +121,7 @@ _HOMES = {
     "mpips.scheduler.group": "Group",
     "mpips.scheduler.scheduler": "Cluster",
     "mpips.scheduler.worker_recovery": "regroup surely",
+    "mpips.storage.initial": "Normal Uniform",
     "mpips.storage.segment": "Segment",
     "mpips.storage.updates": "Column Setting Settings State VectorSpec call update",
     "mpips.tasks.task": "Task",

@@ -78,6 +78,7 @@ def describe(path: Path) -> str:
         shape = f"{spec.dtype} x {spec.width}" if spec.width > 1 else spec.dtype
         kind = "dense" if spec.dense else "sparse"
         settings = "".join(f", {key} = {value}" for key, value in sorted(spec.settings.items()))
+        settings += "" if spec.init == 0 else f", init {spec.init}"
         lines.append(f"  vector {name}: {rows:,} keys, {shape}, {kind}, update {spec.update}{settings}")
     for entry in entries:
         held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())

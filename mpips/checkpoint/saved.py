@@ -84,8 +84,12 @@ def write_shard(
             columns = group.create_group("state")
             for column, array in state.items():
                 write_array(columns, column, array)
+            spec = asdict(saved.spec) | {"settings": dict(saved.settings)}
+            # Versions that know no initial values read a vector that begins with zeros.
+            if spec["init"] == 0:
+                del spec["init"]
             vectors[name] = {
-                "spec": asdict(saved.spec) | {"settings": dict(saved.settings)},
+                "spec": spec,
                 "rows": len(keys),
                 "ranges": located(saved.ranges, keys),
             }

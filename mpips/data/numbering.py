@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError
 from mpips.jit.kernel import kernel
+from mpips.jit.splitmix import mix as mix
 from mpips.storage.key_index import MAX_KEYS
 
 _BATCH = 64
@@ -28,21 +29,6 @@ U8 = np.uint64
 _ONE = U8(1)
 _LOW = U8(0xFFFFFFFF)
 _HIGH = U8(0xFFFFFFFF00000000)
-_GAMMA = U8(0x9E3779B97F4A7C15)
-_MUL1 = U8(0xBF58476D1CE4E5B9)
-_MUL2 = U8(0x94D049BB133111EB)
-_S27 = U8(27)
-_S30 = U8(30)
-_S31 = U8(31)
-
-
-@kernel("u8(u8)", inline=True)
-def mix(key: np.uint64) -> np.uint64:
-    """Hash a key: the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection on 64 bits."""
-    z = key + _GAMMA
-    z = (z ^ (z >> _S30)) * _MUL1
-    z = (z ^ (z >> _S27)) * _MUL2
-    return z ^ (z >> _S31)
 
 
 @kernel("void(u8[::1], u8[::1], u8, u8[::1], i4[::1])")

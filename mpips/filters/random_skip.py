@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpips.data.numbering import mix
 from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.held import GIVEN, Keys, Rows, applies, are_rows, as_it_came, keys_of, plain
 from mpips.jit.kernel import kernel
+from mpips.jit.splitmix import mix
 
 _WORD = 2**64 - 1
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.data.numbering import mix
 from mpips.errors import InputError
 from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.held import Keys, applies, are_rows, as_it_came, keys_of
 from mpips.jit.kernel import kernel
+from mpips.jit.splitmix import mix
 
 U8 = np.uint64
 _HALF = U8(32)

@@ -1,8 +1,9 @@
 """The difference of two sets of parameters: in which keys, and by how much.
 
 Parameters are tables: rows under ascending keys, read in chunks from the shards of a checkpoint or from a model's file,
-so that they need not fit into memory. A key that one side does not have reads as 0, as everywhere in mpips; rows of
-zeros are equal whatever their signs. Otherwise bits are compared, so that two NaN can be equal.
+so that they need not fit into memory. A key that one side does not have reads as its initial value there, usually 0, as
+everywhere in mpips; rows of zeros are equal whatever their signs. Otherwise bits are compared, so that two NaN can be
+equal.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import explained, read_manifest, runs_of, spec_of, vector_names
+from mpips.checkpoint.loading import vectors
+from mpips.checkpoint.manifest import explained, read_manifest, runs_of, vector_names
 from mpips.checkpoint.shard_file import opened
 from mpips.errors import InputError
 from mpips.files import hdf5, npz
+from mpips.storage import initial
+from mpips.storage.initial import Initial
 
 PIECE = 1 << 18
 """Rows that are read at once."""
@@ -39,6 +43,8 @@ class Table(NamedTuple):
     dtype: np.dtype[Any]
     keys: Callable[[int, int], Keys]
     values: Callable[[int, int], NDArray[Any]]
+    init: Initial = 0.0
+    """What a key reads as that it does not have."""
 
 
 class Difference(NamedTuple):
@@ -69,6 +75,8 @@ def compare(name: str, a: Table, b: Table) -> Difference:
         note = f"rows of {a.width} numbers and of {b.width}"
         return Difference(name, (a.rows, b.rows), max(a.rows, b.rows), note=note)
     note = "" if a.dtype == b.dtype else f"{a.dtype.name} and {b.dtype.name}"
+    if a.init != b.init:
+        note = "; ".join(filter(None, [note, f"other keys read as {a.init} and as {b.init}"]))
     differing, numbers, total, maximum, unlike = 0, 0, 0.0, 0.0, 0
     first_key, first = None, None
     for keys, left, right in aligned(a, b):
@@ -116,7 +124,7 @@ def _gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def aligned(a: Table, b: Table) -> Iterator[tuple[Keys, NDArray[Any], NDArray[Any]]]:
-    """Yield chunks of two tables, (keys, rows of a, rows of b), in key order, with zeros for missing keys."""
+    """Yield chunks of two tables, (keys, rows of a, rows of b), in key order, with initial rows for missing keys."""
     at, to = 0, 0
     while at < a.rows or to < b.rows:
         left, right = a.keys(at, min(at + PIECE, a.rows)), b.keys(to, min(to + PIECE, b.rows))
@@ -132,11 +140,11 @@ def aligned(a: Table, b: Table) -> Iterator[tuple[Keys, NDArray[Any], NDArray[An
             yield left, *rows
         else:
             keys = np.union1d(left, right)
-            yield keys, _spread(keys, left, rows[0]), _spread(keys, right, rows[1])
+            yield keys, _spread(keys, left, rows[0], a.init), _spread(keys, right, rows[1], b.init)
 
 
-def _spread(keys: Keys, mine: Keys, rows: NDArray[Any]) -> NDArray[Any]:
-    whole = np.zeros((len(keys), rows.shape[1]), rows.dtype)
+def _spread(keys: Keys, mine: Keys, rows: NDArray[Any], init: Initial) -> NDArray[Any]:
+    whole = initial.rows(init, keys, rows.shape[1], rows.dtype)
     whole[np.searchsorted(keys, mine)] = rows
     return whole
 
@@ -149,7 +157,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
 
     The shards stay open until `closing` is closed. CheckpointError if it is damaged.
     """
-    entries = read_manifest(path)["files"]
+    entries, specs = read_manifest(path)["files"], vectors(path)
     names = vector_names(entries)
     used = sorted({run.file for name in names for run in runs_of(entries, name)})
     files = {name: closing.enter_context(opened(path / name)) for name in used}
@@ -163,12 +171,12 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
             columns |= {f"{name}.{column}": f"state/{column}" for column in sorted(held[0][0]["state"])}
         for title, column in columns.items():
             pieces = [(group[column], first, rows) for group, first, rows in held]
-            spec = spec_of(entries, name)
-            width, dtype = spec["width"], np.dtype(spec["dtype"])
+            width, dtype = specs[name].width, np.dtype(specs[name].dtype)
             if pieces:
                 width, dtype = math.prod(pieces[0][0].shape[1:]), pieces[0][0].dtype
             total = sum(rows for *_, rows in pieces)
-            found[title] = Table(total, width, dtype, keys, _reader(pieces, width, dtype))
+            init = specs[name].init if title == name else 0.0
+            found[title] = Table(total, width, dtype, keys, _reader(pieces, width, dtype), init)
     return found
 
 

@@ -18,7 +18,7 @@ EXPORT_ROWS = 1 << 18
 
 
 def export(node: Node, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
-    """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of zeros left out."""
+    """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of initial values left out."""
     ring, extent = node.view.ring, vector.spec.extent
     for shard in range(ring.shards):
         part = ring.range(shard, extent)

@@ -50,7 +50,8 @@ def check(resume: Path, about: dict[str, Any], job: Any, facts: dict[str, Any]) 
 def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Any) -> list[str]:
     """List the program's settings that differ from those in a checkpoint.
 
-    A vector keeps the settings of its update; a different one in the job file would be ignored, and is an error.
+    A vector keeps its initial values and the settings of its update; a different one in the job file would be ignored,
+    and is an error.
     """
     table, found = job.table, []
     before = about.get("job", {}).get(table, {})
@@ -58,9 +59,16 @@ def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any],
         was = before.get(key, value)
         if plain(was, keep) == plain(value, keep):
             continue
-        if any(key in spec["settings"] and spec["settings"][key] == was for spec in specs.values()):
+        if any(key in kept and kept[key] == was for kept in map(_kept, specs.values())):
             raise CheckpointError(
                 f"checkpoint {resume} was written with [{table}] {key} = {was}, which its vectors keep, not {value}"
             )
         found.append(f"[{table}] {key} = {value}, was {was}")
     return found
+
+
+def _kept(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return what a vector keeps, by the name that its setting has in a job file."""
+    init = spec.get("init", 0.0)
+    kept: dict[str, Any] = spec["settings"] | {"init": init} | (init if isinstance(init, dict) else {})
+    return kept

@@ -414,7 +414,7 @@ class Cluster:
         return {"spec": asdict(vector.spec), "number": vector.number, "expect": 0}
 
     def export(self, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
-        """Yield a whole vector in key order: (keys, rows) chunks of bounded size, rows of zeros left out."""
+        """Yield a whole vector in key order, (keys, rows) in chunks of bounded size, without rows of initial values."""
         return export(self.node, vector)
 
     def digest(self, vector: Vector) -> str:

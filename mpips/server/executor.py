@@ -74,7 +74,9 @@ class Executor:
                     self._unanswered.append(request)
                     return []
                 segment = shard.hosted(request.namespace).segment
-                rows = segment.pull_slots(self._resolve(shard, segment, request, create=False))
+                slots = self._resolve(shard, segment, request, create=False)
+                named = request.range if request.keys is None else request.keys
+                rows = segment.pull_slots(slots, keys=named)
                 return self._read(link, shard, request, reply_to(request, rows))
             if request.command is Command.EXPORT:
                 return self._read(link, shard, request, _export(shard, request, **request.meta))
@@ -322,7 +324,7 @@ def _written_down(
 
 
 def _export(shard: Shard, request: Message, begin: int, end: int, limit: int) -> Message:
-    """Answer with the rows of a range in key order, zeros left out: those of its first `limit` slots."""
+    """Answer with the rows of a range in key order, initial ones left out: of its first `limit` slots."""
     segment = shard.hosted(request.namespace).segment
     stop = segment.cut(KeyRange(begin, end), limit)
     keys, rows = segment.export(KeyRange(begin, stop))

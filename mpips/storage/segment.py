@@ -2,9 +2,10 @@
 
 A segment holds the rows of one vector for the key ranges that its server owns: the values and the update's
 state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a
-slot to a key when it is first pushed; a key without one reads as 0. In a dense segment every owned key has a slot
-from the start, slots lie in key order, and therefore every key range is one run of slots. Wherever slots are one run,
-in a sparse segment too, their rows are worked on as plain array views.
+slot to a key when it is first pushed; a key without one reads as its initial value (mpips/storage/initial.py),
+usually 0. In a dense segment every owned key has a slot from the start, slots lie in key order, and therefore every
+key range is one run of slots. Wherever slots are one run, in a sparse segment too, their rows are worked on as plain
+array views.
 
 All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
 slots, which are valid as long as the segment exists.
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from mpips.errors import LayoutError, ProtocolError
 from mpips.jit.kernel import kernel
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
+from mpips.storage import initial
 from mpips.storage.growable_array import GrowableArray
 from mpips.storage.key_index import MAX_KEYS, KeyIndex
 from mpips.storage.key_index import Slots as Slots
@@ -34,6 +36,8 @@ from mpips.storage.updates import DTYPES, Column, Update, VectorSpec, settings_o
 Array = NDArray[Any]
 Keys = NDArray[np.uint64]
 _TYPES = ("f4", "f8", "i4", "i8")
+_PIECE = 1 << 16
+"""Rows of a dense segment that are set to their initial values at once."""
 
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
@@ -150,6 +154,13 @@ class Segment:
         self.moves = 0
         """How often the arrays have moved."""
         self._publish()
+        self._zero = spec.init == 0
+        """Whether new rows and keys without a slot are 0."""
+        if spec.dense and not self._zero:
+            for mine in self.ranges:
+                for begin in range(mine.begin, mine.end, _PIECE):
+                    keys, run = self.select(KeyRange(begin, min(begin + _PIECE, mine.end)))
+                    initial.fill(spec.init, keys, self.values[run])
 
     def _publish(self) -> None:
         arrays = {name: pages.array for name, pages in self._pages.items()}
@@ -167,8 +178,9 @@ class Segment:
 
     @property
     def index_addresses(self) -> tuple[int, ...]:
-        """The arrays of the key index, as kernels find them: `KeyIndex.addresses`; zeros if there is none."""
-        return (0,) * len(self._index.addresses) if self.spec.dense else self._index.addresses
+        """The key index, as kernels find it: `KeyIndex.addresses`; zeros where they must not use it."""
+        found = self._index.addresses
+        return found if self._zero and not self.spec.dense else (0,) * len(found)
 
     # Keys to slots.
 
@@ -209,10 +221,13 @@ class Segment:
 
     def _insert(self, keys: Keys) -> Slots:
         """Insert keys, and create rows for new slots."""
+        before = self._count
         slots = self._index.insert(keys)
         self._count = count = len(self._index)
         if count > self.capacity:
             self._grow()
+        if count > before and not self._zero:
+            initial.fill(self.spec.init, self._index.keys()[before:count], self.values[before:count])
         return slots
 
     def _check_owned(self, keys: Keys) -> None:
@@ -255,17 +270,22 @@ class Segment:
     # Pull and push.
 
     def pull(self, keys: Keys | KeyRange, out: Array | None = None) -> Array:
-        """Return one row [n, width] per key (see `resolve`); a key that nobody pushed reads as 0.
+        """Return one row [n, width] per key (see `resolve`); a key that nobody pushed reads as its initial value.
 
         `out`, contiguous and of the vector's dtype, receives the rows if given. They are always a copy, so
         that they can be sent while the segment is being updated.
         """
-        return self.pull_slots(self.resolve(keys), out)
+        return self.pull_slots(self.resolve(keys), out, keys)
 
-    def pull_slots(self, slots: Slots, out: Array | None = None) -> Array:
-        """Return the rows of slots that were resolved before, as `pull` does; TypeError if `out` does not fit."""
+    def pull_slots(
+        self, slots: Slots, out: Array | None = None, keys: Keys | KeyRange | None = None
+    ) -> Array:
+        """Return the rows of slots that were resolved before, as `pull` does; TypeError if `out` does not fit.
+
+        `keys` are those that the slots were resolved from: needed where some have no slot.
+        """
         if self.update.read is not None:
-            rows = self._read(slots)
+            rows = self._read(slots, keys)
             if out is None:
                 return rows if rows.base is None else rows.copy()
             out.reshape(rows.shape)[...] = rows
@@ -282,15 +302,26 @@ class Segment:
             target[...] = self.values[slots]
         else:
             _gather(self.values, slots, target)
+            if not self._zero and len(absent := np.flatnonzero(slots < 0)):
+                target[absent] = self.spec.initial(self._named(keys, absent))
         return target
 
-    def _read(self, slots: Slots) -> Array:
-        assert self.update.read is not None
-        slots = one_by_one(slots)
+    def _named(self, keys: Keys | KeyRange | None, places: NDArray[np.int64]) -> Keys:
+        """Return the keys at some places."""
+        assert keys is not None
+        return (self.listed(keys) if isinstance(keys, KeyRange) else keys)[places]
+
+    def _read(self, slots: Slots, keys: Keys | KeyRange | None) -> Array:
+        read, slots = self.update.read, one_by_one(slots)
+        assert read is not None
         known = slots >= 0
-        rows = self.update.read(self.values, self.state, slots[known])
+        rows = read(self.values, self.state, slots[known])
         out = np.zeros((len(slots), *rows.shape[1:]), rows.dtype)
         out[known] = rows
+        if not self._zero and len(absent := np.flatnonzero(~known)):
+            new = Segment(self.spec, self.ranges, self.update)
+            inserted = new.slots_of(self._named(keys, absent))
+            out[absent] = read(new.values, new.state, inserted)
         return out
 
     def push(self, keys: Keys | KeyRange, rows: Array, reply: bool = False) -> Array | None:
@@ -382,17 +413,17 @@ class Segment:
     def items(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
         """Return the keys of a range that have a slot and their rows, in key order, as a range pull does."""
         keys, slots = self.select(wanted)
-        return keys, self.pull_slots(slots)
+        return keys, self.pull_slots(slots, keys=keys)
 
     def export(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
-        """Return keys and values of a range in key order, without the rows that are all zero.
+        """Return keys and values of a range in key order, without the rows that have their initial values.
 
-        A key that nobody pushed reads as 0, so a zero row says no more than a missing one; without them the
+        A key that nobody pushed reads as these, so such a row says no more than a missing one; without them the
         result does not depend on which keys a layout happened to touch.
         """
         keys, slots = self.select(wanted)
         values = self.values[slots]
-        kept = (values != 0).any(axis=1)
+        kept = (values != (0 if self._zero else self.spec.initial(keys))).any(axis=1)
         return keys[kept], values[kept]
 
     def export_state(self, wanted: KeyRange = ALL) -> Rows:

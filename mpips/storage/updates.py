@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from mpips.calls import check_function
 from mpips.errors import UsageError
 from mpips.jit.kernel import kernel
+from mpips.storage import initial
+from mpips.storage.initial import Initial
 
 DTYPES = ("float32", "float64", "int32", "int64")
 
@@ -46,6 +48,11 @@ class VectorSpec:
 
     >>> VectorSpec("w", "float32", width=2, extent=100, dense=True).update
     'add'
+
+    A matrix factorisation does not start from 0, where every gradient is 0:
+
+    >>> from mpips import Uniform
+    >>> users = VectorSpec("users", "float32", width=16, update="adagrad", init=Uniform(-0.1, 0.1, seed=1))
     """
 
     name: str
@@ -61,6 +68,9 @@ class VectorSpec:
     """Every key has a slot from the start, in key order; otherwise only keys that were pushed."""
     aggregate: bool = False
     """Sum the pushes of all workers, in worker order, and update once; otherwise update by each push."""
+    init: Initial = 0.0
+    """What a key reads as before it was pushed, and its first update starts from: a number, `Uniform` or `Normal`.
+    State columns start as their update says."""
 
     def __post_init__(self) -> None:
         where = f"vector {self.name!r}"
@@ -74,6 +84,18 @@ class VectorSpec:
             raise UsageError(f"{where}: extent {self.extent} is outside 1 .. 2**64")
         if self.dense and self.extent >= 2**40:
             raise UsageError(f"{where}: a dense vector of extent {self.extent} does not fit; leave dense out")
+        try:
+            object.__setattr__(self, "init", initial.checked(self.init, self.dtype))
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+
+    def initial(self, keys: NDArray[np.uint64]) -> Array:
+        """Return the rows that keys u64[n] read as before they were pushed, [n, width]: without a message.
+
+        >>> VectorSpec("w", width=2, init=0.5).initial(np.array([3, 9], np.uint64)).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+        """
+        return initial.rows(self.init, keys, self.width, self.dtype)
 
 
 class Column(NamedTuple):

@@ -1,8 +1,9 @@
 """Vectors: a namespace of parameters, as a worker sees it (paper, sections 3.1 and 3.2).
 
-A vector is a sparse vector or matrix over ordered 64-bit keys; a key that was never pushed reads as 0. Push and pull
-take a sorted list of keys, or a dense range; either way the request goes to the primaries of the keys' shards, one
-message per shard, and every message is a view of the caller's arrays.
+A vector is a sparse vector or matrix over ordered 64-bit keys; a key that was never pushed reads as its initial value,
+0 unless the specification says otherwise (`VectorSpec.init`). Push and pull take a sorted list of keys, or a dense
+range; either way the request goes to the primaries of the keys' shards, one message per shard, and every message is a
+view of the caller's arrays.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mpips.data.numbering import Numbering, mix
+from mpips.data.numbering import Numbering
 from mpips.errors import LayoutError
+from mpips.jit.splitmix import mix
 from mpips.storage.key_index import MAX_KEYS
 
 EDGES = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
