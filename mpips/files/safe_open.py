@@ -150,7 +150,7 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
         durable: the file survives a crash of the machine.
 
     Raises:
-        OSError: it cannot be written, or it is a device; names `path`.
+        OSError: it cannot be written, or is a device, a named pipe or a socket; names `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -162,9 +162,8 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
     path = Path(path)
     temporary: str | None = None
     try:
-        # a privileged user could replace it
-        if _is_device(path):
-            raise OSError(errno.EINVAL, "is a device, not a regular file")
+        if kind := _irreplaceable(path):
+            raise OSError(errno.EINVAL, f"{kind}, not a regular file")
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         except OSError as error:
@@ -190,15 +189,19 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
                 os.unlink(temporary)
 
 
-def _is_device(path: Path) -> bool:
-    """Return whether a path is a device, or a link in the system's folder of devices, such as /dev/stdout."""
+def _irreplaceable(path: Path) -> str:
+    """Return what a path is that a file must not replace, though a privileged user could; "" if it may.
+
+    These are devices, also links in the system's folder of them, such as /dev/stdout, named pipes and sockets.
+    """
     if os.path.realpath(path.parent) == "/dev":
-        return True
+        return "is a device"
     try:
         kind = os.lstat(path).st_mode
     except OSError:
-        return False
-    return stat.S_ISCHR(kind) or stat.S_ISBLK(kind)
+        return ""
+    # A folder is replaced by no file.
+    return next((text for test, text in _KINDS if test(kind) and not stat.S_ISDIR(kind)), "")
 
 
 def _check_regular(handle: int, path: str | Path, of_pipes: str = "") -> None:

@@ -109,6 +109,15 @@ def test_a_device_is_not_replaced(name: str) -> None:
     assert os.path.samestat(os.lstat(name), before)
 
 
+def test_a_named_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is a named pipe") as caught, replacing(tmp_path / "pipe"):
+        pass
+    assert caught.value.filename == str(tmp_path / "pipe")
+    assert stat.S_ISFIFO(os.lstat(tmp_path / "pipe").st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_text_is_written_as_it_stands(tmp_path: Path) -> None:
     with replacing(tmp_path / "a", "w", durable=False) as file:
         file.write("é\n")
