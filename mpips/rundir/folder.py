@@ -22,7 +22,7 @@ from mpips.files.json_lines import Lines as Lines
 from mpips.files.json_lines import Read, read_lines
 from mpips.files.json_shape import ANY, LARGEST, NUMBER, Each, Table, misfit, read_json
 from mpips.files.json_values import plain
-from mpips.files.safe_open import read_text, replacing
+from mpips.files.safe_open import read_bytes, read_text, replacing
 from mpips.rundir.claim import Claim, release, take
 
 _STATE = {
@@ -206,11 +206,12 @@ class RunFolder:
             )
 
     def _set_aside(self) -> None:
+        # a copy: without run.json, the folder is not a run folder; first, since there may be no room for it
+        if self.run.exists():
+            with replacing(self.path / "run.previous.json") as file:
+                file.write(read_bytes(self.run, follow=False))
         if self.result.exists():
             os.replace(self.result, self.path / "result.previous.json")
-        # a copy: without run.json, the folder is not a run folder
-        if self.run.exists():
-            write_text(self.path / "run.previous.json", read_text(self.run, follow=False))
         for folder in (self.trace, self.record):
             if folder.exists():
                 previous = folder.with_name(f"{folder.name}.previous")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import UTC, datetime
@@ -56,6 +57,25 @@ def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
     again = RunFolder.claim(folder.path, resume=True)
     assert again.read_result() is None
     assert json.loads((folder.path / "result.previous.json").read_text()) == {"status": "stopped"}
+
+
+def test_a_damaged_run_json_is_set_aside_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe{")
+    RunFolder.claim(tmp_path, resume=True)
+    assert (tmp_path / "run.previous.json").read_bytes() == b"\xff\xfe{"
+
+
+def test_on_a_full_disk_nothing_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "result.json").write_text("{}")
+    monkeypatch.setattr("mpips.rundir.folder.replacing", full)
+    with pytest.raises(OSError, match="the run before cannot be set aside: No space left") as raised:
+        RunFolder.claim(tmp_path, resume=True)
+    assert raised.value.filename == str(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["result.json", "run.json"]
 
 
 @pytest.mark.parametrize("name", ["logs", "trace", "record", "replay", "orders"])
