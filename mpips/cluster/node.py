@@ -179,7 +179,8 @@ class Node:
         return tasks
 
     def call_as(self, origin: int) -> Tasks:
-        """Issue tasks as another caller from now on; return its half."""
+        """Issue tasks as another caller from now on; return its half. Answers to its former tasks are ignored."""
+        self.tasks.withdraw()
         self.tasks = self.new_tasks(origin)
         return self.tasks
 
@@ -287,7 +288,7 @@ class Node:
             failure = self.callee.failure(message, error)
             failure.sender, failure.epoch, failure.acked = message.sender, message.epoch, message.acked
             failure.after = message.after
-            self._take_reply(failure)
+            self.deliver(failure)
             return False
         return True
 
@@ -387,6 +388,9 @@ class Node:
             self.callee.admit(message)
         elif kind is Kind.PROBE:
             self.callee.probed(message)
+        elif message.origin != self.tasks.origin:
+            # Answers what this rank has issued as another caller; the present one has tasks of the same times.
+            return
         elif kind is Kind.MISSING:
             self.tasks.missing(message)
         elif kind is Kind.SEND_KEYS:
@@ -523,6 +527,8 @@ class Node:
         return f"{what.what or 'an answer'}{f' at {at}' if at else ''}: {then}"
 
     def _acknowledged(self, message: Message) -> None:
+        if message.origin != self.tasks.origin:
+            return
         for shard, time in message.after:
             self.tasks.ahead.acknowledge(~shard, time)
 

@@ -142,7 +142,7 @@ class Server:
 
     def _acknowledge(self, origin: int, pushes: tuple[Push, ...]) -> None:
         """Send acknowledgements to a caller in a message of their own."""
-        message = Message(Kind.CONTROL, Command.ACKNOWLEDGED, after=pushes)
+        message = Message(Kind.CONTROL, Command.ACKNOWLEDGED, origin=origin, after=pushes)
         self.node.outbox.send(self.node.view.caller(origin), message)
 
     def unfinished_rounds(self) -> dict[Hashable, str]:

@@ -203,6 +203,11 @@ class Tasks:
             if peer.queue:
                 self._refill(peer)
 
+    def withdraw(self) -> None:
+        """Free the slots of all parts: this caller issues nothing more, and is answered by messages, if at all."""
+        for part in list(self._asked.values()):
+            self._leave_desk(part)
+
     def _leave_desk(self, part: Part) -> None:
         """Free the slot of a part, which is then answered by a message."""
         if part.slot >= 0:

@@ -18,7 +18,7 @@ from mpips.cluster.outbox import LARGE, TURN
 from mpips.cluster.view import Loss, View, first_view, without
 from mpips.errors import InputError, RemoteError, WorkerLost, exit_code
 from mpips.transport.in_memory import Network, TwinVan
-from mpips.transport.message import Command, Kind, Message
+from mpips.transport.message import Command, Kind, Message, missing_of
 
 LAYOUT = Layout.of(3, LayoutSpec(servers=1, workers=1))
 SCHEDULER, SERVER, WORKER = range(3)
@@ -83,6 +83,41 @@ def test_what_a_gone_rank_has_sent_is_dropped() -> None:
     server.take(Message(Kind.REQUEST, Command.CALL, WORKER, origin=WORKER, epoch=1, time=2))
     settle(all_nodes)
     assert served == [] and server.callee.inbox.unfinished() == 0
+
+
+@pytest.mark.parametrize("late", ["reply", "failure", "missing", "acknowledged"])
+def test_a_late_answer_to_a_former_worker_answers_nothing_of_the_scheduler_that_it_is_now(late: str) -> None:
+    _, server, worker = nodes(Network(3))
+    taken: list[Message] = []
+    server.handlers[Command.CALL] = taken.append
+    former = worker.tasks.submit([(SERVER, call())])
+    settle([server, worker])
+    view = replace(later(1), leader=WORKER)
+    server.adopt(view)
+    worker.adopt(view)
+    replies: list[dict[str, Any]] = []
+    worker.call_as(view.origin)
+    task = worker.tasks.submit([(SERVER, call())], lambda _, reply: replies.append(reply.meta))
+    settle([server, worker])
+    old, new = taken
+    assert old.time == new.time and (old.origin, new.origin) == (WORKER, SCHEDULER)
+    dropped: list[tuple[int, int]] = []
+    worker.tasks.ahead.acknowledge = lambda address, time: dropped.append((address, time))  # type: ignore[method-assign]
+    if late == "reply":
+        server.callee.reply(old, meta={"of": "old"})
+    elif late == "failure":
+        server.callee.fail(old, ValueError("old"))
+    elif late == "missing":
+        server.answer(WORKER, missing_of(call(origin=WORKER, time=old.time), [(old.time, 1)]))
+    else:
+        control = Message(Kind.CONTROL, Command.ACKNOWLEDGED, origin=WORKER, after=((0, old.time),))
+        server.outbox.send(WORKER, control)
+    settle([server, worker])
+    assert not task.done and task.error is None and not former.done
+    assert not dropped and not worker.tasks.again
+    server.callee.reply(new, meta={"of": "new"})
+    settle([server, worker])
+    assert task.done and replies == [{"of": "new"}]
 
 
 def test_parts_at_a_gone_rank_fail_at_once_and_later_ones_too() -> None:
