@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from mpips.cli import bench
 from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _run(argv)
     standard_streams.prepare(clean=True, ends=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # under nohup, HUP stays ignored
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     forget_working_folder()
     try:
         return standard_streams.settled(_run(sys.argv[1:]))
@@ -79,6 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not standard_streams.lost():
             raise
         return standard_streams.settled(1)
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal ends this command; as after Ctrl-C, its temporary files are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    # A second one ends it at once.
+    signal.signal(number, signal.SIG_DFL)
+    raise _Ended(number)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -109,8 +128,8 @@ def _run(argv: Sequence[str]) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         code = ExitCode.UNWRITABLE if has_no_room(error) else ExitCode.BAD_INPUT
         return _wrong(f"{where}{error.strerror or error}", code)
-    except KeyboardInterrupt:
-        return by_signal(signal.SIGINT)
+    except KeyboardInterrupt as ended:
+        return by_signal(ended.number if isinstance(ended, _Ended) else signal.SIGINT)
 
 
 def _wrong(what: str, code: ExitCode) -> int:
