@@ -101,6 +101,8 @@ class Planner:
         self._all = KeyRange(0, spec.extent)
         self._cuts = node.view.ring.cuts(spec.extent)
         self._plans: dict[tuple[KeyRange, bool], Plan] = {}
+        # By range: see `_shards_of`.
+        self._within: dict[KeyRange, tuple[int, NDArray[np.uint64], list[KeyRange]]] = {}
         # Of lists that were passed as arrays.
         self._samples: set[tuple[int, ...]] = set()
 
@@ -150,7 +152,7 @@ class Planner:
         n = len(keys)
         if not n or not self.node.signs:
             return None
-        sample = (n, int(keys[0]), int(keys[n // 3]), int(keys[n // 2]), int(keys[-1]))
+        sample = (n, keys.item(0), keys.item(n // 3), keys.item(n // 2), keys.item(-1))
         if sample in self._samples:
             return _signed(keys, slices)
         if len(self._samples) >= MOST_PLANS:
@@ -169,7 +171,7 @@ class Planner:
                 raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
             n = len(keys)
             within = within or whole
-            if n and (int(keys[0]) < within.begin or int(keys[-1]) >= within.end):
+            if n and (keys.item(0) < within.begin or keys.item(-1) >= within.end):
                 raise UsageError(
                     f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
                     f"[{within.begin}, {within.end})"
@@ -190,20 +192,31 @@ class Planner:
 
     def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:
         """Partition a request by shard; shards of `within` without any of the keys are left out unless `everywhere`."""
-        cuts = self._cuts
-        first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
-        last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
-        if last - first == 1:
-            n = keys.span if isinstance(keys, KeyRange) else len(keys)
+        first, inner, ranges = self._shards_of(within)
+        n = keys.span if isinstance(keys, KeyRange) else len(keys)
+        if len(ranges) == 1:
             return [Slice(first, within, 0, n)] if n or everywhere else []
-        inner = cuts[first + 1 : last]
-        bounds = [within.begin, *inner.tolist(), within.end]
         if isinstance(keys, KeyRange):
-            at = [bound - keys.begin for bound in bounds]
+            at = [0, *(bound - keys.begin for bound in inner.tolist()), n]
         else:
-            at = [0, *keys.searchsorted(inner).tolist(), len(keys)]
+            at = [0, *keys.searchsorted(inner).tolist(), n]
         return [
-            Slice(first + i, KeyRange(bounds[i], bounds[i + 1]), at[i], at[i + 1])
-            for i in range(last - first)
-            if at[i] < at[i + 1] or (everywhere and bounds[i] < bounds[i + 1])
+            Slice(first + i, each, at[i], at[i + 1])
+            for i, each in enumerate(ranges)
+            if at[i] < at[i + 1] or (everywhere and not each.empty)
         ]
+
+    def _shards_of(self, within: KeyRange) -> tuple[int, NDArray[np.uint64], list[KeyRange]]:
+        """Return the first shard of a range, the keys at which it is cut, and the parts, one for each shard."""
+        found = self._within.get(within)
+        if found is None:
+            cuts = self._cuts
+            first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
+            last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
+            inner = cuts[first + 1 : last]
+            bounds = [within.begin, *inner.tolist(), within.end]
+            found = first, inner, list(map(KeyRange, bounds[:-1], bounds[1:]))
+            if len(self._within) >= MOST_PLANS:
+                self._within.clear()
+            self._within[within] = found
+        return found
