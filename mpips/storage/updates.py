@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from mpips.calls import check_function
 from mpips.errors import UsageError
-from mpips.jit.kernel import kernel
 from mpips.storage import initial
 from mpips.storage.initial import Initial
+from mpips.storage.update_kernels import adagrad_rows, adam_rows, add_rows, assign_rows, ftrl_rows, sgd_rows
 
 DTYPES = ("float32", "float64", "int32", "int64")
 
@@ -268,28 +268,6 @@ def change_settings(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 # The built-in updates.
 
-_VALUES = ("f4", "f8", "i4", "i8")
-
-
-@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
-def _assign(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
-    for i in range(len(slots)):
-        for j in range(values.shape[1]):
-            values[slots[i], j] = rows[i, j]
-
-
-@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
-def _add(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
-    # by far the most frequent case, without an inner loop
-    if values.shape[1] == 1:
-        column, added = values[:, 0], rows[:, 0]
-        for i in range(len(slots)):
-            column[np.uint32(slots[i])] += added[i]
-        return
-    for i in range(len(slots)):
-        for j in range(values.shape[1]):
-            values[slots[i], j] += rows[i, j]
-
 
 def _assign_range(values: Array, state: State, rows: Array, settings: Settings) -> None:
     values[...] = rows
@@ -302,13 +280,13 @@ def _add_range(values: Array, state: State, rows: Array, settings: Settings) -> 
 @update("assign", apply_range=_assign_range, defaults={})
 def assign(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Set w = row: the last push wins."""
-    _assign(values, slots, rows)
+    assign_rows(values, slots, rows)
 
 
 @update("add", apply_range=_add_range, defaults={}, sums=True)
 def add(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Add the row: w += row."""
-    _add(values, slots, rows)
+    add_rows(values, slots, rows)
 
 
 def _like_value(*names: str) -> Callable[[VectorSpec], dict[str, Column]]:
@@ -323,53 +301,13 @@ def _like_value(*names: str) -> Callable[[VectorSpec], dict[str, Column]]:
     return columns
 
 
-@kernel("f8(f8, f8)", inline=True)
-def shrink(z: float, by: float) -> float:
-    """Soft threshold: sign(z) max(|z| - by, 0)."""
-    if z > by:
-        return z - by
-    if z < -by:
-        return z + by
-    return 0.0
-
-
-@kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8)" for t in ("f4", "f8")))
-def _sgd(values: Array, slots: NDArray[np.int32], rows: Array, rate: float, l1: float, l2: float) -> None:
-    for i in range(len(slots)):
-        for j in range(values.shape[1]):
-            w = float(values[slots[i], j]) - rate * float(rows[i, j])
-            values[slots[i], j] = shrink(w, rate * l1) / (1.0 + rate * l2)
-
-
 @update("sgd", columns=_like_value(), defaults={"rate": 0.1, "l1": 0.0, "l2": 0.0}, sums=True)
 def sgd(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
     """Step along a pushed gradient g, then the proximal step of l1 |w| + l2/2 w^2.
 
     w = S(w - rate g, rate l1) / (1 + rate l2), S the soft threshold.
     """
-    _sgd(values, slots, rows, *_numbers(settings, "rate", "l1", "l2"))
-
-
-@kernel(*(f"void({t}[:,::1], {t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8, f8)" for t in ("f4", "f8")))
-def _adagrad(
-    values: Array,
-    norms: Array,
-    slots: NDArray[np.int32],
-    rows: Array,
-    alpha: float,
-    beta: float,
-    l1: float,
-    l2: float,
-) -> None:
-    for i in range(len(slots)):
-        s = slots[i]
-        for j in range(values.shape[1]):
-            g = float(rows[i, j])
-            n = float(norms[s, j])
-            n = np.sqrt(n * n + g * g)
-            norms[s, j] = n
-            e = (n + beta) / alpha
-            values[s, j] = shrink(e * float(values[s, j]) - g, l1) / (e + l2)
+    sgd_rows(values, slots, rows, *_numbers(settings, "rate", "l1", "l2"))
 
 
 _ADAPTIVE: dict[str, Setting] = {"alpha": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0}
@@ -381,33 +319,7 @@ def adagrad(values: Array, state: State, slots: NDArray[np.int32], rows: Array, 
 
     n = sqrt(n^2 + g^2), e = (n + beta)/alpha, w = S(e w - g, l1)/(e + l2). State: n.
     """
-    _adagrad(values, state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
-
-
-@kernel(
-    *(f"void({t}[:,::1], {t}[:,::1], {t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8, f8)" for t in ("f4", "f8"))
-)
-def _ftrl(
-    values: Array,
-    duals: Array,
-    norms: Array,
-    slots: NDArray[np.int32],
-    rows: Array,
-    alpha: float,
-    beta: float,
-    l1: float,
-    l2: float,
-) -> None:
-    for i in range(len(slots)):
-        s = slots[i]
-        for j in range(values.shape[1]):
-            g = float(rows[i, j])
-            before = float(norms[s, j])
-            n = np.sqrt(before * before + g * g)
-            z = float(duals[s, j]) + g - (n - before) / alpha * float(values[s, j])
-            norms[s, j] = n
-            duals[s, j] = z
-            values[s, j] = shrink(-z, l1) / ((beta + n) / alpha + l2)
+    adagrad_rows(values, state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
 
 
 @update("ftrl", columns=_like_value("z", "n"), defaults=_ADAPTIVE, sums=True)
@@ -416,7 +328,24 @@ def ftrl(values: Array, state: State, slots: NDArray[np.int32], rows: Array, set
 
     n' = sqrt(n^2 + g^2), z += g - (n' - n)/alpha w, w = S(-z, l1)/((beta + n')/alpha + l2). State: z, n.
     """
-    _ftrl(values, state["z"], state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
+    ftrl_rows(values, state["z"], state["n"], slots, rows, *_numbers(settings, *_ADAPTIVE))
+
+
+def _adam_columns(spec: VectorSpec) -> dict[str, Column]:
+    return {**_like_value("m", "v")(spec), "t": Column("int64")}
+
+
+_ADAM: dict[str, Setting] = {"alpha": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "decay": 0.0}
+
+
+@update("adam", columns=_adam_columns, defaults=_ADAM)
+def adam(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+    """Step along a pushed gradient g by Adam (Kingma, Ba 2015, algorithm 1), each key with a step count of its own.
+
+    m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, t += 1, w -= alpha (m/(1 - beta1^t) /
+    (sqrt(v/(1 - beta2^t)) + epsilon) + decay w): a decoupled weight decay (Loshchilov, Hutter 2019). State: m, v, t.
+    """
+    adam_rows(values, state["m"], state["v"], state["t"], slots, rows, *_numbers(settings, *_ADAM))
 
 
 def _numbers(settings: Settings, *names: str) -> list[float]:

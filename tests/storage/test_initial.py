@@ -220,7 +220,7 @@ def test_dense_and_sparse_segments_begin_alike(init: Any) -> None:
         assert changed.tolist() == keys[7:8].tolist() and values.tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.parametrize("name", ["add", "assign", "sgd", "adagrad", "ftrl"])
+@pytest.mark.parametrize("name", ["add", "assign", "sgd", "adagrad", "ftrl", "adam"])
 def test_every_update_starts_from_the_initial_value(name: str) -> None:
     spec, keys = VectorSpec("w", width=2, update=name, init=Normal(0.0, 1.0, 1)), EDGES
     rows = np.linspace(-1, 1, 10).reshape(5, 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mpips.errors import JobError
 from mpips.storage import updates as module
-from mpips.storage.segment import Segment
+from mpips.storage.segment import Segment, one_by_one
 from mpips.storage.updates import (
     Column,
     VectorSpec,
@@ -117,6 +117,41 @@ def test_ftrl_is_algorithm_1_of_mcmahan(dtype: str) -> None:
     assert np.count_nonzero(w) > 20
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_is_algorithm_1_of_kingma_and_ba_with_a_decoupled_decay(dtype: str, decay: float) -> None:
+    """The reference keeps the moments of each key in exact fractions of its own number of steps."""
+    alpha, beta1, beta2, epsilon = 0.05, 0.8, 0.95, 1e-6
+    settings = {"alpha": alpha, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "decay": decay}
+    segment = Segment(VectorSpec("w", dtype, 2, 50, "adam", settings))
+    w = np.zeros((50, 2))
+    gradients: dict[int, list[Any]] = {}
+    for keys, rows in pushes(np.random.default_rng(5), 12, 30, 2):
+        rows = rows.astype(dtype)
+        segment.push(keys, rows)
+        for k, row in zip(keys.tolist(), rows.astype(float), strict=True):
+            known = gradients.setdefault(k, [])
+            known.append(row)
+            # Equation 4 of the paper: the moments as sums over all gradients.
+            t, g = len(known), np.array(known)
+            ages = np.arange(t - 1, -1, -1)[:, None]
+            m = (1 - beta1) * (beta1**ages * g).sum(axis=0) / (1 - beta1**t)
+            v = (1 - beta2) * (beta2**ages * g * g).sum(axis=0) / (1 - beta2**t)
+            w[k] -= alpha * (m / (np.sqrt(v) + epsilon) + decay * w[k])
+    tolerance = 1e-11 if dtype == "float64" else 1e-4
+    pulled = segment.pull(np.arange(50, dtype=np.uint64))
+    assert np.allclose(pulled, w, rtol=tolerance, atol=tolerance)
+    assert {key: int(segment.state["t"][slot, 0]) for key, slot in slots(segment)} == {
+        key: len(known) for key, known in gradients.items()
+    }
+
+
+def slots(segment: Segment) -> list[tuple[int, int]]:
+    """Return each key that was pushed, and its slot."""
+    keys, found = segment.select()
+    return list(zip(keys.tolist(), one_by_one(found).tolist(), strict=True))
+
+
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=20))
 def test_ftrl_with_a_large_l1_stays_zero(gradients: list[float]) -> None:
     segment = Segment(VectorSpec("w", update="ftrl", settings={"l1": 1e4}))
@@ -150,7 +185,7 @@ def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(JobError, match=r"unknown update 'ad'; known: .*adagrad, add, .*assign, .*ftrl.*sgd"):
+    with pytest.raises(JobError, match=r"unknown update 'ad'; known: .*adagrad, adam, add, .*assign, .*ftrl.*sgd"):
         update_named("ad")
     with pytest.raises(JobError, match=r"unknown call 'x'; known: .*settings"):
         call_named("x")

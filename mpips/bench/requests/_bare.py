@@ -95,6 +95,26 @@ def _ftrl(values: Values, arrays: Sequence[Values], rows: Values) -> None:
     np.divide(duals, step, values)
 
 
+def _adam(values: Values, arrays: Sequence[Values], rows: Values) -> None:
+    # The number of steps is that of the first row: here all rows are pushed together.
+    means, squares, steps, step, square = arrays
+    steps += 1
+    t = float(steps.flat[0])
+    np.multiply(means, 0.9, means)
+    np.multiply(rows, 0.1, step)
+    np.add(means, step, means)
+    np.multiply(squares, 0.999, squares)
+    np.multiply(rows, rows, step)
+    np.multiply(step, 0.001, step)
+    np.add(squares, step, squares)
+    np.divide(squares, 1 - 0.999**t, square)
+    np.sqrt(square, square)
+    np.add(square, 1e-8, square)
+    np.multiply(means, 0.001 / (1 - 0.9**t), step)
+    np.divide(step, square, step)
+    np.subtract(values, step, values)
+
+
 def _norms(norms: Values, step: Values, rows: Values) -> None:
     """Set norms = sqrt(norms^2 + rows^2)."""
     np.multiply(norms, norms, norms)
@@ -109,6 +129,7 @@ UPDATES = {
     "sgd": Work(1, _sgd),
     "adagrad": Work(2, _adagrad),
     "ftrl": Work(4, _ftrl),
+    "adam": Work(5, _adam),
 }
 """The work of the built-in updates with their default settings, without regularisation."""
 
