@@ -25,12 +25,12 @@ from mpips.storage.segment import Segment, Slots, one_by_one
 from mpips.storage.updates import VectorSpec, call_named, value_row
 from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept, RequestDedup
-from mpips.transport.fastpath_table import ADD, ASSIGN, NO_PUSH, Simple
+from mpips.transport.fastpath_table import ADAGRAD, ADAM, ADD, ASSIGN, FTRL, NO_PUSH, SGD, Simple
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 
 # The vector clock's entry for the sum over all workers.
 AGGREGATE = -1
-PUSHES = {"add": ADD, "assign": ASSIGN}
+PUSHES = {"add": ADD, "assign": ASSIGN, "sgd": SGD, "adagrad": ADAGRAD, "ftrl": FTRL, "adam": ADAM}
 """Push operations of these updates on the fast path."""
 # An aggregation: its round, and the first key of its range.
 Round = tuple[int, int]
@@ -73,13 +73,14 @@ class Hosted:
         self.waiting: dict[Round, dict[int, Message]] = {}
         # By round: the error, and the workers that were not sent it yet.
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}
-        self._place: tuple[int, tuple[int, ...]] = (-1, ())
+        self._place: tuple[Any, ...] = ()
+        self._numbers = np.zeros(0)
         self._simple: Simple | None = None
 
     @property
     def simple(self) -> Simple | None:
         """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
-        place = self.segment.moves, self.segment.index_addresses
+        place = self.segment.moves, self.segment.index_addresses, dict(self.segment.settings)
         if place != self._place:
             self._place, self._simple = place, self._described()
         return self._simple
@@ -94,9 +95,17 @@ class Hosted:
         # Of uint64 keys, the int64 with the same bits.
         begin, last = np.array([owned.begin, owned.end - 1], np.uint64).view(np.int64).tolist()
         rows, code = owned.span if spec.dense else 0, CODES[values.dtype]
+        state: tuple[int, ...] = (0, 0, 0)
+        settings = 0
+        if push > ASSIGN:
+            # In the order in which the kernels take them.
+            places = [column.ctypes.data for column in segment.state.values()]
+            state = (*places, 0, 0, 0)[:3]
+            self._numbers = np.array([segment.settings[name] for name in update.defaults or ()], np.float64)
+            settings = self._numbers.ctypes.data
         return Simple(
             values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity,
-            segment.index_addresses,
+            segment.index_addresses, state, settings,
         )  # fmt: skip
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:

@@ -2,7 +2,7 @@
 
 The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request has no
 dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the shard has no
-replica and the vector's update is `add` or `assign`; a pull, if all replicas have all changes. All other requests go to
+replica and the vector's update is built in; a pull, if all replicas have all changes. All other requests go to
 Python, and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and
 vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that
 each push is applied exactly once and is known to be.
@@ -10,7 +10,7 @@ each push is applied exactly once and is known to be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +21,16 @@ from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import INLINE
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
-HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM, CHANGES, NEWS, VERSION = range(10, 20)
+HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
+STATE, SETTINGS, CHANGES, NEWS, VERSION = 17, 20, 21, 22, 23
 """Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; first
 and last key of the shard; number of rows (0: sparse); action of a push; whether it may be pulled; rows that fit; the
-address of the counts of its key index (0: none), and address and length of each of its arrays; pushes since the last
-`changes`; and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number
-of all changes of the shard if the run is recorded."""
-NO_PUSH, ADD, ASSIGN = range(3)
-"""The action of a push: one that the fast path does not apply, addition, or assignment."""
+address of the counts of its key index (0: none), and address and length of each of its arrays; addresses of up to three
+state columns, and of the settings, of its update; pushes since the last `changes`; and, for namespace 0, whether any
+request was finished at the shard since the last `finished`, and the number of all changes of the shard if the run is
+recorded."""
+NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM = range(7)
+"""The action of a push: one that the fast path does not apply, or a built-in update."""
 
 HIGHEST, ACKED, NOTED, TIMES = range(4)
 """Columns of `callers`: the highest admitted time; the time that the caller has acknowledged; the number of finished
@@ -64,7 +66,14 @@ class Simple(NamedTuple):
     push: int
     pull: bool
     capacity: int = 0
-    key_index: tuple[int, ...] = (0,) * (CHANGES - HEAD)
+    key_index: tuple[int, ...] = (0,) * (STATE - HEAD)
+    state: tuple[int, ...] = (0,) * (SETTINGS - STATE)
+    settings: int = 0
+
+    def columns(self) -> Iterator[int]:
+        """Yield the columns from the second on."""
+        for each in self:
+            yield from each if isinstance(each, tuple) else (each,)
 
 
 class FastPathTable:
@@ -97,7 +106,7 @@ class FastPathTable:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
             self.parts = grown
-        self.parts[shard, namespace, :CHANGES] = (1, *simple[:-1], *simple.key_index)
+        self.parts[shard, namespace, :CHANGES] = (1, *simple.columns())
 
     def close(self, shard: int) -> None:
         """Stop serving a shard, and forget its callers; call `finished` before."""

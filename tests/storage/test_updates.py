@@ -185,7 +185,9 @@ def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(JobError, match=r"unknown update 'ad'; known: .*adagrad, adam, add, .*assign, .*ftrl.*sgd"):
+    with pytest.raises(
+        JobError, match=r"unknown update 'ad'; known: .*adagrad, adam, add, .*assign, .*ftrl.*sgd"
+    ):
         update_named("ad")
     with pytest.raises(JobError, match=r"unknown call 'x'; known: .*settings"):
         call_named("x")

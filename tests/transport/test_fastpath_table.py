@@ -16,7 +16,7 @@ from mpips.cluster.hash_ring import Ring
 from mpips.ranges import KeyRange
 from mpips.server.shard import Hosted, Shard
 from mpips.storage.segment import Segment
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import VectorSpec, update
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.fastpath_table import (
     ADD,
@@ -444,7 +444,7 @@ def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
         table.open(1, number, simple)
         table.parts[1, number, CHANGES] = number
     for number, simple in simples.items():
-        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple[:-1], *simple.key_index]
+        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple.columns()]
     assert not table.parts[0].any()
     table.open(1, 4, simples[4]._replace(address=77))
     assert table.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
@@ -570,3 +570,67 @@ def test_what_lists_its_keys_counts_the_same_bytes_as_a_message(comm: MPI.Intrac
         alone.answer()
         # The request, and its answer, which is a header.
         assert alone.van.received_bytes - before == HEADER_BYTES + 16 * n + HEADER_BYTES
+
+
+# --- updates with settings and state ---------------------------------------------------------------------
+
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "sgd": {"rate": 0.3, "l1": 0.1, "l2": 0.2},
+    "adagrad": {"alpha": 0.4, "beta": 0.9, "l1": 0.1},
+    "ftrl": {"alpha": 0.4, "beta": 0.9, "l1": 0.1, "l2": 0.2},
+    "adam": {"alpha": 0.05, "beta1": 0.8, "beta2": 0.9, "decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "sparse"])
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 1), ("float64", 3)])
+@pytest.mark.parametrize("update", GRADIENTS)
+def test_updates_have_the_bits_that_they_have_in_python(
+    comm: MPI.Intracomm, update: str, dtype: str, width: int, dense: bool
+) -> None:
+    """Values and state, for ranges, cached and listed keys; the settings are changed on the way."""
+    owned, rng = KeyRange(0, 30_000), np.random.default_rng(3)
+    spec = VectorSpec("w", dtype, width, owned.end, update, GRADIENTS[update], dense=dense)
+    alone, twin = Sparse(comm, spec, owned, 40_000), Segment(spec, [owned], expect=40_000)
+    alone.table.provide(1 << 21)
+    for number, n in enumerate((1, 50, 4000, 20_000, 7, 20_000)):
+        keys = np.sort(rng.choice(owned.end, n, replace=False)).astype(np.uint64)
+        rows = rng.normal(size=(n, width)).astype(dtype)
+        named: Any = owned
+        fields: dict[str, Any] = {"keys": keys}
+        if dense and number % 3 == 1:
+            named, fields = KeyRange(100, 100 + n), {}
+            keys = np.arange(100, 100 + n, dtype=np.uint64)
+        elif number % 3 == 2:
+            named, fields = sign(keys), {}
+            known = Known(alone.segment.resolve(keys, create=True))
+            alone.lists.keep(SHARD, NAMESPACE, named, known)
+        if number == 4:
+            for segment in (alone.segment, twin):
+                segment.settings["l2" if update != "adam" else "alpha"] = 0.7
+            alone.expose()
+        assert alone.serve(alone.request(Command.PUSH, named, rows.copy(), **fields)) is None
+        assert alone.answer().values is None
+        twin.push(keys, rows.copy())
+    mine, other = alone.segment.export_state(), twin.export_state()
+    assert mine.keys.tolist() == other.keys.tolist()
+    assert mine.values.tobytes() == other.values.tobytes() and mine.values.any()
+    assert set(mine.state) == set(other.state)
+    for name, column in mine.state.items():
+        assert column.tobytes() == other.state[name].tobytes()
+
+
+def test_an_update_of_the_users_is_left_to_python(comm: MPI.Intracomm) -> None:
+    spec = VectorSpec("w", "int64", update="test_numpy_update")
+    alone = Sparse(comm, spec, KeyRange(0, 2**64), 100)
+    alone.table.provide(1 << 12)
+    keys = np.arange(5, dtype=np.uint64)
+    request = alone.request(Command.PUSH, KeyRange(0, 2**64), np.ones((5, 1), np.int64), keys=keys)
+    assert alone.serve(request) is not None
+    assert alone.serve(alone.request(Command.PULL, KeyRange(0, 2**64), keys=keys)) is None
+    assert not alone.answer().values.any()  # type: ignore[union-attr]
+
+
+@update("test_numpy_update", defaults={})
+def numpy_update(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    values[slots] -= rows

@@ -14,25 +14,15 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
-from mpips.storage.index_insert import insert
-from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
-from mpips.storage.index_lookup import find
 from mpips.transport import header
 from mpips.transport.fastpath_table import (
     ACKED,
-    ADD,
-    ARENA,
-    ARENA_ROOM,
     ASSIGN,
     BEGIN,
-    CAPACITY,
     CHANGES,
     DTYPE,
     HEAD,
     HIGHEST,
-    KNOWN,
-    KNOWN_ROOM,
-    LAST,
     NEWS,
     NO_PUSH,
     NOTED,
@@ -42,8 +32,6 @@ from mpips.transport.fastpath_table import (
     ROWS,
     SLOTS_OUT,
     TIMES,
-    TOP,
-    TOP_ROOM,
     VALUES,
     VERSION,
     WIDTH,
@@ -55,7 +43,8 @@ from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
-from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
+from mpips.transport.mpi.abi import WRITE, at, call
+from mpips.transport.mpi.fastpath_rows import COPY, apply_push, find_slots, move_rows
 from mpips.transport.mpi.kernels import (
     BODY,
     BROKEN,
@@ -87,91 +76,11 @@ from mpips.transport.mpi.kernels import (
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
 _PUSH, _PULL = int(Command.PUSH), int(Command.PULL)
-COPY = 0
-"""The action of a pull, beside those of pushes (`mpips.transport.fastpath_table`)."""
-# a number of rows above every slot: slots are not checked again
-EVERYWHERE = 1 << 40
 # the last key of the key space, as int64
 _ALL = -1
-_INT4, _FLOAT4, _FLOAT8, _INT8, _UINT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0), np.uint64(0)
+_INT4, _UINT8 = np.int32(0), np.uint64(0)
 MOST_KEYS = 1 << 27
 """Keys that a request may list; it is handled in Python if it lists more."""
-
-
-# --- applying a simple request -------------------------------------------------------------------------
-
-
-@kernel()
-def _add(mine: Any, rows: Any) -> None:
-    """Add `rows` to a run of values."""
-    for i in range(len(rows)):
-        mine[i] += rows[i]
-
-
-@kernel()
-def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
-    """Apply `act` to the values of slots; a key without a slot (-1) reads as 0."""
-    if width == 1:
-        for i in range(len(slots)):
-            s = np.uint32(slots[i])
-            if act == ADD:
-                values[s] += rows[i]
-            elif act == ASSIGN:
-                values[s] = rows[i]
-            else:
-                rows[i] = values[s] if slots[i] >= 0 else 0
-        return
-    for i in range(len(slots)):
-        mine, row = np.int64(slots[i]) * width, i * width
-        for j in range(width):
-            if act == ADD:
-                values[mine + j] += rows[row + j]
-            elif act == ASSIGN:
-                values[mine + j] = rows[row + j]
-            else:
-                rows[row + j] = values[mine + j] if mine >= 0 else 0
-
-
-@kernel()
-def _do(
-    lib: Any,
-    values: int,
-    rows: int,
-    count: int,
-    first: int,
-    slots: int,
-    width: int,
-    act: int,
-    like: Any,
-    size: int,
-) -> None:
-    total, run = count * width, values + first * width * size
-    if slots != 0:
-        _each(at(values, EVERYWHERE, like), at(rows, total, like), at(slots, count, _INT4), width, act)
-    elif act == ADD:
-        _add(at(run, total, like), at(rows, total, like))
-    elif act == ASSIGN:
-        call(lib[MEMCPY], (run, rows, total * size))
-    else:
-        call(lib[MEMCPY], (rows, run, total * size))
-
-
-@kernel()
-def _move(
-    lib: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
-) -> None:
-    """Apply `act` (COPY: to the answer) to `count` rows between two addresses; the type is a wire type.
-
-    The values are those of a run of slots from `first` on, or of the slots listed at an address.
-    """
-    if kind == 0:
-        _do(lib, values, rows, count, first, slots, width, act, _FLOAT4, 4)
-    elif kind == 1:
-        _do(lib, values, rows, count, first, slots, width, act, _FLOAT8, 8)
-    elif kind == 2:
-        _do(lib, values, rows, count, first, slots, width, act, _INT4, 4)
-    else:
-        _do(lib, values, rows, count, first, slots, width, act, _INT8, 8)
 
 
 @kernel()
@@ -280,40 +189,6 @@ def _receive(lib: Any, cells: Any, status: Any, landing: Any, key_bytes: int, va
     return TAKEN if done > 0 else LATE_BODY if done == 0 else BROKEN
 
 
-@kernel()
-def _slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
-    """Find the slots of listed keys: whether Python need not do it, the first slot of a run, and whether it is a run.
-
-    With `create`, new keys get slots as long as there is room.
-    """
-    count = len(keys)
-    begin, last = np.uint64(part[BEGIN]), np.uint64(part[LAST])
-    if part[ROWS] > 0:
-        strays = 0
-        for i in range(count):
-            strays += keys[i] < begin or keys[i] > last
-            slots[i] = np.int32(keys[i] - begin)
-        return strays == 0, 0, False
-    if keys[0] < begin or keys[count - 1] > last:
-        return False, 0, False
-    head = at(part[HEAD], FIRST + 1, _INT8)
-    known = at(part[KNOWN], part[KNOWN_ROOM], _UINT8)
-    arena = at(part[ARENA], part[ARENA_ROOM], _UINT8)
-    top = at(part[TOP], part[TOP_ROOM], _UINT8)
-    first = ROOM
-    if create and head[COUNT] + count <= part[CAPACITY]:
-        first = insert(head, known, arena, top, keys, slots)
-    if first == ROOM:
-        # What was inserted so far stays: these keys are only found the next time.
-        head[DONE], head[FIRST] = 0, UNSET
-        first = find(head, known, arena, top, keys, slots)
-        if create and first < 0:
-            for i in range(count):
-                if slots[i] < 0:
-                    return False, 0, False
-    return True, max(first, 0), first >= 0
-
-
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
     " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1])"
@@ -341,7 +216,7 @@ def serve(
 ) -> int:
     """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
-    `parts` i8[shards, namespaces, 20]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
+    `parts` i8[shards, namespaces, 24]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
     known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers`
     i8[n, 5]: busy, request, address, size and receiver of the send buffers for large answers; `landing`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
@@ -410,8 +285,9 @@ def serve(
             return TAKEN
         # The receive buffer holds the keys, the values, and the slots of the keys.
         places = -(-payload // 8) * 8 if follow else 0
-        if places + key_bytes // 2 > len(landing):
-            cells[WANTED] = places + key_bytes // 2
+        wanted = places + (4 * count if listed or (push and part[PUSH] > ASSIGN) else 0)
+        if wanted > len(landing):
+            cells[WANTED] = wanted
             return TAKEN
         # Buffers for the answer, and for the values of a push.
         out = -1
@@ -463,15 +339,15 @@ def serve(
             found = _receive(lib, cells, status, landing, key_bytes, value_bytes)
             if found != TAKEN:
                 return found
+        there: Any = np.int64(landing.ctypes.data) + places
         if listed:
-            there: Any = np.int64(landing.ctypes.data) + places
-            mine, first, run = _slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
+            mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
             if not mine:
                 return LANDED if follow else TAKEN
             where = 0 if run else there
         if push:
             source = content + key_bytes
-            _move(lib, part[DTYPE], part[VALUES], source, count, first, where, width, part[PUSH])
+            apply_push(lib, part, source, count, first, where, there)
             part[CHANGES] += 1
             parts[shard, 0, VERSION] += 1
             if len(trail) > 0:
@@ -484,7 +360,7 @@ def serve(
             if buffer >= 0:
                 target = buffers[buffer, 2]
             if not reached:
-                _move(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
+                move_rows(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
             _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
             head[:HEADER_BYTES].view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
             if reached:

@@ -1,0 +1,188 @@
+"""Server fast path: finds the rows of a request, and applies it to them.
+
+Rows are a run of slots, or a list of slots. All arguments are addresses and columns of `FastPathTable.parts`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpips.jit.kernel import kernel
+from mpips.storage.index_insert import insert
+from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
+from mpips.storage.index_lookup import find
+from mpips.storage.update_kernels import adagrad_rows, adam_rows, ftrl_rows, sgd_rows
+from mpips.transport.fastpath_table import (
+    ADAGRAD,
+    ADD,
+    ARENA,
+    ARENA_ROOM,
+    ASSIGN,
+    BEGIN,
+    CAPACITY,
+    DTYPE,
+    FTRL,
+    HEAD,
+    KNOWN,
+    KNOWN_ROOM,
+    LAST,
+    PUSH,
+    ROWS,
+    SETTINGS,
+    SGD,
+    STATE,
+    TOP,
+    TOP_ROOM,
+    VALUES,
+    WIDTH,
+)
+from mpips.transport.mpi.abi import MEMCPY, at, call, table
+
+COPY = 0
+"""The action of a pull, beside those of pushes (`mpips.transport.fastpath_table`)."""
+# a number of rows above every slot: slots are not checked again
+EVERYWHERE = 1 << 40
+_INT4, _FLOAT4, _FLOAT8, _INT8, _UINT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0), np.uint64(0)
+
+
+@kernel()
+def _add(mine: Any, rows: Any) -> None:
+    """Add `rows` to a run of values."""
+    for i in range(len(rows)):
+        mine[i] += rows[i]
+
+
+@kernel()
+def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
+    """Apply `act` to the values of slots; a key without a slot (-1) reads as 0."""
+    if width == 1:
+        for i in range(len(slots)):
+            s = np.uint32(slots[i])
+            if act == ADD:
+                values[s] += rows[i]
+            elif act == ASSIGN:
+                values[s] = rows[i]
+            else:
+                rows[i] = values[s] if slots[i] >= 0 else 0
+        return
+    for i in range(len(slots)):
+        mine, row = np.int64(slots[i]) * width, i * width
+        for j in range(width):
+            if act == ADD:
+                values[mine + j] += rows[row + j]
+            elif act == ASSIGN:
+                values[mine + j] = rows[row + j]
+            else:
+                rows[row + j] = values[mine + j] if mine >= 0 else 0
+
+
+@kernel()
+def _do(
+    lib: Any,
+    values: int,
+    rows: int,
+    count: int,
+    first: int,
+    slots: int,
+    width: int,
+    act: int,
+    like: Any,
+    size: int,
+) -> None:
+    total, run = count * width, values + first * width * size
+    if slots != 0:
+        _each(at(values, EVERYWHERE, like), at(rows, total, like), at(slots, count, _INT4), width, act)
+    elif act == ADD:
+        _add(at(run, total, like), at(rows, total, like))
+    elif act == ASSIGN:
+        call(lib[MEMCPY], (run, rows, total * size))
+    else:
+        call(lib[MEMCPY], (rows, run, total * size))
+
+
+@kernel()
+def move_rows(
+    lib: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
+) -> None:
+    """Apply `act` (COPY: to the answer) to `count` rows between two addresses; the type is a wire type.
+
+    The values are those of a run of slots from `first` on, or of the slots listed at an address.
+    """
+    if kind == 0:
+        _do(lib, values, rows, count, first, slots, width, act, _FLOAT4, 4)
+    elif kind == 1:
+        _do(lib, values, rows, count, first, slots, width, act, _FLOAT8, 8)
+    elif kind == 2:
+        _do(lib, values, rows, count, first, slots, width, act, _INT4, 4)
+    else:
+        _do(lib, values, rows, count, first, slots, width, act, _INT8, 8)
+
+
+@kernel()
+def _step(part: Any, rows: int, slots: Any, like: Any) -> None:
+    """Apply a built-in update that has settings to the rows of slots; `rows` is an address."""
+    room, width, settings = part[CAPACITY], part[WIDTH], at(part[SETTINGS], 5, _FLOAT8)
+    values, given = table(part[VALUES], room, width, like), table(rows, len(slots), width, like)
+    first, second = table(part[STATE], room, width, like), table(part[STATE + 1], room, width, like)
+    a, b, c, d = settings[0], settings[1], settings[2], settings[3]
+    if part[PUSH] == SGD:
+        sgd_rows(values, slots, given, a, b, c)
+    elif part[PUSH] == ADAGRAD:
+        adagrad_rows(values, first, slots, given, a, b, c, d)
+    elif part[PUSH] == FTRL:
+        ftrl_rows(values, first, second, slots, given, a, b, c, d)
+    else:
+        steps = table(part[STATE + 2], room, 1, _INT8)
+        adam_rows(values, first, second, steps, slots, given, a, b, c, d, settings[4])
+
+
+@kernel()
+def apply_push(lib: Any, part: Any, rows: int, count: int, first: int, where: int, there: int) -> None:
+    """Apply a push to a run of slots from `first` on, or to those listed at `where`; `there` is room for a list."""
+    if part[PUSH] <= ASSIGN:
+        move_rows(lib, part[DTYPE], part[VALUES], rows, count, first, where, part[WIDTH], part[PUSH])
+        return
+    slots = at(there if where == 0 else where, count, _INT4)
+    if where == 0:
+        for i in range(count):
+            slots[i] = first + i
+    if part[DTYPE] == 0:
+        _step(part, rows, slots, _FLOAT4)
+    else:
+        _step(part, rows, slots, _FLOAT8)
+
+
+@kernel()
+def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
+    """Find the slots of listed keys: whether Python need not do it, the first slot of a run, and whether it is a run.
+
+    With `create`, new keys get slots as long as there is room.
+    """
+    count = len(keys)
+    begin, last = np.uint64(part[BEGIN]), np.uint64(part[LAST])
+    if part[ROWS] > 0:
+        strays = 0
+        for i in range(count):
+            strays += keys[i] < begin or keys[i] > last
+            slots[i] = np.int32(keys[i] - begin)
+        return strays == 0, 0, False
+    if keys[0] < begin or keys[count - 1] > last:
+        return False, 0, False
+    head = at(part[HEAD], FIRST + 1, _INT8)
+    known = at(part[KNOWN], part[KNOWN_ROOM], _UINT8)
+    arena = at(part[ARENA], part[ARENA_ROOM], _UINT8)
+    top = at(part[TOP], part[TOP_ROOM], _UINT8)
+    first = ROOM
+    if create and head[COUNT] + count <= part[CAPACITY]:
+        first = insert(head, known, arena, top, keys, slots)
+    if first == ROOM:
+        # What was inserted so far stays: these keys are only found the next time.
+        head[DONE], head[FIRST] = 0, UNSET
+        first = find(head, known, arena, top, keys, slots)
+        if create and first < 0:
+            for i in range(count):
+                if slots[i] < 0:
+                    return False, 0, False
+    return True, max(first, 0), first >= 0
