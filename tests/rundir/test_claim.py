@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,21 +30,23 @@ def ended() -> list[int]:
     return [done.pid, 1]
 
 
-@pytest.fixture
+@contextmanager
 def full() -> Iterator[None]:
-    """Let no byte be written to a file of this process."""
+    """Let no byte be written to a file of this process: not in a fixture, since pytest's own output may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_on_a_full_disk_no_claim_is_left(tmp_path: Path, full: None) -> None:
+def test_on_a_full_disk_no_claim_is_left(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(OSError, match="cannot be written: File too large") as raised:
+    with full(), pytest.raises(OSError, match="cannot be written: File too large") as raised:
         RunFolder.claim(tmp_path / "run")
     assert exit_code(raised.value) == 74 and not list((tmp_path / "run").iterdir())
-    with pytest.raises(OSError, match="cannot be written: File too large"):
+    with full(), pytest.raises(OSError, match="cannot be written: File too large"):
         RunFolder.create("toy", tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
 
