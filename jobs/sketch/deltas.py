@@ -1,4 +1,4 @@
-"""A worker's own sketch of the batch at hand: what it will push, and what it notes beside."""
+"""A worker's sketch of the present batch: the deltas to push, and further counts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mpips.jobs.sketch.servers import Shape
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 SPILL = 1 << 14
-"""Keys that are added to the table at a time."""
+"""Number of keys that are added to the table at a time."""
 SHARE = 1 << 16
-"""A key with more than one in so many of a batch's weight may be among the most frequent of all."""
+"""A key with more than 1 / SHARE of a batch's weight may be among the most frequent of all."""
 
 
 class Batch(NamedTuple):
-    """A batch, counted: rows of deltas, and of which blocks they are, ascending; see `servers` for the rest."""
+    """A counted batch: rows of deltas, and the numbers of their blocks, ascending; see `servers` for the rest."""
 
     rows: NDArray[Any]
     blocks: Keys
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 class Deltas:
     """Counts the keys of one batch after another.
 
-    Every `sample`-th key, by its hash, is counted exactly as well; 0: none. `finish` writes over the rows that it has
-    given before.
+    One key in `sample`, selected by its hash, is also counted exactly; 0: none. `finish` overwrites the rows that it
+    returned before.
     """
 
     def __init__(self, shape: Shape, wide: bool, sample: int, conservative: bool) -> None:
@@ -54,10 +54,10 @@ class Deltas:
         self._heavy, self._sample = _List(np.maximum), _List(np.add)
         self._registers = np.zeros(1 << kernels.REGISTERS, np.int32)
         self.weight = 0
-        """That of the batch so far."""
+        """The weight of the batch so far."""
 
     def add(self, keys: Keys, weights: Counts | None) -> None:
-        """Count keys u64[n], each once, or by weights i8[n] that are at least 0."""
+        """Count keys u64[n], each once, or with non-negative weights i8[n]."""
         pos = 0
         self.weight += len(keys) if weights is None else int(weights.sum())
         while pos < len(keys):

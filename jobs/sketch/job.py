@@ -1,12 +1,12 @@
-"""Distributed sketching (paper, section 5.3): how often is each key in a stream too long to be kept?
+"""Distributed sketching (paper, section 5.3): the frequencies of the keys in a stream that is too long to store.
 
     scheduler                          worker r                                   server
     until every part is counted:       for each batch of its parts:               add the deltas of a batch,
-        a few batches each                 count the keys in a table of its own       unless it has had them
-        note how far each part is          push the table's blocks                    (`servers`)
+        a few batches each                 count the keys in a local table            unless already applied
+        record each part's progress        push the table's blocks                    (`servers`)
 
-The workers of a group named `query` ask for estimates meanwhile. When a worker is lost, another one goes on with its
-part where the scheduler last knew it to be; what the servers have had of it already, they leave out.
+Meanwhile, the workers of a group named `query` request estimates. When a worker is lost, another one continues its
+part from the recorded progress; the servers ignore batches that they have already applied.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ COLUMNS = (
     progress.Column("sent", "sent", 9, progress.bytes_si),
 )
 BATCHES = 4
-"""Batches of each worker per call; of so many at most it counts again what a lost one had."""
+"""Batches of each worker per call: at most as many are counted again when a worker is lost."""
 HANDED = 4
-"""Parts for each worker where parts are handed over, unless the job says how many."""
+"""Parts per worker where parts can be reassigned, unless the job sets the number."""
 QUERY = "query"
-"""The worker group that asks while the others insert."""
+"""The worker group that queries while the others insert."""
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
@@ -67,21 +67,21 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Totals(NamedTuple):
-    """What was counted of a part: items, and their weight."""
+    """The counted items of a part, and their weight."""
 
     items: int = 0
     weight: int = 0
 
 
 class Asked(NamedTuple):
-    """How many keys workers have asked for, at the same time, and in how many seconds."""
+    """The number of keys that workers have queried concurrently, and the seconds this took."""
 
     keys: int
     seconds: float
 
 
 def exact_sums(job: Any) -> str:
-    """Say why the number of workers shows in the result: counts are exact, but batches are cut from parts."""
+    """Return why the result depends on the number of workers: counts are exact, but batches are cut from parts."""
     if job.data.parts:
         return ""
     return "sketch cuts the stream into a part for each worker: say how many for all, as in data.parts = 8"
@@ -92,11 +92,11 @@ def _together(replies: list[dict[str, Any]]) -> Asked:
 
 
 FORM = {"rounds": COUNT, "parts": Each([COUNT, bool]), "totals": Each([COUNT, COUNT])}
-"""What a checkpoint keeps; of a part how many batches are done, and whether it is finished."""
+"""The form of the state in a checkpoint; for each part the number of batches done, and whether it is finished."""
 
 
 def unfit(about: dict[str, Any]) -> str:
-    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    """Return why a run cannot continue from a checkpoint's state; "" if it can."""
     state, where = about["state"], "about.state"
     if problem := misfit(state, FORM, where):
         return problem
@@ -105,7 +105,7 @@ def unfit(about: dict[str, Any]) -> str:
 
 
 class Insertion:
-    """A run: which worker has which part, and how far (`parts`), and what they come to (`totals`)."""
+    """A run: the worker and the progress of each part (`parts`), and the `totals` of the parts."""
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings, self.rounds = cluster, settings, 0
@@ -127,7 +127,7 @@ class Insertion:
         }
 
     def run(self) -> dict[str, Any]:
-        """Drive the run."""
+        """Run all steps; return the metrics."""
         cluster = self.cluster
         if self.text and (empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base)))):
             cluster.say(empty)
@@ -159,7 +159,7 @@ class Insertion:
         return finish(cluster, total, self._model, self._results, ask, mend=self._follow)
 
     def begin(self) -> None:
-        """Make the vectors, or take up a checkpoint."""
+        """Create the vectors, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
         cluster.vectors.clear()  # those of an attempt that a worker was lost in
         state = cluster.restore(unfit)
@@ -175,7 +175,7 @@ class Insertion:
 
     @property
     def total(self) -> Totals:
-        """Return what was counted of all parts."""
+        """Return the totals of all parts."""
         return Totals(*(sum(each) for each in zip(*self.totals, strict=True)))
 
     @property
@@ -183,7 +183,7 @@ class Insertion:
         return resolve(self.cluster.job.data, str(self.cluster.job.base))
 
     def _items(self) -> list[Any]:
-        """Name what the parts are cut from, which must be the same when the run is resumed."""
+        """Return the description of the stream, which must be the same when the run is resumed."""
         settings, data = self.settings, self.cluster.job.data
         if settings.zipf:
             return [settings.zipf, settings.items, settings.keys]
@@ -192,7 +192,7 @@ class Insertion:
         return [len(files), size, data.column, data.weight]
 
     def _kept_parts(self) -> int:
-        """Read into how many parts the stream was cut when the checkpoint was written that the run resumes from."""
+        """Return the number of parts of the stream in the checkpoint that the run resumes from."""
         resume = self.cluster.resume
         with suppress(InputError, KeyError, TypeError):  # `restore` says what is wrong with it
             return len(read_manifest(resume)["about"]["state"]["parts"]) if resume else 0
@@ -206,14 +206,14 @@ class Insertion:
     # --- inserting
 
     def _inserters(self) -> Group:
-        """Return the workers that insert: those that are not to ask, or all if there are no others."""
+        """Return the workers that insert: all but those of the query group, or all if there are no others."""
         cluster = self.cluster
         named = cluster.group(QUERY).addresses if QUERY in cluster.groups else ()
         chosen = [rank for rank in cluster.workers.addresses if rank not in named]
         return cluster.some(chosen or cluster.workers.addresses)
 
     def _askers(self) -> Group:
-        """Return the workers that ask meanwhile."""
+        """Return the workers of the query group."""
         inserters = self._inserters().addresses
         return self.cluster.some([rank for rank in self.cluster.workers.addresses if rank not in inserters])
 
@@ -241,7 +241,7 @@ class Insertion:
         table.close()
 
     def _insert(self, queries: list[Asked]) -> dict[str, Any]:
-        """Let every worker count some more batches; say how they fare, nothing if one was lost."""
+        """Let every worker count some more batches; return their accounts, none if a worker was lost."""
         inserters, askers = self._inserters(), self._askers()
         each = [
             {"parts": [[part.number, part.done] for part in self.parts.of(rank)]}
@@ -283,13 +283,13 @@ class Insertion:
             self.cluster.event("skipped", lines=number, first=first)
 
     def _ask(self) -> Asked:
-        """Let all workers ask for a while."""
+        """Let all workers query for a while."""
         return _together(self.cluster.workers.call("ask", {"round": self.rounds, "times": 16}))
 
     # --- workers that are lost, and come
 
     def _surely(self, step: Callable[[], T]) -> T:
-        """Do a step with the workers, and again with those who are there then if one is lost in it."""
+        """Run a step on the workers; if one is lost during it, repeat it on the present workers."""
         return surely(self.cluster, step, self._follow)
 
     def _regroup(self) -> None:

@@ -4,12 +4,12 @@ A CountMin sketch (Cormode, Muthukrishnan, J. Algorithms 55, 2005) is a table of
 is counted in one cell of each row. Cell c = row * width + column lies in block c >> shift of the servers' vector, at
 c & (2**shift - 1).
 
-The rows' hash functions: 64 mixed bits of the key and a seed per pair of rows, of which either row takes half.
+The rows' hash functions: 64 mixed bits of the key and a seed per pair of rows; each row of the pair uses one half.
 
-Few keys make up most of a real stream. So a worker counts keys in a cache of pairs of slots first (`count`), and only
-what falls out of it is added to its table, which is beyond the second-level cache: the slot with more stays where it
-is, the other one gives way to a new key. At the end of a batch the cache is emptied, hence every key of a batch passes
-through `spill` and `note`, the last time with all of the batch in its cells.
+Few keys make up most of a real stream. So a worker first counts keys in a cache of pairs of slots (`count`); only
+evicted keys are added to its table, which is larger than the processor's second-level cache. The slot with the larger
+count of a pair stays, the other one is replaced by a new key. The cache is emptied at the end of a batch, so every key
+of a batch is passed to `spill` and `note`, for the last time when its cells have all counts of the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Counts = NDArray[np.int64]
 SLOTS = 14
 """log2 of the pairs of slots in the cache: 512 kB, a quarter of a second-level cache."""
 REGISTERS = 14
-"""log2 of the registers that distinct keys are counted by."""
+"""log2 of the number of registers for the count of distinct keys."""
 
 _S32, _LOW, _STEP = U8(32), U8(0xFFFFFFFF), U8(0xD6E8FEB86659FD93)
 _SPREAD, _OTHER = U8(0x9E3779B97F4A7C15), U8(0xE7037ED1A0B428DB)
@@ -54,7 +54,7 @@ def _cell(bits: np.uint64, row: int, width: int) -> np.uint64:
 
 @kernel("UniTuple(i8, 2)(u8[::1], i8, i8[:,::1], u8[::1], i8[::1])")
 def count(keys: Keys, pos: int, slots: Counts, out: Keys, counts: Counts) -> tuple[int, int]:
-    """Count keys from `pos` on, each once, until `out` is full; return where it stopped, and how many are in `out`.
+    """Count keys from `pos` on, each once, until `out` is full; return the next position, and the number in `out`.
 
     slots i8[2**SLOTS, 4]: two keys and their counts, of which the first should be the larger; a count of 0 is none.
     """
@@ -86,7 +86,7 @@ def count(keys: Keys, pos: int, slots: Counts, out: Keys, counts: Counts) -> tup
 def count_weights(
     keys: Keys, weights: Counts, pos: int, slots: Counts, out: Keys, counts: Counts
 ) -> tuple[int, int]:
-    """Count keys as `count` does, each by its weight, which is not negative."""
+    """Count keys as `count` does, each with its non-negative weight."""
     filled, room = 0, len(out)
     for i in range(pos, len(keys)):
         key, weight = keys[i], weights[i]
@@ -147,10 +147,10 @@ def spill(
     cells: NDArray[np.uint32],
     most: Counts,
 ) -> None:
-    """Add the counts of n keys to a worker's own table; return what its first row then holds of each.
+    """Add the counts of n keys to a worker's table; return the values of their cells in its first row.
 
-    cells u4[depth, or one more if that is odd, n or more] is for its own use: to hash first and to add then, a row at a
-    time, leaves the processor more cells to wait for at once.
+    cells u4[depth, or one more if that is odd, n or more] is scratch memory: hashing all keys first, and then adding
+    row by row, lets the processor load more cells at the same time.
     """
     for row in range(0, depth, 2):
         even, odd = cells[row], cells[row + 1]
@@ -180,7 +180,7 @@ def spill_conservatively(
     cells: NDArray[np.uint32],
     most: Counts,
 ) -> None:
-    """Do as `spill`, but raise no cell above what the key's least one comes to (Estan, Varghese, SIGCOMM 2002)."""
+    """Do as `spill`, but raise no cell above the new value of the key's least one (Estan, Varghese, SIGCOMM 2002)."""
     for i in range(n):
         least = np.int64(2**62)
         for row in range(depth):
@@ -210,11 +210,11 @@ def note(
     sample_counts: Counts,
     fill: Counts,
 ) -> None:
-    """Note of n keys what the table does not tell.
+    """Record further facts about n keys.
 
-    The registers of distinct keys (HyperLogLog); the keys whose count, which is at `most` so much, may be `heavy` or
-    more; the counts of those whose hash is below `sampled`. fill i8[2]: how many there are of the latter two, with
-    room for n more of either.
+    These are the registers of distinct keys (HyperLogLog), the keys whose count, at most `most`, may be `heavy` or
+    more, and the counts of keys whose hash is below `sampled`. fill i8[2]: the numbers of the latter two, with room for
+    n more of each.
     """
     first, second = fill[0], fill[1]
     for i in range(n):
@@ -242,9 +242,9 @@ def unload(
     rows: NDArray[np.signedinteger],
     blocks: Keys,
 ) -> int:
-    """Move a worker's table, by blocks, to rows as they are pushed, and leave zeros.
+    """Move a worker's table, block by block, to rows to be pushed, and set it to zero.
 
-    Only blocks that are not all zero are taken, unless `everything`. Lists which they are; gives how many.
+    Blocks that are all zero are left out, unless `everything`. Lists the blocks; returns their number.
     """
     n, width = 0, table.shape[1]
     for block in range(len(table)):
@@ -268,7 +268,7 @@ def unload(
 def apply(
     values: Counts, applied: NDArray[np.int32], slots: NDArray[np.int32], rows: NDArray[np.signedinteger]
 ) -> None:
-    """Add deltas to blocks that have not had their batch yet; see `servers`."""
+    """Add deltas to blocks that have not applied their batch yet; see `servers`."""
     width = values.shape[1]
     for i in range(len(slots)):
         slot, part, batch = slots[i], rows[i, width], rows[i, width + 1]
@@ -280,7 +280,7 @@ def apply(
 
 @kernel(*(f"void(i8[:,::1], i4[:,::1], {t}[:,::1])" for t in ("i4", "i8")))
 def apply_range(values: Counts, applied: NDArray[np.int32], rows: NDArray[np.signedinteger]) -> None:
-    """Do as `apply` with blocks that stand together."""
+    """Do as `apply` for contiguous blocks."""
     width = values.shape[1]
     for i in range(len(rows)):
         part, batch = rows[i, width], rows[i, width + 1]
@@ -292,7 +292,7 @@ def apply_range(values: Counts, applied: NDArray[np.int32], rows: NDArray[np.sig
 
 @kernel("void(i4[:,::1], i4[::1], i4[:,::1])")
 def raise_to(values: NDArray[np.int32], slots: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
-    """Set values to the larger of what they are and what is pushed."""
+    """Set values to the maximum of themselves and the pushed rows."""
     for i in range(len(slots)):
         for at in range(values.shape[1]):
             values[slots[i], at] = max(values[slots[i], at], rows[i, at])
@@ -324,7 +324,7 @@ def asked(
     cells: Counts,
     blocks: Keys,
 ) -> int:
-    """List the blocks that hold the cells of keys, in order, each once; return how many they are.
+    """List the blocks that hold the cells of keys, in order, each once; return their number.
 
     marks i4[all blocks], zero before, are the places in that list, from 1; cells i8[n * depth] are the keys' cells.
     """
@@ -352,7 +352,7 @@ def answered(
     cells: Counts,
     out: Counts,
 ) -> None:
-    """Estimate the counts of keys from the blocks that `asked` has listed; `marks` are zero again then."""
+    """Estimate the counts of keys from the blocks that `asked` has listed; resets `marks` to zero."""
     mask = (1 << shift) - 1
     for i in range(len(out)):
         least = np.int64(2**63 - 1)

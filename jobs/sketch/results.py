@@ -1,4 +1,4 @@
-"""What a sketch says in the end: estimates, their error against true counts, distinct keys, the most frequent ones."""
+"""The results of a sketch: estimates, their errors, the number of distinct keys, and the most frequent keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = "sketch.npz"
 
 
 class Sketch(NamedTuple):
-    """A whole table, i8[depth * width]; `text` says that keys are hashes of texts, not numbers."""
+    """A whole table, i8[depth * width]; `text`: keys are hashes of texts, not numbers."""
 
     table: Counts
     depth: int
@@ -29,13 +29,13 @@ class Sketch(NamedTuple):
     text: bool
 
     def estimate(self, keys: Keys) -> Counts:
-        """Estimate the counts of keys: never too low, and too high by more than the `bound` with chance e^-depth."""
+        """Estimate the counts of keys: never too low, and too high by more than `bound` with probability e^-depth."""
         out = np.empty(len(keys), np.int64)
         kernels.estimate(keys, self.table, self.depth, self.width, np.uint64(self.seed), out)
         return out
 
     def save(self, folder: Path) -> Path:
-        """Write it to a run's folder; return the file."""
+        """Write the sketch to a run's folder; return the file."""
         with replacing(folder / FILE) as file:
             np.savez(file, **self._asdict())
         return folder / FILE
@@ -82,7 +82,7 @@ def load(path: Path) -> Sketch:
 
 
 def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
-    """Return how many blocks of so many cells a table has; ValueError if the numbers are those of none."""
+    """Return the number of blocks, of `cells` cells each, of a table; ValueError if the numbers are invalid."""
     if not all(isinstance(each, int) for each in (depth, width, seed)):
         raise ValueError("its depth, width and seed must be whole numbers")
     if not (depth >= 1 and width >= 1 and depth * width <= MOST_CELLS and 0 <= seed < 2**64):
@@ -91,10 +91,10 @@ def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
 
 
 def query(path: Path, keys: Sequence[str]) -> list[int]:
-    """Estimate the counts of keys, as they are written, from a run's folder or a checkpoint.
+    """Estimate the counts of keys, given as text, from a run's folder or a checkpoint.
 
     Raises:
-        InputError: there is no sketch, or a key is none.
+        InputError: there is no sketch, or a key is invalid.
     """
     sketch = load(path)
     estimates: list[int] = sketch.estimate(source.hashes(keys, sketch.text)).tolist()
@@ -102,7 +102,7 @@ def query(path: Path, keys: Sequence[str]) -> list[int]:
 
 
 def bound(width: int, weight: int) -> float:
-    """Return epsilon N: by more than this an estimate is too high with a chance of at most delta = e^-depth."""
+    """Return epsilon N: an estimate is too high by more than this with probability at most delta = e^-depth."""
     return math.e / width * weight
 
 
@@ -145,7 +145,7 @@ def _tau(x: float) -> float:
 
 
 def distinct(registers: NDArray[np.int32]) -> float:
-    """Estimate how many different keys there were, from the registers (Ertl, arXiv:1702.01284, algorithm 6).
+    """Estimate the number of distinct keys from the registers (Ertl, arXiv:1702.01284, algorithm 6).
 
     The standard error is 1.04 / sqrt(number of registers).
     """
@@ -159,7 +159,7 @@ def distinct(registers: NDArray[np.int32]) -> float:
 
 
 def packed(names: Sequence[bytes], words: int) -> Counts:
-    """Write texts as rows of the heavy keys: i8[n, 1 + words], one more than the length first; long ones are cut."""
+    """Return texts as rows for heavy keys: i8[n, 1 + words], first the length plus one; long texts are truncated."""
     rows = np.zeros((len(names), 1 + words), np.int64)
     raw = rows.view(np.uint8)
     for at, name in enumerate(names):
@@ -170,7 +170,7 @@ def packed(names: Sequence[bytes], words: int) -> Counts:
 
 
 def top(sketch: Sketch, keys: Keys, rows: Counts, most: int) -> list[tuple[str, int]]:
-    """Return the `most` frequent keys among some, and their estimates, the largest first; rows are as `packed`."""
+    """Return the `most` most frequent of some keys with their estimates, largest first; rows as from `packed`."""
     estimates = sketch.estimate(keys)
     first = np.lexsort((keys, -estimates))[:most]
     found = []

@@ -1,4 +1,4 @@
-"""Compiled kernels of the sources: numbers that are drawn, texts that are hashed, tables that are parsed."""
+"""Compiled kernels of the sources: random numbers, hashes of texts, and parsing of tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def zipf(out: Keys, state: np.uint64, exponent: float, most: int) -> np.uint64:
 
 @kernel("void(u8[::1])")
 def scramble(keys: Keys) -> None:
-    """Turn numbers into keys all over the 64 bits, each into another."""
+    """Map numbers to keys over all 64 bits, by a bijection."""
     for i in range(len(keys)):
         keys[i] = mix(keys[i])
 
@@ -93,10 +93,11 @@ def parse(
     ends: Counts,
     weights: Counts,
 ) -> None:
-    """Find the keys of a block of whole lines, with their weights; what is empty is no key, and a line of blanks none.
+    """Find the keys of a block of whole lines, with their weights; empty fields and blank lines are not keys.
 
-    column -1: a line is a key; weight -1: none. `state` says where to begin, and, when it returns, where and why it
-    stopped: after a bad line, whose wrong field is AT. There must be room for as many keys as there are lines.
+    column -1: a whole line is a key; weight -1: there are no weights. `state` is the position to begin at and, on
+    return, the position and the reason of the stop: after a bad line, whose wrong field is AT. There must be room for
+    as many keys as lines.
     """
     pos, line, found = state[POS], state[LINE], state[FOUND]
     state[CODE] = DONE
@@ -157,7 +158,7 @@ def parse(
 
 @kernel("void(u8[::1], u8[::1], i8[::1])")
 def locate(keys: Keys, wanted: Keys, found: Counts) -> None:
-    """Find where each of the `wanted` keys, all different, first stands among `keys`; -1 if nowhere."""
+    """Find the first position of each of the `wanted` keys, all different, in `keys`; -1 if it is absent."""
     bits = 1
     while (1 << bits) < 2 * len(wanted) + 2:
         bits += 1

@@ -1,17 +1,17 @@
-"""What the servers hold, and what a push does there.
+"""The vectors of the sketch on the servers, and their updates.
 
 `table`: the sketch in blocks of cells, dense. A worker pushes the deltas of one batch of one part of the stream; a row
-is a block's deltas, then the number of the part, then that of the batch, from 1. A block remembers of each part the
-last batch that it has had (`applied`), and leaves out what it has had before.
+is a block's deltas, then the number of the part, then that of the batch, from 1. A block records the last batch of each
+part that it has applied (`applied`), and ignores batches that it has already applied.
 
-That makes every item count exactly once. A part is cut into the same batches whoever reads it, and a worker pushes a
-batch only when all blocks have answered the one before. So a block that has had a batch of some part has had all before
-it, and a batch that was pushed to some servers only, by a worker that died, may be pushed again to all of them, as may
-any number of batches before it. Nobody needs to know how far the dead worker came.
+So every item is counted exactly once. A part is cut into the same batches by every worker, and a worker pushes a batch
+only when all blocks have answered the previous one. So a block that has applied a batch of a part has applied all
+earlier ones. A batch that a dead worker has pushed to only some servers may be pushed again to all of them, and so may
+any number of earlier batches: the progress of the dead worker need not be known.
 
-`exact`: the same for single keys, sparse: the true counts of a sample of the keys. `registers` and `heavy` hold what
-pushing twice does not change: the registers of a HyperLogLog sketch, of which the larger counts, and the keys that may
-be among the most frequent, by their hash, with their text.
+`exact`: the same for single keys, sparse: the true counts of a sample of the keys. The updates of `registers` and
+`heavy` are idempotent: the registers of a HyperLogLog sketch, whose maximum is kept, and the keys that may be among the
+most frequent, by their hash, with their text.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mpips.jobs.sketch import kernels
 
 Array = NDArray[Any]
 BLOCK = 16
-"""Cells of a block for each 8 parts: a cache line or two are read for one cell, and `applied` costs a quarter."""
+"""Cells of a block per 8 parts: one cell costs one or two cache lines, and `applied` a quarter of the memory."""
 WORDS = 32
-"""Words of 8 bytes that a heavy key's text may have; longer ones are cut."""
+"""Largest number of 8-byte words of a heavy key's text; longer texts are truncated."""
 
 
 class Shape(NamedTuple):
-    """What a sketch is: a table of depth x width cells, hashed by a seed, in blocks of 2**shift cells, for `parts`."""
+    """The shape of a sketch: a table of depth x width cells, a hash seed, blocks of 2**shift cells, and `parts`."""
 
     depth: int
     width: int
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Return how many blocks hold the table."""
+        """Return the number of blocks of the table."""
         return -(-self.depth * self.width >> self.shift)
 
 
@@ -57,7 +57,7 @@ def shape_for(depth: int, width: int, seed: int, parts: int) -> Shape:
 
 
 def specs(shape: Shape, wide: bool, text: bool) -> list[VectorSpec]:
-    """Name the vectors; `wide` deltas have 64 bits, and `text` says that keys have one."""
+    """Return the vectors' specifications; `wide`: deltas have 64 bits; `text`: keys have a text."""
     settings: dict[str, Any] = {"parts": shape.parts, "deltas": "int64" if wide else "int32"}
     counted: dict[str, Any] = {"dtype": "int64", "update": "sketch_add", "settings": settings}
     return [
@@ -88,7 +88,7 @@ def _add_range(values: Array, state: State, rows: Array, settings: Settings) -> 
     defaults={"parts": 1, "deltas": "int32"},
 )
 def add(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
-    """Add the deltas of a batch, unless the block has had it."""
+    """Add the deltas of a batch, unless the block has already applied it."""
     kernels.apply(values, state["applied"], slots, rows)
 
 
@@ -96,7 +96,7 @@ def add(values: Array, state: State, slots: NDArray[np.int32], rows: Array, sett
 def keep_larger(
     values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings
 ) -> None:
-    """Keep the larger of what is there and what comes."""
+    """Keep the maximum of the value and the pushed row."""
     kernels.raise_to(values, slots, rows)
 
 

@@ -13,25 +13,25 @@ class Settings:
     """The job file's table [sketch]."""
 
     depth: int = field(default=4, metadata={"at_least": 1, "at_most": 32})
-    """Rows of the table: an estimate is beyond its bound with chance e^-depth."""
+    """Rows of the table: an estimate exceeds its error bound with probability e^-depth."""
     width: int = field(default=1 << 20, metadata={"at_least": 1, "at_most": 2**31 - 1})
-    """Columns of the table: that bound is e/width of all that was counted."""
+    """Columns of the table: the error bound is e/width of the total count."""
     conservative: bool = False
-    """Raise, within a batch, no cell further than needed: estimates are lower, never too low, and take longer."""
+    """Conservative update within a batch: estimates are lower, but never too low, and counting takes longer."""
     top: int = field(default=100, metadata={"at_least": 0, "at_most": 2**31 - 1})
-    """How many of the most frequent keys are listed in the end."""
+    """Number of the most frequent keys to list at the end."""
     exact: int = field(default=1024, metadata={"at_least": 0, "at_most": 2**62})
-    """Of so many keys one is counted exactly too, to measure errors; 1: every key, 0: none."""
+    """One in this many keys is also counted exactly, to measure errors; 1: every key, 0: none."""
     batch: int = field(default=1 << 24, metadata={"at_least": 1, "at_most": 2**30})
-    """Items that a worker counts by itself before it pushes; of text at most 64 MB."""
+    """Items of a batch, which a worker counts locally before it pushes; at most 64 MB of text."""
     zipf: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 20.0})
-    """Instead of data: generate keys, the k-th of which is drawn with probability proportional to k^-zipf."""
+    """Instead of data: draw keys, the k-th most frequent with probability proportional to k^-zipf."""
     items: int = field(default=100_000_000, metadata={"at_least": 1, "at_most": 2**62})
-    """zipf: how many are drawn."""
+    """zipf: the number of drawn items."""
     keys: int = field(default=100_000_000, metadata={"at_least": 1, "at_most": 2**48})
-    """zipf: how many keys there are to be drawn."""
+    """zipf: the number of different keys."""
     hold: bool = False
-    """zipf: draw all of it before the clock starts, and keep it in memory."""
+    """zipf: draw all items before the measurement starts, and keep them in memory."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a table that is too large."""

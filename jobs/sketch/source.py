@@ -1,7 +1,7 @@
-"""Where keys come from: lines or columns of text files, or a Zipf distribution; cut into parts, and these into batches.
+"""Sources of keys: lines or columns of text files, or a Zipf distribution; cut into parts, and these into batches.
 
-Part and batch name the same items whoever reads them, and however often: that is what lets a successor go on with the
-part of a worker that was lost (`servers`). So a batch ends by a count of lines or bytes, never by the clock.
+The items of a part's batch are always the same, for any reader: so another worker can continue the part of a lost one
+(`servers`). Therefore a batch ends after a number of lines or bytes, never after a time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mpips.jobs.sketch.settings import Settings
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 MOST_BYTES = 64 << 20
-"""Bytes of text in a batch: it is kept until its heavy keys are known, to look up what they are called."""
+"""Bytes of text in a batch: it is kept until its heavy keys are known, to look up their texts."""
 PIECE = 1 << 18
-"""Generated keys that are counted at a time; between them messages move."""
+"""Generated keys that are counted at a time; messages are processed in between."""
 LARGEST = 10**18
 """Weights are below this."""
 
@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Keys, their weights (None: each 1), and where they stand in the text, if they come from one."""
+    """Keys, their weights (None: each 1), and their positions in the text, if they are from a text."""
 
     keys: Keys
     weights: Counts | None = None
@@ -60,7 +60,7 @@ class Chunk(NamedTuple):
 
 
 def block_size(files: Sequence[str], parts: int) -> int:
-    """Choose how many bytes are read at a time: small files are cut into some blocks for every part too."""
+    """Choose the number of bytes to read at a time, so that also small files have some blocks for every part."""
     sizes = []
     for file in files:
         with open_data(file) as opened:
@@ -69,7 +69,7 @@ def block_size(files: Sequence[str], parts: int) -> int:
 
 
 def check(spec: DataSpec) -> None:
-    """Raise JobError for columns that cannot be meant."""
+    """Raise JobError for invalid columns."""
     for name, column in (("column", spec.column), ("weight", spec.weight)):
         if isinstance(column, int) and column < 0:
             raise JobError(
@@ -80,7 +80,7 @@ def check(spec: DataSpec) -> None:
 
 
 def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
-    """Read the blocks of one part: whole files if there are enough of them, else every so many-th block."""
+    """Read the blocks of one part: whole files if there are enough of them, else every n-th block."""
     number = 0
     for files, mine, of in Cut(parts).slices(spec.train, [part]):
         for path in files:
@@ -97,7 +97,7 @@ def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
 
 
 def header(spec: DataSpec) -> str:
-    """Return the names that the first file's columns have, and its name; "" if none are looked for."""
+    """Return the column names of the first file, and the file's name; "" if names are not used."""
     for text in line_blocks(spec.train[0], 1 << 12):
         size = _columns(spec.train[0], spec, text)[1]
         names = bytes(text[:size]).decode("utf-8", "replace").split(spec.separator)
@@ -106,20 +106,20 @@ def header(spec: DataSpec) -> str:
 
 
 def first_row(spec: DataSpec) -> str:
-    """Return the first file's first line if it is ambiguous whether it is a row, and is taken as one; else ""."""
+    """Return the first file's first line if it may be a header but is read as a row; else ""."""
     if spec.header != "auto" or not isinstance(spec.column, int) or spec.weight != "":
         return ""
     return f"{spec.separator.join(_first_fields(spec))[:100]!r} ({spec.train[0]})"
 
 
 def _first_fields(spec: DataSpec) -> list[str]:
-    """Return the first line of the first file: whether it has names decides whether later ones may."""
+    """Return the first line of the first file: if it has names, those of later files may have them, too."""
     text = next(line_blocks(spec.train[0], 1 << 12), bytearray())
     return bytes(text[: text.find(b"\n")]).decode("utf-8", "replace").rstrip("\r").split(spec.separator)
 
 
 def _weighs_nothing(fields: Sequence[str], spec: DataSpec) -> bool:
-    """Return whether a line has no number at all where it should have a weight, as a line of names has not."""
+    """Return whether a line has no number in the column of weights, like a line of names."""
     if not isinstance(spec.weight, int) or spec.weight >= len(fields):
         return False
     try:
@@ -155,7 +155,7 @@ def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int
 
 
 def parsed(block: Block, spec: DataSpec, skipped: list[str]) -> Chunk:
-    """Find the keys of a block; bad lines are an error, or are noted in `skipped` if the job says so.
+    """Find the keys of a block; bad lines are an error, or are listed in `skipped` if the job allows them.
 
     Raises:
         DataError: names file and line.
@@ -218,18 +218,18 @@ class Text:
 
 
 class Zipf(NamedTuple):
-    """A generated stream: `items` keys of which the k-th most frequent has probability proportional to k^-exponent."""
+    """A generated stream of `items` keys: the k-th most frequent has probability proportional to k^-exponent."""
 
     exponent: float
     items: int
     keys: int
-    """How many keys there are."""
+    """The number of different keys."""
     seed: int
     batch: int
     """Items of a batch."""
 
     def size(self, part: int, parts: int, number: int) -> int:
-        """Return the items of a batch of a part; 0 or less beyond its last."""
+        """Return the number of items of a batch of a part; 0 or less after the last one."""
         mine = self.items // parts + (part < self.items % parts)
         return min(self.batch, mine - number * self.batch)
 
@@ -259,10 +259,10 @@ def _scrambled(numbers: Keys) -> Chunk:
 
 
 def hashes(words: Sequence[str], text: bool) -> Keys:
-    """Turn keys as they are written into what is counted: the hash of a text, or the number itself.
+    """Convert keys given as text to the counted keys: the hash of a text, or the number itself.
 
     Raises:
-        InputError: the sketch counts numbers, and one is none.
+        InputError: the sketch counts numbers, and a key is not one.
     """
     out = np.empty(len(words), np.uint64)
     for at, word in enumerate(words):
@@ -277,7 +277,7 @@ def hashes(words: Sequence[str], text: bool) -> Keys:
 
 
 def zipf_of(settings: Settings, seed: int) -> Zipf | None:
-    """Return the generated stream that the job asks for, if any."""
+    """Return the job's generated stream, if any."""
     if not settings.zipf:
         return None
     return Zipf(settings.zipf, settings.items, settings.keys, seed, settings.batch)

@@ -1,4 +1,4 @@
-"""The worker: counts its parts of the stream batch by batch, or asks for estimates."""
+"""The worker: counts its parts of the stream batch by batch, or requests estimates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mpips.jobs.sketch.settings import Settings
 from mpips.jobs.sketch.source import Chunk
 
 ASKED = 1 << 13
-"""Keys that are asked for at a time."""
+"""Number of keys in a query."""
 SAMPLE = 1 << 18
-"""Keys that a worker draws to ask for."""
+"""Number of keys that a worker draws for its queries."""
 
 
 class Stream:
@@ -30,14 +30,14 @@ class Stream:
         self.part, self.done, self._batches = part, done, batches
 
     def take(self) -> Iterator[Chunk] | None:
-        """Return the next one; None if there is none left."""
+        """Return the next batch; None if there is none left."""
         batch = next(self._batches, None)
         self.done += batch is not None
         return batch
 
 
 class Worker:
-    """What the scheduler calls on a worker."""
+    """The worker of this program."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -53,11 +53,11 @@ class Worker:
         self._enough = -1
 
     def look(self) -> None:
-        """Look at the keys that will be asked for, before anything is counted."""
+        """Read the keys to query, to report errors before anything is counted."""
         self._sample()
 
     def load(self, parts: list[int], of: int) -> None:
-        """Make ready; draw what is to be held."""
+        """Prepare the worker; draw the items that are kept in memory."""
         self.deltas  # noqa: B018
         self._pushes.clear()
         if self.zipf is not None and self.settings.hold:
@@ -67,7 +67,7 @@ class Worker:
 
     @property
     def shape(self) -> Shape:
-        """The sketch, as the servers hold it."""
+        """The shape of the sketch on the servers."""
         spec, settings = self.context.vectors["table"].spec, self.settings
         seed = servers.seed_for(self.context.job.seed)
         shift, parts = spec.width.bit_length() - 1, int(spec.settings["parts"])
@@ -75,17 +75,17 @@ class Worker:
 
     @property
     def deltas(self) -> Deltas:
-        """The counts of the batch at hand."""
+        """The counts of the present batch."""
         if self._deltas is None:
             wide, settings = self.data.weight != "", self.settings
             self._deltas = Deltas(self.shape, wide, settings.exact, settings.conservative)
         return self._deltas
 
     def insert(self, parts: list[list[int]], of: int, count: int, step: int) -> dict[str, Any]:
-        """Count and push some batches of parts: [number, batches done] each; say what was done.
+        """Count and push some batches of parts: [number, batches done] each; return the progress.
 
-        A batch is pushed when the servers have answered the one before, as `servers` wants it, and while they are
-        busy with it the next one is counted.
+        A batch is pushed when the servers have answered the previous one, as `servers` requires; the next one is
+        counted while the servers apply it.
         """
         report = []
         self._skipped.clear()
@@ -159,7 +159,7 @@ class Worker:
     # --- asking
 
     def ask(self, round: int, times: int = 0) -> dict[str, Any]:
-        """Ask for the counts of keys so many times, or until it is told that it is enough, but once at the least."""
+        """Query the counts of keys `times` times, or at least once and until a call of `enough`."""
         if self._answers is None:
             self._answers = Answers(self.context, self.shape, self._sample())
         asked, begin = 0, self.context.wall()
@@ -170,11 +170,11 @@ class Worker:
 
     @at_once
     def enough(self, round: int) -> None:
-        """Hear that the others have inserted what they had to."""
+        """End `ask`: the other workers have inserted all their items."""
         self._enough = max(self._enough, round)
 
     def _sample(self) -> NDArray[np.uint64]:
-        """Draw keys to ask for: of the test data, or as those that are inserted."""
+        """Draw keys to query: from the test data, or with the distribution of the inserted keys."""
         if self.zipf is not None:
             drawn = self.zipf._replace(items=SAMPLE, batch=SAMPLE).batches(
                 self.context.index_of_all + 1, 1, 0
@@ -197,7 +197,7 @@ class Answers:
         self._rows = np.empty((len(self._blocks), 1 << shape.shift), np.int64)
 
     def ask(self, time: int) -> NDArray[np.int64]:
-        """Estimate the counts of some keys, others each time: i8[ASKED]."""
+        """Estimate the counts of some keys, different ones each time: i8[ASKED]."""
         depth, width, seed, shift = self.shape.depth, self.shape.width, self.shape.seed, self.shape.shift
         begin = time * ASKED % (len(self.keys) - ASKED + 1)
         keys, out = self.keys[begin : begin + ASKED], np.empty(ASKED, np.int64)
@@ -209,7 +209,7 @@ class Answers:
 
 
 def _names(chunks: list[Chunk], heavy: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Look up what heavy keys are called in the text of their batch; return their rows."""
+    """Look up the texts of heavy keys in the text of their batch; return their rows."""
     if not chunks:
         return np.ones((len(heavy), 1), np.int64)
     names = [b""] * len(heavy)

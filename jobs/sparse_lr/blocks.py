@@ -1,4 +1,4 @@
-"""The worker's half of the delayed block proximal method: its examples by columns, and what it knows of them."""
+"""The worker's half of the delayed block proximal method: its examples by columns, and their state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_VALUES = np.empty(0, np.float32)
 
 
 def joined(first: Columns, second: Columns) -> Columns:
-    """Return two sets of examples as one, those of the second behind those of the first."""
+    """Return two sets of examples as one, the second set after the first."""
     keys = np.union1d(first.keys, second.keys)
     parts = [(part, np.searchsorted(keys, part.keys)) for part in (first, second)]
     counts = np.zeros(len(keys), np.int64)
@@ -40,14 +40,14 @@ def joined(first: Columns, second: Columns) -> Columns:
 
 
 class Blocks:
-    """A worker's examples and their margins; of every feature its weight, and its trust radius if it is active.
+    """A worker's examples and their margins; for every feature its weight, and its trust radius if it is active.
 
-    What stands for the radius of others is `kernels.NEAR` and so on. Weights are those of the servers, bit for bit:
-    workers are told each one that changes, and both mix what they have noted of the last passes in the same way.
+    Inactive features have a code (`kernels.NEAR` and others) instead of a radius. Weights have the same bits as on the
+    servers: workers receive every changed weight, and both mix the saved states of the last passes in the same way.
     """
 
     dtype: type[np.floating[Any]] = np.float32
-    """Of the rows that are pushed; float64 of wide data (`kernels.SMALL`)."""
+    """Type of the pushed rows; float64 for wide data (`kernels.SMALL`)."""
 
     def __init__(self, columns: Columns) -> None:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
@@ -68,13 +68,13 @@ class Blocks:
         return self.colptr, self.rows, self.values
 
     def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
-        """Return the `column_sums` of some columns: what the servers start from; only the last two if all is `ones`."""
+        """Return the `column_sums` of some columns, for the servers' start; only the last two if `ones`."""
         out = np.empty((end - begin, 4), self.dtype)
         kernels.column_sums(self.colptr[begin : end + 1], self.rows, self.values, self.state, out)
         return np.ascontiguousarray(out[:, 2:]) if ones else out
 
     def facts(self) -> dict[str, Any]:
-        """Say what the examples come to."""
+        """Return the totals of the examples."""
         return {
             "features": len(self.keys),
             "last": int(self.keys[-1]) if len(self.keys) else 0,
@@ -87,7 +87,7 @@ class Blocks:
 
     @cached_property
     def _fingerprint(self) -> int:
-        """A number that tells data apart by their keys: parts of the same data have the same sum modulo 2^64."""
+        """A number that identifies data by their keys: any partition of the same data has the same sum modulo 2^64."""
         total = 0
         for begin in range(0, len(self.keys), 1 << 16):
             keys, ends = self.keys[begin : begin + (1 << 16)], self.colptr[begin : begin + (1 << 16) + 1]
@@ -96,23 +96,23 @@ class Blocks:
         return total % 2**64
 
     def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
-        """Take the weights of columns, all others weigh 0, and compute the margins anew. A new epoch begins."""
+        """Set the weights of columns, and 0 for all others; recompute the margins. A new epoch begins."""
         self.w[:] = 0.0
         self.w[cols] = w
         self.renew_margins()
 
     def renew_margins(self) -> None:
-        """Compute the margins anew from the weights: mixtures magnify rounding errors. A new epoch begins."""
+        """Recompute the margins from the weights, since mixtures amplify rounding errors. A new epoch begins."""
         cols = np.flatnonzero(self.w)
         kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
         self.begin_epoch()
 
     def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
-        """Take the radius of columns, or what stands for it."""
+        """Set the radius of columns, or the code instead of it."""
         self.radius[cols] = radius
 
     def begin_epoch(self) -> None:
-        """Note which columns are active, the margins and the weights; what was noted before is forgotten."""
+        """Save the set of active columns, the margins and the weights; earlier saved states are dropped."""
         kernels.refresh_odds(self.state)
         self._epoch = np.flatnonzero(self.radius > 0.0)
         self._weights = np.empty((MEMORY + 1, len(self._epoch)))
@@ -121,7 +121,7 @@ class Blocks:
 
     @property
     def history(self) -> F8:
-        """The noted margins: at the starts of the last passes, and now."""
+        """The saved margins: at the starts of the last passes, and now."""
         return self._margins[: self._noted]
 
     def _note(self) -> None:
@@ -130,7 +130,7 @@ class Blocks:
         self._noted += 1
 
     def _forget(self, kept: int) -> None:
-        """Forget the notes but the last `kept`, row by row: examples are many, copies of them costly."""
+        """Drop all saved states but the last `kept`, row by row, to avoid large copies."""
         first = max(self._noted - kept, 0)
         for notes in (self._margins, self._weights):
             for row in range(first, self._noted if first else 0):
@@ -138,7 +138,7 @@ class Blocks:
         self._noted -= first
 
     def _thin_out(self) -> None:
-        """Note no more of columns that were dropped and have had no weight, once these are the most of all."""
+        """Stop saving columns that were dropped and had weight 0 throughout, once they are the majority."""
         noted = self._weights[: self._noted]
         live = (self.radius[self._epoch] > 0.0) | (noted != 0.0).any(axis=0)
         if 2 * np.count_nonzero(live) < len(live):
@@ -147,11 +147,11 @@ class Blocks:
             self._epoch, self._weights = self._epoch[live], weights
 
     def askable(self, full: bool) -> NDArray[np.int64]:
-        """List the columns that may become active: soon, or, `full`, ever."""
+        """List the columns that may become active soon, or with `full` at any time."""
         return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
 
     def dropped(self) -> NDArray[np.int64]:
-        """List the columns that are not active and weigh something: a mixture has given it to them."""
+        """List the columns that are inactive but have a non-zero weight, as the result of a mixture."""
         cols = self._epoch
         asleep = (self.radius[cols] <= 0.0) & (self.w[cols] != 0.0)
         dropped: NDArray[np.int64] = cols[asleep]
@@ -163,18 +163,18 @@ class Blocks:
         return int((self.colptr[1:][active] - self.colptr[:-1][active]).sum())
 
     def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Return the sketch of the active non-zeros from which blocks are cut."""
+        """Return the sketch of the active non-zeros that determines how blocks are cut."""
         cols = np.flatnonzero(self.radius > 0.0)
         return weight_sketch(self.keys[cols], self.colptr[cols + 1] - self.colptr[cols])
 
     def begin_pass(self, begins: NDArray[np.uint64]) -> None:
-        """Cut the active columns where the pass's blocks begin."""
+        """Partition the active columns into the blocks of a pass, given the first key of each."""
         kernels.refresh_odds(self.state)
         self.cols = np.flatnonzero(self.radius > 0.0)
         self.cuts = [*np.searchsorted(self.keys[self.cols], begins).tolist(), len(self.cols)]
 
     def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
-        """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
+        """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2), self.dtype)
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
@@ -182,7 +182,7 @@ class Blocks:
         return cols, self.keys[cols], rows
 
     def apply(self, cols: NDArray[np.int64], reply: F4) -> None:
-        """Move the margins to a block's new weights, and take its new radii: reply (w, radius)."""
+        """Update the margins by a block's new weights, and set its new radii: reply (w, radius)."""
         if len(cols) == 0:
             return
         steps = reply[:, 0] - self.w[cols]
@@ -190,7 +190,7 @@ class Blocks:
         self.w[cols], self.radius[cols] = reply[:, 0], reply[:, 1]
 
     def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
-        """Note the margins after a pass; return the losses' second-order model over the noted passes."""
+        """Save the margins after a pass; return the losses' second-order model over the saved passes."""
         self._note()
         steps = len(self.history) - 1
         model = np.empty((steps + 2, steps))
@@ -198,13 +198,13 @@ class Blocks:
         return {}, model
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
-        """Return the losses of every mixture of the noted margins."""
+        """Return the losses of every mixture of the saved margins."""
         out = np.empty(len(mixtures))
         kernels.mixed_losses(self.history, mixtures, out)
         return out
 
     def mix(self, mixture: F8 | None, forget: bool) -> None:
-        """Set margins and weights to a mixture of the noted ones (or leave them), and forget what is too old."""
+        """Set margins and weights to a mixture of the saved ones (None: leave them), and drop states too old."""
         if mixture is not None:
             margins, weights = self.history, self._weights[: self._noted]
             kernels.mix(margins, mixture, margins[-1])
@@ -214,7 +214,7 @@ class Blocks:
         self._thin_out()
 
     def refresh(self) -> None:
-        """Bring what is derived from the margins up to date, after a mixture."""
+        """Recompute the values that are derived from the margins, after a mixture."""
         kernels.refresh_odds(self.state)
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
@@ -224,7 +224,7 @@ class Blocks:
         return out
 
     def loss(self) -> float:
-        """Return the sum of the log-losses at the margins that were noted last."""
+        """Return the sum of the log-losses at the margins that were saved last."""
         return float(self.losses(np.eye(len(self.history))[-1:])[0])
 
     def dual(self, shrink: float) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class Blocks:
         return {"dual": float(kernels.dual_objective(self.state, shrink)), "loss": self.loss()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint keeps: radii, what was noted, the epoch's columns, and the data's checksum."""
+        """Return the arrays for a checkpoint: radii, saved states, the epoch's columns, and the data's checksum."""
         return {
             "radius": self.radius,
             "epoch": self._epoch,
@@ -243,17 +243,17 @@ class Blocks:
 
     @cached_property
     def _checksum(self) -> int:
-        """The CRC-32 of this worker's examples: margins hold for these alone, in this order."""
+        """The CRC-32 of this worker's examples: margins are valid only for these examples in this order."""
         checksum = 0
         for array in (self.keys, self.colptr, self.rows, self.values, self.state[:, kernels.LABEL].copy()):
             checksum = zlib.crc32(array.data, checksum)
         return checksum
 
     def take(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Take back what `arrays` gave.
+        """Restore the result of `arrays`.
 
         Raises:
-            CheckpointError: it was of other examples.
+            CheckpointError: it belongs to other examples.
         """
         if "checksum" not in arrays or arrays["checksum"].reshape(-1).tolist() != [self._checksum]:
             raise CheckpointError("the checkpoint was written with other training data, or parts of them")

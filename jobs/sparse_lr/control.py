@@ -1,19 +1,19 @@
-"""What the scheduler decides between the passes of the delayed block proximal method: pure functions.
+"""The scheduler's decisions between the passes of the delayed block proximal method: pure functions.
 
 A pass visits every block once; delay, or many features of a block in one example, can make its steps too
-long. Three things keep the objective falling for any data, any cut into blocks and any delay:
+long. Three mechanisms ensure that the objective F decreases for any data, any partition into blocks and any delay:
 
-* The workers' bound (`kernels`) counts how the features of the blocks in flight meet in examples; `theta`
-  scales that count. After each pass the slope of F along the pass's step tells how much longer or shorter
-  the step should have been; theta follows it.
+* The workers' bound (`kernels`) measures how features of the blocks in flight occur together in examples; `theta`
+  scales this term. After each pass the slope of F along the pass's step shows how much longer or shorter
+  the step should have been, and theta is adjusted accordingly.
 * After each pass F is minimised over the subspace of the last `MEMORY` passes' steps: margins and weights
   are linear in w, so each rank combines its stored margins or weights at the starts of these passes, and
   now, linearly (a mixture), and only a few scalars are sent. This is sequential subspace optimisation
   (Narkiss and Zibulevsky 2005); it shortens the slow tail of coordinate descent where features are strongly
-  correlated, and it shortens or undoes a pass that went too far.
+  correlated, and it shortens or undoes a pass whose step was too long.
 * A pass that raises F even after this search is undone, and theta is multiplied by 8.
 
-Nothing here depends on how keys are spread over servers: the sums over keys that enter are exact, those over
+The decisions do not depend on the distribution of keys over servers: sums over keys are exact, and sums over
 examples are added in worker order.
 """
 
@@ -29,48 +29,48 @@ from numpy.typing import NDArray
 F8 = NDArray[np.float64]
 
 MEMORY = 5
-"""How many passes' steps span the plane that is searched after each pass."""
+"""Number of passes whose steps span the subspace that is searched after each pass."""
 
 WORTH = 0.1
-"""What a mixture must gain, as a share of what the pass itself gained, to be tried and to be taken."""
+"""Least gain of a mixture, as a fraction of the pass's own gain, for it to be tried and to be accepted."""
 
 THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
 MEET = 2.0
-"""How many active features of the blocks in flight an example meets on average, by `block_count`."""
+"""Mean number of active features of the blocks in flight in an example, for `block_count`."""
 
 LOUD = 1e7
-"""The most that mixtures may magnify rounding errors: where steps are tiny, a mixture would be made of nothing else."""
+"""Largest amplification of rounding errors by mixtures: with tiny steps, a mixture would consist of errors only."""
 HUSH = 1e-2 * LOUD
-"""The noise at which a reset is due: it computes the margins anew from the weights."""
+"""The amplification at which a reset is due, which recomputes the margins from the weights."""
 
 MOST_PATIENCE = 32
 
 MOST_BLOCKS = 1024
 CUT_AGAIN = 0.1
-"""Blocks are cut anew when the active non-zeros have changed by this share since: lists of keys may stay the same."""
+"""Change of the active non-zeros, as a fraction, after which blocks are cut anew: until then key lists are reused."""
 SKETCH = 4096
-"""Groups of features in which a worker reports its weights."""
+"""Number of groups of features in a worker's report of non-zeros."""
 
 RESET_SHARE = 0.1
-"""A reset brings back every feature with |g| >= (1 - RESET_SHARE) l1."""
+"""A reset reactivates every feature with |g| >= (1 - RESET_SHARE) l1."""
 
 FAR_SHARE = 0.5
-"""A feature with |g| < FAR_SHARE l1 is not asked for again until the run seems to have settled."""
+"""A feature with |g| < FAR_SHARE l1 is not examined again until the run seems to have settled."""
 
 
 class Proposal(NamedTuple):
-    """What could be done with a pass."""
+    """The possible results of a pass: as it is, or one of several mixtures."""
 
     objective: float
-    """F as the pass left it."""
+    """F at the end of the pass."""
     excess: float
-    """F along the pass's step has its minimum, by the model, at 1 + excess times the step."""
+    """By the model, F along the pass's step has its minimum at 1 + excess times the step."""
     mixtures: F8
-    """f8[c, K+1]: what to try."""
+    """f8[c, K+1]: the mixtures to try."""
 
 
 class Choice(NamedTuple):
-    """What is done with a pass. `mixture` f8[K+1] is None when the weights stay as they are."""
+    """The chosen result of a pass. `mixture` f8[K+1] is None when the weights stay as they are."""
 
     objective: float
     mixture: F8 | None
@@ -115,10 +115,10 @@ def _mixture(steps: int, length: float) -> F8:
 
 
 def choose(proposal: Proposal, before: float, objectives: Sequence[float]) -> Choice:
-    """Choose what is done with a pass, given F of every proposed mixture: never a rise.
+    """Choose the result of a pass, given F of every proposed mixture: F never increases.
 
-    A mixture makes weights non-zero that are zero at the optimum, so it must pay: `WORTH` of what the pass
-    itself gained.
+    A mixture makes weights non-zero that are zero at the optimum, so it is accepted only if its gain is at least
+    `WORTH` of the pass's own gain.
     """
     objective = proposal.objective
     fell = objective < before
@@ -145,32 +145,32 @@ class Control(NamedTuple):
     settled: int = 0
     """Passes since the reset at which the run had first settled, 0 if it has not."""
     resets: int = 0
-    """How many resets there were."""
+    """Number of resets."""
     noise: float = 1.0
-    """How far mixtures may have magnified the margins' rounding errors since the last reset."""
+    """Bound of the amplification of the margins' rounding errors by mixtures since the last reset."""
     since: int = 0
-    """The pass from which on F tells whether the run settles: before it, F was raised by the loss of a worker."""
+    """The first pass whose F tells whether the run has settled: before it, the loss of a worker has increased F."""
     exact: int = 0
-    """For how many passes to come no filter may round what workers push."""
+    """Number of next passes in which no filter may round the workers' pushes."""
     patience: int = 1
-    """For how many passes the next one that raises F will forbid it."""
+    """Number of passes for which rounding is forbidden after the next pass that increases F."""
 
 
 class PassReport(NamedTuple):
-    """What a pass came to."""
+    """The results of a pass."""
 
     proposal: Proposal
     choice: Choice
     violation: float
-    """The largest that any server saw."""
+    """The largest of all servers."""
     examples: int
 
 
 class Decision(NamedTuple):
-    """What comes next: `reset` the active set first, or `stop`.
+    """The next action: another pass, which may `reset` the active set first, or `stop`.
 
-    A `full` reset computes the gradient of every feature that may ever be active, another one only of those that
-    were near to it at the last full one.
+    A `full` reset computes the gradient of every feature that may ever be active; any other reset only of the features
+    that were close to becoming active at the last full one.
     """
 
     reset: bool
@@ -192,13 +192,13 @@ def next_pass(
     kkt: bool = True,
     target: float = 0.0,
 ) -> tuple[Control, Decision]:
-    """Learn from a pass; decide whether to go on, reset the active set, or stop.
+    """Update the control after a pass; decide whether to continue, reset the active set, or stop.
 
-    The run has settled when F fell by no more than `epsilon` F during the last half of its passes (at least
-    ten): where steps are tiny, hence many, that asks for as much patience. Then comes a reset and three more
-    passes (none if the reset brought nothing back, see `after_reset`), and the end if it still holds.
-    Without the filter (`kkt`) there is nothing to bring back: a reset only computes the margins anew, and the gap.
-    F <= `target` is the end at once.
+    The run has settled when F decreased by no more than `epsilon` F during the last half of its passes (at least
+    ten): where steps are small, and passes therefore many, the test covers more passes. Then a reset follows and three
+    more passes (none if the reset reactivated no feature, see `after_reset`), and the run stops if it is still
+    settled. Without the filter (`kkt`) no feature can be reactivated: a reset only recomputes the margins and the
+    gap. The run stops at once when F <= `target`.
     """
     objective, mixture, _ = report.choice
     objectives = (*control.objectives, objective)
@@ -233,34 +233,34 @@ def next_pass(
 
 
 def after_reset(control: Control, returned: float, gap: float, epsilon: float) -> Decision:
-    """Decide after a reset that brought back `returned` features wrongly dropped; gap: (F - dual objective) / F.
+    """Decide after a reset that reactivated `returned` wrongly dropped features; gap: (F - dual objective) / F.
 
-    Stop at once when the gap itself proves the aim, or when the run has settled and no feature was missed.
+    Stop at once when the gap proves the required accuracy, or when the run has settled and no feature was missed.
     """
     return Decision(reset=False, stop=gap <= epsilon or (control.settled > 0 and returned == 0.0))
 
 
 def corrected(control: Control, objective: float) -> Control:
-    """Return the control with F as it is at margins computed anew from the weights (`kernels.set_margins`)."""
+    """Return the control with F at recomputed margins (`kernels.set_margins`)."""
     return control._replace(objectives=(*control.objectives[:-1], objective))
 
 
 def resumed(control: Control, objective: float) -> Control:
-    """Return the control after a pass that was broken off half-way: F is `objective`, at margins computed anew."""
+    """Return the control after an interrupted pass: F is `objective`, at recomputed margins."""
     rose = objective > control.objectives[-1] * (1.0 + 1e-9)
     since = len(control.objectives) - 1 if rose else control.since
     return corrected(control, objective)._replace(noise=1.0, since=since)
 
 
 def has_settled(objectives: Sequence[float], epsilon: float) -> bool:
-    """Return whether F fell by no more than epsilon F over the last half of the passes, and at least ten."""
+    """Return whether F decreased by no more than epsilon F over the last half of the passes, and at least ten."""
     done = len(objectives) - 1
     window = max(10, (done + 1) // 2)
     return done >= window and objectives[-1 - window] - objectives[-1] <= epsilon * abs(objectives[-1])
 
 
 def _next_theta(theta: float, report: PassReport, before: float) -> float:
-    """Follow the pass: a step that should have been (1 + excess) times as long."""
+    """Adjust theta after a pass whose step should have been (1 + excess) times as long."""
     if report.proposal.objective < before:
         excess = report.proposal.excess
         factor = 1.0 / (1.0 + excess) ** 2 if excess > 0.0 else (1.0 - excess) ** 2
@@ -273,8 +273,8 @@ def _next_theta(theta: float, report: PassReport, before: float) -> float:
 def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
     """Return `exact` and `patience` after a pass.
 
-    Rounded rows are right on average, and may still be too rough for rare features beside frequent ones, so long as
-    these are far from their optimum. So a pass that raised F is not to be repeated with rounded rows.
+    Rounded rows are right on average, but may be too inexact for rare features as long as frequent ones are far from
+    their optimum. So after a pass that increased F, the next passes use exact rows.
     """
     if control.exact > 0:
         return control.exact - 1, control.patience
@@ -287,9 +287,9 @@ def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
 
 
 def block_count(weight: float, examples: int, tau: int) -> int:
-    """Return into how many blocks `weight` active non-zeros are cut.
+    """Return the number of blocks for `weight` active non-zeros.
 
-    So that an example meets `MEET` features of the tau + 1 blocks in flight on average.
+    An example then has `MEET` features of the tau + 1 blocks in flight on average.
     """
     if weight <= 0.0:
         return 1
@@ -314,9 +314,9 @@ def weight_sketch(
 def cut_blocks(
     sketches: Sequence[tuple[NDArray[np.uint64], NDArray[np.int64]]], blocks: int
 ) -> NDArray[np.uint64]:
-    """Return where blocks of about equal weight begin: u64[b], strictly ascending, the first 0, b <= blocks.
+    """Return the first keys of blocks of about equal weight: u64[b], strictly ascending, the first 0, b <= blocks.
 
-    Block i is [begins[i], begins[i + 1]), the last one ends with the key space. sketches: of every worker.
+    Block i is [begins[i], begins[i + 1]), the last one ends with the key space. sketches: one of each worker.
     """
     keys = np.concatenate([keys for keys, _ in sketches]) if sketches else np.empty(0, np.uint64)
     weights = np.concatenate([weights for _, weights in sketches]) if sketches else np.empty(0, np.int64)

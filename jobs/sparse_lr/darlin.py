@@ -1,4 +1,4 @@
-"""The scheduler's half of the delayed block proximal method (Algorithm 3): issue passes, decide between them.
+"""The scheduler's half of the delayed block proximal method (Algorithm 3): passes, and the decisions between them.
 
 For the KKT filter see `proximal` and `server_kernels`.
 """
@@ -58,11 +58,11 @@ FORM = {
     "blocks": {"begins": Each(range(1 << 64)), "cut_at": range(-1, 1 << 63)},
     "spread?": ANY,
 }
-"""What a checkpoint keeps."""
+"""The state that a checkpoint holds."""
 
 
 def unfit(about: dict[str, Any]) -> str:
-    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    """Return why a run cannot continue from a checkpoint's state; "" if it can."""
     state, where = about["state"], "about.state"
     if problem := misfit(state, FORM, where):
         return problem
@@ -77,14 +77,14 @@ def unfit(about: dict[str, Any]) -> str:
 
 
 class Darlin:
-    """A training run: what it needs to go on is `control`, the random state, and the next round's number.
+    """A training run: its state is `control`, the random state, and the number of the next round.
 
-    A step that a worker was lost in is done again by those that are there then: `recover` gives them its examples, and
-    they compute their margins anew from the weights that the servers have.
+    When a worker is lost during a step, the present workers repeat the step: `recover` gives them its examples, and
+    they recompute their margins from the servers' weights.
     """
 
     more: Mapping[str, Setting] = {}
-    """Settings of the vector besides."""
+    """Further settings of the vector."""
 
     def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: evaluate.Data) -> None:
         self.cluster, self.settings, self.spread = cluster, settings, spread
@@ -109,7 +109,7 @@ class Darlin:
         return self.cluster.vectors["w"]
 
     def run(self) -> dict[str, Any]:
-        """Pass over the blocks until the objective has settled; return the metrics."""
+        """Run passes over the blocks until the objective has settled; return the metrics."""
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
             stop = self._surely(self.one_pass)
@@ -137,7 +137,7 @@ class Darlin:
         }
 
     def ended_by(self) -> str:
-        """Say why no pass follows."""
+        """Return why the run has stopped."""
         if self.cluster.stopped_early:
             return "request"
         if self.control.objectives[-1] <= self.settings.target:
@@ -151,7 +151,7 @@ class Darlin:
         return {}
 
     def begin(self) -> None:
-        """Make the weights, and find out which features start active; or take up a checkpoint."""
+        """Create the weights, and determine which features start active; or restore a checkpoint."""
         self._inform()
         if self._resume():
             return
@@ -170,7 +170,7 @@ class Darlin:
         self._phase("step")
 
     def _inform(self) -> None:
-        """Tell the workers what their examples come to, where that matters."""
+        """Send the workers the totals of all examples, if they are needed."""
         if self.data.wide:
             self.workers.call("widen")
 
@@ -185,7 +185,7 @@ class Darlin:
             )
 
     def one_pass(self) -> bool:
-        """Visit all blocks, search along the steps, select the active features when due; return whether to stop."""
+        """Visit all blocks, search along the steps, reset the active set if due; return whether to stop."""
         model = self.visit_blocks()
         report = self.search(model)
         self.control, decision = control.next_pass(
@@ -202,7 +202,7 @@ class Darlin:
         return decision.stop
 
     def recover(self) -> None:
-        """Go on with other workers: those who have new parts read them, and all margins are computed anew."""
+        """Continue with other workers: those with new parts read them, and all margins are recomputed."""
         self.spread.load()
         self._inform()
         self._phase("step", self.control.threshold)
@@ -210,9 +210,9 @@ class Darlin:
         self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
 
     def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
-        """Do a step with the workers, whoever is lost in it; a pass that was broken off counts as not begun.
+        """Run a step on the workers, and repeat it if one is lost; an interrupted pass does not count.
 
-        `changes`: the step changes what the servers hold.
+        `changes`: the step changes the servers' state.
         """
         before = self.control
 
@@ -224,7 +224,7 @@ class Darlin:
 
     @property
     def passes(self) -> int:
-        """Passes so far."""
+        """The number of passes so far."""
         return len(self.control.objectives) - 1
 
     def visit_blocks(self) -> NDArray[np.float64]:
@@ -255,16 +255,16 @@ class Darlin:
         self.begins = control.cut_blocks(sketches, count)
 
     def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        """Say how the active non-zeros lie along the keys: (first key, weight) of runs of them."""
+        """Return the distribution of the active non-zeros over the keys: (first key, weight) of runs of keys."""
         return [(keys, weights[:, 0]) for keys, weights in self.workers.gather("sketch")]
 
     def _first_blocks(self) -> NDArray[np.uint64]:
-        """Return the pieces of a start that makes all features active: blocks, so that lists of keys come again."""
+        """Return the pieces of a start with all features active: blocks, so that the passes reuse their key lists."""
         self._cut_blocks()
         return self.begins
 
     def search(self, model: NDArray[np.float64]) -> control.PassReport:
-        """Search along the steps of the last passes: a few scalars from everyone."""
+        """Search along the steps of the last passes, with a few scalars from each rank."""
         l1, before = self.settings.l1, self.control.objectives[-1]
         seen = self.servers.call("sizes", vector=self.w)
         proposal = control.propose(model, exact_total(seen), l1, before, self.control.noise)
@@ -284,7 +284,7 @@ class Darlin:
         return losses
 
     def mix(self, choice: control.Choice) -> None:
-        """Set weights and margins as chosen; the next pass may begin."""
+        """Set weights and margins as chosen, before the next pass."""
         mixture = None if choice.mixture is None else choice.mixture.tolist()
         mixed = {"mixture": mixture, "forget": choice.outcome == "undone"}
         task = self.servers.start("mix", mixed, vector=self.w)
@@ -294,7 +294,7 @@ class Darlin:
         self._heard(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
 
     def reset(self, full: bool) -> control.Decision:
-        """Choose the active set anew from the exact gradient, and bound from below what F can still become."""
+        """Choose the active set anew from the exact gradient, and compute a lower bound of the minimum of F."""
         l1 = self.settings.l1
         self._phase("reset", control.RESET_SHARE * l1, control.FAR_SHARE * l1)
         asked = {"round": self._rounds(len(self.pieces)), "full": full}
@@ -311,25 +311,25 @@ class Darlin:
         return control.after_reset(self.control, returned, gap, self.settings.epsilon)
 
     def _new_epoch(self, shrink: float) -> tuple[float, float]:
-        """Let the servers note the weights of the features that are active now; return F, and the dual objective."""
+        """Let the servers save the weights of the active features; return F, and the dual objective."""
         size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
         loss, dual = self._loss_and_dual(self.workers.call("dual", {"shrink": shrink}))
         return loss + self.settings.l1 * float(size), dual
 
     def _loss_and_dual(self, parts: list[dict[str, Any]]) -> tuple[float, float]:
-        """Add up what the workers give."""
+        """Add the workers' parts."""
         loss, dual = (sum(each[name] for each in parts) for name in ("loss", "dual"))
         return loss, dual
 
     def _phase(
         self, phase: str, threshold: float = 0.0, far: float = 0.0, after: Sequence[Task] = ()
     ) -> None:
-        """Tell the servers what the pushes that follow are."""
+        """Set the phase of the next pushes on the servers."""
         args = {"phase": phase, "threshold": threshold, "far": far}
         self.servers.call("begin_phase", args, vector=self.w, after=after)
 
     def _heard(self, task: Task) -> None:
-        """Take what the workers say of their active features, and of how they fare."""
+        """Record the workers' reports: the non-zeros of their active features, and their accounts."""
         accounts = [reply.meta for reply in task.result()]
         self.weight = sum(each["weight"] for each in accounts)
         self.now |= self.cluster.lately(accounts)
@@ -365,7 +365,7 @@ class Darlin:
         self.begins, self.cut_at = np.array(state["blocks"]["begins"], np.uint64), state["blocks"]["cut_at"]
 
     def _go_on(self, same: bool) -> None:
-        """Go on from a checkpoint that has been taken up, by the `same` number of workers or another."""
+        """Continue from a restored checkpoint, with the `same` number of workers or another."""
         if not same:  # they have built their margins anew, so a new epoch begins
             self.servers.call("begin_epoch", vector=self.w)
         self._phase("step", self.control.threshold)

@@ -1,7 +1,7 @@
-"""What a worker does between the passes of the delayed block proximal method: start, reset, and be saved.
+"""A worker's calls between the passes of the delayed block proximal method: start, reset, save and restore.
 
-At a start and at a reset all features that may matter are asked for, which may be many: the key space is cut into
-pieces (`keys` are where they begin), and no more than three are on their way at once.
+A start and a reset process all features that may become active, possibly many: the key space is cut into
+pieces (`keys` are their first keys), and requests for at most three of them are outstanding at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Holder
 
 Columns = slice | NDArray[np.int64]
-"""Which of the columns that a worker holds."""
+"""A selection of a worker's columns."""
 REBUILD = 2**62  # a round that no pass reaches
 
 
@@ -29,15 +29,15 @@ class Epochs:
         self.context, self.held = context, held
         self.settings: Settings = context.job.settings
         self.lists: dict[KeyRange, KeyList] = {}
-        """The keys of the pass's blocks."""
+        """The key lists of the pass's blocks."""
 
     @property
     def blocks(self) -> Any:
-        """Its examples, by columns; None if it holds none that way."""
+        """The worker's examples by columns; None if it has none in this form."""
         return self.held.blocks
 
     def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
-        """Push what the servers start from; take the radii of the features that are active."""
+        """Push the sums from which the servers start; receive the radii of the active features."""
         blocks, flying = self.blocks, deque[Task]()
         cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
@@ -53,7 +53,7 @@ class Epochs:
         return self.report()
 
     def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> dict[str, Any]:
-        """Push the exact gradient; take the active set that the servers choose anew."""
+        """Push the exact gradient; receive the new active set."""
         blocks, flying = self.blocks, deque[Task]()
         blocks.refresh()
         asked = blocks.askable(full)
@@ -68,7 +68,7 @@ class Epochs:
         return self.report()
 
     def named(self, keys: NDArray[np.uint64], within: KeyRange) -> KeyList:
-        """Return the keys of a block as a list: the one that was last made there, if they are the same."""
+        """Return the keys of a block as a list: the last one that was created for it, if they are the same."""
         last = self.lists.get(within)
         if last is None or last.vector is not self.w or not np.array_equal(last.keys, keys):
             last = self.lists[within] = self.w.key_list(keys, within)
@@ -83,7 +83,7 @@ class Epochs:
         round: int,
         cols: Columns,
     ) -> None:
-        """Push rows for some columns and take the radii in reply, two pieces ahead: memory is bounded."""
+        """Push rows for some columns and receive radii, at most two pieces ahead, so that memory is bounded."""
         task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
         flying.append(task.then(partial(self._take_radius, cols)))
         if len(flying) > 2:
@@ -99,27 +99,27 @@ class Epochs:
         return self.context.vectors["w"]
 
     def sketch(self) -> Answer:
-        """Return the weights of the active features, from which blocks are cut."""
+        """Return the sketch of the active features' non-zeros, which determines how blocks are cut."""
         keys, weights = self.blocks.sketch()
         return Answer(values=weights, keys=keys)
 
     def report(self) -> dict[str, Any]:
-        """Say how many non-zeros the active features have, and how this worker fares."""
+        """Return the number of non-zeros of the active features, and this worker's accounts."""
         return self.context.account() | {"weight": self.blocks.weight()}
 
     # --- checkpoints
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint keeps of this worker."""
+        """Return this worker's arrays for a checkpoint."""
         return self.blocks.arrays() if self.blocks is not None else {}
 
     def restore(self, **arrays: NDArray[Any]) -> None:
-        """Take it back."""
+        """Restore the arrays of `state`."""
         if self.blocks is not None:
             self.blocks.take(arrays)
 
     def rebuild(self, round: int = REBUILD) -> None:
-        """Build it anew from the weights, when the examples are spread over other workers."""
+        """Rebuild the state from the weights, when the examples are distributed over other workers."""
         if self.blocks is not None and not self.context.job.layout.exact_sums:  # then it is told: `recall`
             blocks = self.blocks
             blocks.radius[:] = self.asked(slice(None), round).result()
@@ -127,31 +127,31 @@ class Epochs:
             blocks.set_weights(active, self.w.pull(blocks.keys[active]).result())
 
     def asked(self, cols: Columns, round: int) -> Task:
-        """Ask for the radii of some columns, pushing nothing."""
+        """Request the radii of some columns without a push of values."""
         keys = self.blocks.keys[cols]
         return self.w.push_pull(keys, np.zeros((len(keys), 0), self.blocks.dtype), round=round)
 
     def renew(self, round: int) -> dict[str, Any]:
-        """Go on from the weights alone, whatever was under way."""
+        """Continue from the weights alone, and discard an interrupted pass."""
         self.rebuild(round)
         return self.report()
 
     def widen(self) -> None:
-        """Hear that the data is wide."""
+        """Switch to wide data."""
         self.blocks.dtype = np.float64
 
     # --- exact sums only
 
     def know(self, ones: bool, largest: float, examples: int) -> None:
-        """Take what all workers' examples come to."""
+        """Receive the totals of all workers' examples."""
         self.blocks.know(ones, largest, examples)
 
     def begin_recall(self, round: int) -> None:
-        """Take the radii of all features; the weights at the starts of the last passes follow."""
+        """Receive the radii of all features; the weights at the starts of the last passes follow."""
         self.blocks.begin_recall(self.asked(slice(None), round).result())
 
     def recall(self, last: bool) -> None:
-        """Take the weights that the servers show."""
+        """Receive the weights that the servers return in this phase."""
         self.blocks.recall(self.w.pull(self.blocks.keys).result())
         if last:
             self.blocks.end_recall()
@@ -161,7 +161,7 @@ class Epochs:
         return Answer(*self.blocks.bounded_model(steps))
 
     def sample(self, share: float) -> Answer:
-        """Return active features' keys, from which it is chosen where blocks are cut."""
+        """Return a sample of the active features' keys, as candidates for the first keys of blocks."""
         return Answer(keys=self.blocks.sample(share))
 
     def weigh(self, keys: NDArray[np.uint64]) -> Answer:
@@ -170,6 +170,6 @@ class Epochs:
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:
-    """Return the ranges of keys that begin at `begins`, u64[b], and fill [0, extent)."""
+    """Return the ranges that begin at the keys `begins`, u64[b], and together cover [0, extent)."""
     starts = begins.tolist()
     return [KeyRange(begin, end) for begin, end in zip(starts, [*starts[1:], extent], strict=True)]

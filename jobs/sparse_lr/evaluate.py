@@ -1,4 +1,4 @@
-"""What is measured of a model, shown of a run, and written down: checks, progress, test metrics, export."""
+"""Checks of the data, the progress table, test metrics, and export of the model."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ COLUMNS = (
     progress.Column("unfiltered", "instead of", 10, progress.bytes_si),
 )
 UNPROVEN = 0.1
-"""A gap to the dual bound that proves nothing."""
+"""The relative gap when there is no useful dual bound."""
 OUTLYING = 1e4
-"""How far a feature's largest |x| may be beyond the mean of its others: its weight moves too slowly beyond that."""
+"""Largest ratio of a feature's max |x| to the mean of its other |x|; beyond it, its weight changes too slowly."""
 MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
 
 
 class Data(NamedTuple):
-    """What all workers' parts come to.
+    """Totals of all workers' parts.
 
-    The examples, the end of the keys, about how many features, all values one, max |x| (if sums are exact), and the
-    smallest and the largest of the features' largest |x|, each as some worker has it; and how far a feature's largest
-    |x| is beyond the mean of its others.
+    The number of examples, the end of the keys, the approximate number of features, whether all values are one, max
+    |x| (if sums are exact), and the smallest and the largest of the features' max |x|, each on any one worker; and the
+    largest ratio of a feature's max |x| to the mean of its other |x|.
     """
 
     examples: int
@@ -55,12 +55,12 @@ class Data(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Return whether float32 could not hold what workers push."""
+        """Return whether the workers' rows exceed the range of float32."""
         return self.least < kernels.SMALL or self.most > kernels.LARGE
 
 
 def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> Data:
-    """Add up what the workers have; the first time, check that each has examples, and say what was skipped."""
+    """Return the workers' totals; the first time, check that each has examples, and report what was skipped."""
     examples = sum(each["examples"] for each in facts)
     empty = [number for number, each in enumerate(facts) if each["examples"] == 0]
     if examples == 0:
@@ -89,7 +89,7 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
 
 
 def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> None:
-    """Say what workers have met in the "train" or "test" data that nobody may expect: of each a `Tally`, as a table."""
+    """Report unexpected contents of the "train" or "test" data, from a `Tally` (as a table) of each worker."""
     names = [each.name for each in fields(Tally)]
     tally = Tally()
     for each in facts:
@@ -100,7 +100,7 @@ def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> N
 
 
 def delay(spec: ConsistencySpec) -> int:
-    """Return the delay that the cut into blocks reckons with."""
+    """Return the delay for which blocks are cut."""
     if spec.is_sequential:
         return 0
     return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
@@ -128,7 +128,7 @@ class Scorer:
         self.context, self.data = context, data
 
     def look(self, part: int, of: int) -> None:
-        """Read the first examples of one part of the test files, before anything is done with those to train on."""
+        """Read the first examples of one part of the test files, to report bad files before training."""
         for path in self.data.test[part::of]:
             next(read([path], self.data), None)
 
@@ -152,7 +152,7 @@ class Scorer:
 
 
 def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Pull w of sorted keys; those beyond the vector's keys, which training never saw, weigh 0."""
+    """Pull w of sorted keys; keys beyond the vector's extent, which did not occur in training, have weight 0."""
     vector = context.vectors["w"]
     known = int(np.searchsorted(keys, np.uint64(vector.spec.extent - 1), "right"))
     weights = np.zeros(len(keys))
@@ -191,7 +191,7 @@ def test(cluster: Cluster) -> dict[str, Any]:
 
 
 def summary(metrics: dict[str, Any], optimum: float) -> str:
-    """Say in a line or two what a run has achieved."""
+    """Return a summary of the run's metrics, one or two lines."""
     text = f"{metrics['nonzeros']:,} non-zeros, {metrics['passes']} passes"
     if metrics.get("objective") is not None:
         text = f"objective {metrics['objective']:.6f}, {text}"
@@ -254,7 +254,7 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
 
 
 def judge_training(cluster: Cluster, data: Data) -> None:
-    """See that training has come to something.
+    """Check that training has improved the model.
 
     Raises:
         InputError: F is not finite, or above that of w = 0. The model is kept under another name.

@@ -37,19 +37,19 @@ class ExactBlocks(Blocks):
         self._recalled: list[F8] = []
 
     def facts(self) -> dict[str, Any]:
-        """Say what the examples come to, max |x| included."""
+        """Return the totals of the examples, with max |x|."""
         ones = float(len(self.rows) > 0)
         largest = float(np.abs(self.values).max(initial=0.0)) if len(self.values) else ones
         return super().facts() | {"largest": largest}
 
     def know(self, ones: bool, largest: float, examples: int) -> None:
-        """Take what all workers' examples come to: whether all values are one, max |x|, how many there are."""
+        """Receive the totals of all workers' examples: whether all values are one, max |x|, their number."""
         self.largest, self.terms = largest, float(examples)
         if not ones and len(self.values) == 0:
             self.values = np.ones(len(self.rows), np.float32)
 
     def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
-        """Return the `column_sums` of some columns: what the servers start from."""
+        """Return the `column_sums` of some columns, for the servers' start."""
         out = np.empty((end - begin, 1 + 3 * exact_kernels.PARTS))
         exact_kernels.column_sums(
             self.colptr[begin : end + 1], self.rows, self.values, self.state, self.largest, self.terms, out
@@ -59,14 +59,14 @@ class ExactBlocks(Blocks):
         return out
 
     def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
-        """Take the radius of columns, or what stands for it: f4[k], or f4[k, 3] with the exponents of their bounds."""
+        """Set the radius or code of columns: f4[k], or f4[k, 3] with the exponents of their bounds."""
         if radius.ndim == 2:
             self.bounds[cols] = np.ldexp(1.0, radius[:, 1:].astype(np.int32))
             radius = radius[:, 0]
         self.radius[cols] = radius
 
     def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
-        """Compute a block's rows (g, U) at the margins of this moment: (columns, keys, rows)."""
+        """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2))
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
@@ -82,18 +82,18 @@ class ExactBlocks(Blocks):
     # --- margins, as functions of weights
 
     def _note_margins(self, at: int) -> None:
-        """Compute the margins anew from the weights, and note them."""
+        """Recompute the margins from the weights, and save them."""
         cols, out = np.flatnonzero(self.w), self._margins[at]
         exact_kernels.margins(*self._matrix, cols, self.w[cols], self.state, out)
         self.state[:, kernels.MARGIN] = out
 
     def renew_margins(self) -> None:
-        """Begin a new epoch with margins computed anew."""
+        """Begin a new epoch with recomputed margins."""
         self._note_margins(0)
         self.begin_epoch()
 
     def end_pass(self) -> tuple[dict[str, Any], None]:
-        """Note the margins after a pass; say how far they have moved at most since the start of each noted one."""
+        """Save the margins after a pass; return their largest change since the start of each saved pass."""
         self._note_margins(self._noted)
         self._note()
         steps = np.empty(len(self.history) - 1)
@@ -101,7 +101,7 @@ class ExactBlocks(Blocks):
         return {"steps": steps.tolist()}, None
 
     def bounded_model(self, steps: list[float]) -> tuple[dict[str, Any], F8]:
-        """Return the losses, and their model over the noted passes; `steps`: the largest that anyone has seen."""
+        """Return the losses, and their model over the saved passes; `steps`: the largest changes on any worker."""
         most = np.array(steps)
         curvatures = np.multiply.outer(most, 0.25 * most)
         out, losses = np.empty((len(most) + 2, len(most))), np.zeros(exact_sums.SIZE, np.int64)
@@ -110,13 +110,13 @@ class ExactBlocks(Blocks):
         return {"losses": losses.tolist()}, out
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
-        """Return the losses of every mixture of the noted margins, as accumulators i8[c, SIZE]."""
+        """Return the losses of every mixture of the saved margins, as accumulators i8[c, SIZE]."""
         out = np.zeros((len(mixtures), exact_sums.SIZE), np.int64)
         exact_kernels.mixed_losses(self.history, mixtures, out)
         return out
 
     def mix(self, mixture: F8 | None, forget: bool) -> None:
-        """Set weights to a mixture of the noted ones (or leave them), with their margins; forget what is too old."""
+        """Set weights to a mixture of the saved ones (None: leave them), and their margins; drop states too old."""
         super().mix(mixture, forget)
         if mixture is not None:
             self._note_margins(self._noted - 1)
@@ -130,18 +130,18 @@ class ExactBlocks(Blocks):
     # --- what newcomers are told
 
     def begin_recall(self, radius: F4) -> None:
-        """Take the radii and bounds of all columns; the weights at the starts of the last passes follow."""
+        """Set the radii and bounds of all columns; the weights at the starts of the last passes follow."""
         self.wake(slice(None), radius)
         self._recalled = []
 
     def recall(self, w: F8) -> None:
-        """Note the next of them: f8[m]."""
+        """Save the next of these weights: f8[m]."""
         self.w[:] = w
         self._note_margins(len(self._recalled))
         self._recalled.append(w)
 
     def end_recall(self) -> None:
-        """Go on from the last of them."""
+        """Continue from the last of these weights."""
         noted = np.array(self._recalled)
         self._epoch = np.flatnonzero((self.radius > 0.0) | (noted != 0.0).any(axis=0))
         self._weights = np.empty((MEMORY + 1, len(self._epoch)))
@@ -151,23 +151,23 @@ class ExactBlocks(Blocks):
         kernels.refresh_odds(self.state)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint keeps: nothing, the servers have it all."""
+        """Return nothing for a checkpoint: the servers have all state."""
         return {}
 
     def take(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Wait to be told."""
+        """Restore nothing: the state is received from the servers later."""
 
     # --- where to cut blocks
 
     def sample(self, share: float) -> NDArray[np.uint64]:
-        """Return the keys of the active features, of many a `share` that their hash draws."""
+        """Return the active features' keys; if there are many, a fraction `share` of them, selected by hash."""
         keys = self.keys[self.radius > 0.0]
         mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         drawn: NDArray[np.uint64] = keys[(mixed >> np.uint64(32)) < np.uint64(share * 2.0**32)]
         return drawn
 
     def weigh(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Count the active non-zeros from each of some sorted keys to the next, the first's from 0: i8[k]."""
+        """Count the active non-zeros from each of some sorted keys to the next, for the first from 0 on: i8[k]."""
         cols = np.flatnonzero(self.radius > 0.0)
         total = np.cumsum(np.concatenate([[0], self.colptr[cols + 1] - self.colptr[cols]]))
         cuts = np.searchsorted(self.keys[cols], keys[1:])

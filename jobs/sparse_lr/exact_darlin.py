@@ -1,7 +1,8 @@
-"""The scheduler's half where sums are exact (`[layout] exact_sums`): the same bits for any workers, whoever dies.
+"""The scheduler's half with exact sums (`[layout] exact_sums`): the same bits for any workers, also when some die.
 
-A pass that a worker was lost in is taken back, on the servers and here, and done again; whoever works then knows all
-that the lost one did (`exact_blocks`). What the workers give is added exactly, and nothing else that they say decides.
+A pass in which a worker was lost is undone, on the servers and here, and repeated; the present workers then have the
+same state as the lost one (`exact_blocks`). The workers' sums are added exactly, and no decision depends on anything
+else that they report.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from mpips.jobs.sparse_lr.darlin import Darlin
 
 T = TypeVar("T")
 SPAN = 2.0**40
-"""The most by which features may differ in scale: what small ones sum to must not vanish beside large ones."""
+"""Largest ratio of the features' scales: the sums of small features must not vanish beside those of large ones."""
 SAMPLE = 1 << 16
-"""About so many active features are drawn, between which blocks are cut; all, if there are no more."""
+"""Approximate number of sampled active features, candidates for the first keys of blocks; at most all."""
 
 
 class ExactDarlin(Darlin):
-    """A training run whose result hangs on no number of workers; see the module."""
+    """A training run whose result does not depend on the number of workers; see the module."""
 
     more: Mapping[str, Setting] = {"exact": True}
 
     def recover(self) -> None:
-        """Go on with other workers from where the servers are."""
+        """Continue with other workers from the servers' state."""
         self.spread.load()
         self._inform()
         self._go_on(same=False)
 
     def reset(self, full: bool) -> control.Decision:
-        """Choose the active set anew; until then, it can be taken back."""
+        """Choose the active set anew; an interrupted reset can be undone."""
         self.servers.call("mark_all", vector=self.w)
         return super().reset(full)
 
     def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
-        """Do a step with the workers, whoever is lost in it: what was done of it is taken back."""
+        """Run a step on the workers; if one is lost, undo the changes of the step and repeat it."""
         if not changes:
             self.servers.call("unmark", vector=self.w)
             return surely(self.cluster, step, self.recover)
@@ -65,7 +66,7 @@ class ExactDarlin(Darlin):
         self.workers.call("know", about)
 
     def _go_on(self, same: bool) -> None:
-        """Show the workers the weights at the starts of the last passes, from which they have all else."""
+        """Send the workers the weights at the starts of the last passes, from which they compute all other state."""
         self._phase("recall")
         noted = self.servers.call("recall", {"at": -1}, vector=self.w)[0]["noted"]
         self.workers.call("begin_recall", {"round": self._rounds(1)})

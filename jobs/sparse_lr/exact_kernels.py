@@ -3,7 +3,7 @@
 A term depends on its own example only, and terms are added exactly. So the sums over all workers do not depend on how
 examples are distributed, nor on their order. Few sums (losses, the dual) go to accumulators
 (`mpips.exact_sums.accumulate`). Where they are many, each term is rounded to a multiple of a quantum first,
-which all workers take from the same bounds (`mpips.exact_sums.snap`):
+which all workers derive from the same bounds (`mpips.exact_sums.snap`):
 
     g_j     |y_i p_i x_ij| <= |x_ij|                                         sum_i |x_ij|          < bounds[j, 0]
     U_j     H_i |x_ij| (|x_ij| + theta/d_j c_i), H_i <= 1/4, c_i <= REACH    sum_i x_ij^2          < bounds[j, 1]
@@ -27,15 +27,15 @@ accumulate, normalise = exact_sums.accumulate, exact_sums.normalise
 anchor_of, snap = exact_sums.anchor_of, exact_sums.snap
 
 REACH = 4096.0
-"""The most that other features' steps count for in an example's U: no block's steps should move a margin so far."""
+"""Largest contribution of other features' steps to an example's U: a block's steps should change no margin as much."""
 PARTS = 3
-"""Parts of a first sum: of a million examples they hold terms down to 2**-93 of the largest."""
+"""Parts of a first sum: with a million examples they represent terms down to 2**-93 of the largest."""
 _CHUNK = 512  # examples whose terms are added to an accumulator at once
 
 
 @kernel("void(f8, f8, f8[::1])")
 def part_anchors(bound: float, terms: float, out: F8) -> None:
-    """Fill the anchors of a sum's parts: of the terms, none above `bound`, and of what each part leaves of them."""
+    """Fill the anchors of a sum's parts: for terms up to `bound`, and for the remainder after each part."""
     for part in range(out.shape[0]):
         out[part] = anchor_of(bound * terms)
         bound = out[part] / (3.0 * 2.0**52)  # half a quantum
@@ -43,7 +43,7 @@ def part_anchors(bound: float, terms: float, out: F8) -> None:
 
 @kernel("void(f8, f8[::1], f8[:, ::1], i8, i8)")
 def add_parts(term: float, anchors: F8, out: F8, row: int, first: int) -> None:
-    """Add a term to the parts out[row, first:] of a sum, rounded up: so that what is small does not vanish."""
+    """Add a term to the parts out[row, first:] of a sum, rounded up, so that a small term does not vanish."""
     left = term
     for part in range(anchors.shape[0]):
         taken = snap(left, anchors[part])
@@ -57,7 +57,7 @@ def add_parts(term: float, anchors: F8, out: F8, row: int, first: int) -> None:
 def column_sums(colptr: I8, rows: I4, values: F4, state: F8, largest: float, terms: float, out: F8) -> None:
     """Fill out[j] = (entries, sum of x^2, of |x| where y x > 0, of |x| where y x < 0), the sums in parts: f8[m, 10].
 
-    largest: max |x| of all data. terms: how many examples it has.
+    largest: max |x| of all data. terms: the number of its examples.
     """
     squares, sizes = np.empty(PARTS), np.empty(PARTS)
     part_anchors(largest * largest, terms, squares)
@@ -137,7 +137,7 @@ def margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8, out: F
 
 @kernel("void(f8[:, ::1], f8[::1])")
 def largest_steps(history: F8, out: F8) -> None:
-    """Fill out[k] = max_i |history[K, i] - history[k, i]|: how far any margin has moved. out: f8[K]."""
+    """Fill out[k] = max_i |history[K, i] - history[k, i]|, the largest change of a margin. out: f8[K]."""
     last = history.shape[0] - 1
     for k in range(last):
         most = 0.0

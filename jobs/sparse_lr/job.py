@@ -10,7 +10,7 @@ online, from mini-batches in the order of the data (`online`).
         search along the steps            move the margins by the step        (`proximal`)
         decide what is next (`control`)   (`blocks`)
 
-When a worker is lost, joins or leaves, its examples go to others, and the pass is begun anew (`spread`).
+When a worker is lost, joins or leaves, examples are redistributed, and the pass starts again (`spread`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mpips.jobs.sparse_lr.settings import Settings as Settings
 from mpips.jobs.sparse_lr.spread import Holder, Spread
 
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
-"""Of a key, and of the row that comes back: (w, radius)."""
+"""Bytes of a key, and of its row in a reply: (w, radius)."""
 
 
 def exact_sums(job: Any) -> str:
-    """Say why this job's result hangs on the number of workers, even with exact sums; "" if it does not."""
+    """Return why this job's result depends on the number of workers even with exact sums; "" if it does not."""
     if job.settings.algorithm == "darlin":
         return ""
     return (
@@ -79,7 +79,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 
 
 class Worker(Epochs):
-    """What the scheduler calls on a worker: it keeps blocks; it has examples, a scorer and an online learner."""
+    """The worker of this program: it keeps blocks, and has examples, a scorer and an online learner."""
 
     def __init__(self, context: Context) -> None:
         data = resolve(context.job.data, str(context.base))
@@ -92,7 +92,7 @@ class Worker(Epochs):
 
     @at_once
     def set_tau(self, tau: int) -> None:
-        """Let tasks pass so many unfinished ones from now on."""
+        """Set the maximum delay: the number of unfinished tasks that a new task may overtake."""
         for model in self.consistency:
             if isinstance(model, Bounded):
                 model.tau = tau
@@ -135,7 +135,7 @@ class Worker(Epochs):
         return Answer(values=self.blocks.losses(values))
 
     def mix(self, mixture: list[float] | None, forget: bool, round: int) -> dict[str, Any]:
-        """Take a mixture of the last passes; features that it woke are active again."""
+        """Apply a mixture of the last passes; features whose weight becomes non-zero are active again."""
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()

@@ -1,26 +1,26 @@
 """The compiled inner loops of sparse logistic regression on the workers (paper, section 5.1).
 
 A worker holds its n examples by columns (CSC over its own features): `colptr` i8[m+1], `rows` i4[nnz] and
-`values` f4[nnz], an empty array when every value is one. What it knows of an example stands in one row of
-`state` f8[n, 4], so that a visit costs one cache line:
+`values` f4[nnz], an empty array when every value is one. The state of an example is one row of
+`state` f8[n, 4], so that an access loads one cache line:
 
     MARGIN  z_i = y_i x_i.w
     ODDS    exp(z_i), kept within exp(+-300); 1 / (1 + odds) is the probability of the wrong label
     LABEL   y_i, -1 or +1
-    REACH   c_i = sum_k |x_ik| d_k over the features k whose step is still out: those of the block at hand
+    REACH   c_i = sum_k |x_ik| d_k over the features k whose step is outstanding: those of the present block
             and of the blocks in flight
 
-The paper's U bounds the curvature one feature at a time, which bounds a block's only where no two of its
-features meet in one example. Here U is a majoriser of the whole block. Since the server clips |D_k| <= d_k,
-the margin of example i moves by at most c_i, and as |d log h / dz| <= 1 its curvature h = p (1 - p) stays below
-H_i = min(h_i exp(c_i), 1/4). By Cauchy and Schwarz (sum_k x_ik D_k)^2 <= c_i sum_k |x_ik| D_k^2 / d_k. Hence
+The paper's U bounds the curvature of one feature at a time, which bounds that of a block only where no two of
+its features occur in the same example. Here U bounds the whole block. Since the server clips |D_k| <= d_k,
+the margin of example i changes by at most c_i, and as |d log h / dz| <= 1 its curvature h = p (1 - p) stays below
+H_i = min(h_i exp(c_i), 1/4). By Cauchy-Schwarz (sum_k x_ik D_k)^2 <= c_i sum_k |x_ik| D_k^2 / d_k. Hence
 
     loss(w + D) <= loss(w) + g.D + 1/2 sum_j U_j D_j^2,     U_j = sum_i H_i |x_ij| c_i / d_j,
 
-where the feature's own part of c_i gives sum_i H_i x_ij^2 and the rest is what the other features may do. The
-bound holds for any data, and is pessimistic where the steps of different features do not add up. So it is
-scaled: `theta` = 1 is the proven bound (without delay), 0 the plain second derivative; `control` finds the
-theta that the data allows.
+where the feature's own part of c_i gives sum_i H_i x_ij^2, and the rest bounds the effect of the other features.
+The bound is valid for any data, but too large where the steps of different features do not add up. So it is
+scaled: `theta` = 1 is the proven bound (without delay), 0 the plain second derivative; `control` adapts theta to
+the data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MARGIN, ODDS, LABEL, REACH = 0, 1, 2, 3
 """The columns of a worker's `state`."""
 
 NEAR, FAR, NEVER = 0.0, -1.0, -2.0
-"""What stands for the radius of a feature that is not active: ask at the next reset, at a full one, never."""
+"""Codes instead of the radius of an inactive feature: examine it at the next reset, at a full reset, never."""
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -47,11 +47,11 @@ B1 = NDArray[np.bool_]
 # What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`) or the data is wide, and the server's
 # (w, radius), see `server_kernels.prox_step`. All that is computed is f8.
 HUGE, HUGE_WIDE = 1e36, 1e300
-"""The most that a worker's share of a sum of squares can be: a thousand of them can be added in f4, and in f8."""
+"""Largest value of a worker's part of a sum of squares: a thousand of them can be added in f4, and in f8."""
 SMALL, LARGE = 1e-12, 1e15
-"""Data is wide when a feature's largest |x| is outside of this: then f4 cannot hold its sums of squares, or U."""
+"""Data is wide when a feature's max |x| is outside this range: f4 then cannot hold its sums of squares, or U."""
 FAINT, TOO_FAINT = 1e30, 1e38
-"""A scale above the first is beyond what f4 holds of weights; the second stands for one that would matter."""
+"""Weights of a feature with a scale above the first exceed f4; the second marks such a feature that may matter."""
 
 
 def new_state(labels: NDArray[np.float32]) -> F8:
@@ -81,7 +81,7 @@ def grown_curvature(curvature: float, reach: float) -> float:
 
 @kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8[:, ::1])")
 def add_reach(colptr: I8, rows: I4, values: F4, cols: I8, d: F4, state: F8) -> None:
-    """Add sum_{j in cols} |x_ij| d_j to every example's reach: a step of these columns is out from now on.
+    """Add sum_{j in cols} |x_ij| d_j to every example's reach: a step of these columns is outstanding from now on.
 
     cols: i8[k], column numbers. d: f4[m], the trust radius of every column, > 0 for those in `cols`.
     """
@@ -101,8 +101,8 @@ def block_gradient(
 ) -> None:
     """Fill out[k] = (g_j, U_j) for the columns j = cols[k]; `add_reach` of the same columns came before.
 
-    g_j = -sum_i y_i p_i x_ij, U_j as in the module's head with H_i = min(h_i exp(min(theta, 1) c_i), 1/4) and
-    the others' part times theta. out: f4[k, 2], or f8 of wide data.
+    g_j = -sum_i y_i p_i x_ij; U_j as in the module docstring with H_i = min(h_i exp(min(theta, 1) c_i), 1/4) and
+    the part of the other features multiplied by theta. out: f4[k, 2], or f8 for wide data.
     """
     ones = values.shape[0] == 0
     most = HUGE if out.itemsize == 4 else HUGE_WIDE
@@ -132,10 +132,10 @@ def block_gradient(
 
 @kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f4[::1], f8[:, ::1])")
 def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F4, state: F8) -> None:
-    """Move the margins by a block's steps, z_i += y_i sum_k x_i,cols[k] steps[k], and take its reach back.
+    """Update the margins by a block's steps, z_i += y_i sum_k x_i,cols[k] steps[k], and subtract its reach.
 
-    steps: f8[k], |steps[k]| <= d[cols[k]]. d: the radii with which `add_reach` was called: the server's new
-    ones are set afterwards.
+    steps: f8[k], |steps[k]| <= d[cols[k]]. d: the radii with which `add_reach` was called; the server's new
+    radii are set afterwards.
     """
     ones = values.shape[0] == 0
     for k in range(cols.shape[0]):
@@ -166,7 +166,7 @@ def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F4, st
 
 @kernel("void(f8[:, ::1])")
 def refresh_odds(state: F8) -> None:
-    """Recompute every example's odds from its margin, and let no step be out: at the start of a pass."""
+    """Recompute every example's odds from its margin, and set every reach to 0: at the start of a pass."""
     for i in range(state.shape[0]):
         state[i, 1] = math.exp(min(max(state[i, 0], -300.0), 300.0))
         state[i, 3] = 0.0
@@ -174,9 +174,9 @@ def refresh_odds(state: F8) -> None:
 
 @kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f8[:, ::1])")
 def set_margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8) -> None:
-    """Compute every margin anew from the weights w f8[k] of the columns `cols`; all others are zero.
+    """Recompute every margin from the weights w f8[k] of the columns `cols`; all others are zero.
 
-    For a reset and a resumed run: mixtures of passes let the margins' rounding errors grow. `refresh_odds` follows.
+    For a reset and a resumed run, since mixtures of passes amplify rounding errors. Call `refresh_odds` next.
     """
     ones = values.shape[0] == 0
     state[:, 0] = 0.0
@@ -190,7 +190,7 @@ def set_margins(colptr: I8, rows: I4, values: F4, cols: I8, w: F8, state: F8) ->
 
 @kernel(*(f"void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], {t}[::1])" for t in ("f4", "f8")))
 def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4 | F8) -> None:
-    """Fill out[k] = g_j of the columns j = cols[k] and nothing else: for the certificate and the reset."""
+    """Fill out[k] = g_j of the columns j = cols[k], without U: for the dual bound and the reset."""
     residual = np.empty(state.shape[0])
     for i in range(state.shape[0]):
         residual[i] = -state[i, 2] / (1.0 + state[i, 1])
@@ -205,7 +205,7 @@ def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4
 
 @kernel("f8(i8[::1], f4[::1])")
 def outlying(colptr: I8, values: F4) -> float:
-    """Return the most that a column's largest |x| is beyond the mean of its other ones; 1 where nothing is."""
+    """Return the largest ratio of a column's max |x| to the mean of its other |x|; 1 if there is none."""
     most = 1.0
     if values.shape[0] == 0:  # ones
         return most
@@ -265,10 +265,10 @@ def column_sums(colptr: I8, rows: I4, values: F4, state: F8, out: F4 | F8) -> No
 def place_columns(
     colptr: I8, rows: I4, values: F4, cols: I8, first: int, places: I8, all_rows: I4, all_values: F4
 ) -> None:
-    """Put the columns of some examples, numbered from `first`, where a larger matrix has them.
+    """Copy the columns of some examples, numbered from `first`, into a larger matrix.
 
-    cols: i8[m], which of its columns these are. places: i8[its columns], where each goes on; moved on. Empty
-    `all_values`: no values are wanted; empty `values`: ones.
+    cols: i8[m], the numbers of these columns there. places: i8[columns there], the next free entry of each; advanced.
+    Empty `all_values`: no values are copied; empty `values`: ones.
     """
     for j in range(cols.shape[0]):
         place = places[cols[j]]
@@ -365,7 +365,7 @@ def dual_objective(state: F8, shrink: float) -> float:
 def batch_gradient(indptr: I8, positions: I4, values: F4, labels: F4, w: F8, out: F8) -> float:
     """Fill out[u] = the gradient of the log-losses of a CSR batch by its unique keys; return the losses' sum.
 
-    positions: i4[nnz], which of the batch's unique keys an entry has. values: f4[nnz] or empty (all one).
+    positions: i4[nnz], the position of each entry's key among the unique keys. values: f4[nnz] or empty (all one).
     w, out: f8[unique keys]. labels: f4[n] in {-1, +1}.
     """
     out[:] = 0.0

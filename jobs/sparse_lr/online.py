@@ -3,14 +3,14 @@
     scheduler                        worker r                                     server
     until every part is read:        for each mini-batch, at most tau ahead:      update w by the gradient
         so many mini-batches each        pull w of its keys
-        note how far each part is        g = gradient; push g
+        record each part's progress      g = gradient; push g
 
-Under sequential consistency a step is one mini-batch of every worker together, and the servers sum the gradients in
-worker order; otherwise every push is applied by itself as it comes.
+Under sequential consistency a step is one mini-batch of every worker, and the servers sum the gradients in worker
+order; otherwise every push is applied separately when it arrives.
 
-The workload table says who reads which part, and how many mini-batches of it are done: those whose push was applied. A
-lost worker's part goes on there with another; what it had done of the call at hand, and in a step of all workers what
-some servers had applied of it, is done again.
+The workload table has the worker of each part, and the number of its mini-batches whose push was applied. Another
+worker continues a lost worker's part from there. The lost worker's mini-batches of the present call are repeated, and
+so is a step of all workers that only some servers had applied.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ HASHED = 2**64
 
 
 HANDED = 4
-"""Parts for each worker where parts are handed over, unless the job says how many."""
+"""Parts per worker where parts can be reassigned, unless the job sets the number."""
 
 
 class Progress(NamedTuple):
-    """How far the training is: what a checkpoint keeps beside the vectors, and the parts."""
+    """The progress of training, which a checkpoint holds besides the vectors and the parts."""
 
     number: int = 1
-    """The pass at hand."""
+    """The present pass."""
     rounds: int = 0
-    """Mini-batches of every worker so far, those that had none left included."""
+    """Mini-batches per worker so far, counted also for workers that had none left."""
     seen: int = 0
-    """Examples of this pass, and the sum of their losses as they came."""
+    """Number of examples of this pass, and the sum of their losses at the weights when they were processed."""
     loss: float = 0.0
 
 
@@ -87,17 +87,17 @@ FORM = {
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
 }
-"""What a checkpoint keeps; a part is its worker's place, how many mini-batches are done, and whether it is finished."""
+"""The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
 
 
 def unfit(about: dict[str, Any]) -> str:
-    """Say what keeps a run from going on from a checkpoint's state; "" if nothing does."""
+    """Return why a run cannot continue from a checkpoint's state; "" if it can."""
     problem = misfit(about["state"], FORM, "about.state")
     return problem or ("" if about["state"]["parts"] else "about.state.parts is empty")
 
 
 class Online:
-    """A training run: `at`, and which worker has which part, and how far (`parts`)."""
+    """A training run: its progress `at`, and the worker and the progress of each part (`parts`)."""
 
     def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: Data) -> None:
         self.cluster, self.settings, self.data = cluster, settings, data
@@ -108,7 +108,7 @@ class Online:
         surely(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
-        """Drive the passes; return the metrics."""
+        """Run the passes; return the metrics."""
         cluster, settings = self.cluster, self.settings
         table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
         while not stop:
@@ -147,7 +147,7 @@ class Online:
         return {"objective": sum(each["loss"] for each in parts) + self.settings.l1 * self.size}
 
     def begin(self) -> None:
-        """Make the vector of weights, or take up a checkpoint."""
+        """Create the vector of weights, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
         cluster.vectors.clear()  # those of an attempt that a worker was lost in
         aggregate = synchronization(cluster.job.consistency).aggregate
@@ -172,7 +172,7 @@ class Online:
             part.worker, part.done, part.finished = workers[worker % len(workers)], done, finished
 
     def learn(self) -> list[dict[str, Any]]:
-        """Let every worker learn from some more mini-batches; return how they fare, nothing if one was lost."""
+        """Let every worker learn from some more mini-batches; return their accounts, none if a worker was lost."""
         cluster, first = self.cluster, self.at.rounds
         each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
         self.at = self.at._replace(rounds=first + BATCHES)
@@ -191,17 +191,17 @@ class Online:
         return [one["account"] for one in done]
 
     def flush(self) -> None:
-        """Let the workers push what filters have held back of their gradients."""
+        """Let the workers push the parts of their gradients that filters have held back."""
         cluster, round_ = self.cluster, self.at.rounds
         self.at = self.at._replace(rounds=round_ + 1)
         surely(cluster, lambda: cluster.workers.call("flush", {"round": round_}), self._follow)
 
     def _todo(self, worker: int) -> list[list[int]]:
-        """List the parts that a worker is to go on with: which of how many, and after how many mini-batches."""
+        """List a worker's next parts: each its number, the number of all parts, and the mini-batches done."""
         return [[part.number, len(self.parts.parts), part.done] for part in self.parts.of(worker)]
 
     def _ask(self, first: int) -> None:
-        """Ask those who were there what they have done of a call that another was lost in."""
+        """Query the surviving workers for their progress in a call during which another one was lost."""
         workers = self.cluster.workers
         there = [at for at, worker in enumerate(workers.addresses) if worker in self.parts.workers]
         for one in workers.call("learnt", {"first_round": first}, only=there) if there else ():
@@ -220,13 +220,13 @@ class Online:
         self.parts.follow(self.cluster.workers.addresses)
 
     def _cut(self, parts: int = 0) -> Workload:
-        """Cut the data for a pass by the workers that there are."""
+        """Partition the data for a pass of the present workers."""
         job, workers = self.cluster.job, self.cluster.workers.addresses
         each = HANDED if job.layout.hand_over else 1
         return Workload(parts or job.data.parts or each * len(workers), workers)
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         workers = self.cluster.workers.addresses
         parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
         return self.at._asdict() | {"parts": parts}
@@ -243,7 +243,7 @@ class Online:
 
 
 class Step(NamedTuple):
-    """A mini-batch on its way: its time, part and examples, its keys, where each entry's key is, the pull.
+    """A mini-batch in progress: time, part and examples, unique keys, each entry's position among them, and the pull.
 
     `after` are the pushes that the pull waits for.
     """
@@ -265,11 +265,11 @@ class Stream:
         self._batches = islice(batches, done, None)
 
     def is_at(self, part: int, of: int, done: int) -> bool:
-        """Return whether these are the mini-batches of a part, after so many of them."""
+        """Return whether the next mini-batch is that of a part after `done` ones."""
         return (self.part, self.of, self.done) == (part, of, done)
 
     def take(self, learnt: Learnt) -> Examples | None:
-        """Return the next one; None if there is none left. What was skipped on the way is counted in `learnt`."""
+        """Return the next mini-batch; None if there is none left. Skipped examples are counted in `learnt`."""
         before = self._tally.skipped
         batch = next(self._batches, None)
         self.done += batch is not None
@@ -279,7 +279,7 @@ class Stream:
 
 
 class Learnt:
-    """What a worker has learnt in the call that began at a round: how many mini-batches of each part were applied."""
+    """A worker's progress in the call that began at a round: the number of applied mini-batches of each part."""
 
     def __init__(self, first_round: int) -> None:
         self.first_round = first_round
@@ -297,7 +297,7 @@ class Learnt:
             self.examples, self.loss = self.examples + examples, self.loss + loss
 
     def report(self) -> dict[str, Any]:
-        """Say it to the scheduler: of each part how many, and whether it is finished."""
+        """Return the report for the scheduler: for each part the number, and whether it is finished."""
         parts = sorted(self.applied.keys() | self.ended.keys())
         done = [(part, self.applied.get(part, 0)) for part in parts]
         finished = [[part, count, self.ended.get(part) == count] for part, count in done]
@@ -321,7 +321,7 @@ class Learner:
         self._pushes: dict[int, Task] = {}
 
     def look_over(self, batches: Iterator[Examples], tally: Tally) -> int:
-        """Return the last key that there may be: hashed keys may be any; for others, read all and look."""
+        """Return the last possible key: hashed keys have no bound; for others, read all examples."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
@@ -331,7 +331,7 @@ class Learner:
         return HASHED - 1 if hashed else last
 
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
-        """Learn from at most `count` mini-batches of `parts`; say what was done, when all of it has been applied."""
+        """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied."""
         keep = synchronization(self.context.job.consistency)
         self._learnt, self._pushes = Learnt(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
@@ -353,16 +353,16 @@ class Learner:
         return self._learnt.report() | {"account": self.context.account()}
 
     def flush(self, round: int) -> None:
-        """Push what filters have held back."""
+        """Push the parts that filters have held back."""
         together = synchronization(self.context.job.consistency).aggregate
         self.context.vectors["w"].flush(round=round if together else NO_ROUND).result()
 
     def learnt(self, first_round: int) -> dict[str, Any]:
-        """Say what was done in the call of that round, whatever became of it."""
+        """Return the report of the call of that round, also if it has failed."""
         return (self._learnt if self._learnt.first_round == first_round else Learnt(first_round)).report()
 
     def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Examples]]:
-        """Take mini-batches from one part after the other, with their part."""
+        """Yield mini-batches from one part after the other, each with its part."""
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
                 tally = Tally()
@@ -373,7 +373,7 @@ class Learner:
             self._learnt.ended[part] = self._stream.done - done
 
     def _push(self, step: Step, aggregate: bool) -> None:
-        """Push the gradient of a mini-batch at the weights that were pulled."""
+        """Push the gradient of a mini-batch at the pulled weights."""
         if aggregate:
             self.context.wait_all(
                 step.after

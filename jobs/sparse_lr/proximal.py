@@ -10,14 +10,14 @@ The radius of an active feature is positive. A feature that is not active has a 
 gradient is computed at the next reset; FAR (-1), at the next full reset; NEVER (-2), not again.
 
 A mixture is a linear combination of the weights at the starts of the last passes and now (`control`). After one, rows
-of width 0 ask for the radius; a weight that became non-zero is active again. Without the KKT filter
+of width 0 request the radius; a weight that became non-zero is active again. Without the KKT filter
 (`settings["kkt"]`) all features start active, and none is ever dropped.
 
-Replies must not be rounded on the way: F is computed from the workers' margins and the servers' weights, and with
-different steps on both sides the search would follow their difference. Rows of a block may be rounded: that makes a
-step somewhat worse, no more. Rows of a start or reset decide what is dropped for good, and when to stop.
+Replies must not be rounded: F is computed from the workers' margins and the servers' weights, and if their steps
+differed, the search would be misled by the difference. Rows of a block may be rounded, which only makes a step less
+accurate. Rows of a start or reset must be exact: they determine which features are dropped, and when to stop.
 
-With `settings["exact"]` rows come as float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and `code`
+With `settings["exact"]` rows are float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and `code`
 are kept; at a start, and in a phase of its own, the reply is (radius or code, bounds):
 
     recall  rows: of width 0             reply: (radius or code, bounds)
@@ -25,8 +25,8 @@ are kept; at a start, and in a phase of its own, the reply is (radius or code, b
 So a worker that joins later gets the same state as the others, and the changes of an interrupted pass are undone
 (`undo`).
 
-An epoch is what lies between two resets; for the features that were active at its start, the segment notes w at the
-starts of the last passes, over whose steps the scheduler searches (`control`).
+An epoch is the time between two resets. For the features that were active at its start, the segment saves w at the
+starts of the last passes; the scheduler searches along the steps of these passes (`control`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mpips.jobs.sparse_lr.control import MEMORY
 Array = NDArray[Any]
 HISTORY = "history"
 BEFORE, EARLIER = "before", "earlier"
-"""The notes of what a pass or reset began from: radii and who is active, and the history."""
+"""Names of the notes with the state before a pass or reset: radii and active features, and the history."""
 
 
 def _columns(spec: VectorSpec) -> dict[str, Column]:
@@ -108,7 +108,7 @@ def block_proximal(
 
 @call("begin_phase")
 def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Set the phase of the pushes that follow, with its threshold."""
+    """Set the phase of the next pushes, with its threshold."""
     segment.settings.update(args)
     segment.settings.update(violation=0.0, largest=0.0, returned=0.0)
     return {}
@@ -116,7 +116,7 @@ def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("end_phase", reads=True)
 def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Report what the pushes of the phase came to."""
+    """Return the results of the pushes of the phase."""
     return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
 
 
@@ -125,14 +125,14 @@ def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _history(segment: Segment) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Return the noted slots, and their weights at the starts of the last passes: f8[passes, slots]."""
+    """Return the saved slots, and their weights at the starts of the last passes: f8[passes, slots]."""
     slots, rows = segment.notes[HISTORY]
     return slots, np.ascontiguousarray(rows.T)
 
 
 @call("begin_epoch")
 def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note w of the features that are active now; return |w|_1."""
+    """Save w of the active features; return |w|_1."""
     slots = np.flatnonzero(segment.state["active"][: len(segment)]).astype(np.int32)
     segment.notes[HISTORY] = (slots, segment.values[slots])
     return norm(segment, args)
@@ -140,7 +140,7 @@ def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("sizes")
 def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note w after a pass; return the l1 term and its slopes along the noted passes, as exact sums."""
+    """Save w after a pass; return the l1 term and its slopes along the saved passes, as exact sums."""
     slots, before = _history(segment)
     history = np.empty((len(before) + 1, len(slots)))
     history[:-1] = before
@@ -153,7 +153,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("mixed_sizes", reads=True)
 def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Return the l1 term of every mixture of the noted weights, as exact sums."""
+    """Return the l1 term of every mixture of the saved weights, as exact sums."""
     slots, history = _history(segment)
     mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
@@ -163,7 +163,7 @@ def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("mix")
 def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Set w to a mixture of the noted weights (or leave it), and forget what is too old; return the non-zeros."""
+    """Set w to a mixture of the saved weights (or leave it), and drop states too old; return the non-zeros."""
     slots, history = _history(segment)
     if args["mixture"] is not None:
         kernels.mix(history, np.array(args["mixture"]), history[-1])
@@ -194,7 +194,7 @@ _MARKED = ("radius", "active", "code")
 
 @call("mark")
 def mark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note what `undo` takes back to, of the features that a pass can change: those of the epoch."""
+    """Save the state for `undo` of the features that a pass can change: those of the epoch."""
     noted = segment.notes[HISTORY]
     segment.notes[BEFORE] = (noted[0], _marked(segment, noted[0]))
     segment.notes[EARLIER] = noted  # never changed in place: `sizes` makes a new one
@@ -203,7 +203,7 @@ def mark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("mark_all")
 def mark_all(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Note it of all features, on the way: a reset follows. What was noted stays."""
+    """Save the state for `undo` of all features before a reset; states that are already saved stay."""
     slots = np.arange(len(segment), dtype=np.int32)
     rows = _marked(segment, slots)
     before, noted = segment.notes[BEFORE]
@@ -214,7 +214,7 @@ def mark_all(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("unmark")
 def unmark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Forget what was noted."""
+    """Drop the state for `undo`."""
     for name in (BEFORE, EARLIER):
         segment.notes.pop(name, None)
     return {}
@@ -226,7 +226,7 @@ def _marked(segment: Segment, slots: NDArray[np.int32]) -> NDArray[np.float64]:
 
 @call("undo")
 def undo(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Take back what was done since `mark`."""
+    """Undo all changes since `mark`."""
     slots, rows = segment.notes[BEFORE]
     for name, column in zip(_MARKED, rows.T, strict=True):
         segment.state[name][slots, 0] = column
@@ -237,7 +237,7 @@ def undo(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 @call("recall")
 def recall(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Show the weights at the start of a noted pass, from 0 on (-1: as they are); say how many passes are noted."""
+    """Let pulls return the weights at the start of a saved pass, from 0 on (-1: now); return the number of passes."""
     return _recall(segment, int(args["at"]))
 
 
@@ -249,7 +249,7 @@ def _recall(segment: Segment, at: int) -> dict[str, Any]:
 
 @call("faint", reads=True)
 def faint(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Return the features whose weights float32 does not hold, though they may matter: the first key, and how many."""
+    """Return the features that may matter but whose weights exceed float32: the first key, and the number."""
     slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.TOO_FAINT)
     keys = segment.keys_of(slots.astype(np.int32)).tolist()
     return {"first": min(keys, default=None), "count": len(keys)}
@@ -262,7 +262,7 @@ def count(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def exact_total(replies: list[dict[str, Any]]) -> NDArray[np.float64]:
-    """Add the exact sums of all servers, term by term: the same bits however the keys are spread."""
+    """Add the exact sums of all servers, term by term: the same bits for any distribution of the keys."""
     return np.array(
         [
             reduce(exact_sums.ExactSum.merge, map(exact_sums.ExactSum.from_list, terms)).value()

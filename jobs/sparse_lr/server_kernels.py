@@ -20,8 +20,8 @@ def start_keys(
     """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4 or f8[k, 4].
 
     scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
-    starts active, as all do without `kkt`; NEAR where w = 0 is optimal to begin with; NEVER where it is for
-    every value of the other weights (max(along, against) <= l1), so that nobody ever need ask again.
+    starts active, as all do without `kkt`; NEAR where w = 0 is optimal at the start; NEVER where w = 0 is optimal
+    for every value of the other weights (max(along, against) <= l1), so that it need not be examined again.
     """
     for k in range(slots.shape[0]):
         s = slots[k]
@@ -47,10 +47,10 @@ def prox_step(
 
     w' = S(U w - g, l1) / U, clipped to w +- d, as f4; then d = 2 |step|, but at least d / 2 and scale / 1000,
     and at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
-    slot, and comes back by `reset_keys`. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
+    slot, and `reset_keys` can reactivate it. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
 
-    The reply is the weight, not the step: so it is exact in f4 where a step, of any weight to 0 say, is not, and the
-    workers' margins belong to just these weights.
+    The reply is the weight, not the step: the weight is exact in f4, which a step may not be, so the workers' margins
+    correspond to exactly these weights.
     """
     worst = 0.0
     for k in range(slots.shape[0]):
@@ -89,7 +89,7 @@ def reset_keys(
 ) -> tuple[float, float]:
     """Choose the active set anew from the exact gradient g f4[k]: w != 0, or |g| >= l1 - threshold.
 
-    reply[k] is the radius of an active feature, FAR where |g| < far, and else NEAR. Return (max |g|,
+    reply[k] is the radius of an active feature, FAR where |g| < far, and otherwise NEAR. Return (max |g|,
     number of features that had been dropped although |g| > l1).
     """
     largest = 0.0

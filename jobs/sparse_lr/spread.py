@@ -1,8 +1,8 @@
-"""The training data over the workers: who reads which parts, also when workers are lost, join or leave.
+"""The distribution of the training data over the workers, also when workers are lost, join or leave.
 
 Each coarse part (first read) consists of fine parts (`mpips.scheduler.data_assignment.Cut`); a lost worker's fine
-parts are distributed among several workers. A worker reads only the parts that it does not have, and joins them to the
-others. A worker that gives parts to a new one reads those that it keeps again, while the new one reads its own.
+parts are distributed among several workers. A worker reads only the parts that it does not have, and appends them to
+the others. A worker that gives parts to a new one reads its remaining parts again, while the new one reads its own.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.settings import Settings
 
 FINE = 4, 16
-"""The least and the most fine parts of a coarse one; between them, as many as there are other workers to share them."""
+"""Least and largest number of fine parts of a coarse one; between them, the number of other workers."""
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
 FORM = {"cut": [range(1, 1 << 20), range(1, FINE[1] + 1)], "reads": Each(Each(Each(COUNT)))}
-"""What a checkpoint keeps."""
+"""The form of the state in a checkpoint."""
 
 
 def unfit(about: dict[str, Any]) -> str:
-    """Say what keeps workers from reading what they did when a checkpoint was written; "" if nothing does."""
+    """Return why workers cannot read the same parts as when a checkpoint was written; "" if they can."""
     where, kept = "about.state.spread", about["state"].get("spread")
     if kept is None:
         return ""
@@ -57,7 +57,7 @@ def unfit(about: dict[str, Any]) -> str:
 
 
 class Spread:
-    """Who has what of the training data: `reads` are the parts of each worker, by rank, as it read them."""
+    """The assignment of the training data: `reads` are the parts of each worker, by rank, in the order of reading."""
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
@@ -78,14 +78,14 @@ class Spread:
                     self.table.parts[part].worker = worker
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that as many workers read the same again."""
+        """Return the state for a checkpoint, from which the same number of workers read the same parts again."""
         return {"cut": self.cut, "reads": [self.reads[worker] for worker in self.cluster.workers.addresses]}
 
     def load(self) -> Data:
-        """Let every worker read what it has to and has not; return what it all comes to.
+        """Let every worker read its missing parts; return the totals of all data.
 
         Raises:
-            InputError: there are no examples, or not those that there were.
+            InputError: there are no examples, or others than before.
         """
         data = check_shards(self.cluster, surely(self.cluster, self._read), first=not self.mark)
         mark = self.cluster.facts.get("training data", "read")
@@ -118,7 +118,7 @@ class Spread:
 
 
 def _kept(cluster: Cluster) -> dict[str, Any] | None:
-    """Read how the data was spread over as many workers when the checkpoint was written that the run resumes from."""
+    """Read the assignment from the checkpoint that the run resumes from, if that had as many workers."""
     try:
         about = read_manifest(cluster.resume)["about"] if cluster.resume else {}
     except CheckpointError:
@@ -134,9 +134,9 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
 
 
 class Holder:
-    """Holds a worker's examples: by columns, in `blocks`, or, online, only their number.
+    """Holds a worker's examples: by columns, in `blocks`, or for online learning only their number.
 
-    `look_over(batches, tally)` goes through examples that are learnt online, and gives the last key that there may be.
+    `look_over(batches, tally)` reads examples for online learning, and returns the last possible key.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Holder:
         self._reads: list[list[int]] | None = None
 
     def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
-        """Read what of `reads`, lists of parts, it has not; say what all of them come to."""
+        """Read those of `reads`, lists of parts, that are missing; return the totals of all parts."""
         had = self._reads
         if had is None or had != reads[: len(had)]:
             had, self._columns, self._tally, self._last = [], None, Tally(), 0

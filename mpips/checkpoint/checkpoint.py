@@ -1,9 +1,9 @@
-"""Checkpoints: made, completed and removed, so that the latest is always whole (checkpoints/README.md: the format).
+"""Checkpoints: created, completed and removed, so that the latest is always complete (format: checkpoints/README.md).
 
 A checkpoint is a folder step-000120. Every server writes one file with its rows in key order, every worker
 that has state one with its arrays; each is synced to disk and described by an entry for the manifest. When
 all entries are in, one rank writes the manifest, under another name and then renamed. A folder without a
-manifest is not a checkpoint, whatever else is in it, so neither a temporary folder nor a lock is needed, and
+manifest is not a checkpoint, whatever it contains, so neither a temporary folder nor a lock is needed, and
 after a crash at any time the previous checkpoint is the latest.
 
     one rank:      folder = begin(directory, step)
@@ -58,7 +58,7 @@ NOBODY = Lineage()
 
 
 def check_directory(directory: Path) -> None:
-    """Raise CheckpointError if checkpoints cannot be written to a folder; it need not exist, and is not made.
+    """Raise CheckpointError if checkpoints cannot be written to a folder; it need not exist, and is not created.
 
     >>> check_directory(Path("/dev/null/checkpoints"))
     Traceback (most recent call last):
@@ -123,9 +123,9 @@ def commit(
 ) -> Path:
     """Complete a checkpoint from the entries of all its files; return the manifest's path.
 
-    `about` is JSON-able: the step, the job, versions, random states, whatever a resumed run needs; so is `provenance`,
-    a copy of the run's. `run` is the id of the run that it belongs to. Raises CheckpointError when the shards do not
-    hold every key of every vector exactly once.
+    `about` is JSON-able: the step, the job, versions, random states, and anything else that a resumed run needs; so is
+    `provenance`, a copy of the run's. `run` is the id of the run that it belongs to. Raises CheckpointError when the
+    shards do not hold every key of every vector exactly once.
     """
     folder = Path(folder)
     entries = sorted(files, key=lambda entry: str(entry["name"]))

@@ -1,4 +1,4 @@
-"""What people ask of a checkpoint: whether all of its bytes are right, and what it holds."""
+"""Inspection of a checkpoint: verification of all its bytes, and a description of its contents."""
 
 from __future__ import annotations
 

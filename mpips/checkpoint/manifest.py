@@ -205,7 +205,7 @@ def check_present(path: Path) -> None:
 
 
 def _absent(path: Path) -> str:
-    """Say that a path is no checkpoint's folder, and which there are in it or beside it; "" if it may be one."""
+    """Return an error text for a path that is no checkpoint's folder, with the checkpoints near it; "" if it may be."""
     if folders(path):
         return f"{path} is a folder of checkpoints: name one of them{_choice(path)}"
     if os.path.lexists(path):

@@ -1,7 +1,7 @@
 """How a rank leaves: together with all others at the end, or at once, when it is stopped or was excluded.
 
-At the end each rank tells the leader that it has nothing left to do, and the leader tells all when they have: two
-messages a rank. Ranks repeat their message to a successor of the leader.
+At the end each rank reports to the leader that it has finished, and the leader informs all ranks when all have: two
+messages per rank. Ranks repeat their message to a successor of the leader.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fault injection: kills, stops, slows ranks and disturbs messages as the job's `[faults]` table says, seeded.
 
-It is part of the system, not of the tests, so that users can try how a training run behaves when a server dies.
+It is part of the system, not of the tests, so that users can test how a training run behaves when a server dies.
 With an empty table it costs one attribute test per call.
 """
 
@@ -149,7 +149,7 @@ class Faults:
                 self._strike(due[0])
 
     def poll(self) -> None:
-        """Send this process the signals whose time has come; nearly free when none is planned."""
+        """Send this process the signals that are due; nearly free when none is planned."""
         if self._at_seconds:
             since = self._now() - self._start
             for due in [each for each in self._at_seconds if each[1] <= since]:

@@ -1,4 +1,4 @@
-"""The filter codec of a node: encodes what is sent to and by shards, and decodes what arrives (paper, section 3.6)."""
+"""The filter codec of a node: encodes messages to and from shards, and decodes received ones (paper, section 3.6)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FilterCodec:
         return message
 
     def decode(self, message: Message) -> None:
-        """Undo in place what filters did with a message.
+        """Decode a filtered message in place.
 
         Raises:
             FilterError: they cannot read it.

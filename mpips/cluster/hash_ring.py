@@ -1,32 +1,32 @@
 """The key ring: which server owns which keys, and which servers hold copies of them (paper, section 4.3).
 
-Keys and virtual servers sit on one ring of 2**64 positions, on which keys grow counter-clockwise. A range
+Keys and virtual servers are placed on one ring of 2**64 positions, on which keys increase counter-clockwise. A range
 belongs to the server at whose point it begins, and a server also holds copies of the k ranges that follow
-its own counter-clockwise. So the replicas of a range are on the k distinct servers found clockwise from it, and the
-first of them is the server that owns the range once its owner has left.
+its own counter-clockwise. So the replicas of a range are on the next k distinct servers clockwise from it, and the
+first of them becomes the owner of the range when its owner leaves.
 
 The range between two neighbouring points is a *shard*: the keys of one virtual server. The points of all slots, taken
-or vacant, exist from the start, so shards are fixed: servers that join, leave or die change only who holds which.
+or vacant, exist from the start, so shards are fixed: when a server joins, leaves or dies, only their holders change.
 Neither the rows of a shard nor its record of applied requests are ever split or merged.
 
-The paper places points at random. The fullest server then has, with v points each, about 2/sqrt(v) more
-than its share: hundreds of points per server to come within 15 %, and each boundary in a block of keys
-costs every push of the block one more message. So points are placed by rule instead. Servers take slots
-0, 1, 2 ...; the points of slot s are a fixed function of s, computed by letting slots join in order: a new slot
-places each of its points in the longest range of the server that has most, and takes an equal
-part of its share there. That keeps the property of consistent hashing: points do not depend on the other servers,
-so a server that joins only takes shards, one that leaves only gives them up, and nothing else moves. With
-the first slots taken and the others vacant, the fullest server has at most 1 % more than its share up to 16 servers and
-6 % beyond, by max(1, s), at most 16, points for slot s: two shards for 2 slots, 22 for 7, 121 for 16. A slot that a
-server has left is filled by the next one to join, which then owns the same shards. While it is
-vacant, so few points may leave one server with up to twice its share; 16 virtual servers reduce that to 1.35 times.
+The paper places points at random. With v points per server, the fullest server then has about 2/sqrt(v) more
+than its share. To keep this below 15 %, each server needs hundreds of points, and each point inside a block of keys
+adds a message to every push of the block. So points are placed by a deterministic rule instead. Servers take slots
+0, 1, 2 ...; the points of slot s are a fixed function of s, computed by adding slots in order: a new slot
+places each of its points in the longest range of the server with the largest share, and takes an equal
+part of its share there. This keeps the property of consistent hashing: points do not depend on the other servers,
+so a server that joins only receives shards, one that leaves only loses them, and no other shard moves. When
+the first slots are taken and the others vacant, the fullest server has at most 1 % more than its share up to 16
+servers, and 6 % beyond. Slot s has max(1, s) points, at most 16: two shards for 2 slots, 22 for 7, 121 for 16. A slot
+that a server has left is taken by the next one to join, which then owns the same shards. While the slot is vacant,
+one server may have up to twice its share, since points are few; 16 virtual servers reduce this to 1.35 times.
 
 The failure of a host takes all its ranks, so copies are placed on different hosts. Ownership does not depend on
-hosts, so loads stay even. Of the servers clockwise from the owner, each host's first is taken
-before any host's second: a replica is on its primary's host only where no other host has a server. On one host,
-or where hosts are not known, that is the plain order. When an owner dies, its first replica becomes primary
-at once; where the next owner is another server, on the dead one's host, it takes the shard over in the
-background, as a server that joins does.
+hosts, so loads stay even. Among the servers clockwise from the owner, the first one of each host is chosen
+before the second one of any host: a replica is on its primary's host only where no other host has a server. On one
+host, or where hosts are not known, this is the plain order. When an owner dies, its first replica becomes primary
+at once. If the next owner on the ring is another server, on the host of the dead one, that server receives a copy in
+the background and then takes over the shard, like a server that joins.
 
 A namespace with keys in [0, extent) uses the ring scaled to its extent, so that dense keys spread as hashed ones do.
 """

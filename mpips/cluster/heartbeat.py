@@ -68,7 +68,7 @@ _DROPS = struct.Struct("=32xI")
 
 @dataclass(frozen=True)
 class Address:
-    """Address of a rank's heartbeat socket, the token of what it receives, and the key of what it sends.
+    """Address of a rank's heartbeat socket, the token of the datagrams to it, and the key of those that it sends.
 
     `host` is an IPv4 address; `machine` is equal for ranks that reach each other by loopback.
     `port` is 0 where no socket could be opened.

@@ -14,7 +14,7 @@ error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
 to some ranks before it died. It asks only ranks other than workers for their views: no other rank depends on a
-worker's view. The latest of them determines the successor: ranks with different views may each take itself for it.
+worker's view. The latest view determines the successor, otherwise two ranks might both become leader.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A node: one rank at work (the paper's node; ps-lite's postoffice).
+"""A node: the event loop of one rank (the paper's node; ps-lite's postoffice).
 
-It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` moves one message and
-`wait` polls until a task is finished; all work of a rank happens inside one of the two, in one thread.
+It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` handles one message and
+`wait` polls until a task is finished; a rank handles all messages inside these two, in one thread.
 The role registers a handler for each command, which executes its requests.
 
 A message of a later epoch than the node's waits until the node has adopted that view; one from a rank that the view
 excludes is dropped. When a shard gets another primary, the node repeats its unanswered requests.
 
-The module is long since receiving, dispatch, waiting and the change of a view read and write the same state: in several
-files each would reach into the others.
+The module is long because receiving, dispatch, waiting and the change of a view read and write the same state:
+separate files would have to access each other's attributes.
 """
 
 from __future__ import annotations

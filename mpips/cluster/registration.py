@@ -1,4 +1,4 @@
-"""A registration: what one part of a rank, such as a role, registers with its node, and takes back, together."""
+"""A registration: the callbacks that one part of a rank, such as a role, adds to its node and removes together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank has used so far: time, processor time and memory of its process, and bytes that filters saved."""
+"""Resource use of a rank so far: time, processor time and memory of its process, and bytes that filters saved."""
 
 from __future__ import annotations
 

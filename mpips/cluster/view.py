@@ -1,16 +1,16 @@
 """Views: the ranks, their roles, and the holders of each shard in one epoch (paper, sections 4.3 and 4.5).
 
 The leader (the paper's server manager) owns the view; every other rank has the last one that it received. Each message
-carries its sender's epoch, and a rank in an earlier epoch keeps the message until it has caught up: an effect of a
-change of the view, also by way of other ranks, is seen nowhere before the change.
+carries its sender's epoch, and a rank in an earlier epoch keeps the message until it has adopted that view. So no rank
+sees an effect of a change of the view, directly or through other ranks, before the change itself.
 
 A view is an immutable value; a rank's death, join or departure is a function from a view to the next.
 
-A shard's chain is the servers that hold it in full, the primary first, and at most one `learner` behind them, to which
-the last member still sends its copy. What a member has applied, all before it have: so members may leave, and a
-complete learner may become the last member, at any time. To change the order, all members must have the same state: the
-chain is `closing`, its primary accepts no changes until all members have applied the last one, then the new order
-holds.
+A shard's chain consists of the servers that hold it in full, the primary first, and at most one `learner` after them,
+to which the last member is sending a copy. A change that a member has applied was applied by all members before it: so
+members may leave, and a complete learner may become the last member, at any time. The order may change only while all
+members have the same state: the chain is `closing`, and its primary accepts no changes until all members have applied
+the last one; then the new order takes effect. These are the two stages of a migration: copy, then hand over.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def drained(view: View, shard: int, since: int, replicas: int) -> View:
 
 
 def mended(view: View, replicas: int) -> View:
-    """Return the view in which each chain is one step nearer to what the ring prescribes.
+    """Return the view in which each chain is one step nearer to the order that the ring prescribes.
 
     A chain with a missing member gets a learner, to which its last member sends the shard. No server takes part in two
     such copies at once, so that the load of repair on a server is bounded.

@@ -1,13 +1,13 @@
 """Compiled kernels: one decorator, so that every kernel is built the same way.
 
 Kernels are compiled by numba for the signatures they name, at import, and cached on disk (`mpips.jit.kernel_cache`):
-the first import on a machine compiles, and no clock ever runs during a compilation. They release the GIL and never
+the first import on a machine compiles them, so no measurement includes a compilation. They release the GIL and never
 reorder floating-point operations, so that results do not depend on the machine's vector width.
 
-A rank calls a few of the kernels that it imports, and compiles none of them. So a kernel that is in the cache is
-loaded at its first call, and numba's compiler is not: that is most of the modules that a rank would import, scipy's
-among them, and of the time it takes to start. Of a cached kernel only the machine code is loaded. What LLVM would need
-to build it into another kernel, which takes several times the memory and the time, is read when one is compiled.
+A rank calls only a few of the kernels that it imports, and compiles none. So a cached kernel is loaded at its first
+call, without numba's compiler, whose modules (with scipy's) would take most of a rank's start-up time. Only the machine
+code of a cached kernel is loaded. The LLVM code that another kernel needs to include it takes several times the memory
+and the time, and is loaded only when such a kernel is compiled.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
 
 
 def _sources(function: Callable[..., Any]) -> list[str]:
-    """List the files that a kernel is made of: its own, and those it takes helpers or a module's constants from."""
+    """List the source files of a kernel: its own, and those of the helpers and module constants that it uses."""
     module = function.__module__
     files = _files.setdefault(module, {function.__code__.co_filename})
     for value in function.__globals__.values():

@@ -4,10 +4,10 @@ A user who can write to that folder can run code in every process that loads ker
 user or to root, and no other user may write to it. The first of these folders is used that is safe and writable:
 
 - the folder that NUMBA_CACHE_DIR names
-- `__pycache__` beside the files that kernels are made of
+- `__pycache__` in the folder of the kernels' source files
 - `mpips/kernels` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)
-- `mpips-kernels-UID` in the system's folder for temporary files, made for this user alone; another number follows if
-  another user has taken that name
+- `mpips-kernels-UID` in the system's folder for temporary files, created for this user only; if another user owns that
+  name, a number is appended
 
 Ranks of a host choose the same folder, since the choice depends on the file system and the environment only. An unusual
 choice is reported in one line by the first process, which sets a variable (`SETTLED`) for its child processes.
@@ -47,7 +47,7 @@ class Place(NamedTuple):
     flaws: tuple[str, ...]
     """Why earlier candidates were rejected."""
     remark: str
-    """What the user should know; empty if all is as usual."""
+    """A remark for the user on an unusual choice; empty if there is none."""
 
 
 @cache

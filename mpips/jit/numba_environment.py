@@ -1,7 +1,7 @@
-"""Imports numba, and says in one line which of its variables in the environment cannot be used.
+"""Imports numba, and reports in one line each of numba's environment variables that has an invalid value.
 
-Numba warns of each with a traceback, or fails. A variable that is refused is removed: child processes need not say it
-again. This module is imported before any other that imports numba.
+Numba itself prints a traceback for such a variable, or fails. The variable is removed, so that child processes do not
+report it again. This module is imported before any other that imports numba.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def settle() -> None:
 
 
 def _import_without_scipy() -> None:
-    """Import numba, which imports scipy where there is one to compare its version: forty modules in every rank.
+    """Import numba without scipy, which numba imports only to check its version: forty modules in every rank.
 
-    What numba compiles of linear algebra imports scipy again when it is used.
+    A kernel that uses linear algebra imports scipy when it is compiled.
     """
     hidden = not {"numba", "scipy"} & sys.modules.keys()
     if hidden:

@@ -1,11 +1,11 @@
-"""All that mpips uses of numba beyond its public names: dispatchers' caches, and the configuration.
+"""All uses of numba's internal names in mpips: dispatchers' caches, and the configuration.
 
-Numba may change it in any minor version, so pyproject.toml admits none but those that were tried: TRIED, each with the
-llvmlite that it requires. tests/jit/test_numba_internals.py names each attribute that is used here and has moved. To
-admit the next minor version, run tests/jit with it, change what has moved, and raise the bound and TRIED.
+Numba may change these in any minor version, so pyproject.toml allows only the tested versions: TRIED, each with the
+llvmlite that it requires. tests/jit/test_numba_internals.py names each attribute used here that no longer exists. To
+allow the next minor version, run tests/jit with it, adapt this module, and raise the bound and TRIED.
 
 Other modules use `numba.carray`, `numba.types` and `numba.extending.intrinsic`, which are documented, with llvmlite's
-builder and the target context that an intrinsic is given.
+builder and the target context, which an intrinsic receives as arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from numba.core.typeconv.rules import default_type_manager
 from mpips.jit import kernel_cache
 
 TRIED = ("0.61.2", "0.68.1")
-"""Versions that were tried: the latest with all of tests/jit, the least with the tests of kernels and these names."""
+"""Tested versions: the latest with all of tests/jit, the oldest with the tests of kernels and of these names."""
 
 DIGEST = 16
 """Bytes of a digest at the end of a cached file."""
@@ -46,10 +46,10 @@ config.reload_config()
 
 
 class _Locator:
-    """Says where a function's compiled code is cached, and of what state of which files it was made.
+    """The place where a function's compiled code is cached, and the state of the source files that it depends on.
 
-    Numba's own locators see a function's own file only, and make a temporary file for each function: every rank would,
-    for each kernel, in a folder that `kernel_cache` has examined.
+    Numba's own locators consider only the function's own file, and create a temporary file for each function: every
+    rank would do so for each kernel, although `kernel_cache` has already examined the folder.
     """
 
     def __init__(self, function: Callable[..., Any], folder: Path, files: Sequence[str]) -> None:
@@ -99,7 +99,7 @@ class _Cache(_FunctionCache):  # type: ignore[misc]
 
 
 class Kernel(_Dispatcher):  # type: ignore[misc]
-    """A dispatcher of numba, made when it is first asked for anything: a rank calls a few of the kernels it imports."""
+    """A numba dispatcher, created at its first use, since a rank calls only a few of the kernels that it imports."""
 
     def __init__(
         self, function: Callable[..., Any], options: dict[str, Any], locator: _Locator | None
@@ -125,7 +125,7 @@ class Kernel(_Dispatcher):  # type: ignore[misc]
 
     @cached_property
     def cache(self) -> _Cache | None:
-        """Where its compiled code is cached, which can be asked without making it."""
+        """The cache of its compiled code; reading this does not create the dispatcher."""
         return None if self._locator is None else _Cache(self.__wrapped__, self._locator)
 
     def _make(self) -> None:
@@ -138,15 +138,15 @@ class Kernel(_Dispatcher):  # type: ignore[misc]
 def made(
     function: Callable[..., Any], options: dict[str, Any], folder: Path | None, files: Sequence[str]
 ) -> Kernel:
-    """Make a dispatcher whose cache is in a folder, or which has none; it is stale when one of the files changes."""
+    """Return a dispatcher with its cache in a folder, or without one; a change of one of the files invalidates it."""
     return Kernel(function, options, None if folder is None else _Locator(function, folder, files))
 
 
 def load(jit: Any, signatures: Sequence[str]) -> None:
-    """Make a kernel ready, from the cache or by compiling it.
+    """Load a kernel from the cache, or compile it.
 
-    Also with NUMBA_DISABLE_JIT, which is for the program's own functions: kernels use pointers, so that Python cannot
-    run them.
+    NUMBA_DISABLE_JIT has no effect on kernels, only on the program's own functions: kernels use pointers, so Python
+    cannot run them.
     """
     with _configured(DISABLE_JIT=""):
         for signature in signatures:
@@ -167,7 +167,7 @@ def _configured(**values: str) -> Iterator[None]:
 
 
 def is_cached(jit: Any, signatures: Sequence[str]) -> bool:
-    """Return whether a kernel is in the cache for all its signatures; no, if this numba keeps its cache another way."""
+    """Return whether a kernel is in the cache for all its signatures; False if this numba has another cache format."""
     try:
         cache = jit.cache
         names = cache._cache_file._load_index()
@@ -179,7 +179,7 @@ def is_cached(jit: Any, signatures: Sequence[str]) -> bool:
 
 @cache
 def _codegen() -> Any:
-    """Return what generates code for this machine; it describes the machine once, and not for each kernel."""
+    """Return numba's code generator for this machine; it determines the machine's features only once."""
     codegen = cpu_target.target_context.codegen()
     described = codegen.magic_tuple()
     codegen.magic_tuple = lambda: described
@@ -189,7 +189,7 @@ def _codegen() -> Any:
 def load_when_used(jit: Any, signatures: Sequence[str]) -> None:
     """Load a kernel when it is called, or when a kernel that calls it is compiled.
 
-    Numba asks a function without compiled code by these two methods, for something to call and for its type.
+    For a function without compiled code, numba calls these two methods to get its entry point and its type.
     """
 
     def load_once() -> None:
@@ -211,9 +211,9 @@ def load_when_used(jit: Any, signatures: Sequence[str]) -> None:
 
 
 def _seal(files: Any) -> None:
-    """Append to each file of a cache the digest of its bytes; what unpickles them stops before it.
+    """Append to each file of a cache the digest of its bytes; unpickling stops before the digest.
 
-    Machine code with a flipped bit is as good to numba as any other.
+    Numba itself does not detect damaged machine code.
     """
     open_for_write = files._open_for_write
 
@@ -232,7 +232,7 @@ def _digest(content: bytes | memoryview) -> bytes:
 
 
 def _is_sound(path: str) -> bool:
-    """Tell whether a cached file is a regular file of this user, and as it was written."""
+    """Return whether a cached file is a regular file of this user and undamaged."""
     if not kernel_cache.is_own_file(path):
         return False
     content = memoryview(Path(path).read_bytes())
@@ -240,9 +240,9 @@ def _is_sound(path: str) -> bool:
 
 
 def _read_own_files(files: Any) -> None:
-    """Take what is damaged, or no regular file of this user, as absent: numba then compiles, and replaces it.
+    """Treat files that are damaged, or not regular files of this user, as absent: numba compiles and replaces them.
 
-    Numba opens whatever has the name, and waits for a named pipe. Unpickling damaged bytes raises any error.
+    Numba opens any file of that name, and blocks on a named pipe. Unpickling damaged bytes can raise any exception.
     """
     read_index, read_data = files._load_index, files._load_data
 
@@ -268,7 +268,7 @@ def _read_own_files(files: Any) -> None:
 
 
 def _loader(cache: Any) -> Callable[[Any, Any], Any]:
-    """Load from a cache as numba does, but without the compiler: what is compiled needs numba's memory only."""
+    """Load from a cache as numba does, but without the compiler: compiled code needs only numba's memory management."""
 
     def load(signature: Any, target: Any) -> Any:
         rtsys.initialize(target)
@@ -278,7 +278,7 @@ def _loader(cache: Any) -> Callable[[Any, Any], Any]:
 
 
 def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
-    """Load what was compiled for one signature; None if it is not in the cache."""
+    """Load the compiled code for one signature; None if it is not in the cache."""
     if not hasattr(cache, "_impl"):
         return cache._load_overload(signature, target)
     key = cache._index_key(signature, target.codegen())
@@ -308,7 +308,7 @@ def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
 
 
 def _outline(function: Any) -> bytes:
-    """Return a module in LLVM's bitcode that has a function's names and no code: numba looks for them in it."""
+    """Return an LLVM bitcode module with a function's names but no code, in which numba looks up these names."""
     names = (function.llvm_func_name, function.llvm_cpython_wrapper_name, function.llvm_cfunc_wrapper_name)
     text = "\n".join(f'define void @"{name}"() {{ ret void }}' for name in names)
     with llvm.parse_assembly(text) as module:
@@ -316,10 +316,10 @@ def _outline(function: Any) -> bytes:
 
 
 def _saver(cache: Any) -> Callable[[Any, Any], None]:
-    """Save to a cache as numba does; a kernel that cannot be saved is as good for this process.
+    """Save to a cache as numba does; this process can use a kernel even if saving fails.
 
-    Numba saves an environment of Python objects for each function that a kernel is made of, and imports that function's
-    module when it loads the kernel: of its own functions, modules of the compiler. One without objects is not needed.
+    Numba saves an environment of Python objects for each function in a kernel, and imports that function's module when
+    it loads the kernel; for numba's own functions these are modules of the compiler. Empty environments are left out.
     """
     saved = cache.save_overload
     if hasattr(cache, "_impl"):

@@ -1,7 +1,7 @@
 """Records that a job's kernels are compiled on this machine, so that they are not compiled while N ranks start.
 
-A mark file beside the compiled kernels (`mpips.jit.kernel_cache`) is valid for these source files, this Python and this
-machine. It holds the number of kernels, so that a cleared cache is detected.
+A mark file in the folder of compiled kernels (`mpips.jit.kernel_cache`) is valid for these source files, this Python
+and this machine. It holds the number of kernels, so that a cleared cache is detected.
 """
 
 from __future__ import annotations

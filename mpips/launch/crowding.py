@@ -1,7 +1,7 @@
 """Oversubscription of cores, and the factor by which it extends the heartbeat timeout.
 
 A rank that shares its core with many others is scheduled rarely: its heartbeat may be late, and a call into C that
-takes 0.1 s alone takes 100 times as long beside 100 others. Such a rank is healthy.
+takes 0.1 s alone takes 100 times as long among 100 others. Such a rank is healthy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`mpips run`: starts the ranks of a run on a workstation or inside an allocation.
 
 The launcher must belong to the MPI that mpi4py loads: with another MPI's, N ranks start as N worlds of one rank each.
-So a child process asks mpi4py, and the launcher is searched beside the library that it loaded. This process never
+So a child process queries mpi4py, and the launcher is searched near the library that it has loaded. This process never
 initialises MPI. The result of a run is its `result.json`: launchers do not always pass exit codes on, and a run that
 has survived deaths may have completed.
 """
@@ -30,7 +30,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 """Set to 1 unless the user has set them: there is already one rank per core."""
 
 ERROR = "mpips: error: "
-"""The begin of a line by which a rank says why it ends."""
+"""The beginning of the line in which a rank prints why it ends."""
 
 LOADING = 120.0
 """Seconds for mpi4py to load its MPI."""
@@ -105,7 +105,7 @@ def find_mpi(python: str = sys.executable) -> Mpi:
 
 
 def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
-    """Find the launcher of an MPI: beside its library, in this environment, or on the PATH.
+    """Find the launcher of an MPI: near its library, in this environment, or on the PATH.
 
     Raises:
         InputError: there is none.

@@ -63,7 +63,7 @@ class Batch:
     """Variables that the script exports before those of the site."""
     reproduce: bool = False
     program: str = ""
-    """The program to reproduce, if it does not come with mpips."""
+    """The program to reproduce, if it is not part of mpips."""
     note: str = ""
     """A comment line on the origin of the script."""
 

@@ -40,7 +40,7 @@ PATIENCE = 5.0
 def facts(environ: Mapping[str, str], end: float | None = None) -> dict[str, Any]:
     """Return {"slurm": facts of the allocation}; empty outside one.
 
-    `nodes` are names, `tasks_per_node` the numbers beside them, `restart_count` the number of requeues. `end` is the
+    `nodes` are names, `tasks_per_node` their numbers of tasks, `restart_count` the number of requeues. `end` is the
     end of the allocation (s since 1970), if known. Facts that are missing or have an unknown format are None.
     """
     if not environ.get("SLURM_JOB_ID"):

@@ -52,7 +52,7 @@ DECIDED = {
     "account": "--account",
     "qos": "--qos",
 }
-"""Options of sbatch that cannot be set here, and what sets them."""
+"""Options of sbatch that cannot be set here, and the settings to use instead."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _is_stopped(pid: int) -> bool:
 class ResultFile:
     """The run's result, as a rank writes it; without a `folder` nothing is written.
 
-    `recorded` says whether `run.json` exists and is this run's.
+    `recorded`: whether `run.json` exists and is this run's.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Long waits: each rank reports what it waits for; the leader collects the reports for `mpips ctl RUN status`.
 
 A rank reports after `PATIENCE` seconds, and prints a message again when a wait is twice as long as the last printed
-one, so that a run whose calls are long prints few. Its log and the leader have each of them.
+one, so that a run with long calls prints few messages. The log and the leader receive every report.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ START = 120.0
 
 
 def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
-    """Run one rank; return its exit code. `asked` has the signals that came, and gets those that come."""
+    """Run one rank; return its exit code. `asked` lists the received stop signals, and later ones are appended."""
     started = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None

@@ -232,7 +232,7 @@ class RankRun:
     # --- the roles ---------------------------------------------------------------------------
 
     def _serve(self, node: Node, prepared: Prepared) -> int:
-        """Run the role that the view gives this rank, until the stop message; return the exit code.
+        """Run the role that the view assigns to this rank, until the stop message; return the exit code.
 
         An error is reported to the leader.
         """

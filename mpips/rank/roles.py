@@ -1,13 +1,13 @@
-"""The role loop of a rank: it runs the role that the view gives it, and the next one when that changes.
+"""The role loop of a rank: it runs the role that the view assigns to it, and the next one when that changes.
 
     until this rank leads:
         worker: execute calls
-        any other: serve shards, also those that the view gives it later
+        any other: serve shards, also those that the view assigns to it later
     lead
 
-A role is entered, run and left; what it has registered with the node by entering is taken back when it is left.
+A role is entered, run and left. The callbacks that it registers when it is entered are removed when it is left.
 
-A real rank (`mpips.rank.main`) and a simulated one (`mpips.rank.simulation`) differ in what they pass in.
+A real rank (`mpips.rank.main`) and a simulated one (`mpips.rank.simulation`) differ in the arguments.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Roles(Generic[T]):
         self._changed = False
 
     def run(self) -> T:
-        """Run each role until this rank leads; return the result of `lead`. Ends by `Stopped` or `Fenced` before.
+        """Run each role until this rank leads; return the result of `lead`. `Stopped` or `Fenced` ends it earlier.
 
         A rank that ends keeps its last role: it serves the others until all leave together.
         """
@@ -65,7 +65,7 @@ class Roles(Generic[T]):
         return self._lead()
 
     def _follow(self, before: View, view: View) -> None:
-        """Note a change of this rank's role, also one that is taken back before the present call ends."""
+        """Record a change of this rank's role, even if it is reverted before the present call ends."""
         rank = self._node.rank
         self._changed |= before.roles[rank] is not view.roles[rank]
 

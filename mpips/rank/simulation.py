@@ -77,7 +77,7 @@ class Stage:
     failed: bool = False
     """Whether the program has failed: then some ranks may not end."""
     stranded: list[int] = field(default_factory=list)
-    """Ranks that the others have excluded, and that did not learn of it."""
+    """Ranks that the others have excluded, and that have not received this view."""
 
 
 class Simulation:
@@ -242,7 +242,7 @@ def simulate(
     Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate` is a
     `rough` one that loses messages. Simulated time ends at `horizon`, and advances in steps of `tick` where nothing
     else happens. `strikes` are faults of ranks; the result is that of the last leader. `stage` exposes the state during
-    the run, and at its end. `filters` makes a rank's chains: of messages to the servers, and of the answers. `hosts`
+    the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for answers. `hosts`
     are the ranks' host names; by default all are on one host. The order of effects is written to the folder `record`,
     or read from `replay` (`mpips.replay.history`).
 

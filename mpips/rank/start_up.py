@@ -1,5 +1,5 @@
-"""The start of a run: what all ranks exchange and agree on before the first message. Functions of a communicator are
-collective.
+"""The start of a run: the data that all ranks exchange and agree on before the first message. Functions with a
+communicator are collective.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _NONE = 2**62
-"""Above the number of any rank that cannot start."""
+"""More than any rank's number: every rank can start."""
 _INTRODUCTION = 256
 """Bytes of a rank's introduction: process id, filters, and host name."""
 
@@ -43,7 +43,7 @@ class Process(NamedTuple):
 
 
 def gather(world: MPI.Intracomm, mine: bytes) -> list[bytes]:
-    """Gather the bytes `mine` of each rank, of the same number, by rank."""
+    """Gather the bytes `mine` of each rank, equally many on all ranks, by rank."""
     everyone = np.empty((world.Get_size(), len(mine)), np.uint8)
     world.Allgather(np.frombuffer(mine, np.uint8), everyone)
     return [raw.tobytes() for raw in everyone]

@@ -14,7 +14,7 @@ from mpips.filters.chain import left_out, per_filter
 from mpips.scheduler.group import Group
 
 SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
-"""What is counted from a rank's start on, so that the work in between is a difference."""
+"""Fields that are cumulative since a rank's start, so that the work between two times is a difference."""
 
 
 class Accounts:

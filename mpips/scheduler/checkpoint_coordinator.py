@@ -75,7 +75,7 @@ class CheckpointCoordinator:
         warn: Callable[[str], None],
         provenance: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
-        """Write no checkpoint yet; `provenance` returns the run's, for the manifests."""
+        """Create the coordinator; `provenance` returns the run's provenance, for the manifests."""
         self._cluster, self._warn, self._provenance = cluster, warn, provenance
         self._pending: _Pending | None = None
         self._began = 0.0

@@ -117,7 +117,7 @@ class Workload:
         part.begun, part.done, part.finished = True, part.done + steps, finished
 
     def follow(self, workers: Sequence[int]) -> dict[int, int]:
-        """Replace the workers; return the lost worker that each replacement stands in for: new worker -> lost worker.
+        """Replace the workers; return the lost worker that each new one replaces: new worker -> lost worker.
 
         New workers replace lost ones. If more were lost, their remaining parts go to the workers with the least work
         left; if more are new, these take parts that are not started from the workers with most. Raises ValueError if

@@ -1,7 +1,7 @@
 """The steps of a program after training; the failure of one does not affect the others.
 
-Exports, scores of test data and printed output come last, after hours of training perhaps: a bad line in a test file, a
-full disk or a missing font must not lose the model or the metrics.
+Exports, scores of test data and printed output follow training, which may have taken hours: a bad line in a test file,
+a full disk or a missing font must not lose the model or the metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def finish(
         cluster: the run.
         metrics: the metrics of training.
         steps: in order of importance: the model before its scores. A step that writes a file first asks the servers and
-            workers for all it needs: a successor of the scheduler asks the same, whatever its disk does.
+            workers for all it needs: a successor then issues the same requests, even if its own disk fails.
         mend: as for `mpips.scheduler.worker_recovery.surely`.
 
     Raises:

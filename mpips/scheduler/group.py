@@ -21,8 +21,7 @@ Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
 class Group:
     """Receivers of calls: the workers, in worker order, or the shards, in key order.
 
-    `addresses` are ranks, or ~shard for shards; `workers_since` is the epoch of the set of workers that the caller
-    knows.
+    `addresses` are ranks, or ~shard for shards; `workers_since` is the epoch of the caller's set of workers.
 
     >>> from mpips import simulate
     >>> class Worker:

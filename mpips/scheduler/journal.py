@@ -2,10 +2,10 @@
 
 A program's `schedule` is an ordinary function with two kinds of input only: the replies to its tasks, and decisions (is
 a checkpoint due? who are the workers now?), which depend on time, signals and deaths. Given the same replies and
-decisions it does the same again (state machine replication). So the leader sends both to its next successors, and the
-one that takes over runs the function from its start: the journal answers what it knows, at once, without any message;
-after its end, the run continues. Requests of the old leader without a known reply are sent again, under the same ids
-(origin, time), and callees that have executed them answer with the reply that they kept.
+decisions, a repeated execution takes the same steps (state machine replication). So the leader sends both to its next
+successors, and the one that takes over runs the function from its start: the journal supplies the recorded inputs at
+once, without messages; after its last entry the run continues normally. Requests of the old leader without a recorded
+reply are sent again, under the same ids (origin, time), and callees that have executed them repeat their kept reply.
 
 Replies are sent to the successors without waiting, since each callee keeps them until they have arrived (`stable`). A
 decision must have arrived before the program continues.

@@ -1,4 +1,4 @@
-"""What a program prints, and writes into `metrics.jsonl`: each line once, whichever ranks have run the program."""
+"""The output of a program, printed and in `metrics.jsonl`: each line once, even if several ranks run the program."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Orders that wait for the program: it carries them out between two steps.
 
-They come from people, signals and the clock, at any time. The program sees them through decisions of the journal, so
-that a successor carries out the same ones.
+They result from users' commands, signals and the clock, at any time. The program sees them through decisions of the
+journal, so that a successor carries out the same ones.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any],
 
 
 def _kept(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return what a vector keeps, by the name that its setting has in a job file."""
+    """Return the fixed settings of a vector, by their names in a job file."""
     init = spec.get("init", 0.0)
     kept: dict[str, Any] = spec["settings"] | {"init": init} | (init if isinstance(init, dict) else {})
     return kept

@@ -4,8 +4,8 @@ A program's `schedule(cluster, settings)` runs here. It addresses the workers, o
 `Group`; a call is a task like any other, so several may be outstanding at once.
 
 When this rank dies, another rank continues the program (`mpips.scheduler.journal`), by running it again from its start.
-So a program must be deterministic given its inputs: what it learns by other means than replies, such as the time or a
-signal, it gets by `decide`; what it writes and prints, it writes through the cluster, which repeats nothing.
+So a program must be deterministic given its inputs: it gets inputs other than replies, such as the time or a signal, by
+`decide`; it writes and prints through the cluster, which suppresses repeated output.
 
 Tasks that the program has started and not waited for, pushes and calls, are waited for when it has returned; an error
 of one of them that no caller has seen fails the run.
@@ -94,7 +94,7 @@ class Cluster:
         self.spent: list[dict[str, Any]] = []
         """The work of each rank that was present at the end of training: seconds and bytes; see `SPENT`."""
         self.orders = PendingOrders() if orders is None else orders
-        """What the run is asked for at this moment; the program reads `stop`, `due` and `renewed`."""
+        """The present requests to the run; the program reads `stop`, `due` and `renewed`."""
         # The workers of the last regroup that succeeded.
         self._settled = self.workers.addresses
         # Those of them that have all vectors.
@@ -214,7 +214,7 @@ class Cluster:
     def aside(self, function: str, args: dict[str, Any]) -> None:
         """Call a function of the workers outside the program's order, without a reply.
 
-        Such a call is not in the journal: it comes from outside, at any time.
+        Such a call is not in the journal: users issue it, at any time.
         """
         for rank in self.workers.addresses:
             self.node.control(rank, Command.ASIDE, {"call": function, "args": args})
@@ -342,7 +342,7 @@ class Cluster:
 
         Vectors are created and filled; each server reads the ranges that are its own now. Workers restore their state
         if their number is the same, else they rebuild it from the vectors (`rebuild`). `unfit` gets the manifest's
-        description of the checkpoint, and returns what in its state the program cannot continue from; "" if nothing.
+        description of the checkpoint, and returns why the program cannot continue from its state; "" if it can.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another program, has an unfit state, or was written under

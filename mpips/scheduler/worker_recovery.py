@@ -1,4 +1,4 @@
-"""Recovery from the loss of workers: what a program's schedule does around each step that calls workers.
+"""Recovery from the loss of workers: how a program's schedule runs each step that calls workers.
 
 A call to workers raises `WorkerLost` when one of them dies during it. The program then continues with the present
 workers: spares in the places of the lost, or fewer workers.

@@ -1,12 +1,12 @@
 """Acknowledgements of pushes that were answered ahead, that is, answered before replication (paper, section 4.4).
 
-A push of a round may be answered before it is on all copies. When it is, its caller receives an acknowledgement, in an
-ACKNOWLEDGED message or with a later answer: it is held until the next answer to its caller carries it. A caller that
-has nothing else to wait for asks for the acknowledgements up to a push (HASTEN); from then on these are sent as soon
-as the last of these pushes is on all copies.
+A push of a round may be answered before it is on all copies. Once it is on all copies, its caller receives an
+acknowledgement: it is held and sent with the next answer to this caller. A caller that has nothing else to wait for
+requests the acknowledgements up to a push (HASTEN message); they are then sent in an ACKNOWLEDGED message as soon as
+the last of these pushes is on all copies.
 
-What a caller has asked for is never forgotten while it lives, and only grows. So it does not matter in which order
-HASTEN messages arrive, nor whether a new primary is asked for a push before it has executed it again.
+The time up to which a caller has requested acknowledgements only grows, and is kept as long as the caller lives. So
+HASTEN messages may arrive in any order, and at a new primary before it has executed the push again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Push = tuple[int, int]
 
 
 class Acknowledgements:
-    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some in a message. See the module."""
+    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some of them. See the module."""
 
     def __init__(self, tell: Callable[[int, tuple[Push, ...]], None]) -> None:
         self._tell = tell
@@ -48,11 +48,11 @@ class Acknowledgements:
         self._send(origin)
 
     def take(self, origin: int) -> tuple[Push, ...]:
-        """Return what is held for a caller: the message that is about to be sent to it carries it."""
+        """Remove and return the held acknowledgements of a caller, to be sent with the next message to it."""
         return tuple(self._held.pop(origin, ()))
 
     def ask(self, origin: int, pushes: Iterable[Push]) -> None:
-        """Record that a caller waits for its pushes up to these, each at its shard; send what is due."""
+        """Record that a caller waits for its pushes up to these, each at its shard; send the due acknowledgements."""
         asked = self._asked.setdefault(origin, {})
         for shard, time in pushes:
             asked[shard] = max(time, asked.get(shard, time))
@@ -60,7 +60,7 @@ class Acknowledgements:
         self.send_due()
 
     def send_due(self) -> None:
-        """Send each caller what it has asked for in one message, once all of it is on all copies."""
+        """Send each caller its requested acknowledgements in one message, once all these pushes are on all copies."""
         due, self._due = self._due, set()
         for origin in sorted(due):
             # The last push that it waits for makes it due again.
@@ -68,7 +68,7 @@ class Acknowledgements:
                 self._send(origin)
 
     def keep(self, shards: Collection[int], lives: Callable[[int], bool]) -> None:
-        """Drop what concerns callers that are lost; do not wait for pushes to other shards than these any more.
+        """Drop the entries of lost callers, and stop waiting for pushes to other shards than these.
 
         Their callers ask the new primaries.
         """

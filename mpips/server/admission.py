@@ -1,7 +1,7 @@
 """Admission of requests to a server's shards: which one is executed now, which waits, and which is not needed.
 
 A request waits for a shard whose chain is closing, for the keys of its signature, or for the requests that it depends
-on (`mpips.tasks.request_dedup`). A duplicate is answered from what was kept.
+on (`mpips.tasks.request_dedup`). A duplicate is answered with the kept reply.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Admission:
         self._node.answer(origin, missing_of(probe, missing))
 
     def reopen(self) -> None:
-        """Admit, in a new view, the requests to shards whose chain is not closing any more; drop those of others."""
+        """In a new view, admit the requests whose chain is not closing; drop those to shards not held here."""
         for number, held in list(self._held.items()):
             link = self._chains.links.get(number)
             if link is None or not link.chain.closing:

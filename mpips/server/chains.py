@@ -1,7 +1,7 @@
 """A server's positions in the chains of its shards: its links, changes of other primaries, and copies being received.
 
-Acknowledgements are passed on at once, since callers wait for them. Changes of other primaries wait in a backlog, of
-which one is applied after each request and all when there is none, so that neither kind of work starves the other.
+Acknowledgements are passed on at once, since callers wait for them. Changes of other primaries wait in a queue: one is
+applied after each request, and all when there is no request, so that neither kind of work starves the other.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Chains:
     # --- copies --------------------------------------------------------------------------------
 
     def piece(self, message: Message) -> None:
-        """Receive a piece of a copy that this server learns."""
+        """Receive a piece of a copy of which this server is the learner."""
         link = self.links.get(message.shard)
         if link is not None and link.piece(message, self._make, unpack):
             self._tell_leader(Command.WHOLE, link)

@@ -10,7 +10,7 @@ from mpips.server.shard import Shard
 
 
 def copied(shards: Iterable[Shard]) -> tuple[dict[str, Saved], dict[str, list[list[Any]]]]:
-    """Return copies of the rows of shards, and their clocks, by vector; notes on keys are a vector beside theirs."""
+    """Return copies of the rows of shards, and their clocks, by vector; notes on keys are separate vectors."""
     parts: dict[str, list[Saved]] = {}
     clocks: dict[str, list[list[Any]]] = {}
     for shard in shards:

@@ -33,7 +33,7 @@ from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_ROUND, NO_SIGNATURE, Command, Kind, Message, reply_to
 
 MOST_UNSENT = 1 << 28
-"""Unsent bytes of answers to one caller from which on its further pulls wait."""
+"""Unsent bytes of answers to one caller at which its further pulls have to wait."""
 
 
 class Executor:
@@ -90,7 +90,7 @@ class Executor:
                 executed(begin, request)
 
     def perform(self, link: Link, requests: Sequence[Message], together: bool) -> None:
-        """Replay what was executed as one step in the recorded run: a request, or those of a round `together`."""
+        """Replay one step of the recorded run: one request, or the requests of a round `together`."""
         shard, first = link.shard, requests[0]
         assert shard is not None
         if not together:
@@ -111,7 +111,7 @@ class Executor:
         return self._node.van.unsent(self._node.view.caller(origin)) > MOST_UNSENT
 
     def tick(self) -> None:
-        """Answer pulls that had to wait, as far as their callers have received earlier answers."""
+        """Answer waiting pulls whose callers have received enough of the earlier answers."""
         for _ in range(len(self._unanswered)):
             request = self._unanswered.popleft()
             link = self._chains.links.get(request.shard)
@@ -324,7 +324,7 @@ def _written_down(
 
 
 def _export(shard: Shard, request: Message, begin: int, end: int, limit: int) -> Message:
-    """Answer with the rows of a range in key order, initial ones left out: of its first `limit` slots."""
+    """Answer with the rows of the first `limit` slots of a range, in key order, without rows of initial values."""
     segment = shard.hosted(request.namespace).segment
     stop = segment.cut(KeyRange(begin, end), limit)
     keys, rows = segment.export(KeyRange(begin, stop))

@@ -1,8 +1,8 @@
-"""The fast path at a server: which vectors of its shards kernels serve, and what they have executed.
+"""The fast path at a server: the vectors of its shards that kernels serve, and the requests that they have executed.
 
 Kernels serve pulls, and pushes to shards of which this server is the only holder, without Python. They read a shard
-with copies while all of them have all changes. Before Python looks at such a shard, it
-records what they have executed there since (`catch_up`).
+with copies only while all copies have all changes. Before Python reads a shard, it records the requests that kernels
+have executed there (`catch_up`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpips.transport.message import Command, Kind, Message
 
 
 class FastPath:
-    """The shards of a node that kernels serve; `lists` are the key lists that they know."""
+    """The shards of a node that kernels serve; `lists` are their cached key lists."""
 
     def __init__(self, node: Node, lists: KeyCache) -> None:
         self.table = FastPathTable(len(node.view.chains), len(node.layout.places), lists)
@@ -50,7 +50,7 @@ class FastPath:
         self.table.parts[number, :, PULL] = still
 
     def close(self, link: Link) -> None:
-        """Record what was executed at a shard, and do not serve it any more."""
+        """Record the requests that were executed at a shard, and stop serving it."""
         if link.shard is not None:
             self.catch_up(link.shard)
         self.table.close(link.number)

@@ -1,20 +1,20 @@
 """Chain replication: a server's position in the chains of its shards (paper, section 4.4).
 
-Every change of a shard goes from its primary down the chain, member by member. The last member acknowledges it;
-acknowledgements travel back up the chain, and only then does the primary answer the callers: so an answered push is on
-every member, and what a member has applied, all before it have. Pushes that are summed over the workers are one change
-(replication after aggregation).
+Every change of a shard is forwarded from its primary along the chain, member by member. The last member acknowledges
+it. The acknowledgement is passed back along the chain, and then the primary answers the callers. So an answered push is
+on every member, and a change that a member has applied was applied by all members before it. Pushes that are summed
+over the workers are one change (replication after aggregation).
 
     primary      apply the change; forward it; answer its callers once it is acknowledged
     member       apply it; forward it; forward the acknowledgement
     last member  apply it; acknowledge
 
-A member keeps what it has forwarded until the acknowledgement. When the chain changes, it sends that again to its new
-successor; changes are numbered, and one that was applied is not applied again. Without a successor, all members have
-all changes.
+A member keeps the changes that it has forwarded until they are acknowledged. When the chain changes, it sends them
+again to its new successor. Changes are numbered, and no member applies one twice. If the last member is lost, its
+predecessor is the last one, and all members have all changes.
 
-A learner stands behind the last member, which sends it the shard in chunks, and all changes after it. It acknowledges
-what it has received: that is applied once the copy is complete, before the learner becomes a member.
+A learner follows the last member, which sends it a copy of the shard in chunks, and all later changes. The learner
+acknowledges the changes that it receives, and applies them once the copy is complete, before it becomes a member.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PIECE = 1 << 17
 AHEAD = 4
 """Unacknowledged chunks at once."""
 MOST_CHANGES, MOST_BYTES = 256, 1 << 26
-"""Unacknowledged changes, and bytes of them, from which on callers wait for acknowledgements."""
+"""Numbers of unacknowledged changes, and of their bytes, at which callers have to wait for acknowledgements."""
 
 
 class RateLimit:
@@ -243,7 +243,7 @@ class Link:
     # --- when the chain changes ------------------------------------------------------------------
 
     def rewire(self, chain: Chain) -> None:
-        """Adopt a new chain, which has this server."""
+        """Adopt a new chain, which includes this server."""
         before, self.chain = self.chain, chain
         was_primary = before.members[0] == self.me
         if was_primary and not self.primary:

@@ -6,7 +6,7 @@ while not stopped:
     call: run the function that the scheduler names
     change of another primary: apply it; forward it
 
-Any rank that is not a worker can be a server: a spare is a server without shards until the view gives it some.
+Any rank that is not a worker can be a server: a spare is a server without shards until the view assigns it some.
 
 A message to a shard goes to its chain, or through `admission` to the `executor`. Shards without copies are served by
 the `fast_path` in addition. This module connects these to the node, and passes them new views.
@@ -54,8 +54,8 @@ class Server:
     ) -> None:
         """Create the server; `ahead`: pushes of a round are answered before copies have them, and acknowledged later.
 
-        That hides the time of copies where each rank has a core. Where ranks outnumber cores it hides nothing: a later
-        acknowledgement wakes each worker once more.
+        This hides the latency of replication where each rank has a core. Where ranks outnumber cores there is no gain,
+        since the later acknowledgement wakes each worker once more.
         """
         self.node, self._file = node, file or SnapshotFile(node)
         self.lists = KeyCache(key_cache)
@@ -94,11 +94,11 @@ class Server:
         self.node.register(self._role)
 
     def leave(self) -> None:
-        """Leave the role; the shards are served on."""
+        """Leave the role; the shards are still served."""
         self.node.unregister(self._role)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Run the server's loop; ends by `Stopped`, or when `until()`."""
+        """Run the server's loop until `until()` is true; `Stopped` ends it earlier."""
         node = self.node
         idle = node.observers.wrapped(node.observers.idling, node.van.idle)
         while not until():

@@ -56,7 +56,7 @@ def callers_of(change: Message) -> list[Caller]:
 
 
 def slots_of(segment: Segment, request: Message, create: bool = False) -> Slots:
-    """Return the slots of a request: those that were resolved before, or else by its keys."""
+    """Return the slots of a request: resolved before, or else looked up by its keys."""
     if request.slots is None:
         return segment.resolve(request.range if request.keys is None else request.keys, create)
     return request.slots
@@ -260,7 +260,7 @@ class Shard:
 
 
 def for_caller(caller: Caller, reply: Message) -> Message:
-    """Return a reply that several requests share, as of a failed round, as the reply to one of them."""
+    """Return the reply to one of several requests that share a reply, such as those of a failed round."""
     if (reply.origin, reply.time) == (caller.origin, caller.time):
         return reply
     own = Message(

@@ -1,4 +1,4 @@
-"""Shard snapshots: a whole shard as bytes, for a new member of its chain.
+"""Shard snapshots: a whole shard as bytes, for a new member of its chain (migration; paper, section 4.5).
 
 A snapshot has all state that the shard's members have in common: the rows of every vector in slot order, with state,
 notes, settings and clock; the number of the last change; and of every caller its acknowledged time, the requests

@@ -1,6 +1,6 @@
 """The file of a rank's last snapshot, written in the background; requests for it are answered when it is on disk.
 
-A rank of any role has one: when the scheduler asks for the file, its role may have changed by then.
+A rank of any role has one, since a rank may change its role before the scheduler requests the file.
 """
 
 from __future__ import annotations

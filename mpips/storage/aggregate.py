@@ -28,7 +28,7 @@ def _sum_into(
 ) -> int:
     """Add one worker's rows to the union of the round; places[i] is where row i went. Return its new length.
 
-    stamps[slot] = epoch << 32 | place tells that a slot is already in this round's union, and where.
+    stamps[slot] = epoch << 32 | place: the slot is already in this round's union, at this place.
     """
     width = sums.shape[1]
     # by far the most frequent case, without an inner loop

@@ -1,17 +1,17 @@
 """Exact sums of float64, the same bits for every order and grouping.
 
-The scalars that steer a run, its objective and its norms, are sums over all examples and all keys. A plain
-sum depends on how the terms were grouped, hence on the number of servers and workers; an exact one does not,
-so a run takes the same decisions on every layout.
+The scalars that control a run, its objective and its norms, are sums over all examples and all keys. A plain
+sum depends on how the terms were grouped, hence on the number of servers and workers; an exact sum does not,
+so a run makes the same decisions on every layout.
 
 The idea is the superaccumulator (Kulisch; Neal 2015, "Fast exact summation using small and large
 superaccumulators"): a fixed-point number wide enough for every finite float64, here 67 limbs of 32 bits, each
 kept in an int64. Limb i counts units of 2**(32 i - 1074), 2**-1074 being the smallest subnormal. A float64 is
 an integer of 53 bits times a power of two, so it adds to at most three limbs, by less than 1.5 * 2**32 each:
 2**30 terms fit before carries must be moved up. Moving carries does not change the value, and
-addition of integers commutes: that is the whole proof.
+addition of integers is commutative and associative, so order and grouping do not matter.
 
-Infinities and NaNs are counted apart, and decide the result as IEEE addition would.
+Infinities and NaNs are counted separately, and determine the result as in IEEE addition.
 
 Where there are too many sums for accumulators, such as a gradient's, terms are rounded before they are added
 (`quantum`, `rounded`): to multiples of one power of two q, the same on all ranks, and so coarse that the sum stays
@@ -89,8 +89,8 @@ def normalise(limbs: NDArray[np.int64]) -> None:
 class ExactSum:
     """Sum float64 exactly: state is an i8[70] accumulator, `value()` the sum rounded once, to nearest even.
 
-    Neither the order of the terms nor their split over several sums that are merged changes a bit of it.
-    A zero sum is +0.0.
+    The result does not depend on the order of the terms, nor on how they are split over several sums that are
+    merged. A zero sum is +0.0.
     """
 
     __slots__ = ("_limbs", "_terms")
@@ -112,7 +112,7 @@ class ExactSum:
         return self
 
     def merge(self, other: ExactSum) -> ExactSum:
-        """Add all that `other` holds; return this sum."""
+        """Add another sum; return this one."""
         theirs = other._limbs.copy()
         normalise(theirs)
         self._make_room(2)  # a normalised limb is as large as one term; two are safe
@@ -142,7 +142,7 @@ class ExactSum:
 
     @classmethod
     def from_list(cls, state: Sequence[Any]) -> ExactSum:
-        """Restore a sum from `to_list`; ValueError if `state` is none."""
+        """Restore a sum from `to_list`; ValueError if `state` is not one."""
         if len(state) != SIZE or not all(type(limb) is int and abs(limb) < 2**53 for limb in state):
             raise ValueError(f"the state of an exact sum is {SIZE} integers below 2**53")
         result = cls()
@@ -173,7 +173,7 @@ _LEAST, _MOST = 2.0**-900, 2.0**960  # bounds that quanta are made for: nothing 
 
 
 def quantum(bound: ArrayLike, terms: float = 1.0) -> Any:
-    """Return the power of two q to whose multiples terms are to be `rounded`, so that their sum is exact.
+    """Return the power of two q such that the sum of terms that are `rounded` to multiples of q is exact.
 
     bound: an upper bound of the terms' absolute values, a number or an array; terms: an upper bound of their number on
     all ranks together (or 1, if `bound` bounds the sum of the absolute values). Both must be the same on all ranks. The
@@ -213,7 +213,8 @@ def anchors(bound: ArrayLike, terms: float = 1.0) -> Any:
 def anchor_of(bound: float) -> float:
     """Return the anchor that rounds terms whose sizes add up to no more than `bound`, below 2**960: 3 * 2**51 q.
 
-    The next power of two as Rump, Ogita and Oishi have it (2008, "Accurate floating-point summation I", algorithm 3.6).
+    The next power of two is computed as by Rump, Ogita and Oishi (2008, "Accurate floating-point summation I",
+    algorithm 3.6).
     """
     bound = max(bound, 2.0**-900)
     above = bound * 2.0**53

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _MAPPED = 2**20
-"""Bytes from which on an array is mapped."""
+"""Size in bytes at and above which an array is mapped."""
 _PAGE = mmap.PAGESIZE
 _HUGE = 2 * 2**20
 """Mappings have a multiple of this size, so that they are aligned to huge pages, also after they were moved."""
@@ -53,7 +53,7 @@ class GrowableArray:
         return self.array.nbytes if self._map is None else len(self._map)
 
     def room(self, rows: int) -> int:
-        """Return to how many rows to grow for at least `rows`: more, so that it grows rarely."""
+        """Return the number of rows to grow to: more than `rows`, so that growth is rare."""
         held = len(self) * self._row
         if rows * self._row < _MAPPED:
             return max(rows, 2 * len(self))

@@ -1,4 +1,4 @@
-"""Insertion into a key index: new leaves beside the old ones, and new keys in them (mpips/storage/index_layout.py:
+"""Insertion into a key index: new leaves between the old ones, and new keys in them (mpips/storage/index_layout.py:
 the layout).
 """
 

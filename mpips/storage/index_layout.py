@@ -4,15 +4,15 @@ All memory of an index is four arrays. `known` u64[room] has the keys by slot. `
 pages, which the kernels see as i32 as well, as `arena32`. A page is either
 
 - an explicit leaf: LEAF keys in order, then their slots (i32, in the second part), or
-- a node: FAN lows, then FAN references: what leaves there are from a low on, in order.
+- a node: FAN lows in order, then FAN references: one low (the least key that may be in it) and reference per leaf.
 
-`top` u64[room, 2], flat, has of each node, in order, its low and page << 8 | leaves in it. The first low of all is 0:
-every key belongs to the last leaf whose low it reaches. A reference is where << 10 | implicit << 9 | keys; an
-implicit leaf is the keys known[where : where + keys], whose slots are their places; an explicit one lies in page
-`where`.
-`head` i64[5] has the counts, and how far a call has come when it needs more room.
+`top` u64[room, 2], flat, has two numbers for each node, in order: its low, and page << 8 | number of leaves. The first
+low of all is 0. A key belongs to the last leaf whose low is at most the key. A reference is where << 10 | implicit << 9
+| keys; an implicit leaf is the keys known[where : where + keys], whose slots are their places; an explicit one is in
+page `where`.
+`head` i64[5] has the counts, and the progress of a call that needs more room.
 
-The kernels take arrays; the functions they are made of take pointers (mpips/jit/numba_pointers.py).
+The kernels take arrays; their inner functions take pointers (mpips/jit/numba_pointers.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BITS, IMPLICIT, COUNTS = 10, 512, 511
 COUNT, PAGES, TOPS, DONE, FIRST = range(5)
 """Places in `head`: keys, pages and nodes in use; keys done of a call, the slot of its first key."""
 LISTED, UNSET, ROOM = -1, -2, -3
-"""Instead of the first slot of one run: slots are listed in `out`; not known yet; more room is needed."""
+"""Results other than the first slot of one run: slots are listed in `out`; not known yet; more room is needed."""
 RUN = 3000
 """Keys that one step of an insertion may add."""
 
@@ -51,7 +51,8 @@ I8: Any = np.int64
 def keys_below(array: U64, begin: int, count: int, key: Any) -> int:
     """Count the keys below `key` among the `count` sorted ones from `begin` on.
 
-    Comparisons are counted, of every eighth key and then of eight: unlike a binary search's, no branch depends on them.
+    It counts the lower keys, first among every eighth key and then among eight neighbours: unlike in a binary search,
+    no branch depends on a comparison.
     """
     found = 0
     if count < 8:

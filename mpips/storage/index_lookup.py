@@ -1,7 +1,7 @@
 """Lookup in a key index: the slots of given keys, and the keys in order (mpips/storage/index_layout.py: the layout).
 
-Keys far apart are looked up in batches of AHEAD, whose loads overlap; a run of keys that continues like the known ones
-is compared with them.
+Keys far apart are looked up in batches of AHEAD, whose loads overlap. A run of keys that were inserted one after the
+other is found by comparison with `known`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TOP = float(2**64)
 
 @kernel()
 def end_below(keys: U64, i: int, limit: int, high: Any) -> int:
-    """Find the end of the ascending keys from i on that are below `high`, as the first is: galloping search."""
+    """Find the end of the ascending keys from i on that are below `high` (the first one is): galloping search."""
     if keys[limit - 1] < high:
         return limit
     j, step = i + 1, 8

@@ -1,13 +1,13 @@
-"""Initial values: what a key reads as before it was pushed, and what its first push starts from.
+"""Initial values: the values of a key before its first push, which then updates them.
 
 A value is a pure function of seed, key and column, so that it is the same on any layout, before and after a recovery,
-and needs no message and no memory. A key's random numbers are the outputs of a SplitMix64 generator of its own, whose
-state is first mix(key + mix(seed)); column j takes the j-th output for `Uniform`, and the outputs 2j and 2j + 1 for
-`Normal`, of each the upper 53 bits.
+and needs no message and no memory. Each key has its own SplitMix64 generator with the initial state
+mix(key + mix(seed)). Column j uses the j-th output for `Uniform`, and the outputs 2j and 2j + 1 for `Normal`, in each
+case the upper 53 bits.
 
-`Normal` is the transform of Box and Muller (1958). Its logarithm, sine and cosine are those of FreeBSD's msun (fdlibm),
-written out: they take only operations that IEEE 754 defines to the last bit, and so give the same bits everywhere,
-which a system's own do not.
+`Normal` uses the transform of Box and Muller (1958). Its logarithm, sine and cosine are reimplementations of those in
+FreeBSD's msun (fdlibm): they use only operations whose results IEEE 754 defines to the last bit, so that all systems
+compute the same bits. The functions of a system's C library do not guarantee this.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TYPES = ("f4", "f8")
 class Uniform:
     """Initial values that are uniform from `low` to `high`: low + (high - low) u, u in [0, 1), in float64.
 
-    They are then rounded to the vector's dtype, float32 or float64. Give vectors that must differ other seeds.
+    They are then rounded to the vector's dtype, float32 or float64. Use different seeds for different vectors.
 
     >>> from mpips import VectorSpec
     >>> VectorSpec("u", init=Uniform(-1.0, 1.0, seed=7)).initial(np.array([3], np.uint64))
@@ -48,14 +48,14 @@ class Uniform:
     low: float
     high: float
     seed: int = 0
-    """Of the hash: 0 to 2**64 - 1."""
+    """Seed of the hash: 0 to 2**64 - 1."""
 
 
 @dataclass(frozen=True)
 class Normal:
     """Initial values from the normal distribution of this mean and standard deviation, computed in float64.
 
-    They are then rounded to the vector's dtype, float32 or float64. Give vectors that must differ other seeds.
+    They are then rounded to the vector's dtype, float32 or float64. Use different seeds for different vectors.
 
     >>> from mpips import VectorSpec
     >>> VectorSpec("u", init=Normal(0.0, 0.01, seed=7)).initial(np.array([3], np.uint64))
@@ -65,11 +65,11 @@ class Normal:
     mean: float
     std: float
     seed: int = 0
-    """Of the hash: 0 to 2**64 - 1."""
+    """Seed of the hash: 0 to 2**64 - 1."""
 
 
 Initial = float | Uniform | Normal
-"""What all values of a vector begin with: a number, or a distribution."""
+"""Initial values of a vector: a number, or a distribution."""
 
 
 def checked(init: Any, dtype: str) -> Initial:

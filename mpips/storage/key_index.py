@@ -8,8 +8,8 @@ differences:
   runs. A leaf may be implicit, a part of a run, which needs no memory but its entry in a node. Keys inserted into an
   empty interval, such as the first request's, are only copied. A leaf becomes explicit, with its own list of keys
   and slots, when later keys fall between its keys.
-- A request often repeats the keys of an earlier one. Where its keys continue like `known`, they are compared with it
-  at memory speed.
+- A request often repeats the keys of an earlier one. Where its keys equal consecutive keys in `known`, they are found
+  by comparison, at memory bandwidth.
 - Slots that are one run are returned as a slice, for which updates are plain array arithmetic.
 - Where few keys fall into a leaf, lookups are bound by memory latency. Such keys are processed in small batches, which
   first find the leaves, estimate places by interpolation and prefetch them, and only then search.

@@ -4,7 +4,7 @@ A segment holds the rows of one vector for the key ranges that its server owns: 
 state columns are arrays with one row per slot. Sparse segments find a key's slot in an ordered index, and give a
 slot to a key when it is first pushed; a key without one reads as its initial value (mpips/storage/initial.py),
 usually 0. In a dense segment every owned key has a slot from the start, slots lie in key order, and therefore every
-key range is one run of slots. Wherever slots are one run, in a sparse segment too, their rows are worked on as plain
+key range is one run of slots. Wherever slots are one run, also in a sparse segment, operations on their rows use plain
 array views.
 
 All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
@@ -76,7 +76,7 @@ def _dense_slots(
 
 
 class Clock(Protocol):
-    """What a segment needs of a ranged vector clock (mpips/storage/vector_clock.py)."""
+    """The part of a ranged vector clock that a segment uses (mpips/storage/vector_clock.py)."""
 
     def set(self, key_range: KeyRange, node: int, time: int, /) -> Any:
         """Record that `node` has reached `time` on every key of the range."""
@@ -97,8 +97,8 @@ class Segment:
     dtype, pushed ones of the type and width that the update takes.
 
     `ranges` are the key ranges that the server owns, cut at the vector's extent. `update` is looked up by the vector's
-    specification unless given. `settings` may be changed at any time. `expect` keys fit before a sparse segment first
-    grows.
+    specification unless given. `settings` may be changed at any time. A sparse segment has room for `expect` keys
+    before it first grows.
 
     Raises:
         LayoutError: there are more dense keys than slots, or the update has columns of no known type.
@@ -123,7 +123,7 @@ class Segment:
         self.reply_row = self.update.reply_row(spec)
         self.clock: Clock | None = None
         self.notes: dict[str, tuple[NDArray[np.int32], Array]] = {}
-        """Notes of server functions on some keys, beside the columns: name -> (slots, rows); saved in checkpoints."""
+        """Further rows of server functions for some keys, "notes": name -> (slots, rows); saved in checkpoints."""
         owned = [intersection(piece, KeyRange(0, spec.extent)) for piece in coalesce(ranges)]
         self.ranges = [piece for piece in owned if piece is not None]
         self._dtype, self._push_dtype = np.dtype(spec.dtype), np.dtype(self.push_row.dtype)
@@ -152,7 +152,7 @@ class Segment:
             for name, column in columns.items()
         }
         self.moves = 0
-        """How often the arrays have moved."""
+        """How many times the arrays have moved in memory."""
         self._publish()
         self._zero = spec.init == 0
         """Whether new rows and keys without a slot are 0."""
@@ -187,8 +187,8 @@ class Segment:
     def resolve(self, keys: Keys | KeyRange, create: bool = False) -> Slots:
         """Return the slots of keys u64[n] (sorted, unique) as i32[n], or those of a dense range as a slice.
 
-        With `create` every key gets a slot; without, -1 stands for a key that has none. A range means the
-        keys of it that this server owns; in a sparse segment it is listed key by key.
+        With `create` every key gets a slot; without, -1 stands for a key that has none. A range stands for its keys
+        that this server owns; a sparse segment lists them one by one.
         Raises ProtocolError when a key to create lies outside the owned ranges.
         """
         dense = self.spec.dense
@@ -418,8 +418,8 @@ class Segment:
     def export(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
         """Return keys and values of a range in key order, without the rows that have their initial values.
 
-        A key that nobody pushed reads as these, so such a row says no more than a missing one; without them the
-        result does not depend on which keys a layout happened to touch.
+        A key without a row reads as its initial value, so these rows carry no information; without them the result
+        does not depend on the layout.
         """
         keys, slots = self.select(wanted)
         values = self.values[slots]

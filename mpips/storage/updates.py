@@ -1,18 +1,19 @@
-"""Server functions: what a push does to the values (paper, section 3.3), and calls that the scheduler issues.
+"""Server functions: how a push changes the values (paper, section 3.3), and calls that the scheduler issues.
 
-An update is a named tuple of functions without hidden state: the values and the state columns beside them
-are arrays handed in, so that they are saved, replicated and moved like any other rows. The user's own stand
-in the job's file:
+An update is a named tuple of functions without hidden state: the values and the state columns are arrays
+that are passed to it, so that they are saved, replicated and moved like any other rows. Users define their
+own updates in the module of the job's program:
 
     @update("average", columns=lambda spec: {"pushes": Column("int64", 1, 0)})
     def average(values, state, slots, rows, settings):
         state["pushes"][slots] += 1
         values[slots] += (rows - values[slots]) / state["pushes"][slots]
 
-`values` is [slots, width], a state column [slots, its width]; `slots` i32[n] names n different rows of them
-and `rows` [n, push width] is what the workers pushed there, already summed when the vector aggregates. The
-function changes values and state in place; it may return rows [n, reply width] as the answer of a push_pull,
-else the answer is the values. `settings` are the vector's, and the scheduler can change them between tasks.
+`values` is [slots, width], a state column [slots, its width]; `slots` i32[n] are the indices of n different
+rows, and `rows` [n, push width] are the rows that the workers pushed there, already summed when the vector
+aggregates. The function changes values and state in place; it may return rows [n, reply width] as the answer
+of a push_pull, otherwise the answer is the values. `settings` are the vector's, and the scheduler can change
+them between tasks.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class VectorSpec:
     aggregate: bool = False
     """Sum the pushes of all workers, in worker order, and update once; otherwise update by each push."""
     init: Initial = 0.0
-    """What a key reads as before it was pushed, and its first update starts from: a number, `Uniform` or `Normal`.
-    State columns start as their update says."""
+    """The value of a key before its first push, which then updates it: a number, `Uniform` or `Normal`.
+    The update defines the initial values of state columns."""
 
     def __post_init__(self) -> None:
         where = f"vector {self.name!r}"
@@ -90,7 +91,7 @@ class VectorSpec:
             raise UsageError(f"{where}: {error}") from None
 
     def initial(self, keys: NDArray[np.uint64]) -> Array:
-        """Return the rows that keys u64[n] read as before they were pushed, [n, width]: without a message.
+        """Return the initial rows of keys u64[n], [n, width], without a message.
 
         >>> VectorSpec("w", width=2, init=0.5).initial(np.array([3, 9], np.uint64)).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
@@ -99,7 +100,7 @@ class VectorSpec:
 
 
 class Column(NamedTuple):
-    """One array of rows: its dtype (of DTYPES, or "int8" for state), values per row, what a new key starts with.
+    """One array of rows: its dtype (of DTYPES, or "int8" for state), values per row, initial value of a new key.
 
     >>> Column("int64", fill=1)
     Column(dtype='int64', width=1, fill=1)
@@ -153,15 +154,15 @@ A = TypeVar("A", bound=Callable[..., Any])
 
 
 def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
-    """Register the decorated function as what a push does to vectors with `update = "name"`.
+    """Register the decorated function as the update of vectors with `update = "name"`.
 
-    Fields, all optional: `columns(spec)`, the state beside the values, name -> Column; `push_row(spec)`, the
+    Fields, all optional: `columns(spec)`, the state columns, name -> Column; `push_row(spec)`, the
     Column of rows that workers push (default: like the values; width 0: any); `reply_row(spec)`, that of what
     `apply` returns; `apply_range(values, state, rows, settings)`, the same as `apply` for rows that are
     contiguous, given as views; `read(values, state, slots)`, what a pull returns instead of the values;
-    `defaults`, the settings and their default values (without it any setting goes); `sums`, whether pushes are
-    changes, of which two may as well come as one that is their sum (filters may then hold small ones back);
-    `exact_replies`, whether workers must be told the values as they are, so that filters round none of them.
+    `defaults`, the settings and their default values (without it any setting is accepted); `sums`, whether two
+    pushes may be replaced by one push of their sum (filters may then hold small ones back); `exact_replies`,
+    whether workers must receive exact values, so that filters do not round them.
     Raises UsageError when another function has the name.
 
     >>> from mpips import simulate
@@ -188,8 +189,8 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
 def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function(segment, args) -> dict for the scheduler to issue on every shard of a vector.
 
-    `args` and the result are JSON-able dicts. Every copy of a shard runs it, and must come to the same; one that
-    changes nothing should say that it `reads`. Raises UsageError when another function has the name, or mpips itself.
+    `args` and the result are JSON-able dicts. Every copy of a shard runs it, with the same result; set `reads` if it
+    changes nothing. Raises UsageError when another function, or one of mpips itself, has the name.
 
     >>> from mpips import simulate
     >>> @call("example_count", reads=True)

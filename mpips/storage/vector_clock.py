@@ -3,19 +3,20 @@
 Here the clock is a record: no decision reads it. A shard's clock of a vector has the number of the last aggregated
 round for each range, under one node that stands for all workers (`AGGREGATE` in mpips/server/shard.py). Other pushes
 are not in it. It is copied with the shard, saved in checkpoints, and continued after a restore by any number of
-servers, so that it can be inspected and tested what the rows of a checkpoint include.
+servers, so that users and tests can inspect which rounds the rows of a checkpoint include.
 
-In the paper each message carries the time of its range, and the servers' clocks tell which pushes a key has, refuse
-those that were applied, and tell from where to go on after a failure. A time by range can do that where a node's tasks
-are applied in order. Here tasks run in parallel, a late one may be applied before an early one (section 3.4), and a
-repeated `push_pull` needs the rows of its first answer. So each request has a name, (origin, time), and these decide:
+In the paper each message carries the time of its range. The servers' clocks record which pushes a key has received,
+reject those that were already applied, and determine where to continue after a failure. A time by range is enough for
+this where a node's tasks are applied in order. Here tasks run in parallel, a late one may be applied before an early
+one (section 3.4), and a repeated `push_pull` needs the rows of its first answer. So each request has an identifier,
+(origin, time), and other records serve these purposes:
 
-- what was applied: the shard's table of requests, which answers a repeated one again (`mpips.tasks.request_dedup`);
-- which pushes a round has: the aggregator (`mpips.storage.aggregate`);
-- from where to go on in a chain that has lost a server: numbers of changes (`mpips.server.replication`), and callers
-  send what is unanswered again (`mpips.tasks.caller`);
-- from where the scheduler's program goes on: the journal (`mpips.scheduler.journal`), or in another run the state that
-  the program has saved with a checkpoint.
+- requests already applied: the shard's table of requests, which answers a repeated one (`mpips.tasks.request_dedup`);
+- pushes received for a round: the aggregator (`mpips.storage.aggregate`);
+- recovery of a chain that has lost a server: numbers of changes (`mpips.server.replication`), while callers send
+  unanswered requests again (`mpips.tasks.caller`);
+- recovery of the scheduler's program: the journal (`mpips.scheduler.journal`), or in another run the state that the
+  program has saved with a checkpoint.
 
 A vector clock per key would need nodes times keys entries. But nodes push ranges, so most keys share their times: the
 clock keeps, for each node, a map from keys to times that is constant on ranges. At first, one range of all keys has
@@ -180,7 +181,7 @@ def _replace(
 ) -> None:
     """Put [begin, end) at `time` in place of entries first .. stop - 1, which reach up to `upper`.
 
-    What these entries hold to the left of `begin` and to the right of `end` stays; equal neighbours merge.
+    The times of these entries to the left of `begin` and to the right of `end` stay; equal neighbours merge.
     """
     new_begins, new_times = [begin], [time]
     if end < upper and times[stop - 1] != time:

@@ -1,7 +1,7 @@
 """The callee's half of the tasks of a rank: requests to the rank itself, from their arrival to their replies.
 
 A request waits until it may start (`mpips.tasks.request_dedup`). Then the handler of its command executes it, and
-replies at once or later; an exception of the handler is the reply. Requests to shards do not come here.
+replies at once or later; an exception of the handler is the reply. Requests to shards are not handled here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpips.transport.message import Command, Kind, Message, missing_of, reply_to
 class Callee:
     """The requests to one rank.
 
-    `answer(origin, reply)` sends a reply to a caller; `keeps`: replies are kept, since requests may come twice;
+    `answer(origin, reply)` sends a reply to a caller; `keeps`: replies are kept, since requests may arrive twice;
     `describe` makes the metadata of a failure from an exception.
     """
 
@@ -68,7 +68,7 @@ class Callee:
         self._answer(request.origin, reply)
 
     def failure(self, request: Message, error: BaseException) -> Message:
-        """Return the reply that says why a request failed."""
+        """Return the reply with the error of a failed request."""
         reply = reply_to(request, meta=self._describe(error))
         reply.kind = Kind.FAILURE
         return reply

@@ -8,7 +8,7 @@ until it is finished.
 A part is identified by its task's caller and time: when a caller dies, another rank can take over and issue the same
 tasks at the same times (`recall`).
 
-It is a state machine: it gets messages, and functions that send and that wait. The module is long since all its
+It is a state machine: it gets messages, and functions that send and that wait. The module is long because all its
 transitions change the same tables of parts.
 """
 
@@ -32,7 +32,7 @@ Filtered = Callable[[int, Message], Message]
 MOST_NAMED = 256
 """Parts that a probe names at most, the oldest first."""
 JUMP = 1 << 40
-"""The gap in a caller's times when it discards what it did before: see `Tasks.leap`."""
+"""The gap in a caller's times when it discards its earlier requests: see `Tasks.leap`."""
 
 
 def unfiltered(peer: int, message: Message) -> Message:

@@ -1,4 +1,4 @@
-"""The parts of a caller's tasks, and what the caller knows of each address that it sends parts to."""
+"""The parts of a caller's tasks, and the caller's state for each address that it sends parts to."""
 
 from __future__ import annotations
 

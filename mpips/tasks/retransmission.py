@@ -4,7 +4,8 @@ MPI loses no messages, so timers run only where messages can be lost (injected f
 not data: the probe names the unanswered requests, and the receiver says which of them have not arrived. Only these are
 sent again, within a budget. The timeout is measured on probes (smoothed round-trip time plus four deviations), since
 they are answered at once, while the answer to a request may wait for its dependencies. It doubles with each probe
-without progress, and is jittered, so that many senders do not probe in step. So a slow receiver is probed ever less.
+without progress, so that a slow receiver is probed less and less often, and is jittered, so that senders do not probe
+at the same time.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Task:
 
     @property
     def settled(self) -> bool:
-        """Whether the wait for it ends: it is done, or has failed with another error than `WorkerLost`.
+        """Whether a wait for the task ends: it is done, or has failed with another error than `WorkerLost`.
 
         After the loss of a worker the other parts are still answered, and the program should continue only then.
         """

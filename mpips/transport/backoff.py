@@ -35,7 +35,7 @@ _SET_TIMER_SLACK = 29  # linux/prctl.h
 
 
 class Wakeup(Protocol):
-    """Ends a sleep when a message comes; see `mpips.transport.wakeup`."""
+    """Ends a sleep when a message arrives; see `mpips.transport.wakeup`."""
 
     def arm(self) -> None:
         """Tell senders that this rank is about to sleep and needs to be woken."""

@@ -5,7 +5,7 @@ dependencies, and names a range or a cached list of keys or lists keys without a
 replica and the vector's update is built in; a pull, if all replicas have all changes. All other requests go to
 Python, and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and
 vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that
-each push is applied exactly once and is known to be.
+each push is applied exactly once, and is recorded.
 """
 
 from __future__ import annotations

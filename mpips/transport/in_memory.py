@@ -5,7 +5,7 @@ A `Network` connects `TwinVan`s. Messages pass through the same encoding as on M
 `Network.run` executes one blocking function per rank, each in a greenlet of its own, so exactly one runs at a time: a
 rank runs until it is idle, then the next one is chosen under the seed. Time advances only when all ranks are
 idle, to the next delivery. So every run is deterministic, takes milliseconds, and executes the code that runs under
-MPI. A rank that waits for a message that cannot come is reported as a deadlock.
+MPI. A rank that waits for a message that cannot arrive is reported as a deadlock.
 
 Messages are lost, delayed and duplicated, and ranks are killed and stopped, as `mpips.transport.network_faults` says. A
 killed rank never returns from its current van call: its greenlet ends by an exception that no program catches, and

@@ -77,7 +77,7 @@ def _sign(keys: Keys) -> tuple[np.uint64, np.uint64]:
 
 
 def sign(keys: Keys) -> bytes:
-    """Return the signature of a list u64[n], contiguous: 16 bytes, never the value that stands for none."""
+    """Return the signature of a list u64[n], contiguous: 16 bytes, never the value for "no signature"."""
     low, high = _sign(keys)
     made = int(low).to_bytes(8, "little") + int(high).to_bytes(8, "little")
     return made if made != NO_SIGNATURE else bytes(15) + b"\1"

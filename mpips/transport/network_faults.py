@@ -1,4 +1,4 @@
-"""Faults of the simulated network: what becomes of messages, and which ranks are killed or stopped.
+"""Faults of the simulated network: the delivery of messages, and the ranks that are killed or stopped.
 
 A policy, `Fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
 duplicated); `rough(seed, ...)` draws such delays at random. A `Strike` says which rank is killed, stopped or resumed,

@@ -88,7 +88,7 @@ class Van(Protocol):
         """Return after how many changes of its shard the answer at `slot` was read; -1: it answers a change."""
 
     def withdraw(self, slot: int) -> None:
-        """Free a slot: if its answer still comes, it is received as a message."""
+        """Free a slot: if its answer still arrives, it is received as a message."""
 
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do: it may yield or sleep."""

@@ -1,10 +1,10 @@
 """Wakeups between ranks on one host: the sender of a message wakes a receiver that sleeps.
 
-MPI cannot sleep until a message comes. A rank that polls every millisecond receives a message up to 1 ms late and, on a
-virtual machine, where a sleep costs 30 microseconds of processor time, takes more than 3 % of a core. So the ranks of a
-host share a memory page with a flag for each: "asleep". After a send, the sender reads the receiver's flag, which takes
-20 ns; if it is set, the sender clears it and sends a datagram to the Unix socket on which the receiver waits. To sleep,
-a rank sets its flag, polls once more, and then waits: the poll finds a message that was sent before the flag was
+MPI cannot sleep until a message arrives. A rank that polls every millisecond receives a message up to 1 ms late and, on
+a virtual machine, where a sleep costs 30 microseconds of processor time, takes more than 3 % of a core. So the ranks of
+a host share a memory page with a flag for each: "asleep". After a send, the sender reads the receiver's flag, which
+takes 20 ns; if it is set, the sender clears it and sends a datagram to the Unix socket on which the receiver waits. To
+sleep, a rank sets its flag, polls once more, and then waits: the poll finds a message that was sent before the flag was
 seen. A flag that is seen too late costs one sleep, and sleeps are short (`mpips.transport.backoff`).
 
 Wakeups exist only where all ranks of a run are on one host: otherwise a rank would have to poll for those on other

@@ -23,7 +23,7 @@ from mpips.transport.message import NO_SIGNATURE
 from mpips.worker.plan import Plan, Slice
 
 MOST_PLANS = 1 << 10
-"""Most ranges and samples of lists that a vector caches; then it clears them."""
+"""Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
 
 
 @kernel("b1(u8[::1])")
@@ -42,18 +42,18 @@ def ascending(keys: NDArray[np.uint64]) -> bool:
 
 
 class Handle(Protocol):
-    """What a list needs of its vector."""
+    """The part of a vector that a list of keys uses."""
 
     @property
     def spec(self) -> VectorSpec:
-        """What the vector is."""
+        """The vector's specification."""
 
 
 class KeyList:
     """Keys for repeated use: checked, partitioned by shard and signed once. `Vector.key_list` creates it.
 
-    `keys` u64[n] is a read-only copy; `vector` created it, for requests in the range `within`. Wherever that
-    vector takes keys it takes the list.
+    `keys` u64[n] is a read-only copy; `vector` created it, for requests in the range `within`. All methods of that
+    vector that take keys also take the list.
 
     >>> from mpips import VectorSpec, simulate
     >>> def schedule(cluster):
@@ -93,7 +93,7 @@ def _signed(keys: NDArray[np.uint64], slices: Sequence[Slice]) -> list[bytes]:
 
 
 class Planner:
-    """Turns the keys of one vector's requests into plans, and caches those that may come again; see the module."""
+    """Converts the keys of one vector's requests to plans, and caches plans that may be reused; see the module."""
 
     def __init__(self, vector: Handle, node: Node) -> None:
         self.vector, self.node = vector, node

@@ -1,4 +1,4 @@
-"""Plans: which shards a request goes to, and which of its keys are theirs.
+"""Plans: the shards that a request is sent to, and the keys for each shard.
 
 A plan depends on the keys only, not on the rows: a range or a `KeyList` has one for all its requests, and it keeps the
 headers of those that take the fast path.

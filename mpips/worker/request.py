@@ -23,13 +23,13 @@ from mpips.worker.plan import Head, Plan
 
 Rows = NDArray[Any]
 MOST_HEADS = 1 << 10
-"""Most headers that a vector keeps for requests that list their keys; then it clears them."""
+"""Largest number of headers that a vector keeps for requests that list their keys; then they are cleared."""
 MOST_SIGNATURES = 1 << 16
-"""Most signatures that a vector assumes to be cached at the servers; then it clears them."""
+"""Largest number of signatures that a vector assumes to be cached at the servers; then they are cleared."""
 
 
 class RequestMaker:
-    """What the requests of one vector have in common, and which of its key lists the servers have cached."""
+    """The common state of one vector's requests, and the key lists that the servers have cached."""
 
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
         self.node, self.spec, self.number = node, spec, number
@@ -45,7 +45,7 @@ class RequestMaker:
         self._heads: dict[tuple[Command, int, KeyRange], Head] = {}
 
     def head(self, request: Request, number: int) -> Head:
-        """Return the header of a part that lists its keys, but for their number."""
+        """Return the header of a part that lists its keys, without the number of keys."""
         piece = request.plan.slices[number]
         name = request.command, piece.shard, piece.range
         found = self._heads.get(name)
@@ -153,7 +153,7 @@ class Request:
         return True
 
     def write_head(self, number: int, size: int) -> Head:
-        """Write the header of a part with rows for `size` keys; the keys are sent beside, or are known."""
+        """Write the header of a part with rows for `size` keys; the keys follow separately, or are cached."""
         maker, piece = self.maker, self.plan.slices[number]
         message = Message(
             Kind.REQUEST,

@@ -25,7 +25,7 @@ from mpips.worker.key_list import KeyList, Keys, Planner
 from mpips.worker.request import Request, RequestMaker, Rows
 
 MOST_QUEUED, MOST_BYTES = 1 << 10, 1 << 30
-"""Parts that may wait until others are answered, and bytes of rows of unfinished tasks; then a program has to wait."""
+"""Limits at which a program has to wait: parts queued behind unanswered ones, and bytes of rows of unfinished tasks."""
 
 
 class Vector:
@@ -74,13 +74,13 @@ class Vector:
         round: int = NO_ROUND,
         after: Iterable[Task] = (),
     ) -> Task:
-        """Send rows for keys to the update on their servers; finished when it has been applied.
+        """Send rows for keys to the update on their servers; the task is finished when the update was applied.
 
         In an aggregating vector each worker of the group pushes once per `round` and `within`, with its keys there, if
         any; the update gets the sum, in worker order, and all these pushes finish together. All workers must issue the
-        rounds in one order, and by keys or by range alike; and in calls that are outstanding together, since a call
-        ends when its pushes have been applied. Keys and rows must not be written before the task is finished: they are
-        sent without a copy.
+        rounds in the same order, and either all by keys or all by range. The calls that push a round must be
+        outstanding at the same time, since a call ends when its pushes have been applied. Keys and rows must not be
+        written before the task is finished: they are sent without a copy.
 
         Raises:
             UsageError: the keys are not sorted and unique, there is not one row for each, the rows are not of the type
@@ -120,7 +120,7 @@ class Vector:
         return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out, exact)
 
     def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
-        """Push what filters have held back of this vector's pushes; finished when it has been applied.
+        """Push the parts of this vector's pushes that filters have held back; finished when they have been applied.
 
         In an aggregating vector it is a push of the `round`, in which every worker takes part.
         """

@@ -6,8 +6,8 @@ while not stopped:
 
 A call is complete when it is answered: all its tasks are finished, and an error of a task that no caller has seen fails
 the call. Calls are executed one after the other, except those of methods marked `at_once`: these run as soon as they
-arrive, also while another call waits for messages; a delay is changed in this way during a pass. They are answered when
-their tasks are finished, without blocking the worker.
+arrive, also while another call waits for messages, for example to change the delay during a pass. They are answered
+when their tasks are finished, without blocking the worker.
 
 For push and pull see `mpips.worker.vector`.
 """
@@ -237,7 +237,7 @@ class CallExecutor:
         self.node.unregister(self._role)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Execute calls; ends by `Stopped`, or between two calls when `until()`."""
+        """Execute calls until `until()` is true between two calls; `Stopped` ends it earlier."""
         while not until():
             self.node.wait_until(lambda: bool(self.calls) or until(), IDLE)
             if self.calls:
@@ -363,7 +363,7 @@ class CallExecutor:
             restore(**{name: array for name, array in arrays.items() if not name.startswith(PREFIX)})
 
     def _restore_filters(self, folder: str, workers: int) -> None:
-        """Restore the state of the filters of `workers` former workers: each worker that of some of them."""
+        """Restore the state of the filters of `workers` former workers: each worker that of some."""
         mine = [
             {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
             for number in range(self.context.index_of_all, workers, self.context.count_of_all)

@@ -51,7 +51,7 @@ from mpips.transport.mpi.kernels import (
 )
 
 ANSWERED = 6
-"""A result of `receive`, beside those in `mpips.transport.mpi.kernels`: the request in a slot is answered."""
+"""A result of `receive`, in addition to those in `mpips.transport.mpi.kernels`: the request in a slot is answered."""
 FRAME_BYTES = HEADER_BYTES + INLINE
 
 WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)

@@ -161,7 +161,7 @@ def _has_room(caller: Any, acked: int) -> bool:
 
 @kernel()
 def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int) -> bool:
-    """Write into another process's memory; tell whether all bytes were written."""
+    """Write into another process's memory; return whether all bytes were written."""
     if lib[WRITE] == 0 or nbytes >= 1 << 30:
         return False
     cells[VECTORS], cells[VECTORS + 1], cells[VECTORS + 2], cells[VECTORS + 3] = (

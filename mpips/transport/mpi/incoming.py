@@ -93,7 +93,7 @@ class Incoming:
                 self._deaths.note(error, incoming.source, torn=True)
 
     def exclude(self, rank: int) -> None:
-        """Abandon what is being received from a rank."""
+        """Abandon incomplete receives from a rank."""
         for late in self.frames:
             if late.source == rank:
                 self._deaths.abandoned.append((late.request, late.buffer))

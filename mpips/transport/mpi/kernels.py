@@ -96,7 +96,7 @@ def complete(lib: Any, cells: Any, status: Any, cell: int) -> int:
 
 @kernel()
 def post_receive(lib: Any, cells: Any, cell: int, address: int, size: int) -> bool:
-    """Start to receive keys or values that follow the frame, with the request in a cell; tell whether MPI could."""
+    """Start to receive keys or values that follow the frame, with the request in a cell; return whether MPI could."""
     cells[cell] = 0
     place = cells.ctypes.data + 8 * cell
     error = call(lib[IRECV], (address, size, lib[BYTE], cells[FROM], BODY, lib[COMM], place))

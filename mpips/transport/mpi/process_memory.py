@@ -1,15 +1,15 @@
 """Cross-process memory: a server writes pulled values directly into the memory of a worker on the same host.
 
-With MPI, the receiver copies what arrives, so a worker that computes meanwhile pays for each byte. On Linux a process
-can write into another one of the same user (process_vm_writev): the server's core does the work, and the values are
-copied once instead of twice.
+With MPI, the receiver copies the data, which takes processor time from a worker that computes meanwhile. On Linux a
+process can write into another one of the same user (process_vm_writev): the server's core does the work, and the values
+are copied once instead of twice.
 
 Only buffers without another use are written to: a pull without `out` gets a buffer of the pool
 (`mpips.transport.buffer_pool`). If its answer is no longer wanted, because the server hangs, that buffer is never used
 again, so that a late write of the server is harmless.
 
 Each rank publishes the address of a secret. A rank that can read another one's secret is on the same host and has the
-permission. Under Yama, a process can grant this permission, beside its ancestors, to one process and its descendants:
+permission. Under Yama, a process can grant it, besides its ancestors, to one process and its descendants:
 it is granted to the nearest common ancestor of all ranks of the host, the launcher or its daemon. If their only common
 ancestor is the machine's first process, it is granted to none, and values are sent in messages.
 """

@@ -6,8 +6,8 @@ under one tag, so the bodies of a frame are the next ones from its sender. Frame
 and a receive cannot race). The outbox keeps buffers alive until their sends are complete. A frame that is not complete
 yet (its sender may have been stopped) delays later frames from the same sender, so that each gets its own bodies.
 
-Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`. The module is long since sends, receives
-and the fast path share buffers and the order of frames.
+Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`. The module is long because sends,
+receives and the fast path share buffers and the order of frames.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ class MPIVan:
             cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
 
     def _account(self, cells: NDArray[np.int64], table: FastPathTable) -> None:
-        """Count what the server fast path has done, wake answered ranks that sleep, and allocate buffers it lacked."""
+        """Count the server fast path's work, wake answered ranks that sleep, and allocate the missing buffers."""
         if cells[SERVED]:
             self._backoff.reset()
             self._looks = LOOKS
