@@ -128,11 +128,14 @@ def adam_rows(
     decay: float,
 ) -> None:
     """Update by Adam with decoupled weight decay; each row counts its own steps."""
+    known, first, second = 0.0, 1.0, 1.0
     for i in range(len(slots)):
         s = slots[i]
         steps[s, 0] += 1
         t = float(steps[s, 0])
-        first, second = 1.0 - beta1**t, 1.0 - beta2**t
+        # Neighbouring rows often have as many steps, and a power takes longer than the rest.
+        if t != known:
+            known, first, second = t, 1.0 - beta1**t, 1.0 - beta2**t
         for j in range(values.shape[1]):
             g = float(rows[i, j])
             m = beta1 * float(means[s, j]) + (1.0 - beta1) * g
