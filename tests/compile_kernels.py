@@ -1,8 +1,12 @@
-"""Compile all kernels, before tests run side by side: each process compiles for itself what it finds missing."""
+"""Compile all kernels, before tests run side by side: each process compiles for itself what it finds missing.
+
+Two processes do it, one from each end of the list of modules: what one has compiled the other finds in the cache.
+"""
 
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,5 +25,9 @@ def modules() -> list[str]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     mpi4py.rc.initialize = False
-    for name in modules():
+    names = modules()
+    backwards = "--backwards" in sys.argv
+    other = None if backwards else subprocess.Popen([sys.executable, __file__, "--backwards"])
+    for name in reversed(names) if backwards else names:
         importlib.import_module(name)
+    sys.exit(0 if other is None else other.wait())
