@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import kernel
-from mpips.data.numbering import mix
+from mpips.data.kernels import mix
 
 U8 = np.uint64
 Keys = NDArray[np.uint64]

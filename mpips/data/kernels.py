@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
+from mpips.jit.splitmix import mix as mix
 
 POS, LINE, INDEX, EXAMPLES, NONZEROS, HARD, ONES, CODE, ERROR_BEGIN, STATE_SIZE = range(10)
 DONE, FULL, BAD_LABEL, BAD_PAIR, BAD_ID, BAD_VALUE, NOT_FINITE, BAD_ORDER, QID = range(9)
@@ -38,7 +39,6 @@ OK, NO_NUMBER, TOO_LARGE, IS_HARD = range(4)
 
 NEWLINE, SPACE, HASH, COLON, ZERO, NINE = 10, 32, 35, 58, 48, 57
 POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 CROSS = np.uint64(1 << 32)
 
 
@@ -231,15 +231,6 @@ def parse_svmlight(
             state[ERROR_BEGIN] = token
     state[POS], state[LINE], state[INDEX], state[CODE] = pos, line, index, code
     state[EXAMPLES], state[NONZEROS], state[HARD], state[ONES] = n, nnz, hards, ones
-
-
-@kernel()
-def mix(word: np.uint64) -> np.uint64:
-    """Mix 64 bits: splitmix64's step, a bijection."""
-    word = word + GOLDEN
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
 
 
 @kernel()

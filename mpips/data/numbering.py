@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError
 from mpips.jit.kernel import kernel
-from mpips.jit.splitmix import mix as mix
+from mpips.jit.splitmix import mix
 from mpips.storage.key_index import MAX_KEYS
 
 _BATCH = 64
