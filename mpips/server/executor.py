@@ -177,9 +177,8 @@ class Executor:
         reply = apply(request)
         self._fast_path.count(shard)
         ready = shard.finish([caller], reply)
-        if request.command is not Command.CALL:
-            self._fast_path.expose(link, request.namespace)
-        else:
+        # A push has exposed its rows before; a call may have changed any of them.
+        if request.command is Command.CALL:
             self._fast_path.open(link)
         link.announce(lambda: _written_down(request, [caller], _named(shard, request), values))
         link.after_all(lambda: self._node.answer(request.origin, reply))

@@ -80,9 +80,10 @@ class Hosted:
     @property
     def simple(self) -> Simple | None:
         """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
-        place = self.segment.moves, self.segment.index_addresses, dict(self.segment.settings)
-        if place != self._place:
-            self._place, self._simple = place, self._described()
+        segment = self.segment
+        if (segment.moves, segment.index_addresses, segment.settings) != self._place:
+            self._place = segment.moves, segment.index_addresses, dict(segment.settings)
+            self._simple = self._described()
         return self._simple
 
     def _described(self) -> Simple | None:
