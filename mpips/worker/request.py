@@ -86,7 +86,6 @@ class Request:
         "fresh",
         "heads",
         "late",
-        "lists",
         "maker",
         "out",
         "places",
@@ -114,8 +113,6 @@ class Request:
         self.late: dict[int, Rows] | None = None
         # Whether `out` was allocated here.
         self.fresh = False
-        # Whether the parts of the fast path list their keys.
-        self.lists = False
         self.task: Task | None = None
         self.places: list[Rows] | None = None
 
@@ -139,14 +136,13 @@ class Request:
             return False
         self.heads = plan.heads.get(command)
         if self.heads is None:
-            numbers = range(len(plan.slices))
             if plan.cached:
                 self.heads = plan.heads[command] = [
                     self.write_head(number, piece.end - piece.begin)
                     for number, piece in enumerate(plan.slices)
                 ]
             elif plan.signatures is None:
-                self.lists, self.heads = True, [maker.head(self, number) for number in numbers]
+                self.heads = [maker.head(self, number) for number in range(len(plan.slices))]
             else:
                 return False
         self.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
@@ -164,7 +160,7 @@ class Request:
             namespace=maker.number,
             range=piece.range,
         )
-        if self.plan.keys is not None and self.plan.signatures is not None:
+        if self.plan.signatures is not None:
             message.signature = self.plan.signatures[number]
         pushes = self.command is Command.PUSH
         head = heading(message, size, maker.dtype, maker.spec.width) if pushes else heading(message)
@@ -180,7 +176,7 @@ class Request:
         assert self.heads is not None and self.raw is not None
         maker, piece, keys, count = self.maker, self.plan.slices[number], NO_KEYS, 0
         node, size = maker.node, maker.row_bytes
-        if self.lists:
+        if not self.plan.cached:
             assert self.plan.keys is not None
             keys, count = self.plan.keys, piece.end - piece.begin
         slot = node.van.ask(
