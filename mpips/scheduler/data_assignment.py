@@ -140,12 +140,12 @@ class Workload:
         return places
 
     def hand_over(self) -> list[int]:
-        """Return each idle worker a part that is not started, from the worker with most; return the moved parts."""
+        """Move a part that is not started to each idle worker, from the worker with most; return the moved parts."""
         idle = [worker for worker in self.workers if not self.of(worker)]
         return [part.number for part in map(self._relieve, idle) if part is not None]
 
     def _relieve(self, worker: int, excess: int = 1) -> Part | None:
-        """Return a worker a part of the one with most left, if that has at least `excess` parts more."""
+        """Move a part to a worker from the one with most left, if that has at least `excess` parts more."""
         loads = self._loads()
         free = {part.worker for part in self.parts if not (part.begun or part.finished)}
         fullest = max(free, key=lambda each: (loads[each], -self.workers.index(each)), default=worker)

@@ -118,7 +118,7 @@ class Striker:
         return bool(victims)
 
     def _orders(self, event: Event, view: View) -> bool:
-        """Return the leader an order, as `mpips ctl` does."""
+        """Send the leader an order, as `mpips ctl` does."""
         cluster = self._stage.cluster
         network = self._stage.network
         if cluster is None or network is None or not network.runs(view.leader):
