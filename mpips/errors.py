@@ -198,8 +198,10 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(text.split()).removesuffix(":")
 
 
-def cannot_write(path: str | Path, error: OSError, what: str = "cannot be written") -> InputError | OSError:
-    """Return the error of a file or folder that cannot be written: OSError without room, else InputError.
+def cannot_write(
+    path: str | Path, error: OSError, what: str = "cannot be written", kind: type[InputError] = InputError
+) -> InputError | OSError:
+    """Return the error of a file or folder that cannot be written: OSError without room, else one of a `kind`.
 
     >>> import errno
     >>> cannot_write("a.h5", PermissionError(errno.EACCES, "Permission denied"))
@@ -208,7 +210,7 @@ def cannot_write(path: str | Path, error: OSError, what: str = "cannot be writte
     'a.h5'
     """
     text = f"{what}: {error.strerror or error}"
-    return OSError(error.errno, text, str(path)) if has_no_room(error) else InputError(f"{path}: {text}")
+    return OSError(error.errno, text, str(path)) if has_no_room(error) else kind(f"{path}: {text}")
 
 
 def has_no_room(error: BaseException) -> bool:

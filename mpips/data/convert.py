@@ -178,7 +178,7 @@ def convert(
         else:
             write_csr(target, examples)
     except OSError as error:
-        raise cannot_write(target, error) from None
+        raise cannot_write(target, error, kind=DataError) from None
     return tally
 
 
