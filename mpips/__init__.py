@@ -76,7 +76,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from mpips.scheduler.finishing import finish as finish
     from mpips.scheduler.group import Group as Group
     from mpips.scheduler.scheduler import Cluster as Cluster
-    from mpips.scheduler.worker_recovery import regroup as regroup, surely as surely
+    from mpips.scheduler.worker_recovery import regroup as regroup, retry_on_loss as retry_on_loss
     from mpips.storage import exact_sums as exact_sums
     from mpips.storage.initial import Normal as Normal, Uniform as Uniform
     from mpips.storage.segment import Segment as Segment
@@ -120,7 +120,7 @@ _HOMES = {
     "mpips.scheduler.finishing": "finish",
     "mpips.scheduler.group": "Group",
     "mpips.scheduler.scheduler": "Cluster",
-    "mpips.scheduler.worker_recovery": "regroup surely",
+    "mpips.scheduler.worker_recovery": "regroup retry_on_loss",
     "mpips.storage.initial": "Normal Uniform",
     "mpips.storage.segment": "Segment",
     "mpips.storage.updates": "Column Setting Settings State VectorSpec call update",

@@ -19,7 +19,7 @@ from mpips.config.toml_text import write_toml
 from mpips.filters.named import chain_of
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Fate, calm
+from mpips.transport.network_faults import Delays, no_delay
 
 F8 = NDArray[np.float64]
 
@@ -174,7 +174,7 @@ def run_twin(
     servers: int = 1,
     workers: int = 1,
     *,
-    fate: Fate = calm,
+    delays: Delays = no_delay,
     seed: int = 0,
     test: Path | None = None,
     hooks: Hooks | None = None,
@@ -184,7 +184,7 @@ def run_twin(
 ) -> Outcome:
     """Run a whole job in this process, in fake time; keyword arguments are tables of the job file.
 
-    `network` goes to the simulation: strikes, spares, replicas and such.
+    `network` goes to the simulation: faults, spares, replicas and such.
     """
     hooks = hooks or Hooks()
     if isinstance(made, Made):
@@ -219,7 +219,7 @@ def run_twin(
 
         (folder / "run").mkdir()
         outcome: Outcome = simulate(
-            schedule, loaded.worker, servers=servers, workers=workers, fate=fate, seed=seed, job=job,
+            schedule, loaded.worker, servers=servers, workers=workers, delays=delays, seed=seed, job=job,
             folder=folder / "run", filters=lambda: (chain_of(job.filters.push), chain_of(job.filters.pull)),
             **(network or {}),
         )  # fmt: skip

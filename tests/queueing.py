@@ -1,4 +1,4 @@
-"""Servers of the in-memory twin that take their time: a fate under which messages to them wait for each other.
+"""Servers of the in-memory twin that take their time: delays under which messages to them wait for each other.
 
 The twin's ranks do their work in no time. Here each message to a server takes some, one after the other, and more while
 the server is slow. So load has the effect that it has in earnest: what is sent to a slow server is late, and queues.
@@ -17,7 +17,7 @@ SERVICE = 2e-3
 
 
 class Queueing:
-    """The fate; see the module.
+    """The delays; see the module.
 
     Args:
         stage: shows the network's time.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpips import Cluster, finish, surely
+from mpips import Cluster, finish, retry_on_loss
 from mpips.jobs.lda import results
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.settings import Settings as Settings
@@ -36,13 +36,13 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     training = Training(cluster, settings)
     with cluster.phase("load"):
         if cluster.job.data.test:
-            surely(cluster, lambda: results.look(cluster))
+            retry_on_loss(cluster, lambda: results.look(cluster))
         training.load()
     with cluster.phase("train"):
         metrics = training.run()
     last = results.Results(cluster, training)
     steps = last.model, last.perplexity, last.topics, last.summary
-    return finish(cluster, metrics, *steps, mend=training.recover)
+    return finish(cluster, metrics, *steps, recover=training.recover)
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------

@@ -84,28 +84,28 @@ class Totals:
 
     def __init__(self, context: Context, base: I8) -> None:
         self.context, self._base = context, base
-        self._flying: dict[int, tuple[Task, I8]] = {}
+        self._in_flight: dict[int, tuple[Task, I8]] = {}
 
     def push(self, time: int, change: I8, round: int) -> None:
         """Push changes; the reply has the totals after them."""
-        after = [task for task, _ in self._flying.values()][-1:]
+        after = [task for task, _ in self._in_flight.values()][-1:]
         whole = KeyRange(0, len(change))
-        self._flying[time] = (
+        self._in_flight[time] = (
             self.context.vectors["topics"].push_pull(whole, change, round=round, after=after),
             change,
         )
 
     def at(self, needed: Collection[int]) -> I8:
         """Return the totals, i8[K], including at least the replies to the pushes at the times `needed`."""
-        self.context.wait_all([self._flying[time][0] for time in unmet(needed, self._flying)])
-        for time in list(self._flying):
-            task, _ = self._flying[time]
+        self.context.wait_all([self._in_flight[time][0] for time in unmet(needed, self._in_flight)])
+        for time in list(self._in_flight):
+            task, _ = self._in_flight[time]
             if not task.done:
                 break
             self._base = task.result().reshape(-1)
-            del self._flying[time]
+            del self._in_flight[time]
         now = self._base.copy()
-        for _, change in self._flying.values():
+        for _, change in self._in_flight.values():
             now += change
         return now
 

@@ -31,7 +31,7 @@ from mpips import (
     misfit,
     progress,
     regroup,
-    surely,
+    retry_on_loss,
 )
 from mpips.data import note
 from mpips.jobs.lda import counts
@@ -87,7 +87,7 @@ class Training:
         job = self.cluster.job
         if empty := self.cluster.decide(lambda: note(job.data, str(job.base))):
             self.cluster.say(empty)
-        facts = surely(self.cluster, self._load)
+        facts = retry_on_loss(self.cluster, self._load)
         self.collection = Collection(*(facts[0][name] for name in Collection._fields))
         seen = {tuple(each[name] for name in Collection._fields) for each in facts}
         if len(seen) > 1:
@@ -122,18 +122,18 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Do all sweeps; return the metrics."""
         cluster, table = self.cluster, self.cluster.table(COLUMNS)
-        surely(cluster, self.begin, self._load)
+        retry_on_loss(cluster, self.begin, self._load)
         stop, before = self.sweeps >= self.settings.sweeps, self.sweeps
         while not stop:
-            surely(cluster, self.sweep, self.recover)
+            retry_on_loss(cluster, self.sweep, self.recover)
             self._show(table)
             stop = self.sweeps >= self.settings.sweeps
             if cluster.due(self.sweeps):
-                surely(cluster, lambda: cluster.checkpoint(self.sweeps, self._state()), self.recover)
+                retry_on_loss(cluster, lambda: cluster.checkpoint(self.sweeps, self._state()), self.recover)
                 stop = cluster.stopping() or stop
             if not stop and cluster.renewed():
                 regroup(cluster)
-                surely(cluster, self.recover, self.recover)
+                retry_on_loss(cluster, self.recover, self.recover)
         table.close()
         tokens, trained = self.collection.tokens, max(cluster.trained, 1e-9)
         return {
@@ -199,7 +199,7 @@ class Training:
             self.alpha = counts.learned_alpha(self.alpha, slopes, settings.learn_alpha == "symmetric")
         if settings.learn_beta and self.sweeps > BURN_IN:
             self.beta = counts.learned_beta(cells, totals, self.beta, self.collection.vocabulary)
-        self.now = self.cluster.lately([reply.meta["account"] for reply in replies])
+        self.now = self.cluster.recent_usage([reply.meta["account"] for reply in replies])
 
     def _sweep(self, learn: bool = False, planting: bool = False) -> Task:
         ask = {"number": self.sweeps, "learn": learn, "planting": planting, **self._round()}

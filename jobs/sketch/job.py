@@ -34,7 +34,7 @@ from mpips import (
     read_manifest,
     regroup,
     replacing,
-    surely,
+    retry_on_loss,
 )
 from mpips.data import DataSpec, note, resolve
 from mpips.jobs.sketch import kernels, results, servers, source
@@ -140,10 +140,10 @@ class Insertion:
                     more = "[data] header = true would leave it out"
                     cluster.say(f"the first line of each file is counted: {row}; {more}")
         if cluster.job.data.test:
-            self._surely(lambda: cluster.workers.call("look"))
-        self._surely(self.begin)
+            self._retry(lambda: cluster.workers.call("look"))
+        self._retry(self.begin)
         with cluster.phase("load"):
-            self._surely(self._load)
+            self._retry(self._load)
         before, queries = self.total.items, list[Asked]()
         with cluster.phase("train"):
             self._insert_all(queries)
@@ -156,7 +156,7 @@ class Insertion:
             asked, spent = (sum(each) for each in zip(*(queries or [self._ask()]), strict=True))
             return {"queries_per_second": asked / max(spent, 1e-9)}
 
-        return finish(cluster, total, self._model, self._results, ask, mend=self._follow)
+        return finish(cluster, total, self._model, self._results, ask, recover=self._follow)
 
     def begin(self) -> None:
         """Create the vectors, or restore a checkpoint."""
@@ -236,7 +236,7 @@ class Insertion:
                 self._regroup()
             self.rounds += 1
             if cluster.due(self.rounds):
-                self._surely(lambda: cluster.checkpoint(self.rounds, self._state()))
+                self._retry(lambda: cluster.checkpoint(self.rounds, self._state()))
                 stop = cluster.stopping()
         table.close()
 
@@ -268,7 +268,7 @@ class Insertion:
             return {}
         if self.cluster.job.layout.hand_over:
             self.parts.hand_over()
-        return self.cluster.lately()
+        return self.cluster.recent_usage()
 
     def _note(self, done: dict[str, Any]) -> None:
         for number, batches, finished, items, weight in done["parts"]:
@@ -288,9 +288,9 @@ class Insertion:
 
     # --- workers that are lost, and come
 
-    def _surely(self, step: Callable[[], T]) -> T:
+    def _retry(self, step: Callable[[], T]) -> T:
         """Run a step on the workers; if one is lost during it, repeat it on the present workers."""
-        return surely(self.cluster, step, self._follow)
+        return retry_on_loss(self.cluster, step, self._follow)
 
     def _regroup(self) -> None:
         regroup(self.cluster)

@@ -43,14 +43,14 @@ def zipf(out: Keys, state: np.uint64, exponent: float, most: int) -> np.uint64:
     """
     less = 1.0 - exponent
     low, high = _area(1.5, less) - 1.0, _area(most + 0.5, less)
-    surely = 2.0 - _place(_area(2.5, less) - math.exp(-exponent * math.log(2.0)), less)
+    rejected_below = 2.0 - _place(_area(2.5, less) - math.exp(-exponent * math.log(2.0)), less)
     for i in range(len(out)):
         while True:
             state += _SPREAD
             area = high + np.float64(mix(state) >> U8(11)) * (low - high) / 9007199254740992.0
             x = _place(area, less)
             k = min(max(math.floor(x + 0.5), 1.0), float(most))
-            if k - x <= surely or area >= _area(k + 0.5, less) - math.exp(-exponent * math.log(k)):
+            if k - x <= rejected_below or area >= _area(k + 0.5, less) - math.exp(-exponent * math.log(k)):
                 out[i] = U8(k)
                 break
     return state

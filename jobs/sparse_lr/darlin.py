@@ -26,7 +26,7 @@ from mpips import (
     VectorSpec,
     misfit,
     regroup,
-    surely,
+    retry_on_loss,
 )
 from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
 from mpips.jobs.sparse_lr.proximal import exact_total
@@ -101,7 +101,7 @@ class Darlin:
         self.weight = 0  # non-zeros of the active features
         self.begins = np.zeros(1, np.uint64)  # where blocks begin
         self.cut_at = -1  # the weight when they were cut
-        surely(cluster, self.begin, self.spread.load)
+        retry_on_loss(cluster, self.begin, self.spread.load)
 
     @property
     def w(self) -> Vector:
@@ -112,14 +112,14 @@ class Darlin:
         """Run passes over the blocks until the objective has settled; return the metrics."""
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
-            stop = self._surely(self.one_pass)
+            stop = self._retry(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
             if not stop and self.cluster.due(self.passes):
-                self._surely(lambda: self.cluster.checkpoint(self.passes, self._state()), changes=False)
+                self._retry(lambda: self.cluster.checkpoint(self.passes, self._state()), changes=False)
                 stop = self.cluster.stopping()
             if not stop and self.cluster.renewed():
                 regroup(self.cluster)
-                self._surely(self.recover, changes=False)
+                self._retry(self.recover, changes=False)
         table.close()
         why = self.ended_by()
         # A weight that must grow step by step changes F as little as one that has arrived.
@@ -165,7 +165,7 @@ class Darlin:
         first = {"round": self._rounds(len(pieces)), "ones": self.data.ones}
         self._heard(self.workers.start("start", first, keys=pieces))
         if self.data.wide:
-            self._refuse_faint()
+            self._refuse_tiny_features()
         self.servers.call("begin_epoch", vector=self.w)
         self._phase("step")
 
@@ -174,7 +174,7 @@ class Darlin:
         if self.data.wide:
             self.workers.call("widen")
 
-    def _refuse_faint(self) -> None:
+    def _refuse_tiny_features(self) -> None:
         found = [each for each in self.servers.call("faint", vector=self.w) if each["count"]]
         if found:
             first, count = min(each["first"] for each in found), sum(each["count"] for each in found)
@@ -209,18 +209,18 @@ class Darlin:
         self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
         self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
 
-    def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
+    def _retry(self, step: Callable[[], T], changes: bool = True) -> T:
         """Run a step on the workers, and repeat it if one is lost; an interrupted pass does not count.
 
         `changes`: the step changes the servers' state.
         """
         before = self.control
 
-        def mend() -> None:
+        def recover() -> None:
             self.control = before
             self.recover()
 
-        return surely(self.cluster, step, mend)
+        return retry_on_loss(self.cluster, step, recover)
 
     @property
     def passes(self) -> int:
@@ -332,7 +332,7 @@ class Darlin:
         """Record the workers' reports: the non-zeros of their active features, and their accounts."""
         accounts = [reply.meta for reply in task.result()]
         self.weight = sum(each["weight"] for each in accounts)
-        self.now |= self.cluster.lately(accounts)
+        self.now |= self.cluster.recent_usage(accounts)
 
     def _rounds(self, count: int) -> int:
         first, self.round = self.round, self.round + count

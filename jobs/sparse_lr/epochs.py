@@ -38,7 +38,7 @@ class Epochs:
 
     def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
         """Push the sums from which the servers start; receive the radii of the active features."""
-        blocks, flying = self.blocks, deque[Task]()
+        blocks, in_flight = self.blocks, deque[Task]()
         cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = slice(cuts[number], cuts[number + 1])
@@ -47,14 +47,14 @@ class Epochs:
             listed = blocks.keys[cols]
             if not self.settings.kkt:  # these are the lists of all passes
                 listed = self.named(listed, within)
-            self._ask(flying, listed, sums, within, round + number, cols)
-        self.context.wait_all(flying)
+            self._ask(in_flight, listed, sums, within, round + number, cols)
+        self.context.wait_all(in_flight)
         blocks.begin_epoch()
         return self.report()
 
     def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> dict[str, Any]:
         """Push the exact gradient; receive the new active set."""
-        blocks, flying = self.blocks, deque[Task]()
+        blocks, in_flight = self.blocks, deque[Task]()
         blocks.refresh()
         asked = blocks.askable(full)
         cuts = [*np.searchsorted(blocks.keys[asked], keys).tolist(), len(asked)]
@@ -62,8 +62,8 @@ class Epochs:
             cols = asked[cuts[number] : cuts[number + 1]]
             with self.context.working():
                 gradient = blocks.full_gradient(cols)
-            self._ask(flying, blocks.keys[cols], gradient, within, round + number, cols)
-        self.context.wait_all(flying)
+            self._ask(in_flight, blocks.keys[cols], gradient, within, round + number, cols)
+        self.context.wait_all(in_flight)
         blocks.renew_margins()
         return self.report()
 
@@ -76,7 +76,7 @@ class Epochs:
 
     def _ask(
         self,
-        flying: deque[Task],
+        in_flight: deque[Task],
         keys: NDArray[np.uint64] | KeyList,
         rows: NDArray[Any],
         within: KeyRange,
@@ -85,9 +85,9 @@ class Epochs:
     ) -> None:
         """Push rows for some columns and receive radii, at most two pieces ahead, so that memory is bounded."""
         task = self.w.push_pull(keys, rows, within=within, round=round, exact=True)
-        flying.append(task.then(partial(self._take_radius, cols)))
-        if len(flying) > 2:
-            flying.popleft().result()
+        in_flight.append(task.then(partial(self._take_radius, cols)))
+        if len(in_flight) > 2:
+            in_flight.popleft().result()
 
     def _take_radius(self, cols: Columns, task: Task) -> None:
         if task.error is None and (radii := task.result()) is not None and len(radii):
@@ -120,7 +120,9 @@ class Epochs:
 
     def rebuild(self, round: int = REBUILD) -> None:
         """Rebuild the state from the weights, when the examples are distributed over other workers."""
-        if self.blocks is not None and not self.context.job.layout.exact_sums:  # then it is told: `recall`
+        if (
+            self.blocks is not None and not self.context.job.layout.exact_sums
+        ):  # then it is told: `rebuild_pass`
             blocks = self.blocks
             blocks.radius[:] = self.asked(slice(None), round).result()
             active = np.flatnonzero(blocks.radius > 0.0)
@@ -146,15 +148,15 @@ class Epochs:
         """Receive the totals of all workers' examples."""
         self.blocks.know(ones, largest, examples)
 
-    def begin_recall(self, round: int) -> None:
+    def begin_rebuild(self, round: int) -> None:
         """Receive the radii of all features; the weights at the starts of the last passes follow."""
-        self.blocks.begin_recall(self.asked(slice(None), round).result())
+        self.blocks.begin_rebuild(self.asked(slice(None), round).result())
 
-    def recall(self, last: bool) -> None:
+    def rebuild_pass(self, last: bool) -> None:
         """Receive the weights that the servers return in this phase."""
-        self.blocks.recall(self.w.pull(self.blocks.keys).result())
+        self.blocks.rebuild_pass(self.w.pull(self.blocks.keys).result())
         if last:
-            self.blocks.end_recall()
+            self.blocks.end_rebuild()
 
     def model(self, steps: list[float]) -> Answer:
         """Return the model of the losses after a pass, and the losses."""

@@ -5,7 +5,7 @@ Besides the sums (`exact_kernels`), three things would depend on the distributio
 * Margins that are updated step by step are rounded differently from margins computed from the weights. So they are
   computed from the servers' weights at the end of each pass and after each mixture (see `control`), with the same
   result on any worker. A worker that joins later receives the weights at the starts of the last passes, at most MEMORY
-  (`recall`), and recomputes its margins.
+  (`rebuild_pass`), and recomputes its margins.
 * Examples whose values are all one take a shorter loop with different rounding. Here all workers take it, or none.
 * Blocks are cut by a sketch of each worker's features. Here the keys to cut at are drawn by their hash, and counted
   exactly (`sample`, `weigh`).
@@ -34,7 +34,7 @@ class ExactBlocks(Blocks):
         super().__init__(columns)
         self.bounds = np.ones((len(self.keys), 2))  # until the servers say otherwise
         self.largest, self.terms = 1.0, 1.0
-        self._recalled: list[F8] = []
+        self._received_weights: list[F8] = []
 
     def facts(self) -> dict[str, Any]:
         """Return the totals of the examples, with max |x|."""
@@ -129,25 +129,25 @@ class ExactBlocks(Blocks):
 
     # --- what newcomers are told
 
-    def begin_recall(self, radius: F4) -> None:
+    def begin_rebuild(self, radius: F4) -> None:
         """Set the radii and bounds of all columns; the weights at the starts of the last passes follow."""
         self.wake(slice(None), radius)
-        self._recalled = []
+        self._received_weights = []
 
-    def recall(self, w: F8) -> None:
+    def rebuild_pass(self, w: F8) -> None:
         """Save the next of these weights: f8[m]."""
         self.w[:] = w
-        self._note_margins(len(self._recalled))
-        self._recalled.append(w)
+        self._note_margins(len(self._received_weights))
+        self._received_weights.append(w)
 
-    def end_recall(self) -> None:
+    def end_rebuild(self) -> None:
         """Continue from the last of these weights."""
-        noted = np.array(self._recalled)
+        noted = np.array(self._received_weights)
         self._epoch = np.flatnonzero((self.radius > 0.0) | (noted != 0.0).any(axis=0))
         self._weights = np.empty((MEMORY + 1, len(self._epoch)))
         self._noted = len(noted)
         self._weights[: self._noted] = noted[:, self._epoch]
-        self._recalled = []
+        self._received_weights = []
         kernels.refresh_odds(self.state)
 
     def arrays(self) -> dict[str, NDArray[Any]]:

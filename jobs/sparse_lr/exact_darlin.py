@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import InputError, Setting, Task, exact_sums, surely
+from mpips import InputError, Setting, Task, exact_sums, retry_on_loss
 from mpips.jobs.sparse_lr import control
 from mpips.jobs.sparse_lr.darlin import Darlin
 
@@ -40,20 +40,20 @@ class ExactDarlin(Darlin):
         self.servers.call("mark_all", vector=self.w)
         return super().reset(full)
 
-    def _surely(self, step: Callable[[], T], changes: bool = True) -> T:
+    def _retry(self, step: Callable[[], T], changes: bool = True) -> T:
         """Run a step on the workers; if one is lost, undo the changes of the step and repeat it."""
         if not changes:
             self.servers.call("unmark", vector=self.w)
-            return surely(self.cluster, step, self.recover)
+            return retry_on_loss(self.cluster, step, self.recover)
         kept = self.control, self.rng.bit_generator.state, self.gap, self.begins, self.cut_at, self.weight
         self.servers.call("mark", vector=self.w)
 
-        def mend() -> None:
+        def recover() -> None:
             self.control, self.rng.bit_generator.state, self.gap, self.begins, self.cut_at, self.weight = kept
             self.servers.call("undo", vector=self.w)
             self.recover()
 
-        return surely(self.cluster, step, mend)
+        return retry_on_loss(self.cluster, step, recover)
 
     def _inform(self) -> None:
         data = self.data
@@ -67,13 +67,13 @@ class ExactDarlin(Darlin):
 
     def _go_on(self, same: bool) -> None:
         """Send the workers the weights at the starts of the last passes, from which they compute all other state."""
-        self._phase("recall")
-        noted = self.servers.call("recall", {"at": -1}, vector=self.w)[0]["noted"]
-        self.workers.call("begin_recall", {"round": self._rounds(1)})
+        self._phase("rebuild")
+        noted = self.servers.call("select_weights", {"at": -1}, vector=self.w)[0]["noted"]
+        self.workers.call("begin_rebuild", {"round": self._rounds(1)})
         self._phase("step", self.control.threshold)
         for at in range(noted):
-            self.servers.call("recall", {"at": at}, vector=self.w)
-            self.workers.call("recall", {"last": at == noted - 1})
+            self.servers.call("select_weights", {"at": at}, vector=self.w)
+            self.workers.call("rebuild_pass", {"last": at == noted - 1})
         self._heard(self.workers.start("report"))
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Answer, Bounded, Cluster, Context, Task, at_once, finish, push_pull, surely, unmet
+from mpips import Answer, Bounded, Cluster, Context, Task, at_once, finish, push_pull, retry_on_loss, unmet
 from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.epochs import Epochs, ranges
@@ -56,7 +56,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         cluster.say(empty)
     with cluster.phase("load"):
         if cluster.job.data.test:
-            surely(cluster, lambda: cluster.workers.call("look", each=evaluate.parts_of(cluster)))
+            retry_on_loss(cluster, lambda: cluster.workers.call("look", each=evaluate.parts_of(cluster)))
         data = spread.load()
     block_wise = exact_darlin.ExactDarlin if exact else darlin.Darlin
     method = block_wise if settings.algorithm == "darlin" else online.Online
@@ -105,17 +105,17 @@ class Worker(Epochs):
         within = ranges(keys, w.spec.extent)
         blocks.begin_pass(keys)
         self.lists = {each: self.lists[each] for each in within if each in self.lists}
-        flying: dict[int, Task] = {}
+        in_flight: dict[int, Task] = {}
         for time, block in enumerate(order):
-            context.wait_all(flying[earlier] for earlier in unmet(self.consistency.pull(time), flying))
-            flying = {earlier: task for earlier, task in flying.items() if not task.done}
+            context.wait_all(in_flight[earlier] for earlier in unmet(self.consistency.pull(time), in_flight))
+            in_flight = {earlier: task for earlier, task in in_flight.items() if not task.done}
             context.step(round + time)
             with context.working():
                 cols, block_keys, rows = blocks.gradient(block, theta)
             listed = self.named(block_keys, within[block])
             task = w.push_pull(listed, rows, within=within[block], round=round + time, exact=exact)
-            flying[time] = task.then(partial(self._arrived, cols))
-        context.wait_all(flying.values())
+            in_flight[time] = task.then(partial(self._arrived, cols))
+        context.wait_all(in_flight.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
         if self.settings.kkt:  # either way a feature is a key and two numbers
             there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES

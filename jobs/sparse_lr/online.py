@@ -41,7 +41,7 @@ from mpips import (
     misfit,
     progress,
     regroup,
-    surely,
+    retry_on_loss,
     unmet,
 )
 from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
@@ -105,7 +105,7 @@ class Online:
         self._met = Tally()
         self.size = 0.0
         """|w|_1 after the last pass."""
-        surely(cluster, self.begin, spread.load)
+        retry_on_loss(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
         """Run the passes; return the metrics."""
@@ -115,7 +115,7 @@ class Online:
             fare: dict[str, Any] = {}
             while not self.parts.finished and not cluster.stop:
                 if accounts := self.learn():
-                    fare = cluster.lately(accounts)
+                    fare = cluster.recent_usage(accounts)
                     table.update(self._shown() | fare)
                 if cluster.renewed():
                     regroup(cluster)
@@ -134,7 +134,9 @@ class Online:
                 self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
             stop = self.at.number > passes
             if not stop and cluster.due(self.at.number - 1):
-                surely(cluster, lambda: cluster.checkpoint(self.at.rounds, self._state()), self._follow)
+                retry_on_loss(
+                    cluster, lambda: cluster.checkpoint(self.at.rounds, self._state()), self._follow
+                )
                 stop = cluster.stopping()
         table.close()
         why = "request" if cluster.stopped_early else "passes"
@@ -181,7 +183,7 @@ class Online:
             done = cluster.workers.call("learn", asked, each=each)
         except WorkerLost:
             regroup(cluster)
-            surely(cluster, lambda: self._ask(first))
+            retry_on_loss(cluster, lambda: self._ask(first))
             self._follow()
             return []
         for one in done:
@@ -194,7 +196,7 @@ class Online:
         """Let the workers push the parts of their gradients that filters have held back."""
         cluster, round_ = self.cluster, self.at.rounds
         self.at = self.at._replace(rounds=round_ + 1)
-        surely(cluster, lambda: cluster.workers.call("flush", {"round": round_}), self._follow)
+        retry_on_loss(cluster, lambda: cluster.workers.call("flush", {"round": round_}), self._follow)
 
     def _todo(self, worker: int) -> list[list[int]]:
         """List a worker's next parts: each its number, the number of all parts, and the mini-batches done."""
@@ -268,7 +270,7 @@ class Stream:
         """Return whether the next mini-batch is that of a part after `done` ones."""
         return (self.part, self.of, self.done) == (part, of, done)
 
-    def take(self, learnt: Learnt) -> Examples | None:
+    def take(self, learnt: CallProgress) -> Examples | None:
         """Return the next mini-batch; None if there is none left. Skipped examples are counted in `learnt`."""
         before = self._tally.skipped
         batch = next(self._batches, None)
@@ -278,7 +280,7 @@ class Stream:
         return batch
 
 
-class Learnt:
+class CallProgress:
     """A worker's progress in the call that began at a round: the number of applied mini-batches of each part."""
 
     def __init__(self, first_round: int) -> None:
@@ -317,7 +319,7 @@ class Learner:
         self.context, self.data, self.consistency = context, data, consistency
         self.settings: Settings = context.job.settings
         self._stream: Stream | None = None
-        self._learnt = Learnt(-1)
+        self._learnt = CallProgress(-1)
         self._pushes: dict[int, Task] = {}
 
     def look_over(self, batches: Iterator[Examples], tally: Tally) -> int:
@@ -333,7 +335,7 @@ class Learner:
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied."""
         keep = synchronization(self.context.job.consistency)
-        self._learnt, self._pushes = Learnt(first_round), {}
+        self._learnt, self._pushes = CallProgress(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.context.step(time)
@@ -359,7 +361,9 @@ class Learner:
 
     def learnt(self, first_round: int) -> dict[str, Any]:
         """Return the report of the call of that round, also if it has failed."""
-        return (self._learnt if self._learnt.first_round == first_round else Learnt(first_round)).report()
+        return (
+            self._learnt if self._learnt.first_round == first_round else CallProgress(first_round)
+        ).report()
 
     def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Examples]]:
         """Yield mini-batches from one part after the other, each with its part."""

@@ -20,7 +20,7 @@ accurate. Rows of a start or reset must be exact: they determine which features 
 With `settings["exact"]` rows are float64, whose sums are exact (`exact_kernels`). A feature's `bounds` and `code`
 are kept; at a start, and in a phase of its own, the reply is (radius or code, bounds):
 
-    recall  rows: of width 0             reply: (radius or code, bounds)
+    rebuild rows: of width 0             reply: (radius or code, bounds)
 
 So a worker that joins later gets the same state as the others, and the changes of an interrupted pass are undone
 (`undo`).
@@ -101,7 +101,7 @@ def block_proximal(
         settings["returned"] = float(settings["returned"]) + returned
     if "code" in state and rows.shape[1]:
         state["code"][slots, 0] = np.minimum(radius, 0.0)
-    if "bounds" in state and phase in ("start", "recall"):
+    if "bounds" in state and phase in ("start", "rebuild"):
         return np.hstack([radius[:, None], state["bounds"][slots].astype(np.float32)])
     return radius[:, None]
 
@@ -232,23 +232,23 @@ def undo(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
         segment.state[name][slots, 0] = column
     segment.notes[HISTORY] = segment.notes[EARLIER]
     segment.values[: len(segment)] = 0.0
-    return _recall(segment, -1)
+    return _select_weights(segment, -1)
 
 
-@call("recall")
-def recall(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+@call("select_weights")
+def select_weights(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Let pulls return the weights at the start of a saved pass, from 0 on (-1: now); return the number of passes."""
-    return _recall(segment, int(args["at"]))
+    return _select_weights(segment, int(args["at"]))
 
 
-def _recall(segment: Segment, at: int) -> dict[str, Any]:
+def _select_weights(segment: Segment, at: int) -> dict[str, Any]:
     slots, rows = segment.notes[HISTORY]
     segment.values[slots, 0] = rows[:, at]
     return {"noted": rows.shape[1]}
 
 
-@call("faint", reads=True)
-def faint(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+@call("tiny_features", reads=True)
+def tiny_features(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Return the features that may matter but whose weights exceed float32: the first key, and the number."""
     slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.TOO_FAINT)
     keys = segment.keys_of(slots.astype(np.int32)).tolist()

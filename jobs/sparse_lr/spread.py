@@ -23,7 +23,7 @@ from mpips import (
     Workload,
     misfit,
     read_manifest,
-    surely,
+    retry_on_loss,
 )
 from mpips.data import Columns, DataSpec, Examples, Tally, load_columns, read
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
@@ -87,7 +87,7 @@ class Spread:
         Raises:
             InputError: there are no examples, or others than before.
         """
-        data = check_shards(self.cluster, surely(self.cluster, self._read), first=not self.mark)
+        data = check_shards(self.cluster, retry_on_loss(self.cluster, self._read), first=not self.mark)
         mark = self.cluster.facts.get("training data", "read")
         if self.mark not in ("", mark):
             raise InputError(

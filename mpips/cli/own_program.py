@@ -9,7 +9,7 @@ NEEDED = "run this program: required for a program that is not part of mpips, wh
 
 
 def add(parser: argparse.ArgumentParser, meaning: str = NEEDED) -> None:
-    """Add the switch to a command; its value is for `mpips.config.program.vouched`."""
+    """Add the switch to a command; its value is for `mpips.config.program.trusted_loader`."""
     parser.add_argument(
         "--program",
         type=lambda named: os.path.abspath(named) if named.endswith(".py") else named,

@@ -113,7 +113,7 @@ class Faults:
         index: its index among the ranks of its role.
         now: a clock in seconds; injected in tests.
         sleep: waits for seconds; injected in tests.
-        strike: sends a signal to this process; injected in tests.
+        send_signal: sends a signal to this process; injected in tests.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Faults:
         index: int,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        strike: Callable[[signal.Signals], None] = lambda kind: os.kill(os.getpid(), kind),
+        send_signal: Callable[[signal.Signals], None] = lambda kind: os.kill(os.getpid(), kind),
     ) -> None:
-        self._now, self._sleep, self._strike = now, sleep, strike
+        self._now, self._sleep, self._send_signal = now, sleep, send_signal
         self._start = now()
         mine = [(signal.SIGSTOP, each) for each in spec.stop if (each.role, each.index) == (role, index)]
         mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
@@ -135,7 +135,7 @@ class Faults:
         self._spells = [_Spell(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)]
         self._debt = 0.0
         self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
-        self.meddles = any(
+        self.affects_messages = any(
             chance is not None and chance.probability > 0
             for chance in (spec.delay, spec.drop, spec.duplicate)
         )
@@ -146,7 +146,7 @@ class Faults:
         if self._at_step:
             for due in [each for each in self._at_step if each[1] <= step]:
                 self._at_step.remove(due)
-                self._strike(due[0])
+                self._send_signal(due[0])
 
     def poll(self) -> None:
         """Send this process the signals that are due; nearly free when none is planned."""
@@ -154,7 +154,7 @@ class Faults:
             since = self._now() - self._start
             for due in [each for each in self._at_seconds if each[1] <= since]:
                 self._at_seconds.remove(due)
-                self._strike(due[0])
+                self._send_signal(due[0])
 
     def worked(self, seconds: float) -> None:
         """Sleep so that work that took `seconds` takes as many times as long as this rank is slow."""
@@ -168,7 +168,7 @@ class Faults:
 
     def message(self) -> tuple[float, ...]:
         """Return the delay in seconds of each copy of one outgoing message; empty if it is lost."""
-        if not self.meddles:
+        if not self.affects_messages:
             return NORMAL
         if self._befalls(self._drop):
             return ()

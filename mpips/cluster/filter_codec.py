@@ -50,7 +50,7 @@ class FilterCodec:
 
 
 def _about(spec: VectorSpec, message: Message, sums: bool, exact: bool) -> About:
-    keys = message.keys if message.keys is not None else message.withheld
+    keys = message.keys if message.keys is not None else message.unsent_keys
     return About(
         spec.name, message.command, message.range, sums, 0, message.origin, message.shard, message.time,
         message.flush, keys, exact,

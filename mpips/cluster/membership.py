@@ -35,9 +35,9 @@ from mpips.cluster.view import (
     Loss,
     View,
     drained,
-    mended,
     next_epoch,
-    stand_in,
+    next_spare,
+    repaired,
     whole,
     with_server,
     with_workers,
@@ -72,23 +72,23 @@ class FailureDetector(Protocol):
 class Membership:
     """Membership protocol of one rank; see the module.
 
-    `replicas` is the number of copies of each shard besides the primary's. `heart` detects hung ranks (None: hangs are
-    not detected) after `patience` seconds. An indispensable one ends the run after `give_up` seconds (0: never);
-    `say` prints that it is waited for. `crowding` returns the factor on `patience` at present.
+    `replicas` is the number of copies of each shard besides the primary's. `detector` detects hung ranks (None: hangs
+    are not detected) after `patience` seconds. An indispensable one ends the run after `give_up` seconds (0: never);
+    `say` prints that it is waited for. `oversubscription` returns the factor on `patience` at present.
     """
 
     def __init__(
         self,
         node: Node,
         replicas: int = 0,
-        heart: FailureDetector | None = None,
+        detector: FailureDetector | None = None,
         patience: float = 1.0,
         give_up: float = 0.0,
         say: Callable[[str], None] = lambda text: None,
-        crowding: Callable[[], float] = lambda: 1.0,
+        oversubscription: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._crowding = crowding
-        self.node, self.replicas, self.heart, self.patience = node, replicas, heart, patience
+        self._oversubscription = oversubscription
+        self.node, self.replicas, self.detector, self.patience = node, replicas, detector, patience
         self._give_up, self._say = give_up, say
         # Hung ranks of which a message was printed.
         self._awaited: set[int] = set()
@@ -115,7 +115,7 @@ class Membership:
             Command.VIEW: self._receive_view,
             Command.VIEW_SEEN: self._seen,
             Command.ASK_VIEW: self._send_view,
-            Command.WHOLE: self._whole,
+            Command.COPY_COMPLETE: self._copy_complete,
             Command.DRAINED: self._drained,
         }
         node.register(Registration(controls=controls, ticks=(self.tick,)))
@@ -134,8 +134,8 @@ class Membership:
     # --- failure detection -----------------------------------------------------------------------
 
     def _watch(self) -> None:
-        if self.heart is not None:
-            self.heart.targets = self._observers()
+        if self.detector is not None:
+            self.detector.targets = self._observers()
 
     def _observers(self) -> list[int]:
         """List the ranks that watch this one."""
@@ -163,24 +163,24 @@ class Membership:
             self._dead[rank] = Cause.DIED
         if failed:
             self._watch()
-        if self.heart is not None:
+        if self.detector is not None:
             needed = []
-            for rank in self._silent(self.heart):
+            for rank in self._silent(self.detector):
                 if rank not in self._dead and self._dispensable(rank):
                     self._dead[rank] = Cause.HUNG
                 elif rank not in self._dead:
                     needed.append(rank)
             if (needed or self._awaited) and not self.gave_up:
-                self._await(self.heart, needed)
+                self._await(self.detector, needed)
         for rank in self._dead:
             self.node.departure.absent(rank)
 
-    def _silent(self, heart: FailureDetector) -> list[int]:
+    def _silent(self, detector: FailureDetector) -> list[int]:
         """List the watched ranks that seem to hang; on oversubscribed cores, where healthy ranks are slow, later."""
-        suspects = heart.silent(self._watched(), self.patience)
-        return suspects and heart.silent(suspects, self.patience * self._crowding())
+        suspects = detector.silent(self._watched(), self.patience)
+        return suspects and detector.silent(suspects, self.patience * self._oversubscription())
 
-    def _await(self, heart: FailureDetector, needed: Collection[int]) -> None:
+    def _await(self, detector: FailureDetector, needed: Collection[int]) -> None:
         """Wait for indispensable ranks that hang, and print a message about each.
 
         Raises:
@@ -189,7 +189,7 @@ class Membership:
         watched = [rank for rank in self._watched() if rank not in self._dead]
 
         def silent(seconds: float) -> set[int]:
-            found = set(heart.silent(needed, seconds))
+            found = set(detector.silent(needed, seconds))
             # Only what this rank has to decide, and not before it is certain that it is not itself the excluded one.
             mine = self._answered if self._asked is not None else self.leading or len(found) == len(watched)
             return found if mine else set()
@@ -260,7 +260,7 @@ class Membership:
             made = self._promote(made, role)
         while self._changes:
             made = self._changes.popleft()(made)
-        made = mended(made, self.replicas)
+        made = repaired(made, self.replicas)
         if replace(made, epoch=view.epoch) != view:
             self._publish(made, gone)
 
@@ -280,7 +280,7 @@ class Membership:
 
     def _promote(self, view: View, lost: Role | None) -> View:
         """Replace a lost server by a spare; a lost worker is replaced when the program calls `regroup`."""
-        spare = stand_in(view)
+        spare = next_spare(view)
         return with_server(view, spare) if lost is Role.SERVER and spare is not None else view
 
     def _publish(self, view: View, gone: Collection[int] = ()) -> None:
@@ -296,7 +296,7 @@ class Membership:
         self._watch()
         self._check_seen()
         # A chain may be complete by what was known already.
-        if mended(next_epoch(view), self.replicas) != next_epoch(view):
+        if repaired(next_epoch(view), self.replicas) != next_epoch(view):
             self._changes.append(lambda same: same)
 
     def _seen(self, message: Message) -> None:
@@ -315,7 +315,7 @@ class Membership:
                 self.recovered[rank] = self.node.van.wall()
             del self._unseen[epoch]
 
-    def _whole(self, message: Message) -> None:
+    def _copy_complete(self, message: Message) -> None:
         shard, since, rank = int(message.meta["shard"]), int(message.meta["since"]), message.sender
         self._changes.append(lambda view: whole(view, shard, rank, since))
 
@@ -329,7 +329,7 @@ class Membership:
     def join_server(self) -> int:
         """Make a spare a server; return its rank. InputError if there is no spare, or no vacant slot."""
         view = self.node.view
-        rank = stand_in(view)
+        rank = next_spare(view)
         if rank is None:
             raise InputError("no spare rank is left: start the job with --set layout.spares=N")
         if VACANT not in view.ring.slots:
@@ -434,7 +434,7 @@ class Membership:
         made = self._without(replace(latest, epoch=epoch), roles)
         for role in roles.values():
             made = self._promote(made, role)
-        made = replace(mended(made, self.replicas), leader=self.node.rank)
+        made = replace(repaired(made, self.replicas), leader=self.node.rank)
         self._publish(made, gone)
 
     def _hand_over(self, latest: View) -> None:

@@ -140,7 +140,7 @@ class Node:
         """Whether messages are sent unchanged: no filters, no injected faults."""
         self.direct = self.plain and resend is None
         """Whether requests may take the client fast path."""
-        van.epoch, van.landing = view.epoch, self._landing
+        van.epoch, van.receive_buffer = view.epoch, self._receive_buffer
         self.callee = Callee(self.answer, self.keeps, self.describe)
         self.handlers: dict[Command, Handler] = {}
         self.shards: Handler = _no_shards
@@ -243,10 +243,10 @@ class Node:
         if self.view.roles[dest] is None and message.kind is Kind.PROBE:
             return
         if self.view.roles[dest] is None:
-            self.tasks.echoes.append(self._gone(dest, message))
+            self.tasks.due_replies.append(self._gone(dest, message))
         else:
             if self.policy.lost(address, message.time):
-                self.tasks.echoes.append(self._gone(dest, message))
+                self.tasks.due_replies.append(self._gone(dest, message))
             self.outbox.send(dest, message)
 
     def _gone(self, rank: int, request: Message) -> Message:
@@ -326,7 +326,9 @@ class Node:
             self.take(message)
         elif self.policy.next_event():
             pass
-        elif not self.tasks.echoes and not (self.callee.ready and self.handlers) and not self.idle_work():
+        elif (
+            not self.tasks.due_replies and not (self.callee.ready and self.handlers) and not self.idle_work()
+        ):
             self.outbox.flush()
             return False
         self.act()
@@ -337,9 +339,9 @@ class Node:
         return True
 
     def act(self) -> None:
-        """Handle the recalled replies, and execute the requests that may start."""
-        while self.tasks.echoes:
-            self.tasks.answer(self.tasks.echoes.popleft())
+        """Handle the known replies that are due, and execute the requests that may start."""
+        while self.tasks.due_replies:
+            self.tasks.answer(self.tasks.due_replies.popleft())
         while (
             self.callee.ready and self.handlers
         ):  # without handlers, this rank is about to take another role
@@ -366,7 +368,7 @@ class Node:
         """Receive an arrived message: deliver, defer or drop it by its epoch and sender."""
         if self.view.roles[message.sender] is None:
             return
-        if message.command is Command.TOGETHER:
+        if message.command is Command.BUNDLE:
             for each in unbundle(message):
                 self.take(each)
         else:
@@ -398,7 +400,7 @@ class Node:
         else:
             self._take_reply(message)
 
-    def _landing(self, message: Message) -> NDArray[Any] | None:
+    def _receive_buffer(self, message: Message) -> NDArray[Any] | None:
         """Return the array that receives the values of a message; None: a new one."""
         if not self.direct or message.kind is not Kind.REPLY or message.command is not Command.PULL:
             return None  # a repeated answer would be written again, perhaps after the caller has reused the array
@@ -487,7 +489,7 @@ class Node:
             self.outbox.flush()
             self.time_use.count(wait)
         if task.error is not None:
-            task.heeded = True
+            task.handled = True
             say_who_asked(task, self.who)
             raise task.error
         return task.values
@@ -540,7 +542,7 @@ class Node:
         Raises:
             RemoteError, WorkerLost: a task has failed, and the program has not handled its error.
         """
-        while self.tasks.time > since and (tasks := self.tasks.unheeded(since)):
+        while self.tasks.time > since and (tasks := self.tasks.unhandled(since)):
             for task in tasks:
                 self.wait(task)
         self.wait_until(self._is_settled, "copies of its pushes")
@@ -555,7 +557,9 @@ class Node:
         for address, time in self.tasks.ahead.newly():
             named.setdefault(self.view.rank_of(address), []).append((~address, time))
         for dest, pushes in named.items():
-            request = Message(Kind.CONTROL, Command.HASTEN, origin=self.tasks.origin, after=tuple(pushes))
+            request = Message(
+                Kind.CONTROL, Command.ASK_ACKNOWLEDGED, origin=self.tasks.origin, after=tuple(pushes)
+            )
             self.outbox.send(dest, request)
 
     def account(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Observers:
     # Calls and checkpoints.
     called: Callbacks[[Message]] = ()
     """A call of the scheduler has arrived at a worker."""
-    aside: Callbacks[[dict[str, Any]]] = ()
+    notified: Callbacks[[dict[str, Any]]] = ()
     """An immediate call has arrived at a worker."""
     calls: tuple[Callable[[Message], AbstractContextManager[None]], ...] = ()
     """Contexts in which a call is executed."""

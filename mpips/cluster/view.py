@@ -67,7 +67,7 @@ class View:
     ring: Ring
     chains: tuple[Chain, ...]
     """By shard."""
-    heirs: tuple[int, ...] = ()
+    successors: tuple[int, ...] = ()
     """The ranks that may lead, in order of succession; the order is kept, since the first ones have the journal."""
     losses: tuple[Loss, ...] = ()
     origin: int = 0
@@ -102,7 +102,7 @@ class View:
 
     def succession(self) -> list[int]:
         """Return the ranks that may lead, in order of succession: the leader first."""
-        return [self.leader, *(rank for rank in self.heirs if rank != self.leader)]
+        return [self.leader, *(rank for rank in self.successors if rank != self.leader)]
 
     def primary_of(self, rank: int) -> list[int]:
         """Return the shards whose primary a rank is."""
@@ -120,7 +120,7 @@ class View:
             "virtual": self.ring.virtual_servers,
             "hosts": self.ring.hosts,
             "chains": self.chains,
-            "heirs": self.heirs,
+            "successors": self.successors,
             "losses": self.losses,
             "origin": self.origin,
         }
@@ -139,7 +139,7 @@ class View:
                 Chain(tuple(members), learner, closing, since)
                 for members, learner, closing, since in meta["chains"]
             ),
-            tuple(meta["heirs"]),
+            tuple(meta["successors"]),
             tuple(Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]),
             meta["origin"],
         )
@@ -155,8 +155,8 @@ def first_view(
     ring = Ring.of(layout.servers, virtual_servers, len(layout.servers) + len(layout.spares), hosts)
     chains = tuple(map(Chain, ring.chains(replicas)))
     roles = tuple(place.role for place in layout.places)
-    leader, heirs = layout.schedulers[0], layout.schedulers + layout.spares + layout.servers
-    return View(0, leader, roles, layout.workers, 0, ring, chains, heirs, origin=leader)
+    leader, successors = layout.schedulers[0], layout.schedulers + layout.spares + layout.servers
+    return View(0, leader, roles, layout.workers, 0, ring, chains, successors, origin=leader)
 
 
 def next_epoch(view: View) -> View:
@@ -172,7 +172,7 @@ def without(view: View, losses: Iterable[Loss]) -> View:
     """
     losses = [loss for loss in losses if view.roles[loss.rank] is not None]
     gone = {loss.rank for loss in losses}
-    chains = tuple(_bereft(view, chain, gone) for chain in view.chains)
+    chains = tuple(_without_members(view, chain, gone) for chain in view.chains)
     if not all(chain.members for chain in chains):
         raise ShardLost(_nothing_left(view, gone))
     slots = tuple(VACANT if rank in gone else rank for rank in view.ring.slots)
@@ -190,12 +190,12 @@ def without(view: View, losses: Iterable[Loss]) -> View:
         workers_since=view.epoch if workers != view.workers else view.workers_since,
         ring=ring,
         chains=chains,
-        heirs=tuple(rank for rank in view.heirs if rank not in gone),
+        successors=tuple(rank for rank in view.successors if rank not in gone),
         losses=view.losses + tuple(losses),
     )
 
 
-def _bereft(view: View, chain: Chain, gone: set[int]) -> Chain:
+def _without_members(view: View, chain: Chain, gone: set[int]) -> Chain:
     if not gone & set(chain.everyone):
         return chain
     members = tuple(rank for rank in chain.members if rank not in gone)
@@ -211,7 +211,7 @@ def _nothing_left(view: View, gone: set[int]) -> str:
     )
 
 
-def stand_in(view: View) -> int | None:
+def next_spare(view: View) -> int | None:
     """Return the spare to become the next server: one on a host with fewest servers; None without spares.
 
     So copies can be on as many different hosts as possible. Among equals it is the last: the first ones lead sooner.
@@ -246,9 +246,11 @@ def with_workers(view: View, workers: Iterable[int]) -> View:
     for rank in workers:
         roles[rank] = Role.WORKER
     workers_since = view.epoch if workers != view.workers else view.workers_since
-    heirs = [rank for rank in view.heirs if rank not in workers]
-    heirs += [rank for rank in view.workers if roles[rank] is Role.SPARE]
-    return replace(view, roles=tuple(roles), workers=workers, workers_since=workers_since, heirs=tuple(heirs))
+    successors = [rank for rank in view.successors if rank not in workers]
+    successors += [rank for rank in view.workers if roles[rank] is Role.SPARE]
+    return replace(
+        view, roles=tuple(roles), workers=workers, workers_since=workers_since, successors=tuple(successors)
+    )
 
 
 def whole(view: View, shard: int, rank: int, since: int) -> View:
@@ -274,7 +276,7 @@ def drained(view: View, shard: int, since: int, replicas: int) -> View:
     return _set_chain(view, shard, Chain(wanted, since=view.epoch))
 
 
-def mended(view: View, replicas: int) -> View:
+def repaired(view: View, replicas: int) -> View:
     """Return the view in which each chain is one step nearer to the order that the ring prescribes.
 
     A chain with a missing member gets a learner, to which its last member sends the shard. No server takes part in two

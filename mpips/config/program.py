@@ -82,7 +82,7 @@ def load_program(name: str, base: Path) -> Program:
     return Program(table_name(name), settings, module.schedule, module.Worker, module, says)
 
 
-def vouched(named: str | None) -> Callable[[str, Path], Program]:
+def trusted_loader(named: str | None) -> Callable[[str, Path], Program]:
     """Return a loader of programs named by untrusted files (a run, a model, a checkpoint), for
     `mpips.config.job_file.load`.
 

@@ -81,7 +81,7 @@ class Chain:
         if values is not None and (values.dtype not in CODES or values.ndim > 2):
             # it cannot be sent: its `encode` raises an error that says why
             return message
-        keys = message.keys if message.keys is not None else message.withheld
+        keys = message.keys if message.keys is not None else message.unsent_keys
         # keys that need not be sent, as long as no filter changes them
         known = keys if message.keys is None else None
         about = about._replace(seed=self.seed, keys=keys)
@@ -115,7 +115,7 @@ class Chain:
         message.restore = partial(self.states.__setitem__, whose, before)
         # the list differs from the one that the signature covers
         if about.keys is not keys:
-            message.signature, message.withheld = NO_SIGNATURE, None
+            message.signature, message.unsent_keys = NO_SIGNATURE, None
         elif content.values is given and not any(notes):
             return message
         elif content.keys is known:

@@ -48,7 +48,7 @@ class Lifetime(NamedTuple):
     most: float
 
 
-def young(run: FailingRun) -> float:
+def young_interval(run: FailingRun) -> float:
     """Return the optimal seconds between checkpoints: sqrt(2 checkpoint mtbf / nodes) (Young 1974)."""
     return math.sqrt(2 * run.checkpoint * run.mtbf / run.nodes)
 

@@ -232,7 +232,7 @@ class Leader:
             raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
         if tau and self.prepared.job.layout.exact_sums:
             raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run is reproducible")
-        cluster.aside("set_tau", {"tau": tau})
+        cluster.notify("set_tau", {"tau": tau})
         return f"tau is {tau} from now on"
 
     def _hash_inputs(self) -> None:
@@ -323,11 +323,11 @@ class Leader:
         `at` is the time of detection, in seconds after the run's start. `seconds` are from the injected fault, where it
         is known, else from detection, until all servers had a view without that rank.
         """
-        struck = strikes(self.folder.path)
+        faulted = fault_times(self.folder.path)
         found = []
         for loss in self.node.view.losses:
             done = self._membership.recovered.get(loss.rank, loss.noticed)
-            since = struck.get(loss.rank, loss.noticed)
+            since = faulted.get(loss.rank, loss.noticed)
             found.append(
                 {
                     "rank": loss.rank,
@@ -335,7 +335,7 @@ class Leader:
                     "cause": loss.cause,
                     "at": loss.noticed - self.started,
                     "seconds": max(0.0, done - since),
-                    "noticed_after": max(0.0, loss.noticed - since) if loss.rank in struck else None,
+                    "noticed_after": max(0.0, loss.noticed - since) if loss.rank in faulted else None,
                 }
             )
         return found
@@ -398,10 +398,10 @@ def would_fail_again(error: BaseException) -> bool:
     return not (isinstance(error, lost) or is_environment(error))
 
 
-def strikes(folder: Path) -> dict[int, float]:
+def fault_times(folder: Path) -> dict[int, float]:
     """Return the times of injected faults by rank (wall, s): each is written to a file first."""
     try:
-        lines = read_lines(folder / "strikes.jsonl").objects
+        lines = read_lines(folder / "fault_times.jsonl").objects
     except OSError:
         return {}
     return {

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
-from mpips.launch.crowding import crowding
+from mpips.launch.oversubscription import oversubscription
 from mpips.process.ucx import away
 from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
     runs: list[RankRun] = []
     parent_daemon.watch(lambda who: _orphaned(who, runs[0] if runs else None))
     # Other ranks wait in MPI_Init for a rank that ends before, without limit with ULFM.
-    faulthandler.dump_traceback_later(START * crowding(1)(), exit=True)
+    faulthandler.dump_traceback_later(START * oversubscription(1)(), exit=True)
     threading.excepthook = end_for_thread
     import mpi4py
 

@@ -28,7 +28,7 @@ from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, exit_code, in_a_line, says_all
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import chain_of
-from mpips.launch.crowding import crowding
+from mpips.launch.oversubscription import oversubscription
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.stop_signals import ASKS
@@ -96,11 +96,11 @@ class RankRun:
         self.rank = self.world.Get_rank()
         self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.result = ResultFile(prepared)
-        self.survives, self.crowded, self.replicas = False, False, 0
+        self.survives, self.oversubscribed, self.replicas = False, False, 0
         # The largest number of ranks on one host.
         self.fullest = 1
         self.wall = time.time() - (time.perf_counter() - started)
-        self.heart: Heartbeat | None = None
+        self.heartbeat: Heartbeat | None = None
         self.membership: Membership | None = None
         self.log = log.begin(self.rank)
         self.peers: first_failure.Peers | None = None
@@ -192,17 +192,17 @@ class RankRun:
 
         job = prepared.job
         place = layout.places[self.rank]
-        wakeup, self.crowded = connect(self.world)
-        backoff = Backoff(crowded=self.crowded, wakeup=wakeup)
+        wakeup, self.oversubscribed = connect(self.world)
+        backoff = Backoff(oversubscribed=self.oversubscribed, wakeup=wakeup)
         van = MPIVan(self.world.Dup(), backoff, wakeup, process_memory.discover(self.world))
         self.survives = van.survives
         if van.survives:
             self.replicas = job.ring.replicas
-        self.heart = start_heartbeat(self.world, job.heartbeat.period)
+        self.heartbeat = start_heartbeat(self.world, job.heartbeat.period)
         spec = job.faults
         faults = None
         if spec != type(spec)():
-            faults = Faults(spec, place.role.value, place.index, now=van.now, strike=self._strike)
+            faults = Faults(spec, place.role.value, place.index, now=van.now, send_signal=self._send_signal)
         lossy = spec.drop is not None
         view = first_view(layout, job.ring.virtual_servers, self.replicas, hosts)
         pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))
@@ -221,7 +221,7 @@ class RankRun:
         elif prepared.job.record.on:
             Recorder(node, self.folder.record)
 
-    def _strike(self, kind: signal.Signals) -> None:
+    def _send_signal(self, kind: signal.Signals) -> None:
         """Send an injected fault's signal to this process, and record its time, to measure recoveries."""
         line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
         log.note("struck", logging.WARNING, signal=kind.name)
@@ -254,8 +254,8 @@ class RankRun:
         job = prepared.job
         beat = job.heartbeat
         membership = Membership(
-            node, self.replicas, self.heart, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
-            crowding(self.fullest),
+            node, self.replicas, self.heartbeat, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
+            oversubscription(self.fullest),
         )  # fmt: skip
         self.membership = membership
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
@@ -268,7 +268,12 @@ class RankRun:
             node,
             membership,
             partial(
-                Server, node, job.ring.repair_bandwidth, file, job.ring.key_cache, ahead=not self.crowded
+                Server,
+                node,
+                job.ring.repair_bandwidth,
+                file,
+                job.ring.key_cache,
+                ahead=not self.oversubscribed,
             ),
             partial(CallExecutor, node, prepared.program.worker, job, group, file),
             partial(self._lead, node, prepared, journal, membership, waits, repeats),
@@ -362,7 +367,7 @@ class RankRun:
 
     def _patience(self) -> float:
         """Return how many seconds another rank may take to answer on this host."""
-        return PATIENCE * crowding(self.fullest)()
+        return PATIENCE * oversubscription(self.fullest)()
 
     # --- the end -----------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
-from mpips.transport.network_faults import Fate, Remains, Strike, arrives, calm
+from mpips.transport.network_faults import Arrives, Delays, Fault, all_arrive, no_delay
 from mpips.worker.worker import CallExecutor, Context
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ class Simulation:
             Recorder(me, self._record)
         if self._replay is not None:
             me.follow(Player(me, self._replay))
-        membership = Membership(me, self.replicas, network.heart(van.rank), self._patience, self._give_up)
+        membership = Membership(me, self.replicas, network.heartbeat(van.rank), self._patience, self._give_up)
         journal = Watched(me, self.replicas + 1)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
@@ -217,20 +217,20 @@ def simulate(
     schedulers: int = 1,
     replicas: int = 0,
     virtual_servers: int = 0,
-    fate: Fate = calm,
+    delays: Delays = no_delay,
     seed: int = 0,
     job: Any = None,
     window: int = 64,
     resend: float | None = None,
     horizon: float = 60.0,
     folder: Path | None = None,
-    strikes: Sequence[Strike] = (),
+    faults: Sequence[Fault] = (),
     bandwidth: float = 0.0,
     patience: float = 0.75,
     give_up: float = 5.0,
     detection: float = 0.03,
     tick: float = 1e-3,
-    remains: Remains = arrives,
+    arrives: Arrives = all_arrive,
     stage: Stage | None = None,
     filters: Filters = lambda: (Chain(), Chain()),
     hosts: Sequence[str] = (),
@@ -239,22 +239,22 @@ def simulate(
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
-    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `fate` is a
-    `rough` one that loses messages. Simulated time ends at `horizon`, and advances in steps of `tick` where nothing
-    else happens. `strikes` are faults of ranks; the result is that of the last leader. `stage` exposes the state during
-    the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for answers. `hosts`
-    are the ranks' host names; by default all are on one host. The order of effects is written to the folder `record`,
-    or read from `replay` (`mpips.replay.history`).
+    Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `delays` is a
+    `random_delays` that loses messages. Simulated time ends at `horizon`, and advances in steps of `tick` where
+    nothing else happens. `faults` are faults of ranks; the result is that of the last leader. `stage` exposes the state
+    during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for answers.
+    `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the folder
+    `record`, or read from `replay` (`mpips.replay.history`).
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
     """
-    if resend is None and getattr(fate, "loses", False):
+    if resend is None and getattr(delays, "loses", False):
         resend = RESEND
     spec = LayoutSpec(servers=servers, workers=workers, spares=spares, schedulers=schedulers)
     layout = Layout.of(spec.size(), spec)
     view = first_view(layout, virtual_servers, replicas, hosts)
-    network = Network(layout.size, fate, seed, tick, strikes=strikes, detection=detection, remains=remains)
+    network = Network(layout.size, delays, seed, tick, faults=faults, detection=detection, arrives=arrives)
     simulation = Simulation(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up, stage=stage,

@@ -112,9 +112,9 @@ def share_folder(
 def start_heartbeat(world: MPI.Intracomm, period: float) -> Heartbeat:
     """Exchange the addresses of heartbeats, and start to send them every `period` seconds."""
     alone = len(set(gather(world, machine()))) == 1
-    heart = Heartbeat(world.Get_rank(), period, LOOPBACK if alone else host_address())
-    heart.start([Address.from_bytes(raw) for raw in gather(world, heart.address.to_bytes())])
-    return heart
+    heartbeat = Heartbeat(world.Get_rank(), period, LOOPBACK if alone else host_address())
+    heartbeat.start([Address.from_bytes(raw) for raw in gather(world, heartbeat.address.to_bytes())])
+    return heartbeat
 
 
 def make_folder(prepared: Prepared) -> RunFolder:

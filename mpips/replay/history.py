@@ -32,7 +32,6 @@ from mpips.files.json_shape import ANY, Each, Table, misfit, read_json
 from mpips.files.safe_open import LARGEST_TEXT, open_regular, read_text, replacing
 from mpips.replay.recorder import (
     ANSWER,
-    ASIDE,
     CALLER,
     CELL,
     CELL_BYTES,
@@ -41,6 +40,7 @@ from mpips.replay.recorder import (
     LOST,
     MAGIC,
     MARK,
+    NOTIFY,
     VERSION,
     WORKERS,
 )
@@ -53,7 +53,7 @@ CELLS = np.dtype(
 """Cells as numpy sees them."""
 CALLERS = np.dtype([("rank", "<i4"), ("time", "<i8")])
 READS = np.dtype([("version", "<i8"), ("rank", "<i4"), ("time", "<i8")])
-_TEXTS = {ASIDE: {"call": str, "args": Table(ANY)}, WORKERS: Each(range(1 << 31))}
+_TEXTS = {NOTIFY: {"call": str, "args": Table(ANY)}, WORKERS: Each(range(1 << 31))}
 _COMMANDS = list(Command)
 _PIECE = CELL_BYTES << 17
 """Bytes per read."""
@@ -207,7 +207,7 @@ def _cells(path: Path, file: BufferedReader, count: int) -> Cells:
 
 def _checked(path: Path, cells: Cells) -> Cells:
     """Return the cells; RecordError if a text in them has not the form that ranks write."""
-    texts = np.isin(cells["kind"], (ASIDE, WORKERS))
+    texts = np.isin(cells["kind"], (NOTIFY, WORKERS))
     try:
         if (cells["value"][texts] < 0).any():
             raise ValueError
@@ -225,7 +225,7 @@ def decode_events(cells: Cells) -> list[RecordedEvent]:
     while at < len(cells):
         kind, flags, _, rank, program_poll, time, value = cells[at].item()
         text, at = None, at + 1
-        if kind in (ASIDE, WORKERS):
+        if kind in (NOTIFY, WORKERS):
             text = json.loads(raw[at * CELL_BYTES : at * CELL_BYTES + value])
             at += -(-value // CELL_BYTES)
         found.append(RecordedEvent(kind, flags, rank, program_poll, time, value, text))
@@ -234,12 +234,12 @@ def decode_events(cells: Cells) -> list[RecordedEvent]:
 
 def heads(cells: Cells) -> Cells:
     """Return the cells of a rank's events, without texts."""
-    if not (np.isin(cells["kind"], (ASIDE, WORKERS))).any():
+    if not (np.isin(cells["kind"], (NOTIFY, WORKERS))).any():
         return cells
     chosen, at = [], 0
     while at < len(cells):
         chosen.append(at)
-        text = int(cells["value"][at]) if cells["kind"][at] in (ASIDE, WORKERS) else 0
+        text = int(cells["value"][at]) if cells["kind"][at] in (NOTIFY, WORKERS) else 0
         at += 1 + -(-text // CELL_BYTES)
     return cells[chosen]
 

@@ -38,7 +38,7 @@ from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
 from mpips.errors import Diverged
 from mpips.replay.history import LeaderHistory, RecordedEvent, ShardHistory, load_events
-from mpips.replay.recorder import ANSWER, ASIDE, CALL, JOINED, WORKERS
+from mpips.replay.recorder import ANSWER, CALL, JOINED, NOTIFY, WORKERS
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ QUIET = 1.0
 """Seconds without progress after which the leader queries the other ranks."""
 MOST_NAMED = 4
 """Number of waiting ranks that an error message names."""
-IGNORED = frozenset((Command.VIEW, Command.ASIDE, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
+IGNORED = frozenset((Command.VIEW, Command.NOTIFY, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
 """Control messages without a meaning in a replay."""
 
 
@@ -209,8 +209,8 @@ class Player(Policy):
         elif event.kind == CALL:
             node.callee.admit(self._calls.pop(event.time))
             node.act()
-        elif event.kind == ASIDE:
-            node.controls[Command.ASIDE](Message(Kind.CONTROL, Command.ASIDE, meta=event.text))
+        elif event.kind == NOTIFY:
+            node.controls[Command.NOTIFY](Message(Kind.CONTROL, Command.NOTIFY, meta=event.text))
         elif event.kind == WORKERS:
             node.adopt(with_workers_since(node.view, event.time, tuple(event.text)))
             if node.role is not Role.WORKER:
@@ -340,7 +340,7 @@ class Gates:
 
     def admit(self, link: Link, request: Message) -> None:
         """Receive a request to a shard."""
-        if not self._server.admission.recall(request):
+        if not self._server.admission.find_keys(request):
             return
         gate = self._gates.get(link.number)
         if gate is None:

@@ -5,7 +5,7 @@ record, of
 
     a shard    each change, in order: its number, and whose request it was (of a round: whose, in worker order)
     a worker   its events, in order: replies (for reads: number of the shard's changes before); calls; immediate
-               calls (ASIDE); changes of the worker set
+               calls (NOTIFY); changes of the worker set
     the leader the same replies, in any order: its program does not depend on it (`mpips.scheduler.journal`); which
                of them reported the loss of a worker; every decision
 
@@ -31,7 +31,7 @@ kind HEAD, has in `value` how many cells count, itself included, in `time` VERSI
     ANSWER  a reply; rank: the address, a rank or ~shard; time: of the task; value: of a read, the number of the
             shard's changes before it, else -1
     CALL    rank, time: of the request; logged when the call is queued, or, of a method marked `at_once`, begins
-    ASIDE   a call outside the program's order, executed at once and without a reply; value: bytes of text (JSON) in
+    NOTIFY   a call outside the program's order, executed at once and without a reply; value: bytes of text (JSON) in
             the cells after it: function and arguments
     WORKERS time: the epoch of the worker set; value: bytes of text: its ranks
 
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 CELL = struct.Struct("<HHIiIqq")
 CELL_BYTES = CELL.size
-HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, ASIDE, WORKERS = range(1, 9)
+HEAD, CHANGE, CALLER, MARK, ANSWER, CALL, NOTIFY, WORKERS = range(1, 9)
 JOINED, FAILED, LOST = 1, 2, 4
 """Flags: handled in the same poll as the event before; an error; the loss of a worker."""
 MAGIC, VERSION = 0x7370696D, 1
@@ -182,7 +182,7 @@ class Recorder:
         events.serves += (self._serves,)
         events.orders += (self.order,)
         events.called += (self._called,)
-        events.aside += (self._aside,)
+        events.notified += (self._notified,)
         events.decided += (self._decided,)
         events.results += (lambda: {"record": size(folder)},)
         events.need_start = True  # a replay starts from the checkpoint that the run started from
@@ -272,10 +272,10 @@ class Recorder:
         """Record the arrival of a call."""
         self._record(CALL, 0, request.origin, request.time, 0)
 
-    def _aside(self, meta: dict[str, Any]) -> None:
+    def _notified(self, meta: dict[str, Any]) -> None:
         """Record an immediate call."""
         text = json.dumps({"call": meta["call"], "args": meta["args"]}).encode()
-        self._record(ASIDE, 0, 0, 0, len(text), text)
+        self._record(NOTIFY, 0, 0, 0, len(text), text)
 
     def _workers(self, view: View) -> None:
         """Record a change of the worker set."""

@@ -22,7 +22,7 @@ class Accounts:
 
     def __init__(self, node: Node, hosts: Callable[[], Group], workers: Group) -> None:
         self._node, self._hosts, self._workers = node, hosts, workers
-        # The seconds that each worker had waited at the last call of `lately`, and the time of that.
+        # The seconds that each worker had waited at the last call of `recent_usage`, and the time of that.
         self._last: tuple[dict[int, float], float] = ({}, node.van.now())
 
     def all(self) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ class Accounts:
         replies = zip(group.addresses, task.values, strict=True)
         return {rank: reply.meta for rank, reply in replies if reply is not None}
 
-    def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def recent_usage(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Return the fraction of time that each worker has waited since the last call, and bytes sent.
 
         `accounts` are those of the workers, if they are known. `unfiltered` are the bytes that they would have sent

@@ -126,7 +126,7 @@ class CheckpointCoordinator:
         writing = [group.start(BuiltInCall.WRITTEN) for group in groups]
         for task in writing:
             # `_look` handles its error.
-            task.heeded = True
+            task.handled = True
         self._pending = _Pending(folder, about, writing)
         self.problem = ""
         return True

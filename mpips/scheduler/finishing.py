@@ -12,13 +12,13 @@ from typing import Any
 
 from mpips.errors import InputError, MpipsError, RemoteError
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.worker_recovery import surely
+from mpips.scheduler.worker_recovery import retry_on_loss
 
 Step = Callable[[], dict[str, Any] | None]
 
 
 def finish(
-    cluster: Cluster, metrics: dict[str, Any], *steps: Step, mend: Callable[[], object] | None = None
+    cluster: Cluster, metrics: dict[str, Any], *steps: Step, recover: Callable[[], object] | None = None
 ) -> dict[str, Any]:
     """Run the steps after training; return the metrics, and those that the steps return.
 
@@ -30,7 +30,7 @@ def finish(
         metrics: the metrics of training.
         steps: in order of importance: the model before its scores. A step that writes a file first asks the servers and
             workers for all it needs: a successor then issues the same requests, even if its own disk fails.
-        mend: as for `mpips.scheduler.worker_recovery.surely`.
+        recover: as for `mpips.scheduler.worker_recovery.retry_on_loss`.
 
     Raises:
         Exception: the first error of a step.
@@ -45,7 +45,7 @@ def finish(
     failed: list[Exception] = []
     for step in steps:
         try:
-            cluster.metrics.update(surely(cluster, partial(_given, step), mend))
+            cluster.metrics.update(retry_on_loss(cluster, partial(_given, step), recover))
         except Exception as error:
             if isinstance(error, MpipsError) and not isinstance(error, (InputError, RemoteError)):
                 # The run cannot continue.

@@ -69,14 +69,14 @@ class Journal:
             entry.meta["base"] = self._base
         tasks = node.call_as(node.view.origin)
         if node.van.survives and not node.policy.again:
-            tasks.recall(self.replies)
+            tasks.take_replies(self.replies)
             tasks.stable, tasks.noted = self._stable_time, self._note
             self._follow(node.view, node.view)
 
     @property
     def replaying(self) -> bool:
         """Whether the journal has inputs that the program has not reached yet."""
-        return bool(self.node.tasks.recalled) or self._decided < len(self.decisions)
+        return bool(self.node.tasks.known_replies) or self._decided < len(self.decisions)
 
     def decide(self, make: Callable[[], T]) -> T:
         """Return the next decision: the recorded one, or `make()`, once the successors have it.

@@ -204,20 +204,20 @@ class Cluster:
         here = self.node.van.wall() - self._training - self.seconds["checkpoint"]
         return self._trained_before + here
 
-    def lately(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def recent_usage(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Return the fraction of time that each worker has waited since the last call, and bytes sent.
 
         `unfiltered` are the bytes that they would have sent without filters.
         """
-        return self._accounts.lately(accounts)
+        return self._accounts.recent_usage(accounts)
 
-    def aside(self, function: str, args: dict[str, Any]) -> None:
+    def notify(self, function: str, args: dict[str, Any]) -> None:
         """Call a function of the workers outside the program's order, without a reply.
 
         Such a call is not in the journal: users issue it, at any time.
         """
         for rank in self.workers.addresses:
-            self.node.control(rank, Command.ASIDE, {"call": function, "args": args})
+            self.node.control(rank, Command.NOTIFY, {"call": function, "args": args})
 
     # --- workers that come and go ----------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Cluster:
             now, workers_since, stayed = self.decide(self._new_workers)
             if not now:
                 raise NoWorkerLeft("no worker is left, and no spare: resume with --resume latest")
-            self.node.tasks.leap()
+            self.node.tasks.skip_times()
             self._since = self.node.tasks.time
             # A rank that was not a worker in between has lost its state.
             self._informed &= set(stayed)

@@ -15,8 +15,8 @@ from mpips.scheduler.scheduler import Cluster
 T = TypeVar("T")
 
 
-def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] | None = None) -> T:
-    """Run a step that calls workers; if one is lost, call `mend` with the present workers, and repeat the step.
+def retry_on_loss(cluster: Cluster, step: Callable[[], T], recover: Callable[[], object] | None = None) -> T:
+    """Run a step that calls workers; if one is lost, call `recover` with the present workers, and repeat the step.
 
     >>> from mpips import simulate
     >>> class Worker:
@@ -26,15 +26,16 @@ def surely(cluster: Cluster, step: Callable[[], T], mend: Callable[[], object] |
     ...     def train(self):
     ...         return {"loss": 0.5}
     >>> def schedule(cluster):
-    ...     return surely(cluster, lambda: cluster.workers.call("train"), mend=lambda: cluster.say("load it again"))
+    ...     train = lambda: cluster.workers.call("train")
+    ...     return retry_on_loss(cluster, train, recover=lambda: cluster.say("load it again"))
     >>> simulate(schedule, Worker, workers=2)
     [{'loss': 0.5}, {'loss': 0.5}]
     """
     lost = False
     while True:
         try:
-            if lost and mend is not None:
-                mend()
+            if lost and recover is not None:
+                recover()
             return step()
         except WorkerLost:
             regroup(cluster)

@@ -2,11 +2,11 @@
 
 A push of a round may be answered before it is on all copies. Once it is on all copies, its caller receives an
 acknowledgement: it is held and sent with the next answer to this caller. A caller that has nothing else to wait for
-requests the acknowledgements up to a push (HASTEN message); they are then sent in an ACKNOWLEDGED message as soon as
-the last of these pushes is on all copies.
+requests the acknowledgements up to a push (ASK_ACKNOWLEDGED message); they are then sent in an ACKNOWLEDGED message as
+soon as the last of these pushes is on all copies.
 
 The time up to which a caller has requested acknowledgements only grows, and is kept as long as the caller lives. So
-HASTEN messages may arrive in any order, and at a new primary before it has executed the push again.
+ASK_ACKNOWLEDGED messages may arrive in any order, and at a new primary before it has executed the push again.
 """
 
 from __future__ import annotations

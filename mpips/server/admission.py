@@ -53,7 +53,7 @@ class Admission:
         if not inbox.knows(message):
             if message.filtered and not self._node.decoded(message):
                 return
-            if not self.recall(message):
+            if not self.find_keys(message):
                 return
         ready = inbox.admit(message)
         self._fast_path.admitted(link.number, message.origin, inbox)
@@ -72,7 +72,7 @@ class Admission:
             if link is not None and link.primary and link.shard is not None:
                 self.admit(link, message)
 
-    def recall(self, request: Message) -> bool:
+    def find_keys(self, request: Message) -> bool:
         """Look up the keys of a request's signature; if they are unknown, ask the caller for them, or wait."""
         if request.signature == NO_SIGNATURE or request.error is not None or request.keys is not None:
             return True

@@ -138,7 +138,7 @@ class Chains:
         self._drained.clear()
         for link in self.links.values():
             if link.learning and link.shard is not None:
-                self._tell_leader(Command.WHOLE, link)
+                self._tell_leader(Command.COPY_COMPLETE, link)
             self._report_drained(link)
 
     def _report_drained(self, link: Link) -> None:
@@ -157,7 +157,7 @@ class Chains:
         """Receive a piece of a copy of which this server is the learner."""
         link = self.links.get(message.shard)
         if link is not None and link.piece(message, self._make, unpack):
-            self._tell_leader(Command.WHOLE, link)
+            self._tell_leader(Command.COPY_COMPLETE, link)
 
     def fed(self, message: Message) -> None:
         """Receive a learner's acknowledgement of a piece."""

@@ -61,9 +61,9 @@ class RateLimit:
 class Feed:
     """A copy that is being sent to a learner."""
 
-    def __init__(self, parcel: NDArray[np.int64], changes: int) -> None:
-        self.parcel, self.changes = parcel, changes
-        self.next, self.count, self.acknowledged = 0, -(-len(parcel) // PIECE), 0
+    def __init__(self, packed: NDArray[np.int64], changes: int) -> None:
+        self.packed, self.changes = packed, changes
+        self.next, self.count, self.acknowledged = 0, -(-len(packed) // PIECE), 0
 
 
 class _Release(NamedTuple):
@@ -338,9 +338,9 @@ class Link:
             and feed.next < feed.acknowledged + AHEAD
             and self._pace.may()
         ):
-            piece = feed.parcel[feed.next * PIECE : (feed.next + 1) * PIECE]
+            piece = feed.packed[feed.next * PIECE : (feed.next + 1) * PIECE]
             message = Message(
-                Kind.CONTROL, Command.FEED, shard=self.number, time=feed.changes, round=feed.next
+                Kind.CONTROL, Command.COPY_PIECE, shard=self.number, time=feed.changes, round=feed.next
             )
             message.values, message.meta = piece, {"of": feed.count}
             self._send(self.chain.learner, message)
@@ -371,14 +371,14 @@ class Link:
         if not self._pieces:
             self.everywhere = message.time
         self._pieces[message.round] = message
-        self._send(message.sender, Message(Kind.CONTROL, Command.FED, shard=self.number))
+        self._send(message.sender, Message(Kind.CONTROL, Command.COPY_RECEIVED, shard=self.number))
         self._acknowledge()
         if len(self._pieces) < message.meta["of"]:
             return False
         parts = [self._pieces[number].values for number in sorted(self._pieces)]
-        parcel = np.concatenate([part.reshape(-1) for part in parts if part is not None])
+        packed = np.concatenate([part.reshape(-1) for part in parts if part is not None])
         self.shard = make(self.number)
-        fill(parcel, self.shard)
+        fill(packed, self.shard)
         self._pieces.clear()
         return True
 

@@ -79,9 +79,9 @@ class Server:
         node.register(
             Registration(
                 controls={
-                    Command.HASTEN: self._hasten,
-                    Command.FEED: self.chains.piece,
-                    Command.FED: self.chains.fed,
+                    Command.ASK_ACKNOWLEDGED: self._ask_acknowledged,
+                    Command.COPY_PIECE: self.chains.piece,
+                    Command.COPY_RECEIVED: self.chains.fed,
                     Command.ASK_ROUNDS: self._send_rounds,
                 },
                 ticks=(self._tick,),
@@ -134,7 +134,7 @@ class Server:
             self.admission.admit(link, message)
             self.chains.work_off()
 
-    def _hasten(self, message: Message) -> None:
+    def _ask_acknowledged(self, message: Message) -> None:
         self._acknowledgements.ask(message.origin, message.after)
 
     def _send_rounds(self, message: Message) -> None:
@@ -181,12 +181,12 @@ class Server:
         if self.node.policy.again:
             self._file.skip()
             return {}
-        parts, clocks = copied(self._whole(each) for each in shards)
+        parts, clocks = copied(self._copy_complete(each) for each in shards)
         meta = {"server": number, "clocks": clocks}
         self._file.start(write_shard, Path(folder), number, parts, meta)
         return {}
 
-    def _whole(self, number: int) -> Shard:
+    def _copy_complete(self, number: int) -> Shard:
         link = self.chains.links.get(number)
         if link is None or link.shard is None or link.learning:
             raise WorkerLost(f"rank {self.node.rank} no longer holds shard {number}")

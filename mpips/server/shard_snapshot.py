@@ -107,10 +107,10 @@ def _joined(text: dict[str, Any], writer: _Writer) -> NDArray[np.int64]:
     return out.view(_WORD)
 
 
-def unpack(parcel: NDArray[np.int64], shard: Shard) -> None:
+def unpack(packed: NDArray[np.int64], shard: Shard) -> None:
     """Restore a packed shard into an empty one."""
-    raw = parcel.view(np.uint8)
-    size = int(parcel[0])
+    raw = packed.view(np.uint8)
+    size = int(packed[0])
     text = json.loads(raw[8 : 8 + size].tobytes())
     begin = 8 + -(-size // 8) * 8
 

@@ -34,8 +34,8 @@ class Ahead:
         message = part.message
         if message.keys is not None and message.keys.flags.writeable:
             message.keys = message.keys.copy()
-        if message.withheld is not None and message.withheld.flags.writeable:
-            message.withheld = message.withheld.copy()
+        if message.unsent_keys is not None and message.unsent_keys.flags.writeable:
+            message.unsent_keys = message.unsent_keys.copy()
         if message.values is not None:
             message.values = message.values.copy()
         peer.ahead[part.task.time] = part

@@ -6,7 +6,7 @@ message, so that a push and the pull after it are in flight together; for any ot
 until it is finished.
 
 A part is identified by its task's caller and time: when a caller dies, another rank can take over and issue the same
-tasks at the same times (`recall`).
+tasks at the same times (`take_replies`).
 
 It is a state machine: it gets messages, and functions that send and that wait. The module is long because all its
 transitions change the same tables of parts.
@@ -32,7 +32,7 @@ Filtered = Callable[[int, Message], Message]
 MOST_NAMED = 256
 """Parts that a probe names at most, the oldest first."""
 JUMP = 1 << 40
-"""The gap in a caller's times when it discards its earlier requests: see `Tasks.leap`."""
+"""The gap in a caller's times when it discards its earlier requests: see `Tasks.skip_times`."""
 
 
 def unfiltered(peer: int, message: Message) -> Message:
@@ -72,7 +72,7 @@ class Tasks:
         self.nbytes = 0
         """Bytes of rows that unfinished tasks send."""
         self.failed: list[Task] = []
-        """Failed tasks whose error was not handled when they failed; see `unheeded`."""
+        """Failed tasks whose error was not handled when they failed; see `unhandled`."""
         self.now: Callable[[], float] = lambda: 0.0
         self.lossy = timer() is not None
         self.stamps = self.lossy
@@ -85,26 +85,26 @@ class Tasks:
         )
         self.on_reply: Callable[[int, int, Message, bool], None] | None = None
         """Callback for each accepted reply: its address and time, the reply, and whether the part was given up."""
-        self.recalled: dict[tuple[int, int], Message] = {}
-        self.echoes: deque[Message] = deque()
+        self.known_replies: dict[tuple[int, int], Message] = {}
+        self.due_replies: deque[Message] = deque()
         self.ahead = Ahead(self._peers)
         self.again: Counter[str] = Counter() if again is None else again
         """Parts that were sent again, by cause: "lost", "moved", "workers" and "keys"."""
 
-    def recall(self, replies: Mapping[tuple[int, int], Message]) -> None:
+    def take_replies(self, replies: Mapping[tuple[int, int], Message]) -> None:
         """Take the replies, by (time, address), that this caller received before, on another rank.
 
-        The parts that they answer are not sent: their replies are appended to `echoes`, to be passed to `answer`.
+        The parts that they answer are not sent: their replies are appended to `due_replies`, to be passed to `answer`.
         """
-        self.recalled = dict(replies)
+        self.known_replies = dict(replies)
 
-    def leap(self) -> None:
+    def skip_times(self) -> None:
         """Continue at unused times, so that earlier requests of the caller cannot be confused with later ones."""
         self._time = (self._time // JUMP + 1) * JUMP
 
     @property
     def issued(self) -> int:
-        """Count the tasks so far, without the gaps of `leap`."""
+        """Count the tasks so far, without the gaps of `skip_times`."""
         return self._time % JUMP
 
     @property
@@ -153,7 +153,7 @@ class Tasks:
     @property
     def direct(self) -> bool:
         """Whether parts may use the client fast path: there are no filters, timers or observers."""
-        return not self.lossy and self.noted is None and not self.recalled
+        return not self.lossy and self.noted is None and not self.known_replies
 
     def ask(self, request: Request) -> Task:
         """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
@@ -206,9 +206,9 @@ class Tasks:
     def withdraw(self) -> None:
         """Free the slots of all parts: this caller issues nothing more, and is answered by messages, if at all."""
         for part in list(self._asked.values()):
-            self._leave_desk(part)
+            self._leave_fast_path(part)
 
-    def _leave_desk(self, part: Part) -> None:
+    def _leave_fast_path(self, part: Part) -> None:
         """Free the slot of a part, which is then answered by a message."""
         if part.slot >= 0:
             del self._asked[part.slot]
@@ -224,16 +224,16 @@ class Tasks:
     def _forget(self, task: Task) -> None:
         self.unfinished.pop(task.time, None)
         self.nbytes -= task.nbytes
-        if task.error is not None and not task.heeded:
-            self.failed = [each for each in self.failed if not each.heeded]
+        if task.error is not None and not task.handled:
+            self.failed = [each for each in self.failed if not each.handled]
             self.failed.append(task)
 
-    def unheeded(self, since: int) -> list[Task]:
+    def unhandled(self, since: int) -> list[Task]:
         """List the tasks issued at `since` or later that are unfinished or failed, and not handled by the program."""
         return [
             task
             for task in (*self.failed, *self.unfinished.values())
-            if task.time >= since and not task.heeded
+            if task.time >= since and not task.handled
         ]
 
     @property
@@ -308,10 +308,10 @@ class Tasks:
             message.after = tuple((each, each + 1) for each in (*before, *peer.ahead))
             part.after = []
         peer.unanswered[time] = part
-        if self.recalled:
-            known = self.recalled.pop((time, part.address), None)
+        if self.known_replies:
+            known = self.known_replies.pop((time, part.address), None)
             if known is not None:
-                self.echoes.append(known)
+                self.due_replies.append(known)
                 return
         try:
             part.message = self._encode(part.address, message)
@@ -323,7 +323,7 @@ class Tasks:
             self._drop(part)
 
     def _dispatch(self, part: Part) -> None:
-        self._leave_desk(part)
+        self._leave_fast_path(part)
         part.message.acked = self.acked
         if self.stamps:
             part.sent_at = self.now()
@@ -348,7 +348,7 @@ class Tasks:
             if reply.acked != AHEAD:
                 self.ahead.drop(peer, reply.time)
             return
-        self._leave_desk(part)
+        self._leave_fast_path(part)
         if peer.timer is not None:
             peer.timer.heard(self.now())
         if self.on_answered is not None:
@@ -372,8 +372,8 @@ class Tasks:
         if not part:
             return 0
         message, sent = part.message, 0
-        if message.withheld is not None:
-            message.keys, message.withheld = message.withheld, None
+        if message.unsent_keys is not None:
+            message.keys, message.unsent_keys = message.unsent_keys, None
             sent = message.keys.nbytes
         self._dispatch(part)
         self.again["keys"] += 1
@@ -470,7 +470,7 @@ class Tasks:
             self._refill(peer)
 
     def _fail(self, address: int, part: Part, why: Message) -> None:
-        self._leave_desk(part)
+        self._leave_fast_path(part)
         if self.on_reply is not None:
             self.on_reply(address, part.task.time, why, True)
         if self.noted is not None:

@@ -33,7 +33,7 @@ class Task:
     """A future: the caller's handle of a task.
 
     `time` orders the caller's tasks. `expected` and `received` count its parts. `values` is set by its issuer (a pull:
-    its rows); `error` is set when a part failed. `heeded`: the error is raised to, or handled by, the program.
+    its rows); `error` is set when a part failed. `handled`: the error is raised to, or handled by, the program.
     `what` and `location`: the command, and the program's line that issued it.
 
     >>> import numpy as np
@@ -54,7 +54,7 @@ class Task:
         "_wait",
         "error",
         "expected",
-        "heeded",
+        "handled",
         "location",
         "nbytes",
         "received",
@@ -71,7 +71,7 @@ class Task:
         self._wait = wait
         self.values: Any = None
         self.error: BaseException | None = None
-        self.heeded = False
+        self.handled = False
         self.nbytes = 0  # of rows that it sends
         self.what = ""
         self.location: CodeLocation | None = None

@@ -50,13 +50,13 @@ class Wakeup(Protocol):
 class Backoff:
     """Waits in stages; see the module. Times are seconds.
 
-    `crowded`: ranks outnumber the cores of this host. `waiting`: there was a `wait` since the last `reset`. `resting`:
-    the rank sleeps between polls.
+    `oversubscribed`: ranks outnumber the cores of this host. `waiting`: there was a `wait` since the last `reset`.
+    `resting`: the rank sleeps between polls.
     """
 
     __slots__ = (
         "_asleep", "_brief", "_cap", "_clock", "_deep", "_looks", "_patience", "_since", "_sleep", "_wakeup",
-        "_yield", "crowded", "resting", "waiting",
+        "_yield", "oversubscribed", "resting", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -66,14 +66,14 @@ class Backoff:
         sleep: Callable[[float], None] = time.sleep,
         *,
         deep: float = 5e-3,
-        crowded: bool = False,
+        oversubscribed: bool = False,
         wakeup: Wakeup | None = None,
         clock: Callable[[], float] = time.perf_counter,
         offer: Callable[[], None] = os.sched_yield,
     ) -> None:
         self._patience, self._cap, self._deep = patience, cap, deep
-        self.crowded = crowded
-        self._brief = 0.0 if crowded else BRIEF
+        self.oversubscribed = oversubscribed
+        self._brief = 0.0 if oversubscribed else BRIEF
         self._sleep, self._wakeup, self._clock, self._yield = sleep, wakeup, clock, offer
         self._since = 0.0
         # whether senders must wake this rank

@@ -89,9 +89,9 @@ class FastPathTable:
         self.slots = np.zeros((SLOTS_OUT, 3), np.int64)
         self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
-        self.landing = np.empty(0, np.uint8)
+        self.receive_buffer = np.empty(0, np.uint8)
         self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
-        self.trail = np.zeros((0, 3), np.int64)
+        self.push_log = np.zeros((0, 3), np.int64)
         """If the run is recorded: the number of pushes, then (shard, origin, time) of each in order."""
         self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
         self.served: Callable[[int], None] | None = None
@@ -164,13 +164,13 @@ class FastPathTable:
 
     def follow(self, noted: Callable[[int, int, int], None]) -> None:
         """Call `noted(shard, origin, time)` for each push, in order."""
-        self.trail, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
+        self.push_log, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
 
     def tell(self) -> None:
         """Report the pushes since the last call."""
-        count = int(self.trail[0, 0])
-        self.trail[0, 0] = 0
-        for shard, origin, time in self.trail[1 : 1 + count].tolist():
+        count = int(self.push_log[0, 0])
+        self.push_log[0, 0] = 0
+        for shard, origin, time in self.push_log[1 : 1 + count].tolist():
             self._noted(shard, origin, time)
 
     # Buffers for large values.
@@ -180,8 +180,8 @@ class FastPathTable:
         if size > MOST_BYTES:
             return False
         room = 1 << (size - 1).bit_length()
-        if len(self.landing) < size:
-            self.landing = _touched(room)
+        if len(self.receive_buffer) < size:
+            self.receive_buffer = _touched(room)
             return True
         for row in range(BUFFERS):
             if not self.buffers[row, 0] and self.buffers[row, 3] < size:
@@ -193,10 +193,10 @@ class FastPathTable:
                 return True
         return False
 
-    def give_up_landing(self) -> NDArray[np.uint8]:
+    def abandon_receive_buffer(self) -> NDArray[np.uint8]:
         """Abandon the receive buffer, into which values may still be received."""
-        landing, self.landing = self.landing, np.empty(0, np.uint8)
-        return landing
+        receive_buffer, self.receive_buffer = self.receive_buffer, np.empty(0, np.uint8)
+        return receive_buffer
 
 
 def _touched(size: int) -> NDArray[np.uint8]:

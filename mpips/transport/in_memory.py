@@ -29,7 +29,7 @@ from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
-from mpips.transport.network_faults import Fate, Remains, Strike, arrives, calm
+from mpips.transport.network_faults import Arrives, Delays, Fault, all_arrive, no_delay
 
 
 class Deadlock(RuntimeError):
@@ -43,32 +43,32 @@ class _Ended(BaseException):
 class Network:
     """Connects `size` twin vans for one `run`; see the module.
 
-    `fate` is the policy for messages, `strikes` are the faults of ranks. `detection`: seconds from the death of a rank
-    to its detection; each rank detects it at a time of its own, up to half as much later. `remains` decides on the
+    `delays` is the policy for messages, `faults` are the faults of ranks. `detection`: seconds from the death of a rank
+    to its detection; each rank detects it at a time of its own, up to half as much later. `arrives` decides on the
     undelivered messages of a killed rank. `posted` counts messages, `time` is in seconds.
     """
 
     def __init__(
         self,
         size: int,
-        fate: Fate = calm,
+        delays: Delays = no_delay,
         seed: int = 0,
         tick: float = 1e-3,
-        strikes: Iterable[Strike] = (),
+        faults: Iterable[Fault] = (),
         detection: float = 0.03,
-        remains: Remains = arrives,
+        arrives: Arrives = all_arrive,
     ) -> None:
         self.size, self.time, self.posted = size, 0.0, 0
-        self._fate, self._remains, self._rng = fate, remains, random.Random(seed)
+        self._delays, self._arrives, self._rng = delays, arrives, random.Random(seed)
         self._tick, self._detection, self._horizon = tick, detection, float("inf")
         self._order = itertools.count()
         self._wires: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
         self._news: list[list[tuple[float, int]]] = [[] for _ in range(size)]
         self._excluded: list[set[int]] = [set() for _ in range(size)]
-        self._timed: list[tuple[float, int, Strike]] = []
-        self._counted: list[tuple[int, int, Strike]] = []
-        for strike in strikes:
-            self.plan(strike)
+        self._timed: list[tuple[float, int, Fault]] = []
+        self._counted: list[tuple[int, int, Fault]] = []
+        for fault in faults:
+            self.plan(fault)
         self.vans = [TwinVan(self, rank) for rank in range(size)]
         # one per rank while programs run
         self._running: list[greenlet] = []
@@ -89,11 +89,11 @@ class Network:
         raw = to_bytes(message)
         if dest in self._excluded[source]:
             return 0
-        for delay in self._fate(source, dest, message):
+        for delay in self._delays(source, dest, message):
             if dest not in self._dead and source not in self._excluded[dest]:
                 heapq.heappush(self._wires[dest], (self.time + delay, next(self._order), source, raw))
         self.posted += 1
-        self._strike()
+        self._inject_due_faults()
         return len(raw)
 
     def take(self, rank: int) -> tuple[Message, int] | None:
@@ -143,7 +143,7 @@ class Network:
         self._wires[rank].clear()
         for other in range(self.size):
             if other != rank:
-                self._sift(other, lambda source, dest: source != rank or self._remains(rank, dest))
+                self._sift(other, lambda source, dest: source != rank or self._arrives(rank, dest))
                 delay = self._detection * (1 + self._rng.random() / 2)
                 heapq.heappush(self._news[other], (self.time + delay, rank))
 
@@ -166,9 +166,9 @@ class Network:
         """Return whether a rank was not killed."""
         return rank not in self._dead
 
-    def heart(self, rank: int) -> TwinHeart:
+    def heartbeat(self, rank: int) -> TwinHeartbeat:
         """Return the failure detector of `rank`."""
-        return TwinHeart(self, rank)
+        return TwinHeartbeat(self, rank)
 
     def silence(self, listener: int, rank: int) -> float:
         """Return for how many seconds a rank has been dead or stopped, less those for which `listener` was stopped."""
@@ -207,7 +207,7 @@ class Network:
         # A greenlet inherits the recursion depth of the one that starts it, so all are started from here.
         for rank, running in enumerate(self._running):
             running.switch(rank)
-        self._strike()
+        self._inject_due_faults()
         chosen = 0 if 0 not in self._stopped else self._next()
         while True:
             # This returns when a program ends, whichever of them.
@@ -222,21 +222,21 @@ class Network:
                 raise error
         return results
 
-    def plan(self, strike: Strike) -> None:
+    def plan(self, fault: Fault) -> None:
         """Schedule a fault."""
-        if strike.at is not None:
-            heapq.heappush(self._timed, (strike.at, next(self._order), strike))
-        elif strike.after_messages is not None:
-            heapq.heappush(self._counted, (strike.after_messages, next(self._order), strike))
+        if fault.at is not None:
+            heapq.heappush(self._timed, (fault.at, next(self._order), fault))
+        elif fault.after_messages is not None:
+            heapq.heappush(self._counted, (fault.after_messages, next(self._order), fault))
 
-    def _strike(self) -> None:
+    def _inject_due_faults(self) -> None:
         """Apply the faults that are due."""
-        while strike := self._due():
-            {"kill": self.kill, "stop": self.stop, "resume": self.resume}[strike.act](strike.rank)
-            if strike.lasting is not None:
-                self.plan(Strike("resume", strike.rank, at=self.time + strike.lasting))
+        while fault := self._due():
+            {"kill": self.kill, "stop": self.stop, "resume": self.resume}[fault.act](fault.rank)
+            if fault.lasting is not None:
+                self.plan(Fault("resume", fault.rank, at=self.time + fault.lasting))
 
-    def _due(self) -> Strike | None:
+    def _due(self) -> Fault | None:
         if self._timed and self._timed[0][0] <= self.time:
             return heapq.heappop(self._timed)[2]
         if self._counted and self._counted[0][0] <= self.posted:
@@ -285,7 +285,7 @@ class Network:
     def _move(self, time: float) -> None:
         self.time = max(time, self.time)
         if self.time <= self._horizon:
-            self._strike()
+            self._inject_due_faults()
             return
         self._ended = True
         where = ", ".join(f"rank {rank} {self._waits(rank)}" for rank in sorted(self._alive))
@@ -321,7 +321,7 @@ class TwinVan:
     def __init__(self, network: Network, rank: int) -> None:
         self.rank, self.size = rank, network.size
         self.sent_bytes = self.received_bytes = self.sent_messages = 0
-        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.receive_buffer: Callable[[Message], NDArray[Any] | None] = lambda message: None
         self.fast_path: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
@@ -390,7 +390,7 @@ class TwinVan:
         self._network = None
 
 
-class TwinHeart:
+class TwinHeartbeat:
     """One rank's failure detector on a `Network`, as `mpips.cluster.heartbeat.Heartbeat`; each monitors all others."""
 
     def __init__(self, network: Network, rank: int) -> None:

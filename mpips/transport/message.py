@@ -75,11 +75,11 @@ class Command(IntEnum):
     # chain: the rest of the chain has applied all changes up to `time`
     APPLIED = 11
     # control: a piece of a copy of a shard, for a new member of its chain
-    FEED = 12
+    COPY_PIECE = 12
     # control: that piece has arrived
-    FED = 13
+    COPY_RECEIVED = 13
     # control: the sender's copy of a shard is complete
-    WHOLE = 14
+    COPY_COMPLETE = 14
     # control: the sender accepts no more requests to its shard, which moves to another primary
     DRAINED = 15
     # control: an entry of the leader's journal
@@ -93,9 +93,9 @@ class Command(IntEnum):
         20
     )
     # control: the origin waits only for ACKNOWLEDGED messages, up to the pushes in `after`
-    HASTEN = 21
+    ASK_ACKNOWLEDGED = 21
     # control: a call of a worker's function that runs at once and has no reply
-    ASIDE = 19
+    NOTIFY = 19
     # control: the leader of a replay asks what the receiver waits for
     ASK_STATE = 22
     # control: the answer, with the numbers of messages that the sender has sent and received
@@ -111,7 +111,7 @@ class Command(IntEnum):
     # control: how many messages the sender has sent again, by cause
     SENT_AGAIN = 28
     # several messages of this kind; `values` are their frames
-    TOGETHER = 29
+    BUNDLE = 29
     # control: the leader asks a server for ROUNDS
     ASK_ROUNDS = 30
     # control: the rounds that the sender has applied, by vector
@@ -150,7 +150,7 @@ class Message:
     key of `range`; `values` are rows `[n, width]`. `signature` identifies the keys, sent or not
     (`mpips.transport.key_cache`). The values of a `filtered` message are u1[bytes], the encoded keys and values.
 
-    Fields that are not sent: `withheld`, the keys that a request was sent without; `slots`, the slots of the keys at
+    Fields that are not sent: `unsent_keys`, the keys that a request was sent without; `slots`, the slots of the keys at
     the server; `place`, the array that receives the answer's values; `flush` and `exact`, which make filters hold
     back nothing and round nothing; `restore`, which resets the filters' states if this message is not sent; `error`,
     why a received request cannot be read.
@@ -172,7 +172,7 @@ class Message:
     meta: dict[str, Any] = field(default_factory=lambda: _NO_META)
     after: tuple[tuple[int, int], ...] = ()
     signature: bytes = NO_SIGNATURE
-    withheld: NDArray[np.uint64] | None = None
+    unsent_keys: NDArray[np.uint64] | None = None
     slots: NDArray[np.int32] | slice | None = None
     place: NDArray[Any] | None = None
     filtered: bool = False
@@ -389,7 +389,7 @@ def decode(
 
 def bundle(messages: Sequence[Message]) -> Message:
     """Combine small messages of one kind and epoch to the same rank into one, each frame aligned to 8 bytes."""
-    together = Message(messages[0].kind, Command.TOGETHER, messages[0].sender, epoch=messages[0].epoch)
+    together = Message(messages[0].kind, Command.BUNDLE, messages[0].sender, epoch=messages[0].epoch)
     frames = [encode(each)[0] for each in messages]
     raw = b"".join(frame.ljust(_padded(len(frame)), b"\0") for frame in frames)
     together.values = np.frombuffer(raw, "<i8")

@@ -1,9 +1,9 @@
 """Faults of the simulated network: the delivery of messages, and the ranks that are killed or stopped.
 
-A policy, `Fate`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
-duplicated); `rough(seed, ...)` draws such delays at random. A `Strike` says which rank is killed, stopped or resumed,
-and when: by fake time, or by the number of messages posted so far, so that a test can inject a fault between any two
-steps of a protocol.
+A policy, `Delays`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
+duplicated); `random_delays(seed, ...)` draws such delays at random. A `Fault` says which rank is killed, stopped or
+resumed, and when: by fake time, or by the number of messages posted so far, so that a test can inject a fault between
+any two steps of a protocol.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Literal
 
 from mpips.transport.message import Kind, Message
 
-Fate = Callable[[int, int, Message], Sequence[float]]
-Remains = Callable[[int, int], bool]
+Delays = Callable[[int, int, Message], Sequence[float]]
+Arrives = Callable[[int, int], bool]
 """(killed rank, destination) -> whether a message in flight still arrives."""
 
 
 @dataclass(frozen=True)
-class Strike:
+class Fault:
     """An injected fault: kill, stop or resume a rank at fake time `at`, or once `after_messages` messages were posted.
 
     A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
@@ -37,45 +37,45 @@ class Strike:
     def __post_init__(self) -> None:
         """Raise ValueError unless there is exactly one instant."""
         if (self.at is None) == (self.after_messages is None):
-            raise ValueError(f"a strike is either at a time or after a number of messages: {self}")
+            raise ValueError(f"a fault is either at a time or after a number of messages: {self}")
 
 
-def calm(source: int, dest: int, message: Message) -> Sequence[float]:
+def no_delay(source: int, dest: int, message: Message) -> Sequence[float]:
     """Deliver every message once and without delay."""
     return (0.0,)
 
 
-def rough(
+def random_delays(
     seed: int, *, delay: float = 0.0, drop: float = 0.0, duplicate: float = 0.0, spare_control: bool = True
-) -> Fate:
+) -> Delays:
     """Return a policy that delays each message by up to `delay` seconds (so it reorders), drops and duplicates.
 
     `drop` and `duplicate` are probabilities. With `spare_control`, control messages are only delayed.
     """
     rng = random.Random(seed)
 
-    def fate(source: int, dest: int, message: Message) -> Sequence[float]:
+    def delays(source: int, dest: int, message: Message) -> Sequence[float]:
         first = rng.random() * delay
-        luck = rng.random()
+        drawn = rng.random()
         if spare_control and message.kind is Kind.CONTROL:
             return (first,)
-        if luck < drop:
+        if drawn < drop:
             return ()
-        if luck < drop + duplicate:
+        if drawn < drop + duplicate:
             return (first, rng.random() * delay)
         return (first,)
 
     # whether requests must be sent again
-    fate.loses = drop > 0  # type: ignore[attr-defined]
-    return fate
+    delays.loses = drop > 0  # type: ignore[attr-defined]
+    return delays
 
 
-def arrives(killed: int, dest: int) -> bool:
+def all_arrive(killed: int, dest: int) -> bool:
     """Deliver all messages that a killed rank had posted."""
     return True
 
 
-def torn(seed: int, loss: float) -> Remains:
+def torn(seed: int, loss: float) -> Arrives:
     """Return a policy that loses each undelivered message of a killed rank with probability `loss`."""
     rng = random.Random(seed)
     return lambda killed, dest: rng.random() >= loss

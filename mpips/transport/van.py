@@ -33,7 +33,7 @@ class Van(Protocol):
     sent_bytes: int
     sent_messages: int
     received_bytes: int
-    landing: Callable[[Message], NDArray[Any] | None]
+    receive_buffer: Callable[[Message], NDArray[Any] | None]
     """Returns the array that receives the detached values of a message; None: a new array."""
     fast_path: FastPathTable | None
     """The requests that the van may answer itself; see `mpips.transport.fastpath_table`."""

@@ -113,7 +113,7 @@ def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     if wakeup is not None and not least.all():
         wakeup.close()
         wakeup = None
-    return wakeup, outnumbered(everyone, rank)
+    return wakeup, is_oversubscribed(everyone, rank)
 
 
 def _card(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint8]:
@@ -131,7 +131,7 @@ def _shared(cards: NDArray[np.uint8]) -> tuple[str, bool]:
     return path, bool((cards[:, :_HOST] == cards[0, :_HOST]).all())
 
 
-def outnumbered(cards: NDArray[np.uint8], rank: int) -> bool:
+def is_oversubscribed(cards: NDArray[np.uint8], rank: int) -> bool:
     """Return whether there are more ranks on this rank's host than cores that they may run on."""
     here = cards[(cards[:, :_HOST] == cards[rank, :_HOST]).all(axis=1), _HOST:_PATH]
     return len(here) > int(np.unpackbits(np.bitwise_or.reduce(here)).sum())

@@ -67,7 +67,7 @@ class RequestMaker:
             message.keys = mine
             self.node.savings.sent_keys += mine.nbytes
         elif (piece.shard, signature) in self._sent:
-            message.withheld = mine
+            message.unsent_keys = mine
             plan.sent(number)
         else:
             message.keys = mine

@@ -215,7 +215,7 @@ class CallExecutor:
         # Calls that ran at once, and are not answered yet.
         self._unanswered: list[tuple[Message, Answer, list[Task]]] = []
         self._role = Registration(
-            handlers={Command.CALL: self._receive}, controls={Command.ASIDE: self._aside}
+            handlers={Command.CALL: self._receive}, controls={Command.NOTIFY: self._notified}
         )
         # Registered while there are such calls, also when the rank is no worker any more.
         self._late = Registration(ticks=(self._answer_all_late,))
@@ -256,9 +256,9 @@ class CallExecutor:
         else:
             self.calls.append(request)
 
-    def _aside(self, message: Message) -> None:
-        for aside in self.node.observers.aside:
-            aside(message.meta)
+    def _notified(self, message: Message) -> None:
+        for observe in self.node.observers.notified:
+            observe(message.meta)
         since = self.node.tasks.time
         self._method(message.meta["call"])(**message.meta["args"])
         for task in self._without_waiting(since):
@@ -291,9 +291,9 @@ class CallExecutor:
 
     def _without_waiting(self, since: int) -> list[Task]:
         """Return the tasks issued at `since` or later, and exclude them from those that the present call waits for."""
-        tasks = self.node.tasks.unheeded(since)
+        tasks = self.node.tasks.unhandled(since)
         for task in tasks:
-            task.heeded = True
+            task.handled = True
         return tasks
 
     def _answer(self, request: Message, answer: Answer) -> None:

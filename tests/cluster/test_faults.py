@@ -1,4 +1,4 @@
-"""Faults strike the rank they are meant for, when they are due, once; chances follow the seed."""
+"""Faults hit the rank they are meant for, when they are due, once; chances follow the seed."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ def test_a_straggler_stays_slow_for_its_spell() -> None:
 
 def test_messages_are_normal_unless_meddled_with() -> None:
     faults, _, _ = make(FaultsSpec())
-    assert not faults.meddles
+    assert not faults.affects_messages
     assert faults.message() is NORMAL
-    assert not make(FaultsSpec(drop=Chance(0.0)))[0].meddles
+    assert not make(FaultsSpec(drop=Chance(0.0)))[0].affects_messages
 
 
 def test_certain_chances() -> None:

@@ -17,7 +17,7 @@ from mpips.errors import InputError, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call
 from mpips.transport.in_memory import Network, TwinVan
-from mpips.transport.network_faults import Strike, calm, rough, torn
+from mpips.transport.network_faults import Fault, no_delay, random_delays, torn
 from mpips.worker.worker import Context
 
 EXTENT = 1000
@@ -263,7 +263,7 @@ def holder_hangs(
         for rank in cluster.node.view.servers[1:]:
             cluster.membership.leave_server(rank)
         until(cluster, lambda: whole(cluster))
-        network.plan(Strike("stop", schedulers, at=network.time, lasting=lasting))
+        network.plan(Fault("stop", schedulers, at=network.time, lasting=lasting))
         go(cluster, 3)
         check(cluster, 6, 1)
         return cluster.node.rank
@@ -316,7 +316,7 @@ def test_nobody_leaves_while_a_successor_waits_for_a_rank_that_hangs() -> None:
         go(cluster, 0)
         if cluster.node.rank == 0:
             network: Network = told["network"]
-            network.plan(Strike("stop", 2, at=network.time, lasting=50.0))
+            network.plan(Fault("stop", 2, at=network.time, lasting=50.0))
             network.kill(0)
         go(cluster, 3)
         check(cluster, 6, 1)
@@ -394,7 +394,7 @@ def test_who_tries_again_and_again_is_told_when_nobody_is_left() -> None:
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         for after, rank in ((30, 2), (60, 3), (90, 4)):
-            told["network"].plan(Strike("kill", rank, after_messages=told["network"].posted + after))
+            told["network"].plan(Fault("kill", rank, after_messages=told["network"].posted + after))
         while True:
             with suppress(WorkerLost):
                 cluster.regroup()
@@ -436,7 +436,7 @@ def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: in
         go(cluster, 0)
         network: Network = told["network"]
         if cluster.node.rank == 0:
-            network.plan(Strike("kill", 0, after_messages=network.posted + sent))
+            network.plan(Fault("kill", 0, after_messages=network.posted + sent))
         cluster.orders.joining = 1
         while True:
             try:
@@ -504,7 +504,7 @@ def test_a_death_while_a_server_joins(dead: int, after: int) -> None:
         go(cluster, 0)
         assert cluster.membership.join_server() == 4
         network: Network = told["network"]
-        network.plan(Strike("kill", dead, after_messages=network.posted + after))
+        network.plan(Fault("kill", dead, after_messages=network.posted + after))
         go(cluster, 3)
         until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
         go(cluster, 6)
@@ -557,7 +557,7 @@ def campaign(cluster: Cluster, total: int) -> int:
 
 
 def one_run(seed: int, kind: str, hosts: int = 1) -> None:
-    """Strike under a seed, and require what was pushed: each once, in whatever order, and copies on two hosts."""
+    """Inject faults drawn from a seed; each push must be applied once, and copies must be on two hosts."""
     rng = random.Random(f"{seed} {kind}")
     copies = rng.randint(1, 2)
     servers, workers = rng.randint(copies + 1, 4), rng.randint(1 + (kind == "one of each"), 3)
@@ -566,13 +566,19 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
         schedulers = 2  # the one that has the journal is not struck with the one that leads
     first = {"scheduler": 0, "server": schedulers, "worker": schedulers + servers}
     count = {"scheduler": 1, "server": servers, "worker": workers}
-    strikes = []
+    faults = []
     for each in count if kind == "one of each" else (kind,):
         moment, act = rng.randrange(1, 400), rng.choice(["kill", "kill", "stop"])
         victims = rng.sample(range(count[each]), min(count[each], copies if kind == "server" else 1))
-        strikes += [Strike(act, first[each] + victim, after_messages=moment) for victim in victims]
-    fate = rng.choice([calm, rough(seed, delay=0.002), rough(seed, delay=0.002, drop=0.05, duplicate=0.05)])
-    remains = torn(seed, 0.5)
+        faults += [Fault(act, first[each] + victim, after_messages=moment) for victim in victims]
+    delays = rng.choice(
+        [
+            no_delay,
+            random_delays(seed, delay=0.002),
+            random_delays(seed, delay=0.002, drop=0.05, duplicate=0.05),
+        ]
+    )
+    arrives = torn(seed, 0.5)
     told: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> tuple[int, dict[int, int], dict[int, int]]:
@@ -580,7 +586,7 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
 
     lost, summed, plain = simulate(
         schedule, Worker, servers=servers, workers=workers, spares=spares, schedulers=schedulers,
-        replicas=copies, seed=seed, fate=fate, strikes=strikes, remains=remains, told=told, horizon=30.0,
+        replicas=copies, seed=seed, delays=delays, faults=faults, arrives=arrives, told=told, horizon=30.0,
         hosts=[f"n{rank % hosts}" for rank in range(schedulers + servers + workers + spares)],
     )  # fmt: skip
     ring = told["view"].ring

@@ -20,9 +20,9 @@ from mpips.cluster.view import (
     View,
     drained,
     first_view,
-    mended,
     next_epoch,
-    stand_in,
+    next_spare,
+    repaired,
     whole,
     with_server,
     with_workers,
@@ -91,7 +91,7 @@ def settled(view: View, replicas: int) -> tuple[View, int]:
                 after = whole(after, shard, chain.learner, chain.since)
             elif chain.closing:
                 after = drained(after, shard, chain.since, replicas)
-        after = mended(after, replicas)
+        after = repaired(after, replicas)
         sound(after)
         lawful(view, after)
         if replace(after, epoch=view.epoch) == view:
@@ -119,7 +119,7 @@ class History:
             hopeless = True
         if hopeless:
             return False
-        made = mended(made, self.replicas)
+        made = repaired(made, self.replicas)
         sound(made)
         lawful(before, made)
         self.view = made
@@ -201,7 +201,7 @@ def test_whatever_happens_chains_come_to_be_what_the_ring_wants(
 def test_the_first_view_is_sound_and_has_nothing_to_mend(view: View) -> None:
     sound(view)
     replicas = len(view.chains[0].members) - 1
-    assert mended(view, replicas) == view
+    assert repaired(view, replicas) == view
     assert {view.rank_of(~shard) for shard in range(len(view.chains))} == set(view.ring.servers)
     for rank in view.alive:
         assert view.rank_of(rank) == rank
@@ -223,7 +223,7 @@ def test_a_death_promotes_the_next_and_nobody_else_changes() -> None:
 def test_the_first_replica_goes_on_whoever_the_ring_wants_then(view: View, data: st.DataObject) -> None:
     dead = data.draw(st.sampled_from(view.servers))
     if all(len(chain.members) > 1 for chain in view.chains):
-        after = mended(without(next_epoch(view), [loss(view, dead)]), 1)
+        after = repaired(without(next_epoch(view), [loss(view, dead)]), 1)
         for old, new in zip(view.chains, after.chains, strict=True):
             assert new.members[0] == (old.members[1] if old.members[0] == dead else old.members[0])
 
@@ -255,16 +255,16 @@ def test_a_dead_servers_place_goes_to_a_spare_that_keeps_copies_apart() -> None:
         return first_view(layout, 0, 1, hosts)
 
     # ranks: scheduler, servers 1 to 3, a worker, spares 5 to 8
-    assert stand_in(made("aaaaaaaaa")) == 8, "on one host the last one, as the first ones lead sooner"
-    assert stand_in(made("aaabaaaab")) == 8, "b has one server, a two"
+    assert next_spare(made("aaaaaaaaa")) == 8, "on one host the last one, as the first ones lead sooner"
+    assert next_spare(made("aaabaaaab")) == 8, "b has one server, a two"
     view = made("aaababbaa")
     dead = without(next_epoch(view), [loss(view, 3)])
-    assert stand_in(dead) == 6, "the last one on the host that has no server now"
-    after, _ = settled(mended(with_server(dead, 6), 1), 1)
+    assert next_spare(dead) == 6, "the last one on the host that has no server now"
+    after, _ = settled(repaired(with_server(dead, 6), 1), 1)
     assert all(apart(after, chain) for chain in after.chains)
     dead = without(dead, [loss(view, rank) for rank in (5, 6)])
-    assert stand_in(dead) == 8
-    assert stand_in(without(dead, [loss(view, rank) for rank in (7, 8)])) is None
+    assert next_spare(dead) == 8
+    assert next_spare(without(dead, [loss(view, rank) for rank in (7, 8)])) is None
 
 
 def test_hosts_are_kept_in_the_text_of_a_view() -> None:
@@ -322,9 +322,9 @@ def test_a_chain_takes_another_order_only_once_it_stands_still() -> None:
     shard = 0
     wanted = view.ring.holders(shard, 1)
     view = replace(view, chains=(Chain(wanted[::-1]), *view.chains[1:]))
-    closing = mended(next_epoch(view), 1)
+    closing = repaired(next_epoch(view), 1)
     assert closing.chains[shard] == Chain(wanted[::-1], closing=True, since=1)
-    assert mended(closing, 1) == closing
+    assert repaired(closing, 1) == closing
     assert drained(closing, shard, 0, 1) == closing, "a word of the chain before"
     after = drained(next_epoch(closing), shard, 1, 1)
     assert after.chains[shard] == Chain(wanted, since=2)

@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from mpips.cli.main import main
-from mpips.config.program import vouched
+from mpips.config.program import trusted_loader
 from mpips.errors import JobError
 from mpips.rundir.folder import RunFolder
 
@@ -68,18 +68,18 @@ def folder(tmp_path: Path) -> RunFolder:
 )
 def test_what_does_not_come_with_mpips_is_not_loaded(name: str, own: Path) -> None:
     with pytest.raises(JobError, match="--program"):
-        vouched(None)(name, own.parent)
+        trusted_loader(None)(name, own.parent)
     assert not (own.parent / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["sketch", "mpips.jobs.sketch.job"])
 def test_what_comes_with_it_is(name: str, tmp_path: Path) -> None:
     (tmp_path / "sketch.py").write_text("raise AssertionError")
-    assert vouched(None)(name, tmp_path).module.__name__ == "mpips.jobs.sketch.job"
+    assert trusted_loader(None)(name, tmp_path).module.__name__ == "mpips.jobs.sketch.job"
 
 
 def test_what_the_user_names_is_loaded_whatever_the_file_says(own: Path, tmp_path: Path) -> None:
-    assert vouched(str(own))("/a/stranger's.py", tmp_path).name == "own"
+    assert trusted_loader(str(own))("/a/stranger's.py", tmp_path).name == "own"
     assert (own.parent / "ran").exists()
 
 

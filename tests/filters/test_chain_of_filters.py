@@ -32,7 +32,7 @@ from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.transport.message import Command, Kind, Message, from_bytes, to_bytes
-from mpips.transport.network_faults import Strike, rough
+from mpips.transport.network_faults import Fault, random_delays
 from mpips.worker.worker import Context
 
 Entries = list[Any]
@@ -171,9 +171,9 @@ def test_keys_that_are_known_travel_only_if_some_are_left_out() -> None:
     rows = np.zeros((1000, 1))
     rows[::50] = 3.0
     for entries, listed in (([ZSTD], None), ([{"name": "significant", "threshold": 1.0}, ZSTD], 20)):
-        withheld = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, withheld=keys)
-        made = named.chain_of(entries).encode(1, withheld, about(keys=keys))
-        assert made.filtered and (made.withheld is None) == (made.signature == bytes(16)) == (
+        unsent_keys = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, unsent_keys=keys)
+        made = named.chain_of(entries).encode(1, unsent_keys, about(keys=keys))
+        assert made.filtered and (made.unsent_keys is None) == (made.signature == bytes(16)) == (
             listed is not None
         )
         got = named.chain_of(entries).decode(sent(made))
@@ -195,7 +195,7 @@ def test_rows_are_not_left_out_where_to_list_the_others_takes_more() -> None:
     keys = np.arange(1000, dtype=np.uint64)
     rows = np.where(np.arange(1000) % 4, 3.0, 0.5).astype(np.float32)[:, None]
     chain = named.chain_of([{"name": "significant", "threshold": 1.0}])
-    known_list = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, withheld=keys)
+    known_list = Message(Kind.REQUEST, Command.PUSH, values=rows, signature=b"s" * 16, unsent_keys=keys)
     assert chain.encode(1, known_list, about(keys=keys)).values is rows
     assert not holds(chain)
     made = chain.encode(1, message(Content(keys, rows)), about(keys=keys))
@@ -408,9 +408,9 @@ def test_what_was_pushed_is_all_there_in_the_end(entries: tuple[Entries, Entries
 
     how: dict[str, Any] = {"servers": 3, "workers": 2, "replicas": 1}
     if trouble == "lossy":
-        how["fate"] = rough(7, delay=0.02, drop=0.15, duplicate=0.15)
+        how["delays"] = random_delays(7, delay=0.02, drop=0.15, duplicate=0.15)
     if trouble == "a server dies":
-        how["strikes"] = [Strike("kill", 2, after_messages=150)]
+        how["faults"] = [Fault("kill", 2, after_messages=150)]
     before, after, traffic = simulate(
         schedule, Pusher, filters=lambda: (named.chain_of(entries[0]), named.chain_of(entries[1])), **how
     )
@@ -560,7 +560,7 @@ def test_a_flush_in_a_round_that_cannot_be_completed_is_given_up() -> None:
         workers=3,
         replicas=1,
         filters=held,
-        strikes=[Strike("kill", 4, at=0.2)],
+        faults=[Fault("kill", 4, at=0.2)],
     )
 
 
@@ -594,7 +594,7 @@ def test_a_round_that_is_broken_off_loses_nothing_of_those_who_live(after: int) 
 
     survivors, twice, got = simulate(
         schedule, Doing(go), servers=2, workers=3, replicas=1, filters=held,
-        strikes=[Strike("kill", 5, after_messages=after)],
+        faults=[Fault("kill", 5, after_messages=after)],
     )  # fmt: skip
     each = 18.0 + 2 * 100.0
     assert all(survivors * each <= total <= 3 * each + twice for total in got)

@@ -16,7 +16,7 @@ from mpips.checkpoint import checkpoint, inspection
 from mpips.checkpoint.manifest import complete, read_manifest, step_of
 from mpips.errors import CheckpointError, MpipsError, RemoteError
 from mpips.scheduler.resuming import changed_settings
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 
 EVERY = {"every": 2, "keep": 50}
 
@@ -64,7 +64,7 @@ def test_resume_gives_the_same_bits_on_any_number_of_servers(
     folder, outcome = written
     steps = complete(folder)
     for path in (steps[0], steps[len(steps) // 2], steps[-1]):
-        again = resumed(made, path, tmp_path, servers, fate=rough(servers, delay=0.002))
+        again = resumed(made, path, tmp_path, servers, delays=random_delays(servers, delay=0.002))
         assert again.sha == outcome.sha
         assert again.metrics == outcome.metrics | {"model": again.metrics["model"]}
         assert again.passes() == outcome.passes()[step_of(path) :]
@@ -110,7 +110,7 @@ def test_with_delay_a_resumed_run_reaches_the_optimum(made: Made, tmp_path: Path
     bounded = {"model": "bounded", "tau": 4}
     run_twin(
         made, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint=EVERY, consistency=bounded,
-        fate=rough(3, delay=0.003, drop=0.02, duplicate=0.05),
+        delays=random_delays(3, delay=0.003, drop=0.02, duplicate=0.05),
     )  # fmt: skip
     again = resumed(made, complete(tmp_path)[1], tmp_path / "b", 1, 3, consistency=bounded)
     assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)

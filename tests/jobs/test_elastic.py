@@ -24,7 +24,7 @@ from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.spread import Holder
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Strike, calm, rough
+from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}
@@ -53,8 +53,8 @@ def run(
     checkpoints: Path | None = None,
     resume: Path | None = None,
     layout: dict[str, Any] | None = None,
-    strikes: Sequence[Strike] = (),
-    fate: Any = calm,
+    faults: Sequence[Fault] = (),
+    delays: Any = no_delay,
     seed: int = 0,
     replicas: int = 0,
     **tables: dict[str, Any],
@@ -104,7 +104,7 @@ def run(
         counts = {name: layout[name] for name in ("spares", "schedulers") if name in layout}
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
-            folder=folder / "run", strikes=strikes, fate=fate, seed=seed, replicas=replicas, told=told,
+            folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, told=told,
         )  # fmt: skip
     out.posted = told["network"].posted
     return out
@@ -143,8 +143,8 @@ def test_a_worker_is_lost_at_any_instant(made: Made, best: float, seed: int) -> 
     how = {"layout": layout, "consistency": rng.choice([SEQUENTIAL, BOUNDED]), "checkpoint": {"every": 3}}
     plain = run(made, **how)
     victim = rng.choice(workers_of(servers, workers))
-    strike = Strike("kill", victim, after_messages=rng.randrange(plain.posted))
-    outcome = run(made, **how, strikes=[strike], fate=rough(seed, delay=0.002), seed=seed)
+    fault = Fault("kill", victim, after_messages=rng.randrange(plain.posted))
+    outcome = run(made, **how, faults=[fault], delays=random_delays(seed, delay=0.002), seed=seed)
     is_optimal(outcome, made, best)
     changes = outcome.of("workers")
     assert changes in (
@@ -165,11 +165,11 @@ def test_a_worker_is_lost_at_any_instant(made: Made, best: float, seed: int) -> 
 def test_all_but_one_are_lost_one_after_the_other(made: Made, best: float) -> None:
     plain = run(made, layout={"workers": 4})
     ranks = workers_of(2, 4)
-    strikes = [
-        Strike("kill", rank, after_messages=plain.posted * share // 10)
+    faults = [
+        Fault("kill", rank, after_messages=plain.posted * share // 10)
         for rank, share in ((ranks[1], 2), (ranks[3], 4), (ranks[0], 6))
     ]
-    outcome = run(made, layout={"workers": 4}, strikes=strikes)
+    outcome = run(made, layout={"workers": 4}, faults=faults)
     is_optimal(outcome, made, best)
     assert [each["workers"] for each in outcome.of("workers")] == [3, 2, 1]
 
@@ -177,16 +177,16 @@ def test_all_but_one_are_lost_one_after_the_other(made: Made, best: float) -> No
 def test_two_at_once_and_the_spare_that_took_over(made: Made, best: float) -> None:
     plain = run(made, layout={"spares": 1})
     ranks, at = [*workers_of(2, 3), 6], plain.posted // 2
-    strikes = [Strike("kill", rank, after_messages=at) for rank in (ranks[0], ranks[2])]
-    outcome = run(made, layout={"spares": 1}, strikes=[*strikes, Strike("kill", 6, after_messages=at + 250)])
+    faults = [Fault("kill", rank, after_messages=at) for rank in (ranks[0], ranks[2])]
+    outcome = run(made, layout={"spares": 1}, faults=[*faults, Fault("kill", 6, after_messages=at + 250)])
     is_optimal(outcome, made, best)
     assert outcome.of("workers")[-1]["workers"] == 1
 
 
 def test_without_any_worker_the_run_ends_with_a_clear_error(made: Made) -> None:
-    strikes = [Strike("kill", rank, after_messages=300) for rank in workers_of(2, 2)]
+    faults = [Fault("kill", rank, after_messages=300) for rank in workers_of(2, 2)]
     with pytest.raises(NoWorkerLeft, match=r"no worker is left.*--resume latest"):
-        run(made, layout={"workers": 2}, strikes=strikes)
+        run(made, layout={"workers": 2}, faults=faults)
 
 
 # --- Who reads what ----------------------------------------------------------------------------------------
@@ -194,14 +194,14 @@ def test_without_any_worker_the_run_ends_with_a_clear_error(made: Made) -> None:
 
 def test_survivors_read_what_was_lost_and_nothing_else(made: Made) -> None:
     at = run(made).posted // 2
-    outcome = run(made, strikes=[Strike("kill", 4, after_messages=at)])
+    outcome = run(made, faults=[Fault("kill", 4, after_messages=at)])
     assert sorted(outcome.reads[:3]) == [(3, [0, 3, 6, 9]), (4, [1, 4, 7, 10]), (5, [2, 5, 8, 11])]
     assert sorted(outcome.reads[3:]) == [(3, [1, 7]), (5, [4, 10])]
 
 
 def test_a_spare_reads_what_was_lost_at_once(made: Made) -> None:
     at = run(made).posted // 2
-    outcome = run(made, layout={"spares": 1}, strikes=[Strike("kill", 4, after_messages=at)])
+    outcome = run(made, layout={"spares": 1}, faults=[Fault("kill", 4, after_messages=at)])
     assert outcome.reads[3:] == [(6, [1, 4, 7, 10])]
 
 
@@ -236,8 +236,8 @@ def test_the_loss_of_a_server_or_scheduler_does_not_show_in_the_bits(
     plain = run(made, **how)
     rank = {"server": 3, "scheduler": 0}[victim]
     for share in (3, 7):
-        strike = Strike("kill", rank, after_messages=plain.posted * share // 10)
-        outcome = run(made, **how, strikes=[strike])
+        fault = Fault("kill", rank, after_messages=plain.posted * share // 10)
+        outcome = run(made, **how, faults=[fault])
         assert outcome.sha == plain.sha
         assert [each.get("objective") for each in outcome.of("pass")] == [
             each.get("objective") for each in plain.of("pass")
@@ -249,7 +249,7 @@ def test_a_checkpoint_after_a_loss_is_resumed_to_the_same_bits(made: Made, tmp_p
     at = run(made).posted // 3
     how: dict[str, Any] = {
         "checkpoint": {"every": 1, "keep": 99},
-        "strikes": [Strike("kill", 4, after_messages=at)],
+        "faults": [Fault("kill", 4, after_messages=at)],
     }
     whole = run(made, checkpoints=tmp_path, **how)
     step = next(number for number, each in enumerate(whole.log) if each["event"] == "workers")
@@ -300,8 +300,8 @@ def test_online_every_example_is_learnt_once_whoever_is_lost(made: Made, algorit
         "checkpoint": {"every": 1},
     }  # fmt: skip
     plain = run(made, **how)
-    strike = Strike("kill", rng.choice(workers_of(2, workers)), after_messages=rng.randrange(plain.posted))
-    outcome = run(made, **how, strikes=[strike], fate=rough(seed, delay=0.002), seed=seed)
+    fault = Fault("kill", rng.choice(workers_of(2, workers)), after_messages=rng.randrange(plain.posted))
+    outcome = run(made, **how, faults=[fault], delays=random_delays(seed, delay=0.002), seed=seed)
     assert [each["examples"] for each in outcome.of("pass")] == [len(made.y)] * 3
     losses = [each["mean loss"] for each in outcome.of("pass")]
     assert losses[-1] < losses[0]
@@ -322,7 +322,7 @@ def test_online_a_lost_part_goes_on_where_it_was(made: Made) -> None:
         patch.setattr(Learner, "learn", watched)
         at = run(made, settings=settings).posted // 2
         asked.clear()
-        outcome = run(made, settings=settings, strikes=[Strike("kill", 4, after_messages=at)])
+        outcome = run(made, settings=settings, faults=[Fault("kill", 4, after_messages=at)])
     assert outcome.metrics["examples"] == len(made.y)
     lost = max(done for rank, part, done in asked if (rank, part) == (4, 1))
     taken = [done for rank, part, done in asked if part == 1 and rank != 4]
@@ -391,4 +391,4 @@ def test_data_that_has_changed_is_refused(made: Made, tmp_path: Path) -> None:
             file.write_text("".join(made.train.read_text().splitlines(keepends=True)[:100]))
 
     with pytest.raises(MpipsError, match="training data must stay as it is"):
-        run([file], on_event=on_event, strikes=[Strike("kill", 4, after_messages=at)])
+        run([file], on_event=on_event, faults=[Fault("kill", 4, after_messages=at)])

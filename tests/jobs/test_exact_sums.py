@@ -22,7 +22,7 @@ from mpips.jobs.sparse_lr import exact_darlin, exact_kernels, kernels
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.job import Worker
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Strike, rough
+from mpips.transport.network_faults import Fault, random_delays
 
 EXACT = {"exact_sums": True}
 LAYOUTS = [(1, 1), (2, 1), (3, 2), (1, 3), (3, 3), (2, 5)]
@@ -67,7 +67,7 @@ def plain(made: Callable[[str], Made]) -> Callable[[str], Outcome]:
 def test_the_same_bits_for_any_number_of_workers_and_servers(made: Callable[[str], Made], kind: str) -> None:
     data = made(kind)
     outcomes = [
-        run_twin(data, servers, workers, layout=EXACT, fate=rough(at, delay=0.002), seed=at)
+        run_twin(data, servers, workers, layout=EXACT, delays=random_delays(at, delay=0.002), seed=at)
         for at, (servers, workers) in enumerate(LAYOUTS)
     ]
     first = outcomes[0]
@@ -138,10 +138,10 @@ def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
     data = made(kind)
     servers, workers, spares = rng.randint(1, 3), rng.randint(2, 4), rng.randint(0, 1)
     instant = rng.randrange(posted(data, servers, workers, spares=spares))
-    strike = Strike("kill", 1 + servers + rng.randrange(workers), after_messages=instant)
+    fault = Fault("kill", 1 + servers + rng.randrange(workers), after_messages=instant)
     outcome = run_twin(
-        data, servers, workers, layout=EXACT, checkpoint={"every": 3}, fate=rough(seed, delay=0.002), seed=seed,
-        network={"strikes": [strike], "spares": spares},
+        data, servers, workers, layout=EXACT, checkpoint={"every": 3}, delays=random_delays(seed, delay=0.002),
+        seed=seed, network={"faults": [fault], "spares": spares},
     )  # fmt: skip
     assert facts(outcome) == facts(plain(kind))
 
@@ -180,7 +180,7 @@ def test_one_is_lost_in_any_phase_to_the_same_bits(
     """What a pass and its reset have changed by then, weights, radii, who is active, is taken back."""
     instant = instants[function][len(instants[function]) // 2]
     for after in (instant + 1, instant + 3, instant + 6):
-        network = {"strikes": [Strike("kill", 4, after_messages=after)]}
+        network = {"faults": [Fault("kill", 4, after_messages=after)]}
         outcome = run_twin(made("binary"), 2, 3, layout=EXACT, network=network)
         assert facts(outcome) == facts(plain("binary"))
         assert changes(outcome) == 1
@@ -192,8 +192,8 @@ def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
     data = made("mixed")
     network: dict[str, Any] = {"spares": 1, "replicas": 1}
     whole = posted(data, 3, 4, **network)
-    network["strikes"] = [
-        Strike("kill", rank, after_messages=whole * share // 10)
+    network["faults"] = [
+        Fault("kill", rank, after_messages=whole * share // 10)
         for rank, share in ((5, 2), (2, 3), (7, 5), (4, 7))
     ]
 
@@ -210,8 +210,8 @@ def test_the_scheduler_and_a_worker_die(made: Callable[[str], Made], plain: Call
     data = made("binary")
     network: dict[str, Any] = {"schedulers": 2, "replicas": 1}
     whole = posted(data, 2, 2, **network)
-    network["strikes"] = [
-        Strike("kill", rank, after_messages=whole * at // 10) for rank, at in ((0, 4), (5, 6))
+    network["faults"] = [
+        Fault("kill", rank, after_messages=whole * at // 10) for rank, at in ((0, 4), (5, 6))
     ]
     outcome = run_twin(data, 2, 2, layout=EXACT, network=network)
     assert changes(outcome) == 1

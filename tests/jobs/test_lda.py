@@ -23,7 +23,7 @@ from mpips.errors import MpipsError
 from mpips.jobs.lda import sweeps, training
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Strike, calm, rough
+from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
 
@@ -69,8 +69,8 @@ def run(
     on_event: Callable[[Cluster, str, dict[str, Any]], None] = lambda *_: None,
     checkpoints: Path | None = None,
     resume: Path | None = None,
-    strikes: Sequence[Strike] = (),
-    fate: Any = calm,
+    faults: Sequence[Fault] = (),
+    delays: Any = no_delay,
     spares: int = 0,
     replicas: int = 0,
     settings: dict[str, Any] | None = None,
@@ -109,7 +109,7 @@ def run(
         (folder / "run").mkdir()
         simulate(
             schedule, loaded.worker, servers=servers, workers=workers, spares=spares, replicas=replicas, job=job,
-            folder=folder / "run", strikes=strikes, fate=fate, told=told,
+            folder=folder / "run", faults=faults, delays=delays, told=told,
         )  # fmt: skip
     out.posted = told["network"].posted
     return out
@@ -127,8 +127,12 @@ def test_the_same_bits_for_any_number_of_servers(train: Path, sampler: str) -> N
     how = {"settings": {"sampler": sampler}}
     first = run(train, **how)
     check(first)
-    for servers, fate in ((2, calm), (3, rough(3, delay=0.01)), (1, rough(4, delay=0.02, drop=0.05))):
-        again = run(train, servers, fate=fate, **how)
+    for servers, delays in (
+        (2, no_delay),
+        (3, random_delays(3, delay=0.01)),
+        (1, random_delays(4, delay=0.02, drop=0.05)),
+    ):
+        again = run(train, servers, delays=delays, **how)
         assert again.sha == first.sha
         assert again.metrics["log_likelihood"] == first.metrics["log_likelihood"]
     assert run(train, job={"seed": 5}, **how).sha != first.sha
@@ -175,8 +179,8 @@ def test_what_a_run_leaves(train: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", [{"model": "bounded", "tau": 2}, {"model": "eventual"}])
 def test_delay_loses_no_count(train: Path, model: dict[str, Any]) -> None:
     for seed in (1, 2):
-        fate = rough(seed, delay=0.05)
-        check(run(train, 2, 3, consistency=model, fate=fate, settings={"sweeps": 25}))
+        delays = random_delays(seed, delay=0.05)
+        check(run(train, 2, 3, consistency=model, delays=delays, settings={"sweeps": 25}))
 
 
 def test_blocks_and_ranges_of_any_size(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +210,8 @@ def test_priors_are_learned(train: Path) -> None:
 def test_a_lost_worker_loses_no_count(train: Path, share: int, replicas: int) -> None:
     plain = run(train, 2, 3, replicas=replicas)
     for rank, spares in ((3, 0), (4, 1)):
-        strikes = [Strike("kill", rank, after_messages=plain.posted * share // 10)]
-        outcome = run(train, 2, 3, strikes=strikes, spares=spares, replicas=replicas)
+        faults = [Fault("kill", rank, after_messages=plain.posted * share // 10)]
+        outcome = run(train, 2, 3, faults=faults, spares=spares, replicas=replicas)
         check(outcome)
         assert len(outcome.of("workers")) == 1
         assert outcome.metrics["sweeps"] == 12
@@ -216,8 +220,8 @@ def test_a_lost_worker_loses_no_count(train: Path, share: int, replicas: int) ->
 def test_a_lost_server_changes_nothing(train: Path) -> None:
     plain = run(train, 2, 2, replicas=1)
     for share in (3, 6):
-        strikes = [Strike("kill", 2, after_messages=plain.posted * share // 10)]
-        assert run(train, 2, 2, replicas=1, strikes=strikes).sha == plain.sha
+        faults = [Fault("kill", 2, after_messages=plain.posted * share // 10)]
+        assert run(train, 2, 2, replicas=1, faults=faults).sha == plain.sha
 
 
 def test_workers_join_and_leave_with_their_topics(train: Path) -> None:

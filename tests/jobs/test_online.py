@@ -13,7 +13,7 @@ from made import F8, Hooks, Made, Outcome, make, objective, run_twin, svmlight
 from mpips.checkpoint.manifest import complete
 from mpips.data import DataSpec, read
 from mpips.data.convert import convert
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 from mpips.worker.vector import Vector
 
 ALGORITHMS = ["ftrl", "adagrad", "sgd"]
@@ -81,7 +81,7 @@ def test_the_same_as_plain_numpy(made: Made, algorithm: str, workers: int) -> No
 def test_the_same_bits_for_any_number_of_servers(made: Made, algorithm: str) -> None:
     shas = {
         run_twin(
-            made, servers, 2, fate=rough(servers, delay=0.01, drop=0.05, duplicate=0.05), seed=servers,
+            made, servers, 2, delays=random_delays(servers, delay=0.01, drop=0.05, duplicate=0.05), seed=servers,
             settings={"algorithm": algorithm, **SETTINGS},
         ).sha
         for servers in (1, 2, 3, 5)
@@ -103,7 +103,7 @@ def test_with_delay_it_learns_all_the_same(made: Made, algorithm: str, consisten
     settings = {"algorithm": algorithm, "batch": 10, "passes": 10, "l1": 0.1, "alpha": 0.5}
     plain = run_twin(made, 1, 3, settings=settings)
     outcome = run_twin(
-        made, 2, 3, consistency=consistency, fate=rough(1, delay=0.02, drop=0.05, duplicate=0.1),
+        made, 2, 3, consistency=consistency, delays=random_delays(1, delay=0.02, drop=0.05, duplicate=0.1),
         settings=settings,
     )  # fmt: skip
     losses = outcome.passes("mean loss")
@@ -140,7 +140,7 @@ def test_pulls_and_pushes_wait_for_what_their_own_delay_says(
     monkeypatch.setattr(Vector, "pull", watched_pull)
     consistency = {"model": "bounded", "tau": 2, "pull_tau": pull_tau, "push_tau": push_tau}
     run_twin(
-        made, 2, 2, consistency=consistency, fate=rough(2, delay=0.05),
+        made, 2, 2, consistency=consistency, delays=random_delays(2, delay=0.05),
         settings={"algorithm": "sgd", "batch": 5},
     )  # fmt: skip
     assert most["pull"] <= pull_tau and most["push"] <= push_tau
@@ -151,7 +151,7 @@ def test_a_pull_of_no_delay_sees_the_push_before_it(made: Made) -> None:
     """One worker whose pulls wait for all pushes: the sequential result, however late pushes may be."""
     plain, other = (
         run_twin(
-            made, 2, 1, consistency=consistency, fate=rough(5, delay=0.02),
+            made, 2, 1, consistency=consistency, delays=random_delays(5, delay=0.02),
             settings={"algorithm": "ftrl", **SETTINGS},
         )
         for consistency in ({}, {"model": "bounded", "tau": 5, "pull_tau": 0})

@@ -14,7 +14,7 @@ from made import run_twin
 
 from mpips.config.job_file import load
 from mpips.errors import JobError, RemoteError
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 
 PROGRAM = Path(__file__).parent / "programs" / "own.py"
 
@@ -44,7 +44,7 @@ def test_its_update_that_raises_is_an_error_of_that_server(tmp_path: Path) -> No
 
 def test_tau_is_raised_and_lowered_in_flight(tmp_path: Path) -> None:
     outcome = own(
-        tmp_path, servers=2, workers=2, fate=rough(1, delay=0.005),
+        tmp_path, servers=2, workers=2, delays=random_delays(1, delay=0.005),
         settings={"steps": 400, "taus": [6, 1]},
     )  # fmt: skip
     for ahead in outcome.metrics["ahead"]:
@@ -57,7 +57,9 @@ def test_tau_is_raised_and_lowered_in_flight(tmp_path: Path) -> None:
 
 
 def test_a_consistency_model_of_its_own(tmp_path: Path) -> None:
-    outcome = own(tmp_path, workers=1, fate=rough(1, delay=0.5), settings={"steps": 40, "model": "fives"})
+    outcome = own(
+        tmp_path, workers=1, delays=random_delays(1, delay=0.5), settings={"steps": 40, "model": "fives"}
+    )
     (ahead,) = outcome.metrics["ahead"]
     assert all(n <= time % 5 for time, n in enumerate(ahead))
     assert max(ahead) == 4

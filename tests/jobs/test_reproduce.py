@@ -17,7 +17,7 @@ from simulated import simulate
 from mpips.config.program import load_program
 from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Strike, rough
+from mpips.transport.network_faults import Fault, random_delays
 
 EVENTUAL, BOUNDED = {"model": "eventual"}, {"model": "bounded", "tau": 4}
 JOBS: dict[str, dict[str, Any]] = {
@@ -74,13 +74,16 @@ def test_a_job_in_which_ranks_die_is_done_again(
     name: str, seed: int, data: dict[str, Path], tmp_path: Path
 ) -> None:
     rng = random.Random(f"{name} {seed}")
-    strikes = [
-        Strike("kill", rank, after_messages=rng.randrange(100, 800)) for rank in ((3, 1) if seed else (4, 0))
+    faults = [
+        Fault("kill", rank, after_messages=rng.randrange(100, 800)) for rank in ((3, 1) if seed else (4, 0))
     ]
-    how = {"record": tmp_path / "record", "replicas": 1, "strikes": strikes}
-    first = run(name, data, tmp_path, fate=rough(seed, delay=0.004), seed=seed, **how)
+    how = {"record": tmp_path / "record", "replicas": 1, "faults": faults}
+    first = run(name, data, tmp_path, delays=random_delays(seed, delay=0.004), seed=seed, **how)
     read_history(tmp_path / "record").save(tmp_path / "replay")
-    assert run(name, data, tmp_path, fate=rough(9, delay=0.004), seed=9, replay=tmp_path / "replay") == first
+    assert (
+        run(name, data, tmp_path, delays=random_delays(9, delay=0.004), seed=9, replay=tmp_path / "replay")
+        == first
+    )
 
 
 @pytest.mark.ranks
@@ -95,11 +98,11 @@ def test_the_command_does_a_run_again(
         f'[checkpoint]\ndirectory = "{tmp_path}/kept"\n'
     )
     kill = 'faults.kill=[{role="server",index=0,at_step=15},{role="worker",index=1,at_step=9}]'
-    strike = ["--set", kill] if starter.mpi.ulfm else []
-    done = run_mpips("run", job, "--run-dir", tmp_path / "first", *strike)
+    fault = ["--set", kill] if starter.mpi.ulfm else []
+    done = run_mpips("run", job, "--run-dir", tmp_path / "first", *fault)
     assert done.code == 0, done.stderr
     result = json.loads((tmp_path / "first" / "result.json").read_text())
-    assert len(result["recoveries"]) == (2 if strike else 0)
+    assert len(result["recoveries"]) == (2 if fault else 0)
     assert 0 < result["record"]["bytes"] < 100_000
     again = run_mpips("reproduce", tmp_path / "first", "--run-dir", tmp_path / "again")
     assert again.code == 0, again.stderr

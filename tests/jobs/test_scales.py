@@ -73,7 +73,7 @@ def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: P
     from made import Hooks
 
     from mpips.checkpoint.manifest import complete
-    from mpips.transport.network_faults import Strike
+    from mpips.transport.network_faults import Fault
 
     data, _ = scaled(tmp_path, MIXED)
     settings = {"l1": 1.0, "epsilon": 1e-5}
@@ -83,7 +83,7 @@ def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: P
         2,
         2,
         settings=settings,
-        network={"strikes": [Strike("kill", 4, after_messages=60)], "spares": 1},
+        network={"faults": [Fault("kill", 4, after_messages=60)], "spares": 1},
     )
     assert any(each["event"] == "workers" for each in struck.log)
     hooks = Hooks(checkpoints=tmp_path / "saved", stop_after=3)

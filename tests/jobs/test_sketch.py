@@ -27,7 +27,7 @@ from mpips.errors import InputError, RemoteError
 from mpips.jobs.sketch import results
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
-from mpips.transport.network_faults import Strike, calm, rough
+from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 ROOT = Path(__file__).parent.parent.parent
 SKETCH = {"depth": 4, "width": 200, "exact": 1, "top": 10}
@@ -51,8 +51,8 @@ def run(
     train: Sequence[Path] = (),
     *,
     layout: dict[str, Any] | None = None,
-    strikes: Sequence[Strike] = (),
-    fate: Any = calm,
+    faults: Sequence[Fault] = (),
+    delays: Any = no_delay,
     seed: int = 0,
     replicas: int = 0,
     resume: Path | None = None,
@@ -101,7 +101,7 @@ def run(
         counts = {name: layout[name] for name in ("spares", "schedulers") if name in layout}
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
-            folder=folder / "run", strikes=strikes, fate=fate, seed=seed, replicas=replicas, told=told,
+            folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, told=told,
         )  # fmt: skip
     out.posted = told["network"].posted
     return out
@@ -152,8 +152,8 @@ def test_a_generated_stream_is_counted(plain: Run) -> None:
 
 @pytest.mark.parametrize("servers", [1, 3, 5])
 def test_the_same_table_for_any_number_of_servers(plain: Run, servers: int) -> None:
-    fate = rough(servers, delay=0.01, drop=0.05, duplicate=0.05)
-    is_the_same(run(layout={"servers": servers}, fate=fate, seed=servers, sketch=ZIPF), plain)
+    delays = random_delays(servers, delay=0.01, drop=0.05, duplicate=0.05)
+    is_the_same(run(layout={"servers": servers}, delays=delays, seed=servers, sketch=ZIPF), plain)
 
 
 def test_any_number_of_workers_may_read_the_same_parts(plain: Run) -> None:
@@ -167,24 +167,29 @@ def test_every_item_counts_once_whoever_dies(plain: Run, case: int) -> None:
     rng = random.Random(case)
     layout = {"schedulers": 2, "servers": 3, "workers": 2, "spares": 2}
     victims = [[5], [6], [2], [0], [5, 3], [5, 6], [0, 6], [4, 0]][case % 8]
-    strikes = [Strike("kill", victim, after_messages=rng.randrange(40, 4000)) for victim in victims]
+    faults = [Fault("kill", victim, after_messages=rng.randrange(40, 4000)) for victim in victims]
     outcome = run(
-        layout=layout, strikes=strikes, replicas=1, seed=case, fate=rough(case, delay=0.004), sketch=ZIPF
+        layout=layout,
+        faults=faults,
+        replicas=1,
+        seed=case,
+        delays=random_delays(case, delay=0.004),
+        sketch=ZIPF,
     )
     is_the_same(outcome, plain)
 
 
 @pytest.mark.parametrize("at", [150, 300, 420])
 def test_without_a_spare_another_worker_goes_on(plain: Run, at: int) -> None:
-    outcome = run(strikes=[Strike("kill", 4, after_messages=at)], seed=at, sketch=ZIPF)
+    outcome = run(faults=[Fault("kill", 4, after_messages=at)], seed=at, sketch=ZIPF)
     is_the_same(outcome, plain)
     assert [each["gone"] for each in outcome.log if each["event"] == "workers"] == [[4]]
 
 
 @pytest.mark.parametrize("case", range(4))
 def test_a_worker_that_wakes_up_after_it_was_given_up_counts_nothing_twice(plain: Run, case: int) -> None:
-    strike = Strike("stop", 3 + case % 2, after_messages=150 + 80 * case, lasting=3.0)
-    is_the_same(run(strikes=[strike], layout={"spares": 1}, seed=case, sketch=ZIPF), plain)
+    fault = Fault("stop", 3 + case % 2, after_messages=150 + 80 * case, lasting=3.0)
+    is_the_same(run(faults=[fault], layout={"spares": 1}, seed=case, sketch=ZIPF), plain)
 
 
 def test_what_is_pushed_again_is_left_out(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +207,7 @@ def test_what_is_pushed_again_is_left_out(plain: Run, monkeypatch: pytest.Monkey
     again = 0
     for at in (200, 300, 400):
         pushed.clear()
-        is_the_same(run(strikes=[Strike("kill", 4, after_messages=at)], sketch=ZIPF), plain)
+        is_the_same(run(faults=[Fault("kill", 4, after_messages=at)], sketch=ZIPF), plain)
         again += sum(count > 1 for count in pushed.values())
         assert len(pushed) == 21
     assert again
@@ -223,8 +228,8 @@ def test_a_run_that_was_stopped_goes_on(plain: Run, tmp_path: Path, servers: int
 
 def test_a_worker_may_die_after_a_resume(plain: Run, tmp_path: Path) -> None:
     run(checkpoints=tmp_path, stop_within=3, sketch=ZIPF)
-    strikes = [Strike("kill", 3, after_messages=120)]
-    outcome = run(resume=complete(tmp_path)[-1], strikes=strikes, layout={"spares": 1}, sketch=ZIPF)
+    faults = [Fault("kill", 3, after_messages=120)]
+    outcome = run(resume=complete(tmp_path)[-1], faults=faults, layout={"spares": 1}, sketch=ZIPF)
     is_the_same(outcome, plain)
     assert any(each["event"] == "workers" for each in outcome.log)
 
@@ -243,8 +248,8 @@ def test_one_group_asks_while_the_other_inserts(plain: Run, victim: int | None, 
         return found
 
     monkeypatch.setattr(worker.Answers, "ask", watched)
-    strikes = [] if victim is None else [Strike("kill", victim, after_messages=250)]
-    outcome = run(layout={"workers": {"insert": 2, "query": 1}}, strikes=strikes, sketch=ZIPF)
+    faults = [] if victim is None else [Fault("kill", victim, after_messages=250)]
+    outcome = run(layout={"workers": {"insert": 2, "query": 1}}, faults=faults, sketch=ZIPF)
     is_the_same(outcome, plain)
     assert len(seen) > 5 and outcome.metrics["queries_per_second"] > 0
     assert seen[0] < max(seen) or victim is not None  # counts grow while it asks
@@ -265,8 +270,8 @@ def test_files_are_read_once_whoever_dies(words: tuple[list[Path], Counter[str]]
     sketch = {**SKETCH, "batch": 200}
     undisturbed = run(words[0][:1] * 3, sketch=sketch)
     for at in (150, 250):
-        strikes = [Strike("kill", 3 + at % 2, after_messages=at)]
-        is_the_same(run(words[0][:1] * 3, strikes=strikes, layout={"spares": 1}, sketch=sketch), undisturbed)
+        faults = [Fault("kill", 3 + at % 2, after_messages=at)]
+        is_the_same(run(words[0][:1] * 3, faults=faults, layout={"spares": 1}, sketch=sketch), undisturbed)
 
 
 def test_weights_and_columns(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
 
 from mpips.cluster.usage import Savings
 from mpips.jobs.sparse_lr import control, proximal
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 from mpips.worker.key_list import KeyList
 from mpips.worker.vector import Vector
 
@@ -75,7 +75,11 @@ def test_the_optimum_of_liblinear_in_every_layout(
 ) -> None:
     data = made("real")
     outcome = run_twin(
-        data, servers, workers, consistency=consistency, fate=rough(1, delay=0.02, drop=0.05, duplicate=0.05)
+        data,
+        servers,
+        workers,
+        consistency=consistency,
+        delays=random_delays(1, delay=0.02, drop=0.05, duplicate=0.05),
     )
     check(outcome, data, 1.0, optimum(data.x, data.y, 1.0))
 
@@ -107,8 +111,8 @@ def test_no_mixture_is_made_of_rounding_errors(tmp_path: Path) -> None:
     """Here some passes move w by a few units in the last place, and a mixture of 1e12 times that looked like a gain."""
     data = make(tmp_path, "correlated", n=22, m=30, seed=655927)
     l1 = 7.7943824863083115
-    fate = rough(655927, delay=0.002)
-    check(run_twin(data, 1, 4, settings={"l1": l1}, fate=fate), data, l1, optimum(data.x, data.y, l1))
+    delays = random_delays(655927, delay=0.002)
+    check(run_twin(data, 1, 4, settings={"l1": l1}, delays=delays), data, l1, optimum(data.x, data.y, l1))
     model = np.array([[1e-26, 0.0], [0.0, 1e-26], [-1e-13, 1e-13], [9.0, 0.0]])
     sizes = np.array([0.0, 0.0, 1.0])
     quiet = control.propose(model, sizes, 1.0, before=10.0 + 1e-12)
@@ -259,13 +263,13 @@ def test_the_same_bits_for_any_number_of_servers(
 ) -> None:
     fates = [
         {},
-        {"fate": rough(4, delay=0.003)},
-        {"fate": rough(5, delay=0.003, drop=0.02, duplicate=0.1)},
+        {"delays": random_delays(4, delay=0.003)},
+        {"delays": random_delays(5, delay=0.003, drop=0.02, duplicate=0.1)},
         {},
     ]
     outcomes = [
-        run_twin(made(kind), servers, workers, seed=servers, consistency=SEQUENTIAL, **fate)
-        for servers, fate in zip((1, 2, 3, 5), fates, strict=True)
+        run_twin(made(kind), servers, workers, seed=servers, consistency=SEQUENTIAL, **delays)
+        for servers, delays in zip((1, 2, 3, 5), fates, strict=True)
     ]
     assert len({outcome.sha for outcome in outcomes}) == 1
     assert len({json.dumps(outcome.passes()) for outcome in outcomes}) == 1
@@ -283,10 +287,12 @@ def test_the_same_bits_under_any_network(
     made: Callable[[str], Made], servers: int, network: int, lossy: bool, spelling: Any, virtual: int
 ) -> None:
     chance = 0.05 if lossy else 0.0
-    fate = rough(network, delay=0.003, drop=chance, duplicate=chance)
+    delays = random_delays(network, delay=0.003, drop=chance, duplicate=chance)
     ring = {"virtual_servers": virtual}
     one = run_twin(made("duplicates"), 1, 2)
-    other = run_twin(made("duplicates"), servers, 2, fate=fate, seed=network, consistency=spelling, ring=ring)
+    other = run_twin(
+        made("duplicates"), servers, 2, delays=delays, seed=network, consistency=spelling, ring=ring
+    )
     assert one.sha == other.sha
     assert one.passes() == other.passes()
 

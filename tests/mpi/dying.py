@@ -45,21 +45,21 @@ def die(van: MPIVan, how: str) -> None:
 
 
 def beat(comm: MPI.Intracomm) -> Heartbeat:
-    """Start a heart on every rank, and wait until all have heard all: collective."""
-    heart = Heartbeat(comm.Get_rank(), period=0.05)
+    """Start a heartbeat on every rank, and wait until all have heard all: collective."""
+    heartbeat = Heartbeat(comm.Get_rank(), period=0.05)
     raw = np.zeros((comm.Get_size(), ADDRESS_BYTES), np.uint8)
-    comm.Allgather(np.frombuffer(heart.address.to_bytes(), np.uint8), raw)
-    heart.targets = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
-    heart.start([Address.from_bytes(row.tobytes()) for row in raw])
+    comm.Allgather(np.frombuffer(heartbeat.address.to_bytes(), np.uint8), raw)
+    heartbeat.targets = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
+    heartbeat.start([Address.from_bytes(row.tobytes()) for row in raw])
     deadline = time.monotonic() + END
-    while len(heart.silent(heart.targets, 0.0)) < len(heart.targets):
+    while len(heartbeat.silent(heartbeat.targets, 0.0)) < len(heartbeat.targets):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     comm.Barrier()
-    return heart
+    return heartbeat
 
 
-def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> None:
+def mourn(van: MPIVan, heartbeat: Heartbeat, how: str, victim: int, pid: int) -> None:
     """Exchange whole messages with those who are left, before and after the victim is given up."""
     left = [rank for rank in range(van.size) if rank != victim]
     missing = {(source, number) for source in left for number in (1, 2)}
@@ -81,7 +81,7 @@ def mourn(van: MPIVan, heart: Heartbeat, how: str, victim: int, pid: int) -> Non
 
     van.send(victim, message(van, 9, ROWS))
     if how == "stopped":
-        while not heart.silent([victim], 0.5):
+        while not heartbeat.silent([victim], 0.5):
             take()
         assert van.failed() == []
         van.exclude(victim)
@@ -114,10 +114,10 @@ def main() -> None:
     assert van.survives
     pids = np.zeros(van.size, np.int64)
     world.Allgather(np.array([os.getpid()], np.int64), pids)
-    heart = beat(world)
+    heartbeat = beat(world)
     if van.rank == victim:
         die(van, how)
-    mourn(van, heart, how, victim, int(pids[victim]))
+    mourn(van, heartbeat, how, victim, int(pids[victim]))
     os.write(1, f"rank {van.rank} ok\n".encode())
     os._exit(0)
 

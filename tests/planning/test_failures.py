@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.planning.failures import FailingRun, lifetime, simulated, young
+from mpips.planning.failures import FailingRun, lifetime, simulated, young_interval
 
 MORTAL = FailingRun(36_000.0, 100, 360_000.0, survives=False, recovery=60.0, checkpoint=20.0, every=400.0)
 
@@ -33,7 +33,7 @@ def test_the_mean_is_dalys(every: float, mtbf: float) -> None:
 
 
 def test_youngs_interval_is_nearly_the_best() -> None:
-    chosen = young(MORTAL)
+    chosen = young_interval(MORTAL)
     assert chosen == pytest.approx(math.sqrt(2 * 20.0 * 3600.0))
     ends = {each: lifetime(MORTAL._replace(every=each)).seconds for each in (chosen / 5, chosen, chosen * 5)}
     assert min(ends, key=lambda each: ends[each]) == chosen

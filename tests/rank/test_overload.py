@@ -17,7 +17,7 @@ from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.network_faults import Strike
+from mpips.transport.network_faults import Fault
 from mpips.worker import vector
 from mpips.worker.worker import Context
 
@@ -55,7 +55,7 @@ def run(
 ) -> tuple[dict[str, Any], list[float], Queueing]:
     """Run the program under load; give what came of it, when rounds were answered, and the servers' queues."""
     stage, done = Stage(), list[float]()
-    fate = Queueing(stage, range(1, 1 + SERVERS), pulse)
+    delays = Queueing(stage, range(1, 1 + SERVERS), pulse)
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         cluster.create_vector(VectorSpec("w", dtype="int64", extent=48, dense=True))
@@ -70,9 +70,9 @@ def run(
 
     found = simulate(
         schedule, lambda context: Pushing(context, done, floods),
-        servers=SERVERS, workers=WORKERS, fate=fate, stage=stage, window=WINDOW, **how,
+        servers=SERVERS, workers=WORKERS, delays=delays, stage=stage, window=WINDOW, **how,
     )  # fmt: skip
-    return found, done, fate
+    return found, done, delays
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
@@ -89,8 +89,8 @@ def test_a_pulse_of_slowness_is_over_when_it_is_over(replicas: int, resend: floa
 
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_a_server_that_stands_still_below_the_patience_costs_that_time_only(replicas: int) -> None:
-    strike = Strike("stop", 1, at=PULSE[0], lasting=0.6)
-    found, done, _ = run(replicas=replicas, resend=0.05, strikes=[strike], patience=0.75)
+    fault = Fault("stop", 1, at=PULSE[0], lasting=0.6)
+    found, done, _ = run(replicas=replicas, resend=0.05, faults=[fault], patience=0.75)
     assert found["rows"] == [found["pushes"]] * len(KEYS)
     assert found["traffic"]["sent_again"] == {}
     assert found["losses"] == []
@@ -100,10 +100,10 @@ def test_a_server_that_stands_still_below_the_patience_costs_that_time_only(repl
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_a_flood_is_held_back_at_its_source(replicas: int) -> None:
     """What waits for a server is bounded by the windows, and by as many probes, however much is asked for."""
-    found, _, fate = run(pulse=PULSE, floods=True, replicas=replicas, resend=0.05)
+    found, _, delays = run(pulse=PULSE, floods=True, replicas=replicas, resend=0.05)
     assert found["rows"] == [found["pushes"]] * len(KEYS)
     assert found["traffic"]["sent_again"] == {}
-    assert fate.most <= 2 * Ring.of(range(SERVERS)).shards * (WINDOW + WORKERS) * (1 + replicas) < FLOOD
+    assert delays.most <= 2 * Ring.of(range(SERVERS)).shards * (WINDOW + WORKERS) * (1 + replicas) < FLOOD
 
 
 class Hurrying:
@@ -137,11 +137,11 @@ def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
 
     def run(replicas: int, **how: Any) -> list[int]:
         stage = Stage()
-        fate = Queueing(stage, range(1, 1 + SERVERS), (0.0, 0.0))
+        delays = Queueing(stage, range(1, 1 + SERVERS), (0.0, 0.0))
         most.clear()
         pushes, rows = simulate(
             schedule, lambda context: Hurrying(context, most), servers=SERVERS, workers=2,
-            fate=fate, stage=stage, window=WINDOW, replicas=replicas, **how,
+            delays=delays, stage=stage, window=WINDOW, replicas=replicas, **how,
         )  # fmt: skip
         assert rows == [pushes] * len(KEYS)
         assert 50 < max(most) <= 50 + 3 * Ring.of(range(SERVERS)).shards, (
@@ -153,7 +153,7 @@ def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
     read_history(tmp_path).save(tmp_path / "replay")
     assert run(0, replay=tmp_path / "replay") == queued
     if replicas:
-        run(replicas, strikes=[Strike("kill", 1, at=0.1)])
+        run(replicas, faults=[Fault("kill", 1, at=0.1)])
 
 
 def test_rows_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_nothing_is_lost_or_doubled_when_servers_die_under_load(seed: int) -> No
     victim, at = rng.randint(1, SERVERS), begin + rng.uniform(-0.1, 0.6)
     found, _, _ = run(
         pulse=pulse, until=1.2, floods=rng.random() < 0.5, replicas=1, seed=seed,
-        resend=rng.choice((None, 0.05)), strikes=[Strike("kill", victim, at=at)],
+        resend=rng.choice((None, 0.05)), faults=[Fault("kill", victim, at=at)],
     )  # fmt: skip
     assert found["rows"] == [found["pushes"]] * len(KEYS)
     assert found["losses"] == [victim]

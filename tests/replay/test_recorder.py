@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import simulate
 
-from mpips.cluster.view import View, mended
+from mpips.cluster.view import View, repaired
 from mpips.errors import (
     Diverged,
     InputError,
@@ -46,13 +46,13 @@ from mpips.replay.history import (
 )
 from mpips.replay.recorder import (
     ANSWER,
-    ASIDE,
     CELL,
     CELL_BYTES,
     CHANGE,
     HEAD,
     MAGIC,
     MARK,
+    NOTIFY,
     VERSION,
     WORKERS,
     Log,
@@ -62,21 +62,21 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Message
-from mpips.transport.network_faults import Fate, Strike, rough
+from mpips.transport.network_faults import Delays, Fault, random_delays
 from mpips.worker.worker import Context
 
 EXTENT = 40
 
 
-def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Fate:
+def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
     """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some.
 
     Some are `lost`, with that probability, and as many doubled.
     """
-    fate = rough(seed, delay=delay, drop=lost, duplicate=lost)
+    delays = random_delays(seed, delay=delay, drop=lost, duplicate=lost)
 
     def rounded(source: int, dest: int, message: Message) -> list[float]:
-        return [round(each, 3) for each in fate(source, dest, message)]
+        return [round(each, 3) for each in delays(source, dest, message)]
 
     rounded.loses = lost > 0  # type: ignore[attr-defined]
     return rounded
@@ -162,7 +162,7 @@ def again(
     history = read_history(folder / "record")
     history.save(folder / "replay")
     return simulate(
-        recorded, Wanderer, seed=seed, fate=jerky(seed, delay=delay), replay=folder / "replay", **layout
+        recorded, Wanderer, seed=seed, delays=jerky(seed, delay=delay), replay=folder / "replay", **layout
     )
 
 
@@ -172,14 +172,14 @@ def test_a_run_is_done_again_to_the_bit(seed: int, servers: int, workers: int, d
     layout = {"servers": servers, "workers": workers}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        fate = jerky(seed, delay=delay)
-        first = simulate(schedule, Wanderer, seed=seed, fate=fate, record=place / "record", **layout)
+        delays = jerky(seed, delay=delay)
+        first = simulate(schedule, Wanderer, seed=seed, delays=delays, record=place / "record", **layout)
         assert again(place, schedule, seed + 1, **layout) == first
 
 
 def test_other_schedules_give_other_bits() -> None:
     found = {
-        str(simulate(schedule, Wanderer, seed=seed, fate=jerky(seed, delay=0.004), workers=3))
+        str(simulate(schedule, Wanderer, seed=seed, delays=jerky(seed, delay=0.004), workers=3))
         for seed in range(4)
     }
     assert len(found) == 4
@@ -192,18 +192,18 @@ def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.Da
     seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 2))
     layout = {"servers": 3, "workers": 3, "spares": spares, "schedulers": 2}
     victims = data.draw(st.lists(st.sampled_from([0, 2, 3, 5, 6, 7]), min_size=1, max_size=2, unique=True))
-    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 900))) for rank in victims]
+    faults = [Fault("kill", rank, after_messages=data.draw(st.integers(20, 900))) for rank in victims]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        fate = jerky(seed, delay=0.004)
+        delays = jerky(seed, delay=0.004)
         first = simulate(
             schedule,
             Wanderer,
             seed=seed,
-            fate=fate,
+            delays=delays,
             record=place / "record",
             replicas=2,
-            strikes=strikes,
+            faults=faults,
             **layout,
         )
         assert again(place, schedule, seed + 1, **layout) == first
@@ -234,7 +234,7 @@ def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
 
 def at_rest(view: View, replicas: int) -> bool:
     """Tell whether all shards are where they are to be."""
-    return mended(view, replicas) == view and not any(
+    return repaired(view, replicas) == view and not any(
         chain.closing or chain.learner >= 0 for chain in view.chains
     )
 
@@ -279,7 +279,7 @@ def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so
     layout = {"servers": 2, "workers": 2}
     told: dict[str, Any] = {}
     first = simulate(
-        program, Wanderer, seed=3, fate=jerky(3), record=tmp_path / "record", told=told, **layout
+        program, Wanderer, seed=3, delays=jerky(3), record=tmp_path / "record", told=told, **layout
     )
     assert first["said"][1::2] == [
         (3, 4), (3, 4, 1), (3, 4), (3, 4), (3,), (3,), (3,), (3, 1), (3, 1), (3, 1, 2),
@@ -298,18 +298,18 @@ def test_a_run_in_which_ranks_change_their_roles_is_done_again(data: st.DataObje
     )
     layout = {"servers": 3, "workers": 3, "spares": spares}
     victims = data.draw(st.lists(st.sampled_from([0, 1, 3, 4]), max_size=1))
-    strikes = [Strike("kill", rank, after_messages=data.draw(st.integers(20, 1500))) for rank in victims]
+    faults = [Fault("kill", rank, after_messages=data.draw(st.integers(20, 1500))) for rank in victims]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         program = mobile(orders, place / "checkpoints", least=2)
         first = simulate(
-            program, Wanderer, seed=seed, fate=jerky(seed), record=place / "record", replicas=1, strikes=strikes,
+            program, Wanderer, seed=seed, delays=jerky(seed), record=place / "record", replicas=1, faults=faults,
             **layout,
         )  # fmt: skip
         assert again(place, program, seed + 1, **layout) == first
 
 
-MOVES = ("server joins", "server leaves", "worker joins", "worker leaves", "aside")
+MOVES = ("server joins", "server leaves", "worker joins", "worker leaves", "notify")
 
 
 def move(cluster: Cluster, what: str | None, number: int) -> None:
@@ -324,8 +324,8 @@ def move(cluster: Cluster, what: str | None, number: int) -> None:
             cluster.orders.joining += 1
         elif what == "worker leaves" and len(view.workers) > 1:
             cluster.orders.leaving.add(view.workers[number % len(view.workers)])
-        elif what == "aside":
-            cluster.aside("nudge", {"by": number})
+        elif what == "notify":
+            cluster.notify("nudge", {"by": number})
 
 
 def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
@@ -367,15 +367,15 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
         "servers": draw(st.integers(2, 3)), "workers": draw(st.integers(2, 3)), "spares": draw(st.integers(0, 2)),
         "schedulers": draw(st.integers(1, 2)),
     }  # fmt: skip
-    strike = st.builds(
-        Strike,
+    fault = st.builds(
+        Fault,
         st.sampled_from(["kill", "stop"]),
         st.integers(0, sum(layout.values()) - 1),
         after_messages=st.integers(20, 700),
         lasting=st.sampled_from([None, 0.2, 2.0]),
     )
-    strikes = [replace(each, lasting=None if each.act == "kill" else each.lasting) for each in
-               draw(st.lists(strike, max_size=2, unique_by=lambda each: each.rank))]  # fmt: skip
+    faults = [replace(each, lasting=None if each.act == "kill" else each.lasting) for each in
+               draw(st.lists(fault, max_size=2, unique_by=lambda each: each.rank))]  # fmt: skip
     moves = draw(
         st.lists(st.tuples(st.sampled_from([None, *MOVES]), st.integers(0, 9)), min_size=3, max_size=4)
     )
@@ -385,8 +385,8 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
         place = Path(folder)
         try:
             first = simulate(
-                moving(moves), Wanderer, seed=seed, fate=jerky(seed, 0.004, lost), record=place / "record",
-                replicas=2, strikes=strikes, **chains, **layout,
+                moving(moves), Wanderer, seed=seed, delays=jerky(seed, 0.004, lost), record=place / "record",
+                replicas=2, faults=faults, **chains, **layout,
             )  # fmt: skip
         except (ShardLost, NoWorkerLeft):
             return  # too much has happened
@@ -404,7 +404,7 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a small recorded run."""
     place = tmp_path_factory.mktemp("recorded")
-    simulate(schedule, Wanderer, seed=5, fate=jerky(5, delay=0.004), record=place / "record", workers=2)
+    simulate(schedule, Wanderer, seed=5, delays=jerky(5, delay=0.004), record=place / "record", workers=2)
     return place / "record"
 
 
@@ -458,7 +458,7 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
             read_history(place)
 
 
-@pytest.mark.parametrize("kind", [ASIDE, WORKERS])
+@pytest.mark.parametrize("kind", [NOTIFY, WORKERS])
 @pytest.mark.parametrize("text", [b"{", b"7", b'[-1, "a"]', b'{"call": 1}', b"\xff", b"[" * 100_000])
 def test_a_text_that_nobody_is_told_is_refused(
     recorded: Path, tmp_path: Path, kind: int, text: bytes
@@ -575,7 +575,7 @@ def test_of_a_record_that_is_a_hole_nothing_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("load", [load_events, LeaderHistory.load, ShardHistory.load])
 @pytest.mark.parametrize(
-    "spoilt", [b"", b"{}", CELL.pack(ASIDE, 0, 0, 0, 0, 0, -1), CELL.pack(WORKERS, 0, 0, 0, 0, 0, 9), None]
+    "spoilt", [b"", b"{}", CELL.pack(NOTIFY, 0, 0, 0, 0, 0, -1), CELL.pack(WORKERS, 0, 0, 0, 0, 0, 9), None]
 )
 def test_a_course_that_is_damaged_or_no_file_is_refused(
     tmp_path: Path, load: Callable[[Path], object], spoilt: bytes | None

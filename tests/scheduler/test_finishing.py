@@ -58,15 +58,15 @@ def test_a_step_is_done_again_when_a_worker_is_lost(monkeypatch: pytest.MonkeyPa
     from mpips.scheduler import worker_recovery
 
     monkeypatch.setattr(worker_recovery, "regroup", lambda _: None)
-    mended, left = list[str](), [WorkerLost("one"), WorkerLost("two")]
+    recovered, left = list[str](), [WorkerLost("one"), WorkerLost("two")]
 
     def step() -> dict[str, Any]:
         if left:
             raise left.pop()
         return {"auc": 0.5}
 
-    assert finish(cluster(), {}, step, mend=lambda: mended.append("again")) == {"auc": 0.5}
-    assert len(mended) == 2
+    assert finish(cluster(), {}, step, recover=lambda: recovered.append("again")) == {"auc": 0.5}
+    assert len(recovered) == 2
 
 
 # --- What is looked at before training -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from mpips import Cluster, Context
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.errors import WorkerLost
 from mpips.rank.simulation import simulate
-from mpips.transport.network_faults import Strike
+from mpips.transport.network_faults import Fault
 
 GROUPS = {"train": 2, "query": 3}
 
@@ -62,8 +62,8 @@ def test_a_spare_takes_the_place_of_who_was_lost_in_its_group_and_all_data_are_t
         return {name: [each[:3] for each in cluster.group(name).call("who")] for name in GROUPS}
 
     layout = Layout.of(8, LayoutSpec(workers=GROUPS, spares=1))
-    strikes = [Strike("kill", layout.group("query")[1], at=1.0)]
-    assert simulate(schedule, Worker, workers=GROUPS, spares=1, strikes=strikes) == {
+    faults = [Fault("kill", layout.group("query")[1], at=1.0)]
+    assert simulate(schedule, Worker, workers=GROUPS, spares=1, faults=faults) == {
         "train": [["train", 0, 2], ["train", 1, 2]],
         "query": [["query", 0, 3], ["query", 1, 3], ["query", 2, 3]],
     }

@@ -20,7 +20,7 @@ from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING, RangedClock
 from mpips.transport.in_memory import Deadlock
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 from mpips.worker.worker import Answer, Context, at_once
 
 SEVEN = np.array([7], np.uint64)
@@ -99,8 +99,8 @@ def test_a_call_that_depends_on_another_starts_when_that_has_returned(lossy: boo
     answers: list[dict[str, Any]] = []
     request = Message(Kind.REQUEST, Command.CALL)
     request.meta = {"call": "pause", "args": {"seconds": 0.5}}
-    fate = rough(1, delay=0.02, drop=0.2) if lossy else rough(1, delay=0.02)
-    first, second = simulate(schedule, Worker, fate=fate)
+    delays = random_delays(1, delay=0.02, drop=0.2) if lossy else random_delays(1, delay=0.02)
+    first, second = simulate(schedule, Worker, delays=delays)
     assert first["ended"] - first["began"] >= 1.0
     assert first["ended"] <= second["began"] <= first["ended"] + 0.01, "it was there, and began at once"
 
@@ -114,7 +114,9 @@ def test_a_dependent_call_starts_nowhere_before_the_other_is_finished_everywhere
         return [r.meta for r in wait(pulled)], [r.meta for r in wait(pushed)]
 
     for seed in range(4):
-        pulled, pushed = simulate(schedule, Worker, workers=3, seed=seed, fate=rough(seed, delay=0.01))
+        pulled, pushed = simulate(
+            schedule, Worker, workers=3, seed=seed, delays=random_delays(seed, delay=0.01)
+        )
         assert [each["seen"] for each in pulled] == [3.0] * 3
         assert min(each["began"] for each in pulled) >= max(each["ended"] for each in pushed)
 
@@ -177,7 +179,7 @@ def test_a_failing_callback_is_heard_and_tasks_after_it_still_go() -> None:
             cluster.node.wait(failing)
 
     for seed in range(4):
-        simulate(schedule, Worker, servers=2, seed=seed, fate=rough(seed, delay=0.01))
+        simulate(schedule, Worker, servers=2, seed=seed, delays=random_delays(seed, delay=0.01))
 
 
 def test_a_total_is_added_in_rank_order() -> None:
@@ -185,8 +187,8 @@ def test_a_total_is_added_in_rank_order() -> None:
         return float(cluster.workers.total(cluster.workers.start("number"))[0, 0])
 
     for seed in range(6):
-        fate = rough(seed, delay=0.1)
-        assert simulate(schedule, Worker, workers=3, seed=seed, fate=fate) == (1e16 - 1e16) + 1.0
+        delays = random_delays(seed, delay=0.1)
+        assert simulate(schedule, Worker, workers=3, seed=seed, delays=delays) == (1e16 - 1e16) + 1.0
 
 
 # Vectors.

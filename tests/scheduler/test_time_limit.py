@@ -19,7 +19,7 @@ from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.stopping import enforce, watch
 from mpips.scheduler.time_limit import MOST, Durations, end_of, reserve
-from mpips.transport.network_faults import Strike
+from mpips.transport.network_faults import Fault
 from mpips.worker.worker import Context
 
 seconds = st.floats(0, 1e6)
@@ -117,8 +117,8 @@ def test_a_short_time_is_not_all_margin() -> None:
 
 
 def test_a_successor_stops_as_its_predecessor_would_have() -> None:
-    strikes = [Strike("kill", 0, at=10.0)]
-    steps, at, why = run(end=40.0, step=3.0, schedulers=2, strikes=strikes)
+    faults = [Fault("kill", 0, at=10.0)]
+    steps, at, why = run(end=40.0, step=3.0, schedulers=2, faults=faults)
     assert steps == 10 and 30 <= at < 31.5
     assert why is not None and why.startswith("the end of its time")
 

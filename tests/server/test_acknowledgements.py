@@ -19,7 +19,7 @@ from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.server import Server
 from mpips.storage.updates import update
 from mpips.tasks.ahead import AHEAD
-from mpips.transport.network_faults import Strike, rough
+from mpips.transport.network_faults import Fault, random_delays
 
 KEYS = np.arange(40, dtype=np.uint64)
 
@@ -167,10 +167,10 @@ def test_no_worker_waits_for_ever_for_copies_of_its_pushes(seed: int) -> None:
             cluster.workers.call(("push", "ask_early")[call % 2], how)
         return list(cluster.node.wait(vector.pull(KEYS)).tolist())
 
-    strikes = [Strike("kill", 1 + seed % 3, after_messages=150 + 20 * seed)] if seed % 2 else []
+    faults = [Fault("kill", 1 + seed % 3, after_messages=150 + 20 * seed)] if seed % 2 else []
     got = simulate(
-        schedule, Worker, servers=3, workers=3, spares=1, replicas=1, fate=rough(seed, delay=0.004), seed=seed,
-        strikes=strikes, horizon=20.0,
+        schedule, Worker, servers=3, workers=3, spares=1, replicas=1, delays=random_delays(seed, delay=0.004),
+        seed=seed, faults=faults, horizon=20.0,
     )  # fmt: skip
     assert got == [3.0 * 48] * len(KEYS)
 

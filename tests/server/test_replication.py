@@ -25,8 +25,8 @@ from mpips.cluster.view import (
     View,
     drained,
     first_view,
-    mended,
     next_epoch,
+    repaired,
     whole,
     with_server,
     without,
@@ -66,9 +66,9 @@ def make_shard(_: int) -> Any:
     return Listed()
 
 
-def fill(parcel: Any, shard: Any) -> None:
-    shard.log = parcel[1:].tolist()
-    assert parcel[0] == shard.changes
+def fill(packed: Any, shard: Any) -> None:
+    shard.log = packed[1:].tolist()
+    assert packed[0] == shard.changes
 
 
 def repeat(shard: Any, change: Message) -> None:
@@ -106,10 +106,10 @@ class Server:
             return
         elif message.kind is Kind.CHAIN:
             self.link.take(message)
-        elif message.command is Command.FED:
+        elif message.command is Command.COPY_RECEIVED:
             self.link.fed(message)
         elif self.link.piece(message, make_shard, fill):
-            self.tell(Command.WHOLE)
+            self.tell(Command.COPY_COMPLETE)
 
     def adopt(self, view: View) -> None:
         if view.epoch <= self.view.epoch:
@@ -132,7 +132,7 @@ class Server:
             return
         link.send_pieces()
         if link.learning and link.shard is not None:
-            self.tell(Command.WHOLE)
+            self.tell(Command.COPY_COMPLETE)
         if link.chain.closing and link.primary and link.still:
             self.tell(Command.DRAINED)
         if self.land.loss:
@@ -203,13 +203,13 @@ class Chainland:
         sender = message.sender
         if self.view.roles[sender] is None:
             return
-        if message.command is Command.WHOLE:
+        if message.command is Command.COPY_COMPLETE:
             self.change(lambda view: whole(view, 0, sender, message.time))
         else:
             self.change(lambda view: drained(view, 0, message.time, self.replicas))
 
     def change(self, how: Callable[[View], View]) -> None:
-        view = mended(how(next_epoch(self.view)), self.replicas)
+        view = repaired(how(next_epoch(self.view)), self.replicas)
         if replace(view, epoch=self.view.epoch) == self.view:
             return
         self.view = view
@@ -350,7 +350,7 @@ class Row:
             moved.append((source, dest, message.command.name))
             if message.kind is Kind.CHAIN:
                 self.links[dest].take(message)
-            elif message.command is Command.FED:
+            elif message.command is Command.COPY_RECEIVED:
                 self.links[dest].fed(message)
             else:
                 self.links[dest].piece(message, make_shard, fill)
@@ -430,7 +430,7 @@ def test_a_learner_gets_a_copy_while_changes_go_on() -> None:
     for rank in (1, 2):
         row.links[rank].rewire(learning)
     row.links[2].send_pieces()
-    pieces = [message for _, dest, message in row.sent if message.command is Command.FEED]
+    pieces = [message for _, dest, message in row.sent if message.command is Command.COPY_PIECE]
     assert len(pieces) == replication.AHEAD, "so many on their way at once"
     row.push(20)
     while row.links[3].shard is None:

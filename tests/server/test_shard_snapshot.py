@@ -86,9 +86,9 @@ def test_what_is_unpacked_is_what_was_packed(made: tuple[Shard, list[Message]]) 
     shard, asked = made
     sent: list[tuple[int, Message]] = []
     copied = make(0, sent)
-    parcel = pack(shard)
-    assert parcel.dtype == np.int64 and parcel.ndim == 1
-    unpack(parcel, copied)
+    packed = pack(shard)
+    assert packed.dtype == np.int64 and packed.ndim == 1
+    unpack(packed, copied)
     assert state(copied) == state(shard)
     for number, hosted in shard.vectors.items():
         segment, other = hosted.segment, copied.hosted(number).segment
@@ -101,7 +101,7 @@ def test_what_is_unpacked_is_what_was_packed(made: tuple[Shard, list[Message]]) 
         assert np.array_equal(other.pull(every), segment.pull(every))
     shard.inbox._send = lambda origin, reply: sent.append((origin, reply))
     assert again(copied, sent, asked) == again(shard, sent, asked)
-    assert np.array_equal(pack(copied), parcel), "and packs as the same again"
+    assert np.array_equal(pack(copied), packed), "and packs as the same again"
 
 
 @settings(max_examples=40)

@@ -578,13 +578,13 @@ def test_who_takes_a_caller_up_is_told_what_it_was_told_and_sends_the_rest() -> 
     assert sent == [(1, 0), (~2, 0)]
     sent.clear()
     heir = Tasks(lambda dest, message: sent.append((dest, message.time)), origin=7)
-    heir.recall(replies)
+    heir.take_replies(replies)
     again = play(heir)
     assert sent == [] and not again[0].done
-    while heir.echoes:
-        heir.answer(heir.echoes.popleft())
+    while heir.due_replies:
+        heir.answer(heir.due_replies.popleft())
     assert again[0].done and sent == [(1, 1)], "what nobody had been told is sent"
-    assert noted == [(0, 1), (0, ~2)] and not heir.recalled
+    assert noted == [(0, 1), (0, ~2)] and not heir.known_replies
 
 
 def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknowledged() -> None:
@@ -592,9 +592,9 @@ def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknow
     tasks = Tasks(lambda dest, message: times.append((message.time, message.acked)))
     for _ in range(3):
         tasks.submit([(1, call())])
-    tasks.leap()
+    tasks.skip_times()
     tasks.submit([(1, call())])
-    tasks.leap()
+    tasks.skip_times()
     tasks.submit([(1, call())])
     assert [time for time, _ in times] == [0, 1, 2, JUMP, 2 * JUMP]
     for time, _ in list(times):

@@ -61,9 +61,16 @@ class Ringer:
         self.clock.sleep(max(min(seconds, self.rings - self.clock.now), 0.0))
 
 
-def made(clock: Clock, wakeup: Ringer | None = None, *, crowded: bool = False) -> Backoff:
+def made(clock: Clock, wakeup: Ringer | None = None, *, oversubscribed: bool = False) -> Backoff:
     return Backoff(
-        PATIENCE, CAP, clock.sleep, deep=DEEP, wakeup=wakeup, crowded=crowded, clock=clock, offer=clock.yields
+        PATIENCE,
+        CAP,
+        clock.sleep,
+        deep=DEEP,
+        wakeup=wakeup,
+        oversubscribed=oversubscribed,
+        clock=clock,
+        offer=clock.yields,
     )
 
 
@@ -94,7 +101,7 @@ def test_with_a_core_of_its_own_a_short_wait_makes_no_system_call() -> None:
 
 def test_in_a_crowd_the_core_is_offered_before_the_first_look_already() -> None:
     clock = Clock()
-    made(clock, crowded=True).wait()
+    made(clock, oversubscribed=True).wait()
     assert clock.done == [("yield", 0.0)]
 
 
@@ -252,10 +259,10 @@ def letters(*ranks: tuple[bytes, list[int]]) -> Any:
 def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:
     here, there = b"a" * 8, b"b" * 8
     two = [(here, [0, 1])] * 2
-    assert not wakeups.outnumbered(letters(*two), 0)
-    assert wakeups.outnumbered(letters(*two, (here, [1])), 2)
-    assert not wakeups.outnumbered(letters(*two, (there, [0]), (there, [900])), 3)
-    assert not wakeups.outnumbered(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
+    assert not wakeups.is_oversubscribed(letters(*two), 0)
+    assert wakeups.is_oversubscribed(letters(*two, (here, [1])), 2)
+    assert not wakeups.is_oversubscribed(letters(*two, (there, [0]), (there, [900])), 3)
+    assert not wakeups.is_oversubscribed(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
 
 
 def test_bells_are_for_one_host() -> None:

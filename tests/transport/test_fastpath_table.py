@@ -366,19 +366,23 @@ def test_no_more_is_noted_than_there_is_room_for(comm: MPI.Intracomm) -> None:
 
 def test_memory_is_provided_once_and_within_bounds() -> None:
     table = FastPathTable(1, 1, KeyCache(0))
-    assert table.provide(1000) and len(table.landing) >= 1000
+    assert table.provide(1000) and len(table.receive_buffer) >= 1000
     for _ in range(BUFFERS):
         assert table.provide(1000)
     sizes = table.buffers[:, 3].tolist()
     assert min(sizes) >= 1000 and not table.provide(1000), "all are large enough"
     table.buffers[1:, 0] = 1
-    landing = table.landing
-    assert table.provide(5000) and len(table.landing) >= 5000 and table.landing is not landing
+    receive_buffer = table.receive_buffer
+    assert (
+        table.provide(5000)
+        and len(table.receive_buffer) >= 5000
+        and table.receive_buffer is not receive_buffer
+    )
     assert table.provide(5000) and table.buffers[0, 3] >= 5000 and table.buffers[1:, 3].tolist() == sizes[1:]
     assert not table.provide(5000), "all that are large enough are busy, and none that is not is free"
     assert not table.provide(MOST_BYTES + 1)
-    given = table.give_up_landing()
-    assert len(given) >= 5000 and not len(table.landing)
+    given = table.abandon_receive_buffer()
+    assert len(given) >= 5000 and not len(table.receive_buffer)
 
 
 def test_tables_grow_and_keep_what_they_hold() -> None:

@@ -10,7 +10,7 @@ from conformance import PROGRAMS
 
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.network_faults import Strike, calm, rough, torn
+from mpips.transport.network_faults import Fault, no_delay, random_delays, torn
 from mpips.transport.van import Van
 
 
@@ -20,11 +20,11 @@ from mpips.transport.van import Van
 def test_conformance(program: Callable[[Van], None], size: int, delay: float) -> None:
     if program.__name__ == "ping_pong" and size < 2:
         pytest.skip("takes two")
-    fate = rough(7, delay=delay) if delay else calm
-    Network(size, fate, seed=3).run([program] * size)
+    delays = random_delays(7, delay=delay) if delay else no_delay
+    Network(size, delays, seed=3).run([program] * size)
 
 
-def numbers(count: int, fate: Callable[..., object], seed: int = 0) -> list[int]:
+def numbers(count: int, delays: Callable[..., object], seed: int = 0) -> list[int]:
     """Send 0 .. count-1 from rank 0 to rank 1 and give the order of arrival."""
     arrived: list[int] = []
 
@@ -40,30 +40,30 @@ def numbers(count: int, fate: Callable[..., object], seed: int = 0) -> list[int]
             else:
                 arrived.append(message.time)
 
-    Network(2, fate, seed).run([source, sink])  # type: ignore[arg-type]
+    Network(2, delays, seed).run([source, sink])  # type: ignore[arg-type]
     return arrived
 
 
 def test_calm_keeps_order() -> None:
-    assert numbers(50, calm) == list(range(50))
+    assert numbers(50, no_delay) == list(range(50))
 
 
 def test_delay_reorders_and_loses_nothing() -> None:
-    got = numbers(50, rough(1, delay=0.1))
+    got = numbers(50, random_delays(1, delay=0.1))
     assert got != list(range(50)) and sorted(got) == list(range(50))
 
 
 def test_drop_and_duplicate() -> None:
-    got = numbers(300, rough(1, drop=0.2, duplicate=0.2))
+    got = numbers(300, random_delays(1, drop=0.2, duplicate=0.2))
     missing = 300 - len(set(got))
     repeated = len(got) - len(set(got))
     assert 30 < missing < 90 and 30 < repeated < 90
 
 
 def test_a_seed_is_a_run() -> None:
-    runs = [numbers(100, rough(5, delay=0.1, drop=0.1, duplicate=0.1), seed=9) for _ in range(2)]
+    runs = [numbers(100, random_delays(5, delay=0.1, drop=0.1, duplicate=0.1), seed=9) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert runs[0] != numbers(100, rough(6, delay=0.1, drop=0.1, duplicate=0.1), seed=9)
+    assert runs[0] != numbers(100, random_delays(6, delay=0.1, drop=0.1, duplicate=0.1), seed=9)
 
 
 def test_waiting_for_nothing_is_a_deadlock() -> None:
@@ -102,12 +102,12 @@ def test_a_deadlock_is_raised_also_where_a_program_takes_it_for_an_error_of_its_
 
 
 def test_control_messages_are_delayed_only() -> None:
-    fate = rough(1, delay=0.1, drop=1.0)
+    delays = random_delays(1, delay=0.1, drop=1.0)
     request, control = Message(Kind.REQUEST, Command.CALL), Message(Kind.CONTROL, Command.STOP)
-    assert [len(fate(0, 1, request)) for _ in range(20)] == [0] * 20
-    delays = [fate(0, 1, control) for _ in range(20)]
-    assert all(len(copies) == 1 and 0 <= copies[0] < 0.1 for copies in delays) and len(set(delays)) > 1
-    assert list(rough(1, drop=1.0, spare_control=False)(0, 1, control)) == []
+    assert [len(delays(0, 1, request)) for _ in range(20)] == [0] * 20
+    drawn = [delays(0, 1, control) for _ in range(20)]
+    assert all(len(copies) == 1 and 0 <= copies[0] < 0.1 for copies in drawn) and len(set(drawn)) > 1
+    assert list(random_delays(1, drop=1.0, spare_control=False)(0, 1, control)) == []
 
 
 # Deaths.
@@ -134,25 +134,25 @@ def watcher(until: float) -> Callable[[TwinVan], list[tuple[float, int]]]:
 
 @pytest.mark.parametrize("instant", [{"at": 0.0}, {"at": 0.0125}, {"after_messages": 0}])
 def test_the_others_learn_of_a_death_once_each_and_soon(instant: dict[str, Any]) -> None:
-    strike = Strike("kill", 0, **instant)
-    network = Network(4, seed=5, strikes=[strike], detection=0.2)
+    fault = Fault("kill", 0, **instant)
+    network = Network(4, seed=5, faults=[fault], detection=0.2)
     results = network.run([forever] + [watcher(1.0)] * 3)
     assert results[0] is None
-    died = strike.at or 0.0
+    died = fault.at or 0.0
     times = []
     for seen in results[1:]:
         ((time, rank),) = seen
         assert rank == 0 and died + 0.2 <= time <= died + 0.3
         times.append(time)
     assert len(set(times)) == 3
-    again = Network(4, seed=5, strikes=[strike], detection=0.2).run([forever] + [watcher(1.0)] * 3)
+    again = Network(4, seed=5, faults=[fault], detection=0.2).run([forever] + [watcher(1.0)] * 3)
     assert again == results
-    assert Network(4, seed=6, strikes=[strike], detection=0.2).run([forever] + [watcher(1.0)] * 3) != results
+    assert Network(4, seed=6, faults=[fault], detection=0.2).run([forever] + [watcher(1.0)] * 3) != results
 
 
 def test_time_lands_on_strikes_and_detections() -> None:
     """Nothing else happens: a tick of ten seconds would step over both."""
-    network = Network(2, tick=10.0, strikes=[Strike("kill", 0, at=1.5)], detection=0.25)
+    network = Network(2, tick=10.0, faults=[Fault("kill", 0, at=1.5)], detection=0.25)
     ((time, rank),) = network.run([forever, watcher(5.0)])[1]
     assert rank == 0 and 1.75 <= time <= 1.875
 
@@ -182,7 +182,7 @@ def test_a_killed_rank_never_comes_back_from_its_van() -> None:
             van.idle()
         return got
 
-    network = Network(2, strikes=[Strike("kill", 0, after_messages=3)])
+    network = Network(2, faults=[Fault("kill", 0, after_messages=3)])
     assert network.run([victim, sink]) == [None, [0, 1, 2]]
     assert log == ["sent 0", "sent 1", "left"]
     assert network.posted == 3
@@ -234,7 +234,7 @@ def test_an_error_of_a_dying_rank_is_not_an_error() -> None:
         finally:
             raise KeyError("in the grave")
 
-    assert Network(2, strikes=[Strike("kill", 0, at=0.1)]).run([victim, watcher(0.5)])[0] is None
+    assert Network(2, faults=[Fault("kill", 0, at=0.1)]).run([victim, watcher(0.5)])[0] is None
 
 
 def collector(van: TwinVan) -> list[int]:
@@ -258,12 +258,12 @@ def burst(count: int) -> Callable[[TwinVan], None]:
 
 
 def test_what_a_killed_rank_had_posted_arrives_unless_the_policy_says_otherwise() -> None:
-    strikes = [Strike("kill", 0, after_messages=100)]
-    got = Network(2, rough(1, delay=0.2), strikes=strikes).run([burst(200), collector])[1]
+    faults = [Fault("kill", 0, after_messages=100)]
+    got = Network(2, random_delays(1, delay=0.2), faults=faults).run([burst(200), collector])[1]
     assert sorted(got) == list(range(100))
-    got = Network(2, rough(1, delay=0.2), strikes=strikes, remains=torn(1, 0.5)).run([burst(200), collector])[
-        1
-    ]
+    got = Network(2, random_delays(1, delay=0.2), faults=faults, arrives=torn(1, 0.5)).run(
+        [burst(200), collector]
+    )[1]
     assert 30 < len(got) < 70 and set(got) < set(range(100))
 
 
@@ -284,9 +284,9 @@ def test_a_buried_rank_is_neither_heard_nor_reached_nor_reported() -> None:
         got = collector(van)
         return got, van.failed()
 
-    network = Network(2, rough(2, delay=0.05), strikes=[Strike("kill", 0, at=0.9)])
+    network = Network(2, random_delays(2, delay=0.05), faults=[Fault("kill", 0, at=0.9)])
     assert network.run([chatter, undertaker])[1] == ([], [])
-    network = Network(2, rough(2, delay=0.05))
+    network = Network(2, random_delays(2, delay=0.05))
     assert network.run([chatter, undertaker]) == [[], ([], [])]
 
 
@@ -294,16 +294,14 @@ def test_a_buried_rank_is_neither_heard_nor_reached_nor_reported() -> None:
 
 
 def test_a_stopped_rank_misses_nothing_and_is_not_reported() -> None:
-    strikes = [Strike("stop", 1, at=0.0), Strike("resume", 1, at=0.5)]
+    faults = [Fault("stop", 1, at=0.0), Fault("resume", 1, at=0.5)]
     first: list[float] = []
 
     def stopped(van: TwinVan) -> list[int]:
         first.append(van.now())
         return collector(van)
 
-    results = Network(3, strikes=[*strikes, Strike("kill", 0, at=0.9)]).run(
-        [burst(10), stopped, watcher(0.9)]
-    )
+    results = Network(3, faults=[*faults, Fault("kill", 0, at=0.9)]).run([burst(10), stopped, watcher(0.9)])
     assert first == [0.5]
     assert sorted(results[1]) == list(range(10))
     assert results[2] == []
@@ -318,26 +316,26 @@ def test_a_rank_may_be_stopped_in_the_middle_of_sending() -> None:
             log.append((number, van.now()))
         return "done"
 
-    strikes = [Strike("stop", 0, after_messages=3, lasting=0.25)]
-    results = Network(2, strikes=strikes).run([sender, collector])
+    faults = [Fault("stop", 0, after_messages=3, lasting=0.25)]
+    results = Network(2, faults=faults).run([sender, collector])
     assert results == ["done", [0, 1, 2, 3, 4]]
     assert log == [(0, 0.0), (1, 0.0), (2, 0.25), (3, 0.25), (4, 0.25)]
 
 
 def test_a_heart_tells_who_has_been_silent_for_long() -> None:
     def listener(van: TwinVan) -> list[tuple[float, list[int]]]:
-        heart = network.heart(0)
-        heart.targets = [1, 2, 3]
+        heartbeat = network.heartbeat(0)
+        heartbeat.targets = [1, 2, 3]
         seen: list[tuple[float, list[int]]] = []
         for when in (0.4, 0.7, 1.1):
             while van.now() < when:
                 van.idle()
-            seen.append((when, heart.silent([3, 2, 1], patience=0.3)))
-        heart.close()
+            seen.append((when, heartbeat.silent([3, 2, 1], patience=0.3)))
+        heartbeat.close()
         return seen
 
-    strikes = [Strike("stop", 1, at=0.2, lasting=0.7), Strike("kill", 3, at=0.6), Strike("stop", 2, at=1.0)]
-    network = Network(4, strikes=strikes)
+    faults = [Fault("stop", 1, at=0.2, lasting=0.7), Fault("kill", 3, at=0.6), Fault("stop", 2, at=1.0)]
+    network = Network(4, faults=faults)
     results = network.run([listener] + [watcher(2.0)] * 3)
     assert results[0] == [(0.4, []), (0.7, [1]), (1.1, [3])]
 
@@ -346,14 +344,14 @@ def test_a_heart_that_was_stopped_itself_blames_nobody_for_it() -> None:
     def listener(van: TwinVan) -> list[tuple[float, list[int]]]:
         seen: list[tuple[float, list[int]]] = []
         while van.now() < 2.0:
-            silent = network.heart(0).silent([1], patience=0.3)
+            silent = network.heartbeat(0).silent([1], patience=0.3)
             if not seen or seen[-1][1] != silent:
                 seen.append((van.now(), silent))
             van.idle()
         return seen
 
-    strikes = [Strike("stop", 0, at=0.5, lasting=1.0), Strike("stop", 1, at=0.4)]
-    network = Network(2, strikes=strikes)
+    faults = [Fault("stop", 0, at=0.5, lasting=1.0), Fault("stop", 1, at=0.4)]
+    network = Network(2, faults=faults)
     (_, first), (time, second) = network.run([listener, forever])[0]
     assert (first, second) == ([], [1])
     assert 1.7 <= time < 1.702  # a tenth of a second before it was stopped, two tenths after
@@ -361,14 +359,14 @@ def test_a_heart_that_was_stopped_itself_blames_nobody_for_it() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_who_is_stopped_for_ever_does_not_hold_up_the_end(seed: int) -> None:
-    strikes = [Strike("stop", 1, at=0.1), Strike("stop", 2, at=0.2)]
-    results = Network(3, seed=seed, strikes=strikes).run([lambda van: "early", forever, watcher(1.0)])
+    faults = [Fault("stop", 1, at=0.1), Fault("stop", 2, at=0.2)]
+    results = Network(3, seed=seed, faults=faults).run([lambda van: "early", forever, watcher(1.0)])
     assert results == ["early", None, None]
 
 
 def test_who_is_woken_after_all_others_have_ended_goes_on() -> None:
-    strikes = [Strike("stop", 1, at=0.0), Strike("resume", 1, at=30.0)]
-    assert Network(2, strikes=strikes).run([lambda van: 0, lambda van: van.now()]) == [0, 30.0]
+    faults = [Fault("stop", 1, at=0.0), Fault("resume", 1, at=30.0)]
+    assert Network(2, faults=faults).run([lambda van: 0, lambda van: van.now()]) == [0, 30.0]
 
 
 def test_waiting_for_the_dead_or_the_stopped_is_a_deadlock() -> None:
@@ -377,9 +375,9 @@ def test_waiting_for_the_dead_or_the_stopped_is_a_deadlock() -> None:
             van.idle()
 
     with pytest.raises(Deadlock, match=r"rank 1 waits in waits \(test_in_memory.py:\d+\)$"):
-        Network(2, strikes=[Strike("kill", 0, at=0.5)]).run([forever, waits], horizon=2.0)
+        Network(2, faults=[Fault("kill", 0, at=0.5)]).run([forever, waits], horizon=2.0)
     with pytest.raises(Deadlock, match=r"rank 0 is stopped, rank 1 waits in waits"):
-        Network(2, strikes=[Strike("stop", 0, at=0.5)]).run([forever, waits], horizon=2.0)
+        Network(2, faults=[Fault("stop", 0, at=0.5)]).run([forever, waits], horizon=2.0)
 
 
 def test_a_campaign_is_deterministic() -> None:
@@ -406,13 +404,13 @@ def test_a_campaign_is_deterministic() -> None:
                 van.send(others[message.time % len(others)], message)
             return len(dead)
 
-        strikes = [
-            Strike("kill", 3, after_messages=9),
-            Strike("stop", 2, at=0.05, lasting=0.1),
-            Strike("kill", 4, at=0.2),
+        faults = [
+            Fault("kill", 3, after_messages=9),
+            Fault("stop", 2, at=0.05, lasting=0.1),
+            Fault("kill", 4, at=0.2),
         ]
-        fate = rough(seed, delay=0.01, duplicate=0.1)
-        results = Network(5, fate, seed, strikes=strikes, remains=torn(seed, 0.5)).run([member] * 5)
+        delays = random_delays(seed, delay=0.01, duplicate=0.1)
+        results = Network(5, delays, seed, faults=faults, arrives=torn(seed, 0.5)).run([member] * 5)
         assert results[3] is None and results[4] is None
         return [results, log]
 
@@ -423,4 +421,4 @@ def test_a_campaign_is_deterministic() -> None:
 def test_a_strike_has_one_instant() -> None:
     for instant in ({}, {"at": 1.0, "after_messages": 1}):
         with pytest.raises(ValueError, match="either at a time or after"):
-            Strike("kill", 0, **instant)  # type: ignore[arg-type]
+            Fault("kill", 0, **instant)  # type: ignore[arg-type]

@@ -24,8 +24,8 @@ from mpips.scheduler.resuming import changed_settings
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.initial import Initial, Normal, Uniform
 from mpips.storage.updates import VectorSpec
-from mpips.transport.in_memory import Strike
-from mpips.transport.network_faults import rough
+from mpips.transport.in_memory import Fault
+from mpips.transport.network_faults import random_delays
 from mpips.worker.worker import Context
 
 USERS, ITEMS, RANK = 24, 16, 3
@@ -107,12 +107,15 @@ def test_any_layout_and_any_failure_gives_the_same_bits(dense: bool, update: str
     program = factorised(specs(LOW, Normal(0.0, 0.3, 2), dense, update), 12)
     plain = simulate(program, Factoriser, servers=1, workers=2)
     assert simulate(program, Factoriser, servers=3, workers=2, virtual_servers=3) == plain
-    assert simulate(program, Factoriser, servers=2, workers=2, replicas=1, fate=rough(3), seed=3) == plain
+    assert (
+        simulate(program, Factoriser, servers=2, workers=2, replicas=1, delays=random_delays(3), seed=3)
+        == plain
+    )
     for messages in (40, 120, 200):
-        dying = [Strike("kill", 2, after_messages=messages)]
+        dying = [Fault("kill", 2, after_messages=messages)]
         told: dict[str, Any] = {}
         found = simulate(
-            program, Factoriser, servers=3, workers=2, replicas=1, spares=1, strikes=dying, seed=messages,
+            program, Factoriser, servers=3, workers=2, replicas=1, spares=1, faults=dying, seed=messages,
             horizon=120.0, told=told,
         )  # fmt: skip
         assert found == plain and 2 not in told["view"].servers
@@ -152,7 +155,9 @@ def test_filters_do_not_change_initial_values() -> None:
 def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
     program = factorised(specs(LOW, Normal(0.0, 0.3, 2)), 5)
     layout: dict[str, Any] = {"servers": 2, "workers": 2}
-    first = simulate(program, Factoriser, seed=1, fate=rough(1), record=tmp_path / "record", **layout)
+    first = simulate(
+        program, Factoriser, seed=1, delays=random_delays(1), record=tmp_path / "record", **layout
+    )
     read_history(tmp_path / "record").save(tmp_path / "replay")
     assert simulate(program, Factoriser, seed=2, replay=tmp_path / "replay", **layout) == first
 

@@ -21,7 +21,7 @@ from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import NO_SIGNATURE, Kind, Message
-from mpips.transport.network_faults import Fate, Strike, calm, rough
+from mpips.transport.network_faults import Delays, Fault, no_delay, random_delays
 from mpips.worker.key_list import KeyList
 from mpips.worker.worker import Answer, Context
 
@@ -45,11 +45,11 @@ def servers_that_remember(most: float) -> Iterator[list[Server]]:
 
 
 class Seen:
-    """A fate that counts how the requests to shards name their keys, and how often they are asked to name them."""
+    """Delays that count how the requests to shards name their keys, and how often they are asked to name them."""
 
-    def __init__(self, fate: Fate = calm) -> None:
-        self.fate, self.counts = fate, Counter[str]()
-        self.loses = getattr(fate, "loses", False)
+    def __init__(self, delays: Delays = no_delay) -> None:
+        self.delays, self.counts = delays, Counter[str]()
+        self.loses = getattr(delays, "loses", False)
 
     def __call__(self, source: int, dest: int, message: Message) -> Sequence[float]:
         if message.kind is Kind.SEND_KEYS:
@@ -59,7 +59,7 @@ class Seen:
             listed = message.keys is not None
             name = {(0, 0): "range", (0, 1): "keys", (1, 1): "both", (1, 0): "signature"}[signed, listed]
             self.counts[name] += 1
-        return self.fate(source, dest, message)
+        return self.delays(source, dest, message)
 
 
 class Repeater:
@@ -152,14 +152,16 @@ def test_lists_that_are_named_again_and_again(
     lossy: bool,
 ) -> None:  # fmt: skip
     spec = VectorSpec("v", "int64", width, EXTENT, update, dense=dense)
-    fate = Seen(rough(seed, delay=0.02, drop=0.1, duplicate=0.1) if lossy else rough(seed, delay=0.02))
+    delays = Seen(
+        random_delays(seed, delay=0.02, drop=0.1, duplicate=0.1) if lossy else random_delays(seed, delay=0.02)
+    )
     with servers_that_remember(most) as made:
         simulate(
             lambda cluster: check(cluster, spec, seed, 40, 3), Repeater,
-            servers=servers, workers=workers, seed=seed, window=window, fate=fate,
+            servers=servers, workers=workers, seed=seed, window=window, delays=delays,
         )  # fmt: skip
     misses = sum(server.lists.misses for server in made)
-    assert (misses > 0) == (fate.counts["asked"] > 0)
+    assert (misses > 0) == (delays.counts["asked"] > 0)
     assert all(server.lists.nbytes <= most for server in made)
     if most == KEY_CACHE:
         assert sum(server.lists.hits for server in made) > 0
@@ -170,18 +172,18 @@ def test_lists_that_are_named_again_and_again(
 @pytest.mark.parametrize("victim", [1, 2])
 def test_a_server_dies_among_lists_that_it_knows(victim: int, seed: int, most: float) -> None:
     spec = VectorSpec("v", "int64", 1, EXTENT, "add", dense=seed % 2 == 0)
-    lossy = rough(seed, delay=0.002, drop=0.05, duplicate=0.05)
-    fate, told = Seen(calm if seed < 2 else lossy), dict[str, Any]()
+    lossy = random_delays(seed, delay=0.002, drop=0.05, duplicate=0.05)
+    delays, told = Seen(no_delay if seed < 2 else lossy), dict[str, Any]()
 
     def schedule(cluster: Cluster) -> None:
         network = told["network"]
-        network.plan(Strike("kill", victim, after_messages=network.posted + 150 + 60 * seed))
+        network.plan(Fault("kill", victim, after_messages=network.posted + 150 + 60 * seed))
         check(cluster, spec, seed, 60, 3)
 
     with servers_that_remember(most) as made:
-        simulate(schedule, Repeater, servers=3, workers=2, replicas=1, seed=seed, fate=fate, told=told)
+        simulate(schedule, Repeater, servers=3, workers=2, replicas=1, seed=seed, delays=delays, told=told)
     assert [loss.rank for loss in told["view"].losses] == [victim]
-    assert fate.counts["asked"] > 0, "who took over had not heard of the lists"
+    assert delays.counts["asked"] > 0, "who took over had not heard of the lists"
     assert sum(server.lists.misses for server in made) > 0
 
 
@@ -195,10 +197,12 @@ class Quiet:
         self.context = context
 
 
-def counted(schedule: Any, most: float = KEY_CACHE, servers: int = 1, fate: Fate = calm) -> Counter[str]:
-    seen = Seen(fate)
+def counted(
+    schedule: Any, most: float = KEY_CACHE, servers: int = 1, delays: Delays = no_delay
+) -> Counter[str]:
+    seen = Seen(delays)
     with servers_that_remember(most):
-        simulate(schedule, Quiet, servers=servers, workers=1, fate=seen)
+        simulate(schedule, Quiet, servers=servers, workers=1, delays=seen)
     return seen.counts
 
 
@@ -295,7 +299,7 @@ def test_lists_in_rounds(aggregate: bool) -> None:
 
     for most in (0, KEY_CACHE):
         with servers_that_remember(most):
-            said = simulate(schedule, Rounds, servers=3, workers=3, fate=rough(1, delay=0.01))
+            said = simulate(schedule, Rounds, servers=3, workers=3, delays=random_delays(1, delay=0.01))
         if aggregate:
             assert said[0] == [[2.0, 1.0], [4.0, 2.0], [6.0, 3.0], [8.0, 4.0], [8.0, 4.0]]
             assert said[1] == [[2.0], [4.0], [6.0], [8.0], [8.0]]

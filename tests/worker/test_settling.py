@@ -16,7 +16,7 @@ from mpips.errors import RemoteError, ShardLost, UsageError
 from mpips.rank.simulation import simulate
 from mpips.storage.updates import update
 from mpips.tasks.task import Task
-from mpips.transport.network_faults import Strike, rough
+from mpips.transport.network_faults import Fault, random_delays
 from mpips.worker.worker import at_once
 
 KEYS = np.arange(100, dtype=np.uint64)
@@ -145,7 +145,7 @@ def test_a_call_has_settled_when_it_returns() -> None:
         found = cluster.node.wait(cluster.vectors["v"].pull(KeyRange(0, 100)))
         return float(found.sum())
 
-    assert run(do, fate=rough(3, delay=0.01)) == 5000.0
+    assert run(do, delays=random_delays(3, delay=0.01)) == 5000.0
 
 
 @settings(max_examples=10, deadline=None)
@@ -159,7 +159,7 @@ def test_what_callbacks_issue_belongs_to_the_call(seed: int, at_fault: bool) -> 
         with pytest.raises(RemoteError, match="a negative row"):
             run(do, seed=seed)
     else:
-        assert run(do, seed=seed, fate=rough(seed, delay=0.01)) == 200.0
+        assert run(do, seed=seed, delays=random_delays(seed, delay=0.01)) == 200.0
 
 
 def test_a_failure_that_the_program_has_seen_to_fails_nothing() -> None:
@@ -177,7 +177,7 @@ def test_a_call_that_runs_at_once_answers_when_its_pushes_are_applied_or_have_fa
         said = cluster.workers.call("soon", {"value": 2.0})
         return said, float(cluster.node.wait(cluster.vectors["v"].pull(KEYS)).sum())
 
-    assert run(do, fate=rough(5, delay=0.01)) == (["done", "done"], 400.0)
+    assert run(do, delays=random_delays(5, delay=0.01)) == (["done", "done"], 400.0)
     with pytest.raises(RemoteError) as raised:
         run(lambda cluster: cluster.workers.call("soon", {"value": -2.0}))
     assert PUSHED in str(raised.value)
@@ -191,7 +191,7 @@ def test_a_failure_at_once_is_not_that_of_the_call_at_hand() -> None:
         cluster.node.wait(long)
         return float(cluster.node.wait(cluster.vectors["v"].pull(KEYS)).sum())
 
-    assert run(do, fate=rough(7, delay=0.01)) == 100 * 100 * 2.0
+    assert run(do, delays=random_delays(7, delay=0.01)) == 100 * 100 * 2.0
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_a_server_that_dies_meanwhile_loses_no_push_that_nobody_waits_for(seed: 
             cluster.workers.call("push", {"value": 1.0, "times": 10})
         return float(cluster.node.wait(cluster.vectors["v"].pull(KEYS)).sum())
 
-    strikes = [Strike("kill", 2, after_messages=after)]
-    fate = rough(seed, delay=0.002)
-    assert run(do, servers=3, replicas=1, seed=seed, fate=fate, strikes=strikes) == 2 * 3 * 10 * 100
+    faults = [Fault("kill", 2, after_messages=after)]
+    delays = random_delays(seed, delay=0.002)
+    assert run(do, servers=3, replicas=1, seed=seed, delays=delays, faults=faults) == 2 * 3 * 10 * 100
 
 
 def test_a_server_that_nobody_replaces_ends_what_waits_for_it() -> None:
@@ -276,6 +276,6 @@ def test_a_server_that_nobody_replaces_ends_what_waits_for_it() -> None:
         run(
             lambda cluster: cluster.workers.call("push", {"value": 1.0, "times": 200}),
             servers=2,
-            fate=rough(1, delay=0.01),
-            strikes=[Strike("kill", 2, after_messages=60)],
+            delays=random_delays(1, delay=0.01),
+            faults=[Fault("kill", 2, after_messages=60)],
         )

@@ -22,7 +22,7 @@ from mpips.server.executor import MOST_UNSENT
 from mpips.storage.updates import Column, VectorSpec, update
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.network_faults import rough
+from mpips.transport.network_faults import random_delays
 from mpips.worker.vector import Vector
 from mpips.worker.worker import Answer, Context
 
@@ -80,8 +80,10 @@ def test_every_push_is_applied_once(
         held = [each["keys"] for each in cluster.hosts.call("account")]
         assert len(keys) <= sum(held) <= len(every)
 
-    fate = rough(seed, delay=0.02, drop=0.1, duplicate=0.1) if lossy else rough(seed, delay=0.02)
-    simulate(schedule, Adder, servers=servers, workers=workers, seed=seed, window=window, fate=fate)
+    delays = (
+        random_delays(seed, delay=0.02, drop=0.1, duplicate=0.1) if lossy else random_delays(seed, delay=0.02)
+    )
+    simulate(schedule, Adder, servers=servers, workers=workers, seed=seed, window=window, delays=delays)
 
 
 class Gradient:
@@ -112,8 +114,8 @@ def gradient_digest(servers: int, workers: int, seed: int, tau: int = 0, lossy: 
         cluster.workers.call("rounds", {"count": 30, "tau": tau})
         return cluster.digest(vector)
 
-    fate = rough(seed, delay=0.05, drop=0.1 if lossy else 0.0, duplicate=0.1 if lossy else 0.0)
-    return str(simulate(schedule, Gradient, servers=servers, workers=workers, seed=seed, fate=fate))
+    delays = random_delays(seed, delay=0.05, drop=0.1 if lossy else 0.0, duplicate=0.1 if lossy else 0.0)
+    return str(simulate(schedule, Gradient, servers=servers, workers=workers, seed=seed, delays=delays))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -184,7 +186,7 @@ def test_a_pull_sees_the_pushes_that_it_depends_on() -> None:
         pull = vector.pull(keys, after=tasks)
         assert set(cluster.node.wait(pull).tolist()) == {20}
 
-    simulate(schedule, Quiet, servers=3, fate=rough(3, delay=0.1, drop=0.1, duplicate=0.2), seed=3)
+    simulate(schedule, Quiet, servers=3, delays=random_delays(3, delay=0.1, drop=0.1, duplicate=0.2), seed=3)
 
 
 def test_namespaces_are_apart_and_spread_over_the_servers() -> None:
@@ -369,7 +371,9 @@ def test_an_answer_is_as_wide_for_a_worker_without_keys(keys: list[list[int]]) -
         return cluster.workers.call("push_pull", {"keys": keys})
 
     for seed in range(6):
-        said = simulate(schedule, Rounds, servers=3, workers=2, seed=seed, fate=rough(seed, delay=0.01))
+        said = simulate(
+            schedule, Rounds, servers=3, workers=2, seed=seed, delays=random_delays(seed, delay=0.01)
+        )
         assert said == [{"shape": [len(mine), 2]} for mine in keys]
 
 
@@ -509,8 +513,8 @@ def test_arrays_may_be_used_again_once_a_push_has_failed() -> None:
         return cluster.node.wait(vector.pull(high))[0]
 
     for seed in range(6):
-        fate = rough(seed, delay=0.05)
-        seen = simulate(schedule, Quiet, servers=2, window=1, fate=fate, seed=seed)
+        delays = random_delays(seed, delay=0.05)
+        seen = simulate(schedule, Quiet, servers=2, window=1, delays=delays, seed=seed)
         assert seen in (1.0, 6.0), "the other part was sent before the error was heard, or it never is"
 
 

@@ -59,7 +59,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     with cluster.phase("train"):
         for number in range(1, settings.iterations + 1):
             now = cluster.workers.call("iterate")[0]
-            waiting = cluster.lately()["waiting"]
+            waiting = cluster.recent_usage()["waiting"]
             facts = {"pass": number, "seconds": cluster.trained, "waiting": sum(waiting) / len(waiting)}
             cluster.event("pass", **facts, **now)
             if now["objective"] <= settings.target or not now["moved"]:

@@ -191,20 +191,20 @@ class Campaign:
                 checkpoints = at / "checkpoints"
                 wait_for(lambda: process.poll() is not None or is_writing(checkpoints), PATIENCE)
                 time.sleep(lag)
-            struck = process.poll() is None and not (at / "result.json").exists()
+            killed = process.poll() is None and not (at / "result.json").exists()
         finally:
             kill(pids, process)
         trial.after = time.monotonic() - known
         wait_for(lambda: not any(map(is_alive, pids)), GONE)
         trial.left_behind += sum(map(is_alive, pids))
-        if struck:
+        if killed:
             for segment in segments:
                 segment.unlink(missing_ok=True)
         elif (at / "result.json").exists():
             result = json.loads((at / "result.json").read_text())
             if result["status"] != "completed":
                 raise _runs.RunFailed(f"a run failed before it was killed: {result.get('error')}")
-        return struck
+        return killed
 
     def _finish(self, at: Path, layout: tuple[int, int], checkpoints: Path, *, resume: bool) -> Ended:
         """Run to the end, from the latest checkpoint or from the start."""

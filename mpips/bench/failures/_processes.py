@@ -43,7 +43,7 @@ RANK = re.compile(r"rank (\d+)")
 
 
 @dataclass
-class Struck:
+class Injected:
     """One fault and its cost; times in seconds."""
 
     launch: int
@@ -68,7 +68,7 @@ class Launched:
     """Messages are lost and duplicated."""
     stops: bool
     """Ranks are stopped; else they are killed."""
-    struck: list[Struck] = field(default_factory=list)
+    injected: list[Injected] = field(default_factory=list)
     updates: int = 0
     lost: int = 0
     doubled: int = 0
@@ -78,17 +78,17 @@ class Launched:
     error: str = ""
 
 
-def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> list[Launched]:
+def inject_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> list[Launched]:
     """Inject `count` faults, in as many launches as this needs."""
     launches: list[Launched] = []
     left = count
     while left > 0:
         number = len(launches)
-        launched = strike(min(left, PER_LAUNCH), seed, number, folder / f"launch-{number}", launcher)
+        launched = inject(min(left, PER_LAUNCH), seed, number, folder / f"launch-{number}", launcher)
         launches.append(launched)
-        left -= len(launched.struck)
+        left -= len(launched.injected)
         _runs.note(
-            f"launch {number}: {len(launched.struck)} faults, "
+            f"launch {number}: {len(launched.injected)} faults, "
             f"{launched.error or 'all updates present' if not launched.lost + launched.doubled else 'WRONG'}"
         )
         if launched.error:
@@ -96,7 +96,7 @@ def strike_many(count: int, seed: int, folder: Path, launcher: str = "auto") -> 
     return launches
 
 
-def strike(count: int, seed: int, number: int, folder: Path, launcher: str = "auto") -> Launched:
+def inject(count: int, seed: int, number: int, folder: Path, launcher: str = "auto") -> Launched:
     """Launch once and inject this number of faults."""
     rng = random.Random(f"processes/{seed}/{number}")
     launched = Launched(number, lossy=number % 2 == 1, stops=number % 4 == 2)
@@ -124,8 +124,8 @@ def strike(count: int, seed: int, number: int, folder: Path, launcher: str = "au
         metrics["doubled"],
     )
     launched.survivors = len(attack.pids) - len(run.result["recoveries"])
-    launched.left_behind = sum(is_running(attack.pids[each.rank]) for each in launched.struck)
-    measure(launched.struck, run.result["recoveries"], np.load(folder / _pushing.ANSWERS))
+    launched.left_behind = sum(is_running(attack.pids[each.rank]) for each in launched.injected)
+    measure(launched.injected, run.result["recoveries"], np.load(folder / _pushing.ANSWERS))
     return launched
 
 
@@ -159,15 +159,15 @@ class _Attack:
             return
         ok, text = order_files.ask(folder, "status", patience=2.0)
         if ok and "copied" not in text and self._noticed(text, now):
-            self._strike(text)
+            self._inject(text)
         else:
             self._next = now + 0.05
 
     def _noticed(self, status: str, now: float) -> bool:
         """Return whether the last fault is over: the rank is excluded, or was continued in time."""
-        if not self._launched.struck:
+        if not self._launched.injected:
             return True
-        last = self._launched.struck[-1]
+        last = self._launched.injected[-1]
         lost = any(line.strip().startswith(f"lost: rank {last.rank} ") for line in status.splitlines())
         return lost or (last.act == "stop" and now > last.at + 2 * WAKES)
 
@@ -177,7 +177,7 @@ class _Attack:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
-    def _strike(self, status: str) -> None:
+    def _inject(self, status: str) -> None:
         found = choose(status, self._rng)
         if found is None:
             return
@@ -191,7 +191,7 @@ class _Attack:
             lines.append({"rank": rank, "signal": kind.name, "wall": at})
         if act == "stop":
             self._wake.append((at + WAKES, pid))
-        self._launched.struck.append(Struck(self._launched.number, role, act, rank, at))
+        self._launched.injected.append(Injected(self._launched.number, role, act, rank, at))
         self._left -= 1
         self._next = at + self._rng.uniform(*PAUSE) + (WAKES if act == "stop" else 0.5)
 
@@ -218,7 +218,9 @@ def choose(status: str, rng: random.Random) -> tuple[str, int] | None:
     return role, rank
 
 
-def measure(struck: Sequence[Struck], recoveries: Sequence[dict[str, Any]], answers: NDArray[Any]) -> None:
+def measure(
+    injected: Sequence[Injected], recoveries: Sequence[dict[str, Any]], answers: NDArray[Any]
+) -> None:
     """Determine the duration of each fault's effect.
 
     `recoveries` are the result's; `answers` f8[n, 4] the workers' records: (shard, primary, issued, answered).
@@ -226,7 +228,7 @@ def measure(struck: Sequence[Struck], recoveries: Sequence[dict[str, Any]], answ
     noticed = {each["rank"]: each["noticed_after"] for each in recoveries}
     answers = answers[np.argsort(answers[:, 3])]
     shard, primary, answered = answers[:, 0], answers[:, 1], answers[:, 3]
-    for each in struck:
+    for each in injected:
         each.detection = noticed.get(each.rank)
         if each.role == "server":
             firsts = []

@@ -134,7 +134,7 @@ class Worker:
 
         task = vector.push(self._keys[at : at + 1], self._one)
         # Else a call would end only when none of them is unanswered, which on a loaded machine never happens.
-        task.heeded = True
+        task.handled = True
         task.then(answered)
 
     def end(self) -> Answer:

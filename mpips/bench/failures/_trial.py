@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.bench.failures._fault_injector import Event, FaultInjector
 from mpips.bench.failures._ledger import (
     EXTENT,
     HOT,
@@ -29,14 +30,13 @@ from mpips.bench.failures._ledger import (
     push_keys,
     round_keys,
 )
-from mpips.bench.failures._striker import Event, Striker
 from mpips.errors import WorkerLost
 from mpips.rank.simulation import Stage, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
-from mpips.transport.network_faults import rough, torn
+from mpips.transport.network_faults import random_delays, torn
 from mpips.worker.worker import Context
 
 HORIZON = 10.0
@@ -340,28 +340,30 @@ class Outcome:
 def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
     """Run one trial; `say` receives the events of the cluster."""
     drawn, ledger, stage = plan(seed), Ledger(), Stage()
-    fate = rough(seed, delay=drawn.delay, drop=drawn.drop, duplicate=drawn.duplicate)
-    striker = Striker(drawn.events, fate, stage, say)
+    delays = random_delays(seed, delay=drawn.delay, drop=drawn.drop, duplicate=drawn.duplicate)
+    injector = FaultInjector(drawn.events, delays, stage, say)
     outcome = Outcome(seed, ranks=drawn.servers + drawn.workers + drawn.spares + drawn.schedulers)
     try:
         counts = simulate(
-            striker.ending(lambda cluster: Course(drawn, ledger, cluster).run()),
+            injector.ending(lambda cluster: Course(drawn, ledger, cluster).run()),
             lambda context: Client(context, seed, ledger),
             servers=drawn.servers, workers=drawn.workers, spares=drawn.spares, schedulers=drawn.schedulers,
-            replicas=drawn.replicas, virtual_servers=drawn.virtual_servers, seed=seed, fate=striker,
+            replicas=drawn.replicas, virtual_servers=drawn.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
-            remains=torn(seed, drawn.loss), stage=stage,
+            arrives=torn(seed, drawn.loss), stage=stage,
         )  # fmt: skip
         if counts is None:
             raise Wrong("no rank finished the program")
         ledger.judge(counts)
-        if not striker.worker_struck and not all(ledger.pushes):
+        if not injector.worker_hit and not all(ledger.pushes):
             raise Wrong(f"{ledger.pushes.count(False)} pushes of living workers were never answered")
         if ledger.lost or ledger.doubled:
             raise Wrong("; ".join([*ledger.lost[:2], *ledger.doubled[:2]]))
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    outcome.faults = striker.done + Counter({kind: count for kind, count in striker.network.items() if count})
+    outcome.faults = injector.done + Counter(
+        {kind: count for kind, count in injector.network.items() if count}
+    )
     outcome.lost, outcome.doubled = len(ledger.lost), len(ledger.doubled)
     outcome.updates = 3 * sum(ledger.pushes) + sum(
         (HOT + 4) * ledger.rounds[each] for each in ledger.completed

@@ -149,19 +149,19 @@ def twin_text(summary: dict[str, Any]) -> str:
 
 def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str, Any]:
     """Inject faults into real ranks, and train with deaths; print the outcomes; return them as JSON-able data."""
-    launches = _processes.strike_many(count, seed, folder, launcher)
+    launches = _processes.inject_many(count, seed, folder, launcher)
     trained = _processes.train(folder, seed, launcher)
-    struck = [each for launched in launches for each in launched.struck]
+    injected = [each for launched in launches for each in launched.injected]
     table = [
-        {"struck": f"{role}, {act}", "times": len(mine)} | times(mine)
+        {"injected": f"{role}, {act}", "times": len(mine)} | times(mine)
         for act in ("kill", "stop")
         for role in ("server", "worker", "scheduler")
-        if (mine := [each for each in struck if (each.role, each.act) == (role, act)])
+        if (mine := [each for each in injected if (each.role, each.act) == (role, act)])
     ]
     errors = [f"launch {each.number}: {each.error}" for each in launches if each.error]
     errors += [f"training, {each.killed} killed: {each.error}" for each in trained if each.error]
     facts = {
-        "strikes": len(struck),
+        "faults": len(injected),
         "lossy_launches": sum(each.lossy for each in launches),
         "survivors": sum(each.survivors for each in launches),
         "updates": sum(each.updates for each in launches),
@@ -182,12 +182,12 @@ def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str
 FIGURES = ("recovery", "detection", "takeover")
 
 
-def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
+def times(injected: Iterable[_processes.Injected]) -> dict[str, float]:
     """Return median, 99th percentile and maximum of each time of some faults (s), without those that had no effect."""
     found: dict[str, float] = {}
-    struck = list(struck)
+    injected = list(injected)
     for figure in FIGURES:
-        values = [value for each in struck if (value := getattr(each, figure)) is not None]
+        values = [value for each in injected if (value := getattr(each, figure)) is not None]
         if values:
             found[f"{figure}_median"] = float(np.median(values))
             found[f"{figure}_p99"] = float(np.percentile(values, 99))
@@ -198,7 +198,7 @@ def times(struck: Iterable[_processes.Struck]) -> dict[str, float]:
 def processes_text(facts: dict[str, Any]) -> str:
     """Format the outcomes of the faults of real processes."""
     seconds = "{:.3f}".format
-    columns = [Column("struck", "struck", 10), Column("times", "times", 5)]
+    columns = [Column("injected", "injected", 10), Column("times", "times", 5)]
     for figure in FIGURES:
         columns += [
             Column(f"{figure}_median", f"{figure} (s)", 8, seconds),
@@ -212,7 +212,7 @@ def processes_text(facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"on real processes: {facts['strikes']} faults in {len(facts['launches'])} launches, "
+            f"on real processes: {facts['faults']} faults in {len(facts['launches'])} launches, "
             f"{facts['lossy_launches']} of which lose and duplicate 1 % of all messages",
             _runs.table(columns, facts["table"]),
             f"updates acknowledged: {facts['updates']:,}; lost: {facts['lost']}; applied twice: {facts['doubled']}; "

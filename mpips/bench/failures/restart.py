@@ -140,7 +140,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
     compared = [trial for trial in trials if trial.same_bits is not None]
     return {
         "trials": len(trials),
-        "struck_while_writing": sum(trial.writing for trial in trials),
+        "killed_while_writing": sum(trial.writing for trial in trials),
         "resumed": sum(trial.latest >= 0 for trial in trials),
         "from_the_start": sum(trial.latest < 0 for trial in trials),
         "greatest_excess": max((abs(trial.excess or 0.0) for trial in ended), default=None),
@@ -161,7 +161,7 @@ def text(report: Mapping[str, Any]) -> str:
     lines = [
         _runs.described(report["conditions"]),
         f"{report['mpi']}; without failures: {undisturbed}",
-        f"trials {counts['trials']}, of which {counts['struck_while_writing']} were killed while a checkpoint was "
+        f"trials {counts['trials']}, of which {counts['killed_while_writing']} were killed while a checkpoint was "
         f"being written; continued from a checkpoint {counts['resumed']}, from the start {counts['from_the_start']}",
     ]
     if counts["greatest_excess"] is not None:

@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
             f"--few {asked.few[0]}+{asked.few[1]}"
         )
     report: dict[str, Any] = {"benchmark": "idle", "conditions": _runs.conditions(), "settings": asked.set}
-    report["targets"] = {"share": SHARE, "late": LATE, "crowded": CROWDED}
+    report["targets"] = {"share": SHARE, "late": LATE, "oversubscribed": CROWDED}
     with _runs.folders(asked.keep) as folder:
         job = folder / "idle.toml"
         job.write_text('[job]\nprogram = "mpips.bench.overhead._idle"\n')
@@ -247,11 +247,11 @@ def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, 
         "batch": asked.batch,
         "times": times,
         "processor": processor,
-        "crowd": [crowded(work, **both) for work, both in times.items()],
+        "crowd": [oversubscribed(work, **both) for work, both in times.items()],
     }
 
 
-def crowded(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
+def oversubscribed(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
     """Compare the times of many ranks with those of few: medians, and the ratio of each round."""
     ratios = spread(b / a for a, b in zip(few, many, strict=True))
     return {

@@ -37,9 +37,9 @@ def receive(array: NDArray[Any], rank: int, tag: int) -> Start:
     return partial(MPI.COMM_WORLD.Irecv, [array.view(np.uint8), MPI.BYTE], rank, tag)
 
 
-def waits(crowded: bool) -> Callable[[list[MPI.Request]], object]:
+def waits(oversubscribed: bool) -> Callable[[list[MPI.Request]], object]:
     """Give a function that waits for all requests; with more ranks than cores it yields the processor."""
-    return _yielding if crowded else MPI.Request.Waitall
+    return _yielding if oversubscribed else MPI.Request.Waitall
 
 
 def _yielding(requests: list[MPI.Request]) -> None:
@@ -163,9 +163,9 @@ def ask(
     return receives + sends
 
 
-def rounds(each: Sequence[Sequence[Start]], crowded: bool = False) -> NDArray[np.float64]:
+def rounds(each: Sequence[Sequence[Start]], oversubscribed: bool = False) -> NDArray[np.float64]:
     """Do one round for each of these starts; give the durations (ns)."""
-    wait, times = waits(crowded), np.empty(len(each))
+    wait, times = waits(oversubscribed), np.empty(len(each))
     for at, starts in enumerate(each):
         begin = perf_counter_ns()
         wait([start() for start in starts])
@@ -249,9 +249,9 @@ def _sum(parts: Sequence[Values], total: Values) -> None:
         np.add(total, part, total)
 
 
-def serve(stages: Sequence[dict[str, Any]], width: int, crowded: bool = False, **how: Any) -> None:
+def serve(stages: Sequence[dict[str, Any]], width: int, oversubscribed: bool = False, **how: Any) -> None:
     """Serve a number of rounds; `stages` are arguments of `stage`, and the shard, whose stages share their values."""
-    wait, most = waits(crowded), dict[int, int]()
+    wait, most = waits(oversubscribed), dict[int, int]()
     for each in stages:
         most[each["shard"]] = max(most.get(each["shard"], 0), each["keys"])
     arrays = 1 + UPDATES[how["update"]].arrays
@@ -277,5 +277,5 @@ def serve(stages: Sequence[dict[str, Any]], width: int, crowded: bool = False, *
                 del pending[at]
             else:
                 pending[at] = (one, more)
-        if crowded and not any(ready):
+        if oversubscribed and not any(ready):
             os.sched_yield()

@@ -72,7 +72,7 @@ class Settings:
     """Whether a cached list is a plain array, not a `KeyList`."""
     scattered: bool = False
     """Whether the rows of a cached list are scattered on the servers."""
-    crowded: bool = False
+    oversubscribed: bool = False
     """Whether ranks outnumber cores, so that plain rounds must yield while they wait."""
 
 
@@ -173,12 +173,12 @@ def bare(
     size: int,
 ) -> list[float]:
     """Do a block of plain rounds on the same ranks, the first one for warm-up; give the durations."""
-    shared = {"rounds": size + 1, "listed": mode == "sparse", "crowded": settings.crowded}
+    shared = {"rounds": size + 1, "listed": mode == "sparse", "oversubscribed": settings.oversubscribed}
     shared |= {"pushes": op != "pull", "pulls": op != "push"}
     how = {
         "width": settings.width,
         "update": settings.update,
-        "ahead": mode == "rounds" and not settings.crowded,
+        "ahead": mode == "rounds" and not settings.oversubscribed,
     }
     workers, chains = cluster.workers.ranks, [chain.members for chain in cluster.node.view.chains]
     stages = staged(chains, workers, cuts, summed=mode == "rounds", copied=op != "pull")
@@ -355,7 +355,7 @@ class Worker:
         tags: list[int],
         rounds: int,
         listed: bool,
-        crowded: bool,
+        oversubscribed: bool,
         pushes: bool,
         pulls: bool,
     ) -> Answer:
@@ -369,7 +369,7 @@ class Worker:
             starts = [ask(self._keys.copy(), self._rows, out) for _ in range(rounds)]
         else:
             starts = [ask(None, self._rows, out)] * rounds
-        return Answer(None, _bare.rounds(starts, crowded)[1:, None].copy())
+        return Answer(None, _bare.rounds(starts, oversubscribed)[1:, None].copy())
 
     def check(self) -> None:
         """Check that the pulled values repeat as the pushed ones do."""

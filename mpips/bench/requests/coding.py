@@ -147,14 +147,14 @@ def _push(keys: np.ndarray[Any, np.dtype[np.uint64]], values: Any, listed: bool)
     if listed:
         message.keys = keys
     else:
-        message.withheld = keys
+        message.unsent_keys = keys
     return message
 
 
 def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[str, Any]:
     """Encode and decode a message repeatedly, each time with a new state of the chain."""
     whole = MESSAGES[name](np.random.default_rng(1), rows)
-    keys = whole.keys if whole.keys is not None else whole.withheld
+    keys = whole.keys if whole.keys is not None else whole.unsent_keys
     raw, wire = whole.payload_bytes, 0
     times: list[tuple[float, float]] = []
     for time in range(repeat + 1):
@@ -180,7 +180,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
 def _there(sender: Chain, receiver: Chain, whole: Message, about: About) -> tuple[float, float, int]:
     """Return the seconds to encode and to decode a message, and the bytes that are sent."""
     message = Message(whole.kind, whole.command, 1, 1, 0, keys=whole.keys, values=whole.values)
-    message.withheld = whole.withheld
+    message.unsent_keys = whole.unsent_keys
     begin = perf_counter()
     sender.encode(~0, message, about)
     encoded = perf_counter() - begin

@@ -224,7 +224,7 @@ def effort(asked: argparse.Namespace) -> float:
 def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
     """Give the settings of a run."""
     cores = len(os.sched_getaffinity(0))
-    crowded = asked.launcher != "srun" and sum(each) > cores
+    oversubscribed = asked.launcher != "srun" and sum(each) > cores
     own = {
         "keys": asked.keys,
         "modes": asked.modes,
@@ -234,7 +234,7 @@ def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
         "effort": effort(asked),
         "arrays": asked.arrays,
         "scattered": asked.scattered,
-        "crowded": crowded,
+        "oversubscribed": oversubscribed,
     }
     return [
         f"layout.servers={each.servers}", f"layout.workers={each.workers}",

@@ -136,7 +136,7 @@ class Work(NamedTuple):
     name: str
     job: Path
     settings: list[str]
-    struck: int
+    killed: int
     """The first server's change at which it is killed, well before the end."""
 
 
@@ -223,7 +223,7 @@ def real(
             layout = [f"layout.servers={servers}", f"layout.workers={ranks - 1 - servers}"]
             settings = [*work.settings, *layout, f"ring.replicas={replicas}"]
             if killed:
-                settings.append(f'faults.kill=[{{role = "server", index = 0, at_step = {work.struck}}}]')
+                settings.append(f'faults.kill=[{{role = "server", index = 0, at_step = {work.killed}}}]')
             watch = Watch()
             at = folder / f"{work.name.replace(' ', '-')}-{ranks}-{replicas}{'-killed' * killed}"
             run = _runs.run(work.job, at, settings, asked.launcher, watch)
@@ -328,8 +328,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in (each for each in rows if not each.get("killed")):
         of = ("program", "ranks", "replicas")
         twins = [each for each in rows if all(each[key] == row[key] for key in of)]
-        struck: Mapping[str, Any] = next((each for each in twins if each.get("killed")), {})
-        told = {key: struck.get(key) for key in ("noticed", "survived")}
+        killed: Mapping[str, Any] = next((each for each in twins if each.get("killed")), {})
+        told = {key: killed.get(key) for key in ("noticed", "survived")}
         again = sum(row["sent_again"].values())
         first = next(each for each in rows if all(each[key] == row[key] for key in of[:2]))
         same = {each.get("parameters_sha256") for each in (*twins, first)}

@@ -39,9 +39,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Show the layout."""
     from mpips.config.job_file import load
-    from mpips.config.program import vouched
+    from mpips.config.program import trusted_loader
     from mpips.errors import InputError
-    from mpips.launch import crowding, placement
+    from mpips.launch import oversubscription, placement
     from mpips.process.host import host_name
     from mpips.process.printable import json_text
     from mpips.rundir.order_files import named_run
@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace) -> int:
                 f"{run}: the layout of a run is fixed: leave out --set, --nodes, --ntasks-per-node, --hosts"
             )
         hosts = placement.hosts_of(run)
-        job = load(run / "job.toml", programs=vouched(arguments.program))
+        job = load(run / "job.toml", programs=trusted_loader(arguments.program))
     else:
         job = load(arguments.job, arguments.set)
         hosts = chosen(arguments, job.layout.size())
@@ -70,9 +70,9 @@ def command(arguments: argparse.Namespace) -> int:
     print(f"{job.name}: {count}, {copies} of each server's keys\n")
     print(placement.describe(placed))
     if set(hosts) == {host_name()}:
-        crowded = crowding.warning(len(hosts), 1, crowding.cores(), job.heartbeat.patience)
-        if crowded:
-            print(f"\n{crowded}")
+        warning = oversubscription.warning(len(hosts), 1, oversubscription.cores(), job.heartbeat.patience)
+        if warning:
+            print(f"\n{warning}")
     return 0
 
 

@@ -248,7 +248,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     """Format the plan for the machine of the command line."""
     from mpips.bench._runs import table
     from mpips.config.job_file import load
-    from mpips.planning.failures import FailingRun, lifetime, young
+    from mpips.planning.failures import FailingRun, lifetime, young_interval
     from mpips.planning.model import Machine, RankCounts, best, predict, straggling
     from mpips.rundir.progress import seconds, share
 
@@ -270,7 +270,7 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
     survivor = FailingRun(whole, machine.nodes, hours, survives=True, recovery=RECOVERY + chosen.reread)
     writing = 1 + chosen.server_memory / DISK
     mortal = FailingRun(whole, machine.nodes, hours, False, REQUEUED + chosen.reread, writing)
-    mortal = mortal._replace(every=young(mortal))
+    mortal = mortal._replace(every=young_interval(mortal))
     lives, dies = lifetime(survivor), lifetime(mortal)
     lines = [
         f"{machine.nodes} nodes of {machine.cores} cores: {ranks} ranks, the best splits first",

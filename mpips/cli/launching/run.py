@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.exit_codes import ExitCode
     from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
-    from mpips.launch import crowding, mpi_launcher
+    from mpips.launch import mpi_launcher, oversubscription
     from mpips.launch.processes import Children
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
@@ -137,8 +137,9 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.handed_on()])
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
-    if crowded := crowding.warning(size, node_count(os.environ), crowding.cores(), job.heartbeat.patience):
-        print(f"mpips: {crowded}", file=sys.stderr, flush=True)
+    nodes, cores = node_count(os.environ), oversubscription.cores()
+    if warning := oversubscription.warning(size, nodes, cores, job.heartbeat.patience):
+        print(f"mpips: {warning}", file=sys.stderr, flush=True)
     progress = mpi_launcher.progress_environment(sys.stdout)
     # The final message is printed by this process, not by the ranks.
     judged = {"MPIPS_JUDGED": "1"}

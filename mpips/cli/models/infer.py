@@ -48,7 +48,7 @@ def command(arguments: argparse.Namespace) -> int:
 def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path | None], Any]:
     """Find the `infer` of the program that made a run or a model file."""
     from mpips.config.job_file import load
-    from mpips.config.program import vouched
+    from mpips.config.program import trusted_loader
     from mpips.errors import InputError
     from mpips.provenance.run_json import check_outputs
     from mpips.rundir.folder import RunFolder
@@ -58,11 +58,11 @@ def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path
         file = RunFolder(run).job
         if not file.is_file():
             raise InputError(f"{run}: is not a run's folder: it has no {file.name}")
-        job = load(file, programs=vouched(named))
+        job = load(file, programs=trusted_loader(named))
         name, base = job.program, job.base
     else:
         name, base = _program_of(run), Path.cwd()
-    return vouched(named)(name, base).function("infer")
+    return trusted_loader(named)(name, base).function("infer")
 
 
 def _program_of(path: Path) -> str:

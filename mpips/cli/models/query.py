@@ -46,11 +46,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the counts of the keys."""
-    from mpips.config.program import vouched
+    from mpips.config.program import trusted_loader
     from mpips.rundir.order_files import named_run
 
     named = named_run(arguments.source)
-    query, source = find(named, vouched(arguments.program))
+    query, source = find(named, trusted_loader(arguments.program))
     keys = arguments.keys or [line.rstrip("\r\n") for line in sys.stdin]
     answers = query(source, keys)
     sys.stdout.writelines(f"{key}\t{answer}\n" for key, answer in zip(keys, answers, strict=True))
@@ -62,7 +62,7 @@ def find(named: Path, programs: Programs) -> tuple[Query, Path]:
 
     Args:
         named: that folder.
-        programs: loads a program by its name, relative to a folder; see `mpips.config.program.vouched`.
+        programs: loads a program by its name, relative to a folder; see `mpips.config.program.trusted_loader`.
 
     Raises:
         InputError: `named` is neither, or its program has no function `query`.

@@ -61,7 +61,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Repeat the run; return 0 if it gives the same bits."""
     from mpips.config.job_file import load
-    from mpips.config.program import vouched
+    from mpips.config.program import trusted_loader
     from mpips.launch import mpi_launcher
     from mpips.launch.processes import Children
     from mpips.replay.history import read_history
@@ -73,7 +73,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
         elsewhere(arguments, recorded)
     result = result_of(recorded)
-    job = load(recorded.job, programs=vouched(arguments.program))
+    job = load(recorded.job, programs=trusted_loader(arguments.program))
     about = started_from(recorded, job)
     history = read_history(recorded.record)
     starter = mpi_launcher.find_starter(arguments.launcher)
@@ -96,7 +96,7 @@ def command(arguments: argparse.Namespace) -> int:
     sets = [f"checkpoint.directory={json.dumps(str(folder.path / 'checkpoints'))}"]
     if arguments.program:
         sets.append(f"job.program={json.dumps(arguments.program)}")
-    job = load(recorded.job, sets, programs=vouched(arguments.program))
+    job = load(recorded.job, sets, programs=trusted_loader(arguments.program))
     write_text(folder.replay / "job.toml", job.to_toml())
     resume = ["--resume", str(about["resume"])] if about["resume"] else []
     passed = [*resume, "--replay", str(folder.replay), *folder.handed_on()]

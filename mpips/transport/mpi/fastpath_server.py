@@ -175,10 +175,10 @@ def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int
 
 
 @kernel()
-def _receive(lib: Any, cells: Any, status: Any, landing: Any, key_bytes: int, value_bytes: int) -> int:
+def _receive(lib: Any, cells: Any, status: Any, receive_buffer: Any, key_bytes: int, value_bytes: int) -> int:
     """Receive the keys and values that follow a frame, one after the other: TAKEN, LATE_BODY or BROKEN."""
     cells[REQUEST] = cells[SECOND] = 0
-    place = landing.ctypes.data
+    place = receive_buffer.ctypes.data
     if key_bytes > 0 and not post_receive(lib, cells, REQUEST, place, key_bytes):
         return BROKEN
     if value_bytes > 0 and not post_receive(lib, cells, SECOND, place + key_bytes, value_bytes):
@@ -208,20 +208,20 @@ def serve(
     slots: Any,
     frames: Any,
     buffers: Any,
-    landing: Any,
+    receive_buffer: Any,
     asleep: Any,
     sleepers: Any,
     pids: Any,
-    trail: Any,
+    push_log: Any,
 ) -> int:
     """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
     `parts` i8[shards, namespaces, 24]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
-    known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers`
-    i8[n, 5]: busy, request, address, size and receiver of the send buffers for large answers; `landing`: the receive
+    known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers` i8[n,
+    5]: busy, request, address, size and receiver of the send buffers for large answers; `receive_buffer`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
     `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
-    (`mpips.transport.mpi.process_memory`), 0: none; `trail` i8[0 or 257, 3]: the pushes in order, for a record.
+    (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or 257, 3]: the pushes in order, for a record.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
@@ -286,7 +286,7 @@ def serve(
         # The receive buffer holds the keys, the values, and the slots of the keys.
         places = -(-payload // 8) * 8 if follow else 0
         wanted = places + (4 * count if listed or (push and part[PUSH] > ASSIGN) else 0)
-        if wanted > len(landing):
+        if wanted > len(receive_buffer):
             cells[WANTED] = wanted
             return TAKEN
         # Buffers for the answer, and for the values of a push.
@@ -335,11 +335,11 @@ def serve(
         head = frames[out]
         content: Any = np.int64(frame.ctypes.data) + HEADER_BYTES
         if follow:
-            content = np.int64(landing.ctypes.data)
-            found = _receive(lib, cells, status, landing, key_bytes, value_bytes)
+            content = np.int64(receive_buffer.ctypes.data)
+            found = _receive(lib, cells, status, receive_buffer, key_bytes, value_bytes)
             if found != TAKEN:
                 return found
-        there: Any = np.int64(landing.ctypes.data) + places
+        there: Any = np.int64(receive_buffer.ctypes.data) + places
         if listed:
             mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
             if not mine:
@@ -350,9 +350,10 @@ def serve(
             apply_push(lib, part, source, count, first, where, there)
             part[CHANGES] += 1
             parts[shard, 0, VERSION] += 1
-            if len(trail) > 0:
-                trail[0, 0] += 1
-                trail[trail[0, 0], 0], trail[trail[0, 0], 1], trail[trail[0, 0], 2] = shard, origin, time
+            if len(push_log) > 0:
+                push_log[0, 0] += 1
+                last = push_log[0, 0]
+                push_log[last, 0], push_log[last, 1], push_log[last, 2] = shard, origin, time
             _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
         else:

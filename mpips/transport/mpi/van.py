@@ -127,7 +127,7 @@ class MPIVan:
         self._frame = np.zeros(FRAME_ROOM, np.uint8)
         self._answer = self._frame
         self._looks = 1
-        self.landing: Callable[[Message], NDArray[Any] | None] = lambda message: None
+        self.receive_buffer: Callable[[Message], NDArray[Any] | None] = lambda message: None
         self.fast_path: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
@@ -227,7 +227,7 @@ class MPIVan:
             found = serve(
                 self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
                 table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
-                table.landing, self._flags, table.sleepers, self.process_memory.pids, table.trail,
+                table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
             )  # fmt: skip
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
@@ -255,10 +255,10 @@ class MPIVan:
                 assert table is not None
                 at = 0
                 for body in bodies(message):
-                    body[:] = table.landing[at : at + len(body)].data
+                    body[:] = table.receive_buffer[at : at + len(body)].data
                     at += len(body)
                 return message
-            raw = self._answer_buffer() if table is None else table.give_up_landing()
+            raw = self._answer_buffer() if table is None else table.abandon_receive_buffer()
             if message.keys is not None:
                 message.keys = raw[:key_bytes].view(np.uint64)
             if message.values is not None:
@@ -344,7 +344,7 @@ class MPIVan:
             self._looks = LOOKS
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(table.sleepers[position]))
-            if len(table.trail):
+            if len(table.push_log):
                 table.tell()
             if table.served is not None:
                 table.served(int(cells[SERVED]))
@@ -408,7 +408,7 @@ class MPIVan:
         if not key_bytes and not value_bytes:
             return message
         self.received_bytes += key_bytes + value_bytes
-        if value_bytes and (place := self.landing(message)) is not None:
+        if value_bytes and (place := self.receive_buffer(message)) is not None:
             message.values = place
         incoming = Body(source, message, [])
         try:

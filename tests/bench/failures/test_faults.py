@@ -1,4 +1,4 @@
-"""The fault campaign: what it counts as lost or doubled, whom it strikes, and how recoveries are timed."""
+"""The fault campaign: what counts as lost or doubled, which ranks get faults, and how recoveries are timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from mpips.bench.failures import _processes, _pushing, _trial, faults
 from mpips.bench.failures._ledger import HOT, ROUNDS, SINGLES, Ledger, key, push_keys, round_keys
-from mpips.bench.failures._processes import Launched, Struck, Trained, choose, measure
+from mpips.bench.failures._processes import Injected, Launched, Trained, choose, measure
 from mpips.bench.failures._trial import Outcome
 from mpips.errors import InputError
 from mpips.launch import mpi_launcher
@@ -78,7 +78,7 @@ def test_a_trial_is_drawn_from_its_seed() -> None:
     assert all(plan.replicas < plan.servers for plan in plans)
 
 
-# --- whom the strikes at processes hit -------------------------------------------------------------------
+# --- which processes get the faults --------------------------------------------------------------------
 
 STATUS = """pushing: 3.0 s of training, epoch 4
   leader: rank {leader}
@@ -128,27 +128,29 @@ def test_a_recovery_lasts_until_every_shard_of_the_dead_is_answered_for_by_anoth
             (2, 2, 9.99, 10.90),
         ]
     )
-    struck = [Struck(0, "server", "kill", 1, 10.0)]
-    measure(struck, [{"rank": 1, "noticed_after": 0.05}], answers)
-    (one,) = struck
+    injected = [Injected(0, "server", "kill", 1, 10.0)]
+    measure(injected, [{"rank": 1, "noticed_after": 0.05}], answers)
+    (one,) = injected
     assert one.detection == 0.05
     assert one.recovery == pytest.approx(0.30) and one.takeover == pytest.approx(0.25)
 
 
 def test_after_a_scheduler_or_a_worker_it_lasts_until_the_next_call() -> None:
     calls = [(_pushing.CALLS, 0, at, at) for at in (9.9, 10.02, 10.4, 10.5)]
-    struck = [Struck(0, "scheduler", "kill", 0, 10.0), Struck(0, "server", "kill", 4, 10.0)]
-    measure(struck, [{"rank": 0, "noticed_after": 0.1}], np.array(calls))
-    assert struck[0].recovery == pytest.approx(0.4)
-    assert struck[1].recovery is None and struck[1].takeover is None  # it held nothing that anybody asked for
+    injected = [Injected(0, "scheduler", "kill", 0, 10.0), Injected(0, "server", "kill", 4, 10.0)]
+    measure(injected, [{"rank": 0, "noticed_after": 0.1}], np.array(calls))
+    assert injected[0].recovery == pytest.approx(0.4)
+    assert (
+        injected[1].recovery is None and injected[1].takeover is None
+    )  # it held nothing that anybody asked for
 
 
 def test_times_are_summed_up_without_those_that_nobody_felt() -> None:
-    struck = [
-        Struck(0, "server", "kill", rank, 0.0, recovery=value, detection=0.1)
+    injected = [
+        Injected(0, "server", "kill", rank, 0.0, recovery=value, detection=0.1)
         for rank, value in enumerate((0.2, None, 0.4, 0.3))
     ]
-    found = faults.times(struck)
+    found = faults.times(injected)
     assert found["recovery_median"] == pytest.approx(0.3) and found["recovery_max"] == 0.4
     assert found["detection_max"] == 0.1 and "takeover_max" not in found
 
@@ -213,16 +215,16 @@ def test_strikes_at_processes_are_summed_up(
     same: bool,
     good: bool,
 ) -> None:
-    launched.struck = [Struck(0, "server", "kill", 1, 0.0, 0.25, 0.05, 0.2)]
+    launched.injected = [Injected(0, "server", "kill", 1, 0.0, 0.25, 0.05, 0.2)]
     trained = [Trained("nobody", 1.0, "a", 0), Trained("server", 1.5, "a" if same else "b", 1, same)]
     _find(monkeypatch, ulfm=True)
-    monkeypatch.setattr(_processes, "strike_many", lambda *_: [launched])
+    monkeypatch.setattr(_processes, "inject_many", lambda *_: [launched])
     monkeypatch.setattr(_processes, "train", lambda *_: trained)
     assert (faults.main(["--trials", "0", "--processes", "1", "--json", str(tmp_path / "x")]) == 0) is good
     said = capsys.readouterr().out
     assert "server, kill" in said and "0.250" in said
     report = json.loads((tmp_path / "x").read_text())["processes"]
-    assert report["good"] is good and report["launches"][0]["struck"][0]["recovery"] == 0.25
+    assert report["good"] is good and report["launches"][0]["injected"][0]["recovery"] == 0.25
 
 
 def _find(monkeypatch: pytest.MonkeyPatch, ulfm: bool) -> None:

@@ -37,7 +37,7 @@ def a_report(**changed: Any) -> dict[str, Any]:
         "rest": idle.shares(RANKS, measured), "wake": idle.lateness(trips),
         "layouts": {"few": {"servers": 1, "workers": 2}, "many": {"servers": 3, "workers": 4}},
         "requests": 10, "batch": 5,
-        "crowd": [idle.crowded("sparse_lr", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])],
+        "crowd": [idle.oversubscribed("sparse_lr", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])],
     }  # fmt: skip
     return report | changed
 
@@ -59,7 +59,7 @@ def test_lateness_is_beyond_trips_that_follow_at_once() -> None:
 
 
 def test_a_crowd_is_judged_by_the_rounds_ratios() -> None:
-    row = idle.crowded("requests", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])
+    row = idle.oversubscribed("requests", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])
     assert (row["ratio"], row["min"], row["max"], row["few"], row["many"]) == (1.4, 1.0, 3.0, 1.0, 2.0)
 
 
@@ -72,7 +72,7 @@ def test_a_crowd_is_judged_by_the_rounds_ratios() -> None:
             "< 3 % of a core",
         ),
         (
-            {"crowd": [idle.crowded("a", [1.0], [1.0]), idle.crowded("b", [1.0], [1.6])]},
+            {"crowd": [idle.oversubscribed("a", [1.0], [1.0]), idle.oversubscribed("b", [1.0], [1.6])]},
             "many <= 1.5 times few",
         ),
     ],

@@ -24,7 +24,7 @@ from mpips.bench.failures._killing import Trial
 from mpips.bench.scaling import _requesting, elastic, replication
 from mpips.cli import main
 from mpips.cluster.layout import Layout, LayoutSpec, Role
-from mpips.cluster.view import View, drained, first_view, mended, next_epoch, whole, with_server
+from mpips.cluster.view import View, drained, first_view, next_epoch, repaired, whole, with_server
 from mpips.config.job_file import load
 
 CONDITIONS = {"cpu": "a machine", "cores": 2, "load": 0.01, "python": "3", "at": "now"}
@@ -103,7 +103,7 @@ def test_a_join_is_over_when_all_shards_are_where_the_ring_wants_them() -> None:
     view = first_view(Layout.of(5, LayoutSpec(servers=2, workers=1, spares=1)))
     assert _requesting.settled(view, 0)
     (spare,) = view.of(Role.SPARE)
-    view, steps = mended(with_server(next_epoch(view), spare), 0), 0
+    view, steps = repaired(with_server(next_epoch(view), spare), 0), 0
     while not _requesting.settled(view, 0):
         view, steps = a_step(view), steps + 1
     assert steps > 1 and view.primary_of(spare)
@@ -114,10 +114,10 @@ def a_step(view: View) -> View:
     view = next_epoch(view)
     for shard, chain in enumerate(view.chains):
         if chain.learner >= 0:
-            return mended(whole(view, shard, chain.learner, chain.since), 0)
+            return repaired(whole(view, shard, chain.learner, chain.since), 0)
         if chain.closing:
-            return mended(drained(view, shard, chain.since, 0), 0)
-    return mended(view, 0)
+            return repaired(drained(view, shard, chain.since, 0), 0)
+    return repaired(view, 0)
 
 
 # --- replication ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mpips.errors import InputError
 from mpips.rank.simulation import Stage, Watched
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
-from mpips.transport.network_faults import Fate, Strike
+from mpips.transport.network_faults import Delays, Fault
 
 EVERY = 4
 """Messages between two checks whether a postponed fault is possible."""
@@ -38,22 +38,22 @@ class Event(NamedTuple):
     """Number of ranks at once, if so many may be lost."""
     lasting: float | None
     """Duration of a stop (s); None: it does not end."""
-    luck: float
+    order_seed: float
     """The seed of the choice of ranks."""
 
 
-class Striker:
+class FaultInjector:
     """Message faults with counts, and events, which are reported by `say`; see the module."""
 
     def __init__(
-        self, events: Sequence[Event], fate: Fate, stage: Stage, say: Callable[[str], object]
+        self, events: Sequence[Event], delays: Delays, stage: Stage, say: Callable[[str], object]
     ) -> None:
         self._events = sorted(events, key=lambda event: event.after)
-        self._fate, self._stage, self._say = fate, stage, say
-        self.loses = getattr(fate, "loses", False)
+        self._delays, self._stage, self._say = delays, stage, say
+        self.loses = getattr(delays, "loses", False)
         self.done: Counter[str] = Counter()
         self.network: Counter[str] = Counter()
-        self.worker_struck = False
+        self.worker_hit = False
         self._over = False
         self._leaving: set[int] = set()  # Servers that were ordered to leave.
 
@@ -75,7 +75,7 @@ class Striker:
         assert network is not None
         if self._events and not self._over and network.posted % EVERY == 0:
             self._look(network)
-        copies = self._fate(source, dest, message)
+        copies = self._delays(source, dest, message)
         if message.kind is not Kind.CONTROL:
             self.network["drop"] += not copies
             self.network["duplicate"] += len(copies) > 1
@@ -98,19 +98,19 @@ class Striker:
         candidates = [rank for rank in here if view.roles[rank] is ROLES[event.role]]
         if event.role == "scheduler":
             candidates = [view.leader] if view.leader in here else []
-        random.Random(event.luck).shuffle(candidates)
+        random.Random(event.order_seed).shuffle(candidates)
         victims: list[int] = []
         for rank in candidates:
             if len(victims) < event.ranks and self._may(network, view, {*victims, rank}):
                 victims.append(rank)
         for rank in victims:
-            self.worker_struck |= view.roles[rank] is Role.WORKER
+            self.worker_hit |= view.roles[rank] is Role.WORKER
             if event.act == "kill":
                 network.kill(rank)
             else:
                 network.stop(rank)
                 if event.lasting is not None:
-                    network.plan(Strike("resume", rank, at=network.time + event.lasting))
+                    network.plan(Fault("resume", rank, at=network.time + event.lasting))
             kind = (
                 event.what if event.lasting is None or event.act == "kill" else f"{event.what}, then continue"
             )
@@ -141,7 +141,7 @@ class Striker:
             staying = [rank for rank in view.ring.servers if rank not in self._leaving]
             if len(staying) <= membership.replicas + 1:
                 return ""  # It would remove one copy, and a fault meanwhile the last one.
-            rank = random.Random(event.luck).choice(staying)
+            rank = random.Random(event.order_seed).choice(staying)
             self._leaving.add(rank)
             membership.leave_server(rank)
             return f"rank {rank}"
@@ -151,7 +151,7 @@ class Striker:
         staying = [rank for rank in view.workers if rank not in cluster.orders.leaving]
         if len(staying) < 2:
             return ""
-        rank = random.Random(event.luck).choice(staying)
+        rank = random.Random(event.order_seed).choice(staying)
         cluster.orders.leaving.add(rank)
         return f"rank {rank}"
 

@@ -30,7 +30,7 @@ def factor(ranks: int, cores: int, load: float = 0.0) -> float:
     return max(1.0, max(float(ranks), load) / (MOST * max(cores, 1)))
 
 
-def crowding(ranks: int) -> Callable[[], float]:
+def oversubscription(ranks: int) -> Callable[[], float]:
     """Return a function that computes `factor` on this host now; `ranks` is the most that any host of the run has."""
     here = cores()
 

@@ -8,7 +8,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
-from mpips.launch.crowding import MOST, crowding, factor, warning
+from mpips.launch.oversubscription import MOST, factor, oversubscription, warning
 from mpips.transport.in_memory import Network
 
 
@@ -23,8 +23,8 @@ def test_patience_grows_with_those_who_share_a_core(
 
 
 def test_this_machine_is_asked() -> None:
-    assert crowding(1)() >= 1.0
-    assert crowding(10**6)() > MOST
+    assert oversubscription(1)() >= 1.0
+    assert oversubscription(10**6)() > MOST
 
 
 def test_people_are_told() -> None:
@@ -49,11 +49,11 @@ class Silent:
 def test_a_rank_that_is_slow_on_a_crowded_machine_is_not_given_up() -> None:
     spec = LayoutSpec(servers=2, workers=1)
     layout = Layout.of(spec.size(), spec)
-    network, heart = Network(layout.size), Silent()
+    network, heartbeat = Network(layout.size), Silent()
     node = Node(network.vans[0], layout, first_view(layout, replicas=1))
-    membership = Membership(node, 1, heart, patience=1.0, crowding=lambda: 4.0)
-    heart.since = 3.9
+    membership = Membership(node, 1, heartbeat, patience=1.0, oversubscription=lambda: 4.0)
+    heartbeat.since = 3.9
     membership.tick()
     assert len(node.view.alive) == layout.size
-    heart.since = 4.1
-    assert set(membership._silent(heart)) == {1, 2, 3}
+    heartbeat.since = 4.1
+    assert set(membership._silent(heartbeat)) == {1, 2, 3}
