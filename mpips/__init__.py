@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         explained as explained,
         read_manifest as read_manifest,
     )
+    from mpips.config.job_file import Job as Job
     from mpips.consistency import (
         Bounded as Bounded,
         Consistency as Consistency,
@@ -104,6 +105,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "mpips.checkpoint.loading": "load_range",
     "mpips.checkpoint.manifest": "MANIFEST explained read_manifest",
+    "mpips.config.job_file": "Job",
     "mpips.consistency": "Bounded Consistency ConsistencySpec PushPull bounded eventual push_pull "
     "sequential unmet",
     "mpips.errors": "CheckpointError ClosedError DataError Diverged FilterError InputError JobError "

@@ -214,7 +214,7 @@ def blocks(todo: Any) -> None:
         np.float32([1, 2, 3, 1, 1]),
     )
     made = Blocks(load_columns([given_rows]))
-    made.begin_epoch()
+    made.begin_period()
     try:
         made.take(changed(made.arrays(), todo))
     except CheckpointError:

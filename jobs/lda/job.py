@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpips import Cluster, finish, retry_on_loss
+from mpips import Cluster, Job, finish, retry_on_loss
 from mpips.jobs.lda import results
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.settings import Settings as Settings
 from mpips.jobs.lda.training import Training
 
 
-def exact_sums(job: Any) -> str:
+def exact_sums(job: Job) -> str:
     """Return why the result depends on the number of workers, even with [layout] exact_sums."""
     return "lda draws topics by counts that lag behind by what the other workers draw meanwhile"
 
@@ -36,7 +36,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     training = Training(cluster, settings)
     with cluster.phase("load"):
         if cluster.job.data.test:
-            retry_on_loss(cluster, lambda: results.look(cluster))
+            retry_on_loss(cluster, lambda: results.check_test_data(cluster))
         training.load()
     with cluster.phase("train"):
         metrics = training.run()

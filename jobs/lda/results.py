@@ -25,9 +25,9 @@ SHOWN = 30
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
-def look(cluster: Cluster) -> None:
+def check_test_data(cluster: Cluster) -> None:
     """Let the workers check the first test documents, so that an error comes before training."""
-    cluster.workers.call("look", each=_parts(cluster))
+    cluster.workers.call("check_test_data", each=_parts(cluster))
 
 
 def _parts(cluster: Cluster) -> list[dict[str, int]]:
@@ -121,7 +121,7 @@ def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDAr
 class Judge(Sweeper):
     """The part of a worker that measures the quality of topics."""
 
-    def look(self, part: int, of: int) -> None:
+    def check_test_data(self, part: int, of: int) -> None:
         """Check the first test documents of one part of the files."""
         data, files = self.data, [Path(name) for name in self.data.test[part::of]]
         if files:

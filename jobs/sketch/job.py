@@ -25,6 +25,7 @@ from mpips import (
     Each,
     Group,
     InputError,
+    Job,
     JobError,
     WorkerLost,
     Workload,
@@ -80,7 +81,7 @@ class Asked(NamedTuple):
     seconds: float
 
 
-def exact_sums(job: Any) -> str:
+def exact_sums(job: Job) -> str:
     """Return why the result depends on the number of workers: counts are exact, but batches are cut from parts."""
     if job.data.parts:
         return ""
@@ -140,7 +141,7 @@ class Insertion:
                     more = "[data] header = true would leave it out"
                     cluster.say(f"the first line of each file is counted: {row}; {more}")
         if cluster.job.data.test:
-            self._retry(lambda: cluster.workers.call("look"))
+            self._retry(lambda: cluster.workers.call("read_queries"))
         self._retry(self.begin)
         with cluster.phase("load"):
             self._retry(self._load)

@@ -52,7 +52,7 @@ class Worker:
         self._answers: Answers | None = None
         self._enough = -1
 
-    def look(self) -> None:
+    def read_queries(self) -> None:
         """Read the keys to query, to report errors before anything is counted."""
         self._sample()
 

@@ -59,9 +59,8 @@ class Blocks:
         self._noted = 1  # so many rows of both hold notes
         self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
         self.cuts = [0]  # where the pass's blocks begin among them
-        self._epoch = np.empty(
-            0, np.int64
-        )  # whose weights are noted: all others weigh 0 until the next epoch
+        # The columns whose weights are saved: all others weigh 0 until the next period.
+        self._period_cols = np.empty(0, np.int64)
 
     @property
     def _matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
@@ -96,26 +95,26 @@ class Blocks:
         return total % 2**64
 
     def set_weights(self, cols: NDArray[np.int64], w: F8) -> None:
-        """Set the weights of columns, and 0 for all others; recompute the margins. A new epoch begins."""
+        """Set the weights of columns, and 0 for all others; recompute the margins. A new period begins."""
         self.w[:] = 0.0
         self.w[cols] = w
         self.renew_margins()
 
     def renew_margins(self) -> None:
-        """Recompute the margins from the weights, since mixtures amplify rounding errors. A new epoch begins."""
+        """Recompute the margins from the weights, since mixtures amplify rounding errors. A new period begins."""
         cols = np.flatnonzero(self.w)
         kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
-        self.begin_epoch()
+        self.begin_period()
 
-    def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
+    def set_radius(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
         """Set the radius of columns, or the code instead of it."""
         self.radius[cols] = radius
 
-    def begin_epoch(self) -> None:
+    def begin_period(self) -> None:
         """Save the set of active columns, the margins and the weights; earlier saved states are dropped."""
         kernels.refresh_odds(self.state)
-        self._epoch = np.flatnonzero(self.radius > 0.0)
-        self._weights = np.empty((MEMORY + 1, len(self._epoch)))
+        self._period_cols = np.flatnonzero(self.radius > 0.0)
+        self._weights = np.empty((MEMORY + 1, len(self._period_cols)))
         self._noted = 0
         self._note()
 
@@ -126,7 +125,7 @@ class Blocks:
 
     def _note(self) -> None:
         self._margins[self._noted] = self.state[:, kernels.MARGIN]
-        self._weights[self._noted] = self.w[self._epoch]
+        self._weights[self._noted] = self.w[self._period_cols]
         self._noted += 1
 
     def _forget(self, kept: int) -> None:
@@ -140,19 +139,19 @@ class Blocks:
     def _thin_out(self) -> None:
         """Stop saving columns that were dropped and had weight 0 throughout, once they are the majority."""
         noted = self._weights[: self._noted]
-        live = (self.radius[self._epoch] > 0.0) | (noted != 0.0).any(axis=0)
+        live = (self.radius[self._period_cols] > 0.0) | (noted != 0.0).any(axis=0)
         if 2 * np.count_nonzero(live) < len(live):
             weights = np.empty((MEMORY + 1, int(np.count_nonzero(live))))
             weights[: self._noted] = noted[:, live]
-            self._epoch, self._weights = self._epoch[live], weights
+            self._period_cols, self._weights = self._period_cols[live], weights
 
-    def askable(self, full: bool) -> NDArray[np.int64]:
+    def candidates(self, full: bool) -> NDArray[np.int64]:
         """List the columns that may become active soon, or with `full` at any time."""
         return np.flatnonzero(self.radius >= (kernels.FAR if full else kernels.NEAR))
 
     def dropped(self) -> NDArray[np.int64]:
         """List the columns that are inactive but have a non-zero weight, as the result of a mixture."""
-        cols = self._epoch
+        cols = self._period_cols
         asleep = (self.radius[cols] <= 0.0) & (self.w[cols] != 0.0)
         dropped: NDArray[np.int64] = cols[asleep]
         return dropped
@@ -209,7 +208,7 @@ class Blocks:
             margins, weights = self.history, self._weights[: self._noted]
             kernels.mix(margins, mixture, margins[-1])
             kernels.mix(weights, mixture, weights[-1])
-            self.state[:, kernels.MARGIN], self.w[self._epoch] = margins[-1], weights[-1]
+            self.state[:, kernels.MARGIN], self.w[self._period_cols] = margins[-1], weights[-1]
         self._forget(1 if forget else MEMORY)
         self._thin_out()
 
@@ -232,10 +231,10 @@ class Blocks:
         return {"dual": float(kernels.dual_objective(self.state, shrink)), "loss": self.loss()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays for a checkpoint: radii, saved states, the epoch's columns, and the data's checksum."""
+        """Return the arrays for a checkpoint: radii, saved states, the period's columns, and the data's checksum."""
         return {
             "radius": self.radius,
-            "epoch": self._epoch,
+            "epoch": self._period_cols,
             "margins": self.history,
             "weights": self._weights[: self._noted],
             "checksum": np.array([self._checksum], np.int64),
@@ -258,22 +257,22 @@ class Blocks:
         if "checksum" not in arrays or arrays["checksum"].reshape(-1).tolist() != [self._checksum]:
             raise CheckpointError("the checkpoint was written with other training data, or parts of them")
         nothing = np.empty(0)
-        radius, epoch, margins, weights = (
+        radius, cols, margins, weights = (
             arrays.get(name, nothing) for name in ("radius", "epoch", "margins", "weights")
         )
         sound = (
             (radius.dtype, radius.shape) == (self.radius.dtype, self.radius.shape)
-            and epoch.ndim == 1 and epoch.dtype == np.int64
-            and epoch.min(initial=0) >= 0 and epoch.max(initial=-1) < len(radius)
+            and cols.ndim == 1 and cols.dtype == np.int64
+            and cols.min(initial=0) >= 0 and cols.max(initial=-1) < len(radius)
             and margins.ndim == 2 and 1 <= len(margins) <= MEMORY + 1
-            and margins.shape[1] == self._margins.shape[1] and weights.shape == (len(margins), len(epoch))
+            and margins.shape[1] == self._margins.shape[1] and weights.shape == (len(margins), len(cols))
         )  # fmt: skip
         if not sound:
             raise CheckpointError("the checkpoint is damaged: a worker's arrays do not fit each other")
-        self.radius, self._epoch = radius, epoch
-        self._noted, self._weights = len(margins), np.empty((MEMORY + 1, len(epoch)))
+        self.radius, self._period_cols = radius, cols
+        self._noted, self._weights = len(margins), np.empty((MEMORY + 1, len(cols)))
         self._margins[: self._noted], self._weights[: self._noted] = margins, weights
         self.state[:, kernels.MARGIN] = self.history[-1]
         self.w[:] = 0.0
-        self.w[self._epoch] = self._weights[self._noted - 1]
+        self.w[self._period_cols] = self._weights[self._noted - 1]
         kernels.refresh_odds(self.state)

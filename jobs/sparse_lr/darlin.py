@@ -166,7 +166,7 @@ class Darlin:
         self._heard(self.workers.start("start", first, keys=pieces))
         if self.data.wide:
             self._refuse_tiny_features()
-        self.servers.call("begin_epoch", vector=self.w)
+        self.servers.call("begin_period", vector=self.w)
         self._phase("step")
 
     def _inform(self) -> None:
@@ -180,8 +180,8 @@ class Darlin:
             first, count = min(each["first"] for each in found), sum(each["count"] for each in found)
             others = f" (and of {count - 1:,} others)" if count > 1 else ""
             raise InputError(
-                f"the values of feature {first}{others} are below {1.0 / kernels.FAINT:g}, so that its weight may be "
-                f"beyond 32-bit floating point with [sparse_lr] l1 = {self.settings.l1:g}: scale it, or raise l1"
+                f"the values of feature {first}{others} are below {1.0 / kernels.LARGEST_SCALE:g}, so that its weight "
+                f"may be beyond 32-bit floating point with [sparse_lr] l1 = {self.settings.l1:g}: scale it, or raise l1"
             )
 
     def one_pass(self) -> bool:
@@ -207,7 +207,7 @@ class Darlin:
         self._inform()
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
-        self.control = control.resumed(self.control, self._new_epoch(1.0)[0])
+        self.control = control.resumed(self.control, self._begin_period(1.0)[0])
 
     def _retry(self, step: Callable[[], T], changes: bool = True) -> T:
         """Run a step on the workers, and repeat it if one is lost; an interrupted pass does not count.
@@ -301,7 +301,7 @@ class Darlin:
         self._heard(self.workers.start("reset", asked, keys=self.pieces))
         found = self.servers.call("end_phase", vector=self.w)
         largest = max(each["largest"] for each in found)
-        objective, dual = self._new_epoch(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
+        objective, dual = self._begin_period(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
         if full:  # only then is `largest` that of all features
             self.gap = 1.0 - dual / objective
         returned = sum(each["returned"] for each in found)
@@ -310,9 +310,9 @@ class Darlin:
         gap = self.gap if full else math.inf
         return control.after_reset(self.control, returned, gap, self.settings.epsilon)
 
-    def _new_epoch(self, shrink: float) -> tuple[float, float]:
+    def _begin_period(self, shrink: float) -> tuple[float, float]:
         """Let the servers save the weights of the active features; return F, and the dual objective."""
-        size = exact_total(self.servers.call("begin_epoch", vector=self.w))[0]
+        size = exact_total(self.servers.call("begin_period", vector=self.w))[0]
         loss, dual = self._loss_and_dual(self.workers.call("dual", {"shrink": shrink}))
         return loss + self.settings.l1 * float(size), dual
 
@@ -366,7 +366,7 @@ class Darlin:
 
     def _go_on(self, same: bool) -> None:
         """Continue from a restored checkpoint, with the `same` number of workers or another."""
-        if not same:  # they have built their margins anew, so a new epoch begins
-            self.servers.call("begin_epoch", vector=self.w)
+        if not same:  # they have built their margins anew, so a new period begins
+            self.servers.call("begin_period", vector=self.w)
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("report"))

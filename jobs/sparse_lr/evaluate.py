@@ -127,7 +127,7 @@ class Scorer:
     def __init__(self, context: Context, data: DataSpec) -> None:
         self.context, self.data = context, data
 
-    def look(self, part: int, of: int) -> None:
+    def check_test_data(self, part: int, of: int) -> None:
         """Read the first examples of one part of the test files, to report bad files before training."""
         for path in self.data.test[part::of]:
             next(read([path], self.data), None)

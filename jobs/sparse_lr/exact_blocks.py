@@ -58,7 +58,7 @@ class ExactBlocks(Blocks):
             return np.ascontiguousarray(out[:, [1 + exact_kernels.PARTS, 1 + 2 * exact_kernels.PARTS]])
         return out
 
-    def wake(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
+    def set_radius(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
         """Set the radius or code of columns: f4[k], or f4[k, 3] with the exponents of their bounds."""
         if radius.ndim == 2:
             self.bounds[cols] = np.ldexp(1.0, radius[:, 1:].astype(np.int32))
@@ -88,9 +88,9 @@ class ExactBlocks(Blocks):
         self.state[:, kernels.MARGIN] = out
 
     def renew_margins(self) -> None:
-        """Begin a new epoch with recomputed margins."""
+        """Begin a new period with recomputed margins."""
         self._note_margins(0)
-        self.begin_epoch()
+        self.begin_period()
 
     def end_pass(self) -> tuple[dict[str, Any], None]:
         """Save the margins after a pass; return their largest change since the start of each saved pass."""
@@ -131,7 +131,7 @@ class ExactBlocks(Blocks):
 
     def begin_rebuild(self, radius: F4) -> None:
         """Set the radii and bounds of all columns; the weights at the starts of the last passes follow."""
-        self.wake(slice(None), radius)
+        self.set_radius(slice(None), radius)
         self._received_weights = []
 
     def rebuild_pass(self, w: F8) -> None:
@@ -143,10 +143,10 @@ class ExactBlocks(Blocks):
     def end_rebuild(self) -> None:
         """Continue from the last of these weights."""
         noted = np.array(self._received_weights)
-        self._epoch = np.flatnonzero((self.radius > 0.0) | (noted != 0.0).any(axis=0))
-        self._weights = np.empty((MEMORY + 1, len(self._epoch)))
+        self._period_cols = np.flatnonzero((self.radius > 0.0) | (noted != 0.0).any(axis=0))
+        self._weights = np.empty((MEMORY + 1, len(self._period_cols)))
         self._noted = len(noted)
-        self._weights[: self._noted] = noted[:, self._epoch]
+        self._weights[: self._noted] = noted[:, self._period_cols]
         self._received_weights = []
         kernels.refresh_odds(self.state)
 

@@ -21,10 +21,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Answer, Bounded, Cluster, Context, Task, at_once, finish, push_pull, retry_on_loss, unmet
+from mpips import (
+    Answer,
+    Bounded,
+    Cluster,
+    Context,
+    Job,
+    Task,
+    at_once,
+    finish,
+    push_pull,
+    retry_on_loss,
+    unmet,
+)
 from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
-from mpips.jobs.sparse_lr.epochs import Epochs, ranges
+from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
 from mpips.jobs.sparse_lr.evaluate import Scorer
 from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.settings import Settings as Settings
@@ -34,7 +46,7 @@ KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Bytes of a key, and of its row in a reply: (w, radius)."""
 
 
-def exact_sums(job: Any) -> str:
+def exact_sums(job: Job) -> str:
     """Return why this job's result depends on the number of workers even with exact sums; "" if it does not."""
     if job.settings.algorithm == "darlin":
         return ""
@@ -56,7 +68,9 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         cluster.say(empty)
     with cluster.phase("load"):
         if cluster.job.data.test:
-            retry_on_loss(cluster, lambda: cluster.workers.call("look", each=evaluate.parts_of(cluster)))
+            retry_on_loss(
+                cluster, lambda: cluster.workers.call("check_test_data", each=evaluate.parts_of(cluster))
+            )
         data = spread.load()
     block_wise = exact_darlin.ExactDarlin if exact else darlin.Darlin
     method = block_wise if settings.algorithm == "darlin" else online.Online
@@ -78,16 +92,20 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Worker(Epochs):
+class Worker(BlockWorker):
     """The worker of this program: it keeps blocks, and has examples, a scorer and an online learner."""
 
     def __init__(self, context: Context) -> None:
         data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
         scorer, learner = Scorer(context, data), Learner(context, data, self.consistency)
-        super().__init__(context, Holder(context, data, learner.look_over))
+        super().__init__(context, Holder(context, data, learner.find_last_key))
         self.load = self.held.load
-        self.look, self.score, self.training_loss = scorer.look, scorer.score, scorer.training_loss
+        self.check_test_data, self.score, self.training_loss = (
+            scorer.check_test_data,
+            scorer.score,
+            scorer.training_loss,
+        )
         self.learn, self.learnt, self.flush = learner.learn, learner.learnt, learner.flush
 
     @at_once
@@ -139,7 +157,7 @@ class Worker(Epochs):
         self.blocks.mix(None if mixture is None else np.array(mixture), forget)
         if mixture is not None:
             cols = self.blocks.dropped()
-            self.blocks.wake(cols, self.asked(cols, round).result())
+            self.blocks.set_radius(cols, self.asked(cols, round).result())
         return self.report()
 
     def dual(self, shrink: float) -> dict[str, Any]:

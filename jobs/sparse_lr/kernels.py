@@ -50,7 +50,7 @@ HUGE, HUGE_WIDE = 1e36, 1e300
 """Largest value of a worker's part of a sum of squares: a thousand of them can be added in f4, and in f8."""
 SMALL, LARGE = 1e-12, 1e15
 """Data is wide when a feature's max |x| is outside this range: f4 then cannot hold its sums of squares, or U."""
-FAINT, TOO_FAINT = 1e30, 1e38
+LARGEST_SCALE, OVERFLOWS = 1e30, 1e38
 """Weights of a feature with a scale above the first exceed f4; the second marks such a feature that may matter."""
 
 

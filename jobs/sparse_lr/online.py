@@ -112,11 +112,11 @@ class Online:
         cluster, settings = self.cluster, self.settings
         table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
         while not stop:
-            fare: dict[str, Any] = {}
+            usage: dict[str, Any] = {}
             while not self.parts.finished and not cluster.stop:
                 if accounts := self.learn():
-                    fare = cluster.recent_usage(accounts)
-                    table.update(self._shown() | fare)
+                    usage = cluster.recent_usage(accounts)
+                    table.update(self._shown() | usage)
                 if cluster.renewed():
                     regroup(cluster)
                     self.parts.follow(cluster.workers.addresses)
@@ -128,7 +128,7 @@ class Online:
             nonzeros, self.size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
             if self.parts.finished:
                 facts = self._shown() | {"nonzeros": nonzeros}
-                table.row(facts | fare)
+                table.row(facts | usage)
                 del facts["examples/s"]
                 cluster.event("pass", **facts, objective=last.loss + settings.l1 * self.size, active=nonzeros)
                 self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
@@ -212,7 +212,7 @@ class Online:
     def _note(self, done: dict[str, Any]) -> None:
         for number, batches, finished in done["parts"]:
             self.parts.note(number, batches, finished)
-        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"  # see `look_over`
+        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"  # see `find_last_key`
         if self.at.number == 1 and unread:
             self._met.add(Tally(skipped=done["skipped"], first_error=done["first_error"]))
         at = self.at
@@ -322,7 +322,7 @@ class Learner:
         self._learnt = CallProgress(-1)
         self._pushes: dict[int, Task] = {}
 
-    def look_over(self, batches: Iterator[Examples], tally: Tally) -> int:
+    def find_last_key(self, batches: Iterator[Examples], tally: Tally) -> int:
         """Return the last possible key: hashed keys have no bound; for others, read all examples."""
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":

@@ -25,7 +25,7 @@ are kept; at a start, and in a phase of its own, the reply is (radius or code, b
 So a worker that joins later gets the same state as the others, and the changes of an interrupted pass are undone
 (`undo`).
 
-An epoch is the time between two resets. For the features that were active at its start, the segment saves w at the
+A period is the time between two resets. For the features that were active at its start, the segment saves w at the
 starts of the last passes; the scheduler searches along the steps of these passes (`control`).
 """
 
@@ -130,8 +130,8 @@ def _history(segment: Segment) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     return slots, np.ascontiguousarray(rows.T)
 
 
-@call("begin_epoch")
-def begin_epoch(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+@call("begin_period")
+def begin_period(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Save w of the active features; return |w|_1."""
     slots = np.flatnonzero(segment.state["active"][: len(segment)]).astype(np.int32)
     segment.notes[HISTORY] = (slots, segment.values[slots])
@@ -194,7 +194,7 @@ _MARKED = ("radius", "active", "code")
 
 @call("mark")
 def mark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
-    """Save the state for `undo` of the features that a pass can change: those of the epoch."""
+    """Save the state for `undo` of the features that a pass can change: those of the period."""
     noted = segment.notes[HISTORY]
     segment.notes[BEFORE] = (noted[0], _marked(segment, noted[0]))
     segment.notes[EARLIER] = noted  # never changed in place: `sizes` makes a new one
@@ -250,7 +250,7 @@ def _select_weights(segment: Segment, at: int) -> dict[str, Any]:
 @call("tiny_features", reads=True)
 def tiny_features(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Return the features that may matter but whose weights exceed float32: the first key, and the number."""
-    slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.TOO_FAINT)
+    slots = np.flatnonzero(segment.state["scale"][: len(segment), 0] >= kernels.OVERFLOWS)
     keys = segment.keys_of(slots.astype(np.int32)).tolist()
     return {"first": min(keys, default=None), "count": len(keys)}
 

@@ -7,7 +7,19 @@ import math
 import numpy as np
 
 from mpips import kernel
-from mpips.jobs.sparse_lr.kernels import B1, F4, F8, FAINT, FAR, I4, LARGE, NEAR, NEVER, SMALL, TOO_FAINT
+from mpips.jobs.sparse_lr.kernels import (
+    B1,
+    F4,
+    F8,
+    FAR,
+    I4,
+    LARGE,
+    LARGEST_SCALE,
+    NEAR,
+    NEVER,
+    OVERFLOWS,
+    SMALL,
+)
 
 _SUMS = "f4", "f8"
 """Types of sums over workers; f8 if they are exact."""
@@ -28,8 +40,8 @@ def start_keys(
         entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
         along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
         unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
-        if unit > FAINT:  # what weighs nothing whatever comes has no need of one
-            unit = TOO_FAINT if max(along, against) > l1 else 1.0
+        if unit > LARGEST_SCALE:  # what weighs nothing whatever comes has no need of one
+            unit = OVERFLOWS if max(along, against) > l1 else 1.0
         scale[s] = unit
         d[s] = scale[s]
         active[s] = not kkt or 0.5 * abs(against - along) > l1  # the gradient at w = 0

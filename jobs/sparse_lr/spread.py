@@ -136,13 +136,13 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
 class Holder:
     """Holds a worker's examples: by columns, in `blocks`, or for online learning only their number.
 
-    `look_over(batches, tally)` reads examples for online learning, and returns the last possible key.
+    `find_last_key(batches, tally)` reads examples for online learning, and returns the last possible key.
     """
 
     def __init__(
-        self, context: Context, data: DataSpec, look_over: Callable[[Iterator[Examples], Tally], int]
+        self, context: Context, data: DataSpec, find_last_key: Callable[[Iterator[Examples], Tally], int]
     ) -> None:
-        self.context, self.data, self._look_over = context, data, look_over
+        self.context, self.data, self._find_last_key = context, data, find_last_key
         self.settings: Settings = context.job.settings
         self.blocks: Any = None
         self._columns: Columns | None = None
@@ -168,7 +168,7 @@ class Holder:
 
     def _take(self, batches: Iterator[Examples]) -> None:
         if self.settings.algorithm != "darlin":
-            self._last = max(self._last, self._look_over(batches, self._tally))
+            self._last = max(self._last, self._find_last_key(batches, self._tally))
             return
         columns = load_columns(batches)
         self._columns = columns if self._columns is None else joined(self._columns, columns)

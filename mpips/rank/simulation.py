@@ -9,14 +9,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import View, first_view
-from mpips.config.job_file import CheckpointSpec
+from mpips.config.job_file import CheckpointSpec, Job
 from mpips.exit_codes import ExitCode
 from mpips.filters.chain import Chain
 from mpips.rank.roles import Roles
@@ -90,7 +90,7 @@ class Simulation:
         replicas: int,
         worker: Callable[[Context], Any],
         *,
-        job: Any = None,
+        job: Job | None = None,
         window: int = 64,
         resend: float | None = None,
         bandwidth: float = 0.0,
@@ -152,7 +152,7 @@ class Simulation:
             me,
             membership,
             partial(Server, me, self._bandwidth, file),
-            partial(CallExecutor, me, self.worker, self._job, None, file),
+            partial(CallExecutor, me, self.worker, cast(Job, self._job), None, file),
             partial(self._lead, me, journal, membership, schedule, place, results),
         )
         with ExitStack() as opened, suppress(Fenced):
@@ -176,7 +176,7 @@ class Simulation:
     ) -> None:
         stage = self.stage
         with Cluster(
-            me, self._job or _NoJob(), RunFolder(place), io.StringIO(), journal, membership
+            me, cast(Job, self._job or _NoJob()), RunFolder(place), io.StringIO(), journal, membership
         ) as cluster:
             stage.cluster = cluster
             try:
@@ -219,7 +219,7 @@ def simulate(
     virtual_servers: int = 0,
     delays: Delays = no_delay,
     seed: int = 0,
-    job: Any = None,
+    job: Job | None = None,
     window: int = 64,
     resend: float | None = None,
     horizon: float = 60.0,

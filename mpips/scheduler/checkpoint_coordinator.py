@@ -21,6 +21,7 @@ from mpips.checkpoint.lineage import Lineage
 from mpips.checkpoint.manifest import MANIFEST
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
+from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, MpipsError, WorkerLost
 from mpips.scheduler.group import Group
 from mpips.scheduler.time_limit import Durations
@@ -33,7 +34,7 @@ class Checkpointed(Protocol):
     """The part of `Cluster` that a checkpoint needs."""
 
     node: Node
-    job: Any
+    job: Job
     workers: Group
     resume: Path | None
     pace: Durations

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.manifest import read_manifest
+from mpips.config.job_file import Job
 from mpips.errors import CheckpointError
 from mpips.files.json_shape import ANY, NUMBER, Each, misfit
 from mpips.files.json_shape import Table as Form
@@ -36,7 +37,7 @@ def read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs
 
 
-def check(resume: Path, about: dict[str, Any], job: Any, facts: dict[str, Any]) -> None:
+def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) -> None:
     """Raise CheckpointError if a checkpoint is of another program, or was written under other `facts`."""
     if about["program"] != job.program:
         raise CheckpointError(f"checkpoint {resume} is of program {about['program']!r}, not {job.program!r}")
@@ -47,7 +48,7 @@ def check(resume: Path, about: dict[str, Any], job: Any, facts: dict[str, Any]) 
             )
 
 
-def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Any) -> list[str]:
+def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Job) -> list[str]:
     """List the program's settings that differ from those in a checkpoint.
 
     A vector keeps its initial values and the settings of its update; a different one in the job file would be ignored,

@@ -30,6 +30,7 @@ from mpips.calls import BuiltInCall
 from mpips.checkpoint.lineage import Lineage, of_run
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
+from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
@@ -71,7 +72,7 @@ class Cluster:
     def __init__(
         self,
         node: Node,
-        job: Any,
+        job: Job,
         folder: RunFolder,
         out: TextIO | None = None,
         journal: Journal | None = None,

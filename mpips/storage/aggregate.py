@@ -18,7 +18,7 @@ _TYPES = ("f4", "f8", "i4", "i8")
 @kernel(*(f"i8(i8[::1], i8, i8, i4[::1], {t}[:,::1], i4[::1], {t}[:,::1], i4[::1])" for t in _TYPES))
 def _sum_into(
     stamps: NDArray[np.int64],
-    epoch: int,
+    number: int,
     count: int,
     slots: NDArray[np.int32],
     rows: Array,
@@ -28,7 +28,7 @@ def _sum_into(
 ) -> int:
     """Add one worker's rows to the union of the round; places[i] is where row i went. Return its new length.
 
-    stamps[slot] = epoch << 32 | place: the slot is already in this round's union, at this place.
+    stamps[slot] = number << 32 | place: the slot is already in this round's union, at this place.
     """
     width = sums.shape[1]
     # by far the most frequent case, without an inner loop
@@ -37,11 +37,11 @@ def _sum_into(
         for i in range(len(slots)):
             s = np.uint32(slots[i])
             stamp = stamps[s]
-            if stamp >> 32 == epoch:
+            if stamp >> 32 == number:
                 places[i] = stamp & 0xFFFFFFFF
                 total[np.uint32(places[i])] += mine[i]
             else:
-                stamps[s] = (epoch << 32) | count
+                stamps[s] = (number << 32) | count
                 touched[count] = slots[i]
                 total[count] = mine[i]
                 places[i] = count
@@ -50,13 +50,13 @@ def _sum_into(
     for i in range(len(slots)):
         s = slots[i]
         stamp = stamps[s]
-        if stamp >> 32 == epoch:
+        if stamp >> 32 == number:
             place = stamp & 0xFFFFFFFF
             for j in range(width):
                 sums[place, j] += rows[i, j]
         else:
             place = count
-            stamps[s] = (epoch << 32) | count
+            stamps[s] = (number << 32) | count
             touched[count] = s
             for j in range(width):
                 sums[count, j] = rows[i, j]
@@ -88,7 +88,7 @@ class Aggregator:
         self.workers = tuple(workers)
         self._pending: dict[Hashable, dict[int, tuple[Slots, Array]]] = {}
         self._stamps = np.full(0, -1, np.int64)
-        self._epoch = 0
+        self._number = 0
 
     def pending(self) -> dict[Hashable, list[int]]:
         """Return, for every incomplete round, the workers whose pushes have arrived."""
@@ -126,13 +126,13 @@ class Aggregator:
         if len(widths) > 1:
             raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
         sums = np.empty((total, widths.pop()), segment.push_row.dtype)
-        self._next_epoch()
+        self._next_number()
         count = 0
         everyone: dict[int, NDArray[np.int32] | slice] = {}
         for worker, (part, rows) in zip(self.workers, parts, strict=True):
             slots = one_by_one(part)
             places = np.empty(len(slots), np.int32)
-            count = _sum_into(self._stamps, self._epoch, count, slots, rows, touched, sums, places)
+            count = _sum_into(self._stamps, self._number, count, slots, rows, touched, sums, places)
             everyone[worker] = places
         return Summed(touched[:count], sums[:count], everyone)
 
@@ -143,14 +143,14 @@ class Aggregator:
             sums += rows
         return Summed(run, sums, dict.fromkeys(self.workers, slice(None)))
 
-    def _next_epoch(self) -> None:
+    def _next_number(self) -> None:
         missing = self.segment.capacity - len(self._stamps)
         if missing > 0:
             self._stamps = np.concatenate([self._stamps, np.full(missing, -1, np.int64)])
-        self._epoch += 1
-        if self._epoch == 2**31:
+        self._number += 1
+        if self._number == 2**31:
             self._stamps.fill(-1)
-            self._epoch = 0
+            self._number = 0
 
 
 def _common_run(parts: list[Slots]) -> slice | None:

@@ -28,6 +28,7 @@ from mpips.checkpoint.loading import load_worker, load_worker_if_any
 from mpips.checkpoint.saved import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
+from mpips.config.job_file import Job
 from mpips.errors import ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.server.snapshot_file import SnapshotFile
@@ -111,7 +112,7 @@ class Context:
     [1.0, 2.0, 0.0]
     """
 
-    def __init__(self, node: Node, job: Any, communicator: Any = None) -> None:
+    def __init__(self, node: Node, job: Job, communicator: Any = None) -> None:
         self.node, self.job, self.communicator = node, job, communicator
         self.vectors = Vectors()
 
@@ -201,7 +202,7 @@ class CallExecutor:
         self,
         node: Node,
         make_worker: Any,
-        job: Any,
+        job: Job,
         communicator: Any = None,
         file: SnapshotFile | None = None,
     ) -> None:

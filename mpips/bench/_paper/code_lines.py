@@ -19,7 +19,7 @@ SILENT = {
 }  # fmt: skip
 """Tokens that do not count as code."""
 METHOD = (
-    "job.py", "settings.py", "darlin.py", "control.py", "epochs.py", "blocks.py", "proximal.py", "kernels.py",
+    "job.py", "settings.py", "darlin.py", "control.py", "block_worker.py", "blocks.py", "proximal.py", "kernels.py",
     "server_kernels.py",
 )  # fmt: skip
 """The files of sparse_lr that are the block proximal method itself."""

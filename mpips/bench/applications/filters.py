@@ -12,7 +12,7 @@ from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun, at_least, note, spread
 from mpips.bench.applications import _liblinear, delay, sparse_lr
 from mpips.bench.requests import coding
-from mpips.config.job_file import load
+from mpips.config.job_file import Job, load
 from mpips.filters import named
 from mpips.report.charts import Bar, BarPart, Series, bars, lines, tiled
 from mpips.report.html import Html
@@ -198,7 +198,7 @@ def figure_path(asked: argparse.Namespace) -> Path | None:
     return path
 
 
-def optimum(asked: argparse.Namespace, job: Any, folder: Path) -> tuple[float, str]:
+def optimum(asked: argparse.Namespace, job: Job, folder: Path) -> tuple[float, str]:
     """Return the optimum, and its source; it is computed if it is not known."""
     own = bool(asked.train or asked.set)
     data = folder / "data.npz"

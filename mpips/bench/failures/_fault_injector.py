@@ -17,6 +17,7 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.errors import InputError
 from mpips.rank.simulation import Stage, Watched
+from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
 from mpips.transport.network_faults import Delays, Fault
@@ -57,10 +58,10 @@ class FaultInjector:
         self._over = False
         self._leaving: set[int] = set()  # Servers that were ordered to leave.
 
-    def ending(self, schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def ending(self, schedule: Callable[[Cluster], Any]) -> Callable[[Cluster], Any]:
         """Return the program; no events happen after its end."""
 
-        def run(cluster: Any) -> Any:
+        def run(cluster: Cluster) -> Any:
             try:
                 return schedule(cluster)
             finally:
@@ -133,7 +134,7 @@ class FaultInjector:
             self._note(event.what, network, text)
         return True
 
-    def _order(self, event: Event, view: View, cluster: Any) -> str:
+    def _order(self, event: Event, view: View, cluster: Cluster) -> str:
         membership = cluster.membership
         if (event.act, event.role) == ("join", "server"):
             return f"rank {membership.join_server()}"

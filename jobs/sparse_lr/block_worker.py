@@ -22,7 +22,7 @@ Columns = slice | NDArray[np.int64]
 REBUILD = 2**62  # a round that no pass reaches
 
 
-class Epochs:
+class BlockWorker:
     """A worker that keeps blocks of features: their radii, margins and weights."""
 
     def __init__(self, context: Context, held: Holder) -> None:
@@ -49,14 +49,14 @@ class Epochs:
                 listed = self.named(listed, within)
             self._ask(in_flight, listed, sums, within, round + number, cols)
         self.context.wait_all(in_flight)
-        blocks.begin_epoch()
+        blocks.begin_period()
         return self.report()
 
     def reset(self, keys: NDArray[np.uint64], round: int, full: bool) -> dict[str, Any]:
         """Push the exact gradient; receive the new active set."""
         blocks, in_flight = self.blocks, deque[Task]()
         blocks.refresh()
-        asked = blocks.askable(full)
+        asked = blocks.candidates(full)
         cuts = [*np.searchsorted(blocks.keys[asked], keys).tolist(), len(asked)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = asked[cuts[number] : cuts[number + 1]]
@@ -91,7 +91,7 @@ class Epochs:
 
     def _take_radius(self, cols: Columns, task: Task) -> None:
         if task.error is None and (radii := task.result()) is not None and len(radii):
-            self.blocks.wake(cols, radii)
+            self.blocks.set_radius(cols, radii)
 
     @property
     def w(self) -> Vector:
