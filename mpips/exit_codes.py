@@ -12,7 +12,7 @@ class ExitCode(enum.IntEnum):
     UNWRITABLE = 74
     """The output could not be written: the disk is full, read-only or fails (EX_IOERR)."""
     STOPPED = 85
-    """Stopped with a checkpoint; asks a batch system to start the run again."""
+    """Stopped on request, with a checkpoint if anything was trained; asks a batch system to start the run again."""
     READER_GONE = 141
     """Who reads the output of a command has gone, as in `| head`: 128 + SIGPIPE."""
 

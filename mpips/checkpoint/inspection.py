@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from mpips.checkpoint.loading import vectors
@@ -23,8 +23,11 @@ from mpips.files.safe_open import open_regular, read_bytes
 from mpips.process.printable import printable
 
 
-def verify(path: Path) -> list[str]:
-    """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid."""
+def verify(path: Path, turn: Callable[[], object] = lambda: None) -> list[str]:
+    """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid.
+
+    `turn` is called between two pieces, so that a long check can be stopped.
+    """
     path = Path(path)
     try:
         manifest = read_manifest(path)
@@ -35,11 +38,11 @@ def verify(path: Path) -> list[str]:
         shards = {entry["name"] for entry in entries if entry["kind"] == "server"}
         for entry in sorted(entries, key=lambda entry: bool(entry["kind"] == "view")):
             if entry["kind"] != "view":
-                problems += _file_problems(path / entry["name"], entry, ())
+                problems += _file_problems(path / entry["name"], entry, (), turn)
             # the view's data are read only if all shards are valid, since HDF5 opens the files that it refers to
             else:
                 held = {} if problems else entry.get("vectors", {})
-                problems += _file_problems(path / entry["name"], {**entry, "vectors": held}, shards)
+                problems += _file_problems(path / entry["name"], {**entry, "vectors": held}, shards, turn)
     except CheckpointError as error:
         return [str(error)]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -47,7 +50,7 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
-def _file_problems(file: Path, entry: Entry, beside: Container[str]) -> list[str]:
+def _file_problems(file: Path, entry: Entry, beside: Container[str], turn: Callable[[], object]) -> list[str]:
     """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to files `beside` it."""
     try:
         with explained("read", file), open_regular(file, follow=False) as there:
@@ -55,7 +58,7 @@ def _file_problems(file: Path, entry: Entry, beside: Container[str]) -> list[str
         # Without a look at its bytes: there may be no end of them.
         if size != entry["bytes"]:
             return [f"{file}: {size} bytes, the manifest says {entry['bytes']}"]
-        if entry_of(file, entry["kind"], entry["number"])["sha256"] != entry["sha256"]:
+        if entry_of(file, entry["kind"], entry["number"], turn)["sha256"] != entry["sha256"]:
             return [f"{file}: damaged: its sha256 is not the manifest's"]
         with opened(file, beside) as held:
             parts = entry.get("vectors", {}).items()

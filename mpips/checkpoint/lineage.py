@@ -133,6 +133,11 @@ def owner_of(manifest: Mapping[str, Any]) -> str:
     return str(manifest.get("run") or (manifest.get("provenance") or {}).get("id") or "")
 
 
+def started_of(manifest: Mapping[str, Any]) -> str:
+    """Return when the run that wrote a checkpoint was started (UTC); "" if the manifest does not have it."""
+    return str((manifest.get("provenance") or {}).get("started", ""))
+
+
 def newest_run(directory: Path) -> Path | None:
     """Return the newest checkpoint of the run that was started last among those with checkpoints in a directory.
 
@@ -140,7 +145,7 @@ def newest_run(directory: Path) -> Path | None:
     """
     runs: dict[str, tuple[tuple[str, int], Path]] = {}
     for path, manifest in held(directory):  # oldest first
-        started = str((manifest.get("provenance") or {}).get("started", ""))
+        started = started_of(manifest)
         try:
             # orders those of one second
             written = path.stat().st_mtime_ns

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,8 +298,8 @@ def cover_problems(entries: list[Entry]) -> list[str]:
 # Files.
 
 
-def entry_of(path: Path, kind: str, number: int) -> Entry:
-    """Describe a file as it is on the disk: name, kind, number, bytes and sha256."""
+def entry_of(path: Path, kind: str, number: int, turn: Callable[[], object] = lambda: None) -> Entry:
+    """Describe a file as it is on the disk: name, kind, number, bytes and sha256; `turn` is called between pieces."""
     # In large pieces: between two of them a thread may wait long for the GIL while another one computes.
     hashed, size = hashlib.sha256(), 0
     with explained("read", path), open_regular(path, follow=False) as file:
@@ -307,6 +307,7 @@ def entry_of(path: Path, kind: str, number: int) -> Entry:
         while count := file.readinto(piece):
             hashed.update(piece[:count])
             size += count
+            turn()
     return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed.hexdigest()}
 
 

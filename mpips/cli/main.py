@@ -42,9 +42,9 @@ On a cluster the ranks can also be started without `mpips run`:
 """
 
 EPILOG = """\
-exit codes: 0 completed, also if ranks died during the run; 85 stopped with a checkpoint, continue with
---resume latest; 2 the input is wrong (reported in one line); 74 the output could not be written; 128 + a signal's
-number: the signal arrived before the run started; anything else: failed.
+exit codes: 0 completed, also if ranks died during the run; 85 stopped, with a checkpoint if anything was trained,
+continue with --resume latest; 2 the input is wrong (reported in one line); 74 the output could not be written; 128 + a
+signal's number: the signal arrived before the run started; anything else: failed.
 `mpips COMMAND --help` describes each command."""
 
 

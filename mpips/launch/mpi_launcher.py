@@ -364,6 +364,12 @@ def verdict(
         why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
         where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
         again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
+        if result.get("before_training"):
+            what = f"resume{where}" if where else "there is no checkpoint; start it again"
+            line = (
+                f"mpips: stopped before anything was trained{why}; {what} with: {again}; run folder: {folder}"
+            )
+            return ExitCode.STOPPED, line
         return (
             ExitCode.STOPPED,
             f"mpips: stopped with a checkpoint{why}; resume{where} with: {again}; run folder: {folder}",

@@ -128,7 +128,11 @@ class Children:
         stops = sum(kind != signal.SIGUSR1 for kind in requests)
         if stops and not self._promised:
             self._promised = True
-            print("mpips: stopping after a checkpoint; repeat to kill the run", file=sys.stderr, flush=True)
+            print(
+                "mpips: stopping, with a checkpoint if anything is trained; repeat to kill the run",
+                file=sys.stderr,
+                flush=True,
+            )
         now = time.monotonic()
         if stops > 1:
             self._end()

@@ -121,6 +121,29 @@ def latest(folder: RunFolder, directory: Path) -> Path | None:
     return found
 
 
+def trained_nothing(facts: Mapping[str, Any]) -> bool:
+    """Return whether the run of a `run.json` was stopped before it trained anything."""
+    ended = facts.get("exit", {})
+    return ended.get("status") == "stopped" and ended.get("before_training") is True
+
+
+def is_at_its_beginning(folder: RunFolder) -> bool:
+    """Return whether a run was stopped before it trained anything, and had resumed from no checkpoint."""
+    facts = read_run(folder) or {}
+    return trained_nothing(facts) and not facts.get("ancestry")
+
+
+def newest_of(job: str, runs: Path = Path("runs")) -> RunFolder | None:
+    """Return the run of a job, by its name, that was started last among those in a folder; None if there is none."""
+    found = []
+    for path in runs.glob("*/run.json"):
+        folder = RunFolder(path.parent)
+        facts = read_run(folder) or {}
+        if facts.get("job", {}).get("job", {}).get("name") == job:
+            found.append((facts.get("started", ""), folder.path))
+    return RunFolder(max(found)[1]) if found else None
+
+
 def amend(folder: RunFolder, **more: object) -> None:
     """Add entries to `run.json`; errors are ignored."""
     facts = read_run(folder)
@@ -175,7 +198,7 @@ def _exit(result: Mapping[str, Any]) -> Facts:
     default = {"completed": "the program ended", "stopped": "asked to stop"}.get(status, "unknown")
     said = result.get("error") if status == "failed" else result.get("stopped_by")
     facts = {"status": status, "code": result.get("exit_code"), "reason": said or default}
-    return facts | {key: result[key] for key in ("failed_rank",) if key in result}
+    return facts | {key: result[key] for key in ("failed_rank", "before_training") if key in result}
 
 
 def _written(checkpoints: Path, run: object) -> list[Facts]:

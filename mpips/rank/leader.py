@@ -51,7 +51,7 @@ from mpips.rundir.order_files import Order, Orders
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.stopping import enforce, watch
+from mpips.scheduler.stopping import NothingTrained, enforce, leave_untrained, watch
 from mpips.scheduler.time_limit import end_of
 from mpips.transport.message import Command
 
@@ -115,23 +115,31 @@ class Leader:
                     self._watch_orders(cluster)
                     watch(cluster, self.started, end)
                     enforce(cluster, prepared.ends)
-                self._hash_inputs()
                 try:
-                    metrics = prepared.program.schedule(cluster, prepared.job.settings)
-                except BaseException:
-                    if cluster.metrics:
-                        self._keep(cluster, cluster.metrics)
-                    raise
-                self._keep(cluster, metrics)
-                cluster.settle()
-                result = self._success(cluster)
-                self._end_hashing(cluster)
-                return result
+                    if not node.policy.again:
+                        leave_untrained(cluster)
+                    return self._run_program(cluster)
+                except NothingTrained:
+                    return self._nothing_trained(cluster)
         except Fenced:
             raise
         except BaseException as error:
             run_json.amend(self.folder, inputs=self._inputs.facts())
             return self._failure(error)
+
+    def _run_program(self, cluster: Cluster) -> dict[str, Any]:
+        self._hash_inputs()
+        try:
+            metrics = self.prepared.program.schedule(cluster, self.prepared.job.settings)
+        except BaseException:
+            if cluster.metrics:
+                self._keep(cluster, cluster.metrics)
+            raise
+        self._keep(cluster, metrics)
+        cluster.settle()
+        result = self._success(cluster)
+        self._end_hashing(cluster)
+        return result
 
     def stop_all(self, code: int) -> None:
         """Send all ranks the stop message with an exit code."""
@@ -196,6 +204,8 @@ class Leader:
             return "a checkpoint will be written after the present step"
         if verb == "stop":
             self._orders.stop = "mpips ctl stop"
+            if cluster.untrained:
+                return "nothing is trained yet: the run stops now, without a checkpoint"
             return "the run will stop with a checkpoint after the present step"
         if verb == "join":
             return self._join(cluster, order.name, str(arguments["role"]))
@@ -280,20 +290,9 @@ class Leader:
             cluster.say(f"warning: null in result.json: {nulls}")
 
     def _success(self, cluster: Cluster) -> dict[str, Any]:
-        layout = self.prepared.job.layout
         code = ExitCode.STOPPED if cluster.stopped_early else ExitCode.COMPLETED
         result: dict[str, Any] = {
-            "status": "completed" if code == ExitCode.COMPLETED else "stopped",
-            "exit_code": code,
-            "program": self.prepared.job.program,
-            "layout": {
-                "ranks": layout.size(),
-                "schedulers": layout.schedulers,
-                "servers": layout.servers,
-                "workers": layout.workers,
-                "spares": layout.spares,
-            },
-            "seconds": cluster.seconds,
+            **self._about(cluster, code),
             **self._returned,
             "waiting": cluster.waiting,
             "traffic": cluster.traffic(),
@@ -316,6 +315,34 @@ class Leader:
             cluster.say(line)
         cluster.seconds["total"] = self.node.van.wall() - self.started
         return result
+
+    def _about(self, cluster: Cluster, code: ExitCode) -> dict[str, Any]:
+        layout = self.prepared.job.layout
+        return {
+            "status": "completed" if code == ExitCode.COMPLETED else "stopped",
+            "exit_code": code,
+            "program": self.prepared.job.program,
+            "layout": {
+                "ranks": layout.size(),
+                "schedulers": layout.schedulers,
+                "servers": layout.servers,
+                "workers": layout.workers,
+                "spares": layout.spares,
+            },
+            "seconds": cluster.seconds,
+        }
+
+    def _nothing_trained(self, cluster: Cluster) -> dict[str, Any]:
+        """Return the result of a run that was stopped before it trained: its checkpoint is what it resumed from."""
+        run_json.amend(self.folder, inputs=self._inputs.facts())
+        cluster.seconds["total"] = self.node.van.wall() - self.started
+        return {
+            **self._about(cluster, ExitCode.STOPPED),
+            "stopped_by": self._orders.stop,
+            "checkpoint": cluster.last_checkpoint(),
+            "before_training": True,
+            "recoveries": self.recoveries(),
+        }
 
     def recoveries(self) -> list[dict[str, Any]]:
         """List the lost ranks.

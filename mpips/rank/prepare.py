@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mpips.checkpoint.lineage import newest_run
+from mpips.checkpoint.lineage import newest_run, started_of
+from mpips.checkpoint.manifest import read_manifest
 from mpips.cluster.faults import FaultsSpec
 from mpips.config import job_file
 from mpips.config.job_file import Job, RecordSpec
@@ -94,7 +96,10 @@ def without_faults(job: Job) -> Job:
 
 
 def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
-    """Return the checkpoint to resume from; for `latest`, that of the named run folder, else of the newest run."""
+    """Return the checkpoint to resume from; for `latest`, that of the named run folder, else of the newest run.
+
+    None for `latest`, too, if that run was stopped before it trained anything: it is started again.
+    """
     if options.resume != "latest":
         return Path(options.resume) if options.resume else None
     folder = checkpoints(job)
@@ -102,10 +107,28 @@ def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
     if run is not None and run.run.exists():
         found, whose = run_json.latest(run, folder), f" of the run in {run.path}"
     else:
-        found, whose = newest_run(folder), ""
+        found, whose, run = newest_run(folder), "", _untrained(job, folder)
+        if run is not None:
+            found = run_json.latest(run, folder)
+    if found is None and run is not None and run_json.is_at_its_beginning(run):
+        if seems_first():
+            print(
+                f"mpips: {run.path}: was stopped before it trained anything: from the beginning",
+                file=sys.stderr,
+            )
+        return None
     if found is None:
         raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}")
     return found
+
+
+def _untrained(job: Job, folder: Path) -> RunFolder | None:
+    """Return the newest run of a job if it was stopped before it trained, and none with checkpoints is newer."""
+    run = run_json.newest_of(job.name)
+    facts = (run_json.read_run(run) if run is not None else None) or {}
+    last = newest_run(folder)
+    newer = last is not None and started_of(read_manifest(last)) > facts.get("started", "")
+    return run if run_json.trained_nothing(facts) and not newer else None
 
 
 def checkpoints(job: Job) -> Path:

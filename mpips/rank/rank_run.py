@@ -71,6 +71,8 @@ PATIENCE = 3.0
 
 More on a host whose cores are oversubscribed.
 """
+HURRY = 1 / 3
+"""The fraction of it that the other ranks have if they have nothing to lose."""
 
 
 class RankRun:
@@ -99,6 +101,8 @@ class RankRun:
         self.survives, self.oversubscribed, self.replicas = False, False, 0
         # The largest number of ranks on one host.
         self.fullest = 1
+        # At the leader: whether nothing was trained, so that no rank has anything to end in order.
+        self.hurries = False
         self.wall = time.time() - (time.perf_counter() - started)
         self.heartbeat: Heartbeat | None = None
         self.membership: Membership | None = None
@@ -151,11 +155,11 @@ class RankRun:
             code = self._serve(node, prepared)
             log.note("end", code=code)
             with node.observers.during(What.LEAVE):
-                left = node.departure.leave(self._patience())
+                left = node.departure.leave(self._patience() * (HURRY if self.hurries else 1.0))
             if self.membership is not None and self.membership.gave_up:
                 # The launcher ends hung ranks on all hosts.
                 self._quit(code or ExitCode.FAILED)
-            elif self.survives:
+            elif self.survives and (left or not self.hurries):
                 end_hung(node.view, processes)
             elif not left:
                 self._quit(code or ExitCode.FAILED)
@@ -304,6 +308,7 @@ class RankRun:
             signal.signal(kind, signal.SIG_IGN)
         if leader.error:
             say(leader.error)
+        self.hurries = bool(result.get("before_training"))
         code = self.result.end(result)
         leader.stop_all(code)
         return code

@@ -125,7 +125,7 @@ def make_folder(prepared: Prepared) -> RunFolder:
         check_directory(checkpoints(prepared.job))
     named = prepared.options.run_dir
     if named:
-        return RunFolder.claim(named, prepared.resume is not None, prepared.options.claim)
+        return RunFolder.claim(named, bool(prepared.options.resume), prepared.options.claim)
     return RunFolder.create(prepared.job.name)
 
 

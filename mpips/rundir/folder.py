@@ -62,7 +62,7 @@ RUN = {
     "ancestry?": Each(
         {"checkpoint": str, "step?": (int, None), "id?": str, "manifest_sha256?": str, "commit?": str}
     ),
-    "exit?": {"status?": str, "reason?": str},
+    "exit?": {"status?": str, "reason?": str, "before_training?": bool},
     "outputs?": {
         "files?": Each({"name": str, **_FILE}),
         "checkpoints?": Each({"folder": str, "step?": (int, None), "manifest_sha256": str}),
@@ -76,6 +76,7 @@ RESULT = {
     "exit_code?": (int, None),
     "error?": str,
     "stopped_by?": (str, None),
+    "before_training?": bool,
     "seconds?": Table((*NUMBER, None)),
     "metrics?": (Table(ANY), None),
     "waiting?": NUMBER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ _RESUMED = {
 """The fields of a manifest's `about` in a checkpoint that a run can resume from."""
 
 
-def read(resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged."""
+def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged.
+
+    All of its bytes are read; `turn` is called between two pieces.
+    """
     manifest = read_manifest(resume)
-    problems = inspection.verify(resume)
+    problems = inspection.verify(resume, turn)
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}

@@ -17,7 +17,7 @@ recover then calls `regroup`, gives the lost work to the present workers, and co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -105,6 +105,10 @@ class Cluster:
         self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self.stopped_early = False
+        self.untrained = False
+        """Whether the program reads data or a checkpoint, and has trained nothing: a stop would lose nothing."""
+        # Whether it has trained, so that a later load is part of a step.
+        self._has_trained = False
         self.facts: dict[str, Any] = {}
         # Tasks issued earlier, to workers of before a change, are not waited for.
         self._since = 0
@@ -172,15 +176,29 @@ class Cluster:
         self.close()
 
     @contextmanager
+    def _losing_nothing(self) -> Iterator[None]:
+        """End the run at once if it is asked to stop during the body, unless it has trained before."""
+        self.untrained = not self._has_trained
+        try:
+            yield
+        finally:
+            self.untrained = False
+
+    @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the body as `seconds[name]`; a checkpoint inside training counts as checkpoint only."""
+        """Measure the body as `seconds[name]`; a checkpoint inside training counts as checkpoint only.
+
+        A stop request during `load`, before any training, ends the run at once: there is nothing to save.
+        """
         wall = self.node.van.wall
         before = self.accounts() if name == "train" else []
         start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
             self._training = start
-        with self.node.observers.during(What.PHASE, name):
+        whole = self._losing_nothing() if name == "load" else nullcontext()
+        with self.node.observers.during(What.PHASE, name), whole:
             yield
+        self._has_trained |= name == "train"
         elapsed = self.decide(wall) - start
         if name == "train":
             elapsed -= self.seconds["checkpoint"] - inner
@@ -286,6 +304,7 @@ class Cluster:
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is due after `step`: by the job file, on request, or before a stop."""
+        self._has_trained = True
         self.pace.stepped(self.node.van.now())
         every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
 
@@ -351,8 +370,8 @@ class Cluster:
         """
         if self.resume is None:
             return None
-        with self.phase("checkpoint"):
-            about, specs = self.decide(partial(resuming.read, self.resume))
+        with self.phase("checkpoint"), self._losing_nothing():
+            about, specs = self.decide(partial(resuming.read, self.resume, self.node.poll))
             resuming.check(self.resume, about, self.job, self.facts)
             changed = resuming.changed_settings(self.resume, about, specs, self.job)
             if unfit is not None and (problem := unfit(about)):

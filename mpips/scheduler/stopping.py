@@ -1,4 +1,17 @@
-"""Stopping before the time limit: the leader asks the run to stop in time, and ends one that does not."""
+"""Stop requests outside of the program's own steps, and the time limit.
+
+The leader asks the run to stop in time, and ends one that does not. A run that has trained nothing yet ends at once:
+it has nothing to write into a checkpoint, and reading the data to their end would not help it.
+
+    leader                                                    worker, server
+    signal, order or clock: note the request
+    in its event loop, while nothing is trained: leave the
+        program (`NothingTrained`), write the result, send STOP
+                                                              at the next message: leave
+
+A rank polls between two pieces of data. One that does not get there in time is ended by the leader's MPI_Abort. If the
+leader dies meanwhile, its successor decides: signals reach all ranks.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +21,11 @@ from mpips.cluster.registration import Registration
 from mpips.errors import StopOverdue
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
+
+
+class NothingTrained(BaseException):
+    """The run was asked to stop, and has trained nothing: it leaves the program, which has nothing to save."""
+
 
 LAST = 5.0
 """Seconds before the end of its allocation at which a run that has not stopped ends itself."""
@@ -35,6 +53,24 @@ def enforce(cluster: Cluster, end: float | None) -> None:
                 f"the scheduler waits for {cluster.node.waits_for() or 'nothing'}"
             )
 
+    cluster.node.register(Registration(ticks=(look,)))
+
+
+def leave_untrained(cluster: Cluster) -> None:
+    """Raise NothingTrained, here or in the program, once the cluster is asked to stop while nothing is trained.
+
+    Not while it repeats what an earlier leader has done: that one may have trained.
+    """
+
+    def check() -> None:
+        if cluster.orders.stop is not None and not cluster.journal.replaying:
+            raise NothingTrained
+
+    def look() -> None:
+        if cluster.untrained:
+            check()
+
+    check()
     cluster.node.register(Registration(ticks=(look,)))
 
 

@@ -219,7 +219,25 @@ def test_the_wrong_launcher_by_name_is_refused() -> None:
         ({"status": "completed", "recoveries": []}, 0, 0, "completed; run folder: "),
         ({"status": "completed", "recoveries": [{}]}, 137, 0, "completed after 1 recovery; run folder: "),
         ({"status": "completed", "recoveries": [{}, {}]}, -15, 0, "completed after 2 recoveries; run folder"),
-        ({"status": "stopped"}, 0, 85, "--resume latest"),
+        (
+            {"status": "stopped"},
+            0,
+            85,
+            "stopped with a checkpoint; resume with: --run-dir /runs/x --resume latest",
+        ),
+        (
+            {"status": "stopped", "before_training": True, "checkpoint": None, "stopped_by": "SIGTERM"},
+            0,
+            85,
+            "mpips: stopped before anything was trained (SIGTERM); there is no checkpoint; start it again with: "
+            "--run-dir /runs/x --resume latest; run folder: /runs/x",
+        ),
+        (
+            {"status": "stopped", "before_training": True, "checkpoint": "/c/step-000003"},
+            0,
+            85,
+            "stopped before anything was trained; resume from /c/step-000003 with: --run-dir /runs/x --resume latest",
+        ),
         ({"status": "failed", "exit_code": 2, "error": "no such file"}, 0, 2, "failed: no such file"),
         ({"status": "failed", "exit_code": 0}, 3, 1, "exit code 3"),
         ({"status": "failed"}, -9, 1, "SIGKILL"),

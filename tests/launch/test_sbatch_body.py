@@ -162,6 +162,21 @@ def test_a_run_that_stopped_goes_back_into_the_queue_and_resumes(stage: Stage) -
     assert after(stage.called(), "--run-dir") == ["runs/toy-7"]
 
 
+UNTRAINED = """printf '{"before_training": true}' >"$run/result.json"
+exit 85"""
+
+
+def test_a_run_that_stopped_before_it_trained_is_started_again_but_not_for_ever(stage: Stage) -> None:
+    for restarts in range(4):
+        code, said = stage.run(UNTRAINED, restarts=restarts)
+        assert (code, stage.requeued()) == (0, ["7"])
+        assert "stopped before anything was trained: requeued, to start again" in said
+        assert "--resume" not in stage.called()
+    code, said = stage.run(UNTRAINED, restarts=4)
+    assert (code, stage.requeued()) == (85, [])
+    assert "stopped 5 times in a row without a new checkpoint" in said
+
+
 def test_without_requeue_it_says_how_it_ended(stage: Stage) -> None:
     assert stage.run(CHECKPOINT + "exit 85", requeue=False)[0] == 85
     assert stage.requeued() == []

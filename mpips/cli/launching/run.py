@@ -29,7 +29,8 @@ of the job's [layout], forwards signals, and derives the exit code from the run'
                                                 continue if a server dies (Open MPI 5)
   mpips run JOB.toml --dry-run                  show the launch line and exit
 
-Ctrl-C makes the run write a checkpoint and stop; a second Ctrl-C kills it. `mpips ctl` gives other orders.
+Ctrl-C makes the run write a checkpoint and stop; while it still reads its data, it stops at once, with nothing trained,
+and --resume latest starts it again. A second Ctrl-C kills it. `mpips ctl` gives other orders.
 """
 
 

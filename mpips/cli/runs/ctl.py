@@ -13,7 +13,8 @@ sees the folder, such as a login node.
 
   mpips ctl latest status                       the ranks, and the rounds that each server has applied
   mpips ctl RUN checkpoint                      write a checkpoint now, and continue
-  mpips ctl RUN stop                            write a checkpoint and end with exit code 85
+  mpips ctl RUN stop                            write a checkpoint and end with exit code 85; without one
+                                                if nothing is trained yet
   mpips ctl RUN join server                     make a spare join as a server (or: worker)
   mpips ctl RUN leave 3                         make rank 3 transfer its keys or data, and leave
   mpips ctl RUN tau 8                           set the maximal delay tau of bounded delay

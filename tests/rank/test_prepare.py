@@ -1,0 +1,95 @@
+"""Which checkpoint a start continues from, by the runs and checkpoints on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mpips.checkpoint import checkpoint
+from mpips.checkpoint.lineage import Lineage
+from mpips.config.job_file import Job, load
+from mpips.errors import CheckpointError
+from mpips.rank import prepare
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\nname = "a"\n')
+    return load(tmp_path / "job.toml")
+
+
+def run(
+    name: str, started: str, *, untrained: bool = False, resumed: Path | None = None, job: str = "a"
+) -> Path:
+    """Write a run's `run.json`, as it is at its end."""
+    folder = Path("runs", name)
+    folder.mkdir(parents=True)
+    before = (
+        [] if resumed is None else [{"checkpoint": str(resumed.absolute()), "manifest_sha256": sha(resumed)}]
+    )
+    ended = {"status": "stopped", "code": 85, **({"before_training": True} if untrained else {})}
+    facts = {"id": name, "started": started, "exit": ended, "ancestry": before, "job": {"job": {"name": job}}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def sha(path: Path) -> str:
+    return str(json.loads((path / "manifest.json").read_text())["sha256"])
+
+
+def written(step: int, by: str, started: str) -> Path:
+    """Write a checkpoint of a run."""
+    folder = checkpoint.begin(Path("checkpoints/a"), step)
+    checkpoint.commit(folder, [], {"step": step}, {"id": by, "started": started}, Lineage(by).run)
+    return folder
+
+
+def latest(job: Job, run_dir: Path | str = "") -> Path | None:
+    return prepare._checkpoint(argparse.Namespace(resume="latest", run_dir=str(run_dir)), job)
+
+
+def test_a_run_that_trained_nothing_is_continued_from_its_beginning(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = run("a-1", "2026-01-01", untrained=True)
+    assert latest(job, stopped) is None
+    said = f"mpips: {stopped.absolute()}: was stopped before it trained anything: from the beginning\n"
+    assert capsys.readouterr().err == said
+    assert latest(job) is None
+
+
+def test_the_checkpoints_of_an_earlier_run_are_not_its_own(job: Job) -> None:
+    run("a-1", "2026-01-01")
+    earlier = written(3, "a-1", "2026-01-01")
+    assert latest(job) == earlier
+    run("a-2", "2026-01-02", untrained=True)
+    assert latest(job) is None
+    run("b-1", "2026-01-03", job="b")
+    assert latest(job) is None
+    later = written(1, "a-3", "2026-01-04")
+    assert latest(job) == later, "of a run elsewhere"
+
+
+def test_a_run_that_resumed_is_continued_from_where_it_came_from(job: Job) -> None:
+    run("a-1", "2026-01-01")
+    first = written(3, "a-1", "2026-01-01")
+    written(4, "a-0", "2026-01-01")
+    stopped = run("a-2", "2026-01-02", untrained=True, resumed=first)
+    assert latest(job) == latest(job, stopped) == first.absolute()
+    (first / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint of the run in"):
+        latest(job, stopped)
+
+
+def test_a_run_that_did_not_end_so_is_not_begun_anew(job: Job) -> None:
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint of the run in"):
+        latest(job, run("a-1", "2026-01-01"))
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint in"):
+        latest(job)

@@ -1,0 +1,164 @@
+"""A stop while nothing is trained, on whole twin clusters: in a load, in a later one, after the loss of the leader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated import simulate
+
+from mpips.cluster.registration import Registration
+from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.stopping import NothingTrained, leave_untrained
+from mpips.storage.updates import VectorSpec
+from mpips.transport.network_faults import Fault
+from mpips.worker.worker import Context
+
+PIECES = 100
+ASKED = 20.5
+"""When the run is asked to stop, in fake seconds."""
+
+
+class Worker:
+    """Reads pieces of data, one in a fake second, and counts them."""
+
+    read = 0
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def load(self, pieces: int = PIECES) -> None:
+        """Read, and process messages between two pieces."""
+        van = self.context.node.van
+        for _ in self.context.polling(range(pieces)):
+            end = van.now() + 1.0
+            self.context.node.wait_until(lambda end=end: van.now() >= end)  # type: ignore[misc]
+            Worker.read += 1
+
+    def train(self) -> None:
+        """Train, for a fake second."""
+        self.load(1)
+
+
+def ask_at(cluster: Cluster, seconds: float) -> None:
+    """Ask the run to stop at a time, as a signal would."""
+    van = cluster.node.van
+
+    def look() -> None:
+        if van.now() >= seconds and cluster.orders.stop is None:
+            cluster.orders.stop = "SIGTERM"
+
+    look()
+    cluster.node.register(Registration(ticks=(look,)))
+    leave_untrained(cluster)
+
+
+def run(schedule: Callable[[Cluster], Any], asked: float = ASKED, **how: Any) -> Any:
+    """Run a program that is asked to stop; give what it returns, or the time at which it was left."""
+    Worker.read = 0
+    left: list[float] = []
+
+    def begun(cluster: Cluster) -> Any:
+        try:
+            ask_at(cluster, asked)
+            return schedule(cluster)
+        except NothingTrained:
+            left.append(cluster.node.van.now())
+            raise
+
+    try:
+        return simulate(begun, Worker, horizon=500.0, tick=0.02, **how)
+    except NothingTrained:
+        return left[-1]
+
+
+def test_a_load_is_left_at_the_next_piece_on_all_workers() -> None:
+    def schedule(cluster: Cluster) -> None:
+        with cluster.phase("load"):
+            cluster.workers.call("load")
+
+    assert run(schedule, workers=3, servers=2) == pytest.approx(ASKED, abs=0.1)
+    assert Worker.read <= 3 * 21
+
+
+def test_a_run_that_is_asked_before_it_begins_does_not_begin() -> None:
+    began: list[bool] = []
+    assert run(began.append, asked=-1.0) == pytest.approx(0.0, abs=0.1)
+    assert not began
+
+
+def steps(cluster: Cluster) -> tuple[int, str | None]:
+    """Train steps until a stop; give their number, and why it stopped."""
+    number = 0
+    with cluster.phase("train"):
+        while True:
+            cluster.workers.call("train")
+            number += 1
+            if cluster.due(number):
+                return number, cluster.stop
+
+
+@pytest.mark.parametrize("within", ["train", "later load", "no phase"])
+def test_what_was_trained_is_not_left(within: str) -> None:
+    def schedule(cluster: Cluster) -> tuple[int, str | None]:
+        if within == "no phase":
+            cluster.workers.call("load", {"pieces": 30})
+        elif within == "later load":
+            with cluster.phase("train"):
+                cluster.workers.call("train")
+            with cluster.phase("load"):
+                cluster.workers.call("load", {"pieces": 30})
+        return steps(cluster)
+
+    assert run(schedule) == (21 if within == "train" else 1, "SIGTERM")
+
+
+def test_a_checkpoint_that_is_read_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpips.checkpoint import inspection
+
+    seen: list[float] = []
+
+    def schedule(cluster: Cluster) -> tuple[int, str | None]:
+        cluster.resume = tmp_path / "step-000001"
+        van = cluster.node.van
+
+        def verify(path: Path, turn: Callable[[], object]) -> list[str]:
+            while van.now() < 90.0:
+                seen.append(van.now())
+                turn()
+                van.idle()
+            return []
+
+        monkeypatch.setattr(inspection, "verify", verify)
+        monkeypatch.setattr("mpips.scheduler.resuming.read_manifest", lambda path: {})
+        with cluster.phase("train"):
+            cluster.restore()
+            return steps(cluster)
+
+    assert run(schedule) == pytest.approx(ASKED, abs=0.1)
+    assert seen
+
+
+def test_a_successor_that_repeats_a_trained_run_does_not_leave_it() -> None:
+    """It is asked from its start on, and its predecessor died at 10 s, after some steps."""
+
+    def schedule(cluster: Cluster) -> tuple[int, str | None]:
+        with cluster.phase("load"):
+            cluster.workers.call("load", {"pieces": 3})
+        return steps(cluster)
+
+    faults = [Fault("kill", 0, at=10.0)]
+    number, why = run(schedule, asked=9.5, schedulers=2, faults=faults)
+    assert why == "SIGTERM" and number >= 6
+
+
+def test_a_successor_leaves_a_load_for_the_leader_that_was_lost() -> None:
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("w"))
+        with cluster.phase("load"):
+            cluster.workers.call("load")
+
+    faults = [Fault("kill", 0, at=10.0)]
+    assert run(schedule, schedulers=2, faults=faults) == pytest.approx(ASKED, abs=0.1)
