@@ -6,6 +6,7 @@ was killed has no `exit`. No error here fails a run: what cannot be found or wri
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mpips.checkpoint.lineage import of_run, owner_of
 from mpips.checkpoint.manifest import held, read_manifest
 from mpips.errors import CheckpointError, InputError
+from mpips.files.safe_open import read_bytes
 from mpips.provenance.input_hashes import altered_output, outputs_of
 from mpips.ranges import coalesce
 from mpips.rundir.folder import RunFolder, utc_now, write_json
@@ -152,13 +154,16 @@ def amend(folder: RunFolder, **more: object) -> None:
             write_json(folder.run, facts | more)
 
 
-def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | None = None) -> None:
+def conclude(
+    folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | None = None, text: str = ""
+) -> None:
     """Add exit status and outputs to `run.json`; errors are ignored.
 
     Args:
         folder: the run's folder.
         result: the contents of `result.json`.
         checkpoints: the folder of its checkpoints. Nothing is hashed for a run that failed, so that it ends quickly.
+        text: the text of `result.json`, which is written after `run.json`; "" if it is not known.
     """
     facts = read_run(folder)
     if facts is None or "exit" in facts:
@@ -168,6 +173,7 @@ def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | N
         with suppress(OSError, CheckpointError):
             facts["outputs"] = {
                 "files": outputs_of(folder.path, BOOKKEEPING),
+                "own": _own(folder, text),
                 "checkpoints": [] if checkpoints is None else _written(checkpoints, facts.get("id")),
                 "parameters_sha256": result.get("parameters_sha256", ""),
             }
@@ -176,21 +182,37 @@ def conclude(folder: RunFolder, result: Mapping[str, Any], checkpoints: Path | N
 
 
 def altered_outputs(folder: RunFolder, names: Container[str] | None = None) -> list[str]:
-    """Say which of a run's outputs are not as the run has written them, a line each.
+    """Say which of a run's outputs are not as the run has written them, a line each; its job and result are among them.
 
     Args:
         folder: the run's folder; one that is none, or has no outputs in its `run.json`, has nothing to say.
         names: the files to look at; None: all that `run.json` lists.
     """
-    listed = ((read_run(folder) or {}).get("outputs") or {}).get("files", [])
-    chosen = (file for file in listed if names is None or file["name"] in names)
+    chosen = (file for file in listed_outputs(folder) if names is None or file["name"] in names)
     return [said for file in chosen if (said := altered_output(folder.path, file))]
+
+
+def listed_outputs(folder: RunFolder) -> list[Facts]:
+    """Return the files of a run's folder whose hashes its `run.json` has."""
+    outputs = (read_run(folder) or {}).get("outputs") or {}
+    return [*outputs.get("own", []), *outputs.get("files", [])]
 
 
 def check_outputs(folder: RunFolder, names: Container[str] | None = None) -> None:
     """Raise InputError if an output is not as the run has written it; see `altered_outputs`."""
     for said in altered_outputs(folder, names):
         raise InputError(said)
+
+
+def _own(folder: RunFolder, result: str) -> list[Facts]:
+    """Return name, bytes and hash of a run's job, and of its result, which has still to be written."""
+    contents = {folder.result.name: result.encode("utf-8", "surrogateescape")} if result else {}
+    with suppress(OSError):
+        contents[folder.job.name] = read_bytes(folder.job, follow=False)
+    return [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
 
 
 def _exit(result: Mapping[str, Any]) -> Facts:

@@ -22,7 +22,7 @@ from mpips.process.printable import brief, printable
 from mpips.provenance import first_failure, run_json
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rundir import log
-from mpips.rundir.folder import RunFolder, write_json
+from mpips.rundir.folder import RunFolder, json_of, write_text
 
 LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act on an abort."""
@@ -103,10 +103,11 @@ class ResultFile:
         if self.folder is None:
             return False
         failed = "error" in result
-        if self._recorded and not failed:
-            self._conclude(self.folder, result)
         try:
-            write_json(self.folder.result, result)
+            text = json_of(result)
+            if self._recorded and not failed:
+                self._conclude(self.folder, result, text)
+            write_text(self.folder.result, text)
         except (OSError, TypeError, ValueError) as error:
             if isinstance(error, OSError):
                 why = in_a_line(cannot_write(self.folder.result, error))
@@ -117,7 +118,7 @@ class ResultFile:
                 say(f"mpips: error: {why}")
             return False
         if self._recorded and failed:
-            self._conclude(self.folder, result)
+            self._conclude(self.folder, result, text)
         return True
 
     def fail(self, error: str, **facts: Any) -> None:
@@ -130,8 +131,8 @@ class ResultFile:
             hint = "" if self._prepared is None else advice(self._prepared.job, self.folder)
             self.fail(error + hint)
 
-    def _conclude(self, folder: RunFolder, result: dict[str, Any]) -> None:
+    def _conclude(self, folder: RunFolder, result: dict[str, Any], text: str) -> None:
         # Provenance that cannot be written does not fail a run.
         with suppress(Exception):
             where = None if self._prepared is None else checkpoints(self._prepared.job)
-            run_json.conclude(folder, result, where)
+            run_json.conclude(folder, result, where, text)

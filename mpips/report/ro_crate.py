@@ -272,7 +272,8 @@ class _Maker:
         return self.crate_.add_file(reference(file), properties=given)
 
     def _outputs(self) -> list[Any]:
-        listed = self.facts.get("outputs", {}).get("files", [])
+        outputs = self.facts.get("outputs", {})
+        listed = [*outputs.get("own", []), *outputs.get("files", [])]
         added = []
         for file in listed:
             # Of the run's own files, the copies may lack personal data.

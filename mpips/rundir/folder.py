@@ -65,6 +65,7 @@ RUN = {
     "exit?": {"status?": str, "reason?": str, "before_training?": bool},
     "outputs?": {
         "files?": Each({"name": str, **_FILE}),
+        "own?": Each({"name": str, **_FILE}),
         "checkpoints?": Each({"folder": str, "step?": (int, None), "manifest_sha256": str}),
         "parameters_sha256?": str,
     },
@@ -323,8 +324,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file by a JSON object; numpy's numbers and arrays are converted, non-finite numbers are null."""
-    write_text(path, json.dumps(plain(value, _null), indent=2, allow_nan=False) + "\n")
+    """Replace a file by a JSON object, see `json_of`."""
+    write_text(path, json_of(value))
+
+
+def json_of(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as text; numpy's numbers and arrays are converted, non-finite numbers are null.
+
+    Raises:
+        TypeError, ValueError: JSON cannot represent it.
+    """
+    return json.dumps(plain(value, _null), indent=2, allow_nan=False) + "\n"
 
 
 def _null(key: str, value: Any, why: str) -> None:

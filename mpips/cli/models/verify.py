@@ -1,46 +1,89 @@
-"""`mpips verify`: check the integrity of checkpoints."""
+"""`mpips verify`: check the integrity of checkpoints, and of runs."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from mpips.process.argument_parser import add_command
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mpips.rundir.folder import RunFolder
+
 DESCRIPTION = """\
 Check every byte of checkpoints, and report for each whether it is sound; problems are listed by file.
-A folder of checkpoints stands for all of them. The exit code is 0 if all are sound, 1 if one is not, 2 if there is
-none.
+A folder of checkpoints stands for all of them. Of a run that has ended, its job, result and outputs are compared with
+their hashes in its run.json. The exit code is 0 if all are sound, 1 if one is not, 2 if there is none.
 
   mpips verify checkpoints/sparse_lr/step-000020
   mpips verify checkpoints/sparse_lr
+  mpips verify runs/NAME                        or latest
 """
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(subparsers, "verify", "check the integrity of checkpoints", DESCRIPTION, command)
-    parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help="a checkpoint's folder")
+    parser = add_command(
+        subparsers, "verify", "check the integrity of checkpoints and runs", DESCRIPTION, command
+    )
+    parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT|RUN",
+                        help="a checkpoint's folder, a run's folder, or latest")  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Check the checkpoints; print one line for each, and one for each problem."""
+    """Check the checkpoints and runs; print one line for each, and one for each problem."""
     from pathlib import Path
 
     from mpips.checkpoint.inspection import verify
     from mpips.checkpoint.manifest import check_present, folders, read_manifest
-    from mpips.process.printable import one_line
+    from mpips.rundir.folder import RunFolder
+    from mpips.rundir.order_files import named_run
 
     damaged = 0
-    for given in map(Path, arguments.checkpoint):
-        check_present(given)
-        for path in folders(given) or [given]:
-            problems, shown = verify(path), one_line(path)
-            damaged += bool(problems)
-            if problems:
-                lines = map(one_line, problems)
-                print(f"{shown}: NOT sound, problems {len(problems)}", *lines, sep="\n  ")
-            else:
-                entries = read_manifest(path)["files"]
-                size = sum(entry["bytes"] for entry in entries)
-                print(f"{shown}: sound, files {len(entries)}, {size / 1e6:,.1f} MB")
+    for given in arguments.checkpoint:
+        named = Path(given) if Path(given).exists() else named_run(given)
+        run = RunFolder(named)
+        if run.run.exists():
+            damaged += _shown(given if given != "latest" else named, *_run(run))
+            continue
+        check_present(named)
+        for path in folders(named) or [named]:
+            problems = verify(path)
+            entries = [] if problems else read_manifest(path)["files"]
+            damaged += _shown(path, problems, [entry["bytes"] for entry in entries])
     return 1 if damaged else 0
+
+
+def _run(run: RunFolder) -> tuple[list[str], list[int]]:
+    """Return what is wrong with the files of a run that has ended, and their sizes. InputError if none has a hash."""
+    from mpips.errors import InputError
+    from mpips.provenance.run_json import altered_outputs, listed_outputs
+
+    facts = run.read_run() or {}
+    listed = listed_outputs(run)
+    if not listed:
+        how = facts.get("exit", {}).get("status") or "has not ended, or was killed"
+        raise InputError(f"{run.path}: its run.json has no hashes of outputs (the run: {how})")
+    missing = [
+        f"{run.path / each['name']}: is missing" for each in listed if not _is_there(run, each["name"])
+    ]
+    return [*altered_outputs(run), *missing], [each.get("bytes", 0) for each in listed]
+
+
+def _is_there(run: RunFolder, name: str) -> bool:
+    import os
+
+    return os.path.lexists(run.path / name)
+
+
+def _shown(path: str | Path, problems: list[str], sizes: list[int]) -> bool:
+    """Print what was found; return whether there are problems."""
+    from mpips.process.printable import one_line
+
+    if problems:
+        print(f"{one_line(path)}: NOT sound, problems {len(problems)}", *map(one_line, problems), sep="\n  ")
+    else:
+        print(f"{one_line(path)}: sound, files {len(sizes)}, {sum(sizes) / 1e6:,.1f} MB")
+    return bool(problems)

@@ -130,7 +130,9 @@ def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
 def result_of(recorded: RunFolder) -> dict[str, Any]:
     """Read the result of the recorded run. InputError if there is none to compare with."""
     from mpips.errors import RecordError
+    from mpips.provenance.run_json import check_outputs
 
+    check_outputs(recorded, {recorded.job.name, recorded.result.name})
     result = recorded.read_result()
     if result is None:
         raise RecordError(f"{recorded.path}: has no result.json to compare with")

@@ -14,6 +14,8 @@ from mpips.checkpoint.saved import write_shard
 from mpips.cli.models import export, verify
 from mpips.errors import CheckpointError, InputError
 from mpips.ranges import ALL, KeyRange
+from mpips.rank.ending import ResultFile
+from mpips.rundir.folder import RunFolder, write_json, write_text
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
 
@@ -67,6 +69,41 @@ def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "step-000003").mkdir()
     assert run("verify", str(tmp_path / "step-000003")) == 1
     assert "is no complete checkpoint" in capsys.readouterr().out
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> RunFolder:
+    """Give the folder of a run that has ended in order."""
+    folder = RunFolder(tmp_path / "run")
+    write_text(folder.job, '[job]\nprogram = "sketch"\n')
+    write_json(folder.run, {"id": "0123"})
+    (folder.path / "model.npz").write_bytes(b"model")
+    assert ResultFile(None, folder, recorded=True).write({"status": "completed", "exit_code": 0})
+    return folder
+
+
+def test_verify_compares_a_run_with_its_hashes(ended: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", str(ended.path)) == 0
+    assert capsys.readouterr().out == f"{ended.path}: sound, files 3, 0.0 MB\n"
+    for name in ("result.json", "job.toml", "model.npz"):
+        path = ended.path / name
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b"e", b"f", 1))
+        assert run("verify", str(ended.path)) == 1
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == f"{ended.path}: NOT sound, problems 1"
+        assert second.startswith(f"  {path}: is not what the run has written: its sha256 is ")
+        path.unlink()
+        assert run("verify", str(ended.path)) == 1
+        assert capsys.readouterr().out.endswith(f"  {path}: is missing\n")
+        path.write_bytes(before)
+    assert run("verify", str(ended.path)) == 0
+
+
+def test_verify_has_nothing_to_say_of_a_run_without_hashes(ended: RunFolder) -> None:
+    write_json(ended.run, {"id": "0123", "exit": {"status": "failed"}})
+    with pytest.raises(InputError, match=r"its run.json has no hashes of outputs \(the run: failed\)"):
+        run("verify", str(ended.path))
 
 
 @pytest.mark.parametrize(
