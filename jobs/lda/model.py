@@ -12,6 +12,7 @@ words         V strings, if they are known
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -187,7 +188,7 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
 
     With files: write a tab-separated table to `out` or stdout, a line per document: its number from 0 and the shares of
     all topics. Without: print the topics with their top words, and write a picture to `out` or to `topics.svg` in the
-    model's folder.
+    model's folder. One that is there already is left as it is: it may be an output of the run, whose hash is known.
 
     Raises:
         InputError: a file cannot be read or written, or is invalid.
@@ -197,6 +198,9 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         top = loaded.top()
         print(table(top, loaded.n_k, loaded.words))
         picture = out or (model if model.is_dir() else model.parent) / "topics.svg"
+        if out is None and os.path.lexists(picture):
+            print(f"picture: {picture}, which was there before; --out FILE.svg draws another")
+            return
         try:
             draw(picture, top, loaded.n_k, loaded.words)
             print(f"picture: {picture}")

@@ -288,11 +288,16 @@ def test_a_model_shows_itself(model: Path, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "yeltsin pope" in said and said.endswith(f"picture: {model / 'topics.svg'}\n")
     drawn = (model / "topics.svg").read_text()
+    (model / "topics.svg").write_text("of the run, which has its hash")
+    infer(model, [], None)
+    assert (model / "topics.svg").read_text() == "of the run, which has its hash"
+    said = capsys.readouterr().out
+    assert f"picture: {model / 'topics.svg'}, which was there before" in said
     (tmp_path / "theirs").write_text("kept")
     (model / "topics.svg").unlink()
     (model / "topics.svg").symlink_to(tmp_path / "theirs")
     infer(model, [], None)
-    assert (model / "topics.svg").read_text() == drawn and not (model / "topics.svg").is_symlink()
+    assert (model / "topics.svg").is_symlink()
     assert (tmp_path / "theirs").read_text() == "kept"
     infer(model / "model.h5", [], tmp_path / "t.svg")
     assert (tmp_path / "t.svg").read_text() == drawn
