@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         code = run.live(error)
     except BaseException as raised:
         run.abort(raised)
+    run.release()
     sys.stdout.flush()
     alarm(LAST if code else LONGER)
     if not run.survives:

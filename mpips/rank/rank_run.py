@@ -391,11 +391,19 @@ class RankRun:
         self.result.fail(text)
         self._quit(exit_code(error), text, "" if says_all(error) else trace)
 
+    def release(self) -> None:
+        """Release the claim of the run's folder, unless a launcher holds it, too, which has still to judge the run."""
+        folder = self.result.folder
+        if folder is not None and folder.held is not None and not (self.options and self.options.claim):
+            with suppress(OSError):
+                claim.release(folder.path)
+
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by a signal if MPI itself does not return."""
         alarm(LAST)
         if why:
             say(f"{trace}mpips: error: {why}")
+        self.release()
         sys.stdout.flush()
         self.world.Abort(code)
         os._exit(code)

@@ -121,6 +121,7 @@ def test_bad_input_that_a_worker_finds_is_one_line(job: Callable[..., Finished],
     assert errors(done) == ["mpips: error: some.svm, line 3: as it was told"]
     assert "Traceback" not in done.stderr
     assert result_of(tmp_path / "run")["exit_code"] == 2
+    assert not list((tmp_path / "run").glob(".claim-*"))
 
 
 def test_a_scheduler_may_fail_while_workers_wait_for_each_other(job: Callable[..., Finished]) -> None:
@@ -370,3 +371,4 @@ def test_bare_ranks_that_are_asked_to_stop_pass_85_on(
     done = run.finish(SECONDS)
     assert ended_with(done, 85)
     assert result_of(tmp_path / "run")["status"] == "stopped"
+    assert not list((tmp_path / "run").glob(".claim-*"))
