@@ -307,7 +307,7 @@ def _inexact(job: Job, program: ProgramLike) -> str:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = read_text(path, follow=True, most=LARGEST)
-        return text, typed.toml(text.removeprefix("\ufeff"))
+        return text, typed.toml(text)
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except OSError as error:

@@ -10,6 +10,7 @@ All functions raise `OSError` with the file's name and a readable `strerror`.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -84,9 +85,10 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
 def read_text(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> str:
     """Read a regular file of UTF-8 text whole; as `read_bytes`, and `UnicodeDecodeError` (a ValueError).
 
-    A text that begins with `AS_BYTES` may name files that are not UTF-8, as Python names them (surrogateescape).
+    A byte order mark is left out. A text that begins with `AS_BYTES` may name files that are not UTF-8, as Python names
+    them (surrogateescape).
     """
-    found = read_bytes(path, follow=follow, most=most)
+    found = read_bytes(path, follow=follow, most=most).removeprefix(codecs.BOM_UTF8)
     return found.decode("utf-8", "surrogateescape" if found.startswith(AS_BYTES.encode()) else "strict")
 
 

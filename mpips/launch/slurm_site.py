@@ -155,7 +155,9 @@ def load(path: Path | None) -> Site:
         table = typed.toml(text)
     except OSError as error:
         raise InputError(f"{path}: the site file cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the site file is not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML: {error}") from None
     try:
         return typed.build(Site, table)

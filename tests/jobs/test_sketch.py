@@ -312,7 +312,7 @@ def test_the_query_command(
     job = (tmp_path / "kept" / "job" / "job.toml").read_text()
     (folder / "job.toml").write_text(job.replace("[job]", f'[job]\nbase = "{tmp_path}"'))
     (folder / "result.json").write_text('{"status": "completed"}')
-    monkeypatch.setattr(sys, "stdin", iter([key + "\n" for key in keys]))
+    monkeypatch.setattr(sys, "stdin", iter(["\ufeff" * (key == keys[0]) + key + "\r\n" for key in keys]))
     assert main(["query", str(folder)]) == 0
     assert capsys.readouterr().out == expected
     (folder / "result.json").write_text('{"status": "stopped"}')

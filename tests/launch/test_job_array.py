@@ -69,3 +69,8 @@ def test_a_wrong_line_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_no_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         from_file(tmp_path / "none")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_key(tmp_path: Path) -> None:
+    (tmp_path / "tasks").write_bytes(b"\xef\xbb\xbfa.b=1\r\na.b=2\r\n")
+    assert from_file(tmp_path / "tasks") == (("a.b=1",), ("a.b=2",))

@@ -17,6 +17,18 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+def test_an_editor_of_windows_may_have_written_it(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(b'\xef\xbb\xbfpartition = "batch"\r\nqos = "low"\r\n')
+    assert slurm_site.load(path) == Site(partition="batch", qos="low")
+    path.write_bytes(b'\xef\xbb\xbfpartition = "a b"\r\n')
+    with pytest.raises(InputError, match=rf"{path}:1: partition must be one word"):
+        slurm_site.load(path)
+    path.write_text('partition = "batch"', "utf-16")
+    with pytest.raises(InputError, match=rf"^{path}: the site file is not UTF-8 text \(byte 0\)$"):
+        slurm_site.load(path)
+
+
 def test_none_is_needed() -> None:
     assert slurm_site.load(None) == Site()
 

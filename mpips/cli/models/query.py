@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,16 @@ def command(arguments: argparse.Namespace) -> int:
 
     named = named_run(arguments.source)
     query, source = find(named, trusted_loader(arguments.program))
-    keys = arguments.keys or [line.rstrip("\r\n") for line in sys.stdin]
+    keys = arguments.keys or _lines(sys.stdin)
     answers = query(source, keys)
     sys.stdout.writelines(f"{key}\t{answer}\n" for key, answer in zip(keys, answers, strict=True))
     return 0
+
+
+def _lines(file: Iterable[str]) -> list[str]:
+    """Return the lines of a text, without a byte order mark."""
+    lines = [line.rstrip("\r\n") for line in file]
+    return [line.removeprefix("\ufeff") for line in lines[:1]] + lines[1:]
 
 
 def find(named: Path, programs: Programs) -> tuple[Query, Path]:
