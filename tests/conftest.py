@@ -24,7 +24,10 @@ from mpips.cli.main import parser
 from mpips.launch.processes import clear_session
 from mpips.process.interpreter import python
 
-settings.register_profile("mpips", deadline=None, print_blob=True)  # what is slow is not therefore wrong
+# What is slow is not therefore wrong. Each run of the suite draws other examples, so few are enough for one of them;
+# `--hypothesis-profile=thorough` draws many.
+settings.register_profile("mpips", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
 settings.load_profile("mpips")
 
 ROOT = Path(__file__).resolve().parent.parent

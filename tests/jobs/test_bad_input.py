@@ -122,6 +122,7 @@ def test_bare_ranks_agree_on_one_line(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_job_that_cannot_start_says_so_in_its_folder(
     run_ranks: Callable[..., Finished], tmp_path: Path
 ) -> None:
@@ -169,7 +170,9 @@ def test_worlds_of_one_rank_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "workers", "said"),
     [
-        ({"train.svm": GOOD + "2 1:1\n"}, 1, "train.svm:5: label '2' is not one of -1, 0, +1"),
+        pytest.param(
+            {"train.svm": GOOD + "2 1:1\n"}, 1, "train.svm:5: label '2' is not one of -1, 0, +1", marks=ONCE
+        ),
         ({"train.svm": GOOD + "+1 2:nan\n"}, 2, "train.svm:5: value in '2:nan' is not finite"),
         pytest.param(
             {"train.svm": GOOD + "+1 3:1 2:1\n"},
@@ -212,6 +215,7 @@ def test_bad_data_ends_the_run_with_one_line(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_paths_may_be_relative_and_hold_spaces_and_quotes(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:

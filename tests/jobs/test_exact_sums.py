@@ -415,6 +415,7 @@ def test_a_sketch_of_given_parts_is_the_same_for_any_number_of_workers(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_whole_runs(
     made: Callable[[str], Made], tmp_path: Path, run_mpips: Callable[..., Any], starter: Any
 ) -> None:

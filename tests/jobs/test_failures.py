@@ -103,7 +103,7 @@ def test_an_error_ends_the_run_and_names_its_rank(
         pytest.param("call", "interrupt", "KeyboardInterrupt", marks=ONCE),
         pytest.param("call", "memory", "MemoryError: Unable to allocate", marks=ONCE),
         pytest.param("update", "exit", "SystemExit: 0", marks=ONCE),
-        ("schedule", "exit", "SystemExit: 0"),
+        pytest.param("schedule", "exit", "SystemExit: 0", marks=ONCE),
     ],
 )
 def test_no_exception_is_too_base(
@@ -212,7 +212,9 @@ def test_a_kill_from_outside_ends_everything(
         assert result_of(tmp_path / "run")["status"] == "failed"
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ONCE), pytest.param(signal.SIGHUP, marks=ONCE)]
+)
 def test_a_wish_to_stop_is_heeded(
     start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
@@ -297,6 +299,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@ONCE
 @pytest.mark.parametrize(
     ("taken", "what"), [(8, ".claim-1"), (7, "the run folder cannot be written"), (2, "metrics.jsonl")]
 )
@@ -316,6 +319,7 @@ def test_a_full_disk_is_named(
     assert "Traceback" not in done.stderr
 
 
+@ONCE
 @pytest.mark.parametrize("where", ["/dev/null", "file", "file/deeper"])
 def test_a_folder_for_checkpoints_that_is_none_is_refused_at_the_start(
     run_mpips: Callable[..., Finished], tmp_path: Path, where: str
@@ -330,7 +334,7 @@ def test_a_folder_for_checkpoints_that_is_none_is_refused_at_the_start(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("taken", [8, 7, 6, 2])
+@pytest.mark.parametrize("taken", [8, 7, pytest.param(6, marks=ONCE), pytest.param(2, marks=ONCE)])
 def test_mpips_run_passes_on_that_the_disk_is_full(
     run_mpips: Callable[..., Finished], small_disk: Path, taken: int
 ) -> None:
@@ -343,6 +347,7 @@ def test_mpips_run_passes_on_that_the_disk_is_full(
     assert "Traceback" not in done.stderr
 
 
+@ONCE
 def test_several_schedulers_spares_and_groups_start_and_leave(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
@@ -354,6 +359,7 @@ def test_several_schedulers_spares_and_groups_start_and_leave(
     assert result["metrics"]["groups"] == {"train": 1, "query": 1, "all": 2}
 
 
+@ONCE
 def test_lost_and_doubled_messages_change_nothing(job: Callable[..., Finished], tmp_path: Path) -> None:
     faults = ("--set", "faults.drop={probability=0.1}", "--set", "faults.duplicate={probability=0.2}")
     done = job(extra=faults)

@@ -32,6 +32,7 @@ def told(done: Any, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_what_is_held_back_survives_a_checkpoint(job: Path, run_mpips: Callable[..., Any]) -> None:
     first, second = job.parent / "first", job.parent / "second"
     sizes = ("--servers", "2", "--workers", "3")
@@ -49,6 +50,7 @@ def test_what_is_held_back_survives_a_checkpoint(job: Path, run_mpips: Callable[
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_rank_without_a_filter_is_refused(job: Path, run_mpips: Callable[..., Any]) -> None:
     done = run_mpips("run", job, "--run-dir", job.parent / "run", environ={"HELD_LACKS": "1"})
     assert done.code == 2

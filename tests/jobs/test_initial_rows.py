@@ -13,6 +13,7 @@ PROGRAM = Path(__file__).parent / "programs" / "initial.py"
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_all_requests_read_them(tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
     (tmp_path / "initial.py").write_text(PROGRAM.read_text())
     (tmp_path / "job.toml").write_text('[job]\nprogram = "initial.py"\n')

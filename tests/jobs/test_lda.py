@@ -310,6 +310,7 @@ def test_ranges_cover_the_words() -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_whole_run(train: Path, tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
     path = Path(training.__file__).with_name("job.toml")
     done = run_mpips(

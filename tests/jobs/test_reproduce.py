@@ -87,6 +87,7 @@ def test_a_job_in_which_ranks_die_is_done_again(
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_the_command_does_a_run_again(
     tiny_data: TinyData, tmp_path: Path, run_mpips: Callable[..., Any], starter: Any
 ) -> None:

@@ -394,6 +394,7 @@ def test_a_job_needs_a_stream() -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_the_job_that_comes_with_it(run_mpips: Callable[..., Finished], tmp_path: Path) -> None:
     done = run_mpips("run", ROOT / "jobs" / "sketch" / "job.toml", "--run-dir", tmp_path / "run")
     assert done.code == 0, done.stderr

@@ -99,7 +99,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["a" * 64, "a..b", "n\udcff1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("a" * 64, marks=pytest.mark.once),
+        pytest.param("a..b", marks=pytest.mark.once),
+        "n\udcff1",
+    ],
+)
 def test_a_run_on_a_host_of_an_odd_name(
     start: Callable[..., Started], starter: Any, tmp_path: Path, name: str
 ) -> None:

@@ -215,7 +215,9 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("where", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize(
+    "where", ["<&- >&- 2>&-", pytest.param(">/dev/full 2>/dev/full", marks=pytest.mark.once)]
+)
 def test_ranks_go_on_without_their_streams(run_ranks: Callable[..., Finished], toy: Path, where: str) -> None:
     (toy / "rank.py").write_text(
         "import os, sys\n"

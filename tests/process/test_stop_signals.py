@@ -124,7 +124,9 @@ JOB = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.once) for kind in KINDS[1:])]
+)
 def test_ranks_that_only_start_heed_a_wish_once_they_can(
     start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:

@@ -269,6 +269,7 @@ def test_each_teaches(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_the_whole_benchmark(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
     report = tmp_path / "report.json"
     small = ["--keys", "3000", "--pause", "0.1", "--dtype", "float32"]
