@@ -25,7 +25,7 @@ demo: .venv/run-ready
 
 test:
 	$(SIDE_BY_SIDE) ready
-	$(SIDE_BY_SIDE) --jobs=3 --keep-going $(OPENMPI) test-mpich slurm-one-by-one
+	$(SIDE_BY_SIDE) --jobs=4 --keep-going slurm-one-by-one $(OPENMPI) test-mpich
 
 # What takes long before the first test: kernels are compiled on one core while the other installs.
 ready: kernels .venv-mpich/test-ready
@@ -33,7 +33,8 @@ ready: kernels .venv-mpich/test-ready
 kernels: .venv/test-ready
 	.venv/bin/python tests/compile_kernels.py
 
-# Parts of the suite, three at once on two cores: what starts ranks waits a lot. The longest come first.
+# Parts of the suite, several at once on two cores: what starts ranks waits a lot, and jobs in Slurm's queue wait most.
+# The longest come first.
 OPENMPI = ranks-jobs test-parts test-jobs ranks-parts
 test-openmpi:
 	$(SIDE_BY_SIDE) --jobs=3 --keep-going $(OPENMPI)
