@@ -48,7 +48,7 @@ class Admission:
             # Its sender has dropped it: the set of workers has changed.
             return
         inbox = link.shard.inbox
-        self._fast_path.catch_up(link.shard)
+        self._fast_path.catch_up(link)
         # A duplicate is not decoded again.
         if not inbox.knows(message):
             if message.filtered and not self._node.decoded(message):
@@ -97,6 +97,7 @@ class Admission:
         if link.shard is None or link.chain.closing:
             # Held requests are not in the deduplication table yet.
             return
+        self._fast_path.catch_up(link)
         origin, number = probe.origin, link.number
         missing = []
         for time, ahead in probe.after:

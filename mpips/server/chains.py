@@ -7,11 +7,12 @@ applied after each request, and all when there is no request, so that neither ki
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.server.acknowledgements import Acknowledgements
+from mpips.server.fast_path import FastPath
 from mpips.server.replication import Link, RateLimit
 from mpips.server.shard import Shard
 from mpips.server.shard_functions import OWN
@@ -26,8 +27,7 @@ MOST_BACKLOG = 64
 class Chains:
     """A node's links of chains, by shard.
 
-    `repair_bandwidth` bounds the bytes per second of copies (0: no limit). `settled(shard, still)` is called with False
-    when a change of a shard is sent to a copy, with True when all are acknowledged.
+    `repair_bandwidth` bounds the bytes per second of copies (0: no limit).
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Chains:
         node: Node,
         acknowledgements: Acknowledgements,
         repair_bandwidth: float,
-        settled: Callable[[int, bool], None] = lambda number, still: None,
+        fast_path: FastPath,
     ) -> None:
-        self._node, self._acknowledgements, self._settled = node, acknowledgements, settled
+        self._node, self._acknowledgements, self._fast_path = node, acknowledgements, fast_path
         self._pace = RateLimit(repair_bandwidth, node.van.now)
         self._backlog: deque[Message] = deque()
         # Shards that were reported to the leader in this view as having no unacknowledged change.
@@ -70,9 +70,17 @@ class Chains:
     def _link(self, number: int, shard: Shard | None) -> None:
         node = self._node
         self.links[number] = Link(
-            number, node.rank, node.view.chains[number], shard, node.outbox.send_soon, _repeat, self._pace,
-            node.new_timer(), node.again, self._settled,
+            number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._pace,
+            node.new_timer(), node.again, self._fast_path.settled,
         )  # fmt: skip
+
+    def _send(self, dest: int, message: Message) -> None:
+        """Send a message of a chain; acknowledgements together, changes at once, before those of the fast path."""
+        outbox = self._node.outbox
+        if message.command is Command.APPLIED:
+            outbox.send_soon(dest, message)
+        else:
+            outbox.send(dest, message)
 
     # --- messages of chains --------------------------------------------------------------------
 
@@ -100,7 +108,12 @@ class Chains:
         for busy in observers.busy:
             busy()
         begin = self._node.van.now()
+        if message.command is Command.APPLIED:
+            self._fast_path.catch_up(link, message.time)
+        else:
+            self._fast_path.catch_up(link)
         link.take(message)
+        self._fast_path.listen(link)
         for passed_on in observers.passed_on:
             passed_on(begin, message)
         self._acknowledgements.send_due()
@@ -174,6 +187,6 @@ class Chains:
             self._report_drained(link)
             link.probe(now)
 
-
-def _repeat(shard: Shard, change: Message) -> None:
-    shard.repeat(change, OWN.get(change.meta.get("call", "")))
+    def _repeat(self, shard: Shard, change: Message) -> None:
+        shard.repeat(change, OWN.get(change.meta.get("call", "")))
+        self._fast_path.repeated(self.links[shard.number], change)

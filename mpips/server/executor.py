@@ -116,7 +116,7 @@ class Executor:
             request = self._unanswered.popleft()
             link = self._chains.links.get(request.shard)
             if link is not None and link.primary and link.shard is not None:
-                self._fast_path.catch_up(link.shard)
+                self._fast_path.catch_up(link)
                 self.execute(link, [request])
 
     def _resolve(self, shard: Shard, segment: Segment, request: Message, create: bool) -> Slots:

@@ -1,39 +1,48 @@
 """The fast path at a server: the vectors of its shards that kernels serve, and the requests that they have executed.
 
-Kernels serve pulls, and pushes to shards of which this server is the only holder, without Python. They read a shard
-with copies only while all copies have all changes. Before Python reads a shard, it records the requests that kernels
-have executed there (`catch_up`).
+Kernels serve pulls and pushes without Python, and at the last member of a chain the changes of its primary. Before
+Python reads a shard, it records the requests that kernels have executed there, and takes over the changes that are not
+acknowledged yet (`catch_up`).
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from mpips.cluster.node import Node
 from mpips.cluster.view import NOBODY
 from mpips.server.replication import Link
-from mpips.server.shard import Shard
+from mpips.server.shard import Shard, callers_of
 from mpips.tasks.request_dedup import RequestDedup
-from mpips.transport.fastpath_table import NO_PUSH, PULL, VERSION, FastPathTable
+from mpips.transport.fastpath_table import COPIES, NO_PUSH, REQUESTS, VERSION, FastPathTable
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import Command, Kind, Message
+from mpips.transport.unacknowledged import FOLLOWING, LATEST, PRECEDING
 
 
 class FastPath:
     """The shards of a node that kernels serve; `lists` are their cached key lists."""
 
     def __init__(self, node: Node, lists: KeyCache) -> None:
+        self._node = node
         self.table = FastPathTable(len(node.view.chains), len(node.layout.places), lists)
         for serves in node.observers.serves:
             serves(self.table)
 
     def open(self, link: Link) -> None:
-        """Let the fast path serve a shard of which this server is the primary."""
+        """Let the fast path serve a shard of which this server is the primary, or the last member."""
         shard = link.shard
         if shard is None:
             return
         self.count(shard)
-        if link.primary and not link.chain.closing:
-            for namespace in shard.vectors:
-                self.expose(link, namespace)
+        if link.learning or link.chain.closing:
+            return
+        if link.primary:
+            self.table.unacknowledged.links[link.number, FOLLOWING] = 1 + link.next
+            self.settled(link.number, link.last)
+        for namespace in shard.vectors:
+            self.expose(link, namespace)
+        self.listen(link)
 
     def expose(self, link: Link, namespace: int) -> None:
         """Update the addresses of a vector's rows; a change may have moved them."""
@@ -41,18 +50,24 @@ class FastPath:
         simple = link.shard.vectors[namespace].simple
         if simple is None:
             return
-        if link.next != NOBODY:
-            simple = simple._replace(push=NO_PUSH, pull=link.still)
-        self.table.open(link.number, namespace, simple)
+        # Changes on the fast path are not sent again after a loss.
+        if link.next != NOBODY and self._node.resend is not None:
+            simple = simple._replace(push=NO_PUSH)
+        self.table.open(link.number, namespace, simple, REQUESTS if link.primary else COPIES)
 
-    def settled(self, number: int, still: bool) -> None:
-        """Allow pulls on the fast path, if all copies of the shard have all its changes (`still`), or forbid them."""
-        self.table.parts[number, :, PULL] = still
+    def listen(self, link: Link) -> None:
+        """Let the fast path take the changes of a shard's primary, unless Python has some that are to come later."""
+        last = not link.primary and link.next == NOBODY and not link.learning
+        serves = last and not link.early and self._node.resend is None
+        self.table.unacknowledged.links[link.number, PRECEDING] = 1 + link.previous if serves else 0
+
+    def settled(self, number: int, last: int) -> None:
+        """Set the last change that Python has sent to a copy and that is not acknowledged, 0 if there is none."""
+        self.table.unacknowledged.set_unacknowledged(number, last)
 
     def close(self, link: Link) -> None:
         """Record the requests that were executed at a shard, and stop serving it."""
-        if link.shard is not None:
-            self.catch_up(link.shard)
+        self.catch_up(link)
         self.table.close(link.number)
 
     def admitted(self, number: int, origin: int, inbox: RequestDedup) -> None:
@@ -63,8 +78,30 @@ class FastPath:
         elif origin >= 0:
             self.table.admitted(number, origin, inbox.latest(origin))
 
-    def catch_up(self, shard: Shard) -> None:
-        """Record the requests that the fast path has executed."""
+    def repeated(self, link: Link, change: Message) -> None:
+        """Record that a change of another primary was applied."""
+        shard = link.shard
+        assert shard is not None
+        self.count(shard)
+        for caller in callers_of(change):
+            self.admitted(shard.number, caller.origin, shard.inbox)
+        if change.command is Command.CALL:
+            self.open(link)
+        else:
+            self.expose(link, change.namespace)
+
+    def catch_up(self, link: Link, through: int = LATEST) -> None:
+        """Record the requests that the fast path has executed, and take over its changes up to number `through`."""
+        if link.shard is not None:
+            self._record(link.shard)
+        if taken := self.table.take_over(link.number, through):
+            answer = self._node.answer
+            link.take_over(
+                [each.change for each in taken if each.change is not None],
+                [(each.number, partial(answer, each.answer.origin, each.answer)) for each in taken],
+            )
+
+    def _record(self, shard: Shard) -> None:
         if not self.table.has_news(shard.number):
             return
         for done in self.table.finished(shard.number):
@@ -78,6 +115,7 @@ class FastPath:
         shard.changes += self.table.changes(shard.number)
 
     def count(self, shard: Shard) -> None:
-        """Set the number of changes on the fast path, if it records those that follow."""
+        """Set the number of changes on the fast path, and in the record, if the run is recorded."""
+        self.table.parts[shard.number, 0, VERSION] = shard.changes
         if shard.order is not None:
-            shard.order.count = self.table.parts[shard.number, 0, VERSION] = shard.changes
+            shard.order.count = shard.changes

@@ -20,7 +20,8 @@ acknowledges the changes that it receives, and applies them once the copy is com
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ class Link:
         pace: RateLimit,
         timer: Timer | None = None,
         again: Counter[str] | None = None,
-        settled: Callable[[int, bool], None] = lambda number, still: None,
+        settled: Callable[[int, int], None] = lambda number, last: None,
     ) -> None:
         self._settled = settled
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
@@ -123,6 +124,11 @@ class Link:
     def still(self) -> bool:
         """Whether no change is unacknowledged."""
         return not self.sent
+
+    @property
+    def last(self) -> int:
+        """The number of the last unacknowledged change, 0 if there is none."""
+        return next(reversed(self.sent), 0)
 
     @property
     def full(self) -> bool:
@@ -162,6 +168,16 @@ class Link:
             self._releases.append(_Release(self.shard.changes, action))
         else:
             action()
+
+    def take_over(
+        self, changes: Iterable[Message], releases: Iterable[tuple[int, Callable[[], None]]]
+    ) -> None:
+        """Keep changes that were applied and forwarded elsewhere, and the actions that wait for changes, in order."""
+        for change in changes:
+            self.sent[change.time] = change
+            self._sent_bytes += _size(change)
+        self._releases.extend(starmap(_Release, releases))
+        self._settled(self.number, self.last)
 
     # --- at the other members ------------------------------------------------------------------
 
@@ -230,12 +246,12 @@ class Link:
         while releases and releases[0].change <= self.everywhere:
             releases.popleft().action()
         if not sent:
-            self._settled(self.number, True)
+            self._settled(self.number, 0)
         if self.previous != NOBODY:
             self._acknowledge()
 
     def _pass_on(self, change: Message, following: int) -> None:
-        self._settled(self.number, False)
+        self._settled(self.number, change.time)
         self.sent[change.time] = change
         self._sent_bytes += _size(change)
         self._send(following, change)

@@ -8,8 +8,8 @@ while not stopped:
 
 Any rank that is not a worker can be a server: a spare is a server without shards until the view assigns it some.
 
-A message to a shard goes to its chain, or through `admission` to the `executor`. Shards without copies are served by
-the `fast_path` in addition. This module connects these to the node, and passes them new views.
+A message to a shard goes to its chain, or through `admission` to the `executor`. The `fast_path` serves simple
+requests and changes in addition. This module connects these to the node, and passes them new views.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Server:
         self.lists = KeyCache(key_cache)
         self.fast_path = FastPath(node, self.lists)
         self._acknowledgements = Acknowledgements(self._acknowledge)
-        self.chains = Chains(node, self._acknowledgements, repair_bandwidth, self.fast_path.settled)
+        self.chains = Chains(node, self._acknowledgements, repair_bandwidth, self.fast_path)
         self.executor = Executor(node, self.lists, self.chains, self.fast_path, self._acknowledgements, ahead)
         self.admission = Admission(
             node, self.lists, self.chains, self.fast_path, self.executor, self._acknowledgements

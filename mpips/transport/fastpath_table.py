@@ -1,11 +1,12 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
 The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request has no
-dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the shard has no
-replica and the vector's update is built in; a pull, if all replicas have all changes. All other requests go to
-Python, and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and
-vectors may be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that
-each push is applied exactly once, and is recorded.
+dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the vector's
+update is built in. Where the shard has copies it sends them the change, and answers once they have it; so it does at
+the copy (`mpips.transport.unacknowledged`). All other requests go to Python, and also one with new keys for which the
+index or the rows must grow. `FastPathTable` says which shards and vectors may be served (`parts`). Python takes over
+the finished requests (`finished`) before it reads the shard, so that each push is applied exactly once, and is
+recorded.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from numpy.typing import NDArray
 
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache
-from mpips.transport.message import INLINE
+from mpips.transport.message import INLINE, Message, bodies, decode
+from mpips.transport.unacknowledged import Taken, Unacknowledged
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
 STATE, SETTINGS, CHANGES, NEWS, VERSION = 17, 20, 21, 22, 23
-"""Columns of `parts`, by shard and namespace: whether it may be served; address, wire type and width of its rows; first
-and last key of the shard; number of rows (0: sparse); action of a push; whether it may be pulled; rows that fit; the
-address of the counts of its key index (0: none), and address and length of each of its arrays; addresses of up to three
-state columns, and of the settings, of its update; pushes since the last `changes`; and, for namespace 0, whether any
-request was finished at the shard since the last `finished`, and the number of all changes of the shard if the run is
-recorded."""
+"""Columns of `parts`, by shard and namespace: what may be served (CLOSED, REQUESTS or COPIES); address, wire type and
+width of its rows; first and last key of the shard; number of rows (0: sparse); action of a push; whether it may be
+pulled; rows that fit; the address of the counts of its key index (0: none), and address and length of each of its
+arrays; addresses of up to three state columns, and of the settings, of its update; pushes since the last `changes`;
+and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number of all
+changes of the shard."""
+CLOSED, REQUESTS, COPIES = range(3)
+"""Values of OPEN: nothing is served; requests of callers; changes of the shard's primary."""
 NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM = range(7)
 """The action of a push: one that the fast path does not apply, or a built-in update."""
 
@@ -90,28 +94,30 @@ class FastPathTable:
         self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
         self.receive_buffer = np.empty(0, np.uint8)
-        self.sleepers = np.zeros(MOST_AT_ONCE, np.int32)
+        self.sleepers = np.zeros(max(MOST_AT_ONCE, ranks), np.int32)
         self.push_log = np.zeros((0, 3), np.int64)
         """If the run is recorded: the number of pushes, then (shard, origin, time) of each in order."""
         self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
         self.served: Callable[[int], None] | None = None
         """Callback: the number of requests that a call of the fast path has answered."""
         self._kept: list[Any] = [None] * BUFFERS
+        self.unacknowledged = Unacknowledged(shards)
 
     # What may be served.
 
-    def open(self, shard: int, namespace: int, simple: Simple) -> None:
-        """Let the fast path serve a vector's rows at a shard, or update their address."""
+    def open(self, shard: int, namespace: int, simple: Simple, what: int = REQUESTS) -> None:
+        """Let the fast path serve a vector's rows at a shard, or update their address; `what` is a value of OPEN."""
         if namespace >= self.parts.shape[1]:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
             self.parts = grown
-        self.parts[shard, namespace, :CHANGES] = (1, *simple.columns())
+        self.parts[shard, namespace, :CHANGES] = (what, *simple.columns())
 
     def close(self, shard: int) -> None:
-        """Stop serving a shard, and forget its callers; call `finished` before."""
+        """Stop serving a shard, and forget its callers; call `finished` and `take_over` before."""
         self.parts[shard] = 0
         self.rows_of[shard] = 0
+        self.unacknowledged.links[shard] = 0
 
     def admitted(self, shard: int, origin: int, time: int) -> None:
         """Record that Python has admitted a request: the fast path may serve its caller from now on."""
@@ -159,6 +165,20 @@ class FastPathTable:
         if count:
             self.parts[shard, :, CHANGES] = 0
         return count
+
+    def take_over(self, shard: int, through: int) -> list[Taken]:
+        """Take over the unacknowledged changes of a shard up to number `through`, and the answers that wait."""
+        return self.unacknowledged.take_over(shard, through, self._answer_to_pull)
+
+    def _answer_to_pull(self, slot: int, total: int, buffer: int, nbytes: int) -> Message:
+        """Return an answer that was not sent yet, and free its slot and buffer."""
+        answer, *_ = decode(bytearray(self.frames[slot, :total].data))
+        self.slots[slot, 0] = 0
+        if buffer >= 0:
+            (body,) = bodies(answer)
+            body[:] = self._kept[buffer][:nbytes].data
+            self.buffers[buffer, 0] = 0
+        return answer
 
     # What is recorded.
 

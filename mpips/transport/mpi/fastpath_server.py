@@ -16,26 +16,22 @@ import numpy as np
 from mpips.jit.kernel import kernel
 from mpips.transport import header
 from mpips.transport.fastpath_table import (
-    ACKED,
     ASSIGN,
     BEGIN,
-    CHANGES,
     DTYPE,
     HEAD,
     HIGHEST,
+    MOST_AT_ONCE,
     NEWS,
     NO_PUSH,
-    NOTED,
     OPEN,
     PULL,
     PUSH,
+    REQUESTS,
     ROWS,
-    SLOTS_OUT,
-    TIMES,
     VALUES,
     VERSION,
     WIDTH,
-    WINDOW,
 )
 from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, REACH, REACHED
 from mpips.transport.key_cache import COUNT as LIST_COUNT
@@ -43,22 +39,32 @@ from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
-from mpips.transport.mpi.abi import WRITE, at, call
+from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
+from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
+from mpips.transport.mpi.fastpath_chain import (
+    count_change,
+    find_row,
+    find_slot,
+    hold,
+    list_keys,
+    send_change,
+    take_acknowledgement,
+    take_change,
+    write_change,
+)
 from mpips.transport.mpi.fastpath_rows import COPY, apply_push, find_slots, move_rows
 from mpips.transport.mpi.kernels import (
     BODY,
-    BROKEN,
+    DONE,
     EAGER,
     FRAME,
     FROM,
+    HELD,
     LANDED,
-    LATE_BODY,
-    NEXT,
+    LATE_ROW,
     NOTHING,
     OFTEN,
     RECEIVED,
-    REQUEST,
-    SECOND,
     SENT,
     SERVED,
     SIZE,
@@ -66,16 +72,17 @@ from mpips.transport.mpi.kernels import (
     TAKEN,
     VECTORS,
     WANTED,
-    complete,
+    WANTED_ROOM,
     is_free,
     look,
     post,
-    post_receive,
+    receive_bodies,
 )
+from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, LAST, ROOM
 
 _MAGIC = int.from_bytes(MAGIC, "little")
-_REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
-_PUSH, _PULL = int(Command.PUSH), int(Command.PULL)
+_REQUEST, _REPLY, _CHAIN = int(Kind.REQUEST), int(Kind.REPLY), int(Kind.CHAIN)
+_PUSH, _PULL, _APPLIED = int(Command.PUSH), int(Command.PULL), int(Command.APPLIED)
 # the last key of the key space, as int64
 _ALL = -1
 _INT4, _UINT8 = np.int32(0), np.uint64(0)
@@ -130,33 +137,18 @@ def _is_simple(frame: Any, epoch: int) -> Any:
 
 
 @kernel()
-def _note(caller: Any, time: int, acked: int, pushed: bool) -> None:
-    """Record that a request is finished; where no entry is free, those that the caller has acknowledged are dropped."""
-    if acked > caller[ACKED]:
-        caller[ACKED] = acked
-    noted = caller[NOTED]
-    if noted == WINDOW:
-        kept = 0
-        for i in range(WINDOW):
-            if caller[TIMES + i] >> 1 >= caller[ACKED]:
-                caller[TIMES + kept] = caller[TIMES + i]
-                kept += 1
-        noted = kept
-    caller[TIMES + noted] = 2 * time + (1 if pushed else 0)
-    caller[NOTED] = noted + 1
-    caller[HIGHEST] = time
-
-
-@kernel()
-def _has_room(caller: Any, acked: int) -> bool:
-    """Return whether one more time can be recorded."""
-    if caller[NOTED] < WINDOW:
-        return True
-    acked = max(acked, caller[ACKED])
-    for i in range(WINDOW):  # noqa: SIM110 (a kernel)
-        if caller[TIMES + i] >> 1 < acked:
-            return True
-    return False
+def _is_of_chain(frame: Any, size: int, epoch: int, links: Any) -> Any:
+    """Return whether a frame is a message of a chain that may be handled: of this epoch, without metadata."""
+    small = frame.view(np.int32)
+    return (
+        size >= HEADER_BYTES
+        and small[header.START] == _MAGIC
+        and frame[header.KIND] == _CHAIN
+        and small[header.SHARD] >= 0
+        and small[header.SHARD] < len(links)
+        and small[header.EPOCH] == epoch
+        and small[header.META] == 0
+    )
 
 
 @kernel()
@@ -174,24 +166,10 @@ def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int
     return call(lib[WRITE], (pid, here, 1, here + 16, 1, 0)) == nbytes  # type: ignore[no-any-return]
 
 
-@kernel()
-def _receive(lib: Any, cells: Any, status: Any, receive_buffer: Any, key_bytes: int, value_bytes: int) -> int:
-    """Receive the keys and values that follow a frame, one after the other: TAKEN, LATE_BODY or BROKEN."""
-    cells[REQUEST] = cells[SECOND] = 0
-    place = receive_buffer.ctypes.data
-    if key_bytes > 0 and not post_receive(lib, cells, REQUEST, place, key_bytes):
-        return BROKEN
-    if value_bytes > 0 and not post_receive(lib, cells, SECOND, place + key_bytes, value_bytes):
-        return BROKEN
-    done = complete(lib, cells, status, REQUEST) if key_bytes > 0 else 1
-    if done > 0 and value_bytes > 0:
-        done = complete(lib, cells, status, SECOND)
-    return TAKEN if done > 0 else LATE_BODY if done == 0 else BROKEN
-
-
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
-    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1])"
+    " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1], i8[:,::1], i8[:,::1],"
+    " i8[:,::1], u1[:,::1], u1[:,::1], i8[:,::1])"
 )
 def serve(
     lib: Any,
@@ -213,6 +191,12 @@ def serve(
     sleepers: Any,
     pids: Any,
     push_log: Any,
+    links: Any,
+    changes: Any,
+    sends: Any,
+    changed: Any,
+    answers: Any,
+    held: Any,
 ) -> int:
     """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
@@ -221,20 +205,52 @@ def serve(
     5]: busy, request, address, size and receiver of the send buffers for large answers; `receive_buffer`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
     `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
-    (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or 257, 3]: the pushes in order, for a record.
+    (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or 257, 3]: the pushes in order, for a
+    record; `links`, `changes`, `sends`, `changed` (the frames of changes), `answers` and `held`: see
+    `mpips.transport.unacknowledged`.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
-    left, most, turn = tries, len(sleepers), -1
+    left, most, turn = tries, MOST_AT_ONCE, -1
     while left > 0 and most > 0:
         turn += 1
         found = look(lib, cells, status, frame, turn % OFTEN == 0, tries - left >= EAGER)
         if found == NOTHING:
+            if cells[SLEEPERS] > 0:
+                # Python wakes them.
+                return NOTHING
             left -= 1
             continue
         if found != TAKEN:
             return found
         size = cells[SIZE]
+        if _is_of_chain(frame, size, epoch, links):
+            if frame[header.COMMAND] == _APPLIED:
+                found = take_acknowledgement(
+                    lib,
+                    cells,
+                    frame,
+                    links,
+                    changes,
+                    sends,
+                    answers,
+                    held,
+                    slots,
+                    frames,
+                    buffers,
+                    asleep,
+                    sleepers,
+                )
+            elif frame[header.COMMAND] == _PUSH:
+                found = take_change(
+                    lib, cells, status, frame, me, epoch, parts, rows_of, callers, links, slots, frames, receive_buffer,
+                    asleep, sleepers, push_log,
+                )  # fmt: skip
+            if found != DONE:
+                return found
+            cells[SERVED] += 1
+            left, most = tries, most - 1
+            continue
         if size < HEADER_BYTES or not _is_simple(frame, epoch):
             return TAKEN
         # The caller, shard and namespace.
@@ -245,11 +261,11 @@ def serve(
             return TAKEN
         row = rows_of[shard, origin]
         part = parts[shard, namespace]
-        if row <= 0 or part[OPEN] == 0:
+        if row <= 0 or part[OPEN] != REQUESTS:
             return TAKEN
         caller = callers[row]
         time, acked = words[header.TIME], words[header.ACKED]
-        if time <= caller[HIGHEST] or not _has_room(caller, acked):
+        if time <= caller[HIGHEST] or not has_room(caller, acked):
             return TAKEN
         # The rows.
         count, first, where = 0, 0, 0
@@ -290,15 +306,10 @@ def serve(
             cells[WANTED] = wanted
             return TAKEN
         # Buffers for the answer, and for the values of a push.
-        out = -1
-        for _ in range(SLOTS_OUT):
-            cells[NEXT] = (cells[NEXT] + 1) % SLOTS_OUT
-            if is_free(lib, cells, status, slots, cells[NEXT]):
-                out = cells[NEXT]
-                break
+        out = find_slot(lib, cells, status, slots)
         if out < 0:
             return TAKEN
-        buffer = -1
+        buffer, following, last = -1, links[shard, FOLLOWING] - 1, links[shard, LAST]
         if push:
             if (
                 part[PUSH] == NO_PUSH
@@ -317,6 +328,7 @@ def serve(
                 and not listed
                 and (frame[header.FLAGS] & REACH) != 0
                 and pids[origin] != 0
+                and last == 0
             ):
                 each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
                 values = part[VALUES] + first * width * each
@@ -331,33 +343,78 @@ def serve(
                 if buffer < 0:
                     cells[WANTED] = nbytes
                     return TAKEN
+        # Of the change that is sent on: the keys of a run of dense rows are a range.
+        change, change_keys, room = -1, 0, 0
+        if push and following >= 0:
+            change_keys = 8 * count if listed or where != 0 or part[ROWS] == 0 else 0
+            room = change_keys + nbytes if change_keys + nbytes > INLINE else 0
+            change = find_row(lib, cells, status, changes, sends, room)
+            if change < 0:
+                cells[WANTED_ROOM] = room
+                return TAKEN
         # All conditions hold but for listed keys: receive the rest, and apply the request.
         head = frames[out]
         content: Any = np.int64(frame.ctypes.data) + HEADER_BYTES
+        target: Any = content
         if follow:
             content = np.int64(receive_buffer.ctypes.data)
-            found = _receive(lib, cells, status, receive_buffer, key_bytes, value_bytes)
+            if change >= 0:
+                # Where they are sent on from.
+                content = changes[change, ROOM] + change_keys - key_bytes
+            found = receive_bodies(lib, cells, status, content, key_bytes, value_bytes)
             if found != TAKEN:
+                cells[LATE_ROW] = change + 1
                 return found
         there: Any = np.int64(receive_buffer.ctypes.data) + places
         if listed:
             mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
             if not mine:
+                if follow and change >= 0:
+                    call(lib[MEMCPY], (np.int64(receive_buffer.ctypes.data), content, payload))
                 return LANDED if follow else TAKEN
             where = 0 if run else there
-        if push:
+        if push and change >= 0:
             source = content + key_bytes
+            number = parts[shard, 0, VERSION] + 1
+            body = changed[change]
+            target = np.int64(body.ctypes.data) + HEADER_BYTES + CALLERS_BYTES
+            if room > 0:
+                target = changes[change, ROOM]
+            if not follow:
+                call(lib[MEMCPY], (target + change_keys - key_bytes, content, payload))
+            if change_keys > 0 and not listed:
+                list_keys(part, count, first, where, target)
+            begin, end = words[header.FIRST], words[header.LAST]
+            if change_keys == 0:
+                begin, end = part[BEGIN] + first, part[BEGIN] + first + count - 1
+            listed_keys = count if change_keys > 0 else 0
+            write_change(body, frame, me, epoch, number, listed_keys, begin, end, room > 0)
+            send_change(
+                lib,
+                cells,
+                changes,
+                sends,
+                body,
+                change,
+                shard,
+                number,
+                change_keys,
+                nbytes,
+                room > 0,
+                following,
+            )
+            wake_later(cells, asleep, sleepers, following)
+            links[shard, LAST] = number
             apply_push(lib, part, source, count, first, where, there)
-            part[CHANGES] += 1
-            parts[shard, 0, VERSION] += 1
-            if len(push_log) > 0:
-                push_log[0, 0] += 1
-                last = push_log[0, 0]
-                push_log[last, 0], push_log[last, 1], push_log[last, 2] = shard, origin, time
+            count_change(parts, push_log, shard, namespace, origin, time)
+            _reply(answers[change], frame, 0, -1, 0, me, epoch, False)
+        elif push:
+            apply_push(lib, part, content + key_bytes, count, first, where, there)
+            count_change(parts, push_log, shard, namespace, origin, time)
             _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
         else:
-            target: Any = np.int64(head.ctypes.data) + HEADER_BYTES
+            target = np.int64(head.ctypes.data) + HEADER_BYTES
             if buffer >= 0:
                 target = buffers[buffer, 2]
             if not reached:
@@ -368,15 +425,20 @@ def serve(
                 head[header.FLAGS] = REACHED
                 cells[SENT] += nbytes
             total = HEADER_BYTES + (0 if apart else nbytes)
-            post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)
-            if buffer >= 0:
-                post(lib, cells, buffers, buffer, target, nbytes, cells[FROM], BODY)
+            if last != 0:
+                slots[out, 0] = HELD
+                if buffer >= 0:
+                    buffers[buffer, 0] = HELD
+                hold(held, shard, parts[shard, 0, VERSION], out, total, buffer, nbytes, cells[FROM])
+            else:
+                post(lib, cells, slots, out, head.ctypes.data, total, cells[FROM], FRAME)
+                if buffer >= 0:
+                    post(lib, cells, buffers, buffer, target, nbytes, cells[FROM], BODY)
         cells[RECEIVED] += size + (payload if follow else 0)
         cells[SERVED] += 1
-        if asleep[cells[FROM]] != 0:
-            sleepers[cells[SLEEPERS]] = cells[FROM]
-            cells[SLEEPERS] += 1
-        _note(caller, time, acked, push)
+        if last == 0 and change < 0:
+            wake_later(cells, asleep, sleepers, cells[FROM])
+        note(caller, time, acked, push)
         parts[shard, 0, NEWS] = 1
         left, most = tries, most - 1
     return NOTHING

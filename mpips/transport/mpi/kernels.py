@@ -33,9 +33,10 @@ from mpips.transport.mpi.abi import (
 FRAME, BODY, URGENT = 1, 2, 3
 """Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
-NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED = range(7)
+NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE = range(8)
 """Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
-with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer."""
+with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer; a
+message that was handled."""
 
 (
     FLAG,
@@ -52,24 +53,29 @@ with incomplete keys or values; an MPI error; a frame for Python, whose keys and
     NEXT,
     WANTED,
     SLEEPERS,
+    WANTED_ROOM,
+    LATE_ROW,
+    LATE_AT,
     VECTORS,
-) = range(15)
-"""Cells of the fast paths' memory, i8[19]: the first five are written by MPI; bytes and frames that were moved, and
+) = range(18)
+"""Cells of the fast paths' memory, i8[21]: the first five are written by MPI; bytes and frames that were moved, and
 requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
-(0: none); how many of the answered ranks sleep; and two pairs of address and size, for system calls."""
+(0: none); how many of the answered ranks sleep; the size of a change for which there was no memory (0: none); of keys
+or values that are incomplete, 1 + the row of the change into whose memory they are received (0: the receive buffer),
+and the address; and two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
-"""The memory of the client fast path, i8[39]: a library's table, the cells, and the addresses of a status, of the frame
+"""The memory of the client fast path, i8[41]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
 EAGER = 4
 """Polls after which a rank yields before each further poll."""
 OFTEN = 8
 """One of so many polls also probes for urgent frames."""
-FREE, BUSY, LOST = range(3)
-"""States of a send slot; LOST: a send to an excluded rank, whose completion is not waited for."""
+FREE, BUSY, LOST, HELD = range(4)
+"""States of a send slot; LOST: a send to an excluded rank, whose completion is not waited for; HELD: not sent yet."""
 TRIES = 20_000
 """Tests of a transfer before it is returned as late: some milliseconds."""
 FRAME_ROOM = HEADER_BYTES + INLINE + 4096
@@ -103,6 +109,21 @@ def post_receive(lib: Any, cells: Any, cell: int, address: int, size: int) -> bo
     if error != 0:
         cells[ERROR] = error
     return bool(error == 0)
+
+
+@kernel()
+def receive_bodies(lib: Any, cells: Any, status: Any, place: int, key_bytes: int, value_bytes: int) -> int:
+    """Receive the keys and values that follow a frame, one after the other: TAKEN, LATE_BODY or BROKEN."""
+    cells[REQUEST] = cells[SECOND] = 0
+    cells[LATE_ROW], cells[LATE_AT] = 0, place
+    if key_bytes > 0 and not post_receive(lib, cells, REQUEST, place, key_bytes):
+        return BROKEN
+    if value_bytes > 0 and not post_receive(lib, cells, SECOND, place + key_bytes, value_bytes):
+        return BROKEN
+    done = complete(lib, cells, status, REQUEST) if key_bytes > 0 else 1
+    if done > 0 and value_bytes > 0:
+        done = complete(lib, cells, status, SECOND)
+    return TAKEN if done > 0 else LATE_BODY if done == 0 else BROKEN
 
 
 @kernel()
@@ -155,6 +176,8 @@ def is_free(lib: Any, cells: Any, status: Any, handles: Any, row: int) -> bool:
     """Return whether a send slot is free. See the module for `handles`."""
     if handles[row, 0] == FREE:
         return True
+    if handles[row, 0] == HELD:
+        return False
     cells[FLAG] = 0
     place = handles.ctypes.data + 8 * (row * handles.shape[1] + 1)
     error = call(lib[TEST], (place, cells.ctypes.data + 8 * FLAG, status.ctypes.data))

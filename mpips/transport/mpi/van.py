@@ -57,7 +57,9 @@ from mpips.transport.mpi.kernels import (
     FROM,
     LANDED,
     LATE,
+    LATE_AT,
     LATE_BODY,
+    LATE_ROW,
     LOST,
     MEMORY,
     MESSAGE,
@@ -74,6 +76,7 @@ from mpips.transport.mpi.kernels import (
     STATUS,
     URGENT,
     WANTED,
+    WANTED_ROOM,
     unsent,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
@@ -224,10 +227,12 @@ class MPIVan:
                 return ANSWER
         else:
             cells[SERVED] = cells[SLEEPERS] = 0
+            chain = table.unacknowledged
             found = serve(
                 self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
                 table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
                 table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
+                chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held,
             )  # fmt: skip
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
@@ -258,7 +263,7 @@ class MPIVan:
                     body[:] = table.receive_buffer[at : at + len(body)].data
                     at += len(body)
                 return message
-            raw = self._answer_buffer() if table is None else table.abandon_receive_buffer()
+            raw = self._answer_buffer() if table is None else self._give_up(table)
             if message.keys is not None:
                 message.keys = raw[:key_bytes].view(np.uint64)
             if message.values is not None:
@@ -274,6 +279,12 @@ class MPIVan:
         error = MPI.Exception(int(self._cells[ERROR]))
         self._cells[ERROR] = 0
         self._deaths.note(error, source if source >= 0 else None, torn=source >= 0)
+
+    def _give_up(self, table: FastPathTable) -> NDArray[np.uint8]:
+        """Return the memory that receives the rest of a request or change, handled as a message from now on."""
+        row, place = int(self._cells[LATE_ROW]) - 1, int(self._cells[LATE_AT])
+        raw = table.abandon_receive_buffer() if row < 0 else table.unacknowledged.give_up(row)
+        return raw[place - raw.ctypes.data :]
 
     def _answer_buffer(self) -> NDArray[np.uint8]:
         """Return the memory that receives the answer at the last slot, which is handled as a message from now on."""
@@ -352,6 +363,9 @@ class MPIVan:
         if cells[WANTED]:
             table.provide(int(cells[WANTED]))
             cells[WANTED] = 0
+        if cells[WANTED_ROOM]:
+            table.unacknowledged.provide(int(cells[WANTED_ROOM]))
+            cells[WANTED_ROOM] = 0
 
     def _probe(self, comm: MPI.Intracomm, tag: int) -> Message | None:
         """Probe for a frame of a tag, and receive it or start to."""
@@ -441,7 +455,7 @@ class MPIVan:
         """Return the tables of the fast paths' sends."""
         tables = [self._fast_client.heads, self._fast_client.lists, self._fast_client.tails]
         if self.fast_path is not None:
-            tables += [self.fast_path.slots, self.fast_path.buffers]
+            tables += [self.fast_path.slots, self.fast_path.buffers, self.fast_path.unacknowledged.sends]
         return tables
 
     def arriving(self, source: int) -> bool:

@@ -1,0 +1,158 @@
+"""Pushes to shards with copies on the compiled fast path: whoever dies between any two messages, each is done once."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_van import KernelVan
+from simulated import simulate
+
+from mpips.bench.failures import _trial
+from mpips.ranges import KeyRange
+from mpips.scheduler.scheduler import Cluster
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport import in_memory
+from mpips.transport.network_faults import Fault, random_delays, torn
+from mpips.worker.key_list import KeyList
+from mpips.worker.vector import Vector
+from mpips.worker.worker import Context
+
+BLOCK = 40_000
+"""Keys of each worker."""
+SPECS = (
+    VectorSpec("dense", "float64", extent=4 * BLOCK, dense=True),
+    VectorSpec("sparse", "int64", extent=4 * BLOCK),
+    VectorSpec("wide", "int32", 3, extent=4 * BLOCK, update="assign"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the servers of twins run kernels."""
+    monkeypatch.setattr(in_memory, "TwinVan", KernelVan)
+    monkeypatch.setattr(KernelVan, "handled", 0)
+
+
+class Worker:
+    """Pushes to keys of its own and pulls them, in all manners, and knows what must be there."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self.begin = BLOCK * self.node.view.workers.index(self.node.rank)
+        self.models = [np.zeros((BLOCK, spec.width), spec.dtype) for spec in SPECS]
+        self.lists: list[list[tuple[Any, KeyList]]] = [[] for _ in SPECS]
+
+    def go(self, seed: int, count: int) -> dict[str, Any]:
+        rng = random.Random(f"{seed}/{self.node.rank}")
+        for _ in range(count):
+            tasks = [self.push(rng) for _ in range(rng.choice((1, 1, 3, 8)))]
+            pulls = [self.pull(rng) for _ in range(rng.randrange(2))] if rng.random() < 0.3 else []
+            self.node.wait_all(tasks + pulls)
+            self.check(rng)
+        for at in range(len(SPECS)):
+            self.compare(at, slice(0, BLOCK), self.node.wait(self.vector(at).pull(self.range(0, BLOCK))))
+        return {}
+
+    def vector(self, at: int) -> Vector:
+        return self.context.vectors[SPECS[at].name]
+
+    def range(self, first: int, last: int) -> KeyRange | Any:
+        return np.arange(self.begin + first, self.begin + last, dtype=np.uint64)
+
+    def draw(self, rng: random.Random, at: int) -> tuple[Any, Any]:
+        """Draw keys, as places in the model and as an argument of a push or pull."""
+        if self.lists[at] and rng.random() < 0.5:
+            return rng.choice(self.lists[at])
+        count = rng.choice((1, 5, 300, 9000))
+        if SPECS[at].dense and rng.random() < 0.5:
+            first = rng.randrange(BLOCK - count)
+            return slice(first, first + count), KeyRange(self.begin + first, self.begin + first + count)
+        places = np.sort(np.array(rng.sample(range(BLOCK), count)))
+        keys = (places + self.begin).astype(np.uint64)
+        if rng.random() < 0.5:
+            return places, keys
+        listed = self.vector(at).key_list(keys)
+        self.lists[at].append((places, listed))
+        return places, listed
+
+    def push(self, rng: random.Random) -> Task:
+        at = rng.randrange(len(SPECS))
+        places, keys = self.draw(rng, at)
+        model = self.models[at]
+        rows = np.full(model[places].shape, rng.randint(1, 9), model.dtype)
+        if SPECS[at].update == "assign":
+            # Two assignments in any order are the same.
+            rows[:] = np.arange(BLOCK, dtype=model.dtype)[places][:, None]
+            model[places] = rows
+        else:
+            model[places] += rows
+        return self.vector(at).push(keys, rows)
+
+    def pull(self, rng: random.Random) -> Task:
+        at = rng.randrange(len(SPECS))
+        return self.vector(at).pull(self.draw(rng, at)[1])
+
+    def check(self, rng: random.Random) -> None:
+        at = rng.randrange(len(SPECS))
+        places, keys = self.draw(rng, at)
+        self.compare(at, places, self.node.wait(self.vector(at).pull(keys)))
+
+    def compare(self, at: int, places: Any, rows: Any) -> None:
+        model = self.models[at][places]
+        assert np.array_equal(rows.reshape(model.shape), model), SPECS[at].name
+
+
+def run(seed: int, **how: Any) -> int:
+    """Run some pushes and pulls of two workers; return how many messages were posted."""
+    told: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> None:
+        for spec in SPECS:
+            cluster.create_vector(spec)
+        for part in range(2):
+            cluster.workers.call("go", {"seed": 10 * seed + part, "count": 10})
+
+    simulate(schedule, Worker, told=told, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
+    return int(told["network"].posted)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_kernels_do_most_of_it(replicas: int) -> None:
+    posted = run(1, servers=replicas + 1, workers=2, replicas=replicas)
+    assert KernelVan.handled > posted / (4 if replicas == 1 else 10), (KernelVan.handled, posted)
+
+
+@pytest.mark.parametrize("act", ["kill", "stop", "pause"])
+@pytest.mark.parametrize("part", range(2))
+def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
+    most = run(part, servers=2, workers=2, replicas=1)
+    rng = random.Random(f"{part}/{act}")
+    for number in range(6):
+        fault = Fault(
+            "kill" if act == "kill" else "stop",
+            1 + number % 2,
+            after_messages=rng.randrange(30, most),
+            lasting=None if act != "pause" else rng.choice((0.04, 0.3)),
+        )
+        arrives = torn(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
+        spares = number % 3 % 2
+        run(part, servers=2, workers=2, spares=spares, replicas=1, faults=[fault], arrives=arrives)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_copy_is_lost_where_messages_overtake_each_other(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(6):
+        faults = [Fault("kill", rng.choice((1, 2, 3)), after_messages=rng.randrange(30, 600))]
+        run(seed, servers=3, workers=2, replicas=1, faults=faults, delays=random_delays(seed, delay=0.003))
+
+
+@pytest.mark.parametrize("first", range(0, 20, 10))
+def test_every_update_of_the_fault_campaign_is_there_once(first: int) -> None:
+    outcomes = [_trial.run(seed) for seed in range(first, first + 10)]
+    assert not [f"{outcome.seed}: {outcome.error}" for outcome in outcomes if not outcome.ok]
+    assert KernelVan.handled > 50

@@ -1,0 +1,209 @@
+"""A twin's van whose servers run the compiled fast path: MPI's functions, as its kernels call them, on a `Network`.
+
+Sends stay in progress for a while, and their memory must not change until they are complete. What kernels send must be
+what `mpips.transport.message.encode` writes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mpips.transport.header import DETACHED, HEADER
+from mpips.transport.in_memory import Network, TwinVan
+from mpips.transport.message import Message, bodies, decode, frame_bytes, from_bytes, to_bytes
+from mpips.transport.mpi.abi import LIBRARY, MEMCPY, STATUS_BYTES
+from mpips.transport.mpi.fastpath_server import serve
+from mpips.transport.mpi.kernels import (
+    BIG,
+    CELLS,
+    FRAME,
+    FRAME_ROOM,
+    LANDED,
+    NOTHING,
+    RECEIVED,
+    SENT,
+    SERVED,
+    SIZE,
+    SLEEPERS,
+    TAKEN,
+    WANTED,
+    WANTED_ROOM,
+)
+
+_SOURCE = 8
+"""Offset of the source in a status."""
+
+
+def _int(address: int, kind: Any = ctypes.c_int64) -> Any:
+    return kind.from_address(address)
+
+
+class KernelVan(TwinVan):
+    """See the module."""
+
+    handled = 0
+    """Messages that kernels have handled, of all vans."""
+
+    def __init__(self, network: Network, rank: int) -> None:
+        super().__init__(network, rank)
+        self._fake = network
+        self._cells, self._statuses = np.zeros(CELLS, np.int64), np.zeros(STATUS_BYTES, np.uint8)
+        self._frame, self._pids = np.zeros(FRAME_ROOM, np.uint8), np.zeros(network.size, np.int64)
+        self._flags = np.zeros(2 * network.size, np.uint8)[::2]
+        self._raw, self._source = bytearray(), -1
+        self._bodies: deque[bytes] = deque()
+        self._sends: dict[int, tuple[int, bytes]] = {}
+        self._partial: dict[int, tuple[bytearray, int]] = {}
+        self._chance = random.Random(rank)
+        self._error: BaseException | None = None
+        functions = (
+            self._improbe,
+            self._imrecv,
+            self._isend,
+            self._irecv,
+            self._test,
+            self._get_count,
+            self._yield,
+        )
+        counts = (6, 5, 7, 7, 3, 3, 0)
+        self._callbacks = [
+            ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * count)(partial(self._noted, function))
+            for function, count in zip(functions, counts, strict=True)
+        ]
+        self._lib = np.zeros(LIBRARY, np.int64)
+        for at, callback in enumerate(self._callbacks):
+            self._lib[at] = ctypes.cast(callback, ctypes.c_void_p).value
+        self._lib[MEMCPY] = ctypes.cast(ctypes.CDLL(None).memcpy, ctypes.c_void_p).value
+        self._lib[-1] = _SOURCE
+
+    def _noted(self, function: Callable[..., int], *arguments: int) -> int:
+        """Call one of MPI's functions; an error is raised later, since kernels pass on none."""
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            self._error = error
+            return 0
+
+    # --- MPI's functions ------------------------------------------------------------------------
+
+    def _improbe(self, source: int, tag: int, comm: int, flag: int, message: int, status: int) -> int:
+        wire = self._fake._wires[self.rank]
+        dead = self.rank in self._fake._dead or self.rank in self._fake._stopped
+        if tag != FRAME or dead or not wire or wire[0][0] > self._fake.time:
+            return 0
+        self._fake._idle.discard(self.rank)
+        *_, self._source, raw = heapq.heappop(wire)
+        self._raw = bytearray(raw)
+        rest, self._bodies = raw[frame_bytes(self._raw) :], deque()
+        if rest:
+            head = np.frombuffer(raw, HEADER, 1)[0]
+            keys = 8 * int(head["keys"])
+            self._bodies.extend(each for each in (rest[:keys], rest[keys:]) if each)
+        _int(flag).value = 1
+        _int(status + _SOURCE, ctypes.c_int32).value = self._source
+        return 0
+
+    def _get_count(self, status: int, kind: int, count: int) -> int:
+        _int(count).value = frame_bytes(self._raw)
+        return 0
+
+    def _imrecv(self, buffer: int, size: int, kind: int, message: int, request: int) -> int:
+        ctypes.memmove(buffer, bytes(self._raw[:size]), size)
+        return 0
+
+    def _irecv(
+        self, buffer: int, size: int, kind: int, source: int, tag: int, comm: int, request: int
+    ) -> int:
+        body = self._bodies.popleft()
+        assert len(body) == size and source == self._source
+        ctypes.memmove(buffer, body, size)
+        return 0
+
+    def _isend(self, buffer: int, size: int, kind: int, dest: int, tag: int, comm: int, request: int) -> int:
+        raw = ctypes.string_at(buffer, size)
+        number = 1 + max(self._sends, default=0)
+        self._sends[number] = buffer, raw
+        _int(request).value = number
+        whole, missing = self._partial.pop(dest, (bytearray(), 0))
+        if tag == FRAME:
+            assert not whole, "a frame before the bodies of the last one"
+            head = np.frombuffer(raw, HEADER, 1)[0]
+            width = 4 if head["dtype"] in (0, 2) else 8
+            if head["flags"] & DETACHED:
+                missing = 8 * int(head["keys"]) + int(head["rows"]) * int(head["width"]) * width
+        else:
+            missing -= size
+        whole += raw
+        if missing:
+            self._partial[dest] = whole, missing
+        elif self.rank not in self._fake._dead:
+            message = from_bytes(whole)
+            assert to_bytes(message) == bytes(whole), message
+            self._fake.post(self.rank, dest, message)
+        return 0
+
+    def _test(self, request: int, flag: int, status: int) -> int:
+        number = _int(request).value
+        if number == 0:
+            _int(flag).value = 1
+        elif self._chance.random() < 0.5:
+            self._check(number)
+            _int(request).value, _int(flag).value = 0, 1
+        return 0
+
+    def _check(self, number: int) -> None:
+        address, raw = self._sends.pop(number)
+        assert ctypes.string_at(address, len(raw)) == raw, "memory was used before its send was complete"
+
+    def _yield(self) -> int:
+        return 0
+
+    # --- the van --------------------------------------------------------------------------------
+
+    def receive(self) -> Message | None:
+        """Receive a message, or let kernels handle some."""
+        network, table, cells = self._open(), self.fast_path, self._cells
+        if table is None:
+            return super().receive()
+        cells[SERVED] = cells[SLEEPERS] = 0
+        chain = table.unacknowledged
+        found = serve(
+            self._lib, cells, self._statuses, self._frame, 1, self.rank, self.epoch,
+            table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
+            table.receive_buffer, self._flags, table.sleepers, self._pids, table.push_log,
+            chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held,
+        )  # fmt: skip
+        if self._error is not None:
+            raise self._error
+        KernelVan.handled += int(cells[SERVED])
+        self.sent_bytes += int(cells[SENT])
+        self.received_bytes += int(cells[RECEIVED])
+        cells[SENT] = cells[RECEIVED] = 0
+        if len(table.push_log):
+            table.tell()
+        for cell, provide in ((WANTED, table.provide), (WANTED_ROOM, chain.provide)):
+            if cells[cell]:
+                provide(int(cells[cell]))
+                cells[cell] = 0
+        network.touch(self.rank)
+        if found == NOTHING:
+            return None
+        assert found in (TAKEN, BIG, LANDED)
+        self.received_bytes += len(self._raw)
+        if found != LANDED:
+            return from_bytes(self._raw)
+        message, *_ = decode(bytearray(self._frame[: int(cells[SIZE])].data))
+        at = 0
+        for body in bodies(message):
+            body[:] = table.receive_buffer[at : at + len(body)].data
+            at += len(body)
+        assert to_bytes(message) == bytes(self._raw)
+        return message
