@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mpips.cli import output_file
 from mpips.process.argument_parser import add_command, not_empty
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def command(arguments: argparse.Namespace) -> int:
     if not arguments.output:
         print(text, end="")
         return 0
+    output_file.check(arguments.output, [arguments.job])
     try:
         with replacing(arguments.output, "w") as file:
             file.write(text)

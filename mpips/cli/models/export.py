@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def command(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.checkpoint), Path(arguments.out)
     if target.suffix not in (".npz", ".tsv"):
         raise InputError(f"--out {target}: the name must end in .npz or .tsv")
+    output_file.check(target)
     names = sorted(vectors(source))
     if arguments.vector is None and len(names) != 1:
         raise CheckpointError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpips.cli import own_program
+from mpips.cli import output_file, own_program
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
@@ -40,6 +40,8 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.rundir.order_files import named_run
 
     run = named_run(arguments.run)
+    if arguments.out:
+        output_file.check(arguments.out, [run, *arguments.files])
     ask = _asked(run, arguments.program)
     ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 from mpips.process.printable import one_line
 
@@ -49,6 +50,7 @@ def command(arguments: argparse.Namespace) -> int:
     for each in (*filter(None, (run.warning for run in runs)), *altered):
         print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
+    output_file.check(out)
     try:
         write_text(out, page(runs))
     except OSError as error:

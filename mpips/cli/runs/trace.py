@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
@@ -82,6 +83,7 @@ def command(arguments: argparse.Namespace) -> int:
         start = min(trace.begin for trace in traces)
         within = (start + begin, start + end)
     path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
+    output_file.check(path)
     written = chrome.write(traces, path, ranks, within)
     loose = f" ({written.loose} more begin or end outside of all spans)" if written.loose else ""
     print(

@@ -1,0 +1,46 @@
+"""The file that a command writes where its user says: it replaces none that the command reads, nor a part of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise InputError if a file exists that must not be replaced.
+
+    These are the `inputs`, the files of a checkpoint, and those that a run has written, which its commands go by. A
+    run's report can be replaced.
+    """
+    from mpips.errors import InputError
+
+    target = Path(target)
+    if not target.is_file():
+        return
+    if any(os.path.exists(each) and os.path.samefile(each, target) for each in inputs):
+        raise InputError(f"{target}: is one of the files to read; name another one to write")
+    if whose := _owner(target.absolute()):
+        raise InputError(f"{target}: is a file of {whose}; name another one to write")
+
+
+def _owner(path: Path) -> str:
+    """Return the run or checkpoint that a file is a part of; "" if none."""
+    from mpips.checkpoint.manifest import MANIFEST
+    from mpips.provenance.run_json import BOOKKEEPING, listed_outputs
+    from mpips.rundir.folder import RunFolder
+
+    if os.path.lexists(path.parent / MANIFEST):
+        return f"the checkpoint {path.parent}"
+    above = RunFolder(path.parent.parent)
+    if above.run.exists() and path.parent in (above.logs, above.record, above.replay):
+        return f"the run {above.path}"
+    if above.run.exists() and path.parent == above.trace and path.suffix == ".bin":
+        return f"the run {above.path}"
+    run = RunFolder(path.parent)
+    if not run.run.exists():
+        return ""
+    own = {*BOOKKEEPING, run.metrics.name, *(each["name"] for each in listed_outputs(run))} - {
+        run.report.name
+    }
+    return f"the run {run.path}" if path.name in own else ""
