@@ -206,6 +206,17 @@ class RunFolder:
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
             )
+        if os.path.lexists(self.job) and not self._has_own_job():
+            raise InputError(
+                f"{path}: has a job file, {self.job.name}, which the run would replace; name another --run-dir"
+            )
+
+    def _has_own_job(self) -> bool:
+        """Return whether `job.toml` is one that a run has written: an earlier start, whose other files were moved."""
+        try:
+            return self.read_job().get("job", {}).keys() >= {"program", "name", "seed", "base"}
+        except InputError:
+            return False
 
     def _set_aside(self) -> None:
         # a copy: without run.json, the folder is not a run folder; first, since there may be no room for it

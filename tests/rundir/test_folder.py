@@ -147,3 +147,15 @@ def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     lines.close()
     with pytest.raises(ClosedError):
         lines.append({})
+
+
+def test_a_folder_with_a_job_file_is_not_a_runs(tmp_path: Path) -> None:
+    """As with `--run-dir .`: the run's own job.toml would replace it."""
+    job = tmp_path / "job.toml"
+    for text in ('[job]\nprogram = "sketch"\n', "no = TOML =", ""):
+        job.write_text(text)
+        with pytest.raises(InputError, match="has a job file, job.toml, which the run would replace"):
+            RunFolder.claim(tmp_path)
+        assert job.read_text() == text and sorted(tmp_path.iterdir()) == [job]
+    job.write_text('[job]\nprogram = "sketch"\nname = "a"\nseed = 0\nbase = "/home/me"\n')
+    assert RunFolder.claim(tmp_path).held is not None, "an earlier start has left it"
