@@ -214,7 +214,7 @@ class RunFolder:
     def _has_own_job(self) -> bool:
         """Return whether `job.toml` is one that a run has written: an earlier start, whose other files were moved."""
         try:
-            return self.read_job().get("job", {}).keys() >= {"program", "name", "seed", "base"}
+            return set(self.read_job().get("job", {})) >= {"program", "name", "seed", "base"}
         except InputError:
             return False
 

@@ -154,7 +154,7 @@ def test_a_folder_with_a_job_file_is_not_a_runs(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     for text in ('[job]\nprogram = "sketch"\n', "no = TOML =", ""):
         job.write_text(text)
-        with pytest.raises(InputError, match="has a job file, job.toml, which the run would replace"):
+        with pytest.raises(InputError, match=r"has a job file, job\.toml, which the run would replace"):
             RunFolder.claim(tmp_path)
         assert job.read_text() == text and sorted(tmp_path.iterdir()) == [job]
     job.write_text('[job]\nprogram = "sketch"\nname = "a"\nseed = 0\nbase = "/home/me"\n')
