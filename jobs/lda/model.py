@@ -191,7 +191,8 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
     model's folder. One that is there already is left as it is: it may be an output of the run, whose hash is known.
 
     Raises:
-        InputError: a file cannot be read or written, or is invalid.
+        InputError: a file cannot be read, or is invalid.
+        OSError: `out` cannot be written.
     """
     loaded = load_model(model)
     if not files:
@@ -204,7 +205,7 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         try:
             draw(picture, top, loaded.n_k, loaded.words)
             print(f"picture: {picture}")
-        except InputError as error:
+        except (InputError, OSError) as error:
             if out is not None:
                 raise
             print(f"no picture: {error}")  # it was not requested
@@ -215,21 +216,16 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         files = [file for file in files if str(file) not in empty]
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words
-    try:
-        with ExitStack() as stack:
-            # opened first, so that an error comes before the work
-            file = None if out is None else stack.enter_context(replacing(out, "w"))
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
-            corpus = stack.enter_context(
-                open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
-            )
-            if words := corpus.left_out.said(corpus.all_tokens):
-                print(f"mpips: {words}", file=sys.stderr)
-            write_theta(sys.stdout if file is None else file, loaded, corpus)
-    except OSError as error:
-        if out is None:
-            raise
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    with ExitStack() as stack:
+        # opened first, so that an error comes before the work
+        file = None if out is None else stack.enter_context(replacing(out, "w"))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
+        corpus = stack.enter_context(
+            open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
+        )
+        if words := corpus.left_out.said(corpus.all_tokens):
+            print(f"mpips: {words}", file=sys.stderr)
+        write_theta(sys.stdout if file is None else file, loaded, corpus)
     if out is not None:
         print(f"{out}: {corpus.docs:,} documents")
 

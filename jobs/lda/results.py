@@ -71,7 +71,7 @@ class Results:
             file.write(text + "\n")
         try:
             draw(self.folder / "topics.svg", top, n_k, self.words)
-        except InputError as error:
+        except (InputError, OSError) as error:
             cluster.say(f"no picture of the topics: {error}")
         return {}
 

@@ -102,7 +102,8 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
     """Write an SVG picture: a bar chart of the top words of each of the largest topics.
 
     Raises:
-        InputError: the file's name does not end in .svg, or it cannot be written.
+        InputError: the file's name does not end in .svg.
+        OSError: it cannot be written.
     """
     # The templates of charts are loaded only where a picture is drawn.
     from mpips import charts
@@ -121,11 +122,8 @@ def draw(path: Path, top: Top, n_k: NDArray[np.int64], words: Sequence[str] | No
         title = f"topic {k}, {progress.share(n_k[k] / tokens)} of tokens"
         if rows:
             panels.append((title, charts.bars(rows, label=f"top words of topic {k}", show=progress.share)))
-    try:
-        with replacing(path, "w") as file:
-            file.write(charts.tiled(panels, COLUMNS))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with replacing(path, "w") as file:
+        file.write(charts.tiled(panels, COLUMNS))
 
 
 # --- Coherence -------------------------------------------------------------------------------------------------------

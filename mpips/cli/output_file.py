@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +24,24 @@ def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         raise InputError(f"{target}: is one of the files to read; name another one to write")
     if whose := _owner(target.absolute()):
         raise InputError(f"{target}: is a file of {whose}; name another one to write")
+
+
+@contextmanager
+def named(target: str | Path | None) -> Iterator[None]:
+    """Let the errors of writing a file say its name; those that name another file are not changed.
+
+    Raises:
+        InputError: it cannot be written.
+        OSError: there is no room for it, which is another exit code.
+    """
+    from mpips.errors import cannot_write
+
+    try:
+        yield
+    except OSError as error:
+        if target is None or error.errno == errno.EPIPE or error.filename not in (None, str(target)):
+            raise
+        raise cannot_write(target, error) from None
 
 
 def _owner(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from mpips.cli import output_file
 from mpips.cli.main import main
-from mpips.errors import InputError
+from mpips.errors import InputError, exit_code
 
 OF_A_RUN = (
     "run.json", "result.json", "result.previous.json", "job.toml", "metrics.jsonl", "model.h5", "logs/rank-0000.jsonl",
@@ -63,3 +64,35 @@ def test_nor_is_what_the_command_reads(tmp_path: Path, capsys: pytest.CaptureFix
         "job.toml: is one of the files to read; name another one to write\n"
     )
     assert job.read_text() == before
+
+
+def test_an_output_that_cannot_be_written_is_named_and_a_full_disk_is_another_exit_code(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "t.tsv"
+    for filename in (None, str(target)):
+        denied = pytest.raises(InputError, match=r"t\.tsv: cannot be written: Permission denied")
+        with denied, output_file.named(target):
+            raise OSError(errno.EACCES, "Permission denied", filename)
+        no_room = pytest.raises(OSError, match="cannot be written: No space left")
+        with no_room as full, output_file.named(target):
+            raise OSError(errno.ENOSPC, "No space left on device", filename)
+        assert full.value.filename == str(target) and exit_code(full.value) == 74
+    for other in (
+        FileNotFoundError(errno.ENOENT, "No such file", "a.svm"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    ):
+        with pytest.raises(type(other)) as raised, output_file.named(target):
+            raise other
+        assert raised.value is other
+
+
+def test_a_full_disk_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('[job]\nprogram = "sketch"\n')
+
+    def full(*_: object, **how: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "job.sbatch"))
+
+    monkeypatch.setattr("mpips.files.safe_open.replacing", full)
+    assert main(["render", str(job), "--nodes", "1", "-o", str(tmp_path / "job.sbatch")]) == 74

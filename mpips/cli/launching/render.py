@@ -129,7 +129,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the script."""
-    from mpips.errors import InputError
     from mpips.files.safe_open import replacing
     from mpips.launch.sbatch import script
 
@@ -138,11 +137,8 @@ def command(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     output_file.check(arguments.output, [arguments.job])
-    try:
-        with replacing(arguments.output, "w") as file:
-            file.write(text)
-    except OSError as error:
-        raise InputError(f"--output {arguments.output}: {error.strerror or error}") from None
+    with output_file.named(arguments.output), replacing(arguments.output, "w") as file:
+        file.write(text)
     return 0
 
 

@@ -37,7 +37,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def command(arguments: argparse.Namespace) -> int:
     """Write the file."""
     from mpips.checkpoint.loading import load_range, vectors
-    from mpips.errors import CheckpointError, InputError, cannot_write
+    from mpips.errors import CheckpointError, InputError
     from mpips.files.safe_open import replacing
     from mpips.ranges import ALL
 
@@ -51,11 +51,8 @@ def command(arguments: argparse.Namespace) -> int:
             f"{source}: choose a vector by --vector NAME; it has: {', '.join(names) or 'none'}"
         )
     rows = load_range(source, arguments.vector or names[0], [ALL])
-    try:
-        with replacing(target, "wb" if target.suffix == ".npz" else "w") as file:
-            _write(file, target.suffix, rows)
-    except OSError as error:
-        raise cannot_write(target, error) from None
+    with output_file.named(target), replacing(target, "wb" if target.suffix == ".npz" else "w") as file:
+        _write(file, target.suffix, rows)
     print(f"{target}: {len(rows.keys):,} keys")
     return 0
 

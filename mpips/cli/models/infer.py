@@ -43,7 +43,9 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.out:
         output_file.check(arguments.out, [run, *arguments.files])
     ask = _asked(run, arguments.program)
-    ask(run, [Path(file) for file in arguments.files], Path(arguments.out) if arguments.out else None)
+    out = Path(arguments.out) if arguments.out else None
+    with output_file.named(out):
+        ask(run, [Path(file) for file in arguments.files], out)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpips.cli import own_program
+from mpips.cli import output_file, own_program
 from mpips.process.argument_parser import add_command
 
 DESCRIPTION = """\
@@ -61,15 +61,16 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError("--orcid and --affiliation need --agent")
     run = named_run(arguments.run)
     target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
-    count = export(
-        run,
-        target,
-        agent=Agent(arguments.agent, orcid, arguments.affiliation) if arguments.agent else None,
-        license=arguments.license,
-        title=arguments.title,
-        limit=arguments.limit,
-        personal=arguments.personal,
-        program=Path(arguments.program) if arguments.program else None,
-    )
+    with output_file.named(target):
+        count = export(
+            run,
+            target,
+            agent=Agent(arguments.agent, orcid, arguments.affiliation) if arguments.agent else None,
+            license=arguments.license,
+            title=arguments.title,
+            limit=arguments.limit,
+            personal=arguments.personal,
+            program=Path(arguments.program) if arguments.program else None,
+        )
     print(f"{target}: an RO-Crate, files {count}")
     return 0

@@ -37,7 +37,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and print its path."""
-    from mpips.errors import cannot_write
     from mpips.provenance.run_json import altered_outputs
     from mpips.report.report import page
     from mpips.report.run_data import check, read, with_trace
@@ -51,9 +50,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     output_file.check(out)
-    try:
+    with output_file.named(out):
         write_text(out, page(runs))
-    except OSError as error:
-        raise cannot_write(out, error) from None
     print(out)
     return 0
