@@ -84,7 +84,7 @@ def test_it_can_be_written_to_a_file(job: Path, capsys: pytest.CaptureFixture[st
     assert Path("a b.sbatch").read_text() == text
     assert (
         refused(capsys, job, "--nodes", "1", "-o", "no/folder")
-        == "--output no/folder: No such file or directory"
+        == "no/folder: cannot be written: No such file or directory"
     )
 
 
