@@ -18,7 +18,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
+if TYPE_CHECKING:  # the names of `_HOMES`, for type checkers
     from mpips.checkpoint.loading import load_range as load_range
     from mpips.checkpoint.manifest import (
         MANIFEST as MANIFEST,
@@ -96,8 +96,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from mpips.worker.vector import Vector as Vector
     from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
 
-# What numba says of settings in the working folder that it cannot read: they do not count, see
-# `mpips.jit.numba_internals`.
+# numba's warning about a configuration file in the working folder that it cannot read. mpips ignores such a file
+# (`mpips.jit.numba_internals`).
 warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"
@@ -143,7 +143,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
-if not TYPE_CHECKING:  # a type checker then knows a name that there is not
+if not TYPE_CHECKING:  # so that a type checker reports names that do not exist
 
     def __getattr__(name: str) -> Any:
         if name in _HOME:

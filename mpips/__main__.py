@@ -13,7 +13,7 @@ def start() -> int:
     if "--warm-up" not in sys.argv:
         for kind in ASKS:
             signal.signal(kind, lambda number, _: asked.append(number))
-    # What is imported stays: a search of it for garbage costs a tenth of a rank's start, and finds none.
+    # Imported modules are never freed; garbage collections during imports take a tenth of a rank's start.
     gc.disable()
     from mpips.process import standard_streams
 

@@ -1,7 +1,7 @@
 """Cases in TOML: files, a command on them, and what it must say. `tests/hostile` and `tests/unusual` hold them.
 
     [[case]]
-    name = "a label that is no number"
+    name = "a label that is not a number"
     write = { "a.svm" = "yes 1:1\n" }       # text files
     hex = { "b.svm" = "ff00" }              # files of bytes
     copy = ["bomb.zst"]                     # files that stand beside the TOML file

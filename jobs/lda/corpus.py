@@ -110,9 +110,8 @@ class Corpus:
         self._part, self._parts, self._most = part, parts, block_tokens
         self._scratch = scratch
         self._spans: list[Span] = []
-        self._open = Span(
-            0, 0, 0, 0
-        )  # the block that is being filled; its ends are those of its whole documents
+        # The block that is being filled; its ends are those of its complete documents.
+        self._open = Span(0, 0, 0, 0)
         with _written(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             self._words, self._ends, self._topics = (self._file() for _ in range(3))

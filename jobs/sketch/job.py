@@ -136,7 +136,8 @@ class Insertion:
             cluster.say(f"the first line of each file was taken for column names: {names}")
             cluster.event("header", names=names)
         elif self.text:
-            with suppress(DataError):  # no decision hangs on it, and whoever has to read the file says so
+            # Only printed: an error of the file is reported by the worker that reads it.
+            with suppress(DataError):
                 if row := source.first_row(self._files):
                     more = "[data] header = true would leave it out"
                     cluster.say(f"the first line of each file is counted: {row}; {more}")
@@ -162,7 +163,7 @@ class Insertion:
     def begin(self) -> None:
         """Create the vectors, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
-        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        cluster.vectors.clear()  # of an attempt in which a worker was lost
         state = cluster.restore(unfit)
         if state is None:
             shape = servers.shape_for(settings.depth, settings.width, self.seed, len(self.parts.parts))
@@ -195,7 +196,7 @@ class Insertion:
     def _kept_parts(self) -> int:
         """Return the number of parts of the stream in the checkpoint that the run resumes from."""
         resume = self.cluster.resume
-        with suppress(InputError, KeyError, TypeError):  # `restore` says what is wrong with it
+        with suppress(InputError, KeyError, TypeError):  # `restore` reports the error
             return len(read_manifest(resume)["about"]["state"]["parts"]) if resume else 0
         return 0
 

@@ -49,7 +49,7 @@ def _cell(bits: np.uint64, row: int, width: int) -> np.uint64:
 # --- The cache -----------------------------------------------------------------------------------------------------
 
 
-# The two have one body: a helper that is handed arrays counts references to them, which takes five times as long.
+# Both kernels have the same body: a helper would count references to its arrays, which takes five times as long.
 
 
 @kernel("UniTuple(i8, 2)(u8[::1], i8, i8[:,::1], u8[::1], i8[::1])")
@@ -220,9 +220,8 @@ def note(
     for i in range(n):
         bits = mix(keys[i] ^ (seed + _OTHER))
         at, rest = bits >> U8(64 - REGISTERS), bits | U8(1 << (64 - REGISTERS))
-        while not rest & (
-            (U8(1) << U8(registers[at])) - U8(1)
-        ):  # rarely true, while a loop over bits is guesswork
+        # Rarely true, and so predicted; a loop over the bits of each hash would not be.
+        while not rest & ((U8(1) << U8(registers[at])) - U8(1)):
             registers[at] += 1
         if most[i] >= heavy:
             heavy_keys[first], heavy_counts[first] = keys[i], most[i]

@@ -37,5 +37,5 @@ class Settings:
         """Raise ValueError for a table that is too large."""
         if self.depth * self.width > MOST_CELLS:
             raise ValueError(
-                f"width: depth x width is {self.depth * self.width:,}; at most {MOST_CELLS:,} cells will do"
+                f"width: depth x width is {self.depth * self.width:,}; it must be at most {MOST_CELLS:,}"
             )

@@ -271,7 +271,7 @@ def hashes(words: Sequence[str], text: bool) -> Keys:
             out[at] = scan.hashed(raw.copy(), 0, len(raw))
             continue
         if not (word.isascii() and word.isdigit() and int(word) < 2**64):
-            raise InputError(f"{word!r} is no key of this sketch, which counts whole numbers below 2**64")
+            raise InputError(f"{word!r} is not a key of this sketch, which counts whole numbers below 2**64")
         out[at] = int(word)
     return out
 

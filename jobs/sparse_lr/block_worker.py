@@ -120,9 +120,8 @@ class BlockWorker:
 
     def rebuild(self, round: int = REBUILD) -> None:
         """Rebuild the state from the weights, when the examples are distributed over other workers."""
-        if (
-            self.blocks is not None and not self.context.job.layout.exact_sums
-        ):  # then it is told: `rebuild_pass`
+        # With exact sums the scheduler rebuilds the state, by `rebuild_pass`.
+        if self.blocks is not None and not self.context.job.layout.exact_sums:
             blocks = self.blocks
             blocks.radius[:] = self.asked(slice(None), round).result()
             active = np.flatnonzero(blocks.radius > 0.0)

@@ -35,8 +35,10 @@ from mpips.jobs.sparse_lr.spread import Spread
 
 T = TypeVar("T")
 MOST_PASSES = 1000
-GENERATOR = "PCG64"  # of numpy's, the one that draws
-PIECE = 1 << 17  # features, about, in one message of a start or reset
+GENERATOR = "PCG64"
+"""The bit generator of numpy that draws the order of blocks; a checkpoint has its state."""
+PIECE = 1 << 17
+"""Approximate number of features in one message of a start or reset."""
 
 
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
@@ -99,8 +101,8 @@ class Darlin:
         self.round, self.gap = 0, math.inf
         self.now: dict[str, Any] = {}
         self.weight = 0  # non-zeros of the active features
-        self.begins = np.zeros(1, np.uint64)  # where blocks begin
-        self.cut_at = -1  # the weight when they were cut
+        self.begins = np.zeros(1, np.uint64)  # the first key of each block
+        self.cut_at = -1  # the weight when the blocks were cut
         retry_on_loss(cluster, self.begin, self.spread.load)
 
     @property
@@ -122,7 +124,7 @@ class Darlin:
                 self._retry(self.recover, changes=False)
         table.close()
         why = self.ended_by()
-        # A weight that must grow step by step changes F as little as one that has arrived.
+        # A weight that converges slowly changes F as little as one that has converged.
         unproven = (
             why == "settled" and self.gap > evaluate.UNPROVEN and self.data.outlying > evaluate.OUTLYING
         )
@@ -349,7 +351,7 @@ class Darlin:
         }
 
     def _resume(self) -> bool:
-        self.cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        self.cluster.vectors.clear()  # of an attempt in which a worker was lost
         state = self.cluster.restore(unfit)
         if state is None:
             return False
@@ -366,7 +368,7 @@ class Darlin:
 
     def _go_on(self, same: bool) -> None:
         """Continue from a restored checkpoint, with the `same` number of workers or another."""
-        if not same:  # they have built their margins anew, so a new period begins
+        if not same:  # the workers have recomputed their margins, so a new period begins
             self.servers.call("begin_period", vector=self.w)
         self._phase("step", self.control.threshold)
         self._heard(self.workers.start("report"))

@@ -33,7 +33,8 @@ UNPROVEN = 0.1
 """The relative gap when there is no useful dual bound."""
 OUTLYING = 1e4
 """Largest ratio of a feature's max |x| to the mean of its other |x|; beyond it, its weight changes too slowly."""
-MOST_BLOCKS_AHEAD = 63  # what the block count reckons with when the delay has no bound
+MOST_BLOCKS_AHEAD = 63
+"""Delay for which blocks are cut if the delay is not bounded."""
 
 
 class Data(NamedTuple):
@@ -186,7 +187,9 @@ def test(cluster: Cluster) -> dict[str, Any]:
     rows = np.concatenate([each.values for each in scored])
     if not len(rows):
         raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")
-    say(cluster, [each.meta | {"header": ""} for each in scored], data="test")  # names were said at the start
+    say(
+        cluster, [each.meta | {"header": ""} for each in scored], data="test"
+    )  # column names were printed at the start
     return judge(rows[:, 0], rows[:, 1] > 0.0)
 
 
@@ -227,8 +230,8 @@ def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str,
     return {
         "auc": wins / pairs if pairs else None,
         "accuracy": float(((scores > 0.0) == positive).mean()),
-        "logloss": exact_sums.ExactSum(log_losses(margins)).value()
-        / n,  # whatever order the examples came in
+        # The same for any order of the examples.
+        "logloss": exact_sums.ExactSum(log_losses(margins)).value() / n,
     }
 
 
@@ -246,7 +249,7 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     model = {"model": str(folder / "model.npz")}
     with replacing(folder / "model.npz") as file:
         np.savez_compressed(file, keys=keys, values=values)
-    cluster.metrics.update(model)  # it is there, whatever becomes of its text
+    cluster.metrics.update(model)  # the model is complete, even if its text cannot be written
     lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
     with replacing(folder / "model.txt", "w") as text:
         text.writelines(lines)
@@ -264,7 +267,8 @@ def judge_training(cluster: Cluster, data: Data) -> None:
         return
     for name in ("model.npz", "model.txt"):
         path = cluster.folder.path / name
-        with suppress(FileNotFoundError):  # the disk was full, or the leader before this one has been here
+        # Missing if the disk was full, or if a previous leader has renamed it.
+        with suppress(FileNotFoundError):
             path.replace(path.with_name(f"diverged.{name}"))
     cluster.metrics["model"] = str(cluster.folder.path / "diverged.model.npz")
     raise InputError(

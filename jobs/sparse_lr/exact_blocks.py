@@ -54,7 +54,7 @@ class ExactBlocks(Blocks):
         exact_kernels.column_sums(
             self.colptr[begin : end + 1], self.rows, self.values, self.state, self.largest, self.terms, out
         )
-        if ones:  # whole numbers, which the first parts hold
+        if ones:  # integers, which the first of the three parts hold exactly
             return np.ascontiguousarray(out[:, [1 + exact_kernels.PARTS, 1 + 2 * exact_kernels.PARTS]])
         return out
 

@@ -135,7 +135,7 @@ class Worker(BlockWorker):
             in_flight[time] = task.then(partial(self._arrived, cols))
         context.wait_all(in_flight.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
-        if self.settings.kkt:  # either way a feature is a key and two numbers
+        if self.settings.kkt:  # a key and two numbers for each feature, in both directions
             there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
             context.left_out("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
             context.left_out("kkt", "server", facts["features"] * back, facts["pushed"] * back)

@@ -151,7 +151,7 @@ class Online:
     def begin(self) -> None:
         """Create the vector of weights, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
-        cluster.vectors.clear()  # those of an attempt that a worker was lost in
+        cluster.vectors.clear()  # of an attempt in which a worker was lost
         aggregate = synchronization(cluster.job.consistency).aggregate
         numbers = {"l1": settings.l1, "l2": settings.l2}
         if settings.algorithm == "sgd":  # steps along the mean gradient, so the penalty is per example too
@@ -286,9 +286,8 @@ class CallProgress:
     def __init__(self, first_round: int) -> None:
         self.first_round = first_round
         self.applied: dict[int, int] = {}
-        self.ended: dict[
-            int, int
-        ] = {}  # parts that came to their end, after so many mini-batches in this call
+        # The parts that have ended, and the number of their mini-batches in this call.
+        self.ended: dict[int, int] = {}
         self.examples, self.loss = 0, 0.0
         self.skipped, self.first_error = 0, ""
 
@@ -327,7 +326,7 @@ class Learner:
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
-            tally.skipped, tally.first_error = 0, ""  # they are met again while learning
+            tally.skipped, tally.first_error = 0, ""  # they are counted when they are learnt
             return HASHED - 1
         last = max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
         return HASHED - 1 if hashed else last
@@ -379,9 +378,8 @@ class Learner:
     def _push(self, step: Step, aggregate: bool) -> None:
         """Push the gradient of a mini-batch at the pulled weights."""
         if aggregate:
-            self.context.wait_all(
-                step.after
-            )  # should one fail, for the loss of a worker, the pull may never come
+            # Raises the error of a push that failed because a worker was lost: the pull may then never be answered.
+            self.context.wait_all(step.after)
         weights, batch = step.pull.result(), step.batch
         with self.context.working():
             gradient = np.empty(len(step.keys))

@@ -120,8 +120,8 @@ def end_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     return {name: segment.settings[name] for name in ("violation", "largest", "returned")}
 
 
-# What is noted is kept pass by pass, so that the kernels find each pass's weights in one run; the segment is given the
-# transposed view, a row for each slot.
+# Saved weights are stored pass by pass, so that the kernels read those of a pass contiguously; the segment gets the
+# transposed view, with a row for each slot.
 
 
 def _history(segment: Segment) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
@@ -185,8 +185,8 @@ def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Exact sums only: a step of the scheduler's in which a worker is lost is taken back, and what the passes began from is
-# shown to those who compute their margins anew.
+# With exact sums only: the changes of a step in which a worker was lost are undone, and the weights at the starts of
+# the last passes are returned to workers that recompute their margins.
 
 
 _MARKED = ("radius", "active", "code")

@@ -40,7 +40,8 @@ def start_keys(
         entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
         along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
         unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
-        if unit > LARGEST_SCALE:  # what weighs nothing whatever comes has no need of one
+        # A feature that can never become active needs no scale.
+        if unit > LARGEST_SCALE:
             unit = OVERFLOWS if max(along, against) > l1 else 1.0
         scale[s] = unit
         d[s] = scale[s]

@@ -109,9 +109,8 @@ class Spread:
         mine = {part.number for part in self.table.of(worker)}
         reads = self.reads.get(worker, [])
         have = {part for parts in reads for part in parts}
-        if (
-            not have <= mine
-        ):  # examples of several parts may be mingled: what is not its own any more, it cannot drop
+        # A worker cannot drop a part, since it may have mixed the examples of several.
+        if not have <= mine:
             reads, have = [], set()
         new = sorted(mine - have, key=self.cut.order)
         return [*reads, new] if new else reads
@@ -122,9 +121,9 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
     try:
         about = read_manifest(cluster.resume)["about"] if cluster.resume else {}
     except CheckpointError:
-        return None  # `cluster.restore` says what is wrong with it
+        return None  # `cluster.restore` reports the error
     same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
-    if not same or "state" not in about or unfit(about):  # here, too
+    if not same or "state" not in about or unfit(about):  # reported there too
         return None
     kept: dict[str, Any] | None = about["state"].get("spread")
     return kept

@@ -178,12 +178,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = parsed(read_bytes(path / MANIFEST, follow=False))
     except OSError as error:
         raise CheckpointError(
-            _absent(path) or f"{path} is no complete checkpoint: {MANIFEST}: {error.strerror}"
+            _absent(path) or f"{path} is not a complete checkpoint: {MANIFEST}: {error.strerror}"
         ) from None
     except ValueError:
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it is no JSON") from None
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST} is no manifest of an {FORMAT}")
+        raise CheckpointError(f"{path / MANIFEST} is not a manifest of an {FORMAT}")
     if manifest.get("version") != VERSION:
         have = manifest.get("version")
         raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
@@ -201,15 +201,15 @@ def check_present(path: Path) -> None:
     if said and not folders(path):
         raise CheckpointError(said)
     if not said and not os.path.lexists(path / MANIFEST) and _STEP.fullmatch(path.resolve().name) is None:
-        raise CheckpointError(f"{path} is no checkpoint, and holds none: it has no {MANIFEST}")
+        raise CheckpointError(f"{path} is not a checkpoint, and holds none: it has no {MANIFEST}")
 
 
 def _absent(path: Path) -> str:
-    """Return an error text for a path that is no checkpoint's folder, with the checkpoints near it; "" if it may be."""
+    """Return an error text for a path that is not a checkpoint, with the checkpoints near it; "" if it may be one."""
     if folders(path):
         return f"{path} is a folder of checkpoints: name one of them{_choice(path)}"
     if os.path.lexists(path):
-        return "" if path.is_dir() else f"{path} is no checkpoint: it is not a folder"
+        return "" if path.is_dir() else f"{path} is not a checkpoint: it is not a folder"
     return f"there is no checkpoint {path}{_choice(path.parent)}"
 
 
@@ -228,13 +228,13 @@ def _unfit(manifest: Mapping[str, Any]) -> str:
     for at, entry in enumerate(manifest["files"]):
         where = f"files[{at}]"
         if entry["name"] in ("", ".", "..") or "/" in entry["name"] or "\0" in entry["name"]:
-            return f"{where}: {entry['name']!r} is no plain file name"
+            return f"{where}: {entry['name']!r} is not a plain file name"
         if min(entry["bytes"], entry["number"]) < 0:
             return f"{where}: bytes and number are at least 0"
         for name, part in entry.get("vectors", {}).items():
             for run in part["ranges"]:
                 if len(run) != 4 or not 0 <= run[0] <= run[1] <= 2**64 or min(run[2:]) < 0:
-                    return f"{where}: vector {name!r}: {run} is no range"
+                    return f"{where}: vector {name!r}: {run} is not a range"
                 if run[2] + run[3] > part["rows"]:
                     return f"{where}: vector {name!r}: {run} lies beyond its {part['rows']} rows"
     return ""

@@ -82,7 +82,7 @@ def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
             # mpips compresses none of them
             with reading(inside(path.parent, path.name), follow=False, beside=beside, packed=False) as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-                    raise CheckpointError(f"{path} is no file of an {FORMAT}, version {VERSION}")
+                    raise CheckpointError(f"{path} is not a file of an {FORMAT}, version {VERSION}")
                 yield file
         except (TypeError, AttributeError, IndexError, RecursionError, SystemError) as error:
             raise CheckpointError(f"{path}: is damaged: {' '.join(str(error).split())}") from error

@@ -43,7 +43,7 @@ class Departure:
         poll: Callable[[], bool],
     ) -> None:
         self._van, self._view, self._control, self._poll = van, view, control, poll
-        # at the leader: the ranks that have finished, or are lost
+        # At the leader: the ranks that have finished, or are lost.
         self._ready: set[int] = set()
         self._gone_together = False
 
@@ -81,7 +81,7 @@ class Departure:
                 if not self._poll():
                     van.idle()
             except (Stopped, MpipsError):
-                # it is leaving already
+                # This rank is already leaving.
                 continue
             except Fenced:
                 return True

@@ -39,7 +39,7 @@ class InjectedSignal:
 
     def __post_init__(self) -> None:
         if (self.at_step is None) == (self.at_seconds is None):
-            raise ValueError("at_step or at_seconds must be given, one of the two")
+            raise ValueError("either at_step or at_seconds must be given, not both")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class FaultsSpec:
     """Messages that arrive twice, the second copy `seconds` later."""
 
 
-class _Spell:
+class _Slowdown:
     """The present slowdown of one straggler."""
 
     def __init__(self, spec: Slow, seed: str) -> None:
@@ -132,7 +132,9 @@ class Faults:
         self._at_step = [(kind, each.at_step) for kind, each in mine if each.at_step is not None]
         self._at_seconds = [(kind, each.at_seconds) for kind, each in mine if each.at_seconds is not None]
         slow = [each for each in spec.slow if (each.role, each.index) == (role, index)]
-        self._spells = [_Spell(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)]
+        self._slowdowns = [
+            _Slowdown(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)
+        ]
         self._debt = 0.0
         self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
         self.affects_messages = any(
@@ -158,9 +160,9 @@ class Faults:
 
     def worked(self, seconds: float) -> None:
         """Sleep so that work that took `seconds` takes as many times as long as this rank is slow."""
-        if self._spells:
+        if self._slowdowns:
             now = self._now()
-            self._debt += (math.prod(each.factor(now) for each in self._spells) - 1.0) * seconds
+            self._debt += (math.prod(each.factor(now) for each in self._slowdowns) - 1.0) * seconds
             if self._debt >= DEBT:
                 before = self._now()
                 self._sleep(self._debt)

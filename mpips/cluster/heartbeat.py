@@ -50,13 +50,13 @@ _HEAD = struct.Struct("<16sIQ")
 _SEAL = 16
 _BEAT = _HEAD.size + _SEAL
 # Seconds between two reads of the socket: fewer wakeups, and a kernel buffer holds 200 heartbeats or more.
-_NAP = 0.02
+_READ_INTERVAL = 0.02
 # Datagrams that are read at once.
-_MAILS = 512
+_MOST_READ = 512
 FIRST = 5.0
 """Factor on the timeout for the first heartbeat: a rank that starts is busy."""
 # Periods without a read after which the thread no longer counts as receiving.
-_LAPSE = 2.0
+_MISSED_PERIODS = 2.0
 
 # asm-generic/socket.h
 _SO_MEMINFO = 55
@@ -155,8 +155,8 @@ class Heartbeat:
     ) -> None:
         self.targets: Sequence[int] = ()
         self._rank, self._period, self._clock = rank, period, clock
-        self._nap = min(_NAP, period / 4)
-        self._silence = SilenceClock(_LAPSE * period)
+        self._nap = min(_READ_INTERVAL, period / 4)
+        self._silence = SilenceClock(_MISSED_PERIODS * period)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         token = socket_filter.token()
@@ -179,7 +179,7 @@ class Heartbeat:
             if address.machine == self.address.machine and address.port
         }
         self._thread = threading.Thread(
-            target=self._live, args=(self._socket,), name="mpips-heartbeat", daemon=True
+            target=self._run, args=(self._socket,), name="mpips-heartbeat", daemon=True
         )
         self._thread.start()
 
@@ -203,37 +203,37 @@ class Heartbeat:
         self._socket.close()
         self._socket = None
 
-    def _live(self, mail: socket.socket) -> None:
+    def _run(self, sock: socket.socket) -> None:
         """Send and receive until closed."""
         due = self._clock()
         poller = select.poll()
-        poller.register(mail, select.POLLIN)
+        poller.register(sock, select.POLLIN)
         while not self._closing.is_set():
             now = self._clock()
             if now >= due:
                 self._beats += 1
                 for target in self.targets:
-                    self._send(mail, self._addresses[target])
+                    self._send(sock, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
-            heard, missed = self._hear(mail)
+            heard, missed = self._read_datagrams(sock)
             self._silence.listen(self._clock(), missed)
             for rank in heard:
                 self._silence.hear(rank)
             self._closing.wait(self._nap)
 
-    def _send(self, mail: socket.socket, to: Address) -> None:
+    def _send(self, sock: socket.socket, to: Address) -> None:
         if to.port:
             # No route, or a full buffer: the next heartbeat may arrive.
             with contextlib.suppress(OSError):
-                mail.sendto(beat(self.address, to, self._rank, self._beats), (to.host, to.port))
+                sock.sendto(beat(self.address, to, self._rank, self._beats), (to.host, to.port))
 
-    def _hear(self, mail: socket.socket) -> tuple[set[int], bool]:
+    def _read_datagrams(self, sock: socket.socket) -> tuple[set[int], bool]:
         """Read a bounded number of datagrams; return their senders, and whether heartbeats may have been lost."""
         heard, strangers, more = set(), 0, True
-        for _ in range(_MAILS + len(self._addresses)):
+        for _ in range(_MOST_READ + len(self._addresses)):
             try:
-                raw = mail.recv(_BEAT + 1)
+                raw = sock.recv(_BEAT + 1)
             except BlockingIOError:
                 more = False
                 break
@@ -247,7 +247,7 @@ class Heartbeat:
                 heard.add(rank)
         if strangers:
             self._filters = False
-        missed = more or (not self._filters and self._has_dropped(mail, strangers))
+        missed = more or (not self._filters and self._has_dropped(sock, strangers))
         if missed and not self._flooded:
             self._flooded = True
             log.note(
@@ -269,9 +269,9 @@ class Heartbeat:
         self._counts[rank] = count
         return int(rank)
 
-    def _has_dropped(self, mail: socket.socket, strangers: int) -> bool:
+    def _has_dropped(self, sock: socket.socket, strangers: int) -> bool:
         """Return whether the kernel has dropped datagrams since the last call; those that a filter drops count too."""
-        drops, before = _drops(mail), self._dropped
+        drops, before = _drops(sock), self._dropped
         if drops is None:
             return strangers > 0
         self._dropped = drops
@@ -281,26 +281,26 @@ class Heartbeat:
 def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
     """Return a UDP socket at an address, None if impossible, and whether a kernel filter checks the token."""
     try:
-        mail = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError:
         return None, False
     try:
-        mail.setblocking(False)
+        sock.setblocking(False)
         # Before the socket has a port, so that no unfiltered datagram is ever queued.
-        filters = socket_filter.put(mail, token, _BEAT, _UDP)
+        filters = socket_filter.put(sock, token, _BEAT, _UDP)
         with contextlib.suppress(OSError):
             # The system may grant less.
-            mail.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        mail.bind((host, 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        sock.bind((host, 0))
     except OSError:
-        mail.close()
+        sock.close()
         return None, False
-    return mail, filters
+    return sock, filters
 
 
-def _drops(mail: socket.socket) -> int | None:
+def _drops(sock: socket.socket) -> int | None:
     """Return the number of datagrams that a socket has dropped; None where the kernel does not report it."""
     try:
-        return int(_DROPS.unpack_from(mail.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size))[0])
+        return int(_DROPS.unpack_from(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size))[0])
     except (OSError, struct.error):
         return None

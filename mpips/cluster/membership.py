@@ -190,7 +190,7 @@ class Membership:
 
         def silent(seconds: float) -> set[int]:
             found = set(detector.silent(needed, seconds))
-            # Only what this rank has to decide, and not before it is certain that it is not itself the excluded one.
+            # Only ranks that this rank has to decide on, and only once it is certain that it is not itself excluded.
             mine = self._answered if self._asked is not None else self.leading or len(found) == len(watched)
             return found if mine else set()
 
@@ -199,10 +199,10 @@ class Membership:
         for rank in sorted(awaited - self._awaited):
             note("silent", WARNING, silent=rank)
             self._say(
-                f"{self._name(rank)} is silent, and the run cannot continue without it: it waits, {limit}"
+                f"{self._name(rank)} sends no heartbeats, and the run cannot continue without it: waiting, {limit}"
             )
         for rank in sorted(self._awaited - awaited - self._dead.keys()):
-            self._say(f"{self._name(rank)} is back")
+            self._say(f"{self._name(rank)} sends heartbeats again")
         self._awaited = awaited
         if self._give_up and (over := silent(self._give_up)):
             self._end_for(over)
@@ -295,7 +295,7 @@ class Membership:
         node.adopt(view)
         self._watch()
         self._check_seen()
-        # A chain may be complete by what was known already.
+        # A chain may already be complete.
         if repaired(next_epoch(view), self.replicas) != next_epoch(view):
             self._changes.append(lambda same: same)
 
@@ -334,7 +334,7 @@ class Membership:
             raise InputError("no spare rank is left: start the job with --set layout.spares=N")
         if VACANT not in view.ring.slots:
             raise InputError(
-                f"the ring's {len(view.ring.slots)} slots are taken: it has one for each server and spare at the start"
+                f"all {len(view.ring.slots)} slots of the ring are taken: one for each server and spare of the start"
             )
         self.ask(lambda view: with_server(view, rank))
         return rank

@@ -55,9 +55,8 @@ from mpips.transport.message import (
 from mpips.transport.van import Van
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import (
-        FastPathTable,
-    )  # for types only: it loads kernels
+    # For types only, since it loads kernels.
+    from mpips.transport.fastpath_table import FastPathTable
 
 T = TypeVar("T")
 URGENT = frozenset(
@@ -342,9 +341,8 @@ class Node:
         """Handle the known replies that are due, and execute the requests that may start."""
         while self.tasks.due_replies:
             self.tasks.answer(self.tasks.due_replies.popleft())
-        while (
-            self.callee.ready and self.handlers
-        ):  # without handlers, this rank is about to take another role
+        # Without handlers, this rank is about to take another role.
+        while self.callee.ready and self.handlers:
             for begins in self.observers.request_begins:
                 begins()
             try:
@@ -391,7 +389,8 @@ class Node:
         elif kind is Kind.PROBE:
             self.callee.probed(message)
         elif message.origin != self.tasks.origin:
-            # Answers what this rank has issued as another caller; the present one has tasks of the same times.
+            # A reply to a request that this rank issued under another origin; tasks of the present one may have
+            # the same times.
             return
         elif kind is Kind.MISSING:
             self.tasks.missing(message)

@@ -16,9 +16,8 @@ from mpips.tasks.caller import Tasks
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import (
-        FastPathTable,
-    )  # for types only: it loads kernels
+    # For types only, since it loads kernels.
+    from mpips.transport.fastpath_table import FastPathTable
 
 P = ParamSpec("P")
 Callbacks = tuple[Callable[P, None], ...]

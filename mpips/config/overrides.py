@@ -15,7 +15,7 @@ def apply(overrides: Sequence[str], tables: dict[str, Any]) -> dict[typed.Path, 
     """Apply the overrides to a job file's tables; return the `--set` option of each changed path.
 
     Raises:
-        JobError: one is malformed, or names a key of a value that is no table.
+        JobError: one is malformed, or names a key of a value that is not a table.
     """
     origins: dict[typed.Path, str] = {}
     for override in overrides:

@@ -41,7 +41,7 @@ def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:
     """Read a file of JSON lines; empty if there is none.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or holds more than `most` bytes; see `mpips.files.safe_open`.
+        OSError: it cannot be read, is not a regular file, or holds more than `most` bytes; see `mpips.files.safe_open`.
     """
     try:
         raw = read_bytes(path, follow=False, most=most)
@@ -66,7 +66,7 @@ class Lines:
     A context manager; `close` is idempotent.
 
     Raises:
-        OSError: the file cannot be written, or is no regular file; names it. A symbolic link is not followed.
+        OSError: the file cannot be written, or is not a regular file; names it. A symbolic link is not followed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A form is
 
-    a type, or None                 one of these; a boolean is no number, and integers are at most 2**1000
+    a type, or None                 one of these; a boolean is not a number, and integers are at most 2**1000
     ANY                             whatever it is
     a range                         an integer of it
     (form, form ...)                one of them
@@ -143,7 +143,7 @@ def read_json(path: Path, form: Any, most: int = LARGEST) -> Any:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise InputError(f"{path}: is damaged: no JSON: {error}") from None
+        raise InputError(f"{path}: is damaged: not JSON: {error}") from None
     problem = misfit(value, form)
     if problem:
         raise InputError(f"{path}: is not what a run writes: {problem}")
@@ -157,4 +157,4 @@ def parsed(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise ValueError("it is no UTF-8") from None
+        raise ValueError("it is not UTF-8") from None

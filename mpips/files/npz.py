@@ -30,8 +30,8 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
         follow: whether `path` may be a symbolic link, see `mpips.files.safe_open`.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: it is no archive of arrays of numbers and texts, or damaged.
+        OSError: it cannot be opened, or is not a regular file.
+        ValueError: it is not an archive of arrays of numbers and texts, or damaged.
     """
     found: dict[str, NDArray[Any]] = {}
     with open_regular(path, follow=follow) as raw:
@@ -41,17 +41,17 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
                 members = archive.infolist()
                 # members may not share their bytes
                 if sum(member.compress_size for member in members) > size:
-                    raise ValueError("its arrays claim to hold more than the file does")
+                    raise ValueError("its arrays declare more bytes than the file holds")
                 spare = _SPARE
                 for member in members:
                     spare -= max(0, member.file_size - _RATIO * member.compress_size)
                     if spare < 0:
-                        raise ValueError(f"{member.filename} claims to hold more than the file can")
+                        raise ValueError(f"{member.filename} declares more bytes than the file can hold")
                     with archive.open(member) as file:
                         name = member.filename.removesuffix(".npy")
                         found[name] = _array(file, name, member.file_size)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
-            raise ValueError(f"is no archive of arrays, or damaged: {error}") from None
+            raise ValueError(f"is not an archive of arrays, or damaged: {error}") from None
     return found
 
 
@@ -68,7 +68,7 @@ def _array(file: Any, name: str, size: int) -> NDArray[Any]:
         # Python's integers do not overflow
         count *= length
     if count * dtype.itemsize > size:
-        raise ValueError(f"{name} claims {count:,} numbers, and has {size:,} bytes")
+        raise ValueError(f"{name} declares {count:,} numbers, but has {size:,} bytes")
     content = file.read(count * dtype.itemsize)
     if len(content) != count * dtype.itemsize:
         raise ValueError(f"{name} is cut off")

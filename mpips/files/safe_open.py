@@ -44,7 +44,7 @@ def open_regular(path: str | Path, *, follow: bool) -> BufferedReader:
         follow: whether `path` may be a symbolic link.
 
     Raises:
-        OSError: it is missing, cannot be read, or is no regular file; `strerror` says which.
+        OSError: it is missing, cannot be read, or is not a regular file; `strerror` says which.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -53,7 +53,7 @@ def open_regular(path: str | Path, *, follow: bool) -> BufferedReader:
         if error.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
         if error.errno == errno.ENXIO:  # a socket, or a device without a driver
-            raise OSError(errno.ENXIO, "is no regular file", str(path)) from None
+            raise OSError(errno.ENXIO, "is not a regular file", str(path)) from None
         raise
     try:
         _check_regular(handle, path, "; it can be read only once, by one process: write it to a file")
@@ -78,7 +78,7 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         if size < len(found) <= most:
             found += file.read(most + 1 - len(found))
     if max(size, len(found)) > most:
-        raise OSError(errno.EINVAL, f"holds more than the {most:,} bytes that can be meant", str(path))
+        raise OSError(errno.EINVAL, f"holds more than the allowed {most:,} bytes", str(path))
     return found
 
 
@@ -103,7 +103,7 @@ def inside(folder: str | Path, name: str) -> Path:
         OSError: `name` has a separator, is empty, "." or "..", or has a NUL byte; or stands for a symbolic link.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise OSError(errno.EINVAL, f"{name!r} is no plain file name", str(folder))
+        raise OSError(errno.EINVAL, f"{name!r} is not a plain file name", str(folder))
     path = Path(folder) / name
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path))

@@ -66,7 +66,7 @@ def pack(content: Content) -> Content | None:
         return None
     body = np.empty(size, np.uint8)
     rest = np.empty(count + 1, words.dtype)
-    _sift(words, body[:front].view(np.uint64), rest)
+    _pack_nonzero(words, body[:front].view(np.uint64), rest)
     split(read_only(rest[:count]), 0, 1, read_only(front + np.arange(words.itemsize) * count), body)
     width = values.shape[1] if values.ndim == 2 else 1
     note = _NOTE.pack(CODES[values.dtype], _MAGIC, len(values), width, count)
@@ -102,7 +102,7 @@ def unpack(content: Content) -> Content:
     places = read_only(front + np.arange(dtype.itemsize) * count)
     join(read_only(payload), _NO_BYTES, places, 0, 1, rest[:count])
     rest[count] = 0
-    _spread(read_only(bitmap), read_only(rest), words)
+    _unpack_nonzero(read_only(bitmap), read_only(rest), words)
     return Content(content.keys, words.view(dtype).reshape(rows, width))
 
 
@@ -120,7 +120,7 @@ def _count(words: Words) -> int:
 
 
 @kernel(*(f"void({t}, u8[::1], {r}[::1])" for t, r in zip(_READ, ("u4", "u8"), strict=True)))
-def _sift(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None:
+def _pack_nonzero(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None:
     """Write a bit for each word, and the nonzero words packed; rest has one element more than needed."""
     at = 0
     for begin in range(0, len(words), 64):
@@ -135,8 +135,8 @@ def _sift(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None:
 
 
 @kernel(*(f"void({_READ[1]}, {t}, {r}[::1])" for t, r in zip(_READ, ("u4", "u8"), strict=True)))
-def _spread(bitmap: NDArray[Any], rest: Words, words: Words) -> None:
-    """Invert `_sift`; rest has one element more than there are bits set."""
+def _unpack_nonzero(bitmap: NDArray[Any], rest: Words, words: Words) -> None:
+    """Invert `_pack_nonzero`; rest has one element more than there are bits set."""
     at = 0
     for begin in range(0, len(words), 64):
         bits = bitmap[begin // 64]

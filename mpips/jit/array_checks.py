@@ -54,7 +54,7 @@ def cells_flaw(table: NDArray[np.number], depth: int, width: int) -> str:
     ''
     """
     if table.ndim != 1 or table.dtype.kind not in "iu":
-        return "its table is no row of whole numbers"
+        return "its table is not a row of whole numbers"
     if depth < 1 or width < 1 or len(table) != depth * width:
         return (
             f"its table has {len(table)} cells where depth {depth} and width {width} ask for {depth * width}"

@@ -50,7 +50,7 @@ def _import_without_scipy() -> None:
     """
     hidden = not {"numba", "scipy"} & sys.modules.keys()
     if hidden:
-        # to `import`, what is None is not installed
+        # `import` treats a module that is None as not installed.
         sys.modules["scipy"] = None  # type: ignore[assignment]
     try:
         import numba  # noqa: F401

@@ -40,7 +40,8 @@ DIGEST = 16
 """Bytes of a digest at the end of a cached file."""
 
 config: Any = _config
-# numba reads a file of the working folder, which may be anybody's, and may say from where cached code is loaded.
+# numba reads a configuration file in the working folder. It may be another user's, and can set the folder from which
+# cached code is loaded.
 config._config_fname = os.devnull
 config.reload_config()
 
@@ -73,7 +74,7 @@ class _Locator:
         return str(self._line)
 
 
-# Numba's classes have types of their own, which are not those of what it does.
+# The type annotations of numba's classes are not those of their values.
 _Implementation: Any = FunctionCache._impl_class
 _FunctionCache: Any = FunctionCache
 _Dispatcher: Any = CPUDispatcher
@@ -290,7 +291,7 @@ def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
             made = cache._impl.rebuild(
                 target, ((name, "object", (code, _outline(function))), function, *others)
             )
-        case _:  # this numba keeps another thing
+        case _:  # a format that this module does not know
             return cache._impl.rebuild(target, entry)
 
     def linked() -> Any:

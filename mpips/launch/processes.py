@@ -74,7 +74,7 @@ class Children:
         """The last output of the launcher and the ranks, stdout and then stderr."""
         return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._said)
 
-    def _pass_on(self) -> None:
+    def _copy_output(self) -> None:
         """Copy the output of the ranks: a launcher whose reader has ended, as in `| head`, would kill them."""
         assert self._process is not None
         pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
@@ -104,7 +104,7 @@ class Children:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            self._pass_on()
+            self._copy_output()
             while True:
                 try:
                     code = self._process.wait(timeout=0.2)
@@ -114,7 +114,7 @@ class Children:
                         copying.join(1.0)
                     return code
                 except subprocess.TimeoutExpired:
-                    self._heed(self._process, requests.kinds)
+                    self._forward(self._process, requests.kinds)
                     if self._lingers():
                         self._end()
                     if self._deadline is not None and time.monotonic() > self._deadline:
@@ -123,7 +123,7 @@ class Children:
             self._kill()
             raise
 
-    def _heed(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
+    def _forward(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
         """Forward stop requests; USR1, which batch systems send by themselves, never kills."""
         stops = sum(kind != signal.SIGUSR1 for kind in requests)
         if stops and not self._promised:

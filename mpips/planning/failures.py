@@ -1,4 +1,4 @@
-"""FailingRun time on nodes that fail: a discrete-event simulation.
+"""Time of a run on nodes that fail: a discrete-event simulation.
 
     a node fails       the run continues after its recovery; or else it ends, and restarts from its last checkpoint
     a checkpoint       is due at intervals of work, and counts once it is written

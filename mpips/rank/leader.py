@@ -157,14 +157,14 @@ class Leader:
                 self._orders.stop = signal.Signals(number).name
                 note("asked", signal=self._orders.stop)
             if number == signal.SIGTERM:
-                self._expect_the_end()
+                self._write_provisional_result()
 
         for kind in ASKS:
             signal.signal(kind, ask)
         if asked:
             ask(asked[0])
 
-    def _expect_the_end(self) -> None:
+    def _write_provisional_result(self) -> None:
         """Write a provisional result, since the launcher may kill this rank next; `run` replaces it after a stop."""
         text = "ended by SIGTERM before it could stop"
         if not self.node.van.survives:

@@ -123,9 +123,8 @@ class Player(Policy):
         """Receive a call: queue it if it is for the worker role, else execute it."""
         node, workers_since = self.node, int(request.meta.get("workers_since", 0))
         last = max(since for since, _ in self._worked if since <= workers_since)
-        if (
-            request.meta["call"] == BuiltInCall.WRITTEN
-        ):  # a replay writes no files, and the rank may have another role by now
+        # A replay writes no files, and the rank may have another role by now.
+        if request.meta["call"] == BuiltInCall.WRITTEN:
             node.callee.reply(request, meta={})
         elif (last, True) in self._worked or request.time in self._called:
             self._calls[request.time] = request

@@ -28,7 +28,7 @@ def stage(folder: RunFolder, facts: Mapping[str, Any], staged: Path, personal: b
     """Copy the run's own files (`COPIED`), as far as there are any, without personal data unless that is wanted.
 
     Raises:
-        InputError: one cannot be read, or is no regular file.
+        InputError: one cannot be read, or is not a regular file.
     """
     names = set() if personal else _names(folder, facts)
     for name in COPIED:

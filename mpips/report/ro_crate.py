@@ -86,7 +86,7 @@ def export(
     folder = RunFolder(run)
     facts, result = folder.read_run(), folder.read_result()
     if facts is None:
-        raise InputError(f"{run}: is no run's folder: it has no run.json")
+        raise InputError(f"{run}: is not a run's folder: it has no run.json")
     if result is None:
         raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
     if os.path.lexists(target):
@@ -296,7 +296,7 @@ class _Maker:
     def _checkpoints(self) -> list[Any]:
         added = []
         for each in self.facts.get("outputs", {}).get("checkpoints", []):
-            name = uuid.uuid5(uuid.NAMESPACE_URL, each["manifest_sha256"]).urn  # it is no hash of a file
+            name = uuid.uuid5(uuid.NAMESPACE_URL, each["manifest_sha256"]).urn  # it is not a hash of a file
             text = f"a checkpoint; the sha256 in its manifest is {each['manifest_sha256']}; not in this crate"
             added.append(self._add(name, "CreativeWork", name=Path(each["folder"]).name, description=text))
         if sha := self.facts.get("outputs", {}).get("parameters_sha256"):

@@ -191,7 +191,7 @@ class RunFolder:
                 folder._check_new(path)
         except OSError as error:
             release(folder.path)
-            raise cannot_write(path, error, "the run before cannot be set aside") from None
+            raise cannot_write(path, error, "the previous run cannot be moved") from None
         except InputError:
             release(folder.path)
             raise
@@ -204,7 +204,7 @@ class RunFolder:
     def _check_new(self, path: str | Path) -> None:
         if self.run.exists() or self.result.exists():
             raise InputError(
-                f"{path}: holds a run already; name another --run-dir, or go on with it by --resume latest"
+                f"{path}: holds a run already; name another --run-dir, or continue it by --resume latest"
             )
         if os.path.lexists(self.job) and not self._has_own_job():
             raise InputError(
@@ -303,14 +303,14 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.job}: {error.strerror or error}") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{self.job}: is damaged: no TOML: {' '.join(str(error).split())}") from None
+            raise InputError(f"{self.job}: is damaged: not TOML: {' '.join(str(error).split())}") from None
         problem = misfit(job, JOB)
         if problem:
             raise InputError(f"{self.job}: is not what a run writes: {problem}")
         return job
 
     def read_metrics(self) -> Read:
-        """Read `metrics.jsonl`, as far as there is one. InputError if it is no regular file, or too large."""
+        """Read `metrics.jsonl`, as far as there is one. InputError if it is not a regular file, or too large."""
         try:
             return read_lines(self.metrics)
         except OSError as error:

@@ -4,12 +4,12 @@ It is a handler of Python's `logging`, so messages of programs (`logging.getLogg
 warnings are in it beside mpips' own events, and also go to stderr. The message path logs nothing.
 
     {"wall": 1.7e9, "rank": 3, "level": "info", "event": "start", "role": "server 1", "host": "n2", "pid": 4711, ...}
-    start    what the rank is, and where                    view     who is there has changed
-    role     it takes another role                          asked    a signal has asked it to stop
-    lost     it has noticed that another rank is gone       failed   an error ended it, with the traceback
-    end      it leaves, with an exit code                   fenced   it was taken for dead, and leaves
-    struck   an injected fault                              log      what a program or a library has said
-    flooded  strangers' datagrams keep hangs from being found
+    start    role and place of the rank                     view     the view has changed
+    role     the rank takes another role                    asked    a signal has asked the run to stop
+    lost     another rank is lost                           failed   an error ends the rank, with the traceback
+    end      the rank exits, with an exit code              fenced   the rank was excluded, and exits
+    struck   an injected fault                              log      a message of a program or a library
+    flooded  other datagrams prevent the detection of hangs
 
 Each line is in the file when the call returns. To avoid a thousand files of a thousand healthy ranks on a shared file
 system, only runs of up to `FEW` ranks create all files at the start; in larger runs, a rank creates its file at its

@@ -198,7 +198,7 @@ def parse(name: str, text: bytes) -> tuple[Order, float]:
     """Parse an order's file; return the order, and until when (seconds since the epoch) its sender waits.
 
     Raises:
-        InputError: it is no order.
+        InputError: it is not an order.
     """
     try:
         read = json.loads(text)
@@ -206,7 +206,7 @@ def parse(name: str, text: bytes) -> tuple[Order, float]:
         if not math.isfinite(expires):
             raise ValueError(f"it expires at {expires}")
         if not isinstance(verb, str) or not isinstance(arguments, dict):
-            raise TypeError("its verb is no text or its arguments are no table")
+            raise TypeError("its verb is not a string or its arguments are not a table")
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise InputError(f"not an order: {type(error).__name__}: {' '.join(str(error).split())}") from None
     check(verb, arguments)

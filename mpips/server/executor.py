@@ -152,10 +152,12 @@ class Executor:
         """Apply the rows of a push, at once or when all workers' pushes of its round have arrived."""
         hosted = shard.hosted(request.namespace)
         if request.values is None:
-            raise ProtocolError("a push without values")
+            raise ProtocolError(f"vector {hosted.segment.spec.name!r}: a push without values")
         if hosted.segment.spec.aggregate:
             if request.round == NO_ROUND:
-                raise ProtocolError(f"vector {hosted.segment.spec.name!r} aggregates: a push needs a round")
+                raise ProtocolError(
+                    f"vector {hosted.segment.spec.name!r} aggregates: a push must name its round"
+                )
             return self._aggregate(link, shard, hosted, request)
         try:
             self._resolve(shard, hosted.segment, request, create=True)

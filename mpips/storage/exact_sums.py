@@ -195,7 +195,7 @@ def rounded(values: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
     """
     terms, anchor = np.asarray(values, np.float64), np.multiply(_ANCHOR, q)
     if not (np.abs(terms) * 3.0 <= anchor).all():
-        raise ValueError("a value is beyond the bound of its quantum")
+        raise ValueError("a value is beyond 2**51 q: q belongs to a smaller bound")
     result: NDArray[np.float64] = (terms + anchor) - anchor
     return result
 

@@ -81,7 +81,7 @@ def checked(init: Any, dtype: str) -> Initial:
     if isinstance(init, Mapping):
         kinds = {frozenset(kind.__annotations__): kind for kind in (Uniform, Normal)}
         if frozenset(init) not in kinds:
-            raise ValueError(f"init {dict(init)!r} is no number, Uniform or Normal")
+            raise ValueError(f"init {dict(init)!r} is not a number, Uniform or Normal")
         init = kinds[frozenset(init)](**init)
     if isinstance(init, Uniform | Normal):
         return _distribution(init, dtype)
@@ -90,7 +90,7 @@ def checked(init: Any, dtype: str) -> Initial:
         return _fitting("init", number, dtype)
     held = np.iinfo(dtype)
     if number != int(number) or not held.min <= number <= held.max:
-        raise ValueError(f"init {number!r} is no {dtype}")
+        raise ValueError(f"init {number!r} is not of type {dtype}")
     return int(number)
 
 
@@ -101,7 +101,7 @@ def _distribution(init: Uniform | Normal, dtype: str) -> Uniform | Normal:
         )
     fields = {name: _number(f"init: {name}", value) for name, value in vars(init).items()}
     if not (isinstance(fields["seed"], int) and 0 <= fields["seed"] < 2**64):
-        raise ValueError(f"init: seed {init.seed!r} is no integer from 0 to 2**64 - 1")
+        raise ValueError(f"init: seed {init.seed!r} is not an integer from 0 to 2**64 - 1")
     if isinstance(init, Uniform):
         low, high = (_fitting(f"init: {name}", fields[name], dtype) for name in ("low", "high"))
         if low > high:
@@ -121,7 +121,9 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, np.integer | np.floating):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
-        raise ValueError(f"{name} {value!r} is no number" + (", Uniform or Normal" if name == "init" else ""))
+        raise ValueError(
+            f"{name} {value!r} is not a number" + (", Uniform or Normal" if name == "init" else "")
+        )
     if value != value:
         raise ValueError(f"{name} is not a number")
     return value

@@ -349,7 +349,7 @@ class Segment:
         if rows.size != size * width or rows.dtype != self._push_dtype:
             want = f"{size} x {width} {self.push_row.dtype}"
             raise ProtocolError(
-                f"vector {self.spec.name!r}: push of {rows.shape} {rows.dtype} where {want} is due"
+                f"vector {self.spec.name!r}: push of {rows.shape} {rows.dtype}, expected {want}"
             )
         if not rows.flags.carray:
             rows = rows.copy()
@@ -446,7 +446,7 @@ class Segment:
         """
         if set(rows.state) != set(self.state):
             have, want = sorted(rows.state), sorted(self.state)
-            raise ProtocolError(f"vector {self.spec.name!r}: state columns {have} where {want} are due")
+            raise ProtocolError(f"vector {self.spec.name!r}: state columns {have}, expected {want}")
         slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
         self.values[slots] = rows.values
         for name, column in rows.state.items():

@@ -76,7 +76,7 @@ class VectorSpec:
     def __post_init__(self) -> None:
         where = f"vector {self.name!r}"
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise UsageError(f"{where}: a name is letters, digits, _, - and dots")
+            raise UsageError(f"{where}: a name must consist of letters, digits, _, - and dots")
         if self.dtype not in DTYPES:
             raise UsageError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if not 1 <= self.width <= 2**20:
@@ -136,9 +136,8 @@ class Update(NamedTuple):
     exact_replies: bool = False
 
 
-Function = Callable[
-    [Any, dict[str, Any]], dict[str, Any]
-]  # the first is a `mpips.storage.segment.Segment`, which knows this module
+# The first argument is a `mpips.storage.segment.Segment`, which imports this module.
+Function = Callable[[Any, dict[str, Any]], dict[str, Any]]
 
 
 class Call(NamedTuple):

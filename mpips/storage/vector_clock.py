@@ -47,7 +47,7 @@ NOTHING = -1
 class ClockArrays(NamedTuple):
     """A clock as arrays of equal length, for files and messages: sorted by node, then key; NOTHING left out.
 
-    `nodes` i8, `firsts` and `lasts` u64 (the last key of a range, since 2**64 is no u64), `times` i8. Equal
+    `nodes` i8, `firsts` and `lasts` u64 (the last key of a range, since 2**64 is not a u64), `times` i8. Equal
     clocks give equal arrays.
     """
 

@@ -44,7 +44,7 @@ class Callee:
         try:
             handler = handlers.get(request.command)
             if handler is None:
-                raise ProtocolError(f"no {request.command.name} is served here")
+                raise ProtocolError(f"this rank serves no {request.command.name} requests")
             handler(request)
         except Exception as error:
             self.fail(request, error)

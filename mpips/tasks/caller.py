@@ -62,7 +62,7 @@ class Tasks:
         wait: Wait = finished,
     ) -> None:
         self._withdraw, self._timer, self._budget = withdraw, timer, Budget()
-        # by slot of the client fast path
+        # By slot of the client fast path.
         self._asked: dict[int, Part] = {}
         self._send, self._window, self.origin, self._wait = send, window, origin, wait
         self._encode = encode
@@ -79,14 +79,16 @@ class Tasks:
         """Whether the time of each part's last send is recorded."""
         self.on_answered: Callable[[Part], None] | None = None
         """Callback for each answered part."""
-        self.stable: Callable[[], int] | None = None  # the time up to which a successor knows all replies
-        self.noted: Callable[[int, Message], None] | None = (
-            None  # called with each accepted reply, and its address
-        )
+        self.stable: Callable[[], int] | None = None
+        """Returns the time below which the leader's successors have all replies."""
+        self.noted: Callable[[int, Message], None] | None = None
+        """Callback for each accepted reply, with its address: the journal's."""
         self.on_reply: Callable[[int, int, Message, bool], None] | None = None
         """Callback for each accepted reply: its address and time, the reply, and whether the part was given up."""
         self.known_replies: dict[tuple[int, int], Message] = {}
+        """By (time, address): the replies of `take_replies` to parts that are not issued yet."""
         self.due_replies: deque[Message] = deque()
+        """Those of them whose part was issued: to be passed to `answer`."""
         self.ahead = Ahead(self._peers)
         self.again: Counter[str] = Counter() if again is None else again
         """Parts that were sent again, by cause: "lost", "moved", "workers" and "keys"."""

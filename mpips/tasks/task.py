@@ -125,9 +125,8 @@ class Task:
         elif self._deliver is not None and self.error is None:
             try:
                 self._deliver(part, reply)
-            except (
-                Exception
-            ) as error:  # a caller's own callback failed: it is raised where the task is waited for
+            # An error of the caller's own callback is raised where the task is waited for.
+            except Exception as error:
                 self.error = error
         self.received += 1
         if self.received == self.expected:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mpips.errors import cannot_write
 from mpips.files.safe_open import replacing
 from mpips.tracing.analysis import KINDS
-from mpips.tracing.one_clock import tied
+from mpips.tracing.one_clock import matched_requests
 from mpips.tracing.rank_trace import RankTrace
 from mpips.tracing.spans import Spans, spans
 from mpips.tracing.trace_file import NOBODY, What
@@ -222,7 +222,7 @@ def _flows(
     traces: Sequence[RankTrace], found: dict[int, Spans], start: float
 ) -> tuple[dict[int, list[_Event]], int]:
     """Return the flows from requests to executions and answers, by rank, and the number of those left out."""
-    pairs = tied(traces)
+    pairs = matched_requests(traces)
     ranks = np.array([trace.rank for trace in traces])
     ends = (
         (ranks[pairs.caller], _ns(pairs.request["begin"], start), "s"),

@@ -55,7 +55,7 @@ def readable(folder: Path) -> tuple[list[RankTrace], list[TraceError]]:
     return traces, problems
 
 
-class Tied(NamedTuple):
+class MatchedRequests(NamedTuple):
     """Requests and their executions: `request[i]` of `caller[i]` was executed as `execution[i]` by `callee[i]`.
 
     The ranks are positions in the list of traces.
@@ -75,7 +75,7 @@ def _names_of(records: Records) -> NDArray[np.uint64]:
     return mixed
 
 
-def tied(traces: Sequence[RankTrace], on_one_clock: bool = True) -> Tied:
+def matched_requests(traces: Sequence[RankTrace], on_one_clock: bool = True) -> MatchedRequests:
     """Find the requests whose execution is recorded, each with one execution.
 
     A request that was repeated after the death of a server may have two executions: the last one before the answer is
@@ -104,7 +104,7 @@ def tied(traces: Sequence[RankTrace], on_one_clock: bool = True) -> Tied:
         began = executions["begin"][which]
         kept = (requests["begin"][found] <= began) & (began <= requests["end"][found])
         found, which = found[kept], which[kept]
-    return Tied(caller[found], requests[found], callee[which], executions[which])
+    return MatchedRequests(caller[found], requests[found], callee[which], executions[which])
 
 
 def align(traces: Sequence[RankTrace]) -> dict[str, float]:
@@ -113,7 +113,7 @@ def align(traces: Sequence[RankTrace]) -> dict[str, float]:
     changed = {clocks[0]: 0.0}
     if len(clocks) > 1:
         number = np.array([clocks.index(trace.clock) for trace in traces])
-        pairs = tied(traces, on_one_clock=False)
+        pairs = matched_requests(traces, on_one_clock=False)
         here, there = number[pairs.caller], number[pairs.callee]
         # The bounds of the callee's offset relative to the caller's clock: lower, upper.
         least = pairs.request["begin"] - pairs.execution["begin"]

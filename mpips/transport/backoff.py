@@ -105,11 +105,11 @@ class Backoff:
             return
         self.resting = True
         if self._wakeup is None or moving:
-            self._doze(min(waited / 16, self._cap))
+            self._pause(min(waited / 16, self._cap))
         else:
-            self._rest(self._wakeup, min(waited, self._deep))
+            self._sleep_until_woken(self._wakeup, min(waited, self._deep))
 
-    def _doze(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         """Sleep, unless polls are due between two sleeps."""
         if self._asleep:
             self._wake()
@@ -119,7 +119,7 @@ class Backoff:
         self._looks = LOOKS
         self._sleep(seconds)
 
-    def _rest(self, wakeup: Wakeup, seconds: float) -> None:
+    def _sleep_until_woken(self, wakeup: Wakeup, seconds: float) -> None:
         """Sleep until a sender wakes this rank; after arming the wakeup, poll once more before the first sleep."""
         if not self._asleep:
             wakeup.arm()

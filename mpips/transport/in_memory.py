@@ -114,7 +114,7 @@ class Network:
     def exclude(self, rank: int, excluded: int) -> None:
         """Drop all messages between two ranks from now on, and do not report the death of the second to the first."""
         self._excluded[rank].add(excluded)
-        self._sift(rank, lambda source, _: source != excluded)
+        self._drop_messages(rank, lambda source, _: source != excluded)
 
     def touch(self, rank: int) -> None:
         """Begin a van call of `rank`: a killed rank ends in it, a stopped rank waits in it."""
@@ -143,7 +143,7 @@ class Network:
         self._wires[rank].clear()
         for other in range(self.size):
             if other != rank:
-                self._sift(other, lambda source, dest: source != rank or self._arrives(rank, dest))
+                self._drop_messages(other, lambda source, dest: source != rank or self._arrives(rank, dest))
                 delay = self._detection * (1 + self._rng.random() / 2)
                 heapq.heappush(self._news[other], (self.time + delay, rank))
 
@@ -210,7 +210,7 @@ class Network:
         self._inject_due_faults()
         chosen = 0 if 0 not in self._stopped else self._next()
         while True:
-            # This returns when a program ends, whichever of them.
+            # Returns when any program ends.
             self._running[chosen].switch()
             if not self._alive:
                 break
@@ -243,7 +243,7 @@ class Network:
             return heapq.heappop(self._counted)[2]
         return None
 
-    def _sift(self, dest: int, keeps: Callable[[int, int], bool]) -> None:
+    def _drop_messages(self, dest: int, keeps: Callable[[int, int], bool]) -> None:
         """Drop the messages to `dest` for which `keeps(source, destination)` is false."""
         self._wires[dest] = [item for item in sorted(self._wires[dest]) if keeps(item[2], dest)]
 

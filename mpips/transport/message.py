@@ -88,10 +88,8 @@ class Command(IntEnum):
     LOGGED = 17
     # the rows of a range in key order, piece by piece
     EXPORT = 18
-    ACKNOWLEDGED = (
-        # control: all members of their chains have the pushes (shard, time) in `after`, which were answered ahead
-        20
-    )
+    # control: all members of the chains have the pushes (shard, time) in `after`, which were answered ahead
+    ACKNOWLEDGED = 20
     # control: the origin waits only for ACKNOWLEDGED messages, up to the pushes in `after`
     ASK_ACKNOWLEDGED = 21
     # control: a call of a worker's function that runs at once and has no reply
@@ -260,14 +258,14 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     keys, values = message.keys, message.values
     n_keys = 0 if keys is None else len(keys)
     if keys is not None and (keys.dtype != _KEY or keys.ndim != 1):
-        raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot travel; use uint64, 1-d")
+        raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot be sent; use uint64, 1-d")
     code, width, rows = NO_VALUES, 0, 0
     if values is not None:
         code = _CODES.get(values.dtype, NO_VALUES)
         if code == NO_VALUES or (values.dtype == _BYTES and not message.filtered):
-            raise ProtocolError(f"values of type {values.dtype} cannot travel; use {_names()}")
+            raise ProtocolError(f"values of type {values.dtype} cannot be sent; use {_names()}")
         if values.ndim not in (1, 2):
-            raise ProtocolError(f"values of {values.ndim} dimensions cannot travel; use rows [n, width]")
+            raise ProtocolError(f"values of {values.ndim} dimensions cannot be sent; use rows [n, width]")
         rows = values.shape[0]
         width = values.shape[1] if values.ndim == 2 else 1
     meta = b"" if isinstance(message.meta, dict) and not message.meta else _written(message.meta)
@@ -350,7 +348,7 @@ def decode(
     detached = bool(flags & DETACHED)
     expected = HEADER_BYTES + 16 * n_after + n_meta + (0 if detached else key_bytes + value_bytes)
     if size != expected:
-        raise ProtocolError(f"a frame of {size} bytes, its header announces {expected}")
+        raise ProtocolError(f"a frame has {size} bytes, but its header says {expected}")
     at = HEADER_BYTES
     after: tuple[tuple[int, int], ...] = ()
     if n_after:

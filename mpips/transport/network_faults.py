@@ -37,7 +37,7 @@ class Fault:
     def __post_init__(self) -> None:
         """Raise ValueError unless there is exactly one instant."""
         if (self.at is None) == (self.after_messages is None):
-            raise ValueError(f"a fault is either at a time or after a number of messages: {self}")
+            raise ValueError(f"give either `at` or `after_messages`: {self}")
 
 
 def no_delay(source: int, dest: int, message: Message) -> Sequence[float]:
@@ -65,7 +65,7 @@ def random_delays(
             return (first, rng.random() * delay)
         return (first,)
 
-    # whether requests must be sent again
+    # Whether messages are lost, so that requests must be sent again.
     delays.loses = drop > 0  # type: ignore[attr-defined]
     return delays
 

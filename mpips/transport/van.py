@@ -19,7 +19,7 @@ from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import FastPathTable  # which compiled code comes with
+    from mpips.transport.fastpath_table import FastPathTable  # it loads kernels
 
 
 NO_KEYS = np.empty(0, np.uint64)

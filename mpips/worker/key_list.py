@@ -177,7 +177,10 @@ class Planner:
                     f"[{within.begin}, {within.end})"
                 )
         if within.begin < whole.begin or within.end > whole.end:
-            raise UsageError(f"vector {self.spec.name}: its keys end at {whole.end}, not {within.end}")
+            raise UsageError(
+                f"vector {self.spec.name}: the range [{within.begin}, {within.end}) is not inside that of its keys, "
+                f"[{whole.begin}, {whole.end})"
+            )
         return n, within
 
     def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
@@ -187,7 +190,9 @@ class Planner:
         array = np.asarray(keys)
         whole_numbers = array.dtype.kind in "ui" or not array.size
         if array.ndim != 1 or not whole_numbers or (array.dtype.kind == "i" and (array < 0).any()):
-            raise UsageError(f"vector {self.spec.name}: keys must be one list of whole numbers from 0 on")
+            raise UsageError(
+                f"vector {self.spec.name}: keys must be a one-dimensional array of integers from 0 on"
+            )
         return array.astype(np.uint64)
 
     def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:

@@ -179,7 +179,9 @@ class Vector:
             ):
                 rows = self._checked(rows, plan.n)
             if together and round == NO_ROUND:
-                raise UsageError(f"vector {self.spec.name} aggregates: each push names its round")
+                raise UsageError(
+                    f"vector {self.spec.name} aggregates: a push must name its round, as in round=0"
+                )
         if out is not None:
             self._check_out(out, plan.n, command)
         request = Request(self._maker, command, plan, rows, round, out)

@@ -218,7 +218,7 @@ class CallExecutor:
         self._role = Registration(
             handlers={Command.CALL: self._receive}, controls={Command.NOTIFY: self._notified}
         )
-        # Registered while there are such calls, also when the rank is no worker any more.
+        # Registered while there are such calls, also when the rank is not a worker any more.
         self._late = Registration(ticks=(self._answer_all_late,))
         self._own: dict[str, Callable[..., Any]] = {
             BuiltInCall.CREATE_VECTOR: self._create_vector,

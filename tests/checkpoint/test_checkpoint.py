@@ -384,7 +384,7 @@ def test_what_cannot_be_saved_and_what_is_no_checkpoint(tmp_path: Path, sound: P
     folder = begin(tmp_path, 1)
     with pytest.raises(CheckpointError, match="'names' of <U1 cannot be saved"):
         write_worker(folder, 0, {"names": np.array(["a"])})
-    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
         read_manifest(folder)
     with pytest.raises(CheckpointError, match="cannot write"):
         write_worker(tmp_path / "nowhere", 0, {})
@@ -393,7 +393,7 @@ def test_what_cannot_be_saved_and_what_is_no_checkpoint(tmp_path: Path, sound: P
     (folder / "manifest.json").write_text('{"format": "mpips checkpoint", "version": 2}')
     with pytest.raises(CheckpointError, match="format version 2, this mpips reads 1"):
         read_manifest(folder)
-    for text, message in (("{", "no JSON"), ("[]", "no manifest"), ("{}", "no manifest")):
+    for text, message in (("{", "not JSON"), ("[]", "not a manifest"), ("{}", "not a manifest")):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             describe(folder)

@@ -270,7 +270,7 @@ def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         def recv(self, size: int) -> bytes:
             return bytes(size)
 
-    assert heart._hear(Endless()) == (set(), True)  # type: ignore[arg-type]
+    assert heart._read_datagrams(Endless()) == (set(), True)  # type: ignore[arg-type]
     assert not heart._filters, "what does not filter is not believed to"
     heart.close()
 
@@ -285,12 +285,12 @@ def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     assert mail is not None
     monkeypatch.setattr(heartbeat, "_drops", lambda mail: drops)
     heart._dropped = 3
-    assert heart._hear(mail) == (set(), False)
+    assert heart._read_datagrams(mail) == (set(), False)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"junk", ("127.0.0.1", heart.address.port))
-    assert heart._hear(mail) == (set(), drops is None)
+    assert heart._read_datagrams(mail) == (set(), drops is None)
     heart._dropped = 2
-    assert heart._hear(mail) == (set(), drops is not None)
+    assert heart._read_datagrams(mail) == (set(), drops is not None)
     heart.close()
 
 

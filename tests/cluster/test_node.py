@@ -178,7 +178,7 @@ def test_a_command_that_nobody_serves_is_refused() -> None:
     task = scheduler.tasks.submit([(SERVER, call())])
     settle(all_nodes)
     assert isinstance(task.error, RemoteError)
-    assert task.error.text == "no CALL is served here" and task.error.role == "server 0"
+    assert task.error.text == "this rank serves no CALL requests" and task.error.role == "server 0"
 
 
 def test_an_answer_that_cannot_travel_fails_the_request_only() -> None:
@@ -187,7 +187,7 @@ def test_an_answer_that_cannot_travel_fails_the_request_only() -> None:
     server.handlers[Command.CALL] = lambda request: server.callee.reply(request, next(answers))
     first, second = (scheduler.tasks.submit([(SERVER, call())]) for _ in range(2))
     settle(all_nodes)
-    assert first.done and "type bool cannot travel" in str(first.error)
+    assert first.done and "type bool cannot be sent" in str(first.error)
     assert second.done and second.error is None and server.callee.inbox.unfinished() == 0
 
 
@@ -195,7 +195,9 @@ def test_wait_raises_as_soon_as_one_part_has_failed() -> None:
     def lead(van: TwinVan) -> float:
         node = Node(van, LAYOUT, first_view(LAYOUT))
         task = node.tasks.submit([(SERVER, call()), (WORKER, call())])
-        with pytest.raises(RemoteError, match=r"rank 2 \(worker 0 on .*\): no CALL is served here"):
+        with pytest.raises(
+            RemoteError, match=r"rank 2 \(worker 0 on .*\): this rank serves no CALL requests"
+        ):
             node.wait(task)
         assert not task.done
         return van.now()

@@ -30,7 +30,7 @@ def test_what_is_no_regular_file_is_said_and_never_waited_for(tmp_path: Path) ->
         for name, said in (
             ("pipe", "is a named pipe"),
             ("folder", "is a folder"),
-            ("socket", "is no regular file"),
+            ("socket", "is not a regular file"),
         ):
             with pytest.raises(OSError, match=said) as caught:
                 open_regular(tmp_path / name, follow=True)

@@ -86,7 +86,7 @@ def test_nothing_outside_of_the_run_and_no_endless_file_is_read(run: Path, name:
         model.unlink()
     said = altered_outputs(RunFolder(run))
     wanted = {
-        "outside": "is no plain file name",
+        "outside": "is not a plain file name",
         "link": "is a symbolic link",
         "huge": "it has 1099511627776 bytes",
     }

@@ -77,7 +77,7 @@ def test_a_job_file_is_refused_before_any_rank_starts(
     [
         ("a-file", "the run folder is a file"),
         ("a-file/run", "the run folder cannot be made: Not a directory"),
-        ("used", "holds a run already; name another --run-dir, or go on with it by --resume latest"),
+        ("used", "holds a run already; name another --run-dir, or continue it by --resume latest"),
     ],
 )
 def test_a_run_folder_that_cannot_be_taken(

@@ -392,5 +392,5 @@ def test_names_are_kept_up_to_their_length() -> None:
 def test_keys_that_are_numbers() -> None:
     assert source.hashes(["0", "18446744073709551615"], False).tolist() == [0, 2**64 - 1]
     for word in ("x", "-1", str(2**64), "1.0", ""):
-        with pytest.raises(InputError, match="is no key of this sketch"):
+        with pytest.raises(InputError, match="is not a key of this sketch"):
             source.hashes([word], False)

@@ -32,7 +32,7 @@ ODD = [
     "a b",
     "-n",
 ]
-"""Names that a kernel takes; bytes that are no UTF-8 are surrogates, as Python has them."""
+"""Names that a kernel takes; bytes that are not UTF-8 are surrogates, as Python has them."""
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -72,7 +72,7 @@ def test_on_a_full_disk_nothing_is_set_aside(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "result.json").write_text("{}")
     monkeypatch.setattr("mpips.rundir.folder.replacing", full)
-    with pytest.raises(OSError, match="the run before cannot be set aside: No space left") as raised:
+    with pytest.raises(OSError, match="the previous run cannot be moved: No space left") as raised:
         RunFolder.claim(tmp_path, resume=True)
     assert raised.value.filename == str(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["result.json", "run.json"]

@@ -47,7 +47,7 @@ def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None
     assert (pace.step, pace.checkpoint) == (0, 0)
     for now in (100, 130, 132, 135):
         pace.stepped(now)
-    assert pace.step == 30, "what was before the first step's end is no step"
+    assert pace.step == 30, "what was before the first step's end is not a step"
     for now in range(136, 144):
         pace.stepped(now)
     assert pace.step == 1, "the slow one is long ago"

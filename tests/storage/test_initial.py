@@ -154,20 +154,20 @@ def test_numbers_of_numpy_are_taken() -> None:
     [
         ("int32", Uniform(0, 1), "needs float32 or float64, not int32"),
         ("int64", Normal(0, 1), "needs float32 or float64, not int64"),
-        ("int32", 2**31, "init 2147483648 is no int32"),
-        ("int64", 0.5, "init 0.5 is no int64"),
+        ("int32", 2**31, "init 2147483648 is not of type int32"),
+        ("int64", 0.5, "init 0.5 is not of type int64"),
         ("float32", 1e39, "init 1e+39 does not fit into float32"),
         ("float64", math.nan, "init is not a number"),
-        ("float64", math.inf, "init inf is no number, Uniform or Normal"),
-        ("float64", True, "init True is no number, Uniform or Normal"),
-        ("float64", "small", "init 'small' is no number, Uniform or Normal"),
-        ("float64", {"low": 1}, "init {'low': 1} is no number, Uniform or Normal"),
+        ("float64", math.inf, "init inf is not a number, Uniform or Normal"),
+        ("float64", True, "init True is not a number, Uniform or Normal"),
+        ("float64", "small", "init 'small' is not a number, Uniform or Normal"),
+        ("float64", {"low": 1}, "init {'low': 1} is not a number, Uniform or Normal"),
         ("float64", Uniform(1, 0), "low 1.0 is above high 0.0"),
-        ("float64", Uniform(0, 1, -1), "seed -1 is no integer from 0 to 2**64 - 1"),
-        ("float64", Uniform(0, 1, 0.5), "seed 0.5 is no integer"),  # type: ignore[arg-type]
+        ("float64", Uniform(0, 1, -1), "seed -1 is not an integer from 0 to 2**64 - 1"),
+        ("float64", Uniform(0, 1, 0.5), "seed 0.5 is not an integer"),  # type: ignore[arg-type]
         ("float64", Uniform(-1.7e308, 1.7e308), "high - low inf does not fit into float64"),
         ("float64", Normal(0, -1), "std -1.0 is negative"),
-        ("float64", Normal("0", 1), "mean '0' is no number"),  # type: ignore[arg-type]
+        ("float64", Normal("0", 1), "mean '0' is not a number"),  # type: ignore[arg-type]
         ("float32", Normal(0, 1e38), "|mean| + 9 std 9e+38 does not fit into float32"),
     ],
 )

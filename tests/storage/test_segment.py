@@ -135,7 +135,7 @@ def test_too_large_segments_are_refused_before_they_are_built() -> None:
 def test_rows_of_the_wrong_shape_or_type_are_refused() -> None:
     segment = Segment(VectorSpec("w", width=2))
     for rows in (np.ones((2, 1)), np.ones((3, 2)), np.ones((2, 2), np.float32)):
-        with pytest.raises(ProtocolError, match="where 2 x 2 float64 is due"):
+        with pytest.raises(ProtocolError, match="expected 2 x 2 float64"):
             segment.push(u64([1, 2]), rows)
     with pytest.raises(TypeError, match="out must be 2 x 2 float64"):
         segment.pull(u64([1, 2]), np.ones((2, 2), np.float32))

@@ -28,7 +28,7 @@ from mpips.storage.updates import VectorSpec
 from mpips.tracing import chrome
 from mpips.tracing.analysis import BRIEF, USES, phases, summary
 from mpips.tracing.gate import LONG, PER
-from mpips.tracing.one_clock import align, read, tied
+from mpips.tracing.one_clock import align, matched_requests, read
 from mpips.tracing.rank_trace import RankTrace, TraceError
 from mpips.tracing.recorder import Trace
 from mpips.tracing.spans import nest, spans
@@ -260,7 +260,7 @@ def test_clocks_of_machines_are_set_by_what_they_asked_each_other(tmp_path: Path
         caller.add(What.REQUEST, 50 + sent, 50 + sent + 2e-3, 1, 1, -1, 0, time)
         callee.add(What.EXECUTE, 900 + done, 900 + done + 1e-4, 1, 0, -1, 0, time)
     traces = read(tmp_path)
-    pairs = tied(traces)
+    pairs = matched_requests(traces)
     assert len(pairs.request) == 200
     late = pairs.execution["begin"] - pairs.request["begin"]
     assert (late > 0).all() and (late < 2e-3).all()
@@ -276,7 +276,7 @@ def test_requests_are_tied_to_what_was_done_for_them_alone(tmp_path: Path) -> No
         (What.EXECUTE, 1, -2, 0), (What.EXECUTE, 2, -1, 5), (What.EXECUTE, 3, -1, 0), (What.CALL, 4, 1, 0),
     ):  # fmt: skip
         callee.add(what, 1.25, 1.5, 1, 0, address, origin, time)
-    pairs = tied(read(tmp_path))
+    pairs = matched_requests(read(tmp_path))
     assert pairs.request[["time", "address"]].tolist() == [(1, -2), (4, 1)]
     assert pairs.execution[["time", "address"]].tolist() == [(1, -2), (4, 1)]
     assert pairs.caller.tolist() == [0, 0] and pairs.callee.tolist() == [1, 1]
@@ -290,7 +290,7 @@ def test_what_was_asked_again_is_tied_to_what_was_done_last(tmp_path: Path) -> N
     second.add(What.EXECUTE, 6.5, 6.75, 1, 0, -1, 0, 1)
     caller.add(What.REQUEST, 7.0, 8.0, 1, 2, -1, 0, 2)
     first.add(What.EXECUTE, 6.9, 7.1, 1, 0, -1, 0, 2)
-    pairs = tied(read(tmp_path))
+    pairs = matched_requests(read(tmp_path))
     assert pairs.request["begin"].tolist() == pytest.approx([5.0])
     assert pairs.execution["begin"].tolist() == pytest.approx([5.5])
 
@@ -478,7 +478,7 @@ def test_a_part_of_the_events(run: Path) -> None:
 
 def test_each_requests_way_is_known(run: Path) -> None:
     traces = read(run)
-    pairs = tied(traces)
+    pairs = matched_requests(traces)
     asked = sum(len(trace.of(What.REQUEST)) for trace in traces)
     assert len(pairs.request) == asked  # none is answered by compiled code here
     assert (pairs.request["begin"] <= pairs.execution["begin"]).all()

@@ -135,7 +135,7 @@ def test_a_frame_that_is_too_long_is_refused(rows: np.ndarray | None) -> None:  
     frame, _ = encode(Message(Kind.REPLY, Command.PULL, values=rows))
     assert decode(frame)[0].kind is Kind.REPLY
     for more in (1, 8, 100):
-        with pytest.raises(ProtocolError, match=f"its header announces {len(frame)}"):
+        with pytest.raises(ProtocolError, match=f"its header says {len(frame)}"):
             decode(frame + bytes(more))
 
 

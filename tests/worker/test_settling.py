@@ -231,10 +231,10 @@ def test_a_call_after_one_that_failed_is_its_own() -> None:
         ("width", r"vector v: rows of shape \(100, 2\), but its update 'settling.refuses' takes \(100, 1\)"),
         ("outside", r"vector v: keys 1 to 100 are not all in \[0, 100\)"),
         ("unknown", "there is no vector 'w'; there are: sums, v"),
-        ("range", "vector v: its keys end at 100, not 101"),
+        ("range", "is not inside that of its keys, [0, 100)"),
         ("keys", "vector v: keys must be one list of whole numbers"),
         ("out", "vector v: out must be writable, float64 of shape"),
-        ("round", "vector sums aggregates: each push names its round"),
+        ("round", "vector sums aggregates: a push must name its round"),
     ],
 )
 def test_what_cannot_be_is_refused_where_it_is_asked_for(how: str, why: str) -> None:

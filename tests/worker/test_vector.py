@@ -405,7 +405,7 @@ def test_all_hear_of_an_answer_that_cannot_travel(aggregate: bool) -> None:
             said = cluster.workers.call("push_pull", {"keys": [[7], [7]], "round": round_})
             assert len(said) == 2
             for each in said:
-                assert "server 0" in each["heard"] and "values of type bool cannot travel" in each["heard"]
+                assert "server 0" in each["heard"] and "values of type bool cannot be sent" in each["heard"]
         assert cluster.workers.call("push", {"round": 2}) == [{"rows": None}] * 2
 
     simulate(schedule, Rounds, workers=2)
@@ -447,7 +447,7 @@ def test_keys_of_any_whole_type_are_taken() -> None:
 def test_keys_that_are_no_list_of_whole_numbers_are_refused(keys: Any) -> None:
     def schedule(cluster: Cluster) -> None:
         vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100))
-        with pytest.raises(InputError, match="whole numbers from 0 on"):
+        with pytest.raises(InputError, match="a one-dimensional array of integers from 0 on"):
             vector.pull(keys)
         assert not cluster.node.tasks.unfinished
 

@@ -186,9 +186,8 @@ def against(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> 
         keys += len(error)
         over, beyond = max(over, int(error.max(initial=0))), beyond + int((error > allowed).sum())
         below += int((error < 0).sum())
-    first = np.argsort(counts[: 1 << 16], kind="stable")[::-1][:TOP].astype(
-        np.uint64
-    )  # Later numbers are much rarer.
+    # Numbers above 2**16 are much rarer.
+    first = np.argsort(counts[: 1 << 16], kind="stable")[::-1][:TOP].astype(np.uint64)
     scan.scramble(first)
     truth = {str(key) for key in first.tolist()}
     found = {name for name, _ in listed(folder)}

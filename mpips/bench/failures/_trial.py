@@ -254,10 +254,10 @@ class Course:
     def run(self) -> dict[str, dict[int, int]]:
         """Do all steps; return every vector at the end."""
         for name in (ROUNDS, SINGLES):
-            self._insist(partial(self._create, name))
+            self._retry(partial(self._create, name))
         for step in self.plan.steps:
             if step.kind == "work":
-                self._insist(partial(self._work, int(step.amount)))
+                self._retry(partial(self._work, int(step.amount)))
             elif step.kind == "bump":
                 self._bump()
             else:
@@ -267,7 +267,7 @@ class Course:
             raise Wrong(f"server calls: {self._bumps} were made, {counted} were counted")
         return {name: _read(self.cluster, name) for name in (ROUNDS, SINGLES)}
 
-    def _insist(self, do: Callable[[], None]) -> None:
+    def _retry(self, do: Callable[[], None]) -> None:
         """Do a step with the workers, and repeat it with the remaining workers as long as some die."""
         while True:
             try:

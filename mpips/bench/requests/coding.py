@@ -160,7 +160,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
     for time in range(repeat + 1):
         sender, receiver = (named.chain_of(entries) for _ in range(2))
         about = About("w", Command.PUSH, ALL, True, 1, 1, 0, time, keys=keys)
-        encode, decode, wire = _there(sender, receiver, whole, about)
+        encode, decode, wire = _round_trip(sender, receiver, whole, about)
         times.append((encode, decode))
     encode, decode = (median(each) for each in zip(*times[1:], strict=True))
     saved = (raw - wire) / 1e6
@@ -177,7 +177,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
     }
 
 
-def _there(sender: Chain, receiver: Chain, whole: Message, about: About) -> tuple[float, float, int]:
+def _round_trip(sender: Chain, receiver: Chain, whole: Message, about: About) -> tuple[float, float, int]:
     """Return the seconds to encode and to decode a message, and the bytes that are sent."""
     message = Message(whole.kind, whole.command, 1, 1, 0, keys=whole.keys, values=whole.values)
     message.unsent_keys = whole.unsent_keys

@@ -116,7 +116,7 @@ class MPIVan:
         self._comm: MPI.Intracomm | None = comm
         self._status = MPI.Status()
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
-        self._deaths = Deaths(self._open, self._lose)
+        self._deaths = Deaths(self._open, self._forget_sends)
         self.survives = self._deaths.survives
         self._incoming = Incoming(self._deaths)
         self._backoff = backoff or Backoff(wakeup=wakeup)
@@ -236,13 +236,13 @@ class MPIVan:
             )  # fmt: skip
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
-            self._complain()
+            self._handle_error()
         if found == NOTHING:
             return None
         self._backoff.reset()
         source, size = int(cells[FROM]), int(cells[SIZE])
         if found == BROKEN:
-            self._complain(source)
+            self._handle_error(source)
             return None
         if found == BIG:
             return self._begin(source, size, MPI.Message.fromhandle(int(cells[MESSAGE])))
@@ -274,7 +274,7 @@ class MPIVan:
             return None
         return self._unpack(source, frame)
 
-    def _complain(self, source: int = -1) -> None:
+    def _handle_error(self, source: int = -1) -> None:
         """Handle an MPI error of a fast path, perhaps in the middle of a message from `source`."""
         error = MPI.Exception(int(self._cells[ERROR]))
         self._cells[ERROR] = 0
@@ -326,7 +326,7 @@ class MPIVan:
             keys, begin, count,
         )  # fmt: skip
         if self._cells[ERROR]:
-            self._complain()
+            self._handle_error()
         if slot >= 0:
             client = self._fast_client
             client.kept[slot], client.keys[slot], client.reached[slot] = raw, keys, reach
@@ -495,7 +495,7 @@ class MPIVan:
         self._deaths.exclude(rank)
         self._incoming.exclude(rank)
 
-    def _lose(self, rank: int) -> None:
+    def _forget_sends(self, rank: int) -> None:
         """Do not count the sends to a lost rank as pending any more."""
         # another process may get its process id
         self.process_memory.pids[rank] = 0

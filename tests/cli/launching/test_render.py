@@ -224,7 +224,7 @@ def test_submit_passes_a_refusal_on_as_one_line(
 
 
 def test_tasks_on_any_number_of_nodes_have_one_layout(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is no worker is counted once for all of them."""
+    """What is not a worker is counted once for all of them."""
     (job.parent / "tasks").write_text(
         "layout.servers=1 layout.workers=3\nlayout.servers=2 layout.workers=2\n"
     )

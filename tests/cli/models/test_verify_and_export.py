@@ -68,7 +68,7 @@ def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "server-0000.h5: No such file" in lines[2] and "server-0001.h5: damaged" in lines[3]
     (tmp_path / "step-000003").mkdir()
     assert run("verify", str(tmp_path / "step-000003")) == 1
-    assert "is no complete checkpoint" in capsys.readouterr().out
+    assert "is not a complete checkpoint" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_verify_has_nothing_to_say_of_a_run_without_hashes(ended: RunFolder) -> 
     [
         ("nowhere", "there is no checkpoint {0}/nowhere; in {0}: step-000001"),
         ("step-000007", "there is no checkpoint {0}/step-000007; in {0}: step-000001"),
-        ("file", "{0}/file is no checkpoint: it is not a folder"),
-        ("folder", "{0}/folder is no checkpoint, and holds none"),
+        ("file", "{0}/file is not a checkpoint: it is not a folder"),
+        ("folder", "{0}/folder is not a checkpoint, and holds none"),
     ],
 )
 def test_what_is_no_checkpoint_is_bad_input(tmp_path: Path, name: str, said: str) -> None:
