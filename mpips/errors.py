@@ -240,6 +240,6 @@ def is_mpi(error: BaseException) -> bool:
     return type(error).__module__.startswith("mpi4py")
 
 
-def says_all(error: BaseException) -> bool:
+def needs_no_traceback(error: BaseException) -> bool:
     """Return whether an error is one of the file system for which a traceback is not needed."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM)

@@ -121,14 +121,14 @@ class Sweeper:
         self.aggregate = context.job.consistency.is_sequential
         self.documents = Documents(context, self.data, self.settings.block_tokens)
         self._samplers: dict[int, Sampler] = {}
-        self._rooms: list[I4] = []
+        self._buffers: list[I4] = []
         self._pushes: list[tuple[Words, Task]] = []
 
     # --- documents
 
     def load(self, reads: Reads, scratch: str) -> dict[str, Any]:
         """Read documents into the folder `scratch`; return the totals of all documents, and those of this worker."""
-        self._put_down()
+        self._store_topics()
         self.documents.read(reads, Path(scratch))
         corpus = self.documents.any
         self.vocabulary = corpus.vocabulary
@@ -164,7 +164,7 @@ class Sweeper:
         if self.documents.tokens > self.settings.held_tokens:
             self.documents.keep(group, self._samplers.pop(group).topics())
 
-    def _put_down(self) -> None:
+    def _store_topics(self) -> None:
         """Store the topics of the samplers, and discard these."""
         for group, each in self._samplers.items():
             self.documents.keep(group, each.topics())
@@ -220,11 +220,11 @@ class Sweeper:
             with self.context.working():
                 group = lacking[step // (len(cuts) - 1)]
                 self._sampler(group).sample(words, rows, totals, prior, rng, True)
-        self._put_down()
+        self._store_topics()
 
     def recount(self, groups: int, cuts: list[int], round: int) -> None:
         """Push the counts of all tokens to servers whose counts are 0."""
-        self._put_down()
+        self._store_topics()
         topics = self.settings.topics
         self._begin(np.zeros(topics, np.int64))
         for step, words in enumerate(self._plan(groups, cuts)):
@@ -249,9 +249,9 @@ class Sweeper:
         """Yield the steps of a call, (step, words, n_wk, n_k), while the rows of the next one are pulled."""
         plan = self._plan(groups, cuts)
         size = max(last - first for first, last in itertools.pairwise(cuts)) * topics
-        fit = bool(self._rooms) and len(self._rooms[0]) >= size
-        rooms = self._rooms if fit else [np.empty(size, np.int32) for _ in range(2)]
-        self._rooms = []  # pulls of a failed call may still write into the old ones
+        fit = bool(self._buffers) and len(self._buffers[0]) >= size
+        rooms = self._buffers if fit else [np.empty(size, np.int32) for _ in range(2)]
+        self._buffers = []  # pulls of a failed call may still write into the old ones
         self._begin(self.context.vectors["topics"].pull(KeyRange(0, topics)).result())
         ahead = self._pull(plan[0], rooms[0]) if plan else None
         for step, words in enumerate(plan):
@@ -262,7 +262,7 @@ class Sweeper:
             if step + 1 < len(plan):
                 ahead = self._pull(plan[step + 1], rooms[(step + 1) % 2])
             yield step, words, rows, totals
-        self._rooms = rooms
+        self._buffers = rooms
 
     def _pull(self, words: Words, room: I4) -> Task:
         """Pull the rows of some words, after the pushes that the module names."""

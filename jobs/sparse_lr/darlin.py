@@ -165,7 +165,7 @@ class Darlin:
         pieces = self.pieces if kkt else self._first_blocks()
         self._phase("start")
         first = {"round": self._rounds(len(pieces)), "ones": self.data.ones}
-        self._heard(self.workers.start("start", first, keys=pieces))
+        self._record_reports(self.workers.start("start", first, keys=pieces))
         if self.data.wide:
             self._refuse_tiny_features()
         self.servers.call("begin_period", vector=self.w)
@@ -208,7 +208,7 @@ class Darlin:
         self.spread.load()
         self._inform()
         self._phase("step", self.control.threshold)
-        self._heard(self.workers.start("renew", {"round": self._rounds(1)}))
+        self._record_reports(self.workers.start("renew", {"round": self._rounds(1)}))
         self.control = control.resumed(self.control, self._begin_period(1.0)[0])
 
     def _retry(self, step: Callable[[], T], changes: bool = True) -> T:
@@ -293,14 +293,14 @@ class Darlin:
         self._phase("step", self.control.threshold, after=[task])
         found = [reply.meta for reply in task.result()]
         self.now |= {name: sum(each[name] for each in found) for name in ("nonzeros", "active")}
-        self._heard(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
+        self._record_reports(self.workers.start("mix", {**mixed, "round": self._rounds(1)}))
 
     def reset(self, full: bool) -> control.Decision:
         """Choose the active set anew from the exact gradient, and compute a lower bound of the minimum of F."""
         l1 = self.settings.l1
         self._phase("reset", control.RESET_SHARE * l1, control.FAR_SHARE * l1)
         asked = {"round": self._rounds(len(self.pieces)), "full": full}
-        self._heard(self.workers.start("reset", asked, keys=self.pieces))
+        self._record_reports(self.workers.start("reset", asked, keys=self.pieces))
         found = self.servers.call("end_phase", vector=self.w)
         largest = max(each["largest"] for each in found)
         objective, dual = self._begin_period(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
@@ -330,7 +330,7 @@ class Darlin:
         args = {"phase": phase, "threshold": threshold, "far": far}
         self.servers.call("begin_phase", args, vector=self.w, after=after)
 
-    def _heard(self, task: Task) -> None:
+    def _record_reports(self, task: Task) -> None:
         """Record the workers' reports: the non-zeros of their active features, and their accounts."""
         accounts = [reply.meta for reply in task.result()]
         self.weight = sum(each["weight"] for each in accounts)
@@ -356,7 +356,7 @@ class Darlin:
         if state is None:
             return False
         self._take_state(state)
-        self._go_on(state["same_workers"])
+        self._continue(state["same_workers"])
         return True
 
     def _take_state(self, state: dict[str, Any]) -> None:
@@ -366,9 +366,9 @@ class Darlin:
         self.round, self.gap = state["round"], state["gap"]
         self.begins, self.cut_at = np.array(state["blocks"]["begins"], np.uint64), state["blocks"]["cut_at"]
 
-    def _go_on(self, same: bool) -> None:
+    def _continue(self, same: bool) -> None:
         """Continue from a restored checkpoint, with the `same` number of workers or another."""
         if not same:  # the workers have recomputed their margins, so a new period begins
             self.servers.call("begin_period", vector=self.w)
         self._phase("step", self.control.threshold)
-        self._heard(self.workers.start("report"))
+        self._record_reports(self.workers.start("report"))

@@ -33,7 +33,7 @@ class ExactDarlin(Darlin):
         """Continue with other workers from the servers' state."""
         self.spread.load()
         self._inform()
-        self._go_on(same=False)
+        self._continue(same=False)
 
     def reset(self, full: bool) -> control.Decision:
         """Choose the active set anew; an interrupted reset can be undone."""
@@ -65,7 +65,7 @@ class ExactDarlin(Darlin):
         about = {"ones": data.ones, "largest": data.largest, "examples": data.examples}
         self.workers.call("know", about)
 
-    def _go_on(self, same: bool) -> None:
+    def _continue(self, same: bool) -> None:
         """Send the workers the weights at the starts of the last passes, from which they compute all other state."""
         self._phase("rebuild")
         noted = self.servers.call("select_weights", {"at": -1}, vector=self.w)[0]["noted"]
@@ -74,7 +74,7 @@ class ExactDarlin(Darlin):
         for at in range(noted):
             self.servers.call("select_weights", {"at": at}, vector=self.w)
             self.workers.call("rebuild_pass", {"last": at == noted - 1})
-        self._heard(self.workers.start("report"))
+        self._record_reports(self.workers.start("report"))
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:
         moved = [reply.meta["steps"] for reply in iterated.result()]

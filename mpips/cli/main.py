@@ -12,7 +12,7 @@ from mpips.cli import bench
 from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
 from mpips.cli.models import convert, export, infer, inspect, query, verify
 from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
-from mpips.errors import InputError, has_no_room, says_all
+from mpips.errors import InputError, has_no_room, needs_no_traceback
 from mpips.exit_codes import ExitCode, by_signal
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
@@ -123,7 +123,7 @@ def _run(argv: Sequence[str]) -> int:
         return _wrong(str(error), ExitCode.BAD_INPUT)
     except OSError as error:
         # Without a file name, or a full disk, the error is not about the user's input.
-        if standard_streams.lost() or not says_all(error):
+        if standard_streams.lost() or not needs_no_traceback(error):
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         code = ExitCode.UNWRITABLE if has_no_room(error) else ExitCode.BAD_INPUT

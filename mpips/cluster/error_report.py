@@ -19,7 +19,7 @@ from mpips.errors import (
     in_a_line,
     is_environment,
     is_mpi,
-    says_all,
+    needs_no_traceback,
 )
 from mpips.process import program_line
 from mpips.rundir.log import note
@@ -34,7 +34,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
     usage, is_input = isinstance(error, UsageError), isinstance(error, InputError)
     at = "" if is_input and not usage else program_line.of(error)
     # All other errors have a traceback.
-    if at and (usage or says_all(error) or isinstance(error, ProtocolError)):
+    if at and (usage or needs_no_traceback(error) or isinstance(error, ProtocolError)):
         text = f"{text} (at {at})"
     trace = "".join(traceback.format_exception(error))
     lost = isinstance(error, (WorkerLost, NoWorkerLeft))
@@ -49,7 +49,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
         "role": f"{place.role.name.lower()} {place.index}",
         "host": host,
         "text": text,
-        "trace": "" if says_all(error) else trace[-8000:],
+        "trace": "" if needs_no_traceback(error) else trace[-8000:],
         "is_input": is_input,
         "is_usage": usage,
         "at": at,
@@ -59,7 +59,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
     }
 
 
-def say_who_asked(task: Task, who: str) -> None:
+def add_caller(task: Task, who: str) -> None:
     """Add the task, and the line of the program on rank `who` that issued it, to an error of another rank."""
     error, at = task.error, program_line.describe(task.location)
     # A call of a worker's method has that worker's own line.

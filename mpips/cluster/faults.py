@@ -172,12 +172,12 @@ class Faults:
         """Return the delay in seconds of each copy of one outgoing message; empty if it is lost."""
         if not self.affects_messages:
             return NORMAL
-        if self._befalls(self._drop):
+        if self._occurs(self._drop):
             return ()
-        late = self._delay.seconds if self._befalls(self._delay) and self._delay else 0.0
-        if self._befalls(self._duplicate) and self._duplicate:
+        late = self._delay.seconds if self._occurs(self._delay) and self._delay else 0.0
+        if self._occurs(self._duplicate) and self._duplicate:
             return (late, late + self._duplicate.seconds)
         return (late,) if late else NORMAL
 
-    def _befalls(self, chance: Chance | None) -> bool:
+    def _occurs(self, chance: Chance | None) -> bool:
         return chance is not None and self._random.random() < chance.probability

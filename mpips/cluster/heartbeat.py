@@ -100,12 +100,12 @@ def beat(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
 class SilenceClock:
     """How long each rank has been silent while this rank was receiving; times are seconds.
 
-    Of the time between two calls of `listen` at most `lapse` counts as receiving. `near` are the ranks on the same
-    host, whose datagrams no network can block.
+    Of the time between two calls of `listen` at most `longest_gap` counts as receiving. `near` are the ranks on the
+    same host, whose datagrams no network can block.
     """
 
-    def __init__(self, lapse: float, near: Collection[int] = ()) -> None:
-        self._lapse = lapse
+    def __init__(self, longest_gap: float, near: Collection[int] = ()) -> None:
+        self._longest_gap = longest_gap
         self.near = near
         self._time = 0.0
         self._last: float | None = None
@@ -115,7 +115,7 @@ class SilenceClock:
     def listen(self, now: float, missed: bool = False) -> None:
         """Advance the clock to `now`, unless datagrams since the last call may have been `missed`."""
         if self._last is not None and not missed:
-            self._time += min(max(now - self._last, 0.0), self._lapse)
+            self._time += min(max(now - self._last, 0.0), self._longest_gap)
         self._last = now
 
     def hear(self, rank: int) -> None:

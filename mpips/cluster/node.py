@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from numpy.typing import NDArray
 
 from mpips.cluster.departure import Departure, Fenced, stop
-from mpips.cluster.error_report import describe, say_who_asked
+from mpips.cluster.error_report import add_caller, describe
 from mpips.cluster.faults import Faults
 from mpips.cluster.filter_codec import FilterCodec
 from mpips.cluster.layout import Layout, Role
@@ -489,7 +489,7 @@ class Node:
             self.time_use.count(wait)
         if task.error is not None:
             task.handled = True
-            say_who_asked(task, self.who)
+            add_caller(task, self.who)
             raise task.error
         return task.values
 

@@ -34,7 +34,8 @@ def passed_over(path: Path, bad: int) -> str:
     """Return a warning about skipped lines; "" if there are none."""
     if not bad:
         return ""
-    return f"warning: {path}: passed over {bad} {'line that is' if bad == 1 else 'lines that are'} no JSON object"
+    what = "line that is not a JSON object" if bad == 1 else "lines that are not JSON objects"
+    return f"warning: {path}: ignored {bad} {what}"
 
 
 def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:

@@ -260,7 +260,7 @@ class Peers:
         """List the ranks of this host whose processes are gone."""
         return [rank for rank, pid in self.pids.items() if is_gone(pid)]
 
-    def speaks(self, missing: Iterable[int]) -> bool:
+    def reports(self, missing: Iterable[int]) -> bool:
         """Return whether this rank is the lowest one of its host that still exists, which reports for all."""
         return not {rank for rank in self.pids if rank < self.rank} - set(missing)
 

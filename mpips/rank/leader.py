@@ -62,7 +62,7 @@ HASHES = 2.0
 class Leader:
     """The leader of a run; `started` is the start of the run's first process (wall, s).
 
-    `miss` finds the rank that ended without a message, when the launcher ends all ranks because of it.
+    `find_missing` finds the rank that ended without a message, when the launcher ends all ranks because of it.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Leader:
         waits: LongWaits,
         repeats: RetransmissionCounts,
         started: float,
-        miss: Callable[[], Failure | None] = lambda: None,
+        find_missing: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
-        self._journal, self._membership, self._miss = journal, membership, miss
+        self._journal, self._membership, self._find_missing = journal, membership, find_missing
         self._status = Status(node, membership, waits, repeats)
         self._orders = PendingOrders()
         # By the order's name: the rank that it made a server.
@@ -169,7 +169,7 @@ class Leader:
         text = "ended by SIGTERM before it could stop"
         if not self.node.van.survives:
             text = "ended by SIGTERM (which a launcher also sends when a rank has died) before it could stop"
-        missed = self._miss()
+        missed = self._find_missing()
         said = {} if missed is None else {"first_failure": missed.facts(self.folder)}
         text = (text if missed is None else missed.text) + advice(self.prepared.job, self.folder)
         write_json(

@@ -25,7 +25,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
-from mpips.errors import InputError, ShardLost, exit_code, in_a_line, says_all
+from mpips.errors import InputError, ShardLost, exit_code, in_a_line, needs_no_traceback
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import chain_of
 from mpips.launch.oversubscription import oversubscription
@@ -96,11 +96,11 @@ class RankRun:
         self.world: MPI.Intracomm = mpi.COMM_WORLD
         self.world.Set_errhandler(mpi.ERRORS_RETURN)
         self.rank = self.world.Get_rank()
-        self.speaks = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
+        self.prints = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.result = ResultFile(prepared)
         self.survives, self.oversubscribed, self.replicas = False, False, 0
         # The largest number of ranks on one host.
-        self.fullest = 1
+        self.most_per_host = 1
         # At the leader: whether nothing was trained, so that no rank has anything to end in order.
         self.hurries = False
         self.wall = time.time() - (time.perf_counter() - started)
@@ -120,7 +120,7 @@ class RankRun:
         layout: Layout | None = None
         prepared = self.prepared
         processes, differ = introduce(self.world, prepared)
-        self.fullest = max(Counter(host for _, host in processes).values())
+        self.most_per_host = max(Counter(host for _, host in processes).values())
         try:
             check_singleton(self.world.Get_size(), os.environ)
             if differ is not None:
@@ -130,14 +130,14 @@ class RankRun:
         except InputError as raised:
             error = error or raised
         try:
-            if self.speaks:
+            if self.prints:
                 self._make_folder(layout, processes)
         except (InputError, OSError) as raised:
             error = error or raised
         failed = first_error(self.world, error)
         if failed is not None:
             why, text = failed
-            if not self.speaks:
+            if not self.prints:
                 return why
             return self.result.end({"status": "failed", "exit_code": why, "error": text})
         if layout is None or prepared is None:
@@ -259,7 +259,7 @@ class RankRun:
         beat = job.heartbeat
         membership = Membership(
             node, self.replicas, self.heartbeat, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
-            oversubscription(self.fullest),
+            oversubscription(self.most_per_host),
         )  # fmt: skip
         self.membership = membership
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
@@ -300,7 +300,7 @@ class RankRun:
     ) -> int:
         self.folder.held = self.folder.held or claim.succeed(self.folder.path)
         leader = Leader(
-            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._miss
+            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._find_missing
         )
         with node.observers.during(What.PROGRAM):
             result = leader.run(self.asked)
@@ -330,16 +330,16 @@ class RankRun:
             log.note("asked", signal=signal.Signals(number).name)
         self.asked.append(number)
         if number == signal.SIGTERM:
-            self._miss()
+            self._find_missing()
 
-    def _miss(self) -> first_failure.Failure | None:
+    def _find_missing(self) -> first_failure.Failure | None:
         """Find ranks that ended without a message, when a launcher ends all; the lowest rank left on a host reports."""
         if self.peers is None or self.survives:
             return None
         missing = self.peers.missing()
         for rank in missing:
             log.note("lost", logging.ERROR, lost=rank, cause=Cause.DIED, error=self.peers.why(), fatal=True)
-        first = first_failure.first(self.folder) if missing and self.peers.speaks(missing) else None
+        first = first_failure.first(self.folder) if missing and self.peers.reports(missing) else None
         if first is None:
             return None
         facts = first.facts(self.folder)
@@ -372,7 +372,7 @@ class RankRun:
 
     def _patience(self) -> float:
         """Return how many seconds another rank may take to answer on this host."""
-        return PATIENCE * oversubscription(self.fullest)()
+        return PATIENCE * oversubscription(self.most_per_host)()
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class RankRun:
         follows = isinstance(error, self.mpi.Exception)
         log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
         self.result.fail(text)
-        self._quit(exit_code(error), text, "" if says_all(error) else trace)
+        self._quit(exit_code(error), text, "" if needs_no_traceback(error) else trace)
 
     def release(self) -> None:
         """Release the claim of the run's folder, unless a launcher holds it, too, which has still to judge the run."""

@@ -76,7 +76,7 @@ class Stage:
     """Ranks that have ended by themselves."""
     failed: bool = False
     """Whether the program has failed: then some ranks may not end."""
-    stranded: list[int] = field(default_factory=list)
+    uninformed: list[int] = field(default_factory=list)
     """Ranks that the others have excluded, and that have not received this view."""
 
 
@@ -121,7 +121,7 @@ class Simulation:
             view, left = self.stage.view, self.stage.left
             if not results or view is None or not left.issuperset(view.alive):
                 raise
-            self.stage.stranded = [r for r in range(self.layout.size) if r not in left and network.lives(r)]
+            self.stage.uninformed = [r for r in range(self.layout.size) if r not in left and network.lives(r)]
         return results[-1] if results else None
 
     def _live(

@@ -105,7 +105,7 @@ class Player(Policy):
             if message.command in node.controls and message.command not in IGNORED:
                 node.controls[message.command](message)
             return
-        self.detector.taken += 1
+        self.detector.received += 1
         if message.filtered and not node.decoded(message):
             return
         if kind is Kind.REQUEST and message.shard >= 0:
@@ -371,7 +371,7 @@ class DeadlockDetector:
 
     def __init__(self, node: Node, player: Player) -> None:
         self._node, self._player = node, player
-        self.sent = self.taken = 0
+        self.sent = self.received = 0
         self._moved = (-1, 0.0)  # number of messages sent and received, and the time of the last change of it
         self._wave: dict[int, tuple[int, int, str]] | None = None
         self._before: tuple[int, int] | None = None
@@ -381,11 +381,11 @@ class DeadlockDetector:
         node = self._node
         if node.view.leader != node.rank:
             return
-        now, count = node.van.now(), self.sent + self.taken
+        now, count = node.van.now(), self.sent + self.received
         if count != self._moved[0]:
             self._moved, self._before, self._wave = (count, now), None, None
         elif now - self._moved[1] > QUIET and self._wave is None:
-            self._wave = {node.rank: (self.sent, self.taken, self._player.waits_for())}
+            self._wave = {node.rank: (self.sent, self.received, self._player.waits_for())}
             for rank in node.view.alive:
                 if rank != node.rank:
                     node.control(rank, Command.ASK_STATE, {})
@@ -393,7 +393,12 @@ class DeadlockDetector:
     def send_state(self, message: Message) -> None:
         """Answer the leader's query: whether this rank waits, for what, and its message counts."""
         player = self._player
-        meta = {"waits": player.waits, "sent": self.sent, "taken": self.taken, "text": player.waits_for()}
+        meta = {
+            "waits": player.waits,
+            "sent": self.sent,
+            "received": self.received,
+            "text": player.waits_for(),
+        }
         self._node.control(message.sender, Command.STATE, meta)
 
     def take_state(self, message: Message) -> None:
@@ -405,7 +410,7 @@ class DeadlockDetector:
             self._wave = self._before = None
             self._moved = (self._moved[0], self._node.van.now())
             return
-        self._wave[message.sender] = (meta["sent"], meta["taken"], meta["text"])
+        self._wave[message.sender] = (meta["sent"], meta["received"], meta["text"])
         if len(self._wave) == len(self._node.view.alive):
             self._compare(self._wave)
 

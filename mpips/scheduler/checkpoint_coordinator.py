@@ -37,7 +37,7 @@ class Checkpointed(Protocol):
     job: Job
     workers: Group
     resume: Path | None
-    pace: Durations
+    durations: Durations
 
     @property
     def lineage(self) -> Lineage:
@@ -163,7 +163,7 @@ class CheckpointCoordinator:
         except (MpipsError, OSError) as error:
             self._give_up(pending.folder, str(error))
             return
-        cluster.pace.saved(cluster.node.van.now() - self._began)
+        cluster.durations.saved(cluster.node.van.now() - self._began)
         cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
         # A recorded run can be replayed only from the checkpoint that it started from.
         spare = [

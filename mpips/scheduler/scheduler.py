@@ -117,7 +117,7 @@ class Cluster:
         self._stop: str | None = None
         self._trained_before = 0.0
         self._last_checkpoint = node.van.now()
-        self.pace = Durations()
+        self.durations = Durations()
         self.coordinator = CheckpointCoordinator(self, self.say, provenance)
 
     @property
@@ -305,7 +305,7 @@ class Cluster:
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is due after `step`: by the job file, on request, or before a stop."""
         self._has_trained = True
-        self.pace.stepped(self.node.van.now())
+        self.durations.stepped(self.node.van.now())
         every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
 
         def late() -> bool:

@@ -82,7 +82,7 @@ def watch(cluster: Cluster, started: float, end: float | None) -> None:
 
     def look() -> None:
         left = end - wall()
-        if cluster.orders.stop is None and left <= reserve(before_end, end - started, cluster.pace):
+        if cluster.orders.stop is None and left <= reserve(before_end, end - started, cluster.durations):
             cluster.orders.stop = f"the end of its time, {max(left, 0.0):.0f} s before it"
 
     cluster.node.register(Registration(ticks=(look,)))

@@ -56,6 +56,6 @@ def end_of(job: Job, started: float, allocation: float | None) -> float | None:
     return min(ends) if ends and job.checkpoint.before_end > 0 else None
 
 
-def reserve(before_end: float, whole: float, pace: Durations) -> float:
+def reserve(before_end: float, whole: float, durations: Durations) -> float:
     """Return the seconds that must remain, of a `whole` time, when the run is asked to stop."""
-    return min(before_end, MOST * max(whole, 0.0)) + pace.step + CHECKPOINTS * pace.checkpoint
+    return min(before_end, MOST * max(whole, 0.0)) + durations.step + CHECKPOINTS * durations.checkpoint

@@ -38,7 +38,7 @@ class Chains:
         fast_path: FastPath,
     ) -> None:
         self._node, self._acknowledgements, self._fast_path = node, acknowledgements, fast_path
-        self._pace = RateLimit(repair_bandwidth, node.van.now)
+        self._rate_limit = RateLimit(repair_bandwidth, node.van.now)
         self._backlog: deque[Message] = deque()
         # Shards that were reported to the leader in this view as having no unacknowledged change.
         self._drained: set[int] = set()
@@ -70,7 +70,7 @@ class Chains:
     def _link(self, number: int, shard: Shard | None) -> None:
         node = self._node
         self.links[number] = Link(
-            number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._pace,
+            number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._rate_limit,
             node.new_timer(), node.again, self._fast_path.settled,
         )  # fmt: skip
 
@@ -91,9 +91,9 @@ class Chains:
             return
         self._backlog.append(message)
         if len(self._backlog) > MOST_BACKLOG:
-            self.work_off()
+            self.apply_queued()
 
-    def work_off(self) -> bool:
+    def apply_queued(self) -> bool:
         """Apply the first queued change of another primary; return whether there was one."""
         if not self._backlog:
             return False
@@ -156,7 +156,7 @@ class Chains:
 
     def _report_drained(self, link: Link) -> None:
         """Report to the leader, once per view, that a closing chain has no unacknowledged change."""
-        if link.chain.closing and link.primary and link.still and link.number not in self._drained:
+        if link.chain.closing and link.primary and link.replicated and link.number not in self._drained:
             self._drained.add(link.number)
             self._tell_leader(Command.DRAINED, link)
 

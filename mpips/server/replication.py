@@ -85,14 +85,14 @@ class Link:
         shard: Shard | None,
         send: Send,
         repeat: Repeat,
-        pace: RateLimit,
+        rate_limit: RateLimit,
         timer: Timer | None = None,
         again: Counter[str] | None = None,
         settled: Callable[[int, int], None] = lambda number, last: None,
     ) -> None:
         self._settled = settled
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
-        self._send, self._repeat, self._pace, self._timer = send, repeat, pace, timer
+        self._send, self._repeat, self._rate_limit, self._timer = send, repeat, rate_limit, timer
         self.sent: dict[int, Message] = {}
         """Changes that were forwarded and are not acknowledged."""
         self._sent_bytes = 0
@@ -121,7 +121,7 @@ class Link:
         return self.chain.learner == self.me
 
     @property
-    def still(self) -> bool:
+    def replicated(self) -> bool:
         """Whether no change is unacknowledged."""
         return not self.sent
 
@@ -352,7 +352,7 @@ class Link:
             feed is not None
             and feed.next < feed.count
             and feed.next < feed.acknowledged + AHEAD
-            and self._pace.may()
+            and self._rate_limit.may()
         ):
             piece = feed.packed[feed.next * PIECE : (feed.next + 1) * PIECE]
             message = Message(
@@ -360,7 +360,7 @@ class Link:
             )
             message.values, message.meta = piece, {"of": feed.count}
             self._send(self.chain.learner, message)
-            self._pace.sent(piece.nbytes)
+            self._rate_limit.sent(piece.nbytes)
             feed.next += 1
 
     def fed(self, message: Message) -> None:

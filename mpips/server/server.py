@@ -75,7 +75,7 @@ class Server:
             self.fast_path.open(link)
         self._role = Registration(handlers={Command.CALL: self._call_rank})
         # Not of the role: in a replay, a rank serves the shards of its former role as a worker, too.
-        node.serve_shards(self._to_shard, self.chains.work_off, self._spec_of, self.fast_path.table)
+        node.serve_shards(self._to_shard, self.chains.apply_queued, self._spec_of, self.fast_path.table)
         node.register(
             Registration(
                 controls={
@@ -132,7 +132,7 @@ class Server:
                 self._gates.admit(link, message)
         else:
             self.admission.admit(link, message)
-            self.chains.work_off()
+            self.chains.apply_queued()
 
     def _ask_acknowledged(self, message: Message) -> None:
         self._acknowledgements.ask(message.origin, message.after)
@@ -196,7 +196,7 @@ class Server:
 
     def _rewire(self, before: View, view: View) -> None:
         """Adopt the chains of a new view."""
-        while self.chains.work_off():
+        while self.chains.apply_queued():
             pass
         for link in self.chains:
             self.fast_path.close(link)

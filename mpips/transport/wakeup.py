@@ -39,10 +39,10 @@ _APART = 64
 """Bytes between two flags: each has a cache line of its own."""
 # cores of a host that are distinguished
 _CORES = 1024
-# offsets of the cores and of the path in a card, and its size (bytes)
+# offsets of the cores and of the path in a descriptor, and its size (bytes)
 _HOST = 8
 _PATH = _HOST + _CORES // 8
-_CARD = 512
+_DESCRIPTOR = 512
 
 
 class Wakeup:
@@ -102,7 +102,10 @@ def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     """
     rank, size = world.Get_rank(), world.Get_size()
     path = _page(size) if rank == 0 else ""
-    mine, everyone = _card(machine(), os.sched_getaffinity(0), path), np.empty((size, _CARD), np.uint8)
+    mine, everyone = (
+        _descriptor(machine(), os.sched_getaffinity(0), path),
+        np.empty((size, _DESCRIPTOR), np.uint8),
+    )
     world.Allgather(mine, everyone)
     path, one_host = _shared(everyone)
     wakeup = _open(rank, size, path) if path and one_host else None
@@ -116,24 +119,24 @@ def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     return wakeup, is_oversubscribed(everyone, rank)
 
 
-def _card(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint8]:
-    """Return a rank's host, the cores that it may run on, and the path of the page: u1[_CARD]."""
-    card, bits = np.zeros(_CARD, np.uint8), np.zeros(_CORES, np.uint8)
+def _descriptor(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint8]:
+    """Return a rank's host, the cores that it may run on, and the path of the page: u1[_DESCRIPTOR]."""
+    descriptor, bits = np.zeros(_DESCRIPTOR, np.uint8), np.zeros(_CORES, np.uint8)
     bits[[core for core in cores if core < _CORES]] = 1
     raw = host + np.packbits(bits).tobytes() + os.fsencode(path)
-    card[: len(raw)] = np.frombuffer(raw, np.uint8)
-    return card
+    descriptor[: len(raw)] = np.frombuffer(raw, np.uint8)
+    return descriptor
 
 
-def _shared(cards: NDArray[np.uint8]) -> tuple[str, bool]:
-    """Return the path of the page, from rank 0's card, and whether all ranks are on one host."""
-    path = os.fsdecode(cards[0, _PATH:].tobytes().rstrip(b"\0"))
-    return path, bool((cards[:, :_HOST] == cards[0, :_HOST]).all())
+def _shared(descriptors: NDArray[np.uint8]) -> tuple[str, bool]:
+    """Return the path of the page, from rank 0's descriptor, and whether all ranks are on one host."""
+    path = os.fsdecode(descriptors[0, _PATH:].tobytes().rstrip(b"\0"))
+    return path, bool((descriptors[:, :_HOST] == descriptors[0, :_HOST]).all())
 
 
-def is_oversubscribed(cards: NDArray[np.uint8], rank: int) -> bool:
+def is_oversubscribed(descriptors: NDArray[np.uint8], rank: int) -> bool:
     """Return whether there are more ranks on this rank's host than cores that they may run on."""
-    here = cards[(cards[:, :_HOST] == cards[rank, :_HOST]).all(axis=1), _HOST:_PATH]
+    here = descriptors[(descriptors[:, :_HOST] == descriptors[rank, :_HOST]).all(axis=1), _HOST:_PATH]
     return len(here) > int(np.unpackbits(np.bitwise_or.reduce(here)).sum())
 
 
@@ -146,7 +149,7 @@ def _page(size: int) -> str:
             file.write(bytes(_APART * size) + socket_filter.token())
     except OSError:
         return ""
-    return path if len(os.fsencode(path)) <= _CARD - _PATH else ""
+    return path if len(os.fsencode(path)) <= _DESCRIPTOR - _PATH else ""
 
 
 def _open(rank: int, size: int, path: str) -> Wakeup | None:

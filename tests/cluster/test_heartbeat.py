@@ -51,14 +51,14 @@ def heard(heart: Heartbeat, rank: int) -> bool:
 
 
 def test_a_rank_never_heard_is_never_silent() -> None:
-    attention = SilenceClock(lapse=1.0)
+    attention = SilenceClock(longest_gap=1.0)
     for now in range(100):
         attention.listen(float(now))
     assert attention.silent([0, 1, 2], 5.0) == []
 
 
 def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
-    attention = SilenceClock(lapse=1.0, near={1, 2})
+    attention = SilenceClock(longest_gap=1.0, near={1, 2})
     silent = []
     for now in range(40):
         attention.listen(float(now))
@@ -72,7 +72,7 @@ def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
 
 
 def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
-    attention = SilenceClock(lapse=1.0)
+    attention = SilenceClock(longest_gap=1.0)
     attention.listen(0.0)
     attention.hear(1)
     attention.hear(2)
@@ -88,7 +88,7 @@ def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> Non
 
 
 def test_a_listener_that_slept_blames_nobody() -> None:
-    attention = SilenceClock(lapse=1.0)
+    attention = SilenceClock(longest_gap=1.0)
     attention.listen(0.0)
     attention.hear(1)
     attention.listen(3600.0)
@@ -99,19 +99,19 @@ def test_a_listener_that_slept_blames_nobody() -> None:
 
 @given(
     gaps=st.lists(st.floats(0.0, 100.0), max_size=50),
-    lapse=st.floats(0.1, 2.0),
+    longest_gap=st.floats(0.1, 2.0),
     patience=st.floats(0.1, 50.0),
 )
 def test_silence_is_never_longer_than_the_turns_that_were_listened(
-    gaps: list[float], lapse: float, patience: float
+    gaps: list[float], longest_gap: float, patience: float
 ) -> None:
-    attention, now = SilenceClock(lapse), 0.0
+    attention, now = SilenceClock(longest_gap), 0.0
     attention.listen(now)
     attention.hear(0)
     for gap in gaps:
         now += gap
         attention.listen(now)
-    listened = sum(min(gap, lapse) for gap in gaps)
+    listened = sum(min(gap, longest_gap) for gap in gaps)
     assert bool(attention.silent([0], patience)) <= (listened >= patience - 1e-6)
     assert bool(attention.silent([0], patience)) >= (listened >= patience + 1e-6)
 
@@ -251,7 +251,7 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
 
 
 def test_what_may_have_been_missed_is_no_silence() -> None:
-    attention = SilenceClock(lapse=1.0)
+    attention = SilenceClock(longest_gap=1.0)
     attention.listen(0.0)
     attention.hear(1)
     for now in range(1, 100):

@@ -191,7 +191,7 @@ def test_an_override_is_toml_or_a_string(text: str, value: object) -> None:
         ("seed = 3", "seed = -1", "FILE:4: seed must be at least 0"),
         ('"b.svm"]', "7]", "FILE:15: train[1] must be a string, got 7"),
         ('role = "server"', 'role = "sever"', "FILE:19: role must be one of"),
-        ("at_step = 10", "", "FILE:18: at_step or at_seconds must be given"),
+        ("at_step = 10", "", "FILE:18: either at_step or at_seconds must be given"),
         ("l1 = 2", "l1 = -0.5", "FILE:24: l1 must be at least 0, got -0.5"),
         ("l1 = 2", "l1 = nan", "FILE:24: l1 must be at least 0, got nan"),
         ("l1 = 2", 'steps = [1, "x"]', "FILE:24: steps[1] must be a number, got 'x'"),

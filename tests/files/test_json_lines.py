@@ -63,7 +63,7 @@ def test_what_is_no_object_is_counted(tmp_path: Path) -> None:
     assert read_lines(path) == Read([{"a": 1}, {"a": "\u2028"}], 5)
     assert read_lines(tmp_path / "none") == Read([], 0)
     assert passed_over(path, 0) == ""
-    assert passed_over(path, 1).endswith("x.jsonl: passed over 1 line that is not a JSON object")
+    assert passed_over(path, 1).endswith("x.jsonl: ignored 1 line that is not a JSON object")
 
 
 def test_only_regular_files_are_read_and_written(tmp_path: Path) -> None:

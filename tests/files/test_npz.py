@@ -42,11 +42,11 @@ def header(text: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no archive"),
-        (b"PK\x03\x04 nothing", "no archive"),
+        (b"", "not an archive"),
+        (b"PK\x03\x04 nothing", "not an archive"),
         (member(b"nothing"), "magic"),
-        (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (2199023255552,)}\n")), "claims"),
-        (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (4294967296, 4294967296)}\n")), "claims"),
+        (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (2199023255552,)}\n")), "declares"),
+        (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (4294967296, 4294967296)}\n")), "declares"),
         (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}\n")), "array of"),
         (member(header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n")), "array of object"),
         (member(header("__import__('os').abort()\n")), "malformed"),

@@ -174,9 +174,9 @@ def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_says_so() -> None
         dies.wait()
         assert peers.missing() == [2] and not is_gone(lives.pid)
         lives.kill()
-    assert peers.speaks([1, 2])
-    assert not Peers(1, processes).speaks([2])
-    assert Peers(1, processes).speaks([0, 2])
+    assert peers.reports([1, 2])
+    assert not Peers(1, processes).reports([2])
+    assert Peers(1, processes).reports([0, 2])
     assert Peers(3, processes).missing() == []
 
 

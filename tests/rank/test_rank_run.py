@@ -22,7 +22,12 @@ class Ended(BaseException):
 def rank() -> Any:
     """Give a rank, as far as it reports errors, and what it has sent and said at its end."""
     made: Any = object.__new__(RankRun)
-    made.mpi, made.fullest, made.sent, made.ended = SimpleNamespace(Exception=KeyboardInterrupt), 1, [], ()
+    made.mpi, made.most_per_host, made.sent, made.ended = (
+        SimpleNamespace(Exception=KeyboardInterrupt),
+        1,
+        [],
+        (),
+    )
     clock = iter(range(1000))
     van = SimpleNamespace(now=lambda: float(next(clock)))
     place = Layout.of(3, LayoutSpec()).places[2]

@@ -316,7 +316,7 @@ def test_names_go_out_of_paths_only(text: str, expected: str) -> None:
 def test_bad_input_is_one_line(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
     for arguments, text in (
-        ([str(tmp_path)], "no run's folder"),
+        ([str(tmp_path)], "not a run's folder"),
         ([str(run.path), "-o", str(tmp_path / "there")], "is there already"),
         ([str(run.path), "-o", str(tmp_path / "no" / "x.zip")], "there is no folder"),
         ([str(run.path), "--orcid", "1", "--agent", "A"], "write it as"),

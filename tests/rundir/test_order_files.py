@@ -186,7 +186,7 @@ def test_each_leader_is_given_exactly_what_is_open(events: list[str]) -> None:
         (b'{"verb": "stop", "arguments": {}, "expires": NaN}', "not an order: ValueError: it expires at nan"),
         (b'{"verb": "stop", "arguments": {}, "expires": 1e17}', "not an order: open for more than 86400 s"),
         (b"[" * 50_000, "not an order: RecursionError"),
-        (b" " * (order_files.LONGEST + 1), "not an order: holds more than the 65,536 bytes"),
+        (b" " * (order_files.LONGEST + 1), "not an order: holds more than the allowed 65,536 bytes"),
     ],
     ids=lambda value: value[:20].decode(errors="replace") if isinstance(value, bytes) else "",
 )  # fmt: skip

@@ -43,33 +43,33 @@ def test_what_comes_first_is_the_end(limit: float, allocation: float | None, end
 
 
 def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None:
-    pace = Durations()
-    assert (pace.step, pace.checkpoint) == (0, 0)
+    durations = Durations()
+    assert (durations.step, durations.checkpoint) == (0, 0)
     for now in (100, 130, 132, 135):
-        pace.stepped(now)
-    assert pace.step == 30, "what was before the first step's end is not a step"
+        durations.stepped(now)
+    assert durations.step == 30, "what was before the first step's end is not a step"
     for now in range(136, 144):
-        pace.stepped(now)
-    assert pace.step == 1, "the slow one is long ago"
-    pace.saved(4)
-    pace.saved(2)
-    assert pace.checkpoint == 4
-    assert reserve(60, 3600, pace) == 60 + 1 + 8
-    assert reserve(60, 100, pace) == 25 + 1 + 8
+        durations.stepped(now)
+    assert durations.step == 1, "the slow one is long ago"
+    durations.saved(4)
+    durations.saved(2)
+    assert durations.checkpoint == 4
+    assert reserve(60, 3600, durations) == 60 + 1 + 8
+    assert reserve(60, 100, durations) == 25 + 1 + 8
 
 
 @given(seconds, seconds, st.lists(seconds, max_size=12), st.lists(seconds, max_size=3))
 def test_there_is_always_time_for_a_step_and_two_checkpoints(
     before_end: float, whole: float, steps: list[float], checkpoints: list[float]
 ) -> None:
-    pace, now = Durations(), 0.0
-    pace.stepped(now)
+    durations, now = Durations(), 0.0
+    durations.stepped(now)
     for step in steps:
         now += step
-        pace.stepped(now)
+        durations.stepped(now)
     for each in checkpoints:
-        pace.saved(each)
-    left = reserve(before_end, whole, pace)
+        durations.saved(each)
+    left = reserve(before_end, whole, durations)
     assert left == pytest.approx(
         min(before_end, MOST * whole) + max(steps[-8:], default=0) + 2 * max(checkpoints, default=0)
     )

@@ -52,9 +52,9 @@ def test_changes_of_other_primaries_wait_for_an_idle_moment_and_are_applied_one_
     for time in (1, 2):
         server.node.shards(change(server, number, time))
     assert shard.changes == 0
-    assert server.chains.work_off() and shard.changes == 1
-    assert server.chains.work_off() and shard.changes == 2
-    assert not server.chains.work_off()
+    assert server.chains.apply_queued() and shard.changes == 1
+    assert server.chains.apply_queued() and shard.changes == 2
+    assert not server.chains.apply_queued()
 
 
 def test_only_so_many_changes_wait() -> None:

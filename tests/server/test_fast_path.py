@@ -77,7 +77,7 @@ def test_the_last_member_is_served_unless_python_has_later_changes() -> None:
             made.keys = np.array([table.parts[number, 0, BEGIN]], np.uint64)
             made.values = np.ones((1, 1))
         server.node.shards(made)
-        server.chains.work_off()
+        server.chains.apply_queued()
 
     assert table.unacknowledged.links[number, PRECEDING] == 1 + link.previous
     change(1, Command.CALL)

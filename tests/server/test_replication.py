@@ -82,12 +82,12 @@ class Server:
         self.land, self.rank, self.view = land, rank, view
         self.early: list[Message] = []
         self.link: Link | None = None
-        self.pace = RateLimit(0.0, lambda: 0.0)
+        self.rate_limit = RateLimit(0.0, lambda: 0.0)
         if rank in view.chains[0].everyone:
             self.link = self.new_link(Listed())
 
     def new_link(self, shard: Any) -> Link:
-        return Link(0, self.rank, self.view.chains[0], shard, self.send, repeat, self.pace)
+        return Link(0, self.rank, self.view.chains[0], shard, self.send, repeat, self.rate_limit)
 
     def send(self, dest: int, message: Message) -> None:
         message.sender, message.epoch = self.rank, self.view.epoch
@@ -133,7 +133,7 @@ class Server:
         link.send_pieces()
         if link.learning and link.shard is not None:
             self.tell(Command.COPY_COMPLETE)
-        if link.chain.closing and link.primary and link.still:
+        if link.chain.closing and link.primary and link.replicated:
             self.tell(Command.DRAINED)
         if self.land.loss:
             link.send_again()
@@ -308,7 +308,7 @@ def test_answered_changes_are_with_every_member_and_applied_once(
     logs = []
     for rank in chain.members:
         link = land.servers[rank].link
-        assert link is not None and link.shard is not None and link.still
+        assert link is not None and link.shard is not None and link.replicated
         logs.append(link.shard.log)  # type: ignore[attr-defined]
     assert all(log == logs[0] for log in logs), "in the same order"
     assert sorted(logs[0]) == list(range(land.issued)), "each once"
@@ -365,9 +365,9 @@ def test_a_change_goes_down_and_the_word_comes_back() -> None:
     row = Row()
     row.push(5)
     assert row.deliver(2) == [(1, 2, "PUSH"), (2, 3, "PUSH")]
-    assert row.answers == [] and not row.links[1].still
+    assert row.answers == [] and not row.links[1].replicated
     assert row.deliver(2) == [(3, 2, "APPLIED"), (2, 1, "APPLIED")]
-    assert row.answers == [5] and row.links[1].still and row.links[2].still
+    assert row.answers == [5] and row.links[1].replicated and row.links[2].replicated
     assert row.log(1) == row.log(2) == row.log(3) == [5]
 
 
@@ -413,7 +413,7 @@ def test_a_death_at_any_instant_loses_no_answer(dead: int, delivered: int) -> No
     row.run()
     logs = [row.log(rank) for rank in rest]
     assert logs[0] == logs[1]
-    assert all(link.still for link in row.links.values())
+    assert all(link.replicated for link in row.links.values())
     if dead != 1:
         assert logs[0] == [5] and row.answers == [5]
     else:
@@ -451,20 +451,20 @@ def test_the_word_of_a_former_chain_does_not_count() -> None:
     (word,) = [message for _, dest, message in row.sent if dest == 1]
     row.links[1].rewire(Chain((1, 3), since=10))
     row.links[1].take(word)
-    assert row.answers == [] and not row.links[1].still
+    assert row.answers == [] and not row.links[1].replicated
 
 
 def test_a_pace_bounds_what_all_copies_take_together() -> None:
     now = [0.0]
-    pace = RateLimit(100.0, lambda: now[0])
-    assert pace.may()
-    pace.sent(50)
-    pace.sent(50)
+    rate_limit = RateLimit(100.0, lambda: now[0])
+    assert rate_limit.may()
+    rate_limit.sent(50)
+    rate_limit.sent(50)
     for at, may in ((0.0, False), (0.99, False), (1.0, True)):
         now[0] = at
-        assert pace.may() is may
-    pace.sent(10)
-    assert not pace.may()
+        assert rate_limit.may() is may
+    rate_limit.sent(10)
+    assert not rate_limit.may()
     free = RateLimit(0.0, lambda: now[0])
     free.sent(10**9)
     assert free.may()

@@ -253,7 +253,7 @@ def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
 
 
 def letters(*ranks: tuple[bytes, list[int]]) -> Any:
-    return np.stack([wakeups._card(host, cores, "/dev/shm/page") for host, cores in ranks])
+    return np.stack([wakeups._descriptor(host, cores, "/dev/shm/page") for host, cores in ranks])
 
 
 def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:

@@ -418,7 +418,7 @@ def test_a_campaign_is_deterministic() -> None:
     assert course(1) != course(2)
 
 
-def test_a_strike_has_one_instant() -> None:
+def test_a_fault_has_one_instant() -> None:
     for instant in ({}, {"at": 1.0, "after_messages": 1}):
-        with pytest.raises(ValueError, match="either at a time or after"):
+        with pytest.raises(ValueError, match="give either `at` or"):
             Fault("kill", 0, **instant)  # type: ignore[arg-type]

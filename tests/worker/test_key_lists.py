@@ -394,7 +394,7 @@ def test_an_array_whose_keys_change_in_between_is_another_list() -> None:
         ([4, 2], None, "sorted and unique"),
         ([99, 100], None, "not all in"),
         ([1, 50], KeyRange(0, 50), "not all in"),
-        ([1], KeyRange(0, 101), "end at 100"),
+        ([1], KeyRange(0, 101), "is not inside that of its keys"),
         ([-1, 3], None, "a one-dimensional array of integers from 0 on"),
         ([1.5], None, "a one-dimensional array of integers from 0 on"),
         (np.array([[1, 2]], np.uint64), None, "a one-dimensional array of integers from 0 on"),

@@ -327,7 +327,7 @@ class Outcome:
     updates: int = 0
     """Keys of pushes and rounds that were acknowledged."""
     survivors: int = 0
-    stranded: int = 0
+    uninformed: int = 0
     """Continued ranks that wait for ever: every rank that knew of their exclusion had died."""
     ranks: int = 0
 
@@ -368,6 +368,6 @@ def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
     outcome.updates = 3 * sum(ledger.pushes) + sum(
         (HOT + 4) * ledger.rounds[each] for each in ledger.completed
     )
-    outcome.stranded = len(stage.stranded)
+    outcome.uninformed = len(stage.uninformed)
     outcome.survivors = len(stage.view.alive) if stage.view is not None else 0
     return outcome

@@ -120,7 +120,7 @@ def summed(outcomes: Sequence[_trial.Outcome]) -> dict[str, Any]:
         "ranks": sum(outcome.ranks for outcome in outcomes),
         "surviving_ranks": sum(outcome.survivors for outcome in outcomes),
         "updates": sum(outcome.updates for outcome in outcomes),
-        "stranded": sum(outcome.stranded for outcome in outcomes),
+        "uninformed": sum(outcome.uninformed for outcome in outcomes),
         "lost": sum(outcome.lost for outcome in outcomes),
         "doubled": sum(outcome.doubled for outcome in outcomes),
     }
@@ -137,7 +137,7 @@ def twin_text(summary: dict[str, Any]) -> str:
             _runs.table(columns, rows),
             f"trials survived: {summary['survived']} of {summary['trials']}; "
             f"ranks at the end: {summary['surviving_ranks']:,} of {summary['ranks']:,}; "
-            f"continued, and not informed of their exclusion: {summary['stranded']}",
+            f"continued, and not informed of their exclusion: {summary['uninformed']}",
             f"updates acknowledged: {summary['updates']:,}; lost: {summary['lost']}; "
             f"applied twice: {summary['doubled']}",
         ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpips.bench import _runs
 from mpips.bench._runs import at_least, note
-from mpips.bench.scaling import _unceasing, scale
+from mpips.bench.scaling import _continuous, scale
 from mpips.bench.scaling._pulse import rates, recovered
 from mpips.rundir.progress import Column, seconds, significant
 
@@ -144,17 +144,17 @@ def pulses(asked: argparse.Namespace, replicas: int, folder: Path) -> dict[str, 
     """Run the program and disturb it; return the effect of each disturbance."""
     note(f"slow servers, a stopped server, and a flood, k = {replicas}")
     job = folder / "unceasing.toml"
-    job.write_text('[job]\nprogram = "mpips.bench.scaling._unceasing"\n')
+    job.write_text('[job]\nprogram = "mpips.bench.scaling._continuous"\n')
     flood = 3 * CALM + PULSE + STOPPED
     settings = [
         f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", f"ring.replicas={replicas}",
-        f"_unceasing.flood_begin={flood!r}", f"_unceasing.flood_end={flood + PULSE!r}",
-        f"_unceasing.seconds={flood + PULSE + CALM!r}",
+        f"_continuous.flood_begin={flood!r}", f"_continuous.flood_end={flood + PULSE!r}",
+        f"_continuous.seconds={flood + PULSE + CALM!r}",
         *asked.set,
     ]  # fmt: skip
     disturber = Disturber()
     run = _runs.run(job, folder / f"pulses-{replicas}", settings, asked.launcher, disturber)
-    metrics, done = run.result["metrics"], np.load(run.folder / _unceasing.DONE)
+    metrics, done = run.result["metrics"], np.load(run.folder / _continuous.DONE)
     begun = metrics["begun"]
     spans = disturber.spans | {"flood": (begun + flood, begun + flood + PULSE)}
     return {

@@ -37,7 +37,7 @@ _SECRET = 16
 _HOST = 8
 # ancestors of a rank that are considered
 _ABOVE = 32
-_CARD = np.dtype(
+_DESCRIPTOR = np.dtype(
     [
         ("pid", "<i8"),
         ("address", "<i8"),
@@ -67,21 +67,21 @@ def discover(world: MPI.Intracomm) -> ProcessMemory:
     size = world.Get_size()
     secret = np.frombuffer(bytearray(secrets.token_bytes(_SECRET)), np.uint8)
     system = ctypes.CDLL(None, use_errno=True)
-    card = np.zeros(1, _CARD)
-    card["pid"], card["address"], card["secret"] = os.getpid(), secret.ctypes.data, secret
-    card["host"], above = _host(), _above(os.getpid())
-    card["above"][0, : len(above)] = above
-    cards = np.zeros(size, _CARD)
-    world.Allgather(card.view(np.uint8), cards.view(np.uint8))
-    here = cards["above"][(cards["host"] == card["host"]).all(axis=1)]
+    descriptor = np.zeros(1, _DESCRIPTOR)
+    descriptor["pid"], descriptor["address"], descriptor["secret"] = os.getpid(), secret.ctypes.data, secret
+    descriptor["host"], above = _host(), _above(os.getpid())
+    descriptor["above"][0, : len(above)] = above
+    descriptors = np.zeros(size, _DESCRIPTOR)
+    world.Allgather(descriptor.view(np.uint8), descriptors.view(np.uint8))
+    here = descriptors["above"][(descriptors["host"] == descriptor["host"]).all(axis=1)]
     launcher = common(above, here.tolist())
     if launcher and len(here) > 1 and hasattr(system, "prctl"):
         system.prctl(_SET_PTRACER, ctypes.c_ulong(launcher), 0, 0, 0)
     # until all ranks have granted it
     world.Barrier()
     read = getattr(system, "process_vm_readv", None)
-    reached = [read is not None and _is_there(read, each) for each in cards]
-    return ProcessMemory(np.where(reached, cards["pid"], 0).astype(np.int64), secret)
+    reached = [read is not None and _is_there(read, each) for each in descriptors]
+    return ProcessMemory(np.where(reached, descriptors["pid"], 0).astype(np.int64), secret)
 
 
 def _host() -> NDArray[np.uint8]:
@@ -109,13 +109,18 @@ def common(above: Sequence[int], all_above: Sequence[Sequence[int]]) -> int:
     return next((pid for pid in above if all(pid in each for each in all_above)), 0)
 
 
-def _is_there(read: Any, card: Any) -> bool:
-    """Return whether the secret of a card can be read at the card's address."""
+def _is_there(read: Any, descriptor: Any) -> bool:
+    """Return whether the secret of a descriptor can be read at the descriptor's address."""
     found = np.zeros(_SECRET, np.uint8)
     here = (ctypes.c_size_t * 2)(found.ctypes.data, _SECRET)
-    there = (ctypes.c_size_t * 2)(int(card["address"]), _SECRET)
+    there = (ctypes.c_size_t * 2)(int(descriptor["address"]), _SECRET)
     read.restype = ctypes.c_ssize_t
     got = read(
-        ctypes.c_int(int(card["pid"])), here, ctypes.c_ulong(1), there, ctypes.c_ulong(1), ctypes.c_ulong(0)
+        ctypes.c_int(int(descriptor["pid"])),
+        here,
+        ctypes.c_ulong(1),
+        there,
+        ctypes.c_ulong(1),
+        ctypes.c_ulong(0),
     )
-    return bool(got == _SECRET) and bool((found == card["secret"]).all())
+    return bool(got == _SECRET) and bool((found == descriptor["secret"]).all())
