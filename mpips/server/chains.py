@@ -18,7 +18,7 @@ from mpips.server.shard import Shard
 from mpips.server.shard_functions import OWN
 from mpips.server.shard_snapshot import unpack
 from mpips.tasks.request_dedup import RequestDedup
-from mpips.transport.message import Command, Message
+from mpips.transport.message import NO_SIGNATURE, Command, Message
 
 MOST_BACKLOG = 64
 """Changes of other primaries that may be queued."""
@@ -72,6 +72,7 @@ class Chains:
         self.links[number] = Link(
             number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._rate_limit,
             node.new_timer(), node.again, self._fast_path.settled,
+            self._fast_path.knows,
         )  # fmt: skip
 
     def _send(self, dest: int, message: Message) -> None:
@@ -112,6 +113,8 @@ class Chains:
             self._fast_path.catch_up(link, message.time)
         else:
             self._fast_path.catch_up(link)
+        if message.command is Command.ASK_KEYS:
+            self._fast_path.forget_told(link.number)
         link.take(message)
         self._fast_path.listen(link)
         for passed_on in observers.passed_on:
@@ -188,5 +191,7 @@ class Chains:
             link.probe(now)
 
     def _repeat(self, shard: Shard, change: Message) -> None:
+        if change.signature != NO_SIGNATURE:
+            self._fast_path.resolve(shard, change)
         shard.repeat(change, OWN.get(change.meta.get("call", "")))
         self._fast_path.repeated(self.links[shard.number], change)

@@ -15,16 +15,16 @@ from mpips.server.replication import Link
 from mpips.server.shard import Shard, callers_of
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.fastpath_table import COPIES, NO_PUSH, REQUESTS, VERSION, FastPathTable
-from mpips.transport.key_cache import KeyCache
-from mpips.transport.message import Command, Kind, Message
-from mpips.transport.unacknowledged import FOLLOWING, LATEST, PRECEDING
+from mpips.transport.key_cache import KeyCache, Known
+from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
+from mpips.transport.unacknowledged import FOLLOWING, KEEPS, LATEST, PRECEDING
 
 
 class FastPath:
     """The shards of a node that kernels serve; `lists` are their cached key lists."""
 
     def __init__(self, node: Node, lists: KeyCache) -> None:
-        self._node = node
+        self._node, self._lists = node, lists
         self.table = FastPathTable(len(node.view.chains), len(node.layout.places), lists)
         for serves in node.observers.serves:
             serves(self.table)
@@ -38,7 +38,10 @@ class FastPath:
         if link.learning or link.chain.closing:
             return
         if link.primary:
-            self.table.unacknowledged.links[link.number, FOLLOWING] = 1 + link.next
+            state = self.table.unacknowledged.links[link.number]
+            state[FOLLOWING] = 1 + link.next
+            # A learner acknowledges what it could not apply without the keys.
+            state[KEEPS] = link.next != link.chain.learner
             self.settled(link.number, link.last)
         for namespace in shard.vectors:
             self.expose(link, namespace)
@@ -96,10 +99,36 @@ class FastPath:
             self._record(link.shard)
         if taken := self.table.take_over(link.number, through):
             answer = self._node.answer
+            changes = [each.change for each in taken if each.change is not None]
+            for change in changes:
+                if link.shard is not None and change.keys is None and change.signature != NO_SIGNATURE:
+                    self.resolve(link.shard, change)
             link.take_over(
-                [each.change for each in taken if each.change is not None],
+                changes,
                 [(each.number, partial(answer, each.answer.origin, each.answer)) for each in taken],
             )
+
+    def knows(self, change: Message) -> bool:
+        """Return whether the keys of a change are known: they are listed, or of a list that is cached."""
+        name = change.shard, change.namespace, change.signature
+        return (
+            change.keys is not None or change.signature == NO_SIGNATURE or self._lists.find(*name) is not None
+        )
+
+    def resolve(self, shard: Shard, change: Message) -> None:
+        """Resolve the slots of a change that names a list of keys, and its keys, or cache the list if it has keys."""
+        segment = shard.hosted(change.namespace).segment
+        if change.keys is None:
+            known = self._lists.find(shard.number, change.namespace, change.signature)
+            assert known is not None
+            change.slots, change.keys = known.slots, segment.keys_of(known.slots)
+        else:
+            change.slots = segment.resolve(change.keys, create=True)
+            self._lists.keep(shard.number, change.namespace, change.signature, Known(change.slots))
+
+    def forget_told(self, number: int) -> None:
+        """Send lists of keys to the next member of a shard's chain again: it has dropped one."""
+        self._lists.untell(number)
 
     def _record(self, shard: Shard) -> None:
         if not self.table.has_news(shard.number):

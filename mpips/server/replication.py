@@ -89,8 +89,11 @@ class Link:
         timer: Timer | None = None,
         again: Counter[str] | None = None,
         settled: Callable[[int, int], None] = lambda number, last: None,
+        knows: Callable[[Message], bool] = lambda change: True,
     ) -> None:
-        self._settled = settled
+        self._settled, self._knows = settled, knows
+        # The last change whose keys were asked for.
+        self._asked_keys = 0
         self.number, self.me, self.chain, self.shard = number, me, chain, shard
         self._send, self._repeat, self._rate_limit, self._timer = send, repeat, rate_limit, timer
         self.sent: dict[int, Message] = {}
@@ -192,6 +195,10 @@ class Link:
         elif message.command is Command.RECEIVED:
             if message.sender == self.next:
                 self._send_missing(message)
+        elif message.command is Command.ASK_KEYS:
+            if message.sender == self.next and message.time in self.sent:
+                self._again["keys"] += 1
+                self._send(message.sender, self.sent[message.time])
         elif message.command is Command.ASK_RECEIVED:
             if message.sender == self.previous:
                 self._tell_received(message.round)
@@ -217,10 +224,20 @@ class Link:
         """Apply the received changes that are next in order, and forward them."""
         shard = self.shard
         assert shard is not None
-        while (change := self.early.pop(shard.changes + 1, None)) is not None:
+        while (change := self.early.get(shard.changes + 1)) is not None:
+            if not self._knows(change):
+                self._ask_keys(change.time)
+                return
+            del self.early[change.time]
             self._repeat(shard, change)
             if (following := self.next) != NOBODY:
                 self._pass_on(change, following)
+
+    def _ask_keys(self, time: int) -> None:
+        """Ask, once, for a change with its keys, of which only the name of their list was sent."""
+        if time > self._asked_keys:
+            self._asked_keys = time
+            self._send(self.previous, Message(Kind.CHAIN, Command.ASK_KEYS, shard=self.number, time=time))
 
     def _acknowledge(self) -> None:
         shard = self.shard
@@ -261,6 +278,7 @@ class Link:
     def rewire(self, chain: Chain) -> None:
         """Adopt a new chain, which includes this server."""
         before, self.chain = self.chain, chain
+        self._asked_keys = 0
         was_primary = before.members[0] == self.me
         if was_primary and not self.primary:
             # Their callers ask the new primary.

@@ -202,6 +202,10 @@ class Server:
             self.fast_path.close(link)
         for number in self.chains.rewire(view):
             self.lists.forget(number)
+        for link in self.chains:
+            # The slots of a new copy may be others.
+            if link.shard is None:
+                self.lists.forget(link.number)
         if view.workers_since != before.workers_since:
             self.chains.change_workers(view.workers)
         self.admission.reopen()

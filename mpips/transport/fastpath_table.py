@@ -102,6 +102,7 @@ class FastPathTable:
         """Callback: the number of requests that a call of the fast path has answered."""
         self._kept: list[Any] = [None] * BUFFERS
         self.unacknowledged = Unacknowledged(shards)
+        cache.in_use = self.unacknowledged.lists
 
     # What may be served.
 
@@ -118,6 +119,7 @@ class FastPathTable:
         self.parts[shard] = 0
         self.rows_of[shard] = 0
         self.unacknowledged.links[shard] = 0
+        self.cache.untell(shard)
 
     def admitted(self, shard: int, origin: int, time: int) -> None:
         """Record that Python has admitted a request: the fast path may serve its caller from now on."""

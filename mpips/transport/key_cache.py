@@ -10,6 +10,7 @@ recently are evicted first (clock algorithm: one bit per list, which the compile
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,9 @@ _SEED0, _SEED1, _SEED2, _SEED3 = _SEEDS
 _P, _Q = U8(0xBF58476D1CE4E5B9), U8(0x94D049BB133111EB)
 _S29, _S32 = U8(29), U8(32)
 
-SIGNATURE_LOW, SIGNATURE_HIGH, SHARD, NAMESPACE, FIRST, COUNT, SLOTS, USED = range(8)
-"""Columns of the table for kernels: a run of COUNT slots from FIRST on, or COUNT slots at address SLOTS (0: a run)."""
+SIGNATURE_LOW, SIGNATURE_HIGH, SHARD, NAMESPACE, FIRST, COUNT, SLOTS, USED, TOLD = range(9)
+"""Columns of the table for kernels: a run of COUNT slots from FIRST on, or COUNT slots at address SLOTS (0: a run);
+whether the list was used since the last eviction, and was sent to the next member of the shard's chain."""
 EMPTY = -1
 ENTRY_BYTES = 512
 """Bytes of one entry without its slots."""
@@ -131,8 +133,10 @@ class KeyCache:
         self.bound, self.nbytes = bound, 0
         self.hits = self.misses = self.evicted = 0
         self._entries: dict[Name, Known] = {}
+        self.in_use: Callable[[], Collection[Name]] = tuple
+        """Returns the lists that must not be evicted."""
         self.table = _empty(16)
-        """i8[capacity, 8], open addressing: the lists whose keys all have slots; read by kernels."""
+        """i8[capacity, 9], open addressing: the lists whose keys all have slots; read by kernels."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -175,15 +179,20 @@ class KeyCache:
         if gone:
             self._rebuild()
 
+    def untell(self, shard: int) -> None:
+        """Record that the next member of a shard's chain may not know its lists."""
+        self.table[self.table[:, SHARD] == shard, TOLD] = 0
+
     def _evict(self, newest: Name) -> None:
         """Evict lists until a quarter of the bound is free: first those not used since the last eviction, by age."""
         used = {name for name in self._entries if (row := self._row(name)) >= 0 and self.table[row, USED]}
         # a stable sort: among equals, the oldest first
         order = sorted(self._entries, key=used.__contains__)
+        kept = {newest, *self.in_use()}
         for name in order:
             if self.nbytes <= 0.75 * self.bound:
                 break
-            if name != newest:
+            if name not in kept:
                 self.nbytes -= self._entries.pop(name).nbytes
                 self.evicted += 1
         self._rebuild()
@@ -198,7 +207,7 @@ class KeyCache:
 
 
 def _empty(capacity: int) -> NDArray[np.int64]:
-    table = np.zeros((capacity, 8), np.int64)
+    table = np.zeros((capacity, TOLD + 1), np.int64)
     table[:, COUNT] = EMPTY
     return table
 
@@ -220,6 +229,6 @@ def _put(table: NDArray[np.int64], name: Name, known: Known) -> None:
         row = (row + 1) & mask
     slots: Any = known.slots
     if isinstance(slots, slice):
-        table[row] = (low, high, shard, namespace, slots.start, slots.stop - slots.start, 0, 0)
+        table[row] = (low, high, shard, namespace, slots.start, slots.stop - slots.start, 0, 0, 0)
     else:
-        table[row] = (low, high, shard, namespace, 0, len(slots), slots.ctypes.data, 0)
+        table[row] = (low, high, shard, namespace, 0, len(slots), slots.ctypes.data, 0, 0)

@@ -114,6 +114,8 @@ class Command(IntEnum):
     ASK_ROUNDS = 30
     # control: the rounds that the sender has applied, by vector
     ROUNDS = 31
+    # chain: the list of keys that change `time` names is unknown: send the change again with its keys
+    ASK_KEYS = 32
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

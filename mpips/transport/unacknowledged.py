@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.transport.header import HEADER_BYTES
+from mpips.transport.header import HEADER, HEADER_BYTES
+from mpips.transport.key_cache import Name
 from mpips.transport.message import INLINE, Message, bodies, decode
 
-FOLLOWING, PRECEDING, LAST, IN_PYTHON = range(4)
+FOLLOWING, PRECEDING, LAST, IN_PYTHON, KEEPS = range(5)
 """Columns of `links`, by shard: at a primary 1 + the rank of the next member, at the last member 1 + that of the
 previous one (0: none, or Python handles the chain's messages); the number of the last change that is not acknowledged
-(0: none); whether Python has such a change."""
+(0: none); whether Python has such a change; whether the next member keeps lists of keys, which are sent to it once."""
 SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER = range(8)
 """Columns of `changes`: 1 + the shard (0: acknowledged); number of the change; bytes of its frame, and of the keys and
 values that follow it; address and size of the memory for these; rank that gets the answer."""
@@ -57,7 +58,7 @@ class Unacknowledged:
     """The unacknowledged changes of a server's shards on the fast path; see the module."""
 
     def __init__(self, shards: int) -> None:
-        self.links = np.zeros((shards, IN_PYTHON + 1), np.int64)
+        self.links = np.zeros((shards, KEEPS + 1), np.int64)
         self.changes = np.zeros((CHANGES_OUT, CALLER + 1), np.int64)
         self.sends = np.zeros((SENDS * CHANGES_OUT, 3), np.int64)
         self.frames = np.zeros((CHANGES_OUT, HEADER_BYTES + CALLERS_BYTES + INLINE), np.uint8)
@@ -75,6 +76,13 @@ class Unacknowledged:
         link = self.links[shard]
         link[IN_PYTHON] = last > 0
         link[LAST] = last or self.last(shard)
+
+    def lists(self) -> set[Name]:
+        """Return the lists of keys that changes name."""
+        rows = np.flatnonzero(self.changes[:, SHARD])
+        heads = self.frames[rows, :HEADER_BYTES].view(HEADER)[:, 0]
+        names = zip(heads["shard"].tolist(), heads["namespace"].tolist(), heads["signature"], strict=True)
+        return {(shard, namespace, signature.tobytes()) for shard, namespace, signature in names}
 
     def take_over(
         self, shard: int, through: int, answer_to_pull: Callable[[int, int, int, int], Message]

@@ -11,11 +11,15 @@ from kernel_van import KernelVan
 from simulated import simulate
 
 from mpips.bench.failures import _trial
+from mpips.cluster.node import Node
 from mpips.ranges import KeyRange
+from mpips.rank import simulation
 from mpips.scheduler.scheduler import Cluster
+from mpips.server.server import Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
+from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
 from mpips.transport.network_faults import Fault, random_delays, torn
 from mpips.worker.key_list import KeyList
 from mpips.worker.vector import Vector
@@ -124,6 +128,32 @@ def run(seed: int, **how: Any) -> int:
 def test_kernels_do_most_of_it(replicas: int) -> None:
     posted = run(1, servers=replicas + 1, workers=2, replicas=replicas)
     assert KernelVan.handled > posted / (4 if replicas == 1 else 10), (KernelVan.handled, posted)
+
+
+def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers: dict[int, Server] = {}
+    asked: list[Message] = []
+
+    class Known(Server):
+        def __init__(self, node: Node, *more: Any) -> None:
+            super().__init__(node, *more)
+            servers[node.rank] = self
+
+    def dropping(source: int, dest: int, message: Message) -> tuple[float]:
+        """Let a copy drop lists before it receives the name of one."""
+        named = message.kind is Kind.CHAIN and message.keys is None and message.signature != NO_SIGNATURE
+        if named and message.time % 3 == 0:
+            servers[dest].lists.forget(message.shard)
+        if message.command is Command.ASK_KEYS:
+            asked.append(message)
+        return (0.0,)
+
+    monkeypatch.setattr(simulation, "Server", Known)
+    run(1, servers=2, workers=2, replicas=1, delays=dropping)
+    assert len(asked) > 2
+    for number in range(6):
+        faults = [Fault("kill", 1 + number % 2, after_messages=100 + 70 * number)]
+        run(number, servers=2, workers=2, replicas=1, delays=dropping, faults=faults)
 
 
 @pytest.mark.parametrize("act", ["kill", "stop", "pause"])

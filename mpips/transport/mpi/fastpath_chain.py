@@ -33,6 +33,10 @@ from mpips.transport.fastpath_table import (
     WIDTH,
 )
 from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES
+from mpips.transport.key_cache import COUNT as LIST_COUNT
+from mpips.transport.key_cache import FIRST as LIST_FIRST
+from mpips.transport.key_cache import SLOTS as LIST_SLOTS
+from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi.abi import at
 from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
@@ -138,8 +142,12 @@ def write_change(
     first: int,
     last: int,
     apart: bool,
+    named: bool,
 ) -> None:
-    """Write the frame of a push as a change, without keys and values, as `mpips.transport.message.encode` would."""
+    """Write the frame of a push as a change, without keys and values, as `mpips.transport.message.encode` would.
+
+    `named`: with the signature of its list of keys.
+    """
     small, words = head.view(np.int32), head.view(np.int64)
     asked, asks = request.view(np.int64), request.view(np.int32)
     for i in range(HEADER_BYTES // 8):
@@ -160,6 +168,11 @@ def write_change(
     words[header.ROUND] = NO_ROUND
     words[header.FIRST], words[header.LAST] = first, last
     words[header.KEYS], words[header.ROWS] = keys, asked[header.ROWS]
+    if named:
+        words[header.SIGNATURE], words[header.SIGNATURE + 1] = (
+            asked[header.SIGNATURE],
+            asked[header.SIGNATURE + 1],
+        )
     callers = HEADER_BYTES // 8
     words[callers], words[callers + 1] = asks[header.ORIGIN], asked[header.TIME]
     words[callers + 2], words[callers + 3] = asked[header.ACKED], _PUSH
@@ -289,6 +302,7 @@ def take_change(
     parts: Any,
     rows_of: Any,
     callers: Any,
+    lists: Any,
     links: Any,
     slots: Any,
     frames: Any,
@@ -320,8 +334,15 @@ def take_change(
         return TAKEN
     # The rows.
     listed = (frame[header.FLAGS] & LISTED) != 0
+    named = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
     count, first, where = words[header.ROWS], 0, 0
-    if listed:
+    if named:
+        known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
+        if known < 0 or lists[known, LIST_COUNT] != count or words[header.KEYS] != (count if listed else 0):
+            return TAKEN
+        lists[known, USED] = 1
+        first, where = lists[known, LIST_FIRST], lists[known, LIST_SLOTS]
+    elif listed:
         if words[header.KEYS] != count or (part[ROWS] == 0 and part[HEAD] == 0):
             return TAKEN
     else:
@@ -360,7 +381,7 @@ def take_change(
         if found != TAKEN:
             return found
     there: Any = np.int64(receive_buffer.ctypes.data) + places
-    if listed:
+    if listed and not named:
         mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), True)
         if not mine:
             return LANDED if follow else TAKEN

@@ -37,7 +37,7 @@ from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VAL
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.key_cache import USED, look_up
+from mpips.transport.key_cache import TOLD, USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
 from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
@@ -78,7 +78,7 @@ from mpips.transport.mpi.kernels import (
     post,
     receive_bodies,
 )
-from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, LAST, ROOM
+from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, KEEPS, LAST, ROOM
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _REPLY, _CHAIN = int(Kind.REQUEST), int(Kind.REPLY), int(Kind.CHAIN)
@@ -243,8 +243,8 @@ def serve(
                 )
             elif frame[header.COMMAND] == _PUSH:
                 found = take_change(
-                    lib, cells, status, frame, me, epoch, parts, rows_of, callers, links, slots, frames, receive_buffer,
-                    asleep, sleepers, push_log,
+                    lib, cells, status, frame, me, epoch, parts, rows_of, callers, lists, links, slots, frames,
+                    receive_buffer, asleep, sleepers, push_log,
                 )  # fmt: skip
             if found != DONE:
                 return found
@@ -268,7 +268,7 @@ def serve(
         if time <= caller[HIGHEST] or not has_room(caller, acked):
             return TAKEN
         # The rows.
-        count, first, where = 0, 0, 0
+        count, first, where, known = 0, 0, 0, -1
         listed = (frame[header.FLAGS] & LISTED) != 0
         if listed:
             count = words[header.KEYS]
@@ -343,10 +343,13 @@ def serve(
                 if buffer < 0:
                     cells[WANTED] = nbytes
                     return TAKEN
-        # Of the change that is sent on: the keys of a run of dense rows are a range.
-        change, change_keys, room = -1, 0, 0
+        # Of the change that is sent on: the keys of a run of dense rows are a range, and a known list is only named.
+        change, change_keys, room, named, told = -1, 0, 0, False, False
         if push and following >= 0:
-            change_keys = 8 * count if listed or where != 0 or part[ROWS] == 0 else 0
+            run = part[ROWS] > 0 and where == 0 and not listed
+            named = known >= 0 and not run and links[shard, KEEPS] != 0
+            told = named and lists[known, TOLD] != 0
+            change_keys = 0 if run or told else 8 * count
             room = change_keys + nbytes if change_keys + nbytes > INLINE else 0
             change = find_row(lib, cells, status, changes, sends, room)
             if change < 0:
@@ -385,10 +388,10 @@ def serve(
             if change_keys > 0 and not listed:
                 list_keys(part, count, first, where, target)
             begin, end = words[header.FIRST], words[header.LAST]
-            if change_keys == 0:
+            if change_keys == 0 and not told:
                 begin, end = part[BEGIN] + first, part[BEGIN] + first + count - 1
             listed_keys = count if change_keys > 0 else 0
-            write_change(body, frame, me, epoch, number, listed_keys, begin, end, room > 0)
+            write_change(body, frame, me, epoch, number, listed_keys, begin, end, room > 0, named)
             send_change(
                 lib,
                 cells,
@@ -405,6 +408,8 @@ def serve(
             )
             wake_later(cells, asleep, sleepers, following)
             links[shard, LAST] = number
+            if named:
+                lists[known, TOLD] = 1
             apply_push(lib, part, source, count, first, where, there)
             count_change(parts, push_log, shard, namespace, origin, time)
             _reply(answers[change], frame, 0, -1, 0, me, epoch, False)
