@@ -135,6 +135,29 @@ def is_at_its_beginning(folder: RunFolder) -> bool:
     return trained_nothing(facts) and not facts.get("ancestry")
 
 
+def check_continues(folder: RunFolder, program: str, resume: str) -> None:
+    """Raise InputError if a start would replace a run that has ended in order by one that does not continue it.
+
+    Args:
+        folder: the run's folder.
+        program: that of the job.
+        resume: `latest`, or the checkpoint to resume from.
+    """
+    facts = read_run(folder) or {}
+    if facts.get("exit", {}).get("status") not in ("completed", "stopped") or trained_nothing(facts):
+        return
+    was = facts.get("job", {}).get("job", {}).get("program", program)
+    if was != program:
+        raise InputError(
+            f"{folder.path}: holds a run of program {was!r}, not {program!r}; name another --run-dir"
+        )
+    owner = "" if resume == "latest" else owner_of(read_manifest(Path(resume)))
+    if owner and owner not in {facts.get("id"), *(each.get("id") for each in facts.get("ancestry", []))}:
+        raise InputError(
+            f"{folder.path}: holds another run than the one that wrote {resume}; name another --run-dir"
+        )
+
+
 def newest_of(job: str, runs: Path = Path("runs")) -> RunFolder | None:
     """Return the run of a job, by its name, that was started last among those in a folder; None if there is none."""
     found = []

@@ -124,6 +124,8 @@ def make_folder(prepared: Prepared) -> RunFolder:
     if spec.directory or spec.every or spec.every_seconds:
         check_directory(checkpoints(prepared.job))
     named = prepared.options.run_dir
+    if named and prepared.options.resume:
+        run_json.check_continues(RunFolder(named), prepared.job.program, prepared.options.resume)
     if named:
         return RunFolder.claim(named, bool(prepared.options.resume), prepared.options.claim)
     return RunFolder.create(prepared.job.name)

@@ -219,17 +219,27 @@ class RunFolder:
             return False
 
     def _set_aside(self) -> None:
+        """Rename the files of the run before. Those of one that failed do not replace those of one that did not."""
+        run, result = self.path / "run.previous.json", self.path / "result.previous.json"
+        drops = self._failed(self.result) and not self._failed(result)
         # a copy: without run.json, the folder is not a run folder; first, since there may be no room for it
-        if self.run.exists():
-            with replacing(self.path / "run.previous.json") as file:
+        if self.run.exists() and not drops:
+            with replacing(run) as file:
                 file.write(read_bytes(self.run, follow=False))
         if self.result.exists():
-            os.replace(self.result, self.path / "result.previous.json")
+            os.replace(self.result, result) if not drops else self.result.unlink()
         for folder in (self.trace, self.record):
             if folder.exists():
                 previous = folder.with_name(f"{folder.name}.previous")
-                shutil.rmtree(previous, ignore_errors=True)
-                os.replace(folder, previous)
+                shutil.rmtree(folder if drops and previous.exists() else previous, ignore_errors=True)
+                with suppress(FileNotFoundError):
+                    os.replace(folder, previous)
+
+    def _failed(self, result: Path) -> bool:
+        """Return whether a result is that of a run that failed, or there is none."""
+        with suppress(InputError):
+            return bool((self._read(result, RESULT) or {}).get("status", "failed") == "failed")
+        return False
 
     @property
     def job(self) -> Path:

@@ -18,6 +18,7 @@ from mpips.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.view import first_view
 from mpips.config.job_file import Job, load
+from mpips.errors import InputError
 from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder, write_json
 
@@ -251,3 +252,32 @@ def test_resuming_in_the_same_folder_keeps_the_former_provenance(run: RunFolder)
     former = run.run.read_text()
     RunFolder.claim(run.path, resume=True)
     assert (run.path / "run.previous.json").read_text() == former
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped", "failed", None])
+def test_a_run_that_ended_in_order_is_not_replaced_by_another(
+    run: RunFolder, tmp_path: Path, status: str | None
+) -> None:
+    facts = run_json.read_run(run)
+    assert facts is not None
+    own, before, other = (
+        str(checkpoint(tmp_path / "ck" / f"step-00000{step}", facts | {"id": whose}))
+        for step, whose in enumerate((facts["id"], "its ancestor", "of another run"), 1)
+    )
+    anonymous = str(checkpoint(tmp_path / "ck" / "step-000004", None))
+    more: dict[str, Any] = {} if status is None else {"exit": {"status": status}}
+    ancestry = [{"checkpoint": before, "id": "its ancestor"}]
+    write_json(run.run, facts | {"job": {"job": {"program": "lda"}}, "ancestry": ancestry, **more})
+    for resume in ("latest", own, before, anonymous):
+        run_json.check_continues(run, "lda", resume)
+    if status not in ("completed", "stopped"):
+        run_json.check_continues(run, "sketch", other)
+        return
+    with pytest.raises(
+        InputError, match="holds a run of program 'lda', not 'sketch'; name another --run-dir"
+    ):
+        run_json.check_continues(run, "sketch", "latest")
+    with pytest.raises(InputError, match=f"holds another run than the one that wrote {other}; name another"):
+        run_json.check_continues(run, "lda", other)
+    write_json(run.run, facts | {"exit": {"status": "stopped", "before_training": True}})
+    run_json.check_continues(run, "lda", other)

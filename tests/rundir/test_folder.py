@@ -59,6 +59,32 @@ def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
     assert json.loads((folder.path / "result.previous.json").read_text()) == {"status": "stopped"}
 
 
+def test_starts_that_fail_do_not_lose_the_result_of_one_that_completed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    write_json(run / "run.json", {"id": "first"})
+    write_json(run / "result.json", {"status": "completed", "metrics": {"auc": 0.9}})
+    write_json(run / "record" / "about.json", {"of": "first"})
+    for number in range(3):
+        folder = RunFolder.claim(run, resume=True)
+        assert folder.read_result() is None
+        for name, kept in (
+            ("run", {"id": "first"}),
+            ("result", {"status": "completed", "metrics": {"auc": 0.9}}),
+        ):
+            assert json.loads((run / f"{name}.previous.json").read_text()) == kept
+        write_json(folder.run, {"id": f"failed {number}"})
+        write_json(folder.result, {"status": "failed"})
+        write_json(run / "record" / "about.json", {"of": number})
+        release(run)
+    assert json.loads((run / "record.previous" / "about.json").read_text()) == {"of": "first"}
+    write_json(run / "run.json", {"id": "last"})
+    write_json(run / "result.json", {"status": "stopped"})
+    RunFolder.claim(run, resume=True)
+    assert json.loads((run / "run.previous.json").read_text()) == {"id": "last"}
+    assert json.loads((run / "result.previous.json").read_text()) == {"status": "stopped"}
+
+
 def test_a_damaged_run_json_is_set_aside_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"\xff\xfe{")
     RunFolder.claim(tmp_path, resume=True)

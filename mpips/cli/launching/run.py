@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
-    from mpips.provenance.run_json import conclude
+    from mpips.provenance.run_json import check_continues, conclude
     from mpips.rundir import claim
     from mpips.rundir.folder import RunFolder, write_json
 
@@ -132,6 +132,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         _warm_up(arguments.job, settings)
         mark.set()
     named = arguments.run_dir
+    if named and arguments.resume:
+        check_continues(RunFolder(named), job.program, arguments.resume)
     # From here on there is a run folder, which records the outcome of the run.
     requests.keep()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
