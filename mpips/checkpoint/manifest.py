@@ -117,14 +117,18 @@ def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 
     A checkpoint is complete if its manifest is valid and all files exist with the right size.
     """
-    found = []
-    for path in folders(directory):
-        with suppress(OSError, CheckpointError):
-            manifest = read_manifest(path)
-            files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
-            if all(stat.S_ISREG(file.st_mode) and file.st_size == size for file, size in files):
-                found.append((path, manifest))
-    return found
+    found = ((path, manifest_if_complete(path)) for path in folders(directory))
+    return [(path, manifest) for path, manifest in found if manifest is not None]
+
+
+def manifest_if_complete(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a complete checkpoint, see `held`; None if it is not complete."""
+    with suppress(OSError, CheckpointError):
+        manifest = read_manifest(path)
+        files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
+        if all(stat.S_ISREG(file.st_mode) and file.st_size == size for file, size in files):
+            return manifest
+    return None
 
 
 def complete(directory: Path) -> list[Path]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall
 from mpips.checkpoint.lineage import Lineage, of_run
+from mpips.checkpoint.manifest import manifest_if_complete
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
@@ -292,8 +293,13 @@ class Cluster:
         return self._lineage
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that this run can resume from, as an absolute path."""
-        found = self.lineage.latest(self.checkpoints) or self.resume
+        """Return the newest checkpoint that this run can resume from, as an absolute path; None if there is none.
+
+        The one that it has resumed from may be gone: it is that of another run.
+        """
+        found = self.lineage.latest(self.checkpoints)
+        if found is None and self.resume is not None and manifest_if_complete(self.resume) is not None:
+            found = self.resume
         return None if found is None else found.absolute()
 
     @property

@@ -10,6 +10,7 @@ import pytest
 from simulated import simulate
 
 from mpips.cluster.registration import Registration
+from mpips.errors import CheckpointError
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.stopping import NothingTrained, leave_untrained
 from mpips.storage.updates import VectorSpec
@@ -162,3 +163,22 @@ def test_a_successor_leaves_a_load_for_the_leader_that_was_lost() -> None:
 
     faults = [Fault("kill", 0, at=10.0)]
     assert run(schedule, schedulers=2, faults=faults) == pytest.approx(ASKED, abs=0.1)
+
+
+def test_a_checkpoint_that_another_run_has_removed_is_not_promised(tmp_path: Path) -> None:
+    from mpips.checkpoint import checkpoint
+
+    folder = checkpoint.begin(tmp_path, 1)
+    checkpoint.commit(folder, [], {"step": 1})
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.resume, cluster.checkpoints = folder, tmp_path / "own"
+        assert cluster.last_checkpoint() == folder
+        (folder / "parameters.h5").unlink()
+        assert cluster.last_checkpoint() is None
+        cluster.orders.stop = "SIGTERM"
+        cluster.coordinator.problem = "no space"
+        with pytest.raises(CheckpointError, match="the run cannot stop to be resumed: no space"):
+            cluster.stopping()
+
+    simulate(schedule, Worker)
