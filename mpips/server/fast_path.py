@@ -51,10 +51,11 @@ class FastPath:
         """Update the addresses of a vector's rows; a change may have moved them."""
         assert link.shard is not None
         simple = link.shard.vectors[namespace].simple
-        if simple is None:
+        if simple is None or link.chain.closing:
             return
-        # Changes on the fast path are not sent again after a loss.
-        if link.next != NOBODY and self._node.resend is not None:
+        # Kernels send no change again after a loss, and list its keys by the index of a sparse segment, if they may.
+        listing = simple.rows > 0 or simple.key_index[0] != 0
+        if link.next != NOBODY and (self._node.resend is not None or not listing):
             simple = simple._replace(push=NO_PUSH)
         self.table.open(link.number, namespace, simple, REQUESTS if link.primary else COPIES)
 

@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
         self.begin = BLOCK * self.node.view.workers.index(self.node.rank)
-        self.models = [np.zeros((BLOCK, spec.width), spec.dtype) for spec in SPECS]
+        self.models = [np.full((BLOCK, spec.width), spec.init, spec.dtype) for spec in SPECS]
         self.lists: list[list[tuple[Any, KeyList]]] = [[] for _ in SPECS]
 
     def go(self, seed: int, count: int) -> dict[str, Any]:
@@ -128,6 +128,12 @@ def run(seed: int, **how: Any) -> int:
 def test_kernels_do_most_of_it(replicas: int) -> None:
     posted = run(1, servers=replicas + 1, workers=2, replicas=replicas)
     assert KernelVan.handled > posted / (4 if replicas == 1 else 10), (KernelVan.handled, posted)
+
+
+def test_lists_of_keys_whose_rows_have_initial_values_get_to_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SPECS", (VectorSpec("v", "float64", extent=4 * BLOCK, init=0.5),))
+    run(1, servers=2, workers=2, replicas=1)
+    assert KernelVan.handled > 0
 
 
 def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:

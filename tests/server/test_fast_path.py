@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,12 @@ SHARD = 0
 SPEC = {"name": "v", "extent": 8}
 
 
-def server_of(replicas: int = 0) -> Server:
+def server_of(replicas: int = 0, spec: dict[str, Any] = SPEC) -> Server:
     """Make a server that is the primary of a shard with one vector; what it sends is lost."""
     van = Network(4).vans[SERVER]
     van.send = lambda dest, message: None  # type: ignore[method-assign]
     server = Server(Node(van, LAYOUT, first_view(LAYOUT, replicas=replicas)))
-    create = {"call": "create_vector", "args": {"spec": SPEC, "number": 0, "expect": 0}}
+    create = {"call": "create_vector", "args": {"spec": spec, "number": 0, "expect": 0}}
     server.node.shards(Message(Kind.REQUEST, Command.CALL, 0, origin=0, shard=SHARD, time=0, meta=create))
     return server
 
@@ -39,6 +40,21 @@ def columns(server: Server) -> list[bool]:
 
 def test_a_shard_without_copies_is_served_for_pushes_and_pulls() -> None:
     assert columns(server_of(0)) == [True, True, True]
+
+
+def test_changes_whose_keys_kernels_cannot_list_are_sent_to_copies_by_python() -> None:
+    for replicas, pushes in ((0, True), (1, False)):
+        server = server_of(replicas, {**SPEC, "init": 0.5})
+        assert columns(server) == [True, pushes, True]
+
+
+def test_a_closing_chain_is_not_served_after_a_change() -> None:
+    server = server_of(1)
+    link = server.chains.links[SHARD]
+    server.fast_path.close(link)
+    link.rewire(link.chain._replace(closing=True))
+    server.fast_path.expose(link, 0)
+    assert not columns(server)[0]
 
 
 def test_a_shard_with_copies_is_served_and_python_waits_for_its_own_changes() -> None:
