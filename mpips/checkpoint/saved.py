@@ -33,7 +33,7 @@ def save(segment: Segment) -> Saved:
 
 
 def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
-    """Copy a segment's note, (slots, rows), as a vector of its own that holds the noted keys."""
+    """Copy a note of a segment (`Segment.notes`), rows of some slots, as a vector with the keys of these slots."""
     slots, rows = noted
     keys = segment.keys_of(slots)
     order = np.argsort(keys)
@@ -85,7 +85,7 @@ def write_shard(
             for column, array in state.items():
                 write_array(columns, column, array)
             spec = asdict(saved.spec) | {"settings": dict(saved.settings)}
-            # Versions that know no initial values read a vector that begins with zeros.
+            # Left out, so that versions without initial values can read the vector.
             if spec["init"] == 0:
                 del spec["init"]
             vectors[name] = {

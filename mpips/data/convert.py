@@ -148,7 +148,7 @@ def check_target(files: Sequence[str], target: str, force: bool) -> None:
 def convert(
     source: str | Sequence[str], target: str, spec: DataSpec | None = None, force: bool = False
 ) -> Tally:
-    """Convert files to one svmlight (.svm, also packed, as .svm.gz) or HDF5 file (.h5), by the target's name.
+    """Convert files to one svmlight (.svm, also compressed, as .svm.gz) or HDF5 file (.h5), by the target's name.
 
     `spec` describes the source: its format, header, separator, crosses. The target is written atomically; an
     existing one is replaced only with `force`. Returns the counts of written examples and skipped bad lines. Raises

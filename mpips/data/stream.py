@@ -86,10 +86,10 @@ def holds_nothing(path: str) -> bool:
 def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None]:
     """Cut a file's text into blocks of complete lines, each ending in a newline, of about `size` bytes.
 
-    Gives at least one. Raises `DataError`, also for an empty file.
+    Yields at least one. Raises `DataError`, also for an empty file.
     """
     held: list[bytes | memoryview] = []
-    length = begin = mark = 0
+    length = begin = bom = 0
     first = True
     with closing(chunks(path, size)) as stream:
         for chunk in stream:
@@ -99,8 +99,8 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
                         raise DataError(f"{path}:1: {what}")
                 if chunk[257:262] == b"ustar":
                     raise DataError(f"{path}:1: is a tar archive; unpack it first")
-                begin = mark = 3 * chunk.startswith(codecs.BOM_UTF8)
-                chunk = chunk[mark:]
+                begin = bom = 3 * chunk.startswith(codecs.BOM_UTF8)
+                chunk = chunk[bom:]
                 first = False
             cut = chunk.rfind(b"\n") + 1
             view = memoryview(chunk)
@@ -116,10 +116,10 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
                 )
         if length:
             last = bytearray().join([*held, b"\n"])
-            if begin == mark and b"\r" in last.rstrip():
+            if begin == bom and b"\r" in last.rstrip():
                 raise DataError(f"{path}:1: has lines that end in CR alone; convert it, as by tr '\\r' '\\n'")
             yield last
-        elif begin == mark:
+        elif begin == bom:
             raise empty(path)
 
 

@@ -47,7 +47,7 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
         if inline:
             options["inline"] = "always"
         file = function.__code__.co_filename
-        folder = kernel_cache.settle(os.path.dirname(file)).folder if os.path.isfile(file) else None
+        folder = kernel_cache.choose(os.path.dirname(file)).folder if os.path.isfile(file) else None
         jit = numba_internals.made(function, options, folder, _sources(function))
         if signatures:
             if numba_internals.is_cached(jit, signatures):

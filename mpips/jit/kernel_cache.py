@@ -10,7 +10,7 @@ user or to root, and no other user may write to it. The first of these folders i
   name, a number is appended
 
 Ranks of a host choose the same folder, since the choice depends on the file system and the environment only. An unusual
-choice is reported in one line by the first process, which sets a variable (`SETTLED`) for its child processes.
+choice is reported in one line by the first process, which sets a variable (`REPORTED`) for its child processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mpips.process import user_folders
 from mpips.process.first_rank import seems_first
 from mpips.process.printable import one_line
 
-SETTLED = "MPIPS_KERNEL_CACHE"
+REPORTED = "MPIPS_KERNEL_CACHE"
 """The variable with the text that a parent process has printed."""
 NAMED = "NUMBA_CACHE_DIR"
 # names of temporary folders that are tried
@@ -76,7 +76,7 @@ def place(sources: str) -> Place:
     return Place(None, False, tuple(flaws), f"{nowhere}: {'; '.join(flaws)}")
 
 
-def settle(sources: str) -> Place:
+def choose(sources: str) -> Place:
     """Choose as `place` does, and print an unusual choice unless a process has done so."""
     found = place(sources)
     if found.remark:
@@ -86,8 +86,8 @@ def settle(sources: str) -> Place:
 
 def remark(text: str) -> None:
     """Print a remark on the cache, unless this process or a parent has printed one."""
-    if not os.environ.get(SETTLED):
-        os.environ[SETTLED] = text
+    if not os.environ.get(REPORTED):
+        os.environ[REPORTED] = text
         if seems_first():
             with suppress(OSError):
                 print(f"mpips: {one_line(text)}", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ def _refuse(name: str, why: str) -> None:
         print(f"mpips: {one_line(f'{name}={value} is not used: {why}')}", file=sys.stderr, flush=True)
 
 
-def settle() -> None:
+def import_numba() -> None:
     """Import numba without the variables that it cannot use."""
     # Numba refuses a number that is not positive by an error of its own, at import.
     threads = os.environ.get(THREADS, "1").strip()
@@ -59,4 +59,4 @@ def _import_without_scipy() -> None:
             del sys.modules["scipy"]
 
 
-settle()
+import_numba()

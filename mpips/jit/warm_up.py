@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mpips.files.safe_open import read_text, replacing
-from mpips.jit.kernel_cache import settle
+from mpips.jit.kernel_cache import choose
 from mpips.process.host import host_name
 
 PACKAGE = Path(__file__).parents[1]
@@ -44,9 +44,9 @@ class Mark:
             with suppress(OSError):
                 stat = path.stat()
                 digest.update(os.fsencode(f"{path}\0{stat.st_mtime_ns} {stat.st_size}\0"))
-        places = {settle(str(path.parent)).folder for path in sources if package in path.parents}
+        places = {choose(str(path.parent)).folder for path in sources if package in path.parents}
         self._folders = sorted({os.path.realpath(folder) for folder in places if folder is not None})
-        kept = settle(str(package)).folder
+        kept = choose(str(package)).folder
         self.path = None if kept is None else kept / f"warm-{digest.hexdigest()}"
         """The file; None if kernels cannot be cached."""
 

@@ -359,7 +359,10 @@ def verdict(
         return code_of(launcher_code), f"mpips: failed: {why}{blame}; run folder: {folder}"
     status = result.get("status")
     if status == "completed":
-        return ExitCode.COMPLETED, f"mpips: completed{after(result.get('recoveries'))}; run folder: {folder}"
+        return (
+            ExitCode.COMPLETED,
+            f"mpips: completed{after_recoveries(result.get('recoveries'))}; run folder: {folder}",
+        )
     if status == "stopped":
         why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
         where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
@@ -387,7 +390,7 @@ def verdict(
     return code, f"mpips: failed: {reason}; run folder: {folder}"
 
 
-def after(recoveries: object) -> str:
+def after_recoveries(recoveries: object) -> str:
     """Return how many deaths a run has survived, as text; "" if none."""
     number = len(recoveries) if isinstance(recoveries, list) else 0
     return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""

@@ -32,11 +32,13 @@ class LongWaits:
         # Start of each wait that `rounds` returned.
         self._since: dict[Hashable, float] = {}
         self._checked_at = self._reported_at = 0.0
+        # A message is printed when a wait is as long as this.
         self._next = PATIENCE
         # The last wait written to the log.
         self._logged: Hashable = None
         # Whether the leader has a wait of this rank.
         self._reported = False
+        # At the leader: start and description of the other ranks' waits; "" if a wait is over.
         self._others: dict[int, tuple[float, str]] = {}
         node.register(Registration(controls={Command.WAITS: self._receive}, ticks=(self.tick,)))
 
@@ -67,9 +69,9 @@ class LongWaits:
         """Return (name, start, description) of this rank's longest wait; None if no wait is long."""
         rounds = self._rounds()
         self._since = {name: self._since.get(name, now) for name in rounds}
-        late = min(self._since, key=lambda name: self._since[name], default=None)
-        if late is not None and now - self._since[late] >= PATIENCE:
-            return late, self._since[late], rounds[late]
+        oldest = min(self._since, key=lambda name: self._since[name], default=None)
+        if oldest is not None and now - self._since[oldest] >= PATIENCE:
+            return oldest, self._since[oldest], rounds[oldest]
         wait = self.node.time_use.since
         if wait is None or now - wait < PATIENCE:
             return None

@@ -41,8 +41,8 @@ from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rank.roles import Roles
 from mpips.rank.start_up import (
     Process,
+    exchange_processes,
     first_error,
-    introduce,
     make_folder,
     share_folder,
     start_heartbeat,
@@ -119,7 +119,7 @@ class RankRun:
         """Start, run the loop of the role, exit; return the exit code. `error`: why this rank cannot start."""
         layout: Layout | None = None
         prepared = self.prepared
-        processes, differ = introduce(self.world, prepared)
+        processes, differ = exchange_processes(self.world, prepared)
         self.most_per_host = max(Counter(host for _, host in processes).values())
         try:
             check_singleton(self.world.Get_size(), os.environ)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _NONE = 2**62
-"""More than any rank's number: every rank can start."""
-_INTRODUCTION = 256
-"""Bytes of a rank's introduction: process id, filters, and host name."""
+"""Larger than any value of a rank with an error: every rank can start."""
+_PROCESS_BYTES = 256
+"""Bytes that each rank sends: process id, fingerprint of the filters, and host name."""
 
 
 class Process(NamedTuple):
@@ -49,23 +49,25 @@ def gather(world: MPI.Intracomm, mine: bytes) -> list[bytes]:
     return [raw.tobytes() for raw in everyone]
 
 
-def introduce(world: MPI.Intracomm, prepared: Prepared | None) -> tuple[list[Process], InputError | None]:
+def exchange_processes(
+    world: MPI.Intracomm, prepared: Prepared | None
+) -> tuple[list[Process], InputError | None]:
     """Gather the processes, by rank; also return the error of ranks that have different filters, if any has."""
     chains = () if prepared is None else (prepared.job.filters.push, prepared.job.filters.pull)
     filters = "-".join(fingerprint(each).hex() for each in chains)
     text = f"{os.getpid()} {filters} {host_name()}".encode()
-    said = [
-        raw.rstrip(b"\0").decode().split(" ", 2) for raw in gather(world, text.ljust(_INTRODUCTION, b"\0"))
+    found = [
+        raw.rstrip(b"\0").decode().split(" ", 2) for raw in gather(world, text.ljust(_PROCESS_BYTES, b"\0"))
     ]
     problem = None
-    for rank, (_, theirs, where) in enumerate(said):
-        if prepared is not None and theirs not in ("", said[0][1]):
-            named = ", ".join(found.name for chain in chains for found, _ in map(parsed, chain))
+    for rank, (_, theirs, where) in enumerate(found):
+        if prepared is not None and theirs not in ("", found[0][1]):
+            named = ", ".join(each.name for chain in chains for each, _ in map(parsed, chain))
             problem = InputError(
-                f"rank {rank} on {where} has other filters than rank 0 on {said[0][2]}: "
+                f"rank {rank} on {where} has other filters than rank 0 on {found[0][2]}: "
                 f"{named} must be the same everywhere"
             )
-    return [Process(int(pid), where) for pid, _, where in said], problem
+    return [Process(int(pid), where) for pid, _, where in found], problem
 
 
 def first_error(world: MPI.Intracomm, error: BaseException | None) -> tuple[ExitCode, str] | None:
@@ -79,16 +81,16 @@ def first_error(world: MPI.Intracomm, error: BaseException | None) -> tuple[Exit
     if first[0] == _NONE:
         return None
     failed, code = int(first[0]) >> 8, ExitCode(int(first[0]) & 0xFF)
-    letter = np.zeros(8192, np.uint8)
+    buffer = np.zeros(8192, np.uint8)
     if error is not None:
         text = in_a_line(error)
         if code == ExitCode.FAILED:
             text = f"rank {failed} on {host_name()}: {text}"
             say("".join(traceback.format_exception(error)).rstrip())
-        raw = np.frombuffer(printable(text).encode()[: letter.size], np.uint8)
-        letter[: raw.size] = raw
-    world.Bcast(letter, failed)
-    return code, letter.tobytes().rstrip(b"\0").decode(errors="replace")
+        raw = np.frombuffer(printable(text).encode()[: buffer.size], np.uint8)
+        buffer[: raw.size] = raw
+    world.Bcast(buffer, failed)
+    return code, buffer.tobytes().rstrip(b"\0").decode(errors="replace")
 
 
 def share_folder(
@@ -98,14 +100,14 @@ def share_folder(
 
     Other runs write checkpoints meanwhile, so ranks may have found different latest ones.
     """
-    letter = np.zeros(2 * 4096, np.uint8)
+    buffer = np.zeros(2 * 4096, np.uint8)
     if folder is not None:
         raw = os.fsencode(folder.path) + b"\0" + os.fsencode(resume or "")
-        letter[: len(raw)] = np.frombuffer(raw, np.uint8)
-    world.Bcast(letter, 0)
+        buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
+    world.Bcast(buffer, 0)
     if folder is not None:
         return folder, resume
-    path, checkpoint = map(os.fsdecode, letter.tobytes().split(b"\0")[:2])
+    path, checkpoint = map(os.fsdecode, buffer.tobytes().split(b"\0")[:2])
     return RunFolder(path), Path(checkpoint) if checkpoint else None
 
 

@@ -197,7 +197,7 @@ class RunFolder:
             raise
         return folder
 
-    def handed_on(self) -> list[str]:
+    def claim_arguments(self) -> list[str]:
         """Return the arguments by which ranks that this process starts take over the folder."""
         return ["--run-dir", str(self.path), *([] if self.held is None else ["--claim", self.held.id])]
 

@@ -1,6 +1,7 @@
 """The header of a message: its fields, from which follow its size, its packing, and where kernels find each field.
 
-Every number is aligned to its size, so that kernels can read and write it in the header's bytes.
+Every number is aligned to its size, so that kernels can read and write it in the header's bytes. For the meaning of the
+fields see `mpips.transport.message.Message`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ HEADER = np.dtype(
         # the key range: its first and last key
         ("first", "<u8"),
         ("last", "<u8"),
-        # how many keys and rows there are; with REACH, `rows` is an address
+        # the numbers of keys and rows; with WRITE_THERE, `rows` is an address
         ("keys", "<u8"),
         ("rows", "<u8"),
-        # of the values: wire type and width
+        # wire type and width of the values
         ("dtype", "<u1"),
         ("width", "<u4"),
-        # how many dependencies there are
+        # the number of dependencies
         ("after", "<u4"),
         ("signature", "<i8", (2,)),
     ],
@@ -47,15 +48,15 @@ NO_VALUES = 255
 """In `dtype`: there are no values."""
 
 # Flags.
-# keys and values follow the frame as messages of their own
+# Keys and values follow the frame as MPI messages of their own.
 DETACHED = 1
-# the keys are listed (perhaps none); without it the message is about all keys of `range`
+# The keys are listed (perhaps none); without it the message is about all keys from `first` to `last`.
 LISTED = 2
-# the answer's values may be written to the address that the field `rows` holds
-REACH = 4
-# they were written there
-REACHED = 8
-# the content was encoded by filters (mpips.filters)
+# The server may write the answer's values to the address in `rows` (`mpips.transport.mpi.process_memory`).
+WRITE_THERE = 4
+# In the answer: they were written there.
+WRITTEN_THERE = 8
+# The content was encoded by filters (`mpips.filters`).
 FILTERED = 16
 
 

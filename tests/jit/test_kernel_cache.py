@@ -29,7 +29,7 @@ print(double(21), double._cache.cache_path if hasattr(double._cache, "_cache_fil
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in (kernel_cache.NAMED, kernel_cache.SETTLED, "XDG_CACHE_HOME"):
+    for name in (kernel_cache.NAMED, kernel_cache.REPORTED, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -79,12 +79,12 @@ def test_without_a_home_they_are_in_a_private_folder_and_that_is_said(
     )  # who is nobody has a number that is not in the table
     monkeypatch.setenv("HOME", str(tmp_path / home) if home == "a file" else home)
     kernel_cache.place.cache_clear()
-    found = kernel_cache.settle(str(tmp_path / "sources"))
+    found = kernel_cache.choose(str(tmp_path / "sources"))
     assert found.folder is not None
     private = tmp_path / "temporary" / f"mpips-kernels-{os.geteuid()}"
     assert found.folder.parent == private
     assert private.stat().st_mode & 0o777 == found.folder.stat().st_mode & 0o777 == 0o700
-    kernel_cache.settle(str(tmp_path / "sources"))
+    kernel_cache.choose(str(tmp_path / "sources"))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(private) in said and "__pycache__" in said
 
@@ -92,10 +92,10 @@ def test_without_a_home_they_are_in_a_private_folder_and_that_is_said(
 def test_what_the_launcher_has_said_is_not_said_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(kernel_cache.SETTLED, "said")
+    monkeypatch.setenv(kernel_cache.REPORTED, "said")
     monkeypatch.setenv("HOME", "/nonexistent")
     deny(tmp_path / "sources" / "__pycache__")
-    assert kernel_cache.settle(str(tmp_path / "sources")).remark
+    assert kernel_cache.choose(str(tmp_path / "sources")).remark
     assert not capsys.readouterr().err
 
 

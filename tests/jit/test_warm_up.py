@@ -61,7 +61,7 @@ def test_where_nothing_can_be_noted_nothing_is_compiled_beforehand(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = kernel_cache.Place(None, False, (), "")
-    monkeypatch.setattr("mpips.jit.warm_up.settle", lambda sources: nowhere)
+    monkeypatch.setattr("mpips.jit.warm_up.choose", lambda sources: nowhere)
     mark = Mark("own.py", tmp_path, [], package)
     mark.set()
     assert mark.path is None and not mark.is_set

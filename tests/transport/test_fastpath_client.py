@@ -14,7 +14,7 @@ from mpips.errors import ProtocolError
 from mpips.ranges import KeyRange
 from mpips.transport import header
 from mpips.transport.fastpath_table import FastPathTable
-from mpips.transport.header import DETACHED, REACHED
+from mpips.transport.header import DETACHED, WRITTEN_THERE
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import (
     ANSWER,
@@ -279,9 +279,9 @@ def raw_answer(request: Message, rows: Any, flags: int = 0, cut: int = 0, n: int
         (10, {"cut": 8}),
         (10, {"cut": 80}),
         (10, {"flags": DETACHED}),
-        (10, {"flags": REACHED}),
-        (0, {"flags": REACHED, "n": 10}),
-        (0, {"flags": REACHED, "n": 20_000}),
+        (10, {"flags": WRITTEN_THERE}),
+        (0, {"flags": WRITTEN_THERE, "n": 10}),
+        (0, {"flags": WRITTEN_THERE, "n": 20_000}),
         (0, {"n": 10}),
         (0, {"n": 20_000}),
         (0, {"n": 2**61 + 10}),

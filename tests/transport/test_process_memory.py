@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Finished
 
-from mpips.transport.mpi.process_memory import _above, common
+from mpips.transport.mpi.process_memory import _ancestors, common
 
 MEETING = """
 import ctypes
@@ -41,8 +41,8 @@ def test_the_nearest_process_above_all_ranks_is_found() -> None:
 
 
 def test_a_process_knows_what_is_above_it() -> None:
-    mine = _above(os.getpid())
-    code = "import os; from mpips.transport.mpi.process_memory import _above; print(*_above(os.getpid()))"
+    mine = _ancestors(os.getpid())
+    code = "import os; from mpips.transport.mpi.process_memory import _ancestors; print(*_ancestors(os.getpid()))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},

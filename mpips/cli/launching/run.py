@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     # From here on there is a run folder, which records the outcome of the run.
     requests.keep()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
-    ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.handed_on()])
+    ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.claim_arguments()])
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
     nodes, cores = node_count(os.environ), oversubscription.cores()

@@ -99,7 +99,7 @@ def command(arguments: argparse.Namespace) -> int:
     job = load(recorded.job, sets, programs=trusted_loader(arguments.program))
     write_text(folder.replay / "job.toml", job.to_toml())
     resume = ["--resume", str(about["resume"])] if about["resume"] else []
-    passed = [*resume, "--replay", str(folder.replay), *folder.handed_on()]
+    passed = [*resume, "--replay", str(folder.replay), *folder.claim_arguments()]
     planned = mpi_launcher.plan(
         starter, job.layout.size(), mpi_launcher.rank_command(folder.replay / "job.toml", passed)
     )

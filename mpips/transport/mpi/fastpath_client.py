@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
 from mpips.transport import header
-from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, REACH, REACHED
+from mpips.transport.header import (
+    DETACHED,
+    HEADER_BYTES,
+    LISTED,
+    MAGIC,
+    NO_VALUES,
+    WRITE_THERE,
+    WRITTEN_THERE,
+)
 from mpips.transport.message import INLINE, Kind
 from mpips.transport.mpi.abi import MEMCPY, STATUS_BYTES, at, call, table
 from mpips.transport.mpi.kernels import (
@@ -133,7 +141,7 @@ def ask(
     asked[slot, DTYPE] = kind
     asked[slot, OPEN] = 1 if reach else 0
     if reach:
-        frame[header.FLAGS] |= REACH
+        frame[header.FLAGS] |= WRITE_THERE
         words[header.ROWS] = address
     size = HEADER_BYTES
     listed: Any = np.int64(keys.ctypes.data) + 8 * begin
@@ -193,7 +201,7 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
     if rows <= 0 or width <= 0 or rows > wanted or width > wanted or rows * width * each != wanted:
         return -1
     # The values are in the frame, follow it, or were written into this process's memory.
-    if (frame[header.FLAGS] & REACHED) != 0:
+    if (frame[header.FLAGS] & WRITTEN_THERE) != 0:
         return slot if asked[slot, OPEN] != 0 and size == HEADER_BYTES else -1
     return slot if size == HEADER_BYTES + (0 if (frame[header.FLAGS] & DETACHED) != 0 else wanted) else -1
 
@@ -220,7 +228,7 @@ def receive(memory: Any, looks: int) -> Any:
         return TAKEN
     cells[NEXT] = slot
     nbytes = asked[slot, BYTES]
-    if (frame[header.FLAGS] & REACHED) != 0:
+    if (frame[header.FLAGS] & WRITTEN_THERE) != 0:
         cells[RECEIVED] += nbytes
     elif nbytes > 0 and (frame[header.FLAGS] & DETACHED) != 0:
         cells[SECOND] = 0

@@ -33,7 +33,15 @@ from mpips.transport.fastpath_table import (
     VERSION,
     WIDTH,
 )
-from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, REACH, REACHED
+from mpips.transport.header import (
+    DETACHED,
+    HEADER_BYTES,
+    LISTED,
+    MAGIC,
+    NO_VALUES,
+    WRITE_THERE,
+    WRITTEN_THERE,
+)
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
@@ -326,7 +334,7 @@ def serve(
                 apart
                 and where == 0
                 and not listed
-                and (frame[header.FLAGS] & REACH) != 0
+                and (frame[header.FLAGS] & WRITE_THERE) != 0
                 and pids[origin] != 0
                 and last == 0
             ):
@@ -427,7 +435,7 @@ def serve(
             _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
             head[:HEADER_BYTES].view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
             if reached:
-                head[header.FLAGS] = REACHED
+                head[header.FLAGS] = WRITTEN_THERE
                 cells[SENT] += nbytes
             total = HEADER_BYTES + (0 if apart else nbytes)
             if last != 0:

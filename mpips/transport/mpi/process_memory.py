@@ -4,14 +4,14 @@ With MPI, the receiver copies the data, which takes processor time from a worker
 process can write into another one of the same user (process_vm_writev): the server's core does the work, and the values
 are copied once instead of twice.
 
-Only buffers without another use are written to: a pull without `out` gets a buffer of the pool
+A server writes only to buffers that have no other use: a pull without `out` gets a buffer of the pool
 (`mpips.transport.buffer_pool`). If its answer is no longer wanted, because the server hangs, that buffer is never used
 again, so that a late write of the server is harmless.
 
 Each rank publishes the address of a secret. A rank that can read another one's secret is on the same host and has the
 permission. Under Yama, a process can grant it, besides its ancestors, to one process and its descendants:
 it is granted to the nearest common ancestor of all ranks of the host, the launcher or its daemon. If their only common
-ancestor is the machine's first process, it is granted to none, and values are sent in messages.
+ancestor is init (process 1), it is granted to none, and values are sent in messages.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 _SECRET = 16
 _HOST = 8
-# ancestors of a rank that are considered
-_ABOVE = 32
+# Largest number of ancestors of a rank that are considered.
+_MOST_ANCESTORS = 32
 _DESCRIPTOR = np.dtype(
     [
         ("pid", "<i8"),
         ("address", "<i8"),
         ("secret", "u1", _SECRET),
         ("host", "u1", _HOST),
-        ("above", "<i8", _ABOVE),
+        ("ancestors", "<i8", _MOST_ANCESTORS),
     ]
 )
 # linux/prctl.h
@@ -54,7 +54,7 @@ class ProcessMemory:
     """The ranks whose memory a rank can write to: `pids` i8[ranks], 0 for all others."""
 
     def __init__(self, pids: NDArray[np.int64], secret: NDArray[np.uint8]) -> None:
-        # the secret is kept, because other ranks may still read it
+        # The secret is kept, since other ranks may still read it.
         self.pids, self._secret = pids, secret
 
     def has(self, rank: int) -> bool:
@@ -69,18 +69,18 @@ def discover(world: MPI.Intracomm) -> ProcessMemory:
     system = ctypes.CDLL(None, use_errno=True)
     descriptor = np.zeros(1, _DESCRIPTOR)
     descriptor["pid"], descriptor["address"], descriptor["secret"] = os.getpid(), secret.ctypes.data, secret
-    descriptor["host"], above = _host(), _above(os.getpid())
-    descriptor["above"][0, : len(above)] = above
+    descriptor["host"], ancestors = _host(), _ancestors(os.getpid())
+    descriptor["ancestors"][0, : len(ancestors)] = ancestors
     descriptors = np.zeros(size, _DESCRIPTOR)
     world.Allgather(descriptor.view(np.uint8), descriptors.view(np.uint8))
-    here = descriptors["above"][(descriptors["host"] == descriptor["host"]).all(axis=1)]
-    launcher = common(above, here.tolist())
+    here = descriptors["ancestors"][(descriptors["host"] == descriptor["host"]).all(axis=1)]
+    launcher = common(ancestors, here.tolist())
     if launcher and len(here) > 1 and hasattr(system, "prctl"):
         system.prctl(_SET_PTRACER, ctypes.c_ulong(launcher), 0, 0, 0)
-    # until all ranks have granted it
+    # All ranks have granted the permission after this.
     world.Barrier()
     read = getattr(system, "process_vm_readv", None)
-    reached = [read is not None and _is_there(read, each) for each in descriptors]
+    reached = [read is not None and _has_secret(read, each) for each in descriptors]
     return ProcessMemory(np.where(reached, descriptors["pid"], 0).astype(np.int64), secret)
 
 
@@ -92,11 +92,11 @@ def _host() -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.blake2b(b"\0".join(parts), digest_size=_HOST).digest(), np.uint8)
 
 
-def _above(pid: int) -> list[int]:
-    """List the ancestors of a process, the nearest first, without the machine's first process."""
+def _ancestors(pid: int) -> list[int]:
+    """List the ancestors of a process, the nearest first, without init (process 1)."""
     found: list[int] = []
     with suppress(OSError, ValueError, IndexError):
-        while len(found) < _ABOVE:
+        while len(found) < _MOST_ANCESTORS:
             pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
             if pid <= 1:
                 break
@@ -104,12 +104,12 @@ def _above(pid: int) -> list[int]:
     return found
 
 
-def common(above: Sequence[int], all_above: Sequence[Sequence[int]]) -> int:
+def common(ancestors: Sequence[int], all_ancestors: Sequence[Sequence[int]]) -> int:
     """Return the nearest of a rank's ancestors that is an ancestor of all ranks; 0 if there is none."""
-    return next((pid for pid in above if all(pid in each for each in all_above)), 0)
+    return next((pid for pid in ancestors if all(pid in each for each in all_ancestors)), 0)
 
 
-def _is_there(read: Any, descriptor: Any) -> bool:
+def _has_secret(read: Any, descriptor: Any) -> bool:
     """Return whether the secret of a descriptor can be read at the descriptor's address."""
     found = np.zeros(_SECRET, np.uint8)
     here = (ctypes.c_size_t * 2)(found.ctypes.data, _SECRET)

@@ -27,7 +27,7 @@ from mpips.transport import header
 from mpips.transport.backoff import Backoff, sharpen_sleep
 from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath_table import FastPathTable
-from mpips.transport.header import HEADER_BYTES, REACHED
+from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
 from mpips.transport.message import ANSWER, Kind, Message, bodies, decode, encode
 from mpips.transport.mpi.abi import STATUS_BYTES, library
 from mpips.transport.mpi.deaths import Deaths, over
@@ -412,7 +412,7 @@ class MPIVan:
         self.received_bytes += len(frame)
         if source in self._deaths.ignored:
             return None
-        if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & REACHED:
+        if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & WRITTEN_THERE:
             raw = np.frombuffer(frame, np.uint8)
             self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._fast_client.asked)
             self._answer = raw
