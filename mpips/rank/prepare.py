@@ -23,6 +23,7 @@ from mpips.filters import named
 from mpips.launch import slurm_env
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
+from mpips.process.printable import one_line
 from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder
 
@@ -87,7 +88,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:
         raise InputError(f"{host_name()}: {error}") from error
-    return Prepared(options, job, program, facts, _checkpoint(options, job), ends)
+    # The first rank finds it for all: there may be many runs and checkpoints to look at.
+    resume = to_resume(options, job) if first or options.resume != "latest" else None
+    return Prepared(options, job, program, facts, resume, ends)
 
 
 def without_faults(job: Job) -> Job:
@@ -95,7 +98,7 @@ def without_faults(job: Job) -> Job:
     return replace(job, faults=FaultsSpec(), ring=replace(job.ring, replicas=0), record=RecordSpec())
 
 
-def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
+def to_resume(options: argparse.Namespace, job: Job) -> Path | None:
     """Return the checkpoint to resume from; for `latest`, that of the named run folder, else of the newest run.
 
     None for `latest`, too, if that run was stopped before it trained anything: it is started again.
@@ -111,11 +114,8 @@ def _checkpoint(options: argparse.Namespace, job: Job) -> Path | None:
         if run is not None:
             found = run_json.latest(run, folder)
     if found is None and run is not None and run_json.is_at_its_beginning(run):
-        if seems_first():
-            print(
-                f"mpips: {run.path}: was stopped before it trained anything: from the beginning",
-                file=sys.stderr,
-            )
+        said = f"mpips: {run.path}: was stopped before it trained anything: from the beginning"
+        print(one_line(said), file=sys.stderr)
         return None
     if found is None:
         raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}")

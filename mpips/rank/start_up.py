@@ -18,11 +18,12 @@ from mpips.cluster.view import first_view
 from mpips.errors import InputError, cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import fingerprint, parsed
+from mpips.process.first_rank import seems_first
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
 from mpips.process.printable import printable
 from mpips.provenance import provenance, run_json
 from mpips.rank.ending import say
-from mpips.rank.prepare import Prepared, checkpoints
+from mpips.rank.prepare import Prepared, checkpoints, to_resume
 from mpips.replay.recorder import write_about
 from mpips.rundir.folder import RunFolder, write_text
 
@@ -125,6 +126,8 @@ def make_folder(prepared: Prepared) -> RunFolder:
     # The default folder is used only if someone asks for a checkpoint.
     if spec.directory or spec.every or spec.every_seconds:
         check_directory(checkpoints(prepared.job))
+    if not seems_first():
+        prepared.resume = to_resume(prepared.options, prepared.job)
     named = prepared.options.run_dir
     if named and prepared.options.resume:
         run_json.check_continues(RunFolder(named), prepared.job.program, prepared.options.resume)

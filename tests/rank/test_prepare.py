@@ -52,7 +52,7 @@ def written(step: int, by: str, started: str) -> Path:
 
 
 def latest(job: Job, run_dir: Path | str = "") -> Path | None:
-    return prepare._checkpoint(argparse.Namespace(resume="latest", run_dir=str(run_dir)), job)
+    return prepare.to_resume(argparse.Namespace(resume="latest", run_dir=str(run_dir)), job)
 
 
 def test_a_run_that_trained_nothing_is_continued_from_its_beginning(
