@@ -220,7 +220,7 @@ def blocks(todo: Any) -> None:
     except CheckpointError:
         return
     assert made.full_gradient(np.arange(len(made.keys))).shape == (len(made.keys),)
-    made.wake(np.arange(1), np.ones(1, np.float32))
+    made.set_radius(np.arange(1), np.ones(1, np.float32))
 
 
 if __name__ == "__main__":
