@@ -74,13 +74,14 @@ class Leader:
         membership: Membership,
         waits: LongWaits,
         repeats: RetransmissionCounts,
+        orders: PendingOrders,
         started: float,
         find_missing: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership, self._find_missing = journal, membership, find_missing
         self._status = Status(node, membership, waits, repeats)
-        self._orders = PendingOrders()
+        self._orders = orders
         # By the order's name: the rank that it made a server.
         self._joined: dict[str, int] = {}
         self._inputs, self._hashed = Inputs.of(prepared.job), False

@@ -53,6 +53,8 @@ from mpips.replay.recorder import Recorder
 from mpips.rundir import claim, log
 from mpips.rundir.folder import Lines, RunFolder
 from mpips.scheduler.journal import Journal
+from mpips.scheduler.pending_orders import PendingOrders
+from mpips.scheduler.stopping import keep_for_successors
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.tracing.recorder import trace_node
@@ -264,7 +266,9 @@ class RankRun:
         self.membership = membership
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
         repeats = RetransmissionCounts(node)
-        journal = Journal(node, self.replicas + 1)
+        journal, orders = Journal(node, self.replicas + 1), PendingOrders()
+        if not node.policy.again:
+            keep_for_successors(node, orders)
         node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, Writer())
         group = self.communicators.group if self.communicators.group else None
@@ -280,7 +284,7 @@ class RankRun:
                 ahead=not self.oversubscribed,
             ),
             partial(CallExecutor, node, prepared.program.worker, job, group, file),
-            partial(self._lead, node, prepared, journal, membership, waits, repeats),
+            partial(self._lead, node, prepared, journal, membership, waits, repeats, orders),
             lambda role: log.note("role", role=role and role.value),
         )
         if not membership.leading and not node.policy.again:
@@ -297,11 +301,12 @@ class RankRun:
         membership: Membership,
         waits: LongWaits,
         repeats: RetransmissionCounts,
+        orders: PendingOrders,
     ) -> int:
         self.folder.held = self.folder.held or claim.succeed(self.folder.path)
         leader = Leader(
-            node, prepared, self.folder, journal, membership, waits, repeats, self.wall, self._find_missing
-        )
+            node, prepared, self.folder, journal, membership, waits, repeats, orders, self.wall, self._find_missing,
+        )  # fmt: skip
         with node.observers.during(What.PROGRAM):
             result = leader.run(self.asked)
         for kind in ASKS:

@@ -24,7 +24,9 @@ from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.journal import Journal
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
+from mpips.scheduler.stopping import keep_for_successors
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
@@ -144,7 +146,8 @@ class Simulation:
         if self._replay is not None:
             me.follow(Player(me, self._replay))
         membership = Membership(me, self.replicas, network.heartbeat(van.rank), self._patience, self._give_up)
-        journal = Watched(me, self.replicas + 1)
+        journal, orders = Watched(me, self.replicas + 1), PendingOrders()
+        keep_for_successors(me, orders)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
         file = SnapshotFile(me)
@@ -153,7 +156,7 @@ class Simulation:
             membership,
             partial(Server, me, self._bandwidth, file),
             partial(CallExecutor, me, self.worker, cast(Job, self._job), None, file),
-            partial(self._lead, me, journal, membership, schedule, place, results),
+            partial(self._lead, me, journal, membership, orders, schedule, place, results),
         )
         with ExitStack() as opened, suppress(Fenced):
             for close in me.observers.close:
@@ -170,13 +173,14 @@ class Simulation:
         me: Node,
         journal: Journal,
         membership: Membership,
+        orders: PendingOrders,
         schedule: Callable[[Cluster], Any],
         place: Path,
         results: list[Any],
     ) -> None:
         stage = self.stage
         with Cluster(
-            me, cast(Job, self._job or _NoJob()), RunFolder(place), io.StringIO(), journal, membership
+            me, cast(Job, self._job or _NoJob()), RunFolder(place), io.StringIO(), journal, membership, orders
         ) as cluster:
             stage.cluster = cluster
             try:

@@ -10,17 +10,21 @@ it has nothing to write into a checkpoint, and reading the data to their end wou
                                                               at the next message: leave
 
 A rank polls between two pieces of data. One that does not get there in time is ended by the leader's MPI_Abort. If the
-leader dies meanwhile, its successor decides: signals reach all ranks.
+leader dies meanwhile, its successor decides: signals reach all ranks, and the leader passes any request on
+(`keep_for_successors`).
 """
 
 from __future__ import annotations
 
 import math
 
+from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.errors import StopOverdue
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
+from mpips.transport.message import Command, Message
 
 
 class NothingTrained(BaseException):
@@ -54,6 +58,26 @@ def enforce(cluster: Cluster, end: float | None) -> None:
             )
 
     cluster.node.register(Registration(ticks=(look,)))
+
+
+def keep_for_successors(node: Node, orders: PendingOrders) -> None:
+    """Let a stop request survive the leader that has received it: it sends it to each rank that may succeed it.
+
+    A signal may have reached one rank only, and an order has one receiver.
+    """
+    informed: set[int] = set()
+
+    def take(message: Message) -> None:
+        orders.stop = orders.stop or str(message.meta["by"])
+
+    def look() -> None:
+        if orders.stop is None or node.view.leader != node.rank:
+            return
+        for rank in set(node.view.succession()) - informed - {node.rank}:
+            informed.add(rank)
+            node.control(rank, Command.STOP_REQUESTED, {"by": orders.stop})
+
+    node.register(Registration(controls={Command.STOP_REQUESTED: take}, ticks=(look,)))
 
 
 def leave_untrained(cluster: Cluster) -> None:

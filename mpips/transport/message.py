@@ -98,6 +98,8 @@ class Command(IntEnum):
     ASK_STATE = 22
     # control: the answer, with the numbers of messages that the sender has sent and received
     STATE = 23
+    # control: the leader was asked to stop the run, for its successors
+    STOP_REQUESTED = 24
     # chain: asks which changes have arrived
     ASK_RECEIVED = 24
     # chain: all changes up to `time`, and the runs of changes in `after`

@@ -182,3 +182,16 @@ def test_a_checkpoint_that_another_run_has_removed_is_not_promised(tmp_path: Pat
             cluster.stopping()
 
     simulate(schedule, Worker)
+
+
+def test_a_successor_heeds_a_request_that_only_its_predecessor_got() -> None:
+    """As by `mpips ctl stop`, which is answered, and so not seen by another leader."""
+
+    def schedule(cluster: Cluster) -> tuple[int, int, str | None]:
+        if cluster.node.rank == 0:
+            ask_at(cluster, 9.5)
+        return (cluster.node.rank, *steps(cluster))
+
+    faults = [Fault("kill", 0, at=9.8)]
+    rank, number, why = simulate(schedule, Worker, horizon=500.0, tick=0.02, schedulers=2, faults=faults)
+    assert (rank, why) == (1, "SIGTERM") and number <= 11
