@@ -50,7 +50,7 @@ def _documents(
     alpha_sum: float,
     counts: NDArray[np.int32],
 ) -> float:
-    # G(n + a) / G(a) = a (a + 1) ... (a + n - 1): a product over the tokens, whose logarithm is taken now and then.
+    # G(n + a) / G(a) = a (a + 1) ... (a + n - 1): a product; its logarithm is taken before it overflows.
     total, start = 0.0, math.lgamma(alpha_sum)
     for d in range(ptr.shape[0] - 1):
         begin, end = ptr[d], ptr[d + 1]

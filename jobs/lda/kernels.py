@@ -16,7 +16,7 @@ al., WWW 2015, would take fewer; two levels are computed by vector instructions,
 
 A document's topics are listed in `pairs`, topic << shift | n_dk, after a head with their number. A token refers to its
 topic by its position (`slot`) among them, so nothing is searched. Topics that no token has any more leave holes, which
-`compact` closes now and then.
+`compact` removes from time to time.
 
 A token without a topic (-1) is in no count; `gibbs` draws its first topic by the same rule.
 """

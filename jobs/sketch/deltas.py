@@ -45,7 +45,7 @@ class Deltas:
         self._table = np.zeros((shape.blocks, cells), dtype)
         self._rows = np.zeros((shape.blocks, cells + 2), dtype)
         for array in (self._table, self._rows):
-            array.fill(0)  # so that no page is touched for the first time while the clock runs
+            array.fill(0)  # touches all pages, so that page faults are not in the measured time
         self._spilled = 0
         self._slots = np.zeros((1 << kernels.SLOTS, 4), np.int64)
         self._keys, self._counts = np.empty(SPILL, np.uint64), np.empty(SPILL, np.int64)
@@ -103,14 +103,14 @@ class Deltas:
 
 
 class _List:
-    """Keys with counts, of which equal keys are merged by a ufunc, now and then and in the end."""
+    """Keys with counts; those of equal keys are merged by a ufunc, when the list is full and at the end."""
 
     def __init__(self, merge: np.ufunc) -> None:
         self._merge = merge
         self.keys, self.counts, self.n = np.empty(1 << 16, np.uint64), np.empty(1 << 16, np.int64), 0
 
     def make_room(self, more: int, least: int = 0) -> None:
-        """Make room for so many more; counts below `least` go when something has to."""
+        """Make room for `more` entries; if the list is full, counts below `least` are dropped."""
         if self.n + more > len(self.keys):
             keys, counts = self.take(least)
             if 2 * (len(keys) + more) > len(self.keys):

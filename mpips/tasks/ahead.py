@@ -48,7 +48,7 @@ class Ahead:
         if peer is None:
             return
         if time in peer.unanswered:
-            peer.unanswered[time].sure = True
+            peer.unanswered[time].acknowledged = True
         self.drop(peer, time)
 
     def drop(self, peer: Peer, time: int) -> None:

@@ -357,7 +357,7 @@ class Tasks:
             self.on_answered(part)
         if self.on_reply is not None:
             self.on_reply(address, reply.time, reply, False)
-        if reply.acked == AHEAD and not part.sure:
+        if reply.acked == AHEAD and not part.acknowledged:
             self.ahead.keep(peer, part)
         try:
             if self.noted is not None:

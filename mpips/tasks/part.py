@@ -45,12 +45,12 @@ class Part:
     __slots__ = (
         "_message",
         "_request",
+        "acknowledged",
         "address",
         "after",
         "number",
         "sent_at",
         "slot",
-        "sure",
         "task",
     )
 
@@ -75,7 +75,7 @@ class Part:
         self.slot = -1
         self.sent_at = 0.0
         # it was acknowledged before it was answered
-        self.sure = False
+        self.acknowledged = False
 
     @property
     def command(self) -> Command:
