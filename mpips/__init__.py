@@ -97,7 +97,7 @@ if TYPE_CHECKING:  # the names of `_HOMES`, for type checkers
     from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
 
 # numba's warning about a configuration file in the working folder that it cannot read. mpips ignores such a file
-# (`mpips.jit.numba_internals`).
+# (`mpips.jit.numba_installed`).
 warnings.filterwarnings("ignore", "A Numba config file is found")
 
 __version__ = "0.1.0"

@@ -13,20 +13,15 @@ and the time, and is loaded only when such a kernel is compiled.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-# isort: off
-from mpips.jit import numba_environment as numba_environment  # before numba itself
-from mpips.jit import compiling, kernel_cache, numba_internals
-
-# isort: on
+from mpips.jit import kernel_cache, kernel_index, numba_installed
 
 F = TypeVar("F", bound=Callable[..., Any])
-# By module: the files that its kernels are made of.
-_files: dict[str, set[str]] = {}
 
 
 def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
@@ -48,31 +43,50 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
             options["inline"] = "always"
         file = function.__code__.co_filename
         folder = kernel_cache.choose(os.path.dirname(file)).folder if os.path.isfile(file) else None
-        jit = numba_internals.made(function, options, folder, _sources(function))
-        if signatures:
-            if numba_internals.is_cached(jit, signatures):
-                numba_internals.load_when_used(jit, signatures)
-            else:
-                with compiling.announced(function.__module__, folder), compiling.alone(folder):
-                    if numba_internals.is_cached(jit, signatures):  # another process was first
-                        numba_internals.load_when_used(jit, signatures)
-                    else:
-                        numba_internals.load(jit, signatures)
-        return cast(F, jit)
+        cached = None if numba_installed.is_needed() else _cached(function, options, signatures, folder)
+        return cast(F, cached or _compiled(function, options, signatures, folder))
 
     return compile_it
 
 
-def _sources(function: Callable[..., Any]) -> list[str]:
-    """List the source files of a kernel: its own, and those of the helpers and module constants that it uses."""
-    module = function.__module__
-    files = _files.setdefault(module, {function.__code__.co_filename})
-    for value in function.__globals__.values():
-        if isinstance(value, ModuleType):
-            if value.__name__.startswith("mpips."):
-                files.add(value.__file__ or module)
-        elif numba_internals.is_compiled(value):
-            other = getattr(value, "__module__", None)
-            if isinstance(other, str) and other != module:
-                files |= _files.get(other) or {getattr(sys.modules.get(other), "__file__", None) or module}
-    return sorted(files)
+def _cached(
+    function: Callable[..., Any], options: dict[str, Any], signatures: tuple[str, ...], folder: Path | None
+) -> object | None:
+    """Return a kernel that is called without numba; None if it is not in the cache."""
+    extensions = _extensions()
+    if extensions is None or not extensions.is_plain(function):
+        return None
+    path, entries = None, {}
+    if signatures:
+        if folder is None:
+            return None
+        path = kernel_index.path_of(folder, function.__code__.co_filename, numba_installed.key())
+        entries = kernel_index.entries(path, function, signatures)
+        if not entries:
+            return None
+
+    def become(kernel: Any) -> None:
+        from mpips.jit.compiler import numba_kernel
+
+        numba_kernel.become(kernel, function, options, signatures, folder)
+
+    return cast(object, extensions.CachedKernel(function, become, path, entries))
+
+
+def _compiled(
+    function: Callable[..., Any], options: dict[str, Any], signatures: tuple[str, ...], folder: Path | None
+) -> object:
+    """Return a kernel that numba calls, compiled now if it is not in numba's cache."""
+    from mpips.jit.compiler import numba_kernel
+
+    return numba_kernel.made(function, options, signatures, folder)
+
+
+@cache
+def _extensions() -> ModuleType | None:
+    """Return what calls cached kernels; None if it does not work with this numba."""
+    try:
+        from mpips.jit import numba_extensions
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return None
+    return numba_extensions

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpips.jit.numba_internals import is_cached
+from mpips.jit.compiler.numba_internals import is_cached
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +146,7 @@ print(sorted(found) == list(range(0, 16, 2)))
 
 
 def test_what_has_changed_or_is_gone_is_compiled_again(folder: Path) -> None:
-    for data in folder.rglob("*double*.nbc"):
+    for data in [*folder.rglob("*double*.nbc"), *folder.rglob("*.kernels")]:
         data.unlink()
     assert python(folder, f"import made_kernels{LOADED}") == ["True", "2", "0"]
     (folder / "made_kernels.py").write_text(KERNELS.replace("x + x", "x + x + x"))

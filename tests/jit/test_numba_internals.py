@@ -1,4 +1,4 @@
-"""What mpips uses of numba beyond its public names is still there, and only one module uses it."""
+"""What mpips uses of numba beyond its public names is still there, and only three modules use it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,44 @@ from typing import Any
 
 import numba
 import pytest
-from numba.core import config, environment, funcdesc
-from numba.core.runtime import nrt
+from numba import _dispatcher, _dynfunc, _helperlib
+from numba.core import config, environment, funcdesc, intrinsics
+from numba.core.runtime import _nrt_python, nrt
+from numba.core.typeconv import _typeconv
+from numba.core.typeconv.rules import default_type_manager
 
-from mpips.jit.numba_internals import TRIED
+from mpips.jit.numba_installed import TRIED
 
 ROOT = Path(__file__).parents[2]
 SIGNATURE = "f8(f8)"
 PUBLIC = {"numba", "numba.extending", "numba.types"}
-INTERNALS = ROOT / "mpips" / "jit" / "numba_internals.py"
+INTERNALS = ROOT / "mpips" / "jit" / "compiler" / "numba_internals.py"
+EXTENSIONS = INTERNALS.parents[1] / ("numba_extensions.py")
+INSTALLED = INTERNALS.parents[1] / ("numba_installed.py")
 USED = {
     "configuration": {"_config_fname", "reload_config", "DISABLE_JIT"},
     "dispatcher": {
-        "_cache", "_compile_for_args", "_fold_args", "compile", "disable_compile", "get_call_template", "overloads",
-        "targetctx",
+        "_cache", "_can_compile", "_compile_for_args", "_explain_ambiguous", "_fold_args", "_insert", "_numba_type_",
+        "_search_new_conversions", "compile", "disable_compile", "get_call_template", "overloads", "targetctx",
+        "typeof_pyval",
     },
     "cache": {"_cache_file", "_impl", "_impl_class", "_index_key", "_load_overload", "load_overload", "save_overload"},
     "cache implementation": {"_locator_classes", "rebuild", "reduce"},
     "cache file": {"_data_path", "_index_path", "_load_data", "_load_index", "_open_for_write", "load"},
     "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
     "code library": {"_get_module_for_linking", "_shared_module"},
-    "function descriptor": {"llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname"},
-    "environment": {"consts"},
+    "function descriptor": {
+        "argtypes", "env_name", "llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname",
+    },
+    "environment": {"consts", "env_name"},
     "runtime": {"initialize"},
+    "module of dispatchers": {"Dispatcher", "typeof_init"},
+    "module of functions": {"Environment", "c_helpers", "make_function"},
+    "module of helpers": {"c_helpers"},
+    "module of memory": {"c_helpers"},
+    "module of conversions": {"get_pointer", "new_type_manager", "set_compatible"},
 }  # fmt: skip
-"""By object: the attributes that `mpips.jit.numba_internals` and its intrinsics take for granted."""
+"""By object: the attributes that `numba_internals`, `numba_extensions` and the intrinsics of mpips take for granted."""
 
 
 def half(x: float) -> float:
@@ -56,7 +69,9 @@ class Made:
         self.objects: dict[str, Any] = {
             "configuration": config, "dispatcher": jit, "target context": jit.targetctx, "runtime": nrt.rtsys,
             "code library": result.library, "function descriptor": result.fndesc,
-            "environment": environment.Environment({"__name__": "made"}),
+            "environment": environment.Environment.from_fndesc(result.fndesc),
+            "module of dispatchers": _dispatcher, "module of functions": _dynfunc, "module of helpers": _helperlib,
+            "module of memory": _nrt_python, "module of conversions": _typeconv,
         }  # fmt: skip
         self.objects["cache"] = cache = getattr(jit, "_cache", None)
         self.objects["cache implementation"] = getattr(cache, "_impl", None)
@@ -79,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_numba_still_has_what_is_used(made: Made, owner: str, name: str) -> None:
     assert hasattr(made.objects[owner], name), (
         f"numba {numba.__version__}: the {owner} ({type(made.objects[owner]).__name__}) has no {name} any more, "
-        f"which mpips/jit/numba_internals.py uses; it was tried with {', '.join(TRIED)}"
+        f"which mpips/jit/compiler/numba_internals.py uses; it was tried with {', '.join(TRIED)}"
     )
 
 
@@ -90,8 +105,31 @@ def test_numba_still_saves_a_function_as_one_object_file_with_its_bitcode(made: 
         case entry:
             pytest.fail(
                 f"numba {numba.__version__} saves a compiled function as something else, {entry!r:.200}: "
-                f"mpips/jit/numba_internals.py then loads the compiler too; it was tried with {', '.join(TRIED)}"
+                f"{INTERNALS.name} then has no image of it; it was tried with {', '.join(TRIED)}"
             )
+
+
+def constants(name: str) -> Any:
+    """Return a constant of the module that is not to be imported beside numba."""
+    tree = ast.parse(EXTENSIONS.read_text())
+    (value,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    )
+    return ast.literal_eval(value)
+
+
+def test_scalars_are_converted_as_numba_converts_them() -> None:
+    scalars, rows = constants("SCALARS"), constants("CONVERSIONS")
+    kinds = [getattr(numba.types, "boolean" if name == "bool" else name) for name in scalars]
+    for begin, row in zip(kinds, rows, strict=True):
+        found = [default_type_manager.check_compatible(begin, end) for end in kinds]
+        assert "".join("-" if each is None else each.name[0] for each in found) == row, begin
+
+
+def test_the_functions_of_which_numba_has_its_own_are_known() -> None:
+    assert {name for each in constants("MATH") for name in (each, f"{each}f")} == set(intrinsics.INTR_MATH)
 
 
 def test_the_installed_numba_is_one_that_was_tried() -> None:
@@ -102,12 +140,12 @@ def test_the_installed_numba_is_one_that_was_tried() -> None:
     assert first <= here <= last, f"numba {version('numba')} was not tried: see {INTERNALS.name}"
 
 
-def test_one_module_alone_uses_what_numba_keeps_to_itself() -> None:
+def test_three_modules_alone_use_what_numba_keeps_to_itself() -> None:
     private = re.compile(
         r"\.(_cache_file|_compile_for_args|_config_fname|_impl\.re\w+|_index_key|_load_overload|_shared_module|targetctx)\b"
     )
     for path in [*(ROOT / "mpips").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
-        if path == INTERNALS:
+        if path in (INTERNALS, EXTENSIONS, INSTALLED):
             continue
         text = path.read_text(encoding="utf-8")
         assert not private.search(text), (

@@ -52,7 +52,7 @@ class Worker:
 
 NEEDED = {
     "numpy",
-    "numba",
+    "mpips.jit.numba_extensions",
     "mpi4py.MPI",
     "mpips.transport.mpi.fastpath_server",
     "mpips.transport.mpi.fastpath_client",
@@ -62,11 +62,13 @@ NEEDED = {
 }
 """By every rank: any may take any role."""
 COMPILER = {
-    "numba.np.arrayobj", "numba.np.arraymath", "numba.np.linalg", "numba.cpython.builtins_impl",
-    "numba.cpython.unicode", "numba.cpython.hashing", "numba.cpython.randomimpl", "numba.cpython.listobj",
+    "numba",
+    "llvmlite",
     "scipy",
-}  # fmt: skip
-"""What numba compiles by, and no rank whose kernels are in the cache."""
+    "mpips.jit.compiler.numba_internals",
+    "mpips.jit.compiler.pointer_intrinsics",
+}
+"""What compiles kernels, and no rank whose kernels are in the cache needs."""
 FORMATS = {"h5py", "mpips.data.convert", "lz4", "zstandard"}
 """What only who opens such a file needs; the scheduler asks h5py for its version."""
 COMMANDS = {

@@ -15,14 +15,11 @@ import ctypes
 import sys
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
 from mpi4py import MPI
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from mpips.jit.deferred import Deferred
 from mpips.jit.kernel import kernel
 
 NAMES = (
@@ -41,33 +38,11 @@ STATUS_BYTES = 64
 _MARK = 0x1234567
 
 
-def _call(typing_context: Any, function: Any, arguments: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        word = ir.IntType(64)
-        count = len(arguments)
-        kind = ir.FunctionType(ir.IntType(32), [word] * count)
-        target = builder.inttoptr(given[0], kind.as_pointer())
-        values = [builder.extract_value(given[1], position) for position in range(count)]
-        return builder.call(target, values)
-
-    return types.int32(types.int64, arguments), generate
-
-
-call: Any = intrinsic(_call)
-"""Call the C function at an address with a tuple of int64; return its int."""
-
-
-def _to_pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
-
-    kind: Any = types.CPointer
-    return kind(like)(types.int64, like), generate
-
-
+# a function by its address, and a tuple of int64; returns its int
+call: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "call")
 # a pointer to numbers of the type of `like`
-_pointer: Any = intrinsic(_to_pointer)
-_view: Any = numba.carray  # type: ignore[attr-defined]
+_pointer: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "pointer")
+_view: Any = Deferred("numba", "carray")
 
 
 @kernel()

@@ -1,8 +1,9 @@
-"""All uses of numba's internal names in mpips: dispatchers' caches, and the configuration.
+"""All uses of numba's internal names in mpips where numba is imported: dispatchers' caches, and the configuration.
 
-Numba may change these in any minor version, so pyproject.toml allows only the tested versions: TRIED, each with the
-llvmlite that it requires. tests/jit/test_numba_internals.py names each attribute used here that no longer exists. To
-allow the next minor version, run tests/jit with it, adapt this module, and raise the bound and TRIED.
+Numba may change these in any minor version, so pyproject.toml allows only the tested versions (those in
+`mpips.jit.numba_installed`), each with the llvmlite that it requires. tests/jit/test_numba_internals.py names each
+attribute used here, or by `mpips.jit.numba_extensions`, that no longer exists. To allow the next minor version, run
+tests/jit with it, adapt these modules, and raise the bounds.
 
 Other modules use `numba.carray`, `numba.types` and `numba.extending.intrinsic`, which are documented, with llvmlite's
 builder and the target context, which an intrinsic receives as arguments.
@@ -10,7 +11,6 @@ builder and the target context, which an intrinsic receives as arguments.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import llvmlite.binding as llvm
-from numba import _dispatcher
+from numba import _dispatcher, types
 from numba.core import config as _config
 from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
@@ -31,19 +31,11 @@ from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.core.typeconv.rules import default_type_manager
 
-from mpips.jit import kernel_cache
-
-TRIED = ("0.61.2", "0.68.1")
-"""Tested versions: the latest with all of tests/jit, the oldest with the tests of kernels and of these names."""
-
-DIGEST = 16
-"""Bytes of a digest at the end of a cached file."""
+from mpips.jit import deferred, kernel_cache
+from mpips.jit.code_image import Image, image_of
+from mpips.jit.kernel_index import DIGEST, Parameter, Parameters, Stamps, digest
 
 config: Any = _config
-# numba reads a configuration file in the working folder. It may be another user's, and can set the folder from which
-# cached code is loaded.
-config._config_fname = os.devnull
-config.reload_config()
 
 
 class _Locator:
@@ -53,10 +45,9 @@ class _Locator:
     rank would do so for each kernel, although `kernel_cache` has already examined the folder.
     """
 
-    def __init__(self, function: Callable[..., Any], folder: Path, files: Sequence[str]) -> None:
+    def __init__(self, function: Callable[..., Any], folder: Path, known: Stamps) -> None:
         self._folder, self._line = str(folder), function.__code__.co_firstlineno
-        stats = [os.stat(file) for file in files if os.path.isfile(file)]
-        self._stamp = tuple((each.st_mtime_ns, each.st_size) for each in stats)
+        self._stamp = tuple(stamp for _, *stamp in known)
 
     def from_function(self, function: Any, file: str) -> _Locator:
         return self
@@ -78,7 +69,7 @@ class _Locator:
 _Implementation: Any = FunctionCache._impl_class
 _FunctionCache: Any = FunctionCache
 _Dispatcher: Any = CPUDispatcher
-_types: Any = default_type_manager
+_manager: Any = default_type_manager
 
 
 class _LocatedImplementation(_Implementation):  # type: ignore[misc]
@@ -114,7 +105,7 @@ class Kernel(_Dispatcher):  # type: ignore[misc]
         # For the first call: it finds nothing compiled, and asks `_compile_for_args`.
         names = code.co_varnames[: code.co_argcount]
         _dispatcher.Dispatcher.__init__(
-            self, _types.get_pointer(), len(names), self._fold_args, names, (), False, False, False
+            self, _manager.get_pointer(), len(names), self._fold_args, names, (), False, False, False
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -136,11 +127,24 @@ class Kernel(_Dispatcher):  # type: ignore[misc]
             self._cache = self.cache
 
 
-def made(
-    function: Callable[..., Any], options: dict[str, Any], folder: Path | None, files: Sequence[str]
-) -> Kernel:
-    """Return a dispatcher with its cache in a folder, or without one; a change of one of the files invalidates it."""
-    return Kernel(function, options, None if folder is None else _Locator(function, folder, files))
+def initialise(
+    kernel: Any, function: Callable[..., Any], options: dict[str, Any], folder: Path | None, known: Stamps
+) -> None:
+    """Make an object a dispatcher with its cache in a folder, or without one.
+
+    Args:
+        kernel: an instance of `Kernel`, or of another subclass of numba's C type of dispatchers.
+        function: what it is compiled from.
+        options: for numba's compiler.
+        folder: the folder; None if there is none.
+        known: the state of the source files, a change of which invalidates the cache.
+    """
+    kernel.__class__ = Kernel
+    kernel.__init__(function, options, None if folder is None else _Locator(function, folder, known))
+
+
+compiler_lock: Any = global_compiler_lock
+"""Held by the thread that compiles, or makes a dispatcher."""
 
 
 def load(jit: Any, signatures: Sequence[str]) -> None:
@@ -223,13 +227,9 @@ def _seal(files: Any) -> None:
         content = io.BytesIO()
         yield content
         with open_for_write(path) as file:
-            file.write(content.getvalue() + _digest(content.getbuffer()))
+            file.write(content.getvalue() + digest(content.getbuffer()))
 
     files._open_for_write = sealed
-
-
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
 def _is_sound(path: str) -> bool:
@@ -237,7 +237,7 @@ def _is_sound(path: str) -> bool:
     if not kernel_cache.is_own_file(path):
         return False
     content = memoryview(Path(path).read_bytes())
-    return content[-DIGEST:] == _digest(content[:-DIGEST])
+    return content[-DIGEST:] == digest(content[:-DIGEST])
 
 
 def _read_own_files(files: Any) -> None:
@@ -345,4 +345,47 @@ def _saver(cache: Any) -> Callable[[Any, Any], None]:
 
 def is_compiled(value: object) -> bool:
     """Return whether a value of a module is a compiled function."""
-    return isinstance(value, Kernel) or type(value).__module__.startswith("numba")
+    known = isinstance(value, _dispatcher.Dispatcher | deferred.Deferred)
+    return known or type(value).__module__.startswith("numba")
+
+
+def image(kernel: Any, signature: str) -> tuple[Parameters, Image] | None:
+    """Return the types and the machine code of a compiled kernel in numba's cache.
+
+    Returns:
+        What `mpips.jit.numba_extensions` calls; None if the kernel needs more than that gives it.
+    """
+    try:
+        cache = kernel.cache
+        entry = cache._cache_file.load(cache._index_key(signature, _codegen()))
+    except (AttributeError, TypeError):
+        return None
+    match entry:
+        case (
+            str(),
+            "object",
+            (bytes(code), bytes()),
+        ), FunctionDescriptor() as about, Environment() as own, *others:
+            parameters = [_parameter(each) for each in about.argtypes]
+            if own.consts or None in parameters:
+                return None
+            tuples = [each for each in others if isinstance(each, tuple)]
+            # Those with objects in them, of the functions that the kernel calls. Mostly only these functions' wrappers
+            # for Python need the objects, and are not called.
+            inner = [each.env_name for other in tuples for each in other if isinstance(each, Environment)]
+            made = image_of(
+                code, about.llvm_cpython_wrapper_name, about.env_name, {*inner} - {about.env_name}
+            )
+            return None if made is None else (cast(Parameters, tuple(parameters)), made)
+    return None
+
+
+def _parameter(kind: Any) -> Parameter | None:
+    """Describe a type; None if it is neither a number nor an array of numbers."""
+    if type(kind) is types.Array and kind.aligned and _is_number(kind.dtype):
+        return str(kind.dtype), kind.ndim, kind.layout, not kind.mutable
+    return str(kind) if _is_number(kind) else None
+
+
+def _is_number(kind: Any) -> bool:
+    return type(kind) in (types.Boolean, types.Integer, types.Float, types.Complex)

@@ -11,10 +11,10 @@ import re
 import sys
 import warnings
 
+from mpips.jit.numba_installed import THREADS, are_threads
 from mpips.process.first_rank import seems_first
 from mpips.process.printable import one_line
 
-THREADS = "NUMBA_NUM_THREADS"
 _UNPARSED = re.compile(
     r"Environment variable '(NUMBA_\w+)' is defined but its associated value .*?\n(.*)", re.DOTALL
 )
@@ -29,8 +29,7 @@ def _refuse(name: str, why: str) -> None:
 def import_numba() -> None:
     """Import numba without the variables that it cannot use."""
     # Numba refuses a number that is not positive by an error of its own, at import.
-    threads = os.environ.get(THREADS, "1").strip()
-    if not (threads.isascii() and threads.isdigit() and int(threads) > 0):
+    if not are_threads(os.environ.get(THREADS, "1")):
         _refuse(THREADS, "it must be a whole number, at least 1")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

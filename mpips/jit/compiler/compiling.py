@@ -24,7 +24,7 @@ from mpips.process.printable import Control, printable
 PATIENCE = 120.0
 """Seconds to wait for another process's kernel; no kernel takes that long, so that process was stopped."""
 _LOCK = "mpips-kernels.lock"
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 _IMPORT = re.compile(r"^from (mpips[\w.]*) import (.*)$", re.MULTILINE)
 
 _held: set[Path] = set()
