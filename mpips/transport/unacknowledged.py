@@ -29,7 +29,7 @@ SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER = range(8)
 values that follow it; address and size of the memory for these; rank that gets the answer."""
 CHANGES_OUT = 256
 """Rows of `changes`."""
-LARGE = 16
+LARGE = 128
 """The first rows, which are for changes whose keys and values follow their frame."""
 SENDS = 4
 SEND_FRAME, SEND_KEYS, SEND_VALUES, SEND_ANSWER = range(SENDS)
@@ -91,6 +91,8 @@ class Unacknowledged:
 
         `answer_to_pull(slot, total, buffer, bytes)` returns the answer with these columns of `held`, and frees them.
         """
+        if not self.links[shard, LAST]:
+            return []
         taken = [*self._changes(shard, through), *self._held(shard, through, answer_to_pull)]
         # A stable sort: a change before what has read it.
         return sorted(taken, key=lambda each: each.number)
@@ -121,7 +123,15 @@ class Unacknowledged:
             yield Taken(None, number, answer_to_pull(*place))
 
     def provide(self, size: int) -> bool:
-        """Make memory of `size` bytes for the keys and values of a change; return whether it was made."""
+        """Make memory of `size` bytes for the keys and values of changes; return whether it was made.
+
+        Each call doubles the rows that have so much, since each change without a row costs time in Python.
+        """
+        more = max(1, int((self.changes[:, ROOM_BYTES] >= size).sum()))
+        made = [self._provide_one(size) for _ in range(more)]
+        return made[0]
+
+    def _provide_one(self, size: int) -> bool:
         room = 1 << (size - 1).bit_length()
         for row in range(LARGE):
             busy = self.changes[row, SHARD] or self.sends[SENDS * row : SENDS * (row + 1), 0].any()
