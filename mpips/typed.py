@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
 import re
@@ -72,9 +71,17 @@ def key_of(path: Path) -> str:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return a text with the most similar of the known words, and all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
+    near = _nearest(word, names)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}valid: {', '.join(names)}" if names else "none is valid here"
+
+
+def _nearest(word: str, names: Sequence[str]) -> list[str]:
+    """Return the most similar of the names, if any is similar."""
+    # Only a mistake needs this module.
+    import difflib
+
+    return difflib.get_close_matches(word, names, n=1)
 
 
 def got(value: object) -> str:
@@ -153,7 +160,7 @@ def convert(value: Any, hint: Any, path: Path) -> Any:
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
-        near = difflib.get_close_matches(value, [str(a) for a in args], n=1) if isinstance(value, str) else []
+        near = _nearest(value, [str(a) for a in args]) if isinstance(value, str) else []
         raise _mismatch(value, hint, path, f"; did you mean {near[0]!r}?" if near else "")
     if hint in SCALARS:
         return _convert_scalar(value, hint, path)

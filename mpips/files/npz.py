@@ -5,7 +5,6 @@ An archive's directory and the arrays' headers may declare any size, which numpy
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,9 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
         OSError: it cannot be opened, or is not a regular file.
         ValueError: it is not an archive of arrays of numbers and texts, or damaged.
     """
+    # Few ranks read such a file, and the import takes 10 modules.
+    import zipfile
+
     found: dict[str, NDArray[Any]] = {}
     with open_regular(path, follow=follow) as raw:
         size = raw.seek(0, 2)

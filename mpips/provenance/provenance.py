@@ -13,7 +13,6 @@ No error here fails a run: facts that cannot be found are left out.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -185,6 +184,9 @@ def collect(
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
+    # Only one rank of a run calls this, and the import takes 15 modules.
+    import importlib.metadata
+
     found = {}
     for package in packages:
         try:
@@ -235,6 +237,8 @@ def _states(job: Job, asking: Asking) -> tuple[Facts | None, Facts | None]:
 
 def _installed() -> Facts | None:
     """Return the installation of mpips: the commit that pip took it from, and the hash of its list of files."""
+    import importlib.metadata
+
     with suppress(importlib.metadata.PackageNotFoundError, ValueError, OSError):
         found = importlib.metadata.distribution("mpips")
         origin = json.loads(found.read_text("direct_url.json") or "{}")

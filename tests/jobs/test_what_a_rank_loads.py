@@ -69,12 +69,12 @@ COMPILER = {
     "mpips.jit.compiler.pointer_intrinsics",
 }
 """What compiles kernels, and no rank whose kernels are in the cache needs."""
-FORMATS = {"h5py", "mpips.data.convert", "lz4", "zstandard"}
-"""What only who opens such a file needs; the scheduler asks h5py for its version."""
+FORMATS = {"h5py", "zipfile", "mpips.data.convert", "lz4", "zstandard"}
+"""What only who opens such a file needs; the scheduler asks for the versions of packages."""
 COMMANDS = {
     "mpips.cli", "mpips.bench", "mpips.report.report", "mpips.report.charts", "mpips.report.ro_crate",
     "mpips.report.diff", "mpips.planning.model", "mpips.launch.mpi_launcher", "mpips.transport.in_memory",
-"mpips.rank.simulation", "jinja2", "unittest", "asyncio", "multiprocessing", "http", }  # fmt: skip
+"mpips.rank.simulation", "jinja2", "difflib", "unittest", "asyncio", "multiprocessing", "http", }  # fmt: skip
 """What runs no rank."""
 
 
@@ -93,4 +93,4 @@ def test_what_each_role_imports_and_what_none_needs(tmp_path: Path, run_mpips: C
         have = set(modules[role])
         assert have >= NEEDED, role
         assert not have & (COMPILER | COMMANDS), role
-        assert not have & (FORMATS - ({"h5py"} if role == "scheduler" else set())), role
+        assert not have & (FORMATS - ({"h5py", "zipfile"} if role == "scheduler" else set())), role
