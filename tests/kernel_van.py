@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.header import DETACHED, HEADER
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Message, bodies, decode, frame_bytes, from_bytes, to_bytes
@@ -27,6 +28,9 @@ from mpips.transport.mpi.kernels import (
     FRAME,
     FRAME_ROOM,
     LANDED,
+    LATE_AT,
+    LATE_BODY,
+    LATE_ROW,
     NOTHING,
     RECEIVED,
     SENT,
@@ -40,6 +44,8 @@ from mpips.transport.mpi.kernels import (
 
 _SOURCE = 8
 """Offset of the source in a status."""
+_LATE = -1
+"""The handle of a receive that takes long."""
 
 
 def _int(address: int, kind: Any = ctypes.c_int64) -> Any:
@@ -51,6 +57,10 @@ class KernelVan(TwinVan):
 
     handled = 0
     """Messages that kernels have handled, of all vans."""
+    late = 0.0
+    """Probability that the keys and values of a frame arrive after kernels have given up."""
+    given_up = 0
+    """Changes and requests whose rows kernels have given up, of all vans."""
 
     def __init__(self, network: Network, rank: int) -> None:
         super().__init__(network, rank)
@@ -60,6 +70,9 @@ class KernelVan(TwinVan):
         self._flags = np.zeros(2 * network.size, np.uint8)[::2]
         self._raw, self._source = bytearray(), -1
         self._bodies: deque[bytes] = deque()
+        # Receives in progress, as address and bytes; messages that wait for them.
+        self._receives: list[tuple[int, bytes]] = []
+        self._incomplete: deque[tuple[Message, list[tuple[int, bytes]], Any]] = deque()
         self._sends: dict[int, tuple[int, bytes]] = {}
         self._partial: dict[int, tuple[bytearray, int]] = {}
         self._chance = random.Random(rank)
@@ -124,7 +137,11 @@ class KernelVan(TwinVan):
     ) -> int:
         body = self._bodies.popleft()
         assert len(body) == size and source == self._source
-        ctypes.memmove(buffer, body, size)
+        if self._receives or self._chance.random() < self.late:
+            self._receives.append((buffer, body))
+            _int(request).value = _LATE
+        else:
+            ctypes.memmove(buffer, body, size)
         return 0
 
     def _isend(self, buffer: int, size: int, kind: int, dest: int, tag: int, comm: int, request: int) -> int:
@@ -154,7 +171,7 @@ class KernelVan(TwinVan):
         number = _int(request).value
         if number == 0:
             _int(flag).value = 1
-        elif self._chance.random() < 0.5:
+        elif number != _LATE and self._chance.random() < 0.5:
             self._check(number)
             _int(request).value, _int(flag).value = 0, 1
         return 0
@@ -173,6 +190,12 @@ class KernelVan(TwinVan):
         network, table, cells = self._open(), self.fast_path, self._cells
         if table is None:
             return super().receive()
+        if self._incomplete and self._chance.random() < 0.05:
+            network.touch(self.rank)
+            message, receives, _ = self._incomplete.popleft()
+            for address, body in receives:
+                ctypes.memmove(address, body, len(body))
+            return message
         cells[SERVED] = cells[SLEEPERS] = 0
         chain = table.unacknowledged
         found = serve(
@@ -194,7 +217,10 @@ class KernelVan(TwinVan):
                 provide(int(cells[cell]))
                 cells[cell] = 0
         network.touch(self.rank)
-        if found == NOTHING:
+        if found == LATE_BODY:
+            self._give_up(table)
+        assert not self._receives
+        if found in (NOTHING, LATE_BODY):
             return None
         assert found in (TAKEN, BIG, LANDED)
         self.received_bytes += len(self._raw)
@@ -207,3 +233,18 @@ class KernelVan(TwinVan):
             at += len(body)
         assert to_bytes(message) == bytes(self._raw)
         return message
+
+    def _give_up(self, table: FastPathTable) -> None:
+        """Keep a message whose keys and values are received until they are there, as `MPIVan` does."""
+        message, key_bytes, _ = decode(bytearray(self._frame[: int(self._cells[SIZE])].data))
+        row, place = int(self._cells[LATE_ROW]) - 1, int(self._cells[LATE_AT])
+        raw = table.abandon_receive_buffer() if row < 0 else table.unacknowledged.give_up(row)
+        KernelVan.given_up += row >= 0
+        there = raw[place - raw.ctypes.data :]
+        if message.keys is not None:
+            message.keys = there[:key_bytes].view(np.uint64)
+        if message.values is not None:
+            values = there[key_bytes : key_bytes + message.values.nbytes]
+            message.values = values.view(message.values.dtype).reshape(message.values.shape)
+        self._incomplete.append((message, self._receives, raw))
+        self._receives = []

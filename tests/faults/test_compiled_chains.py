@@ -162,6 +162,17 @@ def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.Mo
         run(number, servers=2, workers=2, replicas=1, delays=dropping, faults=faults)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_keys_and_values_that_arrive_late_are_applied_by_python(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelVan, "late", 0.2)
+    monkeypatch.setattr(KernelVan, "given_up", 0)
+    run(seed, servers=2, workers=2, replicas=1)
+    assert KernelVan.given_up
+    run(seed, servers=2, workers=2, replicas=1, faults=[Fault("kill", 1 + seed, after_messages=300)])
+
+
 @pytest.mark.parametrize("act", ["kill", "stop", "pause"])
 @pytest.mark.parametrize("part", range(2))
 def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
