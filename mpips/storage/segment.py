@@ -12,7 +12,7 @@ slots, which are valid as long as the segment exists.
 
 When an update raises, the error is sent to the caller and the segment continues to serve: new keys keep their slots
 with initial rows, rows that the function has already changed stay changed (there is no roll-back), and the round is
-dropped, though its number stays in the clock.
+dropped, though its number stays in the clock. The module is long because dense and sparse segments share most methods.
 """
 
 from __future__ import annotations

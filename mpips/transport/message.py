@@ -5,7 +5,8 @@ Nothing is pickled and no code is sent: the header is a packed struct, metadata 
 keys are uint64, values have one of four number types. A message of up to `INLINE` payload bytes is sent as one frame;
 the buffers of a larger one follow the frame as messages of their own and are never copied.
 
-`encode` and `decode` are pure functions and do not depend on MPI.
+`encode` and `decode` are pure functions and do not depend on MPI. The module is long because both read and write every
+field of one format.
 """
 
 from __future__ import annotations
