@@ -177,7 +177,7 @@ class Darlin:
             self.workers.call("widen")
 
     def _refuse_tiny_features(self) -> None:
-        found = [each for each in self.servers.call("faint", vector=self.w) if each["count"]]
+        found = [each for each in self.servers.call("tiny_features", vector=self.w) if each["count"]]
         if found:
             first, count = min(each["first"] for each in found), sum(each["count"] for each in found)
             others = f" (and of {count - 1:,} others)" if count > 1 else ""
