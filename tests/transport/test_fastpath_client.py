@@ -11,6 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpips.errors import ProtocolError
+from mpips.jit import kernel_cache, kernel_index, numba_installed
 from mpips.ranges import KeyRange
 from mpips.transport import header
 from mpips.transport.fastpath_table import FastPathTable
@@ -311,4 +312,11 @@ def test_an_answer_that_is_not_of_its_size_is_not_copied(
 
 def test_kernels_are_compiled_again_when_the_header_changes() -> None:
     stat = os.stat(header.__file__)
-    assert (stat.st_mtime_ns, stat.st_size) in ask._cache._cache_file._source_stamp  # type: ignore[attr-defined]
+    source = ask.__code__.co_filename  # type: ignore[attr-defined]
+    folder = kernel_cache.choose(os.path.dirname(source)).folder
+    assert folder is not None
+    index = kernel_index.current(
+        kernel_index.path_of(folder, source, numba_installed.key()), os.path.dirname(source)
+    )
+    assert index is not None
+    assert (stat.st_mtime_ns, stat.st_size) in [(mtime, size) for _, mtime, size in index.stamps]
