@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Finished, Started
@@ -218,13 +219,19 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(
 @pytest.mark.parametrize(
     "where", ["<&- >&- 2>&-", pytest.param(">/dev/full 2>/dev/full", marks=pytest.mark.once)]
 )
-def test_ranks_go_on_without_their_streams(run_ranks: Callable[..., Finished], toy: Path, where: str) -> None:
+def test_ranks_go_on_without_their_streams(
+    run_ranks: Callable[..., Finished], starter: Any, toy: Path, where: str
+) -> None:
     (toy / "rank.py").write_text(
         "import os, sys\n"
         f"os.execv('/bin/bash', ['bash', '-c', 'exec {MPIPS.removesuffix('.cli')} job.toml --run-dir run {where}'])\n"
     )
     done = run_ranks(3, "rank.py", cwd=toy)
-    assert done.code == 0, done
+    # MPICH's launcher may kill a rank without streams that is a little slower to exit than the others.
+    assert done.code == 0 or (starter.kind == "mpich" and done.code == 9), done
+    for log in (toy / "run" / "logs").iterdir():
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert (last["event"], last["code"]) == ("end", 0)
     assert json.loads((toy / "run" / "result.json").read_text())["status"] == "completed"
 
 
