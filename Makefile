@@ -14,7 +14,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 # The files that start ranks; the others need packages that an environment for ranks does without.
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
-.PHONY: demo test ready kernels test-openmpi test-jobs test-parts ranks-jobs ranks-parts test-mpich test-slurm
+.PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
 .PHONY: slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -35,15 +35,19 @@ kernels: .venv/test-ready
 
 # Parts of the suite, several at once on two cores: what starts ranks waits a lot, and jobs in Slurm's queue wait most.
 # The longest come first.
-OPENMPI = ranks-jobs test-parts test-jobs ranks-parts
+OPENMPI = ranks-jobs test-jobs test-first test-others ranks-parts
 test-openmpi:
 	$(SIDE_BY_SIDE) --jobs=3 --keep-going $(OPENMPI)
 
 test-jobs: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
 
-test-parts: .venv/test-ready
-	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs $(PYTEST_ARGS)
+# The other folders, in two halves by the alphabet.
+test-first: .venv/test-ready
+	.venv/bin/python -m pytest -m "not ranks and not slurm" tests/[a-f]*/ $(PYTEST_ARGS)
+
+test-others: .venv/test-ready
+	.venv/bin/python -m pytest -m "not ranks and not slurm" --ignore=tests/jobs --ignore-glob='tests/[a-f]*/*' $(PYTEST_ARGS)
 
 JOBS = tests/jobs/% tests/bench/% tests/process/%
 ranks-jobs: .venv/test-ready
