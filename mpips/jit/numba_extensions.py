@@ -221,7 +221,8 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
 
     def _compile_for_args(self, *args: Any, **kwargs: Any) -> Any:
         """Return what to call for arguments for which there is no machine code yet."""
-        if self._can_compile and "_functions" not in vars(self):
+        if self._can_compile:
+            # Waits while another thread loads it.
             self._load()
         if self._can_compile:
             self._become(self)

@@ -147,6 +147,23 @@ compiler_lock: Any = global_compiler_lock
 """Held by the thread that compiles, or makes a dispatcher."""
 
 
+@contextmanager
+def waited_for(kernel: Any) -> Iterator[None]:
+    """Let other threads that call a kernel wait while it is made a dispatcher, by the thread that has the lock."""
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        with global_compiler_lock:
+            return kernel.__call__
+
+    kernel.__dict__["_compile_for_args"] = wait
+    try:
+        yield
+    finally:
+        # It may have been replaced: by what loads the machine code at the first call.
+        if kernel.__dict__.get("_compile_for_args") is wait:
+            del kernel.__dict__["_compile_for_args"]
+
+
 def load(jit: Any, signatures: Sequence[str]) -> None:
     """Load a kernel from the cache, or compile it.
 

@@ -50,11 +50,12 @@ def become(
         deferred.resolve(function.__globals__)
         files = kernel_sources.files(function, numba_internals.is_compiled)
         known = kernel_index.stamps(kernel_index.folder_of(function), files)
-        numba_internals.initialise(kernel, function, options, folder, known)
-        if signatures:
-            _load(kernel, function, signatures, folder)
-            if folder is not None and numba_installed.key():
-                _add(kernel, function, signatures, folder, known)
+        with numba_internals.waited_for(kernel):
+            numba_internals.initialise(kernel, function, options, folder, known)
+            if signatures:
+                _load(kernel, function, signatures, folder)
+        if signatures and folder is not None and numba_installed.key():
+            _add(kernel, function, signatures, folder, known)
         _made.add(kernel)
 
 
