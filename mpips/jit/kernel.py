@@ -4,10 +4,10 @@ Kernels are compiled by numba for the signatures they name, at import, and cache
 the first import on a machine compiles them, so no measurement includes a compilation. They release the GIL and never
 reorder floating-point operations, so that results do not depend on the machine's vector width.
 
-A rank calls only a few of the kernels that it imports, and compiles none. So a cached kernel is loaded at its first
-call, without numba's compiler, whose modules (with scipy's) would take most of a rank's start-up time. Only the machine
-code of a cached kernel is loaded. The LLVM code that another kernel needs to include it takes several times the memory
-and the time, and is loaded only when such a kernel is compiled.
+A rank calls only a few of the kernels that it imports, and compiles none. So the machine code of a cached kernel is
+loaded at its first call, and called without numba (`mpips.jit.numba_extensions`), whose import would take much of a
+rank's start-up time. The LLVM code that another kernel needs to include it takes several times the memory and the time,
+and is loaded by numba, only when such a kernel is compiled (`mpips.jit.compiler`).
 """
 
 from __future__ import annotations
