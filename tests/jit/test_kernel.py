@@ -145,48 +145,45 @@ print(sorted(found) == list(range(0, 16, 2)))
     assert python(folder, code) == ["True"]
 
 
+SLOWLY = """
+import time, threading
+import made_kernels
+began, found = threading.Event(), []
+def slow(function):
+    def slowly(*arguments):
+        began.set()
+        time.sleep(0.3)
+        return function(*arguments)
+    return slowly
+"""
+SECOND = """
+first = threading.Thread(target=lambda: found.append(made_kernels.double(1)))
+first.start()
+began.wait()
+found.append(made_kernels.double(2))
+first.join()
+"""
+"""Calls a kernel while another thread is at what was made slow."""
+
+
 def test_a_thread_that_comes_while_another_loads_waits_for_it(folder: Path) -> None:
     (folder / "made_kernels.py").write_text(KERNELS.partition('@kernel("f8[::1](i8)")')[0])
     assert python(folder, "import made_kernels\nprint(made_kernels.double(2))") == ["4"]
     code = """
-import time, threading
-import made_kernels
 from mpips.jit.numba_extensions import CachedKernel
-insert, began, found = CachedKernel._insert, threading.Event(), []
-def slowly(self, *arguments):
-    began.set()
-    time.sleep(0.3)
-    return insert(self, *arguments)
-CachedKernel._insert = slowly
-first = threading.Thread(target=lambda: found.append(made_kernels.double(1)))
-first.start()
-began.wait()
-found.append(made_kernels.double(2))
-first.join()
-print(sorted(found), "numba" in sys.modules)
+insert = slow(CachedKernel._insert)
+CachedKernel._insert = lambda self, *arguments: insert(self, *arguments)
 """
-    assert python(folder, code) == ["[2,", "4]", "False"]
+    said = python(folder, f'{SLOWLY}{code}{SECOND}print(sorted(found), "numba" in sys.modules)')
+    assert said == ["[2,", "4]", "False"]
 
 
 def test_a_thread_that_comes_while_another_makes_a_dispatcher_waits_for_it(folder: Path) -> None:
     code = """
-import time, threading
-import made_kernels
 from mpips.jit.compiler import numba_internals
-look, began, found = numba_internals.is_cached, threading.Event(), []
-def slowly(*arguments):
-    began.set()
-    time.sleep(0.3)
-    return look(*arguments)
-numba_internals.is_cached = slowly
-first = threading.Thread(target=lambda: found.append(made_kernels.double(1)))
-first.start()
-began.wait()
-found.append(made_kernels.double(2))
-first.join()
-print(sorted(found))
+numba_internals.is_cached = slow(numba_internals.is_cached)
 """
-    assert python(folder, code) == ["[2,", "4]"]
+    assert python(folder, f"{SLOWLY}{code}{SECOND}print(sorted(found))") == ["[2,", "4]"]
 
 
 def test_what_has_changed_or_is_gone_is_compiled_again(folder: Path) -> None:
