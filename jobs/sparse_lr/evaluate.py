@@ -40,9 +40,10 @@ MOST_BLOCKS_AHEAD = 63
 class Data(NamedTuple):
     """Totals of all workers' parts.
 
-    The number of examples, the end of the keys, the approximate number of features, whether all values are one, max
-    |x| (if sums are exact), and the smallest and the largest of the features' max |x|, each on any one worker; and the
-    largest ratio of a feature's max |x| to the mean of its other |x|.
+    The number of examples (of hashed columns that are learnt online: of those read before training), the end of the
+    keys, the approximate number of features, whether all values are one, max |x| (if sums are exact), and the smallest
+    and the largest of the features' max |x|, each on any one worker; and the largest ratio of a feature's max |x| to the
+    mean of its other |x|.
     """
 
     examples: int
@@ -256,13 +257,13 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     return model
 
 
-def judge_training(cluster: Cluster, data: Data) -> None:
-    """Check that training has improved the model.
+def judge_training(cluster: Cluster, examples: int) -> None:
+    """Check that training has improved the model; `examples`: those that the objective is of.
 
     Raises:
         InputError: F is not finite, or above that of w = 0. The model is kept under another name.
     """
-    objective, nothing = cluster.metrics.get("objective"), data.examples * math.log(2.0)
+    objective, nothing = cluster.metrics.get("objective"), examples * math.log(2.0)
     if objective is None or cluster.stopped_early or objective <= nothing * (1.0 + 1e-9):
         return
     for name in ("model.npz", "model.txt"):

@@ -83,7 +83,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         metrics,
         lambda: evaluate.export_model(cluster),
         training.objective,
-        lambda: evaluate.judge_training(cluster, data),
+        lambda: evaluate.judge_training(cluster, metrics.get("examples", data.examples)),
         lambda: evaluate.test(cluster),
         lambda: cluster.say(evaluate.summary(cluster.metrics, settings.optimum)),
     )

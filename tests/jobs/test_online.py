@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from made import F8, Hooks, Made, Outcome, make, objective, run_twin, svmlight
 
 from mpips.checkpoint.manifest import complete
-from mpips.data import DataSpec, read
+from mpips.data import DataSpec, read, text
 from mpips.data.convert import convert
 from mpips.transport.network_faults import random_delays
 from mpips.worker.vector import Vector
@@ -205,6 +206,17 @@ def test_hashed_columns_with_crosses(tmp_path: Path, algorithm: str) -> None:
     spec = DataSpec(train=str(train), **crossed)
     known = np.unique(np.concatenate([batch.keys for batch in read([str(train)], spec)]))
     assert np.isin(with_crosses[0].keys, known).all() and known.max() > 2**60
+
+
+def test_a_model_is_compared_with_no_weights_on_all_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hashed columns, workers read one batch before training: it is small here."""
+    monkeypatch.setattr(text, "BATCH_NONZEROS", 40)
+    train = tsv(tmp_path, "train.tsv", 1000, 1)
+    metrics = run_twin(train, 1, 2, settings={"algorithm": "ftrl", "batch": 20, "alpha": 0.5}).metrics
+    assert 40 * math.log(2.0) < metrics["objective"] < 1000 * math.log(2.0)
+    assert metrics["examples"] == 1000
 
 
 def test_test_keys_never_seen_in_training_weigh_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""The job files of the project's own applications run to their end, with results that are worth having."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+JOBS: dict[str, tuple[list[str], Callable[[dict[str, Any]], bool]]] = {
+    "sparse_lr/job.toml": (["sparse_lr.passes=2"], lambda of: of["auc"] > 0.7),
+    "sparse_lr/ftrl.toml": ([], lambda of: 0.70 < of["auc"] < 0.75 and of["examples"] == 250_000),
+    "lda/job.toml": (["lda.sweeps=5"], lambda of: -9.0 < of["log_likelihood_per_token"] < -8.0),
+    "sketch/job.toml": ([], lambda of: of["inserts"] == 30_969),
+}
+"""By file: overrides that shorten it, and a check of its metrics."""
+
+
+def test_these_are_all() -> None:
+    assert {f"{path.parent.name}/{path.name}" for path in ROOT.glob("jobs/*/*.toml")} == set(JOBS)
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_file_runs_to_its_end(name: str, run_mpips: Callable[..., Any], tmp_path: Path) -> None:
+    overrides, good = JOBS[name]
+    switches = [part for override in overrides for part in ("--set", override)]
+    done = run_mpips("run", ROOT / "jobs" / name, "--run-dir", tmp_path / "run", *switches, timeout=180)
+    assert done.code == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "completed" and good(result["metrics"]), result["metrics"]
