@@ -42,8 +42,8 @@ class Data(NamedTuple):
 
     The number of examples (of hashed columns that are learnt online: of those read before training), the end of the
     keys, the approximate number of features, whether all values are one, max |x| (if sums are exact), and the smallest
-    and the largest of the features' max |x|, each on any one worker; and the largest ratio of a feature's max |x| to the
-    mean of its other |x|.
+    and the largest of the features' max |x|, each on any one worker; and the largest ratio of a feature's max |x| to
+    the mean of its other |x|.
     """
 
     examples: int
