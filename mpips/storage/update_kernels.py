@@ -1,11 +1,13 @@
 """The kernels of the built-in updates: each changes the rows of some slots by the rows that were pushed for them.
 
 `values` and the state columns are [capacity, width], `slots` i32[n] names n different rows of them, `rows` is
-[n, width]. Gradient updates compute in double precision and round once.
+[n, width]. Gradient updates compute sums of squares and their roots in the type of the rows, and all in which a setting
+takes part in double precision.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,12 +43,11 @@ def add_rows(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
 
 @kernel("f8(f8, f8)", inline=True)
 def shrink(z: float, by: float) -> float:
-    """Soft threshold: sign(z) max(|z| - by, 0)."""
-    if z > by:
-        return z - by
-    if z < -by:
-        return z + by
-    return 0.0
+    """Soft threshold: sign(z) max(|z| - by, 0), by >= 0; 0.0 for NaN."""
+    # Without a branch, which would be mispredicted for half of the rows, and would prevent vectorization.
+    beyond = abs(z) - by
+    # -0.0 + 0.0 is 0.0
+    return math.copysign(beyond if beyond > 0.0 else 0.0, z) + 0.0
 
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1], f8, f8, f8)" for t in ("f4", "f8")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mpips.errors import JobError
 from mpips.storage import updates as module
 from mpips.storage.segment import Segment, one_by_one
+from mpips.storage.update_kernels import shrink
 from mpips.storage.updates import (
     Column,
     VectorSpec,
@@ -162,6 +164,12 @@ def test_ftrl_with_a_large_l1_stays_zero(gradients: list[float]) -> None:
 
 
 @pytest.mark.usefixtures("registry")
+@given(st.floats(), st.floats(min_value=0.0, allow_nan=False))
+def test_the_soft_threshold_is_its_definition_to_the_bit(z: float, by: float) -> None:
+    expected = z - by if z > by else z + by if z < -by else 0.0
+    assert struct.pack("<d", shrink(z, by)) == struct.pack("<d", expected)
+
+
 def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
     @update(
         "mean",
