@@ -18,9 +18,13 @@ from typing import Any
 
 from mpips import Cluster, Job, finish, retry_on_loss
 from mpips.jobs.lda import results
+from mpips.jobs.lda.model import FILE
 from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.settings import Settings as Settings
 from mpips.jobs.lda.training import Training
+
+OUTPUTS = FILE, results.TABLE, results.PICTURE
+"""The files that a run writes."""
 
 
 def exact_sums(job: Job) -> str:

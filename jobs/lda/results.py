@@ -19,6 +19,8 @@ from mpips.jobs.lda.sweeps import PIECE, Sweeper
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, table, umass
 from mpips.jobs.lda.training import Training
 
+TABLE, PICTURE = "topics.txt", "topics.svg"
+"""The files of the topics' top words."""
 SHOWN = 30
 """Largest number of topics whose table is printed; the file has all."""
 
@@ -67,10 +69,10 @@ class Results:
         text = table(top, n_k, self.words, coherence)
         if len(n_k) <= SHOWN:
             cluster.say(text)
-        with replacing(self.folder / "topics.txt", "w") as file:
+        with replacing(self.folder / TABLE, "w") as file:
             file.write(text + "\n")
         try:
-            draw(self.folder / "topics.svg", top, n_k, self.words)
+            draw(self.folder / PICTURE, top, n_k, self.words)
         except (InputError, OSError) as error:
             cluster.say(f"no picture of the topics: {error}")
         return {}
@@ -83,7 +85,7 @@ class Results:
             text += f"; mean coherence {metrics['coherence']:.2f}"
         if metrics.get("perplexity") is not None:
             text += f"; perplexity of the test documents {metrics['perplexity']:.1f}"
-        self.cluster.say(f"{text}\ntopics: {self.folder / 'topics.txt'}")
+        self.cluster.say(f"{text}\ntopics: {self.folder / TABLE}")
 
 
 def _perplexity(cluster: Cluster, training: Training) -> float | None:

@@ -44,6 +44,8 @@ from mpips.jobs.sketch.settings import Settings as Settings
 from mpips.jobs.sketch.worker import Worker as Worker
 
 T = TypeVar("T")
+OUTPUTS = results.FILE, results.TOP
+"""The files that a run writes."""
 COLUMNS = (
     progress.Column("seconds", "seconds", 8, progress.seconds),
     progress.Column("inserts", "inserts", 9, progress.si),
@@ -339,7 +341,7 @@ class Insertion:
             f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are "
             f"{most if metrics['checked'] else 'not compared with exact counts (bound'} {metrics['bound']:.1f})"
         )
-        with replacing(cluster.folder.path / "top.tsv", "w") as file:
+        with replacing(cluster.folder.path / results.TOP, "w") as file:
             file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
         return metrics
 

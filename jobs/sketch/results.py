@@ -16,7 +16,8 @@ from mpips.jobs.sketch.settings import MOST_CELLS
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
-FILE = "sketch.npz"
+FILE, TOP = "sketch.npz", "top.tsv"
+"""The files of the table, and of the most frequent keys."""
 
 
 class Sketch(NamedTuple):

@@ -35,6 +35,8 @@ OUTLYING = 1e4
 """Largest ratio of a feature's max |x| to the mean of its other |x|; beyond it, its weight changes too slowly."""
 MOST_BLOCKS_AHEAD = 63
 """Delay for which blocks are cut if the delay is not bounded."""
+MODEL, TEXT = "model.npz", "model.txt"
+"""The files of the weights."""
 
 
 class Data(NamedTuple):
@@ -247,12 +249,12 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
     values = np.concatenate([np.empty(0), *(rows[:, 0] for _, rows in pieces)])
     folder = cluster.folder.path
-    model = {"model": str(folder / "model.npz")}
-    with replacing(folder / "model.npz") as file:
+    model = {"model": str(folder / MODEL)}
+    with replacing(folder / MODEL) as file:
         np.savez_compressed(file, keys=keys, values=values)
     cluster.metrics.update(model)  # the model is complete, even if its text cannot be written
     lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
-    with replacing(folder / "model.txt", "w") as text:
+    with replacing(folder / TEXT, "w") as text:
         text.writelines(lines)
     return model
 
@@ -266,12 +268,12 @@ def judge_training(cluster: Cluster, examples: int) -> None:
     objective, nothing = cluster.metrics.get("objective"), examples * math.log(2.0)
     if objective is None or cluster.stopped_early or objective <= nothing * (1.0 + 1e-9):
         return
-    for name in ("model.npz", "model.txt"):
+    for name in (MODEL, TEXT):
         path = cluster.folder.path / name
         # Missing if the disk was full, or if a previous leader has renamed it.
         with suppress(FileNotFoundError):
             path.replace(path.with_name(f"diverged.{name}"))
-    cluster.metrics["model"] = str(cluster.folder.path / "diverged.model.npz")
+    cluster.metrics["model"] = str(cluster.folder.path / f"diverged.{MODEL}")
     raise InputError(
         f"training diverged: the objective is {objective:.6g}, and {nothing:.6g} with all weights 0; the model is kept "
         f"as {cluster.metrics['model']}. Scale features to about 1, lower [sparse_lr] alpha, or use "

@@ -42,6 +42,8 @@ from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.settings import Settings as Settings
 from mpips.jobs.sparse_lr.spread import Holder, Spread
 
+OUTPUTS = evaluate.MODEL, evaluate.TEXT, f"diverged.{evaluate.MODEL}", f"diverged.{evaluate.TEXT}"
+"""The files that a run writes."""
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Bytes of a key, and of its row in a reply: (w, radius)."""
 

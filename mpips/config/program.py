@@ -10,6 +10,9 @@ names).
 It may have a fourth, `exact_sums(job) -> str`: why its result depends on the number of workers even with [layout]
 exact_sums, "" if it does not. Without it that option is an error.
 
+It may have a fifth, `OUTPUTS`: the names of the files that it writes into the run's folder. A new run is refused where
+these would replace files that no run has written; without it, that holds for all `model.*`.
+
 It may register server functions with `mpips.storage.updates.update` and `mpips.storage.updates.call`: the module is
 loaded on every rank.
 """
@@ -41,6 +44,8 @@ class Program:
     worker: Callable[..., Any]
     module: ModuleType
     exact_sums: Callable[..., str] | None = None
+    outputs: tuple[str, ...] = ()
+    """The names, or patterns of names, of the files that it writes into the run's folder."""
 
     def function(self, name: str) -> Callable[..., Any]:
         """Return a further function of the program, such as `query`, with which a command reads the results of a run.
@@ -78,8 +83,10 @@ def load_program(name: str, base: Path) -> Program:
         raise JobError(f"program {name!r}: {error}") from None
     register(module.__file__)
     settings: type = module.__dict__["Settings"]
-    says = getattr(module, "exact_sums", None)
-    return Program(table_name(name), settings, module.schedule, module.Worker, module, says)
+    says, writes = getattr(module, "exact_sums", None), getattr(module, "OUTPUTS", ("model.*",))
+    if not isinstance(writes, tuple) or not all(isinstance(each, str) for each in writes):
+        raise JobError(f"program {name!r} ({module.__file__}): OUTPUTS must be a tuple of file names")
+    return Program(table_name(name), settings, module.schedule, module.Worker, module, says, writes)
 
 
 def trusted_loader(named: str | None) -> Callable[[str, Path], Program]:

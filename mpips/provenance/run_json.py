@@ -7,9 +7,11 @@ was killed has no `exit`. No error here fails a run: what cannot be found or wri
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+import os
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +160,42 @@ def check_continues(folder: RunFolder, program: str, resume: str) -> None:
         )
 
 
+def check_outputs_are_own(folder: RunFolder, patterns: Iterable[str]) -> None:
+    """Raise InputError if a start would replace a file that no run has written, or that has been changed since.
+
+    Args:
+        folder: the run's folder; it may not exist.
+        patterns: the names, or patterns of names, of the files that the program writes into it.
+    """
+    try:
+        there = sorted(os.listdir(folder.path))
+    except OSError:
+        return
+    patterns = list(patterns)
+    # No program writes another program, or a job file.
+    present = [
+        name
+        for name in there
+        if not name.endswith((".py", ".toml")) and any(fnmatchcase(name, each) for each in patterns)
+    ]
+    facts = read_run(folder)
+    # A run that was killed, or has failed, has listed none of its files.
+    if not present or (facts is None and (folder.result.exists() or folder.has_own_job())):
+        return
+    if facts is None:
+        foreign = f"{folder.path / present[0]}: no run has written it, and this one would replace it"
+        raise InputError(f"{foreign}; move it, or name another --run-dir")
+    if "outputs" not in facts:
+        return
+    listed = {file["name"] for file in listed_outputs(folder)}
+    changed = altered_outputs(folder, present)
+    changed += [
+        f"{folder.path / name}: is not what the run has written" for name in present if name not in listed
+    ]
+    if changed:
+        raise InputError(f"{changed[0]}; the run would replace it: move it, or name another --run-dir")
+
+
 def newest_of(job: str, runs: Path = Path("runs")) -> RunFolder | None:
     """Return the run of a job, by its name, that was started last among those in a folder; None if there is none."""
     found = []
@@ -241,6 +279,8 @@ def _own(folder: RunFolder, result: str) -> list[Facts]:
 def _exit(result: Mapping[str, Any]) -> Facts:
     status = str(result.get("status", "failed"))
     default = {"completed": "the program ended", "stopped": "asked to stop"}.get(status, "unknown")
+    if result.get("evaluation_cut_by") and status == "completed":
+        default += f", its evaluation was cut short by {result['evaluation_cut_by']}"
     said = result.get("error") if status == "failed" else result.get("stopped_by")
     facts = {"status": status, "code": result.get("exit_code"), "reason": said or default}
     return facts | {key: result[key] for key in ("failed_rank", "before_training") if key in result}

@@ -132,6 +132,7 @@ def make_folder(prepared: Prepared) -> RunFolder:
     if named and prepared.options.resume:
         run_json.check_continues(RunFolder(named), prepared.job.program, prepared.options.resume)
     if named:
+        run_json.check_outputs_are_own(RunFolder(named), prepared.program.outputs)
         return RunFolder.claim(named, bool(prepared.options.resume), prepared.options.claim)
     return RunFolder.create(prepared.job.name)
 

@@ -78,6 +78,7 @@ RESULT = {
     "error?": str,
     "stopped_by?": (str, None),
     "before_training?": bool,
+    "evaluation_cut_by?": (str, None),
     "seconds?": Table((*NUMBER, None)),
     "metrics?": (Table(ANY), None),
     "waiting?": NUMBER,
@@ -206,12 +207,20 @@ class RunFolder:
             raise InputError(
                 f"{path}: holds a run already; name another --run-dir, or continue it by --resume latest"
             )
-        if os.path.lexists(self.job) and not self._has_own_job():
+        if self.has_own_job():
+            return
+        if os.path.lexists(self.job):
             raise InputError(
                 f"{path}: has a job file, {self.job.name}, which the run would replace; name another --run-dir"
             )
+        taken = [self.metrics, *self.logs.glob("rank-*.jsonl"), *self.trace.glob("rank-*.bin"), self.record]
+        for each in taken:
+            if os.path.lexists(each):
+                raise InputError(
+                    f"{each}: no run has written it, and a new one would; name another --run-dir"
+                )
 
-    def _has_own_job(self) -> bool:
+    def has_own_job(self) -> bool:
         """Return whether `job.toml` is one that a run has written: an earlier start, whose other files were moved."""
         try:
             return set(self.read_job().get("job", {})) >= {"program", "name", "seed", "base"}
@@ -288,6 +297,11 @@ class RunFolder:
     def replay(self) -> Path:
         """The event history of the run that this one replays."""
         return self.path / "replay"
+
+    @property
+    def fault_times(self) -> Path:
+        """One line of JSON per injected fault."""
+        return self.path / "strikes.jsonl"
 
     @property
     def report(self) -> Path:

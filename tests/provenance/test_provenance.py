@@ -281,3 +281,52 @@ def test_a_run_that_ended_in_order_is_not_replaced_by_another(
         run_json.check_continues(run, "lda", other)
     write_json(run.run, facts | {"exit": {"status": "stopped", "before_training": True}})
     run_json.check_continues(run, "lda", other)
+
+
+OUTPUTS = ("model.npz", "top.*")
+
+
+@pytest.mark.parametrize("name", ["model.npz", "top.tsv"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_no_run_has_written_is_not_replaced(tmp_path: Path, name: str, link: bool) -> None:
+    path = tmp_path / name
+    path.symlink_to(tmp_path / "nowhere") if link else path.write_text("mine")
+    with pytest.raises(InputError, match=rf"{name}: no run has written it, and this one would replace it"):
+        run_json.check_outputs_are_own(RunFolder(tmp_path), OUTPUTS)
+    run_json.check_outputs_are_own(RunFolder(tmp_path), ("model.h5",))
+
+
+def test_the_inputs_of_a_run_are_not_taken_for_its_outputs(tmp_path: Path) -> None:
+    run_json.check_outputs_are_own(RunFolder(tmp_path / "new"), ("model.*",))
+    (tmp_path / "model.toml").write_text("")
+    (tmp_path / "model.py").write_text("")
+    run_json.check_outputs_are_own(RunFolder(tmp_path), ("model.*",))
+
+
+def test_a_run_that_is_continued_replaces_its_own_files_but_no_others(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    known = provenance.collect(job_at(tmp_path / "job"), ["mpips"], {})
+    model = tmp_path / "model.npz"
+    model.write_text("its own")
+    run_json.write_run(folder, known, [])
+    run_json.check_outputs_are_own(folder, OUTPUTS)  # it was killed, and has listed none
+    run_json.conclude(folder, {"status": "completed"})
+    run_json.check_outputs_are_own(folder, OUTPUTS)
+    (tmp_path / "top.tsv").write_text("mine")
+    with pytest.raises(
+        InputError, match=r"top\.tsv: is not what the run has written; the run would replace it"
+    ):
+        run_json.check_outputs_are_own(folder, OUTPUTS)
+    (tmp_path / "top.tsv").unlink()
+    model.write_text("another")
+    with pytest.raises(
+        InputError, match=r"model\.npz: is not what the run has written.*would replace it: move"
+    ):
+        run_json.check_outputs_are_own(folder, OUTPUTS)
+
+
+def test_files_that_an_earlier_start_has_left_are_replaced(tmp_path: Path) -> None:
+    """As in the batch script, which moves run.json and others before it starts a failed run again."""
+    (tmp_path / "model.npz").write_text("its own")
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "toy"\nname = "a"\nseed = 0\nbase = "/"\n')
+    run_json.check_outputs_are_own(RunFolder(tmp_path), OUTPUTS)

@@ -185,3 +185,22 @@ def test_a_folder_with_a_job_file_is_not_a_runs(tmp_path: Path) -> None:
         assert job.read_text() == text and sorted(tmp_path.iterdir()) == [job]
     job.write_text('[job]\nprogram = "sketch"\nname = "a"\nseed = 0\nbase = "/home/me"\n')
     assert RunFolder.claim(tmp_path).held is not None, "an earlier start has left it"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "logs/rank-0000.jsonl", "trace/rank-0001.bin", "record"])
+def test_files_of_mpips_own_names_that_no_run_has_written_are_not_written_to(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: no run has written it, and a new one would"):
+        RunFolder.claim(tmp_path)
+    assert path.read_text() == "mine" and not list(tmp_path.glob(".claim-*"))
+
+
+def test_other_files_in_folders_of_mpips_own_names_are_no_hindrance(tmp_path: Path) -> None:
+    """As of a batch system: `#SBATCH --output=logs/%j.out`, and `--run-dir .`."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "17.out").write_text("")
+    assert RunFolder.claim(tmp_path).held is not None

@@ -102,6 +102,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
 
     from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
+    from mpips.config.program import load_program
     from mpips.exit_codes import ExitCode
     from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
@@ -110,7 +111,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
-    from mpips.provenance.run_json import check_continues, conclude
+    from mpips.provenance.run_json import check_continues, check_outputs_are_own, conclude
     from mpips.rundir import claim
     from mpips.rundir.folder import RunFolder, write_json
 
@@ -134,6 +135,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     named = arguments.run_dir
     if named and arguments.resume:
         check_continues(RunFolder(named), job.program, arguments.resume)
+    if named and Path(named).is_dir():
+        check_outputs_are_own(RunFolder(named), load_program(job.program, job.base).outputs)
     # From here on there is a run folder, which records the outcome of the run.
     requests.keep()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
