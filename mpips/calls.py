@@ -18,6 +18,7 @@ class BuiltInCall(StrEnum):
 
     ACCOUNT = "account"
     CREATE_VECTOR = "create_vector"
+    CUT_SHORT = "cut_short"
     REBUILD = "rebuild"
     RESTORE = "restore"
     RESTORE_FILTERS = "restore_filters"

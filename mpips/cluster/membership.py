@@ -38,6 +38,7 @@ from mpips.cluster.view import (
     next_epoch,
     next_spare,
     repaired,
+    survives,
     whole,
     with_server,
     with_workers,
@@ -53,11 +54,6 @@ WAITS = 10.0
 """Seconds of silence of an indispensable rank after which a message is printed."""
 ORPHANED = 20.0
 """Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
-
-
-def _survives(view: View, gone: Collection[int]) -> bool:
-    """Return whether every shard has a member without these ranks."""
-    return all(any(rank not in gone for rank in chain.members) for chain in view.chains)
 
 
 class FailureDetector(Protocol):
@@ -227,7 +223,7 @@ class Membership:
             return False
         dead = set(self._dead)
         # Where keys are lost already, no rank that resumes helps.
-        return _survives(view, dead | {rank}) or not _survives(view, dead)
+        return survives(view, dead | {rank}) or not survives(view, dead)
 
     def tick(self) -> None:
         """Detect losses; decide or succeed as needed."""
@@ -326,21 +322,25 @@ class Membership:
 
     # --- joining and leaving ---------------------------------------------------------------------
 
-    def join_server(self) -> int:
-        """Make a spare a server; return its rank. InputError if there is no spare, or no vacant slot."""
+    def able_to_join(self) -> int:
+        """Return the spare that can become a server. InputError if there is none, or no vacant slot."""
         view = self.node.view
         rank = next_spare(view)
         if rank is None:
             raise InputError("no spare rank is left: start the job with --set layout.spares=N")
         if VACANT not in view.ring.slots:
-            raise InputError(
-                f"all {len(view.ring.slots)} slots of the ring are taken: one for each server and spare of the start"
-            )
-        self.ask(lambda view: with_server(view, rank))
+            taken = f"all {len(view.ring.slots)} slots of the ring are taken"
+            raise InputError(f"{taken}: one for each server and spare of the start")
         return rank
 
-    def leave_server(self, rank: int) -> None:
-        """Let a server give up its shards and become a spare. InputError if it is the last one, or not a server."""
+    def join_server(self, rank: int | None = None) -> int:
+        """Make a spare a server, by default one that is `able_to_join`; return its rank."""
+        joining = self.able_to_join() if rank is None else rank
+        self.ask(lambda view: with_server(view, joining))
+        return joining
+
+    def check_leaves(self, rank: int) -> None:
+        """Raise InputError if a rank is the last server, or not a server."""
         view = self.node.view
         if rank not in view.ring.servers:
             raise InputError(
@@ -348,6 +348,10 @@ class Membership:
             )
         if len(view.ring.servers) == 1:
             raise InputError(f"rank {rank} is the last server: it cannot leave")
+
+    def leave_server(self, rank: int) -> None:
+        """Let a server give up its shards and become a spare. Raises as `check_leaves`."""
+        self.check_leaves(rank)
         self.ask(lambda view: without_server(view, rank))
 
     def set_workers(self, workers: Collection[int]) -> None:

@@ -16,7 +16,7 @@ the last one; then the new order takes effect. These are the two stages of a mig
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -209,6 +209,11 @@ def _nothing_left(view: View, gone: set[int]) -> str:
         f"{names} died, and no other server holds a copy of its keys: resume from the last checkpoint with "
         "--resume latest; with ring.replicas = k a run survives the loss of k servers at once"
     )
+
+
+def survives(view: View, gone: Collection[int]) -> bool:
+    """Return whether every shard has a member without these ranks."""
+    return all(any(rank not in gone for rank in chain.members) for chain in view.chains)
 
 
 def next_spare(view: View) -> int | None:

@@ -21,8 +21,8 @@ from mpips.cluster.layout import Role
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
+from mpips.config.job_file import Job
 from mpips.errors import (
-    InputError,
     JournalLost,
     NoWorkerLeft,
     RemoteError,
@@ -41,13 +41,13 @@ from mpips.process.stop_signals import ASKS
 from mpips.provenance import run_json
 from mpips.provenance.first_failure import Failure, first, log_of
 from mpips.provenance.input_hashes import Inputs
+from mpips.rank.leader_orders import LeaderOrders
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rank.status import Status
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
-from mpips.rundir.order_files import Order, Orders
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
@@ -82,8 +82,7 @@ class Leader:
         self._journal, self._membership, self._find_missing = journal, membership, find_missing
         self._status = Status(node, membership, waits, repeats)
         self._orders = orders
-        # By the order's name: the rank that it made a server.
-        self._joined: dict[str, int] = {}
+        self._ordered: LeaderOrders | None = None
         self._inputs, self._hashed = Inputs.of(prepared.job), False
         self.error = ""
         # The program's return value, and the reasons for nulls in it.
@@ -113,7 +112,10 @@ class Leader:
                 if not node.policy.again:
                     self.started = started
                     self._handle_signals(asked)
-                    self._watch_orders(cluster)
+                    self._ordered = LeaderOrders(
+                        cluster, self.folder, self._membership, self._status, prepared.program
+                    )
+                    node.register(Registration(ticks=(self._ordered.look,)))
                     watch(cluster, self.started, end)
                     enforce(cluster, prepared.ends)
                 try:
@@ -138,6 +140,8 @@ class Leader:
             raise
         self._keep(cluster, metrics)
         cluster.settle()
+        if self._ordered is not None:
+            self._ordered.answer()
         result = self._success(cluster)
         self._end_hashing(cluster)
         return result
@@ -177,74 +181,6 @@ class Leader:
             self.folder.result,
             {"status": "failed", "exit_code": ExitCode.FAILED, "error": text, "provisional": True, **said},
         )
-
-    def _watch_orders(self, cluster: Cluster) -> None:
-        """Execute the orders that `mpips ctl` writes into the run's folder, between messages."""
-        van = self.node.van
-        orders = Orders(self.folder.path, van.now, wall=van.wall)
-
-        def look() -> None:
-            for order in orders.poll():
-                if order.verb == "status":
-                    self._status.ask(order)
-                    continue
-                try:
-                    orders.answer(order, True, self._carry_out(cluster, order))
-                except InputError as error:
-                    orders.answer(order, False, str(error))
-            for order in self._status.ready():
-                title = f"{self.prepared.job.program}: {cluster.trained:.1f} s of training"
-                orders.answer(order, True, self._status.text(title))
-
-        self.node.register(Registration(ticks=(look,)))
-
-    def _carry_out(self, cluster: Cluster, order: Order) -> str:
-        verb, arguments = order.verb, order.arguments
-        if verb == "checkpoint":
-            self._orders.checkpoint = True
-            return "a checkpoint will be written after the present step"
-        if verb == "stop":
-            self._orders.stop = "mpips ctl stop"
-            if cluster.untrained:
-                return "nothing is trained yet: the run stops now, without a checkpoint"
-            return "the run will stop with a checkpoint after the present step"
-        if verb == "join":
-            return self._join(cluster, order.name, str(arguments["role"]))
-        if verb == "leave":
-            return self._remove(cluster, int(arguments["rank"]))
-        return self._set_tau(cluster, int(arguments["tau"]))
-
-    def _join(self, cluster: Cluster, name: str, role: str) -> str:
-        if name not in self._joined:
-            if role == "server":
-                self._joined[name] = self._membership.join_server()
-            elif len(self.node.view.spares) <= self._orders.joining:
-                raise InputError("no spare rank is left: start the job with --set layout.spares=N")
-            else:
-                self._joined[name] = -1
-                self._orders.joining += 1
-        if role == "worker":
-            return "a spare will join the workers after the present step"
-        return f"rank {self._joined[name]} joins as a server; it gets its keys while the run continues"
-
-    def _remove(self, cluster: Cluster, rank: int) -> str:
-        view = self.node.view
-        if rank in view.workers:
-            if len(set(view.workers) - self._orders.leaving) <= 1:
-                raise InputError(f"rank {rank} is the last worker: it cannot leave")
-            self._orders.leaving.add(rank)
-            return f"rank {rank} will leave the workers after the present step"
-        self._membership.leave_server(rank)
-        return f"rank {rank} moves its keys to the other servers, then becomes a spare"
-
-    def _set_tau(self, cluster: Cluster, tau: int) -> str:
-        worker = self.prepared.program.worker
-        if not getattr(getattr(worker, "set_tau", None), "at_once", False):
-            raise InputError(f"program {self.prepared.job.program!r} has no delay that can be changed")
-        if tau and self.prepared.job.layout.exact_sums:
-            raise InputError("tau stays 0 with [layout] exact_sums: only a sequential run is reproducible")
-        cluster.notify("set_tau", {"tau": tau})
-        return f"tau is {tau} from now on"
 
     def _hash_inputs(self) -> None:
         """Hash the inputs in the background; run.json, and so each checkpoint, gets the known hashes."""

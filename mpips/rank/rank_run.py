@@ -53,8 +53,7 @@ from mpips.replay.recorder import Recorder
 from mpips.rundir import claim, log
 from mpips.rundir.folder import Lines, RunFolder
 from mpips.scheduler.journal import Journal
-from mpips.scheduler.pending_orders import PendingOrders
-from mpips.scheduler.stopping import keep_for_successors
+from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.tracing.recorder import trace_node

@@ -24,9 +24,8 @@ from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.journal import Journal
-from mpips.scheduler.pending_orders import PendingOrders
+from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.stopping import keep_for_successors
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Network, TwinVan

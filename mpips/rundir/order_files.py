@@ -4,9 +4,9 @@ An order is a small JSON file RUN/orders/NAME.json. The leader looks for new ord
 file beside it, NAME.answer.json; the sender reads the answer and removes both. Files are created atomically, by rename.
 Names begin with the time, so orders are executed in the order in which they were given.
 
-An order without an answer is open, also for a new leader. So an order may be executed twice, if the first leader died
-between execution and answer. Every verb must therefore be idempotent: checkpoint, stop, leave, tau and status are; a
-repeated join is recognised by the order's name, which is kept with its result.
+An order without an answer is open, also for a new leader, which takes it again if the first leader died between
+execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau and status are; what has been done of a
+join or a leave is known by the order's name. An answered order survives its leader (`mpips.rank.leader_orders`).
 
 Files are not synced: an order lost in a crash is given again by its user. An order is executed within the leader's
 period, or seconds later on a file system whose clients cache listings.

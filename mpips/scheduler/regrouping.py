@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpips.cluster.layout import Role
+from mpips.cluster.membership import Membership
 from mpips.cluster.view import View
 from mpips.scheduler.pending_orders import PendingOrders
 
@@ -32,8 +33,24 @@ def still_workers(view: View, ranks: Sequence[int]) -> list[int]:
     return [rank for rank in ranks if view.roles[rank] is Role.WORKER]
 
 
-def choose_workers(view: View, former: Sequence[int], orders: PendingOrders) -> list[int]:
-    """Return the new workers: spares replace lost ones, and the orders to join and to leave are carried out.
+def new_workers(
+    membership: Membership, former: Sequence[int], orders: PendingOrders
+) -> tuple[list[int], int, list[int], int]:
+    """Replace the workers, at the leader.
+
+    Returns:
+        The new ones, the epoch of this set, those that have been workers throughout, and how many join by orders.
+    """
+    were = still_workers(membership.node.view, former)
+    workers, joined = choose_workers(membership.node.view, former, orders)
+    membership.set_workers(workers)
+    orders.leaving.clear()
+    view = membership.node.view
+    return list(view.workers), view.workers_since, [rank for rank in were if rank in view.workers], joined
+
+
+def choose_workers(view: View, former: Sequence[int], orders: PendingOrders) -> tuple[list[int], int]:
+    """Return the new workers, and how many of them join by orders: spares replace lost ones, others join or leave.
 
     If all others have died meanwhile, those that were to leave stay.
     """
@@ -45,8 +62,5 @@ def choose_workers(view: View, former: Sequence[int], orders: PendingOrders) -> 
             now.append(rank)
         elif not works and spares:
             now.append(spares.pop())
-    while orders.joining and spares:
-        now.append(spares.pop())
-        orders.joining -= 1
-    orders.leaving.clear()
-    return now or still_workers(view, former)
+    joining = [spares.pop() for _ in range(min(orders.joining, len(spares)))]
+    return [*now, *joining] or still_workers(view, former), len(joining)

@@ -12,6 +12,8 @@ of one of them that no caller has seen fails the run.
 
 When a worker dies, the present call raises `WorkerLost` once all other workers have ended theirs. A program that can
 recover then calls `regroup`, gives the lost work to the present workers, and continues.
+
+The module is long because it is one class, all that a program's scheduler sees.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.output import Output
 from mpips.scheduler.pending_orders import PendingOrders
-from mpips.scheduler.regrouping import Regrouped, choose_workers, still_workers
+from mpips.scheduler.regrouping import Regrouped, new_workers, still_workers
 from mpips.scheduler.time_limit import Durations
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -52,6 +54,8 @@ from mpips.transport.message import Command
 from mpips.worker.vector import Vector, Vectors
 
 T = TypeVar("T")
+SET_TAU = "set_tau"
+"""The function of a program's workers that sets the maximal delay."""
 
 
 class Cluster:
@@ -106,6 +110,8 @@ class Cluster:
         self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self.stopped_early = False
+        self.evaluation_cut_by: str | None = None
+        """The source of the request to stop that has cut the evaluation of the model short, if one has."""
         self.untrained = False
         """Whether the program reads data or a checkpoint, and has trained nothing: a stop would lose nothing."""
         # Whether it has trained, so that a later load is part of a step.
@@ -244,7 +250,10 @@ class Cluster:
     def renewed(self) -> bool:
         """Return whether workers wait to join or to leave: a program that supports it then calls `regroup`."""
         return self.decide(
-            lambda: bool(self.orders.leaving) or (self.orders.joining > 0 and bool(self.node.view.spares))
+            lambda: (
+                not self.orders.leaving.isdisjoint(self.node.view.workers)
+                or (self.orders.joining > 0 and bool(self.node.view.spares))
+            )
         )
 
     def regroup(self) -> Regrouped:
@@ -257,7 +266,14 @@ class Cluster:
             NoWorkerLeft: there is no worker and no spare.
         """
         while True:
-            now, workers_since, stayed = self.decide(self._new_workers)
+            now, workers_since, stayed, joined = self.decide(
+                lambda: new_workers(self.membership, self.workers.addresses, self.orders)
+            )
+            # A successor, which repeats the decision, has the numbers of all orders, see `PendingOrders`.
+            self.orders.joining, self.orders.joined = (
+                self.orders.joining - joined,
+                self.orders.joined + joined,
+            )
             if not now:
                 raise NoWorkerLeft("no worker is left, and no spare: resume with --resume latest")
             self.node.tasks.skip_times()
@@ -272,16 +288,11 @@ class Cluster:
             except WorkerLost:
                 # A new worker was lost, too.
                 continue
+            if self.orders.tau is not None:
+                self.notify(SET_TAU, {"tau": self.orders.tau})
             changed = Regrouped(self._settled, tuple(now), newcomers.addresses)
             self._informed, self._settled = set(now), tuple(now)
             return changed
-
-    def _new_workers(self) -> tuple[list[int], int, list[int]]:
-        """Choose the workers; return them, the epoch of this set, and those that have been workers throughout."""
-        were = still_workers(self.node.view, self.workers.addresses)
-        self.membership.set_workers(choose_workers(self.node.view, self.workers.addresses, self.orders))
-        view = self.node.view
-        return list(view.workers), view.workers_since, [rank for rank in were if rank in view.workers]
 
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
@@ -349,9 +360,12 @@ class Cluster:
             "trained": self.trained,
             "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
         }
+        # A successor that repeats an earlier checkpoint may have a later order.
+        repeated = self.journal.replaying
         with self.phase("checkpoint"):
             folder = self.coordinator.begin(self.checkpoints, step, about)
-        self._last_checkpoint, self.orders.checkpoint = self.node.van.now(), False
+        self._last_checkpoint = self.node.van.now()
+        self.orders.checkpoint = self.orders.checkpoint and repeated
         return Path(folder) if folder else None
 
     def shards_by_host(self) -> list[tuple[int, list[int]]]:

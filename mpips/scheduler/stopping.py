@@ -11,20 +11,19 @@ it has nothing to write into a checkpoint, and reading the data to their end wou
 
 A rank polls between two pieces of data. One that does not get there in time is ended by the leader's MPI_Abort. If the
 leader dies meanwhile, its successor decides: signals reach all ranks, and the leader passes any request on
-(`keep_for_successors`).
+(`mpips.scheduler.pending_orders`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Self
 
-from mpips.cluster.node import Node
+from mpips.calls import BuiltInCall
 from mpips.cluster.registration import Registration
 from mpips.errors import StopOverdue
-from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
-from mpips.transport.message import Command, Message
 
 
 class NothingTrained(BaseException):
@@ -60,26 +59,6 @@ def enforce(cluster: Cluster, end: float | None) -> None:
     cluster.node.register(Registration(ticks=(look,)))
 
 
-def keep_for_successors(node: Node, orders: PendingOrders) -> None:
-    """Let a stop request survive the leader that has received it: it sends it to each rank that may succeed it.
-
-    A signal may have reached one rank only, and an order has one receiver.
-    """
-    informed: set[int] = set()
-
-    def take(message: Message) -> None:
-        orders.stop = orders.stop or str(message.meta["by"])
-
-    def look() -> None:
-        if orders.stop is None or node.view.leader != node.rank:
-            return
-        for rank in set(node.view.succession()) - informed - {node.rank}:
-            informed.add(rank)
-            node.control(rank, Command.STOP_REQUESTED, {"by": orders.stop})
-
-    node.register(Registration(controls={Command.STOP_REQUESTED: take}, ticks=(look,)))
-
-
 def leave_untrained(cluster: Cluster) -> None:
     """Raise NothingTrained, here or in the program, once the cluster is asked to stop while nothing is trained.
 
@@ -96,6 +75,53 @@ def leave_untrained(cluster: Cluster) -> None:
 
     check()
     cluster.node.register(Registration(ticks=(look,)))
+
+
+LONG = 5.0
+"""Seconds after a request to stop for which an evaluation goes on."""
+AGAIN = 0.5
+"""Seconds between two messages that cut it short: a call may begin after the first."""
+
+
+class Evaluation:
+    """Steps after training that the run does without if it is to stop and they take long; a context manager."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._asked_at: float | None = None
+        # The time from which on calls belong to the present step; none before the first.
+        self._since: int | None = None
+        self._next = -math.inf
+        self._registration = Registration(ticks=(self._look,))
+
+    def __enter__(self) -> Self:
+        """Begin to look for requests to stop."""
+        if not self._cluster.node.policy.again:
+            self._cluster.node.register(self._registration)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End to look for them."""
+        if not self._cluster.node.policy.again:
+            self._cluster.node.unregister(self._registration)
+
+    def goes_on(self) -> bool:
+        """Return whether to begin another step; its calls can be cut short."""
+        self._since = self._cluster.node.tasks.time
+        return not self._cluster.decide(self._is_over)
+
+    def _is_over(self) -> bool:
+        if self._cluster.orders.stop is None:
+            return False
+        now = self._cluster.node.van.now()
+        self._asked_at = now if self._asked_at is None else self._asked_at
+        return now - self._asked_at >= LONG
+
+    def _look(self) -> None:
+        now = self._cluster.node.van.now()
+        if self._is_over() and self._since is not None and now >= self._next:
+            self._next = now + AGAIN
+            self._cluster.notify(BuiltInCall.CUT_SHORT, {"since": self._since})
 
 
 def watch(cluster: Cluster, started: float, end: float | None) -> None:

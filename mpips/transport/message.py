@@ -99,8 +99,6 @@ class Command(IntEnum):
     ASK_STATE = 22
     # control: the answer, with the numbers of messages that the sender has sent and received
     STATE = 23
-    # control: the leader was asked to stop the run, for its successors
-    STOP_REQUESTED = 24
     # chain: asks which changes have arrived
     ASK_RECEIVED = 24
     # chain: all changes up to `time`, and the runs of changes in `after`
@@ -119,6 +117,10 @@ class Command(IntEnum):
     ROUNDS = 31
     # chain: the list of keys that change `time` names is unknown: send the change again with its keys
     ASK_KEYS = 32
+    # control: the orders that the leader has received and the program has not carried out, for its successors
+    ORDERS = 33
+    # control: the sender has these
+    ORDERS_KEPT = 34
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))
