@@ -1,18 +1,14 @@
 """`python -P -m mpips JOB.toml`: one rank of a job; see `mpips.rank.main`."""
 
 import gc
-import signal
 import sys
 
-from mpips.process.stop_signals import ASKS
+from mpips.process import stop_signals
 
 
 def start() -> int:
     """Run a rank. Signal handlers are set first: otherwise a request to stop would kill the rank while it loads."""
-    asked: list[int] = []
-    if "--warm-up" not in sys.argv:
-        for kind in ASKS:
-            signal.signal(kind, lambda number, _: asked.append(number))
+    asked = [] if "--warm-up" in sys.argv else stop_signals.receive()
     # Imported modules are never freed; garbage collections during imports take a tenth of a rank's start.
     gc.disable()
     from mpips.process import standard_streams

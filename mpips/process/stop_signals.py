@@ -17,6 +17,16 @@ from mpips.exit_codes import by_signal
 ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop."""
 
+received: list[int] = []
+"""The stop signals that a rank has received since its start, in order of arrival."""
+
+
+def receive() -> list[int]:
+    """Append stop signals to `received` from now on, and return it: a rank that loads heeds them when it has begun."""
+    for kind in ASKS:
+        signal.signal(kind, lambda number, _: received.append(number))
+    return received
+
 
 class StopRequests:
     """The stop requests of a command that starts a run, SIGHUP included unless it is ignored, as under nohup.

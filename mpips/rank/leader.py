@@ -229,7 +229,7 @@ class Leader:
     def _success(self, cluster: Cluster) -> dict[str, Any]:
         code = ExitCode.STOPPED if cluster.stopped_early else ExitCode.COMPLETED
         result: dict[str, Any] = {
-            **self._about(cluster, code),
+            **about(self.prepared.job, code, cluster.seconds),
             **self._returned,
             "waiting": cluster.waiting,
             "traffic": cluster.traffic(),
@@ -253,33 +253,12 @@ class Leader:
         cluster.seconds["total"] = self.node.van.wall() - self.started
         return result
 
-    def _about(self, cluster: Cluster, code: ExitCode) -> dict[str, Any]:
-        layout = self.prepared.job.layout
-        return {
-            "status": "completed" if code == ExitCode.COMPLETED else "stopped",
-            "exit_code": code,
-            "program": self.prepared.job.program,
-            "layout": {
-                "ranks": layout.size(),
-                "schedulers": layout.schedulers,
-                "servers": layout.servers,
-                "workers": layout.workers,
-                "spares": layout.spares,
-            },
-            "seconds": cluster.seconds,
-        }
-
     def _nothing_trained(self, cluster: Cluster) -> dict[str, Any]:
-        """Return the result of a run that was stopped before it trained: its checkpoint is what it resumed from."""
+        """Return the result of a run that was stopped before it trained."""
         run_json.amend(self.folder, inputs=self._inputs.facts())
-        cluster.seconds["total"] = self.node.van.wall() - self.started
-        return {
-            **self._about(cluster, ExitCode.STOPPED),
-            "stopped_by": self._orders.stop,
-            "checkpoint": cluster.last_checkpoint(),
-            "before_training": True,
-            "recoveries": self.recoveries(),
-        }
+        seconds = cluster.seconds | {"total": self.node.van.wall() - self.started}
+        by, checkpoint = str(self._orders.stop), cluster.last_checkpoint()
+        return untrained(self.prepared.job, by, checkpoint, seconds) | {"recoveries": self.recoveries()}
 
     def recoveries(self) -> list[dict[str, Any]]:
         """List the lost ranks.
@@ -287,7 +266,7 @@ class Leader:
         `at` is the time of detection, in seconds after the run's start. `seconds` are from the injected fault, where it
         is known, else from detection, until all servers had a view without that rank.
         """
-        faulted = fault_times(self.folder.path)
+        faulted = fault_times(self.folder)
         found = []
         for loss in self.node.view.losses:
             done = self._membership.recovered.get(loss.rank, loss.noticed)
@@ -356,16 +335,45 @@ class Leader:
         return first(self.folder) or seen
 
 
+def about(job: Job, code: ExitCode, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return the part of a result that those of all runs that have not failed have."""
+    layout = job.layout
+    return {
+        "status": "completed" if code == ExitCode.COMPLETED else "stopped",
+        "exit_code": code,
+        "program": job.program,
+        "layout": {
+            "ranks": layout.size(),
+            "schedulers": layout.schedulers,
+            "servers": layout.servers,
+            "workers": layout.workers,
+            "spares": layout.spares,
+        },
+        "seconds": seconds,
+    }
+
+
+def untrained(job: Job, by: str, checkpoint: Path | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return the result of a run that was stopped before it trained: its checkpoint is what it resumed from."""
+    return {
+        **about(job, ExitCode.STOPPED, seconds),
+        "stopped_by": by,
+        "checkpoint": checkpoint,
+        "before_training": True,
+        "recoveries": [],
+    }
+
+
 def would_fail_again(error: BaseException) -> bool:
     """Return whether another start would end the same way: no rank, file or MPI has failed."""
     lost = (WorkerLost, NoWorkerLeft, ShardLost, JournalLost, StopOverdue)
     return not (isinstance(error, lost) or is_environment(error))
 
 
-def fault_times(folder: Path) -> dict[int, float]:
+def fault_times(folder: RunFolder) -> dict[int, float]:
     """Return the times of injected faults by rank (wall, s): each is written to a file first."""
     try:
-        lines = read_lines(folder / "fault_times.jsonl").objects
+        lines = read_lines(folder.fault_times).objects
     except OSError:
         return {}
     return {

@@ -34,7 +34,7 @@ from mpips.process.host import host_name
 from mpips.process.stop_signals import ASKS
 from mpips.provenance import first_failure
 from mpips.rank.ending import LAST, ResultFile, alarm, end_hung, say
-from mpips.rank.leader import Leader
+from mpips.rank.leader import Leader, untrained
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared
 from mpips.rank.retransmission_counts import RetransmissionCounts
@@ -42,6 +42,7 @@ from mpips.rank.roles import Roles
 from mpips.rank.start_up import (
     Process,
     exchange_processes,
+    first_asked,
     first_error,
     make_folder,
     share_folder,
@@ -145,6 +146,8 @@ class RankRun:
             return ExitCode.FAILED
         folder, prepared.resume = share_folder(self.world, self.result.folder, prepared.resume)
         self.result = ResultFile(prepared, folder, recorded=True)
+        if asked := first_asked(self.world, self.asked):
+            return self._end_at_once(prepared, signal.Signals(asked).name)
         self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, prepared, [host for _, host in processes])
@@ -185,6 +188,14 @@ class RankRun:
         library = self.mpi.Get_library_version().split("\n")[0].strip("\0 ")
         write_run(folder, prepared, layout, processes, library)
         self.result = ResultFile(prepared, folder, recorded=True)
+
+    def _end_at_once(self, prepared: Prepared, by: str) -> int:
+        """End with all others before the transport is set up: ranks that compile kernels have left them out."""
+        if not self.prints:
+            return ExitCode.COMPLETED if self.result.judged else ExitCode.STOPPED
+        seconds = {"total": time.time() - self.wall, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
+        checkpoint = None if prepared.resume is None else prepared.resume.absolute()
+        return self.result.end(untrained(prepared.job, by, checkpoint, seconds))
 
     def _begin_log(self, place: Place, processes: list[Process]) -> None:
         (pid, host), ranks = processes[self.rank], len(processes)
@@ -230,7 +241,7 @@ class RankRun:
         """Send an injected fault's signal to this process, and record its time, to measure recoveries."""
         line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
         log.note("struck", logging.WARNING, signal=kind.name)
-        with Lines(self.folder.path / "strikes.jsonl") as lines:
+        with Lines(self.folder.fault_times) as lines:
             lines.append(line)
         os.kill(os.getpid(), kind)
 

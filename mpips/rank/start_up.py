@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,6 +93,15 @@ def first_error(world: MPI.Intracomm, error: BaseException | None) -> tuple[Exit
         buffer[: raw.size] = raw
     world.Bcast(buffer, failed)
     return code, buffer.tobytes().rstrip(b"\0").decode(errors="replace")
+
+
+def first_asked(world: MPI.Intracomm, asked: Sequence[int]) -> int:
+    """Agree whether any rank was asked to stop: return a signal that one has received; 0 if none has."""
+    from mpi4py import MPI
+
+    most = np.empty(1, np.int64)
+    world.Allreduce(np.array([next(iter(asked), 0)], np.int64), most, MPI.MAX)
+    return int(most[0])
 
 
 def share_folder(

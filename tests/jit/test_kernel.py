@@ -120,6 +120,14 @@ print(*(name for name in sys.modules if name.startswith("numba.np.arrayobj")))
     assert python(folder, code) == ["1", "3"]
 
 
+def test_a_rank_that_is_asked_to_stop_while_it_loads_compiles_what_it_calls_only(tmp_path: Path) -> None:
+    (tmp_path / "made_kernels.py").write_text(KERNELS)
+    asked = "from mpips.process import stop_signals; stop_signals.received.append(15)"
+    calls = f"{LOADED}print(made_kernels.double(2), made_kernels.double(1.5)){LOADED}"
+    said = python(tmp_path, f"{asked}\nimport made_kernels{calls}")
+    assert said[1:] == ["0", "0", "4", "3.0", "True", "2", "0"]
+
+
 def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> None:
     refused = "made_kernels.double('a')"
     said = python(folder, f"import made_kernels\ntry: {refused}\nexcept TypeError: print('refused'){LOADED}")

@@ -367,6 +367,28 @@ def test_lost_and_doubled_messages_change_nothing(job: Callable[..., Finished], 
     assert result_of(tmp_path / "run")["status"] == "completed"
 
 
+@ONCE
+def test_bare_ranks_that_are_asked_to_stop_while_they_compile_leave_it(
+    start_ranks: Callable[..., Started], run_mpips: Callable[..., Finished], tmp_path: Path
+) -> None:
+    """It would take a minute, and what comes after it would end at once."""
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    cache.mkdir(mode=0o700)
+    ranks = start_ranks(
+        3, "-m", "mpips", JOB, "--run-dir", run, *sets(), environ={"NUMBA_CACHE_DIR": str(cache)}
+    )
+    ranks.wait_for(lambda: "compiling kernels" in ranks.stderr)
+    ranks.process.send_signal(signal.SIGUSR1)
+    done = ranks.finish(SECONDS)
+    assert ended_with(done, 85)
+    result = result_of(run)
+    assert (result["status"], result["stopped_by"], result["before_training"]) == ("stopped", "SIGUSR1", True)
+    assert len(list(cache.rglob("*.nbc"))) < 50, "of some 400"
+    assert not list(run.glob(".claim-*"))
+    done = run_mpips("run", JOB, "--run-dir", run, "--resume", "latest", *sets(), timeout=SECONDS)
+    assert done.code == 0, done.stderr
+
+
 def test_bare_ranks_that_are_asked_to_stop_pass_85_on(
     start_ranks: Callable[..., Started], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE
 from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
-from mpips.rank.leader import Leader, would_fail_again
+from mpips.rank.leader import Leader, fault_times, would_fail_again
+from mpips.rank.rank_run import RankRun
 from mpips.rundir.folder import Lines, RunFolder, write_json
 
 
@@ -143,3 +145,12 @@ def test_metrics_that_hold_themselves_have_an_end(leader: Leader) -> None:
     metrics["self"] = metrics
     leader._keep(SimpleNamespace(say=str), metrics)  # type: ignore[arg-type]
     assert leader._returned["metrics"]["sum"] == 1.0 and "has no end" in str(leader._returned["nulls"])
+
+
+def test_the_times_of_injected_faults_are_read_where_ranks_write_them(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.kill", lambda pid, kind: None)
+    struck: Any = SimpleNamespace(rank=3, folder=leader.folder)
+    RankRun._send_signal(struck, signal.SIGKILL)
+    assert fault_times(leader.folder).keys() == {3}

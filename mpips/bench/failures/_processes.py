@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mpips.bench import _runs
 from mpips.bench.failures import _pushing
 from mpips.rundir import order_files
-from mpips.rundir.folder import Lines
+from mpips.rundir.folder import Lines, RunFolder
 
 SERVERS, WORKERS, SPARES, REPLICAS = 4, 2, 4, 1
 PER_LAUNCH = 7
@@ -187,7 +187,7 @@ class _Attack:
         kind = signal.SIGSTOP if act == "stop" else signal.SIGKILL
         at = time.time()
         os.kill(pid, kind)
-        with Lines(self._folder / "strikes.jsonl") as lines:
+        with Lines(RunFolder(self._folder).fault_times) as lines:
             lines.append({"rank": rank, "signal": kind.name, "wall": at})
         if act == "stop":
             self._wake.append((at + WAKES, pid))

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mpips.process import stop_signals
 from mpips.process.first_rank import seems_first
 from mpips.process.printable import Control, printable
 
@@ -46,7 +47,7 @@ def alone(folder: Path | None) -> Iterator[None]:
     _held.add(folder)
     try:
         deadline = time.monotonic() + PATIENCE
-        while not _taken(handle) and time.monotonic() < deadline:
+        while not _taken(handle) and time.monotonic() < deadline and not stop_signals.received:
             time.sleep(0.02)
         yield
     finally:

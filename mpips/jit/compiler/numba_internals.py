@@ -164,6 +164,27 @@ def waited_for(kernel: Any) -> Iterator[None]:
             del kernel.__dict__["_compile_for_args"]
 
 
+class Abandoned(BaseException):
+    """The compilation of a kernel was abandoned, between two of the kernels that are built into it."""
+
+
+_is_abandoned: Callable[[], bool] | None = None
+
+
+def compile_now(jit: Any, signatures: Sequence[str], is_abandoned: Callable[[], bool]) -> None:
+    """Compile a kernel as `load` does.
+
+    Raises:
+        Abandoned: `is_abandoned()` was true after one of the kernels that are built into it.
+    """
+    global _is_abandoned
+    _is_abandoned = is_abandoned
+    try:
+        load(jit, signatures)
+    finally:
+        _is_abandoned = None
+
+
 def load(jit: Any, signatures: Sequence[str]) -> None:
     """Load a kernel from the cache, or compile it.
 
@@ -356,6 +377,8 @@ def _saver(cache: Any) -> Callable[[Any, Any], None]:
             saved(signature, data)
         except OSError as error:
             kernel_cache.remark(f"compiled kernels cannot be kept: {error}")
+        if _is_abandoned is not None and _is_abandoned():
+            raise Abandoned
 
     return save
 

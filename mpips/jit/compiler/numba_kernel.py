@@ -11,6 +11,7 @@ from typing import Any
 from mpips.jit.compiler import numba_environment as numba_environment  # before numba itself
 from mpips.jit import deferred, kernel_index, numba_installed
 from mpips.jit.compiler import compiling, kernel_sources, numba_internals
+from mpips.process import stop_signals
 
 # isort: on
 
@@ -60,13 +61,17 @@ def become(
 
 
 def _load(kernel: Any, function: Callable[..., Any], signatures: Sequence[str], folder: Path | None) -> None:
-    """Load a kernel from numba's cache when it is used, or compile it now."""
-    if not numba_internals.is_cached(kernel, signatures):
+    """Load a kernel from numba's cache when it is used, or compile it now.
+
+    A rank that is asked to stop while it loads compiles none: it ends before it uses any.
+    """
+    if not numba_internals.is_cached(kernel, signatures) and not stop_signals.received:
         with compiling.announced(function.__module__, folder), compiling.alone(folder):
             # another process may have been first
-            if not numba_internals.is_cached(kernel, signatures):
-                numba_internals.load(kernel, signatures)
-                return
+            if not numba_internals.is_cached(kernel, signatures) and not stop_signals.received:
+                with suppress(numba_internals.Abandoned):
+                    numba_internals.compile_now(kernel, signatures, lambda: bool(stop_signals.received))
+                    return
     numba_internals.load_when_used(kernel, signatures)
 
 
