@@ -218,7 +218,11 @@ def end_with_parent() -> None:
 def clear_session(pid: int) -> None:
     """Remove the session folder of a killed Open MPI launcher: a launcher that gets the same pid would fail."""
     folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
-    shutil.rmtree(Path(folder, f"ompi.{pid}"), ignore_errors=True)
+    path = Path(folder, f"ompi.{pid}")
+    with suppress(OSError):
+        # root could remove another user's
+        if path.lstat().st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _begin() -> None:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpips.errors import InputError
+from mpips.errors import InputError, cannot_write
 from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
 from mpips.provenance.input_hashes import altered_output, fingerprint, seen
@@ -91,7 +91,7 @@ def export(
         raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
     if os.path.lexists(target):
         raise InputError(f"{target}: is there already; name another with -o")
-    with tempfile.TemporaryDirectory(prefix=".crate-", dir=_parent(target)) as room:
+    with _room_beside(target) as room:
         made, staged = Path(room) / "crate", Path(room) / "files"
         staged.mkdir()
         try:
@@ -114,11 +114,14 @@ def export(
     return sum(1 for each in crate.data_entities if _is_local(each.id))
 
 
-def _parent(target: Path) -> Path:
+def _room_beside(target: Path) -> tempfile.TemporaryDirectory[str]:
     parent = target.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{target}: there is no folder {parent}")
-    return parent
+    try:
+        return tempfile.TemporaryDirectory(prefix=".crate-", dir=parent)
+    except OSError as error:
+        raise cannot_write(target, error) from None
 
 
 def _is_local(name: str) -> bool:

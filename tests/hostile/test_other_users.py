@@ -1,0 +1,249 @@
+"""Another user of the node, who is `nobody`: neither side can change, block or stop what is the other's.
+
+It takes root, which runs the commands of both users.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pkgutil
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mpips.cli.main import main
+from mpips.errors import InputError
+from mpips.files.safe_open import replacing
+from mpips.jit import kernel_cache
+from mpips.launch import processes
+from mpips.rundir import order_files
+from mpips.rundir.claim import release
+from mpips.rundir.folder import RunFolder, write_json, write_text
+from mpips.transport import wakeup
+
+NOBODY = 65534
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run commands of another user")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command of another user has left."""
+
+    code: int
+    said: str
+
+
+def as_nobody_begun(act: Callable[[], object], folder: Path) -> Callable[[], Done]:
+    """Begin to do something as nobody, in a folder, in a process of its own; return what waits for its end.
+
+    It has the modules that this process has loaded, since nobody may not be able to read this Python.
+    """
+    said = tempfile.TemporaryFile()  # noqa: SIM115
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            os.chdir(folder)
+            for each in (1, 2):
+                os.dup2(said.fileno(), each)
+            sys.stdout, sys.stderr = (
+                io.TextIOWrapper(os.fdopen(each, "wb", 0), write_through=True) for each in (1, 2)
+            )
+            os.environ.pop("HOME", None)
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            done = act()
+            code = done if isinstance(done, int) else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def ended() -> Done:
+        _, status = os.waitpid(pid, 0)
+        said.seek(0)
+        with said:
+            return Done(os.waitstatus_to_exitcode(status), said.read().decode(errors="replace"))
+
+    return ended
+
+
+def as_nobody(act: Callable[[], object], folder: Path) -> Done:
+    """Do something as nobody, see `as_nobody_begun`."""
+    return as_nobody_begun(act, folder)()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """Load all of mpips: nobody may not be able to read this Python."""
+    import mpips
+
+    for each in pkgutil.walk_packages(mpips.__path__, "mpips."):
+        if ".jobs" not in each.name and not each.name.endswith("__main__"):
+            importlib.import_module(each.name)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Give a folder like /tmp, which all users can write to."""
+    folder = Path(tempfile.mkdtemp(prefix="mpips-shared-"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def run(shared: Path) -> Path:
+    """Give a run of root, all of whose files can be read."""
+    folder = RunFolder(shared / "run")
+    folder.path.mkdir(mode=0o755)
+    layout = "servers = 1\nworkers = 1\nspares = 0\nschedulers = 1\n"
+    write_text(folder.job, f'[job]\nprogram = "sketch"\nname = "a"\nseed = 0\nbase = "/"\n[layout]\n{layout}')
+    write_json(folder.run, {"started": "2026-01-01T00:00:00+00:00", "ranks": [], "folder": str(folder.path)})
+    write_text(folder.metrics, '{"event": "trained"}\n')
+    for each in (folder.logs, folder.path / "orders"):
+        each.mkdir(mode=0o755)
+    return folder.path
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Give mode and bytes of all files below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refused(act: Callable[[], object]) -> Callable[[], int]:
+    """Have an act print the error of the user's input that it raises, as commands do."""
+
+    def acted() -> int:
+        try:
+            act()
+        except InputError as error:
+            print(f"mpips: error: {error}")
+            return 2
+        return 0
+
+    return acted
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("report RUN", "RUN/report.html: cannot be written: Permission denied"),
+        ("ctl RUN stop", "RUN/orders: the order cannot be written: Permission denied"),
+        ("ctl RUN status", "RUN/orders: the order cannot be written: Permission denied"),
+        ("crate RUN -o RUN/run.zip", "RUN/run.zip: cannot be written: Permission denied"),
+    ],
+)
+def test_a_run_of_another_user_is_not_changed_by_commands(
+    words: str, says: str, run: Path, shared: Path
+) -> None:
+    if words.startswith("crate"):
+        write_json(run / "result.json", {"status": "completed", "exit_code": 0})
+    before = contents(run)
+    done = as_nobody(lambda: main(words.replace("RUN", str(run)).split()), shared)
+    assert done.code == 2, done.said
+    assert says.replace("RUN", str(run)) in done.said.strip().splitlines()[-1], done.said
+    assert "Traceback" not in done.said and contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "job.toml", "metrics.jsonl"])
+@pytest.mark.parametrize("command", ["report RUN -o page.html", "diff RUN RUN", "crate RUN -o run.zip"])
+def test_a_file_of_a_run_that_cannot_be_read_is_named(
+    command: str, name: str, run: Path, shared: Path
+) -> None:
+    write_json(run / "result.json", {"status": "completed", "exit_code": 0})
+    (run / name).chmod(0o600)
+    done = as_nobody(lambda: main(command.replace("RUN", str(run)).split()), shared)
+    assert "Traceback" not in done.said
+    assert done.code == 2 and f"{name}: Permission denied" in done.said, done
+
+
+def test_a_run_of_another_user_cannot_be_taken(run: Path, shared: Path) -> None:
+    before = contents(run)
+    done = as_nobody(refused(lambda: RunFolder.claim(run, resume=True)), shared)
+    assert done == Done(2, f"mpips: error: {run}: the run folder cannot be written\n")
+    done = as_nobody(refused(lambda: RunFolder.claim(run / "new")), shared)
+    assert done.code == 2 and "run/new: the run folder cannot be made: Permission denied" in done.said
+    assert contents(run) == before
+
+
+def test_a_folder_that_all_can_write_to_has_one_run_at_a_time(shared: Path) -> None:
+    held = RunFolder.claim(shared).held
+    done = as_nobody(refused(lambda: RunFolder.claim(shared)), shared)
+    assert done.code == 2 and f"another start has this run folder (process {os.getpid()} on" in done.said
+    assert held is not None and held.path.exists()
+    as_nobody(lambda: release(shared), shared)
+    assert held.path.exists()
+    release(shared)
+    done = as_nobody(refused(lambda: RunFolder.claim(shared)), shared)
+    assert done.code == 0, done.said
+
+
+def test_a_file_of_another_user_is_not_replaced_and_nothing_is_left_beside_it(shared: Path) -> None:
+    (shared / "page.html").write_text("root's")
+
+    def write() -> None:
+        with replacing(shared / "page.html", "w") as file:
+            file.write("mine")
+
+    done = as_nobody(lambda: write(), shared)
+    assert done.code == 99 and f"{shared}/page.html" in done.said and "not permitted" in done.said
+    assert [each.read_text() for each in shared.iterdir()] == ["root's"]
+
+
+def test_the_folder_for_kernels_is_not_one_that_another_user_has_made(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (shared / f"mpips-kernels-{NOBODY}").mkdir(mode=0o777)
+    (shared / f"mpips-kernels-{NOBODY}-1").symlink_to(shared)
+    done = as_nobody(lambda: print(kernel_cache.place.__wrapped__("/nonexistent/sources").folder), shared)
+    assert done.said.startswith(f"{shared}/mpips-kernels-{NOBODY}-2/sources-"), done.said
+
+
+def test_files_in_shared_folders_of_temporary_files_are_closed_to_others(shared: Path) -> None:
+    flags = Path(wakeup._page(2))
+    try:
+        done = as_nobody(lambda: print(flags.read_bytes()), shared)
+    finally:
+        flags.unlink()
+    assert done.code == 99 and "PermissionError" in done.said
+
+
+def test_an_order_of_another_user_who_may_write_them_is_answered(run: Path, shared: Path) -> None:
+    """As in a folder that a group shares: whoever can write orders gives them."""
+    (run / "orders").chmod(0o777)
+    leader = order_files.Orders(run, time.monotonic, period=0.0)
+    asked = as_nobody_begun(lambda: main(["ctl", str(run), "checkpoint"]), shared)
+    orders: list[order_files.Order] = []
+    while not orders:
+        orders = leader.poll()
+    leader.answer(orders[0], True, "it will be written")
+    assert asked() == Done(0, "it will be written\n") and list((run / "orders").iterdir()) == []
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_session_of_another_users_launcher_is_not_removed(
+    shared: Path, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(shared))
+    (shared / "ompi.17").mkdir()
+    os.chown(shared / "ompi.17", *((0, 0) if ours else (NOBODY, NOBODY)))
+    processes.clear_session(17)
+    assert (shared / "ompi.17").exists() is not ours
