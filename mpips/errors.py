@@ -11,6 +11,7 @@
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
     |   +-- FilterError                a filter cannot decode a content: it is damaged or of another filter
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
+    +-- CutShort (RuntimeError)        a call was ended early, since the run is to stop and has what it needs
     +-- WorkerLost (RuntimeError)      a worker died during a call: the program may continue without it
     +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
@@ -83,6 +84,10 @@ class ClosedError(MpipsError, RuntimeError):
     """A van, store or file was used after it was closed."""
 
 
+class CutShort(MpipsError, RuntimeError):
+    """A call of a worker was ended early: the run is asked to stop, and does without its result."""
+
+
 class WorkerLost(MpipsError, RuntimeError):
     """A worker has died, and with it its part of a collective call or aggregation.
 
@@ -112,8 +117,8 @@ class RemoteError(MpipsError, RuntimeError):
 
     `text` is the remote error in one line, `trace` its traceback; `at` is the program's line that raised it, if any;
     `is_input`: it is an `InputError`, which the user can correct; `is_usage`: a `UsageError`, which the program's
-    author can correct; `is_environment`: files or MPI failed; `no_room`: the disk is full, or fails. `asked` names the
-    rank that issued the task, and its line of the program.
+    author can correct; `is_environment`: files or MPI failed; `no_room`: the disk is full, or fails; `is_cut_short`: a
+    `CutShort`. `asked` names the rank that issued the task, and its line of the program.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class RemoteError(MpipsError, RuntimeError):
         at: str = "",
         is_environment: bool = False,
         no_room: bool = False,
+        is_cut_short: bool = False,
     ) -> None:
         super().__init__(rank, role, host, text)
         self.rank = rank
@@ -142,6 +148,7 @@ class RemoteError(MpipsError, RuntimeError):
         self.at = at
         self.is_environment = is_environment
         self.no_room = no_room
+        self.is_cut_short = is_cut_short
 
     def __str__(self) -> str:
         """Return which rank failed, for which caller, and why."""
@@ -168,6 +175,7 @@ class RemoteError(MpipsError, RuntimeError):
             str(meta.get("at", "")),
             bool(meta.get("is_environment", False)),
             bool(meta.get("no_room", False)),
+            bool(meta.get("is_cut_short", False)),
         )
 
     def to_meta(self) -> dict[str, Any]:
@@ -178,6 +186,7 @@ class RemoteError(MpipsError, RuntimeError):
             "at": self.at,
             "is_environment": self.is_environment,
             "no_room": self.no_room,
+            "is_cut_short": self.is_cut_short,
         }
         return {
             "rank": self.rank,

@@ -46,7 +46,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         metrics = training.run()
     last = results.Results(cluster, training)
     steps = last.model, last.perplexity, last.topics, last.summary
-    return finish(cluster, metrics, *steps, recover=training.recover)
+    return finish(cluster, metrics, *steps, recover=training.recover, save=lambda _: training.save())
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------

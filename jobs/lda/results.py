@@ -154,7 +154,7 @@ class Judge(Sweeper):
             [Path(name) for name in self.data.test], vocab, part, of, Path(scratch),
             max(1000, CELLS // topics), self.context.polling,
         ) as corpus:  # fmt: skip
-            for b in range(corpus.blocks):
+            for b in self.context.polling(range(corpus.blocks)):
                 ids, block = distinct(corpus.load(b))
                 phi = Phi(self._rows_of(ids, topics), n_k, prior.alpha, prior.beta, self.vocabulary)
                 with self.context.working():
@@ -180,7 +180,7 @@ class Judge(Sweeper):
         ids = np.ascontiguousarray(values, np.int32)
         topics, n = ids.shape
         counts = np.zeros((topics, n, n), np.int64)
-        for group in range(len(self.documents.groups)):
+        for group in self.context.polling(range(len(self.documents.groups))):
             with self.context.working():
                 counts += cooccurrence(self.documents.load(group)[0], ids, self.vocabulary)
         return Answer(values=counts.reshape(topics, n * n))

@@ -129,7 +129,7 @@ class Training:
             self._show(table)
             stop = self.sweeps >= self.settings.sweeps
             if cluster.due(self.sweeps):
-                retry_on_loss(cluster, lambda: cluster.checkpoint(self.sweeps, self._state()), self.recover)
+                retry_on_loss(cluster, self.save, self.recover)
                 stop = cluster.stopping() or stop
             if not stop and cluster.renewed():
                 regroup(cluster)
@@ -144,6 +144,10 @@ class Training:
             "sweeps": self.sweeps,
             "gain_per_sweep": self.gain(),
         }
+
+    def save(self) -> None:
+        """Begin a checkpoint."""
+        self.cluster.checkpoint(self.sweeps, self._state())
 
     def gain(self) -> float | None:
         """Return the mean gain per sweep of the log-likelihood per token, over the last tenth of the sweeps, or None.

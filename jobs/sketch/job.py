@@ -160,7 +160,8 @@ class Insertion:
             asked, spent = (sum(each) for each in zip(*(queries or [self._ask()]), strict=True))
             return {"queries_per_second": asked / max(spent, 1e-9)}
 
-        return finish(cluster, total, self._model, self._results, ask, recover=self._follow)
+        steps = self._model, self._results, ask
+        return finish(cluster, total, *steps, recover=self._follow, save=lambda _: self._save())
 
     def begin(self) -> None:
         """Create the vectors, or restore a checkpoint."""
@@ -240,7 +241,7 @@ class Insertion:
                 self._regroup()
             self.rounds += 1
             if cluster.due(self.rounds):
-                self._retry(lambda: cluster.checkpoint(self.rounds, self._state()))
+                self._retry(self._save)
                 stop = cluster.stopping()
         table.close()
 
@@ -305,6 +306,9 @@ class Insertion:
         self.parts.follow(self._inserters().addresses)
 
     # --- what is kept and said
+
+    def _save(self) -> None:
+        self.cluster.checkpoint(self.rounds, self._state())
 
     def _state(self) -> dict[str, Any]:
         parts = [[part.done, part.finished] for part in self.parts.parts]

@@ -59,6 +59,10 @@ FORM = {
     "gap": NUMBER,
     "blocks": {"begins": Each(range(1 << 64)), "cut_at": range(-1, 1 << 63)},
     "spread?": ANY,
+    "finished?": {
+        "metrics": {"objective": NUMBER, "nonzeros": COUNT, "passes": COUNT, "ended_by": str},
+        "settings": Each(NUMBER),
+    },
 }
 """The state that a checkpoint holds."""
 
@@ -103,6 +107,8 @@ class Darlin:
         self.weight = 0  # non-zeros of the active features
         self.begins = np.zeros(1, np.uint64)  # the first key of each block
         self.cut_at = -1  # the weight when the blocks were cut
+        # Of a run that has ended, and was stopped before it was evaluated: see `save`.
+        self.finished: dict[str, Any] | None = None
         retry_on_loss(cluster, self.begin, self.spread.load)
 
     @property
@@ -112,6 +118,8 @@ class Darlin:
 
     def run(self) -> dict[str, Any]:
         """Run passes over the blocks until the objective has settled; return the metrics."""
+        if self.finished is not None and self.finished["settings"] == self._ends():
+            return dict(self.finished["metrics"])
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
             stop = self._retry(self.one_pass)
@@ -137,6 +145,15 @@ class Darlin:
             "converged": why in ("gap", "settled", "target") and not unproven,
             **({"unproven": True} if unproven else {}),
         }
+
+    def save(self, metrics: dict[str, Any]) -> None:
+        """Begin a checkpoint of a run that has ended, with its metrics: another pass would change the weights."""
+        self.finished = {"metrics": metrics, "settings": self._ends()}
+        self.cluster.checkpoint(self.passes, self._state())
+
+    def _ends(self) -> list[float]:
+        """Return the settings that end a run; with others, it continues."""
+        return [self.most_passes, self.settings.epsilon, self.settings.target]
 
     def ended_by(self) -> str:
         """Return why the run has stopped."""
@@ -348,6 +365,7 @@ class Darlin:
             "gap": self.gap,
             "blocks": {"begins": self.begins.tolist(), "cut_at": self.cut_at},
             "spread": self.spread.state(),
+            **({} if self.finished is None else {"finished": self.finished}),
         }
 
     def _resume(self) -> bool:
@@ -363,6 +381,7 @@ class Darlin:
         kept = {name: state["control"][name] for name in control.Control._fields if name in state["control"]}
         self.control = control.Control(**{**kept, "objectives": tuple(kept["objectives"])})
         self.rng.bit_generator.state = state["random"]
+        self.finished = state.get("finished")
         self.round, self.gap = state["round"], state["gap"]
         self.begins, self.cut_at = np.array(state["blocks"]["begins"], np.uint64), state["blocks"]["cut_at"]
 

@@ -88,6 +88,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         lambda: evaluate.judge_training(cluster, metrics.get("examples", data.examples)),
         lambda: evaluate.test(cluster),
         lambda: cluster.say(evaluate.summary(cluster.metrics, settings.optimum)),
+        save=training.save,
     )
 
 

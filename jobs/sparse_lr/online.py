@@ -86,6 +86,7 @@ FORM = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
+    "finished?": {"nonzeros": COUNT, "passes": COUNT, "examples": COUNT, "ended_by": str},
 }
 """The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
 
@@ -105,12 +106,18 @@ class Online:
         self._met = Tally()
         self.size = 0.0
         """|w|_1 after the last pass."""
+        # The metrics of a run that has ended, and was stopped before it was evaluated: see `save`.
+        self.finished: dict[str, Any] | None = None
         retry_on_loss(cluster, self.begin, spread.load)
 
     def run(self) -> dict[str, Any]:
         """Run the passes; return the metrics."""
         cluster, settings = self.cluster, self.settings
-        table, passes, stop = cluster.table(COLUMNS), settings.passes or 1, False
+        passes, stop = settings.passes or 1, False
+        if self.finished is not None and self.at.number > passes:
+            self._measure()
+            return dict(self.finished)
+        table = cluster.table(COLUMNS)
         while not stop:
             usage: dict[str, Any] = {}
             while not self.parts.finished and not cluster.stop:
@@ -124,8 +131,7 @@ class Online:
                 say(cluster, [asdict(self._met)])
             if self.parts.finished and cluster.holds_back:
                 self.flush()
-            last, now = self.at, cluster.servers.call("norm", vector=cluster.vectors["w"])
-            nonzeros, self.size = sum(each["nonzeros"] for each in now), float(exact_total(now)[0])
+            last, nonzeros = self.at, self._measure()
             if self.parts.finished:
                 facts = self._shown() | {"nonzeros": nonzeros}
                 table.row(facts | usage)
@@ -141,6 +147,17 @@ class Online:
         table.close()
         why = "request" if cluster.stopped_early else "passes"
         return {"nonzeros": nonzeros, "passes": last.number, "examples": last.seen, "ended_by": why}
+
+    def save(self, metrics: dict[str, Any]) -> None:
+        """Begin a checkpoint of a run that has ended, with its metrics."""
+        self.finished = metrics
+        self.cluster.checkpoint(self.at.rounds, self._state())
+
+    def _measure(self) -> int:
+        """Determine |w|_1; return the number of weights that are not 0."""
+        now = self.cluster.servers.call("norm", vector=self.cluster.vectors["w"])
+        self.size = float(exact_total(now)[0])
+        return sum(each["nonzeros"] for each in now)
 
     def objective(self) -> dict[str, Any]:
         """Return the objective of the final model on the training data."""
@@ -168,6 +185,7 @@ class Online:
             self.parts = self._cut()
             return
         self.at = Progress(**{name: state[name] for name in Progress._fields})
+        self.finished = state.get("finished")
         self.parts = self._cut(len(state["parts"]))
         workers = cluster.workers.addresses
         for part, (worker, done, finished) in zip(self.parts.parts, state["parts"], strict=True):
@@ -231,7 +249,8 @@ class Online:
         """Return the state for a checkpoint."""
         workers = self.cluster.workers.addresses
         parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
-        return self.at._asdict() | {"parts": parts}
+        finished = {} if self.finished is None else {"finished": self.finished}
+        return self.at._asdict() | {"parts": parts} | finished
 
     def _shown(self) -> dict[str, Any]:
         at, trained = self.at, self.cluster.trained

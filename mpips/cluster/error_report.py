@@ -8,6 +8,7 @@ from typing import Any
 
 from mpips.cluster.layout import Place
 from mpips.errors import (
+    CutShort,
     InputError,
     NoWorkerLeft,
     ProtocolError,
@@ -40,7 +41,10 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
     lost = isinstance(error, (WorkerLost, NoWorkerLeft))
     # One death may cause hundreds of them.
     follows = lost or isinstance(error, ShardLost) or is_mpi(error)
-    if follows:
+    cut_short = isinstance(error, CutShort)
+    if cut_short:
+        note("cut short")
+    elif follows:
         note("failed", error=text, follows=True)
     else:
         note("failed", ERROR, error=text, at=at, trace=trace)
@@ -54,6 +58,7 @@ def describe(error: BaseException, place: Place, host: str) -> dict[str, Any]:
         "is_usage": usage,
         "at": at,
         **({"lost": True} if lost else {}),
+        **({"is_cut_short": True} if cut_short else {}),
         **({"is_environment": True} if is_environment(error) else {}),
         **({"no_room": True} if has_no_room(error) else {}),
     }

@@ -357,11 +357,12 @@ def verdict(
         why = no_result(launcher_code, said)
         blame = f"; first to fail: {sentence(first, why)}" if first else ""
         return code_of(launcher_code), f"mpips: failed: {why}{blame}; run folder: {folder}"
-    status = result.get("status")
+    status, cut_by = result.get("status"), result.get("evaluation_cut_by")
+    cut = f", its evaluation cut short by {cut_by}" if cut_by else ""
     if status == "completed":
         return (
             ExitCode.COMPLETED,
-            f"mpips: completed{after_recoveries(result.get('recoveries'))}; run folder: {folder}",
+            f"mpips: completed{after_recoveries(result.get('recoveries'))}{cut}; run folder: {folder}",
         )
     if status == "stopped":
         why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""

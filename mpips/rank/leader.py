@@ -238,6 +238,7 @@ class Leader:
             if cluster.vectors
             else "",
             "recoveries": self.recoveries(),
+            **({"evaluation_cut_by": cluster.evaluation_cut_by} if cluster.evaluation_cut_by else {}),
             **(
                 {"stopped_by": cluster.stop, "checkpoint": cluster.last_checkpoint()}
                 if code == ExitCode.STOPPED

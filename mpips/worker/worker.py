@@ -29,7 +29,7 @@ from mpips.checkpoint.saved import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
-from mpips.errors import ProtocolError
+from mpips.errors import CutShort, ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
@@ -115,6 +115,8 @@ class Context:
     def __init__(self, node: Node, job: Job, communicator: Any = None) -> None:
         self.node, self.job, self.communicator = node, job, communicator
         self.vectors = Vectors()
+        self.cut_short = False
+        """Whether the run does without the result of the present call."""
 
     @property
     def group(self) -> str:
@@ -167,8 +169,15 @@ class Context:
         self.node.step(number)
 
     def polling(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, and process messages between them, so that a long loop without requests can be stopped."""
-        return self.node.poll_between(items)
+        """Yield the items, and process messages between them, so that a long loop without requests can be stopped.
+
+        Raises:
+            CutShort: the run is to stop, and does without this call; see `mpips.finish`.
+        """
+        for item in self.node.poll_between(items):
+            if self.cut_short:
+                raise CutShort("cut short: the run is asked to stop")
+            yield item
 
     def wall(self) -> float:
         """The time now, in seconds since the epoch."""
@@ -211,6 +220,8 @@ class CallExecutor:
         self.worker = make_worker(self.context)
         check_worker(self.worker)
         self.calls: deque[Message] = deque()
+        # The time of the present call, unless it runs at once.
+        self._present = -1
         # Tasks issued from this time on are the next call's.
         self._settled = node.tasks.time
         # Calls that ran at once, and are not answered yet.
@@ -227,6 +238,7 @@ class CallExecutor:
             BuiltInCall.RESTORE: self._restore,
             BuiltInCall.REBUILD: self._rebuild,
             BuiltInCall.RESTORE_FILTERS: self._restore_filters,
+            BuiltInCall.CUT_SHORT: self._cut_short,
         }
 
     def enter(self) -> None:
@@ -268,6 +280,8 @@ class CallExecutor:
     def _execute(self, request: Message, at_once: bool = False) -> None:
         tasks = self.node.tasks
         since = tasks.time if at_once else self._settled
+        if not at_once:
+            self._present, self.context.cut_short = request.time, False
         with self.node.observers.calling(request):
             try:
                 answer = self._method(request.meta["call"])(**self._arguments(request))
@@ -287,7 +301,7 @@ class CallExecutor:
                 self.node.callee.fail(request, error)
             finally:
                 if not at_once:
-                    self._settled = tasks.time
+                    self._present, self._settled = -1, tasks.time
                     tasks.failed.clear()
 
     def _without_waiting(self, since: int) -> list[Task]:
@@ -315,6 +329,10 @@ class CallExecutor:
         if method is None:
             raise ProtocolError(f"the program's Worker has no method {name!r}")
         return method
+
+    def _cut_short(self, since: int) -> None:
+        """Let the present call end early, if it was issued at time `since` or later."""
+        self.context.cut_short |= self._present >= since
 
     def _create_vector(self, spec: dict[str, Any], number: int, expect: int) -> None:
         made = VectorSpec(**spec)

@@ -21,11 +21,15 @@ from mpips.jobs.sketch import results
 from mpips.jobs.sparse_lr import evaluate, spread
 from mpips.scheduler import finishing as finish_module
 from mpips.scheduler.finishing import finish
+from mpips.scheduler.pending_orders import PendingOrders
 
 
 def cluster() -> Any:
     said: list[str] = []
-    return SimpleNamespace(metrics={}, said=said, say=said.append)
+    node = SimpleNamespace(policy=SimpleNamespace(again=True), tasks=SimpleNamespace(time=0))
+    return SimpleNamespace(
+        metrics={}, said=said, say=said.append, node=node, orders=PendingOrders(), decide=lambda make: make()
+    )
 
 
 def failing(error: Exception) -> Any:

@@ -10,9 +10,10 @@ import pytest
 from simulated import simulate
 
 from mpips.cluster.registration import Registration
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, InputError
+from mpips.scheduler.finishing import finish
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.stopping import NothingTrained, leave_untrained
+from mpips.scheduler.stopping import LONG, NothingTrained, leave_untrained
 from mpips.storage.updates import VectorSpec
 from mpips.transport.network_faults import Fault
 from mpips.worker.worker import Context
@@ -195,3 +196,87 @@ def test_a_successor_heeds_a_request_that_only_its_predecessor_got() -> None:
     faults = [Fault("kill", 0, at=9.8)]
     rank, number, why = simulate(schedule, Worker, horizon=500.0, tick=0.02, schedulers=2, faults=faults)
     assert (rank, why) == (1, "SIGTERM") and number <= 11
+
+
+class Ended:
+    """What a run with an evaluation has left."""
+
+    metrics: dict[str, Any]
+    at: float
+    cut_by: str | None
+    stopped: bool
+    leader: int
+
+
+def evaluated(
+    pieces: int, asked: float, save: Any = None, checkpoint: Path | None = None, **how: Any
+) -> Ended:
+    """Run a program that trains for a fake second, and evaluates so many pieces, a second each."""
+    ended = Ended()
+
+    def schedule(cluster: Cluster) -> None:
+        ask_at(cluster, asked)
+        with cluster.phase("train"):
+            cluster.workers.call("train")
+        cluster.last_checkpoint = lambda: checkpoint  # type: ignore[method-assign]
+        finish(
+            cluster, {"loss": 0.5}, lambda: {"model": cluster.workers.call("load", {"pieces": 8}) and "written"},
+            lambda: {"auc": cluster.workers.call("load", {"pieces": pieces}) and 0.9},
+            lambda: {"coherence": cluster.workers.call("load", {"pieces": pieces}) and 0.1}, save=save,
+        )  # fmt: skip
+        ended.metrics, ended.at = cluster.metrics, cluster.node.van.now()
+        ended.cut_by, ended.stopped = cluster.evaluation_cut_by, cluster.stopped_early
+        ended.leader = cluster.node.rank
+
+    simulate(schedule, Worker, horizon=500.0, tick=0.02, **how)
+    return ended
+
+
+def test_an_evaluation_that_is_long_is_cut_short_and_the_model_is_not() -> None:
+    ended = evaluated(PIECES, asked=12.5, workers=3, servers=2)
+    assert ended.metrics == {"loss": 0.5, "model": "written"} and ended.cut_by == "SIGTERM"
+    assert ended.at == pytest.approx(12.5 + LONG + 1.0, abs=1.0)
+    assert not ended.stopped, "there is nothing to resume from"
+
+
+@pytest.mark.parametrize("asked", [0.5, 3.0])
+def test_a_model_that_takes_long_is_written_all_the_same(asked: float) -> None:
+    ended = evaluated(PIECES, asked)
+    assert ended.metrics["model"] == "written" and "auc" not in ended.metrics
+    assert ended.at == pytest.approx(9.0, abs=0.5)
+
+
+def test_a_short_evaluation_is_done_though_the_run_is_to_stop() -> None:
+    ended = evaluated(2, asked=9.5)
+    assert ended.metrics == {"loss": 0.5, "model": "written", "auc": 0.9, "coherence": 0.1}
+    assert ended.cut_by is None and not ended.stopped
+
+
+def test_a_run_whose_evaluation_is_cut_short_is_resumed_from_what_it_saves(tmp_path: Path) -> None:
+    saved: list[dict[str, Any]] = []
+    ended = evaluated(PIECES, 12.5, save=saved.append, checkpoint=tmp_path)
+    assert ended.stopped and saved == [{"loss": 0.5}]
+    ended = evaluated(PIECES, 12.5, checkpoint=tmp_path)
+    assert ended.stopped, "an earlier one serves as well"
+
+
+@pytest.mark.parametrize("dies", [12.4, 13.0, 17.4, 17.6, 18.2])
+def test_a_successor_cuts_an_evaluation_short_too(dies: float) -> None:
+    ended = evaluated(PIECES, 12.5, schedulers=2, workers=2, faults=[Fault("kill", 0, at=dies)])
+    assert ended.leader == 1 and ended.cut_by == "SIGTERM"
+    assert ended.metrics == {"loss": 0.5, "model": "written"}
+    assert ended.at < dies + 2 * LONG + 2.0
+
+
+def test_what_fails_in_an_evaluation_that_is_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(worker: Worker, pieces: int = PIECES) -> None:
+        raise InputError("test.svm:7: wrong")
+
+    monkeypatch.setattr(Worker, "load", fail)
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.orders.stop = "SIGTERM"
+        finish(cluster, {}, lambda: None, lambda: cluster.workers.call("load") and {})
+
+    with pytest.raises(Exception, match=r"test\.svm:7"):
+        simulate(schedule, Worker)
