@@ -69,6 +69,7 @@ if TYPE_CHECKING:  # the names of `_HOMES`, for type checkers
     from mpips.filters.filter import About as About, Coder as Coder, Content as Content, filter_ as filter_
     from mpips.jit.array_checks import cells_flaw as cells_flaw, rows_flaw as rows_flaw
     from mpips.jit.kernel import kernel as kernel
+    from mpips.keys import KEY128 as KEY128, text_keys as text_keys
     from mpips.ranges import ALL as ALL, KeyRange as KeyRange
     from mpips.rank.simulation import simulate as simulate
     from mpips.report import charts as charts
@@ -116,6 +117,7 @@ _HOMES = {
     "mpips.filters.filter": "About Coder Content filter_",
     "mpips.jit.array_checks": "cells_flaw rows_flaw",
     "mpips.jit.kernel": "kernel",
+    "mpips.keys": "KEY128 text_keys",
     "mpips.ranges": "ALL KeyRange",
     "mpips.rank.simulation": "simulate",
     "mpips.scheduler.data_assignment": "Cut Workload",

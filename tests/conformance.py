@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpips.errors import ClosedError
+from mpips.keys import from_pairs
 from mpips.ranges import KeyRange
 from mpips.transport.message import INLINE, Command, Kind, Message
 from mpips.transport.van import Van
@@ -24,7 +25,8 @@ def payload(source: int, dest: int, number: int) -> tuple[np.ndarray, np.ndarray
     """Give keys and rows that only this message can have."""
     rng = np.random.default_rng(zlib.crc32(f"{source}/{dest}/{number}".encode()))
     n = SIZES[number % len(SIZES)]
-    keys = np.sort(rng.integers(0, 2**63, n, np.uint64))
+    # Every other one has keys of 128 bits.
+    keys = np.sort(from_pairs(rng.integers(0, 2**63, (n, 2) if (number + source) % 2 else n, np.uint64)))
     return keys, rng.standard_normal((n, 2))
 
 

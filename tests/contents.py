@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content
+from mpips.keys import KEY64, KEY128, ascend, from_pairs
 from mpips.ranges import ALL
 from mpips.transport.message import DTYPES, Command
 
@@ -22,7 +23,7 @@ def about(**changes: Any) -> About:
 
 
 def content(seed: int, dtype: np.dtype[Any], rows: int, width: int, kind: str, keys: str) -> Content:
-    """Make a content whose keys are "none", "dense" or "hashed"."""
+    """Make a content whose keys are "none", "dense", "hashed", or of 128 bits: "pairs"."""
     rng = np.random.default_rng(seed)
     shape = (rows, width)
     with np.errstate(all="ignore"):
@@ -42,6 +43,10 @@ def content(seed: int, dtype: np.dtype[Any], rows: int, width: int, kind: str, k
         return Content(None, values)
     if keys == "dense":
         return Content(np.cumsum(rng.integers(1, 20, rows), dtype=np.uint64), values)
+    if keys == "pairs":
+        # Many share their upper half.
+        halves = rng.integers(0, 2**64, (2 * rows + 8, 2), np.uint64) >> np.array([62, 0], np.uint64)
+        return Content(np.unique(from_pairs(halves))[:rows], values)
     listed = np.unique(rng.integers(0, 2**64, rows + 8, np.uint64))[:rows]
     listed[-1:] = 2**64 - 1
     return Content(listed, values)
@@ -55,7 +60,7 @@ def contents(widths: tuple[int, ...] = (1, 2, 3)) -> st.SearchStrategy[Content]:
         st.sampled_from((0, 1, 2, 5, 40, 300, 2049, 9000)),
         st.sampled_from(widths),
         st.sampled_from(KINDS),
-        st.sampled_from(("none", "dense", "hashed")),
+        st.sampled_from(("none", "dense", "hashed", "pairs")),
     )
 
 
@@ -102,6 +107,6 @@ def survives(coder: Coder, given: Content, sent: Content, broken: Content) -> No
         assert (read.values.dtype, read.values.shape) == (given.values.dtype, given.values.shape)
         assert (read.keys is None) == (given.keys is None)
     if read.keys is not None:
-        assert read.keys.dtype == np.uint64 and (np.diff(read.keys.astype(object)) > 0).all()
+        assert read.keys.dtype in (KEY64, KEY128) and ascend(read.keys)
     if read.values.dtype != np.uint8:
         assert read.values.ndim == 2 and read.values.dtype in DTYPES

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpips.transport.fastpath_table import FastPathTable
-from mpips.transport.header import DETACHED, HEADER
+from mpips.transport.header import DETACHED, HEADER, WIDE_KEYS
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Message, bodies, decode, frame_bytes, from_bytes, to_bytes
 from mpips.transport.mpi.abi import LIBRARY, MEMCPY, STATUS_BYTES
@@ -118,7 +118,7 @@ class KernelVan(TwinVan):
         rest, self._bodies = raw[frame_bytes(self._raw) :], deque()
         if rest:
             head = np.frombuffer(raw, HEADER, 1)[0]
-            keys = 8 * int(head["keys"])
+            keys = (16 if head["flags"] & WIDE_KEYS else 8) * int(head["keys"])
             self._bodies.extend(each for each in (rest[:keys], rest[keys:]) if each)
         _int(flag).value = 1
         _int(status + _SOURCE, ctypes.c_int32).value = self._source

@@ -206,7 +206,8 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
         runs, spec = runs_of(entries, name), spec_of(entries, name)
         total = sum(run.rows for run in runs)
         group = file.create_group(name)
-        for field, tail, kind in (("keys", (), "<u8"), ("values", (spec["width"],), spec["dtype"])):
+        halves = () if spec.get("key_bits", 64) == 64 else (2,)
+        for field, tail, kind in (("keys", halves, "<u8"), ("values", (spec["width"],), spec["dtype"])):
             # By HDF5's low-level API: h5py's virtual datasets store the time, but equal states must give equal bytes.
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_obj_track_times(False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpips.checkpoint.manifest import MANIFEST, explained, read_manifest, runs_of, spec_of, vector_names
 from mpips.checkpoint.shard_file import concatenated, meta_of, opened, read_rows, read_run
 from mpips.errors import CheckpointError, UsageError
+from mpips.keys import dtype_of
 from mpips.ranges import KeyRange, coalesce, intersection
 from mpips.storage.segment import Rows
 from mpips.storage.updates import VectorSpec
@@ -67,7 +68,12 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     found.sort(key=lambda part: part[0])
     spec = spec_of(entries, name)
     for _, rows in found:
-        if rows.values.dtype != spec["dtype"] or rows.values.shape[1] != spec["width"]:
+        of_keys = dtype_of(spec.get("key_bits", 64))
+        if (rows.values.dtype, rows.values.shape[1], rows.keys.dtype) != (
+            spec["dtype"],
+            spec["width"],
+            of_keys,
+        ):
             raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
     with explained("read", path):
         return concatenated([rows for _, rows in found])

@@ -50,7 +50,7 @@ FORM = {
                     "spec": {
                         "name": str, "dtype": str, "width": int, "extent": int, "update": str,
                         "settings": Table((str, int, float, bool)), "dense": bool, "aggregate": bool,
-                        "init?": (int, float, Table(NUMBER)),
+                        "init?": (int, float, Table(NUMBER)), "key_bits?": int,
                     },
                     "rows": int,
                     "ranges": Each(Each(int)),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpips.checkpoint.manifest import NOTE, Entry, entry_of
 from mpips.checkpoint.shard_file import concatenated, created, located, write_array
 from mpips.errors import CheckpointError
+from mpips.keys import ascend, numbers, order, pairs
 from mpips.ranges import KeyRange, coalesce
 from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import Setting, VectorSpec
@@ -36,11 +37,11 @@ def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArr
     """Copy a note of a segment (`Segment.notes`), rows of some slots, as a vector with the keys of these slots."""
     slots, rows = noted
     keys = segment.keys_of(slots)
-    order = np.argsort(keys)
+    places, of = order(keys), segment.spec
     spec = VectorSpec(
-        f"{segment.spec.name}{NOTE}{note}", rows.dtype.name, rows.shape[1], segment.spec.extent, "assign"
+        f"{of.name}{NOTE}{note}", rows.dtype.name, rows.shape[1], of.extent, "assign", key_bits=of.key_bits
     )
-    return Saved(spec, {}, list(segment.ranges), Rows(keys[order], rows[order], {}))
+    return Saved(spec, {}, list(segment.ranges), Rows(keys[places], rows[places], {}))
 
 
 def joined(parts: Sequence[Saved]) -> Saved:
@@ -52,14 +53,14 @@ def joined(parts: Sequence[Saved]) -> Saved:
     if len(parts) == 1:
         return first
     keys, values, state = concatenated([part.rows for part in parts])
-    if np.any(keys[1:] <= keys[:-1]):
-        order = np.argsort(keys, kind="stable")
-        keys, values = keys[order], values[order]
-        state = {name: column[order] for name, column in state.items()}
+    if not ascend(keys):
+        places = order(keys)
+        keys, values = keys[places], values[places]
+        state = {name: column[places] for name, column in state.items()}
         twice = keys[1:][keys[1:] == keys[:-1]]
         if len(twice):
             raise CheckpointError(
-                f"key {twice[0]} of vector {first.spec.name!r} is in two shards of one server"
+                f"key {numbers(twice)[0]} of vector {first.spec.name!r} is in two shards of one server"
             )
     ranges = coalesce(piece for part in parts for piece in part.ranges)
     return first._replace(ranges=ranges, rows=Rows(keys, values, state))
@@ -79,15 +80,16 @@ def write_shard(
             saved = save(segment) if isinstance(segment, Segment) else segment
             keys, values, state = saved.rows
             group = file.create_group(f"vectors/{name}")
-            write_array(group, "keys", keys)
+            write_array(group, "keys", pairs(keys))
             write_array(group, "values", values)
             columns = group.create_group("state")
             for column, array in state.items():
                 write_array(columns, column, array)
             spec = asdict(saved.spec) | {"settings": dict(saved.settings)}
-            # Left out, so that versions without initial values can read the vector.
-            if spec["init"] == 0:
-                del spec["init"]
+            # Left out, so that versions without these can read the vector.
+            for name_, usual in (("init", 0), ("key_bits", 64)):
+                if spec[name_] == usual:
+                    del spec[name_]
             vectors[name] = {
                 "spec": spec,
                 "rows": len(keys),

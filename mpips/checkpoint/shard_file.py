@@ -15,6 +15,7 @@ from mpips.checkpoint.manifest import FORMAT, VERSION, StoredRange, explained, s
 from mpips.errors import CheckpointError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
+from mpips.keys import KeyArray, ascend, from_pairs, upper
 from mpips.ranges import KeyRange, coalesce, intersection
 from mpips.storage.segment import Rows
 
@@ -53,7 +54,7 @@ def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
     group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
 
 
-def located(ranges: Iterable[KeyRange], keys: NDArray[np.uint64]) -> list[list[int]]:
+def located(ranges: Iterable[KeyRange], keys: KeyArray) -> list[list[int]]:
     """Return [begin, end, first row, rows] for each range of a shard."""
     out = []
     for piece in coalesce(ranges):
@@ -62,8 +63,9 @@ def located(ranges: Iterable[KeyRange], keys: NDArray[np.uint64]) -> list[list[i
     return out
 
 
-def within(keys: NDArray[np.uint64], wanted: KeyRange) -> slice:
+def within(keys: KeyArray, wanted: KeyRange) -> slice:
     """Return where the sorted `keys` lie in a range, which is not empty."""
+    keys = upper(keys)
     low = int(np.searchsorted(keys, np.uint64(wanted.begin), "left"))
     return slice(low, int(np.searchsorted(keys, np.uint64(wanted.end - 1), "right")))
 
@@ -99,22 +101,23 @@ def read_run(group: h5py.Group, run: StoredRange, wanted: list[KeyRange]) -> lis
     Raises:
         CheckpointError: the keys are not those of the run.
     """
-    keys = group["keys"][run.first : run.first + run.rows]
-    if keys.dtype != np.uint64 or keys.shape != (run.rows,) or np.any(keys[1:] <= keys[:-1]):
+    keys = _keys(group, slice(run.first, run.first + run.rows))
+    if keys.shape != (run.rows,) or not ascend(keys):
         raise CheckpointError(
             f"{group.file.filename}: the keys of {group.name} are not {run.rows} ascending ones"
         )
-    if run.rows and not run.begin <= int(keys[0]) <= int(keys[-1]) < run.end:
+    parts = upper(keys)
+    if run.rows and not run.begin <= int(parts[0]) <= int(parts[-1]) < run.end:
         raise CheckpointError(f"{group.file.filename}: the keys of {group.name} leave their range")
-    parts = []
+    found = []
     for piece in wanted:
         common = intersection(KeyRange(run.begin, run.end), piece)
         if common is not None:
             rows = within(keys, common)
-            parts.append(
+            found.append(
                 (common.begin, read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
             )
-    return parts
+    return found
 
 
 def read_rows(group: h5py.Group, rows: slice) -> Rows:
@@ -124,11 +127,25 @@ def read_rows(group: h5py.Group, rows: slice) -> Rows:
         CheckpointError: keys, values and state differ in length, or are not numbers.
     """
     state = {column: data[rows] for column, data in group["state"].items()}
-    found = Rows(group["keys"][rows], group["values"][rows], state)
+    found = Rows(_keys(group, rows), group["values"][rows], state)
     for array in (found.values, *state.values()):
         if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) != len(found.keys):
             raise CheckpointError(f"{group.file.filename}: the rows of {group.name} do not fit their keys")
     return found
+
+
+def _keys(group: h5py.Group, rows: slice) -> KeyArray:
+    """Read keys: u64[n], or 128-bit ones as u64[n, 2].
+
+    Raises:
+        CheckpointError: they are not stored so.
+    """
+    data = group["keys"]
+    if data.dtype != np.uint64 or data.shape[1:] not in ((), (2,)):
+        raise CheckpointError(
+            f"{group.file.filename}: the keys of {group.name} are not numbers of 64 or 128 bits"
+        )
+    return from_pairs(data[rows])
 
 
 def concatenated(parts: list[Rows]) -> Rows:
@@ -143,12 +160,12 @@ def concatenated(parts: list[Rows]) -> Rows:
 def misfits(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference between a shard's rows of one vector and its entry in the manifest."""
     group = file[f"vectors/{name}"]
-    keys = group["keys"][()]
+    keys = _keys(group, slice(None))
     shapes = {data.shape[0] for data in (group["values"], *group["state"].values())}
     problems = []
     if shapes | {len(keys)} != {part["rows"]}:
         problems.append(f"vector {name!r} has {len(keys)} keys, the manifest says {part['rows']}")
-    if np.any(keys[1:] <= keys[:-1]):
+    if not ascend(keys):
         problems.append(f"the keys of vector {name!r} do not ascend")
     ranges = [KeyRange(begin, end) for begin, end, _, _ in part["ranges"]]
     if located(ranges, keys) != part["ranges"] or sum(run[3] for run in part["ranges"]) != len(keys):

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State
+from mpips.keys import KeyArray, dtype_of, is_wide
 from mpips.rundir.progress import bytes_si
 from mpips.transport.key_cache import sign
 from mpips.transport.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
 
-# hash, number of filters, wire type of the values, whether there are values, 0, width, rows, keys (-1: none)
+# hash, number of filters, wire type of the values, whether there are values, bits of a key that exceed 64, width, rows,
+# keys (-1: none)
 _HEAD = struct.Struct("<16sBBHIqqq")
 _HASH = 16
 BYTES = 254
@@ -154,7 +156,7 @@ class Chain:
         return message
 
 
-def _travelling(content: Content, known: NDArray[np.uint64] | None) -> int:
+def _travelling(content: Content, known: KeyArray | None) -> int:
     """Count the bytes of a content that are sent: keys are unless they are `known`."""
     keys = content.keys
     return content.values.nbytes + (0 if keys is None or keys is known else keys.nbytes)
@@ -177,7 +179,8 @@ def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> M
     code = BYTES if values.dtype == np.uint8 else CODES[values.dtype]
     width = values.shape[1] if values.ndim == 2 else 1
     n_keys = -1 if travels is None else len(travels)
-    head = _HEAD.pack(b"", len(notes), code, message.values is not None, 0, width, len(values), n_keys)
+    wider = 64 if travels is not None and is_wide(travels) else 0
+    head = _HEAD.pack(b"", len(notes), code, message.values is not None, wider, width, len(values), n_keys)
     lengths = struct.pack(f"<{len(notes)}i", *(-1 if note is None else len(note) for note in notes))
     parts = [head, lengths, *(note for note in notes if note)]
     front = b"".join(parts)
@@ -209,7 +212,7 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
             f"{0 if body is None else body.nbytes} bytes are too few for an encoded content: truncated"
         )
     body = body.reshape(-1).view(np.uint8)
-    signed, count, code, has_values, _, width, rows, n_keys = _HEAD.unpack_from(body.data)
+    signed, count, code, has_values, wider, width, rows, n_keys = _HEAD.unpack_from(body.data)
     if len(body) % 8 or signed != sign(body[_HASH:].view(np.uint64)):
         raise FilterError("damaged: the hash of the content is wrong")
     if count != steps:
@@ -222,11 +225,15 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
         at += max(length, 0)
     at = _padded(at)
     dtype = np.dtype(np.uint8) if code == BYTES else DTYPES[code]
-    end = at + 8 * max(n_keys, 0) + rows * width * dtype.itemsize
+    if wider not in (0, 64):
+        raise FilterError(f"keys of {64 + wider} bits")
+    of_keys = dtype_of(64 + wider)
+    key_bytes = of_keys.itemsize * max(n_keys, 0)
+    end = at + key_bytes + rows * width * dtype.itemsize
     if _padded(end) != body.nbytes:
         raise FilterError(f"payload has {body.nbytes} bytes, expected {end}")
-    keys = None if n_keys < 0 else body[at : at + 8 * n_keys].view(np.uint64)
-    values = body[at + 8 * max(n_keys, 0) : end].view(dtype)
+    keys = None if n_keys < 0 else body[at : at + key_bytes].view(of_keys)
+    values = body[at + key_bytes : end].view(dtype)
     content = Content(keys, values if code == BYTES else values.reshape(rows, width))
     return content, notes, bool(has_values)
 

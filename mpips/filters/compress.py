@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.planes import Bytes, Offsets, bytes_of, deltas, join, read_only, split, sums, words_of
+from mpips.keys import KeyArray, ascend, from_pairs, is_wide, upper
 from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.82
@@ -42,9 +43,10 @@ _RUNS, _RUN = 4, 512
 _MOST_PLANES = 64
 # the type code of values that are bytes
 _BYTES = 254
-# type of the values, columns that were split one by one (0: chunks), kept key planes, kept value planes,
-# rows, width, keys (-1: none), size of the compressed run
-_NOTE = struct.Struct("<BBBxIQqqqq")
+# type of the values, columns that were split one by one (0: chunks) and whether keys have 128 bits, kept key planes,
+# kept value planes, rows, width, keys (-1: none), size of the compressed run
+_NOTE = struct.Struct("<BBHIQqqqq")
+_WIDE = 128
 _MAGIC = 0x70636D31
 _LZ4_MOST = 0x7E000000
 
@@ -190,6 +192,8 @@ class Shape(NamedTuple):
     """Number of keys, -1 without a list."""
     columns: int
     """Columns that are split one by one, 1 for all together; 0: the values' bytes are split into chunks."""
+    wide: bool = False
+    """Whether keys have 128 bits: first the planes of all upper halves, then of all lower ones."""
 
     @property
     def value_bytes(self) -> int:
@@ -198,7 +202,7 @@ class Shape(NamedTuple):
 
     def lengths(self) -> tuple[list[int], list[int]]:
         """List the sizes of the planes of keys, and of the planes or chunks of values."""
-        of_keys = [self.keys] * 8 if self.keys >= 0 else []
+        of_keys = [self.keys] * (16 if self.wide else 8) if self.keys >= 0 else []
         if self.columns:
             of_values = [self.rows * self.width // self.columns] * (self.columns * self.dtype.itemsize)
         else:
@@ -215,7 +219,9 @@ def shape_of(content: Content, shuffle: bool) -> Shape:
     columns = 0
     if shuffle and values.dtype != np.uint8:
         columns = width if 1 <= width * values.itemsize <= _MOST_PLANES else 1
-    return Shape(values.dtype, rows, width, -1 if content.keys is None else len(content.keys), columns)
+    keys = content.keys
+    wide = keys is not None and is_wide(keys)
+    return Shape(values.dtype, rows, width, -1 if keys is None else len(keys), columns, wide)
 
 
 class Piece(NamedTuple):
@@ -254,8 +260,10 @@ def _pieces(content: Content, shape: Shape) -> list[Piece]:
     pieces = []
     if content.keys is not None:
         steps = np.empty(len(content.keys), np.uint64)
-        deltas(read_only(content.keys), steps)
+        deltas(read_only(upper(content.keys)), steps)
         pieces.append(Piece(read_only(steps)))
+        if shape.wide:
+            pieces.append(Piece(read_only(content.keys["low"])))
     if shape.columns:
         words = words_of(content.values)
         return pieces + [Piece(words, c, shape.columns) for c in range(shape.columns)]
@@ -311,7 +319,8 @@ def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
     body[raw : raw + len(run)] = np.frombuffer(run, np.uint8)
     bits = sum(keep << bit for bit, keep in enumerate(kept))
     note = _NOTE.pack(
-        CODES.get(shape.dtype, _BYTES), shape.columns, bits & 255 if of_keys else 0, _MAGIC,
+        CODES.get(shape.dtype, _BYTES), shape.columns | (_WIDE if shape.wide else 0),
+        bits & ((1 << len(of_keys)) - 1), _MAGIC,
         bits >> len(of_keys), shape.rows, shape.width, shape.keys, len(run),
     )  # fmt: skip
     return Content(None, body[: raw + len(run)], note)
@@ -322,10 +331,11 @@ def _read_note(note: bytes) -> tuple[Shape, list[bool], int]:
     if len(note) != _NOTE.size:
         raise FilterError(f"note has {len(note)} bytes, expected {_NOTE.size}")
     code, columns, key_bits, magic, value_bits, rows, width, keys, size = _NOTE.unpack(note)
+    wide, columns = bool(columns & _WIDE), columns & ~_WIDE
     if magic != _MAGIC or (code != _BYTES and code >= len(DTYPES)):
         raise FilterError("note is of another filter or version")
     dtype = np.dtype(np.uint8) if code == _BYTES else DTYPES[code]
-    shape = Shape(dtype, rows, width, keys, columns)
+    shape = Shape(dtype, rows, width, keys, columns, wide)
     fits = columns in (0, 1, width) and columns * dtype.itemsize <= _MOST_PLANES
     if min(rows, width, size) < 0 or keys < -1 or not fits or (code == _BYTES and (columns or width != 1)):
         raise FilterError(
@@ -369,14 +379,18 @@ def unpack(codec: Codec, content: Content) -> Content:
 
 def _assemble(shape: Shape, raw: Bytes, run: Bytes, places: Offsets) -> Content:
     """Assemble keys and values from planes at offset p of `raw`, or at ~p of `run` if p < 0, for p in `places`."""
-    keys = None
+    keys: KeyArray | None = None
     first = 0
     if shape.keys >= 0:
-        steps, keys = np.empty(shape.keys, np.uint64), np.empty(shape.keys, np.uint64)
+        steps, parts = np.empty(shape.keys, np.uint64), np.empty(shape.keys, np.uint64)
         join(raw, run, places[:8], 0, 1, steps)
-        if not sums(read_only(steps), keys):
+        rises, keys, first = sums(read_only(steps), parts), parts, 8
+        if shape.wide:
+            join(raw, run, places[8:16], 0, 1, steps)
+            keys, first = from_pairs(np.stack([parts, steps], axis=1)), 16
+            rises = ascend(keys)
+        if not rises:
             raise FilterError("the keys are not sorted")
-        first = 8
     values = np.empty((shape.rows, shape.width), shape.dtype)
     flat, size = values.reshape(-1), shape.dtype.itemsize
     if shape.columns:

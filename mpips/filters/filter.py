@@ -27,15 +27,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
 from mpips.storage.updates import claim
 from mpips.transport.message import Command
 
 State = dict[str, NDArray[Any]]
-"""The state of a filter: arrays by name, none at first. If there is one named "keys", u64[n], sorted, then all whose
+"""The state of a filter: arrays by name, none at first. If there is one named "keys", sorted, then all whose
 name begins with "row" have a row for each key: so a checkpoint can be restored with other shards. An encoder returns
 the next state and does not change the arrays of the current one, which is restored if the message is not sent. Only
 arrays that may be one message ahead, such as counts, may be changed in place."""
@@ -44,15 +44,17 @@ arrays that may be one message ahead, such as counts, may be changed in place.""
 class Content(NamedTuple):
     """The content of a message.
 
-    `keys` are u64[n], sorted and unique, or None: all keys of the message's range. `values` are rows [n, width] of
-    float32, float64, int32 or int64, or u1[bytes], the output of an earlier filter of the chain. `note` is passed to
-    this filter's decoder. A filter must not write into these arrays.
+    `keys` are u64[n], or KEY128[n] of a vector with 128-bit keys (`mpips.keys`), sorted and unique; None: all keys of
+    the message's range. `values` are rows [n, width] of float32, float64, int32 or int64, or u1[bytes], the output of
+    an earlier filter of the chain. `note` is passed to this filter's decoder. A filter must not write into these
+    arrays.
 
+    >>> import numpy as np
     >>> Content(np.array([3, 8], np.uint64), np.ones((2, 1))).nbytes
     32
     """
 
-    keys: NDArray[np.uint64] | None
+    keys: KeyArray | None
     values: NDArray[Any]
     note: bytes = b""
 
@@ -85,7 +87,7 @@ class About(NamedTuple):
     shard: int
     time: int
     flush: bool = False
-    keys: NDArray[np.uint64] | None = None
+    keys: KeyArray | None = None
     exact: bool = False
 
 
@@ -96,6 +98,7 @@ class Coder(NamedTuple):
     made. `drops`: it may drop rows, so that it is applied to plain pushes (Command.PUSH) only. `rounds`: decoded
     numbers may differ, so that it is not applied to messages that must be exact.
 
+    >>> import numpy as np
     >>> def encode(state, content, about):
     ...     return state, content._replace(values=content.values.astype(np.float32))
     >>> def decode(content):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Content
 from mpips.jit.kernel import kernel
+from mpips.keys import KeyArray
 
-Keys = NDArray[np.uint64]
 Rows = NDArray[Any]
 
 NOTHING, HOLD, SEND = 0, 1, 2
@@ -37,8 +37,8 @@ def plain(array: NDArray[Any]) -> NDArray[Any]:
     return np.require(array, requirements=["C", "A"])
 
 
-def keys_of(content: Content, about: About) -> Keys:
-    """List the keys u64[n] of a content's rows, also where they are all keys of a range."""
+def keys_of(content: Content, about: About) -> KeyArray:
+    """List the keys of a content's rows, also where they are all keys of a range."""
     if content.keys is not None:
         return plain(content.keys)
     return np.arange(len(content.values), dtype=np.uint64) + np.uint64(about.range.begin)
@@ -62,9 +62,9 @@ _TYPES = ("f4", "f8", "i4", "i8")
     *(f"UniTuple(i8, 3)({GIVEN}, {GIVEN}, f8, u1[::1])".format(t=t) for t in _TYPES),
 )
 def judge(
-    keys: Keys,
+    keys: NDArray[np.uint64],
     rows: Rows,
-    held_keys: Keys,
+    held_keys: NDArray[np.uint64],
     held_rows: Rows,
     threshold: float,
     verdicts: NDArray[np.uint8],
@@ -105,14 +105,14 @@ def judge(
     ),
 )
 def merge(
-    keys: Keys,
+    keys: NDArray[np.uint64],
     rows: Rows,
-    held_keys: Keys,
+    held_keys: NDArray[np.uint64],
     held_rows: Rows,
     verdicts: NDArray[np.uint8],
     sent: int,
     others: int,
-    out_keys: Keys,
+    out_keys: NDArray[np.uint64],
     out_rows: Rows,
 ) -> tuple[int, int]:
     """Merge two sorted lists, adding rows of equal keys: first those to send, from out[sent] on those to hold.

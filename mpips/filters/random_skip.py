@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import GIVEN, Keys, Rows, applies, are_rows, as_it_came, keys_of, plain
+from mpips.filters.held import GIVEN, Rows, applies, are_rows, as_it_came, keys_of, plain
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
+from mpips.keys import folded, is_wide
 
 _WORD = 2**64 - 1
 
@@ -45,10 +47,13 @@ def random_skip(settings: RandomSkip) -> Coder:
         if values.dtype.kind != "f":
             return state, content
         stream = stream_of(about)
-        keys = np.empty(len(values), np.uint64)
+        given = keys_of(content, about)
+        words, keys = folded(given), np.empty(len(values), np.uint64)
         rows = np.empty_like(values, order="C")
-        kept = _skip(keys_of(content, about), plain(values), stream, limit, 1.0 / settings.keep, keys, rows)
-        listed = content.keys if kept == len(values) else keys[:kept]
+        kept = _skip(words, plain(values), stream, limit, 1.0 / settings.keep, keys, rows)
+        listed = content.keys
+        if kept < len(values):
+            listed = given[np.isin(words, keys[:kept])] if is_wide(given) else keys[:kept]
         return state, content._replace(keys=listed, values=rows[:kept])
 
     return Coder(encode, as_it_came, drops=True)
@@ -64,12 +69,12 @@ def stream_of(about: About) -> np.uint64:
 
 @kernel(*(f"i8({GIVEN}, u8, u8, f8, u8[::1], {{t}}[:, ::1])".format(t=t) for t in ("f4", "f8")))
 def _skip(
-    keys: Keys,
+    keys: NDArray[np.uint64],
     rows: Rows,
     stream: np.uint64,
     limit: np.uint64,
     scale: float,
-    kept_keys: Keys,
+    kept_keys: NDArray[np.uint64],
     kept_rows: Rows,
 ) -> int:
     """Write the kept rows, scaled and packed, and return their number."""

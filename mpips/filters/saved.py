@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpips.errors import CheckpointError
 from mpips.filters.chain import Chain
 from mpips.filters.filter import State
+from mpips.keys import from_pairs, pairs, upper
 
 Arrays = dict[str, NDArray[Any]]
 PREFIX = "filter."
@@ -23,7 +24,7 @@ PREFIX = "filter."
 def to_arrays(chain: Chain) -> Arrays:
     """Copy the states of a chain whose peers are shards (~shard)."""
     return {
-        f"{PREFIX}{vector}.{~peer}.{step.name}.{name}": array.copy()
+        f"{PREFIX}{vector}.{~peer}.{step.name}.{name}": pairs(array).copy()
         for (peer, vector), states in chain.states.items()
         for step, state in zip(chain.steps, states, strict=True)
         for name, array in state.items()
@@ -42,7 +43,8 @@ def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArr
         mine: dict[tuple[str, str, int], State] = {}
         for path, array in arrays.items():
             vector, shard, filter_name, name = path.removeprefix(PREFIX).split(".")
-            mine.setdefault((vector, filter_name, int(shard)), {})[name] = array
+            held = from_pairs(array) if name == "keys" else array
+            mine.setdefault((vector, filter_name, int(shard)), {})[name] = held
         for (vector, filter_name, at), state in mine.items():
             found.setdefault((vector, filter_name), {}).setdefault(at, []).append(state)
     for (vector, filter_name), by_shard in found.items():
@@ -71,7 +73,7 @@ def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> l
         made.append({name: array.copy() for name, array in state.items() if not _is_keyed(name)})
     if keyed:
         keys, places = np.unique(np.concatenate([state["keys"] for state in keyed]), return_inverse=True)
-        owners = np.searchsorted(begins, keys, "right") - 1
+        owners = np.searchsorted(begins, upper(keys), "right") - 1
         for name in [name for name in keyed[0] if name.startswith("row")]:
             parts = np.concatenate([state[name] for state in keyed])
             rows = np.zeros((len(keys), *parts.shape[1:]), parts.dtype)

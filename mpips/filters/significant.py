@@ -22,7 +22,6 @@ from mpips.filters.filter import About, Coder, Content, State, filter_
 from mpips.filters.held import (
     HOLD,
     SEND,
-    Keys,
     Rows,
     applies,
     are_rows,
@@ -32,8 +31,9 @@ from mpips.filters.held import (
     merge,
     plain,
 )
+from mpips.keys import KEY64, KeyArray, is_wide, ranked, upper
 
-Held = tuple[Keys, Rows]
+Held = tuple[KeyArray, Rows]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def release(state: State, content: Content, about: About) -> tuple[State, Conten
     if not len(content.values):
         content = content._replace(keys=state["keys"][:0], values=state["rows"][:0])
     keys, rows = held_of(state, content, about)
-    first = int(np.searchsorted(keys, np.uint64(about.range.begin)))
-    last = int(np.searchsorted(keys, np.uint64(about.range.end - 1), side="right"))
+    first = int(np.searchsorted(upper(keys), np.uint64(about.range.begin)))
+    last = int(np.searchsorted(upper(keys), np.uint64(about.range.end - 1), side="right"))
     content, _ = split(content, (keys[first:last], rows[first:last]), 0.0, about)
     outside = np.concatenate((keys[:first], keys[last:])), np.concatenate((rows[:first], rows[last:]))
     return {"count": state["count"], **named(outside)}, content
@@ -99,7 +99,7 @@ def held_of(state: State, content: Content, about: About) -> Held:
         InputError: the content's rows cannot be added to them.
     """
     if "keys" not in state:
-        return np.empty(0, np.uint64), content.values[:0]
+        return np.empty(0, KEY64 if content.keys is None else content.keys.dtype), content.values[:0]
     keys, rows, values = state["keys"], state["rows"], content.values
     if values.dtype != rows.dtype or values.shape[1:] != rows.shape[1:]:
         raise InputError(
@@ -119,6 +119,14 @@ def rounded(threshold: float, values: Rows) -> float:
 def split(content: Content, held: Held, threshold: float, about: About) -> tuple[Content, Held]:
     """Add held rows to a content's rows, and split the sums into those to send and those to hold."""
     rows, keys = plain(content.values), keys_of(content, about)
+    if is_wide(keys):
+        # Kernels merge the places of the keys in the union of both lists.
+        union, (ranks, held_ranks) = ranked(keys, held[0])
+        made, (held_keys, held_rows) = split(
+            content._replace(keys=ranks), (held_ranks, held[1]), threshold, about
+        )
+        listed = content.keys if made.keys is ranks else union[made.keys]
+        return made._replace(keys=listed), (union[held_keys], held_rows)
     verdicts = np.full(len(rows), SEND, np.uint8)
     send, hold, in_both = len(rows), 0, 0
     if not about.flush:

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import Keys, applies, are_rows, as_it_came, keys_of
+from mpips.filters.held import applies, are_rows, as_it_came, keys_of
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
+from mpips.keys import folded
 
 U8 = np.uint64
 _HALF = U8(32)
@@ -69,7 +70,7 @@ def tail(settings: Tail) -> Coder:
             )
         keys = keys_of(content, about)
         places = np.empty(len(keys), np.int64)
-        seen = _count(sketch, keys, settings.at_least, places)
+        seen = _count(sketch, folded(keys), settings.at_least, places)
         if seen < len(keys):
             places = places[:seen]
             content = content._replace(keys=keys[places], values=content.values[places])
@@ -79,7 +80,7 @@ def tail(settings: Tail) -> Coder:
 
 
 @kernel(*(f"i8({t}[:, ::1], Array(u8, 1, 'C', True), i8, i8[::1])" for t in ("u1", "u2", "u4")))
-def _count(sketch: NDArray[Any], keys: Keys, least: int, places: NDArray[np.int64]) -> int:
+def _count(sketch: NDArray[Any], keys: NDArray[np.uint64], least: int, places: NDArray[np.int64]) -> int:
     """Count each key, write the places of those that were seen `least` times, and return their number."""
     depth, width = sketch.shape
     passed = 0

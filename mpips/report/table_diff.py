@@ -18,11 +18,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips import keys as key_arrays
 from mpips.checkpoint.loading import vectors
 from mpips.checkpoint.manifest import explained, read_manifest, runs_of, vector_names
 from mpips.checkpoint.shard_file import opened
 from mpips.errors import InputError
 from mpips.files import hdf5, npz
+from mpips.keys import KeyArray, from_pairs
 from mpips.storage import initial
 from mpips.storage.initial import Initial
 
@@ -32,8 +34,6 @@ MODELS = (".npz", ".h5", ".hdf5")
 SHOWN = 8
 """Numbers of a row that are shown."""
 
-Keys = NDArray[np.uint64]
-
 
 class Table(NamedTuple):
     """Rows of one width under ascending keys; the readers take the first row and the one after the last."""
@@ -41,10 +41,11 @@ class Table(NamedTuple):
     rows: int
     width: int
     dtype: np.dtype[Any]
-    keys: Callable[[int, int], Keys]
+    keys: Callable[[int, int], KeyArray]
     values: Callable[[int, int], NDArray[Any]]
     init: Initial = 0.0
     """What a key reads as that it does not have."""
+    key_bits: int = 64
 
 
 class Difference(NamedTuple):
@@ -74,6 +75,9 @@ def compare(name: str, a: Table, b: Table) -> Difference:
     if a.width != b.width:
         note = f"rows of {a.width} numbers and of {b.width}"
         return Difference(name, (a.rows, b.rows), max(a.rows, b.rows), note=note)
+    if a.key_bits != b.key_bits:
+        note = f"keys of {a.key_bits} and of {b.key_bits} bits"
+        return Difference(name, (a.rows, b.rows), max(a.rows, b.rows), note=note)
     note = "" if a.dtype == b.dtype else f"{a.dtype.name} and {b.dtype.name}"
     if a.init != b.init:
         note = "; ".join(filter(None, [note, f"other keys read as {a.init} and as {b.init}"]))
@@ -84,7 +88,7 @@ def compare(name: str, a: Table, b: Table) -> Difference:
         if not len(rows):
             continue
         if first is None:
-            first_key, at = int(keys[rows[0]]), int(rows[0])
+            (first_key,), at = key_arrays.numbers(keys[rows[:1]]), int(rows[0])
             first = (left[at, :SHOWN].astype(float).tolist(), right[at, :SHOWN].astype(float).tolist())
         differing += len(rows)
         gaps = _gaps(left[rows], right[rows])
@@ -123,17 +127,17 @@ def _gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def aligned(a: Table, b: Table) -> Iterator[tuple[Keys, NDArray[Any], NDArray[Any]]]:
+def aligned(a: Table, b: Table) -> Iterator[tuple[KeyArray, NDArray[Any], NDArray[Any]]]:
     """Yield chunks of two tables, (keys, rows of a, rows of b), in key order, with initial rows for missing keys."""
     at, to = 0, 0
     while at < a.rows or to < b.rows:
         left, right = a.keys(at, min(at + PIECE, a.rows)), b.keys(to, min(to + PIECE, b.rows))
         # Both sides are read up to the same key: the lower of the last keys of those sides that have more rows.
-        ends = [int(keys[-1]) for keys, t, n in ((left, a, at), (right, b, to)) if n + len(keys) < t.rows]
+        ends = [keys.item(-1) for keys, t, n in ((left, a, at), (right, b, to)) if n + len(keys) < t.rows]
         cut = min(ends, default=None)
         if cut is not None:
-            left = left[: np.searchsorted(left, np.uint64(cut), "right")]
-            right = right[: np.searchsorted(right, np.uint64(cut), "right")]
+            left = left[: np.searchsorted(left, np.array(cut, left.dtype), "right")]
+            right = right[: np.searchsorted(right, np.array(cut, right.dtype), "right")]
         rows = a.values(at, at + len(left)), b.values(to, to + len(right))
         at, to = at + len(left), to + len(right)
         if len(left) == len(right) and np.array_equal(left, right):
@@ -143,7 +147,7 @@ def aligned(a: Table, b: Table) -> Iterator[tuple[Keys, NDArray[Any], NDArray[An
             yield keys, _spread(keys, left, rows[0], a.init), _spread(keys, right, rows[1], b.init)
 
 
-def _spread(keys: Keys, mine: Keys, rows: NDArray[Any], init: Initial) -> NDArray[Any]:
+def _spread(keys: KeyArray, mine: KeyArray, rows: NDArray[Any], init: Initial) -> NDArray[Any]:
     whole = initial.rows(init, keys, rows.shape[1], rows.dtype)
     whole[np.searchsorted(keys, mine)] = rows
     return whole
@@ -165,7 +169,8 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
     for name in names:
         runs = [run for run in runs_of(entries, name) if run.rows]
         held = [(files[run.file][f"vectors/{name}"], run.first, run.rows) for run in runs]
-        keys = _reader([(group["keys"], first, rows) for group, first, rows in held])
+        bits = specs[name].key_bits
+        keys = _key_reader([(group["keys"], first, rows) for group, first, rows in held], bits)
         columns = {name: "values"}
         if held:
             columns |= {f"{name}.{column}": f"state/{column}" for column in sorted(held[0][0]["state"])}
@@ -176,7 +181,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
                 width, dtype = math.prod(pieces[0][0].shape[1:]), pieces[0][0].dtype
             total = sum(rows for *_, rows in pieces)
             init = specs[name].init if title == name else 0.0
-            found[title] = Table(total, width, dtype, keys, _reader(pieces, width, dtype), init)
+            found[title] = Table(total, width, dtype, keys, _reader(pieces, width, dtype), init, bits)
     return found
 
 
@@ -199,10 +204,17 @@ def _reader(
     return read
 
 
+def _key_reader(pieces: list[tuple[Any, int, int]], key_bits: int) -> Callable[[int, int], KeyArray]:
+    """Return a reader of keys; 128-bit ones are stored as rows of two numbers."""
+    read = _reader(pieces, None if key_bits == 64 else 2)
+    return lambda begin, end: from_pairs(read(begin, end))
+
+
 def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     """Return the numeric arrays in a model's file (.npz, .h5), by name.
 
-    Arrays `keys` and `values` of one length are one table, `values`; any other array has its positions as keys.
+    Arrays `keys` (u64[n], or [n, 2] of 128 bits) and `values` of one length are one table, `values`; any other array
+    has its positions as keys.
     InputError if it cannot be read.
     """
     arrays: dict[str, Any] = {}
@@ -221,25 +233,26 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     keys = arrays.get("keys")
     keyed = (
         keys is not None
-        and keys.ndim == 1
+        and (keys.ndim == 1 or keys.shape[1:] == (2,))
         and keys.dtype.kind in "iu"
         and "values" in arrays
         and len(arrays["values"]) == len(keys)
     )
+    bits = 64 * keys.ndim if keyed and keys is not None else 64
     found = {}
     for name, data in sorted(arrays.items()):
         if keyed and name == "keys":
             continue
         flat = np.asarray(data[()]).reshape(1, 1) if data.ndim == 0 else data
         width = math.prod(flat.shape[1:])
-        of = _reader([(keys, 0, len(flat))]) if keyed and name == "values" else _positions
-        found[name] = Table(
-            len(flat), width, flat.dtype, of, _reader([(flat, 0, len(flat))], width, flat.dtype)
-        )
+        read = _reader([(flat, 0, len(flat))], width, flat.dtype)
+        found[name] = Table(len(flat), width, flat.dtype, _positions, read)
+        if keyed and name == "values":
+            found[name] = found[name]._replace(keys=_key_reader([(keys, 0, len(flat))], bits), key_bits=bits)
     return found
 
 
-def _positions(begin: int, end: int) -> Keys:
+def _positions(begin: int, end: int) -> KeyArray:
     return np.arange(begin, end, dtype=np.uint64)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
+from mpips.keys import KeyArray
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector
 
@@ -17,7 +18,7 @@ EXPORT_ROWS = 1 << 18
 """Rows per message."""
 
 
-def export(node: Node, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
+def export(node: Node, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
     """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of initial values left out."""
     ring, extent = node.view.ring, vector.spec.extent
     for shard in range(ring.shards):
@@ -42,7 +43,7 @@ def digest(node: Node, vector: Vector) -> str:
     """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
     sha = hashlib.sha256()
     for keys, rows in export(node, vector):
-        record = np.empty(len(keys), [("key", "<u8"), ("row", rows.dtype, (rows.shape[1],))])
+        record = np.empty(len(keys), [("key", keys.dtype), ("row", rows.dtype, (rows.shape[1],))])
         record["key"], record["row"] = keys, rows
         sha.update(record.tobytes())
     return sha.hexdigest()

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
+from mpips.keys import KeyArray
 from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector
 
-Arrays = tuple[NDArray[np.uint64], NDArray[Any]]
+Arrays = tuple[KeyArray, NDArray[Any]]
 
 
 class Group:
@@ -56,7 +56,7 @@ class Group:
         each: Sequence[dict[str, Any]] | None = None,
         only: Sequence[int] | None = None,
         vector: Vector | None = None,
-        keys: NDArray[np.uint64] | None = None,
+        keys: KeyArray | None = None,
         values: NDArray[Any] | None = None,
         after: Iterable[Task] = (),
     ) -> Task:

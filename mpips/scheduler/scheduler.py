@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall
@@ -35,6 +34,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
+from mpips.keys import KeyArray
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
 from mpips.scheduler import resuming
@@ -453,7 +453,7 @@ class Cluster:
     def _making(vector: Vector) -> dict[str, Any]:
         return {"spec": asdict(vector.spec), "number": vector.number, "expect": 0}
 
-    def export(self, vector: Vector) -> Iterator[tuple[NDArray[np.uint64], NDArray[Any]]]:
+    def export(self, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
         """Yield a whole vector in key order, (keys, rows) in chunks of bounded size, without rows of initial values."""
         return export(self.node, vector)
 

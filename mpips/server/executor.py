@@ -13,11 +13,11 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import ProtocolError
+from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
 from mpips.server.acknowledgements import Acknowledgements
 from mpips.server.chains import Chains
@@ -294,7 +294,7 @@ class Executor:
         return self._change(link, shard, request, lambda request: shard.call(request, own))
 
 
-def _named(shard: Shard, request: Message) -> NDArray[np.uint64] | None:
+def _named(shard: Shard, request: Message) -> KeyArray | None:
     """Return the keys of a change, also where its request has only their signature."""
     if request.keys is None and request.signature != NO_SIGNATURE:
         assert request.slots is not None
@@ -309,7 +309,7 @@ def _caller(request: Message) -> Caller:
 def _written_down(
     request: Message,
     callers: Sequence[Caller],
-    keys: NDArray[np.uint64] | None,
+    keys: KeyArray | None,
     values: NDArray[Any] | None,
     wants: bool | None = None,
 ) -> Message:

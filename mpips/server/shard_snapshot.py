@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.keys import from_pairs, pairs
 from mpips.server.shard import RoundAnswer, Shard
 from mpips.storage.segment import Rows
 from mpips.storage.updates import VectorSpec
@@ -66,7 +67,7 @@ def _vector(shard: Shard, number: int, writer: _Writer) -> dict[str, Any]:
         "spec": asdict(segment.spec),
         "settings": dict(segment.settings),
         "rows": len(rows.keys),
-        "keys": writer.array(rows.keys),
+        "keys": writer.array(pairs(rows.keys)),
         "values": writer.array(rows.values),
         "state": {name: writer.array(column) for name, column in rows.state.items()},
         "notes": {
@@ -146,6 +147,6 @@ def _take_vector(shard: Shard, number: int, facts: dict[str, Any], array: Any) -
     segment = hosted.segment
     segment.settings.update(facts["settings"])
     state = {name: array(column) for name, column in facts["state"].items()}
-    segment.import_state(Rows(array(facts["keys"]), array(facts["values"]), state))
+    segment.import_state(Rows(from_pairs(array(facts["keys"])), array(facts["values"]), state))
     segment.notes = {name: (array(slots), array(rows)) for name, (slots, rows) in facts["notes"].items()}
     hosted.clock.merge(RangedClock.from_arrays(*(array(column) for column in facts["clock"])))

@@ -2,8 +2,8 @@
 
 A value is a pure function of seed, key and column, so that it is the same on any layout, before and after a recovery,
 and needs no message and no memory. Each key has its own SplitMix64 generator with the initial state
-mix(key + mix(seed)). Column j uses the j-th output for `Uniform`, and the outputs 2j and 2j + 1 for `Normal`, in each
-case the upper 53 bits.
+mix(key + mix(seed)); for a key of 128 bits, low ^ mix(high) stands for the key. Column j uses the j-th output for
+`Uniform`, and the outputs 2j and 2j + 1 for `Normal`, in each case the upper 53 bits.
 
 `Normal` uses the transform of Box and Muller (1958). Its logarithm, sine and cosine are reimplementations of those in
 FreeBSD's msun (fdlibm): they use only operations whose results IEEE 754 defines to the last bit, so that all systems
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import GAMMA, mix
+from mpips.keys import KeyArray, folded
 
 U8 = np.uint64
 _S11, _S51 = U8(11), U8(51)
@@ -136,21 +137,21 @@ def _fitting(name: str, value: float, dtype: str) -> float:
     return float(value)
 
 
-def fill(init: Initial, keys: NDArray[np.uint64], out: NDArray[Any]) -> None:
-    """Write the initial values of keys u64[n] into `out`, contiguous, [n, width] of the vector's dtype."""
+def fill(init: Initial, keys: KeyArray, out: NDArray[Any]) -> None:
+    """Write the initial values of keys u64[n] or KEY128[n] into `out`, contiguous, [n, width] of the vector's dtype."""
     if not isinstance(init, Uniform | Normal):
         out[...] = init
         return
     # Kernels take no read-only view of a message.
-    keys, seed = np.array(keys, np.uint64), U8(init.seed)
+    keys, seed = np.array(folded(keys), np.uint64), U8(init.seed)
     if isinstance(init, Uniform):
         _uniform(keys, seed, init.low, init.high - init.low, out)
     else:
         _normal(keys, seed, init.mean, init.std, out)
 
 
-def rows(init: Initial, keys: NDArray[np.uint64], width: int, dtype: Any) -> NDArray[Any]:
-    """Return the initial rows of keys u64[n], [n, width] of a dtype."""
+def rows(init: Initial, keys: KeyArray, width: int, dtype: Any) -> NDArray[Any]:
+    """Return the initial rows of keys u64[n] or KEY128[n], [n, width] of a dtype."""
     out = np.empty((len(keys), width), dtype)
     fill(init, keys, out)
     return out

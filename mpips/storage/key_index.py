@@ -33,6 +33,8 @@ from mpips.storage.growable_array import GrowableArray
 MAX_KEYS = 2**31 - 2
 """Slots are int32."""
 
+NO_ADDRESSES = (0,) * 7
+"""Stands for `KeyIndex.addresses` where kernels must not use the index."""
 Keys = NDArray[np.uint64]
 Slots = NDArray[np.int32] | slice
 """A list of slots (-1: a key without a slot), or one run of slots."""
@@ -50,7 +52,7 @@ class KeyIndex:
 
     def __init__(self, capacity_hint: int = 0) -> None:
         if capacity_hint > MAX_KEYS:
-            raise LayoutError(_full(capacity_hint))
+            raise LayoutError(full(capacity_hint))
         self._head = np.zeros(5, np.int64)
         self._head[index_layout.FIRST] = index_layout.UNSET
         self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True)
@@ -126,7 +128,7 @@ class KeyIndex:
         try:
             step = min(wanted - done, index_layout.RUN)
             if count + step > MAX_KEYS:
-                raise LayoutError(_full(count + step))
+                raise LayoutError(full(count + step))
             if len(self._known) < count + step:
                 self._known.reserve(min(self._known.room(count + step if count else wanted), MAX_KEYS))
             if len(self._arena) < pages + index_insert.SPARE_PAGES:
@@ -154,5 +156,6 @@ def _ready(keys: Keys) -> Keys:
     return np.array(keys, np.uint64)
 
 
-def _full(keys: int) -> str:
+def full(keys: int) -> str:
+    """Return the error message for more keys than fit."""
     return f"one server's index holds at most {MAX_KEYS:,} keys, this one needs {keys:,}: use more servers"

@@ -25,16 +25,17 @@ from numpy.typing import NDArray
 
 from mpips.errors import LayoutError, ProtocolError
 from mpips.jit.kernel import kernel
+from mpips.keys import KeyArray, is_wide, upper
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage import initial
 from mpips.storage.growable_array import GrowableArray
-from mpips.storage.key_index import MAX_KEYS, KeyIndex
+from mpips.storage.key_index import MAX_KEYS, NO_ADDRESSES, KeyIndex
 from mpips.storage.key_index import Slots as Slots
 from mpips.storage.key_index import one_by_one as one_by_one
+from mpips.storage.pair_index import PairIndex
 from mpips.storage.updates import DTYPES, Column, Update, VectorSpec, settings_of, update_named
 
 Array = NDArray[Any]
-Keys = NDArray[np.uint64]
 _TYPES = ("f4", "f8", "i4", "i8")
 _PIECE = 1 << 16
 """Rows of a dense segment that are set to their initial values at once."""
@@ -60,7 +61,7 @@ def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
 
 @kernel("void(u8[::1], u8[::1], i8[::1], u8[::1], i4[::1])")
 def _dense_slots(
-    begins: Keys, lasts: Keys, offsets: NDArray[np.int64], keys: Keys, out: NDArray[np.int32]
+    begins: KeyArray, lasts: KeyArray, offsets: NDArray[np.int64], keys: KeyArray, out: NDArray[np.int32]
 ) -> None:
     """Find each key's offset in the concatenation of the ranges begins[i] .. lasts[i]; -1 outside them."""
     at = 0
@@ -83,9 +84,9 @@ class Clock(Protocol):
 
 
 class Rows(NamedTuple):
-    """Rows of a segment in key order: keys u64[n], values [n, width], state columns name -> [n, width]."""
+    """Rows of a segment in key order: keys u64[n] or KEY128[n], values [n, width], state columns name -> [n, width]."""
 
-    keys: Keys
+    keys: KeyArray
     values: Array
     state: dict[str, Array]
 
@@ -93,8 +94,9 @@ class Rows(NamedTuple):
 class Segment:
     """The rows of one vector on one server.
 
-    Keys are u64[n], sorted and unique. Slots are i32[n], or a slice of one run. Rows are [n, width] of the vector's
-    dtype, pushed ones of the type and width that the update takes.
+    Keys are u64[n], or KEY128[n] (`mpips.keys`) of a vector with 128-bit keys, sorted and unique. Slots are i32[n], or
+    a slice of one run. Rows are [n, width] of the vector's dtype, pushed ones of the type and width that the update
+    takes.
 
     `ranges` are the key ranges that the server owns, cut at the vector's extent. `update` is looked up by the vector's
     specification unless given. `settings` may be changed at any time. A sparse segment has room for `expect` keys
@@ -133,7 +135,8 @@ class Segment:
             if column.dtype not in (*DTYPES, "int8"):
                 raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
-        self._index = KeyIndex(expect)
+        self._wide = spec.key_bits == 128
+        self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)
         spans = [piece.span for piece in self.ranges]
         self._count = sum(spans) if spec.dense else 0
         if self._count > MAX_KEYS:
@@ -180,18 +183,22 @@ class Segment:
     def index_addresses(self) -> tuple[int, ...]:
         """The key index, as kernels find it: `KeyIndex.addresses`; zeros where they must not use it."""
         found = self._index.addresses
-        return found if self._zero and not self.spec.dense else (0,) * len(found)
+        return found if self._zero and not self.spec.dense else NO_ADDRESSES
 
     # Keys to slots.
 
-    def resolve(self, keys: Keys | KeyRange, create: bool = False) -> Slots:
-        """Return the slots of keys u64[n] (sorted, unique) as i32[n], or those of a dense range as a slice.
+    def resolve(self, keys: KeyArray | KeyRange, create: bool = False) -> Slots:
+        """Return the slots of keys (sorted, unique) as i32[n], or those of a dense range as a slice.
 
         With `create` every key gets a slot; without, -1 stands for a key that has none. A range stands for its keys
         that this server owns; a sparse segment lists them one by one.
-        Raises ProtocolError when a key to create lies outside the owned ranges.
+        Raises ProtocolError when a key to create lies outside the owned ranges, or keys are of another size.
         """
         dense = self.spec.dense
+        if not isinstance(keys, KeyRange) and is_wide(keys) != self._wide:
+            raise ProtocolError(
+                f"vector {self.spec.name!r} has keys of {self.spec.key_bits} bits, not {keys.itemsize * 8}"
+            )
         if isinstance(keys, KeyRange):
             if dense:
                 return self._run(keys)
@@ -210,7 +217,7 @@ class Segment:
             raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
         return slots
 
-    def slots_of(self, keys: Keys) -> NDArray[np.int32]:
+    def slots_of(self, keys: KeyArray) -> NDArray[np.int32]:
         """Return the slots of keys in any order, as i32[n]; new keys get slots.
 
         For keys that another replica of this segment has checked already.
@@ -219,7 +226,7 @@ class Segment:
             return one_by_one(self.resolve(keys, create=True))
         return one_by_one(self._insert(keys))
 
-    def _insert(self, keys: Keys) -> Slots:
+    def _insert(self, keys: KeyArray) -> Slots:
         """Insert keys, and create rows for new slots."""
         before = self._count
         slots = self._index.insert(keys)
@@ -230,10 +237,11 @@ class Segment:
             initial.fill(self.spec.init, self._index.keys()[before:count], self.values[before:count])
         return slots
 
-    def _check_owned(self, keys: Keys) -> None:
+    def _check_owned(self, keys: KeyArray) -> None:
         """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
         if not len(keys):
             return
+        keys = upper(keys)
         first, last = keys.item(0), keys.item(-1)
         if self._first <= first and last <= self._last:
             return
@@ -243,8 +251,12 @@ class Segment:
                 f"vector {self.spec.name!r}: keys {first} to {last} are not all owned by this server"
             )
 
-    def listed(self, wanted: KeyRange) -> Keys:
+    def listed(self, wanted: KeyRange) -> KeyArray:
         """Return every owned key of a range, in order; ProtocolError if they are more than there may be slots."""
+        if self._wide:
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: 128-bit keys of a range cannot be listed key by key"
+            )
         pieces = [piece for owned in self.ranges if (piece := intersection(owned, wanted))]
         if sum(piece.span for piece in pieces) > MAX_KEYS:
             raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
@@ -269,7 +281,7 @@ class Segment:
 
     # Pull and push.
 
-    def pull(self, keys: Keys | KeyRange, out: Array | None = None) -> Array:
+    def pull(self, keys: KeyArray | KeyRange, out: Array | None = None) -> Array:
         """Return one row [n, width] per key (see `resolve`); a key that nobody pushed reads as its initial value.
 
         `out`, contiguous and of the vector's dtype, receives the rows if given. They are always a copy, so
@@ -278,7 +290,7 @@ class Segment:
         return self.pull_slots(self.resolve(keys), out, keys)
 
     def pull_slots(
-        self, slots: Slots, out: Array | None = None, keys: Keys | KeyRange | None = None
+        self, slots: Slots, out: Array | None = None, keys: KeyArray | KeyRange | None = None
     ) -> Array:
         """Return the rows of slots that were resolved before, as `pull` does; TypeError if `out` does not fit.
 
@@ -306,12 +318,12 @@ class Segment:
                 target[absent] = self.spec.initial(self._named(keys, absent))
         return target
 
-    def _named(self, keys: Keys | KeyRange | None, places: NDArray[np.int64]) -> Keys:
+    def _named(self, keys: KeyArray | KeyRange | None, places: NDArray[np.int64]) -> KeyArray:
         """Return the keys at some places."""
         assert keys is not None
         return (self.listed(keys) if isinstance(keys, KeyRange) else keys)[places]
 
-    def _read(self, slots: Slots, keys: Keys | KeyRange | None) -> Array:
+    def _read(self, slots: Slots, keys: KeyArray | KeyRange | None) -> Array:
         read, slots = self.update.read, one_by_one(slots)
         assert read is not None
         known = slots >= 0
@@ -324,7 +336,7 @@ class Segment:
             out[absent] = read(new.values, new.state, inserted)
         return out
 
-    def push(self, keys: Keys | KeyRange, rows: Array, reply: bool = False) -> Array | None:
+    def push(self, keys: KeyArray | KeyRange, rows: Array, reply: bool = False) -> Array | None:
         """Update the keys (see `resolve`) by rows [n, push width]; return the reply rows if asked for."""
         return self.push_slots(self.resolve(keys, create=True), rows, reply)
 
@@ -378,16 +390,19 @@ class Segment:
 
     # Rows in key order.
 
-    def select(self, wanted: KeyRange = ALL) -> tuple[Keys, Slots]:
+    def select(self, wanted: KeyRange = ALL) -> tuple[KeyArray, Slots]:
         """Return the keys of a range that have a slot, in order, and their slots."""
         if self.spec.dense:
             return self.listed(wanted), self._run(wanted)
         if wanted.empty:
-            return np.empty(0, np.uint64), np.empty(0, np.int32)
+            return np.empty(0, self.spec.key_dtype), np.empty(0, np.int32)
         return self._index.select(wanted.begin, wanted.end - 1)
 
     def cut(self, wanted: KeyRange, count: int) -> int:
-        """Return where to split a range so that its first part has at most `count` slots: its end if it has no more."""
+        """Return where to split a range so that its first part has at most `count` slots: its end if it has no more.
+
+        Of 128-bit keys, those of one upper half are not split, and may be more.
+        """
         if self.spec.dense:
             for piece in (piece for owned in self.ranges if (piece := intersection(owned, wanted))):
                 if piece.span > count:
@@ -396,26 +411,29 @@ class Segment:
             return wanted.end
         if wanted.empty:
             return wanted.end
-        keys, _ = self._index.select(wanted.begin, wanted.end - 1, count + 1)
-        return int(keys[count]) if len(keys) > count else wanted.end
+        keys = upper(self._index.select(wanted.begin, wanted.end - 1, count + 1)[0])
+        if len(keys) <= count:
+            return wanted.end
+        stop = int(keys[count])
+        return stop + 1 if self._wide and count and keys[0] == stop else stop
 
-    def keys_of(self, slots: Slots) -> Keys:
-        """Return the keys u64[n] of slots, as a copy."""
+    def keys_of(self, slots: Slots) -> KeyArray:
+        """Return the keys of slots, as a copy."""
         if self.spec.dense:
             return self.listed(ALL)[slots]
         keys = self._index.keys()[slots]
         return keys.copy() if isinstance(slots, slice) else keys
 
-    def listed_slots(self, keys: Keys) -> NDArray[np.int32]:
+    def listed_slots(self, keys: KeyArray) -> NDArray[np.int32]:
         """Return a list of the slots of keys, i32[n]; new keys get slots."""
         return one_by_one(self.resolve(keys, create=True))
 
-    def items(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+    def items(self, wanted: KeyRange = ALL) -> tuple[KeyArray, Array]:
         """Return the keys of a range that have a slot and their rows, in key order, as a range pull does."""
         keys, slots = self.select(wanted)
         return keys, self.pull_slots(slots, keys=keys)
 
-    def export(self, wanted: KeyRange = ALL) -> tuple[Keys, Array]:
+    def export(self, wanted: KeyRange = ALL) -> tuple[KeyArray, Array]:
         """Return keys and values of a range in key order, without the rows that have their initial values.
 
         A key without a row reads as its initial value, so these rows carry no information; without them the result

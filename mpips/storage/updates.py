@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mpips.calls import check_function
 from mpips.errors import UsageError
+from mpips.keys import KeyArray, dtype_of
 from mpips.storage import initial
 from mpips.storage.initial import Initial
 from mpips.storage.update_kernels import adagrad_rows, adam_rows, add_rows, assign_rows, ftrl_rows, sgd_rows
@@ -72,6 +73,9 @@ class VectorSpec:
     init: Initial = 0.0
     """The value of a key before its first push, which then updates it: a number, `Uniform` or `Normal`.
     The update defines the initial values of state columns."""
+    key_bits: int = 64
+    """64 or 128. Of 128-bit keys (`mpips.KEY128`), a key range has those whose upper halves lie in it, and a request
+    lists its keys."""
 
     def __post_init__(self) -> None:
         where = f"vector {self.name!r}"
@@ -83,6 +87,10 @@ class VectorSpec:
             raise UsageError(f"{where}: width {self.width} is outside 1 .. {2**20}")
         if not 1 <= self.extent <= 2**64:
             raise UsageError(f"{where}: extent {self.extent} is outside 1 .. 2**64")
+        if self.key_bits not in (64, 128):
+            raise UsageError(f"{where}: key_bits {self.key_bits!r} is neither 64 nor 128")
+        if self.key_bits == 128 and (self.dense or self.extent != 2**64):
+            raise UsageError(f"{where}: 128-bit keys are hashes: neither dense nor of an extent")
         if self.dense and self.extent >= 2**40:
             raise UsageError(f"{where}: a dense vector of extent {self.extent} does not fit; leave dense out")
         try:
@@ -90,13 +98,18 @@ class VectorSpec:
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
 
-    def initial(self, keys: NDArray[np.uint64]) -> Array:
-        """Return the initial rows of keys u64[n], [n, width], without a message.
+    def initial(self, keys: KeyArray) -> Array:
+        """Return the initial rows of keys u64[n] or KEY128[n], [n, width], without a message.
 
         >>> VectorSpec("w", width=2, init=0.5).initial(np.array([3, 9], np.uint64)).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
         """
         return initial.rows(self.init, keys, self.width, self.dtype)
+
+    @property
+    def key_dtype(self) -> np.dtype[Any]:
+        """The dtype of a list of keys."""
+        return dtype_of(self.key_bits)
 
 
 class Column(NamedTuple):

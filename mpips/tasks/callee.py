@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import ProtocolError
+from mpips.keys import KeyArray
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.task import Send
 from mpips.transport.message import Command, Kind, Message, missing_of, reply_to
@@ -54,7 +54,7 @@ class Callee:
         request: Message,
         values: NDArray[Any] | None = None,
         meta: dict[str, Any] | None = None,
-        keys: NDArray[np.uint64] | None = None,
+        keys: KeyArray | None = None,
     ) -> None:
         """Finish a request, with rows of values, with metadata, with keys, or with nothing."""
         self._finish(request, reply_to(request, values, meta, keys))

@@ -58,6 +58,8 @@ WRITE_THERE = 4
 WRITTEN_THERE = 8
 # The content was encoded by filters (`mpips.filters`).
 FILTERED = 16
+# The listed keys have 128 bits.
+WIDE_KEYS = 32
 
 
 _FIELDS: Any = HEADER.fields

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.jit.kernel import kernel
+from mpips.keys import KeyArray, is_wide
 from mpips.transport.message import NO_SIGNATURE
 
-Keys = NDArray[np.uint64]
 Slots = NDArray[np.int32] | slice
 
 U8 = np.uint64
@@ -40,7 +40,7 @@ ENTRY_BYTES = 512
 
 
 @kernel("UniTuple(u8, 2)(u8[::1])")
-def _sign(keys: Keys) -> tuple[np.uint64, np.uint64]:
+def _sign(keys: NDArray[np.uint64]) -> tuple[np.uint64, np.uint64]:
     """Hash a list with two hashes of four interleaved chains each, which hide the latency of multiplications."""
     a0, a1, a2, a3 = _SEED0, _SEED1, _SEED2, _SEED3
     b0, b1, b2, b3 = _SEED3, _SEED2, _SEED1, _SEED0
@@ -78,9 +78,9 @@ def _sign(keys: Keys) -> tuple[np.uint64, np.uint64]:
     return a, b
 
 
-def sign(keys: Keys) -> bytes:
-    """Return the signature of a list u64[n], contiguous: 16 bytes, never the value for "no signature"."""
-    low, high = _sign(keys)
+def sign(keys: KeyArray) -> bytes:
+    """Return the signature of a contiguous list of keys: 16 bytes, never the value for "no signature"."""
+    low, high = _sign(keys.view(np.uint64) if is_wide(keys) else keys)
     made = int(low).to_bytes(8, "little") + int(high).to_bytes(8, "little")
     return made if made != NO_SIGNATURE else bytes(15) + b"\1"
 
@@ -113,7 +113,7 @@ class Known:
     """The slots of a list; while some keys have no slot (-1), also the keys."""
 
     slots: Slots
-    keys: Keys | None = None
+    keys: KeyArray | None = None
 
     @property
     def nbytes(self) -> int:

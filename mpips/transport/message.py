@@ -2,8 +2,9 @@
 
 A message is [range, keys, values] with a header that names sender, receiver and command (paper, section 4.2).
 Nothing is pickled and no code is sent: the header is a packed struct, metadata is JSON, dependencies are int64 pairs,
-keys are uint64, values have one of four number types. A message of up to `INLINE` payload bytes is sent as one frame;
-the buffers of a larger one follow the frame as messages of their own and are never copied.
+keys are uint64 or pairs of these (`mpips.keys`), values have one of four number types. A message of up to `INLINE`
+payload bytes is sent as one frame; the buffers of a larger one follow the frame as messages of their own and are never
+copied.
 
 `encode` and `decode` are pure functions and do not depend on MPI. The module is long because both read and write every
 field of one format.
@@ -23,8 +24,19 @@ from numpy.typing import NDArray
 
 from mpips.errors import ProtocolError
 from mpips.files.json_values import keep, plain
+from mpips.keys import KEY64, KEY128, KeyArray, is_wide
 from mpips.ranges import ALL, KeyRange
-from mpips.transport.header import DETACHED, FILTERED, HEADER, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, PACKING
+from mpips.transport.header import (
+    DETACHED,
+    FILTERED,
+    HEADER,
+    HEADER_BYTES,
+    LISTED,
+    MAGIC,
+    NO_VALUES,
+    PACKING,
+    WIDE_KEYS,
+)
 
 
 class Kind(IntEnum):
@@ -136,7 +148,6 @@ CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _BYTES = np.dtype("u1")
 _ON_WIRE = (*DTYPES, _BYTES)
 _CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
-_KEY = np.dtype("<u8")
 NO_SIGNATURE = bytes(16)
 
 _NO_META: dict[str, Any] = {}
@@ -151,8 +162,8 @@ class Message:
     half-open runs of the caller's times that must be finished before this one starts; in a reply, parts (shard, time)
     that were answered ahead and that all members of their chains have now. `epoch` is that of the sender's view. In a
     chain, `time` numbers the changes of a shard. `round` is the aggregation of a push (-1: none), `range` its half-open
-    key range, also where no key is listed. `keys` are uint64, sorted and unique, or None if the message is about every
-    key of `range`; `values` are rows `[n, width]`. `signature` identifies the keys, sent or not
+    key range, also where no key is listed. `keys` are u64[n] or KEY128[n], sorted and unique, or None if the message is
+    about every key of `range`; `values` are rows `[n, width]`. `signature` identifies the keys, sent or not
     (`mpips.transport.key_cache`). The values of a `filtered` message are u1[bytes], the encoded keys and values.
 
     Fields that are not sent: `unsent_keys`, the keys that a request was sent without; `slots`, the slots of the keys at
@@ -172,12 +183,12 @@ class Message:
     time: int = 0
     round: int = NO_ROUND
     range: KeyRange = ALL
-    keys: NDArray[np.uint64] | None = None
+    keys: KeyArray | None = None
     values: NDArray[Any] | None = None
     meta: dict[str, Any] = field(default_factory=lambda: _NO_META)
     after: tuple[tuple[int, int], ...] = ()
     signature: bytes = NO_SIGNATURE
-    unsent_keys: NDArray[np.uint64] | None = None
+    unsent_keys: KeyArray | None = None
     slots: NDArray[np.int32] | slice | None = None
     place: NDArray[Any] | None = None
     filtered: bool = False
@@ -202,7 +213,7 @@ def reply_to(
     request: Message,
     values: NDArray[Any] | None = None,
     meta: dict[str, Any] | None = None,
-    keys: NDArray[np.uint64] | None = None,
+    keys: KeyArray | None = None,
 ) -> Message:
     """Return the reply to a request, with values, metadata, keys, or none of these."""
     reply = Message(Kind.REPLY, request.command, keys=keys, values=values)
@@ -229,7 +240,7 @@ def _head(
         message.kind,
         message.command,
         (DETACHED if detached else 0)
-        | (LISTED if message.keys is not None else 0)
+        | (0 if message.keys is None else LISTED | WIDE_KEYS if is_wide(message.keys) else LISTED)
         | (FILTERED if message.filtered else 0),
         message.sender,
         message.origin,
@@ -264,8 +275,10 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     """Return the frame, and the buffers that must follow it (none if they are in the frame)."""
     keys, values = message.keys, message.values
     n_keys = 0 if keys is None else len(keys)
-    if keys is not None and (keys.dtype != _KEY or keys.ndim != 1):
-        raise ProtocolError(f"keys of type {keys.dtype}, {keys.ndim}-d, cannot be sent; use uint64, 1-d")
+    if keys is not None and (keys.dtype not in (KEY64, KEY128) or keys.ndim != 1):
+        raise ProtocolError(
+            f"keys of type {keys.dtype}, {keys.ndim}-d, cannot be sent; use uint64 or KEY128, 1-d"
+        )
     code, width, rows = NO_VALUES, 0, 0
     if values is not None:
         code = _CODES.get(values.dtype, NO_VALUES)
@@ -350,7 +363,8 @@ def decode(
     filtered = bool(flags & FILTERED)
     if code != NO_VALUES and code >= len(DTYPES) + filtered:
         raise ProtocolError(f"unknown value type {code}")
-    key_bytes = n_keys * 8
+    of_keys = KEY128 if flags & WIDE_KEYS else KEY64
+    key_bytes = n_keys * of_keys.itemsize
     value_bytes = rows * width * _ON_WIRE[code].itemsize if code != NO_VALUES else 0
     detached = bool(flags & DETACHED)
     expected = HEADER_BYTES + 16 * n_after + n_meta + (0 if detached else key_bytes + value_bytes)
@@ -381,10 +395,10 @@ def decode(
         if code != NO_VALUES:
             message.values = room(value_bytes).view(_ON_WIRE[code]).reshape(rows, width)
         if flags & LISTED:
-            message.keys = room(key_bytes).view(_KEY)
+            message.keys = room(key_bytes).view(of_keys)
         return message, key_bytes, value_bytes
     if flags & LISTED:
-        message.keys = np.frombuffer(frame, _KEY, n_keys, at)
+        message.keys = np.frombuffer(frame, of_keys, n_keys, at)
     if code != NO_VALUES:
         message.values = np.frombuffer(frame, _ON_WIRE[code], rows * width, at + key_bytes).reshape(
             rows, width

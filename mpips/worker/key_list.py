@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.jit.kernel import kernel
+from mpips.keys import KEY128, KeyArray, ascending_pairs, from_pairs, pairs, upper
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
@@ -52,8 +53,8 @@ class Handle(Protocol):
 class KeyList:
     """Keys for repeated use: checked, partitioned by shard and signed once. `Vector.key_list` creates it.
 
-    `keys` u64[n] is a read-only copy; `vector` created it, for requests in the range `within`. All methods of that
-    vector that take keys also take the list.
+    `keys`, u64[n] or KEY128[n], is a read-only copy; `vector` created it, for requests in the range `within`. All
+    methods of that vector that take keys also take the list.
 
     >>> from mpips import VectorSpec, simulate
     >>> def schedule(cluster):
@@ -67,9 +68,7 @@ class KeyList:
 
     __slots__ = ("everywhere", "keys", "plan", "vector", "within")
 
-    def __init__(
-        self, vector: Handle, keys: NDArray[np.uint64], within: KeyRange, slices: list[Slice]
-    ) -> None:
+    def __init__(self, vector: Handle, keys: KeyArray, within: KeyRange, slices: list[Slice]) -> None:
         self.vector, self.keys, self.within = vector, keys, within
         signatures = _signed(keys, slices)
         keys.flags.writeable = False
@@ -83,10 +82,10 @@ class KeyList:
         return len(self.keys)
 
 
-Keys = NDArray[np.uint64] | KeyRange | KeyList
+Keys = KeyArray | KeyRange | KeyList
 
 
-def _signed(keys: NDArray[np.uint64], slices: Sequence[Slice]) -> list[bytes]:
+def _signed(keys: KeyArray, slices: Sequence[Slice]) -> list[bytes]:
     return [
         sign(keys[piece.begin : piece.end]) if piece.begin < piece.end else NO_SIGNATURE for piece in slices
     ]
@@ -99,6 +98,7 @@ class Planner:
         self.vector, self.node = vector, node
         self.spec = spec = vector.spec
         self._all = KeyRange(0, spec.extent)
+        self._wide = spec.key_bits == 128
         self._cuts = node.view.ring.cuts(spec.extent)
         self._plans: dict[tuple[KeyRange, bool], Plan] = {}
         # By range: see `_shards_of`.
@@ -106,8 +106,8 @@ class Planner:
         # Of lists that were passed as arrays.
         self._samples: set[tuple[int, ...]] = set()
 
-    def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None) -> KeyList:
-        """Check, partition and sign a copy of `keys` u64[n]; see `Vector.key_list`."""
+    def key_list(self, keys: KeyArray, within: KeyRange | None) -> KeyList:
+        """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
         listed = self._listed(keys).copy()
         _, within = self._check(listed, within)
         return KeyList(self.vector, listed, within, self._cut(listed, within, self.spec.aggregate))
@@ -117,10 +117,10 @@ class Planner:
         extent, ring = self.spec.extent, self.node.view.ring
         ranges = [(shard, ring.range(shard, extent)) for shard in range(len(self._cuts))]
         slices = [Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
-        return Plan(0, slices, np.empty(0, np.uint64), None)
+        return Plan(0, slices, np.empty(0, self.spec.key_dtype), None)
 
     def plan(self, keys: Keys, within: KeyRange | None, together: bool) -> Plan:
-        """Check keys, u64[n] if they are an array, and partition them by shard.
+        """Check keys, u64[n], KEY128[n] or u64[n, 2] if they are an array, and partition them by shard.
 
         Raises:
             UsageError: they are not sorted and unique, not within `within`, or a list of another vector.
@@ -147,7 +147,7 @@ class Planner:
         slices = self._cut(listed, within, together)
         return Plan(n, slices, listed, self._sign_again(listed, slices))
 
-    def _sign_again(self, keys: NDArray[np.uint64], slices: Sequence[Slice]) -> list[bytes] | None:
+    def _sign_again(self, keys: KeyArray, slices: Sequence[Slice]) -> list[bytes] | None:
         """Sign a list that was probably used before: the signature of a list that is used once is wasted work."""
         n = len(keys)
         if not n or not self.node.signs:
@@ -160,18 +160,23 @@ class Planner:
         self._samples.add(sample)
         return None
 
-    def _check(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
+    def _check(self, keys: KeyArray | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
         whole = self._all
         if isinstance(keys, KeyRange):
             n, within = keys.span, keys
             if keys.empty:
                 raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
+            if self._wide:
+                raise UsageError(
+                    f"vector {self.spec.name}: 128-bit keys must be listed, not given as a range"
+                )
         else:
-            if not ascending(keys):
+            if not (ascending_pairs(pairs(keys)) if self._wide else ascending(keys)):
                 raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
             n = len(keys)
             within = within or whole
-            if n and (keys.item(0) < within.begin or keys.item(-1) >= within.end):
+            parts = upper(keys)
+            if n and (parts.item(0) < within.begin or parts.item(-1) >= within.end):
                 raise UsageError(
                     f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
                     f"[{within.begin}, {within.end})"
@@ -183,8 +188,10 @@ class Planner:
             )
         return n, within
 
-    def _listed(self, keys: NDArray[Any]) -> NDArray[np.uint64]:
-        """Return keys as they are sent: uint64, one-dimensional, contiguous, writable."""
+    def _listed(self, keys: NDArray[Any]) -> KeyArray:
+        """Return keys as they are sent: u64[n] or KEY128[n], contiguous, writable."""
+        if self._wide:
+            return self._listed_pairs(keys)
         if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:
             return keys
         array = np.asarray(keys)
@@ -195,7 +202,18 @@ class Planner:
             )
         return array.astype(np.uint64)
 
-    def _cut(self, keys: NDArray[np.uint64] | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:
+    def _listed_pairs(self, keys: Any) -> KeyArray:
+        array = np.asarray(keys)
+        if array.dtype == np.uint64 and array.ndim == 2 and array.shape[1] == 2:
+            array = from_pairs(array)
+        if array.dtype != KEY128 or array.ndim != 1:
+            raise UsageError(
+                f"vector {self.spec.name}: 128-bit keys must be an array of KEY128, or uint64 of shape [n, 2], "
+                f"not {array.dtype} of shape {list(array.shape)}"
+            )
+        return array if array.flags.carray and array.ctypes.data % 8 == 0 else array.copy()
+
+    def _cut(self, keys: KeyArray | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:
         """Partition a request by shard; shards of `within` without any of the keys are left out unless `everywhere`."""
         first, inner, ranges = self._shards_of(within)
         n = keys.span if isinstance(keys, KeyRange) else len(keys)
@@ -204,7 +222,7 @@ class Planner:
         if isinstance(keys, KeyRange):
             at = [0, *(bound - keys.begin for bound in inner.tolist()), n]
         else:
-            at = [0, *keys.searchsorted(inner).tolist(), n]
+            at = [0, *upper(keys).searchsorted(inner).tolist(), n]
         return [
             Slice(first + i, each, at[i], at[i + 1])
             for i, each in enumerate(ranges)

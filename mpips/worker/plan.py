@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
 from mpips.transport.message import Command
 
@@ -37,7 +38,7 @@ class Plan:
         self,
         n: int,
         slices: list[Slice],
-        keys: NDArray[np.uint64] | None,
+        keys: KeyArray | None,
         signatures: list[bytes] | None,
     ) -> None:
         self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures

@@ -141,7 +141,7 @@ class Request:
                     self.write_head(number, piece.end - piece.begin)
                     for number, piece in enumerate(plan.slices)
                 ]
-            elif plan.signatures is None:
+            elif plan.signatures is None and maker.spec.key_bits == 64:
                 self.heads = [maker.head(self, number) for number in range(len(plan.slices))]
             else:
                 return False

@@ -1,9 +1,9 @@
 """Vectors: a namespace of parameters, as a worker sees it (paper, sections 3.1 and 3.2).
 
-A vector is a sparse vector or matrix over ordered 64-bit keys; a key that was never pushed reads as its initial value,
-0 unless the specification says otherwise (`VectorSpec.init`). Push and pull take a sorted list of keys, or a dense
-range; either way the request goes to the primaries of the keys' shards, one message per shard, and every message is a
-view of the caller's arrays.
+A vector is a sparse vector or matrix over ordered keys of 64 or 128 bits (`mpips.keys`); a key that was never pushed
+reads as its initial value, 0 unless the specification says otherwise (`VectorSpec.init`). Push and pull take a sorted
+list of keys, or a range of 64-bit ones; either way the request goes to the primaries of the keys' shards, one message
+per shard, and every message is a view of the caller's arrays.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError, WorkerLost
+from mpips.keys import KeyArray
 from mpips.process.program_line import caller, innermost
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec, update_named
@@ -57,7 +57,7 @@ class Vector:
             for command in (Command.PUSH, Command.PULL, Command.PUSH_PULL)
         }
 
-    def key_list(self, keys: NDArray[np.uint64], within: KeyRange | None = None) -> KeyList:
+    def key_list(self, keys: KeyArray, within: KeyRange | None = None) -> KeyList:
         """Check, partition and sign keys once for repeated use; `within` as in later requests.
 
         Raises:
@@ -168,9 +168,10 @@ class Vector:
             self._check_workers()
         plan = self._planner.plan(keys, within, together)
         if plan.keys is not None:
-            self.node.savings.key_bytes += 8 * plan.n
+            key_bytes = plan.keys.nbytes
+            self.node.savings.key_bytes += key_bytes
             if command is not Command.PUSH:
-                self.node.savings.answered_keys += 8 * plan.n
+                self.node.savings.answered_keys += key_bytes
         if rows is not None:
             if (
                 type(rows) is not np.ndarray

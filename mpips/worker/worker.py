@@ -31,6 +31,7 @@ from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
 from mpips.errors import CutShort, ProtocolError
 from mpips.filters.saved import PREFIX, take_back, to_arrays
+from mpips.keys import KeyArray
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -76,7 +77,7 @@ class Answer(NamedTuple):
 
     meta: dict[str, Any] | None = None
     values: NDArray[Any] | None = None
-    keys: NDArray[np.uint64] | None = None
+    keys: KeyArray | None = None
 
 
 def _raise(task: Task) -> None:

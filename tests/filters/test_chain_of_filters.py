@@ -28,6 +28,7 @@ from mpips.filters import named
 from mpips.filters.chain import Chain, Step, per_filter
 from mpips.filters.filter import About, Coder, Content, State, filter_, known
 from mpips.filters.saved import take_back, to_arrays
+from mpips.keys import from_pairs
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
@@ -263,9 +264,12 @@ def test_filters_are_the_same_if_their_settings_and_code_are() -> None:
 # --- what is remembered ----------------------------------------------------------------------------------
 
 
-def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers() -> None:
+@pytest.mark.parametrize("key_bits", [64, 128])
+def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers(key_bits: int) -> None:
     holding = {"name": "significant", "threshold": 10.0}
-    keys = np.arange(0, 100, dtype=np.uint64)
+    keys: Any = np.arange(0, 100, dtype=np.uint64)
+    if key_bits == 128:
+        keys = from_pairs(np.stack([keys, keys % np.uint64(7)], axis=1))
     workers = []
     for worker in range(2):
         chain = named.chain_of([holding])
@@ -278,9 +282,9 @@ def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers() -
     take_back(chain, workers, lambda name: np.array([0, 30, 90], np.uint64))
     got = [chain.states[~shard, "w"][0] for shard in range(3)]
     assert [state["keys"].tolist() for state in got] == [
-        list(range(30)),
-        list(range(30, 90)),
-        list(range(90, 100)),
+        keys[:30].tolist(),
+        keys[30:90].tolist(),
+        keys[90:].tolist(),
     ]
     assert all((state["rows"] == 3.0).all() and state["count"][0] == 1 for state in got)
 

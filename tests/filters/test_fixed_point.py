@@ -20,6 +20,7 @@ from mpips.errors import FilterError, InputError
 from mpips.filters import fixed_point as module
 from mpips.filters.filter import About, Coder, Content, State, known
 from mpips.filters.fixed_point import FixedPoint, fixed_point
+from mpips.keys import KeyArray, from_pairs
 from mpips.ranges import KeyRange
 from mpips.transport.message import DTYPES
 
@@ -182,7 +183,7 @@ def test_the_mean_of_what_arrives_is_what_was_pushed(
 
 
 def tracked(
-    size: Literal[1, 2], dtype: np.dtype[np.float32], pushes: list[tuple[NDArray[np.uint64], KeyRange]]
+    size: Literal[1, 2], dtype: np.dtype[np.float32], pushes: list[tuple[KeyArray, KeyRange]]
 ) -> State:
     """Push random rows for each list of keys, dense where it is its range; check sums against sums after each."""
     coder = fixed_point(FixedPoint(size, feedback=True, least=0))
@@ -208,7 +209,7 @@ def tracked(
             last = worst.get(key, np.zeros(2))
             worst[key] = np.where(values[row] != 0, step, last)
             assert (abs(pushed[key] - arrived[key]) <= 1.0001 * worst[key]).all()
-    np.testing.assert_array_equal(state["keys"], sorted(pushed))
+    assert state["keys"].tolist() == sorted(pushed)
     owed = np.array([pushed[key] - arrived[key] for key in sorted(pushed)])
     np.testing.assert_allclose(state["rows"], owed, rtol=1e-3, atol=1e-5)
     assert state["rows"].dtype == dtype
@@ -234,6 +235,13 @@ def test_with_feedback_sums_keep_track_of_sums(size: Literal[1, 2], dtype: np.dt
     tracked(size, dtype, [lists[int(rng.integers(len(lists)))] for _ in range(60)])
     grown = [(np.unique(rng.choice(every, 20)), everything) for _ in range(40)]
     tracked(size, dtype, grown)
+
+
+def test_feedback_is_kept_by_keys_of_128_bits_too() -> None:
+    rng = np.random.default_rng(9)
+    every = np.unique(from_pairs(rng.integers(0, 9, (300, 2), np.uint64)))
+    everything = KeyRange(0, 2**64)
+    tracked(1, FLOATS[0], [(every[at : at + 40], everything) for at in rng.integers(0, 40, 30).tolist()])
 
 
 def test_without_feedback_the_sum_drifts_and_with_it_it_does_not() -> None:

@@ -18,6 +18,7 @@ from mpips import typed
 from mpips.errors import FilterError
 from mpips.filters.filter import About, Content, State, known
 from mpips.filters.random_skip import RandomSkip, random_skip
+from mpips.keys import from_pairs
 from mpips.ranges import ALL, KeyRange
 from mpips.transport.message import Command
 
@@ -26,6 +27,7 @@ KEYS = {
     "runs": np.arange(100_000, dtype=np.uint64),
     "strided": np.arange(100_000, dtype=np.uint64) << np.uint64(32),
     "hashed": np.unique(np.random.default_rng(1).integers(0, 2**64, 100_000, np.uint64)),
+    "pairs": from_pairs(np.stack(np.divmod(np.arange(100_000, dtype=np.uint64), np.uint64(300)), axis=1)),
 }
 
 

@@ -15,6 +15,7 @@ from mpips.errors import FilterError, InputError
 from mpips.filters.filter import About, Coder, Content, State, known
 from mpips.filters.random_skip import RandomSkip, random_skip
 from mpips.filters.significant import Significant, significant
+from mpips.keys import ascend, from_pairs
 from mpips.ranges import ALL, KeyRange
 from mpips.transport.message import Command
 
@@ -59,10 +60,13 @@ def pushes(draw: st.DrawFn, dtype: str, width: int) -> list[Push]:
     return draw(st.lists(st.builds(Push, rows, st.integers(0, 5).map(lambda i: i == 0)), max_size=12))
 
 
-def content_of(rows: dict[int, tuple[float, ...]], dtype: str, width: int) -> Content:
-    keys = sorted(rows)
-    values = np.array([rows[key] for key in keys], dtype).reshape(len(keys), width)
-    return frozen(Content(np.array(keys, np.uint64), values))
+def content_of(rows: dict[int, tuple[float, ...]], dtype: str, width: int, wide: bool = False) -> Content:
+    numbers = sorted(rows)
+    values = np.array([rows[key] for key in numbers], dtype).reshape(len(numbers), width)
+    keys = np.array(numbers, np.uint64)
+    # Several keys have the same upper half.
+    halves = np.stack([keys >> np.uint64(2), keys & np.uint64(3)], axis=1)
+    return frozen(Content(from_pairs(halves) if wide else keys, values))
 
 
 class Model:
@@ -92,7 +96,7 @@ class Model:
 
 
 def as_dict(keys: NDArray[np.uint64], rows: NDArray[Any]) -> dict[int, list[float]]:
-    assert np.all(keys[1:] > keys[:-1])
+    assert ascend(keys)
     assert len(keys) == len(rows)
     return dict(zip(keys.tolist(), rows.tolist(), strict=True))
 
@@ -101,9 +105,15 @@ def held_in(state: State) -> dict[int, list[float]]:
     return as_dict(state["keys"], state["rows"]) if "keys" in state else {}
 
 
-@given(st.data(), st.sampled_from(DTYPES), st.integers(1, 3), st.sampled_from(["constant", "inverse"]))
+@given(
+    st.data(),
+    st.sampled_from(DTYPES),
+    st.integers(1, 3),
+    st.sampled_from(["constant", "inverse"]),
+    st.booleans(),
+)
 def test_nothing_is_lost_and_all_goes_by_the_rule(
-    data: st.DataObject, dtype: str, width: int, decay: Any
+    data: st.DataObject, dtype: str, width: int, decay: Any, wide: bool
 ) -> None:
     threshold = data.draw(st.sampled_from([0.25, 1.0, 3.0, 1e12]))
     coder = significant(Significant(threshold, decay))
@@ -113,7 +123,7 @@ def test_nothing_is_lost_and_all_goes_by_the_rule(
 
     def send(push: Push) -> None:
         nonlocal state
-        content = content_of(push.rows, dtype, width)
+        content = content_of(push.rows, dtype, width, wide)
         assert content.keys is not None
         for key, row in zip(content.keys.tolist(), content.values, strict=True):
             pushed[key] = pushed.get(key, 0) + row

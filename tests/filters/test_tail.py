@@ -15,6 +15,7 @@ from mpips import typed
 from mpips.errors import FilterError, InputError
 from mpips.filters.filter import About, Content, State, known
 from mpips.filters.tail import Tail, tail
+from mpips.keys import from_pairs
 from mpips.ranges import ALL, KeyRange
 from mpips.transport.message import Command
 
@@ -77,6 +78,14 @@ def test_a_sketch_of_ample_width_counts_exactly(pushes: list[list[int]], least: 
     for listed, passed in zip(pushes, let_through(Tail(least, 2**16), pushes), strict=True):
         seen.update(listed)
         assert {key for key in listed if seen[key] >= least} == passed
+
+
+def test_keys_of_128_bits_are_counted_by_both_halves() -> None:
+    keys = from_pairs(np.stack(np.divmod(np.arange(100, dtype=np.uint64), np.uint64(10)), axis=1))
+    coder, state = tail(Tail(2, 2**16, 2)), State()
+    for pushed, passed in ((keys[::2], 0), (keys, 50), (keys, 100)):
+        state, sent = coder.encode(state, Content(pushed, np.ones((len(pushed), 1))), about())
+        assert sent.keys is not None and len(sent.keys) == passed
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Write the keys and rows of one vector of a checkpoint, in key order, to a file. Its name gives the format:
-.npz: the arrays `keys` and `values`, for numpy.load
+.npz: the arrays `keys` and `values`, for numpy.load; 128-bit keys are rows of two numbers, the upper half first
 .tsv: one line per key, the key and its values separated by tabs, with enough digits to restore the same bits
 
   mpips export checkpoints/sparse_lr/step-000020 --vector w --out weights.tsv
@@ -60,15 +60,20 @@ def command(arguments: argparse.Namespace) -> int:
 def _write(file: IO[Any], kind: str, rows: Rows) -> None:
     import numpy as np
 
+    from mpips.keys import pairs
+
     if kind == ".npz":
-        np.savez(file, keys=rows.keys, values=rows.values)
+        np.savez(file, keys=pairs(rows.keys), values=rows.values)
     else:
         file.writelines(_lines(rows))
 
 
 def _lines(rows: Rows) -> Iterator[str]:
     """Return the lines of the text, many at a time, with the fewest digits that restore each number."""
+    from mpips.keys import numbers
+
     for at in range(0, len(rows.keys), _LINES):
-        columns = [rows.keys[at : at + _LINES], *rows.values[at : at + _LINES].T]
-        cells = zip(*(column.astype(str).tolist() for column in columns), strict=True)
+        keys = map(str, numbers(rows.keys[at : at + _LINES]))
+        columns = (column.astype(str).tolist() for column in rows.values[at : at + _LINES].T)
+        cells = zip(keys, *columns, strict=True)
         yield "".join("\t".join(line) + "\n" for line in cells)

@@ -32,7 +32,7 @@ from mpips.transport.fastpath_table import (
     VERSION,
     WIDTH,
 )
-from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES
+from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, MAGIC, NO_VALUES, WIDE_KEYS
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
@@ -355,6 +355,7 @@ def take_change(
     if (
         count < 1
         or count > 1 << 27
+        or (frame[header.FLAGS] & WIDE_KEYS) != 0
         or frame[header.DTYPE] != part[DTYPE]
         or small[header.WIDTH] != part[WIDTH]
     ):

@@ -265,7 +265,7 @@ class MPIVan:
                 return message
             raw = self._answer_buffer() if table is None else self._give_up(table)
             if message.keys is not None:
-                message.keys = raw[:key_bytes].view(np.uint64)
+                message.keys = raw[:key_bytes].view(message.keys.dtype)
             if message.values is not None:
                 landed = raw[key_bytes : key_bytes + value_bytes]
                 message.values = landed.view(message.values.dtype).reshape(message.values.shape)
