@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # the names of `_HOMES`, for type checkers
     )
     from mpips.files.safe_open import replacing as replacing
     from mpips.filters.filter import About as About, Coder as Coder, Content as Content, filter_ as filter_
+    from mpips import keys as keys
     from mpips.jit.array_checks import cells_flaw as cells_flaw, rows_flaw as rows_flaw
     from mpips.jit.kernel import kernel as kernel
     from mpips.keys import KEY128 as KEY128, text_keys as text_keys
@@ -138,6 +139,7 @@ _MODULES = {
     "charts": "mpips.report.charts",
     "exact_sums": "mpips.storage.exact_sums",
     "hdf5": "mpips.files.hdf5",
+    "keys": "mpips.keys",
     "npz": "mpips.files.npz",
     "progress": "mpips.rundir.progress",
 }

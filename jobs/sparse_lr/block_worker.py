@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
+from mpips import keys as key_arrays
 from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Holder
 
@@ -39,7 +40,7 @@ class BlockWorker:
     def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
         """Push the sums from which the servers start; receive the radii of the active features."""
         blocks, in_flight = self.blocks, deque[Task]()
-        cuts = [*np.searchsorted(blocks.keys, keys).tolist(), len(blocks.keys)]
+        cuts = [*np.searchsorted(key_arrays.upper(blocks.keys), keys).tolist(), len(blocks.keys)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = slice(cuts[number], cuts[number + 1])
             with self.context.working():
@@ -57,7 +58,7 @@ class BlockWorker:
         blocks, in_flight = self.blocks, deque[Task]()
         blocks.refresh()
         asked = blocks.candidates(full)
-        cuts = [*np.searchsorted(blocks.keys[asked], keys).tolist(), len(asked)]
+        cuts = [*np.searchsorted(key_arrays.upper(blocks.keys)[asked], keys).tolist(), len(asked)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = asked[cuts[number] : cuts[number + 1]]
             with self.context.working():
@@ -67,7 +68,7 @@ class BlockWorker:
         blocks.renew_margins()
         return self.report()
 
-    def named(self, keys: NDArray[np.uint64], within: KeyRange) -> KeyList:
+    def named(self, keys: key_arrays.KeyArray, within: KeyRange) -> KeyList:
         """Return the keys of a block as a list: the last one that was created for it, if they are the same."""
         last = self.lists.get(within)
         if last is None or last.vector is not self.w or not np.array_equal(last.keys, keys):
@@ -77,7 +78,7 @@ class BlockWorker:
     def _ask(
         self,
         in_flight: deque[Task],
-        keys: NDArray[np.uint64] | KeyList,
+        keys: key_arrays.KeyArray | KeyList,
         rows: NDArray[Any],
         within: KeyRange,
         round: int,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import CheckpointError
+from mpips import keys as key_arrays
 from mpips.data import Columns
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
@@ -76,7 +77,11 @@ class Blocks:
         """Return the totals of the examples."""
         return {
             "features": len(self.keys),
-            "last": int(self.keys[-1]) if len(self.keys) else 0,
+            "last": 2**64 - 1
+            if key_arrays.is_wide(self.keys)
+            else int(self.keys[-1])
+            if len(self.keys)
+            else 0,
             "ones": len(self.values) == 0,
             "positive": int((self.state[:, kernels.LABEL] > 0.0).sum()),
             "fingerprint": self._fingerprint,
@@ -89,7 +94,10 @@ class Blocks:
         """A number that identifies data by their keys: any partition of the same data has the same sum modulo 2^64."""
         total = 0
         for begin in range(0, len(self.keys), 1 << 16):
-            keys, ends = self.keys[begin : begin + (1 << 16)], self.colptr[begin : begin + (1 << 16) + 1]
+            keys, ends = (
+                key_arrays.folded(self.keys[begin : begin + (1 << 16)]),
+                self.colptr[begin : begin + (1 << 16) + 1],
+            )
             mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
             total += int((mixed * np.diff(ends).astype(np.uint64)).sum())
         return total % 2**64
@@ -164,15 +172,18 @@ class Blocks:
     def sketch(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return the sketch of the active non-zeros that determines how blocks are cut."""
         cols = np.flatnonzero(self.radius > 0.0)
-        return weight_sketch(self.keys[cols], self.colptr[cols + 1] - self.colptr[cols])
+        return weight_sketch(key_arrays.upper(self.keys)[cols], self.colptr[cols + 1] - self.colptr[cols])
 
     def begin_pass(self, begins: NDArray[np.uint64]) -> None:
         """Partition the active columns into the blocks of a pass, given the first key of each."""
         kernels.refresh_odds(self.state)
         self.cols = np.flatnonzero(self.radius > 0.0)
-        self.cuts = [*np.searchsorted(self.keys[self.cols], begins).tolist(), len(self.cols)]
+        self.cuts = [
+            *np.searchsorted(key_arrays.upper(self.keys)[self.cols], begins).tolist(),
+            len(self.cols),
+        ]
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], key_arrays.KeyArray, F4 | F8]:
         """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2), self.dtype)
@@ -244,7 +255,13 @@ class Blocks:
     def _checksum(self) -> int:
         """The CRC-32 of this worker's examples: margins are valid only for these examples in this order."""
         checksum = 0
-        for array in (self.keys, self.colptr, self.rows, self.values, self.state[:, kernels.LABEL].copy()):
+        for array in (
+            key_arrays.pairs(self.keys),
+            self.colptr,
+            self.rows,
+            self.values,
+            self.state[:, kernels.LABEL].copy(),
+        ):
             checksum = zlib.crc32(array.data, checksum)
         return checksum
 

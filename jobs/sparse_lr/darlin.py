@@ -177,7 +177,10 @@ class Darlin:
         extent, kkt = self.data.extent, self.settings.kkt
         wide: dict[str, Setting] = {"wide": True} if self.data.wide else {}
         settings = {"l1": self.settings.l1, "kkt": kkt, **self.more, **wide}
-        spec = VectorSpec("w", extent=extent, update="block_proximal", settings=settings, aggregate=True)
+        bits = self.cluster.job.data.key_bits
+        spec = VectorSpec(
+            "w", extent=extent, update="block_proximal", settings=settings, aggregate=True, key_bits=bits
+        )
         self.cluster.create_vector(spec, expect=self.data.features)
         pieces = self.pieces if kkt else self._first_blocks()
         self._phase("start")
@@ -370,7 +373,8 @@ class Darlin:
 
     def _resume(self) -> bool:
         self.cluster.vectors.clear()  # of an attempt in which a worker was lost
-        state = self.cluster.restore(unfit)
+        data = self.cluster.job.data
+        state = self.cluster.restore(lambda about: unfit(about) or evaluate.other_keys(about, data))
         if state is None:
             return False
         self._take_state(state)

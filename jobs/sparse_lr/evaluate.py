@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
+from mpips import keys as key_arrays
 from mpips.data import DataSpec, Tally, read
-from mpips.data.numbering import Numbering
+from mpips.data.numbering import Numbering, PairNumbering
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 
@@ -155,24 +156,32 @@ class Scorer:
         return {"loss": float(log_losses(rows[:, 0] * rows[:, 1]).sum())}
 
 
-def pull_weights(context: Context, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+def pull_weights(context: Context, keys: key_arrays.KeyArray) -> NDArray[np.float64]:
     """Pull w of sorted keys; keys beyond the vector's extent, which did not occur in training, have weight 0."""
     vector = context.vectors["w"]
-    known = int(np.searchsorted(keys, np.uint64(vector.spec.extent - 1), "right"))
+    known = int(np.searchsorted(key_arrays.upper(keys), np.uint64(vector.spec.extent - 1), "right"))
     weights = np.zeros(len(keys))
     weights[:known] = vector.pull(keys[:known]).result()
     return weights
 
 
-def distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+def distinct(keys: key_arrays.KeyArray) -> tuple[key_arrays.KeyArray, NDArray[np.int32]]:
     """Return the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
-    index = Numbering()
+    index = PairNumbering() if key_arrays.is_wide(keys) else Numbering()
     slots = index.insert(keys)
     found = index.keys()
-    order = np.argsort(found)
+    order = key_arrays.order(found)
     rank = np.empty(len(found), np.int32)
     rank[order] = np.arange(len(found), dtype=np.int32)
     return found[order], rank[slots]
+
+
+def other_keys(about: dict[str, Any], data: DataSpec) -> str:
+    """Return why the weights of a checkpoint do not fit the keys of `data`; "" if they do."""
+    before = about["job"]["data"].get("key_bits", 64)
+    return (
+        "" if before == data.key_bits else f"was written with [data] key_bits = {before}, not {data.key_bits}"
+    )
 
 
 def parts_of(cluster: Cluster) -> list[dict[str, Any]]:
@@ -246,14 +255,16 @@ def log_losses(margins: NDArray[np.float64]) -> NDArray[np.float64]:
 def export_model(cluster: Cluster) -> dict[str, Any]:
     """Write the non-zero weights as `model.npz` (keys, values) and `model.txt` (a line key:value each)."""
     pieces = list(cluster.export(cluster.vectors["w"]))
-    keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
+    dtype = cluster.vectors["w"].spec.key_dtype
+    keys = np.concatenate([np.empty(0, dtype), *(keys for keys, _ in pieces)])
     values = np.concatenate([np.empty(0), *(rows[:, 0] for _, rows in pieces)])
     folder = cluster.folder.path
     model = {"model": str(folder / MODEL)}
     with replacing(folder / MODEL) as file:
-        np.savez_compressed(file, keys=keys, values=values)
+        np.savez_compressed(file, keys=key_arrays.pairs(keys), values=values)
     cluster.metrics.update(model)  # the model is complete, even if its text cannot be written
-    lines = (f"{key}:{value!r}\n" for key, value in zip(keys.tolist(), values.tolist(), strict=True))
+    numbers = key_arrays.numbers(keys)
+    lines = (f"{key}:{value!r}\n" for key, value in zip(numbers, values.tolist(), strict=True))
     with replacing(folder / TEXT, "w") as text:
         text.writelines(lines)
     return model

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import exact_sums
+from mpips import keys as key_arrays
 from mpips.data import Columns
 from mpips.jobs.sparse_lr import exact_kernels, kernels
 from mpips.jobs.sparse_lr.blocks import F4, F8, Blocks
@@ -65,7 +66,7 @@ class ExactBlocks(Blocks):
             radius = radius[:, 0]
         self.radius[cols] = radius
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], NDArray[np.uint64], F4 | F8]:
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], key_arrays.KeyArray, F4 | F8]:
         """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
         cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
         rows = np.empty((len(cols), 2))
@@ -161,7 +162,7 @@ class ExactBlocks(Blocks):
 
     def sample(self, share: float) -> NDArray[np.uint64]:
         """Return the active features' keys; if there are many, a fraction `share` of them, selected by hash."""
-        keys = self.keys[self.radius > 0.0]
+        keys = key_arrays.upper(self.keys)[self.radius > 0.0]
         mixed = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         drawn: NDArray[np.uint64] = keys[(mixed >> np.uint64(32)) < np.uint64(share * 2.0**32)]
         return drawn
@@ -170,6 +171,6 @@ class ExactBlocks(Blocks):
         """Count the active non-zeros from each of some sorted keys to the next, for the first from 0 on: i8[k]."""
         cols = np.flatnonzero(self.radius > 0.0)
         total = np.cumsum(np.concatenate([[0], self.colptr[cols + 1] - self.colptr[cols]]))
-        cuts = np.searchsorted(self.keys[cols], keys[1:])
+        cuts = np.searchsorted(key_arrays.upper(self.keys)[cols], keys[1:])
         weights: NDArray[np.int64] = np.diff(total[np.concatenate([[0], cuts, [len(cols)]])])
         return weights

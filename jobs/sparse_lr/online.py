@@ -44,9 +44,10 @@ from mpips import (
     retry_on_loss,
     unmet,
 )
+from mpips import keys as key_arrays
 from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
 from mpips.jobs.sparse_lr import kernels
-from mpips.jobs.sparse_lr.evaluate import Data, distinct, parts_of, say
+from mpips.jobs.sparse_lr.evaluate import Data, distinct, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
 from mpips.jobs.sparse_lr.spread import Spread
@@ -177,10 +178,13 @@ class Online:
         else:
             numbers |= {"alpha": settings.alpha, "beta": settings.beta}
         cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
-        state = cluster.restore(unfit)
+        state = cluster.restore(lambda about: unfit(about) or other_keys(about, cluster.job.data))
         if state is None:
             extent, kind = self.data.extent, settings.algorithm
-            spec = VectorSpec("w", extent=extent, update=kind, settings=numbers, aggregate=aggregate)
+            bits = cluster.job.data.key_bits
+            spec = VectorSpec(
+                "w", extent=extent, update=kind, settings=numbers, aggregate=aggregate, key_bits=bits
+            )
             cluster.create_vector(spec)
             self.parts = self._cut()
             return
@@ -272,7 +276,7 @@ class Step(NamedTuple):
     time: int
     part: int
     batch: Examples
-    keys: NDArray[np.uint64]
+    keys: key_arrays.KeyArray
     positions: NDArray[np.int32]
     pull: Task
     after: list[Task]
@@ -347,8 +351,10 @@ class Learner:
             next(batches, None)
             tally.skipped, tally.first_error = 0, ""  # they are counted when they are learnt
             return HASHED - 1
-        last = max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
-        return HASHED - 1 if hashed else last
+        if hashed:
+            deque(batches, maxlen=0)
+            return HASHED - 1
+        return max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
 
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied."""

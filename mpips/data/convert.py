@@ -167,6 +167,8 @@ def convert(
         raise InputError(
             f"{target}: the name must end in .svm (or .svm.gz, .svm.xz, .svm.bz2, .svm.zst) or .h5"
         )
+    if spec.key_bits != 64:
+        raise InputError(f"[data] key_bits = {spec.key_bits}: keys of converted examples have 64 bits")
     if not files:
         raise InputError("nothing to convert: name at least one source file")
     check_target([*files, *empty], target, force)

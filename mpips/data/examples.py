@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.keys import KeyArray
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -22,8 +24,8 @@ class Examples:
     """f4[n], each -1 or +1."""
     indptr: NDArray[np.int64]
     """i8[n+1], from 0 to the number of non-zeros."""
-    keys: NDArray[np.uint64]
-    """u8[nnz], ascending within one example."""
+    keys: KeyArray
+    """u8[nnz], or KEY128[nnz] (`mpips.keys`), ascending within one example."""
     values: NDArray[np.float32] | None = None
     """f4[nnz], or None: all ones."""
 
@@ -106,7 +108,7 @@ def concatenate(batches: Iterable[Examples]) -> Examples:
     return Examples(
         np.concatenate([np.zeros(0, np.float32)] + [part.labels for part in parts]),
         np.concatenate(indptr),
-        np.concatenate([np.zeros(0, np.uint64)] + [part.keys for part in parts]),
+        np.concatenate([part.keys for part in parts]) if parts else np.zeros(0, np.uint64),
         values,
     )
 

@@ -19,7 +19,8 @@ Hashing. Field c (0 = the first after the label) with bytes b is hashed as h = m
 of eight bytes, a little-endian word w: h = mix(h ^ w); last, with the 0 to 7 bytes left and the length
 modulo 256 as the top byte: key = mix(h ^ w). mix is the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA
 2014), a bijection: values of up to 7 bytes in one column never collide. A cross of m fields is h =
-mix(CROSS + m), then h = mix(h ^ key) over its fields' keys.
+mix(CROSS + m), then h = mix(h ^ key) over its fields' keys. The lower half of a key of 128 bits is computed in the same
+way from h = mix(LOWER + c) and h = mix(LOWER + CROSS + m); the upper half is the key of 64 bits.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OK, NO_NUMBER, TOO_LARGE, IS_HARD = range(4)
 NEWLINE, SPACE, HASH, COLON, ZERO, NINE = 10, 32, 35, 58, 48, 57
 POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
 CROSS = np.uint64(1 << 32)
+LOWER = np.uint64(1 << 40)
 
 
 @kernel()
@@ -256,8 +258,34 @@ def sort_unique(keys: NDArray[np.uint64], begin: int, end: int) -> int:
     return kept
 
 
+@kernel()
+def sort_unique_pairs(keys: NDArray[np.uint64], lows: NDArray[np.uint64], begin: int, end: int) -> int:
+    """As `sort_unique`, of keys whose lower halves are `lows`."""
+    gap = 1
+    while gap < (end - begin) // 9:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(begin + gap, end):
+            key, low = keys[i], lows[i]
+            j = i
+            while j >= begin + gap and (
+                keys[j - gap] > key or (keys[j - gap] == key and lows[j - gap] > low)
+            ):
+                keys[j], lows[j] = keys[j - gap], lows[j - gap]
+                j -= gap
+            keys[j], lows[j] = key, low
+        gap //= 3
+    kept = begin
+    for i in range(begin, end):
+        if i == begin or keys[i] != keys[kept - 1] or lows[i] != lows[kept - 1]:
+            keys[kept], lows[kept] = keys[i], lows[i]
+            kept += 1
+    return kept
+
+
 @kernel(
-    "void(u1[::1], i8, i8, i8, i8[::1], u1[::1], i8[::1], i8[::1], u8[::1], f4[::1], i8[::1], u8[::1], i8[::1])"
+    "void(u1[::1], i8, i8, i8, i8[::1], u1[::1], i8[::1], i8[::1], u8[:,::1], f4[::1], i8[::1], u8[::1], u8[::1],"
+    " i8[::1])"
 )
 def parse_rows(
     text: NDArray[np.uint8],
@@ -272,16 +300,19 @@ def parse_rows(
     labels: NDArray[np.float32],
     indptr: NDArray[np.int64],
     keys: NDArray[np.uint64],
+    lows: NDArray[np.uint64],
     state: NDArray[np.int64],
 ) -> None:
     """Parse rows ``label<separator>field...`` of one part from state[POS] on.
 
     `places` gives the column of the data set for each column of the file. By the former, `bucketed` (one per column)
     marks numbers to be put in buckets; cross i joins the columns cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields`
-    (one per column) is scratch space. A field whose key is 0 counts as missing (so does one value in 2^64).
+    u64[2, columns] is scratch space. `lows` are the lower halves of keys of 128 bits, empty for keys of 64. A field
+    whose key, or upper half of it, is 0 counts as missing (so does one value in 2^64).
     """
     end = text.shape[0]
-    columns, crosses = fields.shape[0], cross_ptr.shape[0] - 1
+    columns, crosses = fields.shape[1], cross_ptr.shape[0] - 1
+    uppers, lowers, wide = fields[0], fields[1], lows.shape[0] > 0
     pos, line, index = state[POS], state[LINE], state[INDEX]
     n, nnz = state[EXAMPLES], state[NONZEROS]
     code = DONE
@@ -311,7 +342,9 @@ def parse_rows(
                 break
             start = pos
             place = places[column]
-            hashed = mix(np.uint64(place))
+            hashed, other = mix(np.uint64(place)), np.uint64(0)
+            if wide:
+                other = mix(LOWER + np.uint64(place))
             word = np.uint64(0)
             shift = np.uint64(0)
             while True:
@@ -322,6 +355,8 @@ def parse_rows(
                 shift += np.uint64(8)
                 if shift == np.uint64(64):
                     hashed = mix(hashed ^ word)
+                    if wide:
+                        other = mix(other ^ word)
                     word = np.uint64(0)
                     shift = np.uint64(0)
                 pos += 1
@@ -335,13 +370,16 @@ def parse_rows(
                         begin = start
                         break
                     if value > 2.0:
-                        hashed = mix(np.uint64(place))
+                        hashed, other = mix(np.uint64(place)), mix(LOWER + np.uint64(place))
                         word = np.uint64(math.floor(math.log(value) ** 2))
                         length = 255
-                key = mix(hashed ^ (word | (np.uint64(length & 255) << np.uint64(56))))
-            fields[place] = key
+                word |= np.uint64(length & 255) << np.uint64(56)
+                key = mix(hashed ^ word)
+            uppers[place] = key
             if key != np.uint64(0):
                 keys[nnz] = key
+                if wide:
+                    lowers[place] = lows[nnz] = mix(other ^ word)
                 nnz += 1
             column += 1
         if code == DONE and column != columns:
@@ -355,16 +393,22 @@ def parse_rows(
             break
         for cross in range(crosses):
             low, high = cross_ptr[cross], cross_ptr[cross + 1]
-            hashed = mix(CROSS + np.uint64(high - low))
+            hashed, other = mix(CROSS + np.uint64(high - low)), np.uint64(0)
+            if wide:
+                other = mix(LOWER + CROSS + np.uint64(high - low))
             for i in range(low, high):
-                key = fields[cross_columns[i]]
+                key = uppers[cross_columns[i]]
                 if key == np.uint64(0):
                     break
                 hashed = mix(hashed ^ key)
+                if wide:
+                    other = mix(other ^ lowers[cross_columns[i]])
             else:
                 keys[nnz] = hashed
+                if wide:
+                    lows[nnz] = other
                 nnz += 1
-        nnz = sort_unique(keys, first, nnz)
+        nnz = sort_unique_pairs(keys, lows, first, nnz) if wide else sort_unique(keys, first, nnz)
         labels[n] = label
         n += 1
         indptr[n] = nnz

@@ -19,17 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.examples import Examples
-from mpips.data.numbering import Numbering
+from mpips.data.numbering import Numbering, PairNumbering
 from mpips.errors import DataError
 from mpips.jit.kernel import kernel
+from mpips.keys import KeyArray, is_wide
+from mpips.keys import order as key_order
 
 
 @dataclass(frozen=True)
 class Columns:
     """Hold n examples of m features by columns: feature j is in the rows ``rows[colptr[j]:colptr[j+1]]``."""
 
-    keys: NDArray[np.uint64]
-    """u8[m], ascending: the features' keys."""
+    keys: KeyArray
+    """u8[m], or KEY128[m], ascending: the features' keys."""
     colptr: NDArray[np.int64]
     """i8[m+1], from 0 to the number of non-zeros."""
     rows: NDArray[np.int32]
@@ -88,11 +90,13 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
     Peak memory is below three times that of the result, the reader's buffers aside. Raises `DataError`
     beyond 2**31 - 1 examples or distinct keys.
     """
-    index = Numbering()
+    index: Numbering | PairNumbering = Numbering()
     held: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
     labels: list[NDArray[np.float32]] = []
     n = nnz = 0
     for batch in batches:
+        if is_wide(batch.keys) and not n:
+            index = PairNumbering()
         n, nnz = n + len(batch), nnz + len(batch.keys)
         if n >= 2**31:
             raise DataError("one worker cannot hold more than 2**31 - 1 examples; use more workers")
@@ -100,7 +104,7 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
         labels.append(batch.labels)
     found = index.keys()
     del index
-    order = np.argsort(found)
+    order = key_order(found)
     keys = found[order]
     del found
     counts = np.zeros(len(keys), np.int64)

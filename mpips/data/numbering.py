@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from mpips.errors import LayoutError
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
-from mpips.storage.key_index import MAX_KEYS
+from mpips.keys import KeyArray
+from mpips.storage.key_index import MAX_KEYS, one_by_one
+from mpips.storage.pair_index import PairIndex
 
 _BATCH = 64
 _MIN_BITS = 4
@@ -201,6 +203,26 @@ class Numbering:
             table = np.zeros(1 << bits, np.uint64)
             _refill(self._table, table, U8(64 - bits))
             self._table = table
+
+
+class PairNumbering:
+    """Map 128-bit keys to dense int32 slots, as `Numbering` does for 64-bit ones."""
+
+    def __init__(self) -> None:
+        self._index = PairIndex()
+
+    def keys(self) -> KeyArray:
+        """View the known keys in slot order, KEY128[len]: read it only until the next insert."""
+        return self._index.keys()
+
+    def insert(self, keys: KeyArray) -> NDArray[np.int32]:
+        """Return the slots i32[n] of keys KEY128[n]; new keys get the next free slots in order of appearance.
+
+        Raises LayoutError when a slot would no longer fit an int32.
+        """
+        if len(self._index) + len(keys) > MAX_KEYS:
+            raise LayoutError(_full(len(self._index) + len(keys)))
+        return one_by_one(self._index.insert(keys))
 
 
 def _ready(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

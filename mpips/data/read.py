@@ -88,6 +88,10 @@ def read(
     index = 0
     for path in mine:
         before, form = index, format_of(path, spec)
+        if spec.key_bits != 64 and form != "tsv":
+            raise DataError(
+                f"{path}: [data] key_bits = {spec.key_bits} needs columns that are hashed (tsv), not {form}"
+            )
         if form == "tsv":
             first = first or first_head(files, spec)
             index = yield from text.read_rows(path, spec, index, part, parts, tally, first=first)

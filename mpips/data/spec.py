@@ -40,6 +40,8 @@ class DataSpec:
     """Tables of keys: the column of the keys, by name or by position from 0; "": each line is a key."""
     weight: str | int = ""
     """Tables of keys: the column of integer weights of the keys, by name or by position; "": weight 1."""
+    key_bits: int = 64
+    """tsv: bits of the hash that is the key of a field or cross, 64 or 128."""
     parts: int = field(default=0, metadata={"at_least": 0, "at_most": (1 << 20) - 1})
     """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
     log_buckets: list[str | int] = field(default_factory=list)
@@ -49,6 +51,8 @@ class DataSpec:
         """Raise `JobError` for a value that no reader can use."""
         choose("format", self.format, ("auto", "svmlight", "tsv", "hdf5"))
         choose("on_error", self.on_error, ("stop", "skip"))
+        if self.key_bits not in (64, 128):
+            raise JobError(f"[data] key_bits = {self.key_bits!r}: must be 64 or 128")
         if self.header != "auto" and not isinstance(self.header, bool):
             raise JobError(f'[data] header = {self.header!r}: must be true, false or "auto"')
         for name in ("train", "test"):

@@ -18,6 +18,7 @@ from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.errors import DataError, JobError
+from mpips.keys import from_pairs
 
 BATCH_EXAMPLES = 1 << 16
 BATCH_NONZEROS = 1 << 17
@@ -30,6 +31,8 @@ class Batch:
     labels: NDArray[np.float32]
     indptr: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    lows: NDArray[np.uint64]
+    """The lower halves of keys of 128 bits; empty for keys of 64."""
     values: NDArray[np.float32]
     hard: NDArray[np.int64]
     state: NDArray[np.int64]
@@ -39,16 +42,20 @@ class Batch:
         n, nnz = int(self.state[k.EXAMPLES]), int(self.state[k.NONZEROS])
         values = None if self.state[k.ONES] == nnz else self.values[:nnz].copy()
         self.state[[k.EXAMPLES, k.NONZEROS, k.HARD, k.ONES]] = 0
-        return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), self.keys[:nnz].copy(), values)
+        keys = self.keys[:nnz].copy()
+        if len(self.lows):
+            keys = from_pairs(np.stack([keys, self.lows[:nnz]], axis=1))
+        return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), keys, values)
 
     def grow(self) -> None:
         """Double the space: one line needs more."""
         nnz, hards = 2 * len(self.keys), 2 * len(self.hard)
         self.keys, self.values = np.empty(nnz, np.uint64), np.empty(nnz, np.float32)
+        self.lows = np.empty(nnz if len(self.lows) else 0, np.uint64)
         self.hard = np.empty((hards, 2), np.int64)
 
 
-def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS) -> Batch:
+def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS, wide: bool = False) -> Batch:
     """Return an empty batch, with the parser at line 0, before the line of the given index."""
     state = np.zeros(k.STATE_SIZE, np.int64)
     state[k.INDEX] = index
@@ -56,6 +63,7 @@ def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS) -> Batch:
         np.empty(BATCH_EXAMPLES, np.float32),
         np.zeros(BATCH_EXAMPLES + 1, np.int64),
         np.empty(nonzeros, np.uint64),
+        np.empty(nonzeros if wide else 0, np.uint64),
         np.empty(nonzeros, np.float32),
         np.empty((1024, 2), np.int64),
         state,
@@ -307,7 +315,7 @@ def read_rows(
     size: int = BLOCK,
     first: Head | None = None,
 ) -> Generator[Examples, None, int]:
-    """Read part `part` of `parts` of a delimited file of categories, hashed to 64-bit keys.
+    """Read part `part` of `parts` of a delimited file of categories, hashed to keys of `spec.key_bits` bits.
 
     A row is a label and a fixed number of fields; an empty field is missing and gives no key. A key depends
     on the column's position and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
@@ -327,14 +335,15 @@ def read_rows(
         if found.size:
             tally.header = tally.header or f"{_shown(found.fields)} ({path})"
         separator = spec.separator.encode()
-        batch = empty_batch(index, max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1))
+        nonzeros = max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1)
+        batch = empty_batch(index, nonzeros, spec.key_bits == 128)
         batch.state[k.POS], batch.state[k.LINE] = of.header, int(of.header > 0)
-        fields = np.zeros(of.columns, np.uint64)
+        fields = np.zeros((2, of.columns), np.uint64)
 
         def parse(block: NDArray[np.uint8]) -> None:
             k.parse_rows(
                 block, part, parts, ord(separator), of.places, of.bucketed, of.cross_ptr, of.cross_columns, fields,
-                batch.labels, batch.indptr, batch.keys, batch.state,
+                batch.labels, batch.indptr, batch.keys, batch.lows, batch.state,
             )  # fmt: skip
 
         wrong = partial(wrong_row, separator, of.columns + 1)

@@ -204,6 +204,8 @@ class Planner:
 
     def _listed_pairs(self, keys: Any) -> KeyArray:
         array = np.asarray(keys)
+        if array.shape == (0,):
+            return np.empty(0, KEY128)
         if array.dtype == np.uint64 and array.ndim == 2 and array.shape[1] == 2:
             array = from_pairs(array)
         if array.dtype != KEY128 or array.ndim != 1:

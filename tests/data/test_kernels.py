@@ -40,12 +40,16 @@ def nearly(legal: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 class Guarded(np.ndarray):
     """An array on which a read or write outside 0..n-1 fails."""
 
+    def _check(self, place) -> None:  # type: ignore[no-untyped-def]
+        places = place if isinstance(place, tuple) else (place,)
+        assert all(0 <= at < size for at, size in zip(places, self.shape, strict=False))
+
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        assert 0 <= place < len(self)
+        self._check(place)
         return super().__getitem__(place)
 
     def __setitem__(self, place, value) -> None:  # type: ignore[no-untyped-def]
-        assert 0 <= place < len(self)
+        self._check(place)
         super().__setitem__(place, value)
 
 
@@ -62,7 +66,16 @@ def reset(state: np.ndarray) -> None:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the kernels' helpers as plain Python, so that `Guarded` sees every access."""
-    for name in ("is_space", "next_line", "number", "starts_with_qid", "label_at", "mix", "sort_unique"):
+    for name in (
+        "is_space",
+        "next_line",
+        "number",
+        "starts_with_qid",
+        "label_at",
+        "mix",
+        "sort_unique",
+        "sort_unique_pairs",
+    ):
         monkeypatch.setattr(kernels, name, getattr(kernels, name).py_func)
     with np.errstate(all="ignore"):
         yield
@@ -92,7 +105,9 @@ def test_svmlight(interpreted: None, content: bytes, parts: int, rows: int, room
         assert state[kernels.POS] == len(block)
 
 
-def walk_rows(content: bytes, parts: int, rows: int, columns: int, bucketed: bool, more: int) -> None:
+def walk_rows(
+    content: bytes, parts: int, rows: int, columns: int, bucketed: bool, more: int, wide: bool
+) -> None:
     """Parse `content` as the reader does, into arrays with `more` room than one row of keys needs."""
     block = np.frombuffer(content + b"\n", np.uint8).astype(np.int64).view(Guarded)
     crosses = [[0, columns - 1]] if columns > 1 else []
@@ -104,9 +119,10 @@ def walk_rows(content: bytes, parts: int, rows: int, columns: int, bucketed: boo
             np.full(columns, bucketed, np.uint8),
             np.cumsum([0] + [len(cross) for cross in crosses]),
             np.array([0, columns - 1] * len(crosses), np.int64),
-            np.zeros(columns, np.uint64),
+            np.zeros((2, columns), np.uint64),
         )
-        arrays = guarded(np.zeros(rows, np.float32), np.zeros(rows + 1, np.int64), np.zeros(room, np.uint64))
+        halves = np.zeros(room, np.uint64), np.zeros(room if wide else 0, np.uint64)
+        arrays = guarded(np.zeros(rows, np.float32), np.zeros(rows + 1, np.int64), *halves)
         for _ in range(200):
             kernels.parse_rows.py_func(  # type: ignore[attr-defined]
                 block, part, parts, 9, places, marks, pointers, members, fields, *arrays, state
@@ -120,13 +136,28 @@ def walk_rows(content: bytes, parts: int, rows: int, columns: int, bucketed: boo
 
 
 @quick
-@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 6))
+@given(
+    st.data(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 6),
+    st.booleans(),
+)
 def test_rows(
-    interpreted: None, data: st.DataObject, parts: int, rows: int, columns: int, bucketed: bool, more: int
+    interpreted: None,
+    data: st.DataObject,
+    parts: int,
+    rows: int,
+    columns: int,
+    bucketed: bool,
+    more: int,
+    wide: bool,
 ) -> None:
-    walk_rows(data.draw(nearly(rows_of[columns])), parts, rows, columns, bucketed, more)
+    walk_rows(data.draw(nearly(rows_of[columns])), parts, rows, columns, bucketed, more, wide)
 
 
 @pytest.mark.parametrize("more", range(9))
 def test_rows_that_just_do_not_fit(interpreted: None, more: int) -> None:
-    walk_rows(b"1\ta\tb\tc\n" * 4, 1, 4, 3, False, more)
+    walk_rows(b"1\ta\tb\tc\n" * 4, 1, 4, 3, False, more, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import math
 import os
@@ -13,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.data import DataSpec, Examples, Tally, concatenate, read, text
-from mpips.errors import DataError, JobError
+from mpips.data.convert import convert
+from mpips.errors import DataError, InputError, JobError
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MASK = 2**64 - 1
@@ -35,8 +37,8 @@ def key_of(column: int, field: bytes) -> int:
     return mix(hashed ^ int.from_bytes(field[8 * full :], "little") ^ ((len(field) & 255) << 56))
 
 
-def cross_of(keys: list[int]) -> int:
-    hashed = mix((1 << 32) + len(keys))
+def cross_of(keys: list[int], start: int = 0) -> int:
+    hashed = mix(start + (1 << 32) + len(keys))
     for key in keys:
         hashed = mix(hashed ^ key)
     return hashed
@@ -101,6 +103,32 @@ def test_keys_are_those_of_the_documented_hash(
         # the first line gives the number of columns, so a block must hold it whole
         mine = concatenate(text.read_rows(str(tsv), spec, 0, part, parts, Tally(), max(size, 300 * columns)))
         assert [mine.rows(i, i + 1).keys.tolist() for i in range(len(mine))] == wanted[part::parts]
+
+
+@quick
+@given(
+    st.lists(st.lists(fields, min_size=3, max_size=3), min_size=1, max_size=8),
+)
+def test_keys_of_128_bits_have_another_hash_below_the_same(tsv: Path, rows: list[list[bytes]]) -> None:
+    tsv.write_bytes(b"\n".join(b"\t".join([b"1", *row]) for row in rows) + b"\n")
+    lower, wanted = 1 << 40, []
+    for row in rows:
+        keys = [(key_of(i, field), key_of(lower + i, field)) for i, field in enumerate(row)]
+        crossed = [tuple(cross_of([keys[i][half] for i in (2, 0)], half * lower) for half in (0, 1))]
+        listed = [key for key, field in zip(keys, row, strict=True) if field]
+        wanted.append(sorted({*listed, *(crossed if row[2] and row[0] else [])}))
+    found = concatenate(read([str(tsv)], DataSpec(crosses=[[2, 0]], header=False, key_bits=128)))
+    assert [found.keys[a:b].tolist() for a, b in itertools.pairwise(found.indptr)] == wanted
+
+
+def test_files_that_are_not_hashed_have_64_bits(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.svm: \[data\] key_bits = 128 needs columns that are hashed"):
+        loads(tmp_path / "a.svm", "1 3:1\n", DataSpec(key_bits=128))
+    with pytest.raises(JobError, match="key_bits = 96: must be 64 or 128"):
+        DataSpec(key_bits=96)
+    (tmp_path / "a.tsv").write_text("1\tx\n")
+    with pytest.raises(InputError, match="keys of converted examples have 64 bits"):
+        convert(str(tmp_path / "a.tsv"), str(tmp_path / "a.h5"), DataSpec(key_bits=128))
 
 
 def test_a_wide_row_is_sorted(tsv: Path) -> None:

@@ -208,6 +208,27 @@ def test_hashed_columns_with_crosses(tmp_path: Path, algorithm: str) -> None:
     assert np.isin(with_crosses[0].keys, known).all() and known.max() > 2**60
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "exact"), [("ftrl", False), ("sgd", False), ("darlin", False), ("darlin", True)]
+)
+def test_keys_of_128_bits_give_the_same_bits(tmp_path: Path, algorithm: str, exact: bool) -> None:
+    """Their upper halves are the keys of 64 bits, which do not collide here."""
+    train, test = tsv(tmp_path, "train.tsv", 600, 1), tsv(tmp_path, "test.tsv", 300, 2)
+    settings = {"algorithm": algorithm, "passes": 3} | (
+        {} if algorithm == "darlin" else {"batch": 20, "alpha": 0.5}
+    )
+    narrow, wide = (
+        run_twin(
+            train, 2, 2, test=test, settings=settings, layout={"exact_sums": exact},
+            data={"crosses": [["a", "b"]], "key_bits": bits},
+        )
+        for bits in (64, 128)
+    )  # fmt: skip
+    assert narrow.keys.tolist() == wide.keys[:, 0].tolist() and len(np.unique(wide.keys[:, 1])) > 10
+    assert narrow.values.tobytes() == wide.values.tobytes()
+    assert narrow.metrics["auc"] == wide.metrics["auc"] and wide.sha != narrow.sha
+
+
 def test_a_model_is_compared_with_no_weights_on_all_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
