@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips.process.stop_signals import StopRequests
+from mpips.process.stop_signals import WARNINGS, StopRequests
 
 if TYPE_CHECKING:
     from mpips.launch.mpi_launcher import Launch
@@ -124,8 +124,8 @@ class Children:
             raise
 
     def _forward(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
-        """Forward stop requests; USR1, which batch systems send by themselves, never kills."""
-        stops = sum(kind != signal.SIGUSR1 for kind in requests)
+        """Forward stop requests; those that batch systems send by themselves never kill."""
+        stops = sum(kind not in WARNINGS for kind in requests)
         if stops and not self._promised:
             self._promised = True
             print(

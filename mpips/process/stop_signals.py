@@ -14,7 +14,9 @@ from typing import NoReturn, Self
 
 from mpips.exit_codes import by_signal
 
-ASKS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals by which batch systems and the kernel say that a limit is near, perhaps again and again."""
+ASKS = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop."""
 
 received: list[int] = []

@@ -23,7 +23,7 @@ def hup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, signal.SIGHUP])
+@pytest.mark.parametrize("kind", [*KINDS, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
 def test_a_wish_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_then_on(
     hup: None, kind: signal.Signals
 ) -> None:
@@ -85,13 +85,13 @@ def test_a_wish_waits_for_the_ranks_and_is_passed_on_until_they_heed_it(
     assert started.finish(60).code == 0
 
 
-def test_no_number_of_usr1_kills_a_run(start: Callable[..., Started], tmp_path: Path) -> None:
+def test_no_number_of_warnings_of_a_batch_system_kills_a_run(start: Callable[..., Started], tmp_path: Path) -> None:
     script = tmp_path / "launcher.py"
     script.write_text(LAUNCHER)
     started = start([sys.executable, "-c", PARENT, script, tmp_path, "0"])
     started.wait_for((tmp_path / "started").exists)
-    for _ in range(5):
-        started.process.send_signal(signal.SIGUSR1)
+    for kind in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU) * 2:
+        started.process.send_signal(kind)
     (tmp_path / "go").touch()
     assert started.finish(60).code == 0
 
