@@ -86,6 +86,9 @@ class LeaderOrders:
     def _note(self, order: Order) -> str:
         """Note what is to be done, once for each order; return the answer."""
         verb, arguments = order.verb, order.arguments
+        server = arguments.get("role") == "server" or arguments.get("rank") in self._cluster.node.view.servers
+        if self._cluster.after_training and verb != "stop" and not server:
+            raise InputError("training has ended: there is no further step")
         if verb == "checkpoint":
             self._orders.checkpoint = True
             return "a checkpoint will be written after the present step"

@@ -52,6 +52,7 @@ def finish(
     {'loss': 0.5, 'accuracy': 0.9}
     """
     cluster.metrics.update(metrics)
+    cluster.after_training = True
     failed: list[Exception] = []
     left_out = 0
     with Evaluation(cluster) as evaluation:

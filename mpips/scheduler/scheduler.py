@@ -110,6 +110,8 @@ class Cluster:
         self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self.stopped_early = False
+        self.after_training = False
+        """Whether only the model is exported and evaluated: there is no further step for orders."""
         self.evaluation_cut_by: str | None = None
         """The source of the request to stop that has cut the evaluation of the model short, if one has."""
         self.untrained = False

@@ -14,6 +14,7 @@ from mpips.config.job_file import CheckpointSpec
 from mpips.rank.leader_orders import LeaderOrders
 from mpips.rundir import order_files
 from mpips.rundir.folder import RunFolder
+from mpips.scheduler.finishing import finish
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.worker_recovery import regroup
 from mpips.transport.network_faults import Fault
@@ -48,7 +49,10 @@ class Worker:
 class Run:
     """A run of some steps whose leader dies; `given` has the orders, by name."""
 
-    def __init__(self, folder: Path, given: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    def __init__(
+        self, folder: Path, given: dict[str, tuple[str, dict[str, Any]]], evaluates: bool = False
+    ) -> None:
+        self.evaluates = evaluates
         self.folder, self.given = RunFolder(folder), given
         self.checkpoints, self.answers = list[int](), dict[str, tuple[bool, str]]()
         self.leaders: list[int] = []
@@ -88,7 +92,7 @@ class Run:
         node.register(Registration(ticks=(look,)))
         cluster.coordinator.begin = lambda folder, step, about: self.checkpoints.append(step) or ""  # type: ignore
         with cluster.phase("train"):
-            for step in range(1, STEPS):
+            for step in range(1, 3 if self.evaluates else STEPS):
                 cluster.workers.call("train")
                 if cluster.due(step) and cluster.stop is None:
                     cluster.checkpoint(step, {})
@@ -97,6 +101,9 @@ class Run:
                 self.why = cluster.stop
                 if self.why is not None:
                     break
+
+        if self.evaluates:
+            finish(cluster, {}, *[lambda: cluster.workers.call("train") and {}] * 4)
 
     def give(self, name: str, verb: str, arguments: dict[str, Any]) -> None:
         """Put an order into the folder."""
@@ -175,3 +182,16 @@ def test_two_orders_at_once_take_two_spares(tmp_path: Path) -> None:
     run = Run(tmp_path, {"1": join, "2": join, "3": join}).go(90.0)
     assert [run.answers[name][0] for name in "123"] == [True, True, False]
     assert len(run.view.ring.servers) == 4
+
+
+@pytest.mark.parametrize(
+    "order",
+    [("checkpoint", {}), ("join", {"role": "worker"}), ("leave", {"rank": 4}), ("tau", {"tau": 2})],
+    ids=lambda order: order[0],
+)
+def test_what_is_for_the_next_step_is_refused_when_training_has_ended(
+    tmp_path: Path, order: tuple[str, dict[str, Any]]
+) -> None:
+    run = Run(tmp_path, {"1": order, "2": ("join", {"role": "server"})}, evaluates=True).go(90.0)
+    assert run.answers["1"] == (False, "training has ended: there is no further step")
+    assert run.answers["2"][0] and len(run.view.ring.servers) == 3
