@@ -22,15 +22,12 @@ from mpips.process.printable import brief, printable
 from mpips.provenance import first_failure, run_json
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rundir import log
-from mpips.rundir.folder import RunFolder, json_of, write_text
+from mpips.rundir.folder import JUDGED, RunFolder, json_of, write_text
 
 LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act on an abort."""
 LONGER = 30.0
 """The same after success, when a slow end is better than a forced one."""
-JUDGED = "MPIPS_JUDGED"
-"""Set by `mpips run`, which uses the result file: ranks that end in order exit with 0, so that no launcher
-complains."""
 
 
 def say(text: str) -> None:
@@ -81,7 +78,7 @@ class ResultFile:
         self, prepared: Prepared | None, folder: RunFolder | None = None, recorded: bool = False
     ) -> None:
         self._prepared, self.folder, self._recorded = prepared, folder, recorded
-        self.judged = bool(os.environ.get(JUDGED))
+        self.judged = os.environ.get(JUDGED) in sys.argv[1:]
         """Whether `mpips run` reads the result, and reports it."""
         self._unwritten = ExitCode.FAILED
         """The exit code of a run that succeeds, and whose result cannot be written."""

@@ -99,6 +99,12 @@ RESULT = {
 }
 """The form of `result.json`; keys may be missing."""
 
+JUDGED = "MPIPS_JUDGED"
+"""Holds the claim of the process that starts ranks, reads their result and reports it: ranks that end in order exit
+with 0, so that no launcher complains. Ranks that are started otherwise from inside such a run have another claim, or
+none.
+"""
+
 JOB = Table(Table(ANY))
 """The form of `job.toml`."""
 
@@ -201,6 +207,10 @@ class RunFolder:
     def claim_arguments(self) -> list[str]:
         """Return the arguments by which ranks that this process starts take over the folder."""
         return ["--run-dir", str(self.path), *([] if self.held is None else ["--claim", self.held.id])]
+
+    def claim_environment(self) -> dict[str, str]:
+        """Return the variable by which these ranks know that this process reads their result, and reports it."""
+        return {} if self.held is None else {JUDGED: self.held.id}
 
     def _check_new(self, path: str | Path) -> None:
         if self.run.exists() or self.result.exists():

@@ -268,9 +268,11 @@ class Cluster:
             NoWorkerLeft: there is no worker and no spare.
         """
         while True:
-            now, workers_since, stayed, joined = self.decide(
+            now, workers_since, stayed, *by_orders = self.decide(
                 lambda: new_workers(self.membership, self.workers.addresses, self.orders)
             )
+            # Not in records of earlier versions.
+            joined = sum(by_orders)
             # A successor, which repeats the decision, has the numbers of all orders, see `PendingOrders`.
             self.orders.joining, self.orders.joined = (
                 self.orders.joining - joined,

@@ -85,7 +85,9 @@ def test_a_wish_waits_for_the_ranks_and_is_passed_on_until_they_heed_it(
     assert started.finish(60).code == 0
 
 
-def test_no_number_of_warnings_of_a_batch_system_kills_a_run(start: Callable[..., Started], tmp_path: Path) -> None:
+def test_no_number_of_warnings_of_a_batch_system_kills_a_run(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
     script = tmp_path / "launcher.py"
     script.write_text(LAUNCHER)
     started = start([sys.executable, "-c", PARENT, script, tmp_path, "0"])

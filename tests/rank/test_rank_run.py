@@ -10,6 +10,7 @@ import pytest
 from mpips.cluster.error_report import describe
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.errors import DataError, InputError, RemoteError, UsageError
+from mpips.rank.ending import ResultFile
 from mpips.rank.rank_run import RankRun
 from mpips.transport.message import Command
 
@@ -97,3 +98,15 @@ def test_a_rank_that_is_not_stopped_says_why_it_ends(
     told = RemoteError.from_meta(facts, 2)
     assert told.text in said and told.is_input == (code == 2)
     assert issubclass(UsageError, InputError)
+
+
+@pytest.mark.parametrize(("claim", "judged"), [("ab12", True), ("cd34", False), ("", False)])
+def test_ranks_that_are_started_from_inside_a_run_have_exit_codes_of_their_own(
+    claim: str, judged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They inherit the variable of the run around them, which has no part in them."""
+    monkeypatch.setenv("MPIPS_JUDGED", "ab12")
+    monkeypatch.setattr("sys.argv", ["mpips", "job.toml", *(["--claim", claim] if claim else [])])
+    assert ResultFile(None).judged is judged
+    monkeypatch.delenv("MPIPS_JUDGED")
+    assert not ResultFile(None).judged

@@ -148,7 +148,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         print(f"mpips: {warning}", file=sys.stderr, flush=True)
     progress = mpi_launcher.progress_environment(sys.stdout)
     # The final message is printed by this process, not by the ranks.
-    judged = {"MPIPS_JUDGED": "1"}
+    judged = folder.claim_environment()
     ready = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
 
     def provenance() -> bytes | None:

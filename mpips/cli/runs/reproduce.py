@@ -103,7 +103,7 @@ def command(arguments: argparse.Namespace) -> int:
     planned = mpi_launcher.plan(
         starter, job.layout.size(), mpi_launcher.rank_command(folder.replay / "job.toml", passed)
     )
-    added = {**planned.added, **mpi_launcher.progress_environment(sys.stdout), "MPIPS_JUDGED": "1"}
+    added = {**planned.added, **mpi_launcher.progress_environment(sys.stdout), **folder.claim_environment()}
     ended = Children(mpi_launcher.Launch(planned.kind, planned.line, added), folder.read_result).run()
     release(folder.path)
     code, line = judged(recorded, result, folder, ended)
