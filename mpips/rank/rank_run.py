@@ -55,6 +55,7 @@ from mpips.rundir import claim, log
 from mpips.rundir.folder import Lines, RunFolder
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
+from mpips.scheduler.stopping import pass_on
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.tracing.recorder import trace_node
@@ -279,6 +280,7 @@ class RankRun:
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
         if not node.policy.again:
             keep_for_successors(node, orders)
+            pass_on(node, orders, self.asked)
         node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, Writer())
         group = self.communicators.group if self.communicators.group else None
@@ -298,7 +300,7 @@ class RankRun:
             lambda role: log.note("role", role=role and role.value),
         )
         if not membership.leading and not node.policy.again:
-            # The leader gets them too, and decides.
+            # The leader decides.
             for kind in ASKS:
                 signal.signal(kind, self._asked_to_stop)
         return roles.run()

@@ -17,13 +17,19 @@ leader dies meanwhile, its successor decides: signals reach all ranks, and the l
 from __future__ import annotations
 
 import math
+import signal
+from collections.abc import Sequence
 from typing import Self
 
 from mpips.calls import BuiltInCall
+from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.errors import StopOverdue
+from mpips.process.stop_signals import WARNINGS
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
 from mpips.scheduler.time_limit import reserve
+from mpips.transport.message import Command, Message
 
 
 class NothingTrained(BaseException):
@@ -57,6 +63,27 @@ def enforce(cluster: Cluster, end: float | None) -> None:
             )
 
     cluster.node.register(Registration(ticks=(look,)))
+
+
+def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
+    """Tell the leader of a warning among the signals that this rank was `asked` by: a limit may hold for it alone.
+
+    SIGTERM is not passed on: a node that shuts down sends it to its ranks, and the run continues without them.
+    """
+    told = -1
+
+    def take(message: Message) -> None:
+        orders.stop = orders.stop or str(message.meta["by"])
+
+    def look() -> None:
+        nonlocal told
+        leader = node.view.leader
+        if leader not in (told, node.rank):
+            for kind in [kind for kind in asked if kind in WARNINGS][:1]:
+                told = leader
+                node.control(leader, Command.ASKED_TO_STOP, {"by": signal.Signals(kind).name})
+
+    node.register(Registration(controls={Command.ASKED_TO_STOP: take}, ticks=(look,)))
 
 
 def leave_untrained(cluster: Cluster) -> None:

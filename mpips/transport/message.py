@@ -133,6 +133,8 @@ class Command(IntEnum):
     ORDERS = 33
     # control: the sender has these
     ORDERS_KEPT = 34
+    # control: the sender was asked to stop, and the leader perhaps was not
+    ASKED_TO_STOP = 35
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from simulated import simulate
 from mpips.cluster.registration import Registration
 from mpips.errors import CheckpointError, InputError
 from mpips.scheduler.finishing import finish
+from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
-from mpips.scheduler.stopping import LONG, NothingTrained, leave_untrained
+from mpips.scheduler.stopping import LONG, NothingTrained, leave_untrained, pass_on
 from mpips.storage.updates import VectorSpec
 from mpips.transport.network_faults import Fault
 from mpips.worker.worker import Context
@@ -280,3 +282,28 @@ def test_what_fails_in_an_evaluation_that_is_cut_short_is_said(monkeypatch: pyte
 
     with pytest.raises(Exception, match=r"test\.svm:7"):
         simulate(schedule, Worker)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("SIGUSR1", "SIGUSR1"), ("SIGXCPU", "SIGXCPU"), ("SIGTERM", None)])
+def test_a_warning_that_only_one_worker_has_got_stops_the_run(kind: str, why: str | None) -> None:
+    """A limit of its own processor time; but a node that shuts down, and sends SIGTERM, leaves the others to go on."""
+    asked: list[int] = []
+
+    class Warned(Worker):
+        def __init__(self, context: Context) -> None:
+            super().__init__(context)
+            pass_on(context.node, PendingOrders(), asked if context.index == 1 else [])
+
+    def schedule(cluster: Cluster) -> tuple[int, str | None]:
+        pass_on(cluster.node, cluster.orders, [])
+        with cluster.phase("train"):
+            for number in range(1, 6):
+                cluster.workers.call("train")
+                if number == 2:
+                    asked.append(signal.Signals[kind])
+                if cluster.due(number):
+                    break
+        return number, cluster.stop
+
+    number, stop = simulate(schedule, Warned, workers=2, horizon=50.0, tick=0.02)
+    assert stop == why and number == (3 if why else 5)
