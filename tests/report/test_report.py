@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from mpips.cli.main import main
 from mpips.report.charts import Bar, BarPart, Series, bars, decades, lines, thinned, ticks
-from mpips.report.report import STYLES, page
+from mpips.report.report import HEAD, STYLES, page
 from mpips.report.run_data import read, with_trace
 from mpips.rundir.folder import RunFolder
 from mpips.tracing.recorder import Trace
@@ -492,3 +492,19 @@ def test_the_page_of_a_huge_folder_is_bounded(tmp_path: Path) -> None:
     html = page([read(at)])
     harmless(html)
     assert len(html) < 10e6 and "and 3,000 more" in html
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_page_that_is_not_named_replaces_no_file_of_the_users_own(
+    tmp_path: Path, several: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [str(folder(tmp_path / name)) for name in ("a", "b")[: 2 if several else 1]]
+    own = tmp_path / "report.html" if several else tmp_path / "a" / "report.html"
+    own.write_text("<!DOCTYPE html>\n<html><body>mine</body></html>")
+    assert main(["report", *runs]) == 2
+    assert "report.html: is no report of mpips, and would be replaced" in capsys.readouterr().err
+    assert own.read_text().endswith("mine</body></html>")
+    assert main(["report", *runs, "--out", str(own)]) == 0, "the user has named it"
+    assert main(["report", *runs]) == 0, "it is a report now"
+    assert own.read_text().startswith(HEAD)

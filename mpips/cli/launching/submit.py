@@ -30,16 +30,19 @@ def command(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mpips.cli.launching.render import collect
-    from mpips.launch.sbatch import script
+    from mpips.files.safe_open import read_text
+    from mpips.launch.sbatch import CUT, script
     from mpips.rundir.folder import write_text
 
     batch = collect(arguments)
     text = script(batch)
     number = submit(text)
     kept = Path(batch.run_dir or f"runs/{batch.name}-{number}")
-    # Slurm keeps the script too: scontrol write batch_script.
-    with suppress(OSError):
-        write_text(kept / "job.sbatch", text)
+    # Slurm keeps the script too: scontrol write batch_script. A file of the user's own is left alone.
+    with suppress(OSError, ValueError):
+        copy = kept / "job.sbatch"
+        if not copy.exists() or CUT in read_text(copy, follow=False):
+            write_text(copy, text)
     run, output = f"{kept}/", f"{batch.name}-{number}.out"
     if batch.sweep:
         last = len(batch.sweep) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and print its path."""
+    from mpips.errors import InputError
     from mpips.provenance.run_json import altered_outputs
-    from mpips.report.report import page
+    from mpips.report.report import is_page, page
     from mpips.report.run_data import check, read, with_trace
     from mpips.rundir.folder import write_text
     from mpips.rundir.order_files import named_run
@@ -50,6 +52,8 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
     output_file.check(out)
+    if arguments.out is None and os.path.lexists(out) and not is_page(out):
+        raise InputError(f"{out}: is no report of mpips, and would be replaced; name the page by --out FILE")
     with output_file.named(out):
         write_text(out, page(runs))
     print(out)

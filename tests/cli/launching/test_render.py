@@ -210,6 +210,20 @@ def test_submit_hands_the_script_to_sbatch_and_says_where_to_look(
     assert shlex.split(Path("arguments").read_text()) == ["--parsable"]
 
 
+def test_submit_leaves_a_script_of_the_users_own_alone(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--nodes", "2", "--run-dir", "mine")
+    text = rendered(capsys, job, *options)
+    play_sbatch(job.parent, monkeypatch, "echo 4711")
+    copy = Path("mine/job.sbatch")
+    copy.parent.mkdir()
+    for before, after in (("#!/bin/bash\nsrun ./mine\n", None), (text.replace("nodes=2", "nodes=3"), text)):
+        copy.write_text(before)
+        assert main(["submit", str(job), *options]) == 0
+        assert copy.read_text() == (after or before)
+
+
 def test_submit_passes_a_refusal_on_as_one_line(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
