@@ -112,7 +112,9 @@ class LeaderOrders:
                 raise InputError(f"rank {taken[name]}, which was to join as a server, is lost")
             return f"rank {taken[name]} joins as a server; it gets its keys while the run continues"
         if name not in taken:
-            if len(self._cluster.node.view.spares) <= self._orders.joining:
+            # A successor that still repeats what its predecessor has done counts orders that are carried out, too.
+            free = len(self._cluster.node.view.spares) - self._orders.joining
+            if free <= 0 and not self._cluster.journal.replaying:
                 raise InputError("no spare rank is left: start the job with --set layout.spares=N")
             self._remember(name, -1)
             self._orders.joining += 1
