@@ -16,7 +16,7 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from mpips.transport.header import (
 )
 
 
+@unique
 class Kind(IntEnum):
     """The kind of a message: its part in the protocol of a task."""
 
@@ -60,6 +61,7 @@ class Kind(IntEnum):
     MISSING = 8
 
 
+@unique
 class Command(IntEnum):
     """The command of a message.
 

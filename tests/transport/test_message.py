@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,3 +165,8 @@ def test_messages_that_travel_together_arrive_as_they_were_sent(sent: list[Messa
     assert [encode(each) for each in got] == [encode(each) for each in sent]
     for each in got:
         assert all(array.flags.aligned for array in (each.keys, each.values) if array is not None)
+
+
+@pytest.mark.parametrize("numbers", [Kind, Command])
+def test_no_two_names_have_the_same_number(numbers: type[IntEnum]) -> None:
+    assert len(numbers.__members__) == len(set(numbers))
