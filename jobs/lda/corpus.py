@@ -136,7 +136,8 @@ class Corpus:
         while at < len(piece.ends):
             doc, _, begin, _ = self._open
             fits = int(np.searchsorted(piece.ends, begin + self._most, "right"))
-            fits = min(fits, doc + self._most - self.docs)  # empty documents take space, too
+            # Empty documents take space too.
+            fits = min(fits, doc + self._most - self.docs)
             alone = fits <= at and self._open.docs_end == doc
             stop = at + 1 if alone else max(fits, at)
             if stop > at:

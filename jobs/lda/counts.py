@@ -30,7 +30,8 @@ F8 = NDArray[np.float64]
 def tally(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Return the sum of a shard's counts, and the number of cells by count, without 0; sum -1: one is negative."""
     counts = segment.values[: len(segment)].reshape(-1)
-    if counts.dtype != np.int32:  # the topics' totals
+    if counts.dtype != np.int32:
+        # The topics' totals.
         return {"sum": -1 if len(counts) and counts.min() < 0 else int(counts.sum()), "cells": []}
     small = np.zeros(SMALL, np.int64)
     large = np.empty(0, np.int64)
@@ -163,7 +164,8 @@ def histogram(counts: I4, small: I8, large: I8) -> int:
         any_bit = np.int32(0)
         for i in range(len(part)):
             any_bit = np.int32(any_bit | part[i])
-        if any_bit == 0:  # as nearly all are where there are many topics
+        if any_bit == 0:
+            # Nearly all counts are 0 where there are many topics.
             continue
         for n in part:
             if n < 0:

@@ -25,8 +25,8 @@ Reads = list[list[int]]
 """The parts that a worker reads: [part, number of parts] each."""
 
 
-class Spread:
-    """The scheduler's table of the workers' parts."""
+class Assignment:
+    """The assignment of the parts to workers, at the scheduler."""
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
@@ -51,9 +51,10 @@ class Spread:
         coarse, fine = self.cut
         mine = {part.number for part in self.table.parts if part.worker == worker}
         whole = [c for c in range(coarse) if all(c + coarse * f in mine for f in range(fine))]
-        loose = sorted(part for part in mine if part % coarse not in whole)
-        nothing = [[self.cut.parts, self.cut.parts]]  # that part has no chunk
-        return [[c, coarse] for c in whole] + [[part, self.cut.parts] for part in loose] or nothing
+        others = sorted(part for part in mine if part % coarse not in whole)
+        # A part at the end of the data, which has no chunk.
+        nothing = [[self.cut.parts, self.cut.parts]]
+        return [[c, coarse] for c in whole] + [[part, self.cut.parts] for part in others] or nothing
 
 
 class Place(NamedTuple):

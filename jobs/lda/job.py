@@ -52,5 +52,5 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Worker(results.Judge):
+class Worker(results.Evaluator):
     """A worker; the scheduler calls its methods. See `sweeps`."""

@@ -374,7 +374,8 @@ def gibbs(
                         u -= np.float32(np.int32(a0 & mask)) * q[a0 >> sh]
                         if u < 0.0:
                             break
-            if into < 0:  # by a_k q_k, or by rounding the sum has ended before u
+            if into < 0:
+                # The topic is drawn by a_k q_k, or the sum has ended before u, by rounding.
                 k = find_topic(max(u - total, np.float32(0)), alpha, q, lanes)
                 wanted = np.uint64(k)
                 hole: Any = -1

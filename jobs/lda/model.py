@@ -208,16 +208,18 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
         except (InputError, OSError) as error:
             if out is not None:
                 raise
-            print(f"no picture: {error}")  # it was not requested
+            # It was not requested.
+            print(f"no picture: {error}")
         return
     empty = [str(file) for file in files if len(files) > 1 and holds_nothing(str(file))]
-    if 0 < len(empty) < len(files):  # as in training; if all are empty, the reader raises the error
+    if 0 < len(empty) < len(files):
+        # As in training; if all are empty, the reader raises the error.
         print(f"mpips: {left_out(empty)}", file=sys.stderr)
         files = [file for file in files if str(file) not in empty]
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words
     with ExitStack() as stack:
-        # opened first, so that an error comes before the work
+        # Opened first, so that an error comes before the work.
         file = None if out is None else stack.enter_context(replacing(out, "w"))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
         corpus = stack.enter_context(

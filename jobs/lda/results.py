@@ -61,7 +61,8 @@ class Results:
 
     def topics(self) -> dict[str, Any]:
         """Write the topics as a table and a picture, and print them; add their coherence to the metrics."""
-        if self.top is None:  # writing the model has failed
+        if self.top is None:
+            # Writing the model has failed.
             return {}
         cluster, (top, n_k) = self.cluster, self.top
         coherence = umass(_cooccurrence(cluster, top.ids))
@@ -120,7 +121,7 @@ def _rows(cluster: Cluster, topics: int, vocabulary: int) -> Iterator[tuple[NDAr
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Judge(Sweeper):
+class Evaluator(Sweeper):
     """The part of a worker that measures the quality of topics."""
 
     def check_test_data(self, part: int, of: int) -> None:

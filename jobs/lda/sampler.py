@@ -111,7 +111,8 @@ class Gibbs(_ByWord):
         slots = np.empty(len(z), np.int32)
         kernels.fill_pairs(block.ptr, z, topics, self.shift, self.pairs, slots)
         self.slots, self.visits, self.most = slots[self.order], 0, topics
-        del self.docs  # `heads` contains it
+        # `heads` contains it.
+        del self.docs
 
     def begin(self) -> None:
         """See `Sampler`."""

@@ -179,19 +179,21 @@ class Sweeper:
         cuts: list[int],
         round: int,
         learn: bool,
-        planting: bool,
+        initializing: bool,
         values: NDArray[Any],
     ) -> Answer:
         """Draw a topic for each token; return the documents' part of the log-likelihood, and alpha's slopes if asked.
 
-        planting: only the first worker does.
+        initializing: only the first worker draws; see `Training.sweep`.
         values: f8[K + 1, 1], alpha and beta.
         """
         prior = self._prior(values)
         slopes = np.zeros(prior.topics + 1 if learn else 0)
         likelihood = 0.0
         mine = (
-            range(len(self.documents.groups)) if not planting or self.context.index_of_all == 0 else range(0)
+            range(len(self.documents.groups))
+            if not initializing or self.context.index_of_all == 0
+            else range(0)
         )
         for step, words, rows, totals in self._steps(groups, cuts, prior.topics, round):
             group, place = divmod(step, len(cuts) - 1)
@@ -251,7 +253,8 @@ class Sweeper:
         size = max(last - first for first, last in itertools.pairwise(cuts)) * topics
         fit = bool(self._buffers) and len(self._buffers[0]) >= size
         rooms = self._buffers if fit else [np.empty(size, np.int32) for _ in range(2)]
-        self._buffers = []  # pulls of a failed call may still write into the old ones
+        # Pulls of a failed call may still write into the old ones.
+        self._buffers = []
         self._begin(self.context.vectors["topics"].pull(KeyRange(0, topics)).result())
         ahead = self._pull(plan[0], rooms[0]) if plan else None
         for step, words in enumerate(plan):

@@ -36,7 +36,7 @@ from mpips import (
 from mpips.data import note
 from mpips.jobs.lda import counts
 from mpips.jobs.lda.corpus import LeftOut
-from mpips.jobs.lda.documents import Spread
+from mpips.jobs.lda.documents import Assignment
 from mpips.jobs.lda.evaluate import topic_norm
 from mpips.jobs.lda.settings import Settings
 from mpips.jobs.lda.sweeps import word_cuts
@@ -72,7 +72,7 @@ class Training:
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
-        self.spread = Spread(cluster)
+        self.assignment = Assignment(cluster)
         self.alpha = np.full(settings.topics, settings.alpha)
         self.beta = settings.beta
         self.sweeps = self.round = 0
@@ -112,7 +112,7 @@ class Training:
             self.cluster.event("left_out", **left_out._asdict())
 
     def _load(self) -> list[dict[str, Any]]:
-        facts = self.spread.load()
+        facts = self.assignment.load()
         self.groups = max(each["groups"] for each in facts)
         workers = self.cluster.workers
         frequencies = workers.total(workers.start("frequencies"))[:, 0]
@@ -162,7 +162,8 @@ class Training:
     def begin(self) -> None:
         """Create the vectors, or restore a checkpoint."""
         cluster, topics = self.cluster, self.settings.topics
-        cluster.vectors.clear()  # discard the counts of an attempt in which a worker was lost
+        # Discard the counts of an attempt in which a worker was lost.
+        cluster.vectors.clear()
         state = cluster.restore(self._unfit)
         if state is None:
             together = cluster.job.consistency.is_sequential
@@ -185,7 +186,7 @@ class Training:
         settings, workers = self.settings, self.cluster.workers
         learn = settings.learn_alpha != "fixed" and self.sweeps >= BURN_IN
         if self.sweeps == 0 and len(workers) > 1:
-            self._sweep(planting=True).result()
+            self._sweep(initializing=True).result()
         task = self._sweep(learn=learn)
         replies = task.result()
         cells, totals = self.check()
@@ -205,8 +206,8 @@ class Training:
             self.beta = counts.learned_beta(cells, totals, self.beta, self.collection.vocabulary)
         self.now = self.cluster.recent_usage([reply.meta["account"] for reply in replies])
 
-    def _sweep(self, learn: bool = False, planting: bool = False) -> Task:
-        ask = {"number": self.sweeps, "learn": learn, "planting": planting, **self._round()}
+    def _sweep(self, learn: bool = False, initializing: bool = False) -> Task:
+        ask = {"number": self.sweeps, "learn": learn, "initializing": initializing, **self._round()}
         return self.cluster.workers.start("sweep", ask, values=self.priors())
 
     def check(self) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:

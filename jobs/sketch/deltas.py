@@ -45,7 +45,8 @@ class Deltas:
         self._table = np.zeros((shape.blocks, cells), dtype)
         self._rows = np.zeros((shape.blocks, cells + 2), dtype)
         for array in (self._table, self._rows):
-            array.fill(0)  # touches all pages, so that page faults are not in the measured time
+            # Touches all pages, so that page faults are not in the measured time.
+            array.fill(0)
         self._spilled = 0
         self._slots = np.zeros((1 << kernels.SLOTS, 4), np.int64)
         self._keys, self._counts = np.empty(SPILL, np.uint64), np.empty(SPILL, np.int64)

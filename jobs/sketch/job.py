@@ -55,7 +55,7 @@ COLUMNS = (
 )
 BATCHES = 4
 """Batches of each worker per call: at most as many are counted again when a worker is lost."""
-HANDED = 4
+PARTS_PER_WORKER = 4
 """Parts per worker where parts can be reassigned, unless the job sets the number."""
 QUERY = "query"
 """The worker group that queries while the others insert."""
@@ -166,7 +166,8 @@ class Insertion:
     def begin(self) -> None:
         """Create the vectors, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
-        cluster.vectors.clear()  # of an attempt in which a worker was lost
+        # Discard the counts of an attempt in which a worker was lost.
+        cluster.vectors.clear()
         state = cluster.restore(unfit)
         if state is None:
             shape = servers.shape_for(settings.depth, settings.width, self.seed, len(self.parts.parts))
@@ -199,13 +200,14 @@ class Insertion:
     def _kept_parts(self) -> int:
         """Return the number of parts of the stream in the checkpoint that the run resumes from."""
         resume = self.cluster.resume
-        with suppress(InputError, KeyError, TypeError):  # `restore` reports the error
+        with suppress(InputError, KeyError, TypeError):
+            # `restore` reports the error.
             return len(read_manifest(resume)["about"]["state"]["parts"]) if resume else 0
         return 0
 
     def _cut(self, kept: int) -> Workload:
         job, inserters = self.cluster.job, self._inserters().addresses
-        each = HANDED if job.layout.hand_over else 1
+        each = PARTS_PER_WORKER if job.layout.hand_over else 1
         return Workload(kept or job.data.parts or each * len(inserters), inserters)
 
     # --- inserting
@@ -339,7 +341,8 @@ class Insertion:
             **results.errors(sketch, keys, counts[:, 0], self.total.weight),
             "top": heaviest[:10],
         }
-        cluster.metrics.update(metrics)  # the file may fail
+        # Before the file is written, which may fail.
+        cluster.metrics.update(metrics)
         most = f"at most {metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound"
         cluster.say(
             f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are "

@@ -138,7 +138,8 @@ class Worker:
 
     def _push(self, batch: Batch, names: NDArray[np.int64], part: int, number: int) -> None:
         if not len(batch.blocks):
-            return  # of lines that are all empty
+            # All lines were empty.
+            return
         vectors, table = self.context.vectors, self.context.vectors["table"]
         everything = len(batch.blocks) == table.spec.extent
         blocks = KeyRange(0, table.spec.extent) if everything else batch.blocks

@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
 from mpips import keys as key_arrays
+from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.settings import Settings
-from mpips.jobs.sparse_lr.spread import Holder
 
 Columns = slice | NDArray[np.int64]
 """A selection of a worker's columns."""
-REBUILD = 2**62  # a round that no pass reaches
+# The round of a rebuild of the margins: no pass reaches it.
+REBUILD = 2**62
 
 
 class BlockWorker:
     """A worker that keeps blocks of features: their radii, margins and weights."""
 
-    def __init__(self, context: Context, held: Holder) -> None:
+    def __init__(self, context: Context, held: WorkerData) -> None:
         self.context, self.held = context, held
         self.settings: Settings = context.job.settings
         self.lists: dict[KeyRange, KeyList] = {}
@@ -46,7 +47,8 @@ class BlockWorker:
             with self.context.working():
                 sums = blocks.sums(cols.start, cols.stop, ones)
             listed = blocks.keys[cols]
-            if not self.settings.kkt:  # these are the lists of all passes
+            if not self.settings.kkt:
+                # These are the lists of all passes.
                 listed = self.named(listed, within)
             self._ask(in_flight, listed, sums, within, round + number, cols)
         self.context.wait_all(in_flight)
@@ -144,9 +146,9 @@ class BlockWorker:
 
     # --- exact sums only
 
-    def know(self, ones: bool, largest: float, examples: int) -> None:
+    def set_totals(self, ones: bool, largest: float, examples: int) -> None:
         """Receive the totals of all workers' examples."""
-        self.blocks.know(ones, largest, examples)
+        self.blocks.set_totals(ones, largest, examples)
 
     def begin_rebuild(self, round: int) -> None:
         """Receive the radii of all features; the weights at the starts of the last passes follow."""

@@ -54,12 +54,16 @@ class Blocks:
         self.keys, self.colptr, self.rows = columns.keys, columns.colptr, columns.rows
         self.values = NO_VALUES if columns.values is None else columns.values
         self.state = kernels.new_state(columns.labels)
-        self.radius = np.ones(len(self.keys), np.float32)  # until the servers say otherwise
+        # Until the servers send others.
+        self.radius = np.ones(len(self.keys), np.float32)
         self.w = np.zeros(len(self.keys))
         self._margins, self._weights = np.zeros((MEMORY + 1, len(columns.labels))), np.empty((MEMORY + 1, 0))
-        self._noted = 1  # so many rows of both hold notes
-        self.cols = np.empty(0, np.int64)  # the pass's active columns, in key order
-        self.cuts = [0]  # where the pass's blocks begin among them
+        # The number of rows of both that hold notes.
+        self._noted = 1
+        # The pass's active columns, in key order.
+        self.cols = np.empty(0, np.int64)
+        # Where the pass's blocks begin among them.
+        self.cuts = [0]
         # The columns whose weights are saved: all others weigh 0 until the next period.
         self._period_cols = np.empty(0, np.int64)
 

@@ -31,16 +31,16 @@ F8 = NDArray[np.float64]
 MEMORY = 5
 """Number of passes whose steps span the subspace that is searched after each pass."""
 
-WORTH = 0.1
+LEAST_GAIN = 0.1
 """Least gain of a mixture, as a fraction of the pass's own gain, for it to be tried and to be accepted."""
 
 THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
-MEET = 2.0
+FEATURES_IN_FLIGHT = 2.0
 """Mean number of active features of the blocks in flight in an example, for `block_count`."""
 
-LOUD = 1e7
+MOST_NOISE = 1e7
 """Largest amplification of rounding errors by mixtures: with tiny steps, a mixture would consist of errors only."""
-HUSH = 1e-2 * LOUD
+RESET_NOISE = 1e-2 * MOST_NOISE
 """The amplification at which a reset is due, which recomputes the margins from the weights."""
 
 MOST_PATIENCE = 32
@@ -99,10 +99,10 @@ def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) 
     if np.isfinite(scaled).all() and np.isfinite(slopes).all():
         newton = np.linalg.solve(scaled, -slopes / norms) / norms
         promised = -0.5 * float(newton @ slopes)
-        if np.isfinite(newton).all() and promised > WORTH * (before - objective):
+        if np.isfinite(newton).all() and promised > LEAST_GAIN * (before - objective):
             for length in (1.0, 0.5):
                 mixture = np.append(-length * newton, 1.0 + length * newton.sum())
-                if noise * np.abs(mixture).sum() <= LOUD:
+                if noise * np.abs(mixture).sum() <= MOST_NOISE:
                     mixtures.append(mixture)
     return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
 
@@ -118,14 +118,14 @@ def choose(proposal: Proposal, before: float, objectives: Sequence[float]) -> Ch
     """Choose the result of a pass, given F of every proposed mixture: F never increases.
 
     A mixture makes weights non-zero that are zero at the optimum, so it is accepted only if its gain is at least
-    `WORTH` of the pass's own gain.
+    `LEAST_GAIN` of the pass's own gain.
     """
     objective = proposal.objective
     fell = objective < before
     best = min(range(len(objectives)), key=lambda c: objectives[c], default=None)
     if best is not None and objectives[best] < before:
         gain = objective - objectives[best]
-        if not fell or gain > WORTH * (before - objective):
+        if not fell or gain > LEAST_GAIN * (before - objective):
             return Choice(objectives[best], proposal.mixtures[best], "mixed")
     if fell:
         return Choice(objective, None, "kept")
@@ -224,7 +224,7 @@ def next_pass(
         return control, Decision(reset=True, stop=False, full=True)
     done = len(objectives) - 1
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
-    if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > HUSH:
+    if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
         full, resets = control.resets == 0, control.resets + 1
         control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)
@@ -289,11 +289,13 @@ def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
 def block_count(weight: float, examples: int, tau: int) -> int:
     """Return the number of blocks for `weight` active non-zeros.
 
-    An example then has `MEET` features of the tau + 1 blocks in flight on average.
+    An example then has `FEATURES_IN_FLIGHT` features of the tau + 1 blocks in flight on average.
     """
     if weight <= 0.0:
         return 1
-    return int(min(max(math.ceil(weight / (MEET * max(examples, 1))) * (tau + 1), 1), MOST_BLOCKS))
+    return int(
+        min(max(math.ceil(weight / (FEATURES_IN_FLIGHT * max(examples, 1))) * (tau + 1), 1), MOST_BLOCKS)
+    )
 
 
 def weight_sketch(

@@ -28,10 +28,10 @@ from mpips import (
     regroup,
     retry_on_loss,
 )
-from mpips.jobs.sparse_lr import control, evaluate, kernels, spread
+from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels
+from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
-from mpips.jobs.sparse_lr.spread import Spread
 
 T = TypeVar("T")
 MOST_PASSES = 1000
@@ -79,7 +79,7 @@ def unfit(about: dict[str, Any]) -> str:
     begins = state["blocks"]["begins"]
     if begins[:1] != [0] or any(end <= begin for begin, end in pairwise(begins)):
         return f"{where}.blocks.begins does not rise from 0"
-    return spread.unfit(about)
+    return assignment.unfit(about)
 
 
 class Darlin:
@@ -92,8 +92,10 @@ class Darlin:
     more: Mapping[str, Setting] = {}
     """Further settings of the vector."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: evaluate.Data) -> None:
-        self.cluster, self.settings, self.spread = cluster, settings, spread
+    def __init__(
+        self, cluster: Cluster, settings: Settings, assignment: Assignment, data: evaluate.Data
+    ) -> None:
+        self.cluster, self.settings, self.assignment = cluster, settings, assignment
         self.servers, self.workers = cluster.servers, cluster.workers
         self.data, self.examples = data, data.examples
         self.most_passes = settings.passes or MOST_PASSES
@@ -104,12 +106,15 @@ class Darlin:
         self.control = control.start(self.examples * math.log(2.0))
         self.round, self.gap = 0, math.inf
         self.now: dict[str, Any] = {}
-        self.weight = 0  # non-zeros of the active features
-        self.begins = np.zeros(1, np.uint64)  # the first key of each block
-        self.cut_at = -1  # the weight when the blocks were cut
+        # Non-zeros of the active features.
+        self.weight = 0
+        # The first key of each block.
+        self.begins = np.zeros(1, np.uint64)
+        # The weight when the blocks were cut.
+        self.cut_at = -1
         # Of a run that has ended, and was stopped before it was evaluated: see `save`.
         self.finished: dict[str, Any] | None = None
-        retry_on_loss(cluster, self.begin, self.spread.load)
+        retry_on_loss(cluster, self.begin, self.assignment.load)
 
     @property
     def w(self) -> Vector:
@@ -225,7 +230,7 @@ class Darlin:
 
     def recover(self) -> None:
         """Continue with other workers: those with new parts read them, and all margins are recomputed."""
-        self.spread.load()
+        self.assignment.load()
         self._inform()
         self._phase("step", self.control.threshold)
         self._record_reports(self.workers.start("renew", {"round": self._rounds(1)}))
@@ -324,7 +329,8 @@ class Darlin:
         found = self.servers.call("end_phase", vector=self.w)
         largest = max(each["largest"] for each in found)
         objective, dual = self._begin_period(min(1.0, l1 / largest) if largest > 0.0 else 1.0)
-        if full:  # only then is `largest` that of all features
+        if full:
+            # Only then is `largest` that of all features.
             self.gap = 1.0 - dual / objective
         returned = sum(each["returned"] for each in found)
         self._phase("step", self.control.threshold)
@@ -367,12 +373,13 @@ class Darlin:
             "round": self.round,
             "gap": self.gap,
             "blocks": {"begins": self.begins.tolist(), "cut_at": self.cut_at},
-            "spread": self.spread.state(),
+            "spread": self.assignment.state(),
             **({} if self.finished is None else {"finished": self.finished}),
         }
 
     def _resume(self) -> bool:
-        self.cluster.vectors.clear()  # of an attempt in which a worker was lost
+        # Discard the counts of an attempt in which a worker was lost.
+        self.cluster.vectors.clear()
         data = self.cluster.job.data
         state = self.cluster.restore(lambda about: unfit(about) or evaluate.other_keys(about, data))
         if state is None:
@@ -391,7 +398,8 @@ class Darlin:
 
     def _continue(self, same: bool) -> None:
         """Continue from a restored checkpoint, with the `same` number of workers or another."""
-        if not same:  # the workers have recomputed their margins, so a new period begins
+        if not same:
+            # The workers have recomputed their margins, so a new period begins.
             self.servers.call("begin_period", vector=self.w)
         self._phase("step", self.control.threshold)
         self._record_reports(self.workers.start("report"))

@@ -199,10 +199,9 @@ def test(cluster: Cluster) -> dict[str, Any]:
     rows = np.concatenate([each.values for each in scored])
     if not len(rows):
         raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")
-    say(
-        cluster, [each.meta | {"header": ""} for each in scored], data="test"
-    )  # column names were printed at the start
-    return judge(rows[:, 0], rows[:, 1] > 0.0)
+    # The column names were printed at the start.
+    say(cluster, [each.meta | {"header": ""} for each in scored], data="test")
+    return measures(rows[:, 0], rows[:, 1] > 0.0)
 
 
 def summary(metrics: dict[str, Any], optimum: float) -> str:
@@ -226,7 +225,7 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
     return text
 
 
-def judge(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, Any]:
+def measures(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the area under the ROC curve (ties count half), accuracy at 0 and mean log-loss of scores f8[n]."""
     n, positives = len(scores), int(positive.sum())
     if n == 0:
@@ -262,7 +261,8 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     model = {"model": str(folder / MODEL)}
     with replacing(folder / MODEL) as file:
         np.savez_compressed(file, keys=key_arrays.pairs(keys), values=values)
-    cluster.metrics.update(model)  # the model is complete, even if its text cannot be written
+    # Before the text is written, which may fail: the model is complete without it.
+    cluster.metrics.update(model)
     numbers = key_arrays.numbers(keys)
     lines = (f"{key}:{value!r}\n" for key, value in zip(numbers, values.tolist(), strict=True))
     with replacing(folder / TEXT, "w") as text:
@@ -270,7 +270,7 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     return model
 
 
-def judge_training(cluster: Cluster, examples: int) -> None:
+def check_training(cluster: Cluster, examples: int) -> None:
     """Check that training has improved the model; `examples`: those that the objective is of.
 
     Raises:

@@ -33,7 +33,8 @@ class ExactBlocks(Blocks):
 
     def __init__(self, columns: Columns) -> None:
         super().__init__(columns)
-        self.bounds = np.ones((len(self.keys), 2))  # until the servers say otherwise
+        # Until the servers send others.
+        self.bounds = np.ones((len(self.keys), 2))
         self.largest, self.terms = 1.0, 1.0
         self._received_weights: list[F8] = []
 
@@ -43,7 +44,7 @@ class ExactBlocks(Blocks):
         largest = float(np.abs(self.values).max(initial=0.0)) if len(self.values) else ones
         return super().facts() | {"largest": largest}
 
-    def know(self, ones: bool, largest: float, examples: int) -> None:
+    def set_totals(self, ones: bool, largest: float, examples: int) -> None:
         """Receive the totals of all workers' examples: whether all values are one, max |x|, their number."""
         self.largest, self.terms = largest, float(examples)
         if not ones and len(self.values) == 0:
@@ -55,7 +56,8 @@ class ExactBlocks(Blocks):
         exact_kernels.column_sums(
             self.colptr[begin : end + 1], self.rows, self.values, self.state, self.largest, self.terms, out
         )
-        if ones:  # integers, which the first of the three parts hold exactly
+        if ones:
+            # Integers, which the first of the three parts hold exactly.
             return np.ascontiguousarray(out[:, [1 + exact_kernels.PARTS, 1 + 2 * exact_kernels.PARTS]])
         return out
 
@@ -106,8 +108,8 @@ class ExactBlocks(Blocks):
         most = np.array(steps)
         curvatures = np.multiply.outer(most, 0.25 * most)
         out, losses = np.empty((len(most) + 2, len(most))), np.zeros(exact_sums.SIZE, np.int64)
-        magnets = exact_sums.anchors(np.vstack([curvatures, most]), self.terms)
-        exact_kernels.margin_model(self.history, magnets, out, losses)
+        anchors = exact_sums.anchors(np.vstack([curvatures, most]), self.terms)
+        exact_kernels.margin_model(self.history, anchors, out, losses)
         return {"losses": losses.tolist()}, out
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
@@ -128,7 +130,7 @@ class ExactBlocks(Blocks):
         exact_kernels.dual_objective(self.state, shrink, dual)
         return {"dual": dual.tolist(), "loss": self.losses(np.eye(len(self.history))[-1:])[0].tolist()}
 
-    # --- what newcomers are told
+    # --- the state of new workers
 
     def begin_rebuild(self, radius: F4) -> None:
         """Set the radii and bounds of all columns; the weights at the starts of the last passes follow."""
@@ -158,7 +160,7 @@ class ExactBlocks(Blocks):
     def take(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Restore nothing: the state is received from the servers later."""
 
-    # --- where to cut blocks
+    # --- cutting blocks
 
     def sample(self, share: float) -> NDArray[np.uint64]:
         """Return the active features' keys; if there are many, a fraction `share` of them, selected by hash."""

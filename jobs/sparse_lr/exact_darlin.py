@@ -31,7 +31,7 @@ class ExactDarlin(Darlin):
 
     def recover(self) -> None:
         """Continue with other workers from the servers' state."""
-        self.spread.load()
+        self.assignment.load()
         self._inform()
         self._continue(same=False)
 
@@ -63,7 +63,7 @@ class ExactDarlin(Darlin):
                 "are exact for a factor of at most 2**40: scale the features, or leave exact_sums out"
             )
         about = {"ones": data.ones, "largest": data.largest, "examples": data.examples}
-        self.workers.call("know", about)
+        self.workers.call("set_totals", about)
 
     def _continue(self, same: bool) -> None:
         """Send the workers the weights at the starts of the last passes, from which they compute all other state."""
@@ -90,7 +90,8 @@ class ExactDarlin(Darlin):
         return _added(each["loss"] for each in parts), _added(each["dual"] for each in parts)
 
     def _first_blocks(self) -> NDArray[np.uint64]:
-        return self.pieces  # the servers know of no features yet
+        # The servers set_totals of no features yet.
+        return self.pieces
 
     def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
         active = sum(each["active"] for each in self.servers.call("count", vector=self.w))

@@ -30,7 +30,8 @@ REACH = 4096.0
 """Largest contribution of other features' steps to an example's U: a block's steps should change no margin as much."""
 PARTS = 3
 """Parts of a first sum: with a million examples they represent terms down to 2**-93 of the largest."""
-_CHUNK = 512  # examples whose terms are added to an accumulator at once
+# Examples whose terms are added to an accumulator at once.
+_CHUNK = 512
 
 
 @kernel("void(f8, f8, f8[::1])")
@@ -38,7 +39,8 @@ def part_anchors(bound: float, terms: float, out: F8) -> None:
     """Fill the anchors of a sum's parts: for terms up to `bound`, and for the remainder after each part."""
     for part in range(out.shape[0]):
         out[part] = anchor_of(bound * terms)
-        bound = out[part] / (3.0 * 2.0**52)  # half a quantum
+        # Half a quantum.
+        bound = out[part] / (3.0 * 2.0**52)
 
 
 @kernel("void(f8, f8[::1], f8[:, ::1], i8, i8)")

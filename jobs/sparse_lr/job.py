@@ -10,7 +10,7 @@ online, from mini-batches in the order of the data (`online`).
         search along the steps            move the margins by the step        (`proximal`)
         decide what is next (`control`)   (`blocks`)
 
-When a worker is lost, joins or leaves, examples are redistributed, and the pass starts again (`spread`).
+When a worker is lost, joins or leaves, examples are redistributed, and the pass starts again (`assignment`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from mpips import (
 )
 from mpips.data import note, resolve
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
+from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
 from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
 from mpips.jobs.sparse_lr.evaluate import Scorer
 from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.settings import Settings as Settings
-from mpips.jobs.sparse_lr.spread import Holder, Spread
 
 OUTPUTS = evaluate.MODEL, evaluate.TEXT, f"diverged.{evaluate.MODEL}", f"diverged.{evaluate.TEXT}"
 """The files that a run writes."""
@@ -65,7 +65,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Load the data, train, evaluate; return the run's metrics."""
     exact = cluster.job.layout.exact_sums
     cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1, "exact_sums": exact}
-    spread = Spread(cluster)
+    assignment = Assignment(cluster)
     if empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base))):
         cluster.say(empty)
     with cluster.phase("load"):
@@ -73,11 +73,11 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             retry_on_loss(
                 cluster, lambda: cluster.workers.call("check_test_data", each=evaluate.parts_of(cluster))
             )
-        data = spread.load()
+        data = assignment.load()
     block_wise = exact_darlin.ExactDarlin if exact else darlin.Darlin
     method = block_wise if settings.algorithm == "darlin" else online.Online
     with cluster.phase("train"):
-        training = method(cluster, settings, spread, data)
+        training = method(cluster, settings, assignment, data)
         metrics = training.run()
     cluster.event("trained", traffic=cluster.traffic())
     return finish(
@@ -85,7 +85,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         metrics,
         lambda: evaluate.export_model(cluster),
         training.objective,
-        lambda: evaluate.judge_training(cluster, metrics.get("examples", data.examples)),
+        lambda: evaluate.check_training(cluster, metrics.get("examples", data.examples)),
         lambda: evaluate.test(cluster),
         lambda: cluster.say(evaluate.summary(cluster.metrics, settings.optimum)),
         save=training.save,
@@ -102,14 +102,11 @@ class Worker(BlockWorker):
         data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
         scorer, learner = Scorer(context, data), Learner(context, data, self.consistency)
-        super().__init__(context, Holder(context, data, learner.find_last_key))
+        super().__init__(context, WorkerData(context, data, learner.find_last_key))
         self.load = self.held.load
-        self.check_test_data, self.score, self.training_loss = (
-            scorer.check_test_data,
-            scorer.score,
-            scorer.training_loss,
-        )
-        self.learn, self.learnt, self.flush = learner.learn, learner.learnt, learner.flush
+        self.check_test_data, self.score = scorer.check_test_data, scorer.score
+        self.training_loss = scorer.training_loss
+        self.learn, self.report_progress, self.flush = learner.learn, learner.report_progress, learner.flush
 
     @at_once
     def set_tau(self, tau: int) -> None:
@@ -138,7 +135,8 @@ class Worker(BlockWorker):
             in_flight[time] = task.then(partial(self._arrived, cols))
         context.wait_all(in_flight.values())
         facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
-        if self.settings.kkt:  # a key and two numbers for each feature, in both directions
+        if self.settings.kkt:
+            # A key and two numbers for each feature, in both directions.
             there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
             context.left_out("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
             context.left_out("kkt", "server", facts["features"] * back, facts["pushed"] * back)

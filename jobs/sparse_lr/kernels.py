@@ -207,7 +207,8 @@ def full_gradient(colptr: I8, rows: I4, values: F4, cols: I8, state: F8, out: F4
 def outlying(colptr: I8, values: F4) -> float:
     """Return the largest ratio of a column's max |x| to the mean of its other |x|; 1 if there is none."""
     most = 1.0
-    if values.shape[0] == 0:  # ones
+    if values.shape[0] == 0:
+        # All values are one.
         return most
     for j in range(colptr.shape[0] - 1):
         largest, total, count = 0.0, 0.0, colptr[j + 1] - colptr[j]
@@ -225,7 +226,8 @@ def outlying(colptr: I8, values: F4) -> float:
 def extremes(colptr: I8, values: F4) -> tuple[float, float]:
     """Return the smallest and the largest of the columns' largest |x|; 1 without any."""
     least, most = math.inf, 0.0
-    if values.shape[0] == 0:  # ones
+    if values.shape[0] == 0:
+        # All values are one.
         return 1.0, 1.0
     for j in range(colptr.shape[0] - 1):
         largest = 0.0

@@ -47,10 +47,10 @@ from mpips import (
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
 from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
-from mpips.jobs.sparse_lr.spread import Spread
 
 COLUMNS = (
     progress.Column("pass", "pass", 5),
@@ -63,11 +63,10 @@ COLUMNS = (
     progress.Column("sent", "sent", 9, progress.bytes_si),
     progress.Column("unfiltered", "instead of", 10, progress.bytes_si),
 )
-BATCHES = 16  # per call, so that progress shows and workers that have read their part can wait for the others
+# Batches per call: few, so that progress shows and workers that have read their part can wait for the others.
+BATCHES = 16
 HASHED = 2**64
-
-
-HANDED = 4
+PARTS_PER_WORKER = 4
 """Parts per worker where parts can be reassigned, unless the job sets the number."""
 
 
@@ -101,7 +100,7 @@ def unfit(about: dict[str, Any]) -> str:
 class Online:
     """A training run: its progress `at`, and the worker and the progress of each part (`parts`)."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, spread: Spread, data: Data) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data) -> None:
         self.cluster, self.settings, self.data = cluster, settings, data
         self.at, self.parts = Progress(), self._cut()
         self._met = Tally()
@@ -109,7 +108,7 @@ class Online:
         """|w|_1 after the last pass."""
         # The metrics of a run that has ended, and was stopped before it was evaluated: see `save`.
         self.finished: dict[str, Any] | None = None
-        retry_on_loss(cluster, self.begin, spread.load)
+        retry_on_loss(cluster, self.begin, assignment.load)
 
     def run(self) -> dict[str, Any]:
         """Run the passes; return the metrics."""
@@ -169,10 +168,12 @@ class Online:
     def begin(self) -> None:
         """Create the vector of weights, or restore a checkpoint."""
         cluster, settings = self.cluster, self.settings
-        cluster.vectors.clear()  # of an attempt in which a worker was lost
+        # Discard the counts of an attempt in which a worker was lost.
+        cluster.vectors.clear()
         aggregate = synchronization(cluster.job.consistency).aggregate
         numbers = {"l1": settings.l1, "l2": settings.l2}
-        if settings.algorithm == "sgd":  # steps along the mean gradient, so the penalty is per example too
+        if settings.algorithm == "sgd":
+            # Steps along the mean gradient, so the penalty is per example too.
             each = {name: number / self.data.examples for name, number in numbers.items()}
             numbers = {"rate": settings.alpha} | each
         else:
@@ -228,13 +229,14 @@ class Online:
         """Query the surviving workers for their progress in a call during which another one was lost."""
         workers = self.cluster.workers
         there = [at for at, worker in enumerate(workers.addresses) if worker in self.parts.workers]
-        for one in workers.call("learnt", {"first_round": first}, only=there) if there else ():
+        for one in workers.call("report_progress", {"first_round": first}, only=there) if there else ():
             self._note(one)
 
     def _note(self, done: dict[str, Any]) -> None:
         for number, batches, finished in done["parts"]:
             self.parts.note(number, batches, finished)
-        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"  # see `find_last_key`
+        # See `find_last_key`.
+        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"
         if self.at.number == 1 and unread:
             self._met.add(Tally(skipped=done["skipped"], first_error=done["first_error"]))
         at = self.at
@@ -246,7 +248,7 @@ class Online:
     def _cut(self, parts: int = 0) -> Workload:
         """Partition the data for a pass of the present workers."""
         job, workers = self.cluster.job, self.cluster.workers.addresses
-        each = HANDED if job.layout.hand_over else 1
+        each = PARTS_PER_WORKER if job.layout.hand_over else 1
         return Workload(parts or job.data.parts or each * len(workers), workers)
 
     def _state(self) -> dict[str, Any]:
@@ -293,13 +295,13 @@ class Stream:
         """Return whether the next mini-batch is that of a part after `done` ones."""
         return (self.part, self.of, self.done) == (part, of, done)
 
-    def take(self, learnt: CallProgress) -> Examples | None:
-        """Return the next mini-batch; None if there is none left. Skipped examples are counted in `learnt`."""
+    def take(self, progress: CallProgress) -> Examples | None:
+        """Return the next mini-batch; None if there is none left. Skipped examples are counted in `progress`."""
         before = self._tally.skipped
         batch = next(self._batches, None)
         self.done += batch is not None
-        learnt.skipped += self._tally.skipped - before
-        learnt.first_error = learnt.first_error or self._tally.first_error
+        progress.skipped += self._tally.skipped - before
+        progress.first_error = progress.first_error or self._tally.first_error
         return batch
 
 
@@ -341,7 +343,7 @@ class Learner:
         self.context, self.data, self.consistency = context, data, consistency
         self.settings: Settings = context.job.settings
         self._stream: Stream | None = None
-        self._learnt = CallProgress(-1)
+        self._progress = CallProgress(-1)
         self._pushes: dict[int, Task] = {}
 
     def find_last_key(self, batches: Iterator[Examples], tally: Tally) -> int:
@@ -349,7 +351,8 @@ class Learner:
         hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
-            tally.skipped, tally.first_error = 0, ""  # they are counted when they are learnt
+            # They are counted when they are learned.
+            tally.skipped, tally.first_error = 0, ""
             return HASHED - 1
         if hashed:
             deque(batches, maxlen=0)
@@ -359,7 +362,7 @@ class Learner:
     def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
         """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied."""
         keep = synchronization(self.context.job.consistency)
-        self._learnt, self._pushes = CallProgress(first_round), {}
+        self._progress, self._pushes = CallProgress(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.context.step(time)
@@ -376,17 +379,17 @@ class Learner:
         while ahead:
             self._push(ahead.popleft(), keep.aggregate)
         self.context.wait_all(list(self._pushes.values()))
-        return self._learnt.report() | {"account": self.context.account()}
+        return self._progress.report() | {"account": self.context.account()}
 
     def flush(self, round: int) -> None:
         """Push the parts that filters have held back."""
         together = synchronization(self.context.job.consistency).aggregate
         self.context.vectors["w"].flush(round=round if together else NO_ROUND).result()
 
-    def learnt(self, first_round: int) -> dict[str, Any]:
+    def report_progress(self, first_round: int) -> dict[str, Any]:
         """Return the report of the call of that round, also if it has failed."""
         return (
-            self._learnt if self._learnt.first_round == first_round else CallProgress(first_round)
+            self._progress if self._progress.first_round == first_round else CallProgress(first_round)
         ).report()
 
     def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Examples]]:
@@ -396,9 +399,9 @@ class Learner:
                 tally = Tally()
                 examples = self.context.polling(read(self.data.train, self.data, part, of, tally))
                 self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
-            while (batch := self._stream.take(self._learnt)) is not None:
+            while (batch := self._stream.take(self._progress)) is not None:
                 yield part, batch
-            self._learnt.ended[part] = self._stream.done - done
+            self._progress.ended[part] = self._stream.done - done
 
     def _push(self, step: Step, aggregate: bool) -> None:
         """Push the gradient of a mini-batch at the pulled weights."""
@@ -420,7 +423,7 @@ class Learner:
         push = self.context.vectors["w"].push(step.keys, gradient, round=round_, after=after)
         self._pushes[step.time] = push
         if step.part >= 0:
-            push.then(partial(self._learnt.count, step.part, len(batch), float(loss)))
+            push.then(partial(self._progress.count, step.part, len(batch), float(loss)))
 
 
 class Synchronization(NamedTuple):

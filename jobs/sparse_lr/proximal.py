@@ -88,7 +88,8 @@ def block_proximal(
         if "bounds" in state:
             rows = exact_kernels.start_sums(rows)
             state["bounds"][slots] = exact_kernels.bounds_of(rows)
-        elif rows.shape[1] == 2:  # all values are one, so the entries are their own sums of squares
+        elif rows.shape[1] == 2:
+            # All values are one, so the entries are their own sums of squares.
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
         server_kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
@@ -170,7 +171,8 @@ def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
         segment.values[slots, 0] = history[-1]
     active = segment.state["active"][slots, 0] != 0
     kept = history[-(1 if args["forget"] else MEMORY) :]
-    live = active | (kept != 0.0).any(axis=0)  # the others weigh 0, and will until the next reset
+    # The others weigh 0, and will until the next reset.
+    live = active | (kept != 0.0).any(axis=0)
     segment.notes[HISTORY] = (slots[live], kept[:, live].T)
     return {"nonzeros": int(np.count_nonzero(history[-1])), "active": int(np.count_nonzero(active))}
 
@@ -197,7 +199,8 @@ def mark(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Save the state for `undo` of the features that a pass can change: those of the period."""
     noted = segment.notes[HISTORY]
     segment.notes[BEFORE] = (noted[0], _marked(segment, noted[0]))
-    segment.notes[EARLIER] = noted  # never changed in place: `sizes` makes a new one
+    # Never changed in place: `sizes` makes a new one.
+    segment.notes[EARLIER] = noted
     return {}
 
 

@@ -45,7 +45,8 @@ def start_keys(
             unit = OVERFLOWS if max(along, against) > l1 else 1.0
         scale[s] = unit
         d[s] = scale[s]
-        active[s] = not kkt or 0.5 * abs(against - along) > l1  # the gradient at w = 0
+        # The gradient at w = 0.
+        active[s] = not kkt or 0.5 * abs(against - along) > l1
         if active[s]:
             reply[k] = d[s]
         else:

@@ -61,7 +61,8 @@ def finish(
                 left_out += len(steps) - number
                 break
             try:
-                cluster.metrics.update(retry_on_loss(cluster, partial(_given, step), recover))
+                found = retry_on_loss(cluster, step, recover)
+                cluster.metrics.update(found or {})
             except Exception as error:
                 if isinstance(error, RemoteError) and error.is_cut_short:
                     left_out += 1
@@ -94,7 +95,3 @@ def _stop(
         retry_on_loss(cluster, save, recover)
         cluster.coordinator.settle()
     cluster.stopped_early = cluster.last_checkpoint() is not None
-
-
-def _given(step: Step) -> dict[str, Any]:
-    return step() or {}

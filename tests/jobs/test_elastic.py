@@ -19,9 +19,9 @@ from mpips.checkpoint.manifest import complete
 from mpips.config.program import load_program
 from mpips.data import Columns, Examples, load_columns
 from mpips.errors import MpipsError, NoWorkerLeft
+from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import joined
 from mpips.jobs.sparse_lr.online import Learner
-from mpips.jobs.sparse_lr.spread import Holder
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.network_faults import Fault, no_delay, random_delays
@@ -73,13 +73,13 @@ def run(
         }  # fmt: skip
         job = job_of(folder / "job", tables)
         loaded = load_program(job.program, job.base)
-        read = Holder._examples
+        read = WorkerData._examples
 
         def watched(self: Any, parts: list[int], cut: Any) -> Any:
             out.reads.append((self.context.rank, parts))
             return read(self, parts, cut)
 
-        patch.setattr(Holder, "_examples", watched)
+        patch.setattr(WorkerData, "_examples", watched)
 
         def schedule(cluster: Cluster) -> None:
             cluster.checkpoints, cluster.resume = checkpoints or folder / "checkpoints", resume

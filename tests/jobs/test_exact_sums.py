@@ -284,7 +284,7 @@ def parts_of(seed: int, ones: bool, parts: int) -> tuple[Any, list[ExactBlocks]]
         blocks.w[:] = w[blocks.keys.astype(int)]
         made.append(blocks)
     for blocks in made:
-        blocks.know(ones, max(each.facts()["largest"] for each in made), n)
+        blocks.set_totals(ones, max(each.facts()["largest"] for each in made), n)
     return x.astype(float), made
 
 

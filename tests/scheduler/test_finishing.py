@@ -18,7 +18,7 @@ from mpips.files import hdf5
 from mpips.files.safe_open import replacing
 from mpips.jobs.lda import corpus, model
 from mpips.jobs.sketch import results
-from mpips.jobs.sparse_lr import evaluate, spread
+from mpips.jobs.sparse_lr import assignment, evaluate
 from mpips.scheduler import finishing as finish_module
 from mpips.scheduler.finishing import finish
 from mpips.scheduler.pending_orders import PendingOrders
@@ -87,7 +87,7 @@ def test_a_test_file_that_begins_badly_ends_the_run_before_training(
 ) -> None:
     bad = tmp_path / "bad.svm"
     bad.write_text("+1 1:1\nmaybe 1:1\n")
-    monkeypatch.setattr(spread, "check_shards", lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setattr(assignment, "check_shards", lambda *_, **__: pytest.fail("it has begun"))
     with pytest.raises(Exception, match=r"bad\.svm:2: label 'maybe'"):
         run_twin(made, 1, 2, test=bad, settings={"algorithm": algorithm})
     train, other = tmp_path / "train.tsv", tmp_path / "other.tsv"
@@ -158,19 +158,19 @@ def test_training_ends_with_its_metrics_when_the_model_finds_no_room(
 ) -> None:
     (tmp_path / "a.txt").write_text("some words here\nother words there\n")
     settings = {"topics": 2, "sweeps": 3} if program == "lda" else {"width": 100}
-    known, step = dict[str, Any](), finish_module._given
+    known, retry = dict[str, Any](), finish_module.retry_on_loss  # type: ignore[attr-defined]
 
     def full(path: Path, mode: str = "wb", **how: Any) -> Any:
         if Path(path).name == name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return replacing(path, mode, **how)
 
-    def watched(each: Any) -> Any:
-        found = step(each)
-        known.update(found)
+    def watched(*arguments: Any) -> Any:
+        found = retry(*arguments)
+        known.update(found or {})
         return found
 
-    monkeypatch.setattr(finish_module, "_given", watched)
+    monkeypatch.setattr(finish_module, "retry_on_loss", watched)
     for module in (hdf5, results):
         monkeypatch.setattr(module, "replacing", full)
     with pytest.raises(OSError, match=rf"No space left.*{name}"):

@@ -56,7 +56,7 @@ def unfit(about: dict[str, Any]) -> str:
     return f"{where}.reads has part {beyond[0]}, and cut says {parts} parts" if beyond else ""
 
 
-class Spread:
+class Assignment:
     """The assignment of the training data: `reads` are the parts of each worker, by rank, in the order of reading."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -121,9 +121,11 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
     try:
         about = read_manifest(cluster.resume)["about"] if cluster.resume else {}
     except CheckpointError:
-        return None  # `cluster.restore` reports the error
+        # `cluster.restore` reports the error.
+        return None
     same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
-    if not same or "state" not in about or unfit(about):  # reported there too
+    if not same or "state" not in about or unfit(about):
+        # `cluster.restore` reports this error, too.
         return None
     kept: dict[str, Any] | None = about["state"].get("spread")
     return kept
@@ -132,7 +134,7 @@ def _kept(cluster: Cluster) -> dict[str, Any] | None:
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Holder:
+class WorkerData:
     """Holds a worker's examples: by columns, in `blocks`, or for online learning only their number.
 
     `find_last_key(batches, tally)` reads examples for online learning, and returns the last possible key.
