@@ -62,7 +62,7 @@ def test_the_list_is_what_is_served_and_holds_for_all_workers() -> None:
     served: set[str] = set(SHARDS)
 
     def look(cluster: Any) -> None:
-        served.update(Server(cluster.node)._own)
+        served.update(Server(cluster.node)._built_in)
 
     class Mine:
         def account(self) -> int:

@@ -10,7 +10,7 @@ from mpips.transport.message import Message
 T = TypeVar("T")
 
 
-class Gates(Protocol):
+class RequestOrder(Protocol):
     """Decides when requests to a server's shards are executed."""
 
     def admit(self, link: Any, request: Message) -> None:
@@ -43,7 +43,7 @@ class Policy:
         """Return the leader's decision `number`, made by `make` unless it is recorded."""
         return make()
 
-    def gates(self, server: Any) -> Gates | None:
+    def request_order(self, server: Any) -> RequestOrder | None:
         """Return the object that admits requests to a server's shards; None: at once, in order of arrival."""
         return None
 

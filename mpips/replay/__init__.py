@@ -1,1 +1,4 @@
-"""Recording what took effect in which order, and running it again to the same bits."""
+"""Recording the order in which messages take effect, and replaying a recorded run to the same bits.
+
+Not in the paper. May import the root modules and process/ to provenance/.
+"""

@@ -427,7 +427,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         lines = read_text(path, follow=False).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from None
-    for number, line in enumerate(lines[:-1], 1):  # a decision takes effect after its line is complete
+    for number, line in enumerate(lines[:-1], 1):
+        # A decision takes effect after its line is complete.
         try:
             found.append(json.loads(line))
             if (

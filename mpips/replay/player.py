@@ -74,13 +74,14 @@ class Player(Policy):
         self._called = {event.time for event in self._events or () if event.kind == CALL}
         self._replies: dict[Key, Message] = {}
         self._calls: dict[int, Message] = {}
-        self._others: list[Message] = []  # calls to this rank as a server, while it is a worker
+        # Calls to this rank as a server, while it is a worker.
+        self._others: list[Message] = []
         self._program_polls = 0
         self._working = self._handling = False
         self._leader = LeaderHistory.load(folder / "leader.json") if node.rank == node.view.leader else None
         self._lost = set(self._leader.lost) if self._leader is not None else set()
         self.detector = DeadlockDetector(node, self)
-        self._gates: Gates | None = None
+        self._shard_replays: ShardReplays | None = None
         node.observers.sent += (self._sent,)
         node.register(
             Registration(
@@ -196,7 +197,8 @@ class Player(Policy):
             return (event.rank, event.time) in self._replies
         if event.kind == CALL:
             return event.time in self._calls and bool(self.node.handlers)
-        if event.kind == WORKERS and self.node.role is not Role.WORKER:  # a call as a server may precede it
+        if event.kind == WORKERS and self.node.role is not Role.WORKER:
+            # A call as a server may precede it.
             called = next((each.time for each in self._events or () if each.kind == CALL), None)
             return called in self._calls and not self.node.callee.ready
         return True
@@ -219,10 +221,10 @@ class Player(Policy):
 
     # --- at a server -------------------------------------------------------------------------------
 
-    def gates(self, server: Server) -> Gates:
+    def request_order(self, server: Server) -> ShardReplays:
         """Return the object that admits requests to a server's shards."""
-        self._gates = Gates(server, self._folder)
-        return self._gates
+        self._shard_replays = ShardReplays(server, self._folder)
+        return self._shard_replays
 
     # --- detection of deadlocks ------------------------------------------------------------------------
 
@@ -238,7 +240,7 @@ class Player(Policy):
         """Describe the recorded event that this rank waits for; "" if there is none."""
         if self._events:
             return f"{self._name()} waits for {self._named(self._events[0])}"
-        return "" if self._gates is None else self._gates.waits_for()
+        return "" if self._shard_replays is None else self._shard_replays.waits_for()
 
     def _name(self) -> str:
         return f"worker {self.node.place.index} (rank {self.node.rank})"
@@ -268,7 +270,7 @@ def with_workers_since(view: View, since: int, workers: tuple[int, ...]) -> View
     )
 
 
-class Gate:
+class ShardReplay:
     """Admits requests to one shard in the recorded order; see the module."""
 
     def __init__(self, server: Server, link: Link, history: ShardHistory) -> None:
@@ -289,7 +291,8 @@ class Gate:
         self._next = []
         if self._changes < history.changes:
             first, last = history.first[self._changes], history.first[self._changes + 1]
-            self._next = history.callers[first:last].tolist()  # as tuples
+            # As tuples.
+            self._next = history.callers[first:last].tolist()
 
     def admit(self, request: Message) -> None:
         """Receive a request; execute all that are due now."""
@@ -330,27 +333,27 @@ class Gate:
         return f"shard {self._link.number} waits for its {what}, request {time} of rank {rank}"
 
 
-class Gates:
-    """The gates of a server's shards."""
+class ShardReplays:
+    """Admits requests to the shards of a server in the recorded order."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server, self._folder = server, folder
-        self._gates: dict[int, Gate] = {}
+        self._shard_replays: dict[int, ShardReplay] = {}
 
     def admit(self, link: Link, request: Message) -> None:
         """Receive a request to a shard."""
         if not self._server.admission.find_keys(request):
             return
-        gate = self._gates.get(link.number)
-        if gate is None:
+        replay = self._shard_replays.get(link.number)
+        if replay is None:
             path = self._folder / f"shard-{link.number:04d}.npz"
             history = ShardHistory.load(path) if os.path.lexists(path) else NOTHING
-            gate = self._gates[link.number] = Gate(self._server, link, history)
-        gate.admit(request)
+            replay = self._shard_replays[link.number] = ShardReplay(self._server, link, history)
+        replay.admit(request)
 
     def waits_for(self) -> str:
         """Describe the request that the first waiting shard waits for; "" if none waits."""
-        return next((text for gate in self._gates.values() if (text := gate.waits_for())), "")
+        return next((text for replay in self._shard_replays.values() if (text := replay.waits_for())), "")
 
 
 def _none(dtype: Any) -> NDArray[Any]:
@@ -372,7 +375,8 @@ class DeadlockDetector:
     def __init__(self, node: Node, player: Player) -> None:
         self._node, self._player = node, player
         self.sent = self.received = 0
-        self._moved = (-1, 0.0)  # number of messages sent and received, and the time of the last change of it
+        # Number of messages sent and received, and the time of the last change of it.
+        self._moved = (-1, 0.0)
         self._wave: dict[int, tuple[int, int, str]] | None = None
         self._before: tuple[int, int] | None = None
 

@@ -185,7 +185,8 @@ class Recorder:
         events.notified += (self._notified,)
         events.decided += (self._decided,)
         events.results += (lambda: {"record": size(folder)},)
-        events.need_start = True  # a replay starts from the checkpoint that the run started from
+        # A replay starts from the checkpoint that the run started from.
+        events.need_start = True
         events.close += (self.close,)
         self._watch(node.tasks)
 
@@ -326,7 +327,8 @@ def inputs(job: Job) -> dict[str, int]:
     """Return the sizes of a job's data files, in bytes."""
     try:
         data = resolve(job.data, str(job.base))
-    except InputError:  # the program reports the error
+    except InputError:
+        # The program reports the error.
         return {}
     named = (*data.train, *data.test, *([data.vocab] if data.vocab else []))
     return {path: os.path.getsize(path) for path in named if os.path.isfile(path)}

@@ -18,12 +18,12 @@ Push = tuple[int, int]
 
 
 class Acknowledgements:
-    """A server's acknowledgements, by caller; `tell(origin, pushes)` sends some of them. See the module."""
+    """A server's acknowledgements, by caller; `send(origin, pushes)` sends some of them. See the module."""
 
-    def __init__(self, tell: Callable[[int, tuple[Push, ...]], None]) -> None:
-        self._tell = tell
+    def __init__(self, send: Callable[[int, tuple[Push, ...]], None]) -> None:
+        self._send_pushes = send
         # Pushes answered ahead that are not on all copies yet.
-        self._coming: dict[int, set[Push]] = {}
+        self._pending: dict[int, set[Push]] = {}
         # Pushes on all copies whose acknowledgement is not sent yet.
         self._held: dict[int, list[Push]] = {}
         # By caller and shard: the last push that the caller has asked for.
@@ -33,12 +33,12 @@ class Acknowledgements:
 
     def expect(self, origin: int, push: Push) -> None:
         """Record that a push was answered ahead."""
-        self._coming.setdefault(origin, set()).add(push)
+        self._pending.setdefault(origin, set()).add(push)
 
     def add(self, origin: int, push: Push) -> None:
         """Record that all copies have a push; if it was asked for, it is due at the next `send_due`."""
         self._held.setdefault(origin, []).append(push)
-        self._coming.get(origin, set()).discard(push)
+        self._pending.get(origin, set()).discard(push)
         if self._has_asked(origin, push):
             self._due.add(origin)
 
@@ -64,25 +64,25 @@ class Acknowledgements:
         due, self._due = self._due, set()
         for origin in sorted(due):
             # The last push that it waits for makes it due again.
-            if not any(self._has_asked(origin, push) for push in self._coming.get(origin, ())):
+            if not any(self._has_asked(origin, push) for push in self._pending.get(origin, ())):
                 self._send(origin)
 
-    def keep(self, shards: Collection[int], lives: Callable[[int], bool]) -> None:
+    def retain(self, shards: Collection[int], lives: Callable[[int], bool]) -> None:
         """Drop the entries of lost callers, and stop waiting for pushes to other shards than these.
 
         Their callers ask the new primaries.
         """
-        for table in (self._coming, self._held, self._asked):
+        for table in (self._pending, self._held, self._asked):
             for origin in [each for each in table if not lives(each)]:
                 del table[origin]
-        for origin, coming in self._coming.items():
-            self._coming[origin] = {push for push in coming if push[0] in shards}
+        for origin, pending in self._pending.items():
+            self._pending[origin] = {push for push in pending if push[0] in shards}
         self._due.update(self._asked)
         self.send_due()
 
     def _send(self, origin: int) -> None:
         if pushes := self.take(origin):
-            self._tell(origin, pushes)
+            self._send_pushes(origin, pushes)
 
     def _has_asked(self, origin: int, push: Push) -> bool:
         return push[1] <= self._asked.get(origin, {}).get(push[0], -1)

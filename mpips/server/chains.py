@@ -52,7 +52,7 @@ class Chains:
         """Iterate over the links."""
         return iter(self.links.values())
 
-    def led(self) -> list[Link]:
+    def primary_links(self) -> list[Link]:
         """Return the links to shards of which this server is the primary."""
         return [link for link in self.links.values() if link.primary]
 
@@ -76,7 +76,7 @@ class Chains:
         )  # fmt: skip
 
     def _send(self, dest: int, message: Message) -> None:
-        """Send a message of a chain; acknowledgements together, changes at once, before those of the fast path."""
+        """Send a message of a chain: a change at once, before those of the fast path; acknowledgements are bundled."""
         outbox = self._node.outbox
         if message.command is Command.APPLIED:
             outbox.send_soon(dest, message)
@@ -135,7 +135,7 @@ class Chains:
                 self._link(number, None)
             elif link.chain != chain:
                 link.rewire(chain)
-        for each in self.led():
+        for each in self.primary_links():
             if each.shard is not None and each.shard.order is not None:
                 each.shard.order.mark(each.shard.changes)
         return absent

@@ -66,11 +66,11 @@ class Server:
         self.admission = Admission(
             node, self.lists, self.chains, self.fast_path, self.executor, self._acknowledgements
         )
-        self._own: dict[str, Callable[..., dict[str, Any]]] = {
+        self._built_in: dict[str, Callable[..., dict[str, Any]]] = {
             BuiltInCall.ACCOUNT: self._account,
             BuiltInCall.SNAPSHOT: self._snapshot,
         }
-        self._gates = node.policy.gates(self)
+        self._request_order = node.policy.request_order(self)
         for link in self.chains:
             self.fast_path.open(link)
         self._role = Registration(handlers={Command.CALL: self._call_rank})
@@ -108,8 +108,8 @@ class Server:
     @property
     def shards(self) -> list[Shard]:
         """Return the shards of which this server is the primary, in key order."""
-        led = sorted(self.chains.led(), key=lambda link: link.number)
-        return [link.shard for link in led if link.shard is not None]
+        links = sorted(self.chains.primary_links(), key=lambda link: link.number)
+        return [link.shard for link in links if link.shard is not None]
 
     def _spec_of(self, namespace: int) -> VectorSpec | None:
         shards = (link.shard for link in self.chains if link.shard is not None)
@@ -127,9 +127,9 @@ class Server:
             return
         elif message.kind is Kind.PROBE:
             self.admission.probed(link, message)
-        elif self._gates is not None:
+        elif self._request_order is not None:
             if not message.filtered or self.node.decoded(message):
-                self._gates.admit(link, message)
+                self._request_order.admit(link, message)
         else:
             self.admission.admit(link, message)
             self.chains.apply_queued()
@@ -165,9 +165,9 @@ class Server:
         name = request.meta["call"]
         if name == BuiltInCall.WRITTEN:
             self._file.await_written(request)
-        elif name in self._own:
+        elif name in self._built_in:
             with self.node.observers.calling(request):
-                self.node.callee.reply(request, meta=self._own[name](**request.meta["args"]))
+                self.node.callee.reply(request, meta=self._built_in[name](**request.meta["args"]))
         else:
             raise ProtocolError(f"a server has no function {name!r}")
 
@@ -209,8 +209,8 @@ class Server:
         if view.workers_since != before.workers_since:
             self.chains.change_workers(view.workers)
         self.admission.reopen()
-        led = {link.number for link in self.chains.led()}
-        self._acknowledgements.keep(led, lambda origin: view.roles[view.caller(origin)] is not None)
+        own = {link.number for link in self.chains.primary_links()}
+        self._acknowledgements.retain(own, lambda origin: view.roles[view.caller(origin)] is not None)
         for link in self.chains:
             self.fast_path.open(link)
         self.chains.report()

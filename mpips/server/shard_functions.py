@@ -34,7 +34,7 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
             owner, _, note = name.partition(NOTE)
             if note and owner == segment.spec.name:
                 rows = load_range(path, name, segment.ranges)
-                segment.notes[note] = (segment.listed_slots(rows.keys), rows.values)
+                segment.notes[note] = (segment.slots_of(rows.keys), rows.values)
         for clock in load_clocks(path, segment.spec.name):
             # Round numbers continue; the task times of a worker start again in every run.
             for keys, round_ in clock.entries(AGGREGATE):

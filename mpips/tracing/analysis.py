@@ -24,29 +24,13 @@ KINDS = {
     What.DECODE: "encode", What.SERVE: "serve", What.IDLE: "idle", What.LEAVE: "other",
 }  # fmt: skip
 USES = (
-    "compute",
-    "program",
-    "wait",
-    "encode",
-    "apply",
-    "serve",
-    "copies",
-    "checkpoint",
-    "idle",
-    "start",
-    "other",
-)
+    "compute", "program", "wait", "encode", "apply", "serve", "copies", "checkpoint", "idle", "start", "other",
+)  # fmt: skip
 """The uses of a rank's time. program: the program's Python code outside `working()`; apply: execution of requests;
 serve: that in compiled code; copies: changes of other primaries; other: sending, receiving, and leaving."""
-CHECKPOINTING = frozenset(
-    (
-        "checkpoint",
-        BuiltInCall.SNAPSHOT,
-        BuiltInCall.RESTORE,
-        BuiltInCall.REBUILD,
-        BuiltInCall.RESTORE_FILTERS,
-    )
-)
+CHECKPOINTING = frozenset((
+    "checkpoint", BuiltInCall.SNAPSHOT, BuiltInCall.RESTORE, BuiltInCall.REBUILD, BuiltInCall.RESTORE_FILTERS,
+))  # fmt: skip
 """Names of calls and phases of checkpoints."""
 BRIEF = "brief waits, summed"
 NEXT_CALL = "the next call"
@@ -126,7 +110,8 @@ def _rank_summary(trace: RankTrace, within: tuple[float, float] | None) -> dict[
     inner = sum(seconds for number, seconds in unseen.items() if number not in (What.IDLE, What.EXECUTE))
     uses["program"] -= min(inner, uses["program"])
     over, known = sum(uses.values()) - (end - begin), sum(unseen.values())
-    if over > 0.0 < known:  # each sum covers some milliseconds, in which a phase may begin or end
+    if over > 0.0 < known:
+        # Each sum covers some milliseconds, in which a phase may begin or end.
         for number, seconds in unseen.items():
             uses[KINDS[What(number)]] -= seconds * min(over / known, 1.0)
     uses["other"] += max(0.0, end - begin - sum(uses.values()))

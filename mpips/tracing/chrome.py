@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
     spans: int
     flows: int
-    loose: int
+    unmatched: int
 
 
 class _Event(NamedTuple):
@@ -97,7 +97,7 @@ def _write(
     file.write(f'{{"displayTimeUnit": "ms", "otherData": {{"start": "{began}"}}, "traceEvents": [\n')
     file.write(",\n".join(_names(chosen)))
     found = {trace.rank: spans(trace, within) for trace in chosen}
-    flows, loose = _flows(traces, found, start)
+    flows, unmatched = _flows(traces, found, start)
     count = 0
     for trace in chosen:
         events = list(_spans(trace, found[trace.rank], labels, start))
@@ -108,7 +108,7 @@ def _write(
         for text in _beside(trace, start, within):
             file.write(",\n" + text)
     file.write("\n]}\n")
-    return Written(count, sum(len(each) for each in flows.values()) // 3, loose)
+    return Written(count, sum(len(each) for each in flows.values()) // 3, unmatched)
 
 
 def _names(traces: Sequence[RankTrace]) -> Iterator[str]:
@@ -205,7 +205,8 @@ def _beside(trace: RankTrace, start: float, within: tuple[float, float] | None) 
         else:
             if before is not None and end > before[0]:
                 since, sent, received = before
-                per = 1e3 / (end - since)  # bytes per ns to MB/s
+                # Bytes per ns to MB/s.
+                per = 1e3 / (end - since)
                 text = (
                     f'{{"ph": "C", "name": "MB/s, {trace.role} {trace.index}", "pid": {pid}, "tid": {rank}, '
                     f'"ts": {_us(since)}, "args": {{"sent": {(time - sent) * per:.3f}, '

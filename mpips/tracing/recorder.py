@@ -3,8 +3,8 @@
 Each rank writes to its own file (`mpips.tracing.trace_file`), and sends nothing. An execution is recorded under the
 name of its request, (origin, address, time), as the request is at the caller, so that a reader can match them.
 
-The cost is bounded (`mpips.tracing.gate`). While the gate is closed, brief spans are summed; the node keeps most of
-these sums anyway. So a rank that computes and waits is recorded in full, and one that sends a request every ten
+The cost is bounded (`mpips.tracing.token_bucket`). While the bucket is closed, brief spans are summed; the node keeps
+most of these sums anyway. So a rank that computes and waits is recorded in full, and one that sends a request every ten
 microseconds in bursts, with sums in between. (A record takes about 1 us in a loop that does nothing else.)
 
 The module is long since it is one list of probes, a few lines each, in the order of a message's processing.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpips.cluster.registration import Registration
-from mpips.tracing.gate import LONG, Gate
+from mpips.tracing.token_bucket import LONG, TokenBucket
 from mpips.tracing.trace_file import NOBODY, NOWHERE, TraceFile, What
 from mpips.transport.message import Command, Message
 
@@ -78,8 +78,8 @@ def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Ca
 
 def _offset(now: Callable[[], float], wall: Callable[[], float]) -> float:
     """Return the offset of the time of day from a clock (s), from the fastest of several readings of both."""
-    looks = ((now(), wall(), now()) for _ in range(5))
-    begin, at, end = min(looks, key=lambda look: look[2] - look[0])
+    readings = ((now(), wall(), now()) for _ in range(5))
+    begin, at, end = min(readings, key=lambda each: each[2] - each[0])
     return at - (begin + end) / 2
 
 
@@ -101,8 +101,8 @@ class Trace:
     """
 
     __slots__ = (
-        "_counted", "_last", "_next_note", "_next_sample", "_node", "_quiet", "_rested", "_sampled", "_serving",
-        "_since", "_woke", "_written", "file", "gate", "now",
+        "_brief_idle", "_checked_at", "_counted", "_idle_since", "_last", "_next_note", "_next_sample", "_node",
+        "_sampled", "_serving", "_since", "_written", "bucket", "file", "now",
     )  # fmt: skip
 
     def __init__(
@@ -116,19 +116,19 @@ class Trace:
     ) -> None:
         self.now = now
         self.file = TraceFile(path, {**facts, "wall": _offset(now, wall)}, int(limit))
-        self.gate = Gate(detail, now())
+        self.bucket = TokenBucket(detail, now())
         self._node: Node | None = None
         # Time, rank and name of the last answered part.
         self._last = (-1, NOBODY, 0)
         # Begin of the present idle time (0: busy), and the time of the last check.
-        self._quiet = self._woke = 0.0
+        self._idle_since = self._checked_at = 0.0
         # Begin of the present serving by compiled code, and its number of requests.
         self._serving: tuple[float, int] | None = None
         # End of the last known activity.
         self._since = 0.0
         # Brief idle seconds since the last sample.
-        self._rested = 0.0
-        # The node's waited and worked seconds and issued tasks when the gate was closed.
+        self._brief_idle = 0.0
+        # The node's waited and worked seconds and issued tasks when the bucket was closed.
         self._counted = (0.0, 0.0, 0)
         self._written: deque[tuple[float, float, str]] = deque()
         self._next_sample = self._next_note = self._sampled = now()
@@ -146,23 +146,23 @@ class Trace:
         size: int = 0,
     ) -> bool:
         """Write one record; return whether there was room."""
-        gate = self.gate
+        bucket = self.bucket
         if not self.file.add(what, begin, end, name, peer, address, origin, time, size):
-            if gate.open:
-                self._close_gate(self.now())
+            if bucket.open:
+                self._close_bucket(self.now())
             return False
-        gate.budget -= 1
-        if gate.budget < 0 and gate.open:
-            self._close_gate(end)
+        bucket.tokens -= 1
+        if bucket.tokens < 0 and bucket.open:
+            self._close_bucket(end)
         return True
 
     def _note(self, now: float) -> None:
         """Write the unrecorded sums and the length of the trace, in case this is its end."""
         waited, worked, issued = self._since_closed()
-        unseen = list(self.gate.hidden)
+        unseen = list(self.bucket.hidden)
         unseen[What.WAIT] += waited
         unseen[What.COMPUTE] += worked
-        self.file.note(now, issued, self.gate.since, unseen)
+        self.file.note(now, issued, self.bucket.since, unseen)
 
     def close(self) -> None:
         """Write the remaining sums, and close the file; idempotent."""
@@ -172,7 +172,7 @@ class Trace:
         self._next_sample = 0.0
         self.tick()
         self._note(self.now())
-        self.gate.open = False
+        self.bucket.open = False
         self.file.close()
 
     # --- the node -------------------------------------------------------------------------------
@@ -209,20 +209,20 @@ class Trace:
             self.called(begin, request)
 
     def watch(self, tasks: Tasks) -> None:
-        """Observe the answers to a caller's tasks, while the gate is open."""
-        tasks.on_answered = self._answered if self.gate.open else None
-        tasks.stamps = tasks.lossy or self.gate.open
+        """Observe the answers to a caller's tasks, while the bucket is open."""
+        tasks.on_answered = self._answered if self.bucket.open else None
+        tasks.stamps = tasks.lossy or self.bucket.open
 
     def _since_closed(self) -> tuple[float, float, int]:
-        """Return the node's waited and worked seconds and issued tasks since the gate was closed."""
+        """Return the node's waited and worked seconds and issued tasks since the bucket was closed."""
         node = self._node
-        if node is None or self.gate.open:
+        if node is None or self.bucket.open:
             return 0.0, 0.0, 0
         waited, worked, issued = self._counted
         return node.time_use.waited - waited, node.time_use.worked - worked, node.tasks.issued - issued
 
-    def _close_gate(self, now: float) -> None:
-        self.gate.open, self.gate.since = False, now
+    def _close_bucket(self, now: float) -> None:
+        self.bucket.open, self.bucket.since = False, now
         node = self._node
         if node is not None:
             self._counted = (node.time_use.waited, node.time_use.worked, node.tasks.issued)
@@ -230,22 +230,22 @@ class Trace:
 
     def _reopen(self, now: float) -> None:
         waited, worked, issued = self._since_closed()
-        gate = self.gate
-        hidden, gate.hidden = gate.hidden, [0.0] * len(What)
+        bucket = self.bucket
+        hidden, bucket.hidden = bucket.hidden, [0.0] * len(What)
         hidden[What.WAIT] += waited
         hidden[What.COMPUTE] += worked
-        gate.open = True
+        bucket.open = True
         for what, seconds in enumerate(hidden):
             if seconds > 0:
-                self.add(What.UNSEEN, gate.since, now, what, time=max(issued, 0), size=int(seconds * 1e9))
+                self.add(What.UNSEEN, bucket.since, now, what, time=max(issued, 0), size=int(seconds * 1e9))
                 issued = 0
         if self._node is not None:
             self.watch(self._node.tasks)
 
     def tick(self) -> None:
-        """Open the gate if allowed, and write what is due; the node calls it every few milliseconds."""
+        """Open the bucket if allowed, and write what is due; the node calls it every few milliseconds."""
         now = self.now()
-        if self.gate.earn(now) and not self.gate.open and not self.file.full:
+        if self.bucket.refill(now) and not self.bucket.open and not self.file.full:
             self._reopen(now)
         while self._written:
             begin, end, name = self._written.popleft()
@@ -253,9 +253,9 @@ class Trace:
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE
             self._flush()
-            if self._quiet and now - self._quiet > NOTE:
-                self._wake(now)
-                self._quiet = now
+            if self._idle_since and now - self._idle_since > NOTE:
+                self._record_idle(now)
+                self._idle_since = now
             if self._node is not None:
                 self._sample(now, self._node.van)
         if now >= self._next_note:
@@ -264,11 +264,11 @@ class Trace:
 
     def _sample(self, now: float, van: Van) -> None:
         """Record the bytes transferred so far, and the brief idle times since the last sample."""
-        rested = min(int(self._rested * 1e6), NOWHERE)
+        idle_us = min(int(self._brief_idle * 1e6), NOWHERE)
         if self.add(
-            What.MOVED, self._sampled, now, address=rested, time=van.sent_bytes, size=van.received_bytes
+            What.MOVED, self._sampled, now, address=idle_us, time=van.sent_bytes, size=van.received_bytes
         ):
-            self._sampled, self._rested = now, 0.0
+            self._sampled, self._brief_idle = now, 0.0
 
     # --- long spans ---------------------------------------------------------------------------
 
@@ -325,17 +325,17 @@ class Trace:
         time: int = -1,
         size: int = 0,
     ) -> None:
-        """Record a span that ends now, or add it to the sums if the gate is closed."""
+        """Record a span that ends now, or add it to the sums if the bucket is closed."""
         end = self._since = self.now()
-        seen = self.gate.open or (end - begin > LONG and not self.file.full)
+        seen = self.bucket.open or (end - begin > LONG and not self.file.full)
         if not (seen and self.add(what, begin, end, name, peer, address, origin, time, size)):
-            self.gate.hidden[what] += end - begin
+            self.bucket.hidden[what] += end - begin
 
     def executed(self, begin: float, request: Message) -> None:
         """Record that a server has executed a request."""
         end = self._since = self.now()
-        if not self.gate.open and (end - begin < LONG or self.file.full):
-            self.gate.hidden[_EXECUTE] += end - begin
+        if not self.bucket.open and (end - begin < LONG or self.file.full):
+            self.bucket.hidden[_EXECUTE] += end - begin
             return
         name = int(request.command)
         if request.command is _CALL:
@@ -344,7 +344,7 @@ class Trace:
             _EXECUTE, begin, end, name, request.sender, ~request.shard, request.origin, request.time,
             request.payload_bytes,
         ):  # fmt: skip
-            self.gate.hidden[_EXECUTE] += end - begin
+            self.bucket.hidden[_EXECUTE] += end - begin
 
     def passed_on(self, begin: float, message: Message) -> None:
         """Record that a change of another primary was applied and forwarded."""
@@ -362,34 +362,34 @@ class Trace:
         self.span(What.DECODE, begin, int(message.command), message.sender, size=message.payload_bytes)
 
     def computed(self, begin: float, seconds: float) -> None:
-        """Record some work; brief work while the gate is closed is only in the node's own sum."""
-        if not self.gate.open and (seconds < LONG or self.file.full):
+        """Record some work; brief work while the bucket is closed is only in the node's own sum."""
+        if not self.bucket.open and (seconds < LONG or self.file.full):
             return
-        was_open = self.gate.open
+        was_open = self.bucket.open
         seen = self.add(_COMPUTE, begin, begin + seconds)
         if was_open and not seen:
-            self.gate.hidden[_COMPUTE] += seconds
+            self.bucket.hidden[_COMPUTE] += seconds
         elif seen and not was_open:
             waited, worked, issued = self._counted
             self._counted = waited, worked + seconds, issued
 
     def waited(self, begin: float, end: float, own: float, time: int, cause: str = "") -> None:
         """Record a wait for the task `time` or for a cause; `own`: its idle seconds."""
-        if self.file.full or not (self.gate.open or own > LONG):
+        if self.file.full or not (self.bucket.open or own > LONG):
             return
         last, peer, name = self._last
         if time != last or time < 0:
             peer, name = NOBODY, self.file.name(cause)
-        was_open = self.gate.open
+        was_open = self.bucket.open
         seen = self.add(_WAIT, begin, end, name, peer, NOWHERE, NOBODY, time)
         if was_open and not seen:
-            self.gate.hidden[_WAIT] += own
+            self.bucket.hidden[_WAIT] += own
         elif seen and not was_open:
             waited, worked, issued = self._counted
             self._counted = waited + own, worked, issued
 
     def _answered(self, part: Part) -> None:
-        """Record an answered part; called while the gate is open."""
+        """Record an answered part; called while the bucket is open."""
         node, address, command = self._node, part.address, part.command
         assert node is not None
         name, peer = int(command), node.view.rank_of(address)
@@ -406,39 +406,39 @@ class Trace:
     def idling(self, idle: Callable[[], None]) -> Callable[[], None]:
         """Wrap the function that a serving rank calls when it is idle, to record its idle time."""
 
-        def rest() -> None:
-            if not self._quiet:
-                self._woke = self.now()
-                self._quiet = self._since or self._woke
+        def idle_recorded() -> None:
+            if not self._idle_since:
+                self._checked_at = self.now()
+                self._idle_since = self._since or self._checked_at
             idle()
-            self._woke = self.now()
+            self._checked_at = self.now()
 
-        return rest
+        return idle_recorded
 
-    def _wake(self, now: float) -> None:
-        quiet, self._quiet = self._quiet, 0.0
-        if now - quiet < LONG or not self.add(What.IDLE, quiet, now):
-            self._rested += now - quiet
+    def _record_idle(self, end: float) -> None:
+        begin, self._idle_since = self._idle_since, 0.0
+        if end - begin < LONG or not self.add(What.IDLE, begin, end):
+            self._brief_idle += end - begin
 
     def end_idle(self) -> None:
         """End the idle time, at the last check: reading the clock here would cost too much."""
         if self._serving is not None:
             self._flush()
-        if self._quiet:
-            self._since = self._woke
-            self._wake(self._woke)
+        if self._idle_since:
+            self._since = self._checked_at
+            self._record_idle(self._checked_at)
 
     def served(self, count: int) -> None:
         """Record that compiled code has answered `count` requests since the last check."""
         now, serving = self.now(), self._serving
-        begin = self._woke if self._quiet else self._since
+        begin = self._checked_at if self._idle_since else self._since
         if serving is not None and begin - self._since <= PAUSE:
             self._serving = (serving[0], serving[1] + count)
-            self._quiet = 0.0
+            self._idle_since = 0.0
         else:
             self._flush()
-            if self._quiet:
-                self._wake(begin)
+            if self._idle_since:
+                self._record_idle(begin)
             self._serving = (begin or now, count)
         self._since = now
 
@@ -446,7 +446,7 @@ class Trace:
         """Record the present serving as one span."""
         if self._serving is not None:
             (begin, count), self._serving = self._serving, None
-            if self.gate.open or (self._since - begin > LONG and not self.file.full):
+            if self.bucket.open or (self._since - begin > LONG and not self.file.full):
                 self.add(What.SERVE, begin, self._since, size=count)
             else:
-                self.gate.hidden[What.SERVE] += self._since - begin
+                self.bucket.hidden[What.SERVE] += self._since - begin

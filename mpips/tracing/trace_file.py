@@ -35,27 +35,43 @@ NOBODY, NOWHERE = -1, 1 << 30
 class What(IntEnum):
     """The kind of a span."""
 
-    NOTHING = 0  # an empty record
-    BEGUN = 1  # begin of a long span of the kind `size`, in case it never ends
-    START = 2  # from the process's start to its first message
-    PROGRAM = 3  # the scheduler's program
-    PHASE = 4  # of the program: load, train, checkpoint
-    CALL = 5  # execution of a call of the scheduler
-    COMPUTE = 6  # inside `node.time_use.working()`
-    WAIT = 7  # a wait for a task, whose last answer came from `peer`, or for the cause `name`
-    EXECUTE = 8  # a server executes a request
-    CHAIN = 9  # a change of another primary is applied, or its acknowledgement forwarded
+    # An empty record.
+    NOTHING = 0
+    # Begin of a long span of the kind `size`, in case it never ends.
+    BEGUN = 1
+    # From the process's start to its first message.
+    START = 2
+    # The scheduler's program.
+    PROGRAM = 3
+    # A phase of the program: load, train, checkpoint.
+    PHASE = 4
+    # Execution of a call of the scheduler.
+    CALL = 5
+    # Inside `node.time_use.working()`.
+    COMPUTE = 6
+    # A wait for a task, whose last answer came from `peer`, or for the cause `name`.
+    WAIT = 7
+    # A server executes a request.
+    EXECUTE = 8
+    # A change of another primary is applied, or its acknowledgement forwarded.
+    CHAIN = 9
     ENCODE = 10
     DECODE = 11
-    WRITE = 12  # a file of a checkpoint is written, in the background
-    SERVE = 13  # `size` requests were answered by compiled code, pauses of up to PAUSE included
-    IDLE = 14  # idle; idle times shorter than LONG are in MOVED
+    # A file of a checkpoint is written, in the background.
+    WRITE = 12
+    # `size` requests were answered by compiled code, pauses of up to PAUSE included.
+    SERVE = 13
+    # Idle; idle times shorter than LONG are in MOVED.
+    IDLE = 14
     LEAVE = 15
-    REQUEST = 16  # from sending a part of a task to its answer; not in the main thread
-    # bytes sent (`time`) and received (`size`) up to the `end`, and `address` us of brief idle times
+    # From sending a part of a task to its answer; not in the main thread.
+    REQUEST = 16
+    # Bytes sent (`time`) and received (`size`) up to the `end`, and `address` us of brief idle times.
     MOVED = 17
-    VIEW = 18  # at `begin`: a view of the epoch `time` is adopted
-    UNSEEN = 19  # `size` ns were spent in brief spans of the kind `name`, `time` requests issued
+    # At `begin`: a view of the epoch `time` is adopted.
+    VIEW = 18
+    # `size` ns were spent in brief spans of the kind `name`, `time` requests issued.
+    UNSEEN = 19
 
 
 class TraceFile:

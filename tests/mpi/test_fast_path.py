@@ -276,7 +276,7 @@ def test_shards_with_copies_are_served_on_the_fast_path() -> None:
         server.fast_path.table.served = served.append
 
     def check(server: Server, taken: Taken, asked: int) -> None:
-        assert all(link.next >= 0 and link.replicated for link in server.chains.led())
+        assert all(link.next >= 0 and link.replicated for link in server.chains.primary_links())
         # How many depends on how often lists are new, or have waited for others.
         assert served
 

@@ -92,7 +92,7 @@ def test_what_another_primary_will_tell_is_not_waited_for() -> None:
         told.of.add(origin, (0, 5))
     told.of.send_due()
     assert told.sent == []
-    told.of.keep({0}, lambda origin: origin == 3)
+    told.of.retain({0}, lambda origin: origin == 3)
     assert told.drain() == [(3, ((0, 5),))], "and who is lost is told nothing"
     assert told.of.take(4) == ()
 

@@ -84,4 +84,4 @@ def test_all_changes_are_applied_before_a_new_view_and_a_drained_shard_is_report
         server.chains.tick()
     drained = [each for each in sent if each.command is Command.DRAINED]
     assert [each.meta["shard"] for each in drained] == [number]
-    assert [link.number for link in server.chains.led()].count(number) == 1
+    assert [link.number for link in server.chains.primary_links()].count(number) == 1

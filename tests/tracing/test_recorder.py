@@ -27,11 +27,11 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.tracing import chrome
 from mpips.tracing.analysis import BRIEF, USES, phases, summary
-from mpips.tracing.gate import LONG, PER
 from mpips.tracing.one_clock import align, matched_requests, read
 from mpips.tracing.rank_trace import RankTrace, TraceError
 from mpips.tracing.recorder import Trace
 from mpips.tracing.spans import nest, spans
+from mpips.tracing.token_bucket import LONG, PER
 from mpips.tracing.trace_file import HEADER, NOBODY, PIECE, RECORD, What
 from mpips.worker.worker import Context
 
@@ -169,14 +169,14 @@ def test_the_gate_opens_again_once_enough_has_been_saved(tmp_path: Path) -> None
     trace = begin(tmp_path, clock=clock, detail=5)
     for number in range(51):
         trace.span(What.EXECUTE, clock.at, time=number)
-    assert not trace.gate.open
+    assert not trace.bucket.open
     for _ in range(9):
         clock.at += PER
         trace.tick()
-        assert not trace.gate.open
+        assert not trace.bucket.open
     clock.at += PER
     trace.tick()
-    assert trace.gate.open
+    assert trace.bucket.open
     trace.span(What.EXECUTE, clock.at, time=77)
     assert only(tmp_path).of(What.EXECUTE)["time"].tolist()[-1] == 77
 

@@ -85,9 +85,9 @@ def command(arguments: argparse.Namespace) -> int:
     path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
     output_file.check(path)
     written = chrome.write(traces, path, ranks, within)
-    loose = f" ({written.loose} more begin or end outside of all spans)" if written.loose else ""
+    unmatched = f" ({written.unmatched} more begin or end outside of all spans)" if written.unmatched else ""
     print(
-        f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages between them{loose}; open it in"
+        f"\n{path}: {si(written.spans)} spans, {si(written.flows)} messages between them{unmatched}; open it in"
     )
     print("https://ui.perfetto.dev")
     return 0
