@@ -108,7 +108,7 @@ class KernelVan(TwinVan):
     # --- MPI's functions ------------------------------------------------------------------------
 
     def _improbe(self, source: int, tag: int, comm: int, flag: int, message: int, status: int) -> int:
-        wire = self._fake._wires[self.rank]
+        wire = self._fake._in_flight[self.rank]
         dead = self.rank in self._fake._dead or self.rank in self._fake._stopped
         if tag != FRAME or dead or not wire or wire[0][0] > self._fake.time:
             return 0

@@ -287,7 +287,7 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
     try:
         sock.setblocking(False)
         # Before the socket has a port, so that no unfiltered datagram is ever queued.
-        filters = socket_filter.put(sock, token, _BEAT, _UDP)
+        filters = socket_filter.attach(sock, token, _BEAT, _UDP)
         with contextlib.suppress(OSError):
             # The system may grant less.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)

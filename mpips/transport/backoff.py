@@ -15,7 +15,7 @@ sleeping   after `patience`. With a wakeup (`mpips.transport.wakeup`), a sender 
 of processor time each, a yield costs one or two.
 
 MPI may need one poll to move a message and another one to report it (Open MPI 5: a probe first matches, then moves).
-With one poll between two sleeps every message would wait for two sleeps, so a rank polls `LOOKS` times.
+With one poll between two sleeps every message would wait for two sleeps, so a rank polls `POLLS` times.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-LOOKS = 3
+POLLS = 3
 """Polls between two sleeps."""
 BRIEF = 20e-6
 """Seconds of polling without a yield, where each rank has a core."""
-_SET_TIMER_SLACK = 29  # linux/prctl.h
+# From linux/prctl.h.
+_SET_TIMER_SLACK = 29
 
 
 class Wakeup(Protocol):
@@ -55,7 +56,7 @@ class Backoff:
     """
 
     __slots__ = (
-        "_asleep", "_brief", "_cap", "_clock", "_deep", "_looks", "_patience", "_since", "_sleep", "_wakeup",
+        "_asleep", "_brief", "_cap", "_clock", "_deep", "_patience", "_polls", "_since", "_sleep", "_wakeup",
         "_yield", "oversubscribed", "resting", "waiting",
     )  # fmt: skip
 
@@ -69,17 +70,17 @@ class Backoff:
         oversubscribed: bool = False,
         wakeup: Wakeup | None = None,
         clock: Callable[[], float] = time.perf_counter,
-        offer: Callable[[], None] = os.sched_yield,
+        yield_core: Callable[[], None] = os.sched_yield,
     ) -> None:
         self._patience, self._cap, self._deep = patience, cap, deep
         self.oversubscribed = oversubscribed
         self._brief = 0.0 if oversubscribed else BRIEF
-        self._sleep, self._wakeup, self._clock, self._yield = sleep, wakeup, clock, offer
+        self._sleep, self._wakeup, self._clock, self._yield = sleep, wakeup, clock, yield_core
         self._since = 0.0
-        # whether senders must wake this rank
+        # Whether senders must wake this rank.
         self._asleep = False
-        # polls before the next sleep
-        self._looks = 0
+        # Polls before the next sleep.
+        self._polls = 0
         self.waiting = self.resting = False
 
     def reset(self) -> None:
@@ -96,7 +97,7 @@ class Backoff:
         now = self._clock()
         if not self.waiting:
             self.waiting, self._since = True, now
-            self._looks = LOOKS
+            self._polls = POLLS
         waited = now - self._since
         if waited < self._brief:
             return
@@ -113,21 +114,21 @@ class Backoff:
         """Sleep, unless polls are due between two sleeps."""
         if self._asleep:
             self._wake()
-        if self._looks > 1:
-            self._looks -= 1
+        if self._polls > 1:
+            self._polls -= 1
             return
-        self._looks = LOOKS
+        self._polls = POLLS
         self._sleep(seconds)
 
     def _sleep_until_woken(self, wakeup: Wakeup, seconds: float) -> None:
         """Sleep until a sender wakes this rank; after arming the wakeup, poll once more before the first sleep."""
         if not self._asleep:
             wakeup.arm()
-            self._asleep, self._looks = True, LOOKS
-        if self._looks > 1:
-            self._looks -= 1
+            self._asleep, self._polls = True, POLLS
+        if self._polls > 1:
+            self._polls -= 1
             return
-        self._looks = LOOKS
+        self._polls = POLLS
         wakeup.sleep(seconds)
 
     def _wake(self) -> None:
@@ -136,7 +137,7 @@ class Backoff:
         self._wakeup.disarm()
 
 
-def sharpen_sleep() -> None:
+def minimise_timer_slack() -> None:
     """Set this process's timer slack to its minimum: by default Linux extends sleeps by 50 microseconds."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)

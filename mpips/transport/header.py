@@ -22,21 +22,21 @@ HEADER = np.dtype(
         ("shard", "<i4"),
         ("epoch", "<u4"),
         ("namespace", "<u4"),
-        # bytes of the metadata
+        # Bytes of the metadata.
         ("meta", "<u4"),
         ("acked", "<i8"),
         ("time", "<i8"),
         ("round", "<i8"),
-        # the key range: its first and last key
+        # The key range: its first and last key.
         ("first", "<u8"),
         ("last", "<u8"),
-        # the numbers of keys and rows; with WRITE_THERE, `rows` is an address
+        # The numbers of keys and rows; with WRITE_THERE, `rows` is an address.
         ("keys", "<u8"),
         ("rows", "<u8"),
-        # wire type and width of the values
+        # Wire type and width of the values.
         ("dtype", "<u1"),
         ("width", "<u4"),
-        # the number of dependencies
+        # The number of dependencies.
         ("after", "<u4"),
         ("signature", "<i8", (2,)),
     ],
@@ -85,10 +85,10 @@ PACKING = _packing()
 
 # For kernels: indices in a header viewed as u1.
 KIND, COMMAND, FLAGS, DTYPE = map(_index, ("kind", "command", "flags", "dtype"))
-# as i4
+# As i4.
 START, SENDER, ORIGIN, SHARD = map(_index, ("magic", "sender", "origin", "shard"))
 EPOCH, NAMESPACE, META = map(_index, ("epoch", "namespace", "meta"))
 WIDTH, AFTER = map(_index, ("width", "after"))
-# as i8; the second half of the signature follows the first
+# As i8; the second half of the signature follows the first.
 ACKED, TIME, ROUND, FIRST, LAST = map(_index, ("acked", "time", "round", "first", "last"))
 KEYS, ROWS, SIGNATURE = map(_index, ("keys", "rows", "signature"))

@@ -62,20 +62,20 @@ class Network:
         self._delays, self._arrives, self._rng = delays, arrives, random.Random(seed)
         self._tick, self._detection, self._horizon = tick, detection, float("inf")
         self._order = itertools.count()
-        self._wires: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
-        self._news: list[list[tuple[float, int]]] = [[] for _ in range(size)]
+        self._in_flight: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
+        self._detections: list[list[tuple[float, int]]] = [[] for _ in range(size)]
         self._excluded: list[set[int]] = [set() for _ in range(size)]
         self._timed: list[tuple[float, int, Fault]] = []
         self._counted: list[tuple[int, int, Fault]] = []
         for fault in faults:
             self.plan(fault)
         self.vans = [TwinVan(self, rank) for rank in range(size)]
-        # one per rank while programs run
+        # One per rank while programs run.
         self._running: list[greenlet] = []
         self._idle: set[int] = set()
-        # ranks whose programs have not ended
+        # Ranks whose programs have not ended.
         self._alive: set[int] = set(range(size))
-        # killed ranks, and the time of their death
+        # Killed ranks, and the time of their death.
         self._dead: dict[int, float] = {}
         self._stopped: dict[int, float] = {}
         self._absences: list[list[tuple[float, float]]] = [[] for _ in range(size)]
@@ -91,25 +91,25 @@ class Network:
             return 0
         for delay in self._delays(source, dest, message):
             if dest not in self._dead and source not in self._excluded[dest]:
-                heapq.heappush(self._wires[dest], (self.time + delay, next(self._order), source, raw))
+                heapq.heappush(self._in_flight[dest], (self.time + delay, next(self._order), source, raw))
         self.posted += 1
         self._inject_due_faults()
         return len(raw)
 
     def take(self, rank: int) -> tuple[Message, int] | None:
         """Return the next message that has arrived at `rank`, and its size in bytes."""
-        wire = self._wires[rank]
-        if not wire or wire[0][0] > self.time:
+        in_flight = self._in_flight[rank]
+        if not in_flight or in_flight[0][0] > self.time:
             return None
-        raw = bytearray(heapq.heappop(wire)[3])
+        raw = bytearray(heapq.heappop(in_flight)[3])
         return from_bytes(raw), len(raw)
 
     def detected(self, rank: int) -> list[int]:
         """Return the ranks whose death `rank` detects now, each once."""
-        news, out = self._news[rank], []
-        while news and news[0][0] <= self.time:
-            out.append(heapq.heappop(news)[1])
-        return [dead for dead in out if dead not in self._excluded[rank]]
+        detections, dead_ranks = self._detections[rank], []
+        while detections and detections[0][0] <= self.time:
+            dead_ranks.append(heapq.heappop(detections)[1])
+        return [dead for dead in dead_ranks if dead not in self._excluded[rank]]
 
     def exclude(self, rank: int, excluded: int) -> None:
         """Drop all messages between two ranks from now on, and do not report the death of the second to the first."""
@@ -140,12 +140,12 @@ class Network:
         if rank not in self._alive or rank in self._dead:
             return
         self._dead[rank] = self._stopped.get(rank, self.time)
-        self._wires[rank].clear()
+        self._in_flight[rank].clear()
         for other in range(self.size):
             if other != rank:
                 self._drop_messages(other, lambda source, dest: source != rank or self._arrives(rank, dest))
                 delay = self._detection * (1 + self._rng.random() / 2)
-                heapq.heappush(self._news[other], (self.time + delay, rank))
+                heapq.heappush(self._detections[other], (self.time + delay, rank))
 
     def stop(self, rank: int) -> None:
         """Stop a rank from its next van call on; messages to it are kept."""
@@ -245,7 +245,7 @@ class Network:
 
     def _drop_messages(self, dest: int, keeps: Callable[[int, int], bool]) -> None:
         """Drop the messages to `dest` for which `keeps(source, destination)` is false."""
-        self._wires[dest] = [item for item in sorted(self._wires[dest]) if keeps(item[2], dest)]
+        self._in_flight[dest] = [item for item in sorted(self._in_flight[dest]) if keeps(item[2], dest)]
 
     def _next(self) -> int:
         """Choose the rank that runs next; while none can, advance time. Killed ranks unwind first."""
@@ -254,10 +254,10 @@ class Network:
                 return min(leaving)
             if self._alive <= self._stopped.keys():
                 if not self._timed or self._timed[0][0] > self._horizon:
-                    # no rank is left that could resume them
+                    # No rank is left that could resume them.
                     self._ended = True
                 else:
-                    self._move(self._timed[0][0])
+                    self._advance_to(self._timed[0][0])
             elif ready := self._ready():
                 return self._rng.choice(ready)
             else:
@@ -270,19 +270,21 @@ class Network:
         return [
             rank
             for rank in sorted(self._alive - self._stopped.keys())
-            if rank not in self._idle or (self._wires[rank] and self._wires[rank][0][0] <= now)
+            if rank not in self._idle or (self._in_flight[rank] and self._in_flight[rank][0][0] <= now)
         ]
 
     def _advance(self) -> None:
         """Advance time to the next delivery, or by a tick, but not beyond a fault or a detection."""
         awake = self._alive - self._stopped.keys()
-        later = min((self._wires[rank][0][0] for rank in awake if self._wires[rank]), default=self.time)
+        later = min(
+            (self._in_flight[rank][0][0] for rank in awake if self._in_flight[rank]), default=self.time
+        )
         steps = [later if later > self.time else self.time + self._tick]
         steps += [self._timed[0][0]] if self._timed else []
-        steps += [self._news[rank][0][0] for rank in awake if self._news[rank]]
-        self._move(min(step for step in steps if step > self.time))
+        steps += [self._detections[rank][0][0] for rank in awake if self._detections[rank]]
+        self._advance_to(min(step for step in steps if step > self.time))
 
-    def _move(self, time: float) -> None:
+    def _advance_to(self, time: float) -> None:
         self.time = max(time, self.time)
         if self.time <= self._horizon:
             self._inject_due_faults()

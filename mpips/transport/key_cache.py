@@ -160,7 +160,7 @@ class KeyCache:
         name = (shard, namespace, signature)
         old = self._entries.get(name)
         if known.nbytes > self.bound or (old is not None and (old.keys is None or known.keys is not None)):
-            # the same keys have the same slots
+            # The same keys have the same slots.
             return
         self._entries[name] = known
         self.nbytes += known.nbytes - (0 if old is None else old.nbytes)
@@ -186,7 +186,7 @@ class KeyCache:
     def _evict(self, newest: Name) -> None:
         """Evict lists until a quarter of the bound is free: first those not used since the last eviction, by age."""
         used = {name for name in self._entries if (row := self._row(name)) >= 0 and self.table[row, USED]}
-        # a stable sort: among equals, the oldest first
+        # A stable sort: among equals, the oldest first.
         order = sorted(self._entries, key=used.__contains__)
         kept = {newest, *self.in_use()}
         for name in order:

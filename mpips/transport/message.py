@@ -43,21 +43,21 @@ from mpips.transport.header import (
 class Kind(IntEnum):
     """The kind of a message: its part in the protocol of a task."""
 
-    # a part of a task, sent to the node that executes it
+    # A part of a task, sent to the node that executes it.
     REQUEST = 1
-    # the part is finished
+    # The part is finished.
     REPLY = 2
-    # the part raised an error; the metadata says which and where
+    # The part raised an error; the metadata says which and where.
     FAILURE = 3
-    # outside of tasks: stop, failed, a view; never dropped by fault injection
+    # Outside of tasks: stop, failed, a view; never dropped by fault injection.
     CONTROL = 4
-    # a change of a shard, sent down its replication chain, or the acknowledgement of changes
+    # A change of a shard, sent down its replication chain, or the acknowledgement of changes.
     CHAIN = 5
-    # the key signature of the part is not cached: send the part again with its keys
+    # The key signature of the part is not cached: send the part again with its keys.
     SEND_KEYS = 6
-    # asks which of the parts (time, whether it was answered ahead) in `after` have arrived
+    # Asks which of the parts (time, whether it was answered ahead) in `after` have arrived.
     PROBE = 7
-    # the parts in `after` (perhaps none) have not arrived: send them again
+    # The parts in `after` (perhaps none) have not arrived: send them again.
     MISSING = 8
 
 
@@ -71,65 +71,65 @@ class Command(IntEnum):
 
     PUSH = 1
     PULL = 2
-    # a push whose reply carries what the update returns
+    # A push whose reply carries what the update returns.
     PUSH_PULL = 3
-    # a user function, issued by the scheduler
+    # A user function, issued by the scheduler.
     CALL = 4
-    # control: leave with the exit code in the metadata
+    # Control: leave with the exit code in the metadata.
     STOP = 5
-    # control: the sender failed and asks the scheduler to end the run
+    # Control: the sender failed and asks the scheduler to end the run.
     FAILED = 6
-    # control: the sender has nothing left to do
+    # Control: the sender has nothing left to do.
     BARRIER = 7
-    # control: the leader's view, to be adopted
+    # Control: the leader's view, to be adopted.
     VIEW = 8
-    # control: the view that the sender has
+    # Control: the view that the sender has.
     VIEW_SEEN = 9
-    # control: a successor of the leader asks for VIEW_SEEN
+    # Control: a successor of the leader asks for VIEW_SEEN.
     ASK_VIEW = 10
-    # chain: the rest of the chain has applied all changes up to `time`
+    # Chain: the rest of the chain has applied all changes up to `time`.
     APPLIED = 11
-    # control: a piece of a copy of a shard, for a new member of its chain
+    # Control: a piece of a copy of a shard, for a new member of its chain.
     COPY_PIECE = 12
-    # control: that piece has arrived
+    # Control: that piece has arrived.
     COPY_RECEIVED = 13
-    # control: the sender's copy of a shard is complete
+    # Control: the sender's copy of a shard is complete.
     COPY_COMPLETE = 14
-    # control: the sender accepts no more requests to its shard, which moves to another primary
+    # Control: the sender accepts no more requests to its shard, which moves to another primary.
     DRAINED = 15
-    # control: an entry of the leader's journal
+    # Control: an entry of the leader's journal.
     LOG = 16
-    # control: how many entries have arrived
+    # Control: how many entries have arrived.
     LOGGED = 17
-    # the rows of a range in key order, piece by piece
+    # The rows of a range in key order, piece by piece.
     EXPORT = 18
-    # control: all members of the chains have the pushes (shard, time) in `after`, which were answered ahead
+    # Control: all members of the chains have the pushes (shard, time) in `after`, which were answered ahead.
     ACKNOWLEDGED = 20
-    # control: the origin waits only for ACKNOWLEDGED messages, up to the pushes in `after`
+    # Control: the origin waits only for ACKNOWLEDGED messages, up to the pushes in `after`.
     ASK_ACKNOWLEDGED = 21
-    # control: a call of a worker's function that runs at once and has no reply
+    # Control: a call of a worker's function that runs at once and has no reply.
     NOTIFY = 19
-    # control: the leader of a replay asks what the receiver waits for
+    # Control: the leader of a replay asks what the receiver waits for.
     ASK_STATE = 22
-    # control: the answer, with the numbers of messages that the sender has sent and received
+    # Control: the answer, with the numbers of messages that the sender has sent and received.
     STATE = 23
-    # chain: asks which changes have arrived
+    # Chain: asks which changes have arrived.
     ASK_RECEIVED = 24
-    # chain: all changes up to `time`, and the runs of changes in `after`
+    # Chain: all changes up to `time`, and the runs of changes in `after`.
     RECEIVED = 25
-    # control: no rank has anything left to do, and all leave
+    # Control: no rank has anything left to do, and all leave.
     GONE = 26
-    # control: what the sender has waited for, and how long
+    # Control: what the sender has waited for, and how long.
     WAITS = 27
-    # control: how many messages the sender has sent again, by cause
+    # Control: how many messages the sender has sent again, by cause.
     SENT_AGAIN = 28
-    # several messages of this kind; `values` are their frames
+    # Several messages of this kind; `values` are their frames.
     BUNDLE = 29
-    # control: the leader asks a server for ROUNDS
+    # Control: the leader asks a server for ROUNDS.
     ASK_ROUNDS = 30
-    # control: the rounds that the sender has applied, by vector
+    # Control: the rounds that the sender has applied, by vector.
     ROUNDS = 31
-    # chain: the list of keys that change `time` names is unknown: send the change again with its keys
+    # Chain: the list of keys that change `time` names is unknown: send the change again with its keys.
     ASK_KEYS = 32
     # control: the orders that the leader has received and the program has not carried out, for its successors
     ORDERS = 33
@@ -239,34 +239,18 @@ def _head(
     message: Message, n_keys: int, rows: int, code: int, width: int, n_meta: int, detached: bool
 ) -> bytes:
     begin, end = message.range
+    flags = DETACHED if detached else 0
+    if message.keys is not None:
+        flags |= LISTED | WIDE_KEYS if is_wide(message.keys) else LISTED
+    flags |= FILTERED if message.filtered else 0
     return PACKING.pack(
-        MAGIC,
-        message.kind,
-        message.command,
-        (DETACHED if detached else 0)
-        | (0 if message.keys is None else LISTED | WIDE_KEYS if is_wide(message.keys) else LISTED)
-        | (FILTERED if message.filtered else 0),
-        message.sender,
-        message.origin,
-        message.shard,
-        message.epoch,
-        message.namespace,
-        n_meta,
-        message.acked,
-        message.time,
-        message.round,
-        begin,
-        end - 1,
-        n_keys,
-        rows,
-        code,
-        width,
-        len(message.after),
-        message.signature,
-    )
+        MAGIC, message.kind, message.command, flags, message.sender, message.origin, message.shard, message.epoch,
+        message.namespace, n_meta, message.acked, message.time, message.round, begin, end - 1, n_keys, rows, code,
+        width, len(message.after), message.signature,
+    )  # fmt: skip
 
 
-def heading(
+def header_of(
     message: Message, rows: int = 0, dtype: np.dtype[Any] | None = None, width: int = 0
 ) -> NDArray[np.uint8]:
     """Return the prepared header, u1[120], of a request without keys, with rows of the given type (None: no rows)."""
@@ -292,8 +276,8 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
             raise ProtocolError(f"values of {values.ndim} dimensions cannot be sent; use rows [n, width]")
         rows = values.shape[0]
         width = values.shape[1] if values.ndim == 2 else 1
-    meta = b"" if isinstance(message.meta, dict) and not message.meta else _written(message.meta)
-    # keeps keys and values aligned
+    meta = b"" if isinstance(message.meta, dict) and not message.meta else _encode_meta(message.meta)
+    # Keeps keys and values aligned.
     meta = meta.ljust(-(-len(meta) // 8) * 8)
     arrays: tuple[NDArray[Any] | None, ...] = (keys, values)
     buffers = [_raw(buffer) for buffer in arrays if buffer is not None and buffer.size]
@@ -313,7 +297,7 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     return frame, ()
 
 
-def _written(meta: Any) -> bytes:
+def _encode_meta(meta: Any) -> bytes:
     """Encode metadata as JSON; UsageError names the key of a value that JSON cannot represent."""
     try:
         return json.dumps(meta, separators=(",", ":")).encode()
@@ -340,28 +324,9 @@ def decode(
     if size < HEADER_BYTES:
         raise ProtocolError(f"a frame of {size} bytes is shorter than the header ({HEADER_BYTES})")
     (
-        magic,
-        kind,
-        command,
-        flags,
-        sender,
-        origin,
-        shard,
-        epoch,
-        namespace,
-        n_meta,
-        acked,
-        time,
-        round_,
-        first,
-        last,
-        n_keys,
-        rows,
-        code,
-        width,
-        n_after,
-        signature,
-    ) = PACKING.unpack_from(frame)
+        magic, kind, command, flags, sender, origin, shard, epoch, namespace, n_meta, acked, time, round_, first, last,
+        n_keys, rows, code, width, n_after, signature,
+    ) = PACKING.unpack_from(frame)  # fmt: skip
     if magic != MAGIC:
         raise ProtocolError(f"not an mpips message: it begins with {magic!r}")
     filtered = bool(flags & FILTERED)
@@ -412,19 +377,19 @@ def decode(
 
 def bundle(messages: Sequence[Message]) -> Message:
     """Combine small messages of one kind and epoch to the same rank into one, each frame aligned to 8 bytes."""
-    together = Message(messages[0].kind, Command.BUNDLE, messages[0].sender, epoch=messages[0].epoch)
+    bundled = Message(messages[0].kind, Command.BUNDLE, messages[0].sender, epoch=messages[0].epoch)
     frames = [encode(each)[0] for each in messages]
     raw = b"".join(frame.ljust(_padded(len(frame)), b"\0") for frame in frames)
-    together.values = np.frombuffer(raw, "<i8")
-    together.after = tuple((len(frame), 0) for frame in frames)
-    return together
+    bundled.values = np.frombuffer(raw, "<i8")
+    bundled.after = tuple((len(frame), 0) for frame in frames)
+    return bundled
 
 
-def unbundle(together: Message) -> list[Message]:
+def unbundle(bundled: Message) -> list[Message]:
     """Return the messages that `bundle` combined."""
-    assert together.values is not None
-    raw, at, messages = _raw(together.values), 0, []
-    for size, _ in together.after:
+    assert bundled.values is not None
+    raw, at, messages = _raw(bundled.values), 0, []
+    for size, _ in bundled.after:
         messages.append(decode(raw[at : at + size])[0])
         at += _padded(size)
     return messages

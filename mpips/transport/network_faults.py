@@ -75,7 +75,7 @@ def all_arrive(killed: int, dest: int) -> bool:
     return True
 
 
-def torn(seed: int, loss: float) -> Arrives:
+def random_arrivals(seed: int, loss: float) -> Arrives:
     """Return a policy that loses each undelivered message of a killed rank with probability `loss`."""
     rng = random.Random(seed)
     return lambda killed, dest: rng.random() >= loss

@@ -13,9 +13,11 @@ import struct
 import sys
 
 TOKEN_BYTES = 16
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, constant
-_LENGTH, _LOAD, _EQUAL, _GIVE = 0x80, 0x20, 0x15, 0x06
+# From asm-generic/socket.h.
+_SO_ATTACH_FILTER = 26
+# The fields of struct sock_filter: code, jump if true, jump if false, constant.
+_INSTRUCTION = struct.Struct("=HBBI")
+_LENGTH, _LOAD, _EQUAL, _RETURN = 0x80, 0x20, 0x15, 0x06
 
 
 def token() -> bytes:
@@ -23,7 +25,7 @@ def token() -> bytes:
     return secrets.token_bytes(TOKEN_BYTES)
 
 
-def put(mail: socket.socket, token: bytes, size: int, header: int = 0) -> bool:
+def attach(sock: socket.socket, token: bytes, size: int, header: int = 0) -> bool:
     """Let a socket accept only datagrams of `size` bytes that begin with a token; return whether the kernel does so.
 
     Call it before the socket is bound, so that no other datagram is ever queued. `header`: bytes of the protocol header
@@ -34,7 +36,7 @@ def put(mail: socket.socket, token: bytes, size: int, header: int = 0) -> bool:
     code = b"".join(_INSTRUCTION.pack(*each) for each in program(token, size, header))
     kept = ctypes.create_string_buffer(code)
     try:
-        mail.setsockopt(
+        sock.setsockopt(
             socket.SOL_SOCKET,
             _SO_ATTACH_FILTER,
             struct.pack("HP", len(code) // _INSTRUCTION.size, ctypes.addressof(kept)),
@@ -51,4 +53,4 @@ def program(token: bytes, size: int, header: int) -> list[tuple[int, int, int, i
     made = []
     for number, (code, at, value) in enumerate(compared):
         made += [(code, 0, 0, at), (_EQUAL, 0, 2 * (len(compared) - number) - 1, value)]
-    return [*made, (_GIVE, 0, 0, 0xFFFFFFFF), (_GIVE, 0, 0, 0)]
+    return [*made, (_RETURN, 0, 0, 0xFFFFFFFF), (_RETURN, 0, 0, 0)]

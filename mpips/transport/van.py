@@ -19,7 +19,8 @@ from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:
-    from mpips.transport.fastpath_table import FastPathTable  # it loads kernels
+    # Imported late, since it loads kernels.
+    from mpips.transport.fastpath_table import FastPathTable
 
 
 NO_KEYS = np.empty(0, np.uint64)
@@ -69,7 +70,7 @@ class Van(Protocol):
         raw: NDArray[np.uint8],
         first: int,
         nbytes: int,
-        kind: int,
+        wire_type: int,
         pushes: bool,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
@@ -78,10 +79,10 @@ class Van(Protocol):
     ) -> int:
         """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
-        `head` is the address of the prepared header (`mpips.transport.message.heading`). A push sends `nbytes` of `raw`
-        from byte `first` on, of the wire type `kind`; a pull receives its answer there. `fresh`: that memory has no
-        other use, so that the server may write into it directly. The request lists `count` of `keys` from `begin` on,
-        unless the header names them.
+        `head` is the address of the prepared header (`mpips.transport.message.header_of`). A push sends `nbytes` of
+        `raw` from byte `first` on, of the type `wire_type`; a pull receives its answer there. `fresh`: that memory has
+        no other use, so that the server may write into it directly. The request lists `count` of `keys` from `begin`
+        on, unless the header names them.
         """
 
     def version(self) -> int:

@@ -33,13 +33,13 @@ from mpips.transport import socket_filter
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# datagrams that are read at once
+# The largest number of datagrams that are read at once.
 _DATAGRAMS = 64
 _APART = 64
 """Bytes between two flags: each has a cache line of its own."""
-# cores of a host that are distinguished
+# The number of cores of a host that are distinguished.
 _CORES = 1024
-# offsets of the cores and of the path in a descriptor, and its size (bytes)
+# Offsets of the cores and of the path in a descriptor, and its size (bytes).
 _HOST = 8
 _PATH = _HOST + _CORES // 8
 _DESCRIPTOR = 512
@@ -79,9 +79,9 @@ class Wakeup:
     def wake(self, rank: int) -> None:
         """Wake a rank that sleeps, and clear its flag, so that the next sender does not wake it again."""
         self.asleep[rank] = 0
-        # the rank has died, or hangs and its socket buffer is full
+        # The rank has died, or hangs and its socket buffer is full.
         with contextlib.suppress(OSError):
-            self._socket.sendto(self._token, _place(self._name, rank))
+            self._socket.sendto(self._token, _address(self._name, rank))
 
     def close(self) -> None:
         """Stop waking and being woken; idempotent."""
@@ -90,7 +90,7 @@ class Wakeup:
             self._socket.close()
 
 
-def _place(name: str, rank: int) -> str:
+def _address(name: str, rank: int) -> str:
     """Return the socket's address, an abstract name, which leaves no file."""
     return f"\0mpips-{name}-{rank}"
 
@@ -101,26 +101,23 @@ def connect(world: MPI.Intracomm) -> tuple[Wakeup | None, bool]:
     No rank has a wakeup if the ranks are not all on one host, or it has no such sockets.
     """
     rank, size = world.Get_rank(), world.Get_size()
-    path = _page(size) if rank == 0 else ""
-    mine, everyone = (
-        _descriptor(machine(), os.sched_getaffinity(0), path),
-        np.empty((size, _DESCRIPTOR), np.uint8),
-    )
-    world.Allgather(mine, everyone)
-    path, one_host = _shared(everyone)
+    path = _create_flags_file(size) if rank == 0 else ""
+    descriptors = np.empty((size, _DESCRIPTOR), np.uint8)
+    world.Allgather(_descriptor(machine(), os.sched_getaffinity(0), path), descriptors)
+    path, one_host = _shared(descriptors)
     wakeup = _open(rank, size, path) if path and one_host else None
-    hung, least = np.array([wakeup is not None], np.uint8), np.empty(size, np.uint8)
-    world.Allgather(hung, least)
+    opened = np.empty(size, np.uint8)
+    world.Allgather(np.array([wakeup is not None], np.uint8), opened)
     if rank == 0 and path:
         Path(path).unlink(missing_ok=True)
-    if wakeup is not None and not least.all():
+    if wakeup is not None and not opened.all():
         wakeup.close()
         wakeup = None
-    return wakeup, is_oversubscribed(everyone, rank)
+    return wakeup, is_oversubscribed(descriptors, rank)
 
 
 def _descriptor(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint8]:
-    """Return a rank's host, the cores that it may run on, and the path of the page: u1[_DESCRIPTOR]."""
+    """Return a rank's host, the cores that it may run on, and the path of the file of flags: u1[_DESCRIPTOR]."""
     descriptor, bits = np.zeros(_DESCRIPTOR, np.uint8), np.zeros(_CORES, np.uint8)
     bits[[core for core in cores if core < _CORES]] = 1
     raw = host + np.packbits(bits).tobytes() + os.fsencode(path)
@@ -129,7 +126,7 @@ def _descriptor(host: bytes, cores: Iterable[int], path: str) -> NDArray[np.uint
 
 
 def _shared(descriptors: NDArray[np.uint8]) -> tuple[str, bool]:
-    """Return the path of the page, from rank 0's descriptor, and whether all ranks are on one host."""
+    """Return the path of the file of flags, from rank 0's descriptor, and whether all ranks are on one host."""
     path = os.fsdecode(descriptors[0, _PATH:].tobytes().rstrip(b"\0"))
     return path, bool((descriptors[:, :_HOST] == descriptors[0, :_HOST]).all())
 
@@ -140,7 +137,7 @@ def is_oversubscribed(descriptors: NDArray[np.uint8], rank: int) -> bool:
     return len(here) > int(np.unpackbits(np.bitwise_or.reduce(here)).sum())
 
 
-def _page(size: int) -> str:
+def _create_flags_file(size: int) -> str:
     """Create the file of flags, in memory if possible; return its path, "" if it cannot be created."""
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     try:
@@ -162,10 +159,10 @@ def _open(rank: int, size: int, path: str) -> Wakeup | None:
     try:
         endpoint.setblocking(False)
         with open(path, "r+b") as file:
-            page = memoryview(mmap.mmap(file.fileno(), _APART * size + socket_filter.TOKEN_BYTES))
-        flags, token = page[: _APART * size], bytes(page[_APART * size :])
-        socket_filter.put(endpoint, token, len(token))
-        endpoint.bind(_place(name, rank))
+            shared = memoryview(mmap.mmap(file.fileno(), _APART * size + socket_filter.TOKEN_BYTES))
+        flags, token = shared[: _APART * size], bytes(shared[_APART * size :])
+        socket_filter.attach(endpoint, token, len(token))
+        endpoint.bind(_address(name, rank))
         return Wakeup(rank, flags, endpoint, name, token)
     except (OSError, ValueError):
         endpoint.close()

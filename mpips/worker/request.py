@@ -17,7 +17,7 @@ from mpips.errors import UsageError
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, heading
+from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, header_of
 from mpips.transport.van import NO_KEYS
 from mpips.worker.plan import Head, Plan
 
@@ -82,19 +82,8 @@ class Request:
     """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
-        "command",
-        "fresh",
-        "heads",
-        "late",
-        "maker",
-        "out",
-        "places",
-        "plan",
-        "raw",
-        "round",
-        "rows",
-        "task",
-    )
+        "command", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "round", "rows", "task",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -163,7 +152,7 @@ class Request:
         if self.plan.signatures is not None:
             message.signature = self.plan.signatures[number]
         pushes = self.command is Command.PUSH
-        head = heading(message, size, maker.dtype, maker.spec.width) if pushes else heading(message)
+        head = header_of(message, size, maker.dtype, maker.spec.width) if pushes else header_of(message)
         return head, head.ctypes.data
 
     @property

@@ -190,7 +190,7 @@ class Vector:
             task = request.task = tasks.ask(request)
             task.values, task.what, task.location = request.out, self._titles[command], caller()
             if rows is not None:
-                tasks.weigh(task, rows.nbytes)
+                tasks.count_bytes(task, rows.nbytes)
             return task
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         for _, message in parts:
@@ -198,7 +198,7 @@ class Vector:
         task = tasks.submit(parts, None if command is Command.PUSH else request, after)
         task.what, task.location = self._titles[command], caller()
         if rows is not None:
-            tasks.weigh(task, rows.nbytes)
+            tasks.count_bytes(task, rows.nbytes)
         if command is Command.PUSH:
             return task
         request.task = task

@@ -234,7 +234,7 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO")
-    monkeypatch.setattr(socket_filter, "put", lambda *_: False)
+    monkeypatch.setattr(socket_filter, "attach", lambda *_: False)
     watcher, stopping, beating = hearts(3)
     stopping.targets, beating.targets = [0], [0]
     wait_for(lambda: heard(watcher, 1) and heard(watcher, 2))
@@ -279,7 +279,7 @@ def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     monkeypatch: pytest.MonkeyPatch, drops: int | None
 ) -> None:
-    monkeypatch.setattr(socket_filter, "put", lambda *_: False)
+    monkeypatch.setattr(socket_filter, "attach", lambda *_: False)
     heart = Heartbeat(0)
     mail = heart._socket
     assert mail is not None

@@ -17,7 +17,7 @@ from mpips.errors import InputError, NoWorkerLeft, ShardLost, WorkerLost
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call
 from mpips.transport.in_memory import Network, TwinVan
-from mpips.transport.network_faults import Fault, no_delay, random_delays, torn
+from mpips.transport.network_faults import Fault, no_delay, random_arrivals, random_delays
 from mpips.worker.worker import Context
 
 EXTENT = 1000
@@ -378,7 +378,7 @@ def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
         assert cluster.node.view.workers == (2,)
         changed = cluster.regroup()
         assert (changed.before, changed.now) == ((2, 3), (2, 4))
-        assert (changed.gone, changed.come) == ([3], (4,))
+        assert (changed.departed, changed.joined) == ([3], (4,))
         before = rows(cluster, "summed")
         go(cluster, 10)
         after = rows(cluster, "summed")
@@ -416,7 +416,7 @@ def test_a_spare_that_leads_is_nobodys_replacement() -> None:
         network.kill(2)
         with pytest.raises(WorkerLost):
             go(cluster, 3)
-        assert cluster.regroup().come == ()
+        assert cluster.regroup().joined == ()
         go(cluster, 10)
         return cluster.workers.ranks
 
@@ -578,7 +578,7 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
             random_delays(seed, delay=0.002, drop=0.05, duplicate=0.05),
         ]
     )
-    arrives = torn(seed, 0.5)
+    arrives = random_arrivals(seed, 0.5)
     told: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> tuple[int, dict[int, int], dict[int, int]]:

@@ -21,7 +21,7 @@ from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
-from mpips.transport.network_faults import Fault, random_delays, torn
+from mpips.transport.network_faults import Fault, random_arrivals, random_delays
 from mpips.worker.key_list import KeyList
 from mpips.worker.vector import Vector
 from mpips.worker.worker import Context
@@ -195,7 +195,7 @@ def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
             after_messages=rng.randrange(30, most),
             lasting=None if act != "pause" else rng.choice((0.04, 0.3)),
         )
-        arrives = torn(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
+        arrives = random_arrivals(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
         spares = number % 3 % 2
         run(part, servers=2, workers=2, spares=spares, replicas=1, faults=[fault], arrives=arrives)
 
@@ -206,7 +206,7 @@ def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed:
     for number in range(12):
         servers = 2 + number % 2
         faults = [Fault("kill", rng.randint(1, servers), after_messages=rng.randrange(60, 600))]
-        delays, arrives = random_delays(seed, delay=0.003), torn(seed, 1.0)
+        delays, arrives = random_delays(seed, delay=0.003), random_arrivals(seed, 1.0)
         run(seed, servers=servers, workers=2, replicas=1, faults=faults, delays=delays, arrives=arrives)
 
 

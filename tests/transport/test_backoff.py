@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.transport import wakeup as wakeups
-from mpips.transport.backoff import BRIEF, LOOKS, Backoff
+from mpips.transport.backoff import BRIEF, POLLS, Backoff
 from mpips.transport.wakeup import Wakeup
 
 LOOK = 1e-6
@@ -70,7 +70,7 @@ def made(clock: Clock, wakeup: Ringer | None = None, *, oversubscribed: bool = F
         wakeup=wakeup,
         oversubscribed=oversubscribed,
         clock=clock,
-        offer=clock.yields,
+        yield_core=clock.yields,
     )
 
 
@@ -119,7 +119,7 @@ def test_between_two_sleeps_it_looks_several_times() -> None:
     looks = wait(made(clock), clock, 1.0)
     sleeps = sum(kind == "sleep" for kind, _ in clock.done)
     before = PATIENCE / LOOK
-    assert looks - before == pytest.approx(LOOKS * sleeps, abs=LOOKS)
+    assert looks - before == pytest.approx(POLLS * sleeps, abs=POLLS)
 
 
 def test_a_bell_lets_it_sleep_deeply_and_be_woken_at_once() -> None:
@@ -128,7 +128,7 @@ def test_a_bell_lets_it_sleep_deeply_and_be_woken_at_once() -> None:
     backoff = made(clock, wakeup)
     looks = wait(backoff, clock, 0.4)
     assert wakeup.armed and wakeup.done.count("arm") == 1
-    assert looks - PATIENCE / LOOK < (LOOKS + 1) * (0.4 / DEEP + 3)
+    assert looks - PATIENCE / LOOK < (POLLS + 1) * (0.4 / DEEP + 3)
     wait(backoff, clock, 0.5)
     assert clock.now == pytest.approx(0.5, abs=2 * LOOK)
     backoff.reset()
@@ -188,7 +188,7 @@ def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]])
 @pytest.fixture
 def pair() -> Iterator[list[Wakeup]]:
     """Give the wakeups of two ranks."""
-    path = wakeups._page(2)
+    path = wakeups._create_flags_file(2)
     made = [wakeups._open(rank, 2, path) for rank in range(2)]
     os.unlink(path)
     assert made[0] is not None and made[1] is not None
@@ -235,17 +235,17 @@ def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.setblocking(False)
         for junk in (b"", b"!", bytes(16), bytes(17)) * 100:
-            stranger.sendto(junk, wakeups._place(sleeper._name, 0))
+            stranger.sendto(junk, wakeups._address(sleeper._name, 0))
     assert not select.select([sleeper._socket], [], [], 0)[0]
     sender.wake(0)
     sleeper.sleep(60.0)
 
 
 def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
-    path = wakeups._page(2)
+    path = wakeups._create_flags_file(2)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-            other.bind(wakeups._place(os.path.basename(path), 1))
+            other.bind(wakeups._address(os.path.basename(path), 1))
             assert wakeups._open(1, 2, path) is None
     finally:
         os.unlink(path)

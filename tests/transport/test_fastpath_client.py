@@ -26,7 +26,7 @@ from mpips.transport.message import (
     Kind,
     Message,
     encode,
-    heading,
+    header_of,
     reply_to,
     to_bytes,
 )
@@ -68,7 +68,7 @@ class Asking:
         size = n
         if keys is not None:
             without.signature, size = NO_SIGNATURE, 0
-        head = heading(without, size, numbers.dtype, 1) if pushes else heading(without)
+        head = header_of(without, size, numbers.dtype, 1) if pushes else header_of(without)
         self.heads.append(head)
         kind, size = CODES[numbers.dtype], numbers.itemsize
         raw = numbers.view(np.uint8)

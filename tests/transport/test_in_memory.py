@@ -10,7 +10,7 @@ from conformance import PROGRAMS
 
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.network_faults import Fault, no_delay, random_delays, torn
+from mpips.transport.network_faults import Fault, no_delay, random_arrivals, random_delays
 from mpips.transport.van import Van
 
 
@@ -261,7 +261,7 @@ def test_what_a_killed_rank_had_posted_arrives_unless_the_policy_says_otherwise(
     faults = [Fault("kill", 0, after_messages=100)]
     got = Network(2, random_delays(1, delay=0.2), faults=faults).run([burst(200), collector])[1]
     assert sorted(got) == list(range(100))
-    got = Network(2, random_delays(1, delay=0.2), faults=faults, arrives=torn(1, 0.5)).run(
+    got = Network(2, random_delays(1, delay=0.2), faults=faults, arrives=random_arrivals(1, 0.5)).run(
         [burst(200), collector]
     )[1]
     assert 30 < len(got) < 70 and set(got) < set(range(100))
@@ -410,7 +410,9 @@ def test_a_campaign_is_deterministic() -> None:
             Fault("kill", 4, at=0.2),
         ]
         delays = random_delays(seed, delay=0.01, duplicate=0.1)
-        results = Network(5, delays, seed, faults=faults, arrives=torn(seed, 0.5)).run([member] * 5)
+        results = Network(5, delays, seed, faults=faults, arrives=random_arrivals(seed, 0.5)).run(
+            [member] * 5
+        )
         assert results[3] is None and results[4] is None
         return [results, log]
 

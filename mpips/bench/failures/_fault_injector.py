@@ -16,7 +16,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.errors import InputError
-from mpips.rank.simulation import Stage, Watched
+from mpips.rank.simulation import ObservableJournal, Stage
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
@@ -200,7 +200,7 @@ def _holds(node: Node, left: set[int]) -> bool:
     return all(not left.isdisjoint(chain.members) for chain in node.view.chains)
 
 
-def _covers(mine: Watched, journal: Watched) -> bool:
+def _covers(mine: ObservableJournal, journal: ObservableJournal) -> bool:
     if len(mine.decisions) < journal.returned:
         return False
     return all(of in mine.replies for of in journal.replies if of[0] < journal.stable)

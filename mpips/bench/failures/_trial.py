@@ -36,7 +36,7 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
-from mpips.transport.network_faults import random_delays, torn
+from mpips.transport.network_faults import random_arrivals, random_delays
 from mpips.worker.worker import Context
 
 HORIZON = 10.0
@@ -350,7 +350,7 @@ def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
             servers=drawn.servers, workers=drawn.workers, spares=drawn.spares, schedulers=drawn.schedulers,
             replicas=drawn.replicas, virtual_servers=drawn.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
-            arrives=torn(seed, drawn.loss), stage=stage,
+            arrives=random_arrivals(seed, drawn.loss), stage=stage,
         )  # fmt: skip
         if counts is None:
             raise Wrong("no rank finished the program")

@@ -38,9 +38,9 @@ STATUS_BYTES = 64
 _MARK = 0x1234567
 
 
-# a function by its address, and a tuple of int64; returns its int
+# A function by its address, and a tuple of int64; returns its int.
 call: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "call")
-# a pointer to numbers of the type of `like`
+# A pointer to numbers of the type of `like`.
 _pointer: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "pointer")
 _view: Any = Deferred("numba", "carray")
 
@@ -78,5 +78,5 @@ def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
     if size > STATUS_BYTES or place < 0 or place % 4:
         return None
     words = [*addresses, comm.handle, MPI.BYTE.handle, MPI.ANY_SOURCE % 2**64, place]
-    # a handle may be above 2**63
+    # A handle may be above 2**63.
     return np.array(words, np.uint64).view(np.int64)

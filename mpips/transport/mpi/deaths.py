@@ -58,16 +58,16 @@ class Deaths:
         self._lose(rank)
         self._news = [each for each in self._news if each != rank]
 
-    def note(self, error: MPI.Exception, rank: int | None = None, torn: bool = False) -> None:
+    def note(self, error: MPI.Exception, rank: int | None = None, incomplete: bool = False) -> None:
         """Record the death that made a call concerning `rank`, or any rank, fail; re-raise all other errors.
 
-        `torn`: a message from it is incomplete, so that bodies without a frame may follow; nothing more is received
-        from that rank.
+        `incomplete`: a message from it is incomplete, so that bodies without a frame may follow; nothing more is
+        received from that rank.
         """
         if not self.survives or error.Get_error_class() not in _DEATHS:
             raise error
         if rank is not None:
-            if torn:
+            if incomplete:
                 self.ignored.add(rank)
             self._fail(rank)
         self._look()

@@ -53,7 +53,7 @@ class Incoming:
                     continue
             except MPI.Exception as error:
                 del self.frames[position]
-                self._deaths.note(error, late.source, torn=True)
+                self._deaths.note(error, late.source, incomplete=True)
                 return None
             del self.frames[position]
             return late
@@ -68,7 +68,7 @@ class Incoming:
             except MPI.Exception as error:
                 del self.messages[position]
                 self.drop(incoming)
-                self._deaths.note(error, incoming.source, torn=True)
+                self._deaths.note(error, incoming.source, incomplete=True)
                 return None
             del self.messages[position]
             return incoming.message
@@ -90,7 +90,7 @@ class Incoming:
             except MPI.Exception as error:
                 self.messages.remove(incoming)
                 self.drop(incoming)
-                self._deaths.note(error, incoming.source, torn=True)
+                self._deaths.note(error, incoming.source, incomplete=True)
 
     def exclude(self, rank: int) -> None:
         """Abandon incomplete receives from a rank."""
@@ -106,7 +106,7 @@ class Incoming:
     def drop(self, incoming: Body) -> None:
         """Abandon an incomplete message, but keep the arrays that MPI may still write into."""
         for request in incoming.requests:
-            # the memory may be the caller's, who may use it again at once
+            # The memory may be the caller's, who may use it again at once.
             with suppress(MPI.Exception):
                 request.Cancel()
             self._deaths.abandoned.append((request, incoming.message))

@@ -3,8 +3,8 @@
 A message is one frame under the tag `FRAME`; if its payload is large, keys and values follow as buffers under
 the tag `BODY`, sent from and received into the arrays themselves. MPI keeps the order of messages between two ranks
 under one tag, so the bodies of a frame are the next ones from its sender. Frames are found by matched probe (a probe
-and a receive cannot race). The outbox keeps buffers alive until their sends are complete. A frame that is not complete
-yet (its sender may have been stopped) delays later frames from the same sender, so that each gets its own bodies.
+and a receive cannot race). The outbox keeps buffers alive until their sends are complete, and
+`mpips.transport.mpi.incoming` holds what has not arrived completely.
 
 Any MPI call may report the death of a rank: see `mpips.transport.mpi.deaths`. The module is long because sends,
 receives and the fast path share buffers and the order of frames.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import ClosedError, UsageError
 from mpips.transport import header
-from mpips.transport.backoff import Backoff, sharpen_sleep
+from mpips.transport.backoff import Backoff, minimise_timer_slack
 from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
@@ -83,15 +83,15 @@ from mpips.transport.mpi.process_memory import ProcessMemory
 from mpips.transport.van import NO_KEYS
 from mpips.transport.wakeup import Wakeup
 
-# bytes of one send: some MPIs refuse more than 2 GiB
+# Bytes of one send: some MPIs refuse more than 2 GiB.
 _PIECE = 1 << 30
-# length of the outbox from which on all of its sends are tested
+# Length of the outbox from which on all of its sends are tested.
 _MANY = 64
-# bytes: so small a message is sent with its envelope (eager protocol), so that its receive does not wait
+# Bytes: so small a message is sent with its envelope (eager protocol), so that its receive does not wait.
 _AT_ONCE = 1024
-LANDING = 2.0
+RECEIVE_PATIENCE = 2.0
 """Seconds that `finish_receives` waits at most for the rest of a message."""
-LOOKS = 32
+POLLS = 32
 """Polls for a message before an idle rank backs off."""
 
 
@@ -129,7 +129,7 @@ class MPIVan:
         self._statuses = np.zeros(STATUS_BYTES, np.uint8)
         self._frame = np.zeros(FRAME_ROOM, np.uint8)
         self._answer = self._frame
-        self._looks = 1
+        self._polls = 1
         self.receive_buffer: Callable[[Message], NDArray[Any] | None] = lambda message: None
         self.fast_path: FastPathTable | None = None
         self.epoch = 0
@@ -140,7 +140,7 @@ class MPIVan:
         )
         self._fast_client = FastPathClient()
         self._open_fast_path()
-        sharpen_sleep()
+        minimise_timer_slack()
 
     def _open_fast_path(self) -> None:
         """Enter the addresses of the client's tables into the memory of its fast path."""
@@ -198,7 +198,7 @@ class MPIVan:
     def receive(self) -> Message | None:
         comm = self._open()
         if self._outbox:
-            self._sweep()
+            self._remove_complete_sends()
         incoming = self._incoming
         if incoming.messages and (message := incoming.next_message()) is not None:
             self._backoff.reset()
@@ -215,8 +215,8 @@ class MPIVan:
         """Receive by the fast path, which at a server may answer requests itself."""
         table, cells = self.fast_path, self._cells
         if table is None:
-            looks, self._looks = self._looks, 1
-            found = receive(self._memory, looks)
+            polls, self._polls = self._polls, 1
+            found = receive(self._memory, polls)
             self._count(cells)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
@@ -229,7 +229,7 @@ class MPIVan:
             cells[SERVED] = cells[SLEEPERS] = 0
             chain = table.unacknowledged
             found = serve(
-                self._library, cells, self._statuses, self._frame, self._looks, self.rank, self.epoch,
+                self._library, cells, self._statuses, self._frame, self._polls, self.rank, self.epoch,
                 table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
                 table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
                 chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held,
@@ -263,12 +263,12 @@ class MPIVan:
                     body[:] = table.receive_buffer[at : at + len(body)].data
                     at += len(body)
                 return message
-            raw = self._answer_buffer() if table is None else self._give_up(table)
+            raw = self._answer_buffer() if table is None else self._receiving_buffer(table)
             if message.keys is not None:
                 message.keys = raw[:key_bytes].view(message.keys.dtype)
             if message.values is not None:
-                landed = raw[key_bytes : key_bytes + value_bytes]
-                message.values = landed.view(message.values.dtype).reshape(message.values.shape)
+                value_buffer = raw[key_bytes : key_bytes + value_bytes]
+                message.values = value_buffer.view(message.values.dtype).reshape(message.values.shape)
             requests = [MPI.Request.fromhandle(int(cells[cell])) for cell in (REQUEST, SECOND) if cells[cell]]
             self._incoming.messages.append(Body(source, message, requests))
             return None
@@ -278,9 +278,9 @@ class MPIVan:
         """Handle an MPI error of a fast path, perhaps in the middle of a message from `source`."""
         error = MPI.Exception(int(self._cells[ERROR]))
         self._cells[ERROR] = 0
-        self._deaths.note(error, source if source >= 0 else None, torn=source >= 0)
+        self._deaths.note(error, source if source >= 0 else None, incomplete=source >= 0)
 
-    def _give_up(self, table: FastPathTable) -> NDArray[np.uint8]:
+    def _receiving_buffer(self, table: FastPathTable) -> NDArray[np.uint8]:
         """Return the memory that receives the rest of a request or change, handled as a message from now on."""
         row, place = int(self._cells[LATE_ROW]) - 1, int(self._cells[LATE_AT])
         raw = table.abandon_receive_buffer() if row < 0 else table.unacknowledged.give_up(row)
@@ -305,7 +305,7 @@ class MPIVan:
         raw: NDArray[np.uint8],
         first: int,
         nbytes: int,
-        kind: int,
+        wire_type: int,
         pushes: bool,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
@@ -322,7 +322,7 @@ class MPIVan:
         self._check_thread()
         reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
-            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, kind, pushes, reach,
+            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, wire_type, pushes, reach,
             keys, begin, count,
         )  # fmt: skip
         if self._cells[ERROR]:
@@ -330,7 +330,7 @@ class MPIVan:
         if slot >= 0:
             client = self._fast_client
             client.kept[slot], client.keys[slot], client.reached[slot] = raw, keys, reach
-            self._looks = LOOKS
+            self._polls = POLLS
             self._wake(dest)
         return slot
 
@@ -352,7 +352,7 @@ class MPIVan:
         """Count the server fast path's work, wake answered ranks that sleep, and allocate the missing buffers."""
         if cells[SERVED]:
             self._backoff.reset()
-            self._looks = LOOKS
+            self._polls = POLLS
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(table.sleepers[position]))
             if len(table.push_log):
@@ -391,11 +391,11 @@ class MPIVan:
                     self._incoming.frames.append(Frame(source, frame, request))
                     return None
         except MPI.Exception as error:
-            self._deaths.note(error, source, torn=True)
+            self._deaths.note(error, source, incomplete=True)
             return None
         return self._unpack(source, frame)
 
-    def _sweep(self) -> None:
+    def _remove_complete_sends(self) -> None:
         """Remove complete sends from the front of the outbox; from all of it when it is long."""
         outbox = self._outbox
         try:
@@ -404,7 +404,7 @@ class MPIVan:
         except MPI.Exception as error:
             self._deaths.note(error, outbox[0][1])
         if len(self._outbox) > _MANY:
-            # one slow receiver must not keep the buffers of complete sends
+            # One slow receiver must not keep the buffers of complete sends.
             self.pending()
 
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
@@ -416,7 +416,7 @@ class MPIVan:
             raw = np.frombuffer(frame, np.uint8)
             self.slot = take_answer(raw[:HEADER_BYTES], len(frame), source, self._fast_client.asked)
             self._answer = raw
-            # without a slot, the request was withdrawn
+            # Without a slot, the request was withdrawn.
             return ANSWER if self.slot >= 0 else None
         message, key_bytes, value_bytes = decode(frame, self.buffers)
         if not key_bytes and not value_bytes:
@@ -431,7 +431,7 @@ class MPIVan:
                     incoming.requests.append(self._open().Irecv((piece, MPI.BYTE), source, BODY))
         except MPI.Exception as error:
             self._incoming.drop(incoming)
-            self._deaths.note(error, source, torn=True)
+            self._deaths.note(error, source, incomplete=True)
         else:
             self._incoming.messages.append(incoming)
         return None
@@ -443,7 +443,7 @@ class MPIVan:
             self._outbox or self._incoming.messages or self._incoming.frames or self._unsent()
         )
         self._backoff.wait(moving=moving)
-        self._looks = 1 if self._backoff.resting else LOOKS
+        self._polls = 1 if self._backoff.resting else POLLS
 
     def _unsent(self) -> int:
         """Count the incomplete sends of the fast paths."""
@@ -497,7 +497,7 @@ class MPIVan:
 
     def _forget_sends(self, rank: int) -> None:
         """Do not count the sends to a lost rank as pending any more."""
-        # another process may get its process id
+        # Another process may get its process id.
         self.process_memory.pids[rank] = 0
         for table in self._sends():
             table[(table[:, 0] == BUSY) & (table[:, -1] == rank), 0] = LOST
@@ -505,4 +505,4 @@ class MPIVan:
         self._outbox = deque(entry for entry in self._outbox if entry[1] != rank)
 
     def finish_receives(self) -> None:
-        self._incoming.finish(self.now, LANDING)
+        self._incoming.finish(self.now, RECEIVE_PATIENCE)
