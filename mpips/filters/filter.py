@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
-from mpips.storage.updates import claim
+from mpips.storage.updates import check_unused
 from mpips.transport.message import Command
 
 State = dict[str, NDArray[Any]]
@@ -153,7 +153,7 @@ def filter_(
     """
 
     def register(make: Make) -> Make:
-        claim("filter", name, make, known[name].make if name in known else None)
+        check_unused("filter", name, make, known[name].make if name in known else None)
         known[name] = Filter(name, settings, make, lacks)
         return make
 

@@ -52,7 +52,7 @@ class GrowableArray:
         """Bytes of memory that the array occupies."""
         return self.array.nbytes if self._map is None else len(self._map)
 
-    def room(self, rows: int) -> int:
+    def next_capacity(self, rows: int) -> int:
         """Return the number of rows to grow to: more than `rows`, so that growth is rare."""
         held = len(self) * self._row
         if rows * self._row < _MAPPED:
@@ -74,7 +74,8 @@ class GrowableArray:
         if not self._resized(size):
             self._copy(size)
         assert self._map is not None
-        with suppress(OSError):  # a system without huge pages
+        with suppress(OSError):
+            # A system without huge pages.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         rows = size // self._row
         self.array = np.frombuffer(

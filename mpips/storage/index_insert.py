@@ -214,21 +214,8 @@ def _merge(
             _shift(known, arena, arena32, begin, theirs, held, count, new, places)
         else:
             _weave(
-                arena,
-                arena32,
-                begin,
-                theirs,
-                held,
-                arena,
-                arena32,
-                begin,
-                theirs,
-                known,
-                count,
-                new,
-                places,
-                bumps,
-            )
+                arena, arena32, begin, theirs, held, arena, arena32, begin, theirs, known, count, new, places, bumps,
+            )  # fmt: skip
         arena[at + FAN + p] = _reference(where, False, held + new)
         return
     total = held + new
@@ -240,7 +227,8 @@ def _merge(
         _weave(arena, arena32, begin, theirs, held, merged, slots, 0, 0, known, count, new, places, bumps)
     lows[0], refs[0] = arena[at + p], U8(ref)
     done, k = 0, 0
-    if not implicit and places[0] == held:  # keys that come in rising order fill their leaves
+    if not implicit and places[0] == held:
+        # Keys that come in rising order fill their leaves.
         done, k = held, 1
     pieces = 1 if total - done <= LEAF else -(-(total - done) // _FILLED)
     for piece in range(pieces):
@@ -344,25 +332,8 @@ def _insert(
             rest = tries
         j = min(j, i + _MERGED)
         _merge(
-            head,
-            known,
-            arena,
-            arena32,
-            top,
-            t,
-            p,
-            keys,
-            i,
-            j,
-            out,
-            places,
-            bumps,
-            olds,
-            merged,
-            slots,
-            lows,
-            refs,
-        )
+            head, known, arena, arena32, top, t, p, keys, i, j, out, places, bumps, olds, merged, slots, lows, refs,
+        )  # fmt: skip
         first = note_listed(out, first, i, j)
         i = j
     head[DONE], head[FIRST] = 0, UNSET
@@ -384,5 +355,6 @@ def insert(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> 
         address(words), moved(address(words), 64), moved(address(words), 128),
         address(ints), moved(address(ints), LEAF),
     )  # fmt: skip
-    longs[0], words[0], ints[0] = 0, U8(0), 0  # they live until here
+    # They live until here.
+    longs[0], words[0], ints[0] = 0, U8(0), 0
     return first

@@ -266,7 +266,7 @@ def _find(
         rank = near(from_, begin, held, int(float(keys[i] - low) * scale), keys[i])
         if rest > 0:
             rest -= 1
-        # keys are often those of an earlier list, or a long part of it: one run of slots
+        # Keys are often those of an earlier list, or a long part of it: one run of slots.
         elif rank < held:
             slot = where + rank if implicit else I8(arena32[theirs + rank])
             same = agreeing(known, count, slot, keys, i, total)
@@ -316,7 +316,7 @@ def find(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> in
         address(out),
         address(marks),
     )
-    # keeps the array alive until the end
+    # Keeps the array alive until the end.
     marks[0] = 0
     return first
 
@@ -348,13 +348,8 @@ def rank_of(head_: I64, known_: U64, arena_: U64, top_: U64, key: Any) -> int:
 @kernel("i8(i8[::1], u8[::1], u8[::1], u8[::1], i8, u8[::1], i4[::1])")
 def take(head_: I64, known_: U64, arena_: U64, top_: U64, skip: int, keys_: U64, slots_: I32) -> int:
     """Write the keys and slots from rank `skip` on, in key order; return the first slot of one run, else LISTED."""
-    head, known, arena, arena32, top = (
-        address(head_),
-        address(known_),
-        address(arena_),
-        halves(address(arena_)),
-        address(top_),
-    )
+    head, known, arena, top = address(head_), address(known_), address(arena_), address(top_)
+    arena32 = halves(arena)
     keys, slots, done, want = address(keys_), address(slots_), 0, len(keys_)
     for t in range(head[TOPS]):
         at, size = node(top, t)

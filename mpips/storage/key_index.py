@@ -123,16 +123,18 @@ class KeyIndex:
             int(head[at])
             for at in (index_layout.COUNT, index_layout.PAGES, index_layout.TOPS, index_layout.DONE)
         )
-        # views, which would prevent the arrays from growing in place
+        # Views, which would prevent the arrays from growing in place.
         del self._arrays
         try:
             step = min(wanted - done, index_layout.RUN)
             if count + step > MAX_KEYS:
                 raise LayoutError(full(count + step))
             if len(self._known) < count + step:
-                self._known.reserve(min(self._known.room(count + step if count else wanted), MAX_KEYS))
+                self._known.reserve(
+                    min(self._known.next_capacity(count + step if count else wanted), MAX_KEYS)
+                )
             if len(self._arena) < pages + index_insert.SPARE_PAGES:
-                self._arena.reserve(self._arena.room(pages + index_insert.SPARE_PAGES))
+                self._arena.reserve(self._arena.next_capacity(pages + index_insert.SPARE_PAGES))
             if len(self._top) // 2 < tops + index_insert.SPARE_TOPS:
                 top = np.empty(4 * (tops + index_insert.SPARE_TOPS), np.uint64)
                 top[: len(self._top)] = self._top

@@ -43,7 +43,7 @@ _PIECE = 1 << 16
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _TYPES))
 def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
-    # by far the most frequent case, without an inner loop
+    # By far the most frequent case, without an inner loop.
     if values.shape[1] == 1:
         column, target = values[:, 0], out[:, 0]
         for i in range(len(slots)):
@@ -67,7 +67,7 @@ def _dense_slots(
     at = 0
     for i in range(len(keys)):
         key = keys[i]
-        # sorted keys mostly stay in the same range
+        # Sorted keys mostly stay in the same range.
         if key < begins[at] or key > lasts[at]:
             at = max(np.searchsorted(begins, key, "right") - 1, 0)
         if begins[at] <= key <= lasts[at]:
@@ -148,7 +148,7 @@ class Segment:
         # The owned range, if there is only one: most checks compare with it.
         self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
-        self._pages = {
+        self._columns = {
             name: GrowableArray(
                 column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
             )
@@ -166,12 +166,12 @@ class Segment:
                     initial.fill(spec.init, keys, self.values[run])
 
     def _publish(self) -> None:
-        arrays = {name: pages.array for name, pages in self._pages.items()}
+        arrays = {name: column.array for name, column in self._columns.items()}
         self.values: Array = arrays.pop("")
         """[capacity, width]: only the first len(self) rows are valid."""
         self.state = arrays
         """State columns by name, [capacity, their width]."""
-        self.capacity = min(len(pages) for pages in self._pages.values())
+        self.capacity = min(len(column) for column in self._columns.values())
         """Rows that fit into all arrays."""
         self.moves += 1
 
@@ -220,7 +220,7 @@ class Segment:
     def slots_of(self, keys: KeyArray) -> NDArray[np.int32]:
         """Return the slots of keys in any order, as i32[n]; new keys get slots.
 
-        For keys that another replica of this segment has checked already.
+        For keys that were checked already, by another replica of this segment or by the reader of a checkpoint.
         """
         if self.spec.dense:
             return one_by_one(self.resolve(keys, create=True))
@@ -271,11 +271,11 @@ class Segment:
 
     def _grow(self) -> None:
         """Grow the arrays in place to as many rows as there are keys: no request waits for a copy of rows."""
-        # views, which would prevent the arrays from growing in place
+        # Views, which would prevent the arrays from growing in place.
         del self.values, self.state
         try:
-            for pages in self._pages.values():
-                pages.reserve(pages.room(self._count))
+            for column in self._columns.values():
+                column.reserve(column.next_capacity(self._count))
         finally:
             self._publish()
 
@@ -350,7 +350,7 @@ class Segment:
             return None
         if answer is None:
             return self.pull_slots(slots)
-        # the next push changes these while the reply is being sent
+        # The next push changes these while the reply is being sent.
         mine = (self.values, *self.state.values())
         return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
 
@@ -370,7 +370,7 @@ class Segment:
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned."""
         if not self.spec.dense and self.update.apply_range is None:
-            # its result may depend on the slots
+            # Its result may depend on the slots.
             slots = one_by_one(slots)
         if not isinstance(slots, slice):
             return self.update.apply(self.values, self.state, slots, rows, self.settings)
@@ -423,10 +423,6 @@ class Segment:
             return self.listed(ALL)[slots]
         keys = self._index.keys()[slots]
         return keys.copy() if isinstance(slots, slice) else keys
-
-    def listed_slots(self, keys: KeyArray) -> NDArray[np.int32]:
-        """Return a list of the slots of keys, i32[n]; new keys get slots."""
-        return one_by_one(self.resolve(keys, create=True))
 
     def items(self, wanted: KeyRange = ALL) -> tuple[KeyArray, Array]:
         """Return the keys of a range that have a slot and their rows, in key order, as a range pull does."""

@@ -30,7 +30,7 @@ def assign_rows(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
 def add_rows(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
     """Add rows."""
-    # by far the most frequent case, without an inner loop
+    # By far the most frequent case, without an inner loop.
     if values.shape[1] == 1:
         column, added = values[:, 0], rows[:, 0]
         for i in range(len(slots)):

@@ -191,7 +191,7 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     """
 
     def register(apply: Apply) -> Apply:
-        claim("update", name, apply, _updates[name].apply if name in _updates else None)
+        check_unused("update", name, apply, _updates[name].apply if name in _updates else None)
         _updates[name] = Update(name, apply, **fields)
         return apply
 
@@ -218,14 +218,14 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 
     def register(function: Function) -> Function:
         check_function(name)
-        claim("call", name, function, _calls[name].function if name in _calls else None)
+        check_unused("call", name, function, _calls[name].function if name in _calls else None)
         _calls[name] = Call(function, reads)
         return function
 
     return register
 
 
-def claim(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
+def check_unused(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
     """Raise UsageError for a second function of one name; the same function, loaded again, replaces itself."""
     if old is not None and _place(old) != _place(new):
         raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")

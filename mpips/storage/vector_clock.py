@@ -63,7 +63,8 @@ class RangedClock:
     __slots__ = ("_maps",)
 
     def __init__(self) -> None:
-        self._maps: dict[int, tuple[list[int], list[int]]] = {}  # (begins, times) by node
+        # By node: (begins, times).
+        self._maps: dict[int, tuple[list[int], list[int]]] = {}
 
     def set(self, keys: KeyRange, node: int, time: int) -> None:
         """Set the time of every key of a range (perhaps empty) for one node (the paper's Algorithm 2)."""
@@ -75,7 +76,7 @@ class RangedClock:
             found = self._maps[node] = ([0], [NOTHING])
         begins, times = found
         first = bisect_right(begins, begin) - 1
-        # entries first .. stop - 1 intersect the range
+        # Entries first .. stop - 1 intersect the range.
         stop = bisect_left(begins, end, first + 1)
         upper = begins[stop] if stop < len(begins) else END
         if (

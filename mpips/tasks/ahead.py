@@ -22,7 +22,7 @@ class Ahead:
         self.count = 0
         """Parts that are not acknowledged yet."""
         self._peers = peers
-        # addresses of parts that were answered ahead since `newly`
+        # Addresses of parts that were answered ahead since `newly`.
         self._fresh: set[int] = set()
 
     def oldest(self) -> int:

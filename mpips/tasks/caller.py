@@ -27,7 +27,7 @@ from mpips.tasks.retransmission import Budget, Timer
 from mpips.tasks.task import Deliver, Send, Task, Wait, finished
 from mpips.transport.message import Command, Kind, Message
 
-Filtered = Callable[[int, Message], Message]
+Encode = Callable[[int, Message], Message]
 
 MOST_NAMED = 256
 """Parts that a probe names at most, the oldest first."""
@@ -55,7 +55,7 @@ class Tasks:
         window: int = 64,
         *,
         origin: int = -1,
-        encode: Filtered = unfiltered,
+        encode: Encode = unfiltered,
         withdraw: Callable[[int], None] = lambda slot: None,
         timer: Callable[[], Timer | None] = lambda: None,
         again: Counter[str] | None = None,
@@ -81,8 +81,8 @@ class Tasks:
         """Callback for each answered part."""
         self.stable: Callable[[], int] | None = None
         """Returns the time below which the leader's successors have all replies."""
-        self.noted: Callable[[int, Message], None] | None = None
-        """Callback for each accepted reply, with its address: the journal's."""
+        self.on_journaled: Callable[[int, Message], None] | None = None
+        """Callback of the journal for each accepted reply, with its address."""
         self.on_reply: Callable[[int, int, Message, bool], None] | None = None
         """Callback for each accepted reply: its address and time, the reply, and whether the part was given up."""
         self.known_replies: dict[tuple[int, int], Message] = {}
@@ -155,7 +155,7 @@ class Tasks:
     @property
     def direct(self) -> bool:
         """Whether parts may use the client fast path: there are no filters, timers or observers."""
-        return not self.lossy and self.noted is None and not self.known_replies
+        return not self.lossy and self.on_journaled is None and not self.known_replies
 
     def ask(self, request: Request) -> Task:
         """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
@@ -166,9 +166,7 @@ class Tasks:
         self.unfinished[time] = task
         task.then(self._forget)
         for number, address in enumerate(addresses):
-            peer = self._peers.get(address)
-            if peer is None:
-                peer = self._peers[address] = Peer(self._timer())
+            peer = self._peer(address)
             part = Part(task, number, address, None, [], request)
             if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
                 self._enqueue(part)
@@ -217,7 +215,7 @@ class Tasks:
             self._withdraw(part.slot)
             part.slot = -1
 
-    def weigh(self, task: Task, nbytes: int) -> None:
+    def count_bytes(self, task: Task, nbytes: int) -> None:
         """Record the bytes of rows that a new task sends."""
         if not task.done:
             task.nbytes = nbytes
@@ -241,7 +239,8 @@ class Tasks:
     @property
     def queued(self) -> int:
         """Count the parts that are sent once others have been answered."""
-        if len(self.unfinished) <= self._window:  # a task has one part at an address
+        if len(self.unfinished) <= self._window:
+            # A task has one part at an address.
             return 0
         return sum(len(peer.queue) for peer in self._peers.values())
 
@@ -289,15 +288,20 @@ class Tasks:
         else:
             unfinished.then(lambda _: self._hold_whole(part))
 
+    def _peer(self, address: int) -> Peer:
+        """Return the state of an address, made when it is first used."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(self._timer())
+        return peer
+
     def _enqueue(self, part: Part) -> None:
-        # the queue keeps its order, so a queued part can be a dependency
+        # The queue keeps its order, so a queued part can be a dependency.
         part.task.under_way.add(part.address)
         if part.task.error is not None:
             self._drop(part)
             return
-        peer = self._peers.get(part.address)
-        if peer is None:
-            peer = self._peers[part.address] = Peer(self._timer())
+        peer = self._peer(part.address)
         if peer.queue or len(peer.unanswered) >= self._window:
             peer.queue.append(part)
         else:
@@ -318,8 +322,8 @@ class Tasks:
         try:
             part.message = self._encode(part.address, message)
             self._dispatch(part)
-        # it cannot be encoded: the wait for the task raises the error
         except Exception as error:
+            # It cannot be encoded: the wait for the task raises the error.
             del peer.unanswered[time]
             part.task.error = part.task.error or error
             self._drop(part)
@@ -360,11 +364,11 @@ class Tasks:
         if reply.acked == AHEAD and not part.acknowledged:
             self.ahead.keep(peer, part)
         try:
-            if self.noted is not None:
-                self.noted(address, reply)
+            if self.on_journaled is not None:
+                self.on_journaled(address, reply)
             part.task.answer(part.number, reply)
-        # an error of a callback must not delay the parts that wait for the window
         finally:
+            # An error of a callback must not delay the parts that wait for the window.
             self._refill(peer)
 
     def send_keys(self, reply: Message) -> int:
@@ -398,8 +402,8 @@ class Tasks:
     def _refill(self, peer: Peer) -> None:
         while peer.queue and len(peer.unanswered) < self._window:
             waiting = peer.queue.popleft()
-            # its caller knows of the error, and may reuse the arrays
             if waiting.task.error is not None:
+                # Its caller knows of the error, and may reuse the arrays.
                 self._drop(waiting)
             else:
                 self._transmit(peer, waiting)
@@ -442,7 +446,7 @@ class Tasks:
     def _again(self, parts: Iterable[Part], cause: str) -> int:
         count = 0
         for part in list(parts):
-            # the new callee may not know of requests that have finished since
+            # The new callee may not know of requests that have finished since.
             if part.message.after:
                 peer = self._peers[part.address]
                 part.message.after = tuple(
@@ -475,8 +479,8 @@ class Tasks:
         self._leave_fast_path(part)
         if self.on_reply is not None:
             self.on_reply(address, part.task.time, why, True)
-        if self.noted is not None:
+        if self.on_journaled is not None:
             reply = copy(why)
             reply.time = part.task.time
-            self.noted(address, reply)
+            self.on_journaled(address, reply)
         part.task.answer(part.number, why)

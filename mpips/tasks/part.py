@@ -43,16 +43,8 @@ class Part:
     """One part of a task, from its submission to its reply."""
 
     __slots__ = (
-        "_message",
-        "_request",
-        "acknowledged",
-        "address",
-        "after",
-        "number",
-        "sent_at",
-        "slot",
-        "task",
-    )
+        "_message", "_request", "acknowledged", "address", "after", "number", "sent_at", "slot", "task",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,18 +55,12 @@ class Part:
         after: list[Task],
         request: Request | None = None,
     ) -> None:
-        self.task, self.number, self.address, self._message, self.after = (
-            task,
-            number,
-            address,
-            message,
-            after,
-        )
-        self._request = request
-        # of the client fast path, if it was sent there
+        self.task, self.number, self.address, self.after = task, number, address, after
+        self._message, self._request = message, request
+        # The slot of the client fast path, if it was sent there.
         self.slot = -1
         self.sent_at = 0.0
-        # it was acknowledged before it was answered
+        # Whether it was acknowledged before it was answered.
         self.acknowledged = False
 
     @property
@@ -104,9 +90,9 @@ class Peer:
     def __init__(self, timer: Timer | None) -> None:
         # None where no messages are lost
         self.timer = timer
-        # by time: parts that were answered ahead
+        # By time: parts that were answered ahead.
         self.ahead: dict[int, Part] = {}
-        # by time, in the order of sending
+        # By time, in the order of sending.
         self.unanswered: dict[int, Part] = {}
         self.queue: deque[Part] = deque()
 

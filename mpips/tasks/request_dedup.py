@@ -25,9 +25,9 @@ class _Caller:
 
     def __init__(self) -> None:
         self.acked = 0
-        # the highest time that was received
+        # The highest time that was received.
         self.latest = -1
-        # times from `acked` on
+        # Times from `acked` on.
         self.finished: set[int] = set()
         self.running: set[int] = set()
         self.parked: dict[int, Message] = {}
@@ -102,7 +102,7 @@ class RequestDedup:
         caller.latest = max(caller.latest, time)
         if time in caller.running:
             return []
-        # the requests that it depends on may have been given up
+        # The requests that it depends on may have been given up.
         if time in caller.parked:
             caller.parked[time].after = request.after
             return self._startable(caller)

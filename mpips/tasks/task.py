@@ -49,20 +49,9 @@ class Task:
     """
 
     __slots__ = (
-        "_callbacks",
-        "_deliver",
-        "_wait",
-        "error",
-        "expected",
-        "handled",
-        "location",
-        "nbytes",
-        "received",
-        "time",
-        "under_way",
-        "values",
-        "what",
-    )
+        "_callbacks", "_deliver", "_wait", "error", "expected", "handled", "location", "nbytes", "received",
+        "time", "under_way", "values", "what",
+    )  # fmt: skip
 
     def __init__(
         self, time: int, expected: int, deliver: Deliver | None = None, wait: Wait = finished
@@ -72,10 +61,11 @@ class Task:
         self.values: Any = None
         self.error: BaseException | None = None
         self.handled = False
-        self.nbytes = 0  # of rows that it sends
+        # Bytes of the rows that it sends.
+        self.nbytes = 0
         self.what = ""
         self.location: CodeLocation | None = None
-        # the addresses of parts that are queued, sent or answered
+        # The addresses of parts that are queued, sent or answered.
         self.under_way: set[int] = set()
         self._deliver = deliver
         self._callbacks: list[Callable[[Task], None]] = []

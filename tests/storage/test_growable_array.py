@@ -71,7 +71,7 @@ def test_a_large_array_grows_without_a_copy() -> None:
 
 def test_room_grows_by_shares_and_never_below_what_is_wanted() -> None:
     small, large = GrowableArray(np.int64, (), 100), GrowableArray(np.int64, (), 10_000_000)
-    assert small.room(101) == 200
-    assert small.room(5000) == 5000
-    assert len(large) < large.room(len(large) + 1) < 1.04 * len(large)
-    assert large.room(30_000_000) == 30_000_000
+    assert small.next_capacity(101) == 200
+    assert small.next_capacity(5000) == 5000
+    assert len(large) < large.next_capacity(len(large) + 1) < 1.04 * len(large)
+    assert large.next_capacity(30_000_000) == 30_000_000

@@ -388,7 +388,7 @@ def test_a_first_push_of_sparse_keys_is_one_run_of_rows() -> None:
     assert segment.push_slots(slots, np.ones(6000, np.float32)) is None
     assert segment.pull(u64([0, 1, 2, 3]))[:, 0].tolist() == [2, 3, 0, 2]
     assert segment.slots_of(first).tolist() == list(range(3000))
-    assert segment.listed_slots(first[::-1].copy()).tolist() == list(range(2999, -1, -1))
+    assert segment.slots_of(first[::-1].copy()).tolist() == list(range(2999, -1, -1))
 
 
 @pytest.mark.usefixtures("registry")

@@ -564,7 +564,7 @@ def test_who_takes_a_caller_up_is_told_what_it_was_told_and_sends_the_rest() -> 
     noted: list[tuple[int, int]] = []
 
     def play(tasks: Tasks) -> list[Task]:
-        tasks.noted = lambda address, reply: noted.append((reply.time, address))
+        tasks.on_journaled = lambda address, reply: noted.append((reply.time, address))
         first = tasks.submit([(1, call()), (~2, call())])
         second = tasks.submit([(1, call())], None, [first], whole=True)
         return [first, second]
