@@ -18,7 +18,8 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the names of `_HOMES`, for type checkers
+if TYPE_CHECKING:
+    # The names of `_HOMES`, for type checkers.
     from mpips.checkpoint.loading import load_range as load_range
     from mpips.checkpoint.manifest import (
         MANIFEST as MANIFEST,
@@ -147,7 +148,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
-if not TYPE_CHECKING:  # so that a type checker reports names that do not exist
+if not TYPE_CHECKING:
+    # So that a type checker reports names that do not exist.
 
     def __getattr__(name: str) -> Any:
         if name in _HOME:

@@ -8,7 +8,7 @@ from mpips.process import stop_signals
 
 def start() -> int:
     """Run a rank. Signal handlers are set first: otherwise a request to stop would kill the rank while it loads."""
-    asked = [] if "--warm-up" in sys.argv else stop_signals.receive()
+    received = [] if "--warm-up" in sys.argv else stop_signals.receive()
     # Imported modules are never freed; garbage collections during imports take a tenth of a rank's start.
     gc.disable()
     from mpips.process import standard_streams
@@ -18,7 +18,7 @@ def start() -> int:
 
     gc.freeze()
     gc.enable()
-    return main(asked=asked)
+    return main(stop_signals=received)
 
 
 sys.exit(start())

@@ -30,7 +30,7 @@ def check_worker(worker: Any) -> None:
     """Raise UsageError, naming its line, if a program's worker or its class has a method with a reserved name."""
     for name in BuiltInCall:
         method = getattr(worker, name, None)
-        if method is None or (name in _TAKES_PART and _TAKES_PART[name](worker, method)):
+        if method is None or (name in _IMPLEMENTABLE and _IMPLEMENTABLE[name](worker, method)):
             continue
         code = getattr(method, "__code__", None)
         at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
@@ -49,11 +49,11 @@ def check_function(name: str) -> None:
         )
 
 
-def _takes_back(worker: Any, method: Any) -> bool:
+def _has_state(worker: Any, method: Any) -> bool:
     return callable(getattr(worker, "state", None))
 
 
-def _needs_nothing(worker: Any, method: Any) -> bool:
+def _needs_no_argument(worker: Any, method: Any) -> bool:
     found = [*inspect.signature(method).parameters.values()][int(isinstance(worker, type)) :]
     return all(
         each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
@@ -61,4 +61,5 @@ def _needs_nothing(worker: Any, method: Any) -> bool:
     )
 
 
-_TAKES_PART = {BuiltInCall.RESTORE: _takes_back, BuiltInCall.REBUILD: _needs_nothing}
+_IMPLEMENTABLE = {BuiltInCall.RESTORE: _has_state, BuiltInCall.REBUILD: _needs_no_argument}
+"""The calls that a worker may implement, and the conditions under which its method is one."""

@@ -1,4 +1,4 @@
-"""The exit codes of the commands and of a rank; slurm/job.sbatch goes by them as well."""
+"""The exit codes of the commands and of a rank; slurm/job.sbatch uses them, too."""
 
 import enum
 
@@ -14,9 +14,9 @@ class ExitCode(enum.IntEnum):
     STOPPED = 85
     """Stopped on request, with a checkpoint if anything was trained; asks a batch system to start the run again."""
     READER_GONE = 141
-    """Who reads the output of a command has gone, as in `| head`: 128 + SIGPIPE."""
+    """The reader of a command's output has ended, as in `| head`: 128 + SIGPIPE."""
 
 
 def by_signal(number: int) -> int:
-    """Return the exit code of a process that a signal has ended, as a shell has it."""
+    """Return the exit code that a shell reports for a process that was ended by a signal."""
     return 128 + number

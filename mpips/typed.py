@@ -52,7 +52,7 @@ def toml(text: str) -> dict[str, Any]:
         raise tomllib.TOMLDecodeError("it is nested too deeply") from None
     except tomllib.TOMLDecodeError:
         raise
-    # an integer with more digits than Python reads
+    # An integer with more digits than Python reads.
     except ValueError:
         raise tomllib.TOMLDecodeError("a number has too many digits") from None
 

@@ -23,9 +23,9 @@ _ADDRESS = struct.Struct("<Q")
 _ELF64 = b"\x7fELF\x02\x01\x01"
 _X86_64, _OBJECT, _ABSOLUTE_64 = 62, 1, 1
 _BYTES, _SYMBOLS, _RELOCATIONS, _ZEROS, _UNWIND = 1, 2, 4, 8, 0x70000001
-_WRITE, _ALLOCATE, _TLS = 0x1, 0x2, 0x400
-_UNDEFINED, _COMMON, _RESERVED = 0, 0xFFF2, 0xFF00
-# bits of a section's type and flags that change nothing here: executable, to be merged, of strings, linked, large
+_WRITE, _ALLOCATE = 0x1, 0x2
+_COMMON, _RESERVED = 0xFFF2, 0xFF00
+# Bits of a section's type and flags that change nothing here: executable, to be merged, of strings, linked, large.
 _PLAIN = _WRITE | _ALLOCATE | 0x4 | 0x10 | 0x20 | 0x40 | 0x10000000
 
 

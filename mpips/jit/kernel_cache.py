@@ -33,7 +33,7 @@ from mpips.process.printable import one_line
 REPORTED = "MPIPS_KERNEL_CACHE"
 """The variable with the text that a parent process has printed."""
 NAMED = "NUMBA_CACHE_DIR"
-# names of temporary folders that are tried
+# Names of temporary folders that are tried.
 _NAMES = 16
 
 
@@ -108,7 +108,8 @@ def _bases() -> Iterator[Path]:
     own = user_folders.cache()
     if own is not None:
         yield own / "mpips" / "kernels"
-    with suppress(OSError):  # there is nowhere to write at all
+    with suppress(OSError):
+        # There is nowhere to write at all.
         folder = Path(tempfile.gettempdir())
         yield from (
             folder / f"mpips-kernels-{os.geteuid()}{f'-{number}' if number else ''}"
@@ -140,7 +141,7 @@ def exposed(folder: Path) -> str:
         OSError: it cannot be examined.
     """
     path = Path(os.path.realpath(folder))
-    # a user who can rename a parent folder can replace it
+    # A user who can rename a parent folder can replace it.
     for each in (path, *path.parents):
         about = each.stat()
         if about.st_uid != os.geteuid() and about.st_uid not in _roots():

@@ -93,7 +93,7 @@ def key(numba: str) -> str:
 def _processor() -> bytes:
     """Return what Linux says of the processor's kind and its features, on which the compiler's choices depend."""
     with suppress(OSError), open("/proc/cpuinfo", "rb", buffering=0) as file:
-        # of the first of many processors
+        # Of the first of many processors.
         lines = file.read(1 << 14).partition(b"\n\n")[0].splitlines()
         found = dict(line.split(b":", 1) for line in lines if b":" in line)
         about = {name.strip(): value.strip() for name, value in found.items()}
@@ -226,7 +226,7 @@ def add(
     kernels[name_of(function)] = {each: _append(parts, *image) for each, image in images.items()}
     content = marshal.dumps((known, kernels))
     if not kernel_cache.is_own_file(path):
-        # what numba, too, does with anything in the place of its files
+        # Numba does the same with anything in the place of its files.
         with suppress(OSError):
             os.unlink(path)
     with replacing(path, durable=False) as file:

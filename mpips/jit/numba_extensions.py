@@ -111,7 +111,7 @@ def _type(about: kernel_index.Parameter | None) -> _Type:
         found = _types[about] = _Type(_FIRST + len(_types))
         if isinstance(about, tuple):
             dtype, ndim, layout, readonly = about
-            # as numba's array types can be converted
+            # Numba's array types can be converted in the same way.
             for other in ("C", "F", "A") if layout == "A" else (layout,):
                 for fixed in {False, readonly}:
                     if (other, fixed) != (layout, readonly):
@@ -190,7 +190,7 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
             entries: where it is in the file, by signature; empty for a function that only other kernels call.
         """
         update_wrapper(self, function)
-        # for profilers
+        # Profilers show it.
         self.__code__ = function.__code__
         self._become, self._path, self._entries = become, path, entries
         names = function.__code__.co_varnames[: function.__code__.co_argcount]

@@ -78,7 +78,7 @@ class ResultFile:
         self, prepared: Prepared | None, folder: RunFolder | None = None, recorded: bool = False
     ) -> None:
         self._prepared, self.folder, self._recorded = prepared, folder, recorded
-        self.judged = os.environ.get(JUDGED) in sys.argv[1:]
+        self.reported_by_launcher = os.environ.get(JUDGED) in sys.argv[1:]
         """Whether `mpips run` reads the result, and reports it."""
         self._unwritten = ExitCode.FAILED
         """The exit code of a run that succeeds, and whose result cannot be written."""
@@ -86,7 +86,7 @@ class ResultFile:
     def end(self, result: dict[str, Any]) -> int:
         """Write the result and print the error; return the exit code of every rank."""
         code, written = int(result["exit_code"]), self.write(result)
-        if written and self.judged:
+        if written and self.reported_by_launcher:
             return ExitCode.COMPLETED
         if "error" in result:
             say(f"mpips: error: {result['error']}")

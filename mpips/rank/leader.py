@@ -90,7 +90,7 @@ class Leader:
         # The end of its time (wall, s).
         self._ends: float | None = None
 
-    def run(self, asked: list[int]) -> dict[str, Any]:
+    def run(self, stop_signals: list[int]) -> dict[str, Any]:
         """Run the program's schedule; return the result, also after an error."""
         node, prepared = self.node, self.prepared
         try:
@@ -111,7 +111,7 @@ class Leader:
                 self._ends = end
                 if not node.policy.again:
                     self.started = started
-                    self._handle_signals(asked)
+                    self._handle_signals(stop_signals)
                     self._ordered = LeaderOrders(
                         cluster, self.folder, self._membership, self._status, prepared.program
                     )
@@ -154,7 +154,7 @@ class Leader:
 
     # --- signals and orders -------------------------------------------------------------------------
 
-    def _handle_signals(self, asked: list[int]) -> None:
+    def _handle_signals(self, stop_signals: list[int]) -> None:
         """Ask the program to stop when this process gets a stop signal, or has got one."""
 
         def ask(number: int, frame: FrameType | None = None) -> None:
@@ -166,8 +166,8 @@ class Leader:
 
         for kind in ASKS:
             signal.signal(kind, ask)
-        if asked:
-            ask(asked[0])
+        if stop_signals:
+            ask(stop_signals[0])
 
     def _write_provisional_result(self) -> None:
         """Write a provisional result, since the launcher may kill this rank next; `run` replaces it after a stop."""
@@ -186,12 +186,12 @@ class Leader:
         """Hash the inputs in the background; run.json, and so each checkpoint, gets the known hashes."""
         self._inputs.start()
 
-        def look() -> None:
+        def tick() -> None:
             if self._inputs.done and not self._hashed:
                 self._hashed = True
                 run_json.amend(self.folder, inputs=self._inputs.facts())
 
-        self.node.register(Registration(ticks=(look,)))
+        self.node.register(Registration(ticks=(tick,)))
 
     def _provenance(self) -> dict[str, Any] | None:
         """Return the provenance for a checkpoint's manifest."""

@@ -42,8 +42,8 @@ START = 120.0
 """Seconds for all ranks to start, more on a loaded host; then this one prints its stacks and exits."""
 
 
-def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> int:
-    """Run one rank; return its exit code. `asked` lists the received stop signals, and later ones are appended."""
+def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = None) -> int:
+    """Run one rank; return its exit code. `stop_signals`: those received so far; later ones are appended."""
     started = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
     options, prepared = None, None
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         options = parser().parse_args(argv)
     except InputError as raised:
         error = raised
-    asked = [] if asked is None else asked
+    stop_signals = [] if stop_signals is None else stop_signals
     warm_up = options.warm_up if options is not None else "--warm-up" in argv
     try:
         if options is not None:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None, asked: list[int] | None = None) -> i
         # The program may have initialized MPI.
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
-    run = RankRun(MPI, options, prepared, asked, started)
+    run = RankRun(MPI, options, prepared, stop_signals, started)
     runs.append(run)
     try:
         code = run.live(error)

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
                       help="override one key of the job file; may be repeated")  # fmt: skip
     made.add_argument("--run-dir", default="", help="the run's folder (default: runs/NAME-UTC)")
     made.add_argument("--resume", default="", metavar="CHECKPOINT|latest", help="resume from a checkpoint")
-    made.add_argument("--replay", default="", metavar="COURSE",
+    made.add_argument("--replay", default="", metavar="HISTORY",
                       help="replay a recorded run; see `mpips reproduce`")  # fmt: skip
     made.add_argument("--claim", default="", metavar="ID", help="the claim of --run-dir, from `mpips run`")
     made.add_argument("--warm-up", action="store_true",

@@ -74,8 +74,8 @@ PATIENCE = 3.0
 
 More on a host whose cores are oversubscribed.
 """
-HURRY = 1 / 3
-"""The fraction of it that the other ranks have if they have nothing to lose."""
+UNTRAINED_PATIENCE = 1 / 3
+"""The fraction of it that the other ranks have if nothing was trained."""
 
 
 class RankRun:
@@ -86,16 +86,11 @@ class RankRun:
         mpi: Any,
         options: argparse.Namespace | None,
         prepared: Prepared | None,
-        asked: list[int],
+        stop_signals: list[int],
         started: float,
     ) -> None:
-        self.mpi, self.options, self.prepared, self.asked, self.started = (
-            mpi,
-            options,
-            prepared,
-            asked,
-            started,
-        )
+        self.mpi, self.options, self.prepared = mpi, options, prepared
+        self.stop_signals, self.started = stop_signals, started
         self.world: MPI.Intracomm = mpi.COMM_WORLD
         self.world.Set_errhandler(mpi.ERRORS_RETURN)
         self.rank = self.world.Get_rank()
@@ -105,7 +100,7 @@ class RankRun:
         # The largest number of ranks on one host.
         self.most_per_host = 1
         # At the leader: whether nothing was trained, so that no rank has anything to end in order.
-        self.hurries = False
+        self.untrained = False
         self.wall = time.time() - (time.perf_counter() - started)
         self.heartbeat: Heartbeat | None = None
         self.membership: Membership | None = None
@@ -147,24 +142,26 @@ class RankRun:
             return ExitCode.FAILED
         folder, prepared.resume = share_folder(self.world, self.result.folder, prepared.resume)
         self.result = ResultFile(prepared, folder, recorded=True)
-        if asked := first_asked(self.world, self.asked):
+        if asked := first_asked(self.world, self.stop_signals):
             return self._end_at_once(prepared, signal.Signals(asked).name)
         self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, prepared, [host for _, host in processes])
         # From here on the heartbeats of other ranks detect a hang.
         faulthandler.cancel_dump_traceback_later()
-        self._follow(node, prepared)
+        self._record_or_replay(node, prepared)
         trace_node(node, prepared.job.trace, folder.trace_of(self.rank), self.started, say)
         try:
             code = self._serve(node, prepared)
             log.note("end", code=code)
             with node.observers.during(What.LEAVE):
-                left = node.departure.leave(self._patience() * (HURRY if self.hurries else 1.0))
+                left = node.departure.leave(
+                    self._patience() * (UNTRAINED_PATIENCE if self.untrained else 1.0)
+                )
             if self.membership is not None and self.membership.gave_up:
                 # The launcher ends hung ranks on all hosts.
                 self._quit(code or ExitCode.FAILED)
-            elif self.survives and (left or not self.hurries):
+            elif self.survives and (left or not self.untrained):
                 end_hung(node.view, processes)
             elif not left:
                 self._quit(code or ExitCode.FAILED)
@@ -228,7 +225,7 @@ class RankRun:
             pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
         ), van  # fmt: skip
 
-    def _follow(self, node: Node, prepared: Prepared) -> None:
+    def _record_or_replay(self, node: Node, prepared: Prepared) -> None:
         """Record the order of effects, or replay a recorded run."""
         if prepared.options.replay:
             node.follow(Player(node, Path(prepared.options.replay)))
@@ -320,12 +317,12 @@ class RankRun:
             node, prepared, self.folder, journal, membership, waits, repeats, orders, self.wall, self._find_missing,
         )  # fmt: skip
         with node.observers.during(What.PROGRAM):
-            result = leader.run(self.asked)
+            result = leader.run(self.stop_signals)
         for kind in ASKS:
             signal.signal(kind, signal.SIG_IGN)
         if leader.error:
             say(leader.error)
-        self.hurries = bool(result.get("before_training"))
+        self.untrained = bool(result.get("before_training"))
         code = self.result.end(result)
         leader.stop_all(code)
         return code
@@ -343,9 +340,9 @@ class RankRun:
 
     def _asked_to_stop(self, number: int, _: object = None) -> None:
         """Record a stop signal."""
-        if not self.asked:
+        if not self.stop_signals:
             log.note("asked", signal=signal.Signals(number).name)
-        self.asked.append(number)
+        self.stop_signals.append(number)
         if number == signal.SIGTERM:
             self._find_missing()
 
@@ -363,7 +360,7 @@ class RankRun:
         # Rank 0 is lost, and cannot write it.
         if 0 in missing and not self.folder.result.exists():
             self.result.fail(first.text, first_failure=facts)
-        if not self.result.judged:
+        if not self.result.reported_by_launcher:
             say(f"mpips: first to fail: {first_failure.sentence(facts)}")
         return first
 

@@ -12,7 +12,7 @@ from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.transport.message import Command, Message
 
-OFTEN = 1.0
+REPORT_INTERVAL = 1.0
 """Least number of seconds between two reports."""
 
 
@@ -30,7 +30,7 @@ class RetransmissionCounts:
     def tick(self) -> None:
         """Report changed counts to the leader, at most once a second; a new leader gets a report too."""
         now, node = self.node.van.now(), self.node
-        if now < self._checked_at + OFTEN:
+        if now < self._checked_at + REPORT_INTERVAL:
             return
         self._checked_at = now
         leader = node.view.leader

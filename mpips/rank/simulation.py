@@ -43,7 +43,7 @@ class _NoJob:
     checkpoint = CheckpointSpec()
 
 
-class Watched(Journal):
+class ObservableJournal(Journal):
     """A journal that exposes its state to tests."""
 
     returned = 0
@@ -67,7 +67,7 @@ class Stage:
 
     network: Network | None = None
     nodes: dict[int, Node] = field(default_factory=dict)
-    journals: dict[int, Watched] = field(default_factory=dict)
+    journals: dict[int, ObservableJournal] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
     cluster: Cluster | None = None
     """The cluster of the present leader, once its program has started."""
@@ -145,7 +145,7 @@ class Simulation:
         if self._replay is not None:
             me.follow(Player(me, self._replay))
         membership = Membership(me, self.replicas, network.heartbeat(van.rank), self._patience, self._give_up)
-        journal, orders = Watched(me, self.replicas + 1), PendingOrders()
+        journal, orders = ObservableJournal(me, self.replicas + 1), PendingOrders()
         keep_for_successors(me, orders)
         stage, rank = self.stage, van.rank
         stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership

@@ -27,7 +27,7 @@ from mpips.rundir.folder import RunFolder
 GROUPS = ("job", "command", "source", "versions", "inputs", "machine", "layout", "environment", "batch")
 """The groups of provenance, in the order in which they are shown."""
 
-FLEETING = re.compile(
+RUN_SPECIFIC = re.compile(
     r"PMIX?_(NAMESPACE|SERVER_|SYSTEM_TMPDIR|HOSTNAME|RANK|ID|FD|PORT|SIZE|UNIVERSE)|PRTE_|HYDRA_|MPIPS_|OMPI_(FILE_|ARGV|COMMAND)"
     r"|OMPI_MCA_(PREFIXES|initial_wdir|num_procs|orte_|ess_)|OMPI_(COMM_)?(WORLD|UNIVERSE)_|SLURM_(JOB_?ID|JOB_(START|END)_TIME)"
     r"|SLURM_(STEP|SRUN|TASK_PID|LAUNCH|TOPOLOGY|GTIDS|NODEID|PROCID|LOCALID|ARRAY_JOB_ID|CPU_BIND)"
@@ -199,7 +199,7 @@ def grouped(side: Side) -> dict[str, dict[str, Any]]:
         keys = f", keys {', '.join(rank['ranges'])}" if "ranges" in rank else ""
         machine[f"rank {rank['rank']}"] = rank["host"]
         layout[f"rank {rank['rank']}"] = what + keys
-    environment = {k: v for k, v in facts.get("environment", {}).items() if not FLEETING.match(k)}
+    environment = {k: v for k, v in facts.get("environment", {}).items() if not RUN_SPECIFIC.match(k)}
     loaded = [each["name"] for each in facts.get("modules", [])]
     return {
         "job": dict(_flat(job)),
@@ -227,7 +227,8 @@ def _flat(table: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any
 
 def _command(facts: Mapping[str, Any]) -> dict[str, Any]:
     argv = list(facts.get("argv", []))
-    for switch in ("--run-dir", "--claim", "--resume", "--set"):  # the job says what was set
+    for switch in ("--run-dir", "--claim", "--resume", "--set"):
+        # The job says what was set.
         while switch in argv:
             del argv[argv.index(switch) : argv.index(switch) + 2]
     resumed = facts.get("ancestry") or [{}]

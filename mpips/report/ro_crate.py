@@ -31,7 +31,7 @@ from mpips.process.printable import printable, printable_in
 from mpips.provenance.input_hashes import altered_output, fingerprint, seen
 from mpips.provenance.run_json import state_line
 from mpips.report import crate_files
-from mpips.report.diff import FLEETING
+from mpips.report.diff import RUN_SPECIFIC
 from mpips.rundir.folder import RunFolder
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -96,7 +96,8 @@ def export(
         staged.mkdir()
         try:
             crate_files.stage(folder, facts, staged, personal)
-            shown, came = printable_in(facts), printable_in(result)  # JSON-LD is UTF-8, and read by people
+            # JSON-LD is UTF-8, and read by people.
+            shown, came = printable_in(facts), printable_in(result)
             words = printable(title), printable(license)
             who = agent and Agent(*map(printable, agent))
             crate = _Maker(folder, shown, came, staged, limit, *words, program).crate(who)
@@ -299,7 +300,8 @@ class _Maker:
     def _checkpoints(self) -> list[Any]:
         added = []
         for each in self.facts.get("outputs", {}).get("checkpoints", []):
-            name = uuid.uuid5(uuid.NAMESPACE_URL, each["manifest_sha256"]).urn  # it is not a hash of a file
+            # It is not a hash of a file.
+            name = uuid.uuid5(uuid.NAMESPACE_URL, each["manifest_sha256"]).urn
             text = f"a checkpoint; the sha256 in its manifest is {each['manifest_sha256']}; not in this crate"
             added.append(self._add(name, "CreativeWork", name=Path(each["folder"]).name, description=text))
         if sha := self.facts.get("outputs", {}).get("parameters_sha256"):
@@ -341,10 +343,8 @@ class _Maker:
                 needed.append(self._package(f"pkg:generic/{name}@{facts[name]}", name, facts[name]))
         if facts.get("mpi"):
             found = re.search(r"\d+(\.\d+)+", facts["mpi"])
-            number, name = (
-                found[0] if found else "",
-                re.split(r"[\s:]*(?:v|[Vv]ersion)?:?\s*\d", facts["mpi"])[0],
-            )
+            number = found[0] if found else ""
+            name = re.split(r"[\s:]*(?:v|[Vv]ersion)?:?\s*\d", facts["mpi"])[0]
             needed.append(self._package(f"pkg:generic/mpi@{number}", name, number, description=facts["mpi"]))
         commit = state.get("commit")
         return self._package(
@@ -365,7 +365,7 @@ class _Maker:
         found = {
             key: value
             for key, value in self.facts.get("environment", {}).items()
-            if any(each in key for each in kept) and "/" not in value and not FLEETING.match(key)
+            if any(each in key for each in kept) and "/" not in value and not RUN_SPECIFIC.match(key)
         }
         loaded = [each["name"] for each in self.facts.get("modules", [])]
         return found | ({"LOADEDMODULES": ":".join(loaded)} if loaded else {})

@@ -15,7 +15,7 @@ from mpips.config.program import table_name
 from mpips.errors import InputError
 from mpips.files.json_lines import passed_over
 from mpips.files.json_shape import ANY, NUMBER, Each, Table, is_number, misfit
-from mpips.report.time_breakdown import UNTRACED, Traced, look
+from mpips.report.time_breakdown import UNTRACED, Traced, read_breakdown
 from mpips.rundir.folder import RunFolder
 
 
@@ -36,7 +36,7 @@ CURVES = (
     Curve("loss", "loss"),
 )
 _N = NUMBER
-DRAWN = {
+REPORT_FORM = {
     "job.toml": {
         "job": {"program": str},
         "layout": {"servers": int, "workers": (int, Table(int)), "spares": int},
@@ -133,7 +133,7 @@ def read(path: Path) -> Run:
     return Run(folder, result, about, job, metrics.objects, passed_over(folder.metrics, metrics.bad))
 
 
-def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
+def check(run: Run, form: Any = REPORT_FORM, purpose: str = "report") -> Run:
     """Check that a run has the needed fields; return the run.
 
     Args:
@@ -154,4 +154,6 @@ def check(run: Run, form: Any = DRAWN, purpose: str = "report") -> Run:
 
 def with_trace(run: Run) -> Run:
     """Add the trace of a run, if it exists and can be read."""
-    return replace(run, trace=look(run.folder, [rank["rank"] for rank in run.about.get("ranks", [])]))
+    return replace(
+        run, trace=read_breakdown(run.folder, [rank["rank"] for rank in run.about.get("ranks", [])])
+    )

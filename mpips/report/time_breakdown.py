@@ -1,7 +1,7 @@
 """The time breakdown and waits of a traced run's ranks, as bars of the report (the paper's Fig. 10).
 
-`look` reads the trace as far as possible: damaged or missing parts are reported in a line each. All other functions are
-pure.
+`read_breakdown` reads the trace as far as possible: damaged or missing parts are reported in a line each. All other
+functions are pure.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ USES = (
     ("waiting", "waiting", ("wait",)),
     ("idle", "nothing to do", ("idle",)),
 )
-"""The rows shown, in this order: the CSS class, the title, and the kinds of `timeline.USES`."""
+"""The rows shown, in this order: the CSS class, the title, and the kinds of `mpips.tracing.analysis.USES`."""
 KINDS = {"answers": "answers: {}", "calls": "the call {}", "others": "{}"}
-"""Titles of causes, by the kind of wait (`timeline.summary`)."""
+"""Titles of causes, by the kind of wait (`mpips.tracing.analysis.summary`)."""
 WORK, LONGEST_NOTE = "work", 24
 MOST_PARTS, MOST_WAITS, MOST_LINES = 4, 8, 4
 """Largest number of waits per cause in a bar, of listed waits, and of listed problems."""
@@ -46,7 +46,7 @@ class Traced(NamedTuple):
 UNTRACED = Traced()
 
 
-def look(folder: RunFolder, ranks: Iterable[int]) -> Traced:
+def read_breakdown(folder: RunFolder, ranks: Iterable[int]) -> Traced:
     """Return the time breakdown of a run's training; UNTRACED without a trace.
 
     `ranks` are expected to have a trace.
@@ -119,7 +119,7 @@ def _uses(ranks: Sequence[Mapping[str, Any]], whole: float) -> Html:
 
 
 def cause(wait: Mapping[str, Any]) -> str:
-    """Return the title of a wait's cause (`timeline.summary`)."""
+    """Return the title of a wait's cause (`mpips.tracing.analysis.summary`)."""
     called = wait["kind"] == "calls" and wait["from"] is not None
     return KINDS[wait["kind"] if called or wait["kind"] == "answers" else "others"].format(wait["for"])
 

@@ -33,7 +33,7 @@ RENEWED = 3.0
 """Seconds between updates of a claim's modification time."""
 PATIENCE = 20.0
 """Seconds without an update after which the claim of another machine is over."""
-_LOOK = 0.2
+_POLL_PERIOD = 0.2
 _LARGEST = 65536
 _FORM = {"id": str, "host": str, "machine": str, "processes": Each([COUNT, COUNT])}
 
@@ -49,17 +49,17 @@ class _Found(NamedTuple):
     """The last claim in a folder; its content is empty if it cannot be read, perhaps because it is being written."""
 
     number: int
-    said: dict[str, Any]
+    content: dict[str, Any]
     changed: int
     """Modification time of its file (ns)."""
 
 
-def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
+def take(folder: Path, launcher_claim: str = "", result: Path | None = None) -> Claim:
     """Claim a folder for this process, and renew the claim while it lives.
 
     Args:
         folder: an existing, writable folder.
-        handed: the id of the claim that was passed to this process.
+        launcher_claim: the id of the claim that was passed to this process.
         result: a file that exists once the run has ended.
 
     Raises:
@@ -67,27 +67,31 @@ def take(folder: Path, handed: str = "", result: Path | None = None) -> Claim:
         OSError: there is no room for it.
     """
     before = _last(folder)
-    if before is not None and not (handed and before.said.get("id") == handed):
+    if before is not None and not (launcher_claim and before.content.get("id") == launcher_claim):
         _wait_for_its_end(folder, before, result)
     here = _here()
     processes = [[os.getpid(), _began(os.getpid())]]
-    if before is not None and handed == before.said.get("id") and before.said["machine"] == here:
-        processes += before.said["processes"]
+    if (
+        before is not None
+        and launcher_claim == before.content.get("id")
+        and before.content["machine"] == here
+    ):
+        processes += before.content["processes"]
     claim = Claim(folder / f"{PREFIX}{(before.number if before else 0) + 1}", uuid.uuid4().hex)
-    said = {"id": claim.id, "host": host_name(), "machine": here, "processes": processes}
+    content = {"id": claim.id, "host": host_name(), "machine": here, "processes": processes}
     try:
         with claim.path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(said))
+            file.write(json.dumps(content))
     except FileExistsError:
         raise _taken(folder, _last(folder)) from None
     except OSError as error:
-        # an empty one would look like that of another start
+        # An empty one would look like that of another start.
         with suppress(OSError):
             claim.path.unlink()
         raise cannot_write(claim.path, error) from None
     last = _last(folder)
-    # the listing of the folder was outdated
-    if last is None or last.said.get("id") != claim.id:
+    # The listing of the folder was outdated.
+    if last is None or last.content.get("id") != claim.id:
         with suppress(OSError):
             claim.path.unlink()
         raise _taken(folder, last)
@@ -103,39 +107,39 @@ def succeed(folder: Path) -> Claim | None:
     """Claim the folder of this process's run after another rank has led it; None if that is not possible."""
     last = _last(folder)
     with suppress(InputError, OSError):
-        return take(folder, "" if last is None else last.said.get("id", ""))
+        return take(folder, "" if last is None else last.content.get("id", ""))
     return None
 
 
 def release(folder: Path) -> None:
     """Release the claim of this process, or of ranks that it has started and that have ended."""
     last = _last(folder)
-    if last is not None and [os.getpid(), _began(os.getpid())] in last.said.get("processes", ()):
+    if last is not None and [os.getpid(), _began(os.getpid())] in last.content.get("processes", ()):
         with suppress(OSError):
             (folder / f"{PREFIX}{last.number}").unlink()
 
 
 def _wait_for_its_end(folder: Path, claim: _Found, result: Path | None) -> None:
     """Return once a claim is over. InputError if it is not."""
-    said, deadline = claim.said, time.monotonic() + PATIENCE
-    if said and said["machine"] == _here():
-        if any(not is_gone(pid) and _began(pid) == began for pid, began in said["processes"]):
+    content, deadline = claim.content, time.monotonic() + PATIENCE
+    if content and content["machine"] == _here():
+        if any(not is_gone(pid) and _began(pid) == began for pid, began in content["processes"]):
             raise _taken(folder, claim)
         return
-    while time.monotonic() < deadline and not (said and result is not None and result.exists()):
+    while time.monotonic() < deadline and not (content and result is not None and result.exists()):
         now = _last(folder)
         if now is None:
             return
         if now != claim:
             raise _taken(folder, now)
-        time.sleep(_LOOK)
+        time.sleep(_POLL_PERIOD)
 
 
 def _taken(folder: Path, claim: _Found | None) -> InputError:
-    said = claim.said if claim is not None else {}
+    content = claim.content if claim is not None else {}
     who = ""
-    if said:
-        who = f" (process {said['processes'][0][0]} on {printable(said['host'], keep='')})"
+    if content:
+        who = f" (process {content['processes'][0][0]} on {printable(content['host'], keep='')})"
     return InputError(
         f"{folder}: another start has this run folder{who}; wait for its end, or name another --run-dir"
     )
@@ -154,12 +158,12 @@ def _last(folder: Path) -> _Found | None:
         return None
     number, path = claims[-1]
     try:
-        # over NFS, open revalidates the attributes
+        # Over NFS, open revalidates the attributes.
         with open_regular(path, follow=False) as file:
-            changed, said = os.fstat(file.fileno()).st_mtime_ns, json.loads(file.read(_LARGEST))
+            changed, content = os.fstat(file.fileno()).st_mtime_ns, json.loads(file.read(_LARGEST))
     except (OSError, ValueError, RecursionError):
         return _Found(number, {}, 0)
-    return _Found(number, said if not misfit(said, _FORM) and said["processes"] else {}, changed)
+    return _Found(number, content if not misfit(content, _FORM) and content["processes"] else {}, changed)
 
 
 def _here() -> str:
@@ -182,8 +186,8 @@ def _renew(path: Path) -> None:
         time.sleep(RENEWED)
         try:
             os.utime(path, follow_symlinks=False)
-        # a later claim has replaced it
         except FileNotFoundError:
+            # A later claim has replaced it.
             return
         except OSError:
             continue

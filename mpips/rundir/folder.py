@@ -159,7 +159,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def claim(cls, path: str | Path, resume: bool = False, handed: str = "") -> RunFolder:
+    def claim(cls, path: str | Path, resume: bool = False, launcher_claim: str = "") -> RunFolder:
         """Take a folder that the user named.
 
         A folder that holds a run already is taken only to resume; its `result.json` and trace are then renamed, so that
@@ -168,7 +168,7 @@ class RunFolder:
         Args:
             path: the folder; created if necessary.
             resume: whether the run continues from a checkpoint.
-            handed: the id of the claim of the launcher that has started this process, see `mpips.rundir.claim`.
+            launcher_claim: the id of the claim of the launcher that has started this process, see `mpips.rundir.claim`.
 
         Raises:
             InputError: it holds a run already, is claimed by another start, is not a folder, or cannot be created.
@@ -184,17 +184,17 @@ class RunFolder:
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
         for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
-            # ranks would write to its target
+            # Ranks would write to its target.
             if each.is_symlink():
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
         if not resume:
             folder._check_new(path)
-        folder.held = take(folder.path, handed, folder.result)
+        folder.held = take(folder.path, launcher_claim, folder.result)
         try:
             if resume:
                 folder._set_aside()
             else:
-                # another start may have begun and ended since the first check
+                # Another start may have begun and ended since the first check.
                 folder._check_new(path)
         except OSError as error:
             release(folder.path)
@@ -241,7 +241,7 @@ class RunFolder:
         """Rename the files of the run before. Those of one that failed do not replace those of one that did not."""
         run, result = self.path / "run.previous.json", self.path / "result.previous.json"
         drops = self._failed(self.result) and not self._failed(result)
-        # a copy: without run.json, the folder is not a run folder; first, since there may be no room for it
+        # A copy: without run.json, the folder is not a run folder; first, since there may be no room for it.
         if self.run.exists() and not drops:
             with replacing(run) as file:
                 file.write(read_bytes(self.run, follow=False))

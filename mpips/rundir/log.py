@@ -34,7 +34,7 @@ KEPT = 200
 """Lines that are buffered while there is no file."""
 
 _EVENTS = logging.getLogger("mpips")
-# a process without a log, such as a command on a login node, drops events
+# A process without a log, such as a command on a login node, drops events.
 _EVENTS.addHandler(logging.NullHandler())
 
 
@@ -89,7 +89,7 @@ class RankLog(logging.Handler):
             if self._lines is None:
                 self._lines = Lines(self._path)
             while self._kept:
-                # removed first, since a signal handler may log during the write
+                # Removed first, since a signal handler may log during the write.
                 line = self._kept.popleft()
                 self._lines.append(line)
         except (OSError, ClosedError, TypeError, ValueError):

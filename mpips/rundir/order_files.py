@@ -8,7 +8,7 @@ An order without an answer is open, also for a new leader, which takes it again 
 execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau and status are; what has been done of a
 join or a leave is known by the order's name. An answered order survives its leader (`mpips.rank.leader_orders`).
 
-Files are not synced: an order lost in a crash is given again by its user. An order is executed within the leader's
+Files are not synced: after a crash, the user gives a lost order again. An order is executed within the leader's
 period, or seconds later on a file system whose clients cache listings.
 """
 
@@ -85,7 +85,7 @@ def check(verb: str, arguments: Mapping[str, Any]) -> None:
     and ``tau`` a `tau`, both integers from 0.
 
     Raises:
-        InputError: it cannot.
+        InputError: the verb is unknown, or its arguments are invalid.
     """
     if verb not in VERBS:
         raise InputError(f"no order is called {verb!r}; valid: {', '.join(VERBS)}")
@@ -179,16 +179,16 @@ class Orders:
             self._send(name, False, str(error))
             return None
         if self._wall() > expires + STALE:
-            self._send(name, False, "the order is older than the time for which its giver would have waited")
+            self._send(name, False, "the order is older than the time for which its sender would have waited")
             return None
         return order
 
     def _send(self, name: str, ok: bool, text: str) -> None:
         self._unsent[name] = (ok, text)
         try:
-            # without the order's file, its sender no longer waits
+            # Without the order's file, its sender no longer waits.
             if os.path.lexists(self._folder / f"{name}.json"):
-                put(self._folder / (name + ANSWER), {"ok": ok, "text": text})
+                create(self._folder / (name + ANSWER), {"ok": ok, "text": text})
         except OSError:
             return
         del self._unsent[name]
@@ -235,25 +235,25 @@ def ask(
     run = RunFolder(run_folder)
     if not (run.run.exists() or run.result.exists()):
         raise InputError(f"{run_folder}: not a run folder (there is no run.json in it)")
-    if over := _over(run):
+    if over := _end_of(run):
         return False, over
     folder = run.path / "orders"
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     order = {"verb": verb, "arguments": arguments, "expires": time.time() + min(patience, FARTHEST)}
     try:
         inside(run.path, folder.name).mkdir(exist_ok=True)
-        put(folder / f"{name}.json", order)
+        create(folder / f"{name}.json", order)
     except OSError as error:
         raise cannot_write(folder, error, "the order cannot be written") from None
     try:
-        said = _await(run, folder / (name + ANSWER), patience)
+        answered = _await(run, folder / (name + ANSWER), patience)
     finally:
-        # before its answer, without which the order would be open again
+        # Before its answer, without which the order would be open again.
         remove(folder / f"{name}.json")
-    # the answer may have been written since the last look
-    said = said or read_answer(folder / (name + ANSWER))
+    # The answer may have been written since the last poll.
+    answered = answered or read_answer(folder / (name + ANSWER))
     remove(folder / (name + ANSWER))
-    return said or (
+    return answered or (
         False,
         f"no answer within {patience:g} s, and the order was withdrawn; is the run alive? {run.path}",
     )
@@ -268,10 +268,10 @@ def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | 
         if now - refreshed >= REFRESH:
             refreshed = now
             refresh(answer.parent)
-        # before the answer is read, since a run answers first and then ends
-        over = _over(run)
-        if said := read_answer(answer):
-            return said
+        # Before the answer is read, since a run answers first and then ends.
+        over = _end_of(run)
+        if answered := read_answer(answer):
+            return answered
         if over:
             return False, over
         if now - began >= patience:
@@ -280,13 +280,13 @@ def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | 
         pause = min(2 * pause, 0.2)
 
 
-def _over(run: RunFolder) -> str:
+def _end_of(run: RunFolder) -> str:
     """Return a text if a run is over; "" if it is not."""
     try:
         result = run.read_result()
     except (OSError, ValueError):
         return ""
-    # a provisional result: the run was asked to stop and may still finish normally
+    # A provisional result: the run was asked to stop and may still finish normally.
     if result is None or result.get("provisional"):
         return ""
     return f"the run is over ({result.get('status', 'failed')}): {run.path}"
@@ -323,9 +323,10 @@ def newest(runs: Path) -> Path:
         with suppress(OSError):
             written = path.lstat().st_mtime
             try:
-                said = (RunFolder(path.parent).read_run() or {}).get("started", "")
-                began = datetime.fromisoformat(said).timestamp()
-            except (ValueError, OverflowError):  # damaged, or of an earlier version
+                start = (RunFolder(path.parent).read_run() or {}).get("started", "")
+                began = datetime.fromisoformat(start).timestamp()
+            except (ValueError, OverflowError):
+                # Damaged, or of an earlier version.
                 began = written
             started.append((began, written, path.parent))
     if not started:
@@ -336,7 +337,7 @@ def newest(runs: Path) -> Path:
 # --- files -----------------------------------------------------------------------------------
 
 
-def put(path: Path, value: Mapping[str, Any]) -> None:
+def create(path: Path, value: Mapping[str, Any]) -> None:
     """Create a JSON file atomically."""
     with replacing(path, "w", durable=False) as file:
         json.dump(value, file)

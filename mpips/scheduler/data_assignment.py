@@ -125,16 +125,16 @@ class Workload:
         """
         if not workers:
             raise ValueError("no worker is left")
-        gone = [worker for worker in self.workers if worker not in workers]
-        come = [worker for worker in workers if worker not in self.workers]
-        places = dict(zip(come, gone, strict=False))
+        departed = [worker for worker in self.workers if worker not in workers]
+        joined = [worker for worker in workers if worker not in self.workers]
+        places = dict(zip(joined, departed, strict=False))
         replacements = {lost: newcomer for newcomer, lost in places.items()}
         self.workers = list(workers)
-        lost = [part for part in self.parts if part.worker in gone]
+        lost = [part for part in self.parts if part.worker in departed]
         # Replacements first: only then is it known which worker has least left.
         for part in sorted(lost, key=lambda part: part.worker not in replacements):
             self._give(part, replacements[part.worker] if part.worker in replacements else self._least())
-        for newcomer in come[len(gone) :]:
+        for newcomer in joined[len(departed) :]:
             while self._relieve(newcomer, 2):
                 pass
         return places

@@ -23,7 +23,7 @@ from mpips.cluster.view import View
 from mpips.transport.message import Command, Kind, Message
 
 T = TypeVar("T")
-OFTEN = 16
+ACKNOWLEDGED_EVERY = 16
 """Number of entries after which a successor acknowledges."""
 FOREVER = 1 << 62
 
@@ -70,7 +70,7 @@ class Journal:
         tasks = node.call_as(node.view.origin)
         if node.van.survives and not node.policy.again:
             tasks.take_replies(self.replies)
-            tasks.stable, tasks.noted = self._stable_time, self._note
+            tasks.stable, tasks.on_journaled = self._stable_time, self._note
             self._follow(node.view, node.view)
 
     @property
@@ -162,7 +162,7 @@ class Journal:
                 self._take(following)
             elif count >= following.meta["base"]:
                 self._restart()
-            if "decision" in following.meta or count % OFTEN == 0:
+            if "decision" in following.meta or count % ACKNOWLEDGED_EVERY == 0:
                 self.node.control(entry.sender, Command.LOGGED, {"count": count})
 
     def _restart(self) -> None:
@@ -179,11 +179,6 @@ class Journal:
             return
         kind, command, sender, shard, namespace, address = entry.meta["of"]
         reply = Message(Kind(kind), Command(command), sender, shard=shard, namespace=namespace)
-        reply.round = entry.round
-        reply.time, reply.keys, reply.values, reply.meta = (
-            entry.time,
-            entry.keys,
-            entry.values,
-            entry.meta["meta"],
-        )
+        reply.time, reply.round, reply.meta = entry.time, entry.round, entry.meta["meta"]
+        reply.keys, reply.values = entry.keys, entry.values
         self.replies[entry.time, address] = reply

@@ -13,7 +13,7 @@ from mpips.rundir.progress import Column, Table
 from mpips.scheduler.journal import Journal
 
 
-class _Live:
+class _NewOutput:
     """The program's output, without what another rank has printed before."""
 
     def __init__(self, out: TextIO, journal: Journal) -> None:
@@ -32,7 +32,7 @@ class Output:
 
     def __init__(self, folder: RunFolder, out: TextIO | None, journal: Journal) -> None:
         self._folder = folder
-        self._out: Any = _Live(sys.stdout if out is None else out, journal)
+        self._out: Any = _NewOutput(sys.stdout if out is None else out, journal)
         self._lines = Lines(folder.metrics)
         base = journal.decide(self._count_lines)
         # The program's lines that a rank before this one has written.

@@ -16,14 +16,14 @@ from mpips.scheduler.pending_orders import PendingOrders
 
 
 class Regrouped(NamedTuple):
-    """A change of the workers, in ranks: `before`, `now`, and the new ones (`come`), which hold no state yet."""
+    """A change of the workers, in ranks: `before`, `now`, and the new ones (`joined`), which hold no state yet."""
 
     before: tuple[int, ...]
     now: tuple[int, ...]
-    come: tuple[int, ...]
+    joined: tuple[int, ...]
 
     @property
-    def gone(self) -> list[int]:
+    def departed(self) -> list[int]:
         """Return the ranks that are no longer workers."""
         return [rank for rank in self.before if rank not in self.now]
 

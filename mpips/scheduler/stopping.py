@@ -49,7 +49,7 @@ def enforce(cluster: Cluster, end: float | None) -> None:
     asked_at: float | None = None
     over = False
 
-    def look() -> None:
+    def tick() -> None:
         nonlocal asked_at, over
         if cluster.orders.stop is None or over:
             return
@@ -62,7 +62,7 @@ def enforce(cluster: Cluster, end: float | None) -> None:
                 f"the scheduler waits for {cluster.node.waits_for() or 'nothing'}"
             )
 
-    cluster.node.register(Registration(ticks=(look,)))
+    cluster.node.register(Registration(ticks=(tick,)))
 
 
 def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
@@ -96,12 +96,12 @@ def leave_untrained(cluster: Cluster) -> None:
         if cluster.orders.stop is not None and not cluster.journal.replaying:
             raise NothingTrained
 
-    def look() -> None:
+    def tick() -> None:
         if cluster.untrained:
             check()
 
     check()
-    cluster.node.register(Registration(ticks=(look,)))
+    cluster.node.register(Registration(ticks=(tick,)))
 
 
 LONG = 5.0
@@ -157,9 +157,9 @@ def watch(cluster: Cluster, started: float, end: float | None) -> None:
         return
     wall, before_end = cluster.node.van.wall, cluster.job.checkpoint.before_end
 
-    def look() -> None:
+    def tick() -> None:
         left = end - wall()
         if cluster.orders.stop is None and left <= reserve(before_end, end - started, cluster.durations):
             cluster.orders.stop = f"the end of its time, {max(left, 0.0):.0f} s before it"
 
-    cluster.node.register(Registration(ticks=(look,)))
+    cluster.node.register(Registration(ticks=(tick,)))

@@ -70,7 +70,7 @@ def change(cluster: Cluster, rank: int) -> None:
     assert rank not in cluster.workers.addresses and cluster.node.view.roles[rank] is Role.SPARE
     cluster.workers.call("go")
     cluster.orders.joining += 1
-    assert cluster.regroup().come == (rank,)
+    assert cluster.regroup().joined == (rank,)
     cluster.workers.call("go")
     cluster.workers.call("ping")
 
@@ -109,7 +109,7 @@ def test_a_rank_that_leaves_and_joins_again_within_one_call_goes_on_as_a_new_wor
         cluster.regroup()
         cluster.orders.joining += 1
         # It executes the call to create vectors once it has ended the other one.
-        assert cluster.regroup().come == (rank,)
+        assert cluster.regroup().joined == (rank,)
         cluster.workers.call("go")
         resting.result()
 

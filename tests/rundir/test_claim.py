@@ -76,11 +76,11 @@ def test_of_many_that_start_at_once_one_has_the_folder(tmp_path: Path) -> None:
 def test_a_claim_is_handed_on_once(tmp_path: Path) -> None:
     launcher = RunFolder.claim(tmp_path / "run")
     assert launcher.held is not None
-    rank = RunFolder.claim(tmp_path / "run", handed=launcher.held.id)
+    rank = RunFolder.claim(tmp_path / "run", launcher_claim=launcher.held.id)
     assert rank.held is not None and os.listdir(rank.path) == [".claim-2"]
     assert json.loads(rank.held.path.read_text())["processes"][1][0] == os.getpid()
     with pytest.raises(InputError, match=f"process {os.getpid()} on"):
-        RunFolder.claim(tmp_path / "run", handed=launcher.held.id)
+        RunFolder.claim(tmp_path / "run", launcher_claim=launcher.held.id)
     assert claim.succeed(rank.path) is not None and os.listdir(rank.path) == [".claim-3"]
 
 

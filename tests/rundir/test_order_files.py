@@ -52,7 +52,9 @@ def give(
 ) -> None:
     when = time.time() + 10 if expires is None else expires
     (run / "orders").mkdir(exist_ok=True)
-    order_files.put(run / "orders" / f"{name}.json", {"verb": verb, "arguments": arguments, "expires": when})
+    order_files.create(
+        run / "orders" / f"{name}.json", {"verb": verb, "arguments": arguments, "expires": when}
+    )
 
 
 def answer_of(run: Path, name: str) -> tuple[bool, str] | None:
@@ -290,7 +292,7 @@ def test_an_answer_waits_for_room_on_the_disk(
     give(run, "1")
     (order,) = fresh(orders, clock)
     with monkeypatch.context() as patch:
-        patch.setattr(order_files, "put", full)
+        patch.setattr(order_files, "create", full)
         orders.answer(order, True, "done")
         assert fresh(orders, clock) == []
     assert answer_of(run, "1") is None
@@ -329,7 +331,7 @@ def test_a_run_that_ends_meanwhile_is_not_waited_for(run: Path) -> None:
     def end() -> None:
         while not list((run / "orders").glob("*.json")):
             time.sleep(0.002)
-        order_files.put(run / "result.json", {"status": "failed"})
+        order_files.create(run / "result.json", {"status": "failed"})
 
     thread = threading.Thread(target=end)
     (run / "orders").mkdir()

@@ -14,7 +14,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
 from mpips.cluster.view import GENERATION, Loss, first_view, without
 from mpips.errors import RemoteError
-from mpips.scheduler.journal import FOREVER, OFTEN, Journal
+from mpips.scheduler.journal import ACKNOWLEDGED_EVERY, FOREVER, Journal
 from mpips.tasks.task import Task
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
@@ -195,16 +195,16 @@ def test_a_decision_is_with_the_successors_before_anything_follows() -> None:
 def test_a_reply_that_no_successor_has_is_kept_by_who_gave_it() -> None:
     world = World(copies=1)
     tasks = world.nodes[FIRST].tasks
-    for number in range(3 * OFTEN):
+    for number in range(3 * ACKNOWLEDGED_EVERY):
         world.ask(FIRST, {SERVER: number})
-    assert 0 < tasks.acked <= 3 * OFTEN, "they say every so often how many they have"
+    assert 0 < tasks.acked <= 3 * ACKNOWLEDGED_EVERY, "they say every so often how many they have"
     before = tasks.acked
     world.gone.add(SECOND)  # it hears nothing for a while
-    for number in range(3 * OFTEN):
+    for number in range(3 * ACKNOWLEDGED_EVERY):
         world.ask(FIRST, {SERVER: number})
     assert tasks.acked == before
     kept = world.nodes[SERVER].callee.inbox.callers()[FIRST][2]
-    assert set(range(before, 6 * OFTEN)) <= set(kept)
+    assert set(range(before, 6 * ACKNOWLEDGED_EVERY)) <= set(kept)
     world.gone.clear()
     world.settle()
     world.ask(FIRST, {SERVER: 0})

@@ -1,6 +1,6 @@
 """Compilation of kernels by one process at a time, with a message to the user.
 
-The first start on a machine compiles for one or two minutes. A message says so at once: on a terminal with the current
+The first start on a machine compiles for one or two minutes. A message announces this: on a terminal with the current
 module, in a line that is removed afterwards; elsewhere in one line.
 
 All ranks of a host start together and need the same kernels. One of them compiles each kernel, under a lock on the
@@ -35,7 +35,7 @@ _modules: dict[str, None] = {}
 @contextmanager
 def alone(folder: Path | None) -> Iterator[None]:
     """Hold the lock of a cache folder, if its file system has locks."""
-    # held already while the kernel of a caller is compiled
+    # Held already while the kernel of a caller is compiled.
     if folder is None or folder in _held:
         yield
         return
@@ -96,7 +96,7 @@ def _number() -> int:
     """Count the modules with kernels that are loaded, or will be by the import statements of those that are."""
     todo = {name for name in sys.modules if name.partition(".")[0] == "mpips"}
     if "mpips.rank.main" in todo:
-        # it is loaded later
+        # It is loaded later.
         todo.add("mpips.transport.mpi.van")
     seen: set[str] = set()
     count = 0

@@ -299,7 +299,7 @@ def _read_own_files(files: Any) -> None:
         if not isinstance(found, tuple) or not found:
             if os.path.lexists(path):
                 kernel_cache.remark(f"{path}: is damaged, and compiled again")
-            # which numba takes as absent
+            # Numba takes this as absent.
             raise FileNotFoundError(path)
         return found
 
@@ -329,7 +329,8 @@ def _load_overload(cache: Any, signature: Any, target: Any) -> Any:
             made = cache._impl.rebuild(
                 target, ((name, "object", (code, _outline(function))), function, *others)
             )
-        case _:  # a format that this module does not know
+        case _:
+            # A format that this module does not know.
             return cache._impl.rebuild(target, entry)
 
     def linked() -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 # isort: off
-from mpips.jit.compiler import numba_environment as numba_environment  # before numba itself
+# Before numba itself.
+from mpips.jit.compiler import numba_environment as numba_environment
 from mpips.jit import deferred, kernel_index, numba_installed
 from mpips.jit.compiler import compiling, kernel_sources, numba_internals
 from mpips.process import stop_signals
@@ -45,7 +46,7 @@ def become(
         folder: the folder of the cache; None if there is none.
     """
     with numba_internals.compiler_lock:
-        # another thread may have been first
+        # Another thread may have been first.
         if kernel in _made:
             return
         deferred.resolve(function.__globals__)
@@ -67,7 +68,7 @@ def _load(kernel: Any, function: Callable[..., Any], signatures: Sequence[str], 
     """
     if not numba_internals.is_cached(kernel, signatures) and not stop_signals.received:
         with compiling.announced(function.__module__, folder), compiling.alone(folder):
-            # another process may have been first
+            # Another process may have been first.
             if not numba_internals.is_cached(kernel, signatures) and not stop_signals.received:
                 with suppress(numba_internals.Abandoned):
                     numba_internals.compile_now(kernel, signatures, lambda: bool(stop_signals.received))

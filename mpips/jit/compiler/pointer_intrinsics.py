@@ -46,7 +46,8 @@ def _fetched(typing: Any, pointer: Any, at: Any) -> Any:
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte.type, word, word, word])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte.type], kind)
-        builder.call(function, [byte, word(0), word(3), word(1)])  # to read, into all caches, data
+        # Operands of llvm.prefetch: for a read, into all caches, data.
+        builder.call(function, [byte, word(0), word(3), word(1)])
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64), generate
