@@ -190,7 +190,7 @@ class RankRun:
     def _end_at_once(self, prepared: Prepared, by: str) -> int:
         """End with all others before the transport is set up: ranks that compile kernels have left them out."""
         if not self.prints:
-            return ExitCode.COMPLETED if self.result.judged else ExitCode.STOPPED
+            return ExitCode.COMPLETED if self.result.reported_by_launcher else ExitCode.STOPPED
         seconds = {"total": time.time() - self.wall, "load": 0.0, "train": 0.0, "checkpoint": 0.0}
         checkpoint = None if prepared.resume is None else prepared.resume.absolute()
         return self.result.end(untrained(prepared.job, by, checkpoint, seconds))

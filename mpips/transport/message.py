@@ -131,9 +131,9 @@ class Command(IntEnum):
     ROUNDS = 31
     # Chain: the list of keys that change `time` names is unknown: send the change again with its keys.
     ASK_KEYS = 32
-    # control: the orders that the leader has received and the program has not carried out, for its successors
+    # Control: the orders that the leader has received and the program has not carried out, for its successors.
     ORDERS = 33
-    # control: the sender has these
+    # Control: the sender has these.
     ORDERS_KEPT = 34
     # control: the sender was asked to stop, and the leader perhaps was not
     ASKED_TO_STOP = 35

@@ -233,7 +233,7 @@ def test_the_folder_for_kernels_is_not_one_that_another_user_has_made(
 
 
 def test_files_in_shared_folders_of_temporary_files_are_closed_to_others(shared: Path) -> None:
-    flags = Path(wakeup._page(2))
+    flags = Path(wakeup._create_flags_file(2))
     try:
         done = as_nobody(lambda: print(flags.read_bytes()), shared)
     finally:

@@ -109,7 +109,7 @@ class Run:
         """Put an order into the folder."""
         (self.folder.path / "orders").mkdir(exist_ok=True)
         about = {"verb": verb, "arguments": arguments, "expires": 500.0}
-        order_files.put(self.folder.path / "orders" / f"{name}.json", about)
+        order_files.create(self.folder.path / "orders" / f"{name}.json", about)
 
     def hear(self) -> None:
         """Read the answers, as `mpips ctl` does, which then removes both files."""
