@@ -128,7 +128,7 @@ class PairIndex:
             most = self._count + int(np.sum(self.find(keys) < 0))
             self._reserve(most)
         if most > len(self._known):
-            self._known.reserve(min(self._known.room(most), MAX_KEYS))
+            self._known.reserve(min(self._known.next_capacity(most), MAX_KEYS))
         out = np.empty(len(pairs), np.int32)
         before = self._count
         self._count = _insert(self._table, self._known.array, before, pairs, out)
