@@ -277,7 +277,7 @@ class RankRun:
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
         if not node.policy.again:
             keep_for_successors(node, orders)
-            pass_on(node, orders, self.asked)
+            pass_on(node, orders, self.stop_signals)
         node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, Writer())
         group = self.communicators.group if self.communicators.group else None

@@ -107,6 +107,6 @@ def test_ranks_that_are_started_from_inside_a_run_have_exit_codes_of_their_own(
     """They inherit the variable of the run around them, which has no part in them."""
     monkeypatch.setenv("MPIPS_JUDGED", "ab12")
     monkeypatch.setattr("sys.argv", ["mpips", "job.toml", *(["--claim", claim] if claim else [])])
-    assert ResultFile(None).judged is judged
+    assert ResultFile(None).reported_by_launcher is judged
     monkeypatch.delenv("MPIPS_JUDGED")
-    assert not ResultFile(None).judged
+    assert not ResultFile(None).reported_by_launcher
