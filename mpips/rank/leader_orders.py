@@ -73,6 +73,8 @@ class LeaderOrders:
         self._files.answer(order, True, text)
 
     def _take(self, order: Order) -> None:
+        if not self._files.is_open(order):
+            return
         try:
             text = self._note(order)
         except InputError as error:

@@ -160,6 +160,10 @@ class Orders:
         """Answer an order: whether it was executed, and a text."""
         self._send(order.name, ok, text)
 
+    def is_open(self, order: Order) -> bool:
+        """Return whether its sender still waits for the answer: otherwise it has withdrawn the order."""
+        return os.path.lexists(self._folder / f"{order.name}.json")
+
     def _open(self, name: str) -> Order | None:
         """Read an order; an invalid one is answered, one that cannot be read now is left for the next poll."""
         try:

@@ -53,6 +53,7 @@ class Run:
         self, folder: Path, given: dict[str, tuple[str, dict[str, Any]]], evaluates: bool = False
     ) -> None:
         self.evaluates = evaluates
+        self.slow = False
         self.folder, self.given = RunFolder(folder), given
         self.checkpoints, self.answers = list[int](), dict[str, tuple[bool, str]]()
         self.leaders: list[int] = []
@@ -79,6 +80,8 @@ class Run:
         self.leaders.append(node.rank)
         status: Any = SimpleNamespace(ask=lambda order: None, ready=list)
         program: Any = SimpleNamespace(worker=Worker)
+        if self.slow:
+            cluster.orders.are_kept = lambda: False
         orders = LeaderOrders(cluster, cluster.folder, cluster.membership, status, program)
 
         def look() -> None:
@@ -88,6 +91,8 @@ class Run:
                 self.given.clear()
             orders.look()
             self.hear()
+            if self.slow and van.now() >= GIVEN + 0.5:
+                (self.folder.path / "orders" / "2.json").unlink(missing_ok=True)
 
         node.register(Registration(ticks=(look,)))
         cluster.coordinator.begin = lambda folder, step, about: self.checkpoints.append(step) or ""  # type: ignore
@@ -195,3 +200,11 @@ def test_what_is_for_the_next_step_is_refused_when_training_has_ended(
     run = Run(tmp_path, {"1": order, "2": ("join", {"role": "server"})}, evaluates=True).go(90.0)
     assert run.answers["1"] == (False, "training has ended: there is no further step")
     assert run.answers["2"][0] and len(run.view.ring.servers) == 3
+
+
+def test_an_order_that_was_withdrawn_while_another_one_waited_is_not_carried_out(tmp_path: Path) -> None:
+    join = ("join", {"role": "server"})
+    run = Run(tmp_path, {"1": join, "2": join})
+    run.slow = True
+    run.go(90.0)
+    assert list(run.answers) == ["1"] and len(run.view.ring.servers) == 3
