@@ -88,7 +88,7 @@ from mpips.transport.unacknowledged import (
 _MAGIC = int.from_bytes(MAGIC, "little")
 _CHAIN = int(Kind.CHAIN)
 _PUSH, _APPLIED = int(Command.PUSH), int(Command.APPLIED)
-# the last key of the key space, as int64
+# The last key of the key space, as int64.
 _ALL = -1
 _INT4, _INT8, _UINT8 = np.int32(0), np.int64(0), np.uint64(0)
 

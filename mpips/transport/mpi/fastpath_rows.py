@@ -42,7 +42,7 @@ from mpips.transport.mpi.abi import MEMCPY, at, call, table
 
 COPY = 0
 """The action of a pull, in addition to those of pushes (`mpips.transport.fastpath_table`)."""
-# a number of rows above every slot: slots are not checked again
+# A number of rows above every slot: slots are not checked again.
 EVERYWHERE = 1 << 40
 _INT4, _FLOAT4, _FLOAT8, _INT8, _UINT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0), np.uint64(0)
 

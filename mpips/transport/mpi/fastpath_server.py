@@ -4,7 +4,8 @@
     while there is a message: if it is simple: find its rows; apply it; answer; record it; else: return it to Python
 
 No call blocks: a transfer that is not complete after some milliseconds is returned to Python unfinished, and the van
-completes it like any slow message.
+completes it like any slow message. The module is long because its kernel names the constants of all tables that it
+reads, and decides in one place what becomes of a message.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, KEEPS, LAST
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _REPLY, _CHAIN = int(Kind.REQUEST), int(Kind.REPLY), int(Kind.CHAIN)
 _PUSH, _PULL, _APPLIED = int(Command.PUSH), int(Command.PULL), int(Command.APPLIED)
-# the last key of the key space, as int64
+# The last key of the key space, as int64.
 _ALL = -1
 _INT4, _UINT8 = np.int32(0), np.uint64(0)
 MOST_KEYS = 1 << 27
